@@ -1,0 +1,120 @@
+"""The seam between searches and tensors: what is measured, and who measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import TaskSpec, TokenTask
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What shapes the hypotheses of a job and how they are scored."""
+
+    model: str
+    task: TaskSpec
+    metric: str
+    ablation: str
+    kv_receivers: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A measurement that was found valid: everything that determines its scores."""
+
+    measurement: Measurement
+    task: TokenTask
+    graph: Graph
+    revision: str
+
+
+@dataclass(frozen=True, eq=False)
+class Anchor:
+    """A circuit whose values an executor may keep to compute others from.
+
+    A score is a pure function of the chain of anchors below it and of its own circuit, so the
+    chain is chosen by the search and never by load.
+
+    Args:
+        circuit: the anchored circuit.
+        parent: the anchor it is computed from; None to compute it from scratch.
+    """
+
+    circuit: Circuit
+    parent: Anchor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One hypothesis: the anchor's circuit without some of its edges."""
+
+    anchor: Anchor
+    removed: tuple[int, ...] = ()
+
+    @property
+    def circuit(self) -> Circuit:
+        return self.anchor.circuit.without(self.removed)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Public description of a served model."""
+
+    name: str
+    architecture: str
+    revision: str
+    layers: int
+    heads: int
+    kv_heads: int
+    d_model: int
+    vocabulary: int
+    context: int
+    parameters: int
+    tokenizer: bool
+    edges_group: int
+    edges_query: int
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine offers, by name."""
+
+    device: str
+    metrics: tuple[str, ...]
+    ablations: tuple[str, ...]
+    precisions: tuple[str, ...]
+    tasks: tuple[str, ...]
+    hardware: dict[str, str] = field(default_factory=dict)
+
+
+class Session(Protocol):
+    """The tensors of one job inside an engine."""
+
+    def close(self) -> None:
+        """Frees them. The session cannot be scored afterwards."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs models. `prepare` may be called from any thread, the rest from the one worker thread."""
+
+    def capabilities(self) -> Capabilities: ...
+
+    def models(self) -> list[ModelInfo]: ...
+
+    def prepare(self, measurement: Measurement) -> Prepared:
+        """Checks a measurement completely. Raises InvalidRequestError or NotFoundError."""
+        ...
+
+    def open(self, prepared: Prepared) -> Session:
+        """Runs the clean and corrupted passes of a job."""
+        ...
+
+    def score(self, session: Session, rows: Sequence[Row]) -> list[float]:
+        """The metric of every row, in order. Raises NonFiniteMetricError."""
+        ...

@@ -1,0 +1,58 @@
+"""Errors that a caller of the server can cause or must handle.
+
+ServerError
+ ├─ InvalidRequestError   the request names something wrong; carries the field
+ ├─ NotFoundError         the named resource does not exist
+ ├─ ConflictError         the resource is in a state that forbids the call
+ ├─ ResourceExhaustedError  a limit is reached; carries when to try again
+ └─ NonFiniteMetricError  a metric came out NaN or infinite; fails the job
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """Base of all errors that are reported to clients."""
+
+
+class InvalidRequestError(ServerError):
+    """A field of the request is wrong.
+
+    Args:
+        field: path of the field as the client wrote it, for example ``task.clean``.
+        detail: what is wrong with it, with the offending value.
+    """
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(f"{field}: {detail}")
+        self.field = field
+        self.detail = detail
+
+
+class NotFoundError(ServerError):
+    """Nothing goes by this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} not found")
+        self.name = name
+
+
+class ConflictError(ServerError):
+    """The resource exists, but its state forbids the call."""
+
+
+class ResourceExhaustedError(ServerError):
+    """A limit is reached.
+
+    Args:
+        detail: which limit.
+        retry_after_s: seconds after which another try is sensible.
+    """
+
+    def __init__(self, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class NonFiniteMetricError(ServerError):
+    """A metric came out NaN or infinite: comparing it to a threshold would be meaningless."""

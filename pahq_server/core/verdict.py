@@ -1,0 +1,48 @@
+"""Verdicts: what a search decided, one per evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pahq_server.core.circuit import Circuit
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one evaluation.
+
+    Args:
+        gate: whether all kept incoming edges of a receiver were tested at once.
+        index: the edge, or for a gate the receiver.
+        score: metric of the candidate.
+        delta: metric of the candidate minus metric of the current circuit.
+        kept: whether the edge or the gate stays.
+    """
+
+    gate: bool
+    index: int
+    score: float
+    delta: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Args:
+        circuit: the kept edges.
+        scores: float64, shape [edges]: delta of each edge's own verdict, NaN if it has none.
+        verdicts: one per evaluation, in order.
+        metric_value, metric_full, metric_empty: of the circuit, the full model, the empty circuit.
+    """
+
+    circuit: Circuit
+    scores: NDArray[np.float64]
+    verdicts: tuple[Verdict, ...]
+    metric_value: float
+    metric_full: float
+    metric_empty: float

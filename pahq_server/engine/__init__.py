@@ -1,0 +1,1 @@
+"""Executors: patched forward passes, metrics, and the engine that serves them."""

@@ -1,0 +1,61 @@
+"""Metrics of a circuit from its logits. Lower is always better.
+
+Shape suffixes: N places where the metric is read (prompts x positions), U output vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pahq_server.core.errors import NonFiniteMetricError
+from pahq_server.core.task import TokenTask
+
+# A metric of logits [..., N, U]; leading dimensions are kept.
+Metric = Callable[[Tensor], Tensor]
+
+
+def kl_divergence(task: TokenTask, full_NU: Tensor) -> Metric:
+    """Mean over N of KL(p_full || p_circuit), natural logarithm, whole vocabulary."""
+    log_full_NU = full_NU.log_softmax(-1)
+    full_p_NU = log_full_NU.exp()
+
+    def measure(logits: Tensor) -> Tensor:
+        difference = log_full_NU - logits.log_softmax(-1)
+        return (full_p_NU * difference).sum(-1).mean(-1)
+
+    return measure
+
+
+def l2(task: TokenTask, full_NU: Tensor) -> Metric:
+    """Mean squared difference to the full model's logits, over N and U."""
+    return lambda logits: (logits - full_NU).square().mean((-2, -1))
+
+
+def logit_difference(task: TokenTask, full_NU: Tensor) -> Metric:
+    """-mean(logit[answer] - logit[wrong answer]) over N."""
+    assert task.answers is not None
+    assert task.wrong_answers is not None
+    places = [prompt for prompt, _ in task.metric_positions()]
+    rows = torch.arange(len(places))
+    right = torch.tensor(task.answers)[places]
+    wrong = torch.tensor(task.wrong_answers)[places]
+    return lambda logits: -(logits[..., rows, right] - logits[..., rows, wrong]).mean(-1)
+
+
+METRICS: dict[str, Callable[[TokenTask, Tensor], Metric]] = {
+    "kl_divergence": kl_divergence,
+    "logit_difference": logit_difference,
+    "l2": l2,
+}
+NEEDS_ANSWERS = frozenset({"logit_difference"})
+
+
+def finite(value: float) -> float:
+    """The value itself. Raises NonFiniteMetricError: NaN < tau is false and would keep every edge."""
+    if not math.isfinite(value):
+        raise NonFiniteMetricError(f"the metric is {value}")
+    return value

@@ -1,0 +1,43 @@
+"""Prompts of a task as padded tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pahq_server.core.task import TokenIds, TokenTask
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """The prompts of a task, padded on the right. P prompts, T tokens of the longest, N metric places.
+
+    Args:
+        lengths: real tokens of each prompt.
+        clean, corrupted: int64, shape [P, T]; padding is 0. ``corrupted`` is None if not given.
+        metric_prompt, metric_position: int64, shape [N]: where the metric is read.
+    """
+
+    lengths: list[int]
+    clean: Tensor
+    corrupted: Tensor | None
+    metric_prompt: Tensor
+    metric_position: Tensor
+
+    @classmethod
+    def of(cls, task: TokenTask) -> PromptBatch:
+        prompt, position = torch.tensor(task.metric_positions()).T
+        corrupted = None if task.corrupted is None else _pad(task.corrupted)
+        return cls([len(ids) for ids in task.clean], _pad(task.clean), corrupted, prompt, position)
+
+    @property
+    def real(self) -> Tensor:
+        """Which places hold a token: bool, shape [P, T]."""
+        return torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
+
+
+def _pad(prompts: tuple[TokenIds, ...]) -> Tensor:
+    rows = [torch.tensor(ids) for ids in prompts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

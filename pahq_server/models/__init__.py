@@ -1,0 +1,1 @@
+"""Language models: architecture descriptions, weights, and one adapter per checkpoint format."""

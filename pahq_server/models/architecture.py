@@ -1,0 +1,131 @@
+"""What a transformer computes, as values: everything an executor needs besides the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pahq_server.core.graph import Graph, KvReceivers
+
+Norm = Literal["layer", "rms"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape and the formulas of a decoder (or bidirectional) transformer.
+
+    Args:
+        model_type: name of the checkpoint format, for example ``gpt2``.
+        layers, heads, kv_heads, d_model, d_head: sizes; ``kv_heads`` divides ``heads``.
+        d_mlp: hidden units of an MLP; 0 for attention-only models.
+        vocabulary, output_vocabulary: number of token ids and of logits.
+        context: longest prompt, in tokens.
+        norm: kind of the norm before each block, or None.
+        eps: added to the variance (layer norm) or mean square (RMS norm).
+        activation: of the MLP.
+        gated: the MLP is ``W_out(act(W_gate x) * (W_in x))``.
+        attention_scales: factor on attention scores, per layer.
+        windows: per layer, how many keys a query sees including itself; None for all.
+        causal: whether a position sees only itself and earlier ones.
+        parallel: attention and MLP read the same residual stream.
+    """
+
+    model_type: str
+    layers: int
+    heads: int
+    kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    vocabulary: int
+    output_vocabulary: int
+    context: int
+    norm: Norm | None
+    eps: float
+    activation: Activation
+    attention_scales: tuple[float, ...]
+    windows: tuple[int | None, ...]
+    gated: bool = False
+    causal: bool = True
+    parallel: bool = False
+
+    def graph(self, kv_receivers: KvReceivers) -> Graph:
+        return Graph(
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            kv_receivers=kv_receivers,
+            parallel=self.parallel,
+            mlps=self.d_mlp > 0,
+        )
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding in the half-split layout (arXiv:2104.09864).
+
+    Args:
+        inv_freq: float, shape [dims / 2]; the first ``dims`` features of a head are rotated.
+        scaling: factor on cosine and sine.
+    """
+
+    inv_freq: Tensor
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Weights of one layer. D: d_model, H: heads, G: kv heads, K: d_head, M: d_mlp.
+
+    Norm weights are None in models without norm, norm biases in RMS norms, and the MLP's
+    tensors in attention-only models. ``w_gate`` exists in gated MLPs only.
+    """
+
+    w_q: Tensor  # [H, D, K]
+    b_q: Tensor  # [H, K]
+    w_k: Tensor  # [G, D, K]
+    b_k: Tensor  # [G, K]
+    w_v: Tensor  # [G, D, K]
+    b_v: Tensor  # [G, K]
+    w_o: Tensor  # [H, K, D]
+    b_o: Tensor  # [D]
+    norm1_w: Tensor | None = None  # [D]
+    norm1_b: Tensor | None = None  # [D]
+    norm2_w: Tensor | None = None  # [D]
+    norm2_b: Tensor | None = None  # [D]
+    w_in: Tensor | None = None  # [D, M]
+    b_in: Tensor | None = None  # [M]
+    w_gate: Tensor | None = None  # [D, M]
+    w_out: Tensor | None = None  # [M, D]
+    b_out: Tensor | None = None  # [D]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of a model. V: vocabulary, N: context, U: output vocabulary."""
+
+    w_e: Tensor  # [V, D]
+    layers: tuple[LayerWeights, ...]
+    w_u: Tensor  # [D, U]
+    b_u: Tensor | None = None  # [U]
+    w_pos: Tensor | None = None  # [N, D]
+    norm_w: Tensor | None = None  # [D]
+    norm_b: Tensor | None = None  # [D]
+    rotary: Rotary | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture with its weights, all of one dtype on one device."""
+
+    architecture: Architecture
+    weights: Weights
+    parameters: int = field(default=0)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.w_e.dtype

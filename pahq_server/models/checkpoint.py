@@ -1,0 +1,88 @@
+"""Reading safetensors checkpoints: one file or shards, tensor by tensor, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pahq_server.core.errors import InvalidRequestError
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Checkpoint:
+    """The tensors of a checkpoint directory by name; a context manager.
+
+    Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or
+    damaged shard, a missing tensor, or a tensor that is not floating point.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files = ExitStack()
+        self._shard_of: dict[str, Any] = {}
+        for path in weight_files(directory):
+            try:
+                shard = self._files.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise InvalidRequestError("model", f"{path.name} cannot be read: {error}") from error
+            self._shard_of.update(dict.fromkeys(shard.keys(), shard))
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._files.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shard_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shard_of)
+
+    def get(self, name: str) -> Tensor:
+        """One tensor as float32."""
+        if name not in self._shard_of:
+            raise InvalidRequestError("model", f"the checkpoint has no tensor {name!r}")
+        tensor: Tensor = self._shard_of[name].get_tensor(name)
+        if tensor.dtype not in _FLOATS:
+            raise InvalidRequestError("model", f"tensor {name!r} has dtype {tensor.dtype}, expected a float")
+        return tensor.to(torch.float32)
+
+    def find(self, name: str) -> Tensor | None:
+        """Like `get`, or None where the tensor is absent."""
+        return self.get(name) if name in self else None
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint, in order."""
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        paths = [directory / Path(name).name for name in names]
+    else:
+        paths = [directory / "model.safetensors"]
+    for path in paths:
+        if not path.is_file():
+            others = sorted(p.name for p in directory.glob("*.bin"))
+            hint = f"; {others} are pickle files, which are never loaded" if others else ""
+            raise InvalidRequestError("model", f"{path.name} is missing in {directory.name!r}{hint}")
+    return paths
+
+
+def revision_hash(directory: Path) -> str:
+    """SHA-256 over names and contents of the configuration and the weights, hexadecimal."""
+    digest = hashlib.sha256()
+    for path in [directory / "config.json", *weight_files(directory)]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

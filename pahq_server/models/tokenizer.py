@@ -1,0 +1,31 @@
+"""Tokenizing text exactly as the model's own tokenizer does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from pahq_server.core.task import Tokenizer
+
+
+class PretrainedTokenizer:
+    """A tokenizer loaded by transformers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text)["input_ids"])
+
+    def encode_plain(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def load_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer of a checkpoint directory, or None if it has none."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((directory / name).is_file() for name in names):
+        return None
+    return PretrainedTokenizer(AutoTokenizer.from_pretrained(directory, trust_remote_code=False))

@@ -1,0 +1,1 @@
+"""Searches: generators that yield hypotheses and receive scores. They hold no tensor."""

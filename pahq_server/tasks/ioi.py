@@ -1,0 +1,174 @@
+"""The built-in task "ioi": indirect object identification (Wang et al. 2022, arXiv:2211.00593).
+
+A sentence introduces two people and names one of them, the subject, again; what comes next is the
+other one, the indirect object: " Lily and Tom went to the park. Lily gave the ball to" → " Tom".
+The corrupted sentence differs in its three names only, which are unrelated to each other and to the
+clean ones: same form, same length, but nothing in it tells who gets the ball.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from pahq_server.core.errors import InvalidRequestError
+
+NAMES = tuple(
+    """
+    Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo
+    Michael Jessica Matthew Daniel David James Robert Joseph Andrew Ryan Jason Justin Peter William
+    Brian Nicole Anthony Eric Elizabeth Adam Kevin Thomas Kyle Rachel Laura Richard Michelle Mark
+    Emily Aaron Charles Jacob Patrick Paul Lisa Scott
+    """.split()
+)
+# Every template starts with a space, so that a name is the same token wherever it stands.
+TEMPLATES = (
+    " {first} and {second} went to the {place}. {subject} gave the {thing} to",
+    " {first} and {second} were playing at the {place}. {subject} gave a {thing} to",
+    " {first} met {second} at the {place}. {subject} gave the {thing} to",
+    " When {first} and {second} went to the {place}, {subject} gave a {thing} to",
+    " After {first} and {second} came home from the {place}, {subject} gave a {thing} to",
+    " Then, {first} and {second} had a lot of fun at the {place}. {subject} gave a {thing} to",
+    " One day, {first} and {second} were at the {place}. {subject} wanted to give a {thing} to",
+    " One day, {first} and {second} played at the {place}. {subject} wanted to give the {thing} to",
+    " Once upon a time, {first} and {second} went to the {place}. {subject} gave a {thing} to",
+)
+PLACES = tuple("park store beach school garden zoo library farm market lake museum shop".split())
+# No vowel first: the templates say "a".
+THINGS = tuple("ball book toy cake hat cookie flower drink ring bone snack basketball".split())
+
+_NAMES_PER_EXAMPLE = 5
+# How often a prompt that was drawn before is drawn anew. Even five names give 45,000 prompts.
+_MAX_REDRAWS = 20
+
+T = TypeVar("T")
+
+
+class Tokenizer(Protocol):
+    """The tokenizer of the served model."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the special tokens that the tokenizer itself adds."""
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Token ids of the text alone."""
+
+
+@dataclass(frozen=True)
+class IoiPrompts:
+    """Prompts by index. Prompts may differ in length, the two of a pair never do.
+
+    Args:
+        clean: sentences in which one of two names comes twice.
+        corrupted: the same sentences with three names that come once.
+        answers: the indirect objects, with a leading space.
+        wrong_answers: the repeated names, with a leading space.
+    """
+
+    clean: list[str]
+    corrupted: list[str]
+    answers: list[str]
+    wrong_answers: list[str]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A sentence without its names."""
+
+    template: str
+    place: str
+    thing: str
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Frame:
+        return cls(pick(rng, TEMPLATES), pick(rng, PLACES), pick(rng, THINGS))
+
+    def fill(self, first: str, second: str, subject: str) -> str:
+        names = {"first": first, "second": second, "subject": subject}
+        return self.template.format(place=self.place, thing=self.thing, **names)
+
+
+@dataclass(frozen=True)
+class _Example:
+    clean: str
+    corrupted: str
+    answer: str
+    wrong_answer: str
+
+
+def generate(tokenizer: Tokenizer, num_prompts: int, seed: int, names: Sequence[str] = NAMES) -> IoiPrompts:
+    """Prompts for this tokenizer: the same ones for the same arguments, with any version of Python.
+
+    Args:
+        tokenizer: of the served model; only names that are one token for it are used.
+        num_prompts: how many pairs, at least 1; distinct as long as there are that many.
+        seed: of the draw.
+        names: the names to draw from.
+
+    Raises:
+        InvalidRequestError: num_prompts is below 1, or the tokenizer does not fit the task.
+    """
+    if num_prompts < 1:
+        raise InvalidRequestError("task", f"ioi needs at least 1 prompt, not {num_prompts}")
+    usable = single_token_names(tokenizer, names)
+    if len(usable) < _NAMES_PER_EXAMPLE:
+        detail = f"ioi needs {_NAMES_PER_EXAMPLE} names that are single tokens with a leading space; "
+        raise InvalidRequestError("task", f"{detail}the model's tokenizer has {len(usable)}: {usable}")
+    examples = _draw_distinct(random.Random(seed), usable, num_prompts)
+    for example in examples:
+        _check_equal_length(tokenizer, example)
+    return IoiPrompts(
+        clean=[e.clean for e in examples],
+        corrupted=[e.corrupted for e in examples],
+        answers=[f" {e.answer}" for e in examples],
+        wrong_answers=[f" {e.wrong_answer}" for e in examples],
+    )
+
+
+def single_token_names(tokenizer: Tokenizer, names: Sequence[str]) -> list[str]:
+    """The names that have a token of their own, which stands for the name and the space before it."""
+    ids = {name: tuple(tokenizer.encode_plain(f" {name}")) for name in names}
+    # Word-level tokenizers map every unknown word to one token: no name may share the nonsense word's.
+    unknown = tuple(tokenizer.encode_plain(" Qxzvkj"))
+    return [name for name, tokens in ids.items() if len(tokens) == 1 and tokens != unknown]
+
+
+def pick(rng: random.Random, items: Sequence[T]) -> T:
+    """An item. Only `random()` gives the same numbers in all versions of Python; `choice` may not."""
+    return items[int(rng.random() * len(items))]
+
+
+def pick_distinct(rng: random.Random, items: Sequence[T], count: int) -> list[T]:
+    """Different items in random order; as reproducible as `pick`."""
+    return sorted(items, key=lambda _: rng.random())[:count]
+
+
+def _draw_distinct(rng: random.Random, names: Sequence[str], count: int) -> list[_Example]:
+    examples: list[_Example] = []
+    seen: set[str] = set()
+    for _ in range(count):
+        example = _draw(rng, names)
+        redraws = 0
+        while example.clean in seen and redraws < _MAX_REDRAWS:
+            example, redraws = _draw(rng, names), redraws + 1
+        seen.add(example.clean)
+        examples.append(example)
+    return examples
+
+
+def _draw(rng: random.Random, names: Sequence[str]) -> _Example:
+    frame = Frame.draw(rng)
+    first, second, *unrelated = pick_distinct(rng, names, _NAMES_PER_EXAMPLE)
+    # ABBA names the indirect object first, BABA the subject: position alone must not give it away.
+    indirect_object, subject = pick(rng, [(first, second), (second, first)])
+    clean = frame.fill(first, second, subject)
+    return _Example(clean, frame.fill(*unrelated), indirect_object, subject)
+
+
+def _check_equal_length(tokenizer: Tokenizer, example: _Example) -> None:
+    clean, corrupted = len(tokenizer.encode(example.clean)), len(tokenizer.encode(example.corrupted))
+    if clean != corrupted:
+        detail = f"{example.clean!r} has {clean} tokens, {example.corrupted!r} has {corrupted}"
+        raise InvalidRequestError("task", f"ioi does not fit the model's tokenizer: {detail}")
