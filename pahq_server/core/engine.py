@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NewType, Protocol
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import Graph
@@ -92,12 +92,20 @@ class Capabilities:
     hardware: dict[str, str] = field(default_factory=dict)
 
 
-class Session(Protocol):
-    """The tensors of one job inside an engine."""
+# Names the tensors of one job inside an engine.
+SessionId = NewType("SessionId", int)
 
-    def close(self) -> None:
-        """Frees them. The session cannot be scored afterwards."""
-        ...
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """Rows of one job."""
+
+    session: SessionId
+    rows: Sequence[Row]
+
+
+# The metric of every row in order, or why the work failed.
+Outcome = list[float] | Exception
 
 
 class Engine(Protocol):
@@ -111,10 +119,14 @@ class Engine(Protocol):
         """Checks a measurement completely. Raises InvalidRequestError or NotFoundError."""
         ...
 
-    def open(self, prepared: Prepared) -> Session:
-        """Runs the clean and corrupted passes of a job."""
+    def open(self, prepared: Prepared) -> SessionId:
+        """Runs the clean and corrupted passes of a job and keeps what they give."""
         ...
 
-    def score(self, session: Session, rows: Sequence[Row]) -> list[float]:
-        """The metric of every row, in order. Raises NonFiniteMetricError."""
+    def score(self, work: Sequence[Work]) -> list[Outcome]:
+        """One outcome per work, in order: a failing one does not hurt the others."""
+        ...
+
+    def close(self, session: SessionId) -> None:
+        """Frees the tensors of a job."""
         ...

@@ -3,6 +3,7 @@
 ServerError
  ├─ InvalidRequestError   the request names something wrong; carries the field
  ├─ NotFoundError         the named resource does not exist
+ ├─ AlreadyExistsError    the request id was used with another payload
  ├─ ConflictError         the resource is in a state that forbids the call
  ├─ ResourceExhaustedError  a limit is reached; carries when to try again
  └─ NonFiniteMetricError  a metric came out NaN or infinite; fails the job
@@ -30,11 +31,20 @@ class InvalidRequestError(ServerError):
 
 
 class NotFoundError(ServerError):
-    """Nothing goes by this name."""
+    """Nothing goes by this name.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name!r} not found")
+    Args:
+        name: what was looked for.
+        hint: what there is instead.
+    """
+
+    def __init__(self, name: str, hint: str = "") -> None:
+        super().__init__(f"{name} not found" + (f"; {hint}" if hint else ""))
         self.name = name
+
+
+class AlreadyExistsError(ServerError):
+    """A request id came again with another payload."""
 
 
 class ConflictError(ServerError):

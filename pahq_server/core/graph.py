@@ -133,7 +133,12 @@ class Graph:
         """Inverse of `receiver`."""
         if kind == "logits":
             return self.logits
-        start = {"q": 0, "k": self.heads, "v": self.heads + self.kv_units, "mlp": self.heads + 2 * self.kv_units}
+        start = {
+            "q": 0,
+            "k": self.heads,
+            "v": self.heads + self.kv_units,
+            "mlp": self.heads + 2 * self.kv_units,
+        }
         return layer * self.receivers_per_layer + start[kind] + unit
 
     def upstream(self, receiver: int) -> int:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from pahq_server.tasks.ioi import NAMES, PLACES, THINGS, Frame, pick, pick_distinct
-
-HELD_OUT_NAMES = NAMES[3::4]
-TRAINED_NAMES = tuple(name for name in NAMES if name not in HELD_OUT_NAMES)
+from pahq_server.demo.names import ALL_NAMES, HELD_OUT_NAMES, TRAINED_NAMES
+from pahq_server.tasks.ioi import PLACES, THINGS, Frame, pick, pick_distinct
 
 _WORDS = {
     "place": PLACES,
@@ -80,11 +78,11 @@ def _ending(rng: random.Random, name: str) -> str:
 
 
 def _story(rng: random.Random) -> str:
-    return _fill(rng, pick(rng, _STORIES), name=pick(rng, NAMES))
+    return _fill(rng, pick(rng, _STORIES), name=pick(rng, ALL_NAMES))
 
 
 def _group(rng: random.Random) -> str:
-    a, b, c = pick_distinct(rng, NAMES, 3)
+    a, b, c = pick_distinct(rng, ALL_NAMES, 3)
     return _fill(rng, pick(rng, _GROUPS), a=a, b=b, c=c)
 
 

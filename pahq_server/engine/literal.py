@@ -117,7 +117,8 @@ class LiteralExecutor:
         x = torch.tensordot(kept_RS.to(senders_SPTD.dtype), senders_SPTD[:fan_in], dims=1)
         if not kept_RS.all():
             x = x + torch.tensordot((~kept_RS).to(x.dtype), self._ablated_SPTD[:fan_in], dims=1)
-        return x + self._consts(kind, layer)
+        x += self._consts(kind, layer)
+        return x
 
     def _consts(self, kind: ReceiverKind, layer: int) -> Tensor:
         """Sum of the attention output biases upstream: shape [D]."""
@@ -142,12 +143,15 @@ class LiteralExecutor:
         v_HPTK = project("v", weights.w_v, weights.b_v)
         scores_HPTT = q_HPTK @ k_HPTK.transpose(-1, -2) * self.arch.attention_scales[layer]
         scores_HPTT = scores_HPTT.masked_fill(~self._visible[layer], -torch.inf)
-        return torch.einsum("hptk,hkd->hptd", scores_HPTT.softmax(-1) @ v_HPTK, weights.w_o)
+        z_HPTK = scores_HPTT.softmax(-1) @ v_HPTK
+        return torch.einsum("hptk,hkd->hptd", z_HPTK, weights.w_o)
 
     def _mlp(self, weights: LayerWeights, x_PTD: Tensor) -> Tensor:
         """Output of an MLP: shape [P, T, D]."""
         assert weights.w_in is not None
+        assert weights.b_in is not None
         assert weights.w_out is not None
+        assert weights.b_out is not None
         x_PTD = ops.norm(self.arch, x_PTD, weights.norm2_w, weights.norm2_b)
         activation = ops.ACTIVATIONS[self.arch.activation]
         up = x_PTD @ weights.w_in + weights.b_in

@@ -60,7 +60,7 @@ def _directory(source: str) -> Path:
 
     try:
         return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-    except Exception as error:  # noqa: BLE001 - whatever the hub's client raises, the model is not to be had
+    except Exception as error:
         raise InvalidRequestError(
             "model", f"{source!r} is not a directory and could not be had from the hub: {error}"
         ) from error
@@ -72,10 +72,14 @@ def _config(directory: Path) -> Any:
         raw = json.loads((directory / "config.json").read_text("utf-8"))
         model_type = raw["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidRequestError("model", f"{directory.name!r} has no readable config.json: {error!r}") from error
+        raise InvalidRequestError(
+            "model", f"{directory.name!r} has no readable config.json: {error!r}"
+        ) from error
     if model_type not in ADAPTERS:
         known = ", ".join(sorted(ADAPTERS))
-        raise InvalidRequestError("model", f"architecture {model_type!r} is not supported; supported: {known}")
+        raise InvalidRequestError(
+            "model", f"architecture {model_type!r} is not supported; supported: {known}"
+        )
     if model_type == "hooked_transformer":
         return SimpleNamespace(**raw)
     return AutoConfig.from_pretrained(directory, trust_remote_code=False)

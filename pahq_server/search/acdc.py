@@ -14,7 +14,7 @@ import numpy as np
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
-from pahq_server.core.graph import Graph
+from pahq_server.core.graph import Graph, ReceiverKind
 
 
 @dataclass(frozen=True)
@@ -142,10 +142,10 @@ def _turns(graph: Graph, gates: bool) -> list[Turn]:
     for layer in reversed(range(graph.layers)):
         if graph.mlps:
             turns.append(Turn(layer, (graph.receiver_of("mlp", layer),), gate=False))
+        kinds: list[tuple[ReceiverKind, int]]
+        kinds = [("v", graph.kv_units), ("k", graph.kv_units), ("q", graph.heads)]
         receivers = [
-            graph.receiver_of(kind, layer, unit)
-            for kind, units in (("v", graph.kv_units), ("k", graph.kv_units), ("q", graph.heads))
-            for unit in reversed(range(units))
+            graph.receiver_of(kind, layer, unit) for kind, units in kinds for unit in reversed(range(units))
         ]
         if gates:
             turns.append(Turn(layer, tuple(receivers), gate=True))

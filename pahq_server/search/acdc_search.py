@@ -81,9 +81,7 @@ class AcdcSearch:
             self.statistics.rows += len(rows)
             self.statistics.wasted += len(rows) - self._accept(chain, scores)
         value, full, empty = yield endpoints(self.graph, self._state.circuit)
-        return SearchResult(
-            self._state.circuit, self._scores(), tuple(self.verdicts), value, full, empty
-        )
+        return SearchResult(self._state.circuit, self._scores(), tuple(self.verdicts), value, full, empty)
 
     def progress(self) -> SearchProgress:
         removed = self.graph.num_edges - self._state.circuit.num_kept

@@ -22,7 +22,9 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 def activation(name: str) -> Activation:
     if name not in _ACTIVATIONS:
-        raise InvalidRequestError("model", f"activation {name!r} is not supported, only {sorted(_ACTIVATIONS)}")
+        raise InvalidRequestError(
+            "model", f"activation {name!r} is not supported, only {sorted(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[name]
 
 

@@ -21,7 +21,9 @@ _STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 def architecture(config: Any) -> Architecture:
     rope = config.rope_parameters["rope_type"]
     if rope not in _STATIC_ROPE:
-        raise InvalidRequestError("model", f"llama with rope_type={rope!r} is not supported, only {_STATIC_ROPE}")
+        raise InvalidRequestError(
+            "model", f"llama with rope_type={rope!r} is not supported, only {_STATIC_ROPE}"
+        )
     return Architecture(
         model_type=config.model_type,
         layers=config.num_hidden_layers,

@@ -1,0 +1,35 @@
+"""Where servers are: HOST:PORT, or a Unix socket."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from pahq_client import checks
+from pahq_client.errors import InvalidRequest
+
+_ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})", re.ASCII)
+
+
+def check_address(address: object) -> str:
+    """Returns the address if it has the form of one. Raises InvalidRequest otherwise."""
+    text = checks.text("server", address)
+    if text.startswith("unix:"):
+        return text
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 0 < int(match[2]) < 65536:
+        raise InvalidRequest("server", f"must be HOST:PORT, for example gpu-box:7300, got {text!r}")
+    return text
+
+
+def is_loopback(address: str) -> bool:
+    """Whether what is sent to the (valid) address stays on this machine."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False

@@ -1,0 +1,68 @@
+"""Type checks of arguments: wrong types are told apart here, wrong values by the server.
+
+Every function raises InvalidRequest with the field it is given.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+from pahq_client.errors import InvalidRequest
+
+
+def text(field: str, value: object) -> str:
+    """A string that can be sent as UTF-8."""
+    if not isinstance(value, str):
+        raise InvalidRequest(field, f"must be a string, got {_kind(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(field, f"is not valid Unicode: {error.reason}") from None
+    return value
+
+
+def integer(field: str, value: object, bits: int = 64) -> int:
+    """A signed integer of so many bits; numpy's and torch's count, booleans do not."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise InvalidRequest(field, f"must be an integer, got {_kind(value)}")
+    if not -(1 << bits - 1) <= number < 1 << bits - 1:
+        raise InvalidRequest(field, f"{number} does not fit into {bits} bits")
+    return number
+
+
+def number(field: str, value: object) -> float:
+    """A float; NaN and infinity are for the server to refuse."""
+    if isinstance(value, str | bytes | bool):
+        raise InvalidRequest(field, f"must be a number, got {_kind(value)}")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidRequest(field, f"must be a number, got {_kind(value)}") from None
+
+
+def flag(field: str, value: object) -> bool:
+    """A boolean."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(field, f"must be True or False, got {_kind(value)}")
+    return value
+
+
+def items(field: str, value: object) -> tuple[Any, ...]:
+    """The elements of a list, tuple, array or other ordered collection."""
+    # A string is a collection of characters, a set has no order: both are mistakes here.
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set):
+        try:
+            return tuple(value)
+        except TypeError:  # a zero-dimensional array is iterable in name only
+            pass
+    raise InvalidRequest(field, f"must be a list, got {_kind(value)}")
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__

@@ -1,0 +1,56 @@
+"""The command ``pahq``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from pahq_client import errors
+from pahq_client.cli.parser import make_parser
+
+# The first that fits decides.
+EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (errors.InvalidRequest, 2),
+    (errors.NotFound, 2),
+    (errors.Conflict, 2),
+    (errors.Unavailable, 3),
+    (errors.VersionMismatch, 3),
+    (errors.ResourceExhausted, 3),
+    (errors.Unauthenticated, 4),
+    (errors.PermissionDenied, 4),
+    (errors.PahqError, 1),
+    (TimeoutError, 1),  # before OSError, which it is a kind of
+    (OSError, 2),
+)
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        0 done, 1 job failed, 2 invalid request, 3 unreachable or wrong version, 4 access, 130 interrupted.
+
+    Raises:
+        SystemExit: usage errors (2), --help and --version (0).
+    """
+    arguments = make_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return _report("interrupted", INTERRUPTED)
+    except (errors.PahqError, OSError) as error:
+        return _report(error, next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+    return 0
+
+
+def _report(error: object, code: int) -> int:
+    text = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    # One line, and nothing that a terminal would obey: parts of it come from the server or from files.
+    line = "".join(c if c.isprintable() else " " for c in text)
+    print(f"pahq: error: {' '.join(line.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,123 @@
+"""The options of ``pahq``. The environment is read here, for defaults."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from pahq import __version__
+
+from pahq_client.cli import commands
+
+_EPILOG = """\
+exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or wrong version,
+4 access denied, 130 interrupted"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser; ``run`` of its result is the function to call with it."""
+    parser = argparse.ArgumentParser(
+        prog="pahq",
+        description="Discover circuits of language models on a PAHQ server.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pahq {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_discover, _evaluate, _models, _info, _compare, _show):
+        add(subparsers)
+    return parser
+
+
+_Subparsers = argparse._SubParsersAction  # has no public name
+
+
+def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("discover", help="find the circuit of a task in a model")
+    parser.set_defaults(run=commands.discover)
+    _add_measured(parser)
+    parser.add_argument("--threshold", type=float, help="remove an edge if that costs less than this")
+    parser.add_argument("--method", default="acdc", help="acdc (default) or single_edge")
+    parser.add_argument(
+        "--metric", default="kl_divergence", help="kl_divergence (default), logit_difference or l2"
+    )
+    parser.add_argument("--ablation", default="resample", help="resample (default), zero or mean")
+    parser.add_argument("--no-gates", dest="gates", action="store_false", help="test edges one by one only")
+    parser.add_argument("--kv-receivers", default="group", help="group (default) or query")
+    parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
+    parser.add_argument("--out", metavar="FILE", help="write the circuit here, as JSON")
+    parser.add_argument("--dot", metavar="FILE", help="write the circuit here, for Graphviz")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _evaluate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("evaluate", help="measure a circuit on a model and a task")
+    parser.set_defaults(run=commands.evaluate)
+    parser.add_argument("--circuit", required=True, metavar="FILE", help="circuit file")
+    _add_measured(parser)
+    for option in ("--metric", "--ablation", "--kv-receivers", "--precision"):
+        parser.add_argument(option, help="default: as the circuit was found")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _models(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("models", help="list the served models")
+    parser.set_defaults(run=commands.models)
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("info", help="tell what the server is and can do")
+    parser.set_defaults(run=commands.info)
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("compare", help="tell what two circuits have in common")
+    parser.set_defaults(run=commands.compare)
+    parser.add_argument("a", help="circuit file")
+    parser.add_argument("b", help="circuit file")
+    _add_json(parser)
+
+
+def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("show", help="print a circuit")
+    parser.set_defaults(run=commands.show)
+    parser.add_argument("file", help="circuit file")
+    _add_json(parser)
+
+
+def _add_measured(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", required=True, help="served model (without a server: or directory, hub id)"
+    )
+    parser.add_argument(
+        "--task", required=True, help="built-in task (ioi), or JSON file with clean, corrupted, …"
+    )
+    parser.add_argument("--num-prompts", type=int, metavar="N", help="of a built-in task (default 16)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of a built-in task (default 0)")
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    environ = os.environ
+    parser.add_argument(
+        "--server",
+        default=environ.get("PAHQ_SERVER"),
+        metavar="HOST:PORT",
+        help="default: $PAHQ_SERVER, else a server started for this command",
+    )
+    parser.add_argument("--token", default=environ.get("PAHQ_TOKEN"), help="default: $PAHQ_TOKEN")
+    parser.add_argument("--tls", action="store_true", help="encrypt, trust the system's certificates")
+    parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trust these certificates")
+    parser.add_argument("--tls-cert", metavar="FILE", help="client certificate")
+    parser.add_argument("--tls-key", metavar="FILE", help="its key")
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")

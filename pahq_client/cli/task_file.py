@@ -1,0 +1,45 @@
+"""The task that ``--task`` names: a built-in one, or a JSON file."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pahq_client.circuit_file import parse_json
+from pahq_client.errors import InvalidRequest
+from pahq_client.task import BuiltinTask, Task
+
+_KEYS = ("clean", "corrupted", "answers", "wrong_answers", "positions")
+
+
+def read_task(arguments: Namespace) -> Task | BuiltinTask:
+    """The task. Raises InvalidRequest for a file that does not describe one."""
+    size = {name: getattr(arguments, name) for name in ("num_prompts", "seed")}
+    given = {name: value for name, value in size.items() if value is not None}
+    path = Path(arguments.task)
+    if path.suffix != ".json" and path.name == arguments.task:
+        return BuiltinTask(arguments.task, **given)
+    if given:
+        raise InvalidRequest(f"task.{next(iter(given))}", "is for built-in tasks, not for files")
+    return _task(_read(path), path)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise InvalidRequest("task", f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("task", f"{path} is not JSON: {error}") from None
+
+
+def _task(content: Any, path: Path) -> Task:
+    if not isinstance(content, dict) or "clean" not in content:
+        raise InvalidRequest("task", f"{path} must hold an object with the key 'clean'")
+    unknown = [key for key in content if key not in _KEYS]
+    if unknown:
+        raise InvalidRequest(
+            "task", f"{path} has the unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}"
+        )
+    return Task(**content)

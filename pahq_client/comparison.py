@@ -1,0 +1,45 @@
+"""How much two circuits have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pahq_client.circuit import Circuit
+from pahq_client.errors import InvalidRequest
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Names of edges, for example ``a0.h1->a5.h5<q>``, each in the order of its circuit.
+
+    Args:
+        shared: in both, in the order of ``a``.
+        only_a: in ``a`` only.
+        only_b: in ``b`` only.
+    """
+
+    shared: tuple[str, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+    @property
+    def jaccard(self) -> float:
+        """Shared edges by edges of either; 1 for two empty circuits."""
+        union = len(self.shared) + len(self.only_a) + len(self.only_b)
+        return len(self.shared) / union if union else 1.0
+
+
+def compare(a: Circuit, b: Circuit) -> Comparison:
+    """Compares the edges of two circuits.
+
+    Raises:
+        InvalidRequest: they belong to different graphs, so that equal names mean different things.
+    """
+    if a.graph != b.graph:
+        raise InvalidRequest("graph", f"the circuits belong to different graphs: {a.graph} and {b.graph}")
+    names_a, names_b = ({str(edge): None for edge in circuit.edges} for circuit in (a, b))
+    return Comparison(
+        shared=tuple(name for name in names_a if name in names_b),
+        only_a=tuple(name for name in names_a if name not in names_b),
+        only_b=tuple(name for name in names_b if name not in names_a),
+    )

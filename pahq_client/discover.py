@@ -1,0 +1,100 @@
+"""The one-call interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pahq_client.circuit import Circuit
+from pahq_client.client import Client
+from pahq_client.embedded import EmbeddedServer, served_model
+from pahq_client.errors import InvalidRequest
+from pahq_client.patience import Deadline
+from pahq_client.progress import ProgressLike
+from pahq_client.task import TaskLike
+from pahq_client.transport import TlsConfig
+
+
+def discover(
+    model: str | os.PathLike[str],
+    task: TaskLike,
+    threshold: float | None = None,
+    method: str = "acdc",
+    metric: str = "kl_divergence",
+    ablation: str = "resample",
+    gates: bool = True,
+    kv_receivers: str = "group",
+    precision: str = "fp32",
+    server: str | None = None,
+    token: str | None = None,
+    tls: bool | TlsConfig | None = None,
+    timeout: float | None = None,
+    progress: ProgressLike = None,
+) -> Circuit:
+    """Finds the circuit of a task in a model.
+
+    Args:
+        model: name of a model that the server serves; ``demo`` always is. With an embedded server also a
+            directory, or a hub id ``owner/name``.
+        task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
+        threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
+        method: ``acdc``, or ``single_edge`` (the effect of every edge alone).
+        metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
+        ablation: ``resample``, ``zero`` or ``mean``.
+        gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
+        kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
+        precision: name of a precision policy.
+        server: HOST:PORT; None for $PAHQ_SERVER, else for an embedded server, started for this call on
+            this machine (needs ``pip install 'pahq[server]'``).
+        token: where the server asks for one.
+        tls: None for plaintext, True to trust the system's certificates, or a TlsConfig.
+        timeout: seconds for all of it.
+        progress: True for a bar on stderr, or a function that gets every Event.
+
+    Raises:
+        InvalidRequest: an argument is wrong.
+        NotFound: the server does not serve the model.
+        JobFailed: the discovery ended without a circuit, for example because the metric is not finite.
+        JobCancelled: somebody else stopped it.
+        TimeoutError: it took longer than ``timeout``. The discovery is cancelled, too, as nobody else
+            knows of it; so it is on Ctrl-C. To let it outlive the wait, use `Client.submit`.
+        Unavailable: there is no server, or it went away and stayed away.
+        PahqError: others of its kind concern access, limits and versions.
+    """
+    deadline = Deadline.after(timeout)
+    with connect(model, server, token, tls, deadline) as (client, name):
+        return client.discover(
+            name,
+            task,
+            threshold,
+            method=method,
+            metric=metric,
+            ablation=ablation,
+            gates=gates,
+            kv_receivers=kv_receivers,
+            precision=precision,
+            timeout=deadline.left,
+            progress=progress,
+        )
+
+
+@contextmanager
+def connect(
+    model: str | os.PathLike[str],
+    server: str | None,
+    token: str | None,
+    tls: bool | TlsConfig | None,
+    deadline: Deadline | None = None,
+) -> Iterator[tuple[Client, str]]:
+    """A client, and the model's name on its server: the named one, $PAHQ_SERVER, or an embedded one."""
+    address = server or os.environ.get("PAHQ_SERVER")
+    if address:
+        with Client(address, token, tls) as client:
+            yield client, os.fspath(model)
+        return
+    if tls:
+        raise InvalidRequest("tls", "needs server=: an embedded server has none")
+    name, models = served_model(model)
+    with EmbeddedServer(models, deadline) as embedded, Client(embedded.address) as client:
+        yield client, name

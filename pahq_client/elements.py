@@ -1,0 +1,112 @@
+"""The parts of a circuit.
+
+``extra`` holds keys of a circuit file that this version does not know, so that saving keeps them; it
+has no part in comparisons.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from pahq_client.errors import InvalidRequest
+
+Extra: TypeAlias = tuple[tuple[str, Any], ...]
+
+_SENDER = re.compile(r"input|a\d+\.h\d+|m\d+", re.ASCII)
+_RECEIVER = re.compile(r"a\d+\.[hg]\d+<[qkv]>|m\d+|logits", re.ASCII)
+
+
+def is_sender(name: str) -> bool:
+    """Whether the name has the form of a sender, for example ``a0.h1``."""
+    return _SENDER.fullmatch(name) is not None
+
+
+def is_receiver(name: str) -> bool:
+    """Whether the name has the form of a receiver, for example ``a5.h5<q>``."""
+    return _RECEIVER.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A kept edge; ``str(edge)`` is its name, for example ``a0.h1->a5.h5<q>``.
+
+    Args:
+        source: the sender, for example ``a0.h1``.
+        target: the receiver, for example ``a5.h5<q>``.
+        score: how much the metric changed when the edge was tested; None if it never was.
+    """
+
+    source: str
+    target: str
+    score: float | None = None
+    extra: Extra = field(default=(), compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.source}->{self.target}"
+
+    @classmethod
+    def parse(cls, name: str) -> Edge:
+        """The edge of a name. Raises InvalidRequest if it is not of the form sender->receiver."""
+        source, arrow, target = name.partition("->")
+        if not arrow or not is_sender(source) or not is_receiver(target):
+            raise InvalidRequest("edge", f"{name!r} is not of the form sender->receiver")
+        return cls(source, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of one evaluation.
+
+    Args:
+        subject: the edge, or for a gate the receiver.
+        delta: metric of the candidate minus metric of the circuit so far.
+        kept: whether it stays.
+        gate: whether all incoming edges of one receiver were tested at once.
+    """
+
+    subject: str
+    delta: float
+    kept: bool
+    gate: bool = False
+    extra: Extra = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph that a circuit is part of.
+
+    Args:
+        layers: number of transformer layers.
+        heads: query heads per layer.
+        kv_heads: key/value heads per layer.
+        kv_receivers: ``group`` for one k and one v receiver per key/value head, ``query`` for one per
+            query head.
+        parallel: whether attention and MLP of a layer run in parallel.
+        mlps: whether layers have an MLP.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    kv_receivers: str
+    parallel: bool
+    mlps: bool = True
+    extra: Extra = field(default=(), compare=False, repr=False)
+
+    def group_heads(self, group: int) -> range:
+        """The query heads that a key/value head feeds."""
+        size = self.heads // max(self.kv_heads, 1)
+        return range(group * size, (group + 1) * size)
+
+
+@dataclass(frozen=True)
+class CircuitMetric:
+    """A metric, measured on the circuit, the full model and the empty circuit. Lower is better."""
+
+    name: str
+    value: float
+    full: float
+    empty: float
+    extra: Extra = field(default=(), compare=False, repr=False)

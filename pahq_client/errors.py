@@ -1,0 +1,185 @@
+"""Everything that can go wrong, as one tree.
+
+PahqError
+ ├─ InvalidRequest       an argument is wrong; carries its field and what is wrong with it
+ │   └─ InvalidCircuitFile  a file is not a circuit file that this version can read
+ ├─ NotFound             the server knows nothing by this name
+ ├─ Conflict             the state of the thing forbids the call
+ ├─ ResourceExhausted    a limit is reached; carries when to try again
+ ├─ Unavailable          nothing answers at the address
+ │   ├─ DeadlineExceeded    it does, or did, but not in time
+ │   └─ NoEmbeddedServer    no server was named and none can be started here
+ ├─ VersionMismatch      client and server do not fit together; carries both versions
+ ├─ Unauthenticated      the server wants a token, or another one
+ ├─ PermissionDenied     the token does not allow the call
+ ├─ JobFailed            the discovery ended without a circuit
+ ├─ JobCancelled         the discovery was stopped on request
+ └─ ServerFault          the server broke: a defect, please report it
+
+All of them survive pickling: ``args`` are the constructor's arguments.
+"""
+
+from __future__ import annotations
+
+
+class PahqError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class InvalidRequest(PahqError):
+    """An argument is wrong.
+
+    Args:
+        field: the argument, for example ``task.clean[3]``.
+        detail: what is wrong with it.
+    """
+
+    def __init__(self, field: str, detail: str) -> None:
+        super().__init__(field, detail)
+        self.field = field
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.detail}"
+
+
+class InvalidCircuitFile(InvalidRequest):
+    """A file is not a circuit file that this version can read; ``field`` is its path."""
+
+
+class NotFound(PahqError):
+    """The server knows nothing by this name.
+
+    Args:
+        name: the name.
+        detail: the server's words.
+    """
+
+    def __init__(self, name: str, detail: str = "") -> None:
+        super().__init__(name, detail)
+        self.name = name
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail or f"{self.name!r} not found"
+
+
+class Conflict(PahqError):
+    """The state of the thing forbids the call, for example deleting a discovery that runs."""
+
+
+class ResourceExhausted(PahqError):
+    """A limit is reached.
+
+    Args:
+        detail: which limit.
+        retry_after: seconds after which another try is sensible; None if the server does not say.
+    """
+
+    def __init__(self, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail, retry_after)
+        self.detail = detail
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        hint = "" if self.retry_after is None else f"; try again in {self.retry_after:g} s"
+        return f"{self.detail}{hint}"
+
+
+class Unavailable(PahqError):
+    """Nothing answers at the address.
+
+    Args:
+        address: where the server was expected.
+        detail: what happened.
+    """
+
+    def __init__(self, address: str, detail: str = "") -> None:
+        super().__init__(address, detail)
+        self.address = address
+        self.detail = detail
+
+    def __str__(self) -> str:
+        why = f" ({self.detail})" if self.detail else ""
+        return (
+            f"no PAHQ server is reachable at {self.address}{why}; "
+            f"start one with: pahq-server serve --listen {self.address}"
+        )
+
+
+class DeadlineExceeded(Unavailable):
+    """The server did not answer in time."""
+
+    def __str__(self) -> str:
+        return f"the PAHQ server at {self.address} did not answer in time"
+
+
+class NoEmbeddedServer(Unavailable):
+    """No server was named and none can be started on this machine."""
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class VersionMismatch(PahqError):
+    """Client and server do not fit together.
+
+    Args:
+        client: version of this client.
+        server: version of the server, ``unknown`` if it did not say.
+    """
+
+    def __init__(self, client: str, server: str) -> None:
+        super().__init__(client, server)
+        self.client = client
+        self.server = server
+
+    def __str__(self) -> str:
+        return (
+            f"the client is pahq {self.client}, the server is pahq {self.server}: "
+            "install the same version on both sides"
+        )
+
+
+class Unauthenticated(PahqError):
+    """The server wants a token, or another one."""
+
+
+class PermissionDenied(PahqError):
+    """The token does not allow the call."""
+
+
+class JobFailed(PahqError):
+    """The discovery or evaluation ended without a result.
+
+    Args:
+        message: why.
+        name: of the discovery; empty for an evaluation.
+    """
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message, name)
+        self.message = message
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name} failed: {self.message}" if self.name else self.message
+
+
+class JobCancelled(PahqError):
+    """The discovery was stopped on request.
+
+    Args:
+        name: of the discovery.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name} was cancelled"
+
+
+class ServerFault(PahqError):
+    """The server broke: a defect of the server, not of the request."""

@@ -1,0 +1,93 @@
+"""What a server tells apart from circuits: evaluations, its models, itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A metric, measured on a circuit, the full model and the empty circuit. Lower is better.
+
+    Args:
+        metric: its name.
+        value: of the circuit.
+        full: of the full model.
+        empty: of the empty circuit.
+        num_edges_total: edges of the graph.
+    """
+
+    metric: str
+    value: float
+    full: float
+    empty: float
+    num_edges_total: int = 0
+
+    @property
+    def faithfulness(self) -> float | None:
+        """How much of the way from the empty circuit (0) to the full model (1) the circuit goes.
+
+        None if the two measure the same, so that there is no way to go.
+        """
+        way = self.full - self.empty
+        return (self.value - self.empty) / way if way else None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A served model.
+
+    Args:
+        name: to use in requests.
+        architecture: for example ``gpt2``.
+        revision: SHA-256 over configuration and weights, hexadecimal.
+        layers: number of transformer layers.
+        heads: query heads per layer.
+        kv_heads: key/value heads per layer.
+        d_model: width of the residual stream.
+        vocabulary: size of the input vocabulary.
+        context: longest prompt, in tokens.
+        parameters: number of parameters.
+        tokenizer: whether prompts may be text.
+        edges_group: edges of its graph with ``kv_receivers="group"``.
+        edges_query: edges of its graph with ``kv_receivers="query"``.
+    """
+
+    name: str
+    architecture: str
+    revision: str
+    layers: int
+    heads: int
+    kv_heads: int
+    d_model: int
+    vocabulary: int
+    context: int
+    parameters: int
+    tokenizer: bool
+    edges_group: int
+    edges_query: int
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What a server is and can do.
+
+    Args:
+        version: of the pahq distribution.
+        device: that the models run on, in words.
+        methods: search methods.
+        metrics: names of metrics.
+        ablations: names of ablations.
+        precisions: names of precision policies.
+        tasks: names of built-in tasks.
+        max_message_bytes: largest message that it accepts.
+    """
+
+    version: str
+    device: str
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    ablations: tuple[str, ...]
+    precisions: tuple[str, ...]
+    tasks: tuple[str, ...]
+    max_message_bytes: int

@@ -1,0 +1,195 @@
+"""The only place that turns values into messages and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, server_pb2, task_pb2
+
+from pahq_client import checks
+from pahq_client.circuit import Circuit
+from pahq_client.circuit_file import parse_json
+from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
+from pahq_client.errors import InvalidRequest, ServerFault
+from pahq_client.events import Event, EventKind, JobState
+from pahq_client.request import DiscoveryRequest, EvaluationRequest
+from pahq_client.results import Evaluation, Model, ServerInfo
+from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
+
+V = TypeVar("V")
+
+# Requests: these raise InvalidRequest for arguments of a wrong type.
+
+
+def spec_message(request: DiscoveryRequest) -> discovery_pb2.DiscoverySpec:
+    message = discovery_pb2.DiscoverySpec(
+        measurement=_measurement(request),
+        method=checks.text("method", request.method),
+        gates=checks.flag("gates", request.gates),
+    )
+    if request.threshold is not None:
+        message.threshold = checks.number("threshold", request.threshold)
+    return message
+
+
+def evaluation_message(request: EvaluationRequest) -> discovery_pb2.EvaluateCircuitRequest:
+    return discovery_pb2.EvaluateCircuitRequest(
+        measurement=_measurement(request), edges=_edge_names(request.edges)
+    )
+
+
+def _measurement(request: DiscoveryRequest | EvaluationRequest) -> discovery_pb2.Measurement:
+    model: object = request.model
+    if isinstance(model, os.PathLike):  # for the server to refuse, like any path
+        model = os.fspath(model)
+    return discovery_pb2.Measurement(
+        model=checks.text("model", model),
+        task=task_message(request.task),
+        metric=checks.text("metric", request.metric),
+        ablation=checks.text("ablation", request.ablation),
+        kv_receivers=checks.text("kv_receivers", request.kv_receivers),
+        precision=checks.text("precision", request.precision),
+    )
+
+
+def task_message(task: TaskLike) -> task_pb2.Task:
+    task = as_task(task)
+    if isinstance(task, BuiltinTask):
+        return task_pb2.Task(builtin=task_pb2.BuiltinTask(**dataclasses.asdict(task)))
+    return task_pb2.Task(prompts=_prompt_task(task))
+
+
+def _prompt_task(task: Task) -> task_pb2.PromptTask:
+    message = task_pb2.PromptTask()
+    for name in ("clean", "corrupted", "answers", "wrong_answers"):
+        prompts: Iterable[Prompt] = getattr(task, name) or ()
+        getattr(message, name).extend(_prompt(prompt) for prompt in prompts)
+    if not isinstance(task.positions, str):
+        message.positions.SetInParent()  # an empty list is not the same as none
+        message.positions.indices.extend(task.positions)
+    return message
+
+
+def _prompt(prompt: Prompt) -> task_pb2.Prompt:
+    if isinstance(prompt, str):
+        return task_pb2.Prompt(text=prompt)
+    return task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=prompt))
+
+
+def _edge_names(edges: Circuit | Iterable[str | Edge]) -> list[str]:
+    if isinstance(edges, Circuit):
+        return [str(edge) for edge in edges.edges]
+    return [_edge_name(f"circuit[{i}]", edge) for i, edge in enumerate(checks.items("circuit", edges))]
+
+
+def _edge_name(field: str, edge: object) -> str:
+    if not isinstance(edge, str | Edge):
+        raise InvalidRequest(field, f"must be an Edge or its name, got {type(edge).__name__}")
+    return checks.text(field, str(edge))
+
+
+# Responses: these raise ServerFault for messages that break the protocol.
+
+
+def event(message: discovery_pb2.Event) -> Event:
+    progress = message.progress
+    return Event(
+        sequence=message.sequence,
+        kind=EventKind(_enum_name(discovery_pb2.EventKind, message.kind, "EVENT_KIND_")),
+        state=job_state(message.state),
+        decided=progress.decided,
+        total=progress.total,
+        kept=progress.kept,
+        metric=progress.metric,
+        evaluations=progress.evaluations,
+        eta_s=progress.eta_seconds if progress.HasField("eta_seconds") else None,
+        error=message.error_message,
+    )
+
+
+def job_state(value: int) -> JobState:
+    return JobState(_enum_name(discovery_pb2.DiscoveryState, value, "DISCOVERY_STATE_"))
+
+
+def _enum_name(enum: Any, value: int, prefix: str) -> str:
+    # 0 is UNSPECIFIED in every enum; a number beyond the known ones comes from a newer server.
+    if value not in enum.values() or value == 0:
+        raise ServerFault(f"the server sent {prefix}{value}, which this client does not know")
+    name: str = enum.Name(value)
+    return name.removeprefix(prefix)
+
+
+def evaluation(message: discovery_pb2.EvaluateCircuitResponse) -> Evaluation:
+    metric = message.metric
+    return Evaluation(metric.name, metric.value, metric.full, metric.empty, message.num_edges_total)
+
+
+def model(message: model_pb2.Model) -> Model:
+    return _same_fields(Model, message)
+
+
+def server_info(message: server_pb2.ServerInfo) -> ServerInfo:
+    return _same_fields(ServerInfo, message)
+
+
+def _same_fields(cls: type[V], message: Message) -> V:
+    """Copies a flat message into a dataclass with the same field names; repeated fields become tuples."""
+    values = {field.name: getattr(message, field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    scalars = (str, int, float)
+    return cls(**{name: v if isinstance(v, scalars) else tuple(v) for name, v in values.items()})
+
+
+def circuit(pages: Iterable[discovery_pb2.GetCircuitResponse]) -> Circuit:
+    """Puts the pages of GetCircuit together."""
+    summary: circuit_pb2.CircuitSummary | None = None
+    edges: list[Edge] = []
+    verdicts: list[Verdict] = []
+    for page in pages:
+        if page.HasField("summary"):
+            summary = page.summary
+        edges += (_edge(edge) for edge in page.edges)
+        verdicts += (Verdict(v.subject, v.delta, v.kept, v.gate) for v in page.verdicts)
+    if summary is None:
+        raise ServerFault("the server sent a circuit without a summary")
+    return _circuit(summary, tuple(edges), tuple(verdicts))
+
+
+def _circuit(
+    summary: circuit_pb2.CircuitSummary, edges: tuple[Edge, ...], verdicts: tuple[Verdict, ...]
+) -> Circuit:
+    metric = summary.metric
+    return Circuit(
+        edges=edges,
+        verdicts=verdicts,
+        gates_kept=tuple(summary.gates_kept),
+        graph=_graph(summary.graph),
+        metric=CircuitMetric(metric.name, metric.value, metric.full, metric.empty),
+        num_evaluations=summary.num_evaluations,
+        num_edges_total=summary.num_edges_total,
+        provenance={
+            "request": _provenance(summary.provenance_request_json),
+            "run": _provenance(summary.provenance_run_json),
+        },
+    )
+
+
+def _graph(g: circuit_pb2.Graph) -> Graph:
+    return Graph(g.layers, g.heads, g.kv_heads, g.kv_receivers, g.parallel, g.mlps)
+
+
+def _edge(message: circuit_pb2.Edge) -> Edge:
+    return Edge(message.source, message.target, message.score if message.HasField("score") else None)
+
+
+def _provenance(text: str) -> dict[str, Any]:
+    try:
+        value = parse_json(text or "{}")
+    except ValueError as error:
+        raise ServerFault(f"the server sent a provenance that is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ServerFault("the server sent a provenance that is not a JSON object")
+    return value

@@ -1,0 +1,1 @@
+"""The PAHQ server: resident models, patched forward passes, and circuit searches over gRPC."""

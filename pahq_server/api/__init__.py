@@ -1,0 +1,1 @@
+"""The gRPC services: the only part of the server that knows protobuf."""

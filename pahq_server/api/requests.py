@@ -1,0 +1,59 @@
+"""From messages to values. Raises InvalidRequestError for what a message cannot mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pahq.v1 import discovery_pb2, task_pb2
+
+from pahq_server.core.engine import Measurement
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
+from pahq_server.jobs.spec import DiscoverySpec
+
+
+def discovery_spec(message: discovery_pb2.DiscoverySpec) -> DiscoverySpec:
+    return DiscoverySpec(
+        measurement=measurement(message.measurement),
+        method=message.method,
+        threshold=message.threshold if message.HasField("threshold") else None,
+        gates=message.gates,
+    )
+
+
+def measurement(message: discovery_pb2.Measurement) -> Measurement:
+    return Measurement(
+        model=message.model,
+        task=task(message.task),
+        metric=message.metric,
+        ablation=message.ablation,
+        kv_receivers=message.kv_receivers,
+        precision=message.precision,
+    )
+
+
+def task(message: task_pb2.Task) -> TaskSpec:
+    if message.HasField("builtin"):
+        builtin = message.builtin
+        return BuiltinTask(builtin.name, builtin.num_prompts, builtin.seed)
+    if not message.HasField("prompts"):
+        raise InvalidRequestError("task", "is missing")
+    prompts = message.prompts
+    return PromptTask(
+        clean=_prompts("task.clean", prompts.clean),
+        corrupted=_prompts("task.corrupted", prompts.corrupted),
+        answers=_prompts("task.answers", prompts.answers),
+        wrong_answers=_prompts("task.wrong_answers", prompts.wrong_answers),
+        positions=tuple(prompts.positions.indices) if prompts.HasField("positions") else None,
+    )
+
+
+def _prompts(field: str, messages: Iterable[task_pb2.Prompt]) -> tuple[Prompt, ...]:
+    return tuple(_prompt(f"{field}[{i}]", message) for i, message in enumerate(messages))
+
+
+def _prompt(field: str, message: task_pb2.Prompt) -> Prompt:
+    kind = message.WhichOneof("content")
+    if kind is None:
+        raise InvalidRequestError(field, "has neither text nor token ids")
+    return message.text if kind == "text" else tuple(message.token_ids.ids)

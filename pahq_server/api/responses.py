@@ -1,0 +1,167 @@
+"""From values to messages."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, task_pb2
+
+from pahq_server.core.engine import ModelInfo
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import BuiltinTask
+from pahq_server.core.verdict import SearchResult, Verdict
+from pahq_server.jobs.job import Job, JobState, Snapshot
+from pahq_server.jobs.result import DiscoveryResult
+from pahq_server.jobs.spec import DiscoverySpec
+
+# Edges or verdicts per message: well below the smallest common message limit of 4 MiB.
+PAGE = 8192
+
+T = TypeVar("T")
+
+_STATES = {state: getattr(discovery_pb2, f"DISCOVERY_STATE_{state.name}") for state in JobState}
+
+
+def discovery(job: Job) -> discovery_pb2.Discovery:
+    now = job.snapshot
+    return discovery_pb2.Discovery(
+        name=job.name,
+        spec=_spec(job.spec),
+        state=_STATES[now.state],
+        progress=progress(job, now),
+        error_message=now.error,
+        create_time=_timestamp(now.created),
+        start_time=_timestamp(now.started),
+        end_time=_timestamp(now.ended),
+    )
+
+
+def progress(job: Job, now: Snapshot) -> discovery_pb2.Progress:
+    total = job.prepared.graph.num_edges
+    return discovery_pb2.Progress(
+        decided=now.progress.decided,
+        total=total,
+        kept=now.progress.kept,
+        metric=now.progress.metric,
+        evaluations=now.evaluations,
+        eta_seconds=now.eta_s(total),
+    )
+
+
+def event(job: Job, now: Snapshot, before: Snapshot | None) -> discovery_pb2.Event:
+    """What a watcher that last saw ``before`` is told."""
+    kind = discovery_pb2.EVENT_KIND_PROGRESS
+    if before is None or before.state is not now.state:
+        kind = discovery_pb2.EVENT_KIND_STATE
+    if now.state.final:
+        kind = discovery_pb2.EVENT_KIND_END
+    return discovery_pb2.Event(
+        sequence=now.sequence,
+        kind=kind,
+        state=_STATES[now.state],
+        progress=progress(job, now),
+        error_message=now.error,
+    )
+
+
+def circuit_pages(result: DiscoveryResult) -> Iterator[discovery_pb2.GetCircuitResponse]:
+    """The summary, then edges and verdicts in order."""
+    graph, found = result.prepared.graph, result.search
+    yield discovery_pb2.GetCircuitResponse(summary=_summary(result))
+    edges = (_edge(graph, found, index) for index in _decision_order(found))
+    for some_edges in _pages(edges):
+        yield discovery_pb2.GetCircuitResponse(edges=some_edges)
+    verdicts = (_verdict(graph, verdict) for verdict in found.verdicts)
+    for some_verdicts in _pages(verdicts):
+        yield discovery_pb2.GetCircuitResponse(verdicts=some_verdicts)
+
+
+def metric(name: str, value: float, full: float, empty: float) -> circuit_pb2.Metric:
+    return circuit_pb2.Metric(name=name, value=value, full=full, empty=empty)
+
+
+def model(info: ModelInfo) -> model_pb2.Model:
+    return model_pb2.Model(**asdict(info))
+
+
+def _spec(spec: DiscoverySpec) -> discovery_pb2.DiscoverySpec:
+    """What was asked for. The prompts stay out: a list of jobs would repeat them all."""
+    asked = spec.measurement
+    task = task_pb2.Task()
+    if isinstance(asked.task, BuiltinTask):
+        task.builtin.CopyFrom(task_pb2.BuiltinTask(**asdict(asked.task)))
+    return discovery_pb2.DiscoverySpec(
+        measurement=discovery_pb2.Measurement(
+            model=asked.model,
+            task=task,
+            metric=asked.metric,
+            ablation=asked.ablation,
+            kv_receivers=asked.kv_receivers,
+            precision=asked.precision,
+        ),
+        method=spec.method,
+        threshold=spec.threshold,
+        gates=spec.gates,
+    )
+
+
+def _summary(result: DiscoveryResult) -> circuit_pb2.CircuitSummary:
+    graph, found = result.prepared.graph, result.search
+    kept_gates = [v.index for v in found.verdicts if v.gate and v.kept]
+    return circuit_pb2.CircuitSummary(
+        graph=circuit_pb2.Graph(
+            layers=graph.layers,
+            heads=graph.heads,
+            kv_heads=graph.kv_heads,
+            kv_receivers=graph.kv_receivers,
+            parallel=graph.parallel,
+            mlps=graph.mlps,
+        ),
+        gates_kept=[graph.receiver_name(receiver) for receiver in kept_gates],
+        metric=metric(
+            result.prepared.measurement.metric, found.metric_value, found.metric_full, found.metric_empty
+        ),
+        num_evaluations=len(found.verdicts),
+        num_edges_total=graph.num_edges,
+        provenance_request_json=json.dumps(result.request, sort_keys=True),
+        provenance_run_json=json.dumps(result.run, sort_keys=True),
+    )
+
+
+def _decision_order(found: SearchResult) -> list[int]:
+    """Kept edges in the order of their verdicts. Every kept edge has been tested."""
+    return [v.index for v in found.verdicts if v.kept and not v.gate]
+
+
+def _edge(graph: Graph, found: SearchResult, index: int) -> circuit_pb2.Edge:
+    sender, receiver = graph.edge_ends(index)
+    score = float(found.scores[index])
+    return circuit_pb2.Edge(
+        source=graph.sender_name(sender),
+        target=graph.receiver_name(receiver),
+        score=None if math.isnan(score) else score,
+    )
+
+
+def _verdict(graph: Graph, verdict: Verdict) -> circuit_pb2.Verdict:
+    subject = graph.receiver_name(verdict.index) if verdict.gate else graph.edge_name(verdict.index)
+    return circuit_pb2.Verdict(subject=subject, delta=verdict.delta, kept=verdict.kept, gate=verdict.gate)
+
+
+def _pages(items: Iterator[T]) -> Iterator[list[T]]:
+    while page := list(itertools.islice(items, PAGE)):
+        yield page
+
+
+def _timestamp(seconds: float | None) -> Timestamp | None:
+    if seconds is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromMicroseconds(int(seconds * 1e6))
+    return stamp

@@ -1,0 +1,67 @@
+"""The gRPC server: services, health, and an orderly stop."""
+
+from __future__ import annotations
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pahq.v1 import (
+    discovery_pb2,
+    discovery_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+)
+
+from pahq_server.api.discovery import DiscoveryService
+from pahq_server.api.info import ModelService, ServerService
+from pahq_server.core.engine import Engine
+from pahq_server.jobs.service import JobService
+
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+SERVICES = tuple(
+    file.services_by_name[name].full_name
+    for file in (discovery_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR, server_pb2.DESCRIPTOR)
+    for name in file.services_by_name
+)
+
+
+class ApiServer:
+    """Serves an engine and its jobs over gRPC.
+
+    Args:
+        engine: describes models and capabilities.
+        jobs: creates and keeps discoveries.
+        listen: address such as ``127.0.0.1:7300``; port 0 picks a free one.
+        reflect: whether to offer server reflection.
+    """
+
+    def __init__(self, engine: Engine, jobs: JobService, listen: str, reflect: bool = False) -> None:
+        options = [
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            # Two servers on one port would each get some of the calls.
+            ("grpc.so_reuseport", 0),
+        ]
+        self._server = grpc.aio.server(options=options)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        discovery_pb2_grpc.add_DiscoveryServiceServicer_to_server(DiscoveryService(jobs), self._server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine), self._server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(
+            ServerService(engine, MAX_MESSAGE_BYTES), self._server
+        )
+        if reflect:
+            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+        self.port = self._server.add_insecure_port(listen)
+
+    async def start(self) -> None:
+        await self._server.start()
+        for name in ("", *SERVICES):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Tells health watchers, takes no new calls, and gives running ones ``grace_s`` seconds."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)

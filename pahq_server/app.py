@@ -1,0 +1,81 @@
+"""Puts the parts together: models, engine, jobs and API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from pahq import __version__
+
+from pahq_server.api.server import ApiServer
+from pahq_server.engine.engine import LiteralEngine
+from pahq_server.jobs.service import JobService
+from pahq_server.models.loading import load
+
+logger = logging.getLogger(__name__)
+
+GRACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What to serve and where.
+
+    Args:
+        models: directory or hub id by the name that clients use.
+        listen: ``host:port``; port 0 picks a free one.
+        threads: of torch; None leaves its default.
+        reflect: whether to offer gRPC reflection.
+        parent_watch: whether to stop when standard input ends.
+    """
+
+    models: Mapping[str, str]
+    listen: str
+    threads: int | None = None
+    reflect: bool = False
+    parent_watch: bool = False
+
+
+async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
+    """Serves until SIGTERM, SIGINT or, with ``parent_watch``, the end of standard input.
+
+    Args:
+        config: what to serve.
+        ready: called once with the address when requests are answered.
+
+    Raises InvalidRequestError for a model that cannot be loaded, RuntimeError for an address that
+    cannot be bound.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    engine = LiteralEngine({name: load(source) for name, source in config.models.items()})
+    jobs = JobService(engine, __version__)
+    api = ApiServer(engine, jobs, config.listen, config.reflect)
+    jobs.start()
+    await api.start()
+    ready(f"{config.listen.rpartition(':')[0]}:{api.port}")
+    await _until_stopped(config.parent_watch)
+    logger.info("stopping")
+    stopping = asyncio.create_task(api.stop(GRACE_S))
+    await asyncio.to_thread(jobs.close)
+    await stopping
+
+
+async def _until_stopped(parent_watch: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if parent_watch:
+        # A parent that dies closes the pipe, whatever killed it.
+        pipe = sys.stdin.fileno()
+        loop.add_reader(pipe, lambda: None if os.read(pipe, 1024) else stop.set())
+    await stop.wait()
+    if parent_watch:
+        loop.remove_reader(pipe)

@@ -1,0 +1,125 @@
+"""The engine: served models, and one executor per job."""
+
+from __future__ import annotations
+
+import itertools
+import platform
+from collections.abc import Mapping, Sequence
+from typing import get_args
+
+import torch
+
+from pahq_server.core.engine import Capabilities, Measurement, ModelInfo, Outcome, Prepared, SessionId, Work
+from pahq_server.core.errors import InvalidRequestError, NotFoundError
+from pahq_server.core.graph import KvReceivers
+from pahq_server.core.task import TokenTask
+from pahq_server.engine.literal import LiteralExecutor
+from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
+from pahq_server.models.loading import LoadedModel
+from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
+
+ABLATIONS = ("resample", "zero", "mean")
+PRECISIONS = ("fp32",)
+
+
+class LiteralEngine:
+    """Scores every row by itself.
+
+    Args:
+        served: loaded models by the names that clients use.
+    """
+
+    def __init__(self, served: Mapping[str, LoadedModel]) -> None:
+        self._served = dict(served)
+        self._executors: dict[SessionId, LiteralExecutor] = {}
+        self._ids = itertools.count()
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            device=f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}",
+            metrics=tuple(METRICS),
+            ablations=ABLATIONS,
+            precisions=PRECISIONS,
+            tasks=BUILTIN_TASKS,
+            hardware={
+                "torch": torch.__version__,
+                "platform": platform.platform(),
+                "threads": str(torch.get_num_threads()),
+            },
+        )
+
+    def models(self) -> list[ModelInfo]:
+        return [_describe(name, loaded) for name, loaded in sorted(self._served.items())]
+
+    def prepare(self, measurement: Measurement) -> Prepared:
+        loaded = self._find(measurement.model)
+        for field, value, allowed in (
+            ("metric", measurement.metric, tuple(METRICS)),
+            ("ablation", measurement.ablation, ABLATIONS),
+            ("kv_receivers", measurement.kv_receivers, get_args(KvReceivers)),
+            ("precision", measurement.precision, PRECISIONS),
+        ):
+            if value not in allowed:
+                raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
+        arch = loaded.model.architecture
+        limits = Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
+        task = resolve(measurement.task, loaded.tokenizer, limits)
+        _check_needs(measurement, task)
+        graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
+        return Prepared(measurement, task, graph, loaded.revision)
+
+    def open(self, prepared: Prepared) -> SessionId:
+        measurement = prepared.measurement
+        model = self._find(measurement.model).model
+        session = SessionId(next(self._ids))
+        self._executors[session] = LiteralExecutor(
+            model, prepared.graph, prepared.task, measurement.metric, measurement.ablation
+        )
+        return session
+
+    def score(self, work: Sequence[Work]) -> list[Outcome]:
+        return [self._outcome(item) for item in work]
+
+    def close(self, session: SessionId) -> None:
+        del self._executors[session]
+
+    def _outcome(self, work: Work) -> Outcome:
+        executor = self._executors[work.session]
+        try:
+            return [executor.score(row.circuit) for row in work.rows]
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to this work alone
+            return error
+
+    def _find(self, name: str) -> LoadedModel:
+        if name not in self._served:
+            raise NotFoundError(f"model {name!r}", f"served models: {', '.join(sorted(self._served))}")
+        return self._served[name]
+
+
+def _check_needs(measurement: Measurement, task: TokenTask) -> None:
+    """What the metric and the ablation need of a task."""
+    if measurement.ablation == "resample" and task.corrupted is None:
+        raise InvalidRequestError("task.corrupted", "resample ablation needs corrupted prompts")
+    if measurement.metric in NEEDS_ANSWERS:
+        for field, value in (("answers", task.answers), ("wrong_answers", task.wrong_answers)):
+            if value is None:
+                raise InvalidRequestError(f"task.{field}", f"metric {measurement.metric!r} needs {field}")
+
+
+def _describe(name: str, loaded: LoadedModel) -> ModelInfo:
+    arch = loaded.model.architecture
+    return ModelInfo(
+        name=name,
+        architecture=arch.model_type,
+        revision=loaded.revision,
+        layers=arch.layers,
+        heads=arch.heads,
+        kv_heads=arch.kv_heads,
+        d_model=arch.d_model,
+        vocabulary=arch.vocabulary,
+        context=arch.context,
+        parameters=loaded.model.parameters,
+        tokenizer=loaded.tokenizer is not None,
+        edges_group=arch.graph("group").num_edges,
+        edges_query=arch.graph("query").num_edges,
+    )

@@ -1,0 +1,1 @@
+"""Jobs: their life from the request to the circuit."""

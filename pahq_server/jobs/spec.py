@@ -1,0 +1,58 @@
+"""What a discovery is asked to find, and the search that finds it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pahq_server.core.engine import Measurement
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.graph import Graph
+from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.search.base import Search
+from pahq_server.search.single_edge import SingleEdgeSearch
+
+METHODS = ("acdc", "single_edge")
+
+
+@dataclass(frozen=True)
+class DiscoverySpec:
+    """A discovery as requested. See the API's description of the fields."""
+
+    measurement: Measurement
+    method: str
+    threshold: float | None
+    gates: bool
+
+    def check(self) -> None:
+        """Checks what does not depend on a model. Raises InvalidRequestError."""
+        if self.method not in METHODS:
+            raise InvalidRequestError("method", f"unknown method {self.method!r}; one of {list(METHODS)}")
+        if self.threshold is None:
+            if self.method == "acdc":
+                raise InvalidRequestError("threshold", "method 'acdc' needs a threshold")
+        elif not math.isfinite(self.threshold) or self.threshold < 0:
+            raise InvalidRequestError("threshold", f"{self.threshold} is not a finite number >= 0")
+
+    def search(self, graph: Graph, window: int) -> Search:
+        """The search, at its start.
+
+        Args:
+            graph: the full graph.
+            window: how many evaluations it may ask for at once.
+        """
+        if self.method == "single_edge":
+            return SingleEdgeSearch(graph, self.threshold, window)
+        assert self.threshold is not None
+        return AcdcSearch(graph, self.threshold, self.gates, window)
+
+    def parameters(self) -> dict[str, object]:
+        """Everything but model, task and precision, for provenance."""
+        return {
+            "method": self.method,
+            "metric": self.measurement.metric,
+            "ablation": self.measurement.ablation,
+            "kv_receivers": self.measurement.kv_receivers,
+            "threshold": self.threshold,
+            "gates": self.gates if self.method == "acdc" else None,
+        }

@@ -1,0 +1,1 @@
+"""Deciding whose hypotheses are scored next."""

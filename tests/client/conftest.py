@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pahq_client import Circuit, CircuitMetric, Client, Edge, Graph, Verdict
+from pahq_client.patience import Backoff
+
+from .fake_server import FakeServer
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with FakeServer() as fake:
+        yield fake
+
+
+@pytest.fixture
+def client(server: FakeServer) -> Iterator[Client]:
+    with Client(server.address, backoff=Backoff(attempts=3, first_s=0.01)) as connected:
+        yield connected
+
+
+@pytest.fixture
+def circuit() -> Circuit:
+    """Grouped keys and values, an MLP, an untested edge."""
+    return Circuit(
+        edges=(
+            Edge("m1", "logits", 0.75),
+            Edge("a0.h1", "a1.h2<q>", 0.1),
+            Edge("a0.h1", "a1.g1<v>", 1 / 3),
+            Edge("input", "m0"),
+        ),
+        graph=Graph(layers=2, heads=4, kv_heads=2, kv_receivers="group", parallel=False, mlps=True),
+        metric=CircuitMetric("kl_divergence", 0.03, 0.0, 2.5),
+        num_evaluations=3,
+        num_edges_total=81,
+        gates_kept=("a1.h2<q>",),
+        verdicts=(
+            Verdict("m1->logits", 0.75, True),
+            Verdict("a1.h2<q>", 0.2, True, gate=True),
+            Verdict("a0.h0->m1", -1e-9, False),
+        ),
+        provenance={"request": {"model": "tinytalk", "ablation": "mean"}, "run": {"seconds": 3.5}},
+    )

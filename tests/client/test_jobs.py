@@ -1,0 +1,338 @@
+"""Discoveries on a server: submit, watch, interruptions, results."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+from pahq.v1 import circuit_pb2
+from pahq.v1 import discovery_pb2 as pb
+
+from pahq_client import (
+    Client,
+    Conflict,
+    Edge,
+    Event,
+    EventKind,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    JobState,
+    NotFound,
+    PermissionDenied,
+    ServerFault,
+    Task,
+    Unavailable,
+)
+from pahq_client.patience import Backoff
+
+from .fake_server import Code, FakeServer, Fault
+
+
+def test_discover(client: Client, server: FakeServer) -> None:
+    seen: list[Event] = []
+    task = Task(clean=["a"], corrupted=["b"])
+    circuit = client.discover("demo", task, 0.1, gates=False, progress=seen.append)
+    assert circuit.edges == (Edge("a0.h1", "a1.h0<q>", 0.25), Edge("input", "logits"))
+    assert [v.subject for v in circuit.verdicts] == ["a1.h0<q>", "a0.h1->a1.h0<q>", "input->m0"]
+    assert circuit.gates_kept == ("a1.h0<q>",)
+    assert (circuit.num_evaluations, circuit.num_edges_total, circuit.removed_without_test) == (3, 10, 8)
+    assert circuit.provenance["request"]["model"] == "demo"
+    assert circuit.provenance["run"] == {"seconds": 1.5}
+    assert not server.called("CancelDiscovery")
+    spec = server.called("CreateDiscovery")[0].spec
+    assert (spec.threshold, spec.gates, spec.measurement.task.prompts.clean[0].text) == (0.1, False, "a")
+
+
+def test_events(client: Client, server: FakeServer) -> None:
+    events = list(client.submit("demo", "ioi").watch())
+    assert [event.sequence for event in events] == [1, 2, 3, 4]
+    assert [event.kind for event in events] == ["STATE", "STATE", "PROGRESS", "END"]
+    assert events[2] == Event(3, EventKind.PROGRESS, JobState.RUNNING, 4, 10, 2, 0.5, 4)
+    assert events[3].state.is_final
+
+
+def test_watch_from_a_sequence(client: Client) -> None:
+    job = client.submit("demo", "ioi")
+    assert [event.sequence for event in job.watch(after_sequence=2)] == [3, 4]
+    assert list(job.watch(after_sequence=4)) == []  # the end was seen: nothing is left
+
+
+def test_watch_survives_interruptions(client: Client, server: FakeServer) -> None:
+    server.cuts = [1, 0, 2]
+    assert [event.sequence for event in client.submit("demo", "ioi").watch()] == [1, 2, 3, 4]
+    assert [r.after_sequence for r in server.called("WatchDiscovery")] == [0, 1, 1, 3]
+
+
+def test_watch_survives_a_stream_that_just_ends(client: Client, server: FakeServer) -> None:
+    server.outcome, server.cut_fault, server.cuts = None, None, [2, 0]
+    job = client.submit("demo", "ioi")
+    events = job.watch()
+    assert [next(events).sequence for _ in range(3)] == [1, 2, 3]
+    job.cancel()
+    assert [event.state for event in events] == ["CANCELLED"]
+
+
+def test_watch_drops_what_a_server_repeats(client: Client, server: FakeServer) -> None:
+    server.repeat, server.cuts = True, [2, 3]
+    assert [event.sequence for event in client.submit("demo", "ioi").watch()] == [1, 2, 3, 4]
+
+
+def test_watch_gives_up_after_its_tries(client: Client, server: FakeServer) -> None:
+    server.cuts = [1] + [0] * 20
+    job = client.submit("demo", "ioi")
+    events = job.watch()
+    assert next(events).sequence == 1
+    with pytest.raises(Unavailable) as raised:
+        next(events)
+    assert raised.value.address == server.address
+    assert len(server.called("WatchDiscovery")) == 1 + 3
+
+
+def test_tries_start_over_with_every_event(client: Client, server: FakeServer) -> None:
+    server.outcome = None
+    job = client.submit("demo", "ioi")
+    fake = server.jobs[job.name]
+    for number in range(10):
+        fake.add(pb.DISCOVERY_STATE_RUNNING, pb.EVENT_KIND_PROGRESS, decided=number)
+    fake.end(pb.DISCOVERY_STATE_SUCCEEDED)
+    server.cuts = [1] * 13
+    assert len(list(job.watch())) == 14
+
+
+def test_other_errors_end_a_watch_at_once(client: Client, server: FakeServer) -> None:
+    server.cuts, server.cut_fault = [1], Fault(Code.PERMISSION_DENIED)
+    with pytest.raises(PermissionDenied):
+        list(client.submit("demo", "ioi").watch())
+    assert len(server.called("WatchDiscovery")) == 1
+
+
+def test_result_survives_a_restart_of_the_server() -> None:
+    first = FakeServer()
+    first.outcome = None
+    try:
+        with Client(first.address, backoff=Backoff(attempts=50, first_s=0.02, most_s=0.2)) as client:
+            job = client.submit("demo", "ioi")
+            second: list[FakeServer] = []
+
+            def restart(event: Event) -> None:
+                if event.kind is EventKind.PROGRESS and not second:
+                    first.stop()
+                    second.append(FakeServer(first.port))
+                    second[0].jobs = first.jobs
+                    first.jobs[job.name].end(pb.DISCOVERY_STATE_SUCCEEDED)
+
+            try:
+                assert len(job.result(progress=restart).edges) == 2
+                assert second[0].called("WatchDiscovery")[0].after_sequence == 3
+            finally:
+                for server in second:
+                    server.stop()
+    finally:
+        first.stop()
+
+
+def test_a_long_stream_is_opened_anew(
+    client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pahq_client.watch.STREAM_SECONDS", 0.05)
+    server.outcome = None
+    job = client.submit("demo", "ioi")
+    events = job.watch()
+    for _ in range(3):
+        next(events)
+
+    def end_later() -> None:
+        while len(server.called("WatchDiscovery")) < 4:
+            server.watching.clear()
+            server.watching.wait()
+        server.jobs[job.name].end(pb.DISCOVERY_STATE_SUCCEEDED)
+
+    ender = threading.Thread(target=end_later)
+    ender.start()
+    assert [event.sequence for event in events] == [4]
+    ender.join()
+
+
+def test_result_timeout_leaves_the_job_alone(client: Client, server: FakeServer) -> None:
+    server.outcome = None
+    job = client.submit("demo", "ioi")
+    for timeout in (0, 0.1):
+        with pytest.raises(TimeoutError, match=job.name):
+            job.result(timeout=timeout)
+    assert job.state is JobState.RUNNING
+    assert not server.called("CancelDiscovery")
+    server.jobs[job.name].end(pb.DISCOVERY_STATE_SUCCEEDED)
+    assert len(job.result(timeout=0).edges) == 2
+    for wrong in (-1, float("nan"), "1"):
+        with pytest.raises(InvalidRequest, match="timeout"):
+            job.result(timeout=wrong)  # type: ignore[arg-type]
+
+
+def test_result_timeout_holds_while_the_server_is_away(client: Client, server: FakeServer) -> None:
+    server.outcome = None
+    job = client.submit("demo", "ioi")
+    server.cuts = [0] * 1000
+    patient = type(job)(client._transport, job.name, Backoff(attempts=10**6, first_s=0.01, most_s=0.02))
+    with pytest.raises(TimeoutError):
+        patient.result(timeout=0.2)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_failed_and_cancelled(client: Client, server: FakeServer, late: bool) -> None:
+    for state, kind in (
+        (pb.DISCOVERY_STATE_FAILED, JobFailed),
+        (pb.DISCOVERY_STATE_CANCELLED, JobCancelled),
+    ):
+        server.outcome = None if late else (state, "metric is NaN")
+        job = client.submit("demo", "ioi")
+
+        def end(event: Event, name: str = job.name, state: int = state) -> None:
+            if event.kind is EventKind.PROGRESS:
+                server.jobs[name].end(state, "metric is NaN")
+
+        with pytest.raises(kind) as raised:
+            job.result(progress=end if late else None)
+        assert job.name in str(raised.value)
+        if kind is JobFailed:
+            assert raised.value.message == "metric is NaN"
+
+
+def test_discover_cancels_on_interrupt(client: Client, server: FakeServer) -> None:
+    server.outcome = None
+
+    def interrupt(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        client.discover("demo", "ioi", progress=interrupt)
+    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+
+
+def test_discover_cancels_on_timeout_and_on_errors_of_the_caller(client: Client, server: FakeServer) -> None:
+    server.outcome = None
+    with pytest.raises(TimeoutError):
+        client.discover("demo", "ioi", timeout=0.1)
+    with pytest.raises(ZeroDivisionError):
+        client.discover("demo", "ioi", progress=lambda event: 1 / 0)
+    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED] * 2
+
+
+def test_an_interrupt_before_the_name_is_known_still_cancels(
+    client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.outcome = None
+    call, interrupted = client._transport.call, []
+
+    def lose_the_answer(method, request, timeout=None):  # type: ignore[no-untyped-def]
+        answer = call(method, request, timeout)
+        if not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+        return answer
+
+    monkeypatch.setattr(client._transport, "call", lose_the_answer)
+    with pytest.raises(KeyboardInterrupt):
+        client.discover("demo", "ioi")
+    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+
+
+def test_discover_leaves_the_job_when_the_server_is_away(client: Client, server: FakeServer) -> None:
+    server.outcome, server.cuts = None, [0] * 20
+    with pytest.raises(Unavailable) as raised:
+        client.discover("demo", "ioi")
+    assert "users/me/discoveries/0" in raised.value.__notes__[0]
+    assert not server.called("CancelDiscovery")
+
+
+def test_a_lost_answer_does_not_create_twice(client: Client, server: FakeServer) -> None:
+    server.faults["CreateDiscovery"] = [Fault(Code.UNAVAILABLE)]
+    job = client.submit("demo", "ioi")
+    assert list(server.jobs) == [job.name]
+    assert len({r.request_id for r in server.called("CreateDiscovery")}) == 1
+    client.submit("demo", "ioi")
+    assert len(server.jobs) == 2
+
+
+def test_handles(client: Client, server: FakeServer) -> None:
+    server.outcome = None
+    job = client.submit("demo", "ioi")
+    assert job.name in repr(job)
+    same = client.job(job.name)
+    assert same.state is JobState.RUNNING
+    assert same.cancel() is JobState.CANCELLED
+    assert job.state == "CANCELLED"
+    job.delete()
+    with pytest.raises(NotFound) as raised:
+        print(job.state)
+    assert raised.value.name == job.name
+    server.faults["DeleteDiscovery"] = [Fault(Code.FAILED_PRECONDITION, "runs", "CONFLICT")]
+    with pytest.raises(Conflict):
+        job.delete()
+
+
+def test_jobs_are_listed_over_pages(client: Client, server: FakeServer) -> None:
+    server.list_pages = [["a", "b"], [], ["c"]]
+    assert [job.name for job in client.jobs()] == ["a", "b", "c"]
+    assert [r.page_token for r in server.called("ListDiscoveries")] == ["", "1", "2"]
+
+
+def test_evaluate_measures_a_circuit_as_it_was_found(client: Client, server: FakeServer) -> None:
+    circuit = client.discover("demo", "ioi")
+    evaluation = client.evaluate(model="demo", task="ioi", circuit=circuit)
+    assert (evaluation.value, evaluation.full, evaluation.empty) == (1.0, 0.0, 4.0)
+    assert evaluation.faithfulness == 0.75
+    client.evaluate(
+        "demo", "ioi", circuit, ablation="mean", kv_receivers="query", metric="l2", precision=None
+    )
+    client.evaluate("demo", "ioi", ["input->logits", Edge("m0", "logits")])
+    found, given, plain = (r.measurement for r in server.called("EvaluateCircuit"))
+    assert (found.metric, found.ablation, found.kv_receivers, found.precision) == (
+        "kl_divergence",
+        "zero",
+        "group",
+        "bf16",
+    )
+    assert (given.metric, given.ablation, given.kv_receivers, given.precision) == (
+        "l2",
+        "mean",
+        "query",
+        "bf16",
+    )
+    assert (plain.ablation, plain.precision) == ("resample", "fp32")
+    assert list(server.called("EvaluateCircuit")[0].edges) == ["a0.h1->a1.h0<q>", "input->logits"]
+    assert list(server.called("EvaluateCircuit")[2].edges) == ["input->logits", "m0->logits"]
+    with pytest.raises(InvalidRequest, match=r"circuit\[1\]"):
+        client.evaluate("demo", "ioi", ["input->logits", 3])  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match="circuit"):
+        client.evaluate("demo", "ioi", "input->logits")
+
+
+def test_faithfulness_without_a_way_to_go(client: Client) -> None:
+    from pahq_client import Evaluation
+
+    assert Evaluation("l2", 1.0, 2.0, 2.0).faithfulness is None
+
+
+def test_models_and_info(client: Client) -> None:
+    (model,) = client.models()
+    assert (model.name, model.layers, model.tokenizer) == ("demo", 4, True)
+    info = client.server_info()
+    assert (info.device, info.methods, info.tasks) == ("abacus", ("acdc", "single_edge"), ())
+
+
+def test_a_server_that_breaks_the_protocol(client: Client, server: FakeServer) -> None:
+    job = client.submit("demo", "ioi")
+    pages = server.pages
+    server.pages = pages[1:]
+    with pytest.raises(ServerFault, match="summary"):
+        job.result()
+    for text in ("{", "[]", json.dumps({"x": float("nan")})):
+        summary = circuit_pb2.CircuitSummary(provenance_run_json=text)
+        server.pages = [pb.GetCircuitResponse(summary=summary)]
+        with pytest.raises(ServerFault, match="provenance"):
+            job.result()
+    server.jobs[job.name].end(77)
+    with pytest.raises(ServerFault, match="77"):
+        print(job.state)

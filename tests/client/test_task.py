@@ -1,0 +1,117 @@
+"""Tasks and the messages made of them: wrong types are told apart with their place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pahq_client import BuiltinTask, Client, InvalidRequest, Task, wire
+from pahq_client.request import DiscoveryRequest
+
+
+def test_texts_and_ids_of_any_kind() -> None:
+    task = Task(
+        clean=["a b", [1, np.int64(2)], np.array([3, 4])],
+        corrupted=iter([(5,), "c", ()]),
+        answers=["x", 7, np.int32(8)],
+        wrong_answers=[[9], "y", (1, 2)],
+        positions=np.array([0, 2]),
+    )
+    message = wire.task_message(task).prompts
+    assert [p.text or list(p.token_ids.ids) for p in message.clean] == ["a b", [1, 2], [3, 4]]
+    assert [p.text or list(p.token_ids.ids) for p in message.corrupted] == [[5], "c", []]
+    assert [p.text or list(p.token_ids.ids) for p in message.answers] == ["x", [7], [8]]
+    assert [p.text or list(p.token_ids.ids) for p in message.wrong_answers] == [[9], "y", [1, 2]]
+    assert list(message.positions.indices) == [0, 2]
+    assert hash(task) == hash(Task(task.clean, task.corrupted, task.answers, task.wrong_answers, (0, 2)))
+
+
+def test_positions_last_is_absent_and_an_empty_list_is_not() -> None:
+    assert not wire.task_message(Task(["a"])).prompts.HasField("positions")
+    assert wire.task_message(Task(["a"], positions=[])).prompts.HasField("positions")
+
+
+def test_builtin_tasks() -> None:
+    assert wire.task_message("ioi") == wire.task_message(Task.ioi())
+    message = wire.task_message(Task.ioi(num_prompts=np.int64(3), seed=-5)).builtin  # type: ignore[arg-type]
+    assert (message.name, message.num_prompts, message.seed) == ("ioi", 3, -5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"clean": "one text"}, "task.clean"),
+        ({"clean": None}, "task.clean"),
+        ({"clean": {"a", "b"}}, "task.clean"),
+        ({"clean": np.array(3)}, "task.clean"),
+        ({"clean": [1, 2]}, "task.clean[0]"),
+        ({"clean": ["a", "b", "c", 4.5]}, "task.clean[3]"),
+        ({"clean": ["a", b"b"]}, "task.clean[1]"),
+        ({"clean": [[1, True]]}, "task.clean[0]"),
+        ({"clean": [[1, 2.0]]}, "task.clean[0]"),
+        ({"clean": [["a"]]}, "task.clean[0]"),
+        ({"clean": [[1 << 63]]}, "task.clean[0]"),
+        ({"clean": ["\ud800"]}, "task.clean[0]"),
+        ({"clean": ["a"], "corrupted": ["b", None]}, "task.corrupted[1]"),
+        ({"clean": ["a"], "answers": 3}, "task.answers"),
+        ({"clean": ["a"], "wrong_answers": [2.5]}, "task.wrong_answers[0]"),
+        ({"clean": ["a"], "positions": "first"}, "task.positions"),
+        ({"clean": ["a"], "positions": 3}, "task.positions"),
+        ({"clean": ["a"], "positions": [0, 1.5]}, "task.positions[1]"),
+    ],
+)
+def test_wrong_types_name_their_place(arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        Task(**arguments)
+    assert raised.value.field == field
+
+
+def test_the_place_in_a_prompt_is_in_the_detail() -> None:
+    with pytest.raises(InvalidRequest, match=r"task.clean\[1\]: token 2 must be an integer, got float"):
+        Task(["a", [1, 2, 3.0]])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", 3),
+        ("task", ["a"]),
+        ("threshold", "0.1"),
+        ("threshold", True),
+        ("threshold", [0.1]),
+        ("method", None),
+        ("metric", 1),
+        ("ablation", 1),
+        ("gates", 1),
+        ("kv_receivers", 1),
+        ("precision", 32),
+    ],
+)
+def test_wrong_types_of_other_arguments(field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        wire.spec_message(DiscoveryRequest(**{"model": "m", "task": "ioi", field: value}))
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize(("num_prompts", "seed"), [(1 << 31, 0), (1, 1 << 63), (1.5, 0), ("2", 0)])
+def test_sizes_of_builtin_tasks(num_prompts: Any, seed: Any) -> None:
+    with pytest.raises(InvalidRequest, match=r"task\.(num_prompts|seed)"):
+        BuiltinTask("ioi", num_prompts, seed)
+
+
+def test_unknown_keywords_are_type_errors(client: Client) -> None:
+    with pytest.raises(TypeError):
+        client.submit("m", "ioi", treshold=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        client.evaluate("m", "ioi", [], metrics="l2")  # type: ignore[call-arg]
+
+
+def test_defaults_and_numbers_reach_the_message() -> None:
+    spec = wire.spec_message(DiscoveryRequest("m", "ioi", np.float32(0.5)))  # type: ignore[arg-type]
+    measured = spec.measurement
+    assert (spec.method, spec.threshold, spec.gates) == ("acdc", 0.5, True)
+    assert (measured.model, measured.metric, measured.ablation) == ("m", "kl_divergence", "resample")
+    assert (measured.kv_receivers, measured.precision) == ("group", "fp32")
+    assert not wire.spec_message(DiscoveryRequest("m", "ioi")).HasField("threshold")
