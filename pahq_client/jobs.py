@@ -68,7 +68,8 @@ class JobHandle:
         """
         deadline = Deadline.after(timeout)
         discovery = self._fetch()
-        if not wire.job_state(discovery.state).is_final:
+        # Who wants progress gets all events, also of a discovery that was faster than this call.
+        if not wire.job_state(discovery.state).is_final or (progress and not deadline.passed):
             self._follow(deadline, progress)
             discovery = self._backoff.retry(self._fetch)
         state = wire.job_state(discovery.state)

@@ -26,8 +26,9 @@ ReceiverKind = Literal["q", "k", "v", "mlp", "logits"]
 KvReceivers = Literal["group", "query"]
 
 INPUT = 0
-_SENDER = re.compile(r"input|a(\d+)\.h(\d+)|m(\d+)")
-_RECEIVER = re.compile(r"a(\d+)\.([hg])(\d+)<([qkv])>|m(\d+)|logits")
+# Few digits: Python refuses to read very long numbers.
+_SENDER = re.compile(r"input|a(\d{1,9})\.h(\d{1,9})|m(\d{1,9})")
+_RECEIVER = re.compile(r"a(\d{1,9})\.([hg])(\d{1,9})<([qkv])>|m(\d{1,9})|logits")
 
 
 class Receiver(NamedTuple):

@@ -67,7 +67,8 @@ class AcdcSearch:
         self._state = self._acdc.start()
         self._kept = 0
         self._current = 0.0
-        # Whether ``_current`` is the score of the current circuit under the current anchor.
+        # Whether ``_current`` is the score of the current circuit under the current anchor. A log that
+        # ends within a turn tells that score only if it removed something there: else it is measured again.
         self._measured = False
         for verdict in verdicts:
             self._apply(verdict)
@@ -119,9 +120,10 @@ class AcdcSearch:
     def _apply(self, verdict: Verdict) -> None:
         self._kept += verdict.kept and not verdict.gate
         if not verdict.kept:
-            self._current = verdict.score
+            self._current, self._measured = verdict.score, True
         self._state = self._acdc.advance(self._state, verdict.kept)
-        self._measured = self._state.position != 0
+        if self._state.position == 0:
+            self._measured = False
 
     def _scores(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         scores = np.full(self.graph.num_edges, np.nan)

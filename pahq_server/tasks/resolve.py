@@ -42,7 +42,9 @@ def resolve(spec: TaskSpec, tokenizer: Tokenizer | None, limits: Limits) -> Toke
 
 def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None) -> PromptTask:
     if spec.name not in BUILTIN_TASKS:
-        raise InvalidRequestError("task", f"unknown task {spec.name!r}; built-in tasks: {list(BUILTIN_TASKS)}")
+        raise InvalidRequestError(
+            "task", f"unknown task {spec.name!r}; built-in tasks: {list(BUILTIN_TASKS)}"
+        )
     if tokenizer is None:
         raise InvalidRequestError("task", f"{spec.name!r} is text, but the model has no tokenizer")
     prompts = ioi.generate(tokenizer, spec.num_prompts, spec.seed)

@@ -207,7 +207,8 @@ class FakeServer(DiscoveryServiceServicer, ModelServiceServicer, ServerServiceSe
         position = 0 if self.repeat else after
         while context.is_active() and not self._closing.is_set():
             with job.changed:
-                job.changed.wait_for(lambda: len(job.events) > position, timeout=0.02)
+                if len(job.events) <= position:
+                    job.changed.wait(timeout=0.02)
                 news = job.events[position:]
             yield from news
             position += len(news)

@@ -38,7 +38,7 @@ json_values = st.recursive(
     max_leaves=5,
 )
 extras = st.dictionaries(st.text().map("x{}".format), json_values, max_size=2).map(
-    lambda extra: tuple(extra.items())
+    lambda extra: tuple(sorted(extra.items()))
 )
 edges = st.builds(Edge, senders, receivers, st.none() | number, extras)
 circuits = st.builds(
@@ -87,11 +87,11 @@ def test_a_failed_save_leaves_the_old_file_and_no_rest(circuit: Circuit, tmp_pat
     path = tmp_path / "c.json"
     path.write_text("old")
     broken = dataclasses.replace(circuit, edges=(Edge("input", "logits", float("nan")),))
-    with pytest.raises(InvalidCircuitFile, match="NaN|nan"):
+    with pytest.raises(InvalidCircuitFile, match="cannot be written"):
         broken.save(path)
     with pytest.raises(InvalidCircuitFile):
         dataclasses.replace(circuit, provenance={"request": {"model": object()}}).save(path)
-    with pytest.raises(OSError, match="d/c.json|d/.pahq"):
+    with pytest.raises(OSError, match=r"d/\.pahq"):
         circuit.save(tmp_path / "d" / "c.json")
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):

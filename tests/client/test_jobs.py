@@ -13,6 +13,7 @@ from pahq_client import (
     Client,
     Conflict,
     Edge,
+    Evaluation,
     Event,
     EventKind,
     InvalidRequest,
@@ -40,6 +41,7 @@ def test_discover(client: Client, server: FakeServer) -> None:
     assert (circuit.num_evaluations, circuit.num_edges_total, circuit.removed_without_test) == (3, 10, 8)
     assert circuit.provenance["request"]["model"] == "demo"
     assert circuit.provenance["run"] == {"seconds": 1.5}
+    assert [event.sequence for event in seen] == [1, 2, 3, 4]
     assert not server.called("CancelDiscovery")
     spec = server.called("CreateDiscovery")[0].spec
     assert (spec.threshold, spec.gates, spec.measurement.task.prompts.clean[0].text) == (0.1, False, "a")
@@ -310,8 +312,6 @@ def test_evaluate_measures_a_circuit_as_it_was_found(client: Client, server: Fak
 
 
 def test_faithfulness_without_a_way_to_go(client: Client) -> None:
-    from pahq_client import Evaluation
-
     assert Evaluation("l2", 1.0, 2.0, 2.0).faithfulness is None
 
 

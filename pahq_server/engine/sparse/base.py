@@ -1,0 +1,283 @@
+"""Values of an anchored circuit, computed when first asked for and kept.
+
+Coordinates: a head's output is kept as z (before W_O), an MLP's as its output. A *state* of a receiver is
+its input's projection and sum of squares, from which its value follows; differences of rows start there.
+
+Shape suffixes: P prompts, C places (see `tokens`), T positions, D d_model, K d_head, O receiver width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.graph import INPUT
+from pahq_server.engine.sparse.clean import PassValues
+from pahq_server.engine.sparse.plan import Plan
+from pahq_server.engine.sparse.tokens import Places, Tokens
+from pahq_server.engine.sparse.weights import SparseWeights
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What all bases of a job share."""
+
+    weights: SparseWeights
+    tokens: Tokens
+    clean: PassValues
+    ablated: PassValues
+
+    def stream(self, values: PassValues, receiver: int) -> Tensor:
+        """The full residual stream that a receiver would read: [P, T, D]."""
+        kind, layer, _ = self.weights.graph.receiver(receiver)
+        if kind == "logits":
+            return values.final
+        return (values.mlp_in if kind == "mlp" else values.attention_in)[layer]
+
+    def output(self, values: PassValues, sender: int) -> Tensor:
+        """A sender's output in coordinates: [P, T, K or D]."""
+        if sender == INPUT:
+            return values.embedding
+        layer, unit = divmod(sender - 1, self.weights.graph.senders_per_layer)
+        return values.mlp[layer] if unit == self.weights.graph.heads else values.z[layer][unit]
+
+    def is_head(self, sender: int) -> bool:
+        graph = self.weights.graph
+        return sender != INPUT and (sender - 1) % graph.senders_per_layer < graph.heads
+
+    def prefix(self, receiver: int) -> Tensor:
+        """Keys or values before the window, which never change: [P, start, K]."""
+        graph = self.weights.graph
+        kind, layer, unit = graph.receiver(receiver)
+        source = self.clean.keys if kind == "k" else self.clean.values
+        return source[layer][unit * graph.kv_heads // graph.kv_units][:, : self.tokens.start]
+
+    def add_writes(self, x: Tensor, terms: list[tuple[int, Tensor]]) -> Tensor:
+        """``x`` plus what senders write, given coordinates [..., P, C, K or D]; x is [..., P, C, D]."""
+        heads = [(sender, z) for sender, z in terms if self.is_head(sender)]
+        if heads:
+            z = torch.cat([z for _, z in heads], -1)
+            x = x + z @ torch.cat([self.weights.writes(sender) for sender, _ in heads])
+        for sender, value in terms:
+            if not self.is_head(sender):
+                x = x + value
+        return x
+
+
+@dataclass(frozen=True)
+class State:
+    """A receiver under a circuit: u [P, C, O], square [P, C], value [P, C, O]."""
+
+    u: Tensor
+    square: Tensor
+    value: Tensor
+
+
+class Base:
+    """A circuit's values.
+
+    Args:
+        reference: of the job.
+        circuit: the anchored circuit.
+        plan: of this circuit, or of a circuit that contains it.
+        parent: the base this one differs little from; values that do not differ are taken from it.
+        patched: outputs of senders that differ from the clean pass, at ``plan.needed`` places.
+        states: of the receivers that differ from the parent, except ``logits``.
+        final_x: input of ``logits`` if it differs from the parent's.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        circuit: Circuit,
+        plan: Plan,
+        parent: Base | None = None,
+        patched: dict[int, Tensor] | None = None,
+        states: dict[int, State] | None = None,
+        final_x: Tensor | None = None,
+    ) -> None:
+        self.reference, self.circuit, self.plan, self.parent = reference, circuit, plan, parent
+        self.weights, self.tokens = reference.weights, reference.tokens
+        self.patched = {} if patched is None else patched
+        self._states = {} if states is None else states
+        self._x = {} if final_x is None else {circuit.graph.logits: final_x}
+        self._changed = frozenset(self._states) | frozenset(self._x)
+        self._dots: dict[tuple[int, int], Tensor] = {}
+        self._z: dict[int, Tensor] = {}
+        self._hidden: dict[int, Tensor] = {}
+
+    @classmethod
+    def from_scratch(cls, reference: Reference, circuit: Circuit) -> Base:
+        """Computes all live senders above the first removed edge, layer by layer."""
+        base = cls(reference, circuit, Plan.of(circuit))
+        graph = circuit.graph
+        removed = np.flatnonzero(~circuit.kept)
+        first = graph.receiver(graph.edge_ends(int(removed[0]))[1]).layer if len(removed) else graph.layers
+        for layer in range(first, graph.layers):
+            for head in base.plan.heads(layer):
+                base.patched[graph.head(layer, head)] = base.z(graph.head(layer, head))
+            if graph.mlps and graph.mlp(layer) in base.plan.needed:
+                base.patched[graph.mlp(layer)] = base._mlp_output(layer)
+        return base
+
+    # What senders put out
+
+    def output(self, sender: int, places: Places) -> Tensor:
+        """A sender's output in coordinates: [P, C, K or D]."""
+        if sender in self.patched:
+            return self.tokens.narrow(self.patched[sender], self.plan.needed[sender], places)
+        return self.tokens.take(self.reference.output(self.reference.clean, sender), places)
+
+    def ablation(self, sender: int, places: Places) -> Tensor:
+        """What removing an edge from the sender changes, in coordinates: ablated minus current output."""
+        ablated = self.tokens.take(self.reference.output(self.reference.ablated, sender), places)
+        return ablated - self.output(sender, places)
+
+    # What receivers read
+
+    def x(self, receiver: int) -> Tensor:
+        """A receiver's input: [P, C, D]. Not kept: it is large, and seldom needed."""
+        graph, places = self.circuit.graph, self.plan.receivers[receiver]
+        incoming = self.circuit.incoming(receiver)
+        removed = np.flatnonzero(~incoming).tolist()
+        kept = np.flatnonzero(incoming).tolist()
+        patched = [s for s in kept if s in self.patched]
+        if len(removed) + len(patched) <= len(kept):
+            start, terms = self.reference.clean, [(s, self._ablation_of_clean(s, places)) for s in removed]
+            terms += [(s, self.output(s, places) - self._clean(s, places)) for s in patched]
+        else:
+            start, terms = self.reference.ablated, [(s, -self.ablation(s, places)) for s in kept]
+        stream = self.tokens.take(self.reference.stream(start, receiver), places)
+        assert graph.upstream(receiver) == len(incoming)
+        return self.reference.add_writes(stream, terms)
+
+    def empty_x(self, receiver: int) -> Tensor:
+        """The receiver's input when all its edges are removed: [P, C, D]."""
+        stream = self.reference.stream(self.reference.ablated, receiver)
+        return self.tokens.take(stream, self.plan.receivers[receiver])
+
+    def kept_x(self, receiver: int) -> Tensor:
+        """Like `x`, and kept: for receivers whose rows are computed in the residual stream."""
+        if self.parent is not None and receiver not in self._changed:
+            return self.parent.kept_x(receiver)
+        if receiver not in self._x:
+            self._x[receiver] = self.x(receiver)
+        return self._x[receiver]
+
+    def state(self, receiver: int) -> State:
+        if receiver not in self._states:
+            if self.parent is not None:
+                return self.parent.state(receiver)
+            x = self._x[receiver] if receiver in self._x else self.x(receiver)
+            u, square = x @ self.weights.reads(receiver), x.square().sum(-1)
+            self._states[receiver] = State(u, square, self.finish(receiver, u, square))
+            # The inner products below need the same input: take them while it is there.
+            for sender in self.composable(receiver):
+                self._dots[receiver, sender] = x @ self.weights.writes(sender).T
+        return self._states[receiver]
+
+    def composable(self, receiver: int) -> list[int]:
+        """Kept heads upstream, if they are few enough that head-to-receiver products pay; else none."""
+        kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
+        heads = [sender for sender in kept if self.reference.is_head(sender)]
+        arch = self.weights.arch
+        return heads if len(heads) * arch.d_head <= arch.d_model else []
+
+    def dots(self, receiver: int, head: int) -> Tensor:
+        """Inner products of a receiver's input with what a head writes: x W_O^T, [P, C, K]."""
+        if (receiver, head) not in self._dots and self.parent is None:
+            self.state(receiver)
+        if (receiver, head) not in self._dots:
+            self._dots[receiver, head] = self._new_dots(receiver, head)
+        return self._dots[receiver, head]
+
+    def finish(self, receiver: int, u: Tensor, square: Tensor) -> Tensor:
+        positions = self.tokens.positions(self.plan.receivers[receiver])
+        return self.weights.finish(receiver, u, square, positions)
+
+    # What nodes compute
+
+    def keys_or_values(self, receiver: int) -> Tensor:
+        """All keys or values of a k or v receiver: [P, T, K]."""
+        return torch.cat([self.reference.prefix(receiver), self.state(receiver).value], -2)
+
+    def z(self, head: int) -> Tensor:
+        """A live head's output at the places where it is needed: [P, C, K]."""
+        if head in self.patched:
+            return self.patched[head]
+        if self.parent is not None and not self._inputs_changed(head):
+            return self.parent.z(head)
+        if head not in self._z:
+            q, k, v = self.head_receivers(head)
+            self._z[head] = self.attend(
+                head, self.state(q).value, self.keys_or_values(k), self.keys_or_values(v)
+            )
+        return self._z[head]
+
+    def attend(self, head: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention of one head: q [..., P, C, K] over k and v [..., P, T, K]; returns [..., P, C, K]."""
+        layer = (head - 1) // self.circuit.graph.senders_per_layer
+        scores = torch.matmul(q, k.transpose(-1, -2))
+        scores += self.tokens.hidden_at(layer, self.plan.needed[head])
+        return torch.matmul(scores.softmax(-1), v)
+
+    def hidden(self, layer: int) -> Tensor:
+        """Hidden units of a live MLP: [P, C, M]."""
+        receiver = self.circuit.graph.receiver_of("mlp", layer)
+        if self.parent is not None and receiver not in self._changed:
+            return self.parent.hidden(layer)
+        if layer not in self._hidden:
+            self._hidden[layer] = self.weights.hidden(layer, self.state(receiver).value)
+        return self._hidden[layer]
+
+    def head_receivers(self, head: int) -> tuple[int, int, int]:
+        """The q, k and v receivers of a head."""
+        graph = self.circuit.graph
+        layer, unit = divmod(head - 1, graph.senders_per_layer)
+        kv = unit * graph.kv_units // graph.heads
+        return (
+            graph.receiver_of("q", layer, unit),
+            graph.receiver_of("k", layer, kv),
+            graph.receiver_of("v", layer, kv),
+        )
+
+    def _inputs_changed(self, head: int) -> bool:
+        return not self._changed.isdisjoint(self.head_receivers(head))
+
+    def _mlp_output(self, layer: int) -> Tensor:
+        weights = self.weights.weights.layers[layer]
+        assert weights.w_out is not None
+        assert weights.b_out is not None
+        return self.hidden(layer) @ weights.w_out + weights.b_out
+
+    def _clean(self, sender: int, places: Places) -> Tensor:
+        return self.tokens.take(self.reference.output(self.reference.clean, sender), places)
+
+    def _ablation_of_clean(self, sender: int, places: Places) -> Tensor:
+        ablated = self.tokens.take(self.reference.output(self.reference.ablated, sender), places)
+        return ablated - self._clean(sender, places)
+
+    def _new_dots(self, receiver: int, head: int) -> Tensor:
+        parent, places = self.parent, self.plan.receivers[receiver]
+        if parent is not None and receiver not in self._changed:
+            return parent.dots(receiver, head)
+        moved = [] if parent is None else self._moved_senders(receiver, parent)
+        if parent is None or not self._same_edges(receiver, parent) or not all(map(self.reference.is_head, moved)):
+            return self.kept_x(receiver) @ self.weights.writes(head).T
+        dots = parent.dots(receiver, head)
+        for sender in moved:
+            difference = self.output(sender, places) - parent.output(sender, places)
+            dots = dots + difference @ self.weights.overlap(sender, head)
+        return dots
+
+    def _moved_senders(self, receiver: int, parent: Base) -> list[int]:
+        """Senders along kept edges whose output differs from the parent's."""
+        kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
+        return [s for s in kept if self.patched.get(s) is not parent.patched.get(s)]
+
+    def _same_edges(self, receiver: int, parent: Base) -> bool:
+        return np.array_equal(self.circuit.incoming(receiver), parent.circuit.incoming(receiver))

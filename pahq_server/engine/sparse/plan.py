@@ -1,0 +1,83 @@
+"""Which nodes are live under a circuit, and at which positions they are needed.
+
+A sender is live if a path of kept edges leads from it to the logits; nothing else is ever scheduled.
+A live node is needed at the metric places only, unless a key or a value is computed from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.graph import Graph
+from pahq_server.engine.sparse.tokens import Places
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Live nodes of a circuit.
+
+    Args:
+        graph: the full graph.
+        needed: per live sender, where its output is needed.
+        receivers: per live receiver, where its input is needed.
+    """
+
+    graph: Graph
+    needed: dict[int, Places]
+    receivers: dict[int, Places]
+
+    @classmethod
+    def of(cls, circuit: Circuit) -> Plan:
+        graph = circuit.graph
+        plan = cls(graph, {}, {graph.logits: Places.METRIC})
+        for layer in reversed(range(graph.layers)):
+            if graph.mlps:
+                plan._visit(circuit, graph.mlp(layer))
+            for head in range(graph.heads):
+                plan._visit(circuit, graph.head(layer, head))
+        plan._visit(circuit, 0)
+        return plan
+
+    def _visit(self, circuit: Circuit, sender: int) -> None:
+        """Decides one sender. All its readers have been decided before."""
+        first = self.graph.first_receiver(sender)
+        readers = np.flatnonzero(circuit.kept[self.graph.outgoing(sender)]) + first
+        places = {self.receivers[r] for r in readers.tolist() if r in self.receivers}
+        if places:
+            self.needed[sender] = Places.WINDOW if Places.WINDOW in places else Places.METRIC
+            self.receivers.update(self._inputs(sender))
+
+    def _inputs(self, sender: int) -> dict[int, Places]:
+        """The receivers that feed a live sender."""
+        graph = self.graph
+        if sender == 0:
+            return {}
+        layer, unit = divmod(sender - 1, graph.senders_per_layer)
+        if unit == graph.heads:
+            return {graph.receiver_of("mlp", layer): self.needed[sender]}
+        kv = unit * graph.kv_units // graph.heads
+        return {
+            graph.receiver_of("q", layer, unit): self.needed[sender],
+            graph.receiver_of("k", layer, kv): Places.WINDOW,
+            graph.receiver_of("v", layer, kv): Places.WINDOW,
+        }
+
+    def heads(self, layer: int) -> list[int]:
+        """Live heads of a layer."""
+        return [h for h in range(self.graph.heads) if self.graph.head(layer, h) in self.needed]
+
+    def __str__(self) -> str:
+        """One line per layer: live nodes, with * where they are needed at the metric places only."""
+        lines = []
+        for layer in range(self.graph.layers):
+            senders = [self.graph.head(layer, h) for h in self.heads(layer)]
+            if self.graph.mlps and self.graph.mlp(layer) in self.needed:
+                senders.append(self.graph.mlp(layer))
+            names = [
+                self.graph.sender_name(s) + ("*" if self.needed[s] is Places.METRIC else "") for s in senders
+            ]
+            lines.append(f"layer {layer}: {' '.join(names) or '-'}")
+        return "\n".join(lines)

@@ -1,0 +1,121 @@
+"""A folded model in the form the sweep wants: one matrix per receiver and per head, and their products.
+
+Shape suffixes: D d_model, K d_head, O width of a receiver (d_head, or hidden units of an MLP).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from pahq_server.core.graph import Graph
+from pahq_server.engine import ops
+from pahq_server.models.architecture import Model
+
+# Bytes of head-to-receiver products that are kept for reuse.
+COMPOSED_BYTES = 64 * 1024 * 1024
+
+
+class SparseWeights:
+    """Weights of one model under one graph.
+
+    Args:
+        model: with folded norms.
+        graph: which receivers there are.
+    """
+
+    def __init__(self, model: Model, graph: Graph) -> None:
+        self.arch, self.graph, self.weights = model.architecture, graph, model.weights
+        self.dtype = model.dtype
+        self._composed: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._composed_bytes = 0
+        self._rotations: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reads(self, receiver: int) -> Tensor:
+        """Matrix from the normed input to the receiver's value before its bias: [D, O]."""
+        kind, layer, unit = self.graph.receiver(receiver)
+        weights = self.weights.layers[layer]
+        if kind == "q":
+            return weights.w_q[unit]
+        if kind in ("k", "v"):
+            return (weights.w_k if kind == "k" else weights.w_v)[self._kv_head(unit)]
+        assert weights.w_in is not None
+        # A gated MLP reads its gate and its hidden units side by side.
+        return weights.w_in if weights.w_gate is None else torch.cat([weights.w_gate, weights.w_in], 1)
+
+    def bias(self, receiver: int) -> Tensor:
+        """Bias of a receiver's value: [O]."""
+        kind, layer, unit = self.graph.receiver(receiver)
+        weights = self.weights.layers[layer]
+        if kind == "q":
+            return weights.b_q[unit]
+        if kind in ("k", "v"):
+            return (weights.b_k if kind == "k" else weights.b_v)[self._kv_head(unit)]
+        assert weights.b_in is not None
+        return weights.b_in if weights.w_gate is None else torch.cat([torch.zeros_like(weights.b_in), weights.b_in])
+
+    def writes(self, head: int) -> Tensor:
+        """W_O of a head, by sender index: [K, D]."""
+        layer, unit = divmod(head - 1, self.graph.senders_per_layer)
+        return self.weights.layers[layer].w_o[unit]
+
+    def composed(self, head: int, receiver: int) -> Tensor:
+        """From a head's z straight to a receiver: W_O times `reads`, [K, O]."""
+        return self._product((head, receiver), lambda: self.writes(head) @ self.reads(receiver))
+
+    def overlap(self, first: int, second: int) -> Tensor:
+        """Inner products of what two heads write: W_O W_O'^T, [K, K]."""
+        return self._product((-1 - first, second), lambda: self.writes(first) @ self.writes(second).T)
+
+    def finish(self, receiver: int, u: Tensor, square: Tensor, positions: Tensor) -> Tensor:
+        """A receiver's value from its unnormed projection and its input's sum of squares.
+
+        Args:
+            receiver: q, k, v or MLP receiver.
+            u: input times `reads`, [..., P, C, O].
+            square: sum of squares of the input, [..., P, C].
+            positions: position numbers for rotary embeddings, [P, C].
+        """
+        value = torch.addcmul(self.bias(receiver), u, self.inverse_norm(square))
+        if self.weights.rotary is None or self.graph.receiver(receiver).kind not in ("q", "k"):
+            return value
+        cos, sin = self._rotation(positions)
+        return ops.apply_rotation(value, cos, sin)
+
+    def inverse_norm(self, square: Tensor) -> Tensor:
+        """What the input is multiplied by: [..., 1] for sums of squares [...]; 1 without norm."""
+        if self.arch.norm is None:
+            return torch.ones((), dtype=square.dtype)
+        return (square / self.arch.d_model + self.arch.eps).rsqrt_()[..., None]
+
+    def hidden(self, layer: int, value: Tensor) -> Tensor:
+        """Hidden units of an MLP from its receiver's value."""
+        activation = ops.ACTIVATIONS[self.arch.activation]
+        if self.weights.layers[layer].w_gate is None:
+            return activation(value)
+        gate, up = value.chunk(2, dim=-1)
+        return activation(gate) * up
+
+    def _kv_head(self, unit: int) -> int:
+        return unit * self.graph.kv_heads // self.graph.kv_units
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        rotary = self.weights.rotary
+        assert rotary is not None
+        cos, sin = ops.rotation(rotary, positions.reshape(-1))
+        shape = (*positions.shape, -1)
+        return cos.to(self.dtype).view(shape), sin.to(self.dtype).view(shape)
+
+    def _product(self, key: tuple[int, int], make) -> Tensor:  # type: ignore[no-untyped-def]
+        found = self._composed.get(key)
+        if found is None:
+            found = self._composed[key] = make()
+            self._composed_bytes += found.nbytes
+            while self._composed_bytes > COMPOSED_BYTES and len(self._composed) > 1:
+                _, oldest = self._composed.popitem(last=False)
+                self._composed_bytes -= oldest.nbytes
+        else:
+            self._composed.move_to_end(key)
+        return found

@@ -1,0 +1,268 @@
+"""The command ``pahq``: results on stdout, the rest on stderr, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pahq import __version__
+from pahq.v1 import discovery_pb2 as pb
+
+from pahq_client import Circuit
+from pahq_client.cli import main
+
+from .fake_server import Code, FakeServer, Fault
+
+DISCOVER = ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1"]
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PAHQ_SERVER", "PAHQ_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_discover(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--out", str(tmp_path / "c.json"), "--dot", str(tmp_path / "c.dot")]
+    options = ["--no-gates", "--num-prompts", "3", "--seed", "5", "--kv-receivers", "query"]
+    assert main([*DISCOVER, "--server", server.address, *files, *options]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith("# 2 of 10 edges, kl_divergence=0.1, 3 evaluations, model='demo'")
+    assert out.splitlines()[1:] == ["a0.h1->a1.h0<q>\t0.25", "input->logits"]
+    assert "10/10" in err
+    assert "5 kept" in err
+    assert len(Circuit.load(tmp_path / "c.json").edges) == 2
+    assert (tmp_path / "c.dot").read_text().startswith("digraph")
+    spec = server.called("CreateDiscovery")[0].spec
+    assert (spec.gates, spec.threshold, spec.measurement.kv_receivers) == (False, 0.1, "query")
+    assert (spec.measurement.task.builtin.num_prompts, spec.measurement.task.builtin.seed) == (3, 5)
+
+
+def test_discover_for_programs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DISCOVER, "--server", server.address, "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["format"] == "pahq.circuit"
+    assert err == ""
+
+
+def test_a_task_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps({"clean": ["ü", [1, 2]], "answers": [3, "x"], "positions": [0]}))
+    arguments = ["discover", "--model", "demo", "--task", str(path), "--server", server.address, "--quiet"]
+    assert main(arguments) == 0
+    task = server.called("CreateDiscovery")[0].spec.measurement.task.prompts
+    assert (task.clean[0].text, list(task.clean[1].token_ids.ids), list(task.positions.indices)) == (
+        "ü",
+        [1, 2],
+        [0],
+    )
+    capsys.readouterr()
+    for content, words in (
+        ("{", "is not JSON"),
+        ("[]", "'clean'"),
+        ('{"clean": ["a"], "korrupted": []}', "korrupted"),
+        ('{"clean": [3]}', "task.clean[0]"),
+    ):
+        path.write_text(content)
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+    assert main([*arguments, "--seed", "3"]) == 2
+    assert "task.seed" in capsys.readouterr().err
+    path.unlink()
+    assert main(arguments) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault(Code.INVALID_ARGUMENT, "m", "INVALID_REQUEST", violation=("threshold", "is NaN")), 2),
+        (Fault(Code.NOT_FOUND, "no such model", "NOT_FOUND", {"name": "x"}), 2),
+        (Fault(Code.FAILED_PRECONDITION, "v", "VERSION_MISMATCH", {"client": "1", "server": "2"}), 3),
+        (Fault(Code.UNIMPLEMENTED), 3),
+        (Fault(Code.RESOURCE_EXHAUSTED), 3),
+        (Fault(Code.UNAUTHENTICATED), 4),
+        (Fault(Code.PERMISSION_DENIED), 4),
+        (Fault(Code.INTERNAL), 1),
+        (Fault(Code.FAILED_PRECONDITION, "NaN", "NON_FINITE_METRIC"), 1),
+        (Fault(Code.INVALID_ARGUMENT, "two\nlines \x1b[31mred"), 2),
+    ],
+)
+def test_exit_codes_of_faults(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], fault: Fault, code: int
+) -> None:
+    server.faults["CreateDiscovery"] = [fault]
+    assert main([*DISCOVER, "--server", server.address]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pahq: error: ")
+    assert err.count("\n") == 1
+    assert "\x1b" not in err
+
+
+def test_exit_codes_of_jobs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*DISCOVER, "--server", server.address, "--quiet"]
+    for state, words in (
+        (pb.DISCOVERY_STATE_FAILED, "metric is NaN"),
+        (pb.DISCOVERY_STATE_CANCELLED, "cancelled"),
+    ):
+        server.outcome = state, "metric is NaN"
+        assert main(arguments) == 1
+        assert words in capsys.readouterr().err
+    server.outcome = None
+    assert main([*arguments, "--timeout", "0.1"]) == 1
+    assert server.cancelled.is_set()
+    assert "did not finish in time" in capsys.readouterr().err
+
+
+def test_unreachable(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--server", "127.0.0.1:1"]) == 3
+    assert "pahq-server serve --listen 127.0.0.1:1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["discover"], ["fly"], [*DISCOVER, "--threshold", "much"]])
+def test_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(["--version"])
+    assert raised.value.code == 0
+    assert capsys.readouterr().out == f"pahq {__version__}\n"
+
+
+def test_server_and_token_from_the_environment(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAHQ_SERVER", server.address)
+    monkeypatch.setenv("PAHQ_TOKEN", "s3cret")
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["device"] == "abacus"
+    assert server.calls[0][2]["authorization"] == "Bearer s3cret"
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path, tmp_path / "none" / "c.json"):
+        for option in ("--out", "--dot"):
+            assert main([*DISCOVER, "--server", server.address, option, str(path)]) == 2
+            assert "cannot write" in capsys.readouterr().err
+    assert server.calls == []
+
+
+def test_a_failed_save_still_prints_the_circuit(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Circuit, "save", full)
+    assert main([*DISCOVER, "--server", server.address, "--quiet", "--out", str(tmp_path / "c")]) == 2
+    out, err = capsys.readouterr()
+    assert "a0.h1->a1.h0<q>" in out
+    assert "No space left" in err
+
+
+def test_models_info_and_evaluate(
+    server: FakeServer, tmp_path: Path, circuit: Circuit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = ["--server", server.address]
+    assert main(["models", *at]) == 0
+    assert "name: demo\n" in capsys.readouterr().out
+    assert main(["models", "--json", *at]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["layers"] == 4
+    assert main(["info", *at]) == 0
+    assert "methods: acdc, single_edge\n" in capsys.readouterr().out
+    circuit.save(tmp_path / "c.json")
+    evaluate = ["evaluate", "--circuit", str(tmp_path / "c.json"), "--model", "demo", "--task", "ioi", *at]
+    assert main([*evaluate, "--json", "--metric", "l2"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["metric"], values["faithfulness"]) == ("l2", 0.75)
+    assert server.called("EvaluateCircuit")[0].measurement.ablation == "mean"
+    assert main(evaluate) == 0
+    assert "faithfulness: 0.75" in capsys.readouterr().out
+
+
+def test_show_and_compare(circuit: Circuit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "c.json")
+    circuit.save(path)
+    assert main(["show", path]) == 0
+    assert "m1->logits\t0.75" in capsys.readouterr().out
+    assert main(["show", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == 1
+    assert main(["compare", path, path]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == ["jaccard 1", "shared 4", "  m1->logits"]
+    assert main(["compare", path, path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["only_b"] == []
+    assert main(["show", str(tmp_path / "none")]) == 2
+    (tmp_path / "c.json").write_text("{}")
+    assert main(["show", path]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def _environ() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pahq_client.cli", *arguments]
+
+
+def test_interrupt_cancels_the_job(server: FakeServer) -> None:
+    server.outcome = None
+    process = subprocess.Popen(
+        _command(*DISCOVER, "--server", server.address),
+        env=_environ(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert server.watching.wait(60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "pahq: error: interrupted"
+    assert "Traceback" not in err
+    assert server.cancelled.is_set()
+
+
+def test_one_line_on_stderr_in_a_real_process() -> None:
+    done = subprocess.run(
+        _command("models", "--server", "127.0.0.1:1"),
+        env=_environ(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_leaves_is_no_error(circuit: Circuit, tmp_path: Path) -> None:
+    circuit.save(tmp_path / "c.json")
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            _command("show", str(tmp_path / "c.json")),
+            env=_environ(),
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,92 @@
+"""Made-up metrics of circuits: pure functions of a seed and of the kept edges, without a model.
+
+Values are small integers, so sums and differences are exact and deltas often equal a threshold.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+
+from helpers.topology import edge_names, heads_behind, receiver_names, senders_into
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.graph import Graph
+from pahq_server.core.verdict import SearchResult
+from pahq_server.search.base import Steps
+
+ScoreRow = Callable[[Row], float]
+
+
+class SetScore:
+    """A metric that depends, in no simple way, on the kept edges that lead to the logits.
+
+    Edges into a dead node change nothing, as in a real model.
+
+    Args:
+        graph: of the circuits.
+        seed: selects the function.
+        values: how many different values it takes.
+    """
+
+    def __init__(self, graph: Graph, seed: int, values: int = 7) -> None:
+        self._values = values
+        # Per receiver, latest first: the senders it flows into, and its edges by sender.
+        self._receivers = [
+            (heads_behind(graph, name), {s: f"{s}->{name}" for s in senders_into(graph, name)})
+            for name in reversed(receiver_names(graph))
+        ]
+        self._code = {name: _digest(f"{seed} {name}".encode()) for name in edge_names(graph)}
+
+    def of_names(self, names: Collection[str]) -> float:
+        alive: set[str] = set()
+        total = 0
+        for behind, edges in self._receivers:
+            if behind and alive.isdisjoint(behind):
+                continue
+            for sender, edge in edges.items():
+                if edge in names:
+                    alive.add(sender)
+                    total ^= self._code[edge]
+        return float(_digest(total.to_bytes(8, "big")) % self._values)
+
+    def of_circuit(self, circuit: Circuit) -> float:
+        return self.of_names({name for name, kept in zip(self._code, circuit.kept, strict=True) if kept})
+
+    def __call__(self, row: Row) -> float:
+        return self.of_circuit(row.circuit)
+
+
+class AnchoredScore:
+    """A metric that also depends on the anchors, as a rounded one does.
+
+    Searches may rely on nothing more: a score is a pure function of the chain of anchors and of the row.
+    """
+
+    def __init__(self, graph: Graph, seed: int) -> None:
+        self._seed = seed
+        self._set_score = SetScore(graph, seed)
+
+    def __call__(self, row: Row) -> float:
+        chain = b"".join([*_anchor_keys(row.anchor), row.circuit.key])
+        rounding = _digest(chain + bytes([self._seed])) % 1000 / 1024
+        return self._set_score(row) + rounding
+
+
+def answer(steps: Steps, score: ScoreRow) -> SearchResult:
+    """Runs a search to its end."""
+    rows = next(steps)
+    while True:
+        try:
+            rows = steps.send([score(row) for row in rows])
+        except StopIteration as stop:
+            result: SearchResult = stop.value
+            return result
+
+
+def _anchor_keys(anchor: Anchor | None) -> list[bytes]:
+    return [] if anchor is None else [anchor.circuit.key, *_anchor_keys(anchor.parent)]
+
+
+def _digest(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")

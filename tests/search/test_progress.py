@@ -1,0 +1,87 @@
+"""What a search tells about itself while it runs."""
+
+from __future__ import annotations
+
+import pytest
+from helpers.scores import SetScore
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pahq_server.core.graph import Graph
+from pahq_server.search.acdc import Test as Question
+from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.search.base import Search
+from pahq_server.search.single_edge import SingleEdgeSearch
+
+GRAPH = Graph(2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        AcdcSearch(GRAPH, 2.0, gates=True),
+        AcdcSearch(GRAPH, 2.0, gates=False, window=7),
+        SingleEdgeSearch(GRAPH, 1.0, window=5),
+        SingleEdgeSearch(GRAPH, None),
+    ],
+    ids=["acdc", "acdc batched", "single edge", "single edge, all"],
+)
+def test_decided_edges_only_grow_up_to_all_of_them(search: Search) -> None:
+    score, steps = SetScore(GRAPH, 4), search.run()
+    rows, seen = next(steps), [search.progress()]
+    while True:
+        try:
+            rows = steps.send([score(row) for row in rows])
+        except StopIteration as stop:
+            result = stop.value
+            break
+        seen.append(search.progress())
+    decided, kept = [p.decided for p in seen], [p.kept for p in seen]
+    assert decided == sorted(decided)
+    assert kept == sorted(kept)
+    assert decided[0] == 0
+    assert (decided[-1], kept[-1]) == (GRAPH.num_edges, result.circuit.num_kept)
+
+
+def test_the_metric_of_acdc_is_the_current_circuits() -> None:
+    score, search = SetScore(GRAPH, 4), AcdcSearch(GRAPH, 2.0, gates=False)
+    steps = search.run()
+    rows = next(steps)
+    while len(search.verdicts) < 10:
+        rows = steps.send([score(row) for row in rows])
+    removed = [v.index for v in search.verdicts if not v.kept]
+    current = rows[0].anchor.circuit
+    assert removed
+    assert not current.kept[removed[0]]
+    assert search.progress().metric in {v.score for v in search.verdicts} | {score.of_circuit(current)}
+
+
+@given(st.integers(1, 40), st.booleans())
+def test_a_right_prediction_wastes_nothing(window: int, gates: bool) -> None:
+    search = AcdcSearch(GRAPH, 1.0, gates, window)
+    _drive(search, 0.0)  # nothing matters: all is removed, as predicted
+    assert search.statistics.wasted == 0
+    assert search.statistics.batches == -(-len(search.verdicts) // window)
+
+
+def test_a_wrong_prediction_costs_rows_but_no_verdict() -> None:
+    def predict_keeping(test: Question) -> bool:
+        return True
+
+    window = 4
+    search = AcdcSearch(GRAPH, 1.0, gates=False, window=window, predictor=predict_keeping)
+    _drive(search, 0.0)
+    plain = AcdcSearch(GRAPH, 1.0, gates=False)
+    _drive(plain, 0.0)
+    assert search.verdicts == plain.verdicts
+    assert search.statistics.batches == len(search.verdicts)  # every first guess is a surprise
+    assert search.statistics.wasted > 0
+    assert search.statistics.rows > plain.statistics.rows
+
+
+def _drive(search: AcdcSearch, score: float) -> None:
+    steps = search.run()
+    rows = next(steps)
+    with pytest.raises(StopIteration):
+        while True:
+            rows = steps.send([score] * len(rows))
