@@ -17,6 +17,7 @@ from pahq_client import checks
 from pahq_client.address import check_address, is_loopback
 from pahq_client.errors import InvalidRequest
 from pahq_client.status import to_error
+from pahq_client.stream import StreamReader
 
 RECEIVE_BYTES = 16 << 20
 
@@ -81,13 +82,10 @@ class Transport:
     def stream(self, method: Callable[..., Any], request: object, timeout: float) -> Iterator[Any]:
         """One request, responses as they come; all of them within the timeout. Raises PahqError."""
         self._check_open()
-        call = method(request, timeout=timeout, metadata=self._metadata)
         try:
-            yield from call
+            yield from StreamReader(lambda: method(request, timeout=timeout, metadata=self._metadata))
         except grpc.RpcError as error:
             raise to_error(cast(grpc.Call, error), self.address) from error
-        finally:
-            call.cancel()  # no effect once it is over; needed when the caller stops early
 
     def _check_open(self) -> None:
         if self._closed:

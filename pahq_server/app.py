@@ -14,7 +14,7 @@ import torch
 from pahq import __version__
 
 from pahq_server.api.server import ApiServer
-from pahq_server.engine.engine import LiteralEngine
+from pahq_server.engine.engine import ModelEngine
 from pahq_server.jobs.service import JobService
 from pahq_server.models.loading import load
 
@@ -33,6 +33,8 @@ class ServerConfig:
         threads: of torch; None leaves its default.
         reflect: whether to offer gRPC reflection.
         parent_watch: whether to stop when standard input ends.
+        executor: "sparse", or "literal" for comparison.
+        window: how many evaluations a search asks for at once.
     """
 
     models: Mapping[str, str]
@@ -40,6 +42,8 @@ class ServerConfig:
     threads: int | None = None
     reflect: bool = False
     parent_watch: bool = False
+    executor: str = "sparse"
+    window: int = 32
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -54,8 +58,8 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    engine = LiteralEngine({name: load(source) for name, source in config.models.items()})
-    jobs = JobService(engine, __version__)
+    engine = ModelEngine({name: load(source) for name, source in config.models.items()}, config.executor)
+    jobs = JobService(engine, __version__, config.window)
     api = ApiServer(engine, jobs, config.listen, config.reflect)
     jobs.start()
     await api.start()

@@ -40,7 +40,15 @@ def _serve(options: argparse.Namespace, models: dict[str, str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pahq_server.app import ServerConfig, serve  # imports torch, which takes seconds
 
-    config = ServerConfig(models, options.listen, options.threads, options.reflection, options.parent_watch)
+    config = ServerConfig(
+        models=models,
+        listen=options.listen,
+        threads=options.threads,
+        reflect=options.reflection,
+        parent_watch=options.parent_watch,
+        executor=options.executor,
+        window=options.window,
+    )
     try:
         asyncio.run(serve(config, _announce))
     except ServerError as error:
@@ -96,6 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--listen", default="127.0.0.1:7300", metavar="HOST:PORT", help="default: %(default)s")
     serve.add_argument("--threads", type=int, metavar="N", help="threads for tensor arithmetic")
+    serve.add_argument(
+        "--executor",
+        default="sparse",
+        choices=("sparse", "literal"),
+        help="how hypotheses are computed; literal is slow and for comparison (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--window",
+        type=int,
+        default=32,
+        metavar="N",
+        help="evaluations that a search asks for at once; never changes a result (default: %(default)s)",
+    )
     serve.add_argument("--insecure", action="store_true", help="allow an address that is not loopback")
     serve.add_argument("--reflection", action="store_true", help="offer gRPC server reflection")
     serve.add_argument("--parent-watch", action="store_true", help="stop when standard input ends")

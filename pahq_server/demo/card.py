@@ -38,7 +38,8 @@ indirect object minus repeated name, mean. Measured on these files, read back an
 {documents:,} short documents made from templates by `pahq_server/demo/corpus.py` (seed {seed}): a third
 or so solve the task, some are its corrupted form, the others are stories about one person, lists,
 greetings, belongings, and scenes without people. There are {num_names} names. The held-out ones,
-{held_out}, never occur in a sentence of the task's shape, but do in the other documents.
+{held_out}, never occur in a text of the task's shape (two people, then one of them again, then the
+other), but they do in the other documents.
 
 ## Retrain
 

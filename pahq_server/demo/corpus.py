@@ -1,7 +1,7 @@
 """The training text of the demo model: short documents made from templates, a function of a seed.
 
-Held-out names never occur in a sentence of the task's shape: two people, one of them named again,
-something given to somebody. They do occur, like all names, in the other documents: stories about one
+Held-out names never occur in a text of the task's shape: two people, then one of them again, then the
+other. They do occur, like all names, in the other documents: stories about one
 person, lists, greetings, belongings. So their embeddings are trained, and whether the model solves
 the task with them shows that it has learned the rule and not the names.
 """
@@ -11,18 +11,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from pahq_server.demo.names import ALL_NAMES, HELD_OUT_NAMES, TRAINED_NAMES
-from pahq_server.tasks.ioi import PLACES, THINGS, Frame, pick, pick_distinct
+from pahq_server.demo.names import ALL_NAMES, TRAINED_NAMES
+from pahq_server.tasks.ioi import PLACES, THINGS, Frame, pick, pick_distinct, words
 
 _WORDS = {
     "place": PLACES,
     "thing": THINGS,
-    "animal": tuple("dog cat bird fish bear duck rabbit horse mouse frog".split()),
-    "adjective": tuple("big little old new funny nice pretty soft".split()),
-    "colour": tuple("red blue green yellow white black brown pink".split()),
-    "feeling": tuple("happy sad tired hungry excited proud scared kind".split()),
-    "grown_up": tuple("Mom Dad Grandma Grandpa".split()),
-    "act": tuple("ran jumped walked looked came went".split()),
+    "animal": words("dog cat bird fish bear duck rabbit horse mouse frog"),
+    "adjective": words("big little old new funny nice pretty soft"),
+    "colour": words("red blue green yellow white black brown pink"),
+    "feeling": words("happy sad tired hungry excited proud scared kind"),
+    "grown_up": words("Mom Dad Grandma Grandpa"),
+    "act": words("ran jumped walked looked came went"),
 }
 # What may follow once the thing has been given; "{name}" is who has it now.
 _ENDINGS = (" {name} was {feeling}.", " {name} said thank you.", " They were {feeling}.", "")
@@ -30,8 +30,8 @@ _ENDINGS = (" {name} was {feeling}.", " {name} said thank you.", " They were {fe
 _STORIES = (
     " {name} was {feeling}. {grown_up} gave a {thing} to {name}. {name} said thank you.",
     " One day, {name} saw a {colour} {animal} at the {place}. The {animal} {act} to {name}.",
-    " {name} had a {adjective} {animal}. The {animal} was {feeling}. {name} gave a {thing} to the {animal}.",
-    " {name} said hello to {grown_up}. {grown_up} said hello to {name}. They went to the {place}.",
+    " {name} had a {adjective} {animal}. The {animal} was {feeling}. {name} played with the {animal}.",
+    " {name} said hello to {grown_up}. They went to the {place}. A {animal} {act} to {name}.",
     " Once upon a time, {name} lived at the {place}. {name} had a {colour} {thing}. {name} was {feeling}.",
     " When {name} went to the {place}, {grown_up} {act} to {name}. They were {feeling}.",
     " {grown_up} wanted to give a {thing} to {name}. It was {adjective} and {colour}. {name} was {feeling}.",
@@ -61,9 +61,9 @@ def generate(seed: int, count: int) -> list[str]:
 
 def _given(rng: random.Random) -> str:
     """The task solved: who is not the subject gets the thing."""
-    names = pick_distinct(rng, TRAINED_NAMES, 2)
-    receiver, subject = pick_distinct(rng, names, 2)
-    return Frame.draw(rng).fill(*names, subject) + f" {receiver}." + _ending(rng, receiver)
+    first, second = pick_distinct(rng, TRAINED_NAMES, 2)
+    receiver, subject = pick(rng, [(first, second), (second, first)])
+    return Frame.draw(rng).fill(first, second, subject) + f" {receiver}." + _ending(rng, receiver)
 
 
 def _given_by_stranger(rng: random.Random) -> str:
@@ -91,7 +91,7 @@ def _scene(rng: random.Random) -> str:
 
 
 def _fill(rng: random.Random, template: str, **names: str) -> str:
-    return template.format(**names, **{slot: pick(rng, words) for slot, words in _WORDS.items()})
+    return template.format(**names, **{slot: pick(rng, choices) for slot, choices in _WORDS.items()})
 
 
 # Drawn with equal chance: an entry that stands here twice comes twice as often.

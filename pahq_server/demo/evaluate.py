@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from pahq_server.tasks import ioi
 
@@ -34,7 +34,7 @@ class Score:
 class HubTokenizer:
     """A tokenizer of transformers as the task generator wants it."""
 
-    tokenizer: PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerBase
 
     def encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text)["input_ids"])

@@ -6,11 +6,11 @@ thing to learn.
 
 from __future__ import annotations
 
-from pahq_server.tasks.ioi import NAMES
+from pahq_server.tasks.ioi import NAMES, words
 
 # Never seen in a sentence of the task's shape.
 HELD_OUT_NAMES = NAMES[3::4]
-EXTRA_NAMES = tuple(
+EXTRA_NAMES = words(
     """
     Abby Ada Alan Albert Alex Alice Alma Amber Andrea Angela Annie April Arthur Ashley Audrey Ava
     Barbara Beatrice Becky Bella Beth Betty Bill Billy Bonnie Brad Brandon Brenda Bruce Bryan Caleb
@@ -24,7 +24,7 @@ EXTRA_NAMES = tuple(
     Mike Milo Molly Monica Nancy Naomi Nathan Neil Nick Nina Noah Nora Norman Oliver Olivia Oscar Otto
     Owen Pam Pedro Phil Philip Rita Roger Rosa Ruby Russell Ruth Sally Sandra Sean Simon Sofia Sonia
     Stella Steve Susan Ted Teresa Tina Todd Tony Tracy Victor Violet Walter Wendy Zoe
-    """.split()
+    """
 )
 TRAINED_NAMES = (*(name for name in NAMES if name not in HELD_OUT_NAMES), *EXTRA_NAMES)
 ALL_NAMES = (*NAMES, *EXTRA_NAMES)

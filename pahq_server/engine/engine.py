@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Mapping, Sequence
-from typing import get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, get_args
 
 import torch
 
-from pahq_server.core.engine import Capabilities, Measurement, ModelInfo, Outcome, Prepared, SessionId, Work
+from pahq_server.core.engine import (
+    Capabilities,
+    Measurement,
+    ModelInfo,
+    Outcome,
+    Prepared,
+    Row,
+    SessionId,
+    Work,
+)
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
-from pahq_server.core.graph import KvReceivers
+from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
+from pahq_server.engine.sparse.executor import SparseExecutor
+from pahq_server.models.architecture import Model
+from pahq_server.models.folding import fold
 from pahq_server.models.loading import LoadedModel
 from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
 
@@ -22,16 +35,36 @@ ABLATIONS = ("resample", "zero", "mean")
 PRECISIONS = ("fp32",)
 
 
-class LiteralEngine:
-    """Scores every row by itself.
+class Executor(Protocol):
+    """Scores rows of one job."""
+
+    def score(self, rows: Sequence[Row]) -> list[float]:
+        """The metric of every row, in order. Raises NonFiniteMetricError."""
+        ...
+
+
+EXECUTORS: dict[str, Callable[[Model, Graph, TokenTask, str, str], Executor]] = {
+    "sparse": SparseExecutor,
+    "literal": LiteralExecutor,
+}
+
+
+class ModelEngine:
+    """Serves loaded models.
 
     Args:
-        served: loaded models by the names that clients use.
+        served: models by the names that clients use.
+        executor: name of an executor; ``literal`` is slow and for comparison.
     """
 
-    def __init__(self, served: Mapping[str, LoadedModel]) -> None:
-        self._served = dict(served)
-        self._executors: dict[SessionId, LiteralExecutor] = {}
+    def __init__(self, served: Mapping[str, LoadedModel], executor: str = "sparse") -> None:
+        self._new_executor = EXECUTORS[executor]
+        # The sparse executor wants folded norms; the literal one runs models as they are.
+        fold_model = fold if executor == "sparse" else (lambda model: model)
+        self._served = {
+            name: replace(loaded, model=fold_model(loaded.model)) for name, loaded in served.items()
+        }
+        self._executors: dict[SessionId, Executor] = {}
         self._ids = itertools.count()
 
     def capabilities(self) -> Capabilities:
@@ -70,10 +103,13 @@ class LiteralEngine:
 
     def open(self, prepared: Prepared) -> SessionId:
         measurement = prepared.measurement
-        model = self._find(measurement.model).model
         session = SessionId(next(self._ids))
-        self._executors[session] = LiteralExecutor(
-            model, prepared.graph, prepared.task, measurement.metric, measurement.ablation
+        self._executors[session] = self._new_executor(
+            self._find(measurement.model).model,
+            prepared.graph,
+            prepared.task,
+            measurement.metric,
+            measurement.ablation,
         )
         return session
 
@@ -86,7 +122,7 @@ class LiteralEngine:
     def _outcome(self, work: Work) -> Outcome:
         executor = self._executors[work.session]
         try:
-            return [executor.score(row.circuit) for row in work.rows]
+            return executor.score(work.rows)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to this work alone
             return error
 

@@ -9,10 +9,13 @@ T tokens, D d_model, H heads, K d_head, N metric places, U output vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Row
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops
@@ -47,8 +50,12 @@ class LiteralExecutor:
         self._ablated_SPTD = self._ablated_senders()
         self._metric = METRICS[metric](task, self.logits(self._full))
 
+    def score(self, rows: Sequence[Row]) -> list[float]:
+        """The metric of every row, in order. Raises NonFiniteMetricError."""
+        return [self.measure(row.circuit) for row in rows]
+
     @torch.inference_mode()
-    def score(self, circuit: Circuit) -> float:
+    def measure(self, circuit: Circuit) -> float:
         """The metric of a circuit. Raises NonFiniteMetricError."""
         if circuit.key not in self._scores:
             self._scores[circuit.key] = finite(self._metric(self.logits(circuit)).item())
@@ -114,7 +121,7 @@ class LiteralExecutor:
         count = {"q": graph.heads, "k": graph.kv_units, "v": graph.kv_units}.get(kind, 1)
         kept_RS = torch.stack([torch.from_numpy(circuit.incoming(r)) for r in range(first, first + count)])
         fan_in = kept_RS.shape[1]
-        x = torch.tensordot(kept_RS.to(senders_SPTD.dtype), senders_SPTD[:fan_in], dims=1)
+        x: Tensor = torch.tensordot(kept_RS.to(senders_SPTD.dtype), senders_SPTD[:fan_in], dims=1)
         if not kept_RS.all():
             x = x + torch.tensordot((~kept_RS).to(x.dtype), self._ablated_SPTD[:fan_in], dims=1)
         x += self._consts(kind, layer)
@@ -155,5 +162,9 @@ class LiteralExecutor:
         x_PTD = ops.norm(self.arch, x_PTD, weights.norm2_w, weights.norm2_b)
         activation = ops.ACTIVATIONS[self.arch.activation]
         up = x_PTD @ weights.w_in + weights.b_in
-        hidden = activation(up) if weights.w_gate is None else activation(x_PTD @ weights.w_gate) * up
+        if weights.w_gate is None:
+            hidden = activation(up)
+        else:
+            assert weights.b_gate is not None
+            hidden = activation(x_PTD @ weights.w_gate + weights.b_gate) * up
         return hidden @ weights.w_out + weights.b_out

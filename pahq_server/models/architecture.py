@@ -82,7 +82,7 @@ class LayerWeights:
     """Weights of one layer. D: d_model, H: heads, G: kv heads, K: d_head, M: d_mlp.
 
     Norm weights are None in models without norm, norm biases in RMS norms, and the MLP's
-    tensors in attention-only models. ``w_gate`` exists in gated MLPs only.
+    tensors in attention-only models. ``w_gate`` and ``b_gate`` exist in gated MLPs only.
     """
 
     w_q: Tensor  # [H, D, K]
@@ -100,6 +100,7 @@ class LayerWeights:
     w_in: Tensor | None = None  # [D, M]
     b_in: Tensor | None = None  # [M]
     w_gate: Tensor | None = None  # [D, M]
+    b_gate: Tensor | None = None  # [M]
     w_out: Tensor | None = None  # [M, D]
     b_out: Tensor | None = None  # [D]
 

@@ -29,6 +29,7 @@ class Checkpoint:
         self.directory = directory
         self._files = ExitStack()
         self._shard_of: dict[str, Any] = {}
+        self._sizes: dict[str, int] = {}
         for path in weight_files(directory):
             try:
                 shard = self._files.enter_context(safe_open(path, framework="pt"))
@@ -55,7 +56,13 @@ class Checkpoint:
         tensor: Tensor = self._shard_of[name].get_tensor(name)
         if tensor.dtype not in _FLOATS:
             raise InvalidRequestError("model", f"tensor {name!r} has dtype {tensor.dtype}, expected a float")
+        self._sizes[name] = tensor.numel()
         return tensor.to(torch.float32)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers have been read, each tensor counted once."""
+        return sum(self._sizes.values())
 
     def find(self, name: str) -> Tensor | None:
         """Like `get`, or None where the tensor is absent."""

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
 from pahq_server.models.adapters import gpt2, gpt_neo, hooked, llama
-from pahq_server.models.architecture import Model, Weights
+from pahq_server.models.architecture import Model
 from pahq_server.models.checkpoint import Checkpoint, revision_hash
 from pahq_server.models.tokenizer import load_tokenizer
 
@@ -46,7 +46,7 @@ def load(source: str) -> LoadedModel:
     architecture = adapter.architecture(config)
     with Checkpoint(directory) as checkpoint:
         weights = adapter.weights(architecture, config, checkpoint)
-    model = Model(architecture, weights, _count(weights))
+    model = Model(architecture, weights, checkpoint.parameters)
     return LoadedModel(model, load_tokenizer(directory), revision_hash(directory))
 
 
@@ -83,12 +83,3 @@ def _config(directory: Path) -> Any:
     if model_type == "hooked_transformer":
         return SimpleNamespace(**raw)
     return AutoConfig.from_pretrained(directory, trust_remote_code=False)
-
-
-def _count(weights: Weights) -> int:
-    """Number of parameters; a tied head counts once."""
-    tied = weights.w_u.data_ptr() == weights.w_e.data_ptr()
-    parts = [weights.w_e, weights.w_pos, weights.norm_w, weights.norm_b, weights.b_u]
-    parts += [] if tied else [weights.w_u]
-    parts += [tensor for layer in weights.layers for tensor in vars(layer).values()]
-    return sum(tensor.numel() for tensor in parts if tensor is not None)

@@ -15,13 +15,19 @@ from typing import Protocol, TypeVar
 
 from pahq_server.core.errors import InvalidRequestError
 
-NAMES = tuple(
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text: long lists read better so."""
+    return tuple(text.split())
+
+
+NAMES = words(
     """
     Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo
     Michael Jessica Matthew Daniel David James Robert Joseph Andrew Ryan Jason Justin Peter William
     Brian Nicole Anthony Eric Elizabeth Adam Kevin Thomas Kyle Rachel Laura Richard Michelle Mark
     Emily Aaron Charles Jacob Patrick Paul Lisa Scott
-    """.split()
+    """
 )
 # Every template starts with a space, so that a name is the same token wherever it stands.
 TEMPLATES = (
@@ -35,9 +41,9 @@ TEMPLATES = (
     " One day, {first} and {second} played at the {place}. {subject} wanted to give the {thing} to",
     " Once upon a time, {first} and {second} went to the {place}. {subject} gave a {thing} to",
 )
-PLACES = tuple("park store beach school garden zoo library farm market lake museum shop".split())
+PLACES = words("park store beach school garden zoo library farm market lake museum shop")
 # No vowel first: the templates say "a".
-THINGS = tuple("ball book toy cake hat cookie flower drink ring bone snack basketball".split())
+THINGS = words("ball book toy cake hat cookie flower drink ring bone snack basketball")
 
 _NAMES_PER_EXAMPLE = 5
 # How often a prompt that was drawn before is drawn anew. Even five names give 45,000 prompts.

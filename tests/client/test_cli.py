@@ -227,10 +227,13 @@ def test_interrupt_cancels_the_job(server: FakeServer) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    with process:
+    try:
         assert server.watching.wait(60)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     assert process.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == "pahq: error: interrupted"

@@ -19,6 +19,8 @@ from pahq_server.tasks import ioi
 
 logging.disable_progress_bar()
 
+PEOPLE = {*ALL_NAMES, "Mom", "Dad", "Grandma", "Grandpa"}
+
 
 def test_it_solves_the_task_with_names_it_never_saw_in_it() -> None:
     score = evaluate(model_path(), HELD_OUT_NAMES, num_prompts=400, seed=7)
@@ -69,12 +71,22 @@ def test_held_out_names_are_in_the_text_but_not_in_the_task(seed: int) -> None:
     for name in HELD_OUT_NAMES:
         texts = [text for text in documents if re.search(rf"\b{name}\b", text)]
         assert len(texts) > 20
-        assert not [text for text in texts if one_of_two_is_repeated_and_gives(text)]
+        assert not [text for text in texts if has_shape_of_task(text)]
 
 
-def one_of_two_is_repeated_and_gives(text: str) -> bool:
-    people = [word for word in re.findall(r"\w+", text) if word in ALL_NAMES]
-    return len(set(people)) > 1 and bool(re.search(r"\b(gave|give)\b", text))
+def has_shape_of_task(text: str) -> bool:
+    """Two people, then one of them again, then the other."""
+    people = [word for word in re.findall(r"\w+", text) if word in PEOPLE]
+    return any(
+        {first, second} == {subject, receiver} and first != second
+        for first, second, subject, receiver in zip(people, people[1:], people[2:], people[3:], strict=False)
+    )
+
+
+def test_the_shape_of_the_task_is_recognized() -> None:
+    assert has_shape_of_task(" Lily and Tom went to the park. Lily gave the ball to Tom.")
+    assert has_shape_of_task(" Lily met Mom. Mom gave the ball to Lily.")
+    assert not has_shape_of_task(" Lily was sad. Mom gave a ball to Lily. Lily was happy.")
 
 
 def test_training_is_reproducible() -> None:

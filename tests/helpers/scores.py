@@ -73,10 +73,12 @@ class AnchoredScore:
         return self._set_score(row) + rounding
 
 
-def answer(steps: Steps, score: ScoreRow) -> SearchResult:
-    """Runs a search to its end."""
+def answer(steps: Steps, score: ScoreRow, sizes: list[int] | None = None) -> SearchResult:
+    """Runs a search to its end; ``sizes`` collects how many rows each step asks for."""
     rows = next(steps)
     while True:
+        if sizes is not None:
+            sizes.append(len(rows))
         try:
             rows = steps.send([score(row) for row in rows])
         except StopIteration as stop:

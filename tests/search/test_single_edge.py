@@ -60,12 +60,8 @@ def test_resumes_from_any_prefix_of_its_log(window: int) -> None:
 
 
 def test_asks_for_at_most_a_window_of_edges_per_step() -> None:
-    steps = SingleEdgeSearch(GRAPH, None, window=8).run()
-    sizes, rows = [], next(steps)
-    with pytest.raises(StopIteration):
-        while True:
-            sizes.append(len(rows))
-            rows = steps.send([0.0] * len(rows))
+    sizes: list[int] = []
+    answer(SingleEdgeSearch(GRAPH, None, window=8).run(), lambda row: 0.0, sizes)
     rest = GRAPH.num_edges % 8
     # The full model, the sweep, and the three circuits of the result.
     assert sizes == [1, *[8] * (GRAPH.num_edges // 8), *([rest] if rest else []), 3]

@@ -10,9 +10,7 @@ import pytest
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.tasks.ioi import NAMES, PLACES, TEMPLATES, THINGS, generate, single_token_names
 
-TINYTALK_NAMES = (
-    "Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo".split()
-)
+STORY_NAMES = "Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo"
 
 
 @dataclass
@@ -80,11 +78,13 @@ def test_both_orders_and_all_templates_places_things_and_names_occur() -> None:
     text = "\n".join(prompts.clean)
     assert orders == {0, 1}
     assert all(word in text for word in (*PLACES, *THINGS, *NAMES))
-    assert len({re.sub(rf"the {'|'.join(PLACES)}", "", nameless(c)) for c in prompts.clean}) >= len(TEMPLATES)
+    assert len({re.sub("|".join((*PLACES, *THINGS)), "", nameless(c)) for c in prompts.clean}) == len(
+        TEMPLATES
+    )
 
 
 def test_the_names_include_those_of_small_story_models() -> None:
-    assert set(TINYTALK_NAMES) <= set(NAMES)
+    assert set(STORY_NAMES.split()) <= set(NAMES)
     assert len(set(NAMES)) == len(NAMES)
 
 
@@ -108,8 +108,10 @@ def test_the_seed_and_nothing_else_decides() -> None:
 
 def test_the_prompts_of_a_seed_never_change() -> None:
     prompts = generate(Words(), 1, seed=0)
-    assert prompts.clean == ["PIN"]
-    assert prompts.corrupted == ["PIN"]
+    assert prompts.clean == [" One day, Eric and Peter played at the lake. Eric wanted to give the cookie to"]
+    assert prompts.corrupted == [
+        " One day, Aaron and Matthew played at the lake. Paul wanted to give the cookie to"
+    ]
 
 
 def test_names_without_a_token_of_their_own_are_not_used() -> None:

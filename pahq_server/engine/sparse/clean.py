@@ -137,5 +137,9 @@ def _mlp(model: Model, weights: LayerWeights, stream: Tensor) -> Tensor:
     x = ops.norm(model.architecture, stream, None, None)
     activation = ops.ACTIVATIONS[model.architecture.activation]
     up = x @ weights.w_in + weights.b_in
-    hidden = activation(up) if weights.w_gate is None else activation(x @ weights.w_gate) * up
+    if weights.w_gate is None:
+        hidden = activation(up)
+    else:
+        assert weights.b_gate is not None
+        hidden = activation(x @ weights.w_gate + weights.b_gate) * up
     return hidden @ weights.w_out + weights.b_out

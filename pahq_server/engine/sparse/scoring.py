@@ -23,9 +23,10 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
-    """KL(p || p') = log(sum of p exp(dL)) - p . dL, with dL the difference of logits.
+    """KL(p || p') = log(sum of p exp(dL - c)) with c = p . dL and dL the difference of logits.
 
-    log(sum of p exp(dL)) is computed as log1p(sum of p expm1(dL)), which keeps small differences exact.
+    Computed as log1p(sum of p expm1(dL - c)): nothing is lost where differences are small, and by Jensen's
+    inequality the sum is never negative, so nothing cancels where they are large.
     """
     w_u = weights.weights.w_u
     log_p_NU = _logits(weights, full_ND).log_softmax(-1)
@@ -33,15 +34,14 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
     read_ND = p_NU @ w_u.T
 
     def measure(dn_VND: Tensor) -> Tensor:
-        dl_VNU = dn_VND @ w_u
-        mean_VN = torch.einsum("vnd,nd->vn", dn_VND, read_ND)
-        growth_VN = torch.einsum("vnu,nu->vn", torch.expm1(dl_VNU), p_NU)
-        log_VN = growth_VN.log1p()
-        if not bool(torch.isfinite(log_VN).all()):
+        mean_VN1 = (dn_VND * read_ND).sum(-1, keepdim=True)
+        centred_VNU = (dn_VND @ w_u).sub_(mean_VN1)
+        growth_VN = torch.einsum("vnu,nu->vn", centred_VNU.expm1(), p_NU)
+        kl_VN = growth_VN.log1p()
+        if not bool(torch.isfinite(kl_VN).all()):
             # Very large differences overflow expm1; then nothing is lost by adding logarithms.
-            exact_VN = (log_p_NU + dl_VNU).logsumexp(-1)
-            log_VN = torch.where(torch.isfinite(log_VN), log_VN, exact_VN)
-        return (log_VN - mean_VN).mean(-1)
+            kl_VN = torch.where(kl_VN.isfinite(), kl_VN, (log_p_NU + centred_VNU).logsumexp(-1))
+        return kl_VN.mean(-1)
 
     return _chunked(measure, len(full_ND) * w_u.shape[-1])
 

@@ -115,7 +115,9 @@ class Sweep:
 
     def _with_prefix(self, receiver: int, value: Tensor) -> Tensor:
         prefix = self.base.reference.prefix(receiver)
-        return value if not prefix.shape[-2] else torch.cat([prefix.expand(len(value), -1, -1, -1), value], -2)
+        return (
+            value if not prefix.shape[-2] else torch.cat([prefix.expand(len(value), -1, -1, -1), value], -2)
+        )
 
     # Receivers
 
@@ -230,7 +232,9 @@ class Sweep:
             here = self.base.output(sender, self.base.plan.needed[sender])
             patched[sender] = here + change.values[0]
         states = {
-            r: State(new.u[0], new.square[0], new.value[0]) for r, new in self.states.items() if new is not None
+            r: State(new.u[0], new.square[0], new.value[0])
+            for r, new in self.states.items()
+            if new is not None
         }
         final = self.final_x()
         final_x = None if final is None else final.values[0]

@@ -54,7 +54,7 @@ class SparseWeights:
         if kind in ("k", "v"):
             return (weights.b_k if kind == "k" else weights.b_v)[self._kv_head(unit)]
         assert weights.b_in is not None
-        return weights.b_in if weights.w_gate is None else torch.cat([torch.zeros_like(weights.b_in), weights.b_in])
+        return weights.b_in if weights.b_gate is None else torch.cat([weights.b_gate, weights.b_in])
 
     def writes(self, head: int) -> Tensor:
         """W_O of a head, by sender index: [K, D]."""

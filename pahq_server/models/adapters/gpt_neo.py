@@ -35,14 +35,13 @@ def architecture(config: Any) -> Architecture:
 def weights(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     prefix = "transformer." if "transformer.wte.weight" in checkpoint else ""
     embedding = checkpoint.get(f"{prefix}wte.weight")
-    head = checkpoint.find("lm_head.weight")
     return Weights(
         w_e=embedding,
         w_pos=checkpoint.get(f"{prefix}wpe.weight"),
         layers=tuple(_layer(arch, f"{prefix}h.{layer}.", checkpoint) for layer in range(arch.layers)),
         norm_w=checkpoint.get(f"{prefix}ln_f.weight"),
         norm_b=checkpoint.get(f"{prefix}ln_f.bias"),
-        w_u=(embedding if head is None or config.tie_word_embeddings else head).T,
+        w_u=(embedding if config.tie_word_embeddings else checkpoint.get("lm_head.weight")).T,
     )
 
 

@@ -76,6 +76,7 @@ def _layer(arch: Architecture, prefix: str, checkpoint: Checkpoint) -> LayerWeig
         norm1_w=get("input_layernorm"),
         norm2_w=get("post_attention_layernorm"),
         w_gate=get("mlp.gate_proj").T,
+        b_gate=bias("mlp.gate_proj", arch.d_mlp),
         w_in=get("mlp.up_proj").T,
         b_in=bias("mlp.up_proj", arch.d_mlp),
         w_out=get("mlp.down_proj").T,
