@@ -29,7 +29,7 @@ class Circuit:
         gates_kept: receivers whose gate was tested and kept, in order of decision.
         verdicts: one per evaluation, in order.
         provenance: ``request`` is what determines the result (model revision, task hash, parameters,
-            version); ``run`` is what happened this time (times, hardware, counts).
+            policy, version); ``run`` is what happened this time (model name, times, hardware, counts).
         extra: unknown keys of the file that the circuit was loaded from.
     """
 
@@ -47,6 +47,12 @@ class Circuit:
     def metric_value(self) -> float:
         """The metric of the circuit. Lower is better."""
         return self.metric.value
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What the discovery was asked for (method, threshold, ablation, ...), as far as it is known."""
+        parameters = self.provenance.get("request", {}).get("parameters", {})
+        return parameters if isinstance(parameters, Mapping) else {}
 
     @property
     def removed_without_test(self) -> int:

@@ -43,12 +43,12 @@ class Speed:
 
 
 def describe(event: Event, speed: float | None) -> str:
-    """What stands beside the bar: state while waiting, else kept edges, metric, speed, time left."""
+    """What stands beside the bar: state while waiting, else edges, metric, speed, time left."""
     if not event.total:
         return event.state.lower()
-    parts = [f"{event.kept} kept", f"metric {event.metric:.4g}"]
+    parts = [f"{event.decided}/{event.total} edges, {event.kept} kept, metric {event.metric:.4g}"]
     if speed is not None:
-        parts.append(f"{speed:.3g} evaluations/s")
+        parts.append(f"{speed:.{0 if speed >= 10 else 1}f} eval/s")
     if event.eta_s is not None:
         parts.append(f"{_clock_time(event.eta_s)} left")
     return ", ".join(parts)
@@ -64,11 +64,12 @@ def _clock_time(seconds: float) -> str:
 def _bar() -> Iterator[Report]:
     # Imported here: a program that shows no bar need not wait for it.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, Progress, TextColumn
 
     # markup=False: nothing that a server sends is to be taken for formatting.
-    columns = BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False)
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    # The bar gives way to the words where the terminal is narrow.
+    columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=None)
+    with Progress(*columns, console=Console(stderr=True), expand=True) as bar:
         task, speed = bar.add_task("waiting", total=None), Speed()
 
         def report(event: Event) -> None:

@@ -96,16 +96,13 @@ def _quote(text: str) -> str:
 
 def summary(circuit: Circuit) -> str:
     """A circuit in one line."""
-    request = circuit.provenance.get("request", {})
-    parts = [f"{key}={request[key]!r}" for key in ("model", "method", "threshold") if key in request]
-    return ", ".join(
-        [
-            f"{len(circuit.edges)} of {circuit.num_edges_total} edges",
-            f"{circuit.metric.name}={circuit.metric_value:.6g}",
-            f"{circuit.num_evaluations} evaluations",
-            *parts,
-        ]
-    )
+    known = {**circuit.parameters, "model": circuit.provenance.get("run", {}).get("model")}
+    asked = [
+        f"{key}={known[key]!r}" for key in ("model", "method", "threshold") if known.get(key) is not None
+    ]
+    size = f"{len(circuit.edges)} of {circuit.num_edges_total} edges"
+    metric = f"{circuit.metric.name}={circuit.metric_value:.6g}"
+    return ", ".join([size, metric, f"{circuit.num_evaluations} evaluations", *asked])
 
 
 def to_html(circuit: Circuit) -> str:

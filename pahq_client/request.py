@@ -69,6 +69,10 @@ class EvaluationRequest:
 
 
 def _found_with(circuit: Circuit) -> dict[str, str]:
-    request = circuit.provenance.get("request", {})
-    found = {key: request[key] for key in ("ablation", "precision") if isinstance(request.get(key), str)}
-    return {**found, "metric": circuit.metric.name, "kv_receivers": circuit.graph.kv_receivers}
+    asked = {
+        "ablation": circuit.parameters.get("ablation"),
+        "precision": circuit.provenance.get("request", {}).get("policy"),
+        "metric": circuit.metric.name,
+        "kv_receivers": circuit.graph.kv_receivers,
+    }
+    return {key: value for key, value in asked.items() if isinstance(value, str)}

@@ -53,17 +53,10 @@ def _fold_layer(layer: LayerWeights, scale: float) -> LayerWeights:
     w_k, b_k = _fold(layer.w_k, layer.b_k, layer.norm1_w, layer.norm1_b)
     w_v, b_v = _fold(layer.w_v, layer.b_v, layer.norm1_w, layer.norm1_b)
     assert b_q is not None
-    layer = replace(
-        layer,
-        w_q=w_q * scale,
-        b_q=b_q * scale,
-        w_k=w_k,
-        b_k=b_k,
-        w_v=w_v,
-        b_v=b_v,
-        norm1_w=None,
-        norm1_b=None,
-    )
+    assert b_k is not None
+    assert b_v is not None
+    layer = replace(layer, w_q=w_q * scale, b_q=b_q * scale, w_k=w_k, b_k=b_k, w_v=w_v, b_v=b_v)
+    layer = replace(layer, norm1_w=None, norm1_b=None)
     if layer.w_in is None:
         return layer
     # The gate's bias stays as it is: only RMS-normed models, whose norms have no shift, are gated.

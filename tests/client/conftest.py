@@ -42,5 +42,8 @@ def circuit() -> Circuit:
             Verdict("a1.h2<q>", 0.2, True, gate=True),
             Verdict("a0.h0->m1", -1e-9, False),
         ),
-        provenance={"request": {"model": "tinytalk", "ablation": "mean"}, "run": {"seconds": 3.5}},
+        provenance={
+            "request": {"parameters": {"ablation": "mean", "threshold": 0.1}, "policy": "fp32"},
+            "run": {"model": "tinytalk", "seconds": 3.5},
+        },
     )

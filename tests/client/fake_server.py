@@ -243,8 +243,10 @@ def circuit_pages() -> list[pb.GetCircuitResponse]:
         metric=circuit_pb2.Metric(name="kl_divergence", value=0.1, full=0.0, empty=2.0),
         num_evaluations=3,
         num_edges_total=10,
-        provenance_request_json=json.dumps({"model": "demo", "ablation": "zero", "precision": "bf16"}),
-        provenance_run_json=json.dumps({"seconds": 1.5}),
+        provenance_request_json=json.dumps(
+            {"parameters": {"method": "acdc", "threshold": 0.1, "ablation": "zero"}, "policy": "bf16"}
+        ),
+        provenance_run_json=json.dumps({"model": "demo", "seconds": 1.5}),
     )
     edge, untested = (
         circuit_pb2.Edge(source="a0.h1", target="a1.h0<q>", score=0.25),

@@ -79,7 +79,7 @@ def test_save_and_load(circuit: Circuit, tmp_path: Path) -> None:
     assert content["format"] == "pahq.circuit"
     assert content["version"] == 1
     assert content["edges"][2] == {"source": "a0.h1", "target": "a1.g1<v>", "score": 1 / 3}
-    assert content["provenance"]["run"] == {"seconds": 3.5}
+    assert content["provenance"]["run"] == {"model": "tinytalk", "seconds": 3.5}
     assert os.listdir(tmp_path) == ["c.json"]
 
 
@@ -198,7 +198,13 @@ def test_counts_and_names(circuit: Circuit) -> None:
     assert Edge.parse("a0.h1->a1.h2<q>") == Edge("a0.h1", "a1.h2<q>")
     assert circuit.removed_without_test == 79
     assert circuit.metric_value == 0.03
-    assert repr(circuit) == ("Circuit(4 of 81 edges, kl_divergence=0.03, 3 evaluations, model='tinytalk')")
+    assert circuit.parameters["ablation"] == "mean"
+    odd = dataclasses.replace(circuit, provenance={"request": {"parameters": 3}})
+    assert odd.parameters == {}
+    assert repr(odd).endswith("3 evaluations)")
+    assert repr(circuit) == (
+        "Circuit(4 of 81 edges, kl_divergence=0.03, 3 evaluations, model='tinytalk', threshold=0.1)"
+    )
     for name in ("a0.h1", "logits->m0", "a0.h1->a1.h2", "", "a0.h1->a1.h2<q> "):
         with pytest.raises(InvalidRequest):
             Edge.parse(name)
@@ -240,7 +246,7 @@ def test_dot_is_deterministic_and_complete(circuit: Circuit) -> None:
 
 def test_dot_and_html_escape(circuit: Circuit) -> None:
     odd = dataclasses.replace(
-        circuit, edges=(Edge('a"\\', "logits", 1.0),), provenance={"request": {"model": "<b>"}}
+        circuit, edges=(Edge('a"\\', "logits", 1.0),), provenance={"run": {"model": "<b>"}}
     )
     assert r'"a\"\\" -> "logits"' in odd.to_dot()
     assert "&lt;b&gt;" in odd._repr_html_()

@@ -39,8 +39,8 @@ def test_discover(client: Client, server: FakeServer) -> None:
     assert [v.subject for v in circuit.verdicts] == ["a1.h0<q>", "a0.h1->a1.h0<q>", "input->m0"]
     assert circuit.gates_kept == ("a1.h0<q>",)
     assert (circuit.num_evaluations, circuit.num_edges_total, circuit.removed_without_test) == (3, 10, 8)
-    assert circuit.provenance["request"]["model"] == "demo"
-    assert circuit.provenance["run"] == {"seconds": 1.5}
+    assert circuit.parameters == {"method": "acdc", "threshold": 0.1, "ablation": "zero"}
+    assert circuit.provenance["run"] == {"model": "demo", "seconds": 1.5}
     assert [event.sequence for event in seen] == [1, 2, 3, 4]
     assert not server.called("CancelDiscovery")
     spec = server.called("CreateDiscovery")[0].spec

@@ -19,7 +19,7 @@ EVENT = Event(3, EventKind.PROGRESS, JobState.RUNNING, 40, 100, 7, 0.03125, 40, 
 
 
 def test_words_beside_the_bar() -> None:
-    assert describe(EVENT, 12.5) == "7 kept, metric 0.03125, 12.5 evaluations/s, 1:02:05 left"
+    assert describe(EVENT, 12.5) == "40/100 edges, 7 kept, metric 0.03125, 12 eval/s, 1:02:05 left"
     assert describe(Event(1, EventKind.STATE, JobState.QUEUED), None) == "queued"
 
 

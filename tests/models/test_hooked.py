@@ -82,7 +82,9 @@ def test_logits_equal_a_plain_forward_pass(variant: str, tmp_path: Path) -> None
     config = HOOKED_CONFIG | VARIANTS[variant]
     tensors = save_hooked(tmp_path, **VARIANTS[variant])
     model = load(str(tmp_path)).model
-    assert_close(product_logits(model, PROMPTS), [forward(config, tensors, ids) for ids in PROMPTS])
+    expected = [forward(config, tensors, ids) for ids in PROMPTS]
+    # Without a norm, logits grow large.
+    assert_close(product_logits(model, PROMPTS), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

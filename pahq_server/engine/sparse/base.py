@@ -266,11 +266,8 @@ class Base:
         if parent is not None and receiver not in self._changed:
             return parent.dots(receiver, head)
         moved = [] if parent is None else self._moved_senders(receiver, parent)
-        if (
-            parent is None
-            or not self._same_edges(receiver, parent)
-            or not all(map(self.reference.is_head, moved))
-        ):
+        only_heads = all(map(self.reference.is_head, moved))
+        if parent is None or not only_heads or not self._same_edges(receiver, parent):
             return self.kept_x(receiver) @ self.weights.writes(head).T
         dots = parent.dots(receiver, head)
         for sender in moved:
