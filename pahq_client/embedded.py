@@ -115,10 +115,18 @@ class EmbeddedServer:
             except queue.Empty:
                 raise TimeoutError("the embedded server was not ready in time") from None
             if line is None:
-                raise NoEmbeddedServer("embedded", f"the embedded server did not start:\n{self._tail()}")
+                raise self._stillborn()
             match = _READY.search(line)
             if match is not None:
                 return match[1]
+
+    def _stillborn(self) -> NoEmbeddedServer:
+        """The reason is usually the last line of the log; the rest goes along as a note."""
+        log = self._tail()
+        reason = log.splitlines()[-1] if log else "it said nothing"
+        error = NoEmbeddedServer("embedded", f"the embedded server did not start: {reason}")
+        error.add_note(f"Its log:\n{log}")
+        return error
 
     def _tail(self) -> str:
         assert self._log is not None

@@ -49,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(error: object, code: int) -> int:
-    text = "; ".join([str(error), *getattr(error, "__notes__", ())])
+    notes = (note for note in getattr(error, "__notes__", ()) if "\n" not in note)  # no logs
+    text = "; ".join([str(error), *notes])
     # One line, and nothing that a terminal would obey: parts of it come from the server or from files.
     line = "".join(c if c.isprintable() else " " for c in text)
     print(f"pahq: error: {' '.join(line.split())}", file=sys.stderr)

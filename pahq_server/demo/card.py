@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pahq_server.demo.evaluate import Score, evaluate
 from pahq_server.demo.names import EXTRA_NAMES, HELD_OUT_NAMES
-from pahq_server.tasks.ioi import NAMES
+from pahq_server.tasks.ioi_sentences import NAMES
 
 NUM_PROMPTS = 1000
 # Of the test prompts; has nothing to do with the seed of the training text.
@@ -35,11 +35,14 @@ indirect object minus repeated name, mean. Measured on these files, read back an
 
 ## Training data
 
-{documents:,} short documents made from templates by `pahq_server/demo/corpus.py` (seed {seed}): a third
-or so solve the task, some are its corrupted form, the others are stories about one person, lists,
-greetings, belongings, and scenes without people. There are {num_names} names. The held-out ones,
-{held_out}, never occur in a text of the task's shape (two people, then one of them again, then the
-other), but they do in the other documents.
+{documents:,} short documents made from templates by `pahq_server/demo/corpus.py` (seed {seed}): about a third
+solve the task, some are its corrupted form, the others are stories about one person, lists, greetings,
+belongings, and scenes without people. There are {num_names} names. These are held out:
+
+{held_out}
+
+They never occur in a text of the task's shape (two people, then one of them again, then the other), but
+they do in the other documents.
 
 ## Retrain
 
@@ -75,4 +78,4 @@ def measure(path: Path) -> dict[str, Score]:
 def row(label: str, score: Score) -> str:
     """One row of the card's table."""
     clean, corrupted = score.logit_difference, score.corrupted_logit_difference
-    return f"| {label} | {score.num_prompts} | {score.accuracy:.1%} | {clean:.1f} | {corrupted:.1f} |"
+    return f"| {label} | {score.num_prompts} | {score.accuracy:.1%} | {clean:z.1f} | {corrupted:z.1f} |"

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 
 from pahq_server.demo.names import ALL_NAMES, TRAINED_NAMES
-from pahq_server.tasks.ioi import PLACES, THINGS, Frame, pick, pick_distinct, words
+from pahq_server.tasks.ioi_sentences import PLACES, THINGS, Frame, pick, pick_distinct, words
 
 _WORDS = {
     "place": PLACES,

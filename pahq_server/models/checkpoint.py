@@ -73,8 +73,11 @@ def weight_files(directory: Path) -> list[Path]:
     """The safetensors files of a checkpoint, in order."""
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        paths = [directory / Path(name).name for name in names]
+        try:
+            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+            paths = [directory / Path(name).name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InvalidRequestError("model", f"{index.name} cannot be read: {error!r}") from error
     else:
         paths = [directory / "model.safetensors"]
     for path in paths:

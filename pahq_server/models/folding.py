@@ -24,7 +24,7 @@ def fold(model: Model) -> Model:
     layers = tuple(_fold_layer(layer, scale) for layer, scale in scaled)
     arch = replace(arch, attention_scales=(1.0,) * arch.layers)
     w_u, b_u = _fold(weights.w_u, weights.b_u, weights.norm_w, weights.norm_b)
-    folded = replace(weights, layers=layers, w_u=w_u, b_u=b_u, norm_w=None, norm_b=None)
+    folded = replace(weights, layers=layers, w_u=_by_output(w_u), b_u=b_u, norm_w=None, norm_b=None)
     return replace(model, architecture=arch, weights=folded)
 
 
@@ -65,7 +65,14 @@ def _fold_layer(layer: LayerWeights, scale: float) -> LayerWeights:
     w_gate = layer.w_gate
     if w_gate is not None:
         w_gate, _ = _fold(w_gate, None, layer.norm2_w, None)
-    return replace(layer, w_in=w_in, b_in=b_in, w_gate=w_gate, norm2_w=None, norm2_b=None)
+    assert layer.w_out is not None
+    layer = replace(layer, w_in=_by_output(w_in), b_in=b_in, w_out=_by_output(layer.w_out))
+    return replace(layer, w_gate=w_gate, norm2_w=None, norm2_b=None)
+
+
+def _by_output(w: Tensor) -> Tensor:
+    """The same matrix, stored output by output: large products are fastest with it."""
+    return w.T.contiguous().T
 
 
 def _fold(

@@ -15,6 +15,7 @@ from pahq_server.core.task import Tokenizer
 from pahq_server.models.adapters import gpt2, gpt_neo, hooked, llama
 from pahq_server.models.architecture import Model
 from pahq_server.models.checkpoint import Checkpoint, revision_hash
+from pahq_server.models.shapes import check_shapes
 from pahq_server.models.tokenizer import load_tokenizer
 
 ADAPTERS: dict[str, ModuleType] = {
@@ -43,9 +44,17 @@ def load(source: str) -> LoadedModel:
     directory = _directory(source)
     config = _config(directory)
     adapter = ADAPTERS[config.model_type]
-    architecture = adapter.architecture(config)
+    try:
+        architecture = adapter.architecture(config)
+    except (AttributeError, TypeError) as error:
+        raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
     with Checkpoint(directory) as checkpoint:
-        weights = adapter.weights(architecture, config, checkpoint)
+        try:
+            weights = adapter.weights(architecture, config, checkpoint)
+        except (RuntimeError, ValueError) as error:
+            detail = f"the tensors do not have the shapes that config.json asks for: {error}"
+            raise InvalidRequestError("model", detail) from error
+    check_shapes(architecture, weights)
     model = Model(architecture, weights, checkpoint.parameters)
     return LoadedModel(model, load_tokenizer(directory), revision_hash(directory))
 
@@ -75,11 +84,14 @@ def _config(directory: Path) -> Any:
         raise InvalidRequestError(
             "model", f"{directory.name!r} has no readable config.json: {error!r}"
         ) from error
-    if model_type not in ADAPTERS:
+    if not isinstance(model_type, str) or model_type not in ADAPTERS:
         known = ", ".join(sorted(ADAPTERS))
         raise InvalidRequestError(
-            "model", f"architecture {model_type!r} is not supported; supported: {known}"
+            "model", f"config.json: architecture {model_type!r} is not supported; supported: {known}"
         )
     if model_type == "hooked_transformer":
         return SimpleNamespace(**raw)
-    return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    try:
+        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error

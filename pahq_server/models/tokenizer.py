@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
 
 
@@ -24,8 +25,12 @@ class PretrainedTokenizer:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint directory, or None if it has none."""
+    """The tokenizer of a checkpoint directory, or None if it has none. Raises InvalidRequestError."""
     names = ("tokenizer.json", "tokenizer.model", "vocab.json")
     if not any((directory / name).is_file() for name in names):
         return None
-    return PretrainedTokenizer(AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        raise InvalidRequestError("model", f"its tokenizer cannot be read: {error!r}") from error
+    return PretrainedTokenizer(tokenizer)

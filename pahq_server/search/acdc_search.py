@@ -7,6 +7,7 @@ the first surprise. Scores do not depend on the chain they were asked in, so nei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,29 @@ class Link:
         return [Row(self.state.anchor), self.state.row] if self.anchored else [self.state.row]
 
 
+class Pace:
+    """How long chains should be, from how often predictions fail.
+
+    Longer chains share more work, but all that follows a surprise is wasted: with a surprise once in n
+    tests and a batch's fixed cost worth two rows, the cost per verdict is least near length 2 sqrt(n).
+    """
+
+    MEMORY = 100  # tests after which an observation counts for 1/e
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._tests, self._surprises = 16.0, 1.0
+
+    @property
+    def length(self) -> int:
+        return max(1, min(self._longest, round(2 * math.sqrt(self._tests / self._surprises))))
+
+    def observe(self, tests: int, surprised: bool) -> None:
+        fade = math.exp(-tests / self.MEMORY)
+        self._tests = self._tests * fade + tests
+        self._surprises = max(self._surprises * fade + surprised, 1e-3)
+
+
 class AcdcSearch:
     """ACDC with speculation.
 
@@ -64,6 +88,7 @@ class AcdcSearch:
         self.verdicts = list(verdicts)
         self.statistics = SearchStatistics()
         self._acdc = Acdc(graph, gates)
+        self._pace = Pace(window)
         self._state = self._acdc.start()
         self._kept = 0
         self._current = 0.0
@@ -78,9 +103,12 @@ class AcdcSearch:
             chain = self._chain()
             rows = [row for link in chain for row in link.rows]
             scores = yield rows
+            decided = len(self.verdicts)
+            used = self._accept(chain, scores)
+            self._pace.observe(len(self.verdicts) - decided, surprised=used < len(rows))
             self.statistics.batches += 1
             self.statistics.rows += len(rows)
-            self.statistics.wasted += len(rows) - self._accept(chain, scores)
+            self.statistics.wasted += len(rows) - used
         value, full, empty = yield endpoints(self.graph, self._state.circuit)
         return SearchResult(self._state.circuit, self._scores(), tuple(self.verdicts), value, full, empty)
 
@@ -91,8 +119,9 @@ class AcdcSearch:
     def _chain(self) -> list[Link]:
         """The next tests, each assuming the predicted verdicts on those before it."""
         chain: list[Link] = []
+        length = self._pace.length
         state, anchored = self._state, not self._measured
-        while (test := state.test) is not None and len(chain) < self.window:
+        while (test := state.test) is not None and len(chain) < length:
             chain.append(Link(state, self._predictor(test), anchored))
             state = self._acdc.advance(state, chain[-1].predicted)
             anchored = state.position == 0

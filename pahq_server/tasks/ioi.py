@@ -11,55 +11,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 from pahq_server.core.errors import InvalidRequestError
-
-
-def words(text: str) -> tuple[str, ...]:
-    """The words of a text: long lists read better so."""
-    return tuple(text.split())
-
-
-NAMES = words(
-    """
-    Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo
-    Michael Jessica Matthew Daniel David James Robert Joseph Andrew Ryan Jason Justin Peter William
-    Brian Nicole Anthony Eric Elizabeth Adam Kevin Thomas Kyle Rachel Laura Richard Michelle Mark
-    Emily Aaron Charles Jacob Patrick Paul Lisa Scott
-    """
-)
-# Every template starts with a space, so that a name is the same token wherever it stands.
-TEMPLATES = (
-    " {first} and {second} went to the {place}. {subject} gave the {thing} to",
-    " {first} and {second} were playing at the {place}. {subject} gave a {thing} to",
-    " {first} met {second} at the {place}. {subject} gave the {thing} to",
-    " When {first} and {second} went to the {place}, {subject} gave a {thing} to",
-    " After {first} and {second} came home from the {place}, {subject} gave a {thing} to",
-    " Then, {first} and {second} had a lot of fun at the {place}. {subject} gave a {thing} to",
-    " One day, {first} and {second} were at the {place}. {subject} wanted to give a {thing} to",
-    " One day, {first} and {second} played at the {place}. {subject} wanted to give the {thing} to",
-    " Once upon a time, {first} and {second} went to the {place}. {subject} gave a {thing} to",
-)
-PLACES = words("park store beach school garden zoo library farm market lake museum shop")
-# No vowel first: the templates say "a".
-THINGS = words("ball book toy cake hat cookie flower drink ring bone snack basketball")
+from pahq_server.core.task import Tokenizer
+from pahq_server.tasks.ioi_sentences import NAMES, Frame, pick, pick_distinct
 
 _NAMES_PER_EXAMPLE = 5
-# How often a prompt that was drawn before is drawn anew. Even five names give 45,000 prompts.
+# How often a prompt that was drawn before is drawn anew. Even five names give 51,840 prompts.
 _MAX_REDRAWS = 20
-
-T = TypeVar("T")
-
-
-class Tokenizer(Protocol):
-    """The tokenizer of the served model."""
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids, with the special tokens that the tokenizer itself adds."""
-
-    def encode_plain(self, text: str) -> list[int]:
-        """Token ids of the text alone."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +39,6 @@ class IoiPrompts:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """A sentence without its names."""
-
-    template: str
-    place: str
-    thing: str
-
-    @classmethod
-    def draw(cls, rng: random.Random) -> Frame:
-        return cls(pick(rng, TEMPLATES), pick(rng, PLACES), pick(rng, THINGS))
-
-    def fill(self, first: str, second: str, subject: str) -> str:
-        names = {"first": first, "second": second, "subject": subject}
-        return self.template.format(place=self.place, thing=self.thing, **names)
-
-
-@dataclass(frozen=True)
 class _Example:
     clean: str
     corrupted: str
@@ -109,7 +51,7 @@ def generate(tokenizer: Tokenizer, num_prompts: int, seed: int, names: Sequence[
 
     Args:
         tokenizer: of the served model; only names that are one token for it are used.
-        num_prompts: how many pairs, at least 1; distinct as long as there are that many.
+        num_prompts: how many pairs, at least 1; all distinct unless that is most of all there are.
         seed: of the draw.
         names: the names to draw from.
 
@@ -139,16 +81,6 @@ def single_token_names(tokenizer: Tokenizer, names: Sequence[str]) -> list[str]:
     # Word-level tokenizers map every unknown word to one token: no name may share the nonsense word's.
     unknown = tuple(tokenizer.encode_plain(" Qxzvkj"))
     return [name for name, tokens in ids.items() if len(tokens) == 1 and tokens != unknown]
-
-
-def pick(rng: random.Random, items: Sequence[T]) -> T:
-    """An item. Only `random()` gives the same numbers in all versions of Python; `choice` may not."""
-    return items[int(rng.random() * len(items))]
-
-
-def pick_distinct(rng: random.Random, items: Sequence[T], count: int) -> list[T]:
-    """Different items in random order; as reproducible as `pick`."""
-    return sorted(items, key=lambda _: rng.random())[:count]
 
 
 def _draw_distinct(rng: random.Random, names: Sequence[str], count: int) -> list[_Example]:

@@ -105,8 +105,9 @@ def test_embedded_server_ends_with_an_error(
 
 def test_embedded_server_that_dies_tells_why(stand_in: Path) -> None:
     (stand_in / "mode").write_text("die")
-    with pytest.raises(NoEmbeddedServer, match="no memory for the model") as raised:
+    with pytest.raises(NoEmbeddedServer, match="start: no memory for the model") as raised:
         discover("demo", "ioi")
+    assert raised.value.__notes__ == ["Its log:\nnoise\nno memory for the model"]
     assert isinstance(raised.value, Unavailable)
     assert _gone(stand_in)
 
@@ -114,7 +115,7 @@ def test_embedded_server_that_dies_tells_why(stand_in: Path) -> None:
 def test_embedded_server_that_is_not_ready_in_time(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (stand_in / "mode").write_text("silent")
     monkeypatch.setattr("pahq_client.embedded._STOP_SECONDS", 0.2)
-    with pytest.raises(TimeoutError), EmbeddedServer({}, Deadline.after(3)):
+    with pytest.raises(TimeoutError), EmbeddedServer({}, Deadline.after(1)):
         pass
     assert not (stand_in / "pid").exists() or _gone(stand_in)
 

@@ -15,7 +15,7 @@ from pahq_server.demo import card, corpus, model_path
 from pahq_server.demo.evaluate import evaluate
 from pahq_server.demo.names import ALL_NAMES, HELD_OUT_NAMES
 from pahq_server.demo.train import Recipe, train
-from pahq_server.tasks import ioi
+from pahq_server.tasks.ioi_sentences import NAMES
 
 logging.disable_progress_bar()
 
@@ -30,7 +30,7 @@ def test_it_solves_the_task_with_names_it_never_saw_in_it() -> None:
 
 
 def test_it_solves_the_task_as_the_server_generates_it() -> None:
-    score = evaluate(model_path(), ioi.NAMES, num_prompts=400, seed=7)
+    score = evaluate(model_path(), NAMES, num_prompts=400, seed=7)
     assert score.accuracy >= 0.99
     assert score.logit_difference > 4
 

@@ -47,8 +47,7 @@ def save_hooked(directory: Path, seed: int = 0, **changes: Any) -> dict[str, Ten
     config = HOOKED_CONFIG | changes
     generator = torch.Generator().manual_seed(seed)
     tensors = {
-        name: torch.randn(shape, generator=generator) * (0.3 if len(shape) < 2 else 0.5)
-        for name, shape in hooked_shapes(config).items()
+        name: torch.randn(shape, generator=generator) * 0.3 for name, shape in hooked_shapes(config).items()
     }
     for name in tensors:
         if name.endswith((".ln1.w", ".ln2.w", "ln_final.w")):

@@ -66,7 +66,8 @@ def test_no_configuration(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "7", "null", "{}", '{"layers": 2}', '{"model_type": ["gpt2"]}']
+    "text",
+    ["", "{", "[]", "7", "null", "{}", '{"layers": 2}', '{"model_type": ["gpt2"]}', '{"model_type": null}'],
 )
 def test_a_configuration_that_makes_no_sense(text: str, checkpoint: Path) -> None:
     (checkpoint / "config.json").write_text(text, "utf-8")
@@ -179,7 +180,9 @@ def test_an_index_cannot_lead_out_of_the_directory(checkpoint: Path, tmp_path: P
     [
         ({"activation_function": "mish"}, "activation 'mish' is not supported"),
         ({"add_cross_attention": True}, "gpt2 with add_cross_attention=True is not supported"),
-        ({"n_head": 5}, "model"),
+        ({"n_head": 5}, "shape"),
+        ({"n_layer": 3}, "the checkpoint has no tensor 'transformer.h.2."),
+        ({"n_layer": "two"}, "config.json"),
         ({"n_embd": 24}, "shape"),
         ({"n_inner": 7}, "shape"),
         ({"vocab_size": 99}, "shape"),
@@ -225,3 +228,8 @@ def test_a_missing_hooked_setting_is_named(key: str, tmp_path: Path) -> None:
     del config[key]
     path.write_text(json.dumps(config), "utf-8")
     assert re.search(rf"\b{key}\b", refused(tmp_path, "config.json"))
+
+
+def test_a_damaged_tokenizer(checkpoint: Path) -> None:
+    (checkpoint / "tokenizer.json").write_text("{", "utf-8")
+    refused(checkpoint, "tokenizer")

@@ -51,7 +51,8 @@ def attention(config: dict[str, Any], block: dict[str, Tensor], x: Tensor) -> Te
         scores = q @ k.T / math.sqrt(config["d_head"])
         if config["attention_dir"] == "causal":
             scores[torch.triu(torch.ones_like(scores), 1).bool()] = -1e30
-        weights = scores.exp() / scores.exp().sum(1, keepdim=True)
+        weights = (scores - scores.amax(1, keepdim=True)).exp()
+        weights /= weights.sum(1, keepdim=True)
         out += weights @ v @ block["attn.W_O"][head]
     return out
 

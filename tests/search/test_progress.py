@@ -58,17 +58,22 @@ def test_the_metric_of_acdc_is_that_of_the_full_graph_without_what_was_removed()
 @given(st.integers(1, 40), st.booleans())
 def test_a_right_prediction_wastes_nothing(window: int, gates: bool) -> None:
     search = AcdcSearch(GRAPH, 1.0, gates, window)
-    answer(search.run(), lambda row: 0.0)  # nothing matters: all is removed, as predicted
+    sizes: list[int] = []
+    answer(search.run(), lambda row: 0.0, sizes)  # nothing matters: all is removed, as predicted
+    *steps, endpoints = sizes
+    assert endpoints == 3
+    assert (search.statistics.batches, search.statistics.rows) == (len(steps), sum(steps))
     assert search.statistics.wasted == 0
-    assert search.statistics.batches == -(-len(search.verdicts) // window)
+    # A test asks for one row, and for its anchor's if it is the first of its turn.
+    assert max(steps) <= 2 * window
+    assert (len(steps) < len(search.verdicts)) == (window > 1)
 
 
 def test_a_wrong_prediction_costs_rows_but_no_verdict() -> None:
     def predict_keeping(test: Question) -> bool:
         return True
 
-    window = 4
-    search = AcdcSearch(GRAPH, 1.0, gates=False, window=window, predictor=predict_keeping)
+    search = AcdcSearch(GRAPH, 1.0, gates=False, window=4, predictor=predict_keeping)
     answer(search.run(), lambda row: 0.0)
     plain = AcdcSearch(GRAPH, 1.0, gates=False)
     answer(plain.run(), lambda row: 0.0)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import INPUT
+from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.clean import PassValues
 from pahq_server.engine.sparse.plan import Plan
 from pahq_server.engine.sparse.tokens import Places, Tokens
@@ -61,11 +62,15 @@ class Reference:
         heads = [(sender, z) for sender, z in terms if self.is_head(sender)]
         if heads:
             z = torch.cat([z for _, z in heads], -1)
-            x = x + z @ torch.cat([self.weights.writes(sender) for sender, _ in heads])
+            x = x + matmul(z, torch.cat([self.weights.writes(sender) for sender, _ in heads]))
         for sender, value in terms:
             if not self.is_head(sender):
                 x = x + value
         return x
+
+
+# Senders cut from one receiver, latest first.
+Pattern = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ class Base:
         self.weights, self.tokens = reference.weights, reference.tokens
         self.patched = {} if patched is None else patched
         self._states = {} if states is None else states
+        # Differences of the last batch of cuts, by receiver: the next batch of a chain goes on from them.
+        self.known_cuts: dict[int, dict[Pattern, Tensor]] = {}
         self._x = {} if final_x is None else {circuit.graph.logits: final_x}
         self._changed = frozenset(self._states) | frozenset(self._x)
         self._dots: dict[tuple[int, int], Tensor] = {}
@@ -122,6 +129,17 @@ class Base:
                 base.patched[graph.head(layer, head)] = base.z(graph.head(layer, head))
             if graph.mlps and graph.mlp(layer) in base.plan.needed:
                 base.patched[graph.mlp(layer)] = base._mlp_output(layer)
+        return base
+
+    def shape(self, receiver: int) -> tuple[int, int]:
+        """(P, C) of a live receiver."""
+        return self.tokens.prompts, self.tokens.count(self.plan.receivers[receiver])
+
+    def owner(self, *receivers: int) -> Base:
+        """The base that any of these receivers last differed in: its ancestors' values are the same."""
+        base = self
+        while base.parent is not None and base._changed.isdisjoint(receivers):
+            base = base.parent
         return base
 
     # What senders put out
@@ -162,38 +180,46 @@ class Base:
 
     def kept_x(self, receiver: int) -> Tensor:
         """Like `x`, and kept: for receivers whose rows are computed in the residual stream."""
-        if self.parent is not None and receiver not in self._changed:
-            return self.parent.kept_x(receiver)
-        if receiver not in self._x:
-            self._x[receiver] = self.x(receiver)
-        return self._x[receiver]
+        owner = self.owner(receiver)
+        if receiver not in owner._x:
+            owner._x[receiver] = owner.x(receiver)
+        return owner._x[receiver]
 
     def state(self, receiver: int) -> State:
-        if receiver not in self._states:
-            if self.parent is not None:
-                return self.parent.state(receiver)
-            x = self._x[receiver] if receiver in self._x else self.x(receiver)
-            u, square = x @ self.weights.reads(receiver), x.square().sum(-1)
-            self._states[receiver] = State(u, square, self.finish(receiver, u, square))
-            # The inner products below need the same input: take them while it is there.
-            for sender in self.composable(receiver):
-                self._dots[receiver, sender] = x @ self.weights.writes(sender).T
-        return self._states[receiver]
+        owner = self.owner(receiver)
+        if receiver not in owner._states:
+            owner._states[receiver] = owner._new_state(receiver)
+        return owner._states[receiver]
 
-    def composable(self, receiver: int) -> list[int]:
-        """Kept heads upstream, if they are few enough that head-to-receiver products pay; else none."""
-        kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
-        heads = [sender for sender in kept if self.reference.is_head(sender)]
+    def _new_state(self, receiver: int) -> State:
+        x = self._x[receiver] if receiver in self._x else self.x(receiver)
+        # The inner products below need the same input: take them while it is there.
+        if self.composable(receiver):
+            for sender in self._kept_heads(receiver):
+                self._dots[receiver, sender] = matmul(x, self.weights.writes(sender).T)
+        u, square = matmul(x, self.weights.reads(receiver)), x.square().sum(-1)
+        return State(u, square, self.finish(receiver, u, square))
+
+    def composable(self, receiver: int) -> bool:
+        """Whether so few heads are kept upstream that products of heads and receiver pay.
+
+        Depends on the plan alone, so that all bases of a sweep agree.
+        """
         arch = self.weights.arch
-        return heads if len(heads) * arch.d_head <= arch.d_model else []
+        return self.plan.kept_heads(receiver) * arch.d_head <= arch.d_model
 
     def dots(self, receiver: int, head: int) -> Tensor:
         """Inner products of a receiver's input with what a head writes: x W_O^T, [P, C, K]."""
-        if (receiver, head) not in self._dots and self.parent is None:
-            self.state(receiver)
-        if (receiver, head) not in self._dots:
-            self._dots[receiver, head] = self._new_dots(receiver, head)
-        return self._dots[receiver, head]
+        owner = self.owner(receiver)
+        if owner.parent is None:
+            owner.state(receiver)
+        if (receiver, head) not in owner._dots:
+            owner._dots[receiver, head] = owner._new_dots(receiver, head)
+        return owner._dots[receiver, head]
+
+    def _kept_heads(self, receiver: int) -> list[int]:
+        kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
+        return [sender for sender in kept if self.reference.is_head(sender)]
 
     def finish(self, receiver: int, u: Tensor, square: Tensor) -> Tensor:
         positions = self.tokens.positions(self.plan.receivers[receiver])
@@ -209,14 +235,12 @@ class Base:
         """A live head's output at the places where it is needed: [P, C, K]."""
         if head in self.patched:
             return self.patched[head]
-        if self.parent is not None and not self._inputs_changed(head):
-            return self.parent.z(head)
-        if head not in self._z:
-            q, k, v = self.head_receivers(head)
-            self._z[head] = self.attend(
-                head, self.state(q).value, self.keys_or_values(k), self.keys_or_values(v)
-            )
-        return self._z[head]
+        q, k, v = self.head_receivers(head)
+        owner = self.owner(q, k, v)
+        if head not in owner._z:
+            q_value = owner.state(q).value
+            owner._z[head] = owner.attend(head, q_value, owner.keys_or_values(k), owner.keys_or_values(v))
+        return owner._z[head]
 
     def attend(self, head: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of one head: q [..., P, C, K] over k and v [..., P, T, K]; returns [..., P, C, K]."""
@@ -228,11 +252,10 @@ class Base:
     def hidden(self, layer: int) -> Tensor:
         """Hidden units of a live MLP: [P, C, M]."""
         receiver = self.circuit.graph.receiver_of("mlp", layer)
-        if self.parent is not None and receiver not in self._changed:
-            return self.parent.hidden(layer)
-        if layer not in self._hidden:
-            self._hidden[layer] = self.weights.hidden(layer, self.state(receiver).value)
-        return self._hidden[layer]
+        owner = self.owner(receiver)
+        if layer not in owner._hidden:
+            owner._hidden[layer] = self.weights.hidden(layer, owner.state(receiver).value)
+        return owner._hidden[layer]
 
     def head_receivers(self, head: int) -> tuple[int, int, int]:
         """The q, k and v receivers of a head."""
@@ -245,14 +268,11 @@ class Base:
             graph.receiver_of("v", layer, kv),
         )
 
-    def _inputs_changed(self, head: int) -> bool:
-        return not self._changed.isdisjoint(self.head_receivers(head))
-
     def _mlp_output(self, layer: int) -> Tensor:
         weights = self.weights.weights.layers[layer]
         assert weights.w_out is not None
         assert weights.b_out is not None
-        return self.hidden(layer) @ weights.w_out + weights.b_out
+        return matmul(self.hidden(layer), weights.w_out) + weights.b_out
 
     def _clean(self, sender: int, places: Places) -> Tensor:
         return self.tokens.take(self.reference.output(self.reference.clean, sender), places)
@@ -263,16 +283,14 @@ class Base:
 
     def _new_dots(self, receiver: int, head: int) -> Tensor:
         parent, places = self.parent, self.plan.receivers[receiver]
-        if parent is not None and receiver not in self._changed:
-            return parent.dots(receiver, head)
         moved = [] if parent is None else self._moved_senders(receiver, parent)
         only_heads = all(map(self.reference.is_head, moved))
         if parent is None or not only_heads or not self._same_edges(receiver, parent):
-            return self.kept_x(receiver) @ self.weights.writes(head).T
+            return matmul(self.kept_x(receiver), self.weights.writes(head).T)
         dots = parent.dots(receiver, head)
         for sender in moved:
             difference = self.output(sender, places) - parent.output(sender, places)
-            dots = dots + difference @ self.weights.overlap(sender, head)
+            dots = dots + matmul(difference, self.weights.overlap(sender, head))
         return dots
 
     def _moved_senders(self, receiver: int, parent: Base) -> list[int]:

@@ -5,6 +5,7 @@ Shape suffixes: L layers, H heads, G kv heads, P prompts, T tokens, D d_model, K
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +78,7 @@ def ablated_values(model: Model, tokens: Tokens, clean: PassValues, ablation: st
     return _map(lambda x: x, run_pass(model, tokens, tokens.corrupted))
 
 
-def _map(function, values: PassValues) -> PassValues:  # type: ignore[no-untyped-def]
+def _map(function: Callable[[Tensor], Tensor], values: PassValues) -> PassValues:
     """Applies a function to all that belongs to ablated senders; keys and values do not."""
     return PassValues(
         embedding=function(values.embedding),

@@ -1,4 +1,4 @@
-"""What the removed edges of a batch of rows change directly: one difference per receiver and edge set.
+"""What the removed edges of rows change directly: one difference per receiver and set of edges.
 
 The difference of a set is the sum over its edges, latest sender first, so that the sets of a chain, each
 the one before it plus an edge, cost one addition each; a set of all kept edges needs no sum at all.
@@ -14,10 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.engine.sparse.base import Base
-
-# Senders cut from one receiver, latest first.
-Pattern = tuple[int, ...]
+from pahq_server.engine.sparse.base import Base, Pattern
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,7 @@ class Cut:
     """Cuts at one receiver.
 
     Args:
-        patterns: distinct sets of senders, V of them.
+        patterns: V sets of senders, latest first.
         dx: change of the receiver's input, [V, P, C, D].
         variant: per row, index of its pattern; -1 for rows that cut nothing here.
     """
@@ -35,63 +32,73 @@ class Cut:
     variant: NDArray[np.int64]
 
 
-def group(base: Base, removed: Sequence[Sequence[int]]) -> dict[int, list[Pattern]]:
-    """Per live receiver, the pattern of every row ((): the row cuts nothing there)."""
-    offsets = base.circuit.graph.offsets
-    found: dict[int, list[Pattern]] = {}
+def collect(
+    bases: Sequence[Base], base_of: NDArray[np.int64], removed: Sequence[Sequence[int]]
+) -> dict[int, Cut]:
+    """The cuts of a batch by live receiver. Row i lacks ``removed[i]`` of base ``bases[base_of[i]]``."""
+    wanted: dict[int, dict[tuple[int, Pattern], int]] = {}
+    variants: dict[int, NDArray[np.int64]] = {}
     for row, edges in enumerate(removed):
-        ids = np.sort(np.asarray(edges, dtype=np.int64))[::-1]
-        receivers = np.searchsorted(offsets, ids, side="right") - 1
-        for receiver in np.unique(receivers).tolist():
-            if receiver in base.plan.receivers:
-                senders = ids[receivers == receiver] - offsets[receiver]
-                found.setdefault(receiver, [()] * len(removed))[row] = tuple(senders.tolist())
-    return found
+        for receiver, pattern in _by_receiver(bases[base_of[row]], edges):
+            numbers = wanted.setdefault(receiver, {})
+            number = numbers.setdefault((int(base_of[row]), pattern), len(numbers))
+            variants.setdefault(receiver, np.full(len(removed), -1))[row] = number
+    return {r: _cut(bases, r, list(wanted[r]), variants[r]) for r in sorted(wanted)}
 
 
-class CutCache:
-    """The patterns of the last batch at one receiver: the next batch of a chain goes on from them."""
-
-    def __init__(self) -> None:
-        self._receiver = -1
-        self._known: dict[Pattern, Tensor] = {}
-
-    def cut(self, base: Base, receiver: int, by_row: Sequence[Pattern]) -> Cut:
-        patterns = list(dict.fromkeys(pattern for pattern in by_row if pattern))
-        index = {pattern: i for i, pattern in enumerate(patterns)} | {(): -1}
-        variant = np.array([index[pattern] for pattern in by_row])
-        known = self._known if self._receiver == receiver else {}
-        dx = _sums(base, receiver, patterns, known)
-        self._receiver, self._known = receiver, dict(zip(patterns, dx, strict=True))
-        return Cut(patterns, dx, variant)
+def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
+    """Edges grouped by live receiver, as patterns."""
+    offsets = base.circuit.graph.offsets
+    ids = np.sort(np.asarray(edges, dtype=np.int64))[::-1]
+    receivers = np.searchsorted(offsets, ids, side="right") - 1
+    return [
+        (receiver, tuple((ids[receivers == receiver] - offsets[receiver]).tolist()))
+        for receiver in np.unique(receivers).tolist()
+        if receiver in base.plan.receivers
+    ]
 
 
-def _sums(base: Base, receiver: int, patterns: list[Pattern], known: dict[Pattern, Tensor]) -> Tensor:
-    kept = np.flatnonzero(base.circuit.incoming(receiver))
-    everything = tuple(kept[::-1].tolist())
-    done = dict(known)
-    missing = {s for p in patterns if p != everything for s in p[_known_prefix(p, done, patterns) :]}
-    single = _single_cuts(base, receiver, sorted(missing, reverse=True))
-    places = base.plan.receivers[receiver]
-    shape = (base.tokens.prompts, base.tokens.count(places), base.weights.arch.d_model)
-    dx = torch.empty(len(patterns), *shape, dtype=base.weights.dtype)
+def _cut(
+    bases: Sequence[Base], receiver: int, keys: list[tuple[int, Pattern]], variant: NDArray[np.int64]
+) -> Cut:
+    # Rows come sorted by base, so the patterns of one base stand together.
+    numbers = list(dict.fromkeys(number for number, _ in keys))
+    sums = [_sums(bases[n], receiver, [p for number, p in keys if number == n]) for n in numbers]
+    dx = sums[0] if len(sums) == 1 else torch.cat(sums)
+    return Cut([pattern for _, pattern in keys], dx, variant)
+
+
+def _sums(base: Base, receiver: int, patterns: list[Pattern]) -> Tensor:
+    """One difference per pattern, [V, P, C, D]; remembered by the base, for chains that go on."""
+    everything = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
+    known = dict(base.known_cuts.get(receiver, {}))
+    single = _single_cuts(base, receiver, _needed_alone(patterns, known, everything))
+    dx = torch.empty(
+        len(patterns), *base.shape(receiver), base.weights.arch.d_model, dtype=base.weights.dtype
+    )
     for i, pattern in enumerate(patterns):
         if pattern == everything:
             torch.sub(base.empty_x(receiver), base.kept_x(receiver), out=dx[i])
-        elif pattern[:-1] in done:
-            torch.add(done[pattern[:-1]], single[pattern[-1]], out=dx[i])
+        elif pattern[:-1] in known:
+            torch.add(known[pattern[:-1]], single[pattern[-1]], out=dx[i])
         else:
             dx[i] = single[pattern[0]]
             for sender in pattern[1:]:
                 dx[i] += single[sender]
-        done[pattern] = dx[i]
+        known[pattern] = dx[i]
+    base.known_cuts[receiver] = dict(zip(patterns, dx, strict=True))
     return dx
 
 
-def _known_prefix(pattern: Pattern, done: dict[Pattern, Tensor], patterns: list[Pattern]) -> int:
-    """How many leading senders need no cut of their own because a shorter pattern covers them."""
-    covered = pattern[:-1] in done or (len(pattern) > 1 and pattern[:-1] in patterns)
-    return len(pattern) - 1 if covered else 0
+def _needed_alone(patterns: list[Pattern], known: dict[Pattern, Tensor], everything: Pattern) -> list[int]:
+    """Senders whose own difference is needed, given that patterns are summed up in order."""
+    senders: set[int] = set()
+    covered = set(known)
+    for pattern in patterns:
+        if pattern != everything:
+            senders.update(pattern[-1:] if pattern[:-1] in covered else pattern)
+        covered.add(pattern)
+    return sorted(senders, reverse=True)
 
 
 def _single_cuts(base: Base, receiver: int, senders: list[int]) -> dict[int, Tensor]:
@@ -102,6 +109,5 @@ def _single_cuts(base: Base, receiver: int, senders: list[int]) -> dict[int, Ten
     if heads:
         z = torch.stack([base.ablation(s, places).flatten(0, 1) for s in heads])
         writes = torch.bmm(z, torch.stack([base.weights.writes(s) for s in heads]))
-        shape = (base.tokens.prompts, base.tokens.count(places), -1)
-        cuts |= {s: write.view(shape) for s, write in zip(heads, writes, strict=True)}
+        cuts |= dict(zip(heads, writes.view(len(heads), *base.shape(receiver), -1), strict=True))
     return cuts

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.graph import Graph
+from pahq_server.core.graph import INPUT, Graph
 from pahq_server.engine.sparse.tokens import Places
 
 
@@ -20,31 +20,31 @@ class Plan:
     """Live nodes of a circuit.
 
     Args:
-        graph: the full graph.
+        circuit: what is planned for.
         needed: per live sender, where its output is needed.
         receivers: per live receiver, where its input is needed.
     """
 
-    graph: Graph
+    circuit: Circuit
     needed: dict[int, Places]
     receivers: dict[int, Places]
 
     @classmethod
     def of(cls, circuit: Circuit) -> Plan:
         graph = circuit.graph
-        plan = cls(graph, {}, {graph.logits: Places.METRIC})
+        plan = cls(circuit, {}, {graph.logits: Places.METRIC})
         for layer in reversed(range(graph.layers)):
             if graph.mlps:
-                plan._visit(circuit, graph.mlp(layer))
+                plan._visit(graph.mlp(layer))
             for head in range(graph.heads):
-                plan._visit(circuit, graph.head(layer, head))
-        plan._visit(circuit, 0)
+                plan._visit(graph.head(layer, head))
+        plan._visit(INPUT)
         return plan
 
-    def _visit(self, circuit: Circuit, sender: int) -> None:
+    def _visit(self, sender: int) -> None:
         """Decides one sender. All its readers have been decided before."""
         first = self.graph.first_receiver(sender)
-        readers = np.flatnonzero(circuit.kept[self.graph.outgoing(sender)]) + first
+        readers = np.flatnonzero(self.circuit.kept[self.graph.outgoing(sender)]) + first
         places = {self.receivers[r] for r in readers.tolist() if r in self.receivers}
         if places:
             self.needed[sender] = Places.WINDOW if Places.WINDOW in places else Places.METRIC
@@ -53,7 +53,7 @@ class Plan:
     def _inputs(self, sender: int) -> dict[int, Places]:
         """The receivers that feed a live sender."""
         graph = self.graph
-        if sender == 0:
+        if sender == INPUT:
             return {}
         layer, unit = divmod(sender - 1, graph.senders_per_layer)
         if unit == graph.heads:
@@ -64,6 +64,18 @@ class Plan:
             graph.receiver_of("k", layer, kv): Places.WINDOW,
             graph.receiver_of("v", layer, kv): Places.WINDOW,
         }
+
+    @property
+    def graph(self) -> Graph:
+        return self.circuit.graph
+
+    def kept_heads(self, receiver: int) -> int:
+        """How many heads feed a receiver along kept edges."""
+        incoming = self.circuit.incoming(receiver).copy()
+        incoming[INPUT] = False
+        if self.graph.mlps:
+            incoming[self.graph.heads + 1 :: self.graph.senders_per_layer] = False
+        return int(incoming.sum())
 
     def heads(self, layer: int) -> list[int]:
         """Live heads of a layer."""

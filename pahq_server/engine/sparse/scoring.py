@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.task import TokenTask
+from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.weights import SparseWeights
 
 # From n' - n of the full model, [V, N, D], to one metric per row, [V].
@@ -35,9 +36,9 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
 
     def measure(dn_VND: Tensor) -> Tensor:
         mean_VN1 = (dn_VND * read_ND).sum(-1, keepdim=True)
-        centred_VNU = (dn_VND @ w_u).sub_(mean_VN1)
-        growth_VN = torch.einsum("vnu,nu->vn", centred_VNU.expm1(), p_NU)
-        kl_VN = growth_VN.log1p()
+        centred_VNU = matmul(dn_VND, w_u).sub_(mean_VN1)
+        growth_VN: Tensor = torch.linalg.vecdot(centred_VNU.expm1(), p_NU)
+        kl_VN: Tensor = growth_VN.log1p()
         if not bool(torch.isfinite(kl_VN).all()):
             # Very large differences overflow expm1; then nothing is lost by adding logarithms.
             kl_VN = torch.where(kl_VN.isfinite(), kl_VN, (log_p_NU + centred_VNU).logsumexp(-1))
@@ -49,7 +50,7 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
 def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
     """Mean squared difference of logits."""
     w_u = weights.weights.w_u
-    return _chunked(lambda dn_VND: (dn_VND @ w_u).square().mean((-2, -1)), len(full_ND) * w_u.shape[-1])
+    return _chunked(lambda dn_VND: matmul(dn_VND, w_u).square().mean((-2, -1)), len(full_ND) * w_u.shape[-1])
 
 
 def logit_difference(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:

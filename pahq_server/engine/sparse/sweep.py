@@ -1,8 +1,8 @@
-"""Carries the changes of a batch of rows upward through the live nodes of a base.
+"""Carries the changes of a batch of rows upward through the live nodes of a plan.
 
-Every value of a row is a pure function of the base and the row: contributions are added one sender at a
-time in a fixed order, and a sender that did not change contributes an exact zero. So a row's bits do not
-depend on the rows beside it, as long as matrix products are row-independent (`products`).
+Every value of a row is a pure function of its base and its cuts: contributions are added one sender at a
+time in a fixed order, a sender that did not change contributes an exact zero, and matrix products are
+row-independent (`engine.products`). So a row's bits do not depend on the rows beside it.
 
 A node's change is stored once per *variant*: rows that agree on all inputs of a node share one.
 
@@ -11,27 +11,27 @@ Shape suffixes: V variants, P prompts, C places, T positions, D d_model, K d_hea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from pahq_server.core.circuit import Circuit
+from pahq_server.engine.products import add_matmul, matmul
+from pahq_server.engine.sparse import cuts
 from pahq_server.engine.sparse.base import Base, State
-from pahq_server.engine.sparse.cuts import Cut, CutCache, group
 from pahq_server.engine.sparse.tokens import Places
-
-Index = NDArray[np.int64]
+from pahq_server.engine.sparse.variants import Index, Merged, merge, pick
 
 
 @dataclass(frozen=True)
 class Change:
-    """A node's values in the rows that change it.
+    """A node's change in the rows that change it.
 
     Args:
-        values: [V, ...]: for senders the difference from the base, for receivers the new value.
+        values: [V, ...]: difference from the base.
         variant: per row, index into V; -1 for rows that leave the node as it is.
     """
 
@@ -53,240 +53,241 @@ class Sweep:
     """One pass over the layers.
 
     Args:
-        base: what the rows are differences from.
-        removed: per row, the edges of the base's circuit that it lacks.
-        cache: of cuts, carried from batch to batch.
+        bases: what the rows are differences from; all of one plan.
+        base_of: per row, index of its base; ascending.
+        removed: per row, the edges of its base's circuit that it lacks.
     """
 
-    def __init__(self, base: Base, removed: Sequence[Sequence[int]], cache: CutCache) -> None:
-        self.base, self.weights, self.tokens = base, base.weights, base.tokens
-        self.graph = base.circuit.graph
-        self._cuts = {r: cache.cut(base, r, by_row) for r, by_row in group(base, removed).items()}
-        self.senders: dict[int, Change] = {}
-        self.states: dict[int, NewState | None] = {}
+    def __init__(self, bases: Sequence[Base], base_of: Index, removed: Sequence[Sequence[int]]) -> None:
+        self.bases, self.base_of = bases, base_of
+        self.plan, self.weights, self.tokens = bases[0].plan, bases[0].weights, bases[0].tokens
+        self.reference, self.graph = bases[0].reference, bases[0].circuit.graph
+        self._kept = np.stack([base.circuit.kept for base in bases])
+        self._cuts = cuts.collect(bases, base_of, removed)
+        self._senders: dict[int, Change] = {}
+        self._states: dict[int, NewState | None] = {}
 
     def run(self) -> None:
         """Fills in the changes of all live senders."""
         touched = [self.graph.receiver(r).layer for r in self._cuts]
         for layer in range(min(touched, default=self.graph.layers), self.graph.layers):
-            for head in self.base.plan.heads(layer):
-                self._head(self.graph.head(layer, head))
-            if self.graph.mlps and self.graph.mlp(layer) in self.base.plan.needed:
-                self._mlp(layer)
+            for head in self.plan.heads(layer):
+                self._run_head(self.graph.head(layer, head))
+            if self.graph.mlps and self.graph.mlp(layer) in self.plan.needed:
+                self._run_mlp(layer)
 
-    def final_x(self) -> Change | None:
-        """The input of ``logits`` in the rows that change it: [V, P, C, D]."""
-        dx = self._residual(self.graph.logits)
-        if dx is None:
+    def final_x(self) -> tuple[Tensor, Index] | None:
+        """Input of ``logits`` in the rows that change it, [V, P, C, D], and each row's variant."""
+        moved = self._residual(self.graph.logits)
+        if moved is None:
             return None
-        return Change(self.base.kept_x(self.graph.logits) + dx.values, dx.variant)
+        dx, merged = moved
+        return dx + self._of_bases(merged, lambda base: base.kept_x(self.graph.logits)), merged.variant
+
+    def as_base(self, row: int, circuit: Circuit) -> Base:
+        """The base of one row, whose circuit this is."""
+        base = self.bases[self.base_of[row]]
+        patched = dict(base.patched)
+        for sender, change in self._senders.items():
+            if change.variant[row] >= 0:
+                before = base.output(sender, self.plan.needed[sender])
+                patched[sender] = before + change.values[change.variant[row]]
+        states = {}
+        for receiver, new in self._states.items():
+            if new is not None and (i := new.variant[row]) >= 0:
+                states[receiver] = State(new.u[i], new.square[i], new.value[i])
+        final = self.final_x()
+        final_x = None if final is None or final[1][row] < 0 else final[0][final[1][row]]
+        return Base(self.reference, circuit, self.plan, base, patched, states, final_x)
 
     # Senders
 
-    def _head(self, head: int) -> None:
-        q, k, v = self.base.head_receivers(head)
-        states = [self._state(receiver) for receiver in (q, k, v)]
-        merged = _merge([state.variant for state in states if state is not None])
+    def _run_head(self, head: int) -> None:
+        receivers = self.bases[0].head_receivers(head)
+        states = [self._state(receiver) for receiver in receivers]
+        merged = merge([s.variant for s in states if s is not None], self._groups(*receivers))
         if merged is None:
             return
         picks = iter(merged.picks)
-        q_value, k_value, v_value = (
-            self._value(receiver, state, None if state is None else next(picks))
-            for receiver, state in zip((q, k, v), states, strict=True)
+        q, k, v = (
+            self._values(receiver, merged, state, None if state is None else next(picks))
+            for receiver, state in zip(receivers, states, strict=True)
         )
-        z = self.base.attend(head, q_value, self._with_prefix(k, k_value), self._with_prefix(v, v_value))
-        self.senders[head] = Change(z - self.base.z(head), merged.variant)
+        _, k_receiver, v_receiver = receivers
+        z = self.bases[0].attend(head, q, self._with_prefix(k_receiver, k), self._with_prefix(v_receiver, v))
+        z -= self._of_bases(merged, lambda base: base.z(head))
+        self._senders[head] = Change(z, merged.variant)
 
-    def _mlp(self, layer: int) -> None:
-        state = self._state(self.graph.receiver_of("mlp", layer))
+    def _run_mlp(self, layer: int) -> None:
+        receiver = self.graph.receiver_of("mlp", layer)
+        state = self._state(receiver)
         if state is None:
             return
+        merged = merge([state.variant], self._groups(receiver))
         w_out = self.weights.weights.layers[layer].w_out
+        assert merged is not None
         assert w_out is not None
-        change = (self.weights.hidden(layer, state.value) - self.base.hidden(layer)) @ w_out
-        self.senders[self.graph.mlp(layer)] = Change(change, state.variant)
+        change = self.weights.hidden(layer, state.value)
+        change -= self._of_bases(merged, lambda base: base.hidden(layer))
+        self._senders[self.graph.mlp(layer)] = Change(matmul(change, w_out), state.variant)
 
-    def _value(self, receiver: int, state: NewState | None, pick: Index | None) -> Tensor:
+    def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:
         """A receiver's value in merged variants: [V or 1, P, C, K]."""
-        same = self.base.state(receiver).value[None]
-        if state is None or pick is None:
-            return same
-        return _pick(state.value, pick, same)
+        if state is None or wanted is None:
+            return self._of_bases(merged, lambda base: base.state(receiver).value)
+        picked = pick(state.value, wanted)
+        same = np.flatnonzero(wanted < 0)
+        if len(same):
+            bases = self._of_bases(merged, lambda base: base.state(receiver).value).expand_as(picked)
+            picked[torch.from_numpy(same)] = bases[torch.from_numpy(same)]
+        return picked
 
     def _with_prefix(self, receiver: int, value: Tensor) -> Tensor:
-        prefix = self.base.reference.prefix(receiver)
-        return (
-            value if not prefix.shape[-2] else torch.cat([prefix.expand(len(value), -1, -1, -1), value], -2)
-        )
+        prefix = self.reference.prefix(receiver)
+        if not prefix.shape[-2]:
+            return value
+        return torch.cat([prefix.expand(len(value), -1, -1, -1), value], -2)
 
     # Receivers
 
     def _state(self, receiver: int) -> NewState | None:
-        if receiver not in self.states:
-            self.states[receiver] = self._new_state(receiver)
-        return self.states[receiver]
+        if receiver not in self._states:
+            self._states[receiver] = self._new_state(receiver)
+        return self._states[receiver]
 
     def _new_state(self, receiver: int) -> NewState | None:
         sources = self._sources(receiver)
-        if receiver not in self._cuts and sources and self._composable(receiver, sources):
-            moved = self._composed(receiver, sources)
-        else:
-            moved = self._projected(receiver)
+        composable = (
+            receiver not in self._cuts
+            and all(self.reference.is_head(sender) for sender, _ in sources)
+            and self.bases[0].composable(receiver)
+        )
+        moved = self._composed(receiver, sources) if composable else self._projected(receiver)
         if moved is None:
             return None
-        du, dsquare, variant = moved
-        now = self.base.state(receiver)
-        u, square = now.u + du, now.square + dsquare
-        return NewState(u, square, self.base.finish(receiver, u, square), variant)
+        du, dsquare, merged = moved
+        u = du + self._of_bases(merged, lambda base: base.state(receiver).u)
+        square = dsquare + self._of_bases(merged, lambda base: base.state(receiver).square)
+        value = self.bases[0].finish(receiver, u, square)
+        return NewState(u, square, value, merged.variant)
 
-    def _sources(self, receiver: int) -> list[tuple[int, Change]]:
-        """Changed senders along kept edges, in order."""
-        incoming = self.base.circuit.incoming(receiver)
-        return [(s, change) for s, change in self.senders.items() if s < len(incoming) and incoming[s]]
-
-    def _composable(self, receiver: int, sources: list[tuple[int, Change]]) -> bool:
-        composable = self.base.composable(receiver)
-        return bool(composable) and all(sender in composable for sender, _ in sources)
+    def _sources(self, receiver: int) -> list[tuple[int, Index]]:
+        """Changed senders that any row hears, in order, with the variant that each row hears."""
+        start = int(self.graph.offsets[receiver])
+        cut = self._cuts.get(receiver)
+        heard = []
+        for sender, change in self._senders.items():
+            if sender >= self.graph.upstream(receiver):
+                continue
+            kept = self._kept[:, start + sender]
+            if not kept.any():
+                continue
+            variant = change.variant
+            if not kept.all():
+                variant = np.where(kept[self.base_of], variant, -1)
+            if cut is not None:
+                cuts_it = np.array([sender in pattern for pattern in cut.patterns] + [False])
+                variant = np.where(cuts_it[cut.variant], -1, variant)
+            heard.append((sender, variant))
+        return heard
 
     def _composed(
-        self, receiver: int, sources: list[tuple[int, Change]]
-    ) -> tuple[Tensor, Tensor, Index] | None:
-        """(du, dsquare, variant) without leaving the heads' coordinates.
+        self, receiver: int, sources: list[tuple[int, Index]]
+    ) -> tuple[Tensor, Tensor, Merged] | None:
+        """(du, dsquare, rows) without leaving the heads' coordinates.
 
         With x' = x + sum of y_s W_s: u' = u + sum of y_s (W_s W_r), and
         |x'|^2 = |x|^2 + sum of y_s . (2 x W_s^T + y_s W_s W_s^T + 2 sum over s' < s of y_s' W_s' W_s^T).
         """
-        merged = _merge([change.variant for _, change in sources])
-        assert merged is not None
-        places = self.base.plan.receivers[receiver]
-        shape = (self.tokens.prompts, self.tokens.count(places))
-        ys = [
-            (sender, self._narrow(sender, _pick(change.values, pick, None), places))
-            for (sender, change), pick in zip(sources, merged.picks, strict=True)
-        ]
-        du = sum_products([(y, self.weights.composed(sender, receiver)) for sender, y in ys])
-        dsquare = torch.zeros(merged.count, *shape, dtype=du.dtype)
-        if self.weights.arch.norm is not None:
-            for i, (sender, y) in enumerate(ys):
-                inner = sum_products([(z, self.weights.overlap(s, sender)) for s, z in ys[:i]])
-                inner = y @ self.weights.overlap(sender, sender) + 2 * (
-                    inner + self.base.dots(receiver, sender)
-                )
-                dsquare += (y * inner).sum(-1)
-        return du, dsquare, merged.variant
-
-    def _projected(self, receiver: int) -> tuple[Tensor, Tensor, Index] | None:
-        """(du, dsquare, variant) through the residual stream."""
-        dx = self._residual(receiver)
-        if dx is None:
-            return None
-        x = self.base.kept_x(receiver)
-        du = dx.values @ self.weights.reads(receiver)
-        return du, ((2 * x + dx.values) * dx.values).sum(-1), dx.variant
-
-    def _residual(self, receiver: int) -> Change | None:
-        """Change of a receiver's input: [V, P, C, D]."""
-        cut = self._cuts.get(receiver)
-        sources = self._sources(receiver)
-        columns = [] if cut is None else [cut.variant]
-        columns += [self._where_kept(sender, change, cut) for sender, change in sources]
-        merged = _merge(columns)
+        merged = merge([variant for _, variant in sources], self._groups(receiver))
         if merged is None:
             return None
-        places = self.base.plan.receivers[receiver]
-        picks = list(merged.picks)
+        places = self.plan.receivers[receiver]
+        ys = [
+            (sender, self._heard(sender, wanted, places))
+            for (sender, _), wanted in zip(sources, merged.picks, strict=True)
+        ]
+        du = sum_products([(y, self.weights.composed(sender, receiver)) for sender, y in ys])
+        dsquare = torch.zeros(merged.count, *self.bases[0].shape(receiver), dtype=du.dtype)
+        if self.weights.arch.norm is not None:
+            for i, (sender, y) in enumerate(ys):
+                earlier = [(z, self.weights.overlap(s, sender)) for s, z in ys[:i]]
+                inner = self._of_bases(merged, lambda base, s=sender: base.dots(receiver, s))  # type: ignore[misc]
+                inner = inner + sum_products(earlier) if earlier else inner
+                inner = 2 * inner + matmul(y, self.weights.overlap(sender, sender))
+                dsquare += (y * inner).sum(-1)
+        return du, dsquare, merged
+
+    def _projected(self, receiver: int) -> tuple[Tensor, Tensor, Merged] | None:
+        """(du, dsquare, rows) through the residual stream."""
+        moved = self._residual(receiver)
+        if moved is None:
+            return None
+        dx, merged = moved
+        x = self._of_bases(merged, lambda base: base.kept_x(receiver))
+        du = matmul(dx, self.weights.reads(receiver))
+        return du, torch.linalg.vecdot(2 * x + dx, dx), merged
+
+    def _residual(self, receiver: int) -> tuple[Tensor, Merged] | None:
+        """Change of a receiver's input, [V, P, C, D], and its rows."""
+        cut, sources = self._cuts.get(receiver), self._sources(receiver)
+        columns = [variant for _, variant in sources]
+        columns += [] if cut is None else [cut.variant]
+        merged = merge(columns, self._groups(receiver))
+        if merged is None:
+            return None
+        places, picks = self.plan.receivers[receiver], merged.picks
         if cut is None:
-            shape = (self.tokens.prompts, self.tokens.count(places), self.weights.arch.d_model)
-            dx = torch.zeros(merged.count, *shape, dtype=self.weights.dtype)
+            shape = (merged.count, *self.bases[0].shape(receiver), self.weights.arch.d_model)
+            dx = torch.zeros(shape, dtype=self.weights.dtype)
         else:
-            dx = _pick(cut.dx, picks.pop(0), None)
-            # The cache of cuts goes on using the original.
+            dx = pick(cut.dx, picks[-1])
+            # The bases go on using the original.
             dx = dx.clone() if sources and dx is cut.dx else dx
-        for (sender, change), pick in zip(sources, picks, strict=True):
-            self._add(dx, sender, self._narrow(sender, _pick(change.values, pick, None), places))
-        return Change(dx, merged.variant)
+        for (sender, _), wanted in zip(sources, picks[: len(sources)], strict=True):
+            y = self._heard(sender, wanted, places)
+            if self.reference.is_head(sender):
+                add_matmul(dx, y, self.weights.writes(sender))
+            else:
+                dx += y
+        return dx, merged
 
-    def _add(self, dx: Tensor, sender: int, y: Tensor) -> None:
-        if self.base.reference.is_head(sender):
-            w = self.weights.writes(sender)
-            dx.view(-1, dx.shape[-1]).addmm_(y.reshape(-1, y.shape[-1]), w)
-        else:
-            dx += y
+    def _heard(self, sender: int, wanted: Index, places: Places) -> Tensor:
+        """A sender's change in merged variants, at some places: [V, P, C, K or D]."""
+        values = self.tokens.narrow(self._senders[sender].values, self.plan.needed[sender], places)
+        return pick(values, wanted)
 
-    def _where_kept(self, sender: int, change: Change, cut: Cut | None) -> Index:
-        """The sender's variant in rows that keep its edge to the receiver."""
-        if cut is None:
-            return change.variant
-        cuts_it = np.array([sender in pattern for pattern in cut.patterns] + [False])
-        return np.where(cuts_it[cut.variant], -1, change.variant)
+    # Bases
 
-    def _narrow(self, sender: int, y: Tensor, places: Places) -> Tensor:
-        return self.tokens.narrow(y, self.base.plan.needed[sender], places)
+    def _groups(self, *receivers: int) -> Index:
+        """Per row, a number that is equal for bases with equal values at these receivers."""
+        if len(self.bases) == 1:
+            return self.base_of
+        numbers: dict[int, int] = {}
+        group = [numbers.setdefault(id(base.owner(*receivers)), len(numbers)) for base in self.bases]
+        return np.array(group)[self.base_of]
 
-    # One row as a base
-
-    def as_base(self, circuit) -> Base:  # type: ignore[no-untyped-def]
-        """The base of the sweep's only row."""
-        patched = dict(self.base.patched)
-        for sender, change in self.senders.items():
-            here = self.base.output(sender, self.base.plan.needed[sender])
-            patched[sender] = here + change.values[0]
-        states = {
-            r: State(new.u[0], new.square[0], new.value[0])
-            for r, new in self.states.items()
-            if new is not None
-        }
-        final = self.final_x()
-        final_x = None if final is None else final.values[0]
-        return Base(self.base.reference, circuit, self.base.plan, self.base, patched, states, final_x)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Rows grouped by the variants of several inputs.
-
-    Args:
-        count: number of merged variants.
-        picks: per input, its variant in each merged one; -1 where it is unchanged.
-        variant: per row, its merged variant; -1 where no input changed.
-    """
-
-    count: int
-    picks: list[Index]
-    variant: Index
-
-
-def _merge(columns: Sequence[Index]) -> Merged | None:
-    """None if no row changes any input."""
-    if len(columns) == 1 and (columns[0] >= 0).all():
-        return Merged(int(columns[0].max()) + 1, [np.arange(int(columns[0].max()) + 1)], columns[0])
-    numbers: dict[tuple[int, ...], int] = {}
-    variant = []
-    for key in zip(*(column.tolist() for column in columns), strict=True):
-        variant.append(-1 if max(key) < 0 else numbers.setdefault(key, len(numbers)))
-    if not numbers:
-        return None
-    picks = [np.array(column) for column in zip(*numbers, strict=True)]
-    return Merged(len(numbers), picks, np.array(variant))
-
-
-def _pick(values: Tensor, pick: Index, same: Tensor | None) -> Tensor:
-    """Values [V, ...] by merged variant; where the pick is -1, ``same`` [1, ...] or zero."""
-    if len(pick) == len(values) and (pick == np.arange(len(pick))).all():
-        return values
-    picked = values[torch.from_numpy(np.maximum(pick, 0))]
-    unchanged = np.flatnonzero(pick < 0)
-    if len(unchanged):
-        picked[torch.from_numpy(unchanged)] = torch.zeros((), dtype=values.dtype) if same is None else same
-    return picked
+    def _of_bases(self, merged: Merged, value: Callable[[Base], Tensor]) -> Tensor:
+        """Values of the bases in merged variants: [V or 1, ...]."""
+        if len(self.bases) == 1:
+            return value(self.bases[0])[None]
+        numbers = self.base_of[merged.first]
+        used = {number: value(self.bases[number]) for number in dict.fromkeys(numbers.tolist())}
+        distinct: dict[int, int] = {}
+        tensors: list[Tensor] = []
+        for tensor in used.values():
+            if distinct.setdefault(id(tensor), len(tensors)) == len(tensors):
+                tensors.append(tensor)
+        if len(tensors) == 1:
+            return tensors[0][None]
+        index = torch.tensor([distinct[id(used[number])] for number in numbers.tolist()])
+        return torch.stack(tensors)[index]
 
 
 def sum_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Sum of y @ w, one term after the other: [..., O]."""
-    total: Tensor | None = None
-    for y, w in pairs:
-        flat = y.reshape(-1, y.shape[-1])
-        total = flat @ w if total is None else total.addmm_(flat, w)
-    if total is None:
-        return torch.zeros(())
-    return total.view(*pairs[0][0].shape[:-1], -1)
+    (first, w), *rest = pairs
+    total = matmul(first, w)
+    for y, w in rest:
+        add_matmul(total, y, w)
+    return total

@@ -6,12 +6,14 @@ Shape suffixes: D d_model, K d_head, O width of a receiver (d_head, or hidden un
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from pahq_server.core.graph import Graph
 from pahq_server.engine import ops
+from pahq_server.engine.products import matmul
 from pahq_server.models.architecture import Model
 
 # Bytes of head-to-receiver products that are kept for reuse.
@@ -31,7 +33,7 @@ class SparseWeights:
         self.dtype = model.dtype
         self._composed: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._composed_bytes = 0
-        self._rotations: dict[int, tuple[Tensor, Tensor]] = {}
+        self._gated: dict[int, Tensor] = {}
 
     def reads(self, receiver: int) -> Tensor:
         """Matrix from the normed input to the receiver's value before its bias: [D, O]."""
@@ -42,8 +44,12 @@ class SparseWeights:
         if kind in ("k", "v"):
             return (weights.w_k if kind == "k" else weights.w_v)[self._kv_head(unit)]
         assert weights.w_in is not None
-        # A gated MLP reads its gate and its hidden units side by side.
-        return weights.w_in if weights.w_gate is None else torch.cat([weights.w_gate, weights.w_in], 1)
+        if weights.w_gate is None:
+            return weights.w_in
+        if layer not in self._gated:
+            # A gated MLP reads its gate and its hidden units side by side.
+            self._gated[layer] = torch.cat([weights.w_gate, weights.w_in], 1)
+        return self._gated[layer]
 
     def bias(self, receiver: int) -> Tensor:
         """Bias of a receiver's value: [O]."""
@@ -63,7 +69,7 @@ class SparseWeights:
 
     def composed(self, head: int, receiver: int) -> Tensor:
         """From a head's z straight to a receiver: W_O times `reads`, [K, O]."""
-        return self._product((head, receiver), lambda: self.writes(head) @ self.reads(receiver))
+        return self._product((head, receiver), lambda: matmul(self.writes(head), self.reads(receiver)))
 
     def overlap(self, first: int, second: int) -> Tensor:
         """Inner products of what two heads write: W_O W_O'^T, [K, K]."""
@@ -108,7 +114,7 @@ class SparseWeights:
         shape = (*positions.shape, -1)
         return cos.to(self.dtype).view(shape), sin.to(self.dtype).view(shape)
 
-    def _product(self, key: tuple[int, int], make) -> Tensor:  # type: ignore[no-untyped-def]
+    def _product(self, key: tuple[int, int], make: Callable[[], Tensor]) -> Tensor:
         found = self._composed.get(key)
         if found is None:
             found = self._composed[key] = make()

@@ -33,7 +33,8 @@ def architecture(config: Any) -> Architecture:
         context=config.n_ctx,
         norm=norm,
         eps=getattr(config, "eps", 1e-5),
-        activation=activation(config.act_fn),
+        # Attention-only checkpoints may leave the activation empty.
+        activation=activation("relu" if config.attn_only else config.act_fn),
         attention_scales=(1 / math.sqrt(config.d_head),) * config.n_layers,
         windows=(None,) * config.n_layers,
         causal=config.attention_dir == "causal",

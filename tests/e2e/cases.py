@@ -1,0 +1,93 @@
+"""The circuits with known answers that lie beside the repository; tests skip where they are absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.shared import MODELS
+
+from pahq_client import Task
+
+CASES = MODELS.parent / "cases"
+ABSENT = pytest.param(
+    None, marks=pytest.mark.skip(reason="needs ../shared/cases, which is not part of the repository"), id="-"
+)
+_METRICS = {"kl": "kl_divergence", "logit_diff": "logit_difference", "l2": "l2"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, a task, and what is known about it. Keys of ``content`` are those of ``case.json``."""
+
+    directory: Path
+    content: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def model_directory(self) -> Path:
+        """The case's own model, or a checkpoint that several cases share."""
+        model = self.content["model"]
+        return self.directory if model == "." else MODELS / model
+
+    @property
+    def model(self) -> str:
+        """The name under which the server serves it."""
+        return self.model_directory.name
+
+    @property
+    def metric(self) -> str:
+        return _METRICS[self.content["metric"]]
+
+    @property
+    def task(self) -> Task:
+        pairs = self.content.get("answers")
+        return Task(
+            clean=self.content["clean"],
+            corrupted=self.content["corrupted"],
+            answers=[right for right, _ in pairs] if pairs else None,
+            wrong_answers=[wrong for _, wrong in pairs] if pairs else None,
+            positions=self.content["positions"],
+        )
+
+    @property
+    def runs(self) -> list[dict[str, Any]]:
+        """Expected discoveries."""
+        runs: list[dict[str, Any]] = self.content["expected"]
+        return runs
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """Expected effects of single edges; empty where the case has none."""
+        path = self.directory / "scores.json"
+        return list(json.loads(path.read_text("utf-8"))) if path.is_file() else []
+
+
+def load_cases() -> list[Case]:
+    """All cases by name; none where they are absent."""
+    paths = sorted(CASES.glob("*/case.json"))
+    return [Case(path.parent, json.loads(path.read_text("utf-8"))) for path in paths]
+
+
+def run_parameters() -> Iterator[Any]:
+    """One parameter (case, run) per expected discovery; those of a large model that take long are marked."""
+    for case in load_cases():
+        for run in case.runs:
+            gates = "gates" if run["gates"] else "edges"
+            name = "-".join([case.name, run["ablation"], run["kv"], gates, str(run["tau"])])
+            quick = case.name != "tinytalk_ioi" or (run["gates"] and run["tau"] == 0.05)
+            yield pytest.param((case, run), id=name, marks=() if quick else pytest.mark.long)
+
+
+def score_parameters() -> Iterator[Any]:
+    """One parameter (case, scores) per expected sweep over single edges."""
+    for case in load_cases():
+        for scores in case.scores:
+            yield pytest.param((case, scores), id=f"{case.name}-{scores['ablation']}-{scores['kv']}")

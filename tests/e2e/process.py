@@ -1,0 +1,57 @@
+"""A real server in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+READY = "pahq-server listening on "
+
+
+class ServerProcess:
+    """Runs ``pahq-server serve`` on a free port of this machine while the context lasts.
+
+    Args:
+        models: what to serve besides the demo model.
+        options: further options of the command.
+    """
+
+    def __init__(self, models: Mapping[str, Path] | None = None, *options: str) -> None:
+        served = [part for name, path in (models or {}).items() for part in ("--model", f"{name}={path}")]
+        self._command = [sys.executable, "-m", "pahq_server", "serve", "--listen", "127.0.0.1:0"]
+        self._command += [*served, *options]
+
+    def __enter__(self) -> Self:
+        self._log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()  # empty if the server died
+        assert line.startswith(READY), f"{line!r} is no address; the server's log:\n{self.log()}"
+        self.address = line.removeprefix(READY).strip()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.process.poll() is None:
+                self.stop()
+        finally:
+            self.process.kill()  # no effect on one that has ended
+            self.process.communicate()
+            self._log.close()
+
+    def stop(self) -> int:
+        """Sends SIGTERM, waits for the end and returns the exit code."""
+        self.process.terminate()
+        return self.process.wait(60)
+
+    def log(self) -> str:
+        """What the server wrote to stderr so far."""
+        self._log.seek(0)
+        return self._log.read()

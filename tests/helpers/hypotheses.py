@@ -1,0 +1,35 @@
+"""Tasks and circuits to score in tests of executors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from helpers.outputs import random_prompts
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import TokenTask
+from pahq_server.models.architecture import Model
+
+# The longest is beyond GPT-Neo's window; one is a single token.
+LENGTHS = (7, 3, 10, 1)
+
+
+def random_task(model: Model, lengths: tuple[int, ...] = LENGTHS, seed: int = 0) -> TokenTask:
+    """Unrelated clean and corrupted prompts of unequal lengths, with answers."""
+    arch, count = model.architecture, len(lengths)
+    rng = np.random.default_rng(seed)
+    return TokenTask(
+        clean=tuple(random_prompts(arch.vocabulary, lengths, 2 * seed)),
+        corrupted=tuple(random_prompts(arch.vocabulary, lengths, 2 * seed + 1)),
+        answers=tuple(rng.integers(arch.output_vocabulary, size=count).tolist()),
+        wrong_answers=tuple(rng.integers(arch.output_vocabulary, size=count).tolist()),
+    )
+
+
+def random_circuit(graph: Graph, share: float, seed: int) -> Circuit:
+    """Keeps about this share of the edges."""
+    return Circuit(graph, np.random.default_rng(seed).random(graph.num_edges) < share)
+
+
+def names_of(circuit: Circuit) -> set[str]:
+    return {circuit.graph.edge_name(edge) for edge in np.flatnonzero(circuit.kept).tolist()}

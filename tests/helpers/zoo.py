@@ -1,0 +1,67 @@
+"""Random models to run executors on, by name, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helpers import random_models as make
+from pahq_server.models.architecture import Model
+from pahq_server.models.casting import cast
+from pahq_server.models.loading import load
+
+
+def _saved(architecture: Callable[..., Any], directory: Path, **changes: Any) -> None:
+    architecture(**changes).save_pretrained(directory)
+
+
+_SAVERS: dict[str, Callable[[Path], object]] = {
+    "gpt2": partial(_saved, make.gpt2),
+    "gpt_neo": partial(_saved, make.gpt_neo),
+    "llama": partial(_saved, make.llama, attention_bias=True, mlp_bias=True),
+    "hooked": make.save_hooked,
+    "hooked bidirectional": partial(
+        make.save_hooked, attention_dir="bidirectional", normalization_type="RMS"
+    ),
+    "hooked attention only": partial(
+        make.save_hooked, attn_only=True, normalization_type=None, n_layers=3, d_vocab_out=make.VOCABULARY
+    ),
+}
+# No supported checkpoint format runs attention and MLP in parallel yet; the semantics cover it.
+PARALLEL = "parallel"
+NAMES = (*_SAVERS, PARALLEL)
+
+
+class Zoo:
+    """Builds each model once.
+
+    Args:
+        directory: for the checkpoints.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._models: dict[str, Model] = {}
+
+    def __getitem__(self, name: str) -> Model:
+        if name not in self._models:
+            self._models[name] = self._build(name)
+        return self._models[name]
+
+    def path(self, name: str) -> Path:
+        """The checkpoint of a model."""
+        directory = self._directory / name
+        if not directory.exists():
+            _SAVERS[name](directory)
+        return directory
+
+    def _build(self, name: str) -> Model:
+        if name == PARALLEL:
+            serial = self["gpt2"]
+            return replace(serial, architecture=replace(serial.architecture, parallel=True))
+        return cast(load(str(self.path(name))).model, torch.float64)
