@@ -1,0 +1,153 @@
+"""An engine without models or tensors: scores are a made-up function, and tests hold the reins."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from helpers.scores import SetScore
+from pahq_server.core.engine import (
+    Capabilities,
+    Measurement,
+    ModelInfo,
+    Outcome,
+    Prepared,
+    Row,
+    SessionId,
+    Work,
+)
+from pahq_server.core.errors import InvalidRequestError, NotFoundError
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import PromptTask, TokenTask
+
+GRAPH = Graph(layers=2, heads=2, kv_heads=2)
+TASK = PromptTask(clean=((1, 2), (3, 4)), corrupted=((1, 5), (3, 6)))
+MEASUREMENT = Measurement("toy", TASK, "kl_divergence", "resample", "group", "fp32")
+
+# Longest wait for another thread; never part of what a test asserts.
+PATIENCE_S = 30.0
+
+
+@dataclass
+class Failures:
+    """What goes wrong with jobs of a model; set to an exception to raise or return it."""
+
+    prepare: Exception | None = None
+    open: Exception | None = None
+    score: Exception | None = None
+    close: Exception | None = None
+
+
+class FakeEngine:
+    """Serves "toy" and whatever else a test names in ``failures``.
+
+    ``steps`` records which sessions each call of `score` worked for. While the engine is held, `score`
+    waits; `let` allows a number of calls.
+
+    Args:
+        graph: of every model.
+        score: of a row; by default made up from the kept edges.
+    """
+
+    def __init__(self, graph: Graph = GRAPH, score: Callable[[Row], float] | None = None) -> None:
+        self.graph = graph
+        self.failures: dict[str, Failures] = {"toy": Failures()}
+        self.whole_call_fails: Exception | None = None
+        self.steps: list[list[SessionId]] = []
+        self.open_sessions: dict[SessionId, Prepared] = {}
+        self.opened: list[Prepared] = []
+        self.threads: set[str] = set()
+        self._score = score or SetScore(graph, 1)
+        self._ids = itertools.count()
+        self._held = False
+        self._allowed = threading.Semaphore(0)
+        self._asked = threading.Semaphore(0)
+
+    def hold(self) -> None:
+        """From now on, `score` waits for `let`."""
+        self._held = True
+
+    def let(self, calls: int = 1) -> None:
+        for _ in range(calls):
+            self._allowed.release()
+
+    def wait_for_call(self) -> None:
+        """Waits until `score` has been entered once more than this was called."""
+        assert self._asked.acquire(timeout=PATIENCE_S), "the engine was not asked for scores"
+
+    def release(self) -> None:
+        """Ends holding, for good."""
+        self._held = False
+        self.let(1_000_000)
+
+    # Engine
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            device="abacus",
+            metrics=("kl_divergence", "l2"),
+            ablations=("resample", "zero"),
+            precisions=("fp32",),
+            tasks=("ioi",),
+            hardware={"beads": "100"},
+        )
+
+    def models(self) -> list[ModelInfo]:
+        return [
+            ModelInfo(
+                name=name,
+                architecture="fake",
+                revision="c0ffee",
+                layers=self.graph.layers,
+                heads=self.graph.heads,
+                kv_heads=self.graph.kv_heads,
+                d_model=8,
+                vocabulary=100,
+                context=10,
+                parameters=1234,
+                tokenizer=False,
+                edges_group=self.graph.num_edges,
+                edges_query=self.graph.num_edges,
+            )
+            for name in sorted(self.failures)
+        ]
+
+    def prepare(self, measurement: Measurement) -> Prepared:
+        if measurement.model not in self.failures:
+            raise NotFoundError(f"model {measurement.model!r}", "served models: toy")
+        _raise(self.failures[measurement.model].prepare)
+        if measurement.metric not in self.capabilities().metrics:
+            raise InvalidRequestError("metric", f"unknown metric {measurement.metric!r}")
+        return Prepared(measurement, TokenTask(((1, 2),), ((1, 3),)), self.graph, "c0ffee")
+
+    def open(self, prepared: Prepared) -> SessionId:
+        self.threads.add(threading.current_thread().name)
+        _raise(self.failures[prepared.measurement.model].open)
+        session = SessionId(next(self._ids))
+        self.open_sessions[session] = prepared
+        self.opened.append(prepared)
+        return session
+
+    def score(self, work: Sequence[Work]) -> list[Outcome]:
+        self.threads.add(threading.current_thread().name)
+        self.steps.append([item.session for item in work])
+        self._asked.release()
+        if self._held:
+            assert self._allowed.acquire(timeout=PATIENCE_S), "the test forgot a held engine"
+        _raise(self.whole_call_fails)
+        return [self._outcome(item) for item in work]
+
+    def close(self, session: SessionId) -> None:
+        prepared = self.open_sessions.pop(session)
+        _raise(self.failures[prepared.measurement.model].close)
+
+    def _outcome(self, work: Work) -> Outcome:
+        failure = self.failures[self.open_sessions[work.session].measurement.model].score
+        return failure if failure is not None else [self._score(row) for row in work.rows]
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error

@@ -1,0 +1,255 @@
+"""The scheduler with runs that tests drive: turns, failures, stopping."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+from helpers.fake_engine import MEASUREMENT, PATIENCE_S, Failures, FakeEngine
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.errors import NonFiniteMetricError, ServerError
+from pahq_server.scheduler.scheduler import Scheduler
+
+
+class FakeRun:
+    """Asks for one row, so many times.
+
+    Args:
+        engine: prepares it.
+        steps: how many times.
+        model: that it runs on.
+    """
+
+    def __init__(self, engine: FakeEngine, steps: int = 3, model: str = "toy") -> None:
+        self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
+        self.steps, self.delivered = steps, 0
+        self.ends: list[Exception | None] = []
+        self.ended = threading.Event()
+        self.stop_asked = False
+        self.breaks: Exception | None = None
+        self.breaks_at_begin = False
+        self.breaks_at_end = False
+
+    def begin(self) -> Sequence[Row]:
+        if self.breaks_at_begin:
+            raise KeyError("begin")
+        return self._rows()
+
+    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
+        assert len(scores) == 1
+        self.delivered += 1
+        if self.breaks is not None:
+            raise self.breaks
+        return self._rows() if self.delivered < self.steps else ()
+
+    def stopped(self) -> bool:
+        return self.stop_asked
+
+    def end(self, error: Exception | None) -> None:
+        self.ends.append(error)
+        self.ended.set()
+        if self.breaks_at_end:
+            raise KeyError("end")
+
+    def wait(self) -> Exception | None:
+        """The error that it ended with."""
+        assert self.ended.wait(PATIENCE_S), "the run did not end"
+        (error,) = self.ends
+        return error
+
+    def _rows(self) -> Sequence[Row]:
+        return (Row(Anchor(Circuit.full(self.prepared.graph))),)
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    engine = FakeEngine()
+    engine.failures["bad"] = Failures()
+    return engine
+
+
+Start = Callable[..., Scheduler]
+
+
+@pytest.fixture
+def start(engine: FakeEngine) -> Iterator[Start]:
+    """Starts a scheduler; it is closed after the test."""
+    started: list[Scheduler] = []
+
+    def starter(*runs: FakeRun, max_running: int = 4) -> Scheduler:
+        scheduler = Scheduler(engine, max_running)
+        for run in runs:
+            scheduler.submit(run)
+        scheduler.start()
+        started.append(scheduler)
+        return scheduler
+
+    yield starter
+    engine.release()
+    for scheduler in started:
+        scheduler.close()
+
+
+def test_a_run_gets_its_scores_and_ends_once(engine: FakeEngine, start: Start) -> None:
+    run = FakeRun(engine, steps=5)
+    start(run)
+    assert run.wait() is None
+    assert run.delivered == 5
+    assert engine.open_sessions == {}
+    assert engine.threads == {"pahq-worker"}
+
+
+def test_a_run_that_needs_nothing_ends_at_once(engine: FakeEngine, start: Start) -> None:
+    run = FakeRun(engine)
+    run._rows = lambda: ()  # type: ignore[method-assign]
+    start(run)
+    assert run.wait() is None
+    assert run.delivered == 0
+    assert engine.open_sessions == {}
+
+
+def test_runs_take_every_step_together(engine: FakeEngine, start: Start) -> None:
+    long, short = FakeRun(engine, steps=4), FakeRun(engine, steps=2)
+    start(long, short)
+    assert (long.wait(), short.wait()) == (None, None)
+    assert [len(step) for step in engine.steps if step] == [2, 2, 1, 1]
+
+
+def test_no_more_than_the_allowed_number_run_and_the_others_follow_in_order(
+    engine: FakeEngine, start: Start
+) -> None:
+    runs = [FakeRun(engine, steps=2) for _ in range(5)]
+    start(*runs, max_running=2)
+    assert [run.wait() for run in runs] == [None] * 5
+    assert max(map(len, engine.steps)) == 2
+    assert [sessions for sessions in engine.steps if sessions] == [[0, 1], [0, 1], [2, 3], [2, 3], [4], [4]]
+    assert [prepared is run.prepared for prepared, run in zip(engine.opened, runs, strict=True)] == [True] * 5
+
+
+def test_a_run_that_comes_later_joins(engine: FakeEngine, start: Start) -> None:
+    engine.hold()
+    first, late = FakeRun(engine, steps=3), FakeRun(engine, steps=1)
+    scheduler = start(first)
+    engine.wait_for_call()
+    scheduler.submit(late)
+    assert scheduler.queued == 1
+    engine.release()
+    assert (first.wait(), late.wait()) == (None, None)
+    assert [len(step) for step in engine.steps if step] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "error", [NonFiniteMetricError("the metric is nan"), MemoryError("full"), KeyError("x")]
+)
+@pytest.mark.parametrize("place", ["open", "score"])
+def test_a_failure_in_the_engine_ends_its_own_run_only(
+    place: str, error: Exception, engine: FakeEngine, start: Start
+) -> None:
+    setattr(engine.failures["bad"], place, error)
+    good, bad, other = FakeRun(engine), FakeRun(engine, model="bad"), FakeRun(engine)
+    start(good, bad, other)
+    assert bad.wait() is error
+    assert (good.wait(), other.wait()) == (None, None)
+    assert (good.delivered, bad.delivered) == (3, 0)
+    assert engine.open_sessions == {}
+
+
+@pytest.mark.parametrize("place", ["begin", "deliver"])
+def test_a_failure_in_a_search_ends_its_own_run_only(place: str, engine: FakeEngine, start: Start) -> None:
+    good, bad = FakeRun(engine), FakeRun(engine)
+    if place == "begin":
+        bad.breaks_at_begin = True
+    else:
+        bad.breaks = ZeroDivisionError()
+    start(bad, good)
+    assert isinstance(bad.wait(), KeyError if place == "begin" else ZeroDivisionError)
+    assert good.wait() is None
+    assert engine.open_sessions == {}
+
+
+def test_a_session_that_cannot_be_closed_hurts_nobody(engine: FakeEngine, start: Start) -> None:
+    engine.failures["bad"].close = OSError("stuck")
+    bad, good = FakeRun(engine, steps=1, model="bad"), FakeRun(engine)
+    start(bad, good)
+    assert bad.wait() is None
+    assert good.wait() is None
+
+
+def test_a_run_that_breaks_at_its_end_hurts_nobody(engine: FakeEngine, start: Start) -> None:
+    bad, good = FakeRun(engine, steps=1), FakeRun(engine)
+    bad.breaks_at_end = True
+    start(bad, good)
+    assert bad.wait() is None
+    assert good.wait() is None
+
+
+def test_an_engine_that_breaks_as_a_whole_fails_what_it_was_working_on_and_goes_on(
+    engine: FakeEngine, start: Start
+) -> None:
+    engine.hold()
+    one, other = FakeRun(engine), FakeRun(engine)
+    scheduler = start(one, other)
+    engine.wait_for_call()
+    engine.whole_call_fails = RuntimeError("no more beads")
+    engine.let()
+    assert one.wait() is other.wait() is engine.whole_call_fails
+    engine.whole_call_fails = None
+    engine.release()
+    next_one = FakeRun(engine)
+    scheduler.submit(next_one)
+    assert next_one.wait() is None
+
+
+def test_a_stopped_run_gets_nothing_more(engine: FakeEngine, start: Start) -> None:
+    engine.hold()
+    run, other = FakeRun(engine, steps=100), FakeRun(engine, steps=3)
+    start(run, other)
+    engine.wait_for_call()
+    run.stop_asked = True
+    engine.release()
+    assert (run.wait(), other.wait()) == (None, None)
+    assert (run.delivered, other.delivered) == (1, 3)
+    assert engine.open_sessions == {}
+
+
+def test_a_run_that_is_stopped_while_it_waits_ends_without_its_turn(engine: FakeEngine, start: Start) -> None:
+    engine.hold()
+    running, waiting = FakeRun(engine, steps=1000), FakeRun(engine)
+    scheduler = start(running, waiting, max_running=1)
+    engine.wait_for_call()
+    waiting.stop_asked = True
+    engine.let()
+    assert waiting.wait() is None  # while the other still runs
+    assert not running.ended.is_set()
+    assert (waiting.delivered, scheduler.queued) == (0, 0)
+    assert engine.opened == [running.prepared]
+
+
+def test_close_ends_running_and_waiting_runs(engine: FakeEngine, start: Start) -> None:
+    engine.hold()
+    runs = [FakeRun(engine, steps=1000) for _ in range(3)]
+    scheduler = start(*runs, max_running=1)
+    engine.wait_for_call()
+    closing = threading.Thread(target=scheduler.close)
+    closing.start()
+    engine.release()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive()
+    for run in runs:
+        error = run.wait()
+        assert isinstance(error, ServerError)
+        assert str(error) == "the server stopped"
+    assert engine.open_sessions == {}
+
+
+def test_after_close_a_run_ends_at_once(engine: FakeEngine, start: Start) -> None:
+    scheduler = start()
+    scheduler.close()
+    run = FakeRun(engine)
+    scheduler.submit(run)
+    assert str(run.wait()) == "the server stopped"
+    assert scheduler.queued == 0
