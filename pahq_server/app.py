@@ -15,6 +15,7 @@ from pahq import __version__
 
 from pahq_server.api.server import ApiServer
 from pahq_server.engine.engine import ModelEngine
+from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.service import JobService
 from pahq_server.models.loading import load
 
@@ -35,6 +36,7 @@ class ServerConfig:
         parent_watch: whether to stop when standard input ends.
         executor: "sparse", or "literal" for comparison.
         window: how many evaluations a search asks for at once.
+        session_limits: what clients' sessions may take.
     """
 
     models: Mapping[str, str]
@@ -44,6 +46,7 @@ class ServerConfig:
     parent_watch: bool = False
     executor: str = "sparse"
     window: int = 32
+    session_limits: SessionLimits = SessionLimits()
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -59,7 +62,7 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engine = ModelEngine({name: load(source) for name, source in config.models.items()}, config.executor)
-    jobs = JobService(engine, __version__, config.window)
+    jobs = JobService(engine, __version__, config.window, session_limits=config.session_limits)
     api = ApiServer(engine, jobs, config.listen, config.reflect)
     jobs.start()
     await api.start()

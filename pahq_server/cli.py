@@ -39,6 +39,7 @@ def _serve(options: argparse.Namespace, models: dict[str, str]) -> int:
     # Idle OpenMP threads would spin on cores that the event loop and other processes need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from pahq_server.app import ServerConfig, serve  # imports torch, which takes seconds
+    from pahq_server.jobs.calls import SessionLimits
 
     config = ServerConfig(
         models=models,
@@ -48,6 +49,7 @@ def _serve(options: argparse.Namespace, models: dict[str, str]) -> int:
         parent_watch=options.parent_watch,
         executor=options.executor,
         window=options.window,
+        session_limits=SessionLimits(sessions=options.max_sessions, idle_s=options.session_timeout),
     )
     try:
         asyncio.run(serve(config, _announce))
@@ -116,6 +118,16 @@ def _parser() -> argparse.ArgumentParser:
         default=32,
         metavar="N",
         help="evaluations that a search asks for at once; never changes a result (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--max-sessions", type=int, default=16, metavar="N", help="patching sessions at once (default: 16)"
+    )
+    serve.add_argument(
+        "--session-timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="close a patching session after so many seconds without a call (default: 600)",
     )
     serve.add_argument("--insecure", action="store_true", help="allow an address that is not loopback")
     serve.add_argument("--reflection", action="store_true", help="offer gRPC server reflection")

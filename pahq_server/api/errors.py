@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 DOMAIN = "pahq"
 VERSION_HEADER = "pahq-version"
+# Errors travel as HTTP/2 headers, which hold 8 KiB by default. A text is there up to three times (message,
+# description, name), escaped (three bytes for one) or in base64.
+MAX_TEXT_BYTES = 800
 
 
 class VersionMismatchError(errors.ServerError):
@@ -48,7 +51,7 @@ STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
 def to_status(error: errors.ServerError) -> Status:
     """The rich status (google.rpc.Status) of an error."""
     code, reason = next((code, reason) for kind, code, reason in STATUS if isinstance(error, kind))
-    status = Status(code=code.value[0], message=str(error))
+    status = Status(code=code.value[0], message=_shorten(str(error)))
     for detail in (ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(error)), *_details(error)):
         packed = AnyMessage()
         packed.Pack(detail)
@@ -58,13 +61,22 @@ def to_status(error: errors.ServerError) -> Status:
 
 def _metadata(error: errors.ServerError) -> dict[str, str]:
     if isinstance(error, VersionMismatchError):
-        return {"client": error.client, "server": error.server}
-    return {"name": error.name} if isinstance(error, errors.NotFoundError) else {}
+        return {"client": _shorten(error.client), "server": error.server}
+    return {"name": _shorten(error.name)} if isinstance(error, errors.NotFoundError) else {}
+
+
+def _shorten(text: str) -> str:
+    """The text, or its start and its end: they say what is wrong, and what would be right."""
+    data = text.encode(errors="replace")
+    if len(data) <= MAX_TEXT_BYTES:
+        return text
+    start, end = data[: MAX_TEXT_BYTES // 2], data[-MAX_TEXT_BYTES // 2 :]
+    return f"{start.decode(errors='ignore')} … {end.decode(errors='ignore')}"
 
 
 def _details(error: errors.ServerError) -> list[Message]:
     if isinstance(error, errors.InvalidRequestError):
-        violation = BadRequest.FieldViolation(field=error.field, description=error.detail)
+        violation = BadRequest.FieldViolation(field=error.field, description=_shorten(error.detail))
         return [BadRequest(field_violations=[violation])]
     if isinstance(error, errors.ResourceExhaustedError):
         delay = Duration()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pahq.v1 import discovery_pb2, task_pb2
+from pahq.v1 import discovery_pb2, patching_pb2, task_pb2
 
 from pahq_server.core.engine import Measurement
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
+from pahq_server.jobs.hypotheses import Hypothesis
 from pahq_server.jobs.spec import DiscoverySpec
 
 
@@ -46,6 +47,18 @@ def task(message: task_pb2.Task) -> TaskSpec:
         wrong_answers=_prompts("task.wrong_answers", prompts.wrong_answers),
         positions=tuple(prompts.positions.indices) if prompts.HasField("positions") else None,
     )
+
+
+def hypothesis(field: str, message: patching_pb2.Hypothesis) -> Hypothesis:
+    kind = message.WhichOneof("circuit")
+    if kind is None:
+        raise InvalidRequestError(field, "has neither removed nor edges")
+    edges = message.edges if kind == "edges" else message.removed
+    return Hypothesis(edges.names, complete=kind == "edges")
+
+
+def hypotheses(messages: Iterable[patching_pb2.Hypothesis]) -> list[Hypothesis]:
+    return [hypothesis(f"hypotheses[{i}]", message) for i, message in enumerate(messages)]
 
 
 def _prompts(field: str, messages: Iterable[task_pb2.Prompt]) -> tuple[Prompt, ...]:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, task_pb2
+from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, task_pb2
 
 from pahq_server.core.engine import ModelInfo
 from pahq_server.core.graph import Graph
@@ -18,6 +19,7 @@ from pahq_server.core.task import BuiltinTask
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.result import DiscoveryResult
+from pahq_server.jobs.session import Session
 from pahq_server.jobs.spec import DiscoverySpec
 
 # Edges or verdicts per message: well below the smallest common message limit of 4 MiB.
@@ -86,6 +88,20 @@ def metric(name: str, value: float, full: float, empty: float) -> circuit_pb2.Me
     return circuit_pb2.Metric(name=name, value=value, full=full, empty=empty)
 
 
+def session(opened: Session, full: float, empty: float) -> patching_pb2.Session:
+    idle = Duration()
+    idle.FromMilliseconds(int(opened.limits.idle_s * 1000))
+    return patching_pb2.Session(
+        name=opened.name,
+        graph=_graph(opened.prepared.graph),
+        num_edges_total=opened.prepared.graph.num_edges,
+        metric_full=full,
+        metric_empty=empty,
+        max_hypotheses=opened.limits.hypotheses,
+        idle_timeout=idle,
+    )
+
+
 def model(info: ModelInfo) -> model_pb2.Model:
     return model_pb2.Model(**asdict(info))
 
@@ -115,14 +131,7 @@ def _summary(result: DiscoveryResult) -> circuit_pb2.CircuitSummary:
     graph, found = result.prepared.graph, result.search
     kept_gates = [v.index for v in found.verdicts if v.gate and v.kept]
     return circuit_pb2.CircuitSummary(
-        graph=circuit_pb2.Graph(
-            layers=graph.layers,
-            heads=graph.heads,
-            kv_heads=graph.kv_heads,
-            kv_receivers=graph.kv_receivers,
-            parallel=graph.parallel,
-            mlps=graph.mlps,
-        ),
+        graph=_graph(graph),
         gates_kept=[graph.receiver_name(receiver) for receiver in kept_gates],
         metric=metric(
             result.prepared.measurement.metric, found.metric_value, found.metric_full, found.metric_empty
@@ -132,6 +141,10 @@ def _summary(result: DiscoveryResult) -> circuit_pb2.CircuitSummary:
         provenance_request_json=json.dumps(result.request, sort_keys=True),
         provenance_run_json=json.dumps(result.run, sort_keys=True),
     )
+
+
+def _graph(graph: Graph) -> circuit_pb2.Graph:
+    return circuit_pb2.Graph(**asdict(graph))
 
 
 def _decision_order(found: SearchResult) -> list[int]:

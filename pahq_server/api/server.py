@@ -10,19 +10,27 @@ from pahq.v1 import (
     discovery_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    patching_pb2,
+    patching_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
 )
 
 from pahq_server.api.discovery import DiscoveryService
 from pahq_server.api.info import ModelService, ServerService
+from pahq_server.api.patching import PatchingService
 from pahq_server.core.engine import Engine
 from pahq_server.jobs.service import JobService
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 SERVICES = tuple(
     file.services_by_name[name].full_name
-    for file in (discovery_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR, server_pb2.DESCRIPTOR)
+    for file in (
+        discovery_pb2.DESCRIPTOR,
+        model_pb2.DESCRIPTOR,
+        patching_pb2.DESCRIPTOR,
+        server_pb2.DESCRIPTOR,
+    )
     for name in file.services_by_name
 )
 
@@ -32,7 +40,7 @@ class ApiServer:
 
     Args:
         engine: describes models and capabilities.
-        jobs: creates and keeps discoveries.
+        jobs: creates and keeps discoveries and sessions.
         listen: address such as ``127.0.0.1:7300``; port 0 picks a free one.
         reflect: whether to offer server reflection.
     """
@@ -47,6 +55,7 @@ class ApiServer:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         discovery_pb2_grpc.add_DiscoveryServiceServicer_to_server(DiscoveryService(jobs), self._server)
+        patching_pb2_grpc.add_PatchingServiceServicer_to_server(PatchingService(jobs.sessions), self._server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine), self._server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(
             ServerService(engine, MAX_MESSAGE_BYTES), self._server

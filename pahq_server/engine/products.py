@@ -21,23 +21,36 @@ LARGE = 1 << 18
 def matmul(x: Tensor, w: Tensor) -> Tensor:
     """``x @ w`` for x [..., K] and w [K, O]."""
     flat = x.reshape(-1, x.shape[-1])
-    rows = len(flat)
-    if rows < MIN_ROWS:
-        flat = functional.pad(flat, (0, 0, 0, MIN_ROWS - rows))
-    product = _product(flat, w)
-    return product[:rows].view(*x.shape[:-1], w.shape[-1])
+    product = _product(_pad(flat), w)
+    return product[: len(flat)].view(*x.shape[:-1], w.shape[-1])
 
 
 def add_matmul(total: Tensor, x: Tensor, w: Tensor) -> Tensor:
     """``total += x @ w``; ``total`` must be contiguous."""
-    flat = x.reshape(-1, x.shape[-1])
-    if len(flat) < MIN_ROWS:
-        return total.add_(matmul(x, w))
-    total.view(-1, total.shape[-1]).addmm_(flat, w)
+    flat, sums = x.reshape(-1, x.shape[-1]), total.view(-1, total.shape[-1])
+    if _odd(w):
+        sums += _product(_pad(flat), w)[: len(flat)]
+    elif len(flat) < MIN_ROWS:
+        # Not matmul and add: fused, the sum may be rounded in another place.
+        sums.copy_(_pad(sums).addmm_(_pad(flat), w)[: len(flat)])
+    else:
+        sums.addmm_(flat, w)
     return total
 
 
+def _pad(x: Tensor) -> Tensor:
+    """At least `MIN_ROWS` rows."""
+    return x if len(x) >= MIN_ROWS else functional.pad(x, (0, 0, 0, MIN_ROWS - len(x)))
+
+
+def _odd(w: Tensor) -> bool:
+    """Whether the default BLAS treats rows differently by their place, as it does for some widths."""
+    return w.shape[-1] % 4 != 0 and w.device.type == "cpu" and w.dtype == torch.float32
+
+
 def _product(x: Tensor, w: Tensor) -> Tensor:
-    if w.numel() >= LARGE and w.device.type == "cpu" and w.dtype == torch.float32 and w.T.is_contiguous():
-        return torch.ops.mkldnn._linear_pointwise(x, w.T, None, "none", [], "")  # type: ignore[no-any-return]
+    large = w.numel() >= LARGE and w.device.type == "cpu" and w.dtype == torch.float32
+    if _odd(w) or (large and w.T.is_contiguous()):
+        by_output = w.T.contiguous()
+        return torch.ops.mkldnn._linear_pointwise(x, by_output, None, "none", [], "")  # type: ignore[no-any-return]
     return x @ w

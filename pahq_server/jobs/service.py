@@ -10,8 +10,10 @@ from concurrent.futures import Future
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Engine, Measurement, Prepared
 from pahq_server.core.errors import AlreadyExistsError, ConflictError, NotFoundError, ResourceExhaustedError
+from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.runs import DiscoveryRun, EvaluationRun
+from pahq_server.jobs.sessions import SessionService
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.scheduler.scheduler import Scheduler
 
@@ -19,20 +21,30 @@ from pahq_server.scheduler.scheduler import Scheduler
 class JobService:
     """Discoveries of one server, kept in memory. Methods may be called from any thread.
 
+    ``sessions`` is the service of sessions that share its worker.
+
     Args:
         engine: checks and scores.
         version: of the server, for provenance.
         window: how many evaluations a search may ask for at once.
         max_queued: how many runs may wait.
         max_kept: how many jobs are remembered; the oldest final ones are forgotten first.
+        session_limits: what sessions may take.
     """
 
     def __init__(
-        self, engine: Engine, version: str, window: int = 1, max_queued: int = 1000, max_kept: int = 10_000
+        self,
+        engine: Engine,
+        version: str,
+        window: int = 1,
+        max_queued: int = 1000,
+        max_kept: int = 10_000,
+        session_limits: SessionLimits | None = None,
     ) -> None:
         self._engine, self._version, self._window = engine, version, window
         self._max_queued, self._max_kept = max_queued, max_kept
         self._scheduler = Scheduler(engine)
+        self.sessions = SessionService(engine, self._scheduler, window, session_limits or SessionLimits())
         self._jobs: dict[str, Job] = {}
         self._by_request: dict[str, Job] = {}
         self._lock = threading.Lock()
@@ -41,7 +53,7 @@ class JobService:
         self._scheduler.start()
 
     def close(self) -> None:
-        """Stops the worker; unfinished jobs fail."""
+        """Stops the worker; unfinished jobs and calls of sessions fail."""
         self._scheduler.close()
 
     def create(self, spec: DiscoverySpec, request_id: str, validate_only: bool, user: str = "local") -> Job:
@@ -54,12 +66,12 @@ class JobService:
         prepared = self._engine.prepare(spec.measurement)
         with self._lock:
             known = self._by_request.get(request_id) if request_id else None
-            if known is not None:
-                if known.spec != spec:
-                    raise AlreadyExistsError(f"request id {request_id!r} was used for another discovery")
-                return known
+            if known is not None and known.spec != spec:
+                raise AlreadyExistsError(f"request id {request_id!r} was used for another discovery")
             if validate_only:
                 return Job("", spec, prepared)
+            if known is not None:
+                return known
             self._check_room()
             job = Job(f"users/{user}/discoveries/{uuid.uuid4().hex}", spec, prepared)
             self._remember(job, request_id)

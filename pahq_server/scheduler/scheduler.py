@@ -1,4 +1,4 @@
-"""The scheduler: one worker thread that feeds the rows of all running jobs to the engine."""
+"""The scheduler: one worker thread that feeds the rows of all jobs and held sessions to the engine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import Protocol
 
 from pahq_server.core.engine import Engine, Outcome, Prepared, Row, SessionId, Work
 from pahq_server.core.errors import ServerError
+from pahq_server.scheduler.held import HeldSessions, Holder
 
 logger = logging.getLogger(__name__)
+
+# How often an idle worker looks for held sessions that were given up without a word.
+TICK_S = 5.0
 
 
 class Run(Protocol):
@@ -45,17 +49,18 @@ class _Active:
 
 
 class Scheduler:
-    """Runs several jobs at a time, each in the order of its arrival.
+    """Runs several jobs at a time, each in the order of its arrival, beside held sessions.
 
     Args:
         engine: scores rows; used from the worker thread only.
-        max_running: how many jobs hold tensors at the same time.
+        max_running: how many jobs hold tensors at the same time. Held sessions do not count.
     """
 
     def __init__(self, engine: Engine, max_running: int = 4) -> None:
         self._engine, self._max_running = engine, max_running
         self._queue: deque[Run] = deque()
         self._active: list[_Active] = []
+        self._held = HeldSessions(engine)
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
@@ -64,9 +69,28 @@ class Scheduler:
         self._thread.start()
 
     def submit(self, run: Run) -> None:
-        """Queues a run. May be called from any thread."""
+        """Queues a run; after `close` it ends at once. May be called from any thread."""
         with self._wake:
-            self._queue.append(run)
+            closing = self._closing
+            if not closing:
+                self._queue.append(run)
+                self._wake.notify()
+        if closing:
+            _end(run, ServerError("the server stopped"))
+
+    def hold(self, holder: Holder) -> None:
+        """Opens a session before the next step; after `close` it ends at once. From any thread."""
+        with self._wake:
+            closing = self._closing
+            if not closing:
+                self._held.add(holder)
+                self._wake.notify()
+        if closing:
+            holder.end(ServerError("the server stopped"))
+
+    def wake(self) -> None:
+        """To be called when a holder begins to wait. May be called from any thread."""
+        with self._wake:
             self._wake.notify()
 
     @property
@@ -86,30 +110,54 @@ class Scheduler:
         for active in self._active:
             self._retire(active, ServerError("the server stopped"))
         for run in self._queue:
-            run.end(ServerError("the server stopped"))
+            _end(run, ServerError("the server stopped"))
+        self._held.close(ServerError("the server stopped"))
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._queue or self._active)
+            self._wake.wait_for(
+                lambda: self._closing or self._queue or self._active or self._held.waiting(),
+                TICK_S if len(self._held) else None,
+            )
             return not self._closing
 
     def _step(self) -> None:
+        self._drop_stopped()
         self._admit()
         self._active = [active for active in self._active if not self._retired_if_stopped(active)]
-        outcomes = self._engine.score([Work(active.session, active.rows) for active in self._active])
-        pairs = zip(self._active, outcomes, strict=True)
-        self._active = [active for active, outcome in pairs if self._deliver(active, outcome)]
+        held = self._held.collect()
+        work = [Work(active.session, active.rows) for active in self._active] + [item for _, item in held]
+        outcomes = iter(self._outcomes(work))
+        self._active = [active for active in self._active if self._deliver(active, next(outcomes))]
+        for (holder, _), outcome in zip(held, outcomes, strict=True):
+            holder.deliver(outcome)
+
+    def _outcomes(self, work: Sequence[Work]) -> Sequence[Outcome]:
+        """One per work."""
+        try:
+            return self._engine.score(work) if work else ()
+        except Exception as error:  # noqa: BLE001 - a dead worker would leave every job hanging
+            return [error] * len(work)
+
+    def _drop_stopped(self) -> None:
+        """Ends runs that were stopped while they waited: their turn may be hours away."""
+        with self._wake:
+            stopped = [run for run in self._queue if run.stopped()]
+            if stopped:
+                self._queue = deque(run for run in self._queue if run not in stopped)
+        for run in stopped:
+            _end(run, None)
 
     def _admit(self) -> None:
         while self._queue and len(self._active) < self._max_running:
             run = self._queue.popleft()
             if run.stopped():
-                run.end(None)
+                _end(run, None)
                 continue
             try:
                 session = self._engine.open(run.prepared)
             except Exception as error:  # noqa: BLE001 - a job that cannot start must not stop the others
-                run.end(error)
+                _end(run, error)
                 continue
             active = _Active(run, session, ())
             if self._advance(active, None):
@@ -141,5 +189,15 @@ class Scheduler:
     def _retire(self, active: _Active, error: Exception | None) -> None:
         if error is not None:
             logger.warning("a run failed", exc_info=error)
-        self._engine.close(active.session)
-        active.run.end(error)
+        try:
+            self._engine.close(active.session)
+        except Exception:
+            logger.exception("a session could not be closed")
+        _end(active.run, error)
+
+
+def _end(run: Run, error: Exception | None) -> None:
+    try:
+        run.end(error)
+    except Exception:
+        logger.exception("a run broke at its end")

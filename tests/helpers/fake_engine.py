@@ -62,7 +62,8 @@ class FakeEngine:
         self._score = score or SetScore(graph, 1)
         self._ids = itertools.count()
         self._held = False
-        self._allowed = threading.Semaphore(0)
+        self._allowed = 0
+        self._changed = threading.Condition()
         self._asked = threading.Semaphore(0)
 
     def hold(self) -> None:
@@ -70,8 +71,9 @@ class FakeEngine:
         self._held = True
 
     def let(self, calls: int = 1) -> None:
-        for _ in range(calls):
-            self._allowed.release()
+        with self._changed:
+            self._allowed += calls
+            self._changed.notify_all()
 
     def wait_for_call(self) -> None:
         """Waits until `score` has been entered once more than this was called."""
@@ -79,8 +81,9 @@ class FakeEngine:
 
     def release(self) -> None:
         """Ends holding, for good."""
-        self._held = False
-        self.let(1_000_000)
+        with self._changed:
+            self._held = False
+            self._changed.notify_all()
 
     # Engine
 
@@ -134,8 +137,10 @@ class FakeEngine:
         self.threads.add(threading.current_thread().name)
         self.steps.append([item.session for item in work])
         self._asked.release()
-        if self._held:
-            assert self._allowed.acquire(timeout=PATIENCE_S), "the test forgot a held engine"
+        with self._changed:
+            allowed = self._changed.wait_for(lambda: not self._held or self._allowed, PATIENCE_S)
+            assert allowed, "the test forgot a held engine"
+            self._allowed -= self._held
         _raise(self.whole_call_fails)
         return [self._outcome(item) for item in work]
 

@@ -3,95 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 
 import pytest
-from helpers.fake_engine import MEASUREMENT, PATIENCE_S, Failures, FakeEngine
+from helpers.fake_engine import PATIENCE_S, FakeEngine
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
-from pahq_server.scheduler.scheduler import Scheduler
 
-
-class FakeRun:
-    """Asks for one row, so many times.
-
-    Args:
-        engine: prepares it.
-        steps: how many times.
-        model: that it runs on.
-    """
-
-    def __init__(self, engine: FakeEngine, steps: int = 3, model: str = "toy") -> None:
-        self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
-        self.steps, self.delivered = steps, 0
-        self.ends: list[Exception | None] = []
-        self.ended = threading.Event()
-        self.stop_asked = False
-        self.breaks: Exception | None = None
-        self.breaks_at_begin = False
-        self.breaks_at_end = False
-
-    def begin(self) -> Sequence[Row]:
-        if self.breaks_at_begin:
-            raise KeyError("begin")
-        return self._rows()
-
-    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
-        assert len(scores) == 1
-        self.delivered += 1
-        if self.breaks is not None:
-            raise self.breaks
-        return self._rows() if self.delivered < self.steps else ()
-
-    def stopped(self) -> bool:
-        return self.stop_asked
-
-    def end(self, error: Exception | None) -> None:
-        self.ends.append(error)
-        self.ended.set()
-        if self.breaks_at_end:
-            raise KeyError("end")
-
-    def wait(self) -> Exception | None:
-        """The error that it ended with."""
-        assert self.ended.wait(PATIENCE_S), "the run did not end"
-        (error,) = self.ends
-        return error
-
-    def _rows(self) -> Sequence[Row]:
-        return (Row(Anchor(Circuit.full(self.prepared.graph))),)
-
-
-@pytest.fixture
-def engine() -> FakeEngine:
-    engine = FakeEngine()
-    engine.failures["bad"] = Failures()
-    return engine
-
-
-Start = Callable[..., Scheduler]
-
-
-@pytest.fixture
-def start(engine: FakeEngine) -> Iterator[Start]:
-    """Starts a scheduler; it is closed after the test."""
-    started: list[Scheduler] = []
-
-    def starter(*runs: FakeRun, max_running: int = 4) -> Scheduler:
-        scheduler = Scheduler(engine, max_running)
-        for run in runs:
-            scheduler.submit(run)
-        scheduler.start()
-        started.append(scheduler)
-        return scheduler
-
-    yield starter
-    engine.release()
-    for scheduler in started:
-        scheduler.close()
+from .fake_run import FakeRun, Start
 
 
 def test_a_run_gets_its_scores_and_ends_once(engine: FakeEngine, start: Start) -> None:
@@ -231,7 +149,7 @@ def test_a_run_that_is_stopped_while_it_waits_ends_without_its_turn(engine: Fake
 
 def test_close_ends_running_and_waiting_runs(engine: FakeEngine, start: Start) -> None:
     engine.hold()
-    runs = [FakeRun(engine, steps=1000) for _ in range(3)]
+    runs = [FakeRun(engine, steps=10**9) for _ in range(3)]  # none ends by itself
     scheduler = start(*runs, max_running=1)
     engine.wait_for_call()
     closing = threading.Thread(target=scheduler.close)

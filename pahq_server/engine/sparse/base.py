@@ -245,6 +245,9 @@ class Base:
     def attend(self, head: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of one head: q [..., P, C, K] over k and v [..., P, T, K]; returns [..., P, C, K]."""
         layer = (head - 1) // self.circuit.graph.senders_per_layer
+        # Broadcasting would pick another kernel, with other bits, than a batch of equal keys.
+        shape = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+        q, k, v = (x.expand(*shape, -1, -1).contiguous() for x in (q, k, v))
         scores = torch.matmul(q, k.transpose(-1, -2))
         scores += self.tokens.hidden_at(layer, self.plan.needed[head])
         return torch.matmul(scores.softmax(-1), v)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
@@ -127,9 +128,9 @@ class Sweep:
         w_out = self.weights.weights.layers[layer].w_out
         assert merged is not None
         assert w_out is not None
-        change = self.weights.hidden(layer, state.value)
+        change = self.weights.hidden(layer, pick(state.value, merged.picks[0]))
         change -= self._of_bases(merged, lambda base: base.hidden(layer))
-        self._senders[self.graph.mlp(layer)] = Change(matmul(change, w_out), state.variant)
+        self._senders[self.graph.mlp(layer)] = Change(matmul(change, w_out), merged.variant)
 
     def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:
         """A receiver's value in merged variants: [V or 1, P, C, K]."""
@@ -156,20 +157,39 @@ class Sweep:
         return self._states[receiver]
 
     def _new_state(self, receiver: int) -> NewState | None:
+        """Each row goes through the residual stream or not by what changes in it alone."""
         sources = self._sources(receiver)
-        composable = (
-            receiver not in self._cuts
-            and all(self.reference.is_head(sender) for sender, _ in sources)
-            and self.bases[0].composable(receiver)
+        projected = self._needs_projection(receiver, sources)
+        heads = [(s, np.where(projected, -1, v)) for s, v in sources if self.reference.is_head(s)]
+        parts = [self._projected(receiver, projected), self._composed(receiver, heads)]
+        states = [self._moved_state(receiver, *part) for part in parts if part is not None]
+        if len(states) < 2:
+            return states[0] if states else None
+        first, second = states
+        variant = np.where(second.variant < 0, first.variant, second.variant + len(first.u))
+        u, square, value = (
+            torch.cat(pair)
+            for pair in zip(
+                (first.u, first.square, first.value), (second.u, second.square, second.value), strict=True
+            )
         )
-        moved = self._composed(receiver, sources) if composable else self._projected(receiver)
-        if moved is None:
-            return None
-        du, dsquare, merged = moved
+        return NewState(u, square, value, variant)
+
+    def _needs_projection(self, receiver: int, sources: list[tuple[int, Index]]) -> NDArray[np.bool_]:
+        """Per row, whether its change has no short form in the coordinates of heads."""
+        cut = self._cuts.get(receiver)
+        projected = np.full(len(self.base_of), not self.bases[0].composable(receiver))
+        if cut is not None:
+            projected |= cut.variant >= 0
+        for sender, variant in sources:
+            if not self.reference.is_head(sender):
+                projected |= variant >= 0
+        return projected
+
+    def _moved_state(self, receiver: int, du: Tensor, dsquare: Tensor, merged: Merged) -> NewState:
         u = du + self._of_bases(merged, lambda base: base.state(receiver).u)
         square = dsquare + self._of_bases(merged, lambda base: base.state(receiver).square)
-        value = self.bases[0].finish(receiver, u, square)
-        return NewState(u, square, value, merged.variant)
+        return NewState(u, square, self.bases[0].finish(receiver, u, square), merged.variant)
 
     def _sources(self, receiver: int) -> list[tuple[int, Index]]:
         """Changed senders that any row hears, in order, with the variant that each row hears."""
@@ -218,9 +238,9 @@ class Sweep:
                 dsquare += (y * inner).sum(-1)
         return du, dsquare, merged
 
-    def _projected(self, receiver: int) -> tuple[Tensor, Tensor, Merged] | None:
-        """(du, dsquare, rows) through the residual stream."""
-        moved = self._residual(receiver)
+    def _projected(self, receiver: int, rows: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Merged] | None:
+        """(du, dsquare, rows) through the residual stream, for some rows."""
+        moved = self._residual(receiver, rows)
         if moved is None:
             return None
         dx, merged = moved
@@ -228,11 +248,13 @@ class Sweep:
         du = matmul(dx, self.weights.reads(receiver))
         return du, torch.linalg.vecdot(2 * x + dx, dx), merged
 
-    def _residual(self, receiver: int) -> tuple[Tensor, Merged] | None:
-        """Change of a receiver's input, [V, P, C, D], and its rows."""
+    def _residual(self, receiver: int, rows: NDArray[np.bool_] | None = None) -> tuple[Tensor, Merged] | None:
+        """Change of a receiver's input, [V, P, C, D], in the given rows (bool) or all."""
         cut, sources = self._cuts.get(receiver), self._sources(receiver)
         columns = [variant for _, variant in sources]
         columns += [] if cut is None else [cut.variant]
+        if rows is not None:
+            columns = [np.where(rows, column, -1) for column in columns]
         merged = merge(columns, self._groups(receiver))
         if merged is None:
             return None

@@ -14,6 +14,7 @@ from torch import Tensor
 from pahq_server.core.graph import Graph
 from pahq_server.engine import ops
 from pahq_server.engine.products import matmul
+from pahq_server.engine.sparse.activations import ACTIVATIONS
 from pahq_server.models.architecture import Model
 
 # Bytes of head-to-receiver products that are kept for reuse.
@@ -98,7 +99,7 @@ class SparseWeights:
 
     def hidden(self, layer: int, value: Tensor) -> Tensor:
         """Hidden units of an MLP from its receiver's value."""
-        activation = ops.ACTIVATIONS[self.arch.activation]
+        activation = ACTIVATIONS[self.arch.activation]
         if self.weights.layers[layer].w_gate is None:
             return activation(value)
         gate, up = value.chunk(2, dim=-1)

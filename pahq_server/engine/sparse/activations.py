@@ -1,0 +1,52 @@
+"""Activations whose every element has the same bits wherever it stands in a tensor.
+
+torch's fused SiLU and GELU round the last few elements of a tensor, which do not fill a vector
+register, in another way than the rest. These are made of operations that do not (a test holds this).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pahq_server.models.architecture import Activation
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), [...]."""
+    return torch.erf(x * math.sqrt(0.5)).add_(1).mul_(0.5).mul_(x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x sigmoid(x), [V, ...]."""
+    return _by_row(x, lambda row: torch.neg(row).exp_().add_(1))
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU, [V, ...]: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))."""
+    scale = 2 * math.sqrt(2 / math.pi)
+
+    def denominator(row: Tensor) -> Tensor:
+        return torch.square(row).mul_(-0.044715 * scale).sub_(scale).mul_(row).exp_().add_(1)
+
+    return _by_row(x, denominator)
+
+
+def _by_row(x: Tensor, denominator: Callable[[Tensor], Tensor]) -> Tensor:
+    """x / denominator(x), a few values at a time so that they stay in the cache."""
+    out = torch.empty_like(x)
+    for row, result in zip(x, out, strict=True):
+        torch.div(row, denominator(row), out=result)
+    return out
+
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "silu": silu,
+}

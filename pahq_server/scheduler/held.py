@@ -1,0 +1,118 @@
+"""Engine sessions that stay open while nobody needs a score: their rows join the steps of running jobs."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from pahq_server.core.engine import Engine, Outcome, Prepared, Row, SessionId, Work
+
+logger = logging.getLogger(__name__)
+
+
+class Holder(Protocol):
+    """Something that keeps an engine session and needs scores now and then.
+
+    Its methods are called from the worker thread.
+    """
+
+    prepared: Prepared
+
+    def waiting(self) -> bool:
+        """Whether there are rows to score, or the session is not needed any more."""
+        ...
+
+    def released(self) -> bool:
+        """Whether the session is not needed any more. Never changes back."""
+        ...
+
+    def next_rows(self) -> Sequence[Row]:
+        """Rows to score in this step; empty if there are none. What it raises comes back by `deliver`."""
+        ...
+
+    def deliver(self, outcome: Outcome) -> None:
+        """Takes the outcome of the last rows. A failure does not end the session."""
+        ...
+
+    def end(self, error: Exception | None) -> None:
+        """Called once, last: with the reason if the session could not be opened or the server stops."""
+        ...
+
+
+class HeldSessions:
+    """The open sessions of all holders. Used from the worker thread, except `add`.
+
+    Args:
+        engine: opens and closes sessions.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._new: deque[Holder] = deque()
+        self._open: list[tuple[Holder, SessionId]] = []
+
+    def add(self, holder: Holder) -> None:
+        """Opens a session before the next step. May be called from any thread."""
+        self._new.append(holder)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def waiting(self) -> bool:
+        return bool(self._new) or any(holder.waiting() for holder, _ in self._open)
+
+    def collect(self) -> list[tuple[Holder, Work]]:
+        """What to score in this step. Frees what was released first: a newcomer may need the memory."""
+        self._open = [held for held in self._open if not self._closed_if_released(*held)]
+        while self._new:
+            self._admit(self._new.popleft())
+        work = ((holder, Work(session, _rows(holder))) for holder, session in self._open)
+        return [(holder, item) for holder, item in work if item.rows]
+
+    def close(self, error: Exception) -> None:
+        """Ends all holders, also those that still wait for their session."""
+        for holder, session in self._open:
+            self._close(holder, session, error)
+        for holder in self._new:
+            _end(holder, error)
+
+    def _admit(self, holder: Holder) -> None:
+        if holder.released():
+            _end(holder, None)
+            return
+        try:
+            session = self._engine.open(holder.prepared)
+        except Exception as error:  # noqa: BLE001 - the others go on
+            _end(holder, error)
+            return
+        self._open.append((holder, session))
+
+    def _closed_if_released(self, holder: Holder, session: SessionId) -> bool:
+        released = holder.released()
+        if released:
+            self._close(holder, session, None)
+        return released
+
+    def _close(self, holder: Holder, session: SessionId, error: Exception | None) -> None:
+        try:
+            self._engine.close(session)
+        except Exception:
+            logger.exception("a session could not be closed")
+        _end(holder, error)
+
+
+def _rows(holder: Holder) -> Sequence[Row]:
+    try:
+        return holder.next_rows()
+    except Exception as error:  # noqa: BLE001 - it concerns this holder alone
+        holder.deliver(error)
+        return ()
+
+
+def _end(holder: Holder, error: Exception | None) -> None:
+    try:
+        holder.end(error)
+    except Exception:
+        logger.exception("a holder broke at its end")

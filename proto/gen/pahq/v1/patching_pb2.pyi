@@ -1,0 +1,94 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from pahq.v1 import circuit_pb2 as _circuit_pb2
+from pahq.v1 import discovery_pb2 as _discovery_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Session(_message.Message):
+    __slots__ = ("name", "graph", "num_edges_total", "metric_full", "metric_empty", "max_hypotheses", "idle_timeout")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    NUM_EDGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FULL_FIELD_NUMBER: _ClassVar[int]
+    METRIC_EMPTY_FIELD_NUMBER: _ClassVar[int]
+    MAX_HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    graph: _circuit_pb2.Graph
+    num_edges_total: int
+    metric_full: float
+    metric_empty: float
+    max_hypotheses: int
+    idle_timeout: _duration_pb2.Duration
+    def __init__(self, name: _Optional[str] = ..., graph: _Optional[_Union[_circuit_pb2.Graph, _Mapping]] = ..., num_edges_total: _Optional[int] = ..., metric_full: _Optional[float] = ..., metric_empty: _Optional[float] = ..., max_hypotheses: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class EdgeList(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Hypothesis(_message.Message):
+    __slots__ = ("removed", "edges")
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    removed: EdgeList
+    edges: EdgeList
+    def __init__(self, removed: _Optional[_Union[EdgeList, _Mapping]] = ..., edges: _Optional[_Union[EdgeList, _Mapping]] = ...) -> None: ...
+
+class OpenSessionRequest(_message.Message):
+    __slots__ = ("measurement",)
+    MEASUREMENT_FIELD_NUMBER: _ClassVar[int]
+    measurement: _discovery_pb2.Measurement
+    def __init__(self, measurement: _Optional[_Union[_discovery_pb2.Measurement, _Mapping]] = ...) -> None: ...
+
+class OpenSessionResponse(_message.Message):
+    __slots__ = ("session",)
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    session: Session
+    def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
+
+class ScoreCircuitsRequest(_message.Message):
+    __slots__ = ("name", "hypotheses")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    hypotheses: _containers.RepeatedCompositeFieldContainer[Hypothesis]
+    def __init__(self, name: _Optional[str] = ..., hypotheses: _Optional[_Iterable[_Union[Hypothesis, _Mapping]]] = ...) -> None: ...
+
+class ScoreCircuitsResponse(_message.Message):
+    __slots__ = ("metrics",)
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    metrics: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, metrics: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class CommitCircuitRequest(_message.Message):
+    __slots__ = ("name", "circuit")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CIRCUIT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    circuit: Hypothesis
+    def __init__(self, name: _Optional[str] = ..., circuit: _Optional[_Union[Hypothesis, _Mapping]] = ...) -> None: ...
+
+class CommitCircuitResponse(_message.Message):
+    __slots__ = ("num_edges",)
+    NUM_EDGES_FIELD_NUMBER: _ClassVar[int]
+    num_edges: int
+    def __init__(self, num_edges: _Optional[int] = ...) -> None: ...
+
+class CloseSessionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class CloseSessionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,0 +1,198 @@
+"""A real server on a loopback port, over a fake engine, and a client's view of its errors."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from pahq.v1 import (
+    circuit_pb2,
+    discovery_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
+    task_pb2,
+)
+from pahq.v1 import discovery_pb2 as pb
+
+from helpers.fake_engine import PATIENCE_S, FakeEngine
+from pahq_server.api.server import ApiServer
+from pahq_server.jobs.service import JobService
+
+DETAILS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
+VERSION = "1.2.3"  # of the job service, for provenance; not the API's
+
+
+class RunningServer:
+    """A server in a thread of its own, with stubs that speak to it.
+
+    Args:
+        engine: that it serves.
+        options: of the job service.
+    """
+
+    def __init__(self, engine: FakeEngine, **options: Any) -> None:
+        self.engine = engine
+        self.jobs = JobService(engine, VERSION, **options)
+        self._ready, self._stop = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="api")
+
+    async def _serve(self) -> None:
+        api = ApiServer(self.engine, self.jobs, "127.0.0.1:0", reflect=True)
+        await api.start()
+        self.port = api.port
+        self._ready.set()
+        await asyncio.to_thread(self._stop.wait)
+        await api.stop(grace_s=0)
+
+    def __enter__(self) -> RunningServer:
+        self.jobs.start()
+        self._thread.start()
+        assert self._ready.wait(PATIENCE_S)
+        self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
+        self.discovery = discovery_pb2_grpc.DiscoveryServiceStub(self.channel)
+        self.models = model_pb2_grpc.ModelServiceStub(self.channel)
+        self.server = server_pb2_grpc.ServerServiceStub(self.channel)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+        self.channel.close()
+        self.engine.release()
+        self.jobs.close()
+
+    def stop(self) -> None:
+        """Stops the API; jobs go on."""
+        self._stop.set()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+    # Whole conversations
+
+    def create(self, spec: pb.DiscoverySpec, **fields: Any) -> pb.Discovery:
+        request = pb.CreateDiscoveryRequest(spec=spec, **fields)
+        discovery: pb.Discovery = self.discovery.CreateDiscovery(request).discovery
+        return discovery
+
+    def events(self, name: str, after: int = 0) -> list[pb.Event]:
+        """All events up to the end."""
+        request = pb.WatchDiscoveryRequest(name=name, after_sequence=after)
+        return [message.event for message in self.discovery.WatchDiscovery(request, timeout=PATIENCE_S)]
+
+    def finish(self, spec: pb.DiscoverySpec) -> str:
+        """Creates a discovery and waits for its end; returns its name."""
+        name: str = self.create(spec).name
+        assert self.events(name)[-1].kind == pb.EVENT_KIND_END
+        return name
+
+    def assert_alive(self) -> None:
+        """A whole discovery still works."""
+        assert self.circuit(self.finish(spec()))[0].num_edges_total == self.engine.graph.num_edges
+
+    def circuit(
+        self, name: str
+    ) -> tuple[circuit_pb2.CircuitSummary, list[circuit_pb2.Edge], list[circuit_pb2.Verdict]]:
+        pages = list(self.discovery.GetCircuit(pb.GetCircuitRequest(name=name)))
+        assert [page.HasField("summary") for page in pages] == [True] + [False] * (len(pages) - 1)
+        edges = [edge for page in pages for edge in page.edges]
+        return pages[0].summary, edges, [verdict for page in pages for verdict in page.verdicts]
+
+
+@dataclass
+class Refusal:
+    """What a client learns from an error."""
+
+    code: grpc.StatusCode
+    message: str
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def info(self) -> Any:
+        return self.details["ErrorInfo"]
+
+    @property
+    def violation(self) -> tuple[str, str]:
+        """Field and description."""
+        (violation,) = self.details["BadRequest"].field_violations
+        return violation.field, violation.description
+
+
+@contextmanager
+def refused() -> Iterator[Refusal]:
+    """Asserts that the call in the body fails; the yielded value is filled in afterwards."""
+    refusal = Refusal(grpc.StatusCode.OK, "")
+    try:
+        yield refusal
+    except grpc.RpcError as error:
+        refusal.code, refusal.message = error.code(), error.details()
+        refusal.details = _details(error)
+    else:
+        raise AssertionError("the call succeeded")
+
+
+def _details(error: Any) -> dict[str, Message]:
+    status = rpc_status.from_call(error)
+    found: dict[str, Message] = {}
+    for packed in status.details if status else ():
+        kind = next(kind for kind in DETAILS if packed.Is(kind.DESCRIPTOR))
+        found[kind.DESCRIPTOR.name] = kind()
+        packed.Unpack(found[kind.DESCRIPTOR.name])
+    return found
+
+
+def token_ids(*prompts: Sequence[int]) -> list[task_pb2.Prompt]:
+    return [task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=ids)) for ids in prompts]
+
+
+def measurement(**changes: Any) -> pb.Measurement:
+    prompts = task_pb2.PromptTask(clean=token_ids((1, 2)), corrupted=token_ids((1, 3)))
+    fields = {
+        "model": "toy",
+        "task": task_pb2.Task(prompts=prompts),
+        "metric": "kl_divergence",
+        "ablation": "resample",
+        "kv_receivers": "group",
+        "precision": "fp32",
+    }
+    return pb.Measurement(**(fields | changes))
+
+
+def spec(**changes: Any) -> pb.DiscoverySpec:
+    """A discovery that the fake engine can do; changes go to the measurement where they belong."""
+    own = {"method": "acdc", "threshold": 2.0, "gates": True}
+    own |= {name: changes.pop(name) for name in list(changes) if name in own}
+    if own["threshold"] is None:
+        del own["threshold"]
+    return pb.DiscoverySpec(measurement=measurement(**changes), **own)
+
+
+Call = Callable[..., Any]
+
+
+def every_call(server: RunningServer) -> dict[str, tuple[Call, Message]]:
+    """Every RPC of the API by name, with an empty request; streams are read to their end."""
+    calls = {}
+    for file, stub in (
+        (pb, server.discovery),
+        (model_pb2, server.models),
+        (server_pb2, server.server),
+    ):
+        for service in file.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                request = getattr(file, method.input_type.name)()
+                call = getattr(stub, method.name)
+                calls[method.name] = (_reader(call) if method.server_streaming else call, request)
+    return calls
+
+
+def _reader(call: Call) -> Call:
+    return lambda *args, **kwargs: list(call(*args, **kwargs))

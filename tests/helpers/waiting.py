@@ -1,0 +1,45 @@
+"""Waiting for jobs, never for a fixed time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
+from pahq_server.jobs.job import Job, JobState, Snapshot
+from pahq_server.jobs.service import JobService
+
+
+def wait_until(job: Job, condition: Callable[[Snapshot], bool]) -> Snapshot:
+    """The job's snapshot once it meets a condition."""
+    changed = threading.Event()
+    stop_listening = job.listen(changed.set)
+    try:
+        while True:
+            changed.clear()
+            now = job.snapshot
+            if condition(now):
+                return now
+            assert changed.wait(PATIENCE_S), f"the job is still {now}"
+    finally:
+        stop_listening()
+
+
+def wait_end(job: Job) -> Snapshot:
+    return wait_until(job, lambda now: now.state.final)
+
+
+def wait_state(job: Job, state: JobState) -> Snapshot:
+    return wait_until(job, lambda now: now.state is state)
+
+
+def close_in_mid_step(service: JobService, engine: FakeEngine) -> None:
+    """Closes a service whose engine is held in a call, and lets the call end once it is closing."""
+    closing = threading.Thread(target=service.close)
+    closing.start()
+    # What is asked for now is turned away at once, or it waits: the engine is held.
+    while not service.evaluate(MEASUREMENT, [])[1].done():
+        threading.Event().wait(0.001)
+    engine.release()
+    closing.join(PATIENCE_S)
+    assert not closing.is_alive(), "the service did not close"

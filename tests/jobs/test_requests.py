@@ -1,0 +1,105 @@
+"""Which requests create a job: repeated ones, ones that only ask, and ones that are too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from helpers.fake_engine import MEASUREMENT, FakeEngine
+from helpers.waiting import wait_end
+
+from pahq_server.core.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NotFoundError,
+    ResourceExhaustedError,
+)
+from pahq_server.jobs.job import Job, JobState
+from pahq_server.jobs.service import JobService
+from pahq_server.jobs.spec import DiscoverySpec
+
+SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=True)
+NewService = Callable[..., JobService]
+
+
+def create(service: JobService, spec: DiscoverySpec = SPEC, request_id: str = "") -> Job:
+    return service.create(spec, request_id, validate_only=False)
+
+
+def test_a_repeated_request_returns_the_first_job(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    first = create(service, request_id="abc")
+    assert create(service, request_id="abc") is first
+    engine.release()
+    wait_end(first)
+    assert create(service, request_id="abc") is first
+    assert service.newest_first() == [first]
+    assert len(engine.opened) == 1
+
+
+def test_requests_without_an_id_are_never_the_same(service: JobService) -> None:
+    assert create(service).name != create(service).name
+
+
+def test_a_request_id_for_another_discovery_is_refused(service: JobService) -> None:
+    first = create(service, request_id="abc")
+    with pytest.raises(AlreadyExistsError, match="'abc'"):
+        create(service, replace(SPEC, threshold=0.5), request_id="abc")
+    assert service.newest_first() == [first]
+
+
+def test_a_forgotten_jobs_request_id_may_be_used_again(service: JobService) -> None:
+    first = create(service, request_id="abc")
+    wait_end(first)
+    service.delete(first.name)
+    assert create(service, replace(SPEC, threshold=0.5), request_id="abc").name != first.name
+
+
+def test_validating_only_checks_and_creates_nothing(engine: FakeEngine, service: JobService) -> None:
+    job = service.create(SPEC, "abc", validate_only=True)
+    assert (job.name, service.newest_first(), engine.opened) == ("", [], [])
+    with pytest.raises(InvalidRequestError):
+        service.create(replace(SPEC, threshold=None), "", validate_only=True)
+    created = create(service, request_id="abc")
+    assert service.create(SPEC, "abc", validate_only=True).name == ""
+    with pytest.raises(AlreadyExistsError):
+        service.create(replace(SPEC, threshold=0.5), "abc", validate_only=True)
+    assert service.newest_first() == [created]
+
+
+def test_a_full_queue_turns_requests_away_until_there_is_room(
+    engine: FakeEngine, new_service: NewService
+) -> None:
+    service = new_service(max_queued=2)
+    engine.hold()
+    jobs = [create(service)]
+    engine.wait_for_call()  # the first has left the queue; the rest wait
+    jobs += [create(service), create(service)]
+    for refused in (lambda: create(service), lambda: service.evaluate(MEASUREMENT, [])):
+        with pytest.raises(ResourceExhaustedError, match="2 runs are waiting already") as caught:
+            refused()
+        assert caught.value.retry_after_s > 0
+    assert len(service.newest_first()) == 3
+    engine.release()
+    assert {wait_end(job).state for job in jobs} == {JobState.SUCCEEDED}
+    assert wait_end(create(service)).state is JobState.SUCCEEDED
+
+
+def test_the_oldest_finished_jobs_are_forgotten_first(engine: FakeEngine, new_service: NewService) -> None:
+    service = new_service(max_kept=2)
+    old, newer = create(service, request_id="old"), create(service)
+    wait_end(old)
+    wait_end(newer)
+    latest = create(service)
+    assert service.newest_first() == [latest, newer]
+    with pytest.raises(NotFoundError):
+        service.find(old.name)
+    assert create(service, request_id="old") is not old
+
+
+def test_unfinished_jobs_are_never_forgotten(engine: FakeEngine, new_service: NewService) -> None:
+    service = new_service(max_kept=1)
+    engine.hold()
+    jobs = [create(service) for _ in range(3)]
+    assert service.newest_first() == jobs[::-1]

@@ -1,0 +1,203 @@
+"""The job service over a fake engine: creating, finding, cancelling, forgetting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from helpers.fake_engine import GRAPH, MEASUREMENT, FakeEngine
+from helpers.scores import SetScore, answer
+from helpers.waiting import close_in_mid_step, wait_end, wait_state
+
+from pahq_server.core.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NonFiniteMetricError,
+    NotFoundError,
+)
+from pahq_server.jobs.job import Job, JobState
+from pahq_server.jobs.service import JobService
+from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.search.acdc_search import AcdcSearch
+
+SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=True)
+BAD = replace(SPEC, measurement=replace(MEASUREMENT, model="bad"))
+NewService = Callable[..., JobService]
+
+
+def create(service: JobService, spec: DiscoverySpec = SPEC, request_id: str = "") -> Job:
+    return service.create(spec, request_id, validate_only=False)
+
+
+def test_a_job_finds_what_its_search_finds(service: JobService) -> None:
+    now = wait_end(create(service))
+    alone = answer(AcdcSearch(GRAPH, 2.0, gates=True).run(), SetScore(GRAPH, 1))
+    assert now.state is JobState.SUCCEEDED
+    assert now.result is not None
+    assert now.result.search.verdicts == alone.verdicts
+    assert now.result.search.circuit.key == alone.circuit.key
+    assert now.evaluations == len(alone.verdicts)
+    assert (now.progress.decided, now.progress.kept) == (GRAPH.num_edges, alone.circuit.num_kept)
+
+
+def test_several_jobs_advance_together_and_do_not_mix(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    specs = [replace(SPEC, threshold=t, gates=g) for t in (1.0, 3.0) for g in (True, False)]
+    specs += [replace(SPEC, method="single_edge", threshold=None)]
+    jobs = [create(service, spec) for spec in specs]
+    engine.release()
+    for job in jobs:
+        result = wait_end(job).result
+        assert result is not None
+        alone = answer(job.spec.search(GRAPH, window=1).run(), SetScore(GRAPH, 1))
+        assert result.search.verdicts == alone.verdicts
+    assert max(map(len, engine.steps)) == 4  # as many as may run at a time
+
+
+@pytest.mark.parametrize("window", [2, 32])
+def test_the_window_changes_nothing_but_the_number_of_steps(
+    window: int, engine: FakeEngine, service: JobService, new_service: NewService
+) -> None:
+    one = wait_end(create(service)).result
+    steps = len(engine.steps)
+    other = wait_end(create(new_service(window=window))).result
+    assert one is not None
+    assert other is not None
+    assert other.search.verdicts == one.search.verdicts
+    assert other.request == one.request
+    assert len(engine.steps) - steps < steps
+
+
+def test_provenance(service: JobService) -> None:
+    job = create(service)
+    result = wait_end(job).result
+    assert result is not None
+    assert result.request == {
+        "model_revision": "c0ffee",
+        "task_hash": job.prepared.task.hash,
+        "parameters": SPEC.parameters(),
+        "policy": "fp32",
+        "version": "1.2.3",
+    }
+    assert result.run["model"] == "toy"
+    assert (result.run["device"], result.run["hardware"]) == ("abacus", {"beads": "100"})
+    counts = result.run["counts"]
+    assert isinstance(counts, dict)
+    assert counts["rows"] >= counts["batches"] >= 1
+
+
+# Cancelling
+
+
+def test_cancelling_a_running_job(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    job = create(service)
+    engine.wait_for_call()
+    assert service.cancel(job.name) is job
+    assert job.snapshot.state is JobState.CANCELLING
+    engine.release()
+    now = wait_end(job)
+    assert (now.state, now.result, now.error) == (JobState.CANCELLED, None, "")
+    assert now.ended is not None
+
+
+def test_cancelling_a_waiting_job_does_not_wait_for_its_turn(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    running = [create(service) for _ in range(4)]
+    waiting = create(service)
+    engine.wait_for_call()
+    service.cancel(waiting.name)
+    for _ in range(3):
+        engine.let()
+        engine.wait_for_call()
+    now = wait_end(waiting)
+    assert (now.state, now.started, now.evaluations) == (JobState.CANCELLED, None, 0)
+    assert not any(job.snapshot.state.final for job in running)
+    engine.release()
+    assert {wait_end(job).state for job in running} == {JobState.SUCCEEDED}
+
+
+def test_cancelling_a_finished_job_changes_nothing(service: JobService) -> None:
+    job = create(service)
+    before = wait_end(job)
+    service.cancel(job.name)
+    service.cancel(job.name)
+    assert job.snapshot == before
+
+
+# Failures
+
+
+@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (NonFiniteMetricError("the metric is nan"), "the metric is nan"),
+        (RuntimeError("the prompt was: …"), "internal error (RuntimeError); see the server's log"),
+    ],
+)
+def test_a_failing_job_fails_alone_and_says_why(
+    error: Exception, text: str, place: str, engine: FakeEngine, service: JobService
+) -> None:
+    setattr(engine.failures["bad"], place, error)
+    good, bad, other = create(service), create(service, BAD), create(service)
+    now = wait_end(bad)
+    assert (now.state, now.error, now.result) == (JobState.FAILED, text, None)
+    assert {wait_end(job).state for job in (good, other)} == {JobState.SUCCEEDED}
+    assert engine.open_sessions == {}
+
+
+def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, service: JobService) -> None:
+    with pytest.raises(NotFoundError, match="model 'nobody' not found"):
+        create(service, replace(SPEC, measurement=replace(MEASUREMENT, model="nobody")))
+    with pytest.raises(InvalidRequestError, match="unknown metric"):
+        create(service, replace(SPEC, measurement=replace(MEASUREMENT, metric="charm")))
+    with pytest.raises(InvalidRequestError, match="threshold"):
+        create(service, replace(SPEC, threshold=-1.0))
+    assert service.newest_first() == []
+    assert engine.opened == []
+
+
+# Finding and forgetting
+
+
+def test_names_are_resource_names_and_jobs_are_listed_newest_first(service: JobService) -> None:
+    jobs = [create(service) for _ in range(3)]
+    assert all(job.name.startswith("users/local/discoveries/") for job in jobs)
+    assert service.newest_first() == jobs[::-1]
+    assert all(service.find(job.name) is job for job in jobs)
+
+
+@pytest.mark.parametrize("method", [JobService.find, JobService.cancel, JobService.delete])
+def test_what_is_not_there(method: Callable[[JobService, str], object], service: JobService) -> None:
+    with pytest.raises(NotFoundError, match="discovery 'users/me/discoveries/7' not found"):
+        method(service, "users/me/discoveries/7")
+
+
+def test_only_finished_jobs_can_be_deleted(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    job = create(service)
+    wait_state(job, JobState.RUNNING)
+    with pytest.raises(ConflictError, match="is RUNNING: cancel it first"):
+        service.delete(job.name)
+    service.cancel(job.name)
+    with pytest.raises(ConflictError, match="is CANCELLING"):
+        service.delete(job.name)
+    engine.release()
+    wait_end(job)
+    service.delete(job.name)
+    with pytest.raises(NotFoundError):
+        service.find(job.name)
+    assert service.newest_first() == []
+
+
+def test_close_fails_what_is_left(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    jobs = [create(service) for _ in range(6)]
+    engine.wait_for_call()
+    close_in_mid_step(service, engine)
+    assert {(job.snapshot.state, job.snapshot.error) for job in jobs} == {
+        (JobState.FAILED, "the server stopped")
+    }
+    assert engine.open_sessions == {}

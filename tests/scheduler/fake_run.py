@@ -1,0 +1,66 @@
+"""Runs that tests drive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Anchor, Row
+from pahq_server.scheduler.scheduler import Scheduler
+
+# Starts a scheduler with some runs queued.
+Start = Callable[..., Scheduler]
+
+
+class FakeRun:
+    """Asks for one row, so many times.
+
+    Args:
+        engine: prepares it.
+        steps: how many times.
+        model: that it runs on.
+    """
+
+    def __init__(self, engine: FakeEngine, steps: int = 3, model: str = "toy") -> None:
+        self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
+        self.steps, self.delivered = steps, 0
+        self.ends: list[Exception | None] = []
+        self.ended = threading.Event()
+        self.stop_asked = False
+        self.breaks: Exception | None = None
+        self.breaks_at_begin = False
+        self.breaks_at_end = False
+
+    def begin(self) -> Sequence[Row]:
+        if self.breaks_at_begin:
+            raise KeyError("begin")
+        return self._rows()
+
+    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
+        assert len(scores) == 1
+        self.delivered += 1
+        if self.breaks is not None:
+            raise self.breaks
+        return self._rows() if self.delivered < self.steps else ()
+
+    def stopped(self) -> bool:
+        return self.stop_asked
+
+    def end(self, error: Exception | None) -> None:
+        self.ends.append(error)
+        self.ended.set()
+        if self.breaks_at_end:
+            raise KeyError("end")
+
+    def wait(self) -> Exception | None:
+        """The error that it ended with."""
+        assert self.ended.wait(PATIENCE_S), "the run did not end"
+        (error,) = self.ends
+        return error
+
+    def _rows(self) -> Sequence[Row]:
+        return (Row(Anchor(Circuit.full(self.prepared.graph))),)
