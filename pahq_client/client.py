@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import model_pb2, server_pb2
+from pahq.v1 import model_pb2, patching_pb2, server_pb2
 
 from pahq_client import wire
 from pahq_client.circuit import Circuit
@@ -17,8 +17,16 @@ from pahq_client.errors import PahqError, Unavailable
 from pahq_client.jobs import JobHandle
 from pahq_client.patience import Backoff
 from pahq_client.progress import ProgressLike
-from pahq_client.request import DiscoveryOptions, DiscoveryRequest, EvaluationRequest, MeasurementOptions
+from pahq_client.request import (
+    DiscoveryOptions,
+    DiscoveryRequest,
+    EvaluationRequest,
+    MeasurementOptions,
+    SessionOptions,
+    SessionRequest,
+)
 from pahq_client.results import Evaluation, Model, ServerInfo
+from pahq_client.session import Session
 from pahq_client.task import TaskLike
 from pahq_client.transport import TlsConfig, Transport
 
@@ -137,6 +145,25 @@ class Client:
         except BaseException:
             self._cancel(job, request)
             raise
+
+    def session(self, model: str, task: TaskLike, **options: Unpack[SessionOptions]) -> Session:
+        """Keeps a model and a task ready to measure many circuits: for search algorithms of one's own.
+
+        Args:
+            model: name of a served model.
+            task: the task.
+            options: metric, ablation, kv_receivers, precision, as in `discover`.
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+            NotFound: the server does not serve the model.
+            JobFailed: the metric of the full model or of the empty circuit is not finite.
+            ResourceExhausted: the server holds as many sessions as it may.
+        """
+        request = wire.session_message(SessionRequest(model, task, **options))
+        method = self._transport.patching.OpenSession
+        opened: patching_pb2.OpenSessionResponse = self._transport.call(method, request, EVALUATE_SECONDS)
+        return Session(self._transport, opened.session, self._backoff)
 
     def job(self, name: str) -> JobHandle:
         """A discovery by name, also of another process. Whether it exists shows at the first use."""

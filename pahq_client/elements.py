@@ -7,6 +7,7 @@ has no part in comparisons.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -99,6 +100,29 @@ class Graph:
         """The query heads that a key/value head feeds."""
         size = self.heads // max(self.kv_heads, 1)
         return range(group * size, (group + 1) * size)
+
+    def edge_names(self) -> Iterator[str]:
+        """All edges of the full graph: receivers from first to last, into each the earliest sender first.
+
+        Backwards this is the order in which ACDC tests edges.
+        """
+        senders = ["input"]
+        for layer in range(self.layers):
+            heads = [f"a{layer}.h{head}" for head in range(self.heads)]
+            mlp = [f"m{layer}"] if self.mlps else []
+            for receiver in self._attention_receivers(layer):
+                yield from (f"{sender}->{receiver}" for sender in senders)
+            for receiver in mlp:
+                heard = senders if self.parallel else senders + heads
+                yield from (f"{sender}->{receiver}" for sender in heard)
+            senders += heads + mlp
+        yield from (f"{sender}->logits" for sender in senders)
+
+    def _attention_receivers(self, layer: int) -> Iterator[str]:
+        shared = self.kv_receivers == "group" and self.kv_heads < self.heads
+        for kind in "qkv":
+            letter, count = ("g", self.kv_heads) if shared and kind != "q" else ("h", self.heads)
+            yield from (f"a{layer}.{letter}{unit}<{kind}>" for unit in range(count))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The arguments of a discovery, with their defaults in one place."""
+"""The arguments of discoveries, evaluations and sessions, with their defaults in one place."""
 
 from __future__ import annotations
 
@@ -33,6 +33,27 @@ class DiscoveryRequest:
     metric: str = "kl_divergence"
     ablation: str = "resample"
     gates: bool = True
+    kv_receivers: str = "group"
+    precision: str = "fp32"
+
+
+class SessionOptions(TypedDict, total=False):
+    """Keyword arguments of a session beyond model and task."""
+
+    metric: str
+    ablation: str
+    kv_receivers: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class SessionRequest:
+    """What to keep ready; the arguments of `Client.session`."""
+
+    model: str
+    task: TaskLike
+    metric: str = "kl_divergence"
+    ablation: str = "resample"
     kv_receivers: str = "group"
     precision: str = "fp32"
 

@@ -11,6 +11,7 @@ import grpc
 from pahq import __version__
 from pahq.v1.discovery_pb2_grpc import DiscoveryServiceStub
 from pahq.v1.model_pb2_grpc import ModelServiceStub
+from pahq.v1.patching_pb2_grpc import PatchingServiceStub
 from pahq.v1.server_pb2_grpc import ServerServiceStub
 
 from pahq_client import checks
@@ -64,6 +65,7 @@ class Transport:
         self._channel = _channel(self.address, tls)
         self.discovery = DiscoveryServiceStub(self._channel)
         self.models = ModelServiceStub(self._channel)
+        self.patching = PatchingServiceStub(self._channel)
         self.server = ServerServiceStub(self._channel)
 
     def close(self) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
-from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, server_pb2, task_pb2
+from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
 from pahq_client import checks
 from pahq_client.circuit import Circuit
@@ -16,7 +16,7 @@ from pahq_client.circuit_file import parse_json
 from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.events import Event, EventKind, JobState
-from pahq_client.request import DiscoveryRequest, EvaluationRequest
+from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
 from pahq_client.results import Evaluation, Model, ServerInfo
 from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
 
@@ -42,7 +42,17 @@ def evaluation_message(request: EvaluationRequest) -> discovery_pb2.EvaluateCirc
     )
 
 
-def _measurement(request: DiscoveryRequest | EvaluationRequest) -> discovery_pb2.Measurement:
+def session_message(request: SessionRequest) -> patching_pb2.OpenSessionRequest:
+    return patching_pb2.OpenSessionRequest(measurement=_measurement(request))
+
+
+def hypothesis(names: Sequence[str], complete: bool) -> patching_pb2.Hypothesis:
+    """A circuit by all of its edges, or by those that the base circuit has beyond it."""
+    edges = patching_pb2.EdgeList(names=names)
+    return patching_pb2.Hypothesis(edges=edges) if complete else patching_pb2.Hypothesis(removed=edges)
+
+
+def _measurement(request: DiscoveryRequest | EvaluationRequest | SessionRequest) -> discovery_pb2.Measurement:
     model: object = request.model
     if isinstance(model, os.PathLike):  # for the server to refuse, like any path
         model = os.fspath(model)
@@ -84,6 +94,14 @@ def _edge_names(edges: Circuit | Iterable[str | Edge]) -> list[str]:
     if isinstance(edges, Circuit):
         return [str(edge) for edge in edges.edges]
     return [_edge_name(f"circuit[{i}]", edge) for i, edge in enumerate(checks.items("circuit", edges))]
+
+
+def edge_set(field: str, edges: Circuit | Iterable[str | Edge]) -> list[str]:
+    """Names of edges, each once, whatever collection they come in; sets are fine here."""
+    if isinstance(edges, Circuit):
+        return [str(edge) for edge in edges.edges]
+    items = edges if isinstance(edges, Set) else checks.items(field, edges)
+    return list(dict.fromkeys(_edge_name(field, edge) for edge in items))
 
 
 def _edge_name(field: str, edge: object) -> str:
@@ -166,7 +184,7 @@ def _circuit(
         edges=edges,
         verdicts=verdicts,
         gates_kept=tuple(summary.gates_kept),
-        graph=_graph(summary.graph),
+        graph=graph(summary.graph),
         metric=CircuitMetric(metric.name, metric.value, metric.full, metric.empty),
         num_evaluations=summary.num_evaluations,
         num_edges_total=summary.num_edges_total,
@@ -177,7 +195,7 @@ def _circuit(
     )
 
 
-def _graph(g: circuit_pb2.Graph) -> Graph:
+def graph(g: circuit_pb2.Graph) -> Graph:
     return Graph(g.layers, g.heads, g.kv_heads, g.kv_receivers, g.parallel, g.mlps)
 
 

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from pahq import __version__
@@ -46,7 +46,7 @@ class ServerConfig:
     parent_watch: bool = False
     executor: str = "sparse"
     window: int = 32
-    session_limits: SessionLimits = SessionLimits()
+    session_limits: SessionLimits = field(default_factory=SessionLimits)
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:

@@ -16,8 +16,8 @@ from pahq_server.jobs.sessions import SessionService
 class PatchingService(patching_pb2_grpc.PatchingServiceServicer):
     """Speaks for a `SessionService`.
 
-    What takes long runs in threads and has no effect there: a call that is cancelled meanwhile leaves
-    nothing behind.
+    What takes long runs in threads. It has no effect there, except for commits: a call that is cancelled
+    meanwhile leaves nothing behind.
     """
 
     def __init__(self, sessions: SessionService) -> None:

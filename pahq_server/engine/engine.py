@@ -25,8 +25,9 @@ from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
+from pahq_server.engine.sizing import default_job_bytes, job_bytes
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.models.architecture import Model
+from pahq_server.models.architecture import Architecture, Model
 from pahq_server.models.folding import fold
 from pahq_server.models.loading import LoadedModel
 from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
@@ -55,9 +56,13 @@ class ModelEngine:
     Args:
         served: models by the names that clients use.
         executor: name of an executor; ``literal`` is slow and for comparison.
+        max_job_bytes: memory that one job may take; None for the default.
     """
 
-    def __init__(self, served: Mapping[str, LoadedModel], executor: str = "sparse") -> None:
+    def __init__(
+        self, served: Mapping[str, LoadedModel], executor: str = "sparse", max_job_bytes: int | None = None
+    ) -> None:
+        self._max_job_bytes = max_job_bytes or default_job_bytes()
         self._new_executor = EXECUTORS[executor]
         # The sparse executor wants folded norms; the literal one runs models as they are.
         fold_model = fold if executor == "sparse" else (lambda model: model)
@@ -98,6 +103,7 @@ class ModelEngine:
         limits = Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
         task = resolve(measurement.task, loaded.tokenizer, limits)
         _check_needs(measurement, task)
+        self._check_size(arch, task)
         graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
         return Prepared(measurement, task, graph, loaded.revision)
 
@@ -125,6 +131,12 @@ class ModelEngine:
             return executor.score(work.rows)
         except Exception as error:  # noqa: BLE001 - whatever it is belongs to this work alone
             return error
+
+    def _check_size(self, arch: Architecture, task: TokenTask) -> None:
+        needed = job_bytes(arch, task)
+        if needed > self._max_job_bytes:
+            detail = f"needs about {needed / 2**30:.1f} GiB; a job may take {self._max_job_bytes / 2**30:.1f}"
+            raise InvalidRequestError("task", f"{detail}: use fewer or shorter prompts")
 
     def _find(self, name: str) -> LoadedModel:
         if name not in self._served:

@@ -10,6 +10,8 @@ from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, Tok
 from pahq_server.tasks import ioi
 
 BUILTIN_TASKS = ("ioi",)
+# Largest number of prompts that a built-in task generates.
+MAX_GENERATED = 10_000
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None) -> PromptTask:
         )
     if tokenizer is None:
         raise InvalidRequestError("task", f"{spec.name!r} is text, but the model has no tokenizer")
+    if spec.num_prompts > MAX_GENERATED:
+        raise InvalidRequestError("task.num_prompts", f"{spec.num_prompts} is more than {MAX_GENERATED}")
     prompts = ioi.generate(tokenizer, spec.num_prompts, spec.seed)
     return PromptTask(
         tuple(prompts.clean), tuple(prompts.corrupted), tuple(prompts.answers), tuple(prompts.wrong_answers)

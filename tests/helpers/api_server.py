@@ -18,6 +18,8 @@ from pahq.v1 import (
     discovery_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
+    patching_pb2,
+    patching_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     task_pb2,
@@ -61,6 +63,7 @@ class RunningServer:
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.discovery = discovery_pb2_grpc.DiscoveryServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
+        self.patching = patching_pb2_grpc.PatchingServiceStub(self.channel)
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
         return self
 
@@ -184,6 +187,7 @@ def every_call(server: RunningServer) -> dict[str, tuple[Call, Message]]:
     for file, stub in (
         (pb, server.discovery),
         (model_pb2, server.models),
+        (patching_pb2, server.patching),
         (server_pb2, server.server),
     ):
         for service in file.DESCRIPTOR.services_by_name.values():
