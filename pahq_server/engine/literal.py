@@ -24,6 +24,10 @@ from pahq_server.engine.prompts import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model
 
 
+# Scores that are remembered: a search asks for its current circuit again and again.
+REMEMBERED = 1000
+
+
 class LiteralExecutor:
     """Scores circuits of one job.
 
@@ -57,6 +61,8 @@ class LiteralExecutor:
     @torch.inference_mode()
     def measure(self, circuit: Circuit) -> float:
         """The metric of a circuit. Raises NonFiniteMetricError."""
+        if len(self._scores) >= REMEMBERED:
+            self._scores.clear()
         if circuit.key not in self._scores:
             self._scores[circuit.key] = finite(self._metric(self.logits(circuit)).item())
         return self._scores[circuit.key]

@@ -48,7 +48,7 @@ class DiscoveryRun:
     def end(self, error: Exception | None) -> None:
         if self._found is not None:
             self._job.succeed(self._result(self._found))
-        elif error is not None:
+        elif error is not None and not self._job.cancelling:
             self._job.fail(error)
         else:
             self._job.end_cancelled()

@@ -30,6 +30,7 @@ class SingleEdgeSearch:
         self.verdicts = list(verdicts)
         self.statistics = SearchStatistics()
         self._full_metric = 0.0
+        self._kept = sum(verdict.kept for verdict in verdicts)
 
     def run(self) -> Steps:
         full = Anchor(Circuit.full(self.graph))
@@ -38,14 +39,15 @@ class SingleEdgeSearch:
             start = len(self.verdicts)
             edges = range(start, min(start + self.window, self.graph.num_edges))
             scores = yield [Row(full, (edge,)) for edge in edges]
-            self.verdicts += [self._judge(edge, score) for edge, score in zip(edges, scores, strict=True)]
+            found = [self._judge(edge, score) for edge, score in zip(edges, scores, strict=True)]
+            self.verdicts += found
+            self._kept += sum(verdict.kept for verdict in found)
             self.statistics.batches += 1
             self.statistics.rows += len(edges)
         return (yield from self._result())
 
     def progress(self) -> SearchProgress:
-        kept = sum(verdict.kept for verdict in self.verdicts)
-        return SearchProgress(len(self.verdicts), kept, self._full_metric)
+        return SearchProgress(len(self.verdicts), self._kept, self._full_metric)
 
     def _judge(self, edge: int, score: float) -> Verdict:
         delta = score - self._full_metric

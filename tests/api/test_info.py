@@ -80,7 +80,7 @@ def test_reflection_lists_the_services(server: RunningServer) -> None:
 
 def test_every_method_of_the_protos_is_served(server: RunningServer) -> None:
     """An empty request is answered or refused, but not with UNIMPLEMENTED."""
-    for name, (call, request) in every_call(server).items():
+    for name, (call, request) in every_call(server.channel).items():
         try:
             call(request)
         except grpc.RpcError as error:

@@ -7,20 +7,20 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import grpc
+import pahq.v1
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from pahq.v1 import (
     circuit_pb2,
     discovery_pb2_grpc,
-    model_pb2,
     model_pb2_grpc,
-    patching_pb2,
     patching_pb2_grpc,
-    server_pb2,
     server_pb2_grpc,
     task_pb2,
 )
@@ -181,20 +181,18 @@ def spec(**changes: Any) -> pb.DiscoverySpec:
 Call = Callable[..., Any]
 
 
-def every_call(server: RunningServer) -> dict[str, tuple[Call, Message]]:
+def every_call(channel: grpc.Channel) -> dict[str, tuple[Call, Message]]:
     """Every RPC of the API by name, with an empty request; streams are read to their end."""
     calls = {}
-    for file, stub in (
-        (pb, server.discovery),
-        (model_pb2, server.models),
-        (patching_pb2, server.patching),
-        (server_pb2, server.server),
-    ):
-        for service in file.DESCRIPTOR.services_by_name.values():
-            for method in service.methods:
-                request = getattr(file, method.input_type.name)()
-                call = getattr(stub, method.name)
-                calls[method.name] = (_reader(call) if method.server_streaming else call, request)
+    for path in pahq.v1.__path__:
+        for file in sorted(Path(path).glob("*_pb2.py")):
+            messages, stubs = (import_module(f"pahq.v1.{file.stem}{end}") for end in ("", "_grpc"))
+            for service in messages.DESCRIPTOR.services_by_name.values():
+                stub = getattr(stubs, f"{service.name}Stub")(channel)
+                for method in service.methods:
+                    call = getattr(stub, method.name)
+                    request = getattr(messages, method.input_type.name)()
+                    calls[method.name] = (_reader(call) if method.server_streaming else call, request)
     return calls
 
 

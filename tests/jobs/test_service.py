@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from helpers.fake_engine import GRAPH, MEASUREMENT, FakeEngine
+from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore, answer
 from helpers.waiting import close_in_mid_step, wait_end, wait_state
 
@@ -16,7 +18,7 @@ from pahq_server.core.errors import (
     NonFiniteMetricError,
     NotFoundError,
 )
-from pahq_server.jobs.job import Job, JobState
+from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.service import JobService
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.search.acdc_search import AcdcSearch
@@ -124,6 +126,39 @@ def test_cancelling_a_finished_job_changes_nothing(service: JobService) -> None:
     service.cancel(job.name)
     service.cancel(job.name)
     assert job.snapshot == before
+
+
+def test_cancels_from_many_threads_never_take_a_job_back(service: JobService) -> None:
+    jobs = [create(service) for _ in range(12)]
+    over = threading.Event()
+    seen: dict[str, list[Snapshot]] = {job.name: [job.snapshot] for job in jobs}
+
+    def look() -> None:
+        while not over.is_set():
+            for job in jobs:
+                if job.snapshot != seen[job.name][-1]:
+                    seen[job.name].append(job.snapshot)
+
+    def cancel(every: int) -> None:
+        for job in jobs[::every]:
+            service.cancel(job.name)
+
+    looker = threading.Thread(target=look)
+    cancellers = [threading.Thread(target=cancel, args=(every,)) for every in (2, 3, 3)]
+    for thread in (looker, *cancellers):
+        thread.start()
+    ends = [wait_end(job) for job in jobs]
+    over.set()
+    for thread in (looker, *cancellers):
+        thread.join(PATIENCE_S)
+    for job, end in zip(jobs, ends, strict=True):
+        steps = [*seen[job.name], end]
+        assert all(a.sequence <= b.sequence for a, b in pairwise(steps))
+        assert all(a.state.value <= b.state.value for a, b in pairwise(steps))
+        assert (end.state is JobState.SUCCEEDED) == (end.result is not None)
+        assert end.state in (JobState.SUCCEEDED, JobState.CANCELLED)
+        assert job.snapshot == end
+    assert ends[1].state is ends[5].state is JobState.SUCCEEDED  # nobody cancelled these
 
 
 # Failures

@@ -65,8 +65,8 @@ class Sweep:
         self.reference, self.graph = bases[0].reference, bases[0].circuit.graph
         self._kept = np.stack([base.circuit.kept for base in bases])
         self._cuts = cuts.collect(bases, base_of, removed)
-        self._senders: dict[int, Change] = {}
-        self._states: dict[int, NewState | None] = {}
+        self.senders: dict[int, Change] = {}
+        self.states: dict[int, NewState | None] = {}
 
     def run(self) -> None:
         """Fills in the changes of all live senders."""
@@ -89,12 +89,12 @@ class Sweep:
         """The base of one row, whose circuit this is."""
         base = self.bases[self.base_of[row]]
         patched = dict(base.patched)
-        for sender, change in self._senders.items():
+        for sender, change in self.senders.items():
             if change.variant[row] >= 0:
                 before = base.output(sender, self.plan.needed[sender])
                 patched[sender] = before + change.values[change.variant[row]]
         states = {}
-        for receiver, new in self._states.items():
+        for receiver, new in self.states.items():
             if new is not None and (i := new.variant[row]) >= 0:
                 states[receiver] = State(new.u[i], new.square[i], new.value[i])
         final = self.final_x()
@@ -117,7 +117,7 @@ class Sweep:
         _, k_receiver, v_receiver = receivers
         z = self.bases[0].attend(head, q, self._with_prefix(k_receiver, k), self._with_prefix(v_receiver, v))
         z -= self._of_bases(merged, lambda base: base.z(head))
-        self._senders[head] = Change(z, merged.variant)
+        self.senders[head] = Change(z, merged.variant)
 
     def _run_mlp(self, layer: int) -> None:
         receiver = self.graph.receiver_of("mlp", layer)
@@ -130,7 +130,7 @@ class Sweep:
         assert w_out is not None
         change = self.weights.hidden(layer, pick(state.value, merged.picks[0]))
         change -= self._of_bases(merged, lambda base: base.hidden(layer))
-        self._senders[self.graph.mlp(layer)] = Change(matmul(change, w_out), merged.variant)
+        self.senders[self.graph.mlp(layer)] = Change(matmul(change, w_out), merged.variant)
 
     def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:
         """A receiver's value in merged variants: [V or 1, P, C, K]."""
@@ -152,9 +152,9 @@ class Sweep:
     # Receivers
 
     def _state(self, receiver: int) -> NewState | None:
-        if receiver not in self._states:
-            self._states[receiver] = self._new_state(receiver)
-        return self._states[receiver]
+        if receiver not in self.states:
+            self.states[receiver] = self._new_state(receiver)
+        return self.states[receiver]
 
     def _new_state(self, receiver: int) -> NewState | None:
         """Each row goes through the residual stream or not by what changes in it alone."""
@@ -196,7 +196,7 @@ class Sweep:
         start = int(self.graph.offsets[receiver])
         cut = self._cuts.get(receiver)
         heard = []
-        for sender, change in self._senders.items():
+        for sender, change in self.senders.items():
             if sender >= self.graph.upstream(receiver):
                 continue
             kept = self._kept[:, start + sender]
@@ -276,7 +276,7 @@ class Sweep:
 
     def _heard(self, sender: int, wanted: Index, places: Places) -> Tensor:
         """A sender's change in merged variants, at some places: [V, P, C, K or D]."""
-        values = self.tokens.narrow(self._senders[sender].values, self.plan.needed[sender], places)
+        values = self.tokens.narrow(self.senders[sender].values, self.plan.needed[sender], places)
         return pick(values, wanted)
 
     # Bases

@@ -1,0 +1,33 @@
+"""How many operations the rows of a sweep need: live nodes times live positions, wasted rows included.
+
+Counted as the textbook forward pass would do them (each projection once per changed receiver, W_O once
+per changed head), so the count does not depend on how cleverly they are done.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pahq_server.engine.sparse.sweep import Sweep
+
+
+def needed_operations(sweep: Sweep) -> NDArray[np.float64]:
+    """Multiplications and additions per row, after `Sweep.run`: shape [R]."""
+    arch, tokens = sweep.weights.arch, sweep.tokens
+    counts = np.zeros(len(sweep.base_of))
+    for receiver, state in sweep.states.items():
+        if state is not None:
+            places = tokens.prompts * tokens.count(sweep.plan.receivers[receiver])
+            counts += (state.variant >= 0) * (2.0 * places * arch.d_model * state.u.shape[-1])
+    for sender, change in sweep.senders.items():
+        per_prompt = tokens.count(sweep.plan.needed[sender])
+        places = tokens.prompts * per_prompt
+        if sweep.reference.is_head(sender):
+            attention = 4.0 * places * tokens.end * arch.d_head
+            cost = attention + 2.0 * places * arch.d_head * arch.d_model
+        else:
+            cost = 2.0 * places * arch.d_mlp * arch.d_model
+        counts += (change.variant >= 0) * cost
+    final = tokens.metric.numel() * arch.d_model * arch.output_vocabulary * 2.0
+    return counts + final

@@ -1,0 +1,118 @@
+"""What is measured: models, tasks and searches, all made from fixed seeds."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import TokenTask
+from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
+from pahq_server.models.loading import load
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+VOCABULARY = 5000
+NAMES = "Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A search to measure. ``threshold`` is ACDC's; gates are off."""
+
+    name: str
+    model: Model
+    task: TokenTask
+    threshold: float
+
+    @property
+    def graph(self) -> Graph:
+        return self.model.architecture.graph("group")
+
+
+def tinytalk() -> Workload:
+    """Indirect objects on a small trained model, 16 prompts of 13 tokens."""
+    loaded = load(str(SHARED / "models" / "tinytalk-gptneo-hf"))
+    assert loaded.tokenizer is not None
+    draw, clean, corrupted = random.Random(0), [], []
+    for _ in range(16):
+        a, b, *others = draw.sample(NAMES.split(), 5)
+        for prompts, names in ((clean, (a, b, a)), (corrupted, others)):
+            text = " {} and {} went to the park. {} gave the ball to".format(*names)
+            prompts.append(tuple(loaded.tokenizer.encode(text)))
+    assert {len(ids) for ids in (*clean, *corrupted)} == {13}
+    task = TokenTask(tuple(clean), tuple(corrupted))
+    return Workload("tinytalk IOI, 16 x 13 tokens", loaded.model, task, 0.02)
+
+
+def gpt2_shape(layers: int = 12, tokens: int = 16, changed: tuple[int, ...] = (2, 6, 10)) -> Workload:
+    """GPT-2 small with a vocabulary of 5,000 and random weights, 16 prompts."""
+    generator = torch.Generator().manual_seed(0)
+    model = random_gpt2(layers, generator)
+    clean = torch.randint(0, VOCABULARY, (16, tokens), generator=generator)
+    corrupted = clean.clone()
+    for position in changed:
+        step = torch.randint(1, VOCABULARY, (16,), generator=generator)
+        corrupted[:, position] = (clean[:, position] + step) % VOCABULARY
+    task = TokenTask(_ids(clean), _ids(corrupted))
+    return Workload(f"GPT-2 small shape, 16 x {tokens} tokens", model, task, 1e-5)
+
+
+def random_gpt2(layers: int, generator: torch.Generator, d_model: int = 768, heads: int = 12) -> Model:
+    """Weights of standard deviation .02, biases 0, norms 1, as GPT-2 is initialised."""
+    d_head, d_mlp = d_model // heads, 4 * d_model
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.02
+
+    def layer() -> LayerWeights:
+        one, zero = torch.ones(d_model), torch.zeros(d_model)
+        q, k, v = (normal(heads, d_model, d_head) for _ in range(3))
+        none = torch.zeros(heads, d_head)
+        attention = {"w_q": q, "b_q": none, "w_k": k, "b_k": none, "w_v": v, "b_v": none}
+        norms = {"norm1_w": one, "norm1_b": zero, "norm2_w": one, "norm2_b": zero}
+        return LayerWeights(
+            **attention,
+            **norms,
+            w_o=normal(heads, d_head, d_model),
+            b_o=zero,
+            w_in=normal(d_model, d_mlp),
+            b_in=torch.zeros(d_mlp),
+            w_out=normal(d_mlp, d_model),
+            b_out=zero,
+        )
+
+    embedding, positions = normal(VOCABULARY, d_model), normal(1024, d_model)
+    arch = Architecture(
+        "gpt2", layers, heads, heads, d_model, d_head, d_mlp, VOCABULARY, VOCABULARY, 1024, "layer", 1e-5,
+        "gelu_tanh", (d_head**-0.5,) * layers, (None,) * layers,
+    )  # fmt: skip
+    one, zero = torch.ones(d_model), torch.zeros(d_model)
+    return Model(
+        arch,
+        Weights(embedding, tuple(layer() for _ in range(layers)), embedding.T, None, positions, one, zero),
+    )
+
+
+def top_candidates(graph: Graph, layers: int, count: int, seed: int = 0) -> list[Row]:
+    """Rows whose live nodes lie in the top ``layers`` layers: below, every receiver lost its edges."""
+    rng = np.random.default_rng(seed)
+    first = int(graph.offsets[graph.receiver_of("q", graph.layers - layers)])
+    kept = np.zeros(graph.num_edges, dtype=bool)
+    senders = graph.first_sender(graph.layers - layers)
+    for edge in range(first, graph.num_edges):
+        sender, _ = graph.edge_ends(edge)
+        # Only `input` and nodes of the top layers send: the same number in every model.
+        kept[edge] = (sender == 0 or sender >= senders) and rng.random() < 0.3
+    anchor = Anchor(Circuit(graph, kept))
+    edges = rng.permutation(np.flatnonzero(kept))
+    return [Row(anchor, (int(edge),)) for edge in edges[:count]]
+
+
+def _ids(tokens: torch.Tensor) -> tuple[tuple[int, ...], ...]:
+    return tuple(map(tuple, tokens.tolist()))
