@@ -94,8 +94,7 @@ class Graph:
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """First edge of each receiver, and the number of edges at the end: shape [receivers + 1]."""
-        fan_in = [self.upstream(r) for r in range(self.num_receivers)]
-        return np.concatenate([[0], np.cumsum(fan_in)]).astype(np.int64)
+        return np.concatenate([[0], np.cumsum(self._fan_in)]).astype(np.int64)
 
     # Senders
 
@@ -121,14 +120,19 @@ class Graph:
     # Receivers
 
     def receiver(self, index: int) -> Receiver:
-        if index == self.logits:
-            return Receiver("logits", self.layers, 0)
-        layer, unit = divmod(index, self.receivers_per_layer)
-        for kind, width in (("q", self.heads), ("k", self.kv_units), ("v", self.kv_units)):
-            if unit < width:
-                return Receiver(kind, layer, unit)  # type: ignore[arg-type]
-            unit -= width
-        return Receiver("mlp", layer, 0)
+        return self._receivers[index]
+
+    @cached_property
+    def _receivers(self) -> tuple[Receiver, ...]:
+        kinds: list[tuple[ReceiverKind, int]]
+        kinds = [("q", self.heads), ("k", self.kv_units), ("v", self.kv_units), ("mlp", int(self.mlps))]
+        inner = [
+            Receiver(kind, layer, unit)
+            for layer in range(self.layers)
+            for kind, width in kinds
+            for unit in range(width)
+        ]
+        return (*inner, Receiver("logits", self.layers, 0))
 
     def receiver_of(self, kind: ReceiverKind, layer: int, unit: int = 0) -> int:
         """Inverse of `receiver`."""
@@ -144,9 +148,14 @@ class Graph:
 
     def upstream(self, receiver: int) -> int:
         """How many senders feed the receiver: exactly those with index below it."""
-        kind, layer, _ = self.receiver(receiver)
-        own_heads = kind == "mlp" and not self.parallel
-        return self.first_sender(layer) + (self.heads if own_heads else 0)
+        return self._fan_in[receiver]
+
+    @cached_property
+    def _fan_in(self) -> tuple[int, ...]:
+        own = 0 if self.parallel else self.heads
+        return tuple(
+            self.first_sender(layer) + (own if kind == "mlp" else 0) for kind, layer, _ in self._receivers
+        )
 
     def unit_heads(self, unit: int) -> range:
         """The query heads that a k or v receiver feeds."""

@@ -23,7 +23,6 @@ from pahq_server.engine.metrics import METRICS, finite
 from pahq_server.engine.prompts import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model
 
-
 # Scores that are remembered: a search asks for its current circuit again and again.
 REMEMBERED = 1000
 

@@ -16,10 +16,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
-from pahq.v1 import circuit_pb2, model_pb2, server_pb2
+from pahq.v1 import circuit_pb2, model_pb2, patching_pb2, server_pb2
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1.discovery_pb2_grpc import DiscoveryServiceServicer, add_DiscoveryServiceServicer_to_server
 from pahq.v1.model_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
+from pahq.v1.patching_pb2_grpc import PatchingServiceServicer, add_PatchingServiceServicer_to_server
 from pahq.v1.server_pb2_grpc import ServerServiceServicer, add_ServerServiceServicer_to_server
 
 Code = grpc.StatusCode
@@ -89,7 +90,9 @@ class FakeJob:
         return pb.Discovery(name=self.name, state=self.state, error_message=self.events[-1].error_message)
 
 
-class FakeServer(DiscoveryServiceServicer, ModelServiceServicer, ServerServiceServicer):
+class FakeServer(
+    DiscoveryServiceServicer, ModelServiceServicer, PatchingServiceServicer, ServerServiceServicer
+):
     """Set its fields before calls; look at ``calls`` after them.
 
     Args:
@@ -110,6 +113,16 @@ class FakeServer(DiscoveryServiceServicer, ModelServiceServicer, ServerServiceSe
         self.repeat = False  # streams ignore after_sequence
         self.pages = circuit_pages()
         self.list_pages: list[list[str]] = [[]]
+        self.session = patching_pb2.Session(
+            name="users/me/sessions/0",
+            graph=circuit_pb2.Graph(layers=1, heads=2, kv_heads=1, kv_receivers="group", mlps=True),
+            num_edges_total=11,
+            metric_full=0.0,
+            metric_empty=4.0,
+            max_hypotheses=5,
+        )
+        self.base = 11  # edges of the session's base circuit
+        self.unanswered = 0  # hypotheses per call
         self.watching = threading.Event()
         self.cancelled = threading.Event()
         self._closing = threading.Event()
@@ -117,6 +130,7 @@ class FakeServer(DiscoveryServiceServicer, ModelServiceServicer, ServerServiceSe
         self._server = grpc.server(self._pool)
         add_DiscoveryServiceServicer_to_server(self, self._server)
         add_ModelServiceServicer_to_server(self, self._server)
+        add_PatchingServiceServicer_to_server(self, self._server)
         add_ServerServiceServicer_to_server(self, self._server)
         address = f"127.0.0.1:{port}"
         if credentials is None:
@@ -224,6 +238,30 @@ class FakeServer(DiscoveryServiceServicer, ModelServiceServicer, ServerServiceSe
         self._enter("EvaluateCircuit", request, context)
         metric = circuit_pb2.Metric(name=request.measurement.metric, value=1.0, full=0.0, empty=4.0)
         return pb.EvaluateCircuitResponse(metric=metric, num_edges_total=7)
+
+    def OpenSession(self, request: Any, context: Any) -> Any:
+        self._enter("OpenSession", request, context)
+        return patching_pb2.OpenSessionResponse(session=self.session)
+
+    def ScoreCircuits(self, request: Any, context: Any) -> Any:
+        """A circuit's metric is its number of edges; as if no edge were named twice."""
+        self._enter("ScoreCircuits", request, context)
+        answered = request.hypotheses[self.unanswered :]
+        return patching_pb2.ScoreCircuitsResponse(metrics=map(self._count, answered))
+
+    def CommitCircuit(self, request: Any, context: Any) -> Any:
+        self._enter("CommitCircuit", request, context)
+        self.base = self._count(request.circuit)
+        return patching_pb2.CommitCircuitResponse(num_edges=self.base)
+
+    def _count(self, circuit: patching_pb2.Hypothesis) -> int:
+        if circuit.HasField("edges"):
+            return len(circuit.edges.names)
+        return self.base - len(circuit.removed.names)
+
+    def CloseSession(self, request: Any, context: Any) -> Any:
+        self._enter("CloseSession", request, context)
+        return patching_pb2.CloseSessionResponse()
 
     def ListModels(self, request: Any, context: Any) -> Any:
         self._enter("ListModels", request, context)

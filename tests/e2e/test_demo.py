@@ -33,7 +33,7 @@ def discover(*options: str) -> Circuit:
 def test_the_circuit_is_the_same_everywhere(client: Client) -> None:
     circuits = [client.discover("demo", TASK, THRESHOLD) for _ in range(2)]
     circuits += [discover("--threads", "2"), discover("--threads", "2", "--window", "1")]
-    circuits += [discover("--threads", "1"), discover("--executor", "literal")]
+    circuits += [discover("--threads", "1"), discover("--executor", "literal", "--window", "1")]
     expected = EXPECTED.read_text("utf-8").split()
     for circuit in circuits:
         assert [str(edge) for edge in circuit.edges] == expected

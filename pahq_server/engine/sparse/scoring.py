@@ -19,8 +19,8 @@ from pahq_server.engine.sparse.weights import SparseWeights
 # From n' - n of the full model, [V, N, D], to one metric per row, [V].
 DifferenceMetric = Callable[[Tensor], Tensor]
 
-# Logits that are held at once: small enough to stay in a core's cache.
-CHUNK_ELEMENTS = 1 << 20
+# Logits that are held at once: enough rows that the unembedding is read from memory once for many.
+CHUNK_ELEMENTS = 1 << 22
 
 
 def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
@@ -36,12 +36,15 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
 
     def measure(dn_VND: Tensor) -> Tensor:
         mean_VN1 = (dn_VND * read_ND).sum(-1, keepdim=True)
-        centred_VNU = matmul(dn_VND, w_u).sub_(mean_VN1)
-        growth_VN: Tensor = torch.linalg.vecdot(centred_VNU.expm1(), p_NU)
+
+        def centred() -> Tensor:
+            return matmul(dn_VND, w_u).sub_(mean_VN1)
+
+        growth_VN: Tensor = torch.linalg.vecdot(centred().expm1_(), p_NU)
         kl_VN: Tensor = growth_VN.log1p()
         if not bool(torch.isfinite(kl_VN).all()):
             # Very large differences overflow expm1; then nothing is lost by adding logarithms.
-            kl_VN = torch.where(kl_VN.isfinite(), kl_VN, (log_p_NU + centred_VNU).logsumexp(-1))
+            kl_VN = torch.where(kl_VN.isfinite(), kl_VN, (log_p_NU + centred()).logsumexp(-1))
         return kl_VN.mean(-1)
 
     return _chunked(measure, len(full_ND) * w_u.shape[-1])

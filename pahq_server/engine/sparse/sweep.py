@@ -67,23 +67,26 @@ class Sweep:
         self._cuts = cuts.collect(bases, base_of, removed)
         self.senders: dict[int, Change] = {}
         self.states: dict[int, NewState | None] = {}
+        self._final: tuple[Tensor, Index] | None = None
 
     def run(self) -> None:
-        """Fills in the changes of all live senders."""
+        """Fills in the changes of all live nodes."""
         touched = [self.graph.receiver(r).layer for r in self._cuts]
         for layer in range(min(touched, default=self.graph.layers), self.graph.layers):
             for head in self.plan.heads(layer):
                 self._run_head(self.graph.head(layer, head))
             if self.graph.mlps and self.graph.mlp(layer) in self.plan.needed:
                 self._run_mlp(layer)
+        logits = self.graph.logits
+        moved = self._residual(logits, self._sources(logits), None)
+        if moved is not None:
+            dx, merged = moved
+            dx = dx + self._of_bases(merged, lambda base: base.kept_x(logits))
+            self._final = dx, merged.variant
 
     def final_x(self) -> tuple[Tensor, Index] | None:
         """Input of ``logits`` in the rows that change it, [V, P, C, D], and each row's variant."""
-        moved = self._residual(self.graph.logits)
-        if moved is None:
-            return None
-        dx, merged = moved
-        return dx + self._of_bases(merged, lambda base: base.kept_x(self.graph.logits)), merged.variant
+        return self._final
 
     def as_base(self, row: int, circuit: Circuit) -> Base:
         """The base of one row, whose circuit this is."""
@@ -159,9 +162,15 @@ class Sweep:
     def _new_state(self, receiver: int) -> NewState | None:
         """Each row goes through the residual stream or not by what changes in it alone."""
         sources = self._sources(receiver)
+        if not sources and receiver not in self._cuts:
+            return None
         projected = self._needs_projection(receiver, sources)
-        heads = [(s, np.where(projected, -1, v)) for s, v in sources if self.reference.is_head(s)]
-        parts = [self._projected(receiver, projected), self._composed(receiver, heads)]
+        parts = []
+        if projected.any():
+            parts.append(self._projected(receiver, sources, projected))
+        if not projected.all():
+            heads = [(s, np.where(projected, -1, v)) for s, v in sources if self.reference.is_head(s)]
+            parts.append(self._composed(receiver, heads))
         states = [self._moved_state(receiver, *part) for part in parts if part is not None]
         if len(states) < 2:
             return states[0] if states else None
@@ -193,18 +202,16 @@ class Sweep:
 
     def _sources(self, receiver: int) -> list[tuple[int, Index]]:
         """Changed senders that any row hears, in order, with the variant that each row hears."""
-        start = int(self.graph.offsets[receiver])
-        cut = self._cuts.get(receiver)
-        heard = []
-        for sender, change in self.senders.items():
-            if sender >= self.graph.upstream(receiver):
-                continue
-            kept = self._kept[:, start + sender]
-            if not kept.any():
-                continue
-            variant = change.variant
-            if not kept.all():
-                variant = np.where(kept[self.base_of], variant, -1)
+        upstream = self.graph.upstream(receiver)
+        senders = np.array([sender for sender in self.senders if sender < upstream], dtype=np.int64)
+        # bool, [bases, senders]: which of them each base hears.
+        kept_BS = self._kept[:, self.graph.offsets[receiver] + senders]
+        cut, heard = self._cuts.get(receiver), []
+        for column in np.flatnonzero(kept_BS.any(0)).tolist():
+            sender = int(senders[column])
+            variant = self.senders[sender].variant
+            if not kept_BS[:, column].all():
+                variant = np.where(kept_BS[self.base_of, column], variant, -1)
             if cut is not None:
                 cuts_it = np.array([sender in pattern for pattern in cut.patterns] + [False])
                 variant = np.where(cuts_it[cut.variant], -1, variant)
@@ -238,19 +245,23 @@ class Sweep:
                 dsquare += (y * inner).sum(-1)
         return du, dsquare, merged
 
-    def _projected(self, receiver: int, rows: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Merged] | None:
+    def _projected(
+        self, receiver: int, sources: list[tuple[int, Index]], rows: NDArray[np.bool_]
+    ) -> tuple[Tensor, Tensor, Merged] | None:
         """(du, dsquare, rows) through the residual stream, for some rows."""
-        moved = self._residual(receiver, rows)
+        moved = self._residual(receiver, sources, rows)
         if moved is None:
             return None
         dx, merged = moved
         x = self._of_bases(merged, lambda base: base.kept_x(receiver))
         du = matmul(dx, self.weights.reads(receiver))
-        return du, torch.linalg.vecdot(2 * x + dx, dx), merged
+        return du, 2 * torch.linalg.vecdot(x, dx) + torch.linalg.vecdot(dx, dx), merged
 
-    def _residual(self, receiver: int, rows: NDArray[np.bool_] | None = None) -> tuple[Tensor, Merged] | None:
+    def _residual(
+        self, receiver: int, sources: list[tuple[int, Index]], rows: NDArray[np.bool_] | None
+    ) -> tuple[Tensor, Merged] | None:
         """Change of a receiver's input, [V, P, C, D], in the given rows (bool) or all."""
-        cut, sources = self._cuts.get(receiver), self._sources(receiver)
+        cut = self._cuts.get(receiver)
         columns = [variant for _, variant in sources]
         columns += [] if cut is None else [cut.variant]
         if rows is not None:

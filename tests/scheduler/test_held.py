@@ -1,0 +1,184 @@
+"""Held sessions with holders that tests drive."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+from helpers.fake_engine import MEASUREMENT, PATIENCE_S, Failures, FakeEngine
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Anchor, Outcome, Row
+from pahq_server.core.errors import ServerError
+from pahq_server.scheduler import scheduler as module
+from pahq_server.scheduler.scheduler import Scheduler
+
+
+class FakeHolder:
+    """Asks for as many rows as `want` says, once."""
+
+    def __init__(self, engine: FakeEngine, model: str = "toy") -> None:
+        self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
+        self.wanted = 0
+        self.given_up = False
+        self.breaks_at_rows: Exception | None = None
+        self.breaks_at_end = False
+        self.ends: list[Exception | None] = []
+        self.outcomes: list[Outcome] = []
+        self._news = threading.Condition()
+
+    def want(self, scheduler: Scheduler, rows: int) -> None:
+        self.wanted = rows
+        scheduler.wake()
+
+    def give_up(self, scheduler: Scheduler) -> None:
+        self.given_up = True
+        scheduler.wake()
+
+    def wait_outcomes(self, count: int) -> list[Outcome]:
+        self._wait(lambda: len(self.outcomes) >= count)
+        return self.outcomes
+
+    def wait_end(self) -> Exception | None:
+        self._wait(lambda: bool(self.ends))
+        (error,) = self.ends
+        return error
+
+    # Holder
+
+    def waiting(self) -> bool:
+        return bool(self.wanted) or self.given_up
+
+    def released(self) -> bool:
+        return self.given_up
+
+    def next_rows(self) -> Sequence[Row]:
+        wanted, self.wanted = self.wanted, 0
+        if wanted and self.breaks_at_rows is not None:
+            raise self.breaks_at_rows
+        return [Row(Anchor(Circuit.full(self.prepared.graph)))] * wanted
+
+    def deliver(self, outcome: Outcome) -> None:
+        with self._news:
+            self.outcomes.append(outcome)
+            self._news.notify_all()
+
+    def end(self, error: Exception | None) -> None:
+        with self._news:
+            self.ends.append(error)
+            self._news.notify_all()
+        if self.breaks_at_end:
+            raise KeyError("end")
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        with self._news:
+            assert self._news.wait_for(condition, PATIENCE_S), "it never came"
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    engine = FakeEngine()
+    engine.failures["bad"] = Failures()
+    return engine
+
+
+@pytest.fixture
+def scheduler(engine: FakeEngine) -> Iterator[Scheduler]:
+    scheduler = Scheduler(engine)
+    scheduler.start()
+    yield scheduler
+    engine.release()
+    scheduler.close()
+
+
+def test_a_session_stays_open_between_scores(engine: FakeEngine, scheduler: Scheduler) -> None:
+    holder = FakeHolder(engine)
+    scheduler.hold(holder)
+    for rows in (1, 3, 2):
+        holder.want(scheduler, rows)
+        assert len(holder.wait_outcomes(1).pop()) == rows  # type: ignore[arg-type]
+    assert len(engine.opened) == len(engine.open_sessions) == 1
+    assert engine.steps == [[0], [0], [0]]  # nothing is asked for in between
+    holder.give_up(scheduler)
+    assert holder.wait_end() is None
+    assert engine.open_sessions == {}
+    assert engine.threads == {"pahq-worker"}
+
+
+def test_a_failure_ends_no_session(engine: FakeEngine, scheduler: Scheduler) -> None:
+    good, bad = FakeHolder(engine), FakeHolder(engine, "bad")
+    engine.failures["bad"].score = KeyError("x")
+    good.wanted = bad.wanted = 1
+    scheduler.hold(good)
+    scheduler.hold(bad)
+    assert bad.wait_outcomes(1) == [engine.failures["bad"].score]
+    assert isinstance(good.wait_outcomes(1)[0], list)
+    engine.failures["bad"].score = None
+    bad.want(scheduler, 2)
+    assert len(bad.wait_outcomes(2)[1]) == 2  # type: ignore[arg-type]
+
+
+def test_rows_that_cannot_be_made_are_a_failure(engine: FakeEngine, scheduler: Scheduler) -> None:
+    holder = FakeHolder(engine)
+    holder.breaks_at_rows = MemoryError("full")
+    scheduler.hold(holder)
+    holder.want(scheduler, 1)
+    assert holder.wait_outcomes(1) == [holder.breaks_at_rows]
+    holder.breaks_at_rows = None
+    holder.want(scheduler, 1)
+    assert len(holder.wait_outcomes(2)[1]) == 1  # type: ignore[arg-type]
+
+
+def test_a_session_that_cannot_be_opened_ends(engine: FakeEngine, scheduler: Scheduler) -> None:
+    engine.failures["bad"].open = OSError("no")
+    bad, good = FakeHolder(engine, "bad"), FakeHolder(engine)
+    bad.breaks_at_end = True
+    good.wanted = 1
+    scheduler.hold(bad)
+    scheduler.hold(good)
+    assert bad.wait_end() is engine.failures["bad"].open
+    assert good.wait_outcomes(1)
+
+
+def test_a_session_that_is_given_up_before_its_start_is_not_opened(
+    engine: FakeEngine, scheduler: Scheduler
+) -> None:
+    holder = FakeHolder(engine)
+    holder.given_up = True
+    scheduler.hold(holder)
+    assert holder.wait_end() is None
+    assert engine.opened == []
+
+
+def test_a_session_that_is_given_up_silently_is_found(
+    engine: FakeEngine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TICK_S", 0.01)
+    holder = FakeHolder(engine)
+    scheduler.hold(holder)
+    holder.want(scheduler, 1)
+    holder.wait_outcomes(1)
+    holder.given_up = True
+    assert holder.wait_end() is None
+
+
+def test_close_ends_all_sessions(engine: FakeEngine, scheduler: Scheduler) -> None:
+    engine.hold()
+    holder, late = FakeHolder(engine), FakeHolder(engine)
+    holder.wanted = 1
+    scheduler.hold(holder)
+    engine.wait_for_call()
+    scheduler.hold(late)
+    closing = threading.Thread(target=scheduler.close)
+    closing.start()
+    engine.release()
+    closing.join(PATIENCE_S)
+    never = FakeHolder(engine)
+    scheduler.hold(never)
+    for ended in (holder, late, never):
+        error = ended.wait_end()
+        assert isinstance(error, ServerError)
+        assert str(error) == "the server stopped"
+    assert engine.open_sessions == {}
