@@ -14,6 +14,7 @@ import torch
 from pahq import __version__
 
 from pahq_server.api.server import ApiServer
+from pahq_server.engine.allocation import keep_freed_memory
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.service import JobService
@@ -59,6 +60,7 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     Raises InvalidRequestError for a model that cannot be loaded, RuntimeError for an address that
     cannot be bound.
     """
+    keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     engine = ModelEngine({name: load(source) for name, source in config.models.items()}, config.executor)

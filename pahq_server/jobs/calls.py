@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import islice
 
-from pahq_server.core.engine import Outcome, Prepared, Row
+from pahq_server.core.engine import Anchor, Outcome, Prepared, Row
 from pahq_server.core.errors import NotFoundError, ResourceExhaustedError, ServerError
+
+# The values of each anchor take memory, and sharing a step saves anchors nothing.
+ANCHORS_PER_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,17 @@ class Call:
     count: int
     scores: list[float] = field(default_factory=list)
     future: Future[list[float]] = field(default_factory=Future)
+
+    def take(self, most: int) -> list[Row]:
+        """The next rows, few enough for one step."""
+        rows: list[Row] = []
+        anchors: set[Anchor] = set()
+        for row in self.rows:
+            rows.append(row)
+            anchors.add(row.anchor)
+            if len(rows) == most or len(anchors) == ANCHORS_PER_STEP:
+                break
+        return rows
 
     def finish(self, error: Exception | None) -> None:
         if not self.future.set_running_or_notify_cancel():
@@ -124,7 +137,7 @@ class CallQueue:
             while self._calls and self._calls[0].future.cancelled():
                 self._pop()
             call = self._calls[0] if self._calls else None
-        return () if call is None else tuple(islice(call.rows, self._batch))
+        return () if call is None else call.take(self._batch)
 
     def deliver(self, outcome: Outcome) -> None:
         call = self._calls[0]

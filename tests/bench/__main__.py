@@ -17,6 +17,7 @@ from bench import measure, workloads
 from bench.workloads import Workload
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
+from pahq_server.engine.allocation import keep_freed_memory
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.models.folding import fold
 from pahq_server.search.acdc_search import AcdcSearch
@@ -119,6 +120,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
+        keep_freed_memory()
         print(json.dumps(BENCHMARKS[options.one]()))
         return
     stored = RESULTS / "bench.json"

@@ -141,6 +141,15 @@ def test_a_score_has_the_same_bits_in_any_company(zoo: Zoo, name: str) -> None:
     assert shuffled == [together[i] for i in order]
 
 
+def test_mlps_in_small_parts_give_the_same_bits(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = cast(zoo["llama"], torch.float32)
+    graph, task = model.architecture.graph("group"), random_task(model)
+    rows = random_rows(graph, seed=8)
+    together = executor(model, graph, task).score(rows)
+    monkeypatch.setattr(sweep, "PART_ELEMENTS", 1)
+    assert executor(model, graph, task).score(rows) == together
+
+
 @pytest.mark.parametrize("gates", [True, False])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "parallel"])
 def test_a_search_decides_the_same_with_any_window(zoo: Zoo, name: str, gates: bool) -> None:

@@ -12,7 +12,7 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.errors import ConflictError, NotFoundError, ServerError
 from pahq_server.jobs import sessions as module
-from pahq_server.jobs.calls import Call, CallQueue, SessionLimits
+from pahq_server.jobs.calls import ANCHORS_PER_STEP, Call, CallQueue, SessionLimits
 from pahq_server.jobs.hypotheses import Hypothesis, HypothesisReader, Reading
 from pahq_server.jobs.session import Session
 from pahq_server.jobs.sessions import SessionService
@@ -72,6 +72,20 @@ def test_a_session_does_not_expire_under_a_call(queue: CallQueue, clock: Clock) 
     assert not queue.waiting()
     clock.now = 2010
     assert queue.waiting()  # to be released
+
+
+def test_a_step_has_few_anchors(clock: Clock) -> None:
+    """Each takes memory in the engine."""
+    prepared = FakeEngine().prepare(MEASUREMENT)
+    queue = CallQueue("users/me/sessions/1", prepared, LIMITS, batch=32, clock=clock, wake=lambda: None)
+    full = Anchor(Circuit.full(GRAPH))
+    rows = [Row(full, (edge,)) for edge in range(10)] + [Row(Anchor(Circuit.empty(GRAPH))) for _ in range(6)]
+    queue.submit(Call(iter(rows), len(rows)))
+    steps = []
+    while taken := queue.next_rows():
+        steps.append(len(taken))
+        queue.deliver([0.0] * len(taken))
+    assert steps == [10 + ANCHORS_PER_STEP - 1, 3]
 
 
 def test_a_failure_ends_its_call_at_once(queue: CallQueue) -> None:

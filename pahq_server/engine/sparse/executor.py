@@ -106,7 +106,7 @@ class SparseExecutor:
             removed = [
                 np.flatnonzero(parents[i].circuit.kept & ~anchors[i].circuit.kept).tolist() for i in numbers
             ]
-            sweep = Sweep(distinct, base_of, removed)
+            sweep = Sweep(distinct, base_of, removed, keep=True)
             sweep.run()
             for row, i in enumerate(numbers):
                 self._keep(anchors[i], sweep.as_base(row, circuits[row]))

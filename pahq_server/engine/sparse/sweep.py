@@ -26,6 +26,9 @@ from pahq_server.engine.sparse.base import Base, State
 from pahq_server.engine.sparse.tokens import Places
 from pahq_server.engine.sparse.variants import Index, Merged, merge, pick
 
+# Hidden units of an MLP that are computed at once: 24 MiB, which the C library keeps for reuse.
+PART_ELEMENTS = 6 << 20
+
 
 @dataclass(frozen=True)
 class Change:
@@ -57,9 +60,17 @@ class Sweep:
         bases: what the rows are differences from; all of one plan.
         base_of: per row, index of its base; ascending.
         removed: per row, the edges of its base's circuit that it lacks.
+        keep: whether rows are to become bases (`as_base`), for which all states are kept.
     """
 
-    def __init__(self, bases: Sequence[Base], base_of: Index, removed: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        bases: Sequence[Base],
+        base_of: Index,
+        removed: Sequence[Sequence[int]],
+        keep: bool = False,
+    ) -> None:
+        self._keep = keep
         self.bases, self.base_of = bases, base_of
         self.plan, self.weights, self.tokens = bases[0].plan, bases[0].weights, bases[0].tokens
         self.reference, self.graph = bases[0].reference, bases[0].circuit.graph
@@ -124,16 +135,36 @@ class Sweep:
 
     def _run_mlp(self, layer: int) -> None:
         receiver = self.graph.receiver_of("mlp", layer)
-        state = self._state(receiver)
+        sources = self._sources(receiver)
+        parts = [self._mlp_part(layer, receiver, sources, rows) for rows in self._row_chunks(receiver)]
+        changes = [part for part in parts if part is not None]
+        if changes:
+            self.senders[self.graph.mlp(layer)] = _joined(changes)
+
+    def _row_chunks(self, receiver: int) -> list[NDArray[np.bool_]]:
+        """Masks that split the rows so that hidden units of one part stay below `PART_ELEMENTS`."""
+        count = len(self.base_of)
+        prompts, places = self.bases[0].shape(receiver)
+        width = self.weights.reads(receiver).shape[-1]
+        size = count if self._keep else max(1, PART_ELEMENTS // (prompts * places * width))
+        return [np.arange(count) // size == part for part in range(-(-count // size))]
+
+    def _mlp_part(
+        self, layer: int, receiver: int, sources: list[tuple[int, Index]], rows: NDArray[np.bool_]
+    ) -> Change | None:
+        """The change of an MLP's output in some rows."""
+        state = self._new_state(receiver, sources, rows)
         if state is None:
-            return
+            return None
+        if self._keep:
+            self.states[receiver] = state
         merged = merge([state.variant], self._groups(receiver))
         w_out = self.weights.weights.layers[layer].w_out
         assert merged is not None
         assert w_out is not None
         change = self.weights.hidden(layer, pick(state.value, merged.picks[0]))
         change -= self._of_bases(merged, lambda base: base.hidden(layer))
-        self.senders[self.graph.mlp(layer)] = Change(matmul(change, w_out), merged.variant)
+        return Change(matmul(change, w_out), merged.variant)
 
     def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:
         """A receiver's value in merged variants: [V or 1, P, C, K]."""
@@ -156,20 +187,27 @@ class Sweep:
 
     def _state(self, receiver: int) -> NewState | None:
         if receiver not in self.states:
-            self.states[receiver] = self._new_state(receiver)
+            self.states[receiver] = self._new_state(receiver, self._sources(receiver), None)
         return self.states[receiver]
 
-    def _new_state(self, receiver: int) -> NewState | None:
-        """Each row goes through the residual stream or not by what changes in it alone."""
-        sources = self._sources(receiver)
+    def _new_state(
+        self, receiver: int, sources: list[tuple[int, Index]], rows: NDArray[np.bool_] | None
+    ) -> NewState | None:
+        """The receiver's state in the given rows (bool) or all.
+
+        Each row goes through the residual stream or not by what changes in it alone.
+        """
         if not sources and receiver not in self._cuts:
             return None
         projected = self._needs_projection(receiver, sources)
+        composed = ~projected
+        if rows is not None:
+            projected, composed = projected & rows, composed & rows
         parts = []
         if projected.any():
             parts.append(self._projected(receiver, sources, projected))
-        if not projected.all():
-            heads = [(s, np.where(projected, -1, v)) for s, v in sources if self.reference.is_head(s)]
+        if composed.any():
+            heads = [(s, np.where(composed, v, -1)) for s, v in sources if self.reference.is_head(s)]
             parts.append(self._composed(receiver, heads))
         states = [self._moved_state(receiver, *part) for part in parts if part is not None]
         if len(states) < 2:
@@ -315,6 +353,16 @@ class Sweep:
             return tensors[0][None]
         index = torch.tensor([distinct[id(used[number])] for number in numbers.tolist()])
         return torch.stack(tensors)[index]
+
+
+def _joined(changes: Sequence[Change]) -> Change:
+    """One change from those of disjoint rows."""
+    if len(changes) == 1:
+        return changes[0]
+    variant = np.full(len(changes[0].variant), -1)
+    for change, offset in zip(changes, np.cumsum([0, *(len(c.values) for c in changes)]), strict=False):
+        variant = np.where(change.variant < 0, variant, change.variant + offset)
+    return Change(torch.cat([change.values for change in changes]), variant)
 
 
 def sum_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:

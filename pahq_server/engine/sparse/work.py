@@ -17,9 +17,9 @@ def needed_operations(sweep: Sweep) -> NDArray[np.float64]:
     arch, tokens = sweep.weights.arch, sweep.tokens
     counts = np.zeros(len(sweep.base_of))
     for receiver, state in sweep.states.items():
-        if state is not None:
+        if state is not None and sweep.graph.receiver(receiver).kind != "mlp":
             places = tokens.prompts * tokens.count(sweep.plan.receivers[receiver])
-            counts += (state.variant >= 0) * (2.0 * places * arch.d_model * state.u.shape[-1])
+            counts += (state.variant >= 0) * (2.0 * places * arch.d_model * arch.d_head)
     for sender, change in sweep.senders.items():
         per_prompt = tokens.count(sweep.plan.needed[sender])
         places = tokens.prompts * per_prompt
@@ -27,7 +27,7 @@ def needed_operations(sweep: Sweep) -> NDArray[np.float64]:
             attention = 4.0 * places * tokens.end * arch.d_head
             cost = attention + 2.0 * places * arch.d_head * arch.d_model
         else:
-            cost = 2.0 * places * arch.d_mlp * arch.d_model
+            cost = (6.0 if arch.gated else 4.0) * places * arch.d_mlp * arch.d_model
         counts += (change.variant >= 0) * cost
     final = tokens.metric.numel() * arch.d_model * arch.output_vocabulary * 2.0
     return counts + final
