@@ -7,6 +7,7 @@ import pstats
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -67,9 +68,11 @@ class Counter:
         sparse.Sweep.run = self._run  # type: ignore[method-assign]
 
 
-def search(workload: Workload, window: int) -> dict[str, float]:
+def search(make: Callable[[], Workload], window: int) -> dict[str, float]:
     """Runs ACDC to its end with the sparse executor; figures per evaluation are in CPU seconds."""
-    model, graph = fold(workload.model), workload.graph
+    workload = make()
+    graph, model = workload.graph, fold(workload.model)
+    workload = replace(workload, model=model)
     start = time.process_time()
     executor = sparse.SparseExecutor(model, graph, workload.task, "kl_divergence", "resample")
     base = time.process_time() - start

@@ -78,6 +78,8 @@ class Sweep:
         self._cuts = cuts.collect(bases, base_of, removed)
         self.senders: dict[int, Change] = {}
         self.states: dict[int, NewState | None] = {}
+        # Per q, k or v receiver that changed: its variant by row.
+        self.moved: dict[int, Index] = {}
         self._final: tuple[Tensor, Index] | None = None
 
     def run(self) -> None:
@@ -88,6 +90,9 @@ class Sweep:
                 self._run_head(self.graph.head(layer, head))
             if self.graph.mlps and self.graph.mlp(layer) in self.plan.needed:
                 self._run_mlp(layer)
+            if not self._keep:
+                # Nothing above this layer reads its receivers: their states are the bulk of a sweep's memory.
+                self.states.clear()
         logits = self.graph.logits
         moved = self._residual(logits, self._sources(logits), None)
         if moved is not None:
@@ -187,7 +192,10 @@ class Sweep:
 
     def _state(self, receiver: int) -> NewState | None:
         if receiver not in self.states:
-            self.states[receiver] = self._new_state(receiver, self._sources(receiver), None)
+            state = self._new_state(receiver, self._sources(receiver), None)
+            self.states[receiver] = state
+            if state is not None:
+                self.moved[receiver] = state.variant
         return self.states[receiver]
 
     def _new_state(

@@ -16,10 +16,9 @@ def needed_operations(sweep: Sweep) -> NDArray[np.float64]:
     """Multiplications and additions per row, after `Sweep.run`: shape [R]."""
     arch, tokens = sweep.weights.arch, sweep.tokens
     counts = np.zeros(len(sweep.base_of))
-    for receiver, state in sweep.states.items():
-        if state is not None and sweep.graph.receiver(receiver).kind != "mlp":
-            places = tokens.prompts * tokens.count(sweep.plan.receivers[receiver])
-            counts += (state.variant >= 0) * (2.0 * places * arch.d_model * arch.d_head)
+    for receiver, variant in sweep.moved.items():
+        places = tokens.prompts * tokens.count(sweep.plan.receivers[receiver])
+        counts += (variant >= 0) * (2.0 * places * arch.d_model * arch.d_head)
     for sender, change in sweep.senders.items():
         per_prompt = tokens.count(sweep.plan.needed[sender])
         places = tokens.prompts * per_prompt
