@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pahq_client import circuit_file, render
-from pahq_client.elements import CircuitMetric, Edge, Extra, Graph, Verdict
+from pahq_client.contents import CircuitContents
 from pahq_client.files import write_atomically
 
 if TYPE_CHECKING:
@@ -17,47 +16,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Circuit:
+class Circuit(CircuitContents):
     """The result of a discovery. Two circuits are equal when their canonical bytes are.
 
-    Args:
-        edges: kept edges in order of decision.
-        graph: the graph that they belong to.
-        metric: of the circuit, the full model and the empty circuit.
-        num_evaluations: tested edges plus tested gates.
-        num_edges_total: edges of the graph.
-        gates_kept: receivers whose gate was tested and kept, in order of decision.
-        verdicts: one per evaluation, in order.
-        provenance: ``request`` is what determines the result (model revision, task hash, parameters,
-            policy, version); ``run`` is what happened this time (model name, times, hardware, counts).
-        extra: unknown keys of the file that the circuit was loaded from.
+    Its fields are described at `CircuitContents`.
     """
-
-    edges: tuple[Edge, ...]
-    graph: Graph
-    metric: CircuitMetric
-    num_evaluations: int
-    num_edges_total: int
-    gates_kept: tuple[str, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    extra: Extra = ()
-
-    @property
-    def metric_value(self) -> float:
-        """The metric of the circuit. Lower is better."""
-        return self.metric.value
-
-    @property
-    def parameters(self) -> Mapping[str, Any]:
-        """What the discovery was asked for (method, threshold, ablation, ...), as far as it is known."""
-        parameters = self.provenance.get("request", {}).get("parameters", {})
-        return parameters if isinstance(parameters, Mapping) else {}
-
-    @property
-    def removed_without_test(self) -> int:
-        """How many edges went without an evaluation of their own: cut by a gate, or into a dead node."""
-        return self.num_edges_total - sum(not verdict.gate for verdict in self.verdicts)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Circuit:

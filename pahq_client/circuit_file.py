@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
+from pahq_client.contents import CircuitContents
 from pahq_client.elements import CircuitMetric, Edge, Extra, Graph, Verdict, is_receiver, is_sender
 from pahq_client.errors import InvalidCircuitFile
-
-if TYPE_CHECKING:
-    from pahq_client.circuit import Circuit
 
 FORMAT = "pahq.circuit"
 VERSION = 1
 
 
-def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
+def encode(circuit: CircuitContents, origin: str, run: bool = True) -> bytes:
     """The circuit as JSON, on one line.
 
     Args:
@@ -37,7 +35,7 @@ def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
         raise InvalidCircuitFile(origin, f"the circuit cannot be written: {error}") from None
 
 
-def document(circuit: Circuit, run: bool = True) -> dict[str, Any]:
+def document(circuit: CircuitContents, run: bool = True) -> dict[str, Any]:
     """The circuit as a JSON object."""
     graph, metric = circuit.graph, circuit.metric
     return {

@@ -12,7 +12,7 @@ from pahq_client.elements import Edge, Graph
 if TYPE_CHECKING:
     import networkx
 
-    from pahq_client.circuit import Circuit
+    from pahq_client.contents import CircuitContents
 
 _ROWS = 50
 _RECEIVER = re.compile(r"(a\d+)\.([hg])(\d+)<([qkv])>")
@@ -28,7 +28,7 @@ class Link(NamedTuple):
     edge: Edge
 
 
-def links(circuit: Circuit) -> Iterator[Link]:
+def links(circuit: CircuitContents) -> Iterator[Link]:
     """The arrows of a circuit: one per edge, or one per head that a shared k or v receiver feeds."""
     for edge in circuit.edges:
         for target, receiver in _ends(edge.target, circuit.graph):
@@ -44,7 +44,7 @@ def _ends(receiver: str, graph: Graph) -> list[tuple[str, str]]:
     return [(f"{layer}.h{head}", kind) for head in heads]
 
 
-def to_networkx(circuit: Circuit) -> networkx.MultiDiGraph[str]:
+def to_networkx(circuit: CircuitContents) -> networkx.MultiDiGraph[str]:
     """The circuit as a graph whose nodes are the senders and ``logits``.
 
     Several arrows may join two nodes, since a head reads through q, k and v apart: hence a
@@ -61,7 +61,7 @@ def to_networkx(circuit: Circuit) -> networkx.MultiDiGraph[str]:
     return graph
 
 
-def to_dot(circuit: Circuit) -> str:
+def to_dot(circuit: CircuitContents) -> str:
     """The circuit in Graphviz's language; nodes of a layer stand side by side, the input at the bottom."""
     arrows = list(links(circuit))
     nodes = sorted({node for arrow in arrows for node in arrow[:2]}, key=_order)
@@ -94,7 +94,7 @@ def _quote(text: str) -> str:
     return f'"{escaped}"'
 
 
-def summary(circuit: Circuit) -> str:
+def summary(circuit: CircuitContents) -> str:
     """A circuit in one line."""
     known = {**circuit.parameters, "model": circuit.provenance.get("run", {}).get("model")}
     asked = [
@@ -105,7 +105,7 @@ def summary(circuit: Circuit) -> str:
     return ", ".join([size, metric, f"{circuit.num_evaluations} evaluations", *asked])
 
 
-def to_html(circuit: Circuit) -> str:
+def to_html(circuit: CircuitContents) -> str:
     """A summary and the edges that matter most, for notebooks."""
     ranked = sorted(circuit.edges, key=_weight, reverse=True)
     rows = "".join(_row(edge) for edge in ranked[:_ROWS])
