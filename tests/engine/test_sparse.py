@@ -16,7 +16,7 @@ from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
-from pahq_server.engine.sparse import plan, sweep
+from pahq_server.engine.sparse import plan, receivers, sweep
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
@@ -181,16 +181,16 @@ def drop_last_head(self: plan.Plan, layer: int) -> list[int]:
     return ORIGINAL_HEADS(self, layer)[:-1]
 
 
-def drop_last_source(self: sweep.Sweep, receiver: int) -> list[tuple[int, np.ndarray]]:
+def drop_last_source(self: receivers.Receivers, receiver: int) -> list[tuple[int, np.ndarray]]:
     return ORIGINAL_SOURCES(self, receiver)[:-1]
 
 
-ORIGINAL_HEADS, ORIGINAL_SOURCES = plan.Plan.heads, sweep.Sweep._sources
+ORIGINAL_HEADS, ORIGINAL_SOURCES = plan.Plan.heads, receivers.Receivers.sources
 
 
 @pytest.mark.parametrize(
     ("owner", "attribute", "bug"),
-    [(plan.Plan, "heads", drop_last_head), (sweep.Sweep, "_sources", drop_last_source)],
+    [(plan.Plan, "heads", drop_last_head), (receivers.Receivers, "sources", drop_last_source)],
 )
 def test_a_planted_bug_is_caught(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, owner: type, attribute: str, bug: Callable[..., object]

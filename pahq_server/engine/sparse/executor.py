@@ -13,8 +13,10 @@ from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.metrics import finite
-from pahq_server.engine.sparse.base import Base, Reference
+from pahq_server.engine.sparse.base import Base
 from pahq_server.engine.sparse.clean import ablated_values, run_pass
+from pahq_server.engine.sparse.reference import Reference
+from pahq_server.engine.sparse.rows import Rows
 from pahq_server.engine.sparse.scoring import DIFFERENCE_METRICS
 from pahq_server.engine.sparse.sweep import Sweep
 from pahq_server.engine.sparse.tokens import Tokens
@@ -63,7 +65,7 @@ class SparseExecutor:
         """Scores of rows whose bases have one plan."""
         distinct = list(dict.fromkeys(bases))
         base_of = np.array([distinct.index(base) for base in bases])
-        sweep = Sweep(distinct, base_of, removed)
+        sweep = Sweep(Rows(distinct, base_of, removed))
         sweep.run()
         final = sweep.final_x()
         x_VPCD = torch.stack([base.kept_x(self.graph.logits) for base in distinct])
@@ -106,7 +108,7 @@ class SparseExecutor:
             removed = [
                 np.flatnonzero(parents[i].circuit.kept & ~anchors[i].circuit.kept).tolist() for i in numbers
             ]
-            sweep = Sweep(distinct, base_of, removed, keep=True)
+            sweep = Sweep(Rows(distinct, base_of, removed), keep=True)
             sweep.run()
             for row, i in enumerate(numbers):
                 self._keep(anchors[i], sweep.as_base(row, circuits[row]))

@@ -14,15 +14,15 @@ from pahq_server.engine.sparse.sweep import Sweep
 
 def needed_operations(sweep: Sweep) -> NDArray[np.float64]:
     """Multiplications and additions per row, after `Sweep.run`: shape [R]."""
-    arch, tokens = sweep.weights.arch, sweep.tokens
-    counts = np.zeros(len(sweep.base_of))
+    arch, tokens = sweep.weights.arch, sweep.base.tokens
+    counts = np.zeros(len(sweep.rows))
     for receiver, variant in sweep.moved.items():
         places = tokens.prompts * tokens.count(sweep.plan.receivers[receiver])
         counts += (variant >= 0) * (2.0 * places * arch.d_model * arch.d_head)
     for sender, change in sweep.senders.items():
         per_prompt = tokens.count(sweep.plan.needed[sender])
         places = tokens.prompts * per_prompt
-        if sweep.reference.is_head(sender):
+        if sweep.base.reference.is_head(sender):
             attention = 4.0 * places * tokens.end * arch.d_head
             cost = attention + 2.0 * places * arch.d_head * arch.d_model
         else:
