@@ -5,12 +5,12 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint stubs pytest cases proto clean
+.PHONY: demo test lint pytest cases proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
 
-test: lint stubs pytest ## all checks but the long ones
+test: lint pytest ## all checks but the long ones
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .
@@ -18,17 +18,16 @@ lint: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-pytest: .venv/dev.stamp
-	$(BIN)/python -m pytest -m "not long"
+pytest: .venv/dev.stamp $(PROTO)/venv.stamp
+	PAHQ_PROTOC_PYTHON="$(CURDIR)/$(PROTO)/venv/bin/python" $(BIN)/python -m pytest -m "not long"
 
 cases: .venv/dev.stamp ## every circuit with a known answer, minutes each for some
 	$(BIN)/python -m pytest tests/e2e/test_cases.py tests/e2e/test_scores.py
 
-proto: $(PROTO)/gen ## generate the stubs anew
-	cp -R $(PROTO)/gen/pahq proto/gen/
-
-stubs: $(PROTO)/gen # whether the stubs are what the .proto files say
-	diff -r -x __init__.py -x __pycache__ $(PROTO)/gen/pahq proto/gen/pahq
+proto: $(PROTO)/venv.stamp ## generate the stubs anew
+	rm -f proto/gen/pahq/v1/*_pb2*
+	$(PROTO)/venv/bin/python -m grpc_tools.protoc -Iproto --python_out=proto/gen --pyi_out=proto/gen \
+		--grpc_python_out=proto/gen $(wildcard proto/pahq/v1/*.proto)
 
 clean:
 	rm -rf .venv build out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -49,8 +48,3 @@ $(PROTO)/venv.stamp:
 	$(PYTHON) -m venv $(PROTO)/venv
 	$(PROTO)/venv/bin/python -m pip install --quiet grpcio-tools==1.76.0
 	touch $@
-
-$(PROTO)/gen: $(PROTO)/venv.stamp $(wildcard proto/pahq/v1/*.proto)
-	rm -rf $@ && mkdir $@
-	$(PROTO)/venv/bin/python -m grpc_tools.protoc -Iproto --python_out=$@ --pyi_out=$@ --grpc_python_out=$@ \
-		$(filter %.proto,$^)

@@ -38,7 +38,10 @@ def _serve(options: argparse.Namespace, models: dict[str, str]) -> int:
         )
     # Idle OpenMP threads would spin on cores that the event loop and other processes need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from pahq_server.app import ServerConfig, serve  # imports torch, which takes seconds
+    try:
+        from pahq_server.app import ServerConfig, serve  # imports torch, which takes seconds
+    except ModuleNotFoundError as error:  # the client alone is installed
+        return _complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     from pahq_server.jobs.calls import SessionLimits
 
     config = ServerConfig(

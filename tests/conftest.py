@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
 # Nothing in the tests may reach for the network: a name that is no directory must fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell that runs this in the background ignores Ctrl-C, and every process started from here would inherit
+# that: the tests that interrupt one would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every machine, and no verdict on how fast it is.
 settings.register_profile("pahq", deadline=None, derandomize=True)

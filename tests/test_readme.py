@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from e2e.cases import load_cases
 from e2e.process import ServerProcess
 
 import pahq_client
@@ -86,6 +87,13 @@ def test_the_demo_prints_what_is_shown(server: ServerProcess, capsys: pytest.Cap
         assert list(map(float, number.findall(line))) == pytest.approx(
             list(map(float, number.findall(real))), abs=1e-5, rel=1e-5
         )
+
+
+def test_the_number_of_known_answers() -> None:
+    cases = load_cases()
+    if not cases:
+        pytest.skip("needs ../shared/cases, which is not part of the repository")
+    assert f"{sum(len(case.runs) for case in cases)} discoveries with known answers" in README
 
 
 def test_the_targets_exist() -> None:

@@ -29,11 +29,18 @@ class ServerProcess:
     def __enter__(self) -> Self:
         self._log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=self._log, text=True)
+        try:
+            self.address = self._read_address()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def _read_address(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()  # empty if the server died
         assert line.startswith(READY), f"{line!r} is no address; the server's log:\n{self.log()}"
-        self.address = line.removeprefix(READY).strip()
-        return self
+        return line.removeprefix(READY).strip()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -42,9 +49,14 @@ class ServerProcess:
             if self.process.poll() is None:
                 self.stop()
         finally:
-            self.process.kill()  # no effect on one that has ended
-            self.process.communicate()
-            self._log.close()
+            self._end()
+
+    def _end(self) -> None:
+        self.process.kill()  # no effect on one that has ended
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._log.close()
 
     def stop(self) -> int:
         """Sends SIGTERM, waits for the end and returns the exit code."""

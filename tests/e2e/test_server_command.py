@@ -1,0 +1,74 @@
+"""``pahq-server`` as a command: what it refuses, and how it says so."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pahq_server.cli import main
+
+from .process import ServerProcess
+
+
+def serve(*options: str) -> tuple[int, str]:
+    """Exit code and stderr of a server that cannot start."""
+    command = [sys.executable, "-m", "pahq_server", "serve", *options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stdout == ""
+    return run.returncode, run.stderr
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:7300", "[::]:7300", "192.0.2.1:7300", "gpu-box:7300", "7300"])
+def test_an_open_address_needs_a_word(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--listen", address]) == 2
+    assert "neither encrypted nor authenticated" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["=x", "x=", "a/b=c", ""])
+def test_a_model_needs_a_name_and_a_source(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["serve", "--model", model])
+    assert exit.value.code == 2
+    assert "NAME=PATH_OR_HUB_ID" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    code, message = serve("--listen", "127.0.0.1:0", "--model", f"mine={tmp_path / 'nothing'}")
+    assert code == 2
+    assert f"'{tmp_path / 'nothing'}' is not a directory" in message
+    assert "Traceback" not in message
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, message = serve("--listen", address)
+    assert code == 2
+    assert f"cannot serve on {address}" in message
+    assert "Traceback" not in message
+
+
+def test_a_client_alone_cannot_serve() -> None:
+    code = """if True:
+        import sys
+        sys.modules["torch"] = None
+        from pahq_server.cli import main
+        sys.exit(main(["serve", "--listen", "127.0.0.1:0"]))
+    """
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr == "pahq-server: torch is not installed: pip install 'pahq[server]'\n"
+
+
+def test_the_address_is_told_on_stdout_and_the_rest_on_stderr() -> None:
+    with ServerProcess({}) as process:
+        assert process.stop() == 0
+        assert process.process.stdout is not None
+        assert process.process.stdout.read() == ""
+        assert "stopping" in process.log()
