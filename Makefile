@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases proto clean
+.PHONY: demo test lint pytest cases bench proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -23,6 +23,9 @@ pytest: .venv/dev.stamp $(PROTO)/venv.stamp
 
 cases: .venv/dev.stamp ## every circuit with a known answer, minutes each for some
 	$(BIN)/python -m pytest tests/e2e/test_cases.py tests/e2e/test_scores.py
+
+bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BENCH="growth prefix" for some only
+	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench $(BENCH)
 
 proto: $(PROTO)/venv.stamp ## generate the stubs anew
 	rm -f proto/gen/pahq/v1/*_pb2*

@@ -107,12 +107,12 @@ def breakdown(workload: Workload, steps: int) -> Figures:
 
 BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "tinytalk": lambda: acdc(workloads.tinytalk, 50),
-    "tinytalk profile": lambda: breakdown(workloads.tinytalk(), 60),
+    "tinytalk-profile": lambda: breakdown(workloads.tinytalk(), 60),
     "gpt2": lambda: acdc(workloads.gpt2_shape, 50),
-    "gpt2 profile": lambda: breakdown(workloads.gpt2_shape(), 60),
+    "gpt2-profile": lambda: breakdown(workloads.gpt2_shape(), 60),
     "growth": growth,
     "prefix": prefix,
-    "single edge": single_edge,
+    "single-edge": single_edge,
 }
 
 
