@@ -66,25 +66,31 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     engine = ModelEngine({name: load(source) for name, source in config.models.items()}, config.executor)
     jobs = JobService(engine, __version__, config.window, session_limits=config.session_limits)
     api = ApiServer(engine, jobs, config.listen, config.reflect)
+    # Whoever reads that the server listens may stop it at once.
+    stop = _stop_event(config.parent_watch)
     jobs.start()
     await api.start()
     ready(f"{config.listen.rpartition(':')[0]}:{api.port}")
-    await _until_stopped(config.parent_watch)
+    await stop.wait()
     logger.info("stopping")
     stopping = asyncio.create_task(api.stop(GRACE_S))
     await asyncio.to_thread(jobs.close)
     await stopping
 
 
-async def _until_stopped(parent_watch: bool) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+def _stop_event(parent_watch: bool) -> asyncio.Event:
+    """Set by SIGTERM, SIGINT or, with ``parent_watch``, the end of standard input."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     if parent_watch:
         # A parent that dies closes the pipe, whatever killed it.
         pipe = sys.stdin.fileno()
-        loop.add_reader(pipe, lambda: None if os.read(pipe, 1024) else stop.set())
-    await stop.wait()
-    if parent_watch:
-        loop.remove_reader(pipe)
+
+        def read() -> None:
+            if not os.read(pipe, 1024):
+                loop.remove_reader(pipe)
+                stop.set()
+
+        loop.add_reader(pipe, read)
+    return stop
