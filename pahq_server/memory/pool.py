@@ -1,0 +1,169 @@
+"""The pool: pages with reference counts, taken, shared and given back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pahq_server.memory.errors import OutOfPagesError
+from pahq_server.memory.integrity import PageOwner, check_counts, check_free_runs
+from pahq_server.memory.runs import FreeRuns, Pages, as_index, distinct
+from pahq_server.memory.storage import PageStorage
+
+_ONE = np.int32(1)  # of the counts' dtype: numpy's ufunc.at is slow for others
+
+
+@dataclass(frozen=True)
+class PoolStatistics:
+    """What a pool holds and what it has done.
+
+    Args:
+        page_bytes: size of a page.
+        pages: all pages; free + used.
+        shared: pages with more than one reference.
+        peak_used: most pages ever in use at once.
+        allocations: successful calls of `PagePool.allocate`.
+        copies_on_write: shared blocks that a write replaced by new ones.
+        evictions: pages that evictors freed for an allocation.
+    """
+
+    page_bytes: int
+    pages: int
+    free: int
+    used: int
+    shared: int
+    peak_used: int
+    allocations: int
+    copies_on_write: int
+    evictions: int
+
+
+class PagePool:
+    """Equal pages of one device's memory, with reference counts.
+
+    Args:
+        capacity_bytes: what is not a whole page of it is not used. On a CPU, memory that was never written
+            takes no room, and low pages are handed out first.
+        device: where the pages are.
+        page_bytes: a positive multiple of 16.
+
+    Attributes:
+        storage: uint8, shape [pages, page_bytes]. Kernels may read it in place through a table's pages.
+        counts: int32, shape [pages]: references to each page; 0 for a free one.
+        copies_on_write: counted by those who write to shared pages.
+    """
+
+    def __init__(
+        self, capacity_bytes: int, device: str | torch.device = "cpu", page_bytes: int = 64 * 1024
+    ) -> None:
+        self.page_bytes = page_bytes
+        self.num_pages = capacity_bytes // page_bytes
+        self._storage = PageStorage(self.num_pages, page_bytes, device)
+        self.storage = self._storage.pages
+        self.counts = np.zeros(self.num_pages, dtype=np.int32)
+        self.copies_on_write = 0
+        self._free = FreeRuns(self.num_pages)
+        self._owners: WeakSet[PageOwner] = WeakSet()
+        self._evictors: list[Callable[[int], int]] = []
+        self._peak_used = self._allocations = self._evictions = 0
+
+    def pages_for(self, num_bytes: int) -> int:
+        return -(-num_bytes // self.page_bytes)
+
+    @property
+    def free(self) -> int:
+        """Number of free pages."""
+        return self._free.count
+
+    @property
+    def shared(self) -> int:
+        """Number of pages with more than one reference."""
+        return int(np.count_nonzero(self.counts > 1))
+
+    def statistics(self) -> PoolStatistics:
+        return PoolStatistics(
+            page_bytes=self.page_bytes,
+            pages=self.num_pages,
+            free=self.free,
+            used=self.num_pages - self.free,
+            shared=self.shared,
+            peak_used=self._peak_used,
+            allocations=self._allocations,
+            copies_on_write=self.copies_on_write,
+            evictions=self._evictions,
+        )
+
+    def register(self, owner: PageOwner) -> None:
+        """Lets `check_integrity` count what the owner holds, as long as the owner lives."""
+        self._owners.add(owner)
+
+    def add_evictor(self, evict: Callable[[int], int]) -> None:
+        """Has ``evict(pages_wanted)`` asked, in the order of registration, when pages are missing.
+
+        It frees what it can do without and returns how many pages became free.
+        """
+        self._evictors.append(evict)
+
+    def allocate(self, count: int) -> Pages:
+        """Takes ``count`` pages with one reference each, consecutive if any free run is long enough.
+
+        All or nothing: raises OutOfPagesError if evictors cannot free enough.
+        """
+        assert count >= 0, f"{count} pages"
+        self._make_room(count)
+        self._allocations += 1
+        if not count:
+            return np.empty(0, dtype=np.int32)
+        pages = self._free.take(count)
+        self.counts[pages] = 1
+        self._peak_used = max(self._peak_used, self.num_pages - self.free)
+        return pages
+
+    def _make_room(self, count: int) -> None:
+        if self.free < count <= self.num_pages:  # for a request beyond the pool nothing need be evicted
+            for evict in self._evictors:
+                if self.free < count:
+                    self._evictions += evict(count - self.free)
+        if self.free < count:
+            raise OutOfPagesError(count, self.free)
+
+    def retain(self, pages: Pages) -> None:
+        """Adds a reference per mention of a page; none of them may be free."""
+        index = as_index(pages)
+        assert (self.counts[index] > 0).all(), f"free page among {pages}"
+        np.add.at(self.counts, index, _ONE)
+
+    def release(self, pages: Pages) -> None:
+        """Drops a reference per mention of a page; a page without any left becomes free.
+
+        Raises AssertionError, with nothing changed, if a page has fewer references than mentions.
+        """
+        index = as_index(pages)
+        np.subtract.at(self.counts, index, _ONE)
+        left = self.counts[index]
+        if (left < 0).any():
+            np.add.at(self.counts, index, _ONE)
+            raise AssertionError(f"page {index[left < 0][0]} is released but free")
+        self._free.give(distinct(pages[left == 0]))
+
+    def write(self, pages: Pages, tensor: Tensor, first_byte: int = 0) -> None:
+        """See `PageStorage.write`."""
+        self._storage.write(pages, tensor, first_byte)
+
+    def read(self, pages: Pages, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        """See `PageStorage.read`: a view that later writes change, or a copy of scattered pages."""
+        return self._storage.read(pages, dtype, shape)
+
+    def check_integrity(self, held: Iterable[Pages] = ()) -> None:
+        """Recounts all references. Raises IntegrityError for the first page that is wrong.
+
+        Args:
+            held: pages that callers of `allocate` hold without a registered owner.
+        """
+        check_free_runs(self._free, self.counts)
+        check_counts(self.counts, [*(owner.held_pages() for owner in self._owners), *held])
