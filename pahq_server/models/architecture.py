@@ -82,7 +82,8 @@ class LayerWeights:
     """Weights of one layer. D: d_model, H: heads, G: kv heads, K: d_head, M: d_mlp.
 
     Norm weights are None in models without norm, norm biases in RMS norms, and the MLP's
-    tensors in attention-only models. ``w_gate`` and ``b_gate`` exist in gated MLPs only.
+    tensors in attention-only models. ``w_gate`` and ``b_gate`` exist in gated MLPs only, ``q_norm`` and
+    ``k_norm`` where an RMS norm is applied to each head's queries and keys, before they are rotated.
     """
 
     w_q: Tensor  # [H, D, K]
@@ -93,6 +94,8 @@ class LayerWeights:
     b_v: Tensor  # [G, K]
     w_o: Tensor  # [H, K, D]
     b_o: Tensor  # [D]
+    q_norm: Tensor | None = None  # [K]
+    k_norm: Tensor | None = None  # [K]
     norm1_w: Tensor | None = None  # [D]
     norm1_b: Tensor | None = None  # [D]
     norm2_w: Tensor | None = None  # [D]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 class Checkpoint:
-    """The tensors of a checkpoint directory by name; a context manager.
+    """The tensors of a checkpoint directory by name. Its files are open only while one is read.
 
     Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or
     damaged shard, a missing tensor, or a tensor that is not floating point.
@@ -27,21 +27,11 @@ class Checkpoint:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._files = ExitStack()
-        self._shard_of: dict[str, Any] = {}
+        self._shard_of: dict[str, Path] = {}
         self._sizes: dict[str, int] = {}
         for path in weight_files(directory):
-            try:
-                shard = self._files.enter_context(safe_open(path, framework="pt"))
-            except (SafetensorError, OSError) as error:
-                raise InvalidRequestError("model", f"{path.name} cannot be read: {error}") from error
-            self._shard_of.update(dict.fromkeys(shard.keys(), shard))
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._files.close()
+            with reading(path), safe_open(path, framework="pt") as shard:
+                self._shard_of.update(dict.fromkeys(shard.keys(), path))
 
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
@@ -50,14 +40,19 @@ class Checkpoint:
         return iter(self._shard_of)
 
     def get(self, name: str) -> Tensor:
-        """One tensor as float32."""
+        """One tensor as float32, in memory of its own."""
         if name not in self._shard_of:
             raise InvalidRequestError("model", f"the checkpoint has no tensor {name!r}")
-        tensor: Tensor = self._shard_of[name].get_tensor(name)
-        if tensor.dtype not in _FLOATS:
-            raise InvalidRequestError("model", f"tensor {name!r} has dtype {tensor.dtype}, expected a float")
-        self._sizes[name] = tensor.numel()
-        return tensor.to(torch.float32)
+        path = self._shard_of[name]
+        # Tensors of an open file are views of its mapping. A copy lets go of the pages that were read.
+        with reading(path), safe_open(path, framework="pt") as shard:
+            mapped: Tensor = shard.get_tensor(name)
+            if mapped.dtype not in FLOATS:
+                raise InvalidRequestError(
+                    "model", f"tensor {name!r} has dtype {mapped.dtype}, expected a float"
+                )
+            self._sizes[name] = mapped.numel()
+            return mapped.to(torch.float32, copy=True)
 
     @property
     def parameters(self) -> int:
@@ -67,6 +62,15 @@ class Checkpoint:
     def find(self, name: str) -> Tensor | None:
         """Like `get`, or None where the tensor is absent."""
         return self.get(name) if name in self else None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raises InvalidRequestError (field ``model``) where this file cannot be read."""
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise InvalidRequestError("model", f"{path.name} cannot be read: {error}") from error
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -82,7 +86,7 @@ def weight_files(directory: Path) -> list[Path]:
         paths = [directory / "model.safetensors"]
     for path in paths:
         if not path.is_file():
-            others = sorted(p.name for p in directory.glob("*.bin"))
+            others = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
             hint = f"; {others} are pickle files, which are never loaded" if others else ""
             raise InvalidRequestError("model", f"{path.name} is missing in {directory.name!r}{hint}")
     return paths

@@ -3,45 +3,73 @@
 Layer norm is RMS norm of the centred input, scaled and shifted (arXiv:1607.06450). Centring can be done
 by whatever writes to the residual stream, scale and shift by whatever reads it. The result computes the
 same logits in real arithmetic; only its residual stream differs, by a constant per token. The factor on
-attention scores goes into the query weights.
+attention scores goes into the query weights, or into the weight of the queries' own norm.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from pahq_server.models.architecture import LayerWeights, Model, Weights
+from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
+from pahq_server.models.building import build
+
+_Piece = TypeVar("_Piece", LayerWeights, Weights)
+
+
+class Folding:
+    """Keeps of a model what computes the same function without norm weights: a `building.Transform`."""
+
+    def architecture(self, arch: Architecture) -> Architecture:
+        norm = "rms" if arch.norm == "layer" else arch.norm
+        return replace(arch, norm=norm, attention_scales=(1.0,) * arch.layers)
+
+    def ends(self, arch: Architecture, ends: Weights) -> Weights:
+        if arch.norm == "layer":
+            ends = _centred(ends, "w_e", "w_pos")
+        w_u, b_u = _fold(ends.w_u, ends.b_u, ends.norm_w, ends.norm_b)
+        return replace(ends, w_u=_by_output(w_u), b_u=b_u, norm_w=None, norm_b=None)
+
+    def layer(self, arch: Architecture, index: int, layer: LayerWeights) -> LayerWeights:
+        if arch.norm == "layer":
+            layer = _centred(layer, "w_o", "b_o", "w_out", "b_out")
+        return _fold_layer(layer, arch.attention_scales[index])
+
+
+FOLDING = Folding()
 
 
 def fold(model: Model) -> Model:
     """The same function with ``norm`` None or ``rms``, no norm weights, centred writers, scale 1."""
+    if is_folded(model):
+        return model
+    ends = replace(model.weights, layers=())
+    folded = fold_layers(model.architecture, ends, model.weights.layers)
+    return replace(folded, parameters=model.parameters)
+
+
+def fold_layers(arch: Architecture, ends: Weights, layers: Iterable[LayerWeights]) -> Model:
+    """A folded model from weights without layers and plain layers, of which one is held at a time."""
+    plain = iter(layers)
+    return build(arch, lambda: ends, lambda _: next(plain), FOLDING)
+
+
+def is_folded(model: Model) -> bool:
+    """Whether `fold` has nothing to do."""
     arch, weights = model.architecture, model.weights
-    if arch.norm == "layer":
-        arch, weights = replace(arch, norm="rms"), _centred(weights)
-    scaled = zip(weights.layers, arch.attention_scales, strict=True)
-    layers = tuple(_fold_layer(layer, scale) for layer, scale in scaled)
-    arch = replace(arch, attention_scales=(1.0,) * arch.layers)
-    w_u, b_u = _fold(weights.w_u, weights.b_u, weights.norm_w, weights.norm_b)
-    folded = replace(weights, layers=layers, w_u=_by_output(w_u), b_u=b_u, norm_w=None, norm_b=None)
-    return replace(model, architecture=arch, weights=folded)
+    norms = [weights.norm_w, *(w for layer in weights.layers for w in (layer.norm1_w, layer.norm2_w))]
+    bare = arch.norm != "layer" and all(w is None for w in norms)
+    return bare and set(arch.attention_scales) <= {1.0}
 
 
-def _centred(weights: Weights) -> Weights:
-    """Everything that writes to the residual stream writes vectors of mean zero."""
-    layers = tuple(
-        replace(
-            layer,
-            w_o=_centre(layer.w_o),
-            b_o=_centre(layer.b_o),
-            w_out=None if layer.w_out is None else _centre(layer.w_out),
-            b_out=None if layer.b_out is None else _centre(layer.b_out),
-        )
-        for layer in weights.layers
-    )
-    w_pos = None if weights.w_pos is None else _centre(weights.w_pos)
-    return replace(weights, w_e=_centre(weights.w_e), w_pos=w_pos, layers=layers)
+def _centred(piece: _Piece, *writers: str) -> _Piece:
+    """The same with these writers to the residual stream writing vectors of mean zero."""
+    found = {name: getattr(piece, name) for name in writers}
+    centred: dict[str, Any] = {name: _centre(w) for name, w in found.items() if w is not None}
+    return replace(piece, **centred)
 
 
 def _centre(x: Tensor) -> Tensor:
@@ -55,8 +83,13 @@ def _fold_layer(layer: LayerWeights, scale: float) -> LayerWeights:
     assert b_q is not None
     assert b_k is not None
     assert b_v is not None
-    layer = replace(layer, w_q=w_q * scale, b_q=b_q * scale, w_k=w_k, b_k=b_k, w_v=w_v, b_v=b_v)
-    layer = replace(layer, norm1_w=None, norm1_b=None)
+    q_norm = layer.q_norm
+    if q_norm is None:
+        w_q, b_q = w_q * scale, b_q * scale
+    else:
+        q_norm = q_norm * scale
+    layer = replace(layer, w_q=w_q, b_q=b_q, w_k=w_k, b_k=b_k, w_v=w_v, b_v=b_v)
+    layer = replace(layer, q_norm=q_norm, norm1_w=None, norm1_b=None)
     if layer.w_in is None:
         return layer
     # The gate's bias stays as it is: only RMS-normed models, whose norms have no shift, are gated.

@@ -3,28 +3,40 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from transformers import AutoConfig
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
-from pahq_server.models.adapters import gpt2, gpt_neo, hooked, llama
-from pahq_server.models.architecture import Model
-from pahq_server.models.checkpoint import Checkpoint, revision_hash
-from pahq_server.models.shapes import check_shapes
+from pahq_server.models.adapters import gpt2, gpt_neo, gpt_neox, hooked, llama, mistral, opt, qwen2, qwen3
+from pahq_server.models.architecture import LayerWeights, Model, Weights
+from pahq_server.models.building import PLAIN, Transform, build
+from pahq_server.models.checkpoint import PICKLES, Checkpoint, revision_hash
+from pahq_server.models.headers import Headers
+from pahq_server.models.shapes import check_ends, check_layer
 from pahq_server.models.tokenizer import load_tokenizer
+from pahq_server.models.unsupported import REASONS
 
 ADAPTERS: dict[str, ModuleType] = {
     "gpt2": gpt2,
     "gpt_neo": gpt_neo,
+    "gpt_neox": gpt_neox,
     "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "opt": opt,
     "hooked_transformer": hooked,
 }
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_Checkpoint = TypeVar("_Checkpoint", bound=Checkpoint)
 
 
 @dataclass(frozen=True)
@@ -36,35 +48,88 @@ class LoadedModel:
     revision: str
 
 
-def load(source: str) -> LoadedModel:
+@dataclass(frozen=True)
+class Outline:
+    """A model without values.
+
+    Args:
+        model: what `load` would give, with its tensors on the device ``meta``.
+        bytes_on_disk: of the files with weights.
+        dtypes: of the tensors that would be read, as they are stored.
+    """
+
+    model: Model
+    bytes_on_disk: int
+    dtypes: frozenset[torch.dtype]
+
+
+def load(source: str, transform: Transform = PLAIN) -> LoadedModel:
     """Loads a checkpoint directory, or a hub id where there is a network.
+
+    Args:
+        source: directory or hub id.
+        transform: what is kept of each layer as soon as it has been read.
 
     Raises InvalidRequestError (field ``model``) for anything that is missing, damaged or unsupported.
     """
     directory = _directory(source)
+    model, _ = _assemble(directory, Checkpoint, transform)
+    return LoadedModel(model, load_tokenizer(directory), revision_hash(directory))
+
+
+def outline(source: str, transform: Transform = PLAIN) -> Outline:
+    """What `load` would give, from the configuration and the headers of the weights alone.
+
+    Raises InvalidRequestError as `load` does, except for what is wrong with values or the tokenizer.
+    """
+    with torch.device("meta"):
+        model, headers = _assemble(_directory(source), Headers, transform)
+    return Outline(model, headers.bytes_on_disk, frozenset(headers.dtypes))
+
+
+def _assemble(
+    directory: Path, open_checkpoint: Callable[[Path], _Checkpoint], transform: Transform
+) -> tuple[Model, _Checkpoint]:
     config = _config(directory)
     adapter = ADAPTERS[config.model_type]
     try:
         architecture = adapter.architecture(config)
     except (AttributeError, TypeError) as error:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
-    with Checkpoint(directory) as checkpoint:
-        try:
-            weights = adapter.weights(architecture, config, checkpoint)
-        except (RuntimeError, ValueError) as error:
-            detail = f"the tensors do not have the shapes that config.json asks for: {error}"
-            raise InvalidRequestError("model", detail) from error
-    check_shapes(architecture, weights)
-    model = Model(architecture, weights, checkpoint.parameters)
-    return LoadedModel(model, load_tokenizer(directory), revision_hash(directory))
+    checkpoint = open_checkpoint(directory)
+
+    def ends() -> Weights:
+        with _reshaping():
+            found: Weights = adapter.ends(architecture, config, checkpoint)
+        check_ends(architecture, found)
+        return found
+
+    def layer(index: int) -> LayerWeights:
+        with _reshaping():
+            found: LayerWeights = adapter.layer(architecture, index, checkpoint)
+        check_layer(architecture, index, found)
+        return found
+
+    model = build(architecture, ends, layer, transform)
+    return replace(model, parameters=checkpoint.parameters), checkpoint
+
+
+@contextmanager
+def _reshaping() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        detail = f"the tensors do not have the shapes that config.json asks for: {error}"
+        raise InvalidRequestError("model", detail) from error
 
 
 def _directory(source: str) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
-    if path.is_absolute() or source.startswith(".") or source.count("/") > 1:
-        raise InvalidRequestError("model", f"{source!r} is not a directory")
+    if path.exists() or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
+        hint = "; pickle files are never loaded" if path.suffix in PICKLES else ""
+        raise InvalidRequestError("model", f"{source!r} is not a directory{hint}")
     from huggingface_hub import snapshot_download
 
     try:
@@ -84,14 +149,24 @@ def _config(directory: Path) -> Any:
         raise InvalidRequestError(
             "model", f"{directory.name!r} has no readable config.json: {error!r}"
         ) from error
-    if not isinstance(model_type, str) or model_type not in ADAPTERS:
-        known = ", ".join(sorted(ADAPTERS))
-        raise InvalidRequestError(
-            "model", f"config.json: architecture {model_type!r} is not supported; supported: {known}"
-        )
+    _check_supported(model_type)
     if model_type == "hooked_transformer":
         return SimpleNamespace(**raw)
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
+    # Some configurations are those of another format than they say.
+    _check_supported(config.model_type)
+    return config
+
+
+def _check_supported(model_type: object) -> None:
+    if not isinstance(model_type, str):
+        raise InvalidRequestError("model", f"config.json: model_type is {model_type!r}, not a name")
+    if model_type not in ADAPTERS:
+        reason = f": {REASONS[model_type]}" if model_type in REASONS else ""
+        known = ", ".join(sorted(ADAPTERS))
+        raise InvalidRequestError(
+            "model", f"config.json: architecture {model_type!r} is not supported{reason}; supported: {known}"
+        )

@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.architecture import Architecture, Weights
+from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def check_shapes(arch: Architecture, weights: Weights) -> None:
-    """Raises InvalidRequestError (field ``model``) for the first tensor that does not fit."""
-    _check("", weights, _model_shapes(arch))
-    for index, layer in enumerate(weights.layers):
-        _check(f" of layer {index}", layer, _layer_shapes(arch))
+def check_ends(arch: Architecture, ends: Weights) -> None:
+    """Raises InvalidRequestError (field ``model``) for the first tensor outside layers that does not fit."""
+    _check("", ends, _end_shapes(arch))
+
+
+def check_layer(arch: Architecture, index: int, layer: LayerWeights) -> None:
+    """Raises InvalidRequestError (field ``model``) for the first tensor of a layer that does not fit."""
+    _check(f" of layer {index}", layer, _layer_shapes(arch))
 
 
 def _check(where: str, holder: object, shapes: Shapes) -> None:
@@ -27,7 +30,7 @@ def _check(where: str, holder: object, shapes: Shapes) -> None:
             raise InvalidRequestError("model", detail)
 
 
-def _model_shapes(arch: Architecture) -> Shapes:
+def _end_shapes(arch: Architecture) -> Shapes:
     d_model = arch.d_model
     return {
         "w_e": (arch.vocabulary, d_model),
@@ -46,6 +49,7 @@ def _layer_shapes(arch: Architecture) -> Shapes:
         **{f"w_{kind}": (units, d_model, d_head) for kind, units in projections.items()},
         **{f"b_{kind}": (units, d_head) for kind, units in projections.items()},
         **dict.fromkeys(("norm1_w", "norm1_b", "norm2_w", "norm2_b", "b_o", "b_out"), (d_model,)),
+        **dict.fromkeys(("q_norm", "k_norm"), (d_head,)),
         **dict.fromkeys(("w_in", "w_gate"), (d_model, d_mlp)),
         **dict.fromkeys(("b_in", "b_gate"), (d_mlp,)),
         "w_o": (arch.heads, d_head, d_model),

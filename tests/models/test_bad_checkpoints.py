@@ -13,9 +13,13 @@ import pytest
 import torch
 from helpers import random_models as make
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.loading import ADAPTERS, load
+from pahq_server.models.loading import ADAPTERS, load, outline
+from pahq_server.models.unsupported import REASONS
+
+SUPPORTED = ["gpt2", "gpt_neo", "gpt_neox", "hooked_transformer", "llama", "mistral", "opt", "qwen2", "qwen3"]
 
 
 @pytest.fixture
@@ -25,13 +29,17 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def refused(source: Path | str, *parts: str) -> str:
-    """Asserts that loading fails on the model and says every part; returns the message."""
-    with pytest.raises(InvalidRequestError) as caught:
-        load(str(source))
-    assert caught.value.field == "model"
-    for part in parts:
-        assert part in caught.value.detail
-    return caught.value.detail
+    """Asserts that loading and outlining fail on the model and say every part; returns the message."""
+    details = []
+    for read in (load, outline):
+        with pytest.raises(InvalidRequestError) as caught:
+            read(str(source))
+        assert caught.value.field == "model"
+        for part in parts:
+            assert part in caught.value.detail
+        details.append(caught.value.detail)
+    assert details[0] == details[1]
+    return details[0]
 
 
 def change_config(directory: Path, **changes: object) -> None:
@@ -83,8 +91,32 @@ def test_a_configuration_that_is_not_text(checkpoint: Path) -> None:
 def test_an_unknown_architecture_lists_the_supported_ones(model_type: str, checkpoint: Path) -> None:
     change_config(checkpoint, model_type=model_type)
     detail = refused(checkpoint, f"architecture {model_type!r} is not supported")
-    assert detail.endswith("supported: gpt2, gpt_neo, hooked_transformer, llama")
-    assert sorted(ADAPTERS) == ["gpt2", "gpt_neo", "hooked_transformer", "llama"]
+    assert detail.endswith(f"supported: {', '.join(SUPPORTED)}")
+    assert sorted(ADAPTERS) == SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("gemma2", "normed as a whole, so it is not a sum over heads, and logits are capped"),
+        ("gemma3_text", "normed as a whole"),
+        ("mixtral", "mixtures of experts"),
+        ("qwen3_moe", "mixtures of experts"),
+        ("gptj", "rotary positions"),
+        ("bloom", "ALiBi"),
+        ("falcon", "fused"),
+        ("mamba", "without attention heads"),
+        ("t5", "not a decoder-only"),
+    ],
+)
+def test_what_is_missing_is_said_where_it_is_known(model_type: str, reason: str, checkpoint: Path) -> None:
+    change_config(checkpoint, model_type=model_type)
+    refused(checkpoint, f"architecture {model_type!r} is not supported: ", reason, "; supported: gpt2, ")
+
+
+def test_reasons_are_for_formats_that_exist_and_are_not_supported() -> None:
+    assert REASONS.keys() <= set(CONFIG_MAPPING)
+    assert not REASONS.keys() & ADAPTERS.keys()
 
 
 @pytest.mark.parametrize(
@@ -99,7 +131,15 @@ def test_a_missing_tensor_is_named(name: str, checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("architecture", "head"),
-    [(make.gpt2, "lm_head.weight"), (make.gpt_neo, "lm_head.weight"), (make.llama, "lm_head.weight")],
+    [
+        (make.gpt2, "lm_head.weight"),
+        (make.gpt_neo, "lm_head.weight"),
+        (make.gpt_neox, "embed_out.weight"),
+        (make.llama, "lm_head.weight"),
+        (make.mistral, "lm_head.weight"),
+        (make.opt, "lm_head.weight"),
+        (make.qwen3, "lm_head.weight"),
+    ],
 )
 def test_an_untied_head_must_be_there(
     architecture: Callable[..., torch.nn.Module], head: str, tmp_path: Path
@@ -149,6 +189,21 @@ def test_pickle_files_are_refused_and_never_loaded(checkpoint: Path, tmp_path: P
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.pkl", "model.ckpt"])
+def test_pickle_files_of_other_names_are_named(name: str, checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / name)
+    refused(checkpoint, f"['{name}'] are pickle files, which are never loaded")
+
+
+def test_a_pickle_file_as_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
+    refused(tmp_path / "model.bin", "is not a directory", "pickle files are never loaded")
+    # What exists is not asked of the hub.
+    monkeypatch.chdir(tmp_path)
+    refused("model.bin", "'model.bin' is not a directory; pickle files are never loaded")
+    assert not (tmp_path / "mark").exists()
+
+
 def test_no_weights_at_all(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     assert refused(checkpoint) == "model.safetensors is missing in 'model'"
@@ -159,6 +214,33 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
     shard.unlink()
     refused(tmp_path, f"{shard.name} is missing")
+
+
+@pytest.mark.parametrize("size", [0, 7, 100, -1])
+def test_a_truncated_shard_is_named(size: int, tmp_path: Path) -> None:
+    make.gpt2().save_pretrained(tmp_path, max_shard_size="4KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:size])
+    refused(tmp_path, f"{shard.name} cannot be read")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"{",
+        b"[]",
+        b'{"a": 1}',
+        b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}',
+        b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+        b"\xff\xfe",
+    ],
+)
+def test_a_corrupt_header(header: bytes, checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    refused(checkpoint, "model.safetensors cannot be read")
 
 
 @pytest.mark.parametrize("index", ["", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}'])
@@ -194,6 +276,76 @@ def test_gpt2_configurations_that_cannot_be_computed(
 ) -> None:
     change_config(checkpoint, **changes)
     refused(checkpoint, message)
+
+
+def test_mistral_with_windows_in_some_layers(tmp_path: Path) -> None:
+    make.mistral().save_pretrained(tmp_path)
+    change_config(tmp_path, layer_types=["full_attention", "sliding_attention"])
+    refused(tmp_path, "architecture 'ministral' is not supported")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layer_types": ["full_attention", "sideways_attention"]}, "sideways_attention"),
+        ({"layer_types": ["full_attention", "chunked_attention"]}, "layers of 'chunked_attention'"),
+        ({"layer_types": ["full_attention"] * 3}, "layer"),
+        ({"use_sliding_window": False}, "sliding_attention has no window"),
+        ({"head_dim": 6}, "shape"),
+    ],
+)
+def test_qwen2_configurations_that_cannot_be_computed(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    make.qwen2().save_pretrained(tmp_path)
+    change_config(tmp_path, **changes)
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize("kind", "qkv")
+def test_a_missing_bias_is_named(kind: str, tmp_path: Path) -> None:
+    name = f"model.layers.1.self_attn.{kind}_proj.bias"
+    make.qwen2().save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors.pop(name))
+    refused(tmp_path, f"the checkpoint has no tensor {name!r}")
+
+
+@pytest.mark.parametrize("kind", "qk")
+def test_norms_of_queries_and_keys_must_be_there_and_fit(kind: str, tmp_path: Path) -> None:
+    name = f"model.layers.1.self_attn.{kind}_norm.weight"
+    make.qwen3().save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors.update({name: tensors[name][1:].clone()}))
+    refused(tmp_path, f"{kind}_norm of layer 1 has shape (5,)")
+    change_tensors(tmp_path, lambda tensors: tensors.pop(name))
+    refused(tmp_path, f"the checkpoint has no tensor {name!r}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # What sets the 350m model apart.
+        ({"do_layer_norm_before": False}, "opt with do_layer_norm_before=False is not supported"),
+        ({"word_embed_proj_dim": 5}, "opt with word_embed_proj_dim=5 is not supported"),
+        ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm=True is not supported"),
+        ({"layer_norm_elementwise_affine": False}, "layer_norm_elementwise_affine=False is not supported"),
+        ({"max_position_embeddings": 18}, "w_pos has shape (16, 15)"),
+        ({"ffn_dim": 9}, "shape"),
+    ],
+)
+def test_opt_configurations_that_cannot_be_computed(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    make.opt().save_pretrained(tmp_path)
+    change_config(tmp_path, **changes)
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize("name", ["self_attn.k_proj", "self_attn.out_proj", "fc2"])
+def test_one_missing_bias_among_others_is_named(name: str, tmp_path: Path) -> None:
+    name = f"model.decoder.layers.0.{name}.bias"
+    make.opt().save_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors.pop(name))
+    refused(tmp_path, f"the checkpoint has no tensor {name!r}")
 
 
 def test_rotary_positions_that_depend_on_the_length(tmp_path: Path) -> None:
@@ -232,4 +384,5 @@ def test_a_missing_hooked_setting_is_named(key: str, tmp_path: Path) -> None:
 
 def test_a_damaged_tokenizer(checkpoint: Path) -> None:
     (checkpoint / "tokenizer.json").write_text("{", "utf-8")
-    refused(checkpoint, "tokenizer")
+    with pytest.raises(InvalidRequestError, match="tokenizer"):
+        load(str(checkpoint))

@@ -1,5 +1,6 @@
-"""One module per checkpoint format; each offers ``architecture`` and ``weights``.
+"""One module per checkpoint format; each offers ``architecture``, ``ends`` and ``layer``.
 
 ``architecture(config)`` reads a configuration and raises InvalidRequestError (field ``model``) for
-anything it cannot represent exactly; ``weights(architecture, config, checkpoint)`` reads the tensors.
+anything it cannot represent exactly; ``ends(architecture, config, checkpoint)`` reads all weights but the
+layers', ``layer(architecture, index, checkpoint)`` those of one layer.
 """

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.architecture import Activation
+from pahq_server.models.architecture import Activation, Rotary
 
 _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
@@ -18,6 +18,8 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
 }
+# Rotary variants whose frequencies do not depend on the length of the prompt.
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 def activation(name: str) -> Activation:
@@ -34,6 +36,33 @@ def refuse(config: Any, **expected: object) -> None:
         found = getattr(config, name, value)
         if found != value:
             raise InvalidRequestError("model", f"{config.model_type} with {name}={found!r} is not supported")
+
+
+def check_rope(config: Any) -> None:
+    """Raises InvalidRequestError for rotary positions that differ between prompts or layers."""
+    rope = config.rope_parameters.get("rope_type")
+    if rope not in _STATIC_ROPE:
+        raise InvalidRequestError(
+            "model", f"{config.model_type} with rope_type={rope!r} is not supported, only {_STATIC_ROPE}"
+        )
+
+
+def windows(config: Any) -> tuple[int | None, ...]:
+    """`Architecture.windows` of a configuration that names the kind of attention of every layer."""
+    sizes = {"full_attention": None, "sliding_attention": config.sliding_window}
+    for kind in config.layer_types:
+        if kind not in sizes:
+            raise InvalidRequestError(
+                "model", f"{config.model_type} with layers of {kind!r} is not supported, only {sorted(sizes)}"
+            )
+        if kind == "sliding_attention" and config.sliding_window is None:
+            raise InvalidRequestError("model", f"{config.model_type} with sliding_attention has no window")
+    return tuple(sizes[kind] for kind in config.layer_types)
+
+
+def rotary(embedding: Any) -> Rotary:
+    """The frequencies of one of transformers' rotary embeddings."""
+    return Rotary(embedding.inv_freq.float(), float(embedding.attention_scaling))
 
 
 def split_in(weight: Tensor, heads: int) -> Tensor:

@@ -32,20 +32,22 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def weights(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
-    prefix = "transformer." if "transformer.wte.weight" in checkpoint else ""
+def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+    prefix = _prefix(checkpoint)
     embedding = checkpoint.get(f"{prefix}wte.weight")
     return Weights(
         w_e=embedding,
         w_pos=checkpoint.get(f"{prefix}wpe.weight"),
-        layers=tuple(_layer(arch, f"{prefix}h.{layer}.", checkpoint) for layer in range(arch.layers)),
+        layers=(),
         norm_w=checkpoint.get(f"{prefix}ln_f.weight"),
         norm_b=checkpoint.get(f"{prefix}ln_f.bias"),
         w_u=(embedding if config.tie_word_embeddings else checkpoint.get("lm_head.weight")).T,
     )
 
 
-def _layer(arch: Architecture, prefix: str, checkpoint: Checkpoint) -> LayerWeights:
+def layer(arch: Architecture, index: int, checkpoint: Checkpoint) -> LayerWeights:
+    prefix = f"{_prefix(checkpoint)}h.{index}."
+
     def get(name: str) -> Any:
         return checkpoint.get(prefix + name)
 
@@ -68,3 +70,8 @@ def _layer(arch: Architecture, prefix: str, checkpoint: Checkpoint) -> LayerWeig
         w_out=get("mlp.c_proj.weight").T,
         b_out=get("mlp.c_proj.bias"),
     )
+
+
+def _prefix(checkpoint: Checkpoint) -> str:
+    """Published checkpoints come with and without the name of the wrapped module."""
+    return "transformer." if "transformer.wte.weight" in checkpoint else ""

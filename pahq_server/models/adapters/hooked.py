@@ -41,11 +41,11 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def weights(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     return Weights(
         w_e=checkpoint.get("embed.W_E"),
         w_pos=checkpoint.get("pos_embed.W_pos"),
-        layers=tuple(_layer(arch, f"blocks.{layer}.", checkpoint) for layer in range(arch.layers)),
+        layers=(),
         norm_w=_norm(arch, "ln_final.w", checkpoint),
         norm_b=_norm(arch, "ln_final.b", checkpoint),
         w_u=checkpoint.get("unembed.W_U"),
@@ -53,18 +53,9 @@ def weights(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     )
 
 
-def _require(config: Any, name: str, allowed: tuple[object, ...]) -> None:
-    found = getattr(config, name)
-    if found not in allowed:
-        raise InvalidRequestError("model", f"{name}={found!r} is not supported, only {allowed}")
+def layer(arch: Architecture, index: int, checkpoint: Checkpoint) -> LayerWeights:
+    prefix = f"blocks.{index}."
 
-
-def _norm(arch: Architecture, name: str, checkpoint: Checkpoint) -> Tensor | None:
-    absent = arch.norm is None or (arch.norm == "rms" and name.endswith(".b"))
-    return None if absent else checkpoint.get(name)
-
-
-def _layer(arch: Architecture, prefix: str, checkpoint: Checkpoint) -> LayerWeights:
     def attn(name: str) -> Tensor:
         return checkpoint.get(f"{prefix}attn.{name}")
 
@@ -89,3 +80,14 @@ def _layer(arch: Architecture, prefix: str, checkpoint: Checkpoint) -> LayerWeig
         w_out=mlp("W_out"),
         b_out=mlp("b_out"),
     )
+
+
+def _require(config: Any, name: str, allowed: tuple[object, ...]) -> None:
+    found = getattr(config, name)
+    if found not in allowed:
+        raise InvalidRequestError("model", f"{name}={found!r} is not supported, only {allowed}")
+
+
+def _norm(arch: Architecture, name: str, checkpoint: Checkpoint) -> Tensor | None:
+    absent = arch.norm is None or (arch.norm == "rms" and name.endswith(".b"))
+    return None if absent else checkpoint.get(name)

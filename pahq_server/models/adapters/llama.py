@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.adapters.common import activation, split_in, split_out
-from pahq_server.models.architecture import Architecture, LayerWeights, Rotary, Weights
+from pahq_server.models.adapters.common import activation, check_rope, rotary, split_in, split_out
+from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-
-# Rotary variants whose frequencies do not depend on the length of the prompt.
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 def architecture(config: Any) -> Architecture:
-    rope = config.rope_parameters["rope_type"]
-    if rope not in _STATIC_ROPE:
-        raise InvalidRequestError(
-            "model", f"llama with rope_type={rope!r} is not supported, only {_STATIC_ROPE}"
-        )
+    check_rope(config)
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return Architecture(
         model_type=config.model_type,
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
         d_model=config.hidden_size,
-        d_head=config.head_dim,
+        d_head=d_head,
         d_mlp=config.intermediate_size,
         vocabulary=config.vocab_size,
         output_vocabulary=config.vocab_size,
@@ -39,29 +33,35 @@ def architecture(config: Any) -> Architecture:
         eps=config.rms_norm_eps,
         activation=activation(config.hidden_act),
         gated=True,
-        attention_scales=(1 / math.sqrt(config.head_dim),) * config.num_hidden_layers,
+        attention_scales=(1 / math.sqrt(d_head),) * config.num_hidden_layers,
         windows=(None,) * config.num_hidden_layers,
     )
 
 
-def weights(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     embedding = checkpoint.get("model.embed_tokens.weight")
-    rotary = LlamaRotaryEmbedding(config)
     return Weights(
         w_e=embedding,
-        layers=tuple(_layer(arch, f"model.layers.{layer}.", checkpoint) for layer in range(arch.layers)),
+        layers=(),
         norm_w=checkpoint.get("model.norm.weight"),
         w_u=(embedding if config.tie_word_embeddings else checkpoint.get("lm_head.weight")).T,
-        rotary=Rotary(rotary.inv_freq.float(), float(rotary.attention_scaling)),
+        rotary=rotary(LlamaRotaryEmbedding(config)),
     )
 
 
-def _layer(arch: Architecture, prefix: str, checkpoint: Checkpoint) -> LayerWeights:
+def layer(
+    arch: Architecture, index: int, checkpoint: Checkpoint, biased: Collection[str] = ()
+) -> LayerWeights:
+    """One layer. Projections in ``biased`` must have a bias; others may."""
+    prefix = f"model.layers.{index}."
+
     def get(name: str) -> Any:
         return checkpoint.get(f"{prefix}{name}.weight")
 
     def bias(name: str, *shape: int) -> Tensor:
-        found = checkpoint.find(f"{prefix}{name}.bias")
+        path = f"{prefix}{name}.bias"
+        required = name.rpartition(".")[2] in biased
+        found = checkpoint.get(path) if required else checkpoint.find(path)
         return torch.zeros(shape) if found is None else found.view(shape)
 
     return LayerWeights(
