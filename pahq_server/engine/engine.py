@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, get_args
+from typing import Any, Protocol, TypeVar, get_args
 
 import torch
 
 from pahq_server.core.engine import (
     Capabilities,
     Measurement,
+    MemoryUsage,
     ModelInfo,
     Outcome,
     Prepared,
@@ -23,53 +24,72 @@ from pahq_server.core.engine import (
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.literal import LiteralExecutor
+from pahq_server.engine.literal import LiteralBackend
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
-from pahq_server.engine.sizing import default_job_bytes, job_bytes
-from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.models.architecture import Architecture, Model
-from pahq_server.models.folding import fold
+from pahq_server.engine.sizing import default_memory_bytes, job_bytes
+from pahq_server.engine.sparse.backend import SparseBackend
+from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
+from pahq_server.models.architecture import Architecture
+from pahq_server.models.building import PLAIN, Transform
+from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.loading import LoadedModel
 from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
+
+E = TypeVar("E")
 
 ABLATIONS = ("resample", "zero", "mean")
 PRECISIONS = ("fp32",)
 
 
 class Executor(Protocol):
-    """Scores rows of one job."""
+    """Values of one job."""
 
-    def score(self, rows: Sequence[Row]) -> list[float]:
-        """The metric of every row, in order. Raises NonFiniteMetricError."""
+    def release(self) -> None: ...
+
+
+class Backend(Protocol[E]):
+    """Runs the jobs of one model."""
+
+    def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> E:
+        """Runs the clean and ablated passes of a job. Raises ResourceExhaustedError."""
+        ...
+
+    def score(self, work: Sequence[tuple[E, Sequence[Row]]]) -> list[Outcome]:
+        """One outcome per job, in order: a failing one does not hurt the others."""
         ...
 
 
-EXECUTORS: dict[str, Callable[[Model, Graph, TokenTask, str, str], Executor]] = {
-    "sparse": SparseExecutor,
-    "literal": LiteralExecutor,
-}
+EXECUTORS = ("sparse", "literal")
+# What is kept of a loaded model: the sparse executor wants folded norms, the literal one runs it as it is.
+TRANSFORMS: dict[str, Transform] = {"sparse": FOLDING, "literal": PLAIN}
 
 
 class ModelEngine:
     """Serves loaded models.
 
     Args:
-        served: models by the names that clients use.
-        executor: name of an executor; ``literal`` is slow and for comparison.
-        max_job_bytes: memory that one job may take; None for the default.
+        served: models by the names that clients use, plain or, to save memory, loaded with `TRANSFORMS`.
+        executor: one of `EXECUTORS`; ``literal`` is slow and for comparison.
+        memory_bytes: what all jobs together may take beside the weights; None for half of the machine's.
     """
 
     def __init__(
-        self, served: Mapping[str, LoadedModel], executor: str = "sparse", max_job_bytes: int | None = None
+        self, served: Mapping[str, LoadedModel], executor: str = "sparse", memory_bytes: int | None = None
     ) -> None:
-        self._max_job_bytes = max_job_bytes or default_job_bytes()
-        self._new_executor = EXECUTORS[executor]
-        # The sparse executor wants folded norms; the literal one runs models as they are.
-        fold_model = fold if executor == "sparse" else (lambda model: model)
+        self._memory_bytes = memory_bytes or default_memory_bytes()
+        fold_model = fold if TRANSFORMS[executor] is FOLDING else (lambda model: model)
         self._served = {
             name: replace(loaded, model=fold_model(loaded.model)) for name, loaded in served.items()
         }
-        self._executors: dict[SessionId, Executor] = {}
+        models = [loaded.model for loaded in self._served.values()]
+        self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models))
+        self._backends: dict[str, Backend[Any]] = {
+            name: LiteralBackend(loaded.model)
+            if executor == "literal"
+            else SparseBackend(loaded.model, self.memory, f"{name} {loaded.revision} fp32".encode())
+            for name, loaded in self._served.items()
+        }
+        self._executors: dict[SessionId, tuple[str, Executor]] = {}
         self._ids = itertools.count()
 
     def capabilities(self) -> Capabilities:
@@ -84,6 +104,19 @@ class ModelEngine:
                 "platform": platform.platform(),
                 "threads": str(torch.get_num_threads()),
             },
+        )
+
+    def memory_usage(self) -> MemoryUsage:
+        pool = self.memory.pool.statistics()
+        return MemoryUsage(
+            page_bytes=pool.page_bytes,
+            pages=pool.pages,
+            used=pool.used,
+            shared=pool.shared,
+            # Read while the worker takes pages, the peak may be older than the use.
+            peak_used=max(pool.peak_used, pool.used),
+            scratch_bytes=self.memory.scratch_bytes,
+            preemptions=self.memory.preemptions,
         )
 
     def models(self) -> list[ModelInfo]:
@@ -109,33 +142,29 @@ class ModelEngine:
 
     def open(self, prepared: Prepared) -> SessionId:
         measurement = prepared.measurement
+        backend = self._backends[measurement.model]
+        executor = backend.open(prepared.graph, prepared.task, measurement.metric, measurement.ablation)
         session = SessionId(next(self._ids))
-        self._executors[session] = self._new_executor(
-            self._find(measurement.model).model,
-            prepared.graph,
-            prepared.task,
-            measurement.metric,
-            measurement.ablation,
-        )
+        self._executors[session] = measurement.model, executor
         return session
 
     def score(self, work: Sequence[Work]) -> list[Outcome]:
-        return [self._outcome(item) for item in work]
+        of_model: dict[str, list[int]] = {}
+        for number, item in enumerate(work):
+            of_model.setdefault(self._executors[item.session][0], []).append(number)
+        outcomes: dict[int, Outcome] = {}
+        for model, numbers in of_model.items():
+            jobs = [(self._executors[work[i].session][1], work[i].rows) for i in numbers]
+            outcomes |= zip(numbers, self._backends[model].score(jobs), strict=True)
+        return [outcomes[number] for number in range(len(work))]
 
     def close(self, session: SessionId) -> None:
-        del self._executors[session]
-
-    def _outcome(self, work: Work) -> Outcome:
-        executor = self._executors[work.session]
-        try:
-            return executor.score(work.rows)
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to this work alone
-            return error
+        self._executors.pop(session)[1].release()
 
     def _check_size(self, arch: Architecture, task: TokenTask) -> None:
         needed = job_bytes(arch, task)
-        if needed > self._max_job_bytes:
-            detail = f"needs about {needed / 2**30:.1f} GiB; a job may take {self._max_job_bytes / 2**30:.1f}"
+        if needed > self._memory_bytes:
+            detail = f"needs about {needed / 2**30:.1f} GiB; a job may take {self._memory_bytes / 2**30:.1f}"
             raise InvalidRequestError("task", f"{detail}: use fewer or shorter prompts")
 
     def _find(self, name: str) -> LoadedModel:

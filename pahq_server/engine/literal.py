@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Row
+from pahq_server.core.engine import Outcome, Row
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops
@@ -56,6 +56,9 @@ class LiteralExecutor:
     def score(self, rows: Sequence[Row]) -> list[float]:
         """The metric of every row, in order. Raises NonFiniteMetricError."""
         return [self.measure(row.circuit) for row in rows]
+
+    def release(self) -> None:
+        """Its values go with it."""
 
     @torch.inference_mode()
     def measure(self, circuit: Circuit) -> float:
@@ -150,8 +153,9 @@ class LiteralExecutor:
             w_HDK, b_HK = (t.repeat_interleave(heads // len(t), 0) for t in (w, b))
             return torch.einsum("hptd,hdk->hptk", x_HPTD, w_HDK) + b_HK[:, None, None]
 
-        q_HPTK = ops.rotate(self.weights.rotary, project("q", weights.w_q, weights.b_q), self._positions_T)
-        k_HPTK = ops.rotate(self.weights.rotary, project("k", weights.w_k, weights.b_k), self._positions_T)
+        q_HPTK = ops.head_norm(self.arch, project("q", weights.w_q, weights.b_q), weights.q_norm)
+        k_HPTK = ops.head_norm(self.arch, project("k", weights.w_k, weights.b_k), weights.k_norm)
+        q_HPTK, k_HPTK = (ops.rotate(self.weights.rotary, x, self._positions_T) for x in (q_HPTK, k_HPTK))
         v_HPTK = project("v", weights.w_v, weights.b_v)
         scores_HPTT = q_HPTK @ k_HPTK.transpose(-1, -2) * self.arch.attention_scales[layer]
         scores_HPTT = scores_HPTT.masked_fill(~self._visible[layer], -torch.inf)
@@ -173,3 +177,24 @@ class LiteralExecutor:
             assert weights.b_gate is not None
             hidden = activation(x_PTD @ weights.w_gate + weights.b_gate) * up
         return hidden @ weights.w_out + weights.b_out
+
+
+class LiteralBackend:
+    """Jobs of one model, one row after the other."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> LiteralExecutor:
+        return LiteralExecutor(self._model, graph, task, metric, ablation)
+
+    def score(self, work: Sequence[tuple[LiteralExecutor, Sequence[Row]]]) -> list[Outcome]:
+        """One outcome per job, in order."""
+        return [_outcome(job, rows) for job, rows in work]
+
+
+def _outcome(job: LiteralExecutor, rows: Sequence[Row]) -> Outcome:
+    try:
+        return job.score(rows)
+    except Exception as error:  # noqa: BLE001 - whatever it is belongs to this job alone
+        return error

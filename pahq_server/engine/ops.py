@@ -30,6 +30,11 @@ def norm(arch: Architecture, x: Tensor, weight: Tensor | None, bias: Tensor | No
     return functional.rms_norm(x, x.shape[-1:], weight, arch.eps)
 
 
+def head_norm(arch: Architecture, x: Tensor, weight: Tensor | None) -> Tensor:
+    """RMS norm of each head's queries or keys, shape [..., K]; the identity without a weight."""
+    return x if weight is None else functional.rms_norm(x, x.shape[-1:], weight, arch.eps)
+
+
 def rotate(rotary: Rotary | None, x: Tensor, positions_T: Tensor) -> Tensor:
     """Rotary position embedding of ``x``, shape [..., T, K]; the identity without rotary."""
     if rotary is None:

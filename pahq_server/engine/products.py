@@ -8,6 +8,8 @@ few rows, so these are padded; above that the kernels in use sum over the inner 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -23,6 +25,13 @@ def matmul(x: Tensor, w: Tensor) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     product = _product(_pad(flat), w)
     return product[: len(flat)].view(*x.shape[:-1], w.shape[-1])
+
+
+def batched(xs: Sequence[Tensor], ws: Sequence[Tensor]) -> Tensor:
+    """``x @ w`` for every pair: [B, N, O] for x [N, K] and w [K, O]."""
+    if _odd(ws[0]):
+        return torch.stack([matmul(x, w) for x, w in zip(xs, ws, strict=True)])
+    return torch.bmm(torch.stack(list(xs)), torch.stack(list(ws)))
 
 
 def add_matmul(total: Tensor, x: Tensor, w: Tensor) -> Tensor:
@@ -44,8 +53,8 @@ def _pad(x: Tensor) -> Tensor:
 
 
 def _odd(w: Tensor) -> bool:
-    """Whether the default BLAS treats rows differently by their place, as it does for some widths."""
-    return w.shape[-1] % 4 != 0 and w.device.type == "cpu" and w.dtype == torch.float32
+    """Whether the default BLAS treats rows differently by their place, as it does for some shapes."""
+    return any(size % 4 for size in w.shape) and w.device.type == "cpu" and w.dtype == torch.float32
 
 
 def _product(x: Tensor, w: Tensor) -> Tensor:

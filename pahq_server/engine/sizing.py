@@ -8,7 +8,7 @@ from pahq_server.core.task import TokenTask
 from pahq_server.models.architecture import Architecture
 
 BYTES = 4  # float32
-# Share of the machine's memory that one job may take unless the operator says otherwise.
+# Share of the machine's memory for jobs.
 DEFAULT_SHARE = 0.5
 
 
@@ -27,6 +27,11 @@ def job_bytes(arch: Architecture, task: TokenTask) -> int:
     return BYTES * (2 * kept + 3 * scores + 4 * logits)
 
 
-def default_job_bytes() -> int:
-    """The default limit: a share of the machine's memory."""
-    return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * DEFAULT_SHARE)
+def machine_bytes() -> int:
+    """The machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def default_memory_bytes() -> int:
+    """Memory for jobs unless the operator says otherwise: a share of the machine's."""
+    return int(machine_bytes() * DEFAULT_SHARE)

@@ -169,6 +169,6 @@ def test_serving_does_not_change_the_model_that_was_loaded(zoo: Zoo) -> None:
 
 
 def test_a_job_that_would_not_fit_is_refused_before_it_starts(zoo: Zoo) -> None:
-    small = ModelEngine({"gpt2": load(str(zoo.path("gpt2")))}, max_job_bytes=10_000)
+    small = ModelEngine({"gpt2": load(str(zoo.path("gpt2")))}, memory_bytes=10_000)
     with pytest.raises(InvalidRequestError, match=r"task: needs about 0\.0 GiB; a job may take 0\.0"):
         small.prepare(ASKED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pahq_server.engine.products import add_matmul, matmul
+from pahq_server.engine.products import add_matmul, batched, matmul
 
 ROWS = (*range(1, 40), 64, 100, 333)
 
@@ -13,7 +13,20 @@ ROWS = (*range(1, 40), 64, 100, 333)
 @pytest.mark.parametrize("by_output", [False, True])
 @pytest.mark.parametrize(
     ("inner", "outer"),
-    [(8, 5), (8, 1), (14, 7), (3, 3), (8, 8), (64, 64), (12, 40), (768, 64), (768, 768), (128, 4099)],
+    [
+        (8, 5),
+        (8, 1),
+        (11, 8),
+        (9, 8),
+        (14, 7),
+        (3, 3),
+        (8, 8),
+        (64, 64),
+        (12, 40),
+        (768, 64),
+        (768, 768),
+        (128, 4099),
+    ],
 )
 def test_a_row_has_the_same_bits_in_any_company(inner: int, outer: int, by_output: bool) -> None:
     torch.manual_seed(0)
@@ -36,3 +49,13 @@ def test_adding_a_product_of_zeros_changes_nothing(rows: int) -> None:
     assert torch.equal(add_matmul(total.clone(), torch.zeros(rows, 8), w), total)
     x = torch.randn(rows, 8)
     assert torch.allclose(add_matmul(total.clone(), x, w), total + x @ w, atol=1e-5)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(64, 7), (64, 15), (64, 27), (5, 8), (64, 768), (16, 128)])
+def test_a_batch_of_products_has_the_bits_of_each_alone(inner: int, outer: int) -> None:
+    torch.manual_seed(0)
+    xs, ws = torch.randn(9, 33, inner).unbind(), torch.randn(9, inner, outer).unbind()
+    together = batched(xs, ws)
+    assert torch.allclose(together, torch.stack([x @ w for x, w in zip(xs, ws, strict=True)]), atol=1e-4)
+    for i, (x, w) in enumerate(zip(xs, ws, strict=True)):
+        assert torch.equal(batched([x], [w])[0], together[i])

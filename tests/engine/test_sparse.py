@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.hypotheses import LENGTHS, random_circuit, random_task
+from helpers.executors import sparse_executor
+from helpers.hypotheses import LENGTHS, random_rows, random_task
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
@@ -20,7 +21,6 @@ from pahq_server.engine.sparse import plan, receivers, sweep
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
-from pahq_server.models.folding import fold
 from pahq_server.search.acdc_search import AcdcSearch
 
 ABLATIONS = ("resample", "zero", "mean")
@@ -29,27 +29,7 @@ ABLATIONS = ("resample", "zero", "mean")
 def executor(
     model: Model, graph: Graph, task: TokenTask, ablation: str = "resample", metric: str = "kl_divergence"
 ) -> SparseExecutor:
-    return SparseExecutor(fold(model), graph, task, metric, ablation)
-
-
-def random_rows(graph: Graph, seed: int) -> list[Row]:
-    """Rows over full, dense and sparse circuits, relative to anchors up to two levels deep."""
-    rng = np.random.default_rng(seed)
-
-    def some(circuit: Circuit, count: int) -> tuple[int, ...]:
-        kept = np.flatnonzero(circuit.kept)
-        return tuple(rng.permutation(kept)[:count].tolist())
-
-    rows = [Row(Anchor(Circuit.empty(graph)))]
-    for share in (1.0, 0.9, 0.6, 0.3):
-        anchor = Anchor(random_circuit(graph, share, int(rng.integers(1 << 30))))
-        child = Anchor(anchor.circuit.without(some(anchor.circuit, 3)), anchor)
-        grandchild = Anchor(child.circuit.without(some(child.circuit, 2)), child)
-        for start in (anchor, child, grandchild):
-            rows += [Row(start, some(start.circuit, count)) for count in (0, 1, 1, 2, 5)]
-    receiver = graph.receiver_of("q", graph.layers - 1)
-    everything = range(int(graph.offsets[receiver]), int(graph.offsets[receiver + 1]))
-    return [*rows, Row(Anchor(Circuit.full(graph)), tuple(everything))]
+    return sparse_executor(model, graph, task, metric, ablation)
 
 
 def within(sparse: Sequence[float], literal: Sequence[float]) -> np.ndarray:
@@ -151,7 +131,7 @@ def test_mlps_in_small_parts_give_the_same_bits(zoo: Zoo, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("gates", [True, False])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "parallel"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
 def test_a_search_decides_the_same_with_any_window(zoo: Zoo, name: str, gates: bool) -> None:
     model = cast(zoo[name], torch.float32)
     graph, task = model.architecture.graph("group"), random_task(model)

@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from pahq_server.models.architecture import Activation
 
+# Values that are worked on at once: 512 KiB of them stay in a core's cache.
+CACHED = 1 << 17
+
 
 def gelu(x: Tensor) -> Tensor:
     """x Phi(x), [...]."""
@@ -22,25 +25,25 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x), [V, ...]."""
-    return _by_row(x, lambda row: torch.neg(row).exp_().add_(1))
+    """x sigmoid(x), [...]."""
+    return _in_parts(x, lambda part: torch.neg(part).exp_().add_(1))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU, [V, ...]: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))."""
+    """The tanh approximation of GELU, [...]: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))."""
     scale = 2 * math.sqrt(2 / math.pi)
 
-    def denominator(row: Tensor) -> Tensor:
-        return torch.square(row).mul_(-0.044715 * scale).sub_(scale).mul_(row).exp_().add_(1)
+    def denominator(part: Tensor) -> Tensor:
+        return torch.square(part).mul_(-0.044715 * scale).sub_(scale).mul_(part).exp_().add_(1)
 
-    return _by_row(x, denominator)
+    return _in_parts(x, denominator)
 
 
-def _by_row(x: Tensor, denominator: Callable[[Tensor], Tensor]) -> Tensor:
+def _in_parts(x: Tensor, denominator: Callable[[Tensor], Tensor]) -> Tensor:
     """x / denominator(x), a few values at a time so that they stay in the cache."""
     out = torch.empty_like(x)
-    for row, result in zip(x, out, strict=True):
-        torch.div(row, denominator(row), out=result)
+    for part, result in zip(x.flatten().split(CACHED), out.view(-1).split(CACHED), strict=True):
+        torch.div(part, denominator(part), out=result)
     return out
 
 

@@ -3,30 +3,32 @@
 Coordinates: a head's output is kept as z (before W_O), an MLP's as its output. A *state* of a receiver is
 its input's projection and sum of squares, from which its value follows; differences of rows start there.
 
-Shape suffixes: P prompts, C places (see `tokens`), T positions, D d_model, K d_head, O receiver width.
+Shape suffixes: N packed tokens (see `tokens`), D d_model, K d_head, O receiver width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
+from pahq_server.core.graph import INPUT
 from pahq_server.engine.products import matmul
+from pahq_server.engine.sparse.attention import attend
+from pahq_server.engine.sparse.paged import PagedTensors
 from pahq_server.engine.sparse.plan import Plan
-from pahq_server.engine.sparse.reference import Reference
+from pahq_server.engine.sparse.reference import Reference, is_head
 from pahq_server.engine.sparse.tokens import Places
 
 # Senders cut from one receiver, latest first.
 Pattern = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class State:
-    """A receiver under a circuit: u [P, C, O], square [P, C], value [P, C, O]."""
+class State(NamedTuple):
+    """A receiver under a circuit: u [N, O], square [N], value [N, O] (hidden units for an MLP)."""
 
     u: Tensor
     square: Tensor
@@ -34,16 +36,14 @@ class State:
 
 
 class Base:
-    """A circuit's values.
+    """A circuit's values, in pages. Whoever makes one releases it, after its children.
 
     Args:
         reference: of the job.
         circuit: the anchored circuit.
         plan: of this circuit, or of a circuit that contains it.
         parent: the base this one differs little from; values that do not differ are taken from it.
-        patched: outputs of senders that differ from the clean pass, at ``plan.needed`` places.
-        states: of the receivers that differ from the parent, except ``logits``.
-        final_x: input of ``logits`` if it differs from the parent's.
+        changed: receivers whose input differs from the parent's.
     """
 
     def __init__(
@@ -52,21 +52,20 @@ class Base:
         circuit: Circuit,
         plan: Plan,
         parent: Base | None = None,
-        patched: dict[int, Tensor] | None = None,
-        states: dict[int, State] | None = None,
-        final_x: Tensor | None = None,
+        changed: frozenset[int] = frozenset(),
     ) -> None:
         self.reference, self.circuit, self.plan, self.parent = reference, circuit, plan, parent
-        self.weights, self.tokens = reference.weights, reference.tokens
-        self.patched = {} if patched is None else patched
-        self._states = {} if states is None else states
-        # Differences of the last batch of cuts, by receiver: the next batch of a chain goes on from them.
+        self.weights, self.tokens, self.graph = reference.weights, reference.tokens, circuit.graph
+        # Outputs of senders that differ from the clean pass, at ``plan.needed`` places.
+        outputs = PagedTensors(reference.pool) if parent is None else parent._outputs.fork()
+        self._outputs: PagedTensors = outputs
+        # What is computed when first asked for: states, inputs, inner products, heads' outputs.
+        self._own = PagedTensors(reference.pool)
+        # Differences of the last batch of cuts: the next batch of a chain goes on from them.
         self.known_cuts: dict[int, dict[Pattern, Tensor]] = {}
-        self._x = {} if final_x is None else {circuit.graph.logits: final_x}
-        self._changed = frozenset(self._states) | frozenset(self._x)
-        self._dots: dict[tuple[int, int], Tensor] = {}
-        self._z: dict[int, Tensor] = {}
-        self._hidden: dict[int, Tensor] = {}
+        self._changed = changed
+        # Per receiver, the base that holds its state.
+        self._holders: dict[int, Base] = {}
 
     @classmethod
     def from_scratch(cls, reference: Reference, circuit: Circuit) -> Base:
@@ -75,16 +74,59 @@ class Base:
         graph = circuit.graph
         removed = np.flatnonzero(~circuit.kept)
         first = graph.receiver(graph.edge_ends(int(removed[0]))[1]).layer if len(removed) else graph.layers
-        for layer in range(first, graph.layers):
-            for head in base.plan.heads(layer):
-                base.patched[graph.head(layer, head)] = base.z(graph.head(layer, head))
-            if graph.mlps and graph.mlp(layer) in base.plan.needed:
-                base.patched[graph.mlp(layer)] = base._mlp_output(layer)
+        try:
+            for layer in range(first, graph.layers):
+                for head in base.plan.heads(layer):
+                    base._put_output(graph.head(layer, head), base._attended(graph.head(layer, head)))
+                if graph.mlps and graph.mlp(layer) in base.plan.needed:
+                    base._put_output(graph.mlp(layer), base._mlp_output(layer))
+        except BaseException:
+            base.release()
+            raise
         return base
 
-    def shape(self, receiver: int) -> tuple[int, int]:
-        """(P, C) of a live receiver."""
-        return self.tokens.prompts, self.tokens.count(self.plan.receivers[receiver])
+    @classmethod
+    def derived(
+        cls,
+        parent: Base,
+        circuit: Circuit,
+        outputs: Iterable[tuple[int, Tensor]],
+        states: Mapping[int, State],
+        final_x: Tensor | None,
+        changed: frozenset[int],
+    ) -> Base:
+        """A base that differs from its parent in some outputs and receivers.
+
+        Args:
+            parent: of the same plan.
+            circuit: of the base.
+            outputs: of the senders that differ.
+            states: of some of the receivers that differ; those of others follow from their inputs.
+            final_x: input of ``logits`` if it differs.
+            changed: receivers that differ.
+        """
+        base = cls(parent.reference, circuit, parent.plan, parent, changed)
+        try:
+            for sender, value in outputs:
+                base._put_output(sender, value)
+            for receiver, state in states.items():
+                base._put_state(receiver, state)
+            if final_x is not None:
+                base._own.put(base.graph.layers, ("x", base.graph.logits), final_x)
+        except BaseException:
+            base.release()
+            raise
+        return base
+
+    def release(self) -> None:
+        """Frees all values that no other base shares. May be called again."""
+        self._outputs.release()
+        self._own.release()
+        self.known_cuts.clear()
+
+    def count(self, receiver: int) -> int:
+        """Packed tokens at a live receiver, N."""
+        return self.tokens.count(self.plan.receivers[receiver])
 
     def owner(self, *receivers: int) -> Base:
         """The base that any of these receivers last differed in: its ancestors' values are the same."""
@@ -95,59 +137,76 @@ class Base:
 
     # What senders put out
 
+    def is_patched(self, sender: int) -> bool:
+        """Whether a sender's output differs from the clean pass."""
+        return sender != INPUT and self._outputs.has(self._layer(sender), sender)
+
     def output(self, sender: int, places: Places) -> Tensor:
-        """A sender's output in coordinates: [P, C, K or D]."""
-        if sender in self.patched:
-            return self.tokens.narrow(self.patched[sender], self.plan.needed[sender], places)
-        return self.tokens.take(self.reference.output(self.reference.clean, sender), places)
+        """A sender's output in coordinates: [N, K or D]."""
+        if self.is_patched(sender):
+            value = self._outputs.get(self._layer(sender), sender)
+            return self.tokens.narrow(value, self.plan.needed[sender], places)
+        return self._clean(sender, places)
 
     def ablation(self, sender: int, places: Places) -> Tensor:
         """What removing an edge from the sender changes, in coordinates: ablated minus current output."""
-        ablated = self.tokens.take(self.reference.output(self.reference.ablated, sender), places)
-        return ablated - self.output(sender, places)
+        return self._ablated(sender, places) - self.output(sender, places)
 
     # What receivers read
 
     def x(self, receiver: int) -> Tensor:
-        """A receiver's input: [P, C, D]. Not kept: it is large, and seldom needed."""
-        graph, places = self.circuit.graph, self.plan.receivers[receiver]
+        """A receiver's input: [N, D]. Not kept: it is large, and seldom needed."""
+        places = self.plan.receivers[receiver]
         incoming = self.circuit.incoming(receiver)
         removed = np.flatnonzero(~incoming).tolist()
         kept = np.flatnonzero(incoming).tolist()
-        patched = [s for s in kept if s in self.patched]
+        patched = [s for s in kept if self.is_patched(s)]
         if len(removed) + len(patched) <= len(kept):
             start, terms = self.reference.clean, [(s, self._ablation_of_clean(s, places)) for s in removed]
             terms += [(s, self.output(s, places) - self._clean(s, places)) for s in patched]
         else:
             start, terms = self.reference.ablated, [(s, -self.ablation(s, places)) for s in kept]
-        stream = self.tokens.take(self.reference.stream(start, receiver), places)
-        assert graph.upstream(receiver) == len(incoming)
+        stream = self.tokens.narrow(self.reference.stream(start, receiver), Places.WINDOW, places)
         return self.reference.add_writes(stream, terms)
 
     def empty_x(self, receiver: int) -> Tensor:
-        """The receiver's input when all its edges are removed: [P, C, D]."""
+        """The receiver's input when all its edges are removed: [N, D]."""
         stream = self.reference.stream(self.reference.ablated, receiver)
-        return self.tokens.take(stream, self.plan.receivers[receiver])
+        return self.tokens.narrow(stream, Places.WINDOW, self.plan.receivers[receiver])
 
     def kept_x(self, receiver: int) -> Tensor:
         """Like `x`, and kept: for receivers whose rows are computed in the residual stream."""
-        owner = self.owner(receiver)
-        if receiver not in owner._x:
-            owner._x[receiver] = owner.x(receiver)
-        return owner._x[receiver]
+        owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
+        if not owner._own.has(layer, ("x", receiver)):
+            return owner._own.put(layer, ("x", receiver), owner.x(receiver))
+        return owner._own.get(layer, ("x", receiver))
 
     def state(self, receiver: int) -> State:
-        owner = self.owner(receiver)
-        if receiver not in owner._states:
-            owner._states[receiver] = owner._new_state(receiver)
-        return owner._states[receiver]
+        holder = self._holders.get(receiver)
+        if holder is None:
+            holder = self._holders[receiver] = self.owner(receiver)
+        layer, name = self.graph.receiver(receiver).layer, ("state", receiver)
+        if not holder._own.has(layer, name):
+            holder._put_state(receiver, holder._new_state(receiver))
+        return State(*holder._own.get_all(layer, name))
+
+    def drop_hidden(self) -> None:
+        """Forgets the states of MLPs, the largest of all; they are computed again when they are needed."""
+        for layer in range(self.graph.layers if self.graph.mlps else 0):
+            self._own.drop(layer, ("state", self.graph.receiver_of("mlp", layer)))
+
+    def _put_state(self, receiver: int, state: State) -> None:
+        self._own.put_all(self.graph.receiver(receiver).layer, ("state", receiver), state)
 
     def _new_state(self, receiver: int) -> State:
-        x = self._x[receiver] if receiver in self._x else self.x(receiver)
+        layer = self.graph.receiver(receiver).layer
+        kept = self._own.has(layer, ("x", receiver))
+        x = self._own.get(layer, ("x", receiver)) if kept else self.x(receiver)
         # The inner products below need the same input: take them while it is there.
         if self.composable(receiver):
             for sender in self._kept_heads(receiver):
-                self._dots[receiver, sender] = matmul(x, self.weights.writes(sender).T)
+                dots = matmul(x, self.weights.writes(sender).T)
+                self._own.put(layer, ("dots", receiver, sender), dots)
         u, square = matmul(x, self.weights.reads(receiver)), x.square().sum(-1)
         return State(u, square, self.finish(receiver, u, square))
 
@@ -157,88 +216,77 @@ class Base:
         Depends on the plan alone, so that all bases of a sweep agree.
         """
         arch = self.weights.arch
-        return self.plan.kept_heads(receiver) * arch.d_head <= arch.d_model
+        return bool(self.plan.kept_heads[receiver] * arch.d_head <= arch.d_model)
 
     def dots(self, receiver: int, head: int) -> Tensor:
-        """Inner products of a receiver's input with what a head writes: x W_O^T, [P, C, K]."""
-        owner = self.owner(receiver)
-        if owner.parent is None:
+        """Inner products of a receiver's input with what a head writes: x W_O^T, [N, K]."""
+        owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
+        name = ("dots", receiver, head)
+        # Always in this order: what comes with a new state has other bits than what follows from the parent.
+        if not owner._own.has(layer, ("state", receiver)):
             owner.state(receiver)
-        if (receiver, head) not in owner._dots:
-            owner._dots[receiver, head] = owner._new_dots(receiver, head)
-        return owner._dots[receiver, head]
+        if not owner._own.has(layer, name):
+            return owner._own.put(layer, name, owner._new_dots(receiver, head))
+        return owner._own.get(layer, name)
 
     def _kept_heads(self, receiver: int) -> list[int]:
         kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
-        return [sender for sender in kept if self.reference.is_head(sender)]
+        return [sender for sender in kept if is_head(self.graph, sender)]
 
     def finish(self, receiver: int, u: Tensor, square: Tensor) -> Tensor:
-        positions = self.tokens.positions(self.plan.receivers[receiver])
-        return self.weights.finish(receiver, u, square, positions)
+        return self.weights.finish(receiver, u, square, self.positions(receiver))
+
+    def positions(self, receiver: int) -> Tensor:
+        """Positions of the tokens at a live receiver: int64, [N]."""
+        return self.tokens.positions(self.plan.receivers[receiver])
 
     # What nodes compute
 
-    def keys_or_values(self, receiver: int) -> Tensor:
-        """All keys or values of a k or v receiver: [P, T, K]."""
-        return torch.cat([self.reference.prefix(receiver), self.state(receiver).value], -2)
-
     def z(self, head: int) -> Tensor:
-        """A live head's output at the places where it is needed: [P, C, K]."""
-        if head in self.patched:
-            return self.patched[head]
-        q, k, v = self.head_receivers(head)
-        owner = self.owner(q, k, v)
-        if head not in owner._z:
-            q_value = owner.state(q).value
-            owner._z[head] = owner.attend(head, q_value, owner.keys_or_values(k), owner.keys_or_values(v))
-        return owner._z[head]
+        """A live head's output at the places where it is needed: [N, K]."""
+        places, layer = self.plan.needed[head], self._layer(head)
+        if self.is_patched(head):
+            return self.output(head, places)
+        owner = self.owner(*self.graph.head_receivers(head))
+        if not owner._own.has(layer, ("z", head)):
+            return owner._own.put(layer, ("z", head), owner._attended(head))
+        return owner._own.get(layer, ("z", head))
 
-    def attend(self, head: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of one head: q [..., P, C, K] over k and v [..., P, T, K]; returns [..., P, C, K]."""
-        layer = (head - 1) // self.circuit.graph.senders_per_layer
-        # Broadcasting would pick another kernel, with other bits, than a batch of equal keys.
-        shape = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-        q, k, v = (x.expand(*shape, -1, -1).contiguous() for x in (q, k, v))
-        scores = torch.matmul(q, k.transpose(-1, -2))
-        scores += self.tokens.hidden_at(layer, self.plan.needed[head])
-        return torch.matmul(scores.softmax(-1), v)
-
-    def hidden(self, layer: int) -> Tensor:
-        """Hidden units of a live MLP: [P, C, M]."""
-        receiver = self.circuit.graph.receiver_of("mlp", layer)
-        owner = self.owner(receiver)
-        if layer not in owner._hidden:
-            owner._hidden[layer] = self.weights.hidden(layer, owner.state(receiver).value)
-        return owner._hidden[layer]
-
-    def head_receivers(self, head: int) -> tuple[int, int, int]:
-        """The q, k and v receivers of a head."""
-        graph = self.circuit.graph
-        layer, unit = divmod(head - 1, graph.senders_per_layer)
-        kv = unit * graph.kv_units // graph.heads
-        return (
-            graph.receiver_of("q", layer, unit),
-            graph.receiver_of("k", layer, kv),
-            graph.receiver_of("v", layer, kv),
-        )
+    def _attended(self, head: int) -> Tensor:
+        receivers = self.graph.head_receivers(head)
+        q, k, v = (self.state(receiver).value[None] for receiver in receivers)
+        past = None
+        if self.tokens.start:
+            past = tuple(self.reference.prefix(receiver)[None] for receiver in receivers[1:])
+        return attend(self.tokens, self._layer(head), self.plan.needed[head], (q, k, v), past)[0]
 
     def _mlp_output(self, layer: int) -> Tensor:
         weights = self.weights.weights.layers[layer]
+        hidden = self.state(self.graph.receiver_of("mlp", layer)).value
         assert weights.w_out is not None
         assert weights.b_out is not None
-        return matmul(self.hidden(layer), weights.w_out) + weights.b_out
+        return matmul(hidden, weights.w_out) + weights.b_out
+
+    def _put_output(self, sender: int, value: Tensor) -> None:
+        self._outputs.put(self._layer(sender), sender, value)
+
+    def _layer(self, sender: int) -> int:
+        """The layer of a sender, which is not ``input``."""
+        return (sender - 1) // self.graph.senders_per_layer
 
     def _clean(self, sender: int, places: Places) -> Tensor:
-        return self.tokens.take(self.reference.output(self.reference.clean, sender), places)
+        return self.reference.output(self.reference.clean, sender, places)
+
+    def _ablated(self, sender: int, places: Places) -> Tensor:
+        return self.reference.output(self.reference.ablated, sender, places)
 
     def _ablation_of_clean(self, sender: int, places: Places) -> Tensor:
-        ablated = self.tokens.take(self.reference.output(self.reference.ablated, sender), places)
-        return ablated - self._clean(sender, places)
+        return self._ablated(sender, places) - self._clean(sender, places)
 
     def _new_dots(self, receiver: int, head: int) -> Tensor:
         parent, places = self.parent, self.plan.receivers[receiver]
         moved = [] if parent is None else self._moved_senders(receiver, parent)
-        only_heads = all(map(self.reference.is_head, moved))
+        only_heads = all(is_head(self.graph, s) for s in moved)
         if parent is None or not only_heads or not self._same_edges(receiver, parent):
             return matmul(self.kept_x(receiver), self.weights.writes(head).T)
         dots = parent.dots(receiver, head)
@@ -250,7 +298,10 @@ class Base:
     def _moved_senders(self, receiver: int, parent: Base) -> list[int]:
         """Senders along kept edges whose output differs from the parent's."""
         kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
-        return [s for s in kept if self.patched.get(s) is not parent.patched.get(s)]
+        return [s for s in kept if self.is_patched(s) and not self._shares_output(parent, s)]
+
+    def _shares_output(self, parent: Base, sender: int) -> bool:
+        return self._outputs.shares(parent._outputs, self._layer(sender), sender)
 
     def _same_edges(self, receiver: int, parent: Base) -> bool:
         return np.array_equal(self.circuit.incoming(receiver), parent.circuit.incoming(receiver))

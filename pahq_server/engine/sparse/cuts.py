@@ -14,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pahq_server.engine.products import batched
 from pahq_server.engine.sparse.base import Base, Pattern
+from pahq_server.engine.sparse.reference import is_head
+from pahq_server.engine.sparse.variants import Values, laid_out
 
 
 @dataclass(frozen=True)
@@ -23,19 +26,22 @@ class Cut:
 
     Args:
         patterns: V sets of senders, latest first.
-        dx: change of the receiver's input, [V, P, C, D].
+        dx: change of the receiver's input, [V, N, D].
         variant: per row, index of its pattern; -1 for rows that cut nothing here.
     """
 
     patterns: list[Pattern]
-    dx: Tensor
+    dx: Values
     variant: NDArray[np.int64]
 
 
 def collect(
-    bases: Sequence[Base], base_of: NDArray[np.int64], removed: Sequence[Sequence[int]]
+    bases: Sequence[Base], base_of: NDArray[np.int64], removed: Sequence[Sequence[int]], many: bool
 ) -> dict[int, Cut]:
-    """The cuts of a batch by live receiver. Row i lacks ``removed[i]`` of base ``bases[base_of[i]]``."""
+    """The cuts of a batch by live receiver. Row i lacks ``removed[i]`` of base ``bases[base_of[i]]``.
+
+    With ``many`` the sums run over what is left where that is less.
+    """
     wanted: dict[int, dict[tuple[int, Pattern], int]] = {}
     variants: dict[int, NDArray[np.int64]] = {}
     for row, edges in enumerate(removed):
@@ -43,7 +49,7 @@ def collect(
             numbers = wanted.setdefault(receiver, {})
             number = numbers.setdefault((int(base_of[row]), pattern), len(numbers))
             variants.setdefault(receiver, np.full(len(removed), -1))[row] = number
-    return {r: _cut(bases, r, list(wanted[r]), variants[r]) for r in sorted(wanted)}
+    return {r: _cut(bases, r, list(wanted[r]), variants[r], many) for r in sorted(wanted)}
 
 
 def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
@@ -59,23 +65,28 @@ def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
 
 
 def _cut(
-    bases: Sequence[Base], receiver: int, keys: list[tuple[int, Pattern]], variant: NDArray[np.int64]
+    bases: Sequence[Base],
+    receiver: int,
+    keys: list[tuple[int, Pattern]],
+    variant: NDArray[np.int64],
+    many: bool,
 ) -> Cut:
     # Rows come sorted by base, so the patterns of one base stand together.
     numbers = list(dict.fromkeys(number for number, _ in keys))
-    sums = [_sums(bases[n], receiver, [p for number, p in keys if number == n]) for n in numbers]
-    dx = sums[0] if len(sums) == 1 else torch.cat(sums)
-    return Cut([pattern for _, pattern in keys], dx, variant)
+    sum_up = _sums_of_rest if many else _sums
+    sums = [sum_up(bases[n], receiver, [p for number, p in keys if number == n]) for n in numbers]
+    sizes = np.array([bases[number].count(receiver) for number, _ in keys])
+    dx = sums[0] if len(sums) == 1 else laid_out(torch.cat([x.flatten(0, 1) for x in sums]), sizes)
+    return Cut([pattern for _, pattern in keys], Values(dx, sizes), variant)
 
 
 def _sums(base: Base, receiver: int, patterns: list[Pattern]) -> Tensor:
-    """One difference per pattern, [V, P, C, D]; remembered by the base, for chains that go on."""
+    """One difference per pattern, [V, N, D]; remembered by the base, for chains that go on."""
     everything = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
     known = dict(base.known_cuts.get(receiver, {}))
     single = _single_cuts(base, receiver, _needed_alone(patterns, known, everything))
-    dx = torch.empty(
-        len(patterns), *base.shape(receiver), base.weights.arch.d_model, dtype=base.weights.dtype
-    )
+    shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
+    dx = torch.empty(shape, dtype=base.weights.dtype)
     for i, pattern in enumerate(patterns):
         if pattern == everything:
             torch.sub(base.empty_x(receiver), base.kept_x(receiver), out=dx[i])
@@ -86,8 +97,24 @@ def _sums(base: Base, receiver: int, patterns: list[Pattern]) -> Tensor:
             for sender in pattern[1:]:
                 dx[i] += single[sender]
         known[pattern] = dx[i]
-    base.known_cuts[receiver] = dict(zip(patterns, dx, strict=True))
+    base.known_cuts = {receiver: dict(zip(patterns, dx, strict=True))}
     return dx
+
+
+def _sums_of_rest(base: Base, receiver: int, patterns: list[Pattern]) -> Tensor:
+    """`_sums` from all kept edges down where fewer are left than go."""
+    kept = np.flatnonzero(base.circuit.incoming(receiver))[::-1]
+    sums = []
+    for pattern in patterns:
+        rest = kept[~np.isin(kept, pattern)].tolist()
+        if len(rest) >= len(pattern):
+            sums.append(_sums(base, receiver, [pattern])[0])
+            continue
+        dx = base.empty_x(receiver) - base.kept_x(receiver)
+        for cut in _single_cuts(base, receiver, rest).values():
+            dx -= cut
+        sums.append(dx)
+    return torch.stack(sums)
 
 
 def _needed_alone(patterns: list[Pattern], known: dict[Pattern, Tensor], everything: Pattern) -> list[int]:
@@ -102,12 +129,11 @@ def _needed_alone(patterns: list[Pattern], known: dict[Pattern, Tensor], everyth
 
 
 def _single_cuts(base: Base, receiver: int, senders: list[int]) -> dict[int, Tensor]:
-    """Change of the receiver's input for each edge alone: [P, C, D]."""
+    """Change of the receiver's input for each edge alone: [N, D]."""
     places = base.plan.receivers[receiver]
-    heads = [s for s in senders if base.reference.is_head(s)]
-    cuts = {s: base.ablation(s, places) for s in senders if not base.reference.is_head(s)}
+    heads = [s for s in senders if is_head(base.circuit.graph, s)]
+    cuts = {s: base.ablation(s, places) for s in senders if s not in heads}
     if heads:
-        z = torch.stack([base.ablation(s, places).flatten(0, 1) for s in heads])
-        writes = torch.bmm(z, torch.stack([base.weights.writes(s) for s in heads]))
-        cuts |= dict(zip(heads, writes.view(len(heads), *base.shape(receiver), -1), strict=True))
+        writes = batched([base.ablation(s, places) for s in heads], [base.weights.writes(s) for s in heads])
+        cuts |= dict(zip(heads, writes, strict=True))
     return cuts

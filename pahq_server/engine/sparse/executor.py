@@ -8,123 +8,209 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import Anchor, Outcome, Row
+from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.metrics import finite
 from pahq_server.engine.sparse.base import Base
-from pahq_server.engine.sparse.clean import ablated_values, run_pass
-from pahq_server.engine.sparse.reference import Reference
+from pahq_server.engine.sparse.reference import FINAL, Reference
 from pahq_server.engine.sparse.rows import Rows
 from pahq_server.engine.sparse.scoring import DIFFERENCE_METRICS
+from pahq_server.engine.sparse.scratch import DEFAULT_SCRATCH, row_bytes
+from pahq_server.engine.sparse.shared import Shared
 from pahq_server.engine.sparse.sweep import Sweep
-from pahq_server.engine.sparse.tokens import Tokens
-from pahq_server.engine.sparse.weights import SparseWeights
-from pahq_server.models.architecture import Model
+from pahq_server.engine.sparse.tokens import Places, Tokens
+from pahq_server.engine.sparse.variants import pick
 
 
 class SparseExecutor:
-    """Scores rows of one job.
+    """Scores rows of one job. Whoever makes one releases it.
 
     Args:
-        model: folded (see `models.folding`).
-        graph: a graph of that model.
+        shared: the model and what its jobs share.
+        graph: a graph of the model.
         task: prompts; ``resample`` ablation needs corrupted ones.
         metric: name of a metric.
         ablation: ``resample``, ``zero`` or ``mean``.
+
+    Raises OutOfPagesError if the pool has no room for the job's clean and corrupted values.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Model, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
-        self.graph = graph
-        self.weights = SparseWeights(model, graph)
-        tokens = Tokens.of(model.architecture, task, ablation)
-        clean = run_pass(model, tokens, tokens.clean)
-        ablated = ablated_values(model, tokens, clean, ablation)
-        self.reference = Reference(self.weights, tokens, clean, ablated)
-        self._clean = Base.from_scratch(self.reference, Circuit.full(graph))
+    def __init__(self, shared: Shared, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
+        self.graph, self.weights = graph, shared.weights(graph)
+        tokens = Tokens.of(shared.model.architecture, task, ablation)
+        prefixes = shared.memory.prefixes
+        self.reference = Reference(self.weights, shared.model, tokens, ablation, prefixes, shared.namespace)
+        # Under memory pressure: how many anchors may have a base at a time, beside their parents, and whether
+        # parents give up what they can compute again.
+        self.anchors_at_once, self.frugal = 1 << 30, False
         # Bases of the last call, by anchor; the anchor is held so that its id stays its own.
         self._bases: dict[int, tuple[Anchor, Base]] = {}
-        self._full_ND = self._normed(self._clean.kept_x(graph.logits)[None])[0]
+        final = self.reference.clean.get(graph.layers, FINAL)
+        self._full_ND = self._normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
         self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND)
+        shared.memory.jobs.add(self)
 
-    @torch.inference_mode()
-    def score(self, rows: Sequence[Row]) -> list[float]:
-        """The metric of every row, in order. Raises NonFiniteMetricError."""
-        self._make_bases([row.anchor for row in rows])
-        bases = [self._bases[id(row.anchor)][1] for row in rows]
-        scores = [0.0] * len(rows)
-        for numbers in _by_plan(bases):
-            found = self._sweep([bases[i] for i in numbers], [rows[i].removed for i in numbers])
-            for i, score in zip(numbers, found, strict=True):
-                scores[i] = finite(score)
-        return scores
+    def score(self, rows: Sequence[Row], scratch_bytes: int = DEFAULT_SCRATCH) -> list[float]:
+        """The metric of every row, in order. Raises NonFiniteMetricError or OutOfPagesError."""
+        (outcome,) = score_together([(self, rows)], scratch_bytes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
-    def _sweep(self, bases: Sequence[Base], removed: Sequence[Sequence[int]]) -> list[float]:
-        """Scores of rows whose bases have one plan."""
-        distinct = list(dict.fromkeys(bases))
-        base_of = np.array([distinct.index(base) for base in bases])
-        sweep = Sweep(Rows(distinct, base_of, removed))
-        sweep.run()
-        final = sweep.final_x()
-        x_VPCD = torch.stack([base.kept_x(self.graph.logits) for base in distinct])
-        index = base_of
-        if final is not None:
-            x_VPCD = torch.cat([x_VPCD, final[0]])
-            index = np.where(final[1] < 0, base_of, final[1] + len(distinct))
-        used, index = np.unique(index, return_inverse=True)
-        values = self._metric(self._normed(x_VPCD[torch.from_numpy(used)]) - self._full_ND).tolist()
-        return [values[i] for i in index]
+    def release(self) -> None:
+        """Frees all values. May be called again."""
+        self.forget()
+        self.reference.release()
 
-    def _normed(self, x_VPCD: Tensor) -> Tensor:
+    # Bases
+
+    def base(self, anchor: Anchor) -> Base:
+        """The base of an anchor that has one."""
+        return self._bases[id(anchor)][1]
+
+    def has(self, anchor: Anchor | None) -> bool:
+        return id(anchor) in self._bases
+
+    def begin(self, rows: Sequence[Row]) -> list[Anchor]:
+        """Forgets bases that these rows do not need; returns the anchors that have none yet."""
+        wanted = {id(a): a for row in rows for a in _lineage(row.anchor)}
+        self._drop([key for key in self._bases if key not in wanted])
+        return [anchor for key, anchor in wanted.items() if key not in self._bases]
+
+    def keep(self, anchor: Anchor, base: Base) -> None:
+        self._bases[id(anchor)] = (anchor, base)
+
+    def forget(self) -> bool:
+        """Drops all bases, which are computed again when rows need them; returns whether there were any."""
+        keys = list(self._bases)
+        self._drop(keys)
+        return bool(keys)
+
+    def _drop(self, keys: Sequence[int]) -> None:
+        # Children before their parents: they came later.
+        for key in reversed(keys):
+            self._bases.pop(key)[1].release()
+
+    # Scores
+
+    def metric(self, sweep: Sweep, rows: Sequence[int]) -> list[float]:
+        """Scores of some rows of a sweep, all of this job. Raises NonFiniteMetricError."""
+        bases = sweep.rows.bases
+        base_of = sweep.rows.base_of[list(rows)]
+        used = np.unique(base_of).tolist()
+        x_VND = torch.stack([bases[number].kept_x(self.graph.logits) for number in used])
+        index = np.searchsorted(used, base_of)
+        if sweep.final is not None:
+            variant = sweep.final.variant[list(rows)]
+            moved = np.unique(variant[variant >= 0])
+            sizes = np.full(len(moved), x_VND.shape[1])
+            if len(moved):
+                x_VND = torch.cat([x_VND, pick(sweep.final.values, moved, sizes).data])
+            index = np.where(variant < 0, index, np.searchsorted(moved, variant) + len(used))
+        wanted, index = np.unique(index, return_inverse=True)
+        values = self._metric(self._normed(x_VND[torch.from_numpy(wanted)]) - self._full_ND).tolist()
+        return [finite(values[i]) for i in index]
+
+    def _normed(self, x_VND: Tensor) -> Tensor:
         """What the unembedding reads: [V, N, D]."""
-        x_VND = x_VPCD.flatten(1, 2)
         return x_VND * self.weights.inverse_norm(x_VND.square().sum(-1))
 
-    def _make_bases(self, anchors: Sequence[Anchor]) -> None:
-        """Bases of these anchors and of their ancestors; all others are forgotten."""
-        known, self._bases = self._bases, {}
-        wanted = {id(a): a for anchor in anchors for a in _lineage(anchor)}
-        self._bases = {key: known[key] for key in wanted if key in known}
-        new = [anchor for key, anchor in wanted.items() if key not in known]
-        for anchor in new:
-            if anchor.parent is None:
-                self._keep(anchor, self._root(anchor.circuit))
-        while new := [anchor for anchor in new if id(anchor) not in self._bases]:
-            ready = [a for a in new if a.parent is not None and id(a.parent) in self._bases]
-            self._derive(ready)
 
-    def _root(self, circuit: Circuit) -> Base:
-        return self._clean if circuit.kept.all() else Base.from_scratch(self.reference, circuit)
+@torch.inference_mode()
+def score_together(
+    work: Sequence[tuple[SparseExecutor, Sequence[Row]]], scratch_bytes: int = DEFAULT_SCRATCH
+) -> list[Outcome]:
+    """Scores rows of several jobs of one model and graph in the same sweeps; one outcome per job, in order.
 
-    def _derive(self, anchors: Sequence[Anchor]) -> None:
-        """Bases of anchors whose parents have one: each a row of its parent."""
-        parents = [self._bases[id(anchor.parent)][1] for anchor in anchors]
-        for numbers in _by_plan(parents):
-            distinct = list(dict.fromkeys(parents[i] for i in numbers))
-            base_of = np.array([distinct.index(parents[i]) for i in numbers])
-            circuits = [anchors[i].circuit for i in numbers]
-            removed = [
-                np.flatnonzero(parents[i].circuit.kept & ~anchors[i].circuit.kept).tolist() for i in numbers
-            ]
-            sweep = Sweep(Rows(distinct, base_of, removed), keep=True)
-            sweep.run()
-            for row, i in enumerate(numbers):
-                self._keep(anchors[i], sweep.as_base(row, circuits[row]))
+    A row's score has the same bits whatever rows of whatever jobs stand beside it.
 
-    def _keep(self, anchor: Anchor, base: Base) -> None:
-        self._bases[id(anchor)] = (anchor, base)
+    Args:
+        work: jobs and their rows.
+        scratch_bytes: what the values of one sweep may take, about; at least one row is swept at a time.
+
+    Raises OutOfPagesError if the pool has no room for the rows' bases.
+    """
+    _make_bases(work, scratch_bytes)
+    numbered = [(number, row) for number, (_, rows) in enumerate(work) for row in rows]
+    bases = [work[number][0].base(row.anchor) for number, row in numbered]
+    scores: list[list[float]] = [[0.0] * len(rows) for _, rows in work]
+    failed: dict[int, Exception] = {}
+    first_of = np.cumsum([0, *(len(rows) for _, rows in work)])
+    for part in _parts(bases, scratch_bytes, keep=False):
+        sweep = _swept([bases[i] for i in part], [numbered[i][1].removed for i in part])
+        for number in dict.fromkeys(numbered[i][0] for i in part):
+            places = [place for place, i in enumerate(part) if numbered[i][0] == number]
+            try:
+                found = work[number][0].metric(sweep, places)
+            except NonFiniteMetricError as error:
+                failed[number] = error
+                continue
+            for place, score in zip(places, found, strict=True):
+                scores[number][part[place] - first_of[number]] = score
+    return [failed.get(number, found) for number, found in enumerate(scores)]
+
+
+def _make_bases(work: Sequence[tuple[SparseExecutor, Sequence[Row]]], scratch_bytes: int) -> None:
+    """Bases of all anchors of the rows and of their ancestors."""
+    pending = [(job, anchor) for job, rows in work for anchor in job.begin(rows)]
+    for job, anchor in pending:
+        if anchor.parent is None:
+            job.keep(anchor, Base.from_scratch(job.reference, anchor.circuit))
+    while pending := [(job, anchor) for job, anchor in pending if not job.has(anchor)]:
+        ready = [(job, anchor) for job, anchor in pending if job.has(anchor.parent)]
+        parents = [job.base(anchor.parent) for job, anchor in ready if anchor.parent is not None]
+        for part in _parts(parents, scratch_bytes, keep=True):
+            _derive([ready[i] for i in part], [parents[i] for i in part])
+
+
+def _derive(anchors: Sequence[tuple[SparseExecutor, Anchor]], parents: Sequence[Base]) -> None:
+    """Bases of anchors whose parents have one: each a row of its parent."""
+    removed = [
+        np.flatnonzero(parent.circuit.kept & ~anchor.circuit.kept).tolist()
+        for (_, anchor), parent in zip(anchors, parents, strict=True)
+    ]
+    sweep = _swept(parents, removed, keep=True)
+    for row, (job, anchor) in enumerate(anchors):
+        job.keep(anchor, sweep.as_base(row, anchor.circuit))
+    for (job, _), parent in zip(anchors, parents, strict=True):
+        if job.frugal:
+            parent.drop_hidden()
+
+
+def _swept(bases: Sequence[Base], removed: Sequence[Sequence[int]], keep: bool = False) -> Sweep:
+    distinct = {id(base): base for base in bases}
+    number = {key: i for i, key in enumerate(distinct)}
+    base_of = np.array([number[id(base)] for base in bases])
+    sweep = Sweep(Rows(list(distinct.values()), base_of, removed, many=keep), keep)
+    sweep.run()
+    return sweep
+
+
+def _parts(bases: Sequence[Base], scratch_bytes: int, keep: bool) -> list[list[int]]:
+    """Numbers of rows with these bases, equal bases together, in parts that fit into the scratch memory."""
+    parts: list[list[int]] = []
+    room = 0
+    for i in _by_base(bases):
+        needed = row_bytes(bases[i], keep)
+        if not parts or needed > room:
+            parts.append([])
+            room = scratch_bytes
+        parts[-1].append(i)
+        room -= needed
+    return parts
+
+
+def _by_base(bases: Sequence[Base]) -> list[int]:
+    """Numbers of the bases, equal ones together."""
+    groups: dict[int, list[int]] = {}
+    for i, base in enumerate(bases):
+        groups.setdefault(id(base), []).append(i)
+    return [i for group in groups.values() for i in group]
 
 
 def _lineage(anchor: Anchor) -> list[Anchor]:
     """The anchor and its ancestors, eldest first."""
     return [*(_lineage(anchor.parent) if anchor.parent is not None else []), anchor]
-
-
-def _by_plan(bases: Sequence[Base]) -> list[list[int]]:
-    """Numbers of the bases that share a plan; within one, equal bases stand together."""
-    groups: dict[int, dict[int, list[int]]] = {}
-    for i, base in enumerate(bases):
-        groups.setdefault(id(base.plan), {}).setdefault(id(base), []).append(i)
-    return [[i for same in group.values() for i in same] for group in groups.values()]

@@ -7,12 +7,17 @@ A live node is needed at the metric places only, unless a key or a value is comp
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import INPUT, Graph
 from pahq_server.engine.sparse.tokens import Places
+
+# Places as numbers, for arrays; 0 stands for none.
+CODES = {Places.METRIC: 1, Places.WINDOW: 2}
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,22 @@ class Plan:
     def graph(self) -> Graph:
         return self.circuit.graph
 
-    def kept_heads(self, receiver: int) -> int:
-        """How many heads feed a receiver along kept edges."""
-        incoming = self.circuit.incoming(receiver).copy()
-        incoming[INPUT] = False
-        if self.graph.mlps:
-            incoming[self.graph.heads + 1 :: self.graph.senders_per_layer] = False
-        return int(incoming.sum())
+    @cached_property
+    def sender_codes(self) -> NDArray[np.int8]:
+        """Per sender, 0 if it is not live, else where it is needed: see `CODES`."""
+        return _codes(self.needed, self.graph.num_senders)
+
+    @cached_property
+    def receiver_codes(self) -> NDArray[np.int8]:
+        """Per receiver, 0 if it is not live, else where it is needed: see `CODES`."""
+        return _codes(self.receivers, self.graph.num_receivers)
+
+    @cached_property
+    def kept_heads(self) -> NDArray[np.int64]:
+        """Per receiver, how many heads feed it along kept edges."""
+        kept = self.circuit.kept & self.graph.head_edges
+        # Every receiver has an edge from `input`, so no segment is empty.
+        return np.add.reduceat(kept, self.graph.offsets[:-1], dtype=np.int64)
 
     def heads(self, layer: int) -> list[int]:
         """Live heads of a layer."""
@@ -93,3 +107,10 @@ class Plan:
             ]
             lines.append(f"layer {layer}: {' '.join(names) or '-'}")
         return "\n".join(lines)
+
+
+def _codes(places: dict[int, Places], count: int) -> NDArray[np.int8]:
+    codes = np.zeros(count, dtype=np.int8)
+    for index, where in places.items():
+        codes[index] = CODES[where]
+    return codes

@@ -4,12 +4,12 @@ Every contribution is added one sender at a time in a fixed order, a sender that
 an exact zero, and matrix products are row-independent (`engine.products`). So a row's bits do not depend on
 the rows beside it.
 
-Shape suffixes: V variants, P prompts, C places, D d_model, K d_head, O receiver width.
+Shape suffixes: V variants, N packed tokens, D d_model, K d_head, O receiver width; values of variants of
+unequal sizes are laid out as in `variants`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +17,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.engine.products import add_matmul, matmul
-from pahq_server.engine.sparse.rows import Rows
+from pahq_server.engine.products import matmul
+from pahq_server.engine.sparse.reference import is_head
+from pahq_server.engine.sparse.rows import METRIC, WINDOW, Rows
+from pahq_server.engine.sparse.terms import Term, plus
 from pahq_server.engine.sparse.tokens import Places
-from pahq_server.engine.sparse.variants import Index, Merged, merge, pick
+from pahq_server.engine.sparse.variants import (
+    Index,
+    Merged,
+    Values,
+    joined,
+    laid_out,
+    layout,
+    merge,
+    pick,
+    token_index,
+)
+
+# Where fewer variants than this share hear a sender, only they are computed.
+SPARSE_SHARE = 0.7
 
 # Changed senders, in order, each with the variant that every row hears; -1 where it hears no change.
 Sources = list[tuple[int, Index]]
@@ -31,21 +46,21 @@ class Change:
     """A node's change in the rows that change it.
 
     Args:
-        values: [V, ...]: difference from the base.
+        values: difference from the base.
         variant: per row, index into V; -1 for rows that leave the node as it is.
     """
 
-    values: Tensor
+    values: Values
     variant: Index
 
 
 @dataclass(frozen=True)
 class NewState:
-    """A receiver's state in the variants that change it; all tensors [V, ...] as in `State`."""
+    """A receiver's state in the variants that change it, as in `State`; ``variant`` as in `Change`."""
 
-    u: Tensor
-    square: Tensor
-    value: Tensor
+    u: Values
+    square: Values
+    value: Values
     variant: Index
 
 
@@ -54,14 +69,15 @@ class Receivers:
 
     Args:
         rows: the rows.
-        senders: changes of the senders so far, in order; grows while the sweep goes up.
+        senders: filled by `add` while the sweep goes up.
     """
 
     def __init__(self, rows: Rows, senders: dict[int, Change]) -> None:
         self._rows, self._senders = rows, senders
-        self._base, self._plan, self._graph = rows.base, rows.plan, rows.graph
-        self._weights, self._tokens = rows.base.weights, rows.base.tokens
-        self._is_head = rows.base.reference.is_head
+        self._graph, self._weights = rows.graph, rows.weights
+        self._rotary = rows.weights.weights.rotary is not None
+        # Whether any row of a base changes a sender: bool, [bases, senders].
+        self._changed = np.zeros((len(rows.bases), rows.graph.num_senders), dtype=bool)
 
     def new_state(self, receiver: int, sources: Sources, rows: NDArray[np.bool_] | None) -> NewState | None:
         """The receiver's state in the given rows (bool) or all.
@@ -78,54 +94,68 @@ class Receivers:
         if projected.any():
             parts.append(self._projected(receiver, sources, projected))
         if composed.any():
-            heads = [(s, np.where(composed, v, -1)) for s, v in sources if self._is_head(s)]
+            heads = [(s, np.where(composed, v, -1)) for s, v in sources if is_head(self._graph, s)]
             parts.append(self._composed(receiver, heads))
         states = [self._moved_state(receiver, *part) for part in parts if part is not None]
         if len(states) < 2:
             return states[0] if states else None
         first, second = states
-        variant = np.where(second.variant < 0, first.variant, second.variant + len(first.u))
-        u, square, value = (
-            torch.cat(pair)
-            for pair in zip(
-                (first.u, first.square, first.value), (second.u, second.square, second.value), strict=True
-            )
-        )
+        variant = np.where(second.variant < 0, first.variant, second.variant + len(first.u.sizes))
+        pairs = ((first.u, second.u), (first.square, second.square), (first.value, second.value))
+        u, square, value = (joined(pair) for pair in pairs)
         return NewState(u, square, value, variant)
 
     def _needs_projection(self, receiver: int, sources: Sources) -> NDArray[np.bool_]:
         """Per row, whether its change has no short form in the coordinates of heads."""
         cut = self._rows.cuts.get(receiver)
-        projected = np.full(len(self._rows.base_of), not self._base.composable(receiver))
+        projected = ~self._rows.composable(receiver)
         if cut is not None:
             projected |= cut.variant >= 0
         for sender, variant in sources:
-            if not self._is_head(sender):
+            if not is_head(self._graph, sender):
                 projected |= variant >= 0
         return projected
 
     def _moved_state(self, receiver: int, du: Tensor, dsquare: Tensor, merged: Merged) -> NewState:
-        u = du + self._rows.of_bases(merged, lambda base: base.state(receiver).u)
-        square = dsquare + self._rows.of_bases(merged, lambda base: base.state(receiver).square)
-        return NewState(u, square, self._base.finish(receiver, u, square), merged.variant)
+        rows = self._rows
+        u = du + rows.of_bases(merged, lambda base: base.state(receiver).u)
+        square = dsquare + rows.of_bases(merged, lambda base: base.state(receiver).square)
+        positions = rows.of_bases(merged, lambda base: base.positions(receiver)) if self._rotary else None
+        value = self._weights.finish(receiver, u, square, positions)
+        sizes = rows.sizes(merged, receiver)
+        return NewState(Values(u, sizes), Values(square, sizes), Values(value, sizes), merged.variant)
 
     def sources(self, receiver: int) -> Sources:
         """Changed senders that any row hears, in order, with the variant that each row hears."""
-        upstream = self._graph.upstream(receiver)
-        senders = np.array([sender for sender in self._senders if sender < upstream], dtype=np.int64)
-        # bool, [bases, senders]: which of them each base hears.
-        kept_BS = self._rows.kept[:, self._graph.offsets[receiver] + senders]
-        cut, heard = self._rows.cuts.get(receiver), []
-        for column in np.flatnonzero(kept_BS.any(0)).tolist():
-            sender = int(senders[column])
+        rows, cut = self._rows, self._rows.cuts.get(receiver)
+        start, count = int(self._graph.offsets[receiver]), self._graph.upstream(receiver)
+        kept_BS = rows.kept[:, start : start + count] & (rows.receiver_codes[:, receiver, None] > 0)
+        heard: Sources = []
+        for sender in np.flatnonzero((kept_BS & self._changed[:, :count]).any(0)).tolist():
             variant = self._senders[sender].variant
-            if not kept_BS[:, column].all():
-                variant = np.where(kept_BS[self._rows.base_of, column], variant, -1)
+            if not kept_BS[:, sender].all():
+                variant = np.where(kept_BS[rows.base_of, sender], variant, -1)
             if cut is not None:
                 cuts_it = np.array([sender in pattern for pattern in cut.patterns] + [False])
                 variant = np.where(cuts_it[cut.variant], -1, variant)
             heard.append((sender, variant))
         return heard
+
+    def changed_in(self, layer: int) -> set[int]:
+        """The q, k and v receivers of a layer that rows change."""
+        graph, rows = self._graph, self._rows
+        first, count = graph.receiver_of("q", layer), graph.heads + 2 * graph.kv_units
+        senders, start = graph.first_sender(layer), int(graph.offsets[first])
+        kept_BRS = rows.kept[:, start : start + count * senders].reshape(-1, count, senders)
+        fed_BR = (kept_BRS & self._changed[:, None, :senders]).any(-1)
+        fed_BR &= rows.receiver_codes[:, first : first + count] > 0
+        fed: list[int] = (np.flatnonzero(fed_BR.any(0)) + first).tolist()
+        return {*fed, *(r for r in rows.cuts if first <= r < first + count)}
+
+    def add(self, sender: int, change: Change) -> None:
+        """Makes a sender's change known to the receivers above it."""
+        self._senders[sender] = change
+        self._changed[:, sender] = self._rows.by_base(change.variant >= 0)
 
     def _composed(self, receiver: int, sources: Sources) -> tuple[Tensor, Tensor, Merged] | None:
         """(du, dsquare, rows) without leaving the heads' coordinates.
@@ -133,24 +163,36 @@ class Receivers:
         With x' = x + sum of y_s W_s: u' = u + sum of y_s (W_s W_r), and
         |x'|^2 = |x|^2 + sum of y_s . (2 x W_s^T + y_s W_s W_s^T + 2 sum over s' < s of y_s' W_s' W_s^T).
         """
-        merged = merge([variant for _, variant in sources], self._rows.groups(receiver))
+        sources = [(sender, variant) for sender, variant in sources if (variant >= 0).any()]
+        merged = merge([variant for _, variant in sources])
         if merged is None:
             return None
-        places = self._plan.receivers[receiver]
-        ys = [
-            (sender, self._heard(sender, wanted, places))
-            for (sender, _), wanted in zip(sources, merged.picks, strict=True)
-        ]
-        du = sum_products([(y, self._weights.composed(sender, receiver)) for sender, y in ys])
-        dsquare = torch.zeros(merged.count, *self._base.shape(receiver), dtype=du.dtype)
+        heads = [sender for sender, _ in sources]
+        total: Tensor | None = None
+        shape = layout(self._rows.sizes(merged, receiver))
+        for sender, wanted in zip(heads, merged.picks, strict=True):
+            term = self._term(sender, receiver, wanted, merged)
+            total = term.add_to(total, self._weights.composed(sender, receiver), shape)
+        assert total is not None
+        dsquare = torch.zeros(total.shape[:-1], dtype=total.dtype)
         if self._weights.arch.norm is not None:
-            for i, (sender, y) in enumerate(ys):
-                earlier = [(z, self._weights.overlap(s, sender)) for s, z in ys[:i]]
-                inner = self._rows.of_bases(merged, lambda base, s=sender: base.dots(receiver, s))  # type: ignore[misc]
-                inner = inner + sum_products(earlier) if earlier else inner
-                inner = 2 * inner + matmul(y, self._weights.overlap(sender, sender))
-                dsquare += (y * inner).sum(-1)
-        return du, dsquare, merged
+            for i in range(len(heads)):
+                self._add_square(dsquare, receiver, heads, i, merged)
+        return total, dsquare, merged
+
+    def _add_square(self, dsquare: Tensor, receiver: int, heads: list[int], i: int, merged: Merged) -> None:
+        """Adds the terms of head i in the variants that hear it."""
+        term, sender = self._term(heads[i], receiver, merged.picks[i], merged), heads[i]
+        some = merged.some(term.variants)
+        inner = self._rows.of_bases(some, lambda base: base.dots(receiver, sender))
+        earlier: Tensor | None = None
+        for other, wanted in zip(heads[:i], some.picks, strict=False):
+            if (wanted >= 0).any():
+                z = self._heard(other, receiver, wanted, some)
+                earlier = plus(earlier, z, self._weights.overlap(other, sender))
+        inner = inner if earlier is None else inner + earlier
+        inner = 2 * inner + matmul(term.y, self._weights.overlap(sender, sender))
+        term.scatter(dsquare, (term.y * inner).sum(-1))
 
     def _projected(
         self, receiver: int, sources: Sources, rows: NDArray[np.bool_]
@@ -167,41 +209,65 @@ class Receivers:
     def residual(
         self, receiver: int, sources: Sources, rows: NDArray[np.bool_] | None
     ) -> tuple[Tensor, Merged] | None:
-        """Change of a receiver's input, [V, P, C, D], in the given rows (bool) or all."""
+        """Change of a receiver's input, [V, N, D], in the given rows (bool) or all."""
         cut = self._rows.cuts.get(receiver)
         columns = [variant for _, variant in sources]
         columns += [] if cut is None else [cut.variant]
         if rows is not None:
             columns = [np.where(rows, column, -1) for column in columns]
-        merged = merge(columns, self._rows.groups(receiver))
+        merged = merge(columns)
         if merged is None:
             return None
-        places, picks = self._plan.receivers[receiver], merged.picks
+        sizes = self._rows.sizes(merged, receiver)
         if cut is None:
-            shape = (merged.count, *self._base.shape(receiver), self._weights.arch.d_model)
-            dx = torch.zeros(shape, dtype=self._weights.dtype)
+            dx = torch.zeros(*layout(sizes), self._weights.arch.d_model, dtype=self._weights.dtype)
         else:
-            dx = pick(cut.dx, picks[-1])
+            dx = pick(cut.dx, merged.picks[-1], sizes).data
             # The bases go on using the original.
-            dx = dx.clone() if sources and dx is cut.dx else dx
-        for (sender, _), wanted in zip(sources, picks[: len(sources)], strict=True):
-            y = self._heard(sender, wanted, places)
-            if self._is_head(sender):
-                add_matmul(dx, y, self._weights.writes(sender))
+            dx = dx.clone() if sources and dx is cut.dx.data else dx
+        for (sender, _), wanted in zip(sources, merged.picks[: len(sources)], strict=True):
+            if not (wanted >= 0).any():
+                continue
+            term = self._term(sender, receiver, wanted, merged)
+            if is_head(self._graph, sender):
+                term.add_to(dx, self._weights.writes(sender), layout(sizes))
             else:
-                dx += y
+                term.scatter(dx, term.y)
         return dx, merged
 
-    def _heard(self, sender: int, wanted: Index, places: Places) -> Tensor:
-        """A sender's change in merged variants, at some places: [V, P, C, K or D]."""
-        values = self._tokens.narrow(self._senders[sender].values, self._plan.needed[sender], places)
-        return pick(values, wanted)
+    def _term(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Term:
+        """A sender's change in the merged variants that hear it."""
+        heard = np.flatnonzero(wanted >= 0)
+        if len(heard) > SPARSE_SHARE * len(wanted):
+            y = self._heard(sender, receiver, wanted, merged)
+            return Term(y, np.arange(len(wanted)), None)
+        sizes = self._rows.sizes(merged, receiver)
+        y = self._heard(sender, receiver, wanted[heard], merged.some(heard))
+        tokens = token_index((np.cumsum(sizes) - sizes)[heard], sizes[heard])
+        return Term(y, heard, torch.from_numpy(tokens))
 
+    def _heard(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Tensor:
+        """A sender's change in merged variants, where a receiver needs it: [V, N, K or D]."""
+        rows, values = self._rows, self._senders[sender].values
+        sizes = rows.sizes(merged, receiver)
+        have, want = rows.sender_codes[:, sender], rows.receiver_codes[:, receiver]
+        narrowed = ((have == WINDOW) & (want == METRIC))[(have > 0) & (want > 0)]
+        if not narrowed.any():
+            return pick(values, wanted, sizes).data
+        if narrowed.all() and rows.one_job and values.even:
+            data = rows.bases[0].tokens.narrow(values.data, Places.WINDOW, Places.METRIC)
+            return pick(Values(data, np.full(len(values.sizes), data.shape[1])), wanted, sizes).data
+        return self._gathered(sender, receiver, wanted, merged)
 
-def sum_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum of y @ w, one term after the other: [..., O]."""
-    (first, w), *rest = pairs
-    total = matmul(first, w)
-    for y, w in rest:
-        add_matmul(total, y, w)
-    return total
+    def _gathered(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Tensor:
+        """`_heard` where some variants have other places than others."""
+        rows, values = self._rows, self._senders[sender].values
+        sizes, base_of = rows.sizes(merged, receiver), rows.base_of[merged.first]
+        data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
+        ends = np.cumsum(sizes)
+        for v in np.flatnonzero(wanted >= 0).tolist():
+            base = rows.bases[base_of[v]]
+            have, want = base.plan.needed[sender], base.plan.receivers[receiver]
+            source = base.tokens.narrow(values.of(wanted[v]), have, want)
+            data[ends[v] - sizes[v] : ends[v]] = source
+        return laid_out(data, sizes)

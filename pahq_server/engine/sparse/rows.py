@@ -6,53 +6,101 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.engine.sparse import cuts
 from pahq_server.engine.sparse.base import Base
+from pahq_server.engine.sparse.plan import CODES
+from pahq_server.engine.sparse.tokens import Places
 from pahq_server.engine.sparse.variants import Index, Merged
+
+METRIC, WINDOW = CODES[Places.METRIC], CODES[Places.WINDOW]
 
 
 class Rows:
-    """A batch of rows.
+    """A batch of rows of any jobs of one model under one graph.
 
     Args:
-        bases: what the rows are differences from; all of one plan.
+        bases: what the rows are differences from.
         base_of: per row, index of its base; equal ones stand together.
         removed: per row, the edges of its base's circuit that it lacks.
+        many: whether these are most of the edges into their receivers.
     """
 
-    def __init__(self, bases: Sequence[Base], base_of: Index, removed: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, bases: Sequence[Base], base_of: Index, removed: Sequence[Sequence[int]], many: bool = False
+    ) -> None:
         self.bases, self.base_of = bases, base_of
-        self.base = bases[0]  # for all that depends on the plan alone
-        self.plan, self.graph = self.base.plan, self.base.circuit.graph
-        self.cuts = cuts.collect(bases, base_of, removed)
+        self.weights, self.graph = bases[0].weights, bases[0].circuit.graph
+        self.cuts = cuts.collect(bases, base_of, removed, many)
         # bool, [bases, edges].
         self.kept = np.stack([base.circuit.kept for base in bases])
+        # `Plan.sender_codes` and `Plan.receiver_codes`, [bases, senders] and [bases, receivers].
+        self.sender_codes = np.stack([base.plan.sender_codes for base in bases])
+        self.receiver_codes = np.stack([base.plan.receiver_codes for base in bases])
+        self.one_job = all(base.reference is bases[0].reference for base in bases)
+        # Tokens by base and code, [bases, 3].
+        self._counts = np.array(
+            [[0, *(base.tokens.count(places) for places in CODES)] for base in bases], dtype=np.int64
+        )
+
+        self._first_row = np.flatnonzero(np.diff(base_of, prepend=-1))
+        # By id of the merged variants, which are held so that their ids stay their own.
+        self._known_used: dict[int, tuple[Merged, tuple[list[int], Tensor]]] = {}
 
     def __len__(self) -> int:
         return len(self.base_of)
 
-    def groups(self, *receivers: int) -> Index:
-        """Per row, a number that is equal for bases with equal values at these receivers."""
-        if len(self.bases) == 1:
-            return self.base_of
-        numbers: dict[int, int] = {}
-        group = [numbers.setdefault(id(base.owner(*receivers)), len(numbers)) for base in self.bases]
-        return np.array(group)[self.base_of]
+    def heads(self, layer: int) -> list[int]:
+        """Heads of a layer that are live in any base, as sender indices."""
+        first = self.graph.head(layer, 0)
+        live = self.sender_codes[:, first : first + self.graph.heads].any(0)
+        return (np.flatnonzero(live) + first).tolist()
+
+    def is_live(self, sender: int) -> bool:
+        """Whether a sender is live in any base."""
+        return bool(self.sender_codes[:, sender].any())
+
+    def where_live(self, sender: int, variant: Index) -> Index:
+        """A row's variants where its base has the sender live, -1 elsewhere."""
+        live = self.sender_codes[:, sender] > 0
+        return variant if live.all() else np.where(live[self.base_of], variant, -1)
+
+    def counts(self, receiver: int) -> Index:
+        """Per base, the tokens at a receiver; 0 where it is not live."""
+        counts: Index = self._counts[np.arange(len(self.bases)), self.receiver_codes[:, receiver]]
+        return counts
+
+    def sizes(self, merged: Merged, receiver: int) -> Index:
+        """Tokens of merged variants at a receiver: [V]."""
+        return self.counts(receiver)[self.base_of[merged.first]]
+
+    def composable(self, receiver: int) -> NDArray[np.bool_]:
+        """Per row, `Base.composable`."""
+        kept_heads = np.array([base.plan.kept_heads[receiver] for base in self.bases])
+        arch = self.weights.arch
+        return (kept_heads * arch.d_head <= arch.d_model)[self.base_of]
+
+    def by_base(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Per base, whether any of its rows has the flag."""
+        any_row: NDArray[np.bool_] = np.logical_or.reduceat(flags, self._first_row)
+        return any_row
 
     def of_bases(self, merged: Merged, value: Callable[[Base], Tensor]) -> Tensor:
-        """Values of the bases in merged variants: [V or 1, ...]."""
-        if len(self.bases) == 1:
-            return value(self.bases[0])[None]
-        numbers = self.base_of[merged.first]
-        used = {number: value(self.bases[number]) for number in dict.fromkeys(numbers.tolist())}
-        distinct: dict[int, int] = {}
-        tensors: list[Tensor] = []
-        for tensor in used.values():
-            if distinct.setdefault(id(tensor), len(tensors)) == len(tensors):
-                tensors.append(tensor)
-        if len(tensors) == 1:
-            return tensors[0][None]
-        index = torch.tensor([distinct[id(used[number])] for number in numbers.tolist()])
-        return torch.stack(tensors)[index]
+        """Values of the bases in merged variants, laid out as they are; [1, ...] where all are the same."""
+        numbers, index = self._used(merged)
+        tensors = [value(self.bases[number]) for number in numbers]
+        first = tensors[0]
+        if all(tensor is first for tensor in tensors):
+            return first[None]
+        if all(len(tensor) == len(first) for tensor in tensors):
+            return torch.stack(tensors)[index]
+        return torch.cat([tensors[i] for i in index.tolist()])[None]
+
+    def _used(self, merged: Merged) -> tuple[list[int], Tensor]:
+        """The bases of merged variants, and the place of each variant's base among them."""
+        if id(merged) not in self._known_used:
+            numbers, index = np.unique(self.base_of[merged.first], return_inverse=True)
+            self._known_used[id(merged)] = merged, (numbers.tolist(), torch.from_numpy(index))
+        return self._known_used[id(merged)][1]

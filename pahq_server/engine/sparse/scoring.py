@@ -19,8 +19,9 @@ from pahq_server.engine.sparse.weights import SparseWeights
 # From n' - n of the full model, [V, N, D], to one metric per row, [V].
 DifferenceMetric = Callable[[Tensor], Tensor]
 
-# Logits that are held at once: enough rows that the unembedding is read from memory once for many.
-CHUNK_ELEMENTS = 1 << 22
+# Columns of the unembedding, and logits, that are worked on at once: they stay in a core's cache.
+BLOCK_COLUMNS = 2048
+CACHED_LOGITS = 1 << 19
 
 
 def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
@@ -37,23 +38,29 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
     def measure(dn_VND: Tensor) -> Tensor:
         mean_VN1 = (dn_VND * read_ND).sum(-1, keepdim=True)
 
-        def centred() -> Tensor:
-            return matmul(dn_VND, w_u).sub_(mean_VN1)
+        def growth(change_VNB: Tensor, rows: slice, columns: slice) -> Tensor:
+            centred = change_VNB.sub_(mean_VN1[rows]).expm1_()
+            sums: Tensor = torch.linalg.vecdot(centred, p_NU[:, columns])
+            return sums
 
-        growth_VN: Tensor = torch.linalg.vecdot(centred().expm1_(), p_NU)
-        kl_VN: Tensor = growth_VN.log1p()
-        if not bool(torch.isfinite(kl_VN).all()):
+        kl_VN = _sum_over_vocabulary(dn_VND, w_u, growth).log1p()
+        for row in torch.nonzero(~torch.isfinite(kl_VN).all(-1)).flatten().tolist():
             # Very large differences overflow expm1; then nothing is lost by adding logarithms.
-            kl_VN = torch.where(kl_VN.isfinite(), kl_VN, (log_p_NU + centred()).logsumexp(-1))
+            centred = matmul(dn_VND[row], w_u) - mean_VN1[row]
+            kl_VN[row] = torch.where(kl_VN[row].isfinite(), kl_VN[row], (log_p_NU + centred).logsumexp(-1))
         return kl_VN.mean(-1)
 
-    return _chunked(measure, len(full_ND) * w_u.shape[-1])
+    return measure
 
 
 def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
     """Mean squared difference of logits."""
     w_u = weights.weights.w_u
-    return _chunked(lambda dn_VND: matmul(dn_VND, w_u).square().mean((-2, -1)), len(full_ND) * w_u.shape[-1])
+
+    def squares(change_VNB: Tensor, rows: slice, columns: slice) -> Tensor:
+        return change_VNB.square_().sum(-1)
+
+    return lambda dn_VND: _sum_over_vocabulary(dn_VND, w_u, squares).mean(-1) / w_u.shape[-1]
 
 
 def logit_difference(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
@@ -81,7 +88,22 @@ def _logits(weights: SparseWeights, normed_ND: Tensor) -> Tensor:
     return logits_NU if weights.weights.b_u is None else logits_NU + weights.weights.b_u
 
 
-def _chunked(measure: DifferenceMetric, elements_per_row: int) -> DifferenceMetric:
-    """Applies a metric to a few rows at a time."""
-    rows = max(1, CHUNK_ELEMENTS // elements_per_row)
-    return lambda dn_VND: torch.cat([measure(chunk) for chunk in dn_VND.split(rows)])
+def _sum_over_vocabulary(
+    dn_VND: Tensor, w_u: Tensor, part: Callable[[Tensor, slice, slice], Tensor]
+) -> Tensor:
+    """Sum of a function of the change of logits over the vocabulary, [V, N], a few columns at a time.
+
+    Args:
+        dn_VND: change of the unembedding's input.
+        w_u: [D, U].
+        part: the sum, [V, N], over some columns for some rows, given the logits' change there, [V, N, B].
+    """
+    rows, places, _ = dn_VND.shape
+    total_VN = torch.zeros(rows, places, dtype=dn_VND.dtype)
+    for first in range(0, w_u.shape[-1], BLOCK_COLUMNS):
+        columns = slice(first, min(first + BLOCK_COLUMNS, w_u.shape[-1]))
+        step = max(1, CACHED_LOGITS // (places * (columns.stop - first)))
+        for row in range(0, rows, step):
+            some = slice(row, row + step)
+            total_VN[some] += part(matmul(dn_VND[some], w_u[:, columns]), some, columns)
+    return total_VN

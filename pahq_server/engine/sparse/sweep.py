@@ -1,13 +1,13 @@
-"""Carries the changes of a batch of rows upward through the live nodes of a plan.
+"""Carries the changes of a batch of rows upward through the live nodes of their plans.
 
-A node's change is stored once per *variant*: rows that agree on all inputs of a node share one.
+A node's change is stored once per *variant*: rows that agree on all inputs of a node share one. Rows may
+be of several jobs: every node is computed once for all rows that need it.
 
-Shape suffixes: V variants, P prompts, C places, T positions, D d_model, K d_head.
+Shape suffixes: V variants, N packed tokens, D d_model, K d_head; values of variants of unequal sizes are
+laid out as in `variants`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,13 +16,25 @@ from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.engine.products import matmul
+from pahq_server.engine.sparse.attention import attend
 from pahq_server.engine.sparse.base import Base, State
 from pahq_server.engine.sparse.receivers import Change, NewState, Receivers, Sources
 from pahq_server.engine.sparse.rows import Rows
-from pahq_server.engine.sparse.variants import Index, Merged, merge, pick
+from pahq_server.engine.sparse.variants import (
+    Index,
+    Merged,
+    Values,
+    joined,
+    laid_out,
+    layout,
+    merge,
+    pick,
+    some,
+    token_index,
+)
 
-# Hidden units of an MLP that are computed at once: 24 MiB, which the C library keeps for reuse.
-PART_ELEMENTS = 6 << 20
+# Hidden units of an MLP that are computed at once: 8 MiB, and about three times that in all.
+PART_ELEMENTS = 2 << 20
 
 
 class Sweep:
@@ -30,29 +42,32 @@ class Sweep:
 
     Args:
         rows: what is computed.
-        keep: whether rows are to become bases (`as_base`), for which all states are kept.
+        keep: whether rows are to become bases (`as_base`), for which the states of heads are kept. Those of
+            MLPs are large, and computed again from their inputs where they are needed.
     """
 
     def __init__(self, rows: Rows, keep: bool = False) -> None:
-        self.rows, self._keep = rows, keep
-        self.base, self.plan, self.graph = rows.base, rows.plan, rows.graph
-        self.weights = rows.base.weights
+        self.rows, self.keep = rows, keep
+        self.graph, self.weights = rows.graph, rows.weights
         self.senders: dict[int, Change] = {}
         self.states: dict[int, NewState | None] = {}
-        # Per q, k or v receiver that changed: its variant by row.
-        self.moved: dict[int, Index] = {}
+        # Per receiver that changed, except ``logits``: its variant by row.
+        self.changed: dict[int, Index] = {}
         self._receivers = Receivers(rows, self.senders)
-        self._final: tuple[Tensor, Index] | None = None
+        # Input of ``logits`` in the rows that change it, [V, N, D].
+        self.final: Change | None = None
 
     def run(self) -> None:
         """Fills in the changes of all live nodes."""
         touched = [self.graph.receiver(r).layer for r in self.rows.cuts]
         for layer in range(min(touched, default=self.graph.layers), self.graph.layers):
-            for head in self.plan.heads(layer):
-                self._run_head(self.graph.head(layer, head))
-            if self.graph.mlps and self.graph.mlp(layer) in self.plan.needed:
+            changed = self._receivers.changed_in(layer)
+            for head in self.rows.heads(layer) if changed else ():
+                if not changed.isdisjoint(self._head_receivers(head)):
+                    self._run_head(head)
+            if self.graph.mlps and self.rows.is_live(self.graph.mlp(layer)):
                 self._run_mlp(layer)
-            if not self._keep:
+            if not self.keep:
                 # Nothing above this layer reads its receivers: their states are the bulk of a sweep's memory.
                 self.states.clear()
         logits = self.graph.logits
@@ -60,34 +75,36 @@ class Sweep:
         if moved is not None:
             dx, merged = moved
             dx = dx + self.rows.of_bases(merged, lambda base: base.kept_x(logits))
-            self._final = dx, merged.variant
-
-    def final_x(self) -> tuple[Tensor, Index] | None:
-        """Input of ``logits`` in the rows that change it, [V, P, C, D], and each row's variant."""
-        return self._final
+            self.final = Change(Values(dx, self.rows.sizes(merged, logits)), merged.variant)
 
     def as_base(self, row: int, circuit: Circuit) -> Base:
         """The base of one row, whose circuit this is."""
         base = self.rows.bases[self.rows.base_of[row]]
-        patched = dict(base.patched)
-        for sender, change in self.senders.items():
-            if change.variant[row] >= 0:
-                before = base.output(sender, self.plan.needed[sender])
-                patched[sender] = before + change.values[change.variant[row]]
-        states = {}
-        for receiver, new in self.states.items():
-            if new is not None and (i := new.variant[row]) >= 0:
-                states[receiver] = State(new.u[i], new.square[i], new.value[i])
-        final = self.final_x()
-        final_x = None if final is None or final[1][row] < 0 else final[0][final[1][row]]
-        return Base(base.reference, circuit, self.plan, base, patched, states, final_x)
+        outputs = (
+            (sender, base.output(sender, base.plan.needed[sender]) + change.values.of(change.variant[row]))
+            for sender, change in self.senders.items()
+            if change.variant[row] >= 0
+        )
+        states = {
+            receiver: State(new.u.of(i), new.square.of(i), new.value.of(i))
+            for receiver, new in self.states.items()
+            if new is not None and (i := new.variant[row]) >= 0
+        }
+        changed = {receiver for receiver, variant in self.changed.items() if variant[row] >= 0}
+        final_x = None
+        if self.final is not None and self.final.variant[row] >= 0:
+            final_x = self.final.values.of(self.final.variant[row])
+            changed.add(self.graph.logits)
+        return Base.derived(base, circuit, outputs, states, final_x, frozenset(changed))
 
     # Senders
 
     def _run_head(self, head: int) -> None:
-        receivers = self.base.head_receivers(head)
+        receivers = self._head_receivers(head)
         states = [self._state(receiver) for receiver in receivers]
-        merged = merge([s.variant for s in states if s is not None], self.rows.groups(*receivers))
+        # A group's keys may have changed in jobs where this head of the group is not live.
+        columns = [self.rows.where_live(head, s.variant) for s in states if s is not None]
+        merged = merge(columns)
         if merged is None:
             return
         picks = iter(merged.picks)
@@ -95,25 +112,77 @@ class Sweep:
             self._values(receiver, merged, state, None if state is None else next(picks))
             for receiver, state in zip(receivers, states, strict=True)
         )
-        _, k_receiver, v_receiver = receivers
-        z = self.base.attend(head, q, self._with_prefix(k_receiver, k), self._with_prefix(v_receiver, v))
+        z = self._attend(head, merged, (q, k, v))
         z -= self.rows.of_bases(merged, lambda base: base.z(head))
-        self.senders[head] = Change(z, merged.variant)
+        sizes = self.rows.sizes(merged, receivers[0])
+        self._receivers.add(head, Change(Values(z, sizes), merged.variant))
+
+    def _head_receivers(self, head: int) -> tuple[int, int, int]:
+        return self.graph.head_receivers(head)
+
+    def _attend(self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Attention in merged variants, laid out as ``sizes`` at the head's queries."""
+        base_of = self.rows.base_of[merged.first]
+        number: dict[object, int] = {}
+        kind_of_base = {}
+        for i in dict.fromkeys(base_of.tolist()):
+            base = self.rows.bases[i]
+            kind_of_base[i] = number.setdefault((base.tokens.geometry, base.plan.needed[head]), len(number))
+        if len(number) == 1:
+            return self._attend_alike(head, merged, qkv)
+        kinds = np.array([kind_of_base[i] for i in base_of.tolist()])
+        return self._attend_by_kind(head, merged, qkv, kinds)
+
+    def _attend_by_kind(
+        self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor], kinds: Index
+    ) -> Tensor:
+        """Attention where variants differ in shape: each kind of shape on its own."""
+        receivers = self._head_receivers(head)
+        sizes = self.rows.sizes(merged, receivers[0])
+        starts, out = np.cumsum(sizes) - sizes, qkv[0].new_empty(int(sizes.sum()), qkv[0].shape[-1])
+        for kind in np.unique(kinds):
+            chosen = np.flatnonzero(kinds == kind)
+            q, k, v = (
+                _chosen(x, self.rows.sizes(merged, receiver), chosen)
+                for receiver, x in zip(receivers, qkv, strict=True)
+            )
+            z = self._attend_alike(head, merged.some(chosen), (q, k, v)).flatten(0, 1)
+            if chosen[-1] - chosen[0] + 1 == len(chosen):
+                out[starts[chosen[0]] : starts[chosen[0]] + len(z)] = z
+            else:
+                out[torch.from_numpy(token_index(starts[chosen], sizes[chosen]))] = z
+        return laid_out(out, sizes)
+
+    def _attend_alike(self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Attention in variants of one geometry that are needed at the same places."""
+        base = self.rows.bases[self.rows.base_of[merged.first[0]]]
+        _, k, v = self._head_receivers(head)
+        past = None
+        if base.tokens.start:
+            past = (
+                self.rows.of_bases(merged, lambda b: b.reference.prefix(k)),
+                self.rows.of_bases(merged, lambda b: b.reference.prefix(v)),
+            )
+        layer = (head - 1) // self.graph.senders_per_layer
+        return attend(base.tokens, layer, base.plan.needed[head], qkv, past)
 
     def _run_mlp(self, layer: int) -> None:
         receiver = self.graph.receiver_of("mlp", layer)
         sources = self._receivers.sources(receiver)
+        if not sources and receiver not in self.rows.cuts:
+            return
         parts = [self._mlp_part(layer, receiver, sources, rows) for rows in self._row_chunks(receiver)]
         changes = [part for part in parts if part is not None]
         if changes:
-            self.senders[self.graph.mlp(layer)] = _joined(changes)
+            change = _joined(changes)
+            self._receivers.add(self.graph.mlp(layer), change)
+            self.changed[receiver] = change.variant
 
     def _row_chunks(self, receiver: int) -> list[NDArray[np.bool_]]:
         """Masks that split the rows so that hidden units of one part stay below `PART_ELEMENTS`."""
         count = len(self.rows)
-        prompts, places = self.base.shape(receiver)
-        width = self.weights.reads(receiver).shape[-1]
-        size = count if self._keep else max(1, PART_ELEMENTS // (prompts * places * width))
+        elements = int(self.rows.counts(receiver).max()) * self.weights.reads(receiver).shape[-1]
+        size = max(1, PART_ELEMENTS // elements)
         return [np.arange(count) // size == part for part in range(-(-count // size))]
 
     def _mlp_part(
@@ -123,47 +192,52 @@ class Sweep:
         state = self._receivers.new_state(receiver, sources, rows)
         if state is None:
             return None
-        if self._keep:
-            self.states[receiver] = state
-        merged = merge([state.variant], self.rows.groups(receiver))
+        merged = merge([state.variant])
         w_out = self.weights.weights.layers[layer].w_out
         assert merged is not None
         assert w_out is not None
-        change = self.weights.hidden(layer, pick(state.value, merged.picks[0]))
-        change -= self.rows.of_bases(merged, lambda base: base.hidden(layer))
-        return Change(matmul(change, w_out), merged.variant)
+        sizes = self.rows.sizes(merged, receiver)
+        change = pick(state.value, merged.picks[0], sizes).data
+        change -= self.rows.of_bases(merged, lambda base: base.state(receiver).value)
+        return Change(Values(matmul(change, w_out), sizes), merged.variant)
 
     def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:
-        """A receiver's value in merged variants: [V or 1, P, C, K]."""
+        """A receiver's value in merged variants: [V or 1, N, K]."""
         if state is None or wanted is None:
             return self.rows.of_bases(merged, lambda base: base.state(receiver).value)
-        picked = pick(state.value, wanted)
+        sizes = self.rows.sizes(merged, receiver)
+        picked = pick(state.value, wanted, sizes)
         same = np.flatnonzero(wanted < 0)
         if len(same):
-            bases = self.rows.of_bases(merged, lambda base: base.state(receiver).value).expand_as(picked)
-            picked[torch.from_numpy(same)] = bases[torch.from_numpy(same)]
-        return picked
-
-    def _with_prefix(self, receiver: int, value: Tensor) -> Tensor:
-        prefix = self.base.reference.prefix(receiver)
-        if not prefix.shape[-2]:
-            return value
-        return torch.cat([prefix.expand(len(value), -1, -1, -1), value], -2)
+            unchanged = self.rows.of_bases(merged.some(same), lambda base: base.state(receiver).value)
+            tokens = torch.from_numpy(token_index(picked.starts[same], sizes[same]))
+            unchanged = unchanged.expand(*layout(sizes[same]), -1).flatten(0, 1)
+            picked.data.flatten(0, 1)[tokens] = unchanged
+        return picked.data
 
     def _state(self, receiver: int) -> NewState | None:
         if receiver not in self.states:
             state = self._receivers.new_state(receiver, self._receivers.sources(receiver), None)
             self.states[receiver] = state
             if state is not None:
-                self.moved[receiver] = state.variant
+                self.changed[receiver] = state.variant
         return self.states[receiver]
 
 
-def _joined(changes: Sequence[Change]) -> Change:
+def _chosen(x: Tensor, sizes: Index, chosen: Index) -> Tensor:
+    """Some variants of values that may all be the same one, [1, N, K]."""
+    if len(x) == 1 and x.shape[1] == sizes[0] and len(sizes) > 1:
+        return x
+    return some(Values(x, sizes), chosen)
+
+
+def _joined(changes: list[Change]) -> Change:
     """One change from those of disjoint rows."""
     if len(changes) == 1:
         return changes[0]
     variant = np.full(len(changes[0].variant), -1)
-    for change, offset in zip(changes, np.cumsum([0, *(len(c.values) for c in changes)]), strict=False):
+    offset = 0
+    for change in changes:
         variant = np.where(change.variant < 0, variant, change.variant + offset)
-    return Change(torch.cat([change.values for change in changes]), variant)
+        offset += len(change.values.sizes)
+    return Change(joined([change.values for change in changes]), variant)

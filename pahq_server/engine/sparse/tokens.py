@@ -1,17 +1,24 @@
-"""Which token positions can change, and which are needed.
+"""Which token positions can change, which are needed, and how they are packed.
 
-Two sets of positions matter, both rectangles [P, C] so that tensors stay dense:
+Two sets of positions matter:
 
 - the *window*: from the first position where any clean prompt differs from its corrupted one to the
-  last where a metric is read. Under causal attention and resample ablation nothing earlier can change;
-  under causal attention nothing later is needed. Without these preconditions it spans the prompts.
+  last of each prompt where a metric is read. Under causal attention and resample ablation nothing earlier
+  can change; under causal attention nothing later is needed. Without these preconditions it is all of each
+  prompt.
 - the *metric places*: where the metric is read.
+
+Tensors hold the tokens of all prompts of a set one after the other, without padding: [N, d]. Only
+attention needs to know which of them belong together: `Grid`.
+
+Shape suffixes: P prompts, T token positions, C columns of a grid, N packed tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,14 +36,55 @@ class Places(Enum):
     WINDOW = "window"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Packed tokens as a rectangle of prompts x columns, for attention.
+
+    Args:
+        positions: token position of every place: int64, [P, C].
+        real: whether the place holds a token of the set: bool, [P, C]. Others repeat the prompt's last one.
+    """
+
+    positions: Tensor
+    real: Tensor
+
+    @cached_property
+    def _packed(self) -> Tensor:
+        """Index of the token in every place: int64, [P * C]."""
+        counts = self.real.sum(1)
+        columns = torch.arange(self.real.shape[1]).expand(self.real.shape)
+        columns = torch.minimum(columns, counts[:, None] - 1)
+        return (columns + (counts.cumsum(0) - counts)[:, None]).flatten()
+
+    @cached_property
+    def _full(self) -> bool:
+        return bool(self.real.all())
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Index of the place of every token: int64, [N]."""
+        return self.real.flatten().nonzero()[:, 0]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """From packed tokens [..., N, d] to the rectangle [..., P, C, d]."""
+        x = x if self._full else x[..., self._packed, :]
+        return x.view(*x.shape[:-2], *self.real.shape, x.shape[-1])
+
+    def pack(self, x: Tensor) -> Tensor:
+        """From the rectangle [..., P, C, d] to packed tokens [..., N, d]."""
+        x = x.flatten(-3, -2)
+        return x if self._full else x[..., self._places, :]
+
+
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """Token geometry of a job. P prompts, T tokens up to the end of the window.
+    """Token geometry of a job. T is the end of the longest prompt's window.
 
     Args:
         clean, corrupted: int64, shape [P, T].
         real: bool, shape [P, T]: which places hold a token.
-        start: first position of the window; it ends at T.
+        start: first position of the window.
+        ends: per prompt, where its window ends.
         metric: int64, shape [P, places]: positions where the metric is read.
         hidden: per layer, float [P, T, T] (query, key): 0 where visible, -inf where not.
     """
@@ -45,14 +93,17 @@ class Tokens:
     corrupted: Tensor | None
     real: Tensor
     start: int
+    ends: tuple[int, ...]
     metric: Tensor
     hidden: tuple[Tensor, ...]
+    _masks: dict[tuple[int, Places], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, arch: Architecture, task: TokenTask, ablation: str) -> Tokens:
         batch = PromptBatch.of(task)
         metric = batch.metric_position.view(len(task.clean), -1)
-        end = int(metric.max()) + 1 if arch.causal else max(batch.lengths)
+        ends = (metric.max(1).values + 1).tolist() if arch.causal else batch.lengths
+        end = max(ends)
         start = _first_change(batch) if arch.causal and ablation == "resample" else 0
         masks = {window: _hidden(arch, layer, batch, end) for layer, window in enumerate(arch.windows)}
         return cls(
@@ -60,6 +111,7 @@ class Tokens:
             corrupted=None if batch.corrupted is None else batch.corrupted[:, :end],
             real=batch.real[:, :end],
             start=min(start, int(metric.min())),
+            ends=tuple(ends),
             metric=metric,
             hidden=tuple(masks[window] for window in arch.windows),
         )
@@ -72,31 +124,65 @@ class Tokens:
     def end(self) -> int:
         return self.clean.shape[1]
 
-    def count(self, places: Places) -> int:
-        """Positions per prompt."""
-        return self.metric.shape[1] if places is Places.METRIC else self.end - self.start
+    @cached_property
+    def geometry(self) -> tuple[object, ...]:
+        """Equal for jobs whose attention has the same shapes and masks."""
+        return (self.start, self.ends, tuple(self.metric.flatten().tolist()), self.metric.shape)
 
-    def take(self, x: Tensor, places: Places) -> Tensor:
-        """From all positions [..., P, T, d] to some [..., P, C, d]."""
-        if places is Places.WINDOW:
-            return x[..., self.start :, :]
-        return x[..., torch.arange(self.prompts)[:, None], self.metric, :]
+    def grid(self, places: Places) -> Grid:
+        return self._metric_grid if places is Places.METRIC else self._window_grid
+
+    @cached_property
+    def _metric_grid(self) -> Grid:
+        return Grid(self.metric, torch.ones_like(self.metric, dtype=torch.bool))
+
+    @cached_property
+    def _window_grid(self) -> Grid:
+        positions = torch.arange(self.start, self.end).expand(self.prompts, -1)
+        return Grid(positions, positions < torch.tensor(self.ends)[:, None])
+
+    def count(self, places: Places) -> int:
+        """Packed tokens of a set, N."""
+        return self._counts[places]
+
+    @cached_property
+    def _counts(self) -> dict[Places, int]:
+        return {places: int(self.grid(places).real.sum()) for places in Places}
+
+    def pack(self, x: Tensor) -> Tensor:
+        """The window of a tensor over all positions: from [..., P, T, d] to [..., N, d]."""
+        return self._window_grid.pack(x[..., self.start :, :])
+
+    @cached_property
+    def metric_in_window(self) -> Tensor:
+        """Index of every metric place among the packed tokens of the window: int64, [N]."""
+        counts = self._window_grid.real.sum(1)
+        offsets = counts.cumsum(0) - counts
+        return (offsets[:, None] + self.metric - self.start).flatten()
 
     def narrow(self, x: Tensor, have: Places, want: Places) -> Tensor:
-        """From the window [..., P, W, d] to what is wanted."""
+        """From the tokens of one set, [..., N, d], to those of another."""
         if have is want:
             return x
         assert have is Places.WINDOW, "values are kept wherever any reader needs them"
-        return x[..., torch.arange(self.prompts)[:, None], self.metric - self.start, :]
+        return x[..., self.metric_in_window, :]
 
     def hidden_at(self, layer: int, places: Places) -> Tensor:
-        """Attention mask of the queries at some places: [P, C, T], 0 or -inf."""
-        return self.take(self.hidden[layer], places)
+        """Attention mask of the queries of a grid: [P, C, T], 0 or -inf."""
+        key = (id(self.hidden[layer]), places)
+        if key not in self._masks:
+            rows = torch.arange(self.prompts)[:, None]
+            self._masks[key] = self.hidden[layer][rows, self.grid(places).positions]
+        return self._masks[key]
 
     def positions(self, places: Places) -> Tensor:
-        """Position numbers: int64, shape [P, C]."""
-        every = torch.arange(self.end).expand(self.prompts, -1)
-        return self.take(every[..., None], places)[..., 0]
+        """Position of every packed token: int64, [N]."""
+        return self._positions[places]
+
+    @cached_property
+    def _positions(self) -> dict[Places, Tensor]:
+        grids = {places: self.grid(places) for places in Places}
+        return {places: grid.positions[grid.real] for places, grid in grids.items()}
 
 
 def _first_change(batch: PromptBatch) -> int:

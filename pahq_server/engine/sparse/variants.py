@@ -1,9 +1,14 @@
-"""Grouping rows that agree on all inputs of a node, so that each distinct input is computed once."""
+"""Grouping rows that agree on all inputs of a node, so that each distinct input is computed once.
+
+The values of V variants stand one after the other in one tensor: [V, N, d] where all have equally many
+tokens, [1, sum of N, d] where they belong to jobs of different sizes. Arithmetic does not notice.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Index = NDArray[np.int64]
+
+# Numbers of combinations above this are made small again before they can overflow.
+_LARGE = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -29,30 +37,114 @@ class Merged:
     variant: Index
     first: Index
 
+    def some(self, chosen: Index) -> Merged:
+        """Only the chosen variants; ``variant`` keeps the old numbers."""
+        return Merged(len(chosen), [p[chosen] for p in self.picks], self.variant, self.first[chosen])
 
-def merge(columns: Sequence[Index], group: Index) -> Merged | None:
-    """Groups rows by their inputs' variants and by ``group``; None if no row changes any input."""
-    active = np.flatnonzero(np.max(columns, axis=0) >= 0) if columns else np.empty(0, dtype=np.int64)
+
+@dataclass(frozen=True)
+class Values:
+    """One value per variant.
+
+    Args:
+        data: [V, N, ...] or, for unequal sizes, [1, sum of N, ...].
+        sizes: per variant, its number of tokens N: [V].
+    """
+
+    data: Tensor
+    sizes: Index
+
+    @cached_property
+    def even(self) -> bool:
+        return len(self.data) == len(self.sizes)
+
+    def of(self, variant: int) -> Tensor:
+        """Value of one variant: [N, ...]."""
+        if self.even:
+            return self.data[variant]
+        return self.data[0, self.starts[variant] : self.starts[variant] + self.sizes[variant]]
+
+    @cached_property
+    def starts(self) -> Index:
+        """First token of each variant."""
+        return np.cumsum(self.sizes) - self.sizes
+
+
+def layout(sizes: Index) -> tuple[int, int]:
+    """The first two dimensions of the values of variants with these sizes."""
+    even = len(sizes) == 1 or bool((sizes == sizes[0]).all())
+    return (len(sizes), int(sizes[0])) if even else (1, int(sizes.sum()))
+
+
+def laid_out(flat: Tensor, sizes: Index) -> Tensor:
+    """The tokens of all variants, [sum of N, ...], as values of variants with these sizes."""
+    return flat.view(*layout(sizes), *flat.shape[1:])
+
+
+def merge(columns: Sequence[Index]) -> Merged | None:
+    """Groups rows by their inputs' variants, which are of one base each; None if no row changes any input."""
+    if not columns:
+        return None
+    # One number per row that is equal for equal combinations of variants.
+    combined = columns[0] + 1
+    for column in columns[1:]:
+        combined = combined * (int(column.max()) + 2) + column + 1
+        if int(combined.max()) > _LARGE:
+            combined = np.unique(combined, return_inverse=True)[1] + (combined.min() > 0)
+    active = np.flatnonzero(combined)
     if not len(active):
         return None
-    numbers: dict[tuple[int, ...], int] = {}
-    keys = zip(group[active].tolist(), *(column[active].tolist() for column in columns), strict=True)
-    merged = [numbers.setdefault(key, len(numbers)) for key in keys]
-    variant = np.full(len(group), -1)
-    variant[active] = merged
-    first = active[np.unique(merged, return_index=True)[1]]
-    return Merged(len(numbers), [column[first] for column in columns], variant, first)
+    _, first, inverse = np.unique(combined[active], return_index=True, return_inverse=True)
+    # Numbered in order of their first rows: variants of one job stand together.
+    order = np.argsort(first)
+    variant = np.full(len(combined), -1)
+    variant[active] = np.argsort(order)[inverse]
+    first = active[first[order]]
+    return Merged(len(first), [column[first] for column in columns], variant, first)
 
 
-def pick(values: Tensor, wanted: Index) -> Tensor:
-    """Values [V, ...] by merged variant; zero where -1 is wanted."""
-    if is_identity(wanted, len(values)):
+def pick(values: Values, wanted: Index, sizes: Index) -> Values:
+    """Values by merged variant, which have the given sizes; zero where -1 is wanted."""
+    if is_identity(wanted, len(values.sizes)):
         return values
-    picked = values[torch.from_numpy(np.maximum(wanted, 0))]
     unchanged = np.flatnonzero(wanted < 0)
-    if len(unchanged):
-        picked[torch.from_numpy(unchanged)] = 0
-    return picked
+    shape = layout(sizes)
+    if values.even and shape[0] == len(sizes) and values.data.shape[1] == shape[1]:
+        data = values.data[torch.from_numpy(np.maximum(wanted, 0))]
+        if len(unchanged):
+            data[torch.from_numpy(unchanged)] = 0
+        return Values(data, sizes)
+    data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
+    changed = np.flatnonzero(wanted >= 0)
+    here = token_index((np.cumsum(sizes) - sizes)[changed], sizes[changed])
+    there = token_index(values.starts[wanted[changed]], sizes[changed])
+    data[torch.from_numpy(here)] = values.data.flatten(0, 1)[torch.from_numpy(there)]
+    return Values(laid_out(data, sizes), sizes)
+
+
+def some(values: Values, chosen: Index) -> Tensor:
+    """The values of some variants of equal sizes, in ascending order: [V, N, ...]."""
+    first, last = int(chosen[0]), int(chosen[-1])
+    size = int(values.sizes[first])
+    if last - first + 1 == len(chosen):
+        start = int(values.starts[first])
+        flat = values.data.flatten(0, 1)[start : start + len(chosen) * size]
+        return flat.view(len(chosen), size, *flat.shape[1:])
+    return pick(values, chosen, values.sizes[chosen]).data
+
+
+def joined(parts: Sequence[Values]) -> Values:
+    """The variants of all parts, one after the other."""
+    sizes = np.concatenate([part.sizes for part in parts])
+    data = torch.cat([part.data.flatten(0, 1) for part in parts])
+    return Values(laid_out(data, sizes), sizes)
+
+
+def token_index(starts: Index, sizes: Index) -> Index:
+    """The numbers ``starts[i] ... starts[i] + sizes[i] - 1`` for every i, one after the other."""
+    offsets = np.cumsum(sizes) - sizes
+    index: Index = np.arange(int(sizes.sum())) + np.repeat(starts - offsets, sizes)
+    return index
 
 
 def is_identity(wanted: Index, count: int) -> bool:

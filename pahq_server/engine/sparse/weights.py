@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pahq_server.core.graph import Graph
+from pahq_server.core.graph import Graph, ReceiverKind
 from pahq_server.engine import ops
 from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.activations import ACTIVATIONS
@@ -76,18 +76,25 @@ class SparseWeights:
         """Inner products of what two heads write: W_O W_O'^T, [K, K]."""
         return self._product((-1 - first, second), lambda: self.writes(first) @ self.writes(second).T)
 
-    def finish(self, receiver: int, u: Tensor, square: Tensor, positions: Tensor) -> Tensor:
-        """A receiver's value from its unnormed projection and its input's sum of squares.
+    def finish(self, receiver: int, u: Tensor, square: Tensor, positions: Tensor | None) -> Tensor:
+        """A receiver's value, or an MLP's hidden units, from its unnormed projection and sum of squares.
 
         Args:
             receiver: q, k, v or MLP receiver.
-            u: input times `reads`, [..., P, C, O].
-            square: sum of squares of the input, [..., P, C].
-            positions: position numbers for rotary embeddings, [P, C].
+            u: input times `reads`, [..., N, O].
+            square: sum of squares of the input, [..., N].
+            positions: position numbers for rotary embeddings, [..., N]; without them None will do.
         """
         value = torch.addcmul(self.bias(receiver), u, self.inverse_norm(square))
-        if self.weights.rotary is None or self.graph.receiver(receiver).kind not in ("q", "k"):
+        kind, layer, _ = self.graph.receiver(receiver)
+        if kind == "mlp":
+            return self._hidden(layer, value)
+        if kind == "v":
             return value
+        value = self._head_normed(layer, kind, value)
+        if self.weights.rotary is None:
+            return value
+        assert positions is not None
         cos, sin = self._rotation(positions)
         return ops.apply_rotation(value, cos, sin)
 
@@ -95,10 +102,22 @@ class SparseWeights:
         """What the input is multiplied by: [..., 1] for sums of squares [...]; 1 without norm."""
         if self.arch.norm is None:
             return torch.ones((), dtype=square.dtype)
-        return (square / self.arch.d_model + self.arch.eps).rsqrt_()[..., None]
+        return self._inverse_root(square, self.arch.d_model)
 
-    def hidden(self, layer: int, value: Tensor) -> Tensor:
-        """Hidden units of an MLP from its receiver's value."""
+    def _inverse_root(self, square: Tensor, count: int) -> Tensor:
+        return (square / count + self.arch.eps).rsqrt_()[..., None]
+
+    def _head_normed(self, layer: int, kind: ReceiverKind, value: Tensor) -> Tensor:
+        """Queries or keys of a head, [..., K], after the norm that some models put on them."""
+        weights = self.weights.layers[layer]
+        weight = weights.q_norm if kind == "q" else weights.k_norm
+        if weight is None:
+            return value
+        square = torch.linalg.vecdot(value, value)
+        return value * self._inverse_root(square, self.arch.d_head) * weight
+
+    def _hidden(self, layer: int, value: Tensor) -> Tensor:
+        """Hidden units of an MLP before its second matrix."""
         activation = ACTIVATIONS[self.arch.activation]
         if self.weights.layers[layer].w_gate is None:
             return activation(value)

@@ -1,0 +1,125 @@
+"""Runs the jobs of one model, whatever room there is for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pahq_server.core.engine import Outcome, Row
+from pahq_server.core.errors import ResourceExhaustedError
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import TokenTask
+from pahq_server.engine.sparse.executor import SparseExecutor, score_together
+from pahq_server.engine.sparse.shared import DeviceMemory, Shared
+from pahq_server.memory.errors import OutOfPagesError
+from pahq_server.models.architecture import Model
+
+# What is raised where there is no memory: by the pool, by Python, by torch on a GPU. On a CPU torch raises
+# a plain RuntimeError, which is told by its text.
+_OUT_OF_MEMORY = (OutOfPagesError, MemoryError)
+_ALLOCATION_FAILED = "allocate memory"
+RETRY_S = 10.0
+
+Job = tuple[SparseExecutor, Sequence[Row]]
+
+
+class SparseBackend:
+    """Jobs of one model.
+
+    Under memory pressure, in this order: what other jobs keep for later is dropped; jobs are scored one by
+    one; a job has fewer anchors at a time, and keeps less of them; its rows are scored in smaller and smaller
+    parts. Scores keep their bits all the while.
+
+    Args:
+        model: folded (see `models.folding`).
+        memory: of the device that the model is on.
+        namespace: names the model's weights and the precision among all models on the device.
+    """
+
+    def __init__(self, model: Model, memory: DeviceMemory, namespace: bytes) -> None:
+        self._memory, self._shared = memory, Shared(model, memory, namespace)
+
+    def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> SparseExecutor:
+        """Raises ResourceExhaustedError if there is no room for the job beside those that are open."""
+        try:
+            return SparseExecutor(self._shared, graph, task, metric, ablation)
+        except Exception as error:
+            if not _is_memory(error):
+                raise
+        self._memory.preempt(keep=())
+        try:
+            return SparseExecutor(self._shared, graph, task, metric, ablation)
+        except Exception as error:
+            if not _is_memory(error):
+                raise
+            raise ResourceExhaustedError(f"not enough memory for the job: {error}", RETRY_S) from error
+
+    def score(self, work: Sequence[Job]) -> list[Outcome]:
+        """One outcome per job, in order: a failing one does not hurt the others."""
+        groups: dict[Graph, list[int]] = {}
+        for number, (job, _) in enumerate(work):
+            groups.setdefault(job.graph, []).append(number)
+        outcomes: dict[int, Outcome] = {}
+        for numbers in groups.values():
+            found = self._score_group([work[number] for number in numbers])
+            outcomes |= zip(numbers, found, strict=True)
+        return [outcomes[number] for number in range(len(work))]
+
+    def _score_group(self, group: Sequence[Job]) -> list[Outcome]:
+        """Jobs of one graph: together if that works, else one by one."""
+        if not any(job.frugal for job, _ in group):
+            try:
+                return score_together(group, self._memory.scratch_bytes)
+            except Exception as error:  # noqa: BLE001 - alone, each job gets its own error
+                if len(group) == 1 and not _is_memory(error):
+                    return [error]
+        outcomes: list[Outcome] = []
+        for job, rows in group:
+            self._memory.preempt(keep=(job,))
+            try:
+                outcomes.append(self._score_alone(job, rows))
+            except Exception as error:  # noqa: BLE001 - reported as the job's outcome
+                outcomes.append(error)
+        return outcomes
+
+    def _score_alone(self, job: SparseExecutor, rows: Sequence[Row]) -> list[float]:
+        """Rows of one job, in parts as large as there is room for."""
+        scores: list[float] = []
+        for part in _by_anchors(rows, job.anchors_at_once):
+            try:
+                scores += job.score(part, self._memory.scratch_bytes)
+            except Exception as error:
+                if not _is_memory(error):
+                    raise
+                scores += self._score_smaller(job, part, error)
+        return scores
+
+    def _score_smaller(self, job: SparseExecutor, rows: Sequence[Row], error: Exception) -> list[float]:
+        """Rows that were too many at once: with fewer anchors at a time, then with fewer rows."""
+        job.forget()
+        anchors = len({id(row.anchor) for row in rows})
+        if anchors > 1 or not job.frugal:
+            job.anchors_at_once, job.frugal = max(1, anchors // 2), True
+            return self._score_alone(job, rows)
+        if len(rows) == 1:
+            raise ResourceExhaustedError(f"not enough memory for one row: {error}", RETRY_S) from error
+        half = len(rows) // 2
+        return self._score_alone(job, rows[:half]) + self._score_alone(job, rows[half:])
+
+
+def _by_anchors(rows: Sequence[Row], most: int) -> list[list[Row]]:
+    """The rows in order, in parts with at most so many anchors each."""
+    parts: list[list[Row]] = []
+    anchors: set[int] = set()
+    for row in rows:
+        if not parts or (id(row.anchor) not in anchors and len(anchors) == most):
+            parts.append([])
+            anchors = set()
+        parts[-1].append(row)
+        anchors.add(id(row.anchor))
+    return parts
+
+
+def _is_memory(error: Exception) -> bool:
+    return isinstance(error, _OUT_OF_MEMORY) or (
+        isinstance(error, RuntimeError) and _ALLOCATION_FAILED in str(error)
+    )

@@ -1,0 +1,119 @@
+"""Tensors that outlive a sweep, in pages: one block table per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pahq_server.memory.pool import PagePool
+from pahq_server.memory.table import BlockTable
+
+# Rows by which a block table grows.
+GROWTH = 16
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class PagedTensors:
+    """Tensors by layer and name, in pages that other sets may share.
+
+    Whoever makes a set releases it.
+
+    Args:
+        pool: where the pages come from.
+    """
+
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+        self.tables: dict[int, BlockTable] = {}
+        # Row in its layer's table and shapes of what is stored under a name.
+        self._rows: dict[tuple[int, Hashable], tuple[int, Shapes]] = {}
+        # Rows per table that have been used, the first ones, and those of them that were dropped.
+        self._filled: dict[int, int] = {}
+        self._dropped: dict[int, list[int]] = {}
+        # Tensors that are read in place; they stay good until they are written to or released.
+        self._views: dict[tuple[int, Hashable], tuple[Tensor, ...]] = {}
+
+    def has(self, layer: int, name: Hashable) -> bool:
+        return (layer, name) in self._rows
+
+    def get(self, layer: int, name: Hashable) -> Tensor:
+        """The one tensor of this name, in place if its pages are consecutive. KeyError if there is none."""
+        return self.get_all(layer, name)[0]
+
+    def get_all(self, layer: int, name: Hashable) -> tuple[Tensor, ...]:
+        """The tensors of this name, in place if their pages are consecutive. KeyError if there are none."""
+        views = self._views.get((layer, name))
+        if views is None:
+            row, shapes = self._rows[layer, name]
+            flat = self.tables[layer].get(row)
+            parts = flat.split([math.prod(shape) for shape in shapes])
+            views = tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+            if flat.untyped_storage().data_ptr() == self.pool.storage.untyped_storage().data_ptr():
+                self._views[layer, name] = views
+        return views
+
+    def put(self, layer: int, name: Hashable, tensor: Tensor) -> Tensor:
+        """Stores a tensor and returns it as stored. Raises OutOfPagesError and keeps what there was."""
+        return self.put_all(layer, name, (tensor,))[0]
+
+    def put_all(self, layer: int, name: Hashable, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Stores tensors of one dtype under one name, one after the other; see `put`."""
+        table = self.tables.get(layer)
+        if table is None:
+            table = self.tables[layer] = BlockTable(self.pool, GROWTH)
+        row = self._row(layer, name)
+        if row == table.num_rows:
+            table.grow(row)
+        flat = [tensor.flatten() for tensor in tensors]
+        table.put(row, torch.cat(flat) if len(flat) > 1 else flat[0])
+        self._filled[layer] = max(self._filled.get(layer, 0), row + 1)
+        if row in self._dropped.get(layer, ()):
+            self._dropped[layer].remove(row)
+        self._rows[layer, name] = row, tuple(tuple(tensor.shape) for tensor in tensors)
+        self._views.pop((layer, name), None)
+        return self.get_all(layer, name)
+
+    def drop(self, layer: int, name: Hashable) -> None:
+        """Forgets the tensors of a name, if there are any."""
+        if self.has(layer, name):
+            row, _ = self._rows.pop((layer, name))
+            self._views.pop((layer, name), None)
+            self.tables[layer].drop(row)
+            self._dropped.setdefault(layer, []).append(row)
+
+    def _row(self, layer: int, name: Hashable) -> int:
+        """The row of a name, or one for a new name."""
+        if self.has(layer, name):
+            return self._rows[layer, name][0]
+        dropped = self._dropped.get(layer)
+        return dropped[-1] if dropped else self._filled.get(layer, 0)
+
+    def shares(self, other: PagedTensors, layer: int, name: Hashable) -> bool:
+        """Whether both sets have a name's tensors in the same pages."""
+        if not (self.has(layer, name) and other.has(layer, name)):
+            return False
+        pages, others = (each.tables[layer].blocks(each._rows[layer, name][0]) for each in (self, other))
+        return np.array_equal(pages, others)
+
+    def fork(self) -> PagedTensors:
+        """A set with the same tensors in the same pages; writes to either do not show in the other."""
+        fork = PagedTensors(self.pool)
+        fork.tables = {layer: table.fork() for layer, table in self.tables.items()}
+        fork._rows, fork._filled, fork._views = dict(self._rows), dict(self._filled), dict(self._views)
+        fork._dropped = {layer: list(rows) for layer, rows in self._dropped.items()}
+        return fork
+
+    def release(self) -> None:
+        """Forgets all tensors. May be called again."""
+        for table in self.tables.values():
+            table.release()
+        self.tables.clear()
+        self._rows.clear()
+        self._filled.clear()
+        self._dropped.clear()
+        self._views.clear()

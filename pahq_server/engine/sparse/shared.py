@@ -1,0 +1,76 @@
+"""What jobs share: the memory of a device, and per model its weights in the form the sweep wants."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+from weakref import WeakSet
+
+from pahq_server.core.graph import Graph
+from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.memory.pool import PagePool
+from pahq_server.memory.prefix import PrefixCache
+from pahq_server.models.architecture import Model
+
+# Share of the memory for the values of a sweep; the rest is the pool.
+SCRATCH_SHARE = 0.25
+# A page holds so many tokens of one head, within limits.
+PAGE_TOKENS = 256
+MIN_PAGE_BYTES, MAX_PAGE_BYTES = 4 << 10, 256 << 10
+
+
+class Preemptible(Protocol):
+    """A job whose bases can be dropped."""
+
+    def forget(self) -> bool:
+        """Drops what can be computed again; returns whether there was anything."""
+        ...
+
+
+class DeviceMemory:
+    """The memory of one device: a pool of pages, and scratch memory for sweeps.
+
+    Args:
+        memory_bytes: for both together.
+        page_bytes: a multiple of 16.
+    """
+
+    def __init__(self, memory_bytes: int, page_bytes: int = 64 << 10) -> None:
+        self.scratch_bytes = int(memory_bytes * SCRATCH_SHARE)
+        self.pool = PagePool(max(memory_bytes - self.scratch_bytes, page_bytes), page_bytes=page_bytes)
+        self.prefixes = PrefixCache(self.pool)
+        self.jobs: WeakSet[Preemptible] = WeakSet()
+        self.preemptions = 0
+
+    def preempt(self, keep: Collection[Preemptible]) -> None:
+        """Drops the bases of all jobs but some; they are computed again when these jobs go on."""
+        for job in list(self.jobs):
+            if job not in keep:
+                self.preemptions += job.forget()
+
+
+def page_bytes_for(models: Collection[Model]) -> int:
+    """A page size that suits the widest heads of these models."""
+    width = max((model.architecture.d_head * model.dtype.itemsize for model in models), default=256)
+    size = 1 << (PAGE_TOKENS * width - 1).bit_length()
+    return min(max(size, MIN_PAGE_BYTES), MAX_PAGE_BYTES)
+
+
+class Shared:
+    """A model and what its jobs share.
+
+    Args:
+        model: folded (see `models.folding`).
+        memory: of the device that the model is on.
+        namespace: names the model's weights and the precision among all models on the device.
+    """
+
+    def __init__(self, model: Model, memory: DeviceMemory, namespace: bytes) -> None:
+        self.model, self.memory, self.namespace = model, memory, namespace
+        self._weights: dict[Graph, SparseWeights] = {}
+
+    def weights(self, graph: Graph) -> SparseWeights:
+        """The model's weights under a graph."""
+        if graph not in self._weights:
+            self._weights[graph] = SparseWeights(self.model, graph)
+        return self._weights[graph]

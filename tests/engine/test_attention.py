@@ -1,0 +1,32 @@
+"""Attention of one variant must not depend on the variants beside it: scores rest on it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers.hypotheses import random_task
+from helpers.zoo import Zoo
+
+from pahq_server.engine.sparse.attention import attend
+from pahq_server.engine.sparse.tokens import Places, Tokens
+
+VARIANTS = 12
+
+
+@pytest.mark.parametrize("places", Places)
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 10, 15, 64])
+def test_a_variant_has_the_same_bits_in_any_company(width: int, places: Places, zoo: Zoo) -> None:
+    model = zoo["gpt2"]
+    task = random_task(model, (90, 81, 150))
+    tokens = Tokens.of(model.architecture, task, "resample")
+    torch.manual_seed(0)
+    count, before = tokens.count(Places.WINDOW), (tokens.prompts, tokens.start)
+    q, k, v = (torch.randn(VARIANTS, n, width) for n in (tokens.count(places), count, count))
+    past = [torch.randn(VARIANTS, *before, width) for _ in "kv"] if tokens.start else None
+    together = attend(tokens, 0, places, (q, k, v), past)
+    assert together.shape == q.shape
+    for first in range(VARIANTS):
+        for some in (slice(first, first + 1), slice(first, first + 3)):
+            qkv = (q[some].clone(), k[some].clone(), v[some].clone())
+            alone = attend(tokens, 0, places, qkv, past and [x[some].clone() for x in past])
+            assert torch.equal(alone, together[some])
