@@ -1,0 +1,195 @@
+"""The plan: what models, jobs and discoveries will take on a machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pahq_server.engine.engine import TRANSFORMS
+from pahq_server.engine.sizing import job_bytes, machine_bytes
+from pahq_server.engine.sparse.shared import SCRATCH_SHARE, page_bytes_for
+from pahq_server.models.architecture import Architecture
+from pahq_server.models.folding import FOLDING
+from pahq_server.models.loading import Outline, outline
+from pahq_server.plan.weights import Parts, Recording, composed_bytes, gated_bytes, loading_peak, resident
+from pahq_server.plan.work import least_operations, most_operations, sample_task
+
+# Of what the weights leave, unless the operator says otherwise.
+DEFAULT_SHARE = 0.5
+# The interpreter with torch and transformers takes about 360 MB; tokenizers and requests come on top.
+PROCESS_BYTES = 512 << 20
+# Per evaluation, beside its operations: what small models take for the most part (the demo about 5 ms).
+BOOKKEEPING_S = 0.01
+
+
+class DoesNotFitError(Exception):
+    """Models and memory for jobs are more than the machine has. The message is the plan that says so."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """The jobs that are planned for: so many prompts of so many tokens, the metric read at the last ones."""
+
+    prompts: int = 16
+    tokens: int = 16
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What one model takes.
+
+    Args:
+        name: as clients call it.
+        architecture: of the checkpoint.
+        parameters: numbers in the checkpoint that are read.
+        bytes_on_disk, dtypes: of the checkpoint.
+        resident: bytes of the weights as they are kept.
+        gated, composed: bytes made when a job first uses the model, the latter at the most.
+        loading: most bytes at a time while it is loaded.
+        edges_group, edges_query: of the graph, by ``kv_receivers``.
+        job: bytes of a job; None if its prompts are longer than the model's context.
+        operations: of a discovery on the group graph, between these; None as ``job``.
+    """
+
+    name: str
+    architecture: Architecture
+    parameters: int
+    bytes_on_disk: int
+    dtypes: tuple[str, ...]
+    resident: Parts
+    gated: int
+    composed: int
+    loading: int
+    edges_group: int
+    edges_query: int
+    job: int | None
+    operations: tuple[int, int] | None
+
+    @property
+    def weights(self) -> int:
+        """All that the model takes once jobs have used it."""
+        return self.resident.total + self.gated + self.composed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What models, in the order in which they are loaded, and their jobs take together.
+
+    Args:
+        models: the models.
+        load: the jobs that are planned for.
+        machine: bytes that there are.
+        memory: bytes for jobs and sessions; ``given`` if the operator said so.
+        page_bytes: of the pool.
+        gflops: billions of operations per second; None if not known.
+    """
+
+    models: tuple[ModelPlan, ...]
+    load: Load
+    machine: int
+    memory: int
+    given: bool
+    page_bytes: int
+    gflops: float | None = None
+
+    @property
+    def weights(self) -> int:
+        return sum(model.weights for model in self.models)
+
+    @property
+    def scratch(self) -> int:
+        return int(self.memory * SCRATCH_SHARE)
+
+    @property
+    def pages(self) -> int:
+        return max(self.memory - self.scratch, self.page_bytes) // self.page_bytes
+
+    @property
+    def serving(self) -> int:
+        """Bytes of the process when all of it is used."""
+        return PROCESS_BYTES + self.weights + self.memory
+
+    @property
+    def loading(self) -> int:
+        """Most bytes of the process while it loads."""
+        before, peak = 0, 0
+        for model in self.models:
+            peak = max(peak, before + model.loading)
+            before += model.resident.total
+        return PROCESS_BYTES + peak
+
+    @property
+    def fits(self) -> bool:
+        return self.memory > 0 and max(self.serving, self.loading) <= self.machine
+
+    def jobs(self, model: ModelPlan) -> int:
+        """How many jobs of a model there is room for at once."""
+        return self.memory // model.job if model.job else 0
+
+    def seconds(self, model: ModelPlan) -> tuple[float, float] | None:
+        """A discovery, between these."""
+        if self.gflops is None or model.operations is None:
+            return None
+        least, most = (count / self.gflops / 1e9 for count in model.operations)
+        return least, most + model.edges_group * BOOKKEEPING_S
+
+
+def plan_models(
+    sources: Mapping[str, str],
+    memory: int | None = None,
+    *,
+    load: Load | None = None,
+    machine: int | None = None,
+    executor: str = "sparse",
+) -> Plan:
+    """The plan for models, from their configurations and the headers of their weights.
+
+    Args:
+        sources: directory or hub id by name.
+        memory: bytes for jobs and sessions; None for half of what the weights leave.
+        load: the jobs to plan for.
+        machine: bytes that there are; None for the machine's memory.
+        executor: one of `engine.EXECUTORS`.
+
+    Raises InvalidRequestError (field ``model``) for a model that cannot be served.
+    """
+    load = load or Load()
+    machine = machine_bytes() if machine is None else machine
+    outlines, models = [], []
+    for name, source in sources.items():
+        recording = Recording(TRANSFORMS[executor])
+        outlines.append(outline(source, recording))
+        models.append(_plan_model(name, outlines[-1], recording, load, executor))
+    weights = sum(model.weights for model in models)
+    left = max(0, machine - PROCESS_BYTES - weights)
+    return Plan(
+        models=tuple(models),
+        load=load,
+        machine=machine,
+        memory=int(left * DEFAULT_SHARE) if memory is None else memory,
+        given=memory is not None,
+        page_bytes=page_bytes_for([found.model for found in outlines]),
+    )
+
+
+def _plan_model(name: str, found: Outline, recording: Recording, load: Load, executor: str) -> ModelPlan:
+    model, arch = found.model, found.model.architecture
+    group, query = arch.graph("group"), arch.graph("query")
+    sparse, fitting = TRANSFORMS[executor] is FOLDING, load.tokens <= arch.context
+    least = least_operations(arch, load.prompts, load.tokens) * group.num_edges
+    most = most_operations(arch, group, load.prompts, load.tokens)
+    return ModelPlan(
+        name=name,
+        architecture=arch,
+        parameters=model.parameters,
+        bytes_on_disk=found.bytes_on_disk,
+        dtypes=tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found.dtypes)),
+        resident=resident(model.weights),
+        gated=gated_bytes(model) if sparse else 0,
+        composed=composed_bytes(arch, query) if sparse else 0,
+        loading=loading_peak(recording.pieces),
+        edges_group=group.num_edges,
+        edges_query=query.num_edges,
+        job=job_bytes(arch, sample_task(load.prompts, load.tokens)) if fitting else None,
+        operations=(least, most) if fitting else None,
+    )

@@ -1,0 +1,140 @@
+"""A plan as text and as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pahq_server.plan.planning import BOOKKEEPING_S, PROCESS_BYTES, ModelPlan, Plan
+
+FORMAT = "pahq.plan.v1"
+_ESTIMATE = (
+    "(*) an estimate: one evaluation per edge at {rate:,.0f} GFLOP/s, the rate of large products; from only",
+    "    the unembedding and one head where the metric is read, to every node above the edge at all tokens",
+    "    and {bookkeeping:.0f} ms of bookkeeping each. Nearer to the first where few edges are kept;",
+    "    gates=True needs fewer evaluations; jobs that run at once share the rate.",
+)
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def text(plan: Plan) -> str:
+    """Some lines per model, what all take together, and whether it fits."""
+    return "\n".join([*(line for model in plan.models for line in _model(plan, model)), *_machine(plan)])
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """The plan as an object of numbers and strings; sizes are bytes."""
+    return {
+        "format": FORMAT,
+        "prompts": plan.load.prompts,
+        "tokens": plan.load.tokens,
+        "gflops": plan.gflops,
+        "models": [_model_json(plan, model) for model in plan.models],
+        "process_bytes": PROCESS_BYTES,
+        "weights_bytes": plan.weights,
+        "memory_bytes": plan.memory,
+        "page_bytes": plan.page_bytes,
+        "pages": plan.pages,
+        "scratch_bytes": plan.scratch,
+        "loading_bytes": plan.loading,
+        "serving_bytes": plan.serving,
+        "machine_bytes": plan.machine,
+        "fits": plan.fits,
+    }
+
+
+def _model_json(plan: Plan, model: ModelPlan) -> dict[str, Any]:
+    parts, seconds = model.resident, plan.seconds(model)
+    return {
+        "name": model.name,
+        "architecture": model.architecture.model_type,
+        "parameters": model.parameters,
+        "dtypes": list(model.dtypes),
+        "disk_bytes": model.bytes_on_disk,
+        "resident_bytes": {
+            "embedding": parts.embedding,
+            "attention": parts.attention,
+            "mlps": parts.mlps,
+            "unembedding": parts.unembedding,
+            "total": parts.total,
+        },
+        "gated_bytes": model.gated,
+        "composed_bytes": model.composed,
+        "loading_bytes": model.loading,
+        "edges_group": model.edges_group,
+        "edges_query": model.edges_query,
+        "job_bytes": model.job,
+        "jobs": plan.jobs(model),
+        "discovery_operations": model.operations and list(model.operations),
+        "discovery_seconds": seconds and list(seconds),
+    }
+
+
+def _model(plan: Plan, model: ModelPlan) -> list[str]:
+    parts = model.resident
+    lines = [
+        f"{model.name}: {model.architecture.model_type}, {model.parameters:,} parameters",
+        f"  on disk        {size(model.bytes_on_disk)}, {', '.join(model.dtypes)}",
+        f"  resident       {size(parts.total)} of float32: embedding {size(parts.embedding)}, attention "
+        f"{size(parts.attention)}, MLPs {size(parts.mlps)}, unembedding {size(parts.unembedding)}",
+        f"  while loading  at most {size(model.loading)}",
+        f"  edges          {model.edges_group:,}"
+        + (f"; {model.edges_query:,} by query head" if model.edges_query != model.edges_group else ""),
+        f"  a job          {_job(plan, model)}",
+    ]
+    if first_use := _first_use(model):
+        lines.insert(3, f"  once used      {first_use}")
+    if seconds := _seconds(plan, model):
+        lines.append(f"  a discovery    {seconds}")
+    return lines
+
+
+def _first_use(model: ModelPlan) -> str:
+    parts = [f"{size(model.gated)} for gates beside the MLPs' inputs"] if model.gated else []
+    if model.composed:
+        parts.append(f"up to {size(model.composed)} for products of weights")
+    # Each kind of graph has its own (see `engine.sparse.shared`).
+    return f"{' and '.join(parts)}, for each kv_receivers that jobs ask for" if parts else ""
+
+
+def _job(plan: Plan, model: ModelPlan) -> str:
+    load = plan.load
+    if model.job is None:
+        return f"prompts of {load.tokens} tokens are longer than the model's {model.architecture.context}"
+    asked = f"{load.prompts} prompts of {load.tokens} tokens"
+    return f"{asked} take about {size(model.job)}: room for {plan.jobs(model):,} at once"
+
+
+def _seconds(plan: Plan, model: ModelPlan) -> str:
+    seconds = plan.seconds(model)
+    if seconds is None:
+        return ""
+    return f"{duration(seconds[0])} to {duration(seconds[1])} (*)"
+
+
+def _machine(plan: Plan) -> list[str]:
+    which = "as given" if plan.given else "half of what the models leave"
+    lines = [
+        f"jobs and sessions: {size(plan.memory)} ({which}): {plan.pages:,} pages of {size(plan.page_bytes)}, "
+        f"{size(plan.scratch)} of scratch",
+        f"in all: process {size(PROCESS_BYTES)} + models {size(plan.weights)} + jobs {size(plan.memory)} = "
+        f"{size(plan.serving)}; while loading at most {size(plan.loading)}",
+        f"{'this fits' if plan.fits else 'this does NOT fit'} into the machine's {size(plan.machine)}",
+    ]
+    if plan.gflops is not None:
+        lines += [line.format(rate=plan.gflops, bookkeeping=1000 * BOOKKEEPING_S) for line in _ESTIMATE]
+    return lines
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that leaves few digits."""
+    value, unit = float(count), 0
+    while value >= 1024 and unit < len(_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} {_UNITS[unit]}" if unit == 0 or value >= 100 else f"{value:.1f} {_UNITS[unit]}"
+
+
+def duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
