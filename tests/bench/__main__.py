@@ -8,38 +8,40 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from bench import measure, workloads
+from bench.measure import MEMORY_BYTES, Job
+from bench.tables import markdown
 from bench.workloads import Workload
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.engine.allocation import keep_freed_memory
+from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.models.folding import fold
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.engine.sparse.shared import DeviceMemory
 
 RESULTS = Path(__file__).parent / "results"
-WINDOW = 32
 Figures = dict[str, float]
 
 
-def acdc(make: Callable[[], Workload], samples: int) -> Figures:
+def acdc(workload: Workload, samples: int) -> Figures:
     """A search to its end, against the floor, the needed operations and the literal twin."""
-    # The search folds its own copy of the model; peak memory is that of one model.
-    figures = measure.search(make, WINDOW)
+    figures = measure.search(workload)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    workload = make()
-    rate, floor = measure.gemm_rate(), measure.floor_seconds(workload)
+    rate = measure.gemm_rate()
+    floor = measure.floor_seconds(workload.folded(), len(workload.task.metric_positions()))
     literal = measure.literal_seconds(workload, samples)
     per, needed = figures["seconds_per_evaluation"], figures["needed_operations_per_evaluation"]
     return figures | {
         "floor_seconds": floor,
         "times_floor": per / floor,
         "gemm_operations_per_second": rate,
+        "needed_seconds": needed / rate,
         "times_needed": per / (needed / rate),
         "share_of_gemm_rate": needed / rate / per,
         "literal_seconds_per_evaluation": literal,
@@ -48,70 +50,103 @@ def acdc(make: Callable[[], Workload], samples: int) -> Figures:
     }
 
 
+def executor(workload: Workload) -> SparseExecutor:
+    model = workload.folded()
+    backend = SparseBackend(model, DeviceMemory(2 << 30), b"bench")
+    return backend.open(model.architecture.graph("group"), workload.task, "kl_divergence", "resample")
+
+
 def single_edge() -> Figures:
     """Rows of the single-edge sweep, spread evenly over the 32,491 edges."""
-    workload = workloads.gpt2_shape()
-    graph, full = workload.graph, Anchor(Circuit.full(workload.graph))
-    executor = SparseExecutor(fold(workload.model), graph, workload.task, "kl_divergence", "resample")
-    rows = [Row(full, (edge,)) for edge in range(7, graph.num_edges, 331)]
-    executor.score(rows[:1])
-    seconds = measure.cpu_seconds(lambda: [executor.score(rows[i : i + 8]) for i in range(0, len(rows), 8)])
+    job = executor(workloads.gpt2_shape())
+    full = Anchor(Circuit.full(job.graph))
+    rows = [Row(full, (edge,)) for edge in range(7, job.graph.num_edges, 331)]
+    job.score(rows[:1])
+    seconds = measure.cpu_seconds(lambda: [job.score(rows[i : i + 8]) for i in range(0, len(rows), 8)])
     return {"rows": len(rows), "seconds_per_evaluation": seconds / len(rows)}
 
 
 def growth() -> Figures:
     """The same number of candidates whose live nodes lie in the top four layers, in deeper models."""
-    figures = {}
+    figures: Figures = {}
     for layers in (4, 8, 16, 24):
-        workload = workloads.gpt2_shape(layers)
-        rows = workloads.top_candidates(workload.graph, 4, 64)
-        executor = SparseExecutor(
-            fold(workload.model), workload.graph, workload.task, "kl_divergence", "resample"
-        )
-        executor.score(rows[:2])
-        figures[f"seconds_per_evaluation_{layers}_layers"] = measure.cpu_seconds(
-            lambda e=executor, r=rows: e.score(r), 5
-        ) / len(rows)
-    values = list(figures.values())
-    return figures | {"deepest_to_shallowest": values[-1] / values[0]}
+        start = time.process_time()
+        job = executor(workloads.gpt2_shape(layers))
+        figures[f"base_seconds_{layers}_layers"] = time.process_time() - start
+        rows = workloads.top_candidates(job.graph, 4, 64)
+        job.score(rows[:2])
+        seconds = measure.cpu_seconds(lambda j=job, r=rows: j.score(r), 5)
+        figures[f"seconds_per_evaluation_{layers}_layers"] = seconds / len(rows)
+    ratio = figures["seconds_per_evaluation_24_layers"] / figures["seconds_per_evaluation_4_layers"]
+    return figures | {"deepest_to_shallowest": ratio}
 
 
 def prefix() -> Figures:
     """Candidates at context 512 with a shared 256-token prefix, against the second half alone."""
-    figures = {}
+    figures: Figures = {}
     for name, changed, tokens in (("shared_prefix", (300,), 512), ("none", (44,), 256)):
-        workload = workloads.gpt2_shape(4, tokens, changed)
-        rows = workloads.top_candidates(workload.graph, 2, 16)
-        executor = SparseExecutor(
-            fold(workload.model), workload.graph, workload.task, "kl_divergence", "resample"
-        )
-        executor.score(rows[:2])
-        figures[name] = measure.cpu_seconds(lambda e=executor, r=rows: e.score(r), 3) / len(rows)
+        start = time.process_time()
+        job = executor(workloads.gpt2_shape(4, tokens, changed))
+        figures[f"base_seconds_{name}"] = time.process_time() - start
+        rows = workloads.top_candidates(job.graph, 2, 16)
+        job.score(rows[:2])
+        figures[name] = measure.cpu_seconds(lambda j=job, r=rows: j.score(r), 3) / len(rows)
     return figures | {"shared_to_none": figures["shared_prefix"] / figures["none"]}
+
+
+def together(make: Callable[[int], Workload], count: int) -> Figures:
+    """Several jobs at once against one after another: CPU and wall seconds, base passes included."""
+    jobs = [make(number) for number in range(count)]
+    model = jobs[0].folded()
+    backend, graph = SparseBackend(model, DeviceMemory(2 << 30), b"bench"), model.architecture.graph("group")
+
+    def run(*group: Workload) -> None:
+        running = [Job(backend, graph, workload) for workload in group]
+        while any(job.rows for job in running):
+            measure.step(backend, running)
+        for job in running:
+            job.executor.release()
+
+    figures: Figures = {"jobs": count}
+    with measure.Counter() as counter:
+        figures |= _timed("one_after_another", lambda: [run(job) for job in jobs])
+        needed = counter.operations
+    figures |= _timed("at_once", lambda: run(*jobs))
+    rate = measure.gemm_rate()
+    return figures | {
+        "solo_share": needed / rate / figures["cpu_seconds_one_after_another"],
+        "throughput_cpu": figures["cpu_seconds_one_after_another"] / figures["cpu_seconds_at_once"],
+        "throughput_wall": figures["wall_seconds_one_after_another"] / figures["wall_seconds_at_once"],
+    }
+
+
+def _timed(name: str, work: Callable[[], object]) -> Figures:
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return {
+        f"cpu_seconds_{name}": time.process_time() - cpu,
+        f"wall_seconds_{name}": time.perf_counter() - wall,
+    }
 
 
 def breakdown(workload: Workload, steps: int) -> Figures:
     """Where the time of the first steps of a search goes."""
-    executor = SparseExecutor(
-        fold(workload.model), workload.graph, workload.task, "kl_divergence", "resample"
-    )
-    search = AcdcSearch(workload.graph, workload.threshold, gates=False, window=WINDOW).run()
-
-    def run() -> None:
-        rows = next(search)
-        for _ in range(steps):
-            rows = search.send(executor.score(rows))
-
-    return measure.profile(run)
+    model = workload.folded()
+    backend = SparseBackend(model, DeviceMemory(MEMORY_BYTES), b"bench")
+    job = Job(backend, model.architecture.graph("group"), workload)
+    return measure.profile(lambda: [measure.step(backend, [job]) for _ in range(steps)])
 
 
 BENCHMARKS: dict[str, Callable[[], Figures]] = {
-    "tinytalk": lambda: acdc(workloads.tinytalk, 50),
-    "tinytalk-profile": lambda: breakdown(workloads.tinytalk(), 60),
-    "gpt2": lambda: acdc(workloads.gpt2_shape, 50),
-    "gpt2-profile": lambda: breakdown(workloads.gpt2_shape(), 60),
+    "tinytalk": lambda: acdc(workloads.tinytalk(), 50),
+    "tinytalk-profile": lambda: breakdown(workloads.tinytalk(), 200),
+    "gpt2": lambda: acdc(workloads.gpt2_shape(), 50),
+    "gpt2-profile": lambda: breakdown(workloads.gpt2_shape(), 300),
     "growth": growth,
     "prefix": prefix,
+    "ten-demo": lambda: together(lambda number: workloads.demo(4, number), 10),
+    "ten-tinytalk": lambda: together(lambda number: workloads.tinytalk(2, number), 10),
+    "three-large": lambda: together(lambda number: workloads.tinytalk(16, number), 3),
     "single-edge": single_edge,
 }
 
@@ -127,11 +162,11 @@ def main() -> None:
         return
     stored = RESULTS / "bench.json"
     results = json.loads(stored.read_text("utf-8")) if stored.exists() else {}
-    results["machine"] = machine()
     for name in options.names:
         command = [sys.executable, "-m", "bench", "--one", name]
         print(f"{name} ...", file=sys.stderr, flush=True)
-        results[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        results[name] = figures | {"measured_on": machine()}
     RESULTS.mkdir(exist_ok=True)
     stored.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     table = markdown(results)
@@ -139,23 +174,11 @@ def main() -> None:
     print(table)
 
 
-def machine() -> dict[str, str]:
+def machine() -> str:
     model = [line for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines() if "model name" in line]
-    return {
-        "cpu": model[0].partition(":")[2].strip() if model else platform.machine(),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def markdown(results: dict[str, dict[str, float | str]]) -> str:
-    lines = ["| benchmark | figure | value |", "|---|---|---|"]
-    for name, figures in results.items():
-        for key, value in figures.items():
-            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
-            lines.append(f"| {name} | {key.replace('_', ' ')} | {shown} |")
-    return "\n".join(lines) + "\n"
+    cpu = model[0].partition(":")[2].strip() if model else platform.machine()
+    python = platform.python_version()
+    return f"{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}, Python {python}"
 
 
 if __name__ == "__main__":

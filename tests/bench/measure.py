@@ -6,18 +6,26 @@ import cProfile
 import pstats
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from bench.workloads import Workload
+from pahq_server.core.engine import Row
+from pahq_server.core.graph import Graph
+from pahq_server.engine.allocation import keep_freed_memory
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
+from pahq_server.engine.sparse.backend import SparseBackend
+from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.engine.sparse.work import needed_operations
-from pahq_server.models.folding import fold
+from pahq_server.models.architecture import Model
+from pahq_server.models.heap import hand_back_freed_memory
 from pahq_server.search.acdc_search import AcdcSearch
+
+WINDOW = 32
+MEMORY_BYTES = 400 << 20
 
 
 def cpu_seconds(work: Callable[[], object], repeat: int = 1) -> float:
@@ -40,26 +48,59 @@ def gemm_rate() -> float:
 
 
 @torch.inference_mode()
-def floor_seconds(workload: Workload) -> float:
+def floor_seconds(model: Model, places: int) -> float:
     """CPU seconds of the least that an evaluation needs: unembedding of the metric places, softmax."""
-    arch = workload.model.architecture
-    x = torch.randn(len(workload.task.metric_positions()), arch.d_model)
-    w_u = workload.model.weights.w_u
-    return cpu_seconds(lambda: (x @ w_u).log_softmax(-1), 101)
+    x = torch.randn(places, model.architecture.d_model)
+    return cpu_seconds(lambda: (x @ model.weights.w_u).log_softmax(-1), 101)
+
+
+class Job:
+    """One search with the sparse executor, step by step.
+
+    Args:
+        backend: of the model.
+        graph: of the model.
+        workload: the search.
+    """
+
+    def __init__(self, backend: SparseBackend, graph: Graph, workload: Workload) -> None:
+        self.graph = graph
+        self.executor = backend.open(graph, workload.task, "kl_divergence", "resample")
+        self.search = AcdcSearch(self.graph, workload.threshold, gates=False, window=WINDOW)
+        self._steps = self.search.run()
+        self.rows: Sequence[Row] = next(self._steps)
+
+    def take(self, scores: Sequence[float]) -> None:
+        """Goes on to the next rows; none at the end."""
+        try:
+            self.rows = self._steps.send(scores)
+        except StopIteration:
+            self.rows = ()
+
+
+def step(backend: SparseBackend, jobs: Sequence[Job]) -> None:
+    """One batch for all jobs that are not at their end."""
+    running = [job for job in jobs if job.rows]
+    outcomes = backend.score([(job.executor, job.rows) for job in running])
+    for job, outcome in zip(running, outcomes, strict=True):
+        if isinstance(outcome, Exception):
+            raise outcome
+        job.take(outcome)
 
 
 class Counter:
-    """Adds up the operations that accepted rows need, by watching the executor's sweeps."""
+    """Adds up the operations that rows need, by watching the executor's sweeps."""
 
     def __init__(self) -> None:
-        self.rows: list[float] = []
+        self.operations = 0.0
 
     def __enter__(self) -> Counter:
         run = sparse.Sweep.run
 
         def counted(sweep: sparse.Sweep) -> None:
             run(sweep)
-            self.rows += needed_operations(sweep).tolist()
+            # Anchors are our own means, not needed.
+            self.operations += 0.0 if sweep.keep else float(np.sum(needed_operations(sweep)))
 
         self._run, sparse.Sweep.run = run, counted  # type: ignore[method-assign]
         return self
@@ -68,49 +109,44 @@ class Counter:
         sparse.Sweep.run = self._run  # type: ignore[method-assign]
 
 
-def search(make: Callable[[], Workload], window: int) -> dict[str, float]:
+def search(workload: Workload) -> dict[str, float]:
     """Runs ACDC to its end with the sparse executor; figures per evaluation are in CPU seconds."""
-    workload = make()
-    graph, model = workload.graph, fold(workload.model)
-    workload = replace(workload, model=model)
+    memory = DeviceMemory(MEMORY_BYTES)
+    hand_back_freed_memory()
+    model = workload.folded()
+    keep_freed_memory()
+    backend = SparseBackend(model, memory, b"bench")
     start = time.process_time()
-    executor = sparse.SparseExecutor(model, graph, workload.task, "kl_divergence", "resample")
-    base = time.process_time() - start
-    acdc = AcdcSearch(graph, workload.threshold, gates=False, window=window)
-    steps = acdc.run()
-    rows, needed = next(steps), 0.0
-    start = time.process_time()
+    job = Job(backend, model.architecture.graph("group"), workload)
+    base, needed, start = time.process_time() - start, 0.0, time.process_time()
     with Counter() as counter:
-        while rows:
-            decided, used, counted = len(acdc.verdicts), acdc.statistics, len(counter.rows)
-            wasted = used.wasted
-            scores = executor.score(rows)
-            new = counter.rows[counted:]
-            try:
-                asked, rows = len(rows), steps.send(scores)
-            except StopIteration:
-                break
-            # Rows are scored in order; the wasted ones come last.
-            needed += float(np.sum(new)) * (1 - (acdc.statistics.wasted - wasted) / max(asked, 1))
-            assert len(acdc.verdicts) > decided
-    seconds = time.process_time() - start
-    count = len(acdc.verdicts)
+        while job.rows:
+            used = job.search.statistics
+            wasted, rows, before = used.wasted, len(job.rows), counter.operations
+            step(backend, [job])
+            # Wasted rows need as much as the others of their batch, about.
+            needed += (counter.operations - before) * (1 - (used.wasted - wasted) / rows)
+    seconds, count = time.process_time() - start, len(job.search.verdicts)
+    pool = memory.pool.statistics()
     return {
         "evaluations": count,
-        "kept": sum(v.kept for v in acdc.verdicts),
+        "kept": sum(v.kept for v in job.search.verdicts),
         "seconds_per_evaluation": seconds / count,
         "needed_operations_per_evaluation": needed / count,
         "base_seconds": base,
-        "rows": acdc.statistics.rows,
-        "wasted": acdc.statistics.wasted,
-        "batches": acdc.statistics.batches,
+        "rows": job.search.statistics.rows,
+        "wasted": job.search.statistics.wasted,
+        "batches": job.search.statistics.batches,
+        "memory_budget_mib": MEMORY_BYTES / 2**20,
+        "peak_pages_mib": pool.peak_used * pool.page_bytes / 2**20,
     }
 
 
 def literal_seconds(workload: Workload, samples: int) -> float:
     """CPU seconds per evaluation of the literal executor, over edges spread evenly over the graph."""
-    graph = workload.graph
-    literal = LiteralExecutor(workload.model, graph, workload.task, "kl_divergence", "resample")
+    model = workload.plain()
+    graph = model.architecture.graph("group")
+    literal = LiteralExecutor(model, graph, workload.task, "kl_divergence", "resample")
     full = literal._full
     edges = np.linspace(0, graph.num_edges - 1, samples).astype(int).tolist()
     return cpu_seconds(lambda: [literal.measure(full.without([edge])) for edge in edges]) / samples
@@ -123,14 +159,14 @@ def profile(work: Callable[[], object]) -> dict[str, float]:
     kinds = {
         "gemm": ("_linear_pointwise", "_product", "addmm", "bmm"),
         "attention": ("matmul", "softmax", "contiguous"),
-        "gather": ("index", "cat", "stack", "take", "pick", "tokens.py"),
+        "gather": ("index", "cat", "stack", "take", "pick", "tokens.py", "copy_"),
         "metric": ("expm1", "vecdot", "log1p"),
         "elementwise": ("mul", "add", "sub", "exp", "div", "square", "gelu", "rsqrt", "addcmul", "torch"),
     }
     shares = dict.fromkeys([*kinds, "python"], 0.0)
     for (file, _, name), (_, _, own, _, _) in pstats.Stats(profiler).stats.items():  # type: ignore[attr-defined]
         text = f"{file}:{name}"
-        builtin = file == "~"
+        builtin = file == "~" or "_product" in name
         kind = next((k for k, words in kinds.items() if builtin and any(w in text for w in words)), "python")
         shares[kind] += own
     total = sum(shares.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,68 +13,96 @@ import torch
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph
-from pahq_server.core.task import TokenTask
+from pahq_server.core.task import BuiltinTask, TokenTask
+from pahq_server.demo import model_path
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
+from pahq_server.models.building import PLAIN, Transform, build
+from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load
+from pahq_server.tasks.resolve import Limits, resolve
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
+TINYTALK = SHARED / "models" / "tinytalk-gptneo-hf"
 VOCABULARY = 5000
 NAMES = "Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A search to measure. ``threshold`` is ACDC's; gates are off."""
+    """A search to measure. ``threshold`` is ACDC's; gates are off.
+
+    Args:
+        name: for people.
+        task: prompts.
+        threshold: tau.
+        make_model: makes the model anew; each benchmark keeps the form it needs.
+    """
 
     name: str
-    model: Model
     task: TokenTask
     threshold: float
+    make_model: Callable[[Transform], Model]
 
-    @property
-    def graph(self) -> Graph:
-        return self.model.architecture.graph("group")
+    def folded(self) -> Model:
+        return self.make_model(FOLDING)
+
+    def plain(self) -> Model:
+        return self.make_model(PLAIN)
 
 
-def tinytalk() -> Workload:
-    """Indirect objects on a small trained model, 16 prompts of 13 tokens."""
-    loaded = load(str(SHARED / "models" / "tinytalk-gptneo-hf"))
+def tinytalk(prompts: int = 16, first: int = 0) -> Workload:
+    """Indirect objects on a small trained model, prompts of 13 tokens."""
+    loaded = load(str(TINYTALK))
     assert loaded.tokenizer is not None
-    draw, clean, corrupted = random.Random(0), [], []
-    for _ in range(16):
+    draw, clean, corrupted = random.Random(first), [], []
+    for _ in range(prompts):
         a, b, *others = draw.sample(NAMES.split(), 5)
-        for prompts, names in ((clean, (a, b, a)), (corrupted, others)):
+        for texts, names in ((clean, (a, b, a)), (corrupted, others)):
             text = " {} and {} went to the park. {} gave the ball to".format(*names)
-            prompts.append(tuple(loaded.tokenizer.encode(text)))
+            texts.append(tuple(loaded.tokenizer.encode(text)))
     assert {len(ids) for ids in (*clean, *corrupted)} == {13}
     task = TokenTask(tuple(clean), tuple(corrupted))
-    return Workload("tinytalk IOI, 16 x 13 tokens", loaded.model, task, 0.02)
+    name = f"tinytalk IOI, {prompts} x 13 tokens"
+    return Workload(name, task, 0.02, lambda transform: load(str(TINYTALK), transform).model)
+
+
+def demo(prompts: int, seed: int) -> Workload:
+    """Indirect objects on the model that comes with the server."""
+    loaded = load(str(model_path()))
+    arch = loaded.model.architecture
+    limits = Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
+    task = resolve(BuiltinTask("ioi", prompts, seed), loaded.tokenizer, limits)
+    name = f"demo IOI, {prompts} prompts"
+    return Workload(name, task, 0.05, lambda transform: load(str(model_path()), transform).model)
 
 
 def gpt2_shape(layers: int = 12, tokens: int = 16, changed: tuple[int, ...] = (2, 6, 10)) -> Workload:
     """GPT-2 small with a vocabulary of 5,000 and random weights, 16 prompts."""
-    generator = torch.Generator().manual_seed(0)
-    model = random_gpt2(layers, generator)
+    generator = torch.Generator().manual_seed(1)
     clean = torch.randint(0, VOCABULARY, (16, tokens), generator=generator)
     corrupted = clean.clone()
     for position in changed:
         step = torch.randint(1, VOCABULARY, (16,), generator=generator)
         corrupted[:, position] = (clean[:, position] + step) % VOCABULARY
     task = TokenTask(_ids(clean), _ids(corrupted))
-    return Workload(f"GPT-2 small shape, 16 x {tokens} tokens", model, task, 1e-5)
+    name = f"GPT-2 small shape, 16 x {tokens} tokens"
+    return Workload(name, task, 9e-6, lambda transform: random_gpt2(layers, transform))
 
 
-def random_gpt2(layers: int, generator: torch.Generator, d_model: int = 768, heads: int = 12) -> Model:
-    """Weights of standard deviation .02, biases 0, norms 1, as GPT-2 is initialised."""
-    d_head, d_mlp = d_model // heads, 4 * d_model
+def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: int = 12) -> Model:
+    """Seeded weights of standard deviation .02, biases 0, norms 1, as GPT-2 is initialised."""
+    d_head, d_mlp, generator = d_model // heads, 4 * d_model, torch.Generator().manual_seed(0)
+    zero, one, none = torch.zeros(d_model), torch.ones(d_model), torch.zeros(heads, d_head)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * 0.02
 
-    def layer() -> LayerWeights:
-        one, zero = torch.ones(d_model), torch.zeros(d_model)
+    def ends() -> Weights:
+        embedding, positions = normal(VOCABULARY, d_model), normal(1024, d_model)
+        return Weights(embedding, (), embedding.T, None, positions, one, zero)
+
+    def layer(_: int) -> LayerWeights:
         q, k, v = (normal(heads, d_model, d_head) for _ in range(3))
-        none = torch.zeros(heads, d_head)
         attention = {"w_q": q, "b_q": none, "w_k": k, "b_k": none, "w_v": v, "b_v": none}
         norms = {"norm1_w": one, "norm1_b": zero, "norm2_w": one, "norm2_b": zero}
         return LayerWeights(
@@ -87,16 +116,11 @@ def random_gpt2(layers: int, generator: torch.Generator, d_model: int = 768, hea
             b_out=zero,
         )
 
-    embedding, positions = normal(VOCABULARY, d_model), normal(1024, d_model)
     arch = Architecture(
         "gpt2", layers, heads, heads, d_model, d_head, d_mlp, VOCABULARY, VOCABULARY, 1024, "layer", 1e-5,
         "gelu_tanh", (d_head**-0.5,) * layers, (None,) * layers,
     )  # fmt: skip
-    one, zero = torch.ones(d_model), torch.zeros(d_model)
-    return Model(
-        arch,
-        Weights(embedding, tuple(layer() for _ in range(layers)), embedding.T, None, positions, one, zero),
-    )
+    return build(arch, ends, layer, transform)
 
 
 def top_candidates(graph: Graph, layers: int, count: int, seed: int = 0) -> list[Row]:
