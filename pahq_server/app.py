@@ -14,11 +14,16 @@ import torch
 from pahq import __version__
 
 from pahq_server.api.server import ApiServer
+from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine.allocation import keep_freed_memory
-from pahq_server.engine.engine import ModelEngine
+from pahq_server.engine.engine import TRANSFORMS, ModelEngine
+from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.service import JobService
+from pahq_server.models.heap import hand_back_freed_memory
 from pahq_server.models.loading import load
+from pahq_server.plan.planning import DoesNotFitError, plan_models
+from pahq_server.plan.text import text
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +43,9 @@ class ServerConfig:
         executor: "sparse", or "literal" for comparison.
         window: how many evaluations a search asks for at once.
         session_limits: what clients' sessions may take.
+        memory_bytes: what jobs and sessions together may take beside the models; None for half of what the
+            models leave.
+        machine_bytes: of the machine's memory; None to ask the machine.
     """
 
     models: Mapping[str, str]
@@ -48,6 +56,8 @@ class ServerConfig:
     executor: str = "sparse"
     window: int = 32
     session_limits: SessionLimits = field(default_factory=SessionLimits)
+    memory_bytes: int | None = None
+    machine_bytes: int | None = None
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -57,13 +67,20 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
         config: what to serve.
         ready: called once with the address when requests are answered.
 
-    Raises InvalidRequestError for a model that cannot be loaded, RuntimeError for an address that
-    cannot be bound.
+    Raises InvalidRequestError for a model that cannot be loaded or memory that the machine does not have,
+    DoesNotFitError, before anything is loaded, where models and memory together are too much,
+    RuntimeError for an address that cannot be bound.
     """
+    memory_bytes = _memory_for_jobs(config)
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    engine = ModelEngine({name: load(source) for name, source in config.models.items()}, config.executor)
+    transform = TRANSFORMS[config.executor]
+    # Only while loading: what is freed between kept weights is of no use to passes.
+    hand_back_freed_memory()
+    served = {name: load(source, transform) for name, source in config.models.items()}
+    keep_freed_memory()
+    engine = ModelEngine(served, config.executor, memory_bytes)
     jobs = JobService(engine, __version__, config.window, session_limits=config.session_limits)
     api = ApiServer(engine, jobs, config.listen, config.reflect)
     # Whoever reads that the server listens may stop it at once.
@@ -76,6 +93,18 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     stopping = asyncio.create_task(api.stop(GRACE_S))
     await asyncio.to_thread(jobs.close)
     await stopping
+
+
+def _memory_for_jobs(config: ServerConfig) -> int:
+    """Bytes that jobs and sessions get. Raises as `serve` does; loads nothing."""
+    machine = machine_bytes() if config.machine_bytes is None else config.machine_bytes
+    if config.memory_bytes is not None and config.memory_bytes > machine:
+        detail = f"{config.memory_bytes} bytes are more than the machine's {machine}"
+        raise InvalidRequestError("memory", detail)
+    plan = plan_models(config.models, config.memory_bytes, machine=machine, executor=config.executor)
+    if not plan.fits:
+        raise DoesNotFitError(f"the models do not fit\n{text(plan)}")
+    return plan.memory
 
 
 def _stop_event(parent_watch: bool) -> asyncio.Event:

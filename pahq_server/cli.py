@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
+import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pahq import __version__
@@ -17,6 +20,7 @@ from pahq_server.core.errors import ServerError
 from pahq_server.demo import model_path
 
 OK, FAILED, USAGE = 0, 1, 2
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(i?))?b?", re.ASCII | re.IGNORECASE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr,
     )
     models = {"demo": str(model_path())} | dict(options.model)
-    return _serve(options, models)
+    return _plan(options, models) if options.command == "plan" else _serve(options, models)
+
+
+def _plan(options: argparse.Namespace, models: dict[str, str]) -> int:
+    try:
+        from pahq_server.plan import planning, text, work  # imports torch, which takes seconds
+    except ModuleNotFoundError as error:  # the client alone is installed
+        return _complain(f"{error.name} is not installed: pip install 'pahq[server]'")
+    load = planning.Load(options.prompts, options.tokens)
+    try:
+        plan = planning.plan_models(models, options.memory, load=load)
+    except ServerError as error:
+        return _complain(str(error))
+    plan = replace(plan, gflops=options.gflops or work.measured_gflops())
+    print(json.dumps(text.as_json(plan), indent=2) if options.json else text.text(plan))
+    return OK if plan.fits else FAILED
 
 
 def _serve(options: argparse.Namespace, models: dict[str, str]) -> int:
@@ -43,6 +62,7 @@ def _serve(options: argparse.Namespace, models: dict[str, str]) -> int:
     except ModuleNotFoundError as error:  # the client alone is installed
         return _complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     from pahq_server.jobs.calls import SessionLimits
+    from pahq_server.plan.planning import DoesNotFitError
 
     config = ServerConfig(
         models=models,
@@ -53,9 +73,12 @@ def _serve(options: argparse.Namespace, models: dict[str, str]) -> int:
         executor=options.executor,
         window=options.window,
         session_limits=SessionLimits(sessions=options.max_sessions, idle_s=options.session_timeout),
+        memory_bytes=options.memory,
     )
     try:
         asyncio.run(serve(config, _announce))
+    except DoesNotFitError as error:
+        return _complain(str(error), FAILED)
     except ServerError as error:
         return _complain(str(error))
     except RuntimeError as error:
@@ -68,9 +91,9 @@ def _announce(address: str) -> None:
     print(f"pahq-server listening on {address}", flush=True)
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, code: int = USAGE) -> int:
     print(f"pahq-server: {message}", file=sys.stderr)
-    return USAGE
+    return code
 
 
 def _is_loopback(listen: str) -> bool:
@@ -92,14 +115,54 @@ def _model(text: str) -> tuple[str, str]:
     return name, source
 
 
+def _size(text: str) -> int:
+    """Bytes of a size such as 2GiB, 1500MB or 1000000."""
+    found = _SIZE.fullmatch(text.strip())
+    if found:
+        number, prefix, binary = found.groups(default="")
+        exponent = "kmgt".index(prefix.lower()) + 1 if prefix else 0
+        size = int(float(number) * (1024 if binary else 1000) ** exponent)
+        if size > 0:
+            return size
+    raise argparse.ArgumentTypeError(f"{text!r} is no size such as 2GiB, 1500MB or 1000000 (bytes)")
+
+
+def _count(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if 0 < rate < float("inf"):
+        return rate
+    raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pahq-server", description="Keeps language models resident and discovers circuits in them."
     )
     parser.add_argument("--version", action="version", version=f"pahq-server {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve models over gRPC")
-    serve.add_argument(
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    _add_serve(commands.add_parser("serve", help="serve models over gRPC"))
+    _add_plan(commands.add_parser("plan", help="say what serving models would take, without loading them"))
+    for command in commands.choices.values():
+        command.add_argument(
+            "--log-level",
+            default="info",
+            choices=("debug", "info", "warning", "error"),
+            help="default: %(default)s",
+        )
+    return parser
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--model",
         type=_model,
         action="append",
@@ -107,6 +170,34 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=PATH_OR_HUB_ID",
         help="a model to serve, besides the built-in 'demo'; may be repeated",
     )
+    parser.add_argument(
+        "--memory",
+        type=_size,
+        metavar="SIZE",
+        help="what jobs and sessions may take beside the models, such as 2GiB, 1500MB or plain bytes; never "
+        "changes a result (default: half of what the models leave of the machine's memory)",
+    )
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    _add_models(plan)
+    plan.add_argument(
+        "--prompts", type=_count, default=16, metavar="N", help="prompts of a job (default: %(default)s)"
+    )
+    plan.add_argument(
+        "--tokens", type=_count, default=16, metavar="N", help="tokens of a prompt (default: %(default)s)"
+    )
+    plan.add_argument(
+        "--gflops",
+        type=_rate,
+        metavar="RATE",
+        help="billions of operations per second to reckon with (default: measured in a fraction of a second)",
+    )
+    plan.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    _add_models(serve)
     serve.add_argument("--listen", default="127.0.0.1:7300", metavar="HOST:PORT", help="default: %(default)s")
     serve.add_argument("--threads", type=int, metavar="N", help="threads for tensor arithmetic")
     serve.add_argument(
@@ -135,10 +226,3 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--insecure", action="store_true", help="allow an address that is not loopback")
     serve.add_argument("--reflection", action="store_true", help="offer gRPC server reflection")
     serve.add_argument("--parent-watch", action="store_true", help="stop when standard input ends")
-    serve.add_argument(
-        "--log-level",
-        default="info",
-        choices=("debug", "info", "warning", "error"),
-        help="default: %(default)s",
-    )
-    return parser

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench.tables import TARGETS, targets
 from e2e.cases import load_cases
 from e2e.process import ServerProcess
 
@@ -115,3 +117,10 @@ def test_the_table_of_exit_codes_is_complete() -> None:
         name: next(code for kind, code in EXIT_CODES if issubclass(error, kind))
         for name, error in errors.items()
     }
+
+
+def test_the_table_of_speeds_is_the_one_that_was_measured() -> None:
+    results = json.loads((ROOT / "tests" / "bench" / "results" / "bench.json").read_text("utf-8"))
+    table = targets(results)
+    assert "\n".join(table) in README
+    assert sum(line.endswith("| - |") for line in table) < len(TARGETS), "nothing was measured"

@@ -54,5 +54,6 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
                 precisions=can.precisions,
                 tasks=can.tasks,
                 max_message_bytes=self._max_message_bytes,
+                memory=responses.memory(self._engine.memory_usage()),
             )
             return server_pb2.GetServerInfoResponse(server_info=info)

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, task_pb2
+from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
-from pahq_server.core.engine import ModelInfo
+from pahq_server.core.engine import MemoryUsage, ModelInfo
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask
 from pahq_server.core.verdict import SearchResult, Verdict
@@ -104,6 +104,18 @@ def session(opened: Session, full: float, empty: float) -> patching_pb2.Session:
 
 def model(info: ModelInfo) -> model_pb2.Model:
     return model_pb2.Model(**asdict(info))
+
+
+def memory(usage: MemoryUsage) -> server_pb2.MemoryUsage:
+    return server_pb2.MemoryUsage(
+        page_bytes=usage.page_bytes,
+        pages=usage.pages,
+        used_pages=usage.used,
+        shared_pages=usage.shared,
+        peak_used_pages=usage.peak_used,
+        scratch_bytes=usage.scratch_bytes,
+        preemptions=usage.preemptions,
+    )
 
 
 def _spec(spec: DiscoverySpec) -> discovery_pb2.DiscoverySpec:

@@ -92,6 +92,29 @@ class Capabilities:
     hardware: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class MemoryUsage:
+    """The pool of pages in which jobs keep what outlives a batch.
+
+    Args:
+        page_bytes: size of a page.
+        pages: how many there are.
+        used: that hold something.
+        shared: that more than one owner holds.
+        peak_used: the most that were used at a time.
+        scratch_bytes: memory for the values of one batch, beside the pool.
+        preemptions: how often a job's values were dropped to make room, and computed again later.
+    """
+
+    page_bytes: int
+    pages: int
+    used: int
+    shared: int
+    peak_used: int
+    scratch_bytes: int
+    preemptions: int
+
+
 # Names the tensors of one job inside an engine.
 SessionId = NewType("SessionId", int)
 
@@ -113,6 +136,10 @@ class Engine(Protocol):
 
     def capabilities(self) -> Capabilities: ...
 
+    def memory_usage(self) -> MemoryUsage:
+        """May be called from any thread."""
+        ...
+
     def models(self) -> list[ModelInfo]: ...
 
     def prepare(self, measurement: Measurement) -> Prepared:
@@ -120,7 +147,10 @@ class Engine(Protocol):
         ...
 
     def open(self, prepared: Prepared) -> SessionId:
-        """Runs the clean and corrupted passes of a job and keeps what they give."""
+        """Runs the clean and corrupted passes of a job and keeps what they give.
+
+        Raises ResourceExhaustedError if there is no room beside the sessions that are open.
+        """
         ...
 
     def score(self, work: Sequence[Work]) -> list[Outcome]:

@@ -172,6 +172,13 @@ class Graph:
         heads = (unit,) if kind == "q" else self.unit_heads(unit)
         return tuple(self.head(layer, h) for h in heads)
 
+    def head_receivers(self, head: int) -> tuple[int, int, int]:
+        """The q, k and v receivers of a head, by sender index."""
+        layer, unit = divmod(head - 1, self.senders_per_layer)
+        kv = unit * self.kv_units // self.heads
+        first = layer * self.receivers_per_layer
+        return first + unit, first + self.heads + kv, first + self.heads + self.kv_units + kv
+
     # Edges
 
     def edge(self, sender: int, receiver: int) -> int:
@@ -185,6 +192,14 @@ class Graph:
     def outgoing(self, sender: int) -> NDArray[np.int64]:
         """All edges that leave a sender."""
         return self.offsets[self.first_receiver(sender) : -1] + sender
+
+    @cached_property
+    def head_edges(self) -> NDArray[np.bool_]:
+        """Whether each edge leaves a head: bool, shape [num_edges]."""
+        senders = np.arange(self.num_edges) - np.repeat(self.offsets[:-1], self._fan_in)
+        of_heads: NDArray[np.bool_] = (senders - 1) % self.senders_per_layer < self.heads
+        of_heads &= senders != INPUT
+        return of_heads
 
     # Names
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pahq_server.core.engine import Engine, Outcome, Prepared, Row, SessionId, Work
-from pahq_server.core.errors import ServerError
+from pahq_server.core.errors import ResourceExhaustedError, ServerError
 from pahq_server.scheduler.held import HeldSessions, Holder
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,9 @@ class Scheduler:
         self._engine, self._max_running = engine, max_running
         self._queue: deque[Run] = deque()
         self._active: list[_Active] = []
+        # Runs that found no room beside the others; tried again when one of these has ended.
+        self._paused: deque[_Active] = deque()
+        self._ended = False  # whether a run ended since the last try
         self._held = HeldSessions(engine)
         self._wake = threading.Condition()
         self._closing = False
@@ -109,6 +112,8 @@ class Scheduler:
             self._step()
         for active in self._active:
             self._retire(active, ServerError("the server stopped"))
+        for active in self._paused:
+            _end(active.run, ServerError("the server stopped"))
         for run in self._queue:
             _end(run, ServerError("the server stopped"))
         self._held.close(ServerError("the server stopped"))
@@ -116,13 +121,14 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         with self._wake:
             self._wake.wait_for(
-                lambda: self._closing or self._queue or self._active or self._held.waiting(),
+                lambda: self._closing or self._queue or self._active or self._paused or self._held.waiting(),
                 TICK_S if len(self._held) else None,
             )
             return not self._closing
 
     def _step(self) -> None:
         self._drop_stopped()
+        self._resume()
         self._admit()
         self._active = [active for active in self._active if not self._retired_if_stopped(active)]
         held = self._held.collect()
@@ -141,12 +147,31 @@ class Scheduler:
 
     def _drop_stopped(self) -> None:
         """Ends runs that were stopped while they waited: their turn may be hours away."""
+        paused = [active.run for active in self._paused if active.run.stopped()]
+        self._paused = deque(active for active in self._paused if active.run not in paused)
         with self._wake:
             stopped = [run for run in self._queue if run.stopped()]
             if stopped:
                 self._queue = deque(run for run in self._queue if run not in stopped)
-        for run in stopped:
+        for run in paused + stopped:
             _end(run, None)
+
+    def _resume(self) -> None:
+        """Opens a paused run again, once another one has ended: one at a time, or they would fail in turn."""
+        if not self._paused or (self._active and not self._ended):
+            return
+        self._ended, active = False, self._paused.popleft()
+        try:
+            active.session = self._engine.open(active.run.prepared)
+        except ResourceExhaustedError as error:
+            if self._active:
+                self._paused.appendleft(active)
+            else:
+                _end(active.run, error)
+        except Exception as error:  # noqa: BLE001 - a job that cannot start must not stop the others
+            _end(active.run, error)
+        else:
+            self._active.append(active)
 
     def _admit(self) -> None:
         while self._queue and len(self._active) < self._max_running:
@@ -156,6 +181,13 @@ class Scheduler:
                 continue
             try:
                 session = self._engine.open(run.prepared)
+            except ResourceExhaustedError as error:
+                if self._active:
+                    # There will be room when one of them has ended.
+                    self._queue.appendleft(run)
+                    return
+                _end(run, error)
+                continue
             except Exception as error:  # noqa: BLE001 - a job that cannot start must not stop the others
                 _end(run, error)
                 continue
@@ -165,6 +197,10 @@ class Scheduler:
 
     def _deliver(self, active: _Active, outcome: Outcome) -> bool:
         """Hands an outcome to its run. Returns whether the run goes on."""
+        if isinstance(outcome, ResourceExhaustedError) and len(self._active) > 1:
+            self._engine.close(active.session)
+            self._paused.append(active)
+            return False
         if isinstance(outcome, Exception):
             self._retire(active, outcome)
             return False
@@ -187,6 +223,7 @@ class Scheduler:
         return stopped
 
     def _retire(self, active: _Active, error: Exception | None) -> None:
+        self._ended = True
         if error is not None:
             logger.warning("a run failed", exc_info=error)
         try:

@@ -16,6 +16,10 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph, ReceiverKind
 
+# A turn starts from a new anchor after so many tests. An anchor costs about as much as a test; without it,
+# every test pays for the edges that were removed since the last one.
+TESTS_PER_ANCHOR = 32
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -44,8 +48,9 @@ class State:
         tests: of this turn, in order.
         position: of the next test in ``tests``.
         layer_anchor: the circuit at the start of the layer.
-        anchor: the circuit at the start of this turn.
-        removed: edges removed in this turn.
+        anchor: the circuit at the start of this turn or of an earlier one of its layer.
+        removed: edges removed since the anchor.
+        since: tests in earlier turns since the anchor.
     """
 
     turn: int
@@ -54,6 +59,12 @@ class State:
     layer_anchor: Anchor
     anchor: Anchor
     removed: tuple[int, ...] = ()
+    since: int = 0
+
+    @property
+    def anchored(self) -> bool:
+        """Whether this is the first test since the anchor."""
+        return self.position == 0 and self.since == 0
 
     @property
     def test(self) -> Test | None:
@@ -84,7 +95,7 @@ class Acdc:
         self.turns = _turns(graph, gates)
 
     def start(self) -> State:
-        return self._enter(0, Circuit.full(self.graph), None)
+        return self._enter(0, None)
 
     def advance(self, state: State, keep: bool) -> State:
         """The state after the verdict on ``state.test``."""
@@ -92,30 +103,40 @@ class Acdc:
         removed = state.removed if keep else state.removed + test.edges
         if state.position + 1 < len(state.tests):
             return replace(state, position=state.position + 1, removed=removed)
-        return self._enter(state.turn + 1, state.anchor.circuit.without(removed), state)
+        return self._enter(state.turn + 1, replace(state, removed=removed))
 
-    def _enter(self, turn: int, circuit: Circuit, previous: State | None) -> State:
+    def _enter(self, turn: int, previous: State | None) -> State:
         """The first state at or after a turn that has something to test."""
+        circuit = Circuit.full(self.graph) if previous is None else previous.circuit
+        died = False
         while turn < len(self.turns):
-            circuit = circuit.without(self._dead_edges(self.turns[turn], circuit))
+            dead = [r for r in self.turns[turn].receivers if self._is_dead(r, circuit)]
+            died |= previous is not None and any(not self._is_dead(r, previous.anchor.circuit) for r in dead)
+            # Kept edges into receivers that cannot change anything: they go without a test.
+            circuit = circuit.without([edge for r in dead for edge in _kept_edges(circuit, r)])
             tests = self._tests(self.turns[turn], circuit)
             if tests:
-                layer_anchor, anchor = self._anchors(turn, circuit, previous)
-                return State(turn, tests, 0, layer_anchor, anchor)
+                return self._anchored(turn, tests, circuit, previous, died)
             turn += 1
         end = Anchor(circuit)
         return State(turn, (), 0, end, end)
 
-    def _anchors(self, turn: int, circuit: Circuit, previous: State | None) -> tuple[Anchor, Anchor]:
-        """(anchor of the layer, anchor of the turn); the same one for a layer's first turn."""
+    def _anchored(
+        self, turn: int, tests: tuple[Test, ...], circuit: Circuit, previous: State | None, died: bool
+    ) -> State:
+        """The first state of a turn: under a new anchor, or under the last one while that pays.
+
+        ``died`` tells that nodes died since the last anchor, which are still computed under it.
+        """
         if previous is None or self.turns[previous.turn].layer != self.turns[turn].layer:
             anchor = Anchor(circuit)
-            return anchor, anchor
-        return previous.layer_anchor, Anchor(circuit, parent=previous.layer_anchor)
-
-    def _dead_edges(self, turn: Turn, circuit: Circuit) -> list[int]:
-        """Kept edges into receivers that cannot change anything: they go without a test."""
-        return [edge for r in turn.receivers if self._is_dead(r, circuit) for edge in _kept_edges(circuit, r)]
+            return State(turn, tests, 0, anchor, anchor)
+        since = previous.since + len(previous.tests)
+        if died or since >= TESTS_PER_ANCHOR:
+            anchor = Anchor(circuit, parent=previous.layer_anchor)
+            return State(turn, tests, 0, previous.layer_anchor, anchor)
+        removed = tuple(np.flatnonzero(previous.anchor.circuit.kept & ~circuit.kept).tolist())
+        return replace(previous, turn=turn, tests=tests, position=0, removed=removed, since=since)
 
     def _is_dead(self, receiver: int, circuit: Circuit) -> bool:
         if receiver == self.graph.logits:

@@ -8,6 +8,7 @@ the first surprise. Scores do not depend on the chain they were asked in, so nei
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from pahq_server.search.base import SearchProgress, SearchStatistics, Steps, end
 
 # Predicts whether the edges of a test will be kept.
 Predictor = Callable[[Test], bool]
+
+
+GATES = -1
 
 
 def predict_removal(test: Test) -> bool:
@@ -41,26 +45,52 @@ class Link:
 
 
 class Pace:
-    """How long chains should be, from how often predictions fail.
+    """How long chains should be, from how often predictions fail and what rows cost.
 
-    Longer chains share more work, but all that follows a surprise is wasted: with a surprise once in n
-    tests and a batch's fixed cost worth two rows, the cost per verdict is least near length 2 sqrt(n).
+    Longer chains share more work, but all that follows a surprise is wasted. If every test is a surprise
+    with probability p and a batch's fixed cost is worth c rows, the cost per verdict is least near length
+    sqrt(2 c / p), where the expected number of surprises is sqrt(2 c p): that is a chain's budget. Senders
+    differ in how often they surprise, and a test that probably will should be the last of its chain.
+    Other jobs beside this one make its rows look dear, and its chains short: then the fixed cost is shared.
     """
 
     MEMORY = 100  # tests after which an observation counts for 1/e
+    PRIOR = 4  # tests of a sender after which its own rate counts as much as that of all
+    FIXED_S = 0.005  # what a batch costs beyond its rows, about
+    MOST_ROWS = 0.5  # that the fixed cost is taken to be worth
 
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
+    def __init__(self) -> None:
         self._tests, self._surprises = 16.0, 1.0
+        self._of_sender: dict[int, tuple[int, int]] = {}
+        self._row_s = 0.0
 
     @property
-    def length(self) -> int:
-        return max(1, min(self._longest, round(2 * math.sqrt(self._tests / self._surprises))))
+    def budget(self) -> float:
+        """Expected surprises at which a chain ends."""
+        fixed_rows = min(self.MOST_ROWS, self.FIXED_S / max(self._row_s, 1e-6))
+        return math.sqrt(2 * fixed_rows * self._rate)
 
-    def observe(self, tests: int, surprised: bool) -> None:
-        fade = math.exp(-tests / self.MEMORY)
-        self._tests = self._tests * fade + tests
+    @property
+    def _rate(self) -> float:
+        return self._surprises / self._tests
+
+    def risk(self, sender: int) -> float:
+        """Probability that the prediction for a test of this sender fails."""
+        tests, surprises = self._of_sender.get(sender, (0, 0))
+        return (surprises + self.PRIOR * self._rate) / (tests + self.PRIOR)
+
+    def decided(self, sender: int, surprised: bool) -> None:
+        """One verdict."""
+        fade = math.exp(-1 / self.MEMORY)
+        self._tests = self._tests * fade + 1
         self._surprises = max(self._surprises * fade + surprised, 1e-3)
+        tests, surprises = self._of_sender.get(sender, (0, 0))
+        self._of_sender[sender] = tests + 1, surprises + surprised
+
+    def took(self, rows: int, seconds: float) -> None:
+        """How long a batch took."""
+        row_s = max(0.0, seconds - self.FIXED_S) / rows
+        self._row_s += (row_s - self._row_s) / 4
 
 
 class AcdcSearch:
@@ -73,6 +103,7 @@ class AcdcSearch:
         window: longest chain of tests per step; 1 is the plain sequential search.
         verdicts: decided earlier; the search goes on after them.
         predictor: of verdicts; a wrong prediction costs time, never correctness.
+        clock: seconds; steers how much is speculated, never a verdict.
     """
 
     def __init__(
@@ -83,12 +114,14 @@ class AcdcSearch:
         window: int = 1,
         verdicts: Sequence[Verdict] = (),
         predictor: Predictor = predict_removal,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.graph, self.threshold, self.window, self._predictor = graph, threshold, window, predictor
         self.verdicts = list(verdicts)
         self.statistics = SearchStatistics()
+        self._clock = clock
         self._acdc = Acdc(graph, gates)
-        self._pace = Pace(window)
+        self._pace = Pace()
         self._state = self._acdc.start()
         self._kept = 0
         self._current = 0.0
@@ -102,10 +135,10 @@ class AcdcSearch:
         while self._state.test is not None:
             chain = self._chain()
             rows = [row for link in chain for row in link.rows]
+            started = self._clock()
             scores = yield rows
-            decided = len(self.verdicts)
+            self._pace.took(len(rows), self._clock() - started)
             used = self._accept(chain, scores)
-            self._pace.observe(len(self.verdicts) - decided, surprised=used < len(rows))
             self.statistics.batches += 1
             self.statistics.rows += len(rows)
             self.statistics.wasted += len(rows) - used
@@ -119,12 +152,13 @@ class AcdcSearch:
     def _chain(self) -> list[Link]:
         """The next tests, each assuming the predicted verdicts on those before it."""
         chain: list[Link] = []
-        length = self._pace.length
+        risk, budget = 0.0, self._pace.budget
         state, anchored = self._state, not self._measured
-        while (test := state.test) is not None and len(chain) < length:
+        while (test := state.test) is not None and len(chain) < self.window and risk < budget:
             chain.append(Link(state, self._predictor(test), anchored))
+            risk += self._pace.risk(self._sender(test))
             state = self._acdc.advance(state, chain[-1].predicted)
-            anchored = state.position == 0
+            anchored = state.anchored
         return chain
 
     def _accept(self, chain: list[Link], scores: Sequence[float]) -> int:
@@ -137,9 +171,15 @@ class AcdcSearch:
             verdict = self._judge(link.state, scores[used - 1])
             self.verdicts.append(verdict)
             self._apply(verdict)
-            if verdict.kept != link.predicted:
+            surprised = verdict.kept != link.predicted
+            self._pace.decided(self._sender(link.state.tests[link.state.position]), surprised)
+            if surprised:
                 break
         return used
+
+    def _sender(self, test: Test) -> int:
+        """The sender of a tested edge; gates count as one sender of their own."""
+        return GATES if test.gate else self.graph.edge_ends(test.index)[0]
 
     def _judge(self, state: State, score: float) -> Verdict:
         test = state.tests[state.position]
@@ -151,7 +191,7 @@ class AcdcSearch:
         if not verdict.kept:
             self._current, self._measured = verdict.score, True
         self._state = self._acdc.advance(self._state, verdict.kept)
-        if self._state.position == 0:
+        if self._state.anchored:
             self._measured = False
 
     def _scores(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

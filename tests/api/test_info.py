@@ -53,6 +53,15 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
         precisions=["fp32"],
         tasks=["ioi"],
         max_message_bytes=MAX_MESSAGE_BYTES,
+        memory=server_pb2.MemoryUsage(
+            page_bytes=16,
+            pages=70,
+            used_pages=60,
+            shared_pages=50,
+            peak_used_pages=65,
+            scratch_bytes=400,
+            preemptions=3,
+        ),
     )
 
 

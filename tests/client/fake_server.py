@@ -269,7 +269,10 @@ class FakeServer(
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:
         self._enter("GetServerInfo", request, context)
-        info = server_pb2.ServerInfo(version="9.9", device="abacus", methods=["acdc", "single_edge"])
+        memory = server_pb2.MemoryUsage(page_bytes=16, pages=70, used_pages=60, preemptions=3)
+        info = server_pb2.ServerInfo(
+            version="9.9", device="abacus", methods=["acdc", "single_edge"], memory=memory
+        )
         return server_pb2.GetServerInfoResponse(server_info=info)
 
 

@@ -178,7 +178,11 @@ def test_models_info_and_evaluate(
     assert main(["models", "--json", *at]) == 0
     assert json.loads(capsys.readouterr().out)[0]["layers"] == 4
     assert main(["info", *at]) == 0
-    assert "methods: acdc, single_edge\n" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "methods: acdc, single_edge\n" in printed
+    assert "memory: page_bytes 16, pages 70, used_pages 60, " in printed
+    assert main(["info", "--json", *at]) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]["preemptions"] == 3
     circuit.save(tmp_path / "c.json")
     evaluate = ["evaluate", "--circuit", str(tmp_path / "c.json"), "--model", "demo", "--task", "ioi", *at]
     assert main([*evaluate, "--json", "--metric", "l2"]) == 0

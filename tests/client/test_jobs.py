@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from pahq.v1 import circuit_pb2
+from pahq.v1 import circuit_pb2, server_pb2
 from pahq.v1 import discovery_pb2 as pb
 
 from pahq_client import (
@@ -19,10 +19,12 @@ from pahq_client import (
     JobCancelled,
     JobFailed,
     JobState,
+    MemoryUsage,
     NotFound,
     ServerFault,
     Task,
     Unavailable,
+    wire,
 )
 
 from .fake_server import Code, FakeServer, Fault
@@ -183,6 +185,11 @@ def test_models_and_info(client: Client) -> None:
     assert (model.name, model.layers, model.tokenizer) == ("demo", 4, True)
     info = client.server_info()
     assert (info.device, info.methods, info.tasks) == ("abacus", ("acdc", "single_edge"), ())
+    assert info.memory == MemoryUsage(16, 70, 60, 0, 0, 0, 3)
+
+
+def test_a_server_that_does_not_tell_its_memory() -> None:
+    assert wire.server_info(server_pb2.ServerInfo(version="9.9")).memory is None
 
 
 def test_a_server_that_breaks_the_protocol(client: Client, server: FakeServer) -> None:

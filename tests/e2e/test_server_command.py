@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pahq_server.cli import main
+from pahq_client import Client
+from pahq_server.cli import _parser, main
 
 from .process import ServerProcess
 
@@ -34,6 +35,48 @@ def test_a_model_needs_a_name_and_a_source(model: str, capsys: pytest.CaptureFix
         main(["serve", "--model", model])
     assert exit.value.code == 2
     assert "NAME=PATH_OR_HUB_ID" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1000000", 1_000_000),
+        ("1b", 1),
+        ("1500MB", 1_500_000_000),
+        ("2GiB", 2 << 30),
+        ("2gib", 2 << 30),
+        ("64 KiB", 64 << 10),
+        ("1.5TiB", 3 << 39),
+        ("0.5k", 500),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert _parser().parse_args(["serve", "--memory", text]).memory == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GiB", "0", "0.1", "-1GiB", "2 gigabytes", "1e9", "nan", "2GiB4", "٣GiB", "½GiB", "1,5GiB"]
+)
+def test_what_is_no_size(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["serve", f"--memory={text}"])
+    assert exit.value.code == 2
+    assert f"{text!r} is no size such as 2GiB, 1500MB or 1000000 (bytes)" in capsys.readouterr().err
+
+
+def test_more_memory_than_there_is() -> None:
+    code, message = serve("--listen", "127.0.0.1:0", "--memory", "9999TiB")
+    assert code == 2
+    assert "memory: 10994016766132224 bytes are more" in message
+    assert "Traceback" not in message
+
+
+def test_memory_is_divided_into_pages_and_scratch() -> None:
+    with ServerProcess({}, "--memory", "64MiB") as process, Client(process.address) as client:
+        memory = client.server_info().memory
+    assert memory is not None
+    assert memory.pages * memory.page_bytes + memory.scratch_bytes == 64 << 20
+    assert (memory.used_pages, memory.preemptions) == (0, 0)
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

@@ -1,25 +1,50 @@
-"""Executors by name, as functions from a circuit to its score."""
+"""Executors by name, and as functions from a circuit to its score."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.engine import EXECUTORS
+from pahq_server.engine.literal import LiteralExecutor
+from pahq_server.engine.sparse.executor import SparseExecutor
+from pahq_server.engine.sparse.shared import DeviceMemory, Shared
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
 
 Measure = Callable[[Circuit], float]
+MEMORY_BYTES = 1 << 30
+
+
+class Executor(Protocol):
+    def score(self, rows: Sequence[Row]) -> list[float]: ...
+
+
+def sparse_executor(
+    model: Model,
+    graph: Graph,
+    task: TokenTask,
+    metric: str,
+    ablation: str,
+    memory: DeviceMemory | None = None,
+) -> SparseExecutor:
+    """A job of its own on a model that is not folded yet."""
+    memory = DeviceMemory(MEMORY_BYTES) if memory is None else memory
+    return SparseExecutor(Shared(fold(model), memory, b"test"), graph, task, metric, ablation)
+
+
+EXECUTORS: dict[str, Callable[[Model, Graph, TokenTask, str, str], Executor]] = {
+    "sparse": sparse_executor,
+    "literal": LiteralExecutor,
+}
 
 
 def measure(
     executor: str, model: Model, graph: Graph, task: TokenTask, metric: str, ablation: str
 ) -> Measure:
     """A job's metric, each circuit measured from scratch. The model is not folded yet."""
-    if executor != "literal":
-        model = fold(model)
     job = EXECUTORS[executor](model, graph, task, metric, ablation)
     return lambda circuit: job.score([Row(Anchor(circuit))])[0]

@@ -11,6 +11,7 @@ from helpers.scores import SetScore
 from pahq_server.core.engine import (
     Capabilities,
     Measurement,
+    MemoryUsage,
     ModelInfo,
     Outcome,
     Prepared,
@@ -18,7 +19,7 @@ from pahq_server.core.engine import (
     SessionId,
     Work,
 )
-from pahq_server.core.errors import InvalidRequestError, NotFoundError
+from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import PromptTask, TokenTask
 
@@ -44,7 +45,7 @@ class FakeEngine:
     """Serves "toy" and whatever else a test names in ``failures``.
 
     ``steps`` records which sessions each call of `score` worked for. While the engine is held, `score`
-    waits; `let` allows a number of calls.
+    waits; `let` allows a number of calls. ``room`` limits how many sessions can be open at once.
 
     Args:
         graph: of every model.
@@ -55,6 +56,7 @@ class FakeEngine:
         self.graph = graph
         self.failures: dict[str, Failures] = {"toy": Failures()}
         self.whole_call_fails: Exception | None = None
+        self.room: int | None = None
         self.steps: list[list[SessionId]] = []
         self.open_sessions: dict[SessionId, Prepared] = {}
         self.opened: list[Prepared] = []
@@ -97,6 +99,11 @@ class FakeEngine:
             hardware={"beads": "100"},
         )
 
+    def memory_usage(self) -> MemoryUsage:
+        return MemoryUsage(
+            page_bytes=16, pages=70, used=60, shared=50, peak_used=65, scratch_bytes=400, preemptions=3
+        )
+
     def models(self) -> list[ModelInfo]:
         return [
             ModelInfo(
@@ -128,6 +135,8 @@ class FakeEngine:
     def open(self, prepared: Prepared) -> SessionId:
         self.threads.add(threading.current_thread().name)
         _raise(self.failures[prepared.measurement.model].open)
+        if self.room is not None and len(self.open_sessions) >= self.room:
+            raise ResourceExhaustedError("no room on the abacus", 1.0)
         session = SessionId(next(self._ids))
         self.open_sessions[session] = prepared
         self.opened.append(prepared)

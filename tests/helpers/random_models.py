@@ -14,9 +14,19 @@ from transformers import (
     GPT2LMHeadModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCABULARY = 23
@@ -35,11 +45,49 @@ def gpt_neo(seed: int = 0, **changes: Any) -> PreTrainedModel:
     return _randomized(GPTNeoForCausalLM(GPTNeoConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
 
 
+def gpt_neox(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Attention and MLP in parallel; half of each head's features are rotated."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "hidden_size": 12, "intermediate_size": 10}
+    rest = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "rotary_pct": 0.5}
+    return _randomized(GPTNeoXForCausalLM(GPTNeoXConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
+
+
 def llama(seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Two query heads per key/value head."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
     rest = {"intermediate_size": 20, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
     return _randomized(LlamaForCausalLM(LlamaConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
+
+
+def mistral(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """One key/value head for three query heads, which together are wider than the model; sees 4 tokens."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 9}
+    rest = {"intermediate_size": 14, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
+    config = MistralConfig(**(sizes | rest | {"head_dim": 4, "sliding_window": 4} | _NO_SPECIAL | changes))
+    return _randomized(MistralForCausalLM(config), seed)
+
+
+def qwen2(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Two query heads per key/value head; the second layer sees 3 tokens; tied embeddings."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
+    rest = {"intermediate_size": 11, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
+    windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    options = sizes | rest | windows | {"tie_word_embeddings": True} | _NO_SPECIAL | changes
+    return _randomized(Qwen2ForCausalLM(Qwen2Config(**options)), seed)
+
+
+def qwen3(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """Three query heads per key/value head; heads are wider than the model's share; no windows."""
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 10}
+    rest = {"intermediate_size": 13, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
+    config = Qwen3Config(**(sizes | rest | {"head_dim": 6} | _NO_SPECIAL | changes))
+    return _randomized(Qwen3ForCausalLM(config), seed)
+
+
+def opt(seed: int = 0, **changes: Any) -> PreTrainedModel:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "hidden_size": 15, "ffn_dim": 8}
+    rest = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
+    return _randomized(OPTForCausalLM(OPTConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
 
 
 def save_hooked(directory: Path, seed: int = 0, **changes: Any) -> dict[str, Tensor]:

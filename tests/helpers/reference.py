@@ -84,8 +84,10 @@ class Pass:
         def project(receiver: str, w: Tensor, b: Tensor) -> Tensor:
             return self._normed(self._input(receiver), layer.norm1_w, layer.norm1_b) @ w + b
 
-        q = self._rotated(project(f"a{index}.h{head}<q>", layer.w_q[head], layer.b_q[head]))
-        k = self._rotated(project(f"{unit}<k>", layer.w_k[group], layer.b_k[group]))
+        q = project(f"a{index}.h{head}<q>", layer.w_q[head], layer.b_q[head])
+        k = project(f"{unit}<k>", layer.w_k[group], layer.b_k[group])
+        q = self._rotated(self._head_normed(q, layer.q_norm))
+        k = self._rotated(self._head_normed(k, layer.k_norm))
         v = project(f"{unit}<v>", layer.w_v[group], layer.b_v[group])
         mixed = [self._attend(index, t, q, k, v) for t in range(len(self.ids))]
         return torch.stack(mixed) @ layer.w_o[head]
@@ -127,6 +129,15 @@ class Pass:
         assert w is not None
         x = x / (x.pow(2).mean(-1, keepdim=True) + arch.eps).sqrt() * w
         return x if b is None else x + b
+
+    def _head_normed(self, x: Tensor, w: Tensor | None) -> Tensor:
+        if w is None:
+            return x
+        eps, rows = self.model.architecture.eps, []
+        for row in x:
+            square = sum(feature**2 for feature in row.tolist()) / len(row)
+            rows.append(row / math.sqrt(square + eps) * w)
+        return torch.stack(rows)
 
     def _mlp(self, index: int, layer: LayerWeights) -> Tensor:
         assert layer.w_in is not None

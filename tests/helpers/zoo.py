@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,12 @@ def _saved(architecture: Callable[..., Any], directory: Path, **changes: Any) ->
 _SAVERS: dict[str, Callable[[Path], object]] = {
     "gpt2": partial(_saved, make.gpt2),
     "gpt_neo": partial(_saved, make.gpt_neo),
+    "gpt_neox": partial(_saved, make.gpt_neox),
     "llama": partial(_saved, make.llama, attention_bias=True, mlp_bias=True),
+    "mistral": partial(_saved, make.mistral),
+    "qwen2": partial(_saved, make.qwen2),
+    "qwen3": partial(_saved, make.qwen3, rms_norm_eps=0.01),
+    "opt": partial(_saved, make.opt),
     "hooked": make.save_hooked,
     "hooked bidirectional": partial(
         make.save_hooked, attention_dir="bidirectional", normalization_type="RMS"
@@ -32,9 +36,7 @@ _SAVERS: dict[str, Callable[[Path], object]] = {
         make.save_hooked, attn_only=True, normalization_type=None, n_layers=3, d_vocab_out=make.VOCABULARY
     ),
 }
-# No supported checkpoint format runs attention and MLP in parallel yet; the semantics cover it.
-PARALLEL = "parallel"
-NAMES = (*_SAVERS, PARALLEL)
+NAMES = tuple(_SAVERS)
 
 
 class Zoo:
@@ -50,7 +52,7 @@ class Zoo:
 
     def __getitem__(self, name: str) -> Model:
         if name not in self._models:
-            self._models[name] = self._build(name)
+            self._models[name] = cast(load(str(self.path(name))).model, torch.float64)
         return self._models[name]
 
     def path(self, name: str) -> Path:
@@ -59,9 +61,3 @@ class Zoo:
         if not directory.exists():
             _SAVERS[name](directory)
         return directory
-
-    def _build(self, name: str) -> Model:
-        if name == PARALLEL:
-            serial = self["gpt2"]
-            return replace(serial, architecture=replace(serial.architecture, parallel=True))
-        return cast(load(str(self.path(name))).model, torch.float64)

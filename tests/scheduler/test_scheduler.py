@@ -7,7 +7,7 @@ import threading
 import pytest
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 
-from pahq_server.core.errors import NonFiniteMetricError, ServerError
+from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
 
 from .fake_run import FakeRun, Start
 
@@ -73,6 +73,52 @@ def test_a_failure_in_the_engine_ends_its_own_run_only(
     assert bad.wait() is error
     assert (good.wait(), other.wait()) == (None, None)
     assert (good.delivered, bad.delivered) == (3, 0)
+    assert engine.open_sessions == {}
+
+
+def test_a_run_without_room_waits_for_the_others_and_keeps_its_place(
+    engine: FakeEngine, start: Start
+) -> None:
+    engine.room = 2
+    runs = [FakeRun(engine, steps=steps) for steps in (3, 5, 1, 1)]
+    start(*runs)
+    assert [run.wait() for run in runs] == [None] * 4
+    assert [run.delivered for run in runs] == [3, 5, 1, 1]
+    assert [prepared is run.prepared for prepared, run in zip(engine.opened, runs, strict=True)] == [True] * 4
+    assert [sessions for sessions in engine.steps if sessions] == [[0, 1], [0, 1], [0, 1], [1, 2], [1, 3]]
+    assert engine.open_sessions == {}
+
+
+def test_a_run_that_waits_for_room_can_be_stopped(engine: FakeEngine, start: Start) -> None:
+    engine.hold()
+    engine.room = 1
+    running, waiting = FakeRun(engine, steps=2), FakeRun(engine)
+    start(running, waiting)
+    engine.wait_for_call()
+    waiting.stop_asked = True
+    engine.release()
+    assert (waiting.wait(), running.wait()) == (None, None)
+    assert waiting.delivered == 0
+    assert engine.opened == [running.prepared]
+
+
+def test_a_run_that_fits_not_even_alone_fails_and_the_next_one_runs(engine: FakeEngine, start: Start) -> None:
+    error = ResourceExhaustedError("too large for the abacus", 1.0)
+    engine.failures["bad"].open = error
+    first, large, last = FakeRun(engine, steps=2), FakeRun(engine, model="bad"), FakeRun(engine)
+    start(first, large, last)
+    assert large.wait() is error
+    assert (first.wait(), last.wait()) == (None, None)
+    assert (first.delivered, large.delivered, last.delivered) == (2, 0, 3)
+    assert len(engine.opened) == 2
+
+
+def test_a_run_that_runs_out_of_room_on_its_way_fails_alone(engine: FakeEngine, start: Start) -> None:
+    error = engine.failures["bad"].score = ResourceExhaustedError("no beads left", 1.0)
+    good, bad = FakeRun(engine), FakeRun(engine, model="bad")
+    start(good, bad)
+    assert bad.wait() is error
+    assert (good.wait(), good.delivered) == (None, 3)
     assert engine.open_sessions == {}
 
 
