@@ -22,7 +22,7 @@ pytest: .venv/dev.stamp $(PROTO)/venv.stamp
 	PAHQ_PROTOC_PYTHON="$(CURDIR)/$(PROTO)/venv/bin/python" $(BIN)/python -m pytest -m "not long"
 
 cases: .venv/dev.stamp ## every circuit with a known answer, minutes each for some
-	$(BIN)/python -m pytest tests/e2e/test_cases.py tests/e2e/test_scores.py
+	$(BIN)/python -m pytest tests/e2e/test_cases.py tests/e2e/test_scores.py tests/e2e/test_same_bytes.py
 
 bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BENCH="growth prefix" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench $(BENCH)

@@ -28,7 +28,7 @@ from pahq_client.errors import (
 )
 from pahq_client.events import Event, EventKind, JobState
 from pahq_client.jobs import JobHandle
-from pahq_client.results import Evaluation, Model, ServerInfo
+from pahq_client.results import Evaluation, MemoryUsage, Model, ServerInfo
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
 from pahq_client.transport import TlsConfig
@@ -52,6 +52,7 @@ __all__ = [
     "JobFailed",
     "JobHandle",
     "JobState",
+    "MemoryUsage",
     "Model",
     "NoEmbeddedServer",
     "NotFound",

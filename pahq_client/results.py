@@ -69,6 +69,29 @@ class Model:
 
 
 @dataclass(frozen=True)
+class MemoryUsage:
+    """The memory that jobs and sessions take beside the models: a pool of pages, and scratch memory.
+
+    Args:
+        page_bytes: size of a page.
+        pages: of the pool.
+        used_pages: that hold something, kept prefixes of prompts included.
+        shared_pages: that more than one owner holds.
+        peak_used_pages: the most that were used at a time.
+        scratch_bytes: memory for the values of one step, beside the pool.
+        preemptions: how often values were dropped to make room, to be computed again.
+    """
+
+    page_bytes: int
+    pages: int
+    used_pages: int
+    shared_pages: int
+    peak_used_pages: int
+    scratch_bytes: int
+    preemptions: int
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """What a server is and can do.
 
@@ -81,6 +104,7 @@ class ServerInfo:
         precisions: names of precision policies.
         tasks: names of built-in tasks.
         max_message_bytes: largest message that it accepts.
+        memory: of its jobs and sessions; None if it does not tell.
     """
 
     version: str
@@ -91,3 +115,4 @@ class ServerInfo:
     precisions: tuple[str, ...]
     tasks: tuple[str, ...]
     max_message_bytes: int
+    memory: MemoryUsage | None = None

@@ -17,7 +17,7 @@ from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.events import Event, EventKind, JobState
 from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
-from pahq_client.results import Evaluation, Model, ServerInfo
+from pahq_client.results import Evaluation, MemoryUsage, Model, ServerInfo
 from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
 
 V = TypeVar("V")
@@ -151,14 +151,19 @@ def model(message: model_pb2.Model) -> Model:
 
 
 def server_info(message: server_pb2.ServerInfo) -> ServerInfo:
-    return _same_fields(ServerInfo, message)
+    memory = _same_fields(MemoryUsage, message.memory) if message.HasField("memory") else None
+    return _same_fields(ServerInfo, message, memory=memory)
 
 
-def _same_fields(cls: type[V], message: Message) -> V:
-    """Copies a flat message into a dataclass with the same field names; repeated fields become tuples."""
-    values = {field.name: getattr(message, field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+def _same_fields(cls: type[V], message: Message, **given: object) -> V:
+    """Copies a message into a dataclass with the same field names; repeated fields become tuples.
+
+    Fields that are messages themselves are ``given``.
+    """
+    names = [field.name for field in dataclasses.fields(cls) if field.name not in given]  # type: ignore[arg-type]
+    values = {name: getattr(message, name) for name in names}
     scalars = (str, int, float)
-    return cls(**{name: v if isinstance(v, scalars) else tuple(v) for name, v in values.items()})
+    return cls(**{name: v if isinstance(v, scalars) else tuple(v) for name, v in values.items()}, **given)
 
 
 def circuit(pages: Iterable[discovery_pb2.GetCircuitResponse]) -> Circuit:

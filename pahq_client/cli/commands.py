@@ -115,4 +115,6 @@ def _print_table(rows: list[dict[str, Any]], as_json: bool, single: bool = False
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in value.items())
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

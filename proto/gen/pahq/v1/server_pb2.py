@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pahq/v1/server.proto\x12\x07pahq.v1\"\x16\n\x14GetServerInfoRequest\"A\n\x15GetServerInfoResponse\x12(\n\x0bserver_info\x18\x01 \x01(\x0b\x32\x13.pahq.v1.ServerInfo\"\xa0\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07methods\x18\x03 \x03(\t\x12\x0f\n\x07metrics\x18\x04 \x03(\t\x12\x11\n\tablations\x18\x05 \x03(\t\x12\x12\n\nprecisions\x18\x06 \x03(\t\x12\r\n\x05tasks\x18\x07 \x03(\t\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x03\x32_\n\rServerService\x12N\n\rGetServerInfo\x12\x1d.pahq.v1.GetServerInfoRequest\x1a\x1e.pahq.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pahq/v1/server.proto\x12\x07pahq.v1\"\x16\n\x14GetServerInfoRequest\"A\n\x15GetServerInfoResponse\x12(\n\x0bserver_info\x18\x01 \x01(\x0b\x32\x13.pahq.v1.ServerInfo\"\xc6\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07methods\x18\x03 \x03(\t\x12\x0f\n\x07metrics\x18\x04 \x03(\t\x12\x11\n\tablations\x18\x05 \x03(\t\x12\x12\n\nprecisions\x18\x06 \x03(\t\x12\r\n\x05tasks\x18\x07 \x03(\t\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x03\x12$\n\x06memory\x18\t \x01(\x0b\x32\x14.pahq.v1.MemoryUsage\"\x9f\x01\n\x0bMemoryUsage\x12\x12\n\npage_bytes\x18\x01 \x01(\x03\x12\r\n\x05pages\x18\x02 \x01(\x03\x12\x12\n\nused_pages\x18\x03 \x01(\x03\x12\x14\n\x0cshared_pages\x18\x04 \x01(\x03\x12\x17\n\x0fpeak_used_pages\x18\x05 \x01(\x03\x12\x15\n\rscratch_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bpreemptions\x18\x07 \x01(\x03\x32_\n\rServerService\x12N\n\rGetServerInfo\x12\x1d.pahq.v1.GetServerInfoRequest\x1a\x1e.pahq.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSERVERINFORESPONSE']._serialized_start=57
   _globals['_GETSERVERINFORESPONSE']._serialized_end=122
   _globals['_SERVERINFO']._serialized_start=125
-  _globals['_SERVERINFO']._serialized_end=285
-  _globals['_SERVERSERVICE']._serialized_start=287
-  _globals['_SERVERSERVICE']._serialized_end=382
+  _globals['_SERVERINFO']._serialized_end=323
+  _globals['_MEMORYUSAGE']._serialized_start=326
+  _globals['_MEMORYUSAGE']._serialized_end=485
+  _globals['_SERVERSERVICE']._serialized_start=487
+  _globals['_SERVERSERVICE']._serialized_end=582
 # @@protoc_insertion_point(module_scope)

@@ -17,7 +17,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, server_info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "device", "methods", "metrics", "ablations", "precisions", "tasks", "max_message_bytes")
+    __slots__ = ("version", "device", "methods", "metrics", "ablations", "precisions", "tasks", "max_message_bytes", "memory")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
@@ -26,6 +26,7 @@ class ServerInfo(_message.Message):
     PRECISIONS_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     version: str
     device: str
     methods: _containers.RepeatedScalarFieldContainer[str]
@@ -34,4 +35,23 @@ class ServerInfo(_message.Message):
     precisions: _containers.RepeatedScalarFieldContainer[str]
     tasks: _containers.RepeatedScalarFieldContainer[str]
     max_message_bytes: int
-    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., ablations: _Optional[_Iterable[str]] = ..., precisions: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+    memory: MemoryUsage
+    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., ablations: _Optional[_Iterable[str]] = ..., precisions: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., max_message_bytes: _Optional[int] = ..., memory: _Optional[_Union[MemoryUsage, _Mapping]] = ...) -> None: ...
+
+class MemoryUsage(_message.Message):
+    __slots__ = ("page_bytes", "pages", "used_pages", "shared_pages", "peak_used_pages", "scratch_bytes", "preemptions")
+    PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    USED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    SHARED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_USED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    SCRATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    page_bytes: int
+    pages: int
+    used_pages: int
+    shared_pages: int
+    peak_used_pages: int
+    scratch_bytes: int
+    preemptions: int
+    def __init__(self, page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., used_pages: _Optional[int] = ..., shared_pages: _Optional[int] = ..., peak_used_pages: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
