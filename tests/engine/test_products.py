@@ -51,7 +51,9 @@ def test_adding_a_product_of_zeros_changes_nothing(rows: int) -> None:
     assert torch.allclose(add_matmul(total.clone(), x, w), total + x @ w, atol=1e-5)
 
 
-@pytest.mark.parametrize(("inner", "outer"), [(64, 7), (64, 15), (64, 27), (5, 8), (64, 768), (16, 128)])
+@pytest.mark.parametrize(
+    ("inner", "outer"), [(64, 7), (64, 15), (64, 27), (5, 8), (4, 12), (64, 768), (16, 128)]
+)
 def test_a_batch_of_products_has_the_bits_of_each_alone(inner: int, outer: int) -> None:
     torch.manual_seed(0)
     xs, ws = torch.randn(9, 33, inner).unbind(), torch.randn(9, inner, outer).unbind()
@@ -59,3 +61,21 @@ def test_a_batch_of_products_has_the_bits_of_each_alone(inner: int, outer: int) 
     assert torch.allclose(together, torch.stack([x @ w for x, w in zip(xs, ws, strict=True)]), atol=1e-4)
     for i, (x, w) in enumerate(zip(xs, ws, strict=True)):
         assert torch.equal(batched([x], [w])[0], together[i])
+        for rows in (1, 2, 15, 20):
+            assert torch.equal(batched([x[9 : 9 + rows]], [w])[0], together[i, 9 : 9 + rows]), rows
+
+
+@pytest.mark.parametrize(("rows", "inner", "outer"), [(5, 4, 135), (13, 8, 13), (16, 32, 16), (40, 64, 24)])
+def test_a_product_has_the_same_bits_at_any_address(rows: int, inner: int, outer: int) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(1, 1, rows, inner), torch.randn(1, 1, outer, inner)
+    expected = torch.matmul(x, w.transpose(-1, -2))
+    for offset in range(1, 16):
+        moved_x, moved_w = _moved(x, offset), _moved(w, 3 * offset)
+        assert torch.equal(torch.matmul(moved_x, moved_w.transpose(-1, -2)), expected), offset
+        assert torch.equal(matmul(moved_x, moved_w[0, 0].T), matmul(x, w[0, 0].T)), offset
+
+
+def _moved(x: torch.Tensor, offset: int) -> torch.Tensor:
+    """The same values so many elements further on in memory than where an allocation begins."""
+    return torch.cat([torch.zeros(offset), x.flatten()])[offset:].view(x.shape)
