@@ -16,12 +16,12 @@ from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import INPUT
-from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.attention import attend
 from pahq_server.engine.sparse.paged import PagedTensors
 from pahq_server.engine.sparse.plan import Plan
 from pahq_server.engine.sparse.reference import Reference, is_head
 from pahq_server.engine.sparse.tokens import Places
+from pahq_server.precision.products import matmul
 
 # Senders cut from one receiver, latest first.
 Pattern = tuple[int, ...]

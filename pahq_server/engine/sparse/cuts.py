@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.engine.products import batched
 from pahq_server.engine.sparse.base import Base, Pattern
 from pahq_server.engine.sparse.reference import is_head
 from pahq_server.engine.sparse.variants import Values, laid_out
+from pahq_server.precision.products import batched
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What receivers read in the rows of a sweep, given the changes of the senders below them.
 
 Every contribution is added one sender at a time in a fixed order, a sender that did not change contributes
-an exact zero, and matrix products are row-independent (`engine.products`). So a row's bits do not depend on
-the rows beside it.
+an exact zero, and matrix products are row-independent (`precision.products`). So a row's bits do not depend
+on the rows beside it.
 
 Shape suffixes: V variants, N packed tokens, D d_model, K d_head, O receiver width; values of variants of
 unequal sizes are laid out as in `variants`.
@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.reference import is_head
 from pahq_server.engine.sparse.rows import METRIC, WINDOW, Rows
 from pahq_server.engine.sparse.terms import Term, plus
@@ -33,6 +32,7 @@ from pahq_server.engine.sparse.variants import (
     pick,
     token_index,
 )
+from pahq_server.precision.products import matmul
 
 # Where fewer variants than this share hear a sender, only they are computed.
 SPARSE_SHARE = 0.7

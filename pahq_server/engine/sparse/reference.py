@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.graph import INPUT, Graph
-from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.clean import LayerPass, Past, mean_over_prompts, run_pass
 from pahq_server.engine.sparse.paged import PagedTensors
 from pahq_server.engine.sparse.prefix import Prefix
@@ -20,6 +19,7 @@ from pahq_server.engine.sparse.tokens import Places, Tokens
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.memory.prefix import PrefixCache
 from pahq_server.models.architecture import Model
+from pahq_server.precision.products import matmul
 
 Z, MLP, ATTENTION_IN, MLP_IN, FINAL = "z", "mlp", "attention_in", "mlp_in", "final"
 KEYS, VALUES = "keys", "values"

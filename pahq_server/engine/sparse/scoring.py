@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.precision.products import matmul
 
 # From n' - n of the full model, [V, N, D], to one metric per row, [V].
 DifferenceMetric = Callable[[Tensor], Tensor]

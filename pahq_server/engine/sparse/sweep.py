@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.attention import attend
 from pahq_server.engine.sparse.base import Base, State
 from pahq_server.engine.sparse.receivers import Change, NewState, Receivers, Sources
@@ -32,6 +31,7 @@ from pahq_server.engine.sparse.variants import (
     some,
     token_index,
 )
+from pahq_server.precision.products import matmul
 
 # Hidden units of an MLP that are computed at once: 8 MiB, and about three times that in all.
 PART_ELEMENTS = 2 << 20

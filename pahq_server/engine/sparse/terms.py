@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pahq_server.engine.products import add_matmul, matmul
 from pahq_server.engine.sparse.variants import Index
+from pahq_server.precision.products import add_matmul, matmul
 
 
 @dataclass(frozen=True)

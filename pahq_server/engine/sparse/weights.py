@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pahq_server.core.graph import Graph, ReceiverKind
 from pahq_server.engine import ops
-from pahq_server.engine.products import matmul
 from pahq_server.engine.sparse.activations import ACTIVATIONS
 from pahq_server.models.architecture import Model
+from pahq_server.precision.products import matmul
 
 # Bytes of head-to-receiver products that are kept for reuse.
 COMPOSED_BYTES = 64 * 1024 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pahq_server.engine.products import add_matmul, batched, matmul
+from pahq_server.precision.products import add_matmul, batched, matmul
 
 ROWS = (*range(1, 40), 64, 100, 333)
 
