@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from helpers.hypotheses import random_task
@@ -13,11 +15,23 @@ from pahq_server.engine.sparse.tokens import Places, Tokens
 VARIANTS = 12
 
 
+@pytest.fixture
+def restored_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("lengths", [(90, 81, 150), (135,)], ids=str)
 @pytest.mark.parametrize("places", Places)
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 10, 15, 64])
-def test_a_variant_has_the_same_bits_in_any_company(width: int, places: Places, zoo: Zoo) -> None:
+def test_a_variant_has_the_same_bits_in_any_company(
+    width: int, places: Places, lengths: tuple[int, ...], threads: int, zoo: Zoo, restored_threads: None
+) -> None:
+    torch.set_num_threads(threads)
     model = zoo["gpt2"]
-    task = random_task(model, (90, 81, 150))
+    task = random_task(model, lengths)
     tokens = Tokens.of(model.architecture, task, "resample")
     torch.manual_seed(0)
     count, before = tokens.count(Places.WINDOW), (tokens.prompts, tokens.start)

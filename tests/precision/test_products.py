@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from pahq_server.precision.products import add_matmul, batched, matmul
+
+
+@pytest.fixture(params=[1, 2, 7], autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Libraries split products among threads, and few rows go another way than many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
 
 ROWS = (*range(1, 40), 64, 100, 333)
 
@@ -21,6 +33,8 @@ ROWS = (*range(1, 40), 64, 100, 333)
         (14, 7),
         (3, 3),
         (8, 8),
+        (16, 20),
+        (8, 104),
         (64, 64),
         (12, 40),
         (768, 64),
@@ -68,7 +82,7 @@ def test_a_batch_of_products_has_the_bits_of_each_alone(inner: int, outer: int) 
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(5, 4, 135), (13, 8, 13), (16, 32, 16), (40, 64, 24)])
 def test_a_product_has_the_same_bits_at_any_address(rows: int, inner: int, outer: int) -> None:
     torch.manual_seed(0)
-    x, w = torch.randn(1, 1, rows, inner), torch.randn(1, 1, outer, inner)
+    x, w = torch.randn(2, 1, rows, inner), torch.randn(2, 1, outer, inner)
     expected = torch.matmul(x, w.transpose(-1, -2))
     for offset in range(1, 16):
         moved_x, moved_w = _moved(x, offset), _moved(w, 3 * offset)

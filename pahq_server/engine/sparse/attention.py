@@ -34,16 +34,18 @@ def attend(
     q, k, v = grid.spread(qkv[0]), window.spread(qkv[1]), window.spread(qkv[2])
     if past is not None:
         k, v = _after(past[0], k), _after(past[1], v)
-    # Broadcasting would pick another kernel, with other bits, than a batch of equal keys.
+    # Broadcasting would pick another kernel, with other bits, than a batch of equal keys; so would a single
+    # matrix, which is split among threads.
     count = max(len(q), len(k), len(v))
-    q, k, v = (x.expand(count, -1, -1, -1).contiguous() for x in (q, k, v))
+    alone = count * q.shape[1] == 1
+    q, k, v = (x.expand(2 if alone else count, -1, -1, -1).contiguous() for x in (q, k, v))
     width = v.shape[-1]
     if width % 4:
         # The bits of such a product would depend on where its variant stands in the batch.
         q, k, v = (functional.pad(x, (0, -width % 4)) for x in (q, k, v))
     scores = torch.matmul(q, k.transpose(-1, -2))
     scores += tokens.hidden_at(layer, places)
-    return grid.pack(torch.matmul(scores.softmax(-1), v)[..., :width])
+    return grid.pack(torch.matmul(scores.softmax(-1), v)[:count, ..., :width])
 
 
 def _after(past: Tensor, x: Tensor) -> Tensor:
