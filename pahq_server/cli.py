@@ -18,6 +18,7 @@ from pahq import __version__
 
 from pahq_server.core.errors import ServerError
 from pahq_server.demo import model_path
+from pahq_server.precision.policy import POLICIES
 
 OK, FAILED, USAGE = 0, 1, 2
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(i?))?b?", re.ASCII | re.IGNORECASE)
@@ -41,7 +42,7 @@ def _plan(options: argparse.Namespace, models: dict[str, str]) -> int:
         return _complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     load = planning.Load(options.prompts, options.tokens)
     try:
-        plan = planning.plan_models(models, options.memory, load=load)
+        plan = planning.plan_models(models, options.memory, load=load, precision=options.precision)
     except ServerError as error:
         return _complain(str(error))
     plan = replace(plan, gflops=options.gflops or work.measured_gflops())
@@ -192,6 +193,12 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         type=_rate,
         metavar="RATE",
         help="billions of operations per second to reckon with (default: measured in a fraction of a second)",
+    )
+    plan.add_argument(
+        "--precision",
+        choices=tuple(POLICIES),
+        metavar="POLICY",
+        help="also say what the weights would take rounded by a policy: %(choices)s",
     )
     plan.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -6,7 +6,7 @@ import itertools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -17,17 +17,15 @@ from pahq_server.core.engine import (
     ModelInfo,
     Outcome,
     Prepared,
-    Row,
     SessionId,
     Work,
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
-from pahq_server.core.graph import Graph, KvReceivers
+from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.literal import LiteralBackend
+from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
 from pahq_server.engine.sizing import default_memory_bytes, job_bytes
-from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
@@ -35,31 +33,9 @@ from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.loading import LoadedModel
 from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
 
-E = TypeVar("E")
-
 ABLATIONS = ("resample", "zero", "mean")
-PRECISIONS = ("fp32",)
 
 
-class Executor(Protocol):
-    """Values of one job."""
-
-    def release(self) -> None: ...
-
-
-class Backend(Protocol[E]):
-    """Runs the jobs of one model."""
-
-    def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> E:
-        """Runs the clean and ablated passes of a job. Raises ResourceExhaustedError."""
-        ...
-
-    def score(self, work: Sequence[tuple[E, Sequence[Row]]]) -> list[Outcome]:
-        """One outcome per job, in order: a failing one does not hurt the others."""
-        ...
-
-
-EXECUTORS = ("sparse", "literal")
 # What is kept of a loaded model: the sparse executor wants folded norms, the literal one runs it as it is.
 TRANSFORMS: dict[str, Transform] = {"sparse": FOLDING, "literal": PLAIN}
 
@@ -83,13 +59,9 @@ class ModelEngine:
         }
         models = [loaded.model for loaded in self._served.values()]
         self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models))
-        self._backends: dict[str, Backend[Any]] = {
-            name: LiteralBackend(loaded.model)
-            if executor == "literal"
-            else SparseBackend(loaded.model, self.memory, f"{name} {loaded.revision} fp32".encode())
-            for name, loaded in self._served.items()
-        }
-        self._executors: dict[SessionId, tuple[str, Executor]] = {}
+        self._executor = executor
+        self._backends: dict[tuple[str, str], Backend[Any]] = {}
+        self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
         self._ids = itertools.count()
 
     def capabilities(self) -> Capabilities:
@@ -97,7 +69,7 @@ class ModelEngine:
             device=f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}",
             metrics=tuple(METRICS),
             ablations=ABLATIONS,
-            precisions=PRECISIONS,
+            precisions=precisions(self._executor),
             tasks=BUILTIN_TASKS,
             hardware={
                 "torch": torch.__version__,
@@ -128,7 +100,7 @@ class ModelEngine:
             ("metric", measurement.metric, tuple(METRICS)),
             ("ablation", measurement.ablation, ABLATIONS),
             ("kv_receivers", measurement.kv_receivers, get_args(KvReceivers)),
-            ("precision", measurement.precision, PRECISIONS),
+            ("precision", measurement.precision, precisions(self._executor)),
         ):
             if value not in allowed:
                 raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
@@ -142,24 +114,35 @@ class ModelEngine:
 
     def open(self, prepared: Prepared) -> SessionId:
         measurement = prepared.measurement
-        backend = self._backends[measurement.model]
+        backend = self._backend(measurement.model, measurement.precision)
         executor = backend.open(prepared.graph, prepared.task, measurement.metric, measurement.ablation)
         session = SessionId(next(self._ids))
-        self._executors[session] = measurement.model, executor
+        self._executors[session] = backend, executor
         return session
 
     def score(self, work: Sequence[Work]) -> list[Outcome]:
-        of_model: dict[str, list[int]] = {}
+        groups: dict[int, list[int]] = {}
         for number, item in enumerate(work):
-            of_model.setdefault(self._executors[item.session][0], []).append(number)
+            groups.setdefault(id(self._executors[item.session][0]), []).append(number)
         outcomes: dict[int, Outcome] = {}
-        for model, numbers in of_model.items():
+        for numbers in groups.values():
+            backend = self._executors[work[numbers[0]].session][0]
             jobs = [(self._executors[work[i].session][1], work[i].rows) for i in numbers]
-            outcomes |= zip(numbers, self._backends[model].score(jobs), strict=True)
+            outcomes |= zip(numbers, backend.score(jobs), strict=True)
         return [outcomes[number] for number in range(len(work))]
 
     def close(self, session: SessionId) -> None:
         self._executors.pop(session)[1].release()
+
+    def _backend(self, name: str, precision: str) -> Backend[Any]:
+        """Made for the first job that needs it: rounded weights take memory of their own."""
+        if (name, precision) not in self._backends:
+            loaded = self._served[name]
+            namespace = f"{name} {loaded.revision}".encode()
+            self._backends[name, precision] = make_backend(
+                loaded.model, self._executor, precision, self.memory, namespace
+            )
+        return self._backends[name, precision]
 
     def _check_size(self, arch: Architecture, task: TokenTask) -> None:
         needed = job_bytes(arch, task)

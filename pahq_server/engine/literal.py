@@ -4,12 +4,14 @@ This is the executable form of the graph semantics. It reuses nothing but the la
 missing edge, and every faster executor is tested against it.
 
 Shape suffixes: S senders, R receivers of one kind in a layer, P prompts (1 where all share a value),
-T tokens, D d_model, H heads, K d_head, N metric places, U output vocabulary.
+T tokens, D d_model, H heads, K d_head, N metric places, U output vocabulary, I and O inputs and outputs
+of a linear map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,10 +23,14 @@ from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops
 from pahq_server.engine.metrics import METRICS, finite
 from pahq_server.engine.prompts import PromptBatch
-from pahq_server.models.architecture import LayerWeights, Model
+from pahq_server.models.architecture import LayerWeights, Model, Weights
 
 # Scores that are remembered: a search asks for its current circuit again and again.
 REMEMBERED = 1000
+
+# A linear map: into queries, keys and values, out of heads, into an MLP's units and gates, out of an MLP, and
+# the unembedding.
+Map = Literal["q", "k", "v", "o", "in", "gate", "out", "u"]
 
 
 class LiteralExecutor:
@@ -65,20 +71,28 @@ class LiteralExecutor:
         """The metric of a circuit. Raises NonFiniteMetricError."""
         if len(self._scores) >= REMEMBERED:
             self._scores.clear()
-        if circuit.key not in self._scores:
-            self._scores[circuit.key] = finite(self._metric(self.logits(circuit)).item())
-        return self._scores[circuit.key]
+        key = self._key(circuit)
+        if key not in self._scores:
+            self._scores[key] = finite(self._metric(self.logits(circuit)).item())
+        return self._scores[key]
+
+    def _key(self, circuit: Circuit) -> bytes:
+        """Circuits with equal keys have equal scores."""
+        return circuit.key
 
     @torch.inference_mode()
     def logits(self, circuit: Circuit) -> Tensor:
         """Logits at the metric positions, shape [N, U]."""
         senders_SPTD = self._clean_SPTD.clone()
         self._run(senders_SPTD, circuit, self._first_patched_layer(circuit))
+        return self._unembed(senders_SPTD, circuit)
+
+    def _unembed(self, senders_SPTD: Tensor, circuit: Circuit) -> Tensor:
+        """Logits at the metric positions from the outputs of all senders: shape [N, U]."""
         x_PTD = self._inputs(senders_SPTD, circuit, "logits", self.graph.layers)[0]
         x_ND = x_PTD[self.batch.metric_prompt, self.batch.metric_position]
         x_ND = ops.norm(self.arch, x_ND, self.weights.norm_w, self.weights.norm_b)
-        logits_NU = x_ND @ self.weights.w_u
-        return logits_NU if self.weights.b_u is None else logits_NU + self.weights.b_u
+        return self._linear(x_ND, "u", self.graph.layers)
 
     def _first_patched_layer(self, circuit: Circuit) -> int:
         """The layer of the first missing edge: everything below it has its clean value."""
@@ -101,12 +115,17 @@ class LiteralExecutor:
         if self.ablation == "zero":
             return torch.zeros_like(self._clean_SPTD[:, :1])
         if self.ablation == "mean":
-            real_PT1 = self.batch.real[..., None].to(self.model.dtype)
-            return (self._clean_SPTD * real_PT1).sum(1, keepdim=True) / real_PT1.sum(0)
+            return self._mean(self._clean_SPTD)
         assert self.batch.corrupted is not None
         senders_SPTD = self._new_senders(self.batch.corrupted)
         self._run(senders_SPTD, self._full, 0)
         return senders_SPTD
+
+    def _mean(self, x_SPTD: Tensor) -> Tensor:
+        """Mean over the prompts that have a token at the position: shape [S, 1, T, D]."""
+        real_PT1 = self.batch.real[..., None].to(self.model.dtype)
+        mean: Tensor = (x_SPTD * real_PT1).sum(1, keepdim=True) / real_PT1.sum(0)
+        return mean
 
     @torch.inference_mode()
     def _run(self, senders_SPTD: Tensor, circuit: Circuit, start: int) -> None:
@@ -117,23 +136,26 @@ class LiteralExecutor:
             senders_SPTD[head : head + graph.heads] = self._heads(senders_SPTD, circuit, layer)
             if graph.mlps:
                 x_PTD = self._inputs(senders_SPTD, circuit, "mlp", layer)[0]
-                senders_SPTD[graph.mlp(layer)] = self._mlp(self.weights.layers[layer], x_PTD)
+                senders_SPTD[graph.mlp(layer)] = self._mlp(x_PTD, layer)
 
     def _inputs(self, senders_SPTD: Tensor, circuit: Circuit, kind: ReceiverKind, layer: int) -> Tensor:
         """Inputs of all receivers of a kind in a layer, before the norm: shape [R, P, T, D].
 
         x_r = consts + sum over s of (output of s if the edge s->r is kept, else its ablated output).
         """
-        graph = self.graph
-        first = graph.receiver_of(kind, layer)
-        count = {"q": graph.heads, "k": graph.kv_units, "v": graph.kv_units}.get(kind, 1)
-        kept_RS = torch.stack([torch.from_numpy(circuit.incoming(r)) for r in range(first, first + count)])
+        kept_RS = self._kept(circuit, kind, layer)
         fan_in = kept_RS.shape[1]
         x: Tensor = torch.tensordot(kept_RS.to(senders_SPTD.dtype), senders_SPTD[:fan_in], dims=1)
         if not kept_RS.all():
             x = x + torch.tensordot((~kept_RS).to(x.dtype), self._ablated_SPTD[:fan_in], dims=1)
         x += self._consts(kind, layer)
         return x
+
+    def _kept(self, circuit: Circuit, kind: ReceiverKind, layer: int) -> Tensor:
+        """Which edges into the receivers of a kind in a layer are kept: bool, shape [R, S]."""
+        first = self.graph.receiver_of(kind, layer)
+        count = {"q": self.graph.heads, "k": self.graph.kv_units, "v": self.graph.kv_units}.get(kind, 1)
+        return torch.stack([torch.from_numpy(circuit.incoming(r)) for r in range(first, first + count)])
 
     def _consts(self, kind: ReceiverKind, layer: int) -> Tensor:
         """Sum of the attention output biases upstream: shape [D]."""
@@ -145,48 +167,76 @@ class LiteralExecutor:
         """Outputs of all heads of a layer: shape [H, P, T, D]."""
         weights, heads = self.weights.layers[layer], self.graph.heads
 
-        def project(kind: ReceiverKind, w: Tensor, b: Tensor) -> Tensor:
+        def project(kind: Literal["q", "k", "v"]) -> Tensor:
             x_RPTD = self._inputs(senders_SPTD, circuit, kind, layer)
             x_RPTD = ops.norm(self.arch, x_RPTD, weights.norm1_w, weights.norm1_b)
-            # Receivers, weights and heads may come in different numbers: repeat each up to H.
-            x_HPTD = x_RPTD.repeat_interleave(heads // len(x_RPTD), 0)
-            w_HDK, b_HK = (t.repeat_interleave(heads // len(t), 0) for t in (w, b))
-            return torch.einsum("hptd,hdk->hptk", x_HPTD, w_HDK) + b_HK[:, None, None]
+            # The receiver of a group feeds several heads.
+            return self._linear(x_RPTD, kind, layer).repeat_interleave(heads // len(x_RPTD), 0)
 
-        q_HPTK = ops.head_norm(self.arch, project("q", weights.w_q, weights.b_q), weights.q_norm)
-        k_HPTK = ops.head_norm(self.arch, project("k", weights.w_k, weights.b_k), weights.k_norm)
+        q_HPTK = ops.head_norm(self.arch, project("q"), weights.q_norm)
+        k_HPTK = ops.head_norm(self.arch, project("k"), weights.k_norm)
         q_HPTK, k_HPTK = (ops.rotate(self.weights.rotary, x, self._positions_T) for x in (q_HPTK, k_HPTK))
-        v_HPTK = project("v", weights.w_v, weights.b_v)
+        v_HPTK = project("v")
         scores_HPTT = q_HPTK @ k_HPTK.transpose(-1, -2) * self.arch.attention_scales[layer]
         scores_HPTT = scores_HPTT.masked_fill(~self._visible[layer], -torch.inf)
         z_HPTK = scores_HPTT.softmax(-1) @ v_HPTK
-        return torch.einsum("hptk,hkd->hptd", z_HPTK, weights.w_o)
+        return self._linear(z_HPTK, "o", layer)
 
-    def _mlp(self, weights: LayerWeights, x_PTD: Tensor) -> Tensor:
+    def _mlp(self, x_PTD: Tensor, layer: int) -> Tensor:
         """Output of an MLP: shape [P, T, D]."""
-        assert weights.w_in is not None
-        assert weights.b_in is not None
-        assert weights.w_out is not None
-        assert weights.b_out is not None
+        weights = self.weights.layers[layer]
         x_PTD = ops.norm(self.arch, x_PTD, weights.norm2_w, weights.norm2_b)
         activation = ops.ACTIVATIONS[self.arch.activation]
-        up = x_PTD @ weights.w_in + weights.b_in
+        hidden = self._linear(x_PTD, "in", layer)
         if weights.w_gate is None:
-            hidden = activation(up)
+            hidden = activation(hidden)
         else:
-            assert weights.b_gate is not None
-            hidden = activation(x_PTD @ weights.w_gate + weights.b_gate) * up
-        return hidden @ weights.w_out + weights.b_out
+            hidden = activation(self._linear(x_PTD, "gate", layer)) * hidden
+        return self._linear(hidden, "out", layer)
+
+    def _linear(self, x: Tensor, name: Map, layer: int) -> Tensor:
+        """Outputs of a linear map, [..., O], from its inputs, [..., I]; see `product`."""
+        y = self._product(x, name, layer)
+        # The bias of attention outputs belongs to no head: it is one of the constants.
+        b: Tensor | None = None if name == "o" else getattr(_piece(self.weights, name, layer), f"b_{name}")
+        if b is None:
+            return y
+        return y + (b if b.dim() == 1 else b.repeat_interleave(len(y) // len(b), 0)[:, None, None])
+
+    def _product(self, x: Tensor, name: Map, layer: int) -> Tensor:
+        """`_linear` without bias."""
+        return product(x, matrix(self.weights, name, layer))
+
+
+def matrix(weights: Weights, name: Map, layer: int) -> Tensor:
+    """The matrix of a linear map, [I, O], or those of attention's receivers or heads, [W, I, O]."""
+    w: Tensor = getattr(_piece(weights, name, layer), f"w_{name}")
+    return w
+
+
+def _piece(weights: Weights, name: Map, layer: int) -> Weights | LayerWeights:
+    return weights if name == "u" else weights.layers[layer]
+
+
+def product(x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w`` for w [I, O]; for w [W, I, O] and x [R, P, T, I], with each matrix for R / W neighbours."""
+    if w.dim() == 2:
+        return x @ w
+    return torch.einsum("rpti,rio->rpto", x, w.repeat_interleave(len(x) // len(w), 0))
 
 
 class LiteralBackend:
-    """Jobs of one model, one row after the other."""
+    """Jobs of one model, one row after the other.
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    Args:
+        make: makes the executor of a job from graph, task, metric and ablation.
+    """
+
+    def __init__(self, make: Callable[[Graph, TokenTask, str, str], LiteralExecutor]) -> None:
+        self._make = make
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> LiteralExecutor:
-        return LiteralExecutor(self._model, graph, task, metric, ablation)
+        return self._make(graph, task, metric, ablation)
 
     def score(self, work: Sequence[tuple[LiteralExecutor, Sequence[Row]]]) -> list[Outcome]:
         """One outcome per job, in order."""

@@ -41,18 +41,23 @@ class Checkpoint:
 
     def get(self, name: str) -> Tensor:
         """One tensor as float32, in memory of its own."""
-        if name not in self._shard_of:
-            raise InvalidRequestError("model", f"the checkpoint has no tensor {name!r}")
-        path = self._shard_of[name]
+        path = self._path(name)
         # Tensors of an open file are views of its mapping. A copy lets go of the pages that were read.
         with reading(path), safe_open(path, framework="pt") as shard:
-            mapped: Tensor = shard.get_tensor(name)
-            if mapped.dtype not in FLOATS:
-                raise InvalidRequestError(
-                    "model", f"tensor {name!r} has dtype {mapped.dtype}, expected a float"
-                )
-            self._sizes[name] = mapped.numel()
-            return mapped.to(torch.float32, copy=True)
+            return self._view(name, shard).to(torch.float32, copy=True)
+
+    def _path(self, name: str) -> Path:
+        if name not in self._shard_of:
+            raise InvalidRequestError("model", f"the checkpoint has no tensor {name!r}")
+        return self._shard_of[name]
+
+    def _view(self, name: str, shard: safe_open) -> Tensor:
+        """A tensor of an open file, as a view of its mapping; counted as read."""
+        mapped: Tensor = shard.get_tensor(name)
+        if mapped.dtype not in FLOATS:
+            raise InvalidRequestError("model", f"tensor {name!r} has dtype {mapped.dtype}, expected a float")
+        self._sizes[name] = mapped.numel()
+        return mapped
 
     @property
     def parameters(self) -> int:

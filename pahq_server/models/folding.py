@@ -4,20 +4,29 @@ Layer norm is RMS norm of the centred input, scaled and shifted (arXiv:1607.0645
 by whatever writes to the residual stream, scale and shift by whatever reads it. The result computes the
 same logits in real arithmetic; only its residual stream differs, by a constant per token. The factor on
 attention scores goes into the query weights, or into the weight of the queries' own norm.
+
+Any linear map of a layer, head of attention, or part of the vocabulary may be folded alone, with the same
+bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
 from pahq_server.models.building import build
 
-_Piece = TypeVar("_Piece", LayerWeights, Weights)
+# The linear maps of a layer: ``w_q`` and ``b_q`` of `LayerWeights` are ``q``.
+Linear = Literal["q", "k", "v", "o", "in", "gate", "out"]
+ATTENTION: tuple[Linear, ...] = ("q", "k", "v", "o")
+MLP: tuple[Linear, ...] = ("in", "gate", "out")
+# The unembedding may be folded in parts that begin at multiples of so many outputs, with the same bits.
+OUTPUTS = 1 << 12
 
 
 class Folding:
@@ -28,15 +37,13 @@ class Folding:
         return replace(arch, norm=norm, attention_scales=(1.0,) * arch.layers)
 
     def ends(self, arch: Architecture, ends: Weights) -> Weights:
-        if arch.norm == "layer":
-            ends = _centred(ends, "w_e", "w_pos")
-        w_u, b_u = _fold(ends.w_u, ends.b_u, ends.norm_w, ends.norm_b)
-        return replace(ends, w_u=_by_output(w_u), b_u=b_u, norm_w=None, norm_b=None)
+        w_u, b_u = fold_unembedding(ends)
+        w_pos = None if ends.w_pos is None else fold_embedding(arch, ends.w_pos)
+        w_e = fold_embedding(arch, ends.w_e)
+        return replace(ends, w_e=w_e, w_pos=w_pos, w_u=_by_output(w_u), b_u=b_u, norm_w=None, norm_b=None)
 
     def layer(self, arch: Architecture, index: int, layer: LayerWeights) -> LayerWeights:
-        if arch.norm == "layer":
-            layer = _centred(layer, "w_o", "b_o", "w_out", "b_out")
-        return _fold_layer(layer, arch.attention_scales[index])
+        return fold_layer(arch, index, layer, lambda name: fold_linear(arch, index, layer, name))
 
 
 FOLDING = Folding()
@@ -65,47 +72,81 @@ def is_folded(model: Model) -> bool:
     return bare and set(arch.attention_scales) <= {1.0}
 
 
-def _centred(piece: _Piece, *writers: str) -> _Piece:
-    """The same with these writers to the residual stream writing vectors of mean zero."""
-    found = {name: getattr(piece, name) for name in writers}
-    centred: dict[str, Any] = {name: _centre(w) for name, w in found.items() if w is not None}
-    return replace(piece, **centred)
+def fold_layer(
+    arch: Architecture,
+    index: int,
+    layer: LayerWeights,
+    linear: Callable[[Linear], tuple[Tensor, Tensor | None]],
+) -> LayerWeights:
+    """A folded layer.
+
+    Args:
+        arch: of the plain model.
+        index: of the layer.
+        layer: plain; of its linear maps only their presence matters.
+        linear: gives the folded maps that the layer has, each asked for once.
+    """
+    folded: dict[str, Tensor | None] = {}
+    for name in linears(layer):
+        folded[f"w_{name}"], folded[f"b_{name}"] = linear(name)
+    q_norm, k_norm = fold_head_norms(arch, index, layer)
+    bare: dict[str, Any] = dict.fromkeys(("norm1_w", "norm1_b", "norm2_w", "norm2_b"))
+    return replace(layer, q_norm=q_norm, k_norm=k_norm, **bare | folded)
+
+
+def linears(layer: LayerWeights) -> tuple[Linear, ...]:
+    """The linear maps that a layer has."""
+    return tuple(name for name in ATTENTION + MLP if getattr(layer, f"w_{name}") is not None)
+
+
+def fold_linear(
+    arch: Architecture, index: int, layer: LayerWeights, name: Linear
+) -> tuple[Tensor, Tensor | None]:
+    """Weights and bias of one linear map of a folded layer.
+
+    Args:
+        arch: of the plain model.
+        index: of the layer.
+        layer: plain; only this map and the norm before it are looked at. Of attention it may have any of
+            the heads, in stacks as in `LayerWeights`.
+        name: a map that the layer has.
+    """
+    w, b = getattr(layer, f"w_{name}"), getattr(layer, f"b_{name}")
+    if name in ("o", "out"):
+        if arch.norm == "layer":
+            w, b = _centre(w), _centre(b)
+        return (w if name == "o" else _by_output(w)), b
+    if name in ("in", "gate"):
+        w, b = _fold(w, b, layer.norm2_w, layer.norm2_b)
+        return (_by_output(w) if name == "in" else w.contiguous()), b
+    w, b = _fold(w, b, layer.norm1_w, layer.norm1_b)
+    if name == "q" and layer.q_norm is None:
+        assert b is not None
+        w, b = w * arch.attention_scales[index], b * arch.attention_scales[index]
+    return w.contiguous(), b
+
+
+def fold_head_norms(
+    arch: Architecture, index: int, layer: LayerWeights
+) -> tuple[Tensor | None, Tensor | None]:
+    """``q_norm`` and ``k_norm`` of a folded layer. ``arch`` is the plain one."""
+    q_norm = None if layer.q_norm is None else layer.q_norm * arch.attention_scales[index]
+    return q_norm, layer.k_norm
+
+
+def fold_embedding(arch: Architecture, rows: Tensor) -> Tensor:
+    """Any rows of the folded embedding of tokens or positions, from the plain ones: [..., D]."""
+    return _centre(rows) if arch.norm == "layer" else rows
+
+
+def fold_unembedding(ends: Weights) -> tuple[Tensor, Tensor | None]:
+    """Weights and bias of the folded unembedding, whole or (see `OUTPUTS`) for some outputs."""
+    return _fold(ends.w_u, ends.b_u, ends.norm_w, ends.norm_b)
 
 
 def _centre(x: Tensor) -> Tensor:
+    """Of vectors that are written to the residual stream, [..., D]: the same with mean zero."""
     return x - x.mean(-1, keepdim=True)
-
-
-def _fold_layer(layer: LayerWeights, scale: float) -> LayerWeights:
-    w_q, b_q = _fold(layer.w_q, layer.b_q, layer.norm1_w, layer.norm1_b)
-    w_k, b_k = _fold(layer.w_k, layer.b_k, layer.norm1_w, layer.norm1_b)
-    w_v, b_v = _fold(layer.w_v, layer.b_v, layer.norm1_w, layer.norm1_b)
-    assert b_q is not None
-    assert b_k is not None
-    assert b_v is not None
-    q_norm = layer.q_norm
-    if q_norm is None:
-        w_q, b_q = w_q * scale, b_q * scale
-    else:
-        q_norm = q_norm * scale
-    layer = replace(layer, w_q=w_q, b_q=b_q, w_k=w_k, b_k=b_k, w_v=w_v, b_v=b_v)
-    layer = replace(layer, q_norm=q_norm, norm1_w=None, norm1_b=None)
-    if layer.w_in is None:
-        return layer
-    # The gate's bias stays as it is: only RMS-normed models, whose norms have no shift, are gated.
-    assert layer.w_gate is None or layer.norm2_b is None
-    w_in, b_in = _fold(layer.w_in, layer.b_in, layer.norm2_w, layer.norm2_b)
-    w_gate = layer.w_gate
-    if w_gate is not None:
-        w_gate, _ = _fold(w_gate, None, layer.norm2_w, None)
-    assert layer.w_out is not None
-    layer = replace(layer, w_in=_by_output(w_in), b_in=b_in, w_out=_by_output(layer.w_out))
-    return replace(layer, w_gate=w_gate, norm2_w=None, norm2_b=None)
-
-
-def _by_output(w: Tensor) -> Tensor:
-    """The same matrix, stored output by output: large products are fastest with it."""
-    return w.T.contiguous().T
 
 
 def _fold(
@@ -113,8 +154,23 @@ def _fold(
 ) -> tuple[Tensor, Tensor | None]:
     """Weights and bias that give ``(x * scale + shift) @ w + b`` from ``x``. ``w`` is [..., D, out]."""
     if shift is not None:
-        extra = shift @ w
+        extra = _shifted(shift, w)
         b = extra if b is None else b + extra
     if scale is not None:
         w = scale[:, None] * w
-    return w.contiguous(), b
+    return w, b
+
+
+def _shifted(shift: Tensor, w: Tensor) -> Tensor:
+    """``shift @ w``, in the pieces that may be asked for alone.
+
+    Of each piece a copy: libraries may round by where in memory a matrix begins.
+    """
+    if w.dim() == 2:
+        return torch.cat([shift @ part.clone() for part in w.split(OUTPUTS, -1)])
+    return torch.stack([shift @ head.clone() for head in w])
+
+
+def _by_output(w: Tensor) -> Tensor:
+    """The same matrix, stored output by output: large products are fastest with it."""
+    return w.T.contiguous().T

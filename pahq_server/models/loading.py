@@ -11,7 +11,6 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
@@ -20,6 +19,7 @@ from pahq_server.models.architecture import LayerWeights, Model, Weights
 from pahq_server.models.building import PLAIN, Transform, build
 from pahq_server.models.checkpoint import PICKLES, Checkpoint, revision_hash
 from pahq_server.models.headers import Headers
+from pahq_server.models.mapped import Mapped
 from pahq_server.models.shapes import check_ends, check_layer
 from pahq_server.models.tokenizer import load_tokenizer
 from pahq_server.models.unsupported import REASONS
@@ -41,7 +41,7 @@ _Checkpoint = TypeVar("_Checkpoint", bound=Checkpoint)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be served: float32 on the CPU."""
+    """A model ready to be served: float32 on the CPU, unless it is of `map_files`."""
 
     model: Model
     tokenizer: Tokenizer | None
@@ -75,6 +75,18 @@ def load(source: str, transform: Transform = PLAIN) -> LoadedModel:
     directory = _directory(source)
     model, _ = _assemble(directory, Checkpoint, transform)
     return LoadedModel(model, load_tokenizer(directory), revision_hash(directory))
+
+
+def map_files(source: str) -> tuple[LoadedModel, Mapped]:
+    """The plain model that `load` would give, with its tensors as they are stored: views of mapped files.
+
+    They take no memory beyond the page cache. With them comes what says whether the files are still the same.
+
+    Raises InvalidRequestError as `load` does.
+    """
+    directory = _directory(source)
+    model, files = _assemble(directory, Mapped, PLAIN)
+    return LoadedModel(model, load_tokenizer(directory), revision_hash(directory)), files
 
 
 def outline(source: str, transform: Transform = PLAIN) -> Outline:
@@ -153,6 +165,9 @@ def _config(directory: Path) -> Any:
     if model_type == "hooked_transformer":
         return SimpleNamespace(**raw)
     try:
+        # Imported where it is needed, as all of transformers: 100 MB.
+        from transformers import AutoConfig
+
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error

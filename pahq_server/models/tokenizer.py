@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
 
@@ -30,6 +28,9 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     if not any((directory / name).is_file() for name in names):
         return None
     try:
+        # Imported where it is needed, as all of transformers: 100 MB.
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         raise InvalidRequestError("model", f"its tokenizer cannot be read: {error!r}") from error

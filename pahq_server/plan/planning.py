@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pahq_server.engine.engine import TRANSFORMS
 from pahq_server.engine.sizing import job_bytes, machine_bytes
@@ -11,8 +11,17 @@ from pahq_server.engine.sparse.shared import SCRATCH_SHARE, page_bytes_for
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
-from pahq_server.plan.weights import Parts, Recording, composed_bytes, gated_bytes, loading_peak, resident
+from pahq_server.models.parts import Parts
+from pahq_server.plan.weights import (
+    Recording,
+    composed_bytes,
+    gated_bytes,
+    loading_peak,
+    resident,
+    rounded,
+)
 from pahq_server.plan.work import least_operations, most_operations, sample_task
+from pahq_server.precision.policy import POLICIES
 
 # Of what the weights leave, unless the operator says otherwise.
 DEFAULT_SHARE = 0.5
@@ -44,6 +53,7 @@ class ModelPlan:
         parameters: numbers in the checkpoint that are read.
         bytes_on_disk, dtypes: of the checkpoint.
         resident: bytes of the weights as they are kept.
+        rounded: bytes of the weights as the plan's precision policy rounds them; None without one.
         gated, composed: bytes made when a job first uses the model, the latter at the most.
         loading: most bytes at a time while it is loaded.
         edges_group, edges_query: of the graph, by ``kv_receivers``.
@@ -64,6 +74,7 @@ class ModelPlan:
     edges_query: int
     job: int | None
     operations: tuple[int, int] | None
+    rounded: Parts | None = None
 
     @property
     def weights(self) -> int:
@@ -82,6 +93,7 @@ class Plan:
         memory: bytes for jobs and sessions; ``given`` if the operator said so.
         page_bytes: of the pool.
         gflops: billions of operations per second; None if not known.
+        precision: name of the policy that was asked about. Changes nothing in what the process takes.
     """
 
     models: tuple[ModelPlan, ...]
@@ -91,6 +103,7 @@ class Plan:
     given: bool
     page_bytes: int
     gflops: float | None = None
+    precision: str | None = None
 
     @property
     def weights(self) -> int:
@@ -141,6 +154,7 @@ def plan_models(
     load: Load | None = None,
     machine: int | None = None,
     executor: str = "sparse",
+    precision: str | None = None,
 ) -> Plan:
     """The plan for models, from their configurations and the headers of their weights.
 
@@ -150,6 +164,7 @@ def plan_models(
         load: the jobs to plan for.
         machine: bytes that there are; None for the machine's memory.
         executor: one of `engine.EXECUTORS`.
+        precision: name of a policy to say what weights would take rounded by it; None for none.
 
     Raises InvalidRequestError (field ``model``) for a model that cannot be served.
     """
@@ -159,7 +174,8 @@ def plan_models(
     for name, source in sources.items():
         recording = Recording(TRANSFORMS[executor])
         outlines.append(outline(source, recording))
-        models.append(_plan_model(name, outlines[-1], recording, load, executor))
+        model = _plan_model(name, outlines[-1], recording, load, executor)
+        models.append(replace(model, rounded=rounded(source, POLICIES[precision])) if precision else model)
     weights = sum(model.weights for model in models)
     left = max(0, machine - PROCESS_BYTES - weights)
     return Plan(
@@ -169,6 +185,7 @@ def plan_models(
         memory=int(left * DEFAULT_SHARE) if memory is None else memory,
         given=memory is not None,
         page_bytes=page_bytes_for([found.model for found in outlines]),
+        precision=precision,
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
+from pahq_server.models.parts import Parts
 from pahq_server.plan.planning import BOOKKEEPING_S, PROCESS_BYTES, ModelPlan, Plan
 
 FORMAT = "pahq.plan.v1"
@@ -27,6 +29,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "format": FORMAT,
         "prompts": plan.load.prompts,
         "tokens": plan.load.tokens,
+        **({} if plan.precision is None else {"precision": plan.precision}),
         "gflops": plan.gflops,
         "models": [_model_json(plan, model) for model in plan.models],
         "process_bytes": PROCESS_BYTES,
@@ -43,20 +46,16 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _model_json(plan: Plan, model: ModelPlan) -> dict[str, Any]:
-    parts, seconds = model.resident, plan.seconds(model)
+    seconds = plan.seconds(model)
+    rounded = {} if model.rounded is None else {"rounded_bytes": _parts_json(model.rounded)}
     return {
         "name": model.name,
         "architecture": model.architecture.model_type,
         "parameters": model.parameters,
         "dtypes": list(model.dtypes),
         "disk_bytes": model.bytes_on_disk,
-        "resident_bytes": {
-            "embedding": parts.embedding,
-            "attention": parts.attention,
-            "mlps": parts.mlps,
-            "unembedding": parts.unembedding,
-            "total": parts.total,
-        },
+        "resident_bytes": _parts_json(model.resident),
+        **rounded,
         "gated_bytes": model.gated,
         "composed_bytes": model.composed,
         "loading_bytes": model.loading,
@@ -69,13 +68,15 @@ def _model_json(plan: Plan, model: ModelPlan) -> dict[str, Any]:
     }
 
 
+def _parts_json(parts: Parts) -> dict[str, int]:
+    return {**asdict(parts), "total": parts.total}
+
+
 def _model(plan: Plan, model: ModelPlan) -> list[str]:
-    parts = model.resident
     lines = [
         f"{model.name}: {model.architecture.model_type}, {model.parameters:,} parameters",
         f"  on disk        {size(model.bytes_on_disk)}, {', '.join(model.dtypes)}",
-        f"  resident       {size(parts.total)} of float32: embedding {size(parts.embedding)}, attention "
-        f"{size(parts.attention)}, MLPs {size(parts.mlps)}, unembedding {size(parts.unembedding)}",
+        f"  resident       {size(model.resident.total)} of float32: {_parts(model.resident)}",
         f"  while loading  at most {size(model.loading)}",
         f"  edges          {model.edges_group:,}"
         + (f"; {model.edges_query:,} by query head" if model.edges_query != model.edges_group else ""),
@@ -83,9 +84,20 @@ def _model(plan: Plan, model: ModelPlan) -> list[str]:
     ]
     if first_use := _first_use(model):
         lines.insert(3, f"  once used      {first_use}")
+    if model.rounded is not None:
+        lines.insert(
+            3, f"  rounded        {size(model.rounded.total)} by {plan.precision}: {_parts(model.rounded)}"
+        )
     if seconds := _seconds(plan, model):
         lines.append(f"  a discovery    {seconds}")
     return lines
+
+
+def _parts(parts: Parts) -> str:
+    return (
+        f"embedding {size(parts.embedding)}, attention {size(parts.attention)}, MLPs {size(parts.mlps)}, "
+        f"unembedding {size(parts.unembedding)}"
+    )
 
 
 def _first_use(model: ModelPlan) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import chain, pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pahq_server.core.graph import INPUT, Graph
@@ -14,22 +15,13 @@ from pahq_server.engine.sizing import BYTES
 from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
 from pahq_server.models.building import Transform
+from pahq_server.models.loading import LoadedModel, outline
+from pahq_server.models.masters import Masters
+from pahq_server.models.parts import Parts
+from pahq_server.models.resident import make_resident
+from pahq_server.precision.policy import Policy
 
 _MLP = ("w_in", "b_in", "w_gate", "b_gate", "w_out", "b_out", "norm2_w", "norm2_b")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Bytes by part of a model. Norms count for what reads them; what two parts share, for the first."""
-
-    embedding: int
-    attention: int
-    mlps: int
-    unembedding: int
-
-    @property
-    def total(self) -> int:
-        return self.embedding + self.attention + self.mlps + self.unembedding
 
 
 @dataclass(frozen=True)
@@ -84,6 +76,13 @@ def resident(weights: Weights) -> Parts:
     totals = [0] + [sum(storages(chain(*groups[: i + 1])).values()) for i in range(len(groups))]
     embedding, mlps, attention, unembedding = (after - before for before, after in pairwise(totals))
     return Parts(embedding, attention, mlps, unembedding)
+
+
+def rounded(source: str, policy: Policy) -> Parts:
+    """What stays in memory of a model whose weights a policy rounds. Raises as `outline` does."""
+    with torch.device("meta"):
+        masters = Masters(LoadedModel(outline(source).model, None, ""), lambda: None)
+        return make_resident(masters, policy, "meta").nbytes
 
 
 def loading_peak(pieces: Sequence[Piece]) -> int:

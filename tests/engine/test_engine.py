@@ -12,7 +12,8 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Measurement, Prepared, Row, Work
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, NotFoundError, ServerError
 from pahq_server.core.task import BuiltinTask, PromptTask
-from pahq_server.engine.engine import EXECUTORS, ModelEngine
+from pahq_server.engine.backends import EXECUTORS
+from pahq_server.engine.engine import ModelEngine
 from pahq_server.models.loading import LoadedModel, load
 
 PROMPTS = PromptTask(

@@ -17,7 +17,7 @@ from torch import Tensor
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.engine import EXECUTORS
+from pahq_server.engine.backends import EXECUTORS
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
 

@@ -13,7 +13,7 @@ from helpers.reference import Reference
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.graph import KvReceivers
-from pahq_server.engine.engine import EXECUTORS
+from pahq_server.engine.backends import EXECUTORS
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.models.casting import cast
 

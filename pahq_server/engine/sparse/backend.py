@@ -9,6 +9,7 @@ from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
+from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory, Shared
 from pahq_server.memory.errors import OutOfPagesError
 from pahq_server.models.architecture import Model
@@ -32,11 +33,14 @@ class SparseBackend:
     Args:
         model: folded (see `models.folding`).
         memory: of the device that the model is on.
-        namespace: names the model's weights and the precision among all models on the device.
+        namespace: names the model's weights among all models on the device.
+        rounded: what rows multiply with; None for the model's weights.
     """
 
-    def __init__(self, model: Model, memory: DeviceMemory, namespace: bytes) -> None:
-        self._memory, self._shared = memory, Shared(model, memory, namespace)
+    def __init__(
+        self, model: Model, memory: DeviceMemory, namespace: bytes, rounded: Rounded | None = None
+    ) -> None:
+        self._memory, self._shared = memory, Shared(model, memory, namespace, rounded)
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> SparseExecutor:
         """Raises ResourceExhaustedError if there is no room for the job beside those that are open."""

@@ -61,8 +61,10 @@ class Base:
         self._outputs: PagedTensors = outputs
         # What is computed when first asked for: states, inputs, inner products, heads' outputs.
         self._own = PagedTensors(reference.pool)
+        # Under memory pressure: whether inputs of receivers are computed anew whenever they are needed.
+        self.frugal = False
         # Differences of the last batch of cuts: the next batch of a chain goes on from them.
-        self.known_cuts: dict[int, dict[Pattern, Tensor]] = {}
+        self.known_cuts: dict[tuple[int, object], dict[Pattern, Tensor]] = {}
         self._changed = changed
         # Per receiver, the base that holds its state.
         self._holders: dict[int, Base] = {}
@@ -175,11 +177,21 @@ class Base:
         return self.tokens.narrow(stream, Places.WINDOW, self.plan.receivers[receiver])
 
     def kept_x(self, receiver: int) -> Tensor:
-        """Like `x`, and kept: for receivers whose rows are computed in the residual stream."""
+        """Like `x`, and kept where there is room: rows are computed from it in the residual stream."""
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
         if not owner._own.has(layer, ("x", receiver)):
-            return owner._own.put(layer, ("x", receiver), owner.x(receiver))
+            x = owner.x(receiver)
+            return x if owner.frugal else owner._own.put(layer, ("x", receiver), x)
         return owner._own.get(layer, ("x", receiver))
+
+    def logit_changes(self, full_ND: Tensor) -> Tensor:
+        """Difference of the logits from those of an unembedding's input [N, D], in full precision: [N, U]."""
+        layers = self.graph.layers
+        owner = self.owner(self.graph.logits)
+        if not owner._own.has(layers, "logits"):
+            dn = self.weights.normed(self.kept_x(self.graph.logits)) - full_ND
+            return owner._own.put(layers, "logits", matmul(dn, self.weights.weights.w_u))
+        return owner._own.get(layers, "logits")
 
     def state(self, receiver: int) -> State:
         holder = self._holders.get(receiver)

@@ -6,8 +6,9 @@ the one before it plus an edge, cost one addition each; a set of all kept edges 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,21 +36,92 @@ class Cut:
     variant: NDArray[np.int64]
 
 
+class Sums(Protocol):
+    """How the differences of the patterns of one base are made."""
+
+    def __call__(self, base: Base, receiver: int, patterns: list[Pattern], kind: int) -> Tensor:
+        """One difference per pattern: [V, N, D]. ``kind`` is that of the rows."""
+        ...
+
+
 def collect(
-    bases: Sequence[Base], base_of: NDArray[np.int64], removed: Sequence[Sequence[int]], many: bool
+    bases: Sequence[Base],
+    base_of: NDArray[np.int64],
+    removed: Sequence[Sequence[int]],
+    sums: Sums,
+    kinds: NDArray[np.int64] | None = None,
 ) -> dict[int, Cut]:
     """The cuts of a batch by live receiver. Row i lacks ``removed[i]`` of base ``bases[base_of[i]]``.
 
-    With ``many`` the sums run over what is left where that is less.
+    Rows of different ``kinds``, if given, have differences of their own.
     """
-    wanted: dict[int, dict[tuple[int, Pattern], int]] = {}
+    wanted: dict[int, dict[tuple[int, int, Pattern], int]] = {}
     variants: dict[int, NDArray[np.int64]] = {}
     for row, edges in enumerate(removed):
+        kind = -1 if kinds is None else int(kinds[row])
         for receiver, pattern in _by_receiver(bases[base_of[row]], edges):
             numbers = wanted.setdefault(receiver, {})
-            number = numbers.setdefault((int(base_of[row]), pattern), len(numbers))
+            number = numbers.setdefault((int(base_of[row]), kind, pattern), len(numbers))
             variants.setdefault(receiver, np.full(len(removed), -1))[row] = number
-    return {r: _cut(bases, r, list(wanted[r]), variants[r], many) for r in sorted(wanted)}
+    return {r: _cut(bases, r, list(wanted[r]), variants[r], sums) for r in sorted(wanted)}
+
+
+def sum_up(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
+    """Sums of single cuts in full precision: `Sums`."""
+    everything = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
+    return chained(base, receiver, patterns, None, lambda s: _single_cuts(base, receiver, s), everything)
+
+
+def sum_up_rest(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
+    """`sum_up` from all kept edges down where fewer are left than go."""
+    kept = np.flatnonzero(base.circuit.incoming(receiver))[::-1]
+    sums = []
+    for pattern in patterns:
+        rest = kept[~np.isin(kept, pattern)].tolist()
+        if len(rest) >= len(pattern):
+            sums.append(sum_up(base, receiver, [pattern])[0])
+            continue
+        dx = base.empty_x(receiver) - base.kept_x(receiver)
+        for cut in _single_cuts(base, receiver, rest).values():
+            dx -= cut
+        sums.append(dx)
+    return torch.stack(sums)
+
+
+def chained(
+    base: Base,
+    receiver: int,
+    patterns: list[Pattern],
+    key: object,
+    single_cuts: Callable[[list[int]], dict[int, Tensor]],
+    everything: Pattern | None = None,
+) -> Tensor:
+    """Sums of single cuts, [V, N, D]; remembered by the base, for chains that go on.
+
+    Args:
+        base: of the rows.
+        receiver: whose input is cut.
+        patterns: sets of senders.
+        key: what besides the base and the receiver the single cuts depend on.
+        single_cuts: gives the change of the receiver's input for each of some edges alone, [N, D].
+        everything: the pattern that needs no sum, as nothing is left of the input.
+    """
+    known = dict(base.known_cuts.get((receiver, key), {}))
+    single = single_cuts(_needed_alone(patterns, known, everything))
+    shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
+    dx = torch.empty(shape, dtype=base.weights.dtype)
+    for i, pattern in enumerate(patterns):
+        if pattern == everything:
+            torch.sub(base.empty_x(receiver), base.kept_x(receiver), out=dx[i])
+        elif pattern[:-1] in known:
+            torch.add(known[pattern[:-1]], single[pattern[-1]], out=dx[i])
+        else:
+            dx[i] = single[pattern[0]]
+            for sender in pattern[1:]:
+                dx[i] += single[sender]
+        known[pattern] = dx[i]
+    base.known_cuts = {(receiver, key): dict(zip(patterns, dx, strict=True))}
+    return dx
 
 
 def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
@@ -67,57 +139,27 @@ def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
 def _cut(
     bases: Sequence[Base],
     receiver: int,
-    keys: list[tuple[int, Pattern]],
+    keys: list[tuple[int, int, Pattern]],
     variant: NDArray[np.int64],
-    many: bool,
+    sums: Sums,
 ) -> Cut:
-    # Rows come sorted by base, so the patterns of one base stand together.
-    numbers = list(dict.fromkeys(number for number, _ in keys))
-    sum_up = _sums_of_rest if many else _sums
-    sums = [sum_up(bases[n], receiver, [p for number, p in keys if number == n]) for n in numbers]
-    sizes = np.array([bases[number].count(receiver) for number, _ in keys])
-    dx = sums[0] if len(sums) == 1 else laid_out(torch.cat([x.flatten(0, 1) for x in sums]), sizes)
-    return Cut([pattern for _, pattern in keys], Values(dx, sizes), variant)
+    # Rows come sorted by base, so the groups of one base stand together.
+    groups = {group: i for i, group in enumerate(dict.fromkeys(key[:2] for key in keys))}
+    order = np.argsort([groups[key[:2]] for key in keys], kind="stable")
+    keys = [keys[i] for i in order.tolist()]
+    variant = np.where(variant >= 0, np.argsort(order)[variant], -1)
+    parts = [
+        sums(bases[number], receiver, [key[2] for key in keys if key[:2] == (number, kind)], kind)
+        for number, kind in groups
+    ]
+    sizes = np.array([bases[number].count(receiver) for number, _, _ in keys])
+    dx = parts[0] if len(parts) == 1 else laid_out(torch.cat([x.flatten(0, 1) for x in parts]), sizes)
+    return Cut([pattern for _, _, pattern in keys], Values(dx, sizes), variant)
 
 
-def _sums(base: Base, receiver: int, patterns: list[Pattern]) -> Tensor:
-    """One difference per pattern, [V, N, D]; remembered by the base, for chains that go on."""
-    everything = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
-    known = dict(base.known_cuts.get(receiver, {}))
-    single = _single_cuts(base, receiver, _needed_alone(patterns, known, everything))
-    shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
-    dx = torch.empty(shape, dtype=base.weights.dtype)
-    for i, pattern in enumerate(patterns):
-        if pattern == everything:
-            torch.sub(base.empty_x(receiver), base.kept_x(receiver), out=dx[i])
-        elif pattern[:-1] in known:
-            torch.add(known[pattern[:-1]], single[pattern[-1]], out=dx[i])
-        else:
-            dx[i] = single[pattern[0]]
-            for sender in pattern[1:]:
-                dx[i] += single[sender]
-        known[pattern] = dx[i]
-    base.known_cuts = {receiver: dict(zip(patterns, dx, strict=True))}
-    return dx
-
-
-def _sums_of_rest(base: Base, receiver: int, patterns: list[Pattern]) -> Tensor:
-    """`_sums` from all kept edges down where fewer are left than go."""
-    kept = np.flatnonzero(base.circuit.incoming(receiver))[::-1]
-    sums = []
-    for pattern in patterns:
-        rest = kept[~np.isin(kept, pattern)].tolist()
-        if len(rest) >= len(pattern):
-            sums.append(_sums(base, receiver, [pattern])[0])
-            continue
-        dx = base.empty_x(receiver) - base.kept_x(receiver)
-        for cut in _single_cuts(base, receiver, rest).values():
-            dx -= cut
-        sums.append(dx)
-    return torch.stack(sums)
-
-
-def _needed_alone(patterns: list[Pattern], known: dict[Pattern, Tensor], everything: Pattern) -> list[int]:
+def _needed_alone(
+    patterns: list[Pattern], known: dict[Pattern, Tensor], everything: Pattern | None
+) -> list[int]:
     """Senders whose own difference is needed, given that patterns are summed up in order."""
     senders: set[int] = set()
     covered = set(known)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from pahq_server.core.engine import Anchor, Outcome, Row
 from pahq_server.core.errors import NonFiniteMetricError
@@ -14,6 +13,8 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.metrics import finite
 from pahq_server.engine.sparse.base import Base
+from pahq_server.engine.sparse.logits import ExactChanges, LogitChanges, RoundedChanges
+from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.reference import FINAL, Reference
 from pahq_server.engine.sparse.rows import Rows
 from pahq_server.engine.sparse.scoring import DIFFERENCE_METRICS
@@ -39,17 +40,17 @@ class SparseExecutor:
 
     @torch.inference_mode()
     def __init__(self, shared: Shared, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
-        self.graph, self.weights = graph, shared.weights(graph)
+        self.graph, self.weights, self.maps = graph, shared.weights(graph), shared.maps(graph)
         tokens = Tokens.of(shared.model.architecture, task, ablation)
         prefixes = shared.memory.prefixes
         self.reference = Reference(self.weights, shared.model, tokens, ablation, prefixes, shared.namespace)
         # Under memory pressure: how many anchors may have a base at a time, beside their parents, and whether
-        # parents give up what they can compute again.
+        # these keep nothing that they can compute again.
         self.anchors_at_once, self.frugal = 1 << 30, False
         # Bases of the last call, by anchor; the anchor is held so that its id stays its own.
         self._bases: dict[int, tuple[Anchor, Base]] = {}
         final = self.reference.clean.get(graph.layers, FINAL)
-        self._full_ND = self._normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
+        self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
         self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND)
         shared.memory.jobs.add(self)
 
@@ -81,6 +82,7 @@ class SparseExecutor:
         return [anchor for key, anchor in wanted.items() if key not in self._bases]
 
     def keep(self, anchor: Anchor, base: Base) -> None:
+        base.frugal = self.frugal
         self._bases[id(anchor)] = (anchor, base)
 
     def forget(self) -> bool:
@@ -99,31 +101,38 @@ class SparseExecutor:
     def metric(self, sweep: Sweep, rows: Sequence[int]) -> list[float]:
         """Scores of some rows of a sweep, all of this job. Raises NonFiniteMetricError."""
         bases = sweep.rows.bases
-        base_of = sweep.rows.base_of[list(rows)]
-        used = np.unique(base_of).tolist()
+        used, base = np.unique(sweep.rows.base_of[list(rows)], return_inverse=True)
         x_VND = torch.stack([bases[number].kept_x(self.graph.logits) for number in used])
-        index = np.searchsorted(used, base_of)
+        # Per value, the number of its base; the bases' own come first. Per row, its value.
+        base_of_value, index = np.arange(len(used)), base
         if sweep.final is not None:
             variant = sweep.final.variant[list(rows)]
-            moved = np.unique(variant[variant >= 0])
+            changed = np.flatnonzero(variant >= 0)
+            moved, first = np.unique(variant[changed], return_index=True)
             sizes = np.full(len(moved), x_VND.shape[1])
             if len(moved):
                 x_VND = torch.cat([x_VND, pick(sweep.final.values, moved, sizes).data])
+                base_of_value = np.concatenate([base_of_value, base[changed[first]]])
             index = np.where(variant < 0, index, np.searchsorted(moved, variant) + len(used))
         wanted, index = np.unique(index, return_inverse=True)
-        values = self._metric(self._normed(x_VND[torch.from_numpy(wanted)]) - self._full_ND).tolist()
+        n_VND = self.weights.normed(x_VND[torch.from_numpy(wanted)])
+        dn_VND = n_VND - self._full_ND
+        changes: LogitChanges = ExactChanges(dn_VND, self.weights.weights.w_u)
+        if self.maps is not None:
+            of_value = base_of_value[wanted]
+            n_of_bases = self.weights.normed(x_VND[: len(used)])
+            of_bases = [bases[number].logit_changes(self._full_ND) for number in used]
+            moved_VND = n_VND - n_of_bases[torch.from_numpy(of_value)]
+            changes = RoundedChanges(of_bases, of_value.tolist(), moved_VND, self.maps)
+        values = self._metric(dn_VND, changes).tolist()
         return [finite(values[i]) for i in index]
-
-    def _normed(self, x_VND: Tensor) -> Tensor:
-        """What the unembedding reads: [V, N, D]."""
-        return x_VND * self.weights.inverse_norm(x_VND.square().sum(-1))
 
 
 @torch.inference_mode()
 def score_together(
     work: Sequence[tuple[SparseExecutor, Sequence[Row]]], scratch_bytes: int = DEFAULT_SCRATCH
 ) -> list[Outcome]:
-    """Scores rows of several jobs of one model and graph in the same sweeps; one outcome per job, in order.
+    """Scores rows of several jobs of one model, graph and policy in the same sweeps; one outcome per job.
 
     A row's score has the same bits whatever rows of whatever jobs stand beside it.
 
@@ -140,7 +149,7 @@ def score_together(
     failed: dict[int, Exception] = {}
     first_of = np.cumsum([0, *(len(rows) for _, rows in work)])
     for part in _parts(bases, scratch_bytes, keep=False):
-        sweep = _swept([bases[i] for i in part], [numbered[i][1].removed for i in part])
+        sweep = _swept([bases[i] for i in part], [numbered[i][1].removed for i in part], work[0][0].maps)
         for number in dict.fromkeys(numbered[i][0] for i in part):
             places = [place for place, i in enumerate(part) if numbered[i][0] == number]
             try:
@@ -180,11 +189,13 @@ def _derive(anchors: Sequence[tuple[SparseExecutor, Anchor]], parents: Sequence[
             parent.drop_hidden()
 
 
-def _swept(bases: Sequence[Base], removed: Sequence[Sequence[int]], keep: bool = False) -> Sweep:
+def _swept(
+    bases: Sequence[Base], removed: Sequence[Sequence[int]], maps: Maps | None = None, keep: bool = False
+) -> Sweep:
     distinct = {id(base): base for base in bases}
     number = {key: i for i, key in enumerate(distinct)}
     base_of = np.array([number[id(base)] for base in bases])
-    sweep = Sweep(Rows(list(distinct.values()), base_of, removed, many=keep), keep)
+    sweep = Sweep(Rows(list(distinct.values()), base_of, removed, keep, maps), keep)
     sweep.run()
     return sweep
 

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pahq_server.engine.sparse.maps import Maps, by_token
 from pahq_server.engine.sparse.reference import is_head
 from pahq_server.engine.sparse.rows import METRIC, WINDOW, Rows
 from pahq_server.engine.sparse.terms import Term, plus
@@ -203,7 +204,7 @@ class Receivers:
             return None
         dx, merged = moved
         x = self._rows.of_bases(merged, lambda base: base.kept_x(receiver))
-        du = matmul(dx, self._weights.reads(receiver))
+        du = self._read(receiver, dx, merged)
         return du, 2 * torch.linalg.vecdot(x, dx) + torch.linalg.vecdot(dx, dx), merged
 
     def residual(
@@ -215,6 +216,8 @@ class Receivers:
         columns += [] if cut is None else [cut.variant]
         if rows is not None:
             columns = [np.where(rows, column, -1) for column in columns]
+        if columns and self._rows.promotion is not None:
+            columns.append(self._rows.promotion.column(columns))
         merged = merge(columns)
         if merged is None:
             return None
@@ -222,18 +225,34 @@ class Receivers:
         if cut is None:
             dx = torch.zeros(*layout(sizes), self._weights.arch.d_model, dtype=self._weights.dtype)
         else:
-            dx = pick(cut.dx, merged.picks[-1], sizes).data
+            dx = pick(cut.dx, merged.picks[len(sources)], sizes).data
             # The bases go on using the original.
             dx = dx.clone() if sources and dx is cut.dx.data else dx
         for (sender, _), wanted in zip(sources, merged.picks[: len(sources)], strict=True):
             if not (wanted >= 0).any():
                 continue
             term = self._term(sender, receiver, wanted, merged)
-            if is_head(self._graph, sender):
+            if not is_head(self._graph, sender):
+                term.scatter(dx, term.y)
+            elif self._rows.maps is None:
                 term.add_to(dx, self._weights.writes(sender), layout(sizes))
             else:
-                term.scatter(dx, term.y)
+                term.scatter(dx, self._written(self._rows.maps, sender, term, merged, sizes))
         return dx, merged
+
+    def _read(self, receiver: int, dx: Tensor, merged: Merged) -> Tensor:
+        """A change of input through a receiver's projection: [V, N, O]."""
+        rows = self._rows
+        if rows.maps is None:
+            return matmul(dx, self._weights.reads(receiver))
+        full = None if rows.promotion is None else rows.promotion.of_receiver(merged, receiver)
+        return rows.maps.read(receiver, dx, by_token(full, rows.sizes(merged, receiver)))
+
+    def _written(self, maps: Maps, head: int, term: Term, merged: Merged, sizes: Index) -> Tensor:
+        """What a head's change in some merged variants writes in low precision: [V, N, D]."""
+        promotion = self._rows.promotion
+        full = None if promotion is None else promotion.of_sender(merged.some(term.variants), head)
+        return maps.write(head, term.y, by_token(full, sizes[term.variants]))
 
     def _term(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Term:
         """A sender's change in the merged variants that hear it."""

@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.engine.sparse import cuts
 from pahq_server.engine.sparse.base import Base
+from pahq_server.engine.sparse.cuts import collect, sum_up, sum_up_rest
+from pahq_server.engine.sparse.low_cuts import collect_low
+from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.plan import CODES
 from pahq_server.engine.sparse.tokens import Places
 from pahq_server.engine.sparse.variants import Index, Merged
@@ -26,14 +28,24 @@ class Rows:
         base_of: per row, index of its base; equal ones stand together.
         removed: per row, the edges of its base's circuit that it lacks.
         many: whether these are most of the edges into their receivers.
+        maps: linear maps in low precision; None for full precision.
     """
 
     def __init__(
-        self, bases: Sequence[Base], base_of: Index, removed: Sequence[Sequence[int]], many: bool = False
+        self,
+        bases: Sequence[Base],
+        base_of: Index,
+        removed: Sequence[Sequence[int]],
+        many: bool = False,
+        maps: Maps | None = None,
     ) -> None:
-        self.bases, self.base_of = bases, base_of
+        self.bases, self.base_of, self.maps = bases, base_of, maps
         self.weights, self.graph = bases[0].weights, bases[0].circuit.graph
-        self.cuts = cuts.collect(bases, base_of, removed, many)
+        self.promotion = None if maps is None else maps.promotion(self.graph, removed)
+        if maps is None:
+            self.cuts = collect(bases, base_of, removed, sum_up_rest if many else sum_up)
+        else:
+            self.cuts = collect_low(bases, base_of, removed, maps, self.promotion)
         # bool, [bases, edges].
         self.kept = np.stack([base.circuit.kept for base in bases])
         # `Plan.sender_codes` and `Plan.receiver_codes`, [bases, senders] and [bases, receivers].
@@ -44,7 +56,6 @@ class Rows:
         self._counts = np.array(
             [[0, *(base.tokens.count(places) for places in CODES)] for base in bases], dtype=np.int64
         )
-
         self._first_row = np.flatnonzero(np.diff(base_of, prepend=-1))
         # By id of the merged variants, which are held so that their ids stay their own.
         self._known_used: dict[int, tuple[Merged, tuple[list[int], Tensor]]] = {}
@@ -77,7 +88,9 @@ class Rows:
         return self.counts(receiver)[self.base_of[merged.first]]
 
     def composable(self, receiver: int) -> NDArray[np.bool_]:
-        """Per row, `Base.composable`."""
+        """Per row, `Base.composable`; never in low precision, which has no products of matrices."""
+        if self.maps is not None:
+            return np.zeros(len(self), dtype=bool)
         kept_heads = np.array([base.plan.kept_heads[receiver] for base in self.bases])
         arch = self.weights.arch
         return (kept_heads * arch.d_head <= arch.d_model)[self.base_of]

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.task import TokenTask
+from pahq_server.engine.sparse.logits import LogitChanges
 from pahq_server.engine.sparse.weights import SparseWeights
-from pahq_server.precision.products import matmul
 
-# From n' - n of the full model, [V, N, D], to one metric per row, [V].
-DifferenceMetric = Callable[[Tensor], Tensor]
+# From n' - n of the full model, [V, N, D], and what it changes in the logits, to one metric per row, [V].
+DifferenceMetric = Callable[[Tensor, LogitChanges], Tensor]
 
 # Columns of the unembedding, and logits, that are worked on at once: they stay in a core's cache.
 BLOCK_COLUMNS = 2048
@@ -25,42 +25,48 @@ CACHED_LOGITS = 1 << 19
 
 
 def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
-    """KL(p || p') = log(sum of p exp(dL - c)) with c = p . dL and dL the difference of logits.
+    """KL(p || p') = log(sum of p exp(dL - c)) - sum of p (dL - c) with dL the difference of logits.
 
-    Computed as log1p(sum of p expm1(dL - c)): nothing is lost where differences are small, and by Jensen's
-    inequality the sum is never negative, so nothing cancels where they are large.
+    With c = p . dL the second sum is zero. The first is computed as log1p(sum of p expm1(dL - c)): nothing is
+    lost where differences are small, and by Jensen's inequality the sum is never negative, so nothing cancels
+    where they are large. Where dL is rounded, c is only near p . dL, and the second sum is small.
     """
     w_u = weights.weights.w_u
     log_p_NU = _logits(weights, full_ND).log_softmax(-1)
     p_NU = log_p_NU.exp()
     read_ND = p_NU @ w_u.T
 
-    def measure(dn_VND: Tensor) -> Tensor:
-        mean_VN1 = (dn_VND * read_ND).sum(-1, keepdim=True)
+    def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
+        c_VN1 = (dn_VND * read_ND).sum(-1, keepdim=True)
 
-        def growth(change_VNB: Tensor, rows: slice, columns: slice) -> Tensor:
-            centred = change_VNB.sub_(mean_VN1[rows]).expm1_()
-            sums: Tensor = torch.linalg.vecdot(centred, p_NU[:, columns])
-            return sums
+        def sums(rows: slice, columns: slice) -> Tensor:
+            centred, p = changes(rows, columns).sub_(c_VN1[rows]), p_NU[:, columns]
+            second = None if changes.exact else torch.linalg.vecdot(centred, p)
+            growth = torch.linalg.vecdot(centred.expm1_(), p)
+            return growth[..., None] if second is None else torch.stack([growth, second], -1)
 
-        kl_VN = _sum_over_vocabulary(dn_VND, w_u, growth).log1p()
+        sums_VNS = _sum_over_vocabulary(dn_VND, w_u.shape[-1], sums, 1 if changes.exact else 2)
+        kl_VN = sums_VNS[..., 0].log1p()
         for row in torch.nonzero(~torch.isfinite(kl_VN).all(-1)).flatten().tolist():
             # Very large differences overflow expm1; then nothing is lost by adding logarithms.
-            centred = matmul(dn_VND[row], w_u) - mean_VN1[row]
+            centred = changes(slice(row, row + 1), slice(0, w_u.shape[-1]))[0] - c_VN1[row]
             kl_VN[row] = torch.where(kl_VN[row].isfinite(), kl_VN[row], (log_p_NU + centred).logsumexp(-1))
-        return kl_VN.mean(-1)
+        return kl_VN.mean(-1) if changes.exact else (kl_VN - sums_VNS[..., 1]).mean(-1)
 
     return measure
 
 
 def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
     """Mean squared difference of logits."""
-    w_u = weights.weights.w_u
+    count = weights.weights.w_u.shape[-1]
 
-    def squares(change_VNB: Tensor, rows: slice, columns: slice) -> Tensor:
-        return change_VNB.square_().sum(-1)
+    def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
+        def squares(rows: slice, columns: slice) -> Tensor:
+            return changes(rows, columns).square_().sum(-1, keepdim=True)
 
-    return lambda dn_VND: _sum_over_vocabulary(dn_VND, w_u, squares).mean(-1) / w_u.shape[-1]
+        return _sum_over_vocabulary(dn_VND, count, squares, 1)[..., 0].mean(-1) / count
+
+    return measure
 
 
 def logit_difference(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
@@ -73,7 +79,7 @@ def logit_difference(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -
     rows = torch.arange(len(places))
     full = -(logits_NU[rows, right] - logits_NU[rows, wrong]).mean()
     direction_ND = (w_u[:, right] - w_u[:, wrong]).T
-    return lambda dn_VND: full - (dn_VND * direction_ND).sum(-1).mean(-1)
+    return lambda dn_VND, _: full - (dn_VND * direction_ND).sum(-1).mean(-1)
 
 
 DIFFERENCE_METRICS: dict[str, Callable[[SparseWeights, TokenTask, Tensor], DifferenceMetric]] = {
@@ -89,21 +95,22 @@ def _logits(weights: SparseWeights, normed_ND: Tensor) -> Tensor:
 
 
 def _sum_over_vocabulary(
-    dn_VND: Tensor, w_u: Tensor, part: Callable[[Tensor, slice, slice], Tensor]
+    dn_VND: Tensor, vocabulary: int, part: Callable[[slice, slice], Tensor], count: int
 ) -> Tensor:
-    """Sum of a function of the change of logits over the vocabulary, [V, N], a few columns at a time.
+    """Sums of functions of the change of logits over the vocabulary, [V, N, count], a few columns at a time.
 
     Args:
         dn_VND: change of the unembedding's input.
-        w_u: [D, U].
-        part: the sum, [V, N], over some columns for some rows, given the logits' change there, [V, N, B].
+        vocabulary: number of logits, U.
+        part: the sums over some columns for some rows: [v, N, count].
+        count: how many sums.
     """
     rows, places, _ = dn_VND.shape
-    total_VN = torch.zeros(rows, places, dtype=dn_VND.dtype)
-    for first in range(0, w_u.shape[-1], BLOCK_COLUMNS):
-        columns = slice(first, min(first + BLOCK_COLUMNS, w_u.shape[-1]))
+    total_VNS = torch.zeros(rows, places, count, dtype=dn_VND.dtype)
+    for first in range(0, vocabulary, BLOCK_COLUMNS):
+        columns = slice(first, min(first + BLOCK_COLUMNS, vocabulary))
         step = max(1, CACHED_LOGITS // (places * (columns.stop - first)))
         for row in range(0, rows, step):
             some = slice(row, row + step)
-            total_VN[some] += part(matmul(dn_VND[some], w_u[:, columns]), some, columns)
-    return total_VN
+            total_VNS[some] += part(some, columns)
+    return total_VNS

@@ -7,6 +7,7 @@ from typing import Protocol
 from weakref import WeakSet
 
 from pahq_server.core.graph import Graph
+from pahq_server.engine.sparse.maps import Maps, Rounded
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.memory.pool import PagePool
 from pahq_server.memory.prefix import PrefixCache
@@ -62,11 +63,14 @@ class Shared:
     Args:
         model: folded (see `models.folding`).
         memory: of the device that the model is on.
-        namespace: names the model's weights and the precision among all models on the device.
+        namespace: names the model's weights among all models on the device.
+        rounded: what rows multiply with; None for the model's weights.
     """
 
-    def __init__(self, model: Model, memory: DeviceMemory, namespace: bytes) -> None:
-        self.model, self.memory, self.namespace = model, memory, namespace
+    def __init__(
+        self, model: Model, memory: DeviceMemory, namespace: bytes, rounded: Rounded | None = None
+    ) -> None:
+        self.model, self.memory, self.namespace, self._rounded = model, memory, namespace, rounded
         self._weights: dict[Graph, SparseWeights] = {}
 
     def weights(self, graph: Graph) -> SparseWeights:
@@ -74,3 +78,7 @@ class Shared:
         if graph not in self._weights:
             self._weights[graph] = SparseWeights(self.model, graph)
         return self._weights[graph]
+
+    def maps(self, graph: Graph) -> Maps | None:
+        """The linear maps of rows; None for full precision."""
+        return None if self._rounded is None else Maps(self.weights(graph), self._rounded)

@@ -199,7 +199,9 @@ class Sweep:
         sizes = self.rows.sizes(merged, receiver)
         change = pick(state.value, merged.picks[0], sizes).data
         change -= self.rows.of_bases(merged, lambda base: base.state(receiver).value)
-        return Change(Values(matmul(change, w_out), sizes), merged.variant)
+        maps = self.rows.maps
+        out = matmul(change, w_out) if maps is None else maps.mlp_out(layer, change)
+        return Change(Values(out, sizes), merged.variant)
 
     def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:
         """A receiver's value in merged variants: [V or 1, N, K]."""

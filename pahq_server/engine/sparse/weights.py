@@ -98,6 +98,10 @@ class SparseWeights:
         cos, sin = self._rotation(positions)
         return ops.apply_rotation(value, cos, sin)
 
+    def normed(self, x: Tensor) -> Tensor:
+        """The input as receivers see it: [..., D]."""
+        return x * self.inverse_norm(x.square().sum(-1))
+
     def inverse_norm(self, square: Tensor) -> Tensor:
         """What the input is multiplied by: [..., 1] for sums of squares [...]; 1 without norm."""
         if self.arch.norm is None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 
 from pahq_server.models.adapters.common import activation, check_rope, rotary, split_out
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
@@ -42,6 +41,9 @@ def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     embedding = checkpoint.get(f"{prefix}embed_in.weight")
     # The name of the unembedding has changed over time.
     head = "lm_head.weight" if "lm_head.weight" in checkpoint else "embed_out.weight"
+    # Imported where it is needed, as all of transformers: 100 MB.
+    from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
+
     return Weights(
         w_e=embedding,
         layers=(),

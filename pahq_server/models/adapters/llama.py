@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from pahq_server.models.adapters.common import activation, check_rope, rotary, split_in, split_out
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
@@ -40,6 +39,9 @@ def architecture(config: Any) -> Architecture:
 
 def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     embedding = checkpoint.get("model.embed_tokens.weight")
+    # Imported where it is needed, as all of transformers: 100 MB.
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
     return Weights(
         w_e=embedding,
         layers=(),

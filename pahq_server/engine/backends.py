@@ -1,0 +1,77 @@
+"""What runs the jobs of one model under one precision policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from pahq_server.core.engine import Outcome, Row
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import TokenTask
+from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
+from pahq_server.engine.literal_activations import ActivationsExecutor
+from pahq_server.engine.sparse.backend import SparseBackend
+from pahq_server.engine.sparse.maps import Rounded
+from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.models.architecture import Model
+from pahq_server.models.rounding import round_layers, round_unembedding
+from pahq_server.precision.policy import POLICIES
+
+E = TypeVar("E")
+
+EXECUTORS = ("sparse", "literal")
+
+
+def precisions(executor: str) -> tuple[str, ...]:
+    """Names of the policies that jobs can ask for.
+
+    ``paper`` is not among them: it promotes another head for every receiver, so the current circuit would
+    have to be measured again for each.
+    """
+    known = [p for p in POLICIES.values() if not (p.promotes and p.operand == "activations")]
+    if executor == "literal":
+        known = [policy for policy in known if policy.name == "fp32" or policy.operand == "activations"]
+    return tuple(policy.name for policy in known)
+
+
+class Executor(Protocol):
+    """Values of one job."""
+
+    def release(self) -> None: ...
+
+
+class Backend(Protocol[E]):
+    """Runs the jobs of one model under one policy."""
+
+    def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> E:
+        """Runs the clean and ablated passes of a job. Raises ResourceExhaustedError."""
+        ...
+
+    def score(self, work: Sequence[tuple[E, Sequence[Row]]]) -> list[Outcome]:
+        """One outcome per job, in order: a failing one does not hurt the others."""
+        ...
+
+
+def make_backend(
+    model: Model, executor: str, precision: str, memory: DeviceMemory, namespace: bytes
+) -> Backend[Any]:
+    """The backend of a model.
+
+    Args:
+        model: folded for the sparse executor.
+        executor: one of `EXECUTORS`.
+        precision: one of `precisions`.
+        memory: of the device.
+        namespace: names the model's weights. Policies share what is computed of prefixes: bases are in full
+            precision under every one that has any.
+    """
+    policy = POLICIES[precision]
+    if policy.operand == "activations":
+        return LiteralBackend(partial(ActivationsExecutor, model, policy=policy))
+    if executor == "literal":
+        return LiteralBackend(partial(LiteralExecutor, model))
+    if precision == "fp32":
+        return SparseBackend(model, memory, namespace)
+    rounded = Rounded(policy, round_layers(model, policy), round_unembedding(model, policy))
+    return SparseBackend(model, memory, namespace, rounded)

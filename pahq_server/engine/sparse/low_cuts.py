@@ -1,0 +1,44 @@
+"""Cuts of rows in low precision: what a removed edge changes goes through the rounded W_O of its sender."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pahq_server.engine.sparse.base import Base, Pattern
+from pahq_server.engine.sparse.cuts import Cut, chained, collect
+from pahq_server.engine.sparse.maps import Maps
+from pahq_server.engine.sparse.promotion import Promotion
+from pahq_server.engine.sparse.reference import is_head
+
+
+def collect_low(
+    bases: Sequence[Base],
+    base_of: NDArray[np.int64],
+    removed: Sequence[Sequence[int]],
+    maps: Maps,
+    promotion: Promotion | None,
+) -> dict[int, Cut]:
+    """`cuts.collect` of rows that may promote heads."""
+
+    def sums(base: Base, receiver: int, patterns: list[Pattern], kind: int) -> Tensor:
+        heads = frozenset[int]() if promotion is None or kind < 0 else promotion.heads[kind]
+
+        def single_cuts(senders: list[int]) -> dict[int, Tensor]:
+            return {sender: _cut_alone(base, receiver, sender, maps, sender in heads) for sender in senders}
+
+        return chained(base, receiver, patterns, heads, single_cuts)
+
+    return collect(bases, base_of, removed, sums, None if promotion is None else promotion.of_row)
+
+
+def _cut_alone(base: Base, receiver: int, sender: int, maps: Maps, promoted: bool) -> Tensor:
+    """Change of the receiver's input for one edge: [N, D]."""
+    change = base.ablation(sender, base.plan.receivers[receiver])
+    if not is_head(base.graph, sender):
+        return change
+    return maps.write(sender, change, torch.ones(len(change), dtype=torch.bool) if promoted else None)

@@ -1,0 +1,218 @@
+"""Resident models: the numbers they keep, the bytes these take, and what making them takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import random_models as make
+from helpers.anonymous import STATUS
+from helpers.synthetic import save_llama
+from helpers.zoo import NAMES, Zoo
+from torch import Tensor
+
+from pahq_server.core.errors import ConflictError
+from pahq_server.models import folding, masters, resident
+from pahq_server.models.architecture import Weights
+from pahq_server.models.folding import FOLDING
+from pahq_server.models.loading import load
+from pahq_server.models.masters import Masters
+from pahq_server.models.resident import QuantizedLayer, Resident, Rows, make_resident
+from pahq_server.precision.policy import POLICIES, Format, Policy
+from pahq_server.precision.quantized import DTYPES, Quantized, quantize
+
+INT8, PAPER = POLICIES["pahq-int8"], POLICIES["paper"]
+# Every format in every place.
+FORMATS = [POLICIES[name] for name in ("fp32", "bf16", "pahq-int8", "pahq-fp8", "paper")]
+
+
+def as_kept(w: Tensor, form: Format) -> Tensor:
+    """A folded matrix as a policy keeps it, in float32."""
+    if form in DTYPES:
+        return quantize(w, form).dequantized()
+    return w.to({Format.FP32: torch.float32, Format.BF16: torch.bfloat16}[form]).float()
+
+
+def values(matrix: Any) -> Tensor:
+    return matrix.dequantized() if isinstance(matrix, Quantized) else matrix.float()
+
+
+def dtype_of(matrix: Any) -> torch.dtype:
+    return (matrix.data if isinstance(matrix, Quantized) else matrix).dtype
+
+
+def expected_dtype(form: Format) -> torch.dtype:
+    return {Format.FP32: torch.float32, Format.BF16: torch.bfloat16, **DTYPES}[form]
+
+
+def assert_kept(found: Resident, weights: Weights) -> None:
+    """Asserts that a resident model is what its policy makes of folded weights."""
+    policy = found.policy
+    for ours, theirs in zip(found.layers, weights.layers, strict=True):
+        for field in fields(QuantizedLayer):
+            kept, plain = getattr(ours, field.name), getattr(theirs, field.name)
+            if plain is None or not field.name.startswith("w_"):
+                assert kept is plain or torch.equal(kept, plain), field.name
+                continue
+            form = policy.heads if field.name in ("w_q", "w_k", "w_v", "w_o") else policy.mlps
+            assert dtype_of(kept) is expected_dtype(form)
+            assert torch.equal(values(kept), as_kept(plain, form)), field.name
+            if plain.dim() == 3:
+                assert torch.equal(values(kept[len(plain) - 1]), values(kept)[-1])
+    assert dtype_of(found.w_u) is expected_dtype(policy.ends)
+    assert torch.equal(values(found.w_u), as_kept(weights.w_u, policy.ends))
+    for ours, theirs in ((found.b_u, weights.b_u), (found.w_pos, weights.w_pos)):
+        assert (ours is theirs is None) or torch.equal(ours, theirs)
+    ids = torch.tensor([[4, 0, 4], [1, 2, 3]])
+    assert torch.equal(found.embed(ids), as_kept(weights.w_e.T, policy.ends).T[ids])
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor that a resident model holds, masters aside."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from tensors(item)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from tensors(getattr(value, field.name))
+
+
+@pytest.mark.parametrize("policy", FORMATS, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_is_rounded_as_the_policy_says(name: str, policy: Policy, zoo: Zoo) -> None:
+    path = str(zoo.path(name))
+    found = make_resident(Masters.open(path), policy)
+    loaded = load(path, FOLDING).model
+    assert found.architecture == loaded.architecture
+    assert_kept(found, loaded.weights)
+    # Nothing is a view of something larger.
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(found)}
+    assert found.nbytes.total == sum(t.nbytes for t in tensors(found)) == sum(held.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("tied", [False, True])
+def test_shards_of_any_float_type(dtype: torch.dtype, tied: bool, tmp_path: Path) -> None:
+    make.gpt2(tie_word_embeddings=tied).to(dtype).save_pretrained(tmp_path, max_shard_size="2KB")
+    found = make_resident(Masters.open(str(tmp_path)), INT8)
+    assert_kept(found, load(str(tmp_path), FOLDING).model.weights)
+
+
+@pytest.mark.parametrize("policy", FORMATS, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("architecture", [make.gpt2, make.llama])
+def test_a_tied_embedding_is_not_kept_and_has_the_same_numbers(
+    architecture: Callable[..., Any], policy: Policy, tmp_path: Path
+) -> None:
+    found = []
+    for tied in (True, False):
+        model = architecture(tie_word_embeddings=tied)
+        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+        model.config.tie_word_embeddings = tied
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.save_pretrained(tmp_path / str(tied), state_dict=state)
+        found.append(make_resident(Masters.open(str(tmp_path / str(tied))), policy))
+    tied_one, untied = found
+    assert tied_one.w_e is None
+    assert untied.w_e is not None
+    assert untied.nbytes.embedding - tied_one.nbytes.embedding == untied.w_e.nbytes
+    everything = torch.arange(make.VOCABULARY)
+    assert torch.equal(tied_one.embed(everything), untied.embed(everything))
+    assert tied_one.embed(everything[:0]).shape == (0, tied_one.architecture.d_model)
+
+
+def test_parts_of_the_vocabulary_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (folding, masters):
+        monkeypatch.setattr(module, "OUTPUTS", 8)
+    monkeypatch.setattr(resident, "_TOKENS", 8)
+    make.gpt2(tie_word_embeddings=False).save_pretrained(tmp_path)
+    for policy in FORMATS:
+        found = make_resident(Masters.open(str(tmp_path)), policy)
+        assert_kept(found, load(str(tmp_path), FOLDING).model.weights)
+
+
+def test_a_token_of_zeros_and_an_output_of_zeros_stay_zero(tmp_path: Path) -> None:
+    model = make.llama(tie_word_embeddings=True)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5] = 0
+        model.model.layers[0].mlp.up_proj.weight[3] = 0
+    model.save_pretrained(tmp_path)
+    found = make_resident(Masters.open(str(tmp_path)), INT8)
+    assert not found.embed(torch.tensor([5])).any()
+    assert not values(found.w_u)[:, 5].any()
+    assert not values(found.layers[0].w_in)[:, 3].any()
+
+
+def test_rows_are_looked_up_in_any_order() -> None:
+    table = Rows(torch.tensor([[1, -2], [3, 4]], dtype=torch.int8), torch.tensor([[0.5], [2.0]]))
+    assert table[torch.tensor([1, 0, 1])].tolist() == [[6, 8], [0.5, -1], [6, 8]]
+    assert table.nbytes == 4 + 8
+
+
+def test_a_file_that_is_changed_while_it_is_read(tmp_path: Path) -> None:
+    make.llama().save_pretrained(tmp_path)
+    found = Masters.open(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ConflictError, match="load it again"):
+        make_resident(found, PAPER)
+
+
+MEASURE = """
+import json, sys
+from helpers.anonymous import Peak
+from pahq_server.models.heap import hand_back_freed_memory
+from pahq_server.models.masters import Masters
+from pahq_server.models.resident import make_resident
+from pahq_server.precision.policy import POLICIES
+
+small, large = sys.argv[1:]
+policy = POLICIES["pahq-int8"]
+hand_back_freed_memory()
+# What torch takes once for all.
+make_resident(Masters.open(small), policy)
+with Peak().watching() as opening:
+    found = Masters.open(large)
+with Peak().watching() as heads:
+    for layer in range(found.layers):
+        found.attention(layer, "q", 1), found.writes(layer, 1)
+with Peak().watching() as one_layer:
+    layer = found.layer(0)
+    kept = one_layer.look()
+layer_bytes = sum(t.nbytes for t in vars(layer).values() if t is not None)
+del layer
+with Peak().watching() as loading:
+    model = make_resident(found, policy)
+    loaded = loading.look()
+print(json.dumps({
+    "opening": opening.most, "heads": heads.most, "layer": kept, "layer_bytes": layer_bytes,
+    "loading": loading.most, "loaded": loaded, "resident": model.nbytes.total, "parameters": found.parameters,
+}))
+"""
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="needs /proc")
+def test_memory_while_reading_and_loading(tmp_path: Path) -> None:
+    """A model of 104 MB in bfloat16, by what the kernel says of a process of its own."""
+    sizes = {"d_model": 384, "d_mlp": 1280, "vocabulary": 8000, "dtype": torch.bfloat16, "tied": False}
+    save_llama(tmp_path / "large", layers=24, **sizes)  # type: ignore[arg-type]
+    save_llama(tmp_path / "small", layers=1, **sizes)  # type: ignore[arg-type]
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "small"), str(tmp_path / "large")]
+    path = ":".join([str(Path(__file__).parents[1]), *sys.path])
+    done = subprocess.run(command, env={"PYTHONPATH": path}, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout)
+    slack = 4 << 20
+    assert found["resident"] <= 0.30 * 4 * found["parameters"]
+    assert found["resident"] <= found["loaded"] + slack
+    assert found["loading"] <= 1.3 * found["resident"]
+    # A layer is as large as one is in float32, a head as good as nothing, and so is a model that is mapped.
+    assert found["layer"] <= found["layer_bytes"] + slack
+    assert found["heads"] <= slack
+    assert found["opening"] <= slack
