@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases bench proto clean
+.PHONY: demo test lint pytest cases bench bench-precision proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -26,6 +26,9 @@ cases: .venv/dev.stamp ## every circuit with a known answer, minutes each for so
 
 bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BENCH="growth prefix" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench $(BENCH)
+
+bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed loading" for some only
+	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.precision $(PARTS)
 
 proto: $(PROTO)/venv.stamp ## generate the stubs anew
 	rm -f proto/gen/pahq/v1/*_pb2*

@@ -21,9 +21,11 @@ from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.service import JobService
 from pahq_server.models.heap import hand_back_freed_memory
-from pahq_server.models.loading import load
+from pahq_server.models.loading import LoadedModel, load
+from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import DoesNotFitError, plan_models
 from pahq_server.plan.text import text
+from pahq_server.precision.policy import POLICIES
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ class ServerConfig:
         memory_bytes: what jobs and sessions together may take beside the models; None for half of what the
             models leave.
         machine_bytes: of the machine's memory; None to ask the machine.
+        weights: name of the policy by which weights are kept rounded; None for full precision.
     """
 
     models: Mapping[str, str]
@@ -58,6 +61,7 @@ class ServerConfig:
     session_limits: SessionLimits = field(default_factory=SessionLimits)
     memory_bytes: int | None = None
     machine_bytes: int | None = None
+    weights: str | None = None
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -75,10 +79,9 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    transform = TRANSFORMS[config.executor]
     # Only while loading: what is freed between kept weights is of no use to passes.
     hand_back_freed_memory()
-    served = {name: load(source, transform) for name, source in config.models.items()}
+    served = {name: _load(source, config) for name, source in config.models.items()}
     keep_freed_memory()
     engine = ModelEngine(served, config.executor, memory_bytes)
     jobs = JobService(engine, __version__, config.window, session_limits=config.session_limits)
@@ -95,13 +98,27 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     await stopping
 
 
+def _load(source: str, config: ServerConfig) -> LoadedModel:
+    if config.weights is None:
+        return load(source, TRANSFORMS[config.executor])
+    return load_rounded(source, POLICIES[config.weights])
+
+
 def _memory_for_jobs(config: ServerConfig) -> int:
     """Bytes that jobs and sessions get. Raises as `serve` does; loads nothing."""
     machine = machine_bytes() if config.machine_bytes is None else config.machine_bytes
     if config.memory_bytes is not None and config.memory_bytes > machine:
         detail = f"{config.memory_bytes} bytes are more than the machine's {machine}"
         raise InvalidRequestError("memory", detail)
-    plan = plan_models(config.models, config.memory_bytes, machine=machine, executor=config.executor)
+    if config.weights is not None and config.executor == "literal":
+        raise InvalidRequestError("weights", "the literal executor runs weights in fp32 only")
+    plan = plan_models(
+        config.models,
+        config.memory_bytes,
+        machine=machine,
+        executor=config.executor,
+        precision=config.weights,
+    )
     if not plan.fits:
         raise DoesNotFitError(f"the models do not fit\n{text(plan)}")
     return plan.memory

@@ -18,9 +18,10 @@ from pahq import __version__
 
 from pahq_server.core.errors import ServerError
 from pahq_server.demo import model_path
-from pahq_server.precision.policy import POLICIES
 
 OK, FAILED, USAGE = 0, 1, 2
+# What weights can be kept in, with the policy that rounds them so; None for full precision.
+WEIGHTS = {"fp32": None, "bf16": "bf16", "int8": "pahq-int8", "fp8": "pahq-fp8"}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(i?))?b?", re.ASCII | re.IGNORECASE)
 
 
@@ -42,7 +43,7 @@ def _plan(options: argparse.Namespace, models: dict[str, str]) -> int:
         return _complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     load = planning.Load(options.prompts, options.tokens)
     try:
-        plan = planning.plan_models(models, options.memory, load=load, precision=options.precision)
+        plan = planning.plan_models(models, options.memory, load=load, precision=WEIGHTS[options.weights])
     except ServerError as error:
         return _complain(str(error))
     plan = replace(plan, gflops=options.gflops or work.measured_gflops())
@@ -75,6 +76,7 @@ def _serve(options: argparse.Namespace, models: dict[str, str]) -> int:
         window=options.window,
         session_limits=SessionLimits(sessions=options.max_sessions, idle_s=options.session_timeout),
         memory_bytes=options.memory,
+        weights=WEIGHTS[options.weights],
     )
     try:
         asyncio.run(serve(config, _announce))
@@ -194,17 +196,23 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="billions of operations per second to reckon with (default: measured in a fraction of a second)",
     )
-    plan.add_argument(
-        "--precision",
-        choices=tuple(POLICIES),
-        metavar="POLICY",
-        help="also say what the weights would take rounded by a policy: %(choices)s",
-    )
+    _add_weights(plan)
     plan.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=tuple(WEIGHTS),
+        default="fp32",
+        help="what weights are kept in: %(choices)s (default: %(default)s). Unless fp32, only rounded weights "
+        "stay in memory, and what is needed in full precision is read from the checkpoint's files when used",
+    )
 
 
 def _add_serve(serve: argparse.ArgumentParser) -> None:
     _add_models(serve)
+    _add_weights(serve)
     serve.add_argument("--listen", default="127.0.0.1:7300", metavar="HOST:PORT", help="default: %(default)s")
     serve.add_argument("--threads", type=int, metavar="N", help="threads for tensor arithmetic")
     serve.add_argument(

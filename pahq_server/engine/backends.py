@@ -14,25 +14,35 @@ from pahq_server.engine.literal_activations import ActivationsExecutor
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
-from pahq_server.models.architecture import Model
+from pahq_server.models.loading import LoadedModel
 from pahq_server.models.rounding import round_layers, round_unembedding
-from pahq_server.precision.policy import POLICIES
+from pahq_server.models.streaming import ResidentModel
+from pahq_server.precision.policy import POLICIES, Format, Policy
 
 E = TypeVar("E")
 
 EXECUTORS = ("sparse", "literal")
 
 
-def precisions(executor: str) -> tuple[str, ...]:
-    """Names of the policies that jobs can ask for.
+def precisions(executor: str, loaded: LoadedModel) -> tuple[str, ...]:
+    """Names of the policies that jobs on a model can ask for.
 
-    ``paper`` is not among them: it promotes another head for every receiver, so the current circuit would
-    have to be measured again for each.
+    Where only rounded weights are in memory, these are the policies that round weights alike, and fp32,
+    which reads all weights from the checkpoint's files again and again. ``paper`` is never among them: it
+    promotes another head for every receiver, so the current circuit would have to be measured anew for each.
     """
+    if isinstance(loaded, ResidentModel):
+        kept = _formats(loaded.resident.policy)
+        differences = [p for p in POLICIES.values() if p.operand == "differences"]
+        return tuple(p.name for p in differences if p.name == "fp32" or _formats(p) == kept)
     known = [p for p in POLICIES.values() if not (p.promotes and p.operand == "activations")]
     if executor == "literal":
         known = [policy for policy in known if policy.name == "fp32" or policy.operand == "activations"]
     return tuple(policy.name for policy in known)
+
+
+def _formats(policy: Policy) -> tuple[Format, Format, Format]:
+    return policy.heads, policy.mlps, policy.ends
 
 
 class Executor(Protocol):
@@ -54,24 +64,27 @@ class Backend(Protocol[E]):
 
 
 def make_backend(
-    model: Model, executor: str, precision: str, memory: DeviceMemory, namespace: bytes
+    loaded: LoadedModel, executor: str, precision: str, memory: DeviceMemory, namespace: bytes
 ) -> Backend[Any]:
     """The backend of a model.
 
     Args:
-        model: folded for the sparse executor.
+        loaded: folded for the sparse executor.
         executor: one of `EXECUTORS`.
         precision: one of `precisions`.
         memory: of the device.
         namespace: names the model's weights. Policies share what is computed of prefixes: bases are in full
             precision under every one that has any.
     """
-    policy = POLICIES[precision]
+    model, policy = loaded.model, POLICIES[precision]
     if policy.operand == "activations":
         return LiteralBackend(partial(ActivationsExecutor, model, policy=policy))
     if executor == "literal":
         return LiteralBackend(partial(LiteralExecutor, model))
     if precision == "fp32":
         return SparseBackend(model, memory, namespace)
-    rounded = Rounded(policy, round_layers(model, policy), round_unembedding(model, policy))
+    if isinstance(loaded, ResidentModel):
+        rounded = Rounded(policy, loaded.resident.layers, loaded.resident.w_u)
+    else:
+        rounded = Rounded(policy, round_layers(model, policy), round_unembedding(model, policy))
     return SparseBackend(model, memory, namespace, rounded)

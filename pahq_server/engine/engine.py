@@ -31,6 +31,7 @@ from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
 from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.loading import LoadedModel
+from pahq_server.models.streaming import ResidentModel
 from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
 
 ABLATIONS = ("resample", "zero", "mean")
@@ -55,7 +56,10 @@ class ModelEngine:
         self._memory_bytes = memory_bytes or default_memory_bytes()
         fold_model = fold if TRANSFORMS[executor] is FOLDING else (lambda model: model)
         self._served = {
-            name: replace(loaded, model=fold_model(loaded.model)) for name, loaded in served.items()
+            name: loaded
+            if isinstance(loaded, ResidentModel)
+            else replace(loaded, model=fold_model(loaded.model))
+            for name, loaded in served.items()
         }
         models = [loaded.model for loaded in self._served.values()]
         self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models))
@@ -69,7 +73,11 @@ class ModelEngine:
             device=f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}",
             metrics=tuple(METRICS),
             ablations=ABLATIONS,
-            precisions=precisions(self._executor),
+            precisions=tuple(
+                dict.fromkeys(
+                    name for loaded in self._served.values() for name in precisions(self._executor, loaded)
+                )
+            ),
             tasks=BUILTIN_TASKS,
             hardware={
                 "torch": torch.__version__,
@@ -100,7 +108,7 @@ class ModelEngine:
             ("metric", measurement.metric, tuple(METRICS)),
             ("ablation", measurement.ablation, ABLATIONS),
             ("kv_receivers", measurement.kv_receivers, get_args(KvReceivers)),
-            ("precision", measurement.precision, precisions(self._executor)),
+            ("precision", measurement.precision, precisions(self._executor, loaded)),
         ):
             if value not in allowed:
                 raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
@@ -140,7 +148,7 @@ class ModelEngine:
             loaded = self._served[name]
             namespace = f"{name} {loaded.revision}".encode()
             self._backends[name, precision] = make_backend(
-                loaded.model, self._executor, precision, self.memory, namespace
+                loaded, self._executor, precision, self.memory, namespace
             )
         return self._backends[name, precision]
 

@@ -12,6 +12,7 @@ from pahq_server.models.architecture import Architecture
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
 from pahq_server.models.parts import Parts
+from pahq_server.models.streaming import STORE_SHARE
 from pahq_server.plan.weights import (
     Recording,
     composed_bytes,
@@ -53,7 +54,9 @@ class ModelPlan:
         parameters: numbers in the checkpoint that are read.
         bytes_on_disk, dtypes: of the checkpoint.
         resident: bytes of the weights as they are kept.
-        rounded: bytes of the weights as the plan's precision policy rounds them; None without one.
+        rounded: bytes of the weights if they are kept as the plan's precision policy rounds them; None for
+            full precision.
+        store: bytes of full-precision copies of single heads that are kept beside rounded weights.
         gated, composed: bytes made when a job first uses the model, the latter at the most.
         loading: most bytes at a time while it is loaded.
         edges_group, edges_query: of the graph, by ``kv_receivers``.
@@ -75,11 +78,17 @@ class ModelPlan:
     job: int | None
     operations: tuple[int, int] | None
     rounded: Parts | None = None
+    store: int = 0
 
     @property
     def weights(self) -> int:
         """All that the model takes once jobs have used it."""
-        return self.resident.total + self.gated + self.composed
+        return self.kept + self.gated + self.composed
+
+    @property
+    def kept(self) -> int:
+        """Of its weights, once it is loaded."""
+        return self.resident.total if self.rounded is None else self.rounded.total + self.store
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Plan:
         memory: bytes for jobs and sessions; ``given`` if the operator said so.
         page_bytes: of the pool.
         gflops: billions of operations per second; None if not known.
-        precision: name of the policy that was asked about. Changes nothing in what the process takes.
+        precision: name of the policy by which weights are kept rounded; None for full precision.
     """
 
     models: tuple[ModelPlan, ...]
@@ -128,7 +137,7 @@ class Plan:
         before, peak = 0, 0
         for model in self.models:
             peak = max(peak, before + model.loading)
-            before += model.resident.total
+            before += model.kept
         return PROCESS_BYTES + peak
 
     @property
@@ -164,7 +173,7 @@ def plan_models(
         load: the jobs to plan for.
         machine: bytes that there are; None for the machine's memory.
         executor: one of `engine.EXECUTORS`.
-        precision: name of a policy to say what weights would take rounded by it; None for none.
+        precision: name of the policy by which weights are to be kept rounded; None for full precision.
 
     Raises InvalidRequestError (field ``model``) for a model that cannot be served.
     """
@@ -175,7 +184,7 @@ def plan_models(
         recording = Recording(TRANSFORMS[executor])
         outlines.append(outline(source, recording))
         model = _plan_model(name, outlines[-1], recording, load, executor)
-        models.append(replace(model, rounded=rounded(source, POLICIES[precision])) if precision else model)
+        models.append(_rounded(model, source, recording, precision) if precision else model)
     weights = sum(model.weights for model in models)
     left = max(0, machine - PROCESS_BYTES - weights)
     return Plan(
@@ -187,6 +196,14 @@ def plan_models(
         page_bytes=page_bytes_for([found.model for found in outlines]),
         precision=precision,
     )
+
+
+def _rounded(model: ModelPlan, source: str, recording: Recording, precision: str) -> ModelPlan:
+    """The plan of a model whose weights are kept rounded: one linear map at a time is in full precision."""
+    parts = rounded(source, POLICIES[precision])
+    in_work = 3 * max(piece.largest for piece in recording.pieces)
+    store = int(STORE_SHARE * 4 * model.parameters)
+    return replace(model, rounded=parts, store=store, gated=0, loading=parts.total + in_work)
 
 
 def _plan_model(name: str, found: Outline, recording: Recording, load: Load, executor: str) -> ModelPlan:

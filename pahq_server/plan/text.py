@@ -47,7 +47,9 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def _model_json(plan: Plan, model: ModelPlan) -> dict[str, Any]:
     seconds = plan.seconds(model)
-    rounded = {} if model.rounded is None else {"rounded_bytes": _parts_json(model.rounded)}
+    rounded: dict[str, Any] = {}
+    if model.rounded is not None:
+        rounded = {"rounded_bytes": _parts_json(model.rounded), "head_store_bytes": model.store}
     return {
         "name": model.name,
         "architecture": model.architecture.model_type,
@@ -85,9 +87,8 @@ def _model(plan: Plan, model: ModelPlan) -> list[str]:
     if first_use := _first_use(model):
         lines.insert(3, f"  once used      {first_use}")
     if model.rounded is not None:
-        lines.insert(
-            3, f"  rounded        {size(model.rounded.total)} by {plan.precision}: {_parts(model.rounded)}"
-        )
+        kept = f"{size(model.rounded.total)} by {plan.precision}: {_parts(model.rounded)}"
+        lines.insert(3, f"  rounded        {kept}; heads in full precision {size(model.store)}")
     if seconds := _seconds(plan, model):
         lines.append(f"  a discovery    {seconds}")
     return lines

@@ -37,28 +37,31 @@ def test_a_tied_embedding_takes_nothing(architecture: Callable[..., Any], tmp_pa
     assert parts[1].embedding - parts[0].embedding == make.VOCABULARY * (d_model + 4)
 
 
-def test_it_is_said_where_it_is_asked_for_and_changes_nothing_else(zoo: Zoo) -> None:
+def test_it_is_said_and_counted_where_it_is_asked_for(zoo: Zoo) -> None:
     sources = {"mine": str(zoo.path("llama"))}
     plain, asked = plan_models(sources, 1 << 30), plan_models(sources, 1 << 30, precision="pahq-int8")
-    assert set(text(plain).splitlines()) < set(text(asked).splitlines())
-    more = set(text(asked).splitlines()) - set(text(plain).splitlines())
-    assert [line[:17] for line in more] == ["  rounded        "]
-    assert " by pahq-int8: embedding " in more.pop()
-    expected = as_json(asked)
-    assert expected.pop("precision") == "pahq-int8"
-    parts = expected["models"][0].pop("rounded_bytes")
+    (line,) = (line for line in text(asked).splitlines() if line.startswith("  rounded  "))
+    assert " by pahq-int8: embedding " in line
+    assert "  rounded  " not in text(plain)
+    found = as_json(asked)
+    assert found["precision"] == "pahq-int8"
+    parts = found["models"][0]["rounded_bytes"]
     assert parts.pop("total") == sum(parts.values())
-    assert expected == as_json(plain)
+    store = found["models"][0]["head_store_bytes"]
+    composed = found["models"][0]["composed_bytes"]
+    assert asked.weights == sum(parts.values()) + store + composed
+    assert asked.weights < plain.weights
+    assert asked.serving - plain.serving == asked.weights - plain.weights
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--gflops", "100", "--json", "--precision", "pahq-int8"]) == 0
+    assert main(["plan", "--gflops", "100", "--json", "--weights", "int8"]) == 0
     (demo,) = json.loads(capsys.readouterr().out)["models"]
     assert demo["rounded_bytes"]["total"] < 0.3 * demo["resident_bytes"]["total"]
 
 
 def test_a_policy_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        main(["plan", "--precision", "int3"])
+        main(["plan", "--weights", "int3"])
     assert exit.value.code == 2
     assert "'int3'" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from torch import Tensor
 from pahq_server.core.graph import Graph, ReceiverKind
 from pahq_server.engine import ops
 from pahq_server.engine.sparse.activations import ACTIVATIONS
-from pahq_server.models.architecture import Model
+from pahq_server.models.architecture import Model, Weights
 from pahq_server.precision.products import matmul
 
 # Bytes of head-to-receiver products that are kept for reuse.
@@ -35,6 +35,8 @@ class SparseWeights:
         self._composed: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._composed_bytes = 0
         self._gated: dict[int, Tensor] = {}
+        # Or read from files when they are used: then nothing large is kept here.
+        self._in_memory = isinstance(model.weights, Weights)
 
     def reads(self, receiver: int) -> Tensor:
         """Matrix from the normed input to the receiver's value before its bias: [D, O]."""
@@ -45,12 +47,16 @@ class SparseWeights:
         if kind in ("k", "v"):
             return (weights.w_k if kind == "k" else weights.w_v)[self._kv_head(unit)]
         assert weights.w_in is not None
-        if weights.w_gate is None:
+        if not self.arch.gated:
             return weights.w_in
-        if layer not in self._gated:
-            # A gated MLP reads its gate and its hidden units side by side.
-            self._gated[layer] = torch.cat([weights.w_gate, weights.w_in], 1)
-        return self._gated[layer]
+        # A gated MLP reads its gate and its hidden units side by side.
+        found = self._gated.get(layer)
+        if found is None:
+            assert weights.w_gate is not None
+            found = torch.cat([weights.w_gate, weights.w_in], 1)
+            if self._in_memory:
+                self._gated[layer] = found
+        return found
 
     def bias(self, receiver: int) -> Tensor:
         """Bias of a receiver's value: [O]."""
@@ -123,7 +129,7 @@ class SparseWeights:
     def _hidden(self, layer: int, value: Tensor) -> Tensor:
         """Hidden units of an MLP before its second matrix."""
         activation = ACTIVATIONS[self.arch.activation]
-        if self.weights.layers[layer].w_gate is None:
+        if not self.arch.gated:
             return activation(value)
         gate, up = value.chunk(2, dim=-1)
         return activation(gate) * up

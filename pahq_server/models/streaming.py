@@ -1,0 +1,150 @@
+"""A model in full precision that is read from its checkpoint's files piece by piece, whenever it is used.
+
+It looks like a folded model in memory: its weights have the attributes of `Weights` and its layers those of
+`LayerWeights`, but every matrix is read when it is asked for. Biases and norms, which are small, are those of
+a resident model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, overload
+
+import torch
+from torch import Tensor
+
+from pahq_server.models.architecture import LayerWeights, Model, Weights
+from pahq_server.models.loading import LoadedModel
+from pahq_server.models.masters import Masters
+from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
+from pahq_server.precision.head_store import Component, HeadStore
+from pahq_server.precision.policy import Policy
+
+# What the head store may take, as a share of the weights in full precision.
+STORE_SHARE = 0.02
+
+
+def streamed(resident: Resident, store: HeadStore) -> Model:
+    """The full-precision model of a resident one.
+
+    Args:
+        resident: its masters are read.
+        store: keeps copies of single heads, made with the masters' `Masters.copies`.
+    """
+    weights = StreamedWeights(resident, store)
+    return Model(resident.architecture, cast(Weights, weights), resident.masters.parameters)
+
+
+def head_store(resident: Resident) -> HeadStore:
+    """A store that takes `STORE_SHARE` of what the model has in float32."""
+    capacity = int(resident.masters.parameters * 4 * STORE_SHARE)
+    return HeadStore(resident.masters.copies, capacity, resident.device)
+
+
+class StreamedWeights:
+    """Has the attributes of `Weights`."""
+
+    def __init__(self, resident: Resident, store: HeadStore) -> None:
+        self._masters, self.store = resident.masters, store
+        self.layers = StreamedLayers(resident, store)
+        self.w_e = _Embedding(resident.masters)
+        self.b_u, self.w_pos, self.rotary = resident.b_u, resident.w_pos, resident.rotary
+        self.norm_w = self.norm_b = None
+
+    @property
+    def w_u(self) -> Tensor:
+        """[D, U], as float32 for as long as it is held."""
+        return torch.cat([w.T for w, _ in self._masters.unembedding()]).T
+
+
+class StreamedLayers(Sequence["LayerWeights"]):
+    """Layers by number, whose matrices are read when they are asked for; whole ones in a loop."""
+
+    def __init__(self, resident: Resident, store: HeadStore) -> None:
+        self._masters = resident.masters
+        self._layers = [
+            cast(LayerWeights, StreamedLayer(small, store, index))
+            for index, small in enumerate(resident.layers)
+        ]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[LayerWeights]:
+        return (self._masters.layer(index) for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> LayerWeights: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LayerWeights]: ...
+    def __getitem__(self, index: int | slice) -> LayerWeights | Sequence[LayerWeights]:
+        return self._layers[index]
+
+
+class StreamedLayer:
+    """Has the attributes of `LayerWeights`."""
+
+    def __init__(self, small: QuantizedLayer, store: HeadStore, index: int) -> None:
+        self._store, self._index, self._gated = store, index, small.w_gate is not None
+        self.w_q, self.w_k = _Heads(store, "q", index), _Heads(store, "k", index)
+        self.w_v, self.w_o = _Heads(store, "v", index), _Heads(store, "o", index)
+        self.b_q, self.b_k, self.b_v, self.b_o = small.b_q, small.b_k, small.b_v, small.b_o
+        self.q_norm, self.k_norm = small.q_norm, small.k_norm
+        self.b_in, self.b_gate, self.b_out = small.b_in, small.b_gate, small.b_out
+
+    @property
+    def w_in(self) -> Tensor:
+        return self._of_mlp("w_in")
+
+    @property
+    def w_gate(self) -> Tensor | None:
+        return self._of_mlp("w_gate") if self._gated else None
+
+    @property
+    def w_out(self) -> Tensor:
+        return self._of_mlp("w_out")
+
+    def _of_mlp(self, name: str) -> Tensor:
+        return self._store.get(Component("mlp", self._index))[name]
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Matrices of one kind by head."""
+
+    store: HeadStore
+    kind: Literal["q", "k", "v", "o"]
+    layer: int
+
+    def __getitem__(self, unit: int) -> Tensor:
+        return self.store.get(Component(self.kind, self.layer, unit))[f"w_{self.kind}"]
+
+
+@dataclass(frozen=True)
+class _Embedding:
+    """Rows of the embedding by token."""
+
+    masters: Masters
+    dtype = torch.float32
+
+    def __getitem__(self, token_ids: Tensor) -> Tensor:
+        return self.masters.embed(token_ids)
+
+
+@dataclass(frozen=True)
+class ResidentModel(LoadedModel):
+    """A model of which only rounded weights stay in memory; ``model`` reads the others when they are used."""
+
+    resident: Resident
+
+
+def load_rounded(source: str, policy: Policy) -> ResidentModel:
+    """Loads a checkpoint directory or hub id piece by piece, each rounded before the next is read.
+
+    Raises InvalidRequestError (field ``model``) as `load` does.
+    """
+    masters = Masters.open(source)
+    resident = make_resident(masters, policy)
+    model = streamed(resident, head_store(resident))
+    return ResidentModel(model, masters.tokenizer, masters.revision, resident)

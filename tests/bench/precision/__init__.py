@@ -1,0 +1,1 @@
+"""How faithful the precision policies are, and what they cost: `python -m bench.precision`."""

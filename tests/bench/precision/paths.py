@@ -1,0 +1,146 @@
+"""Scores of policies: along the path of the fp32 search, of single edges, and searches of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from bench.precision.subjects import Subject
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Anchor, Row
+from pahq_server.engine.literal_activations import ActivationsExecutor, own_receiver
+from pahq_server.engine.sparse.backend import SparseBackend
+from pahq_server.engine.sparse.executor import SparseExecutor
+from pahq_server.engine.sparse.maps import Rounded
+from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.models.architecture import Model
+from pahq_server.models.folding import fold
+from pahq_server.models.rounding import round_layers, round_unembedding
+from pahq_server.precision.policy import POLICIES, Policy
+from pahq_server.search.acdc import Acdc
+from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.search.base import SearchResult
+
+Floats = NDArray[np.float64]
+WINDOW = 32
+MEMORY_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Step:
+    """A verdict of the fp32 search: the row it is about, the row of the circuit before, and the delta."""
+
+    candidate: Row
+    current: Row
+    delta: float
+
+
+class Bench:
+    """One subject under all policies."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject, self.plain = subject, subject.model()
+        self.folded = fold(self.plain)
+        self.graph = self.plain.architecture.graph("group")
+        self.fp32 = self.sparse(POLICIES["fp32"])
+        self._edges: dict[str, Floats] = {}
+
+    def executor(self, policy: Policy) -> SparseExecutor | ActivationsExecutor:
+        return self.literal(policy) if policy.operand == "activations" else self.sparse(policy)
+
+    def sparse(self, policy: Policy) -> SparseExecutor:
+        """A new executor of a policy that rounds differences."""
+        rounded = None
+        if policy.name != "fp32":
+            rounded = Rounded(
+                policy, round_layers(self.folded, policy), round_unembedding(self.folded, policy)
+            )
+        backend = SparseBackend(self.folded, DeviceMemory(MEMORY_BYTES), b"bench", rounded)
+        return backend.open(self.graph, self.subject.task, "kl_divergence", "resample")
+
+    def literal(self, policy: Policy) -> ActivationsExecutor:
+        task = self.subject.task
+        return ActivationsExecutor(self.plain, self.graph, task, "kl_divergence", "resample", policy)
+
+    def search(self, job: SparseExecutor | ActivationsExecutor, threshold: float) -> SearchResult:
+        """A search to its end."""
+        steps = AcdcSearch(self.graph, threshold, gates=False, window=WINDOW).run()
+        rows = next(steps)
+        while True:
+            try:
+                rows = steps.send(job.score(rows))
+            except StopIteration as end:
+                result: SearchResult = end.value
+                return result
+
+    def path(self, result: SearchResult) -> list[Step]:
+        """The verdicts of the fp32 search."""
+        acdc, steps = Acdc(self.graph, gates=False), []
+        state = acdc.start()
+        for verdict in result.verdicts:
+            steps.append(Step(state.row, Row(state.anchor, state.removed), verdict.delta))
+            state = acdc.advance(state, verdict.kept)
+        return steps
+
+    def kl(self, circuit: Circuit) -> float:
+        """Of a circuit, in fp32."""
+        return self.fp32.score([Row(Anchor(circuit))])[0]
+
+    def scores_of_edges(self, name: str, policy: Policy) -> Floats:
+        """The score of every edge alone, under a policy that goes by this name."""
+        if name not in self._edges:
+            full = Anchor(Circuit.full(self.graph))
+            rows = [Row(full, (edge,)) for edge in range(self.graph.num_edges)]
+            self._edges[name] = in_batches(self.executor(policy), rows)
+        return self._edges[name]
+
+
+def deltas_of_differences(job: SparseExecutor, steps: Sequence[Step]) -> Floats:
+    """What a policy that rounds differences finds at every step."""
+    rows = [row for step in steps for row in (step.candidate, step.current)]
+    distinct = {(id(row.anchor), row.removed): row for row in rows}
+    scores = dict(zip(distinct, in_batches(job, list(distinct.values())), strict=True))
+    found = np.array([scores[id(row.anchor), row.removed] for row in rows])
+    return found[0::2] - found[1::2]
+
+
+def deltas_of_activations(job: ActivationsExecutor, steps: Sequence[Step]) -> Floats:
+    """What a policy that rounds activations finds, the current circuit measured under the same promotion."""
+    deltas = []
+    for step in steps:
+        own = own_receiver(step.candidate)
+        before = job.measure(step.current.circuit, own)
+        deltas.append(job.measure(step.candidate.circuit, own) - before)
+    return np.array(deltas)
+
+
+def in_batches(job: SparseExecutor | ActivationsExecutor, rows: Sequence[Row]) -> Floats:
+    return np.array([score for i in range(0, len(rows), 64) for score in job.score(rows[i : i + 64])])
+
+
+def area_under_curve(scores: Floats, labels: NDArray[np.bool_]) -> float:
+    """AUC-ROC: how often a labelled edge scores above another, ties counting half."""
+    positive = int(labels.sum())
+    above = stats.rankdata(scores)[labels].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * (len(labels) - positive)))
+
+
+def largest(scores: Floats, count: int) -> NDArray[np.bool_]:
+    labels = np.zeros(len(scores), dtype=bool)
+    labels[np.argsort(-scores, kind="stable")[:count]] = True
+    return labels
+
+
+def kendall_tau(a: Floats, b: Floats) -> float:
+    return float(stats.kendalltau(a, b).statistic)
+
+
+def model_bytes(model: Model) -> int:
+    """Of a folded model in memory."""
+    ends = [model.weights.w_e, model.weights.w_u, model.weights.b_u, model.weights.w_pos]
+    tensors = [*ends, *(tensor for layer in model.weights.layers for tensor in vars(layer).values())]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

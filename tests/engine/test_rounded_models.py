@@ -1,0 +1,103 @@
+"""Models of which only rounded weights are in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers.jobs import SPECS, Spec
+from helpers.zoo import NAMES, Zoo
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Anchor, Measurement, Row, Work
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.task import PromptTask
+from pahq_server.engine.backends import make_backend, precisions
+from pahq_server.engine.engine import ModelEngine
+from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.models.folding import FOLDING
+from pahq_server.models.loading import LoadedModel, load
+from pahq_server.models.streaming import ResidentModel, StreamedWeights, load_rounded
+from pahq_server.precision.policy import POLICIES
+
+TASK = PromptTask(((1, 2, 3), (4, 5)), ((1, 9, 3), (4, 7)))
+ASKED = Measurement("mine", TASK, "kl_divergence", "resample", "group", "pahq-int8")
+
+
+def scores(loaded: LoadedModel, precision: str, spec: Spec) -> list[float]:
+    backend = make_backend(loaded, "sparse", precision, DeviceMemory(1 << 27, 4096), b"test")
+    job = spec.open(backend, loaded.model)  # type: ignore[arg-type]
+    rows = spec.rows(loaded.model, 1)[:30:4]
+    found: list[float] = job.score(rows)
+    job.release()
+    return found
+
+
+@pytest.fixture(params=NAMES)
+def source(request: pytest.FixtureRequest, zoo: Zoo) -> str:
+    return str(zoo.path(request.param))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "pahq-int8", "pahq-int8-weight", "rtn-int8"])
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[1], SPECS[2]], ids=str)
+def test_scores_are_those_of_the_model_in_memory(source: str, precision: str, spec: Spec) -> None:
+    rounded = load_rounded(source, POLICIES["pahq-int8"])
+    if precision not in precisions("sparse", rounded):
+        assert precision == "rtn-int8"
+        return
+    assert scores(rounded, precision, spec) == scores(load(source, FOLDING), precision, spec)
+
+
+@pytest.mark.parametrize("policy", ["bf16", "pahq-fp8"])
+def test_other_formats(zoo: Zoo, policy: str) -> None:
+    source = str(zoo.path("llama"))
+    rounded = load_rounded(source, POLICIES[policy])
+    assert precisions("sparse", rounded) == ("fp32", policy)
+    assert scores(rounded, policy, SPECS[0]) == scores(load(source, FOLDING), policy, SPECS[0])
+
+
+def test_a_policy_that_rounds_otherwise_is_refused_with_the_alternatives(zoo: Zoo) -> None:
+    engine = ModelEngine({"mine": load_rounded(str(zoo.path("gpt2")), POLICIES["pahq-int8"])})
+    known = ("fp32", "pahq-int8", "pahq-int8-weight")
+    assert engine.capabilities().precisions == known
+    for name in ("pahq-fp8", "rtn-int8", "paper", "int8", ""):
+        with pytest.raises(InvalidRequestError, match="one of") as caught:
+            engine.prepare(replace(ASKED, precision=name))
+        assert caught.value.field == "precision"
+        assert str(list(known)) in str(caught.value)
+
+
+def test_policies_of_one_model_are_scored_together(zoo: Zoo) -> None:
+    engine = ModelEngine({"mine": load_rounded(str(zoo.path("gpt2")), POLICIES["pahq-int8"])})
+    prepared = [engine.prepare(replace(ASKED, precision=name)) for name in ("fp32", "pahq-int8")]
+    graph = prepared[0].graph
+    rows = [Row(Anchor(Circuit.full(graph)), (edge,)) for edge in range(0, graph.num_edges, 5)]
+    work = [Work(engine.open(job), rows) for job in prepared]
+    exact, rounded = engine.score(work)
+    assert [exact, rounded] == [engine.score([item])[0] for item in work]
+    assert exact != rounded
+    assert exact == pytest.approx(rounded, rel=0.2, abs=1e-4)
+
+
+def test_heads_come_from_the_store(zoo: Zoo) -> None:
+    loaded = load_rounded(str(zoo.path("gpt2")), POLICIES["pahq-int8"])
+    scores(loaded, "pahq-int8", SPECS[0])
+    assert isinstance(loaded.model.weights, StreamedWeights)
+    statistics = loaded.model.weights.store.statistics
+    assert statistics.misses > 0
+    assert statistics.bytes_moved > 0
+
+
+def test_a_changed_checkpoint_fails_the_job_alone(zoo: Zoo, tmp_path: Path) -> None:
+    for file in zoo.path("gpt2").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    loaded: ResidentModel = load_rounded(str(tmp_path), POLICIES["pahq-int8"])
+    engine = ModelEngine({"mine": loaded})
+    prepared = engine.prepare(ASKED)
+    session = engine.open(prepared)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    (outcome,) = engine.score([Work(session, [Row(Anchor(Circuit.full(prepared.graph)), (0,))])])
+    assert isinstance(outcome, Exception)
+    assert "load it again" in str(outcome)
