@@ -205,8 +205,8 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=tuple(WEIGHTS),
         default="fp32",
-        help="what weights are kept in: %(choices)s (default: %(default)s). Unless fp32, only rounded weights "
-        "stay in memory, and what is needed in full precision is read from the checkpoint's files when used",
+        help="what weights are kept in: %(choices)s (default: %(default)s); unless fp32, only rounded "
+        "weights are in memory, and full precision is read from the checkpoint's files when it is used",
     )
 
 

@@ -86,7 +86,7 @@ def gpt2_shape(layers: int = 12, tokens: int = 16, changed: tuple[int, ...] = (2
         corrupted[:, position] = (clean[:, position] + step) % VOCABULARY
     task = TokenTask(_ids(clean), _ids(corrupted))
     name = f"GPT-2 small shape, 16 x {tokens} tokens"
-    return Workload(name, task, 9e-6, lambda transform: random_gpt2(layers, transform))
+    return Workload(name, task, 9.5e-6, lambda transform: random_gpt2(layers, transform))
 
 
 def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: int = 12) -> Model:
