@@ -15,12 +15,11 @@ from pahq import __version__
 
 from pahq_server.api.server import ApiServer
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.engine.allocation import keep_freed_memory
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.service import JobService
-from pahq_server.models.heap import hand_back_freed_memory
+from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import DoesNotFitError, plan_models

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bench.precision import tables as precision_tables
 from bench.tables import TARGETS, targets
 from e2e.cases import load_cases
 from e2e.process import ServerProcess
@@ -100,7 +101,7 @@ def test_the_number_of_known_answers() -> None:
 
 def test_the_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"`make (\w+)`", README)) | {line.split()[1] for line in lines_of("sh", "make")}
+    targets = set(re.findall(r"`make ([\w-]+)`", README)) | {line.split()[1] for line in lines_of("sh", "make")}
     assert targets >= {"demo", "test", "cases"}
     assert not [t for t in targets if not re.search(rf"^{t}:", makefile, re.MULTILINE)]
 
@@ -124,3 +125,10 @@ def test_the_table_of_speeds_is_the_one_that_was_measured() -> None:
     table = targets(results)
     assert "\n".join(table) in README
     assert sum(line.endswith("| - |") for line in table) < len(TARGETS), "nothing was measured"
+
+
+def test_the_table_of_precision_is_the_one_that_was_measured() -> None:
+    results = json.loads((ROOT / "tests" / "bench" / "results" / "precision.json").read_text("utf-8"))
+    table = precision_tables.targets(results)
+    assert "\n".join(table) in README
+    assert {"faithfulness", "speed", "resident", "loading"} <= set(results)

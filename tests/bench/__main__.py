@@ -20,10 +20,10 @@ from bench.tables import markdown
 from bench.workloads import Workload
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
-from pahq_server.engine.allocation import keep_freed_memory
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.models.heap import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 Figures = dict[str, float]

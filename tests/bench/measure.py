@@ -14,14 +14,13 @@ import torch
 from bench.workloads import Workload
 from pahq_server.core.engine import Row
 from pahq_server.core.graph import Graph
-from pahq_server.engine.allocation import keep_freed_memory
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.engine.sparse.work import needed_operations
 from pahq_server.models.architecture import Model
-from pahq_server.models.heap import hand_back_freed_memory
+from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.search.acdc_search import AcdcSearch
 
 WINDOW = 32

@@ -186,12 +186,12 @@ class Base:
 
     def logit_changes(self, full_ND: Tensor) -> Tensor:
         """Difference of the logits from those of an unembedding's input [N, D], in full precision: [N, U]."""
-        layers = self.graph.layers
-        owner = self.owner(self.graph.logits)
-        if not owner._own.has(layers, "logits"):
+
+        def changes() -> Tensor:
             dn = self.weights.normed(self.kept_x(self.graph.logits)) - full_ND
-            return owner._own.put(layers, "logits", matmul(dn, self.weights.weights.w_u))
-        return owner._own.get(layers, "logits")
+            return matmul(dn, self.weights.weights.w_u)
+
+        return self.owner(self.graph.logits)._own.kept(self.graph.layers, "logits", changes)
 
     def state(self, receiver: int) -> State:
         holder = self._holders.get(receiver)
@@ -237,9 +237,7 @@ class Base:
         # Always in this order: what comes with a new state has other bits than what follows from the parent.
         if not owner._own.has(layer, ("state", receiver)):
             owner.state(receiver)
-        if not owner._own.has(layer, name):
-            return owner._own.put(layer, name, owner._new_dots(receiver, head))
-        return owner._own.get(layer, name)
+        return owner._own.kept(layer, name, lambda: owner._new_dots(receiver, head))
 
     def _kept_heads(self, receiver: int) -> list[int]:
         kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
@@ -260,9 +258,7 @@ class Base:
         if self.is_patched(head):
             return self.output(head, places)
         owner = self.owner(*self.graph.head_receivers(head))
-        if not owner._own.has(layer, ("z", head)):
-            return owner._own.put(layer, ("z", head), owner._attended(head))
-        return owner._own.get(layer, ("z", head))
+        return owner._own.kept(layer, ("z", head), lambda: owner._attended(head))
 
     def _attended(self, head: int) -> Tensor:
         receivers = self.graph.head_receivers(head)

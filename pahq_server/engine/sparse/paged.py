@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
@@ -56,6 +56,10 @@ class PagedTensors:
             if flat.untyped_storage().data_ptr() == self.pool.storage.untyped_storage().data_ptr():
                 self._views[layer, name] = views
         return views
+
+    def kept(self, layer: int, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of this name, made and stored if there is none; see `put`."""
+        return self.get(layer, name) if self.has(layer, name) else self.put(layer, name, make())
 
     def put(self, layer: int, name: Hashable, tensor: Tensor) -> Tensor:
         """Stores a tensor and returns it as stored. Raises OutOfPagesError and keeps what there was."""

@@ -91,9 +91,7 @@ class Rows:
         """Per row, `Base.composable`; never in low precision, which has no products of matrices."""
         if self.maps is not None:
             return np.zeros(len(self), dtype=bool)
-        kept_heads = np.array([base.plan.kept_heads[receiver] for base in self.bases])
-        arch = self.weights.arch
-        return (kept_heads * arch.d_head <= arch.d_model)[self.base_of]
+        return np.array([base.composable(receiver) for base in self.bases])[self.base_of]
 
     def by_base(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Per base, whether any of its rows has the flag."""

@@ -63,7 +63,7 @@ class Sweep:
         for layer in range(min(touched, default=self.graph.layers), self.graph.layers):
             changed = self._receivers.changed_in(layer)
             for head in self.rows.heads(layer) if changed else ():
-                if not changed.isdisjoint(self._head_receivers(head)):
+                if not changed.isdisjoint(self.graph.head_receivers(head)):
                     self._run_head(head)
             if self.graph.mlps and self.rows.is_live(self.graph.mlp(layer)):
                 self._run_mlp(layer)
@@ -100,7 +100,7 @@ class Sweep:
     # Senders
 
     def _run_head(self, head: int) -> None:
-        receivers = self._head_receivers(head)
+        receivers = self.graph.head_receivers(head)
         states = [self._state(receiver) for receiver in receivers]
         # A group's keys may have changed in jobs where this head of the group is not live.
         columns = [self.rows.where_live(head, s.variant) for s in states if s is not None]
@@ -116,9 +116,6 @@ class Sweep:
         z -= self.rows.of_bases(merged, lambda base: base.z(head))
         sizes = self.rows.sizes(merged, receivers[0])
         self._receivers.add(head, Change(Values(z, sizes), merged.variant))
-
-    def _head_receivers(self, head: int) -> tuple[int, int, int]:
-        return self.graph.head_receivers(head)
 
     def _attend(self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Attention in merged variants, laid out as ``sizes`` at the head's queries."""
@@ -137,7 +134,7 @@ class Sweep:
         self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor], kinds: Index
     ) -> Tensor:
         """Attention where variants differ in shape: each kind of shape on its own."""
-        receivers = self._head_receivers(head)
+        receivers = self.graph.head_receivers(head)
         sizes = self.rows.sizes(merged, receivers[0])
         starts, out = np.cumsum(sizes) - sizes, qkv[0].new_empty(int(sizes.sum()), qkv[0].shape[-1])
         for kind in np.unique(kinds):
@@ -156,7 +153,7 @@ class Sweep:
     def _attend_alike(self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Attention in variants of one geometry that are needed at the same places."""
         base = self.rows.bases[self.rows.base_of[merged.first[0]]]
-        _, k, v = self._head_receivers(head)
+        _, k, v = self.graph.head_receivers(head)
         past = None
         if base.tokens.start:
             past = (

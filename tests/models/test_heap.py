@@ -10,7 +10,7 @@ import pytest
 MEASURE = """
 import resource
 import torch
-from pahq_server.engine.allocation import keep_freed_memory
+from pahq_server.models.heap import keep_freed_memory
 
 print(keep_freed_memory())
 torch.zeros(4 << 20).add_(1)
