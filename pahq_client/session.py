@@ -73,7 +73,8 @@ class Session:
         """The metric of the base circuit without these edges, for every set of them, in order.
 
         Cheaper than `score`: what does not differ from the base is not computed again. The last digits may
-        differ from those of `score`.
+        differ from those of `score`, and more under precision policies that round: `score` computes whole
+        circuits in full precision. Policies that promote a head choose it by the last edge of a set.
 
         Raises:
             InvalidRequest: an edge is not in the base circuit.

@@ -101,7 +101,9 @@ def test_the_number_of_known_answers() -> None:
 
 def test_the_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"`make ([\w-]+)`", README)) | {line.split()[1] for line in lines_of("sh", "make")}
+    targets = set(re.findall(r"`make ([\w-]+)`", README)) | {
+        line.split()[1] for line in lines_of("sh", "make")
+    }
     assert targets >= {"demo", "test", "cases"}
     assert not [t for t in targets if not re.search(rf"^{t}:", makefile, re.MULTILINE)]
 

@@ -1,7 +1,7 @@
 """The literal executor in low precision: weights rounded, and the inputs of every linear map, as they are.
 
 This is round to nearest, and PAHQ as published (arXiv:2510.23264): one head runs in full precision while the
-rest does not. It runs on the plain model: weights of norms are neither rounded nor folded into matrices.
+rest does not. It runs on the folded model, where norms have no weights.
 Everything the metric refers to comes from this model with no head promoted: the full model's logits and
 what senders contribute along missing edges.
 
@@ -22,6 +22,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor, Map, matrix, product
 from pahq_server.models.architecture import Model, Weights
+from pahq_server.models.folding import fold
 from pahq_server.precision.policy import Format, Policy
 from pahq_server.precision.quantized import LARGEST, quantize, rounded
 
@@ -41,6 +42,8 @@ class ActivationsExecutor(LiteralExecutor):
     def __init__(
         self, model: Model, graph: Graph, task: TokenTask, metric: str, ablation: str, policy: Policy
     ) -> None:
+        # As the other policies do, which run on folded models only.
+        model = fold(model)
         self._policy, self._promoted = policy, NOTHING
         self._maps = RoundedMaps(model.weights, policy)
         super().__init__(_with_rounded_embedding(model, policy.ends), graph, task, metric, ablation)

@@ -37,7 +37,7 @@ class Reading:
 
     Args:
         base: what the hypothesis is relative to.
-        edges: indices, ascending, each once.
+        edges: indices, each once: ascending, but for the one named last, which stays last.
         complete: see `Hypothesis`.
     """
 
@@ -73,7 +73,9 @@ class HypothesisReader:
             base: the circuit that it is relative to.
         """
         field = f"{field}.{'edges' if hypothesis.complete else 'removed'}"
-        edges = np.unique(np.fromiter(self._edges(field, hypothesis.names), dtype=np.int64))
+        named = np.fromiter(self._edges(field, hypothesis.names), dtype=np.int64)
+        # Policies that promote a head go by the last edge.
+        edges = np.append(np.setdiff1d(named, named[-1:]), named[-1:])
         if not hypothesis.complete:
             missing = edges[~base.circuit.kept[edges]]
             if len(missing):

@@ -55,7 +55,12 @@ class StreamedWeights:
     @property
     def w_u(self) -> Tensor:
         """[D, U], as float32 for as long as it is held."""
-        return torch.cat([w.T for w, _ in self._masters.unembedding()]).T
+        arch = self._masters.architecture
+        by_output, first = torch.empty(arch.output_vocabulary, arch.d_model), 0
+        for w, _ in self._masters.unembedding():
+            by_output[first : first + w.shape[-1]] = w.T
+            first += w.shape[-1]
+        return by_output.T
 
 
 class StreamedLayers(Sequence["LayerWeights"]):

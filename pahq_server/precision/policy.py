@@ -28,7 +28,8 @@ class Policy:
         heads: what weights of attention heads are rounded to, 8-bit formats with one scale per output.
         mlps: the same for MLPs.
         ends: the same for embedding and unembedding.
-        inputs: what inputs of linear maps are rounded to, 8-bit formats with one scale per token.
+        inputs: what inputs of linear maps are rounded to, 8-bit formats with one scale per token; maps in
+            bfloat16 give bfloat16.
         operand: what is rounded. With ``differences`` the values of bases are in full precision.
         promotes: whether the head that a row's last edge leads into runs in full precision (PAHQ,
             arXiv:2510.23264).

@@ -25,6 +25,7 @@ from pahq_server.engine.literal_activations import (
 )
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
+from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
 
 EXACT = Policy("exact", *[Format.FP32] * 4, "activations", True)
@@ -76,7 +77,7 @@ def test_rounded_scores_are_near_but_not_equal(zoo: Zoo, name: str, policy: str)
     exact = LiteralExecutor(model, graph, random_task(model), "kl_divergence", "resample").score(rows)
     found = executor(model, POLICIES[policy]).score(rows)
     assert all(a != b for a, b in zip(found, exact, strict=True))
-    assert 1e-6 < np.sqrt(np.mean(np.subtract(found, exact) ** 2)) < 0.3 * np.std(exact)
+    assert 1e-6 < np.sqrt(np.mean(np.subtract(found, exact) ** 2)) < 0.5 * np.std(exact)
 
 
 @pytest.mark.parametrize("policy", ROUNDING)
@@ -156,7 +157,7 @@ def exact_receivers(model: Model) -> set[str]:
 
 @pytest.mark.parametrize("name", PROMOTING)
 def test_a_promoted_head_runs_in_full_precision(zoo: Zoo, name: str) -> None:
-    assert exact_receivers(all_but_one_head_in_8_bits(zoo[name], 0, 1)) == PROMOTING[name]
+    assert exact_receivers(all_but_one_head_in_8_bits(fold(zoo[name]), 0, 1)) == PROMOTING[name]
 
 
 def only_queries(*args: object) -> frozenset[tuple[str, int, int]]:
@@ -182,7 +183,7 @@ def test_a_planted_bug_in_promotion_is_caught(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, owner: object, attribute: str, bug: Callable[..., object]
 ) -> None:
     monkeypatch.setattr(owner, attribute, bug)
-    assert exact_receivers(all_but_one_head_in_8_bits(zoo["gpt2"], 0, 1)) != PROMOTING["gpt2"]
+    assert exact_receivers(all_but_one_head_in_8_bits(fold(zoo["gpt2"]), 0, 1)) != PROMOTING["gpt2"]
 
 
 def test_the_current_circuit_can_be_measured_under_any_promoted_head(zoo: Zoo) -> None:

@@ -191,7 +191,8 @@ class Base:
             dn = self.weights.normed(self.kept_x(self.graph.logits)) - full_ND
             return matmul(dn, self.weights.weights.w_u)
 
-        return self.owner(self.graph.logits)._own.kept(self.graph.layers, "logits", changes)
+        owner = self.owner(self.graph.logits)
+        return changes() if owner.frugal else owner._own.kept(self.graph.layers, "logits", changes)
 
     def state(self, receiver: int) -> State:
         holder = self._holders.get(receiver)
@@ -269,11 +270,10 @@ class Base:
         return attend(self.tokens, self._layer(head), self.plan.needed[head], (q, k, v), past)[0]
 
     def _mlp_output(self, layer: int) -> Tensor:
-        weights = self.weights.weights.layers[layer]
         hidden = self.state(self.graph.receiver_of("mlp", layer)).value
-        assert weights.w_out is not None
-        assert weights.b_out is not None
-        return matmul(hidden, weights.w_out) + weights.b_out
+        bias = self.weights.weights.layers[layer].b_out
+        assert bias is not None
+        return matmul(hidden, self.weights.mlp_out(layer)) + bias
 
     def _put_output(self, sender: int, value: Tensor) -> None:
         self._outputs.put(self._layer(sender), sender, value)

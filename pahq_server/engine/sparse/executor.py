@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,9 +50,13 @@ class SparseExecutor:
         self.anchors_at_once, self.frugal = 1 << 30, False
         # Bases of the last call, by anchor; the anchor is held so that its id stays its own.
         self._bases: dict[int, tuple[Anchor, Base]] = {}
-        final = self.reference.clean.get(graph.layers, FINAL)
-        self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
-        self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND)
+        try:
+            final = self.reference.clean.get(graph.layers, FINAL)
+            self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
+            self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND)
+        except BaseException:
+            self.reference.release()
+            raise
         shared.memory.jobs.add(self)
 
     def score(self, rows: Sequence[Row], scratch_bytes: int = DEFAULT_SCRATCH) -> list[float]:
@@ -117,11 +122,13 @@ class SparseExecutor:
         wanted, index = np.unique(index, return_inverse=True)
         n_VND = self.weights.normed(x_VND[torch.from_numpy(wanted)])
         dn_VND = n_VND - self._full_ND
-        changes: LogitChanges = ExactChanges(dn_VND, self.weights.weights.w_u)
-        if self.maps is not None:
+        changes: LogitChanges
+        if self.maps is None:
+            changes = ExactChanges(dn_VND, self.weights.weights.w_u)
+        else:
             of_value = base_of_value[wanted]
             n_of_bases = self.weights.normed(x_VND[: len(used)])
-            of_bases = [bases[number].logit_changes(self._full_ND) for number in used]
+            of_bases = [partial(bases[number].logit_changes, self._full_ND) for number in used]
             moved_VND = n_VND - n_of_bases[torch.from_numpy(of_value)]
             changes = RoundedChanges(of_bases, of_value.tolist(), moved_VND, self.maps)
         values = self._metric(dn_VND, changes).tolist()

@@ -5,7 +5,9 @@ Shape suffixes: V rows, N places where the metric is read, D d_model, U output v
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -49,20 +51,24 @@ class RoundedChanges:
     """In low precision from the rows' bases, whose own are exact.
 
     Args:
-        of_bases: differences of the bases' logits, [N, U] each.
+        of_bases: give the differences of the bases' logits, [N, U] each, for metrics that read them.
         base: per row, the number of its base among them: int64, [V].
         dn: difference of the unembedding's input from the base's, [V, N, D].
         maps: the policy's.
     """
 
-    of_bases: list[Tensor]
+    of_bases: Sequence[Callable[[], Tensor]]
     base: list[int]
     dn: Tensor
     maps: Maps
     exact = False
 
+    @cached_property
+    def _known(self) -> list[Tensor]:
+        return [of_base() for of_base in self.of_bases]
+
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         changes = self.maps.unembed(self.dn[rows], columns)
         for change, base in zip(changes, self.base[rows], strict=True):
-            change += self.of_bases[base][:, columns]
+            change += self._known[base][:, columns]
         return changes

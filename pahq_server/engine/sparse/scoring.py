@@ -34,7 +34,8 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
     w_u = weights.weights.w_u
     log_p_NU = _logits(weights, full_ND).log_softmax(-1)
     p_NU = log_p_NU.exp()
-    read_ND = p_NU @ w_u.T
+    read_ND, vocabulary = p_NU @ w_u.T, w_u.shape[-1]
+    del w_u  # it may have been read for this alone
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
         c_VN1 = (dn_VND * read_ND).sum(-1, keepdim=True)
@@ -45,11 +46,11 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
             growth = torch.linalg.vecdot(centred.expm1_(), p)
             return growth[..., None] if second is None else torch.stack([growth, second], -1)
 
-        sums_VNS = _sum_over_vocabulary(dn_VND, w_u.shape[-1], sums, 1 if changes.exact else 2)
+        sums_VNS = _sum_over_vocabulary(dn_VND, vocabulary, sums, 1 if changes.exact else 2)
         kl_VN = sums_VNS[..., 0].log1p()
         for row in torch.nonzero(~torch.isfinite(kl_VN).all(-1)).flatten().tolist():
             # Very large differences overflow expm1; then nothing is lost by adding logarithms.
-            centred = changes(slice(row, row + 1), slice(0, w_u.shape[-1]))[0] - c_VN1[row]
+            centred = changes(slice(row, row + 1), slice(0, vocabulary))[0] - c_VN1[row]
             kl_VN[row] = torch.where(kl_VN[row].isfinite(), kl_VN[row], (log_p_NU + centred).logsumexp(-1))
         return kl_VN.mean(-1) if changes.exact else (kl_VN - sums_VNS[..., 1]).mean(-1)
 
@@ -58,7 +59,7 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
 
 def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
     """Mean squared difference of logits."""
-    count = weights.weights.w_u.shape[-1]
+    count = weights.arch.output_vocabulary
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
         def squares(rows: slice, columns: slice) -> Tensor:

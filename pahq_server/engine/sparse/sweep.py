@@ -178,7 +178,7 @@ class Sweep:
     def _row_chunks(self, receiver: int) -> list[NDArray[np.bool_]]:
         """Masks that split the rows so that hidden units of one part stay below `PART_ELEMENTS`."""
         count = len(self.rows)
-        elements = int(self.rows.counts(receiver).max()) * self.weights.reads(receiver).shape[-1]
+        elements = int(self.rows.counts(receiver).max()) * self.weights.mlp_width
         size = max(1, PART_ELEMENTS // elements)
         return [np.arange(count) // size == part for part in range(-(-count // size))]
 
@@ -190,14 +190,12 @@ class Sweep:
         if state is None:
             return None
         merged = merge([state.variant])
-        w_out = self.weights.weights.layers[layer].w_out
         assert merged is not None
-        assert w_out is not None
         sizes = self.rows.sizes(merged, receiver)
         change = pick(state.value, merged.picks[0], sizes).data
         change -= self.rows.of_bases(merged, lambda base: base.state(receiver).value)
         maps = self.rows.maps
-        out = matmul(change, w_out) if maps is None else maps.mlp_out(layer, change)
+        out = matmul(change, self.weights.mlp_out(layer)) if maps is None else maps.mlp_out(layer, change)
         return Change(Values(out, sizes), merged.variant)
 
     def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:

@@ -46,17 +46,31 @@ class SparseWeights:
             return weights.w_q[unit]
         if kind in ("k", "v"):
             return (weights.w_k if kind == "k" else weights.w_v)[self._kv_head(unit)]
-        assert weights.w_in is not None
+        if layer in self._gated:
+            return self._gated[layer]
+        # Each once: it may be read from a file.
+        w_in = weights.w_in
+        assert w_in is not None
         if not self.arch.gated:
-            return weights.w_in
+            return w_in
+        w_gate = weights.w_gate
+        assert w_gate is not None
         # A gated MLP reads its gate and its hidden units side by side.
-        found = self._gated.get(layer)
-        if found is None:
-            assert weights.w_gate is not None
-            found = torch.cat([weights.w_gate, weights.w_in], 1)
-            if self._in_memory:
-                self._gated[layer] = found
-        return found
+        both = torch.cat([w_gate, w_in], 1)
+        if self._in_memory:
+            self._gated[layer] = both
+        return both
+
+    def mlp_out(self, layer: int) -> Tensor:
+        """Matrix from an MLP's hidden units to its output: [M, D]."""
+        w_out = self.weights.layers[layer].w_out
+        assert w_out is not None
+        return w_out
+
+    @property
+    def mlp_width(self) -> int:
+        """Outputs of what an MLP reads its input with: of gate and hidden units where it is gated."""
+        return self.arch.d_mlp * (2 if self.arch.gated else 1)
 
     def bias(self, receiver: int) -> Tensor:
         """Bias of a receiver's value: [O]."""

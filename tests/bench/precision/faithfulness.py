@@ -86,7 +86,8 @@ def measure(subjects: list[Subject]) -> dict[str, dict[str, float]]:
                     sampled[name].add(found[few], exact[few], threshold)
                 else:
                     sampled[name].add(found, exact, threshold)
-                results[name] |= dict(_of_subject(bench, name, policy, threshold, reference.circuit))
+                if name in POLICIES:
+                    results[name] |= dict(_of_subject(bench, name, policy, threshold, reference.circuit))
     for name in results:
         if pools[name].verdicts:
             results[name] |= pools[name].figures()

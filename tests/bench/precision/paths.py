@@ -17,7 +17,6 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
-from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
 from pahq_server.models.rounding import round_layers, round_unembedding
 from pahq_server.precision.policy import POLICIES, Policy
@@ -82,7 +81,11 @@ class Bench:
         acdc, steps = Acdc(self.graph, gates=False), []
         state = acdc.start()
         for verdict in result.verdicts:
-            steps.append(Step(state.row, Row(state.anchor, state.removed), verdict.delta))
+            if state.anchored:
+                current = Row(state.anchor)
+            steps.append(Step(state.row, current, verdict.delta))
+            if not verdict.kept:
+                current = state.row
             state = acdc.advance(state, verdict.kept)
         return steps
 
@@ -137,10 +140,3 @@ def largest(scores: Floats, count: int) -> NDArray[np.bool_]:
 
 def kendall_tau(a: Floats, b: Floats) -> float:
     return float(stats.kendalltau(a, b).statistic)
-
-
-def model_bytes(model: Model) -> int:
-    """Of a folded model in memory."""
-    ends = [model.weights.w_e, model.weights.w_u, model.weights.b_u, model.weights.w_pos]
-    tensors = [*ends, *(tensor for layer in model.weights.layers for tensor in vars(layer).values())]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -44,7 +44,7 @@ def subjects() -> list[Subject]:
         Subject("demo IOI", model_path(), workloads.demo(4, 0).task, (0.01, 0.05)),
         Subject("trained induction", SHARED / "cases" / induction, _case(induction), (0.001, 0.01, 0.1)),
         Subject("stories260K", SHARED / "models" / "stories260K-hf", _case(stories), (0.005, 0.02)),
-        Subject("tinytalk IOI", workloads.TINYTALK, tinytalk.task, (0.02, 0.05), stride=25),
+        Subject("tinytalk IOI", workloads.TINYTALK, tinytalk.task, (0.02,), stride=40),
     ]
 
 
