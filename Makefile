@@ -19,7 +19,7 @@ lint: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 pytest: .venv/dev.stamp $(PROTO)/venv.stamp
-	PAHQ_PROTOC_PYTHON="$(CURDIR)/$(PROTO)/venv/bin/python" $(BIN)/python -m pytest -m "not long"
+	OMP_WAIT_POLICY=PASSIVE PAHQ_PROTOC_PYTHON="$(CURDIR)/$(PROTO)/venv/bin/python" $(BIN)/python -m pytest -m "not long"
 
 cases: .venv/dev.stamp ## every circuit with a known answer, minutes each for some
 	$(BIN)/python -m pytest tests/e2e/test_cases.py tests/e2e/test_scores.py tests/e2e/test_same_bytes.py

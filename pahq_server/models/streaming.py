@@ -22,7 +22,7 @@ from pahq_server.precision.head_store import Component, HeadStore
 from pahq_server.precision.policy import Policy
 
 # What the head store may take, as a share of the weights in full precision.
-STORE_SHARE = 0.02
+STORE_SHARE = 0.015
 
 
 def streamed(resident: Resident, store: HeadStore) -> Model:
