@@ -15,7 +15,6 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.loading import LoadedModel
-from pahq_server.models.rounding import round_layers, round_unembedding
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES, Format, Policy
 
@@ -81,10 +80,8 @@ def make_backend(
         return LiteralBackend(partial(ActivationsExecutor, model, policy=policy))
     if executor == "literal":
         return LiteralBackend(partial(LiteralExecutor, model))
-    if precision == "fp32":
-        return SparseBackend(model, memory, namespace)
-    if isinstance(loaded, ResidentModel):
-        rounded = Rounded(policy, loaded.resident.layers, loaded.resident.w_u)
+    if isinstance(loaded, ResidentModel) and precision != "fp32":
+        rounded: Rounded | None = Rounded(policy, loaded.resident.layers, loaded.resident.w_u)
     else:
-        rounded = Rounded(policy, round_layers(model, policy), round_unembedding(model, policy))
+        rounded = Rounded.of(model, policy)
     return SparseBackend(model, memory, namespace, rounded)

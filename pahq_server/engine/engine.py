@@ -24,6 +24,7 @@ from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
+from pahq_server.engine.grouping import scored_by
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
 from pahq_server.engine.sizing import default_memory_bytes, job_bytes
 from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
@@ -129,15 +130,11 @@ class ModelEngine:
         return session
 
     def score(self, work: Sequence[Work]) -> list[Outcome]:
-        groups: dict[int, list[int]] = {}
-        for number, item in enumerate(work):
-            groups.setdefault(id(self._executors[item.session][0]), []).append(number)
-        outcomes: dict[int, Outcome] = {}
-        for numbers in groups.values():
-            backend = self._executors[work[numbers[0]].session][0]
-            jobs = [(self._executors[work[i].session][1], work[i].rows) for i in numbers]
-            outcomes |= zip(numbers, backend.score(jobs), strict=True)
-        return [outcomes[number] for number in range(len(work))]
+        def score(group: list[Work]) -> list[Outcome]:
+            backend = self._executors[group[0].session][0]
+            return backend.score([(self._executors[item.session][1], item.rows) for item in group])
+
+        return scored_by(lambda item: id(self._executors[item.session][0]), work, score)
 
     def close(self, session: SessionId) -> None:
         self._executors.pop(session)[1].release()

@@ -17,10 +17,8 @@ from pahq_server.models.folding import ATTENTION, MLP
 from pahq_server.models.masters import Masters
 from pahq_server.models.parts import Parts
 from pahq_server.precision.policy import Format, Policy
-from pahq_server.precision.quantized import Quantized, numbers, quantize, rounded_rows
+from pahq_server.precision.quantized import Matrix, Quantized, numbers, quantize, rounded_rows
 
-# A matrix in 8 bits with a scale per output, or a tensor in bfloat16 or float32.
-Matrix = Quantized | Tensor
 # Rows of the embedding that are in full precision at a time.
 _TOKENS = 1 << 12
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pahq_server.models.architecture import LayerWeights, Model
 from pahq_server.models.folding import ATTENTION
-from pahq_server.models.resident import Matrix, QuantizedLayer, rounded
+from pahq_server.models.resident import QuantizedLayer, rounded
 from pahq_server.precision.policy import Format, Policy
+from pahq_server.precision.quantized import Matrix
 
 
 def round_layers(model: Model, policy: Policy) -> tuple[QuantizedLayer, ...]:

@@ -51,6 +51,10 @@ class Quantized:
         return numbers(self.data, torch.float32).mul_(self.scale)
 
 
+# A matrix in 8 bits with a scale per output, or a tensor as it is.
+Matrix = Quantized | Tensor
+
+
 def quantize(w: Tensor, form: Format) -> Quantized:
     """Rounds to nearest with the scale of each output's largest weight.
 

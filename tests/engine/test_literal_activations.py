@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.eight_bits import PROMOTING, all_but_one_head_in_8_bits
+from helpers.eight_bits import PROMOTING, all_but_one_head_in_8_bits, assert_prompts_are_independent
 from helpers.hypotheses import random_circuit, random_rows, random_task
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph, KvReceivers
+from pahq_server.core.task import TokenTask
 from pahq_server.engine import literal_activations
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.literal_activations import (
@@ -83,15 +84,11 @@ def test_rounded_scores_are_near_but_not_equal(zoo: Zoo, name: str, policy: str)
 @pytest.mark.parametrize("policy", ROUNDING)
 def test_a_prompts_score_does_not_depend_on_its_company(zoo: Zoo, policy: str) -> None:
     model, graph = zoo["llama"], zoo["llama"].architecture.graph("group")
-    task, rows = random_task(model), random_rows(graph, seed=6)[::5]
-    assert task.corrupted is not None
 
-    def scores(prompts: slice) -> list[float]:
-        some = replace(task, clean=task.clean[prompts], corrupted=task.corrupted[prompts])  # type: ignore[index]
-        return ActivationsExecutor(model, graph, some, "l2", "resample", POLICIES[policy]).score(rows)
+    def make(task: TokenTask) -> ActivationsExecutor:
+        return ActivationsExecutor(model, graph, task, "l2", "resample", POLICIES[policy])
 
-    alone = np.mean([scores(slice(i, i + 1)) for i in range(len(task.clean))], axis=0)
-    assert np.allclose(scores(slice(None)), alone, rtol=0, atol=1e-9)
+    assert_prompts_are_independent(model, make, random_rows(graph, seed=6)[::5])
 
 
 def names(graph: Graph, receiver: str, promotes: bool = True) -> set[str]:

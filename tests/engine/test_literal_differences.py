@@ -7,7 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.eight_bits import PROMOTING, all_but_one_head_in_8_bits, bare_norm, nearest
+from helpers.eight_bits import (
+    PROMOTING,
+    all_but_one_head_in_8_bits,
+    assert_prompts_are_independent,
+    bare_norm,
+    nearest,
+)
 from helpers.hypotheses import LENGTHS, random_circuit, random_rows, random_task
 from helpers.zoo import NAMES, Zoo
 from torch import Tensor
@@ -16,7 +22,7 @@ from torch.nn import functional
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import KvReceivers
-from pahq_server.core.task import BuiltinTask
+from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.demo import model_path
 from pahq_server.engine import literal_differences, ops
 from pahq_server.engine.literal import LiteralExecutor, Map
@@ -122,15 +128,11 @@ def test_in_8_bits_scores_are_near_but_not_equal(zoo: Zoo, name: str, policy: st
 @pytest.mark.parametrize("policy", EIGHT_BIT)
 def test_a_prompts_score_does_not_depend_on_its_company(zoo: Zoo, policy: str) -> None:
     model, graph = zoo["llama"], zoo["llama"].architecture.graph("group")
-    task, rows = random_task(model), random_rows(graph, seed=6)[::5]
-    assert task.corrupted is not None
 
-    def scores(prompts: slice) -> list[float]:
-        some = replace(task, clean=task.clean[prompts], corrupted=task.corrupted[prompts])  # type: ignore[index]
-        return DifferencesExecutor(model, graph, some, "l2", "resample", POLICIES[policy]).score(rows)
+    def make(task: TokenTask) -> DifferencesExecutor:
+        return DifferencesExecutor(model, graph, task, "l2", "resample", POLICIES[policy])
 
-    alone = np.mean([scores(slice(i, i + 1)) for i in range(len(task.clean))], axis=0)
-    assert np.allclose(scores(slice(None)), alone, rtol=0, atol=1e-9)
+    assert_prompts_are_independent(model, make, random_rows(graph, seed=6)[::5])
 
 
 @pytest.mark.parametrize("policy", EIGHT_BIT)

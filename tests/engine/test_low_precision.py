@@ -21,7 +21,6 @@ from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
 from pahq_server.models.folding import fold
-from pahq_server.models.rounding import round_layers, round_unembedding
 from pahq_server.precision.policy import POLICIES, Format, Policy
 
 DIFFERENCES = ("pahq-int8", "pahq-int8-weight", "pahq-fp8")
@@ -31,8 +30,8 @@ NOTHING = Policy("nothing", *[Format.FP32] * 4, "differences", True)
 
 def backend_of(model: Model, policy: Policy, memory: DeviceMemory | None = None) -> SparseBackend:
     folded = fold(model)
-    rounded = Rounded(policy, round_layers(folded, policy), round_unembedding(folded, policy))
-    return SparseBackend(folded, memory or DeviceMemory(1 << 27, 4096), b"test", rounded)
+    memory = memory or DeviceMemory(1 << 27, 4096)
+    return SparseBackend(folded, memory, b"test", Rounded.of(folded, policy))
 
 
 def scores(model: Model, spec: Spec, policy: Policy, rows: Sequence[Row]) -> list[float]:

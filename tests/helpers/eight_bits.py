@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from helpers.hypotheses import random_task
+from pahq_server.core.engine import Row
+from pahq_server.core.task import TokenTask
+from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.models.architecture import LayerWeights, Model, Weights
 from pahq_server.precision.policy import Format
 from pahq_server.precision.quantized import quantize
@@ -52,3 +58,18 @@ def all_but_one_head_in_8_bits(model: Model, layer: int, head: int) -> Model:
         getattr(layers[layer], name)[unit] = getattr(model.weights.layers[layer], name)[unit]
     ends = snapped(model.weights, "w_e", "w_pos", "w_u")
     return replace(model, weights=replace(model.weights, layers=tuple(layers), **ends))  # type: ignore[arg-type]
+
+
+def assert_prompts_are_independent(
+    model: Model, make: Callable[[TokenTask], LiteralExecutor], rows: Sequence[Row]
+) -> None:
+    """A score is the mean of the scores of jobs with one prompt each."""
+    task = random_task(model)
+    assert task.corrupted is not None
+    clean, corrupted = task.clean, task.corrupted
+
+    def scores(prompts: slice) -> list[float]:
+        return make(replace(task, clean=clean[prompts], corrupted=corrupted[prompts])).score(rows)
+
+    alone = np.mean([scores(slice(i, i + 1)) for i in range(len(clean))], axis=0)
+    assert np.allclose(scores(slice(None)), alone, rtol=0, atol=1e-9)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import random_models as make
 from helpers.anonymous import STATUS
+from helpers.nested import tensors
 from helpers.synthetic import save_llama
 from helpers.zoo import NAMES, Zoo
 from torch import Tensor
@@ -72,18 +73,6 @@ def assert_kept(found: Resident, weights: Weights) -> None:
         assert (ours is theirs is None) or torch.equal(ours, theirs)
     ids = torch.tensor([[4, 0, 4], [1, 2, 3]])
     assert torch.equal(found.embed(ids), as_kept(weights.w_e.T, policy.ends).T[ids])
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor that a resident model holds, masters aside."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from tensors(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from tensors(getattr(value, field.name))
 
 
 @pytest.mark.parametrize("policy", FORMATS, ids=lambda policy: policy.name)

@@ -6,8 +6,8 @@ import gc
 import json
 import struct
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_models as make
+from helpers.nested import tensors
 from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,17 +41,6 @@ def real_bytes(value: Any) -> int:
     return sum(
         {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(value)}.values()
     )
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from tensors(item)
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from tensors(getattr(value, field.name))
 
 
 def assert_exact(source: Path, executor: str) -> None:

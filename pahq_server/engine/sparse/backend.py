@@ -8,6 +8,7 @@ from pahq_server.core.engine import Outcome, Row
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
+from pahq_server.engine.grouping import scored_by
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory, Shared
@@ -59,14 +60,7 @@ class SparseBackend:
 
     def score(self, work: Sequence[Job]) -> list[Outcome]:
         """One outcome per job, in order: a failing one does not hurt the others."""
-        groups: dict[Graph, list[int]] = {}
-        for number, (job, _) in enumerate(work):
-            groups.setdefault(job.graph, []).append(number)
-        outcomes: dict[int, Outcome] = {}
-        for numbers in groups.values():
-            found = self._score_group([work[number] for number in numbers])
-            outcomes |= zip(numbers, found, strict=True)
-        return [outcomes[number] for number in range(len(work))]
+        return scored_by(lambda item: item[0].graph, work, self._score_group)
 
     def _score_group(self, group: Sequence[Job]) -> list[Outcome]:
         """Jobs of one graph: together if that works, else one by one."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,31 +20,13 @@ from pahq_server.core.graph import Graph
 from pahq_server.engine.sparse.promotion import Promotion, promotion_of
 from pahq_server.engine.sparse.variants import Index
 from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.models.architecture import Model
+from pahq_server.models.resident import QuantizedLayer
+from pahq_server.models.rounding import round_layers, round_unembedding
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import Policy
 from pahq_server.precision.products import matmul
-from pahq_server.precision.quantized import Quantized
-
-Matrix = Tensor | Quantized
-
-
-class RoundedLayer(Protocol):
-    """The matrices of a layer as a policy rounds them, as in `LayerWeights`; those of MLPs may be None."""
-
-    @property
-    def w_q(self) -> Matrix: ...
-    @property
-    def w_k(self) -> Matrix: ...
-    @property
-    def w_v(self) -> Matrix: ...
-    @property
-    def w_o(self) -> Matrix: ...
-    @property
-    def w_in(self) -> Matrix | None: ...
-    @property
-    def w_gate(self) -> Matrix | None: ...
-    @property
-    def w_out(self) -> Matrix | None: ...
+from pahq_server.precision.quantized import Matrix, Quantized
 
 
 @dataclass(frozen=True)
@@ -59,8 +40,15 @@ class Rounded:
     """
 
     policy: Policy
-    layers: Sequence[RoundedLayer]
+    layers: Sequence[QuantizedLayer]
     w_u: Matrix
+
+    @classmethod
+    def of(cls, model: Model, policy: Policy) -> Rounded | None:
+        """A folded model's; None for ``fp32``, which takes the model as it is."""
+        if policy.name == "fp32":
+            return None
+        return cls(policy, round_layers(model, policy), round_unembedding(model, policy))
 
 
 class Maps:
@@ -93,7 +81,10 @@ class Maps:
             if weights.w_gate is None:
                 return self._linear(dx, weights.w_in)
             return torch.cat([self._linear(dx, weights.w_gate), self._linear(dx, weights.w_in)], -1)
-        w = weights.w_q[unit] if kind == "q" else self._key_or_value(weights, kind, unit)
+        if kind == "q":
+            w = weights.w_q[unit]
+        else:
+            w = (weights.w_k if kind == "k" else weights.w_v)[self._weights.kv_head(unit)]
         return self._mixed(dx, w, lambda: self._weights.reads(receiver), full)
 
     def write(self, head: int, y: Tensor, full: Tensor | None) -> Tensor:
@@ -114,10 +105,6 @@ class Maps:
         if isinstance(w, Quantized):
             return self._linear(dn, w.outputs(columns.start, columns.stop))
         return self._linear(dn, w[:, columns])
-
-    def _key_or_value(self, weights: RoundedLayer, kind: str, unit: int) -> Matrix:
-        graph = self._weights.graph
-        return (weights.w_k if kind == "k" else weights.w_v)[unit * graph.kv_heads // graph.kv_units]
 
     def _linear(self, x: Tensor, w: Matrix) -> Tensor:
         if isinstance(w, Tensor):

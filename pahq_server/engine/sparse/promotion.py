@@ -68,8 +68,6 @@ def promotion_of(graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion:
 
 def promoted_heads(graph: Graph, receiver: int) -> frozenset[int]:
     """The heads that read a receiver's value, as senders; none unless it is a query, key or value."""
-    kind, layer, unit = graph.receiver(receiver)
-    if kind in ("mlp", "logits"):
+    if graph.receiver(receiver).kind == "mlp":
         return frozenset()
-    per_unit = 1 if kind == "q" else graph.heads // graph.kv_units
-    return frozenset(graph.head(layer, unit * per_unit + i) for i in range(per_unit))
+    return frozenset(graph.senders_behind(receiver))

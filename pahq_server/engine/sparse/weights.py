@@ -45,7 +45,7 @@ class SparseWeights:
         if kind == "q":
             return weights.w_q[unit]
         if kind in ("k", "v"):
-            return (weights.w_k if kind == "k" else weights.w_v)[self._kv_head(unit)]
+            return (weights.w_k if kind == "k" else weights.w_v)[self.kv_head(unit)]
         if layer in self._gated:
             return self._gated[layer]
         # Each once: it may be read from a file.
@@ -79,7 +79,7 @@ class SparseWeights:
         if kind == "q":
             return weights.b_q[unit]
         if kind in ("k", "v"):
-            return (weights.b_k if kind == "k" else weights.b_v)[self._kv_head(unit)]
+            return (weights.b_k if kind == "k" else weights.b_v)[self.kv_head(unit)]
         assert weights.b_in is not None
         return weights.b_in if weights.b_gate is None else torch.cat([weights.b_gate, weights.b_in])
 
@@ -148,7 +148,8 @@ class SparseWeights:
         gate, up = value.chunk(2, dim=-1)
         return activation(gate) * up
 
-    def _kv_head(self, unit: int) -> int:
+    def kv_head(self, unit: int) -> int:
+        """The key/value head of a k or v receiver."""
         return unit * self.graph.kv_heads // self.graph.kv_units
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.architecture import Activation, Rotary
+from pahq_server.models.architecture import Activation, Architecture, Rotary
 
 _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
@@ -36,6 +37,31 @@ def refuse(config: Any, **expected: object) -> None:
         found = getattr(config, name, value)
         if found != value:
             raise InvalidRequestError("model", f"{config.model_type} with {name}={found!r} is not supported")
+
+
+def sized(config: Any, d_head: int, **others: Any) -> Architecture:
+    """An architecture whose sizes have the names that most configurations give them.
+
+    Args:
+        config: of the checkpoint.
+        d_head: width of a head, by whose root attention scores are divided.
+        others: the remaining fields, and those that differ from one key/value head for every head.
+    """
+    heads = config.num_attention_heads
+    return Architecture(
+        model_type=config.model_type,
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=others.pop("kv_heads", heads),
+        d_model=config.hidden_size,
+        d_head=d_head,
+        vocabulary=config.vocab_size,
+        output_vocabulary=config.vocab_size,
+        context=config.max_position_embeddings,
+        attention_scales=(1 / math.sqrt(d_head),) * config.num_hidden_layers,
+        windows=(None,) * config.num_hidden_layers,
+        **others,
+    )
 
 
 def check_rope(config: Any) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pahq_server.models.adapters.common import activation, check_rope, rotary, split_out
+from pahq_server.models.adapters.common import activation, check_rope, rotary, sized, split_out
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
 
@@ -16,22 +15,13 @@ from pahq_server.models.checkpoint import Checkpoint
 def architecture(config: Any) -> Architecture:
     check_rope(config)
     d_head = config.hidden_size // config.num_attention_heads
-    return Architecture(
-        model_type=config.model_type,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_attention_heads,
-        d_model=config.hidden_size,
-        d_head=d_head,
+    return sized(
+        config,
+        d_head,
         d_mlp=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        output_vocabulary=config.vocab_size,
-        context=config.max_position_embeddings,
         norm="layer",
         eps=config.layer_norm_eps,
         activation=activation(config.hidden_act),
-        attention_scales=(1 / math.sqrt(d_head),) * config.num_hidden_layers,
-        windows=(None,) * config.num_hidden_layers,
         parallel=config.use_parallel_residual,
     )
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pahq_server.models.adapters.common import activation, check_rope, rotary, split_in, split_out
+from pahq_server.models.adapters.common import activation, check_rope, rotary, sized, split_in, split_out
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
 
@@ -17,23 +16,15 @@ from pahq_server.models.checkpoint import Checkpoint
 def architecture(config: Any) -> Architecture:
     check_rope(config)
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Architecture(
-        model_type=config.model_type,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
+    return sized(
+        config,
+        d_head,
         kv_heads=config.num_key_value_heads,
-        d_model=config.hidden_size,
-        d_head=d_head,
         d_mlp=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        output_vocabulary=config.vocab_size,
-        context=config.max_position_embeddings,
         norm="rms",
         eps=config.rms_norm_eps,
         activation=activation(config.hidden_act),
         gated=True,
-        attention_scales=(1 / math.sqrt(d_head),) * config.num_hidden_layers,
-        windows=(None,) * config.num_hidden_layers,
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pahq_server.models.adapters.common import activation, refuse, split_in, split_out
+from pahq_server.models.adapters.common import activation, refuse, sized, split_in, split_out
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
 
@@ -21,22 +20,13 @@ def architecture(config: Any) -> Architecture:
     refuse(config, do_layer_norm_before=True, _remove_final_layer_norm=False)
     refuse(config, word_embed_proj_dim=config.hidden_size, layer_norm_elementwise_affine=True)
     d_head = config.hidden_size // config.num_attention_heads
-    return Architecture(
-        model_type=config.model_type,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_attention_heads,
-        d_model=config.hidden_size,
-        d_head=d_head,
+    return sized(
+        config,
+        d_head,
         d_mlp=config.ffn_dim,
-        vocabulary=config.vocab_size,
-        output_vocabulary=config.vocab_size,
-        context=config.max_position_embeddings,
         norm="layer",
         eps=1e-5,
         activation=activation(config.activation_function),
-        attention_scales=(1 / math.sqrt(d_head),) * config.num_hidden_layers,
-        windows=(None,) * config.num_hidden_layers,
     )
 
 

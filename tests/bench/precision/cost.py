@@ -27,7 +27,6 @@ from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.heap import hand_back_freed_memory
 from pahq_server.models.masters import Masters
 from pahq_server.models.resident import make_resident
-from pahq_server.models.rounding import round_layers, round_unembedding
 from pahq_server.models.streaming import head_store
 from pahq_server.plan.weights import rounded as rounded_parts
 from pahq_server.precision import products
@@ -51,9 +50,7 @@ def speed() -> dict[str, Figures]:
     rows = [Row(anchor, (int(edge),)) for edge in np.sort(edges)]
     results: dict[str, Figures] = {}
     for name in ("fp32", "bf16", "pahq-int8", "pahq-int8-weight", "pahq-fp8"):
-        policy, rounded = POLICIES[name], None
-        if name != "fp32":
-            rounded = Rounded(policy, round_layers(model, policy), round_unembedding(model, policy))
+        rounded = Rounded.of(model, POLICIES[name])
         backend = SparseBackend(model, DeviceMemory(2 << 30), b"bench", rounded)
         job = backend.open(graph, workload.task, "kl_divergence", "resample")
         job.score(rows)

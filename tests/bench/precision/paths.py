@@ -18,7 +18,6 @@ from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.folding import fold
-from pahq_server.models.rounding import round_layers, round_unembedding
 from pahq_server.precision.policy import POLICIES, Policy
 from pahq_server.search.acdc import Acdc
 from pahq_server.search.acdc_search import AcdcSearch
@@ -53,11 +52,7 @@ class Bench:
 
     def sparse(self, policy: Policy) -> SparseExecutor:
         """A new executor of a policy that rounds differences."""
-        rounded = None
-        if policy.name != "fp32":
-            rounded = Rounded(
-                policy, round_layers(self.folded, policy), round_unembedding(self.folded, policy)
-            )
+        rounded = Rounded.of(self.folded, policy)
         backend = SparseBackend(self.folded, DeviceMemory(MEMORY_BYTES), b"bench", rounded)
         return backend.open(self.graph, self.subject.task, "kl_divergence", "resample")
 
