@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, QuotaFailure, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from pahq import __version__
@@ -41,6 +41,9 @@ STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
     (errors.AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS"),
     (errors.ConflictError, grpc.StatusCode.FAILED_PRECONDITION, "CONFLICT"),
+    (errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    (errors.PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    (errors.QuotaExceededError, grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     (errors.ResourceExhaustedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED"),
     (errors.NonFiniteMetricError, grpc.StatusCode.FAILED_PRECONDITION, "NON_FINITE_METRIC"),
     (VersionMismatchError, grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH"),
@@ -81,8 +84,15 @@ def _details(error: errors.ServerError) -> list[Message]:
     if isinstance(error, errors.ResourceExhaustedError):
         delay = Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
-        return [RetryInfo(retry_delay=delay)]
+        return [RetryInfo(retry_delay=delay), *_quota_failure(error)]
     return []
+
+
+def _quota_failure(error: errors.ResourceExhaustedError) -> list[Message]:
+    if not isinstance(error, errors.QuotaExceededError):
+        return []
+    violation = QuotaFailure.Violation(subject=error.subject, description=_shorten(str(error)))
+    return [QuotaFailure(violations=[violation])]
 
 
 def check_version(metadata: Any) -> None:

@@ -5,7 +5,10 @@ ServerError
  ├─ NotFoundError         the named resource does not exist
  ├─ AlreadyExistsError    the request id was used with another payload
  ├─ ConflictError         the resource is in a state that forbids the call
+ ├─ UnauthenticatedError  the caller did not say who it is, or not convincingly
+ ├─ PermissionDeniedError the caller may not do this
  ├─ ResourceExhaustedError  a limit is reached; carries when to try again
+ │   └─ QuotaExceededError    a limit of the caller's own
  └─ NonFiniteMetricError  a metric came out NaN or infinite; fails the job
 """
 
@@ -62,6 +65,29 @@ class ResourceExhaustedError(ServerError):
     def __init__(self, detail: str, retry_after_s: float) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class QuotaExceededError(ResourceExhaustedError):
+    """A limit of the caller's own is reached.
+
+    Args:
+        quota: name of the limit, for example ``queued_jobs``.
+        subject: whose it is, for example ``users/ada``.
+        detail: what the limit is.
+        retry_after_s: seconds after which another try is sensible.
+    """
+
+    def __init__(self, quota: str, subject: str, detail: str, retry_after_s: float) -> None:
+        super().__init__(detail, retry_after_s)
+        self.quota, self.subject = quota, subject
+
+
+class UnauthenticatedError(ServerError):
+    """The caller did not say who it is, or not convincingly. The text never tells which part was wrong."""
+
+
+class PermissionDeniedError(ServerError):
+    """The caller is known, but may not do this."""
 
 
 class NonFiniteMetricError(ServerError):

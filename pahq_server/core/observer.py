@@ -1,0 +1,28 @@
+"""What the server tells about its work while it works, to whoever counts it."""
+
+from __future__ import annotations
+
+
+class Observer:
+    """Counts nothing; the base of those that do. Methods may be called from any thread and never raise.
+
+    All times are in seconds.
+    """
+
+    def job_started(self, waited: float) -> None:
+        """A job got its first turn after waiting in the queue."""
+
+    def batch(self, rows: int, seconds: float) -> None:
+        """The executor computed a batch of rows, of all jobs and sessions together."""
+
+    def search_advanced(self, evaluations: int, rows: int, wasted: int) -> None:
+        """A search reached verdicts: evaluations that count, and rows asked for, of which some in vain."""
+
+    def preempted(self) -> None:
+        """A running job gave its place to another user's."""
+
+    def rejected(self, reason: str) -> None:
+        """A call was refused; ``reason`` is one of a fixed few (rate_limit, queue_full, quota, auth, …)."""
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        """An RPC ended with a gRPC status code, by name."""
