@@ -17,7 +17,7 @@ from e2e.process import ServerProcess
 import pahq_client
 from pahq_client import Circuit, Client, Task
 from pahq_client.cli import EXIT_CODES, main
-from pahq_server.cli import _parser
+from pahq_server.cli import make_parser
 from pahq_server.demo import model_path
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def test_the_server_has_the_options() -> None:
     commands = re.findall(r"^pahq-server (.*)$", README + deploy, re.MULTILINE)
     assert len(commands) >= 2
     for command in commands:
-        options = _parser().parse_args(shlex.split(command))
+        options = make_parser().parse_args(shlex.split(command))
         assert options.listen == ADDRESS
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pahq_client import Client
-from pahq_server.cli import _parser, main
+from pahq_server.cli import main, make_parser
 
 from .process import ServerProcess
 
@@ -51,7 +51,7 @@ def test_a_model_needs_a_name_and_a_source(model: str, capsys: pytest.CaptureFix
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert _parser().parse_args(["serve", "--memory", text]).memory == size
+    assert make_parser().parse_args(["serve", "--memory", text]).memory == size
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""The command line: which commands there are."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from pahq import __version__
+
+from pahq_server.cli import plan, serve
+
+# Name, module with ``add(parser)`` and ``run(options) -> exit code``, help.
+COMMANDS = (
+    ("serve", serve, "serve models over gRPC"),
+    ("plan", plan, "say what serving models would take, without loading them"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = make_parser().parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    code: int = options.run(options)
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pahq-server", description="Keeps language models resident and discovers circuits in them."
+    )
+    parser.add_argument("--version", action="version", version=f"pahq-server {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, module, help in COMMANDS:
+        command = commands.add_parser(name, help=help)
+        module.add(command)
+        command.set_defaults(run=module.run)
+        command.add_argument(
+            "--log-level",
+            default="info",
+            choices=("debug", "info", "warning", "error"),
+            help="default: %(default)s",
+        )
+    return parser

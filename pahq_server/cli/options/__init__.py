@@ -1,0 +1,1 @@
+"""Options of the commands, a file per topic: ``add`` declares them."""

@@ -1,0 +1,41 @@
+"""Options about models and the memory beside them."""
+
+from __future__ import annotations
+
+import argparse
+
+from pahq_server.cli import values
+from pahq_server.demo import model_path
+
+# What weights can be kept in, with the policy that rounds them so; None for full precision.
+WEIGHTS = {"fp32": None, "bf16": "bf16", "int8": "pahq-int8", "fp8": "pahq-fp8"}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        type=values.model,
+        action="append",
+        default=[],
+        metavar="NAME=PATH_OR_HUB_ID",
+        help="a model to serve, besides the built-in 'demo'; may be repeated",
+    )
+    parser.add_argument(
+        "--memory",
+        type=values.size,
+        metavar="SIZE",
+        help="what jobs and sessions may take beside the models, such as 2GiB, 1500MB or plain bytes; never "
+        "changes a result (default: half of what the models leave of the machine's memory)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=tuple(WEIGHTS),
+        default="fp32",
+        help="what weights are kept in: %(choices)s (default: %(default)s); unless fp32, only rounded "
+        "weights are in memory, and full precision is read from the checkpoint's files when it is used",
+    )
+
+
+def sources(options: argparse.Namespace) -> dict[str, str]:
+    """Directory or hub id by the name that clients use."""
+    return {"demo": str(model_path())} | dict(options.model)

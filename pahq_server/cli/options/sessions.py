@@ -1,0 +1,18 @@
+"""Options about patching sessions."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-sessions", type=int, default=16, metavar="N", help="patching sessions at once (default: 16)"
+    )
+    parser.add_argument(
+        "--session-timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="close a patching session after so many seconds without a call (default: 600)",
+    )

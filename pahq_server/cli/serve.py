@@ -1,0 +1,64 @@
+"""``pahq-server serve``: serve models over gRPC."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from pahq_server.cli.options import computing, listening, models, sessions
+from pahq_server.cli.output import FAILED, OK, announce, complain
+from pahq_server.core.errors import ServerError
+
+if TYPE_CHECKING:
+    from pahq_server.app import ServerConfig
+
+TOPICS = (models, listening, computing, sessions)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    for topic in TOPICS:
+        topic.add(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    if why := listening.refusal(options):
+        return complain(why)
+    # Idle OpenMP threads would spin on cores that the event loop and other processes need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        from pahq_server.app import serve  # imports torch, which takes seconds
+    except ModuleNotFoundError as error:  # the client alone is installed
+        return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
+    from pahq_server.plan.planning import DoesNotFitError
+
+    try:
+        asyncio.run(serve(_config(options), announce))
+    except DoesNotFitError as error:
+        return complain(str(error), FAILED)
+    except ServerError as error:
+        return complain(str(error))
+    except RuntimeError as error:
+        logging.getLogger(__name__).debug("cannot serve", exc_info=error)
+        return complain(f"cannot serve on {options.listen}: {error}")
+    return OK
+
+
+def _config(options: argparse.Namespace) -> ServerConfig:
+    from pahq_server.app import ServerConfig
+    from pahq_server.jobs.calls import SessionLimits
+
+    return ServerConfig(
+        models=models.sources(options),
+        listen=options.listen,
+        threads=options.threads,
+        reflect=options.reflection,
+        parent_watch=options.parent_watch,
+        executor=options.executor,
+        window=options.window,
+        session_limits=SessionLimits(sessions=options.max_sessions, idle_s=options.session_timeout),
+        memory_bytes=options.memory,
+        weights=models.WEIGHTS[options.weights],
+    )
