@@ -93,6 +93,20 @@ class Capabilities:
 
 
 @dataclass(frozen=True)
+class HeadStoreUsage:
+    """What the stores of full-precision copies have done since the start; of a server without any, zeros.
+
+    Args:
+        hits, misses: copies that were there when they were wanted, and that had to be read.
+        bytes_moved: of all copies that were read.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    bytes_moved: int = 0
+
+
+@dataclass(frozen=True)
 class MemoryUsage:
     """The pool of pages in which jobs keep what outlives a batch.
 
@@ -104,6 +118,7 @@ class MemoryUsage:
         peak_used: the most that were used at a time.
         scratch_bytes: memory for the values of one batch, beside the pool.
         preemptions: how often a job's values were dropped to make room, and computed again later.
+        head_store: of all models that keep rounded weights only.
     """
 
     page_bytes: int
@@ -113,6 +128,7 @@ class MemoryUsage:
     peak_used: int
     scratch_bytes: int
     preemptions: int
+    head_store: HeadStoreUsage = HeadStoreUsage()
 
 
 # Names the tensors of one job inside an engine.

@@ -12,6 +12,12 @@ class Observer:
     def job_started(self, waited: float) -> None:
         """A job got its first turn after waiting in the queue."""
 
+    def job_ended(self, name: str, state: str, seconds: float) -> None:
+        """A job reached a final state (``succeeded``, ``failed``, ``cancelled``) after running so long.
+
+        ``seconds`` is 0 for one that never ran.
+        """
+
     def batch(self, rows: int, seconds: float) -> None:
         """The executor computed a batch of rows, of all jobs and sessions together."""
 
@@ -23,6 +29,9 @@ class Observer:
 
     def rejected(self, reason: str) -> None:
         """A call was refused; ``reason`` is one of a fixed few (rate_limit, queue_full, quota, auth, …)."""
+
+    def call_started(self, method: str) -> None:
+        """An RPC began; `call_ended` follows. ``method`` is such as ``DiscoveryService/CreateDiscovery``."""
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """An RPC ended with a gRPC status code, by name."""
