@@ -23,6 +23,21 @@ EXPECTED: dict[type[errors.ServerError], tuple[errors.ServerError, grpc.StatusCo
     errors.NotFoundError: (errors.NotFoundError("model 'x'", "served: a"), Code.NOT_FOUND, "NOT_FOUND"),
     errors.AlreadyExistsError: (errors.AlreadyExistsError("used"), Code.ALREADY_EXISTS, "ALREADY_EXISTS"),
     errors.ConflictError: (errors.ConflictError("cancel it first"), Code.FAILED_PRECONDITION, "CONFLICT"),
+    errors.UnauthenticatedError: (
+        errors.UnauthenticatedError("a token is needed"),
+        Code.UNAUTHENTICATED,
+        "UNAUTHENTICATED",
+    ),
+    errors.PermissionDeniedError: (
+        errors.PermissionDeniedError("for admins only"),
+        Code.PERMISSION_DENIED,
+        "PERMISSION_DENIED",
+    ),
+    errors.QuotaExceededError: (
+        errors.QuotaExceededError("queued_jobs", "users/ada", "5 jobs are queued already", 2.5),
+        Code.RESOURCE_EXHAUSTED,
+        "QUOTA_EXCEEDED",
+    ),
     errors.ResourceExhaustedError: (
         errors.ResourceExhaustedError("9 runs are waiting already", retry_after_s=2.5),
         Code.RESOURCE_EXHAUSTED,
@@ -70,9 +85,13 @@ def test_an_error_over_the_wire(
         assert refusal.info.metadata == {"name": "model 'x'"}
     if isinstance(error, errors.ResourceExhaustedError):
         assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() == 2500
+    if isinstance(error, errors.QuotaExceededError):
+        (violation,) = refusal.details["QuotaFailure"].violations
+        assert (violation.subject, violation.description) == (error.subject, str(error))
     expected_details = {
         errors.InvalidRequestError: {"BadRequest"},
         errors.ResourceExhaustedError: {"RetryInfo"},
+        errors.QuotaExceededError: {"RetryInfo", "QuotaFailure"},
     }
     assert refusal.details.keys() == {"ErrorInfo"} | expected_details.get(kind, set())
 

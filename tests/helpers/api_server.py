@@ -30,7 +30,12 @@ from helpers.fake_engine import PATIENCE_S, FakeEngine
 from pahq_server.api.server import ApiServer
 from pahq_server.jobs.service import JobService
 
-DETAILS = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
+DETAILS = (
+    error_details_pb2.ErrorInfo,
+    error_details_pb2.BadRequest,
+    error_details_pb2.RetryInfo,
+    error_details_pb2.QuotaFailure,
+)
 VERSION = "1.2.3"  # of the job service, for provenance; not the API's
 
 
