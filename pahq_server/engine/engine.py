@@ -12,6 +12,7 @@ import torch
 
 from pahq_server.core.engine import (
     Capabilities,
+    HeadStoreUsage,
     Measurement,
     MemoryUsage,
     ModelInfo,
@@ -98,6 +99,16 @@ class ModelEngine:
             peak_used=max(pool.peak_used, pool.used),
             scratch_bytes=self.memory.scratch_bytes,
             preemptions=self.memory.preemptions,
+            head_store=self._head_store_usage(),
+        )
+
+    def _head_store_usage(self) -> HeadStoreUsage:
+        resident = (loaded for loaded in self._served.values() if isinstance(loaded, ResidentModel))
+        counts = [loaded.store.statistics for loaded in resident]
+        return HeadStoreUsage(
+            hits=sum(count.hits for count in counts),
+            misses=sum(count.misses for count in counts),
+            bytes_moved=sum(count.bytes_moved for count in counts),
         )
 
     def models(self) -> list[ModelInfo]:

@@ -139,9 +139,13 @@ class _Embedding:
 
 @dataclass(frozen=True)
 class ResidentModel(LoadedModel):
-    """A model of which only rounded weights stay in memory; ``model`` reads the others when they are used."""
+    """A model of which only rounded weights stay in memory; ``model`` reads the others when they are used.
+
+    Single heads that are read so are kept for a while in ``store``.
+    """
 
     resident: Resident
+    store: HeadStore
 
 
 def load_rounded(source: str, policy: Policy) -> ResidentModel:
@@ -151,5 +155,5 @@ def load_rounded(source: str, policy: Policy) -> ResidentModel:
     """
     masters = Masters.open(source)
     resident = make_resident(masters, policy)
-    model = streamed(resident, head_store(resident))
-    return ResidentModel(model, masters.tokenizer, masters.revision, resident)
+    store = head_store(resident)
+    return ResidentModel(streamed(resident, store), masters.tokenizer, masters.revision, resident, store)

@@ -10,7 +10,7 @@ from helpers.jobs import SPECS, Spec
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Measurement, Row, Work
+from pahq_server.core.engine import Anchor, HeadStoreUsage, Measurement, Row, Work
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import PromptTask
 from pahq_server.engine.backends import make_backend, precisions
@@ -78,6 +78,23 @@ def test_policies_of_one_model_are_scored_together(zoo: Zoo) -> None:
     assert [exact, rounded] == [engine.score([item])[0] for item in work]
     assert exact != rounded
     assert exact == pytest.approx(rounded, rel=0.2, abs=1e-4)
+
+
+def test_the_engine_tells_what_its_stores_did(zoo: Zoo) -> None:
+    served = {name: load_rounded(str(zoo.path("gpt2")), POLICIES["pahq-int8"]) for name in ("mine", "yours")}
+    engine = ModelEngine(served)
+    prepared = engine.prepare(ASKED)
+    assert engine.memory_usage().head_store == HeadStoreUsage()
+    for name in served:
+        session = engine.open(engine.prepare(replace(ASKED, model=name)))
+        anchor = Anchor(Circuit.full(prepared.graph))
+        engine.score([Work(session, [Row(anchor, (edge,)) for edge in range(prepared.graph.num_edges)])])
+    usage = engine.memory_usage().head_store
+    one, other = (loaded.store.statistics for loaded in served.values())
+    assert (usage.hits, usage.misses) == (one.hits + other.hits, one.misses + other.misses)
+    assert usage.bytes_moved == one.bytes_moved + other.bytes_moved
+    assert one.misses > 0
+    assert one == other
 
 
 def test_heads_come_from_the_store(zoo: Zoo) -> None:
