@@ -44,6 +44,7 @@ STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
     (errors.UnauthenticatedError, grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
     (errors.PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
     (errors.QuotaExceededError, grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
+    (errors.RateLimitedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
     (errors.ResourceExhaustedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED"),
     (errors.NonFiniteMetricError, grpc.StatusCode.FAILED_PRECONDITION, "NON_FINITE_METRIC"),
     (VersionMismatchError, grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH"),
@@ -65,6 +66,8 @@ def to_status(error: errors.ServerError) -> Status:
 def _metadata(error: errors.ServerError) -> dict[str, str]:
     if isinstance(error, VersionMismatchError):
         return {"client": _shorten(error.client), "server": error.server}
+    if isinstance(error, errors.QuotaExceededError):
+        return {"quota": error.quota, "subject": error.subject}
     return {"name": _shorten(error.name)} if isinstance(error, errors.NotFoundError) else {}
 
 

@@ -8,7 +8,8 @@ ServerError
  ├─ UnauthenticatedError  the caller did not say who it is, or not convincingly
  ├─ PermissionDeniedError the caller may not do this
  ├─ ResourceExhaustedError  a limit is reached; carries when to try again
- │   └─ QuotaExceededError    a limit of the caller's own
+ │   ├─ QuotaExceededError    a limit of the caller's own
+ │   └─ RateLimitedError      the caller's calls come too fast
  └─ NonFiniteMetricError  a metric came out NaN or infinite; fails the job
 """
 
@@ -80,6 +81,10 @@ class QuotaExceededError(ResourceExhaustedError):
     def __init__(self, quota: str, subject: str, detail: str, retry_after_s: float) -> None:
         super().__init__(detail, retry_after_s)
         self.quota, self.subject = quota, subject
+
+
+class RateLimitedError(ResourceExhaustedError):
+    """The caller's calls come too fast: the same call is welcome after the wait, which clients do by themselves."""
 
 
 class UnauthenticatedError(ServerError):
