@@ -84,7 +84,7 @@ class QuotaExceededError(ResourceExhaustedError):
 
 
 class RateLimitedError(ResourceExhaustedError):
-    """The caller's calls come too fast: the same call is welcome after the wait, which clients do by themselves."""
+    """The caller's calls come too fast. The same call is welcome after the wait: clients do that by themselves."""
 
 
 class UnauthenticatedError(ServerError):
