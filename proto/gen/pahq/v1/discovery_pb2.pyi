@@ -69,7 +69,7 @@ class DiscoverySpec(_message.Message):
     def __init__(self, measurement: _Optional[_Union[Measurement, _Mapping]] = ..., method: _Optional[str] = ..., threshold: _Optional[float] = ..., gates: bool = ...) -> None: ...
 
 class Discovery(_message.Message):
-    __slots__ = ("name", "spec", "state", "progress", "error_message", "create_time", "start_time", "end_time")
+    __slots__ = ("name", "spec", "state", "progress", "error_message", "create_time", "start_time", "end_time", "queue_position", "estimated_start_time", "charged_seconds")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,9 @@ class Discovery(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     START_TIME_FIELD_NUMBER: _ClassVar[int]
     END_TIME_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_START_TIME_FIELD_NUMBER: _ClassVar[int]
+    CHARGED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     spec: DiscoverySpec
     state: DiscoveryState
@@ -86,7 +89,10 @@ class Discovery(_message.Message):
     create_time: _timestamp_pb2.Timestamp
     start_time: _timestamp_pb2.Timestamp
     end_time: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[DiscoverySpec, _Mapping]] = ..., state: _Optional[_Union[DiscoveryState, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., error_message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    queue_position: int
+    estimated_start_time: _timestamp_pb2.Timestamp
+    charged_seconds: float
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[DiscoverySpec, _Mapping]] = ..., state: _Optional[_Union[DiscoveryState, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., error_message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queue_position: _Optional[int] = ..., estimated_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., charged_seconds: _Optional[float] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("decided", "total", "kept", "metric", "evaluations", "eta_seconds")
@@ -179,18 +185,22 @@ class WatchDiscoveryRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ..., after_sequence: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("sequence", "kind", "state", "progress", "error_message")
+    __slots__ = ("sequence", "kind", "state", "progress", "error_message", "queue_position", "estimated_start_time")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATED_START_TIME_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     kind: EventKind
     state: DiscoveryState
     progress: Progress
     error_message: str
-    def __init__(self, sequence: _Optional[int] = ..., kind: _Optional[_Union[EventKind, str]] = ..., state: _Optional[_Union[DiscoveryState, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., error_message: _Optional[str] = ...) -> None: ...
+    queue_position: int
+    estimated_start_time: _timestamp_pb2.Timestamp
+    def __init__(self, sequence: _Optional[int] = ..., kind: _Optional[_Union[EventKind, str]] = ..., state: _Optional[_Union[DiscoveryState, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., error_message: _Optional[str] = ..., queue_position: _Optional[int] = ..., estimated_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class WatchDiscoveryResponse(_message.Message):
     __slots__ = ("event",)

@@ -120,7 +120,8 @@ class DiscoveryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchDiscovery(self, request, context):
-        """Streams events until the discovery ends; the last event is terminal.
+        """Streams events until the discovery ends; the last event is terminal. While
+        it is queued, a changed queue position is an event, too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
