@@ -84,7 +84,7 @@ class QuotaExceededError(ResourceExhaustedError):
 
 
 class RateLimitedError(ResourceExhaustedError):
-    """The caller's calls come too fast; the same call is welcome after the wait (clients wait by themselves)."""
+    """The caller's calls come too fast; the same call is welcome after the wait, and clients do wait."""
 
 
 class UnauthenticatedError(ServerError):
