@@ -10,7 +10,8 @@ ServerError
  ├─ ResourceExhaustedError  a limit is reached; carries when to try again
  │   ├─ QuotaExceededError    a limit of the caller's own
  │   └─ RateLimitedError      the caller's calls come too fast
- └─ NonFiniteMetricError  a metric came out NaN or infinite; fails the job
+ ├─ NonFiniteMetricError  a metric came out NaN or infinite; fails the job
+ └─ StorageError          what must be kept cannot be written or read now
 """
 
 from __future__ import annotations
@@ -97,3 +98,16 @@ class PermissionDeniedError(ServerError):
 
 class NonFiniteMetricError(ServerError):
     """A metric came out NaN or infinite: comparing it to a threshold would be meaningless."""
+
+
+class StorageError(ServerError):
+    """What must be kept cannot be written or read now.
+
+    Args:
+        detail: what is wrong.
+        damaged: whether what was written is damaged, so that trying again is of no use.
+    """
+
+    def __init__(self, detail: str, damaged: bool = False) -> None:
+        super().__init__(detail)
+        self.damaged = damaged
