@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -82,16 +83,29 @@ def growth() -> Figures:
 
 
 def prefix() -> Figures:
-    """Candidates at context 512 with a shared 256-token prefix, against the second half alone."""
+    """Candidates at context 512 after a prefix of 256 tokens, against the second half alone.
+
+    Rows share each prompt's prefix; where the prompts begin alike, they share one.
+    """
     figures: Figures = {}
-    for name, changed, tokens in (("shared_prefix", (300,), 512), ("none", (44,), 256)):
+    kinds = {"own_prefix": ((300,), 512, 0), "common_prefix": ((300,), 512, 256), "none": ((44,), 256, 0)}
+    jobs = {}
+    for name, (changed, tokens, common) in kinds.items():
         start = time.process_time()
-        job = executor(workloads.gpt2_shape(4, tokens, changed))
+        job = executor(workloads.gpt2_shape(4, tokens, changed, common))
         figures[f"base_seconds_{name}"] = time.process_time() - start
-        rows = workloads.top_candidates(job.graph, 2, 16)
-        job.score(rows[:2])
-        figures[name] = measure.cpu_seconds(lambda j=job, r=rows: j.score(r), 3) / len(rows)
-    return figures | {"shared_to_none": figures["shared_prefix"] / figures["none"]}
+        jobs[name] = job, workloads.top_candidates(job.graph, 2, 16)
+        job.score(jobs[name][1][:2])
+    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    for _ in range(9):
+        for name, (job, rows) in jobs.items():
+            seconds[name].append(measure.cpu_seconds(lambda j=job, r=rows: j.score(r)) / len(rows))
+    figures |= {name: statistics.median(times) for name, times in seconds.items()}
+    none = figures["none"]
+    return figures | {
+        "own_to_none": figures["own_prefix"] / none,
+        "shared_to_none": figures["common_prefix"] / none,
+    }
 
 
 def together(make: Callable[[int], Workload], count: int) -> Figures:

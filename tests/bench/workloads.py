@@ -76,10 +76,13 @@ def demo(prompts: int, seed: int) -> Workload:
     return Workload(name, task, 0.05, lambda transform: load(str(model_path()), transform).model)
 
 
-def gpt2_shape(layers: int = 12, tokens: int = 16, changed: tuple[int, ...] = (2, 6, 10)) -> Workload:
-    """GPT-2 small with a vocabulary of 5,000 and random weights, 16 prompts."""
+def gpt2_shape(
+    layers: int = 12, tokens: int = 16, changed: tuple[int, ...] = (2, 6, 10), common: int = 0
+) -> Workload:
+    """GPT-2 small with a vocabulary of 5,000 and random weights, 16 prompts, of which ``common`` tokens are alike."""
     generator = torch.Generator().manual_seed(1)
     clean = torch.randint(0, VOCABULARY, (16, tokens), generator=generator)
+    clean[:, :common] = clean[0, :common]
     corrupted = clean.clone()
     for position in changed:
         step = torch.randint(1, VOCABULARY, (16,), generator=generator)

@@ -16,6 +16,7 @@ from torch import Tensor
 from pahq_server.engine.sparse.clean import Past, run_pass
 from pahq_server.engine.sparse.tokens import Tokens
 from pahq_server.memory.prefix import PrefixCache, chain
+from pahq_server.memory.runs import consecutive
 from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import Model
 
@@ -35,6 +36,8 @@ class Prefix:
     def __init__(self, cache: PrefixCache, namespace: bytes, model: Model, tokens: Tokens) -> None:
         self.length = tokens.start // BLOCK_TOKENS * BLOCK_TOKENS
         self._blocks: dict[bytes, BlockTable] = {}
+        # Per block and layer, what is read in place, good until the block is released.
+        self._views: dict[tuple[bytes, int], Tensor] = {}
         # Per prompt, the keys of its blocks; a single entry if all prompts begin alike.
         self._chains: list[list[bytes]] = []
         prompts = tokens.clean[:, : self.length].tolist() if self.length else []
@@ -50,16 +53,14 @@ class Prefix:
 
     def past(self, layer: int, prompts: int) -> Past:
         """Keys and values of a layer: [G, P, length, K] each."""
-        rows = [torch.cat([self._blocks[key].get(layer) for key in keys], 2) for keys in self._chains]
+        rows = [torch.cat([self._block(key, layer) for key in keys], 2) for keys in self._chains]
         both = torch.stack(rows, 2).expand(-1, -1, prompts, -1, -1)
         return both[0], both[1]
 
     def of_head(self, layer: int, values: bool, head: int, prompts: int) -> Tensor:
         """Keys, or values, of one head: [P, length, K]."""
-        rows = [
-            torch.cat([self._blocks[key].get(layer)[int(values), head] for key in keys])
-            for keys in self._chains
-        ]
+        place = (int(values), head)
+        rows = [torch.cat([self._block(key, layer)[place] for key in keys]) for keys in self._chains]
         return torch.stack(rows).expand(prompts, -1, -1)
 
     def release(self) -> None:
@@ -67,6 +68,17 @@ class Prefix:
         for block in self._blocks.values():
             block.release()
         self._blocks.clear()
+        self._views.clear()
+
+    def _block(self, key: bytes, layer: int) -> Tensor:
+        """Keys and values of a block: [2, G, B, K]."""
+        block = self._views.get((key, layer))
+        if block is None:
+            table = self._blocks[key]
+            block = table.get(layer)
+            if consecutive(table.blocks(layer)):
+                self._views[key, layer] = block
+        return block
 
     def _load(
         self, cache: PrefixCache, model: Model, tokens: Tokens, ids: list[int], keys: list[bytes]
@@ -89,7 +101,7 @@ class Prefix:
         first, end = len(before) * BLOCK_TOKENS, (len(before) + 1) * BLOCK_TOKENS
 
         def past(layer: int) -> Past:
-            both = torch.cat([self._blocks[key].get(layer) for key in before], 2)[:, :, None]
+            both = torch.cat([self._block(key, layer) for key in before], 2)[:, :, None]
             return both[0], both[1]
 
         hidden = [mask[:1, first:end, :end] for mask in tokens.hidden]
