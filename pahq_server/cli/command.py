@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
 from collections.abc import Sequence
 
 from pahq import __version__
 
 from pahq_server.cli import plan, serve
+from pahq_server.telemetry import logs
 
 # Name, module with ``add(parser)`` and ``run(options) -> exit code``, help.
 COMMANDS = (
@@ -20,11 +19,7 @@ COMMANDS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
-    logging.basicConfig(
-        level=options.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    logs.configure(options.log_level, options.log_format)
     code: int = options.run(options)
     return code
 
@@ -44,5 +39,11 @@ def make_parser() -> argparse.ArgumentParser:
             default="info",
             choices=("debug", "info", "warning", "error"),
             help="default: %(default)s",
+        )
+        command.add_argument(
+            "--log-format",
+            default="text",
+            choices=("text", "json"),
+            help="lines of text, or a JSON object per line (default: %(default)s)",
         )
     return parser

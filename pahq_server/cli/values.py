@@ -45,3 +45,12 @@ def rate(text: str) -> float:
     if 0 < rate < float("inf"):
         return rate
     raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+
+
+def address(text: str) -> str:
+    """``HOST:PORT``; an IPv6 host in brackets."""
+    host, _, port = text.rpartition(":")
+    closed = host.startswith("[") == host.endswith("]") and (":" in host) == host.startswith("[")
+    if host and closed and port.isascii() and port.isdigit() and int(port) < 1 << 16:
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")

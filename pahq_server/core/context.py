@@ -14,7 +14,7 @@ class Context:
 
     Args:
         request_id: of the call, made up by the server.
-        method: of the call, such as ``DiscoveryService/CreateDiscovery``.
+        method: of the call, such as ``pahq.v1.DiscoveryService/CreateDiscovery``.
         user: who makes the call, or whose job it is.
         job: resource name of a discovery.
     """

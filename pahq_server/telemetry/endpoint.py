@@ -1,0 +1,69 @@
+"""The page that Prometheus reads, on a port of its own."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+logger = logging.getLogger(__name__)
+
+# Whoever says nothing for so long is sent away: every connection takes a thread.
+SILENCE_S = 10.0
+
+
+class MetricsEndpoint:
+    """Answers HTTP GET with a registry's metrics until it is closed.
+
+    It is neither encrypted nor asks who reads: metrics name no user, no job and no model.
+
+    Args:
+        registry: what to tell.
+        listen: address such as ``127.0.0.1:7301`` or ``[::1]:7301``; port 0 picks a free one.
+
+    Raises OSError for an address that cannot be bound.
+    """
+
+    def __init__(self, registry: CollectorRegistry, listen: str) -> None:
+        host, _, port = listen.rpartition(":")
+        server = _Server6 if ":" in host else _Server
+        self._server = make_server(host.strip("[]"), int(port), make_wsgi_app(registry), server, _Handler)
+        self.address = f"{host}:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, name="pahq-metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Frees the port. Scrapes that are being answered go on without it."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        # What this overrides asks the name service for the host's name, which can take long.
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+        self.setup_environ()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # What this overrides prints. It is mostly about readers that hang up.
+        logger.debug("a scrape failed", exc_info=True)
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SILENCE_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """A scrape every few seconds is not worth a line."""

@@ -1,0 +1,44 @@
+"""Several observers as one."""
+
+from __future__ import annotations
+
+from pahq_server.core.observer import Observer
+
+
+class Observers(Observer):
+    """Tells each of some observers, in order."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def job_started(self, waited: float) -> None:
+        for observer in self._observers:
+            observer.job_started(waited)
+
+    def job_ended(self, name: str, state: str, seconds: float) -> None:
+        for observer in self._observers:
+            observer.job_ended(name, state, seconds)
+
+    def batch(self, rows: int, seconds: float) -> None:
+        for observer in self._observers:
+            observer.batch(rows, seconds)
+
+    def search_advanced(self, evaluations: int, rows: int, wasted: int) -> None:
+        for observer in self._observers:
+            observer.search_advanced(evaluations, rows, wasted)
+
+    def preempted(self) -> None:
+        for observer in self._observers:
+            observer.preempted()
+
+    def rejected(self, reason: str) -> None:
+        for observer in self._observers:
+            observer.rejected(reason)
+
+    def call_started(self, method: str) -> None:
+        for observer in self._observers:
+            observer.call_started(method)
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        for observer in self._observers:
+            observer.call_ended(method, code, seconds)
