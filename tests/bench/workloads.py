@@ -79,7 +79,10 @@ def demo(prompts: int, seed: int) -> Workload:
 def gpt2_shape(
     layers: int = 12, tokens: int = 16, changed: tuple[int, ...] = (2, 6, 10), common: int = 0
 ) -> Workload:
-    """GPT-2 small with a vocabulary of 5,000 and random weights, 16 prompts, of which ``common`` tokens are alike."""
+    """GPT-2 small with a vocabulary of 5,000 and random weights, 16 prompts.
+
+    ``common`` is how many tokens they all begin with.
+    """
     generator = torch.Generator().manual_seed(1)
     clean = torch.randint(0, VOCABULARY, (16, tokens), generator=generator)
     clean[:, :common] = clean[0, :common]
