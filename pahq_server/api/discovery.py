@@ -4,121 +4,109 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import discovery_pb2_grpc
 
 from pahq_server.api import requests, responses
-from pahq_server.api.errors import guarded
+from pahq_server.api.calls import check_owner, current_call
+from pahq_server.api.threads import Threads
+from pahq_server.api.watching import Watchers
 from pahq_server.core.errors import ConflictError, InvalidRequestError
-from pahq_server.jobs.job import Job, JobState
+from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobService
-
-# At most this many events per second and watcher; in between they are merged into the latest one.
-EVENTS_PER_SECOND = 10
 
 
 class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
-    """Speaks for a `JobService`."""
+    """Speaks for a `JobService`.
 
-    def __init__(self, jobs: JobService) -> None:
-        self._jobs = jobs
+    Args:
+        jobs: of all users.
+        threads: where what takes long happens: tokenizing, and what is written to the disk.
+    """
+
+    def __init__(self, jobs: JobService, threads: Threads) -> None:
+        self._jobs, self._threads = jobs, threads
+        self._watchers = Watchers()
 
     async def CreateDiscovery(
         self, request: pb.CreateDiscoveryRequest, context: Any
     ) -> pb.CreateDiscoveryResponse:
-        async with guarded(context):
+        user = current_call().caller.user
+
+        def create() -> Job:
             spec = requests.discovery_spec(request.spec)
-            # Tokenizing can take long: not on the event loop.
-            job = await asyncio.to_thread(self._jobs.create, spec, request.request_id, request.validate_only)
-            return pb.CreateDiscoveryResponse(discovery=responses.discovery(job))
+            return self._jobs.create(spec, request.request_id, request.validate_only, user=user)
+
+        # A client that chose a request id will ask again for what it created. Without one, nobody will.
+        abandon = None if request.request_id or request.validate_only else Job.cancel
+        job = await self._threads.run(create, abandon)
+        return pb.CreateDiscoveryResponse(discovery=responses.discovery(job))
 
     async def GetDiscovery(self, request: pb.GetDiscoveryRequest, context: Any) -> pb.GetDiscoveryResponse:
-        async with guarded(context):
-            job = self._jobs.find(request.name)
-            return pb.GetDiscoveryResponse(discovery=responses.discovery(job))
+        return pb.GetDiscoveryResponse(discovery=responses.discovery(self._find(request.name)))
 
     async def ListDiscoveries(
         self, request: pb.ListDiscoveriesRequest, context: Any
     ) -> pb.ListDiscoveriesResponse:
-        async with guarded(context):
-            jobs, token = _page(self._jobs.newest_first(), request.page_size, request.page_token)
-            return pb.ListDiscoveriesResponse(
-                discoveries=[responses.discovery(job) for job in jobs], next_page_token=token
-            )
+        caller = current_call().caller
+        own = [job for job in self._jobs.newest_first() if caller.owns(job.name)]
+        jobs, token = _page(own, request.page_size, request.page_token)
+        return pb.ListDiscoveriesResponse(
+            discoveries=[responses.discovery(job) for job in jobs], next_page_token=token
+        )
 
     async def CancelDiscovery(
         self, request: pb.CancelDiscoveryRequest, context: Any
     ) -> pb.CancelDiscoveryResponse:
-        async with guarded(context):
-            job = self._jobs.cancel(request.name)
-            return pb.CancelDiscoveryResponse(discovery=responses.discovery(job))
+        check_owner("discovery", request.name)
+        job = await self._threads.run(lambda: self._jobs.cancel(request.name))
+        return pb.CancelDiscoveryResponse(discovery=responses.discovery(job))
 
     async def DeleteDiscovery(
         self, request: pb.DeleteDiscoveryRequest, context: Any
     ) -> pb.DeleteDiscoveryResponse:
-        async with guarded(context):
-            self._jobs.delete(request.name)
-            return pb.DeleteDiscoveryResponse()
+        check_owner("discovery", request.name)
+        await self._threads.run(lambda: self._jobs.delete(request.name))
+        return pb.DeleteDiscoveryResponse()
 
     async def WatchDiscovery(
         self, request: pb.WatchDiscoveryRequest, context: Any
     ) -> AsyncIterator[pb.WatchDiscoveryResponse]:
-        async with guarded(context):
-            job = self._jobs.find(request.name)
-            async for event in _watch(job, request.after_sequence):
+        job = self._find(request.name)
+        async with aclosing(self._watchers.events(job, request.after_sequence)) as events:
+            async for event in events:
                 yield pb.WatchDiscoveryResponse(event=event)
 
     async def GetCircuit(
         self, request: pb.GetCircuitRequest, context: Any
     ) -> AsyncIterator[pb.GetCircuitResponse]:
-        async with guarded(context):
-            now = self._jobs.find(request.name).snapshot
-            if now.result is None:
-                raise ConflictError(f"{request.name} has no circuit: it is {now.state.name}")
-            for page in responses.circuit_pages(now.result):
-                yield page
+        now = self._find(request.name).snapshot
+        if now.result is None:
+            raise ConflictError(f"{request.name} has no circuit: it is {now.state.name}")
+        for page in responses.circuit_pages(now.result):
+            yield page
 
     async def EvaluateCircuit(
         self, request: pb.EvaluateCircuitRequest, context: Any
     ) -> pb.EvaluateCircuitResponse:
-        async with guarded(context):
-            measurement = requests.measurement(request.measurement)
-            prepared, future = await asyncio.to_thread(self._jobs.evaluate, measurement, request.edges)
-            value, full, empty = await asyncio.wrap_future(future)
-            return pb.EvaluateCircuitResponse(
-                metric=responses.metric(measurement.metric, value, full, empty),
-                num_edges_total=prepared.graph.num_edges,
-            )
+        measurement = requests.measurement(request.measurement)
+        prepared, future = await self._threads.run(
+            lambda: self._jobs.evaluate(measurement, request.edges),
+            undo=lambda started: started[1].cancel(),
+        )
+        value, full, empty = await asyncio.wrap_future(future)
+        return pb.EvaluateCircuitResponse(
+            metric=responses.metric(measurement.metric, value, full, empty),
+            num_edges_total=prepared.graph.num_edges,
+        )
 
-
-async def _watch(job: Job, after: int) -> AsyncIterator[pb.Event]:
-    """Events of a job with a sequence above ``after``, merged where they come too fast."""
-    changed = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    stop_listening = job.listen(lambda: _notify(loop, changed))
-    before = None
-    try:
-        while True:
-            changed.clear()
-            now = job.snapshot
-            if now.sequence > after:
-                yield responses.event(job, now, before)
-                before, after = now, now.sequence
-            if now.state.final:
-                return
-            await changed.wait()
-            if now.state is JobState.RUNNING:
-                await asyncio.sleep(1 / EVENTS_PER_SECOND)
-    finally:
-        stop_listening()
-
-
-def _notify(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
-    # The loop is closed once the server has stopped; nobody is watching then.
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(changed.set)
+    def _find(self, name: str) -> Job:
+        """The caller's job of this name. Raises NotFoundError."""
+        check_owner("discovery", name)
+        return self._jobs.find(name)
 
 
 def _page(jobs: list[Job], size: int, token: str) -> tuple[list[Job], str]:

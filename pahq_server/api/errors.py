@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
+import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,12 +20,17 @@ from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 from pahq import __version__
 
+from pahq_server.api.calls import ExpiredError
 from pahq_server.core import errors
+from pahq_server.core.context import about
+from pahq_server.core.observer import Observer
 
 logger = logging.getLogger(__name__)
 
 DOMAIN = "pahq"
 VERSION_HEADER = "pahq-version"
+REQUEST_ID_HEADER = "x-request-id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # Errors travel as HTTP/2 headers, which hold 8 KiB by default. A text is there up to three times (message,
 # description, name), escaped (three bytes for one) or in base64.
 MAX_TEXT_BYTES = 800
@@ -47,6 +56,7 @@ STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
     (errors.RateLimitedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
     (errors.ResourceExhaustedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED"),
     (errors.NonFiniteMetricError, grpc.StatusCode.FAILED_PRECONDITION, "NON_FINITE_METRIC"),
+    (errors.StorageError, grpc.StatusCode.UNAVAILABLE, "STORAGE"),
     (VersionMismatchError, grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH"),
     (errors.ServerError, grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"),
 )
@@ -86,7 +96,7 @@ def _details(error: errors.ServerError) -> list[Message]:
         return [BadRequest(field_violations=[violation])]
     if isinstance(error, errors.ResourceExhaustedError):
         delay = Duration()
-        delay.FromMilliseconds(int(error.retry_after_s * 1000))
+        delay.FromMilliseconds(math.ceil(error.retry_after_s * 1000))
         return [RetryInfo(retry_delay=delay), *_quota_failure(error)]
     return []
 
@@ -106,15 +116,57 @@ def check_version(metadata: Any) -> None:
 
 
 @asynccontextmanager
-async def guarded(context: Any) -> AsyncIterator[None]:
-    """Checks the client's version, then turns errors of the body into gRPC status."""
+async def guarded(context: Any, method: str, observer: Observer) -> AsyncIterator[None]:
+    """Turns errors of the body into gRPC status, and tells the observer and the log what the call is.
+
+    Args:
+        context: of the call, from gRPC.
+        method: full name, such as ``pahq.v1.DiscoveryService/GetDiscovery``.
+        observer: hears of the call by the name without the package.
+    """
+    started, name = time.monotonic(), method.rpartition(".")[2]
+    request_id = _request_id(context.invocation_metadata())
+    trailing = ((REQUEST_ID_HEADER, request_id),)
+    context.set_trailing_metadata(trailing)
+    observer.call_started(name)
     try:
-        check_version(context.invocation_metadata())
+        with about(request_id=request_id, method=name):
+            async with _reported(context, trailing):
+                yield
+    finally:
+        observer.call_ended(name, _code(context), time.monotonic() - started)
+
+
+@asynccontextmanager
+async def _reported(context: Any, trailing: Any) -> AsyncIterator[None]:
+    try:
         yield
     except errors.ServerError as error:
-        await context.abort_with_status(rpc_status.to_status(to_status(error)))
+        status = to_status(error)
+        rich = rpc_status.to_status(status)
+        logger.debug("refused with %s", rich.code.name)
+        await context.abort(rich.code, rich.details, (*trailing, *rich.trailing_metadata))
+    except ExpiredError:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
     except grpc.aio.AbortError:
         raise
     except Exception:
         logger.exception("a call failed")
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
+
+
+def _request_id(metadata: Any) -> str:
+    """The client's own, if it can be trusted in a log; else a new one."""
+    asked = [value for key, value in metadata or () if key == REQUEST_ID_HEADER]
+    if len(asked) == 1 and isinstance(asked[0], str) and _REQUEST_ID.fullmatch(asked[0]):
+        return asked[0]
+    return secrets.token_hex(8)
+
+
+def _code(context: Any) -> str:
+    """Name of the status that a call ends with."""
+    if context.cancelled():
+        left = context.time_remaining()
+        return "DEADLINE_EXCEEDED" if left is not None and left <= 0 else "CANCELLED"
+    code = context.code()
+    return next((known.name for known in grpc.StatusCode if code in (known, known.value[0])), "OK")

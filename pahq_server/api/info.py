@@ -8,7 +8,6 @@ from pahq import __version__
 from pahq.v1 import model_pb2, model_pb2_grpc, server_pb2, server_pb2_grpc
 
 from pahq_server.api import responses
-from pahq_server.api.errors import guarded
 from pahq_server.core.engine import Engine
 from pahq_server.core.errors import NotFoundError
 from pahq_server.jobs.spec import METHODS
@@ -23,15 +22,13 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Any
     ) -> model_pb2.ListModelsResponse:
-        async with guarded(context):
-            return model_pb2.ListModelsResponse(models=map(responses.model, self._engine.models()))
+        return model_pb2.ListModelsResponse(models=map(responses.model, self._engine.models()))
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> model_pb2.GetModelResponse:
-        async with guarded(context):
-            for info in self._engine.models():
-                if info.name == request.name:
-                    return model_pb2.GetModelResponse(model=responses.model(info))
-            raise NotFoundError(f"model {request.name!r}")
+        for info in self._engine.models():
+            if info.name == request.name:
+                return model_pb2.GetModelResponse(model=responses.model(info))
+        raise NotFoundError(f"model {request.name!r}")
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):
@@ -43,17 +40,16 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
     async def GetServerInfo(
         self, request: server_pb2.GetServerInfoRequest, context: Any
     ) -> server_pb2.GetServerInfoResponse:
-        async with guarded(context):
-            can = self._engine.capabilities()
-            info = server_pb2.ServerInfo(
-                version=__version__,
-                device=can.device,
-                methods=METHODS,
-                metrics=can.metrics,
-                ablations=can.ablations,
-                precisions=can.precisions,
-                tasks=can.tasks,
-                max_message_bytes=self._max_message_bytes,
-                memory=responses.memory(self._engine.memory_usage()),
-            )
-            return server_pb2.GetServerInfoResponse(server_info=info)
+        can = self._engine.capabilities()
+        info = server_pb2.ServerInfo(
+            version=__version__,
+            device=can.device,
+            methods=METHODS,
+            metrics=can.metrics,
+            ablations=can.ablations,
+            precisions=can.precisions,
+            tasks=can.tasks,
+            max_message_bytes=self._max_message_bytes,
+            memory=responses.memory(self._engine.memory_usage()),
+        )
+        return server_pb2.GetServerInfoResponse(server_info=info)

@@ -9,7 +9,9 @@ from pahq.v1 import patching_pb2 as pb
 from pahq.v1 import patching_pb2_grpc
 
 from pahq_server.api import requests, responses
-from pahq_server.api.errors import guarded
+from pahq_server.api.calls import check_owner, current_call
+from pahq_server.api.threads import Threads
+from pahq_server.jobs.session import Session
 from pahq_server.jobs.sessions import SessionService
 
 
@@ -18,34 +20,39 @@ class PatchingService(patching_pb2_grpc.PatchingServiceServicer):
 
     What takes long runs in threads. It has no effect there, except for commits: a call that is cancelled
     meanwhile leaves nothing behind.
+
+    Args:
+        sessions: of all users.
+        threads: where what takes long happens.
     """
 
-    def __init__(self, sessions: SessionService) -> None:
-        self._sessions = sessions
+    def __init__(self, sessions: SessionService, threads: Threads) -> None:
+        self._sessions, self._threads = sessions, threads
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:
-        async with guarded(context):
-            measurement = requests.measurement(request.measurement)
-            prepared = await asyncio.to_thread(self._sessions.prepare, measurement)
-            session, ends = self._sessions.open(prepared)
-            full, empty = await asyncio.wrap_future(ends)
-            return pb.OpenSessionResponse(session=responses.session(session, full, empty))
+        measurement = requests.measurement(request.measurement)
+        prepared = await self._threads.run(lambda: self._sessions.prepare(measurement))
+        session, ends = self._sessions.open(prepared, user=current_call().caller.user)
+        full, empty = await asyncio.wrap_future(ends)
+        return pb.OpenSessionResponse(session=responses.session(session, full, empty))
 
     async def ScoreCircuits(self, request: pb.ScoreCircuitsRequest, context: Any) -> pb.ScoreCircuitsResponse:
-        async with guarded(context):
-            session = self._sessions.find(request.name)
-            call = await asyncio.to_thread(lambda: session.read(requests.hypotheses(request.hypotheses)))
-            metrics = await asyncio.wrap_future(session.submit(call))
-            return pb.ScoreCircuitsResponse(metrics=metrics)
+        session = self._find(request.name)
+        call = await self._threads.run(lambda: session.read(requests.hypotheses(request.hypotheses)))
+        metrics = await asyncio.wrap_future(session.submit(call))
+        return pb.ScoreCircuitsResponse(metrics=metrics)
 
     async def CommitCircuit(self, request: pb.CommitCircuitRequest, context: Any) -> pb.CommitCircuitResponse:
-        async with guarded(context):
-            session = self._sessions.find(request.name)
-            circuit = requests.hypothesis("circuit", request.circuit)
-            num_edges = await asyncio.to_thread(session.commit, circuit)
-            return pb.CommitCircuitResponse(num_edges=num_edges)
+        session = self._find(request.name)
+        circuit = requests.hypothesis("circuit", request.circuit)
+        num_edges = await self._threads.run(lambda: session.commit(circuit))
+        return pb.CommitCircuitResponse(num_edges=num_edges)
 
     async def CloseSession(self, request: pb.CloseSessionRequest, context: Any) -> pb.CloseSessionResponse:
-        async with guarded(context):
-            self._sessions.close(request.name)
-            return pb.CloseSessionResponse()
+        self._find(request.name).close()
+        return pb.CloseSessionResponse()
+
+    def _find(self, name: str) -> Session:
+        """The caller's session of this name. Raises NotFoundError."""
+        check_owner("session", name)
+        return self._sessions.find(name)

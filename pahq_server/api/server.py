@@ -16,10 +16,15 @@ from pahq.v1 import (
     server_pb2_grpc,
 )
 
+from pahq_server.access.access import Access
+from pahq_server.access.tls import TlsContents
 from pahq_server.api.discovery import DiscoveryService
+from pahq_server.api.gate import Gate
 from pahq_server.api.info import ModelService, ServerService
 from pahq_server.api.patching import PatchingService
+from pahq_server.api.threads import Threads
 from pahq_server.core.engine import Engine
+from pahq_server.core.observer import Observer
 from pahq_server.jobs.service import JobService
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
@@ -35,6 +40,10 @@ SERVICES = tuple(
 )
 
 
+# Requests are small, or numbers that compress badly; what is sent compressed could be anything when unpacked.
+NO_COMPRESSION = 1  # a set of algorithms, with "none" in it alone
+
+
 class ApiServer:
     """Serves an engine and its jobs over gRPC.
 
@@ -43,27 +52,59 @@ class ApiServer:
         jobs: creates and keeps discoveries and sessions.
         listen: address such as ``127.0.0.1:7300``; port 0 picks a free one.
         reflect: whether to offer server reflection.
+        access: decides about calls; by default everyone is the local user, within the usual limits.
+        tls: to encrypt connections; None for plaintext.
+        observer: hears of calls.
     """
 
-    def __init__(self, engine: Engine, jobs: JobService, listen: str, reflect: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        jobs: JobService,
+        listen: str,
+        reflect: bool = False,
+        access: Access | None = None,
+        tls: TlsContents | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        access = access or Access()
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),
             # Two servers on one port would each get some of the calls.
             ("grpc.so_reuseport", 0),
         ]
-        self._server = grpc.aio.server(options=options)
+        gate = Gate(access, observer or Observer())
+        self._server = grpc.aio.server(interceptors=(gate,), options=options)
+        self._threads = Threads(access.limits.threads)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        discovery_pb2_grpc.add_DiscoveryServiceServicer_to_server(DiscoveryService(jobs), self._server)
-        patching_pb2_grpc.add_PatchingServiceServicer_to_server(PatchingService(jobs.sessions), self._server)
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine), self._server)
-        server_pb2_grpc.add_ServerServiceServicer_to_server(
-            ServerService(engine, MAX_MESSAGE_BYTES), self._server
-        )
+        self._add_services(engine, jobs, access)
         if reflect:
             names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
-        self.port = self._server.add_insecure_port(listen)
+        self.port = self._bind(listen, tls)
+
+    def _add_services(self, engine: Engine, jobs: JobService, access: Access) -> None:
+        server, threads = self._server, self._threads
+        discovery_pb2_grpc.add_DiscoveryServiceServicer_to_server(DiscoveryService(jobs, threads), server)
+        patching_pb2_grpc.add_PatchingServiceServicer_to_server(
+            PatchingService(jobs.sessions, threads), server
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine), server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerService(engine, MAX_MESSAGE_BYTES), server)
+
+    def _bind(self, listen: str, tls: TlsContents | None) -> int:
+        """Raises RuntimeError for an address that cannot be bound."""
+        if tls is None:
+            return int(self._server.add_insecure_port(listen))
+        credentials = grpc.ssl_server_credentials(
+            [(tls.key, tls.cert)],
+            root_certificates=tls.client_ca,
+            require_client_auth=tls.client_ca is not None,
+        )
+        return int(self._server.add_secure_port(listen, credentials))
 
     async def start(self) -> None:
         await self._server.start()
@@ -74,3 +115,4 @@ class ApiServer:
         """Tells health watchers, takes no new calls, and gives running ones ``grace_s`` seconds."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
+        self._threads.close()

@@ -48,6 +48,7 @@ EXPECTED: dict[type[errors.ServerError], tuple[errors.ServerError, grpc.StatusCo
         Code.FAILED_PRECONDITION,
         "NON_FINITE_METRIC",
     ),
+    errors.StorageError: (errors.StorageError("the disk is full"), Code.UNAVAILABLE, "STORAGE"),
     errors.ServerError: (errors.ServerError("the server stopped"), Code.UNAVAILABLE, "UNAVAILABLE"),
 }
 

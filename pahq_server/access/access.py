@@ -1,0 +1,89 @@
+"""The one place that decides whether a call may go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from pahq_server.access.admission import Permits
+from pahq_server.access.identity import Anyone, Authenticator, Credentials
+from pahq_server.access.limits import CallLimits
+from pahq_server.access.policy import POLICY, Scope
+from pahq_server.access.rates import Rates
+from pahq_server.core.caller import Caller
+from pahq_server.core.errors import (
+    PermissionDeniedError,
+    QuotaExceededError,
+    RateLimitedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
+from pahq_server.core.observer import Observer
+
+# Who calls what needs no credentials: no user can have this name.
+NOBODY = Caller("")
+
+
+class Access:
+    """Decides about calls. Used from one thread.
+
+    Args:
+        authenticator: finds callers; by default everyone is the local user.
+        limits: of calls.
+        observer: hears of refusals.
+        policy: what every call asks of its caller.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator | None = None,
+        limits: CallLimits | None = None,
+        observer: Observer | None = None,
+        policy: Mapping[str, Scope] = POLICY,
+    ) -> None:
+        self.limits = limits or CallLimits()
+        self._authenticator = authenticator or Anyone()
+        self._observer = observer or Observer()
+        self._policy = policy
+        self._rates = Rates(self.limits.rate, self.limits.burst)
+        self._calls = Permits("calls", self.limits.calls, self.limits.user_calls)
+        self._streams = Permits("streams", self.limits.streams, self.limits.user_streams)
+
+    @contextmanager
+    def admit(self, method: str, stream: bool, credentials: Credentials) -> Iterator[Caller]:
+        """Who makes the call; it counts as under way while the body runs.
+
+        Args:
+            method: such as ``pahq.v1.DiscoveryService/GetDiscovery``.
+            stream: whether it has a stream of answers.
+            credentials: what the call shows.
+
+        Raises UnauthenticatedError, PermissionDeniedError and ResourceExhaustedError, the latter also from
+        the body, which is counted as a refusal, too.
+        """
+        try:
+            caller = self._check(method, credentials)
+            with (self._streams if stream else self._calls).hold(caller.user):
+                yield caller
+        except (UnauthenticatedError, PermissionDeniedError):
+            self._observer.rejected("auth")
+            raise
+        except RateLimitedError:
+            self._observer.rejected("rate_limit")
+            raise
+        except QuotaExceededError:
+            self._observer.rejected("quota")
+            raise
+        except ResourceExhaustedError:
+            self._observer.rejected("queue_full")
+            raise
+
+    def _check(self, method: str, credentials: Credentials) -> Caller:
+        scope = self._policy.get(method)
+        if scope is Scope.PUBLIC:
+            return NOBODY
+        caller = self._authenticator.identify(credentials)
+        if scope is None or (scope is Scope.ADMIN and not caller.admin):
+            raise PermissionDeniedError(f"{method} is not for {caller.user}")
+        self._rates.take(caller.user)
+        return caller

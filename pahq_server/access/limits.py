@@ -1,0 +1,26 @@
+"""How much may be asked at once, by one user and by all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CallLimits:
+    """Bounds of calls. A call beyond one is refused at once, before its message is read.
+
+    Args:
+        rate: calls per second and user, over time.
+        burst: calls that a user may make at once after a pause.
+        calls, user_calls: calls with one answer, under way at the same time: of all, and of one user.
+        streams, user_streams: calls with a stream of answers, likewise.
+        threads: calls that are worked on at the same time; others wait for their turn, or their end.
+    """
+
+    rate: float = 500.0
+    burst: int = 1000
+    calls: int = 512
+    user_calls: int = 128
+    streams: int = 1024
+    user_streams: int = 256
+    threads: int = 4

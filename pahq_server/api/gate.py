@@ -1,0 +1,114 @@
+"""The gate that the calls of all services go through: a message is read when its call has been admitted."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from pahq_server.access.access import Access
+from pahq_server.access.identity import Credentials
+from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
+from pahq_server.api.errors import check_version, guarded
+from pahq_server.core.context import about
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.observer import Observer
+
+Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs have no types for its base
+    """Stands before the handlers of all services.
+
+    Args:
+        access: decides.
+        observer: hears of calls.
+    """
+
+    def __init__(self, access: Access, observer: Observer) -> None:
+        self._access, self._observer = access, observer
+
+    async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Any:
+        handler = await continuation(details)
+        if handler is None:  # nothing goes by this name
+            return None
+        gated = _Gated(handler, details.method.lstrip("/"), self._access, self._observer)
+        # To gRPC every request is a stream: so its message is read when the gate has opened, not before.
+        if handler.response_streaming:
+            wrap, answer = grpc.stream_stream_rpc_method_handler, gated.answer_many
+        else:
+            wrap, answer = grpc.stream_unary_rpc_method_handler, gated.answer_one
+        return wrap(answer, request_deserializer=None, response_serializer=handler.response_serializer)
+
+
+class _Gated:
+    """One call: its handler, behind the gate."""
+
+    def __init__(self, handler: Any, method: str, access: Access, observer: Observer) -> None:
+        self._handler, self._method, self._access, self._observer = handler, method, access, observer
+
+    async def answer_one(self, messages: AsyncIterator[bytes], context: Any) -> Any:
+        async with guarded(context, self._method, self._observer):
+            with self._admitted(context):
+                return await self._handler.unary_unary(await self._one(messages), context)
+
+    async def answer_many(self, messages: AsyncIterator[bytes], context: Any) -> None:
+        async with guarded(context, self._method, self._observer):
+            with self._admitted(context):
+                if self._handler.request_streaming:
+                    answers = self._handler.stream_stream(self._all(messages), context)
+                else:
+                    answers = self._handler.unary_stream(await self._one(messages), context)
+                if asyncio.iscoroutine(answers):  # a handler that writes by itself
+                    await answers
+                else:
+                    await _send(answers, context)
+
+    @contextmanager
+    def _admitted(self, context: Any) -> Iterator[None]:
+        stream = self._handler.response_streaming
+        with (
+            self._access.admit(self._method, stream, _credentials(context)) as caller,
+            about(user=caller.user),
+        ):
+            left = context.time_remaining()
+            set_call(Call(caller, float("inf") if left is None else time.monotonic() + left))
+            check_version(context.invocation_metadata())
+            yield
+
+    async def _one(self, messages: AsyncIterator[bytes]) -> Message:
+        async for data in messages:
+            if current_call().expired:
+                raise ExpiredError
+            return self._parse(data)
+        raise InvalidRequestError("request", "there is no message")
+
+    async def _all(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
+        async for data in messages:
+            yield self._parse(data)
+
+    def _parse(self, data: bytes) -> Message:
+        try:
+            return cast(Message, self._handler.request_deserializer(data))
+        except DecodeError:
+            raise InvalidRequestError("request", "is no message of the type that the call takes") from None
+
+
+async def _send(answers: Any, context: Any) -> None:
+    """Sends answers one by one: the next is asked for when the one before has left for the network."""
+    try:
+        async for answer in answers:
+            await context.write(answer)
+    finally:
+        await answers.aclose()
+
+
+def _credentials(context: Any) -> Credentials:
+    shown = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
+    names = context.auth_context().get("x509_common_name", ())
+    return Credentials(shown, [name.decode(errors="replace") for name in names])

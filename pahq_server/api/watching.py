@@ -1,0 +1,82 @@
+"""Watching jobs: many watchers cost a job's thread no more than one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+from pahq.v1 import discovery_pb2 as pb
+
+from pahq_server.api import responses
+from pahq_server.jobs.job import Job
+
+# Watchers of a job hear of its changes at most so often; in between they are merged into the latest one.
+EVENTS_PER_SECOND = 10
+
+
+class Watchers:
+    """Those who watch jobs. All methods belong to the event loop."""
+
+    def __init__(self) -> None:
+        self._feeds: dict[Job, _Feed] = {}
+
+    async def events(self, job: Job, after: int) -> AsyncIterator[pb.Event]:
+        """Events of a job with a sequence above ``after``; the last one is the end.
+
+        Nothing is kept for a watcher but what it saw last: whoever is slow gets fewer events.
+        """
+        feed = self._feeds.get(job) or _Feed(job)
+        self._feeds[job] = feed
+        changed = asyncio.Event()
+        feed.waiting.add(changed)
+        before = None
+        try:
+            while True:
+                changed.clear()
+                now = job.snapshot
+                if now.sequence > after:
+                    yield responses.event(job, now, before)
+                    before, after = now, now.sequence
+                if now.state.final:
+                    return
+                await changed.wait()
+        finally:
+            feed.waiting.discard(changed)
+            if not feed.waiting and self._feeds.get(job) is feed:
+                del self._feeds[job]
+                feed.close()
+
+
+class _Feed:
+    """Wakes the watchers of one job, after every change but not more often than they want to hear.
+
+    `_notify` belongs to the thread that changes the job, the rest to the event loop. No change is missed:
+    ``_new`` is set before ``_told`` is read, and read after ``_told`` is cleared.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.waiting: set[asyncio.Event] = set()
+        self._loop = asyncio.get_running_loop()
+        self._new = False  # something changed since `_wake`
+        self._told = False  # the event loop will look
+        self.close = job.listen(self._notify)
+
+    def _notify(self) -> None:
+        self._new = True
+        if not self._told:
+            self._told = True
+            # The loop is closed once the server has stopped; nobody is watching then.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._new = False
+        for changed in self.waiting:
+            changed.set()
+        self._loop.call_later(1 / EVENTS_PER_SECOND, self._listen_again)
+
+    def _listen_again(self) -> None:
+        self._told = False
+        if self._new:
+            self._notify()
