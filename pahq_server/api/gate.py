@@ -22,7 +22,7 @@ from pahq_server.core.observer import Observer
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
-class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs have no types for its base
+class Gate(grpc.aio.ServerInterceptor):
     """Stands before the handlers of all services.
 
     Args:

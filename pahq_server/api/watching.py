@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from pahq.v1 import discovery_pb2 as pb
@@ -21,7 +21,7 @@ class Watchers:
     def __init__(self) -> None:
         self._feeds: dict[Job, _Feed] = {}
 
-    async def events(self, job: Job, after: int) -> AsyncIterator[pb.Event]:
+    async def events(self, job: Job, after: int) -> AsyncGenerator[pb.Event]:
         """Events of a job with a sequence above ``after``; the last one is the end.
 
         Nothing is kept for a watcher but what it saw last: whoever is slow gets fewer events.

@@ -38,6 +38,11 @@ EXPECTED: dict[type[errors.ServerError], tuple[errors.ServerError, grpc.StatusCo
         Code.RESOURCE_EXHAUSTED,
         "QUOTA_EXCEEDED",
     ),
+    errors.RateLimitedError: (
+        errors.RateLimitedError("more than 2 calls per second", 2.5),
+        Code.RESOURCE_EXHAUSTED,
+        "RATE_LIMITED",
+    ),
     errors.ResourceExhaustedError: (
         errors.ResourceExhaustedError("9 runs are waiting already", retry_after_s=2.5),
         Code.RESOURCE_EXHAUSTED,
@@ -92,6 +97,7 @@ def test_an_error_over_the_wire(
     expected_details = {
         errors.InvalidRequestError: {"BadRequest"},
         errors.ResourceExhaustedError: {"RetryInfo"},
+        errors.RateLimitedError: {"RetryInfo"},
         errors.QuotaExceededError: {"RetryInfo", "QuotaFailure"},
     }
     assert refusal.details.keys() == {"ErrorInfo"} | expected_details.get(kind, set())
