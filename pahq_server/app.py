@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from pahq import __version__
 
+from pahq_server.access.policy import POLICY
 from pahq_server.api.server import ApiServer
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
@@ -25,6 +26,8 @@ from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import DoesNotFitError, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
+from pahq_server.telemetry.pulled import Sources
+from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +51,7 @@ class ServerConfig:
             models leave.
         machine_bytes: of the machine's memory; None to ask the machine.
         weights: name of the policy by which weights are kept rounded; None for full precision.
+        telemetry: what to tell about the server, and where.
     """
 
     models: Mapping[str, str]
@@ -61,6 +65,7 @@ class ServerConfig:
     memory_bytes: int | None = None
     machine_bytes: int | None = None
     weights: str | None = None
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -74,6 +79,14 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     DoesNotFitError, before anything is loaded, where models and memory together are too much,
     RuntimeError for an address that cannot be bound.
     """
+    telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
+    try:
+        await _serve(config, telemetry, ready)
+    finally:
+        telemetry.close()
+
+
+async def _serve(config: ServerConfig, telemetry: Telemetry, ready: Callable[[str], None]) -> None:
     memory_bytes = _memory_for_jobs(config)
     keep_freed_memory()
     if config.threads is not None:
@@ -85,6 +98,7 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     engine = ModelEngine(served, config.executor, memory_bytes)
     jobs = JobService(engine, __version__, config.window, session_limits=config.session_limits)
     api = ApiServer(engine, jobs, config.listen, config.reflect)
+    telemetry.read(Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count))
     # Whoever reads that the server listens may stop it at once.
     stop = _stop_event(config.parent_watch)
     jobs.start()

@@ -8,14 +8,14 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from pahq_server.cli.options import computing, listening, models, sessions
+from pahq_server.cli.options import computing, listening, models, sessions, telemetry
 from pahq_server.cli.output import FAILED, OK, announce, complain
 from pahq_server.core.errors import ServerError
 
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
 
-TOPICS = (models, listening, computing, sessions)
+TOPICS = (models, listening, computing, sessions, telemetry)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -61,4 +61,5 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         session_limits=SessionLimits(sessions=options.max_sessions, idle_s=options.session_timeout),
         memory_bytes=options.memory,
         weights=models.WEIGHTS[options.weights],
+        telemetry=telemetry.config(options, os.environ),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -11,7 +12,7 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Engine, Measurement, Prepared
 from pahq_server.core.errors import AlreadyExistsError, ConflictError, NotFoundError, ResourceExhaustedError
 from pahq_server.jobs.calls import SessionLimits
-from pahq_server.jobs.job import Job
+from pahq_server.jobs.job import Job, JobState
 from pahq_server.jobs.runs import DiscoveryRun, EvaluationRun
 from pahq_server.jobs.sessions import SessionService
 from pahq_server.jobs.spec import DiscoverySpec
@@ -101,6 +102,11 @@ class JobService:
     def newest_first(self) -> list[Job]:
         with self._lock:
             return list(reversed(self._jobs.values()))
+
+    def count_by_state(self) -> dict[str, int]:
+        """How many jobs are in each state, by its name in lower case."""
+        counts = Counter(job.snapshot.state for job in self.newest_first())
+        return {state.name.lower(): counts[state] for state in JobState}
 
     def cancel(self, name: str) -> Job:
         job = self.find(name)

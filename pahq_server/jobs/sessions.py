@@ -74,6 +74,12 @@ class SessionService:
                 return self._sessions[name]
             raise NotFoundError(f"session {name!r}", self._gone.get(name, ""))
 
+    def count(self) -> int:
+        """How many sessions are open."""
+        with self._lock:
+            self._sweep()
+            return len(self._sessions)
+
     def close(self, name: str) -> None:
         """Raises NotFoundError."""
         self.find(name).close()
