@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from helpers.scrape import parse, value
+from prometheus_client import generate_latest
+
+from pahq_server.telemetry.metrics import MAX_REASONS, WATCH, Metrics
+
+CREATE = "pahq.v1.DiscoveryService/CreateDiscovery"
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics([CREATE, WATCH])
+
+
+def told(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return parse(generate_latest(metrics.registry).decode())
+
+
+def test_what_happens_is_counted(metrics: Metrics) -> None:
+    metrics.job_started(2.0)
+    metrics.batch(rows=3, seconds=0.25)
+    metrics.batch(rows=64, seconds=0.5)
+    metrics.search_advanced(evaluations=5, rows=8, wasted=2)
+    metrics.preempted()
+    metrics.rejected("quota")
+    metrics.rejected("quota")
+    metrics.job_ended("users/ada/discoveries/1", "failed", 3.0)
+    now = told(metrics)
+    assert value(now, "pahq_queue_wait_seconds_sum") == 2.0
+    assert value(now, "pahq_queue_wait_seconds_bucket", le="1.0") == 0
+    assert value(now, "pahq_queue_wait_seconds_bucket", le="5.0") == 1
+    assert value(now, "pahq_batch_rows_sum") == 67
+    assert value(now, "pahq_batch_rows_bucket", le="4.0") == 1
+    assert value(now, "pahq_batch_duration_seconds_count") == 2
+    assert value(now, "pahq_batch_duration_seconds_sum") == 0.75
+    assert value(now, "pahq_evaluations_total") == 5
+    assert value(now, "pahq_search_rows_total", outcome="accepted") == 6
+    assert value(now, "pahq_search_rows_total", outcome="wasted") == 2
+    assert value(now, "pahq_job_preemptions_total") == 1
+    assert value(now, "pahq_rejections_total", reason="quota") == 2
+    assert value(now, "pahq_jobs_ended_total", state="failed") == 1
+    assert value(now, "pahq_jobs_ended_total", state="succeeded") == 0
+
+
+def test_calls_are_counted_while_they_run_and_at_their_end(metrics: Metrics) -> None:
+    for method in (CREATE, WATCH, WATCH):
+        metrics.call_started(method)
+    now = told(metrics)
+    assert value(now, "pahq_rpcs_in_flight", method=WATCH) == 2
+    assert value(now, "pahq_watchers") == 2
+    metrics.call_ended(WATCH, "CANCELLED", 100.0)
+    metrics.call_ended(CREATE, "OK", 0.02)
+    now = told(metrics)
+    assert value(now, "pahq_watchers") == 1
+    assert value(now, "pahq_rpcs_in_flight", method=CREATE) == 0
+    assert value(now, "pahq_rpc_duration_seconds_count", method=WATCH, code="CANCELLED") == 1
+    assert value(now, "pahq_rpc_duration_seconds_bucket", method=CREATE, code="OK", le="0.025") == 1
+
+
+def test_no_client_can_make_the_server_remember_more_and_more(metrics: Metrics) -> None:
+    def everything(number: int) -> None:
+        metrics.call_started(f"any.Service/Method{number}")
+        metrics.call_ended(f"any.Service/Method{number}", f"CODE{number}", 0.1)
+        metrics.rejected(f"reason {number}")
+        metrics.job_ended(f"users/u{number}/discoveries/{number}", f"state {number}", 1.0)
+
+    for number in range(MAX_REASONS + 1):
+        everything(number)
+    before = len(told(metrics))
+    for number in range(1000):
+        everything(number + MAX_REASONS + 1)
+    now = told(metrics)
+    assert len(now) == before
+    assert value(now, "pahq_rpc_duration_seconds_count", method="other", code="UNKNOWN") == 1001 + MAX_REASONS
+    assert value(now, "pahq_rejections_total", reason="other") == 1001
+    assert not any("users/" in text for _, labels in now for _, text in labels)
+
+
+def test_names_help_and_labels_follow_the_rules(metrics: Metrics) -> None:
+    families = list(metrics.registry.collect())
+    assert len(families) >= 10
+    for family in families:
+        assert re.fullmatch(r"pahq_[a-z]+(_[a-z]+)*", family.name)
+        assert family.documentation.endswith(".")
+        assert not re.search(r"_(ms|milliseconds|minutes|kb|mib|percent|ratio_percent)$", family.name)
+        labels = {name for sample in family.samples for name in sample.labels}
+        assert labels <= {"method", "code", "reason", "state", "outcome", "le"}
+        if family.type == "histogram" and "duration" in family.name:
+            assert family.name.endswith("_seconds")
