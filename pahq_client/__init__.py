@@ -4,12 +4,17 @@
 >>> circuit = pahq_client.discover(model="demo", task="ioi", threshold=0.05)  # doctest: +SKIP
 """
 
+from pahq_client.aio.client import AsyncClient
+from pahq_client.aio.jobs import AsyncJobHandle
+from pahq_client.aio.session import AsyncSession
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
 from pahq_client.comparison import Comparison, compare
 from pahq_client.discover import discover
 from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
+from pahq_client.endpoint import TlsConfig
 from pahq_client.errors import (
+    AlreadyExists,
     Conflict,
     DeadlineExceeded,
     InvalidCircuitFile,
@@ -20,20 +25,25 @@ from pahq_client.errors import (
     NotFound,
     PahqError,
     PermissionDenied,
+    QuotaExceeded,
+    RateLimited,
     ResourceExhausted,
     ServerFault,
     Unauthenticated,
     Unavailable,
     VersionMismatch,
 )
-from pahq_client.events import Event, EventKind, JobState
+from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.jobs import JobHandle
 from pahq_client.results import Evaluation, MemoryUsage, Model, ServerInfo
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
-from pahq_client.transport import TlsConfig
 
 __all__ = [
+    "AlreadyExists",
+    "AsyncClient",
+    "AsyncJobHandle",
+    "AsyncSession",
     "BuiltinTask",
     "Circuit",
     "CircuitMetric",
@@ -51,6 +61,7 @@ __all__ = [
     "JobCancelled",
     "JobFailed",
     "JobHandle",
+    "JobInfo",
     "JobState",
     "MemoryUsage",
     "Model",
@@ -58,6 +69,8 @@ __all__ = [
     "NotFound",
     "PahqError",
     "PermissionDenied",
+    "QuotaExceeded",
+    "RateLimited",
     "ResourceExhausted",
     "ServerFault",
     "ServerInfo",

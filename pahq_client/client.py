@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, Unpack
 
-from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import model_pb2, patching_pb2, server_pb2
-
-from pahq_client import wire
+from pahq_client.base import ClientBase
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Edge
-from pahq_client.errors import PahqError, Unavailable
+from pahq_client.endpoint import TlsConfig
 from pahq_client.jobs import JobHandle
 from pahq_client.patience import Backoff
 from pahq_client.progress import ProgressLike
 from pahq_client.request import (
     DiscoveryOptions,
     DiscoveryRequest,
-    EvaluationRequest,
     MeasurementOptions,
     SessionOptions,
     SessionRequest,
@@ -28,24 +23,21 @@ from pahq_client.request import (
 from pahq_client.results import Evaluation, Model, ServerInfo
 from pahq_client.session import Session
 from pahq_client.task import TaskLike
-from pahq_client.transport import TlsConfig, Transport
-
-# An interrupted user waits this long at most for the server to hear of it.
-CANCEL_SECONDS = 5.0
-EVALUATE_SECONDS = 24 * 3600.0
+from pahq_client.transport import Transport
 
 
-class Client:
+class Client(ClientBase):
     """A connection to a PAHQ server. A context manager; safe to use from several threads.
 
     Nothing is sent before the first call. Every call may raise Unavailable, VersionMismatch, Unauthenticated,
-    PermissionDenied, ResourceExhausted and ServerFault.
+    PermissionDenied, ResourceExhausted and ServerFault. Calls that do no harm twice are tried again, within
+    their time, when the server is away for a moment or asks for a pause.
 
     Args:
         address: HOST:PORT.
         token: where the server asks for one; without TLS it is sent to this machine only.
         tls: None for plaintext, True to trust the system's certificates, or a TlsConfig.
-        timeout: seconds that a short call may take (all but waiting for results).
+        timeout: seconds that a short call may take, all of its tries together.
         backoff: pauses between tries after an interruption.
 
     Raises:
@@ -60,26 +52,16 @@ class Client:
         timeout: float = 30.0,
         backoff: Backoff | None = None,
     ) -> None:
-        self._transport = Transport(address, token, tls, timeout)
-        self._backoff = backoff or Backoff()
-
-    @property
-    def address(self) -> str:
-        """Where the server is."""
-        return self._transport.address
+        super().__init__(address, token, tls, timeout, backoff)
+        self._transport = Transport(self._endpoint)
 
     def models(self) -> list[Model]:
         """The served models."""
-        request = model_pb2.ListModelsRequest()
-        response = self._transport.call(self._transport.models.ListModels, request)
-        return [wire.model(model) for model in response.models]
+        return self._transport.run(self._flows.models())
 
     def server_info(self) -> ServerInfo:
         """What the server is and can do."""
-        request = server_pb2.GetServerInfoRequest()
-        return wire.server_info(
-            self._transport.call(self._transport.server.GetServerInfo, request).server_info
-        )
+        return self._transport.run(self._flows.server_info())
 
     def evaluate(
         self,
@@ -102,9 +84,7 @@ class Client:
             NotFound: the server does not serve the model.
             JobFailed: the metric is not finite.
         """
-        request = wire.evaluation_message(EvaluationRequest.of(model, task, circuit, options))
-        method = self._transport.discovery.EvaluateCircuit
-        return wire.evaluation(self._transport.call(method, request, EVALUATE_SECONDS))
+        return self._transport.run(self._flows.evaluate(model, task, circuit, options))
 
     def submit(
         self, model: str, task: TaskLike, threshold: float | None = None, **options: Unpack[DiscoveryOptions]
@@ -114,8 +94,10 @@ class Client:
         Raises:
             InvalidRequest: an argument is wrong.
             NotFound: the server does not serve the model.
+            QuotaExceeded: as many discoveries wait or run as this user may have.
         """
-        return self._create(self._creation(DiscoveryRequest(model, task, threshold, **options)))
+        request = DiscoveryRequest(model, task, threshold, **options)
+        return JobHandle(self._transport, self._transport.run(self._flows.submit(request)))
 
     def discover(
         self,
@@ -130,21 +112,11 @@ class Client:
         """Finds a circuit; arguments and errors as in `pahq_client.discover`.
 
         The discovery is this call's own: whatever ends the call before the circuit is there (Ctrl-C, the
-        timeout, an error in ``progress``) also cancels it. Only when the server cannot be reached any more
-        does it go on; the error then carries a note with its name.
+        timeout, a cancelled task, an error in ``progress``) also cancels it. Only when the server cannot be
+        reached any more does it go on; the error then carries a note with its name.
         """
-        request = self._creation(DiscoveryRequest(model, task, threshold, **options))
-        job: JobHandle | None = None
-        try:
-            job = self._create(request)
-            return job.result(timeout, progress)
-        except PahqError as error:
-            if job is not None and isinstance(error, Unavailable):
-                error.add_note(f"{job.name} may go on; Client.job(name).result() fetches it")
-            raise
-        except BaseException:
-            self._cancel(job, request)
-            raise
+        request = DiscoveryRequest(model, task, threshold, **options)
+        return self._transport.run(self._flows.discover(request, timeout, progress))
 
     def session(self, model: str, task: TaskLike, **options: Unpack[SessionOptions]) -> Session:
         """Keeps a model and a task ready to measure many circuits: for search algorithms of one's own.
@@ -160,18 +132,20 @@ class Client:
             JobFailed: the metric of the full model or of the empty circuit is not finite.
             ResourceExhausted: the server holds as many sessions as it may.
         """
-        request = wire.session_message(SessionRequest(model, task, **options))
-        method = self._transport.patching.OpenSession
-        opened: patching_pb2.OpenSessionResponse = self._transport.call(method, request, EVALUATE_SECONDS)
-        return Session(self._transport, opened.session, self._backoff)
+        request = SessionRequest(model, task, **options)
+        return Session(self._transport, self._transport.run(self._flows.session(request)))
 
     def job(self, name: str) -> JobHandle:
         """A discovery by name, also of another process. Whether it exists shows at the first use."""
-        return JobHandle(self._transport, name, self._backoff)
+        return JobHandle(self._transport, self._flows.job(name))
 
-    def jobs(self) -> list[JobHandle]:
-        """All discoveries of this user, newest first."""
-        return [self.job(discovery.name) for page in self._pages() for discovery in page.discoveries]
+    def jobs(self, limit: int | None = None) -> list[JobHandle]:
+        """The discoveries of this user, newest first, at most so many. Each knows its `latest` state.
+
+        Raises:
+            InvalidRequest: the limit is negative or no integer.
+        """
+        return [JobHandle(self._transport, job) for job in self._transport.run(self._flows.jobs(limit))]
 
     def close(self) -> None:
         """Ends the connection. Discoveries go on."""
@@ -184,37 +158,3 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        return f"Client({self.address!r})"
-
-    def _creation(self, request: DiscoveryRequest) -> pb.CreateDiscoveryRequest:
-        return pb.CreateDiscoveryRequest(spec=wire.spec_message(request), request_id=str(uuid.uuid4()))
-
-    def _create(self, request: pb.CreateDiscoveryRequest, timeout: float | None = None) -> JobHandle:
-        """The same request may be sent again: by its id the server knows that it is the same discovery."""
-
-        def create() -> pb.CreateDiscoveryResponse:
-            method = self._transport.discovery.CreateDiscovery
-            response: pb.CreateDiscoveryResponse = self._transport.call(method, request, timeout)
-            return response
-
-        few = Backoff(attempts=2, first_s=self._backoff.first_s)  # a wrong address should show soon
-        return self.job(few.retry(create).discovery.name)
-
-    def _cancel(self, job: JobHandle | None, request: pb.CreateDiscoveryRequest) -> None:
-        try:
-            # Interrupted before the name came back: ask for it again, lest nobody knows what still runs.
-            job = job or self._create(request, CANCEL_SECONDS)
-            job.cancel(CANCEL_SECONDS)
-        except PahqError:
-            pass  # the error that led here is the one to report
-
-    def _pages(self) -> Iterator[pb.ListDiscoveriesResponse]:
-        token, method = "", self._transport.discovery.ListDiscoveries
-        while True:
-            page = self._transport.call(method, pb.ListDiscoveriesRequest(page_token=token))
-            yield page
-            token = page.next_page_token
-            if not token:
-                return

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
 from pahq_client.embedded import EmbeddedServer, served_model
+from pahq_client.endpoint import TlsConfig
 from pahq_client.errors import InvalidRequest
 from pahq_client.patience import Deadline
 from pahq_client.progress import ProgressLike
 from pahq_client.task import TaskLike
-from pahq_client.transport import TlsConfig
 
 
 def discover(

@@ -5,7 +5,10 @@ PahqError
  │   └─ InvalidCircuitFile  a file is not a circuit file that this version can read
  ├─ NotFound             the server knows nothing by this name
  ├─ Conflict             the state of the thing forbids the call
+ │   └─ AlreadyExists       the request id was used with another request
  ├─ ResourceExhausted    a limit is reached; carries when to try again
+ │   ├─ QuotaExceeded       a limit of this user's own; carries its name
+ │   └─ RateLimited         this user's calls come too fast, and there is no time to wait
  ├─ Unavailable          nothing answers at the address
  │   ├─ DeadlineExceeded    it does, or did, but not in time
  │   └─ NoEmbeddedServer    no server was named and none can be started here
@@ -68,6 +71,10 @@ class Conflict(PahqError):
     """The state of the thing forbids the call, for example deleting a discovery that runs."""
 
 
+class AlreadyExists(Conflict):
+    """The id of the request was used before, with another request."""
+
+
 class ResourceExhausted(PahqError):
     """A limit is reached.
 
@@ -84,6 +91,29 @@ class ResourceExhausted(PahqError):
     def __str__(self) -> str:
         hint = "" if self.retry_after is None else f"; try again in {self.retry_after:g} s"
         return f"{self.detail}{hint}"
+
+
+class QuotaExceeded(ResourceExhausted):
+    """A limit of this user's own is reached.
+
+    Args:
+        quota: name of the limit, for example ``queued_jobs``.
+        subject: whose it is, for example ``users/ada``.
+        detail: what the limit is.
+        retry_after: seconds after which another try is sensible; None if the server does not say.
+    """
+
+    def __init__(self, quota: str, subject: str, detail: str, retry_after: float | None = None) -> None:
+        super().__init__(detail, retry_after)
+        self.args = (quota, subject, detail, retry_after)
+        self.quota, self.subject = quota, subject
+
+
+class RateLimited(ResourceExhausted):
+    """This user's calls come too fast.
+
+    Calls that may be repeated wait and try again by themselves, within their time; others raise this.
+    """
 
 
 class Unavailable(PahqError):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from enum import StrEnum
 
 
@@ -35,7 +36,7 @@ class Event:
     """Something that happened to a discovery.
 
     Args:
-        sequence: increases; gaps are allowed.
+        sequence: increases, gaps are allowed; an event that tells only a new queue position repeats it.
         kind: what happened.
         state: the discovery's state after it.
         decided: edges whose fate is known.
@@ -45,6 +46,9 @@ class Event:
         evaluations: evaluations so far.
         eta_s: estimated seconds until the end; None when unknown.
         error: why the discovery failed; empty unless it did.
+        queue_position: place among all waiting discoveries, 1 for the next to begin; None when it does not
+            wait, or when unknown.
+        estimated_start: when it is likely to begin; None when it does not wait, or when unknown.
     """
 
     sequence: int
@@ -57,3 +61,68 @@ class Event:
     evaluations: int = 0
     eta_s: float | None = None
     error: str = ""
+    queue_position: int | None = None
+    estimated_start: datetime | None = None
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """A discovery as the server knew it at some moment.
+
+    Args:
+        name: resource name.
+        state: where it stands.
+        model: name of the model.
+        method: ``acdc`` or ``single_edge``.
+        metric: name of the metric.
+        threshold: None if there is none.
+        decided: edges whose fate is known.
+        total: edges of the graph; 0 before the discovery runs.
+        kept: of the decided edges, those that stay.
+        metric_value: of the circuit so far.
+        evaluations: evaluations so far.
+        eta_s: estimated seconds until the end; None when unknown.
+        queue_position: place among all waiting discoveries, 1 for the next to begin; None when unknown.
+        estimated_start: when it is likely to begin; None when unknown.
+        charged_s: seconds of the server's work that it took so far.
+        created: when it was accepted.
+        started: when it began to run; None if it did not.
+        ended: when it ended; None if it did not.
+        error: why it failed; empty unless it did.
+    """
+
+    name: str
+    state: JobState
+    model: str = ""
+    method: str = ""
+    metric: str = ""
+    threshold: float | None = None
+    decided: int = 0
+    total: int = 0
+    kept: int = 0
+    metric_value: float = 0.0
+    evaluations: int = 0
+    eta_s: float | None = None
+    queue_position: int | None = None
+    estimated_start: datetime | None = None
+    charged_s: float = 0.0
+    created: datetime | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+    error: str = ""
+
+    def after(self, event: Event) -> JobInfo:
+        """What is known after an event."""
+        return replace(
+            self,
+            state=event.state,
+            decided=event.decided,
+            total=event.total,
+            kept=event.kept,
+            metric_value=event.metric,
+            evaluations=event.evaluations,
+            eta_s=event.eta_s,
+            queue_position=event.queue_position,
+            estimated_start=event.estimated_start,
+            error=event.error,
+        )

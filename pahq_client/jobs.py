@@ -4,41 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pahq.v1 import discovery_pb2 as pb
-
-from pahq_client import wire
+from pahq_client import render_job
+from pahq_client.base import JobBase
 from pahq_client.circuit import Circuit
-from pahq_client.errors import JobCancelled, JobFailed
-from pahq_client.events import Event, JobState
-from pahq_client.patience import Backoff, Deadline
-from pahq_client.progress import ProgressLike, reporter
+from pahq_client.errors import PahqError
+from pahq_client.events import Event, JobInfo, JobState
+from pahq_client.flows.job import JobFlows
+from pahq_client.progress import ProgressLike
 from pahq_client.transport import Transport
-from pahq_client.watch import Watch
 
-CIRCUIT_SECONDS = 600.0
+# A notebook that shows a discovery waits this long at most for news of it.
+DISPLAY_SECONDS = 2.0
 
 
-class JobHandle:
+class JobHandle(JobBase):
     """A discovery that runs on a server, whoever watches. Valid while its client is open.
 
     Every method raises NotFound if the server does not know the discovery (any more), Unavailable if
     there is no server, and the other errors of `pahq_client.errors` that concern access.
     """
 
-    def __init__(self, transport: Transport, name: str, backoff: Backoff | None = None) -> None:
+    def __init__(self, transport: Transport, flows: JobFlows) -> None:
         self._transport = transport
-        self._name = name
-        self._backoff = backoff or Backoff()
-
-    @property
-    def name(self) -> str:
-        """The resource name; `Client.job` finds the discovery by it, from any process."""
-        return self._name
+        self._flows = flows
 
     @property
     def state(self) -> JobState:
         """The state, asked from the server."""
-        return wire.job_state(self._fetch().state)
+        return self._transport.run(self._flows.state())
+
+    @property
+    def info(self) -> JobInfo:
+        """State, progress, place in the queue and times, asked from the server."""
+        return self._transport.run(self._flows.info())
 
     def watch(self, after_sequence: int = 0) -> Iterator[Event]:
         """Events as they happen, up to the one that ends the discovery.
@@ -51,14 +49,19 @@ class JobHandle:
         Raises:
             Unavailable: the server went away and stayed away.
         """
-        return iter(self._events(after_sequence, Deadline(None)))
+        watch = self._flows.watch(after_sequence)
+        try:
+            while (event := self._transport.run(self._flows.next_event(watch))) is not None:
+                yield event
+        finally:
+            watch.close()
 
     def result(self, timeout: float | None = None, progress: ProgressLike = None) -> Circuit:
         """Waits for the circuit.
 
         Args:
             timeout: seconds to wait; None for as long as it takes.
-            progress: True for a bar on stderr, or a function that gets every Event.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
 
         Raises:
             TimeoutError: it is not there yet; the discovery goes on.
@@ -66,18 +69,7 @@ class JobHandle:
             JobCancelled: it was stopped.
             Unavailable: the server went away and stayed away; the discovery may go on.
         """
-        deadline = Deadline.after(timeout)
-        discovery = self._fetch()
-        # Who wants progress gets all events, also of a discovery that was faster than this call.
-        if not wire.job_state(discovery.state).is_final or (progress and not deadline.passed):
-            self._follow(deadline, progress)
-            discovery = self._backoff.retry(self._fetch)
-        state = wire.job_state(discovery.state)
-        if state is JobState.FAILED:
-            raise JobFailed(discovery.error_message, self.name)
-        if state is JobState.CANCELLED:
-            raise JobCancelled(self.name)
-        return self._backoff.retry(self._circuit)
+        return self._transport.run(self._flows.result(timeout, progress))
 
     def cancel(self, timeout: float | None = None) -> JobState:
         """Asks the discovery to stop; no effect on one that ended. Returns its state after that.
@@ -85,8 +77,7 @@ class JobHandle:
         Args:
             timeout: seconds that the call may take; None for the client's usual.
         """
-        method, request = self._transport.discovery.CancelDiscovery, pb.CancelDiscoveryRequest(name=self.name)
-        return wire.job_state(self._transport.call(method, request, timeout).discovery.state)
+        return self._transport.run(self._flows.cancel(timeout))
 
     def delete(self) -> None:
         """Makes the server forget the discovery and its circuit.
@@ -94,28 +85,14 @@ class JobHandle:
         Raises:
             Conflict: it has not ended yet.
         """
-        self._transport.call(
-            self._transport.discovery.DeleteDiscovery, pb.DeleteDiscoveryRequest(name=self.name)
-        )
+        self._transport.run(self._flows.delete())
 
-    def __repr__(self) -> str:
-        return f"JobHandle({self.name!r}, server={self._transport.address!r})"
-
-    def _fetch(self) -> pb.Discovery:
-        request = pb.GetDiscoveryRequest(name=self.name)
-        response: pb.GetDiscoveryResponse = self._transport.call(
-            self._transport.discovery.GetDiscovery, request
-        )
-        return response.discovery
-
-    def _circuit(self) -> Circuit:
-        method, request = self._transport.discovery.GetCircuit, pb.GetCircuitRequest(name=self.name)
-        return wire.circuit(self._transport.stream(method, request, CIRCUIT_SECONDS))
-
-    def _follow(self, deadline: Deadline, progress: ProgressLike) -> None:
-        with reporter(progress) as report:
-            for event in self._events(0, deadline):
-                report(event)
-
-    def _events(self, after: int, deadline: Deadline) -> Watch:
-        return Watch(self._transport, self.name, after, deadline, self._backoff)
+    def _repr_html_(self) -> str:
+        """As it stands now, or as it stood when the server was last heard."""
+        note = ""
+        if self.latest is None or not self.latest.state.is_final:
+            try:
+                self._transport.run(self._flows.info(DISPLAY_SECONDS))
+            except (PahqError, RuntimeError) as error:  # RuntimeError: the client is closed
+                note = f"no news: {error}"
+        return render_job.to_html(self.name, self.latest, note)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from pahq_client import checks
-from pahq_client.errors import InvalidRequest, Unavailable
-
-T = TypeVar("T")
+from pahq_client.errors import InvalidRequest
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,7 @@ class Backoff:
         for attempt in range(self.attempts):
             yield min(self.most_s, self.first_s * 2**attempt) * random.uniform(0.5, 1.0)
 
-    def retry(self, action: Callable[[], T]) -> T:
-        """Tries again while the server is unavailable; the last try's error is the caller's."""
-        for delay in self.delays():
-            try:
-                return action()
-            except Unavailable:
-                time.sleep(delay)
-        return action()
+
+def jittered(seconds: float) -> float:
+    """A wait of so many seconds, or somewhat more: of many clients that were told the same, each its own."""
+    return seconds * random.uniform(1.0, 1.2)

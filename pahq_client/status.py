@@ -51,8 +51,22 @@ def _conflict(failure: Failure) -> errors.PahqError:
     return errors.Conflict(failure.message)
 
 
+def _exists(failure: Failure) -> errors.PahqError:
+    return errors.AlreadyExists(failure.message)
+
+
 def _exhausted(failure: Failure) -> errors.PahqError:
     return errors.ResourceExhausted(failure.message, failure.retry_after)
+
+
+def _quota(failure: Failure) -> errors.PahqError:
+    known = failure.metadata
+    quota, subject = known.get("quota", ""), known.get("subject", "")
+    return errors.QuotaExceeded(quota, subject, failure.message, failure.retry_after)
+
+
+def _rate(failure: Failure) -> errors.PahqError:
+    return errors.RateLimited(failure.message, failure.retry_after)
 
 
 def _version(failure: Failure) -> errors.PahqError:
@@ -88,12 +102,15 @@ BY_REASON: Mapping[str, Factory] = {
     "INVALID_REQUEST": _invalid,
     "NOT_FOUND": _not_found,
     "CONFLICT": _conflict,
-    "ALREADY_EXISTS": _conflict,
+    "ALREADY_EXISTS": _exists,
+    "QUOTA_EXCEEDED": _quota,
+    "RATE_LIMITED": _rate,
     "RESOURCE_EXHAUSTED": _exhausted,
     "VERSION_MISMATCH": _version,
     "UNAUTHENTICATED": _unauthenticated,
     "PERMISSION_DENIED": _denied,
     "NON_FINITE_METRIC": _failed,
+    "UNAVAILABLE": _unavailable,
 }
 
 BY_CODE: Mapping[grpc.StatusCode, Factory] = {
@@ -102,7 +119,7 @@ BY_CODE: Mapping[grpc.StatusCode, Factory] = {
     grpc.StatusCode.NOT_FOUND: _not_found,
     grpc.StatusCode.FAILED_PRECONDITION: _conflict,
     grpc.StatusCode.ABORTED: _conflict,
-    grpc.StatusCode.ALREADY_EXISTS: _conflict,
+    grpc.StatusCode.ALREADY_EXISTS: _exists,
     grpc.StatusCode.RESOURCE_EXHAUSTED: _exhausted,
     grpc.StatusCode.UNAUTHENTICATED: _unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: _denied,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 _JOIN_SECONDS = 1.0
@@ -17,7 +17,7 @@ class StreamReader:
     channel then waits for that call for ever. Here it can only hit the wait for the inbox.
 
     Args:
-        start: makes the call.
+        start: makes the call; called at the first `read`, so that a reader nobody reads costs nothing.
     """
 
     def __init__(self, start: Callable[[], Any]) -> None:
@@ -26,20 +26,25 @@ class StreamReader:
         self._calls: list[Any] = []  # the call, once it is made
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._started = False
 
-    def __iter__(self) -> Iterator[Any]:
-        """The messages; whatever the call raises, this raises. Ends the call when the caller stops."""
-        try:
+    def read(self) -> Any:
+        """The next message, None after the last; whatever the call raises, this raises."""
+        if not self._started:
+            self._started = True
             self._thread.start()
-            while True:
-                message, error = self._inbox.get()
-                if error is not None:
-                    raise error
-                if message is None:
-                    return
-                yield message
-        finally:
-            self._stop()
+        message, error = self._inbox.get()
+        if error is not None:
+            raise error
+        return message
+
+    def close(self) -> None:
+        """Ends the call."""
+        self._stopped.set()
+        for call in self._calls:
+            call.cancel()  # no effect once it is over
+        if self._thread.is_alive():
+            self._thread.join(_JOIN_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -52,10 +57,3 @@ class StreamReader:
             self._inbox.put((None, None))
         except BaseException as error:  # noqa: BLE001  (raised where the messages are read)
             self._inbox.put((None, error))
-
-    def _stop(self) -> None:
-        self._stopped.set()
-        for call in self._calls:
-            call.cancel()  # no effect once it is over
-        if self._thread.is_alive():
-            self._thread.join(_JOIN_SECONDS)

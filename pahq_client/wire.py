@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence, Set
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -15,7 +16,7 @@ from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import parse_json
 from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.errors import InvalidRequest, ServerFault
-from pahq_client.events import Event, EventKind, JobState
+from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
 from pahq_client.results import Evaluation, MemoryUsage, Model, ServerInfo
 from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
@@ -126,7 +127,44 @@ def event(message: discovery_pb2.Event) -> Event:
         evaluations=progress.evaluations,
         eta_s=progress.eta_seconds if progress.HasField("eta_seconds") else None,
         error=message.error_message,
+        queue_position=message.queue_position if message.HasField("queue_position") else None,
+        estimated_start=_time(message, "estimated_start_time"),
     )
+
+
+def job_info(message: discovery_pb2.Discovery) -> JobInfo:
+    spec, progress = message.spec, message.progress
+    return JobInfo(
+        name=message.name,
+        state=job_state(message.state),
+        model=spec.measurement.model,
+        method=spec.method,
+        metric=spec.measurement.metric,
+        threshold=spec.threshold if spec.HasField("threshold") else None,
+        decided=progress.decided,
+        total=progress.total,
+        kept=progress.kept,
+        metric_value=progress.metric,
+        evaluations=progress.evaluations,
+        eta_s=progress.eta_seconds if progress.HasField("eta_seconds") else None,
+        queue_position=message.queue_position if message.HasField("queue_position") else None,
+        estimated_start=_time(message, "estimated_start_time"),
+        charged_s=message.charged_seconds,
+        created=_time(message, "create_time"),
+        started=_time(message, "start_time"),
+        ended=_time(message, "end_time"),
+        error=message.error_message,
+    )
+
+
+def _time(message: Message, field: str) -> datetime | None:
+    if not message.HasField(field):
+        return None
+    try:
+        time: datetime = getattr(message, field).ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise ServerFault(f"the server sent a {field} that is no time: {error}") from None
+    return time
 
 
 def job_state(value: int) -> JobState:

@@ -18,9 +18,9 @@ from pahq_client.client import Client
 from pahq_client.discover import connect
 from pahq_client.discover import discover as find
 from pahq_client.embedded import DEMO
+from pahq_client.endpoint import TlsConfig
 from pahq_client.errors import InvalidRequest
 from pahq_client.files import write_atomically
-from pahq_client.transport import TlsConfig
 
 
 def discover(arguments: Namespace) -> None:

@@ -28,7 +28,7 @@ if mode == "die":
     sys.exit(3)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-from fake_server import FakeServer
+from client.fake_server import FakeServer
 with FakeServer() as server:
     print("loading", flush=True)
     if mode != "silent":

@@ -10,7 +10,7 @@ import pytest
 from pahq import __version__
 
 from pahq_client import Client, TlsConfig, errors
-from pahq_client.transport import Transport
+from pahq_client.endpoint import Endpoint
 
 from .fake_server import Code, FakeServer, Fault
 
@@ -30,8 +30,8 @@ from .fake_server import Code, FakeServer, Fault
         (Fault(Code.FAILED_PRECONDITION, "runs", "CONFLICT"), errors.Conflict, {}),
         (Fault(Code.FAILED_PRECONDITION, "runs"), errors.Conflict, {}),
         (Fault(Code.ABORTED, "runs"), errors.Conflict, {}),
-        (Fault(Code.ALREADY_EXISTS, "there", "ALREADY_EXISTS"), errors.Conflict, {}),
-        (Fault(Code.ALREADY_EXISTS, "there"), errors.Conflict, {}),
+        (Fault(Code.ALREADY_EXISTS, "there", "ALREADY_EXISTS"), errors.AlreadyExists, {}),
+        (Fault(Code.ALREADY_EXISTS, "there"), errors.AlreadyExists, {}),
         (
             Fault(Code.RESOURCE_EXHAUSTED, "full", "RESOURCE_EXHAUSTED", retry_s=2.5),
             errors.ResourceExhausted,
@@ -67,13 +67,15 @@ from .fake_server import Code, FakeServer, Fault
 def test_faults(
     server: FakeServer, client: Client, fault: Fault, kind: type[Exception], attributes: dict[str, Any]
 ) -> None:
-    server.faults["GetServerInfo"] = [fault]
+    tries = 3 if kind is errors.Unavailable else 1
+    server.faults["GetServerInfo"] = [fault] * tries
     with pytest.raises(errors.PahqError) as raised:
         client.server_info()
     assert type(raised.value) is kind
     assert {name: getattr(raised.value, name) for name in attributes} == attributes
     again = pickle.loads(pickle.dumps(raised.value))  # noqa: S301  (our own bytes)
     assert (type(again), str(again)) == (kind, str(raised.value))
+    assert len(server.called("GetServerInfo")) == tries
     assert client.server_info().version == "9.9"  # the connection is none the worse
 
 
@@ -127,16 +129,16 @@ def test_no_token_no_header(server: FakeServer, client: Client) -> None:
 
 @pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:1", "127.8.0.1:1", "[::1]:1", "unix:/tmp/x"])
 def test_a_token_may_go_to_this_machine(address: str) -> None:
-    Transport(address, token="t").close()
+    assert Endpoint(address, token="t").metadata[-1] == ("authorization", "Bearer t")
 
 
 @pytest.mark.parametrize("address", ["gpu-box:7300", "10.0.0.1:1", "[2001:db8::1]:1", "localhost.evil.com:1"])
 def test_a_token_goes_elsewhere_only_encrypted(address: str) -> None:
     with pytest.raises(errors.InvalidRequest, match="in the clear") as raised:
-        Transport(address, token="t")
+        Endpoint(address, token="t")
     assert raised.value.field == "token"
-    Transport(address, token="t", tls=True).close()
-    Transport(address).close()
+    assert Endpoint(address, token="t", tls=True).credentials is not None
+    assert len(Endpoint(address).metadata) == 1
 
 
 @pytest.mark.parametrize(

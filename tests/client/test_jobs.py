@@ -90,16 +90,16 @@ def test_an_interrupt_before_the_name_is_known_still_cancels(
     client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.outcome = None
-    call, interrupted = client._transport.call, []
+    perform, interrupted = client._transport.perform, []
 
-    def lose_the_answer(method, request, timeout=None):  # type: ignore[no-untyped-def]
-        answer = call(method, request, timeout)
+    def lose_the_answer(operation):  # type: ignore[no-untyped-def]
+        answer = perform(operation)
         if not interrupted:
             interrupted.append(True)
             raise KeyboardInterrupt
         return answer
 
-    monkeypatch.setattr(client._transport, "call", lose_the_answer)
+    monkeypatch.setattr(client._transport, "perform", lose_the_answer)
     with pytest.raises(KeyboardInterrupt):
         client.discover("demo", "ioi")
     assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]

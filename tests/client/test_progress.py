@@ -57,21 +57,6 @@ def test_backoff_grows_and_ends() -> None:
         assert most / 2 <= delay <= most
 
 
-def test_backoff_retries_only_what_may_pass() -> None:
-    tries: list[int] = []
-
-    def third_time() -> str:
-        tries.append(1)
-        if len(tries) < 3:
-            raise Unavailable("a:1")
-        return "done"
-
-    assert Backoff(attempts=2, first_s=0.001).retry(third_time) == "done"
-    tries.clear()
-    with pytest.raises(Unavailable):
-        Backoff(attempts=1, first_s=0.001).retry(third_time)
-
-
 def test_deadlines() -> None:
     assert Deadline(None).within(5.0) == 5.0
     assert Deadline(None).left is None

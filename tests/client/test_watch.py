@@ -112,7 +112,7 @@ def test_result_survives_a_restart_of_the_server() -> None:
 def test_a_long_stream_is_opened_anew(
     client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pahq_client.watch.STREAM_SECONDS", 0.05)
+    monkeypatch.setattr("pahq_client.flows.watch.STREAM_SECONDS", 0.05)
     server.outcome = None
     job = client.submit("demo", "ioi")
     events = job.watch()
@@ -150,6 +150,6 @@ def test_result_timeout_holds_while_the_server_is_away(client: Client, server: F
     server.outcome = None
     job = client.submit("demo", "ioi")
     server.cuts = [0] * 1000
-    patient = type(job)(client._transport, job.name, Backoff(attempts=10**6, first_s=0.01, most_s=0.02))
-    with pytest.raises(TimeoutError):
-        patient.result(timeout=0.2)
+    endless = Backoff(attempts=10**6, first_s=0.01, most_s=0.02)
+    with Client(server.address, backoff=endless) as patient, pytest.raises(TimeoutError):
+        patient.job(job.name).result(timeout=0.2)

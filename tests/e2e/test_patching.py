@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 from pahq.v1.patching_pb2 import CloseSessionRequest
 
-from pahq_client import Client, InvalidRequest, JobFailed, NotFound, ResourceExhausted, Task, Unavailable
+from pahq_client import (
+    Client,
+    InvalidRequest,
+    JobFailed,
+    NotFound,
+    ResourceExhausted,
+    Task,
+    Unavailable,
+    rpcs,
+)
+from pahq_client.flow import Call
 from pahq_client.patience import Backoff
 
 from .greedy_example import THRESHOLD, prune
@@ -180,6 +190,6 @@ def test_an_interrupted_session_frees_the_server(client: Client) -> None:
         process.send_signal(signal.SIGINT)
         _, log = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in log
-    close, request = client._transport.patching.CloseSession, CloseSessionRequest(name=name)
+    close = Call(rpcs.CLOSE, CloseSessionRequest(name=name), timeout=30.0)
     with pytest.raises(NotFound, match="it was closed"):
-        client._transport.call(close, request)
+        client._transport.perform(close)

@@ -1,0 +1,98 @@
+"""What the blocking and the asynchronous classes have in common beside the flows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pahq_client import render_job
+from pahq_client.endpoint import Endpoint, TlsConfig
+from pahq_client.events import JobInfo
+from pahq_client.flows.calls import Calls
+from pahq_client.flows.client import ClientFlows
+from pahq_client.flows.job import JobFlows
+from pahq_client.flows.session import SessionFlows
+from pahq_client.patience import Backoff
+
+F = TypeVar("F")
+
+
+def described_as(original: Any) -> Callable[[F], F]:
+    """Gives a method or class the docstring of its twin, so that there is one text to keep right."""
+
+    def describe(twin: F) -> F:
+        twin.__doc__ = original.__doc__
+        return twin
+
+    return describe
+
+
+class ClientBase:
+    """Arguments and address of a client."""
+
+    def __init__(
+        self,
+        address: str,
+        token: str | None = None,
+        tls: bool | TlsConfig | None = None,
+        timeout: float = 30.0,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(address, token, tls, timeout)
+        self._flows = ClientFlows(Calls(self.address, self._endpoint.timeout, backoff or Backoff()))
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._endpoint.address
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
+
+
+class JobBase:
+    """Name and looks of a discovery."""
+
+    _flows: JobFlows
+
+    @property
+    def name(self) -> str:
+        """The resource name; `Client.job` finds the discovery by it, from any process."""
+        return self._flows.name
+
+    @property
+    def latest(self) -> JobInfo | None:
+        """What the server told last, without asking it; None if it told nothing yet."""
+        return self._flows.latest
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, server={self._flows.calls.address!r})"
+
+    def _repr_html_(self) -> str:
+        return render_job.to_html(self.name, self.latest)
+
+
+class SessionBase:
+    """A model and a task, kept ready on a server.
+
+    Args:
+        name: resource name.
+        graph: the full graph.
+        num_edges_total: its number of edges.
+        full: the metric of the full model. Lower is better.
+        empty: the metric of the empty circuit.
+    """
+
+    def __init__(self, flows: SessionFlows) -> None:
+        self._flows = flows
+        self.name, self.graph = flows.name, flows.graph
+        self.full, self.empty = flows.full, flows.empty
+        self.num_edges_total = flows.num_edges_total
+
+    @property
+    def edges(self) -> tuple[str, ...]:
+        """All edges of the base circuit, in the order of `Graph.edge_names`: backwards it is ACDC's."""
+        return self._flows.edges
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, server={self._flows.calls.address!r})"
