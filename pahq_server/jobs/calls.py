@@ -67,7 +67,7 @@ class CallQueue:
     It is a `Holder` to the scheduler's worker; all other methods may be called from any thread.
 
     Args:
-        name: of the session.
+        name: of the session, ``users/{user}/sessions/{id}``.
         prepared: its measurement.
         limits: what it may take.
         batch: how many rows to ask for at once.
@@ -84,7 +84,7 @@ class CallQueue:
         clock: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
-        self.prepared = prepared
+        self.prepared, self.user = prepared, name.split("/")[1]
         self._name, self._limits, self._batch = name, limits, batch
         self._clock, self._wake = clock, wake
         self._calls: deque[Call] = deque()

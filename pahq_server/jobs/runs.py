@@ -11,6 +11,7 @@ from pahq_server.core.engine import Capabilities, Prepared, Row
 from pahq_server.core.verdict import SearchResult
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.result import DiscoveryResult, request_provenance, run_provenance
+from pahq_server.scheduler.places import Place
 from pahq_server.search.base import endpoints
 
 
@@ -26,7 +27,8 @@ class DiscoveryRun:
     def __init__(self, job: Job, window: int, capabilities: Capabilities, version: str) -> None:
         self.prepared = job.prepared
         self._job, self._capabilities, self._version = job, capabilities, version
-        self._search = job.spec.search(job.prepared.graph, window)
+        self.user = job.user
+        self._search = job.spec.search(job.prepared.graph, window, job.standing.clock)
         self._steps = self._search.run()
         self._found: SearchResult | None = None
 
@@ -44,6 +46,15 @@ class DiscoveryRun:
 
     def stopped(self) -> bool:
         return self._job.cancelling
+
+    def done(self) -> float:
+        return self._search.progress().decided / self.prepared.graph.num_edges
+
+    def charge(self, seconds: float, batch_s: float) -> None:
+        self._job.standing.charge(seconds, batch_s)
+
+    def place(self, place: Place) -> None:
+        self._job.moved_to(place)
 
     def end(self, error: Exception | None) -> None:
         if self._found is not None:
@@ -70,8 +81,8 @@ class EvaluationRun:
     ``future`` resolves to the three metrics. Cancelling it stops the run.
     """
 
-    def __init__(self, prepared: Prepared, circuit: Circuit) -> None:
-        self.prepared, self._circuit = prepared, circuit
+    def __init__(self, prepared: Prepared, circuit: Circuit, user: str) -> None:
+        self.prepared, self._circuit, self.user = prepared, circuit, user
         self.future: Future[tuple[float, float, float]] = Future()
         self._scores: Sequence[float] = ()
 
@@ -84,6 +95,15 @@ class EvaluationRun:
 
     def stopped(self) -> bool:
         return self.future.cancelled()
+
+    def done(self) -> float:
+        return 0.0
+
+    def charge(self, seconds: float, batch_s: float) -> None:
+        """Nobody asks what it took."""
+
+    def place(self, place: Place) -> None:
+        """Nobody asks where it stands."""
 
     def end(self, error: Exception | None) -> None:
         if not self.future.set_running_or_notify_cancel():

@@ -80,14 +80,14 @@ class JobService:
         return job
 
     def evaluate(
-        self, measurement: Measurement, edges: Sequence[str]
+        self, measurement: Measurement, edges: Sequence[str], user: str = "local"
     ) -> tuple[Prepared, Future[tuple[float, float, float]]]:
         """Measures a circuit given by edge names.
 
         The future gives its metric, the full model's and the empty circuit's.
         """
         prepared = self._engine.prepare(measurement)
-        run = EvaluationRun(prepared, Circuit.from_names(prepared.graph, edges))
+        run = EvaluationRun(prepared, Circuit.from_names(prepared.graph, edges), user)
         self._check_room()
         self._scheduler.submit(run)
         return prepared, run.future

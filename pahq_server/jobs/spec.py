@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pahq_server.core.engine import Measurement
@@ -34,17 +36,18 @@ class DiscoverySpec:
         elif not math.isfinite(self.threshold) or self.threshold < 0:
             raise InvalidRequestError("threshold", f"{self.threshold} is not a finite number >= 0")
 
-    def search(self, graph: Graph, window: int) -> Search:
+    def search(self, graph: Graph, window: int, clock: Callable[[], float] = time.perf_counter) -> Search:
         """The search, at its start.
 
         Args:
             graph: the full graph.
             window: how many evaluations it may ask for at once.
+            clock: seconds; steers how much is asked for at once, never a result.
         """
         if self.method == "single_edge":
             return SingleEdgeSearch(graph, self.threshold, window)
         assert self.threshold is not None
-        return AcdcSearch(graph, self.threshold, self.gates, window)
+        return AcdcSearch(graph, self.threshold, self.gates, window, clock=clock)
 
     def parameters(self) -> dict[str, object]:
         """Everything but model, task and precision, for provenance."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from pahq_server.core.engine import Engine, Outcome, Prepared, Row, SessionId, Work
 
 logger = logging.getLogger(__name__)
+
+# Takes a user and the seconds that were spent on it.
+Spend = Callable[[str, float], None]
 
 
 class Holder(Protocol):
@@ -19,6 +22,7 @@ class Holder(Protocol):
     """
 
     prepared: Prepared
+    user: str
 
     def waiting(self) -> bool:
         """Whether there are rows to score, or the session is not needed any more."""
@@ -46,15 +50,16 @@ class HeldSessions:
 
     Args:
         engine: opens and closes sessions.
+        clock: seconds.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
+        self._engine, self._clock = engine, clock
         self._new: deque[Holder] = deque()
         self._open: list[tuple[Holder, SessionId]] = []
 
     def add(self, holder: Holder) -> None:
-        """Opens a session before the next step. May be called from any thread."""
+        """Opens a session before a step soon. May be called from any thread."""
         self._new.append(holder)
 
     def __len__(self) -> int:
@@ -63,12 +68,29 @@ class HeldSessions:
     def waiting(self) -> bool:
         return bool(self._new) or any(holder.waiting() for holder, _ in self._open)
 
-    def collect(self) -> list[tuple[Holder, Work]]:
-        """What to score in this step. Frees what was released first: a newcomer may need the memory."""
+    def users(self) -> set[str]:
+        """Whose holders wait. Closes what was released first: a newcomer may need the memory."""
         self._open = [held for held in self._open if not self._closed_if_released(*held)]
-        while self._new:
-            self._admit(self._new.popleft())
-        work = ((holder, Work(session, _rows(holder))) for holder, session in self._open)
+        waiting = {holder.user for holder, _ in self._open if holder.waiting()}
+        return waiting | {holder.user for holder in tuple(self._new)}
+
+    def collect(self, turn: Collection[str], spend: Spend) -> list[tuple[Holder, Work]]:
+        """What to score in this step for some users.
+
+        Args:
+            turn: the users.
+            spend: to be told what opening sessions took.
+        """
+        for _ in range(len(self._new)):
+            holder = self._new.popleft()
+            if holder.user in turn:
+                started = self._clock()
+                self._admit(holder)
+                spend(holder.user, self._clock() - started)
+            else:
+                self._new.append(holder)
+        open_ = (held for held in self._open if held[0].user in turn)
+        work = ((holder, Work(session, _rows(holder))) for holder, session in open_)
         return [(holder, item) for holder, item in work if item.rows]
 
     def close(self, error: Exception) -> None:

@@ -4,66 +4,69 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from pahq_server.core.engine import Engine, Outcome, Prepared, Row, SessionId, Work
+from pahq_server.core.engine import Engine, Row, SessionId, Work
 from pahq_server.core.errors import ResourceExhaustedError, ServerError
+from pahq_server.core.observer import Observer
+from pahq_server.scheduler.batch import Part, Scored, score
+from pahq_server.scheduler.fairness import Accounts
 from pahq_server.scheduler.held import HeldSessions, Holder
+from pahq_server.scheduler.places import Costs, Place, left_s, queue_order, start_times
+from pahq_server.scheduler.run import Run
+from pahq_server.scheduler.slots import Claim, Close, Limits, Slots
 
 logger = logging.getLogger(__name__)
 
 # How often an idle worker looks for held sessions that were given up without a word.
 TICK_S = 5.0
+# Places in the queue are told again after so many times what telling them took.
+TELL_AGAIN = 50
 
 
-class Run(Protocol):
-    """Something that needs scores, step by step. Its methods are called from the worker thread."""
-
-    prepared: Prepared
-
-    def begin(self) -> Sequence[Row]:
-        """The first rows."""
-        ...
-
-    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
-        """Takes the scores of the last rows; returns the next ones, empty at the end."""
-        ...
-
-    def stopped(self) -> bool:
-        """Whether it was asked to stop; then nothing more is delivered."""
-        ...
-
-    def end(self, error: Exception | None) -> None:
-        """Called once, last: with the reason if it failed or could not start."""
-        ...
-
-
-@dataclass
-class _Active:
+@dataclass(eq=False, kw_only=True)
+class _Entry(Claim):
     run: Run
-    session: SessionId
-    rows: Sequence[Row]
+    submitted: float
+    session: SessionId | None = None
+    rows: Sequence[Row] = field(default=())
 
 
 class Scheduler:
-    """Runs several jobs at a time, each in the order of its arrival, beside held sessions.
+    """Runs several jobs at a time beside held sessions; who gets slots and turns is up to `fairness`.
+
+    A step is one batch: rows of all jobs whose user has a turn. A job without a slot keeps its search and
+    the rows that it wants scored, and no tensors: it goes on later with the same result.
 
     Args:
         engine: scores rows; used from the worker thread only.
         max_running: how many jobs hold tensors at the same time. Held sessions do not count.
+        max_running_per_user: the same, of one user; None for no other limit.
+        weights: of users; see `Accounts`.
+        observer: is told of batches, starts and preemptions.
+        clock: seconds.
     """
 
-    def __init__(self, engine: Engine, max_running: int = 4) -> None:
-        self._engine, self._max_running = engine, max_running
-        self._queue: deque[Run] = deque()
-        self._active: list[_Active] = []
-        # Runs that found no room beside the others; tried again when one of these has ended.
-        self._paused: deque[_Active] = deque()
-        self._ended = False  # whether a run ended since the last try
-        self._held = HeldSessions(engine)
+    def __init__(
+        self,
+        engine: Engine,
+        max_running: int = 4,
+        max_running_per_user: int | None = None,
+        weights: Mapping[str, float] | None = None,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._engine, self._observer, self._clock = engine, observer or Observer(), clock
+        self._accounts = Accounts(weights)
+        self._slots: Slots[_Entry] = Slots(self._accounts, Limits(max_running, max_running_per_user))
+        self._held = HeldSessions(engine, clock)
+        self._costs = Costs()
+        self._tell_at = clock()
+        self._new: deque[_Entry] = deque()  # since the last step
+        self._queued = 0
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
@@ -76,13 +79,14 @@ class Scheduler:
         with self._wake:
             closing = self._closing
             if not closing:
-                self._queue.append(run)
+                self._new.append(_Entry(user=run.user, run=run, submitted=self._clock()))
+                self._queued += 1
                 self._wake.notify()
         if closing:
             _end(run, ServerError("the server stopped"))
 
     def hold(self, holder: Holder) -> None:
-        """Opens a session before the next step; after `close` it ends at once. From any thread."""
+        """Opens a session before a step soon; after `close` it ends at once. From any thread."""
         with self._wake:
             closing = self._closing
             if not closing:
@@ -98,7 +102,8 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        """Runs that were not begun yet."""
+        return self._queued
 
     def close(self) -> None:
         """Ends the worker after its current step; every run that is left ends with an error."""
@@ -110,127 +115,195 @@ class Scheduler:
     def _loop(self) -> None:
         while self._wait_for_work():
             self._step()
-        for active in self._active:
-            self._retire(active, ServerError("the server stopped"))
-        for active in self._paused:
-            _end(active.run, ServerError("the server stopped"))
-        for run in self._queue:
-            _end(run, ServerError("the server stopped"))
-        self._held.close(ServerError("the server stopped"))
+        error = ServerError("the server stopped")
+        for entry in [*self._slots.open, *self._slots.waiting(), *self._new]:
+            self._finish(entry, error)
+        self._held.close(error)
 
     def _wait_for_work(self) -> bool:
         with self._wake:
             self._wake.wait_for(
-                lambda: self._closing or self._queue or self._active or self._paused or self._held.waiting(),
+                lambda: self._closing or self._new or self._slots or self._held.waiting(),
                 TICK_S if len(self._held) else None,
             )
             return not self._closing
 
     def _step(self) -> None:
-        self._drop_stopped()
-        self._resume()
-        self._admit()
-        self._active = [active for active in self._active if not self._retired_if_stopped(active)]
-        held = self._held.collect()
-        work = [Work(active.session, active.rows) for active in self._active] + [item for _, item in held]
-        outcomes = iter(self._outcomes(work))
-        self._active = [active for active in self._active if self._deliver(active, next(outcomes))]
-        for (holder, _), outcome in zip(held, outcomes, strict=True):
-            holder.deliver(outcome)
+        self._take_in()
+        holders = self._held.users()
+        self._accounts.attend([*self._slots.users, *sorted(holders)])
+        self._arrange()
+        self._tell_places()
+        self._batch(holders)
 
-    def _outcomes(self, work: Sequence[Work]) -> Sequence[Outcome]:
-        """One per work."""
-        try:
-            return self._engine.score(work) if work else ()
-        except Exception as error:  # noqa: BLE001 - a dead worker would leave every job hanging
-            return [error] * len(work)
+    def _take_in(self) -> None:
+        """Takes new runs in; ends those that were stopped, also where they wait: it may be for hours."""
+        while self._new:
+            self._slots.add(self._new.popleft())
+        for entry in [*self._slots.open, *self._slots.waiting()]:
+            if entry.run.stopped():
+                self._finish(entry, None)
 
-    def _drop_stopped(self) -> None:
-        """Ends runs that were stopped while they waited: their turn may be hours away."""
-        paused = [active.run for active in self._paused if active.run.stopped()]
-        self._paused = deque(active for active in self._paused if active.run not in paused)
-        with self._wake:
-            stopped = [run for run in self._queue if run.stopped()]
-            if stopped:
-                self._queue = deque(run for run in self._queue if run not in stopped)
-        for run in paused + stopped:
-            _end(run, None)
+    # Slots
 
-    def _resume(self) -> None:
-        """Opens a paused run again, once another one has ended: one at a time, or they would fail in turn."""
-        if not self._paused or (self._active and not self._ended):
-            return
-        self._ended, active = False, self._paused.popleft()
-        try:
-            active.session = self._engine.open(active.run.prepared)
-        except ResourceExhaustedError as error:
-            if self._active:
-                self._paused.appendleft(active)
+    def _arrange(self) -> None:
+        """Opens and closes sessions. Not without end: openings that fail must not hold up the others."""
+        for _ in range(4 * self._slots.limits.slots):
+            change = self._slots.next()
+            if change is None:
+                return
+            if isinstance(change, Close):
+                self._observer.preempted()
+                self._suspend(change.claim)
             else:
-                _end(active.run, error)
-        except Exception as error:  # noqa: BLE001 - a job that cannot start must not stop the others
-            _end(active.run, error)
-        else:
-            self._active.append(active)
+                self._open(change.claim)
 
-    def _admit(self) -> None:
-        while self._queue and len(self._active) < self._max_running:
-            run = self._queue.popleft()
-            if run.stopped():
-                _end(run, None)
-                continue
-            try:
-                session = self._engine.open(run.prepared)
-            except ResourceExhaustedError as error:
-                if self._active:
-                    # There will be room when one of them has ended.
-                    self._queue.appendleft(run)
-                    return
-                _end(run, error)
-                continue
-            except Exception as error:  # noqa: BLE001 - a job that cannot start must not stop the others
-                _end(run, error)
-                continue
-            active = _Active(run, session, ())
-            if self._advance(active, None):
-                self._active.append(active)
-
-    def _deliver(self, active: _Active, outcome: Outcome) -> bool:
-        """Hands an outcome to its run. Returns whether the run goes on."""
-        if isinstance(outcome, ResourceExhaustedError) and len(self._active) > 1:
-            self._engine.close(active.session)
-            self._paused.append(active)
-            return False
-        if isinstance(outcome, Exception):
-            self._retire(active, outcome)
-            return False
-        return self._advance(active, outcome)
-
-    def _advance(self, active: _Active, scores: Sequence[float] | None) -> bool:
+    def _open(self, entry: _Entry) -> None:
+        if entry.run.stopped():
+            self._finish(entry, None)
+            return
+        started = self._clock()
+        error: Exception | None = None
         try:
-            active.rows = active.run.begin() if scores is None else active.run.deliver(scores)
-        except Exception as error:  # noqa: BLE001 - a search that breaks must not stop the others
-            self._retire(active, error)
-            return False
-        if not active.rows:
-            self._retire(active, None)
-        return bool(active.rows)
+            entry.session = self._engine.open(entry.run.prepared)
+        except Exception as raised:  # noqa: BLE001 - a job that cannot start must not stop the others
+            error = raised
+        seconds = self._clock() - started
+        self._spend(entry, seconds)
+        if error is None:
+            self._accounts.measured_opening(seconds)
+            self._opened(entry)
+        # There may be room when one of the others has ended.
+        elif not (isinstance(error, ResourceExhaustedError) and self._slots.refused(entry)):
+            self._finish(entry, error)
 
-    def _retired_if_stopped(self, active: _Active) -> bool:
-        stopped = active.run.stopped()
+    def _opened(self, entry: _Entry) -> None:
+        first = not entry.begun
+        self._slots.opened(entry)
+        if first:
+            self._count_out()
+            self._observer.job_started(self._clock() - entry.submitted)
+            self._advance(entry, None)
+
+    def _suspend(self, entry: _Entry, crowded: bool = False) -> None:
+        """Takes an entry's slot; it keeps its rows."""
+        self._close(entry)
+        self._slots.pause(entry, crowded)
+
+    # Batches
+
+    def _batch(self, holders: set[str]) -> None:
+        ready = [entry for entry in self._slots.open if not self._finished_if_stopped(entry)]
+        turn = self._accounts.turn({entry.user for entry in ready} | holders)
+        entries = [entry for entry in ready if entry.user in turn]
+        held = self._held.collect(turn, self._accounts.spend)
+        parts = [Part(entry.run.prepared, Work(_session(entry), entry.rows)) for entry in entries]
+        parts += [Part(holder.prepared, work) for holder, work in held]
+        if not parts:
+            return
+        started = self._clock()
+        scored = score(self._engine, parts, self._clock)
+        seconds = self._clock() - started
+        self._accounts.measured_batch(seconds)
+        self._observer.batch(sum(len(part.work.rows) for part in parts), seconds)
+        crowd = len(self._slots.open) > 1
+        pairs = list(zip(entries, scored, strict=False))
+        self._slots.batch_passed([entry for entry, part in pairs if not _crowded_out(part)])
+        for entry, part in pairs:
+            self._spend(entry, part.seconds, seconds)
+            self._deliver(entry, part, crowd)
+        for (holder, _), part in zip(held, scored[len(entries) :], strict=True):
+            self._accounts.spend(holder.user, part.seconds)
+            holder.deliver(part.outcome)
+
+    def _deliver(self, entry: _Entry, part: Scored, crowd: bool) -> None:
+        """Hands an outcome to its run."""
+        if crowd and _crowded_out(part):
+            self._suspend(entry, crowded=True)
+        elif isinstance(part.outcome, Exception):
+            self._finish(entry, part.outcome)
+        else:
+            self._advance(entry, part.outcome)
+
+    def _advance(self, entry: _Entry, scores: Sequence[float] | None) -> None:
+        started = self._clock()
+        error: Exception | None = None
+        try:
+            entry.rows = entry.run.begin() if scores is None else entry.run.deliver(scores)
+        except Exception as raised:  # noqa: BLE001 - a search that breaks must not stop the others
+            error = raised
+        self._spend(entry, self._clock() - started)
+        if error is None and not entry.rows:
+            self._costs.ended(entry.user, entry.charged)
+        if error is not None or not entry.rows:
+            self._finish(entry, error)
+
+    def _spend(self, entry: _Entry, seconds: float, batch_s: float = 0.0) -> None:
+        entry.charged += seconds
+        self._accounts.spend(entry.user, seconds)
+        entry.run.charge(seconds, batch_s)
+
+    # Ends
+
+    def _finished_if_stopped(self, entry: _Entry) -> bool:
+        stopped = entry.run.stopped()
         if stopped:
-            self._retire(active, None)
+            self._finish(entry, None)
         return stopped
 
-    def _retire(self, active: _Active, error: Exception | None) -> None:
-        self._ended = True
+    def _finish(self, entry: _Entry, error: Exception | None) -> None:
         if error is not None:
             logger.warning("a run failed", exc_info=error)
+        self._close(entry)
+        self._slots.leave(entry)
+        if not entry.begun:
+            self._count_out()
+        _end(entry.run, error)
+
+    def _count_out(self) -> None:
+        """One queued run less."""
+        with self._wake:
+            self._queued -= 1
+
+    def _close(self, entry: _Entry) -> None:
+        session, entry.session = entry.session, None
+        if session is None:
+            return
         try:
-            self._engine.close(active.session)
+            self._engine.close(session)
         except Exception:
             logger.exception("a session could not be closed")
-        _end(active.run, error)
+
+    # Places
+
+    def _tell_places(self) -> None:
+        """Tells queued runs where they stand, as often as it takes no time worth mentioning."""
+        started = self._clock()
+        lines = self._slots.lines()
+        if not lines or started < self._tell_at:
+            return
+        costs = self._costs
+        left: dict[str, float] = {}
+        running: list[float | None] = []
+        for entry in [*self._slots.open, *self._slots.waiting()]:
+            if entry.begun:
+                seconds = left_s(entry.charged, entry.run.done(), costs.of(entry.user))
+                running.append(seconds)
+                left[entry.user] = left.get(entry.user, 0.0) + (seconds or 0.0)
+        order = queue_order(lines, left, self._accounts, costs)
+        times = start_times(running, (costs.of(entry.user) for entry in order), self._slots.limits.slots)
+        for position, (entry, start_s) in enumerate(zip(order, times, strict=True), start=1):
+            entry.run.place(Place(position, start_s))
+        self._tell_at = self._clock() + TELL_AGAIN * (self._clock() - started)
+
+
+def _session(entry: _Entry) -> SessionId:
+    assert entry.session is not None, "an entry with a slot has a session"
+    return entry.session
+
+
+def _crowded_out(part: Scored) -> bool:
+    return isinstance(part.outcome, ResourceExhaustedError)
 
 
 def _end(run: Run, error: Exception | None) -> None:

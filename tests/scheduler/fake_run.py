@@ -10,6 +10,7 @@ from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
+from pahq_server.scheduler.places import Place
 from pahq_server.scheduler.scheduler import Scheduler
 
 # Starts a scheduler with some runs queued.
@@ -23,9 +24,13 @@ class FakeRun:
         engine: prepares it.
         steps: how many times.
         model: that it runs on.
+        user: whose it is.
     """
 
-    def __init__(self, engine: FakeEngine, steps: int = 3, model: str = "toy") -> None:
+    def __init__(self, engine: FakeEngine, steps: int = 3, model: str = "toy", user: str = "local") -> None:
+        self.user = user
+        self.charged, self.batch_s = 0.0, 0.0
+        self.places: list[Place] = []
         self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
         self.steps, self.delivered = steps, 0
         self.ends: list[Exception | None] = []
@@ -55,6 +60,16 @@ class FakeRun:
         self.ended.set()
         if self.breaks_at_end:
             raise KeyError("end")
+
+    def done(self) -> float:
+        return self.delivered / self.steps
+
+    def charge(self, seconds: float, batch_s: float) -> None:
+        self.charged += seconds
+        self.batch_s += batch_s
+
+    def place(self, place: Place) -> None:
+        self.places.append(place)
 
     def wait(self) -> Exception | None:
         """The error that it ended with."""

@@ -19,7 +19,8 @@ from pahq_server.scheduler.scheduler import Scheduler
 class FakeHolder:
     """Asks for as many rows as `want` says, once."""
 
-    def __init__(self, engine: FakeEngine, model: str = "toy") -> None:
+    def __init__(self, engine: FakeEngine, model: str = "toy", user: str = "local") -> None:
+        self.user = user
         self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
         self.wanted = 0
         self.given_up = False

@@ -1,0 +1,80 @@
+"""One batch: rows of several jobs to the engine, their outcomes and what each of them cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from pahq_server.core.engine import Engine, Outcome, Prepared, Work
+from pahq_server.core.errors import NonFiniteMetricError, ServerError
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of one job or session in a batch."""
+
+    prepared: Prepared
+    work: Work
+
+    @property
+    def group(self) -> Hashable:
+        """What is computed together: the engine sweeps rows of one model, precision and graph at once."""
+        measurement = self.prepared.measurement
+        return measurement.model, measurement.precision, self.prepared.graph
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows: within a group, what a row costs goes by its tokens."""
+        return len(self.work.rows) * sum(map(len, self.prepared.task.clean))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The outcome of a part, and how many seconds it cost."""
+
+    outcome: Outcome
+    seconds: float
+
+
+def score(engine: Engine, parts: Sequence[Part], clock: Callable[[], float]) -> list[Scored]:
+    """One outcome per part, in order. Never raises: a dead worker would leave every job hanging.
+
+    Args:
+        engine: scores.
+        parts: what to score.
+        clock: seconds.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for number, part in enumerate(parts):
+        groups.setdefault(part.group, []).append(number)
+    scored: dict[int, Scored] = {}
+    for numbers in groups.values():
+        group = [parts[number] for number in numbers]
+        started = clock()
+        outcomes = _outcomes(engine, [part.work for part in group])
+        seconds = clock() - started
+        tokens = sum(part.tokens for part in group)
+        costs = [seconds * part.tokens / tokens for part in group]
+        scored |= zip(numbers, map(Scored, outcomes, costs), strict=True)
+    return [scored[number] for number in range(len(parts))]
+
+
+def _outcomes(engine: Engine, work: Sequence[Work]) -> list[Outcome]:
+    try:
+        outcomes = engine.score(work)
+    except Exception as error:  # noqa: BLE001 - it concerns all of them
+        return [error] * len(work)
+    if len(outcomes) != len(work):
+        return [ServerError(f"the engine gave {len(outcomes)} outcomes for {len(work)} jobs")] * len(work)
+    return [_checked(outcome, item) for outcome, item in zip(outcomes, work, strict=True)]
+
+
+def _checked(outcome: Outcome, work: Work) -> Outcome:
+    if isinstance(outcome, Exception):
+        return outcome
+    if len(outcome) != len(work.rows):
+        return ServerError(f"the engine gave {len(outcome)} scores for {len(work.rows)} rows")
+    if not all(map(math.isfinite, outcome)):
+        return NonFiniteMetricError("the engine gave a score that is not finite")
+    return outcome

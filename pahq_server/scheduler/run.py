@@ -1,0 +1,52 @@
+"""What the scheduler asks of a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from pahq_server.core.engine import Prepared, Row
+from pahq_server.scheduler.places import Place
+
+
+class Run(Protocol):
+    """Something that needs scores, step by step. Its methods are called from the worker thread.
+
+    `begin`, `deliver` and `end` may raise, which ends this run alone. The others do not raise.
+    """
+
+    prepared: Prepared
+    user: str
+
+    def begin(self) -> Sequence[Row]:
+        """The first rows."""
+        ...
+
+    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
+        """Takes the scores of the last rows; returns the next ones, empty at the end."""
+        ...
+
+    def stopped(self) -> bool:
+        """Whether it was asked to stop; then nothing more is delivered."""
+        ...
+
+    def end(self, error: Exception | None) -> None:
+        """Called once, last: with the reason if it failed or could not start."""
+        ...
+
+    def done(self) -> float:
+        """Share of its work that is done, from 0 to 1."""
+        ...
+
+    def charge(self, seconds: float, batch_s: float) -> None:
+        """Tells what was spent on it.
+
+        Args:
+            seconds: of the worker's time, its part of what it shared with others.
+            batch_s: how long the batch took that this is for; 0 if it is for something else.
+        """
+        ...
+
+    def place(self, place: Place) -> None:
+        """Tells where it stands in the queue, now and then while it is there."""
+        ...

@@ -1,0 +1,239 @@
+"""Which jobs have a slot, which wait for one, and what should change next.
+
+Pure, like `fairness`: whoever uses it opens and closes sessions as `next` says, and tells what came of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pahq_server.scheduler.fairness import Accounts
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many jobs have slots, and how slots pass between jobs of one user.
+
+    Args:
+        slots: jobs that hold tensors at the same time.
+        per_user: slots of one user at most; None for all.
+        slice_s: a job that took so many seconds lets the user's next job go first, and so on in rounds.
+        begun_per_user: how many jobs of a user may be begun for that and not ended.
+    """
+
+    slots: int = 4
+    per_user: int | None = None
+    slice_s: float = 60.0
+    begun_per_user: int = 8
+
+
+@dataclass(eq=False, kw_only=True)
+class Claim:
+    """A job's claim to a slot."""
+
+    user: str
+    arrival: int = 0  # order of coming
+    charged: float = 0.0  # seconds that it took
+    batches: int = 0  # that were done since it got its slot
+    begun: bool = False
+    crowded: bool = False  # lost its slot to lack of memory, and was in no batch since
+
+
+C = TypeVar("C", bound=Claim)
+
+
+@dataclass(frozen=True)
+class Open(Generic[C]):
+    """Gives a claim a slot. To be answered by `Slots.opened`, `Slots.refused` or `Slots.leave`."""
+
+    claim: C
+
+
+@dataclass(frozen=True)
+class Close(Generic[C]):
+    """Takes the slot from a claim, which goes on later. To be answered by `Slots.pause`."""
+
+    claim: C
+
+
+@dataclass
+class _Line(Generic[C]):
+    """What waits of one user."""
+
+    new: OrderedDict[int, C] = field(default_factory=OrderedDict)
+    paused: dict[int, C] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[C]:
+        yield from self.paused.values()
+        yield from self.new.values()
+
+    def add(self, claim: C) -> None:
+        (self.paused if claim.begun else self.new)[claim.arrival] = claim
+
+    def discard(self, claim: C) -> None:
+        self.new.pop(claim.arrival, None)
+        self.paused.pop(claim.arrival, None)
+
+
+class Slots(Generic[C]):
+    """The slots of all jobs.
+
+    Args:
+        accounts: of users.
+        limits: how many slots there are.
+    """
+
+    def __init__(self, accounts: Accounts, limits: Limits) -> None:
+        self._accounts, self.limits = accounts, limits
+        self.open: list[C] = []
+        self._lines: dict[str, _Line[C]] = {}
+        self._arrivals = 0
+        # How many sessions fit into memory, once it was full; unknown again when one was closed.
+        self._room: int | None = None
+        self._promised: C | None = None  # gets the slot that was closed for it
+
+    def add(self, claim: C) -> None:
+        """Queues a new claim."""
+        claim.arrival = self._arrivals
+        self._arrivals += 1
+        self._line(claim.user).add(claim)
+
+    def __bool__(self) -> bool:
+        """Whether there are any claims."""
+        return bool(self.open or self._lines)
+
+    @property
+    def users(self) -> list[str]:
+        """Who has or wants a slot."""
+        return list(dict.fromkeys([*(claim.user for claim in self.open), *self._lines]))
+
+    @property
+    def queued(self) -> int:
+        """Claims that were never begun."""
+        return sum(len(line.new) for line in self._lines.values())
+
+    def waiting(self) -> Iterator[C]:
+        """Claims without a slot."""
+        for line in self._lines.values():
+            yield from line
+
+    def lines(self) -> dict[str, list[C]]:
+        """Claims that were never begun, by user, in the order in which they will be."""
+        return {user: list(line.new.values()) for user, line in self._lines.items() if line.new}
+
+    def held(self) -> Counter[str]:
+        """Slots by user."""
+        return Counter(claim.user for claim in self.open)
+
+    # What should change
+
+    def next(self) -> Open[C] | Close[C] | None:
+        """The next change; None if all is as it should be. All users of claims must be present."""
+        if self._promised is not None:
+            return Open(self._promised)
+        held = self.held()
+        wanting = [user for user in self._lines if self._may_have_more(user, held)]
+        if self._free() and (user := self._accounts.first(wanting, held)):
+            return Open(self._head(user))
+        return self._switched(held) or self._rotated(held)
+
+    def _switched(self, held: Counter[str]) -> Close[C] | None:
+        """A slot for a user without one."""
+        ready = {claim.user for claim in self.open if claim.batches}
+        capacity = min(len(self.open), self.limits.slots)
+        switch = self._accounts.switch(self._lines, held, ready, capacity)
+        if switch is None:
+            return None
+        user, giver = switch
+        self._promised = self._head(user)
+        return Close(self._last(giver))
+
+    def _rotated(self, held: Counter[str]) -> Close[C] | None:
+        """A slot for the next job of a user from another one that had its slice."""
+        for user in self._lines:
+            if not held[user]:
+                continue
+            head, last = self._head(user), self._last(user)
+            begun = held[user] + len(self._lines[user].paused) + (not head.begun)
+            if last.batches and self._round(head) < self._round(last) and begun <= self.limits.begun_per_user:
+                self._promised = head
+                return Close(last)
+        return None
+
+    def _free(self) -> bool:
+        room = self.limits.slots if self._room is None else max(1, self._room)
+        return len(self.open) < min(self.limits.slots, room)
+
+    def _may_have_more(self, user: str, held: Counter[str]) -> bool:
+        return self.limits.per_user is None or held[user] < self.limits.per_user
+
+    def _round(self, claim: C) -> int:
+        return int(claim.charged // self.limits.slice_s)
+
+    def _head(self, user: str) -> C:
+        """The claim that gets the user's next slot."""
+        line = self._lines[user]
+        heads = [*line.paused.values()]
+        if line.new:
+            heads.append(next(iter(line.new.values())))
+        return min(heads, key=lambda claim: (self._round(claim), claim.arrival))
+
+    def _last(self, user: str) -> C:
+        """The claim that gives a slot of the user, of those that used theirs."""
+        own = [claim for claim in self.open if claim.user == user]
+        return max(own, key=lambda claim: (claim.batches > 0, self._round(claim), claim.arrival))
+
+    # What came of it
+
+    def opened(self, claim: C) -> None:
+        """A claim has its slot now."""
+        self._forget(claim)
+        claim.batches, claim.begun = 0, True
+        self.open.append(claim)
+        self._accounts.has_slot(claim.user)
+        if claim.crowded:
+            # What lost its slot to lack of memory comes back alone, or all would lose theirs in turn.
+            self._room = len(self.open)
+
+    def refused(self, claim: C) -> bool:
+        """There was no memory for a claim beside those that are open. Returns whether it waits for some."""
+        self._promised = None
+        self._room = len(self.open)
+        return bool(self.open)
+
+    def pause(self, claim: C, crowded: bool = False) -> None:
+        """A claim lost its slot; ``crowded`` if to lack of memory."""
+        self.open.remove(claim)
+        self._room = len(self.open) if crowded else None
+        claim.crowded = claim.crowded or crowded
+        self._line(claim.user).add(claim)
+
+    def leave(self, claim: C) -> None:
+        """A claim is over, wherever it stands."""
+        if claim in self.open:
+            self.open.remove(claim)
+            self._room = None
+        self._forget(claim)
+
+    def batch_passed(self, parts: Collection[C]) -> None:
+        """A batch was done, in which some claims took part, and for these there was memory."""
+        for claim in self.open:
+            claim.batches += 1
+        for claim in parts:
+            claim.crowded = False
+
+    def _forget(self, claim: C) -> None:
+        """A claim waits no more."""
+        if claim is self._promised:
+            self._promised = None
+        line = self._lines.get(claim.user)
+        if line is not None:
+            line.discard(claim)
+            if not (line.new or line.paused):
+                del self._lines[claim.user]
+
+    def _line(self, user: str) -> _Line[C]:
+        return self._lines.setdefault(user, _Line())
