@@ -22,9 +22,9 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor, Map, matrix, product
 from pahq_server.models.architecture import Model, Weights
-from pahq_server.models.folding import fold
+from pahq_server.models.folding import ATTENTION, fold
 from pahq_server.precision.policy import Format, Policy
-from pahq_server.precision.quantized import LARGEST, quantize, rounded
+from pahq_server.precision.quantized import FINER, LARGEST, quantize, rounded
 
 # Matrices in full precision: (map, layer, receiver or head within the layer).
 Promoted = frozenset[tuple[str, int, int]]
@@ -85,7 +85,7 @@ class RoundedMaps:
     """
 
     def __init__(self, weights: Weights, policy: Policy) -> None:
-        self._weights, self._inputs = weights, policy.inputs
+        self._weights, self._policy = weights, policy
         self._rounded: dict[tuple[Map, int], Tensor] = {}
         for layer, piece in enumerate(weights.layers):
             self._round(("q", "k", "v", "o"), layer, policy.heads)
@@ -101,7 +101,8 @@ class RoundedMaps:
 
     def product(self, x: Tensor, name: Map, layer: int, promoted: Promoted) -> Tensor:
         """`literal.product` in low precision, and in full precision for what is promoted."""
-        y = product(rounded_inputs(x, self._inputs), self._rounded[name, layer])
+        form = self._policy.head_inputs if name in ATTENTION else self._policy.inputs
+        y = product(rounded_inputs(x, form, self._policy.terms), self._rounded[name, layer])
         exact = [unit for *place, unit in promoted if place == [name, layer]]
         if exact:
             y[exact] = product(x, matrix(self._weights, name, layer))[exact]
@@ -142,14 +143,18 @@ def rounded_weights(w: Tensor, form: Format) -> Tensor:
     return quantized.data.to(w.dtype) * quantized.scale.to(w.dtype)
 
 
-def rounded_inputs(x: Tensor, form: Format) -> Tensor:
-    """Inputs [..., I] whose values are rounded; 8-bit formats have one scale per token."""
+def rounded_inputs(x: Tensor, form: Format, terms: int = 1) -> Tensor:
+    """Inputs [..., I] whose values are rounded; 8-bit formats have one scale per token, for all terms."""
     if form is Format.FP32:
         return x
     if form is Format.BF16:
         return x.to(torch.bfloat16).to(x.dtype)
     scale = x.abs().amax(-1, keepdim=True) / LARGEST[form]
-    return rounded(x, scale, form).to(x.dtype) * scale
+    first = rounded(x, scale, form).to(x.dtype) * scale
+    if terms == 1:
+        return first
+    finer = scale / FINER[form]
+    return first + rounded(x - first, finer, form).to(x.dtype) * finer
 
 
 def _with_rounded_embedding(model: Model, form: Format) -> Model:

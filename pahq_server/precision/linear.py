@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pahq_server.precision.policy import Format
 from pahq_server.precision.products import matmul
-from pahq_server.precision.quantized import DTYPES, Quantized, numbers, rounded_rows
+from pahq_server.precision.quantized import DTYPES, FINER, Quantized, numbers, rounded_rows
 
 # So many products of two 8-bit integers have a sum that float32 represents, and all partial sums too.
 EXACT_IN_FLOAT32 = 2**24 // 127**2
@@ -33,7 +33,7 @@ CUDA_MIN_ROWS = 32
 CUDA_FLOAT_ROWS = 512
 
 
-def linear(x: Tensor, w: Tensor | Quantized, inputs: Format) -> Tensor:
+def linear(x: Tensor, w: Tensor | Quantized, inputs: Format, terms: int = 1) -> Tensor:
     """``x @ w``, with x and w rounded.
 
     Args:
@@ -41,6 +41,7 @@ def linear(x: Tensor, w: Tensor | Quantized, inputs: Format) -> Tensor:
         w: [I, O].
         inputs: what x is rounded to, with a scale per row: the format of ``w``, or `Format.FP32` for x as it
             is. Where ``w`` is a tensor, x is left as it is.
+        terms: as how many numbers of that format each of x is written: 1 or 2.
 
     Returns:
         [..., O], of the type of x. Rows of zeros give zeros, rows with NaN or infinities nothing finite.
@@ -54,9 +55,9 @@ def linear(x: Tensor, w: Tensor | Quantized, inputs: Format) -> Tensor:
     elif inputs is Format.FP32:
         product = _by_floats(flat, w)
     elif inputs is Format.INT8:
-        product = _int8(flat, w)
+        product = _int8(flat, w, terms)
     else:
-        product = _e4m3(flat, w)
+        product = _e4m3(flat, w, terms)
     return product.view(*x.shape[:-1], w.scale.shape[-1])
 
 
@@ -77,24 +78,36 @@ def _by_scaled_floats(x: Tensor, w: Quantized) -> Tensor:
     return matmul(x, floats).mul_(w.scale)
 
 
-def _int8(x: Tensor, w: Quantized) -> Tensor:
+def _int8(x: Tensor, w: Quantized, terms: int) -> Tensor:
     """[N, O] for x [N, I]."""
     inputs, outputs = w.data.shape
     if x.numel() > LARGE_INPUTS and inputs > outputs:
-        return torch.cat([_int8(part, w) for part in x.split(LARGE_INPUTS // inputs)])
-    data, scale = rounded_rows(x, Format.INT8)
+        return torch.cat([_int8(part, w, terms) for part in x.split(LARGE_INPUTS // inputs)])
+    data, scale = rounded_rows(x, Format.INT8, terms)
     sums = integer_matmul(data, w.data)
     # In place where the sizes allow it, as fresh memory costs more than the arithmetic.
     floats = sums.view(x.dtype).copy_(sums) if x.dtype == torch.float32 else sums.to(x.dtype)
-    return floats.mul_(w.scale).mul_(scale)
+    return _together(floats, terms, Format.INT8).mul_(w.scale).mul_(scale)
 
 
-def _e4m3(x: Tensor, w: Quantized) -> Tensor:
+def _e4m3(x: Tensor, w: Quantized, terms: int) -> Tensor:
     """[N, O] for x [N, I]."""
-    data, scale = rounded_rows(x, Format.E4M3)
+    data, scale = rounded_rows(x, Format.E4M3, terms)
     if x.dtype == torch.float32 and _multiplies_e4m3(x.device):
-        return _by_tensor_cores(data, w.data).mul_(w.scale).mul_(scale)
-    return _by_floats(numbers(data, x.dtype), w).mul_(scale)
+        products = _by_tensor_cores(data, w.data)
+        return _together(products, terms, Format.E4M3).mul_(w.scale).mul_(scale)
+    # Floats hold the sum of both terms.
+    floats = _together(numbers(data, x.dtype), terms, Format.E4M3)
+    return _by_floats(floats, w).mul_(scale)
+
+
+def _together(of_terms: Tensor, terms: int, form: Format) -> Tensor:
+    """The sum of all terms, in place: [N, ...] for [terms * N, ...]."""
+    if terms == 1:
+        return of_terms
+    first, second = of_terms.chunk(2)
+    # Not with `alpha`, which is fused with the sum in some numbers and not in others.
+    return first.add_(second.mul_(1 / FINER[form]))
 
 
 def integer_matmul(a: Tensor, b: Tensor) -> Tensor:

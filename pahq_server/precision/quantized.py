@@ -12,6 +12,9 @@ from pahq_server.precision.policy import Format
 DTYPES = {Format.INT8: torch.int8, Format.E4M3: torch.float8_e4m3fn}
 # The largest number of each format.
 LARGEST = {Format.INT8: 127.0, Format.E4M3: 448.0}
+# What a second term is divided by. What the first leaves, at most half its largest step of 1 or 32, then has
+# the range of the format.
+FINER = {Format.INT8: 254.0, Format.E4M3: 16.0}
 # Rows of smaller numbers are rounded as if this was their largest: the scale of zeros must not be 0, nor any
 # scale so small that dividing by it overflows.
 SMALLEST = 2.0**-100
@@ -74,24 +77,37 @@ def rounded(x: Tensor, scale: Tensor, form: Format) -> Tensor:
     return scaled.clamp_(-LARGEST[form], LARGEST[form]).to(DTYPES[form])
 
 
-def rounded_rows(x: Tensor, form: Format) -> tuple[Tensor, Tensor]:
+def rounded_rows(x: Tensor, form: Format, terms: int = 1) -> tuple[Tensor, Tensor]:
     """Rounds to nearest with the scale of each row's largest number.
 
+    With two terms, a row is ``scale * (first + second / FINER[form])``: the second is what the first leaves,
+    rounded in its turn. That is as good as 16-bit integers, or 8-bit floats with twice the fraction.
     What is not finite is lost in the numbers, but makes the scale of its row infinite or NaN.
 
     Args:
         x: float32 or float64, [N, I], with I > 0.
         form: `Format.INT8` or `Format.E4M3`.
+        terms: 1 or 2.
 
     Returns:
-        [N, I] in the format, and scales as in ``x``, [N, 1].
+        [terms * N, I] in the format, all first terms before the second, and scales as in ``x``, [N, 1].
     """
     scale = _largest(x).clamp_(min=SMALLEST).div_(LARGEST[form])
     # No clamp: with such a scale no quotient lies so far beyond the largest number that it rounds elsewhere.
     scaled = x / scale
-    if form is Format.INT8:
-        scaled.round_()
-    return scaled.to(DTYPES[form]), scale
+    if terms == 1:
+        return _nearest(scaled, form), scale
+    data = torch.empty(2 * len(x), x.shape[-1], dtype=DTYPES[form], device=x.device)
+    first, second = data.chunk(2)
+    first.copy_(scaled.round() if form is Format.INT8 else scaled)
+    rest = scaled.sub_(numbers(first, x.dtype)).mul_(FINER[form])
+    second.copy_(_nearest(rest, form))
+    return data, scale
+
+
+def _nearest(scaled: Tensor, form: Format) -> Tensor:
+    """In the format, for numbers in its range, which are lost."""
+    return (scaled.round_() if form is Format.INT8 else scaled).to(DTYPES[form])
 
 
 def _largest(x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def test_the_own_receiver_is_that_of_the_last_edge() -> None:
 @pytest.mark.parametrize("form", [Format.INT8, Format.E4M3, Format.BF16])
 def test_promoted_maps_round_neither_weights_nor_inputs(zoo: Zoo, form: Format) -> None:
     weights, kv_units = zoo["llama"].weights, 4
-    policy = Policy("all", form, form, form, form, "activations", True)
+    policy = Policy("all", form, form, form, form, "activations", True, form)
     low, exact = RoundedMaps(weights, policy), RoundedMaps(weights, EXACT)
     x = torch.randn(kv_units, 3, 5, zoo["llama"].architecture.d_model, dtype=torch.float64)
     x[:, :, 2] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_promotion_changes_only_rows_that_lead_into_heads(zoo: Zoo) -> None:
     full = Anchor(Circuit.full(graph))
     rows = [Row(full, (edge,)) for edge in range(0, graph.num_edges, 3)]
     promotes = POLICIES["pahq-int8"]
-    plain = Policy("plain", *[Format.INT8] * 4, "differences", False)
+    plain = replace(promotes, promotes=False)
     with_it, without = (scores(model, spec, policy, rows) for policy in (promotes, plain))
     into_heads = [bool(promoted_heads(graph, graph.edge_ends(row.removed[-1])[1])) for row in rows]
     changed = [a != b for a, b in zip(with_it, without, strict=True)]

@@ -24,7 +24,7 @@ PROMOTING = {
 }
 
 
-def nearest(x: Tensor, form: Format, dim: int) -> Tensor:
+def nearest(x: Tensor, form: Format, dim: int, terms: int = 1) -> Tensor:
     """Rounded with one scale along a dimension, spelled out."""
     if form is Format.FP32:
         return x
@@ -32,7 +32,12 @@ def nearest(x: Tensor, form: Format, dim: int) -> Tensor:
     largest = largest.float() if dim == 0 else largest  # scales of weights are float32
     scale = (largest / (127 if form is Format.INT8 else 448)).double()
     scaled = torch.where(scale > 0, x / scale, 0)
-    return (scaled.round() if form is Format.INT8 else scaled.to(torch.float8_e4m3fn).double()) * scale
+
+    def number(y: Tensor) -> Tensor:
+        return y.round() if form is Format.INT8 else y.to(torch.float8_e4m3fn).double()
+
+    first, finer = number(scaled), 254 if form is Format.INT8 else 16
+    return (first + number((scaled - first) * finer) / finer if terms == 2 else first) * scale
 
 
 def bare_norm(x: Tensor, model: Model) -> Tensor:

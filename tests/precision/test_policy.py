@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from pahq_server.precision.policy import POLICIES, Format, Policy
-from pahq_server.precision.quantized import DTYPES, LARGEST
+from pahq_server.precision.quantized import DTYPES, FINER, LARGEST
 
 FP32, BF16, INT8, E4M3 = Format.FP32, Format.BF16, Format.INT8, Format.E4M3
 
+# Weights, inputs of MLPs and unembedding with the number of terms, inputs of heads.
 TABLE = [
-    ("fp32", (FP32, FP32, FP32), FP32, "differences", False),
-    ("bf16", (BF16, BF16, BF16), BF16, "differences", False),
-    ("pahq-int8", (INT8, INT8, INT8), INT8, "differences", True),
-    ("pahq-int8-weight", (INT8, INT8, INT8), FP32, "differences", True),
-    ("pahq-fp8", (E4M3, E4M3, E4M3), E4M3, "differences", True),
-    ("paper", (E4M3, BF16, FP32), FP32, "activations", True),
-    ("rtn-int8", (INT8, INT8, INT8), INT8, "activations", False),
-    ("rtn-fp8", (E4M3, E4M3, E4M3), E4M3, "activations", False),
-    ("rtn-int8-weight", (INT8, INT8, INT8), FP32, "activations", False),
+    ("fp32", (FP32, FP32, FP32), (FP32, 1), FP32, "differences", False),
+    ("bf16", (BF16, BF16, BF16), (BF16, 1), FP32, "differences", False),
+    ("pahq-int8", (INT8, INT8, INT8), (INT8, 2), FP32, "differences", True),
+    ("pahq-int8-weight", (INT8, INT8, INT8), (FP32, 1), FP32, "differences", True),
+    ("pahq-fp8", (E4M3, E4M3, E4M3), (E4M3, 2), FP32, "differences", True),
+    ("paper", (E4M3, BF16, FP32), (FP32, 1), FP32, "activations", True),
+    ("rtn-int8", (INT8, INT8, INT8), (INT8, 1), INT8, "activations", False),
+    ("rtn-fp8", (E4M3, E4M3, E4M3), (E4M3, 1), E4M3, "activations", False),
+    ("rtn-int8-weight", (INT8, INT8, INT8), (FP32, 1), FP32, "activations", False),
 ]
 
 
-@pytest.mark.parametrize(("name", "weights", "inputs", "operand", "promotes"), TABLE)
+@pytest.mark.parametrize(("name", "weights", "inputs", "head_inputs", "operand", "promotes"), TABLE)
 def test_a_policy_is_what_its_name_says(
-    name: str, weights: tuple[Format, Format, Format], inputs: Format, operand: str, promotes: bool
+    name: str,
+    weights: tuple[Format, Format, Format],
+    inputs: tuple[Format, int],
+    head_inputs: Format,
+    operand: str,
+    promotes: bool,
 ) -> None:
     policy = POLICIES[name]
     assert (policy.heads, policy.mlps, policy.ends) == weights
-    assert (policy.inputs, policy.operand, policy.promotes) == (inputs, operand, promotes)
+    assert ((policy.inputs, policy.terms), policy.head_inputs) == (inputs, head_inputs)
+    assert (policy.operand, policy.promotes) == (operand, promotes)
 
 
 def test_there_are_no_others_and_each_has_its_own_name() -> None:
@@ -43,10 +52,16 @@ def test_inputs_are_rounded_to_the_format_of_all_weights_or_not_at_all() -> None
         assert policy.inputs is FP32 or formats == {policy.inputs}
 
 
+def test_differences_leave_inputs_of_heads_as_they_are() -> None:
+    """The sparse executor composes heads, and rounds nothing between one and the next."""
+    for policy in POLICIES.values():
+        assert policy.operand == "activations" or policy.head_inputs is FP32
+
+
 def test_formats_of_8_bits_are_known_in_full() -> None:
-    assert set(DTYPES) == set(LARGEST) == {INT8, E4M3}
+    assert set(DTYPES) == set(LARGEST) == set(FINER) == {INT8, E4M3}
     assert all(dtype.itemsize == 1 for dtype in DTYPES.values())
 
 
 def _without_name(policy: Policy) -> tuple[object, ...]:
-    return (policy.heads, policy.mlps, policy.ends, policy.inputs, policy.operand, policy.promotes)
+    return tuple(getattr(policy, field.name) for field in fields(policy) if field.name != "name")

@@ -12,6 +12,7 @@ from pahq_server.precision import reference
 from pahq_server.precision.policy import Format
 from pahq_server.precision.quantized import (
     DTYPES,
+    FINER,
     LARGEST,
     SMALLEST,
     Quantized,
@@ -156,3 +157,21 @@ def test_every_8_bit_number_is_read_as_what_it_is(dtype: torch.dtype) -> None:
 def _assert_same(a: Quantized, b: Quantized) -> None:
     assert torch.equal(a.data.to(torch.float32), b.data.to(torch.float32))
     assert torch.equal(a.scale, b.scale)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("form", "error"), [(Format.INT8, 0.5 / 254), (Format.E4M3, 0.5)])
+def test_a_second_term_is_what_the_first_leaves(form: Format, error: float, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(50, 300, dtype=dtype) * torch.rand(50, 1, dtype=dtype) ** 6
+    x[7] = 0
+    one, scale = rounded_rows(x, form)
+    both, same_scale = rounded_rows(x, form, 2)
+    first, second = both.chunk(2)
+    assert torch.equal(same_scale, scale)
+    assert torch.equal(first.to(dtype), one.to(dtype))
+    assert float(second.to(dtype).abs().max()) <= LARGEST[form]
+    left = (x / scale - first.to(dtype) - second.to(dtype) / FINER[form]).abs()
+    # Of 8-bit floats, half a step of the second term: 16 at most where the first has steps of 32.
+    assert float(left.max()) <= error * (1 + 1e-4)
+    assert not both[7].to(dtype).any()

@@ -1,9 +1,10 @@
 """The linear maps of rows under a policy: what is multiplied with what a row changes.
 
 Bases are in full precision whatever the policy. A row changes inputs of linear maps, and only these
-differences are multiplied with rounded weights: u' = u + Q(dx) W8 for a receiver's projection, y W_O8 for
-what a head writes, Q(h' - h) W8 for an MLP's output, and the same for the unembedding. Norms, attention and
-activations are exact, so an error is in proportion to what a row changes, and what does not change has none.
+differences are multiplied with rounded weights: dx W8 for what a query, key or value reads and y W_O8 for
+what a head writes, Q(dx) W8 and Q(h' - h) W8 for what an MLP reads and writes, and the same for the
+unembedding. Norms, attention and activations are exact, so an error is in proportion to what a row changes,
+and what does not change has none.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pahq_server.models.architecture import Model
 from pahq_server.models.resident import QuantizedLayer
 from pahq_server.models.rounding import round_layers, round_unembedding
 from pahq_server.precision.linear import linear
-from pahq_server.precision.policy import Policy
+from pahq_server.precision.policy import Format, Policy
 from pahq_server.precision.products import matmul
 from pahq_server.precision.quantized import Matrix, Quantized
 
@@ -109,17 +110,21 @@ class Maps:
     def _linear(self, x: Tensor, w: Matrix) -> Tensor:
         if isinstance(w, Tensor):
             return linear(x.to(w.dtype), w, self._policy.inputs).to(x.dtype)
-        return linear(x, w, self._policy.inputs)
+        return linear(x, w, self._policy.inputs, self._policy.terms)
+
+    def _of_head(self, x: Tensor, w: Matrix) -> Tensor:
+        """With inputs as they are."""
+        return linear(x, w.to(x.dtype) if isinstance(w, Tensor) else w, Format.FP32)
 
     def _mixed(self, x: Tensor, w: Matrix, exact: Callable[[], Tensor], full: Tensor | None) -> Tensor:
         if full is None:
-            return self._linear(x, w)
+            return self._of_head(x, w)
         if full.all():
             return matmul(x, exact())
         flat = x.flatten(0, -2)
         promoted = matmul(flat[full], exact())
         out = promoted.new_empty(len(flat), promoted.shape[-1])
-        out[full], out[~full] = promoted, self._linear(flat[~full], w)
+        out[full], out[~full] = promoted, self._of_head(flat[~full], w)
         return out.view(*x.shape[:-1], -1)
 
 
