@@ -9,11 +9,16 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from pahq import __version__
 
+from pahq_server.access import tls as tls_files
+from pahq_server.access.access import Access
+from pahq_server.access.config import AccessConfig
 from pahq_server.access.policy import POLICY
+from pahq_server.access.table import TokenTable
 from pahq_server.api.server import ApiServer
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
@@ -26,6 +31,8 @@ from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import DoesNotFitError, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
+from pahq_server.store.database import Database
+from pahq_server.store.directory import DATABASE, make
 from pahq_server.telemetry.pulled import Sources
 from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
 
@@ -52,6 +59,8 @@ class ServerConfig:
         machine_bytes: of the machine's memory; None to ask the machine.
         weights: name of the policy by which weights are kept rounded; None for full precision.
         telemetry: what to tell about the server, and where.
+        data_dir: where jobs and tokens are kept; None to keep them in memory.
+        access: who may call, and how much.
     """
 
     models: Mapping[str, str]
@@ -66,6 +75,8 @@ class ServerConfig:
     machine_bytes: int | None = None
     weights: str | None = None
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    data_dir: Path | None = None
+    access: AccessConfig = field(default_factory=AccessConfig)
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -88,6 +99,9 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
 
 async def _serve(config: ServerConfig, telemetry: Telemetry, ready: Callable[[str], None]) -> None:
     memory_bytes = _memory_for_jobs(config)
+    database = Database(_database_path(config.data_dir))
+    authenticator = config.access.authenticator(TokenTable(database))
+    tls = None if config.access.tls is None else tls_files.read(config.access.tls)
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -97,7 +111,8 @@ async def _serve(config: ServerConfig, telemetry: Telemetry, ready: Callable[[st
     keep_freed_memory()
     engine = ModelEngine(served, config.executor, memory_bytes)
     jobs = JobService(engine, __version__, config.window, session_limits=config.session_limits)
-    api = ApiServer(engine, jobs, config.listen, config.reflect)
+    access = Access(authenticator, config.access.limits, telemetry.observer)
+    api = ApiServer(engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer)
     telemetry.read(Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count))
     # Whoever reads that the server listens may stop it at once.
     stop = _stop_event(config.parent_watch)
@@ -109,6 +124,13 @@ async def _serve(config: ServerConfig, telemetry: Telemetry, ready: Callable[[st
     stopping = asyncio.create_task(api.stop(GRACE_S))
     await asyncio.to_thread(jobs.close)
     await stopping
+
+
+def _database_path(data_dir: Path | None) -> Path | None:
+    if data_dir is None:
+        return None
+    make(data_dir)
+    return data_dir / DATABASE
 
 
 def _load(source: str, config: ServerConfig) -> LoadedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Protocol
 from pahq_server.access.table import TokenTable
 from pahq_server.access.tokens import Token, is_user, token_id
 from pahq_server.core.caller import Caller
-from pahq_server.core.errors import ServerError, UnauthenticatedError
+from pahq_server.core.errors import ServerError, StorageError, UnauthenticatedError
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ class TokenHolders:
     def _read(self, now: float) -> None:
         try:
             self._tokens = {token.id: token for token in self._table.all()}
-        except sqlite3.Error as error:
+        except StorageError as error:
             # What was true before may not be any more: nobody comes in.
             logger.error("tokens cannot be read: %s", error)
             raise ServerError("the server cannot check tokens at present") from None

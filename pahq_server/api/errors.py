@@ -122,19 +122,19 @@ async def guarded(context: Any, method: str, observer: Observer) -> AsyncIterato
     Args:
         context: of the call, from gRPC.
         method: full name, such as ``pahq.v1.DiscoveryService/GetDiscovery``.
-        observer: hears of the call by the name without the package.
+        observer: hears of the call.
     """
-    started, name = time.monotonic(), method.rpartition(".")[2]
+    started = time.monotonic()
     request_id = _request_id(context.invocation_metadata())
     trailing = ((REQUEST_ID_HEADER, request_id),)
     context.set_trailing_metadata(trailing)
-    observer.call_started(name)
+    observer.call_started(method)
     try:
-        with about(request_id=request_id, method=name):
+        with about(request_id=request_id, method=method):
             async with _reported(context, trailing):
                 yield
     finally:
-        observer.call_ended(name, _code(context), time.monotonic() - started)
+        observer.call_ended(method, _code(context), time.monotonic() - started)
 
 
 @asynccontextmanager

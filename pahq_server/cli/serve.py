@@ -8,14 +8,14 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from pahq_server.cli.options import computing, listening, models, sessions, telemetry
+from pahq_server.cli.options import access, computing, listening, models, sessions, storage, telemetry
 from pahq_server.cli.output import FAILED, OK, announce, complain
 from pahq_server.core.errors import ServerError
 
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
 
-TOPICS = (models, listening, computing, sessions, telemetry)
+TOPICS = (models, listening, access, computing, sessions, storage, telemetry)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    if why := listening.refusal(options):
+    if why := access.refusal(options):
         return complain(why)
     # Idle OpenMP threads would spin on cores that the event loop and other processes need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -61,5 +61,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         session_limits=SessionLimits(sessions=options.max_sessions, idle_s=options.session_timeout),
         memory_bytes=options.memory,
         weights=models.WEIGHTS[options.weights],
+        data_dir=options.data_dir,
+        access=access.config(options),
         telemetry=telemetry.config(options, os.environ),
     )
