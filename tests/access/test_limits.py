@@ -1,0 +1,176 @@
+"""Rates, permits, and the order in which a call is checked."""
+
+from __future__ import annotations
+
+import pytest
+
+from pahq_server.access.access import NOBODY, Access
+from pahq_server.access.admission import Permits
+from pahq_server.access.identity import Credentials
+from pahq_server.access.limits import CallLimits
+from pahq_server.access.policy import Scope
+from pahq_server.access.rates import MAX_BUCKETS, Rates
+from pahq_server.core.caller import Caller
+from pahq_server.core.errors import (
+    ConflictError,
+    PermissionDeniedError,
+    QuotaExceededError,
+    RateLimitedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+)
+from pahq_server.core.observer import Observer
+
+POLICY = {"open": Scope.PUBLIC, "own": Scope.USER, "all": Scope.ADMIN}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Names:
+    """Takes the text of the header for the user's name; ``root`` is an admin."""
+
+    def identify(self, credentials: Credentials) -> Caller:
+        if not credentials.authorization:
+            raise UnauthenticatedError("who are you?")
+        (user,) = credentials.authorization
+        return Caller(user, user == "root")
+
+
+class Refusals(Observer):
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def rejected(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
+    clock = Clock()
+    rates = Rates(rate=4.0, burst=3, clock=clock)
+    for _ in range(3):
+        rates.take("ada")
+    with pytest.raises(RateLimitedError) as caught:
+        rates.take("ada")
+    assert caught.value.retry_after_s == pytest.approx(0.25)
+    rates.take("bob")
+    clock.now += 0.25
+    rates.take("ada")
+    with pytest.raises(RateLimitedError):
+        rates.take("ada")
+    clock.now += 1000
+    for _ in range(3):
+        rates.take("ada")
+    with pytest.raises(RateLimitedError):
+        rates.take("ada")
+
+
+def test_who_waits_as_told_is_let_in() -> None:
+    clock = Clock()
+    rates = Rates(rate=3.0, burst=1, clock=clock)
+    for _ in range(100):
+        rates.take("ada")
+        with pytest.raises(RateLimitedError) as caught:
+            rates.take("ada")
+        clock.now += caught.value.retry_after_s + 1e-9
+
+
+def test_buckets_of_users_who_are_gone_are_forgotten() -> None:
+    clock = Clock()
+    rates = Rates(rate=1.0, burst=2, clock=clock)
+    for number in range(MAX_BUCKETS):
+        rates.take(f"user{number}")
+    clock.now += 3
+    rates.take("ada")
+    assert len(rates._buckets) == 1
+
+
+def test_permits_are_counted_per_user_and_in_total() -> None:
+    permits = Permits("calls", total=3, per_user=2)
+    with permits.hold("ada"), permits.hold("ada"):
+        with pytest.raises(QuotaExceededError, match="2 calls are under way") as caught, permits.hold("ada"):
+            pass
+        assert (caught.value.quota, caught.value.subject) == ("calls", "users/ada")
+        with permits.hold("bob"):
+            with (
+                pytest.raises(ResourceExhaustedError, match="the server has 3 calls") as full,
+                permits.hold("cy"),
+            ):
+                pass
+            assert not isinstance(full.value, QuotaExceededError)
+        assert permits.held == 2
+    assert permits.held == 0
+    assert permits._held == {}
+
+
+def test_a_permit_is_given_back_however_a_call_ends() -> None:
+    permits = Permits("calls", 1, 1)
+    with pytest.raises(ZeroDivisionError), permits.hold("ada"):
+        _ = 1 / 0
+    with permits.hold("ada"):
+        assert permits.held == 1
+
+
+def admitted(access: Access, method: str, *user: str, stream: bool = False) -> Caller:
+    with access.admit(method, stream, Credentials(user)) as caller:
+        return caller
+
+
+def test_what_a_call_asks_of_its_caller() -> None:
+    refusals = Refusals()
+    access = Access(Names(), observer=refusals, policy=POLICY)
+    assert admitted(access, "open") == NOBODY
+    assert admitted(access, "own", "ada") == Caller("ada")
+    assert admitted(access, "all", "root") == Caller("root", admin=True)
+    for method in ("own", "all", "unheard of"):
+        with pytest.raises(UnauthenticatedError):
+            admitted(access, method)
+    for method in ("all", "unheard of"):
+        with pytest.raises(PermissionDeniedError):
+            admitted(access, method, "ada")
+    with pytest.raises(PermissionDeniedError):
+        admitted(access, "unheard of", "root")
+    assert refusals.reasons == ["auth"] * 6
+
+
+def test_limits_of_calls_and_streams_are_apart() -> None:
+    refusals = Refusals()
+    limits = CallLimits(user_calls=1, user_streams=1, calls=2, streams=2)
+    access = Access(Names(), limits, refusals, POLICY)
+    with access.admit("own", False, Credentials(["ada"])), access.admit("own", True, Credentials(["ada"])):
+        for stream in (False, True):
+            with pytest.raises(QuotaExceededError):
+                admitted(access, "own", "ada", stream=stream)
+            assert admitted(access, "own", "bob", stream=stream) == Caller("bob")
+        # What is open to all counts as one user's.
+        with access.admit("open", True, Credentials()), pytest.raises(ResourceExhaustedError):
+            admitted(access, "own", "bob", stream=True)
+    assert refusals.reasons == ["quota", "quota", "queue_full"]
+
+
+def test_rates_are_for_known_callers() -> None:
+    refusals = Refusals()
+    access = Access(Names(), CallLimits(rate=1e-3, burst=1), refusals, POLICY)
+    for _ in range(5):
+        admitted(access, "open")
+        with pytest.raises(UnauthenticatedError):
+            admitted(access, "own")
+    admitted(access, "own", "ada")
+    with pytest.raises(RateLimitedError):
+        admitted(access, "own", "ada")
+    assert refusals.reasons == ["auth"] * 5 + ["rate_limit"]
+
+
+def test_refusals_of_the_call_itself_count_too() -> None:
+    refusals = Refusals()
+    access = Access(Names(), observer=refusals, policy=POLICY)
+    for error in (QuotaExceededError("jobs", "users/ada", "", 1.0), ResourceExhaustedError("", 1.0)):
+        with pytest.raises(type(error)), access.admit("own", False, Credentials(["ada"])):
+            raise error
+    with pytest.raises(ConflictError), access.admit("own", False, Credentials(["ada"])):
+        raise ConflictError("")
+    assert refusals.reasons == ["quota", "queue_full"]
