@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from pahq import __version__
@@ -24,7 +23,8 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
-from pahq_server.jobs.service import JobService
+from pahq_server.jobs.quotas import Quotas
+from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
@@ -32,7 +32,8 @@ from pahq_server.plan.planning import DoesNotFitError, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
 from pahq_server.store.database import Database
-from pahq_server.store.directory import DATABASE, make
+from pahq_server.store.jobs import SqliteJobStore
+from pahq_server.store.opening import StorageConfig, opened
 from pahq_server.telemetry.pulled import Sources
 from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
 
@@ -59,7 +60,8 @@ class ServerConfig:
         machine_bytes: of the machine's memory; None to ask the machine.
         weights: name of the policy by which weights are kept rounded; None for full precision.
         telemetry: what to tell about the server, and where.
-        data_dir: where jobs and tokens are kept; None to keep them in memory.
+        storage: what is kept of jobs and tokens, and where.
+        quotas: what each user may have.
         access: who may call, and how much.
     """
 
@@ -75,7 +77,8 @@ class ServerConfig:
     machine_bytes: int | None = None
     weights: str | None = None
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
-    data_dir: Path | None = None
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    quotas: Quotas = field(default_factory=Quotas)
     access: AccessConfig = field(default_factory=AccessConfig)
 
 
@@ -88,18 +91,20 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
 
     Raises InvalidRequestError for a model that cannot be loaded or memory that the machine does not have,
     DoesNotFitError, before anything is loaded, where models and memory together are too much,
-    RuntimeError for an address that cannot be bound.
+    StorageError for a data directory that cannot be used, RuntimeError for an address that cannot be bound.
     """
     telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
     try:
-        await _serve(config, telemetry, ready)
+        with opened(config.storage) as database:
+            await _serve(config, database, telemetry, ready)
     finally:
         telemetry.close()
 
 
-async def _serve(config: ServerConfig, telemetry: Telemetry, ready: Callable[[str], None]) -> None:
+async def _serve(
+    config: ServerConfig, database: Database, telemetry: Telemetry, ready: Callable[[str], None]
+) -> None:
     memory_bytes = _memory_for_jobs(config)
-    database = Database(_database_path(config.data_dir))
     authenticator = config.access.authenticator(TokenTable(database))
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
     keep_freed_memory()
@@ -110,10 +115,19 @@ async def _serve(config: ServerConfig, telemetry: Telemetry, ready: Callable[[st
     served = {name: _load(source, config) for name, source in config.models.items()}
     keep_freed_memory()
     engine = ModelEngine(served, config.executor, memory_bytes)
-    jobs = JobService(engine, __version__, config.window, session_limits=config.session_limits)
+    jobs = JobService(
+        engine,
+        __version__,
+        _policy(config),
+        config.session_limits,
+        SqliteJobStore(database),
+        telemetry.observer,
+    )
     access = Access(authenticator, config.access.limits, telemetry.observer)
     api = ApiServer(engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer)
-    telemetry.read(Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count))
+    telemetry.read(
+        Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.directory)
+    )
     # Whoever reads that the server listens may stop it at once.
     stop = _stop_event(config.parent_watch)
     jobs.start()
@@ -126,11 +140,14 @@ async def _serve(config: ServerConfig, telemetry: Telemetry, ready: Callable[[st
     await stopping
 
 
-def _database_path(data_dir: Path | None) -> Path | None:
-    if data_dir is None:
-        return None
-    make(data_dir)
-    return data_dir / DATABASE
+def _policy(config: ServerConfig) -> JobPolicy:
+    return JobPolicy(
+        window=config.window,
+        quotas=config.quotas,
+        retention=config.storage.retention,
+        reuse=config.storage.reuse,
+        environment={"executor": config.executor, "weights": config.weights},
+    )
 
 
 def _load(source: str, config: ServerConfig) -> LoadedModel:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 
 from hypothesis import settings
 
 # Nothing in the tests may reach for the network: a name that is no directory must fail at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Nor does anything in the tests write into the home of whoever runs them: it is gone when they end.
+_state = tempfile.TemporaryDirectory(prefix="pahq-test-state-")
+os.environ["XDG_STATE_HOME"] = _state.name
 
 # A shell that runs this in the background ignores Ctrl-C, and every process started from here would inherit
 # that: the tests that interrupt one would wait for ever.

@@ -14,7 +14,7 @@ from pahq_server.api import requests, responses
 from pahq_server.api.calls import check_owner, current_call
 from pahq_server.api.threads import Threads
 from pahq_server.api.watching import Watchers
-from pahq_server.core.errors import ConflictError, InvalidRequestError
+from pahq_server.core.errors import ConflictError
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobService
 
@@ -52,8 +52,10 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         self, request: pb.ListDiscoveriesRequest, context: Any
     ) -> pb.ListDiscoveriesResponse:
         caller = current_call().caller
-        own = [job for job in self._jobs.newest_first() if caller.owns(job.name)]
-        jobs, token = _page(own, request.page_size, request.page_token)
+        user = None if caller.admin else caller.user
+        jobs, token = await self._threads.run(
+            lambda: self._jobs.page(user, request.page_size, request.page_token)
+        )
         return pb.ListDiscoveriesResponse(
             discoveries=[responses.discovery(job) for job in jobs], next_page_token=token
         )
@@ -83,10 +85,11 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
     async def GetCircuit(
         self, request: pb.GetCircuitRequest, context: Any
     ) -> AsyncIterator[pb.GetCircuitResponse]:
-        now = self._find(request.name).snapshot
-        if now.result is None:
-            raise ConflictError(f"{request.name} has no circuit: it is {now.state.name}")
-        for page in responses.circuit_pages(now.result):
+        job = self._find(request.name)
+        result = await self._threads.run(lambda: self._jobs.result(request.name))
+        if result is None:
+            raise ConflictError(f"{request.name} has no circuit: it is {job.snapshot.state.name}")
+        for page in responses.circuit_pages(result):
             yield page
 
     async def EvaluateCircuit(
@@ -107,15 +110,3 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         """The caller's job of this name. Raises NotFoundError."""
         check_owner("discovery", name)
         return self._jobs.find(name)
-
-
-def _page(jobs: list[Job], size: int, token: str) -> tuple[list[Job], str]:
-    """One page, newest first, and the token of the next. A token is the name of the page's first job."""
-    if not 0 <= size <= 1000:
-        raise InvalidRequestError("page_size", f"{size} is outside of [0, 1000]")
-    names = [job.name for job in jobs]
-    if token and token not in names:
-        raise InvalidRequestError("page_token", "is not from an earlier response, or its job is gone")
-    start = names.index(token) if token else 0
-    end = start + (size or 50)
-    return jobs[start:end], names[end] if end < len(names) else ""

@@ -21,6 +21,7 @@ from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.result import DiscoveryResult
 from pahq_server.jobs.session import Session
 from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.standing import QueuePlace
 
 # Edges or verdicts per message: well below the smallest common message limit of 4 MiB.
 PAGE = 8192
@@ -32,6 +33,7 @@ _STATES = {state: getattr(discovery_pb2, f"DISCOVERY_STATE_{state.name}") for st
 
 def discovery(job: Job) -> discovery_pb2.Discovery:
     now = job.snapshot
+    place = place_of(job, now)
     return discovery_pb2.Discovery(
         name=job.name,
         spec=_spec(job.spec),
@@ -41,11 +43,19 @@ def discovery(job: Job) -> discovery_pb2.Discovery:
         create_time=_timestamp(now.created),
         start_time=_timestamp(now.started),
         end_time=_timestamp(now.ended),
+        queue_position=place.position if place else None,
+        estimated_start_time=_timestamp(place.start) if place else None,
+        charged_seconds=job.standing.charged_s,
     )
 
 
+def place_of(job: Job, now: Snapshot) -> QueuePlace | None:
+    """Its place in the queue, if it is there and the place is known."""
+    return job.standing.place if now.state is JobState.QUEUED else None
+
+
 def progress(job: Job, now: Snapshot) -> discovery_pb2.Progress:
-    total = job.prepared.graph.num_edges
+    total = job.total
     return discovery_pb2.Progress(
         decided=now.progress.decided,
         total=total,
@@ -56,10 +66,12 @@ def progress(job: Job, now: Snapshot) -> discovery_pb2.Progress:
     )
 
 
-def event(job: Job, now: Snapshot, before: Snapshot | None) -> discovery_pb2.Event:
-    """What a watcher that last saw ``before`` is told."""
+def event(
+    job: Job, now: Snapshot, before: Snapshot | None, place: QueuePlace | None = None
+) -> discovery_pb2.Event:
+    """What a watcher that last saw ``before`` is told; ``place`` is that in the queue."""
     kind = discovery_pb2.EVENT_KIND_PROGRESS
-    if before is None or before.state is not now.state:
+    if before is None or before.state is not now.state or place is not None:
         kind = discovery_pb2.EVENT_KIND_STATE
     if now.state.final:
         kind = discovery_pb2.EVENT_KIND_END
@@ -69,12 +81,14 @@ def event(job: Job, now: Snapshot, before: Snapshot | None) -> discovery_pb2.Eve
         state=_STATES[now.state],
         progress=progress(job, now),
         error_message=now.error,
+        queue_position=place.position if place else None,
+        estimated_start_time=_timestamp(place.start) if place else None,
     )
 
 
 def circuit_pages(result: DiscoveryResult) -> Iterator[discovery_pb2.GetCircuitResponse]:
     """The summary, then edges and verdicts in order."""
-    graph, found = result.prepared.graph, result.search
+    graph, found = result.graph, result.search
     yield discovery_pb2.GetCircuitResponse(summary=_summary(result))
     edges = (_edge(graph, found, index) for index in _decision_order(found))
     for some_edges in _pages(edges):
@@ -140,14 +154,12 @@ def _spec(spec: DiscoverySpec) -> discovery_pb2.DiscoverySpec:
 
 
 def _summary(result: DiscoveryResult) -> circuit_pb2.CircuitSummary:
-    graph, found = result.prepared.graph, result.search
+    graph, found = result.graph, result.search
     kept_gates = [v.index for v in found.verdicts if v.gate and v.kept]
     return circuit_pb2.CircuitSummary(
         graph=_graph(graph),
         gates_kept=[graph.receiver_name(receiver) for receiver in kept_gates],
-        metric=metric(
-            result.prepared.measurement.metric, found.metric_value, found.metric_full, found.metric_empty
-        ),
+        metric=metric(result.metric, found.metric_value, found.metric_full, found.metric_empty),
         num_evaluations=len(found.verdicts),
         num_edges_total=graph.num_edges,
         provenance_request_json=json.dumps(result.request, sort_keys=True),

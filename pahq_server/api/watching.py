@@ -9,6 +9,7 @@ from contextlib import suppress
 from pahq.v1 import discovery_pb2 as pb
 
 from pahq_server.api import responses
+from pahq_server.core.errors import StoppingError
 from pahq_server.jobs.job import Job
 
 # Watchers of a job hear of its changes at most so often; in between they are merged into the latest one.
@@ -22,24 +23,29 @@ class Watchers:
         self._feeds: dict[Job, _Feed] = {}
 
     async def events(self, job: Job, after: int) -> AsyncGenerator[pb.Event]:
-        """Events of a job with a sequence above ``after``; the last one is the end.
+        """Events of a job with a sequence above ``after``, or a new place in the queue; the last is the end.
 
-        Nothing is kept for a watcher but what it saw last: whoever is slow gets fewer events.
+        Nothing is kept for a watcher but what it saw last: whoever is slow gets fewer events. Raises
+        StoppingError when the server stops before the job ends.
         """
         feed = self._feeds.get(job) or _Feed(job)
         self._feeds[job] = feed
         changed = asyncio.Event()
         feed.waiting.add(changed)
-        before = None
+        before, told = None, None
         try:
             while True:
                 changed.clear()
                 now = job.snapshot
-                if now.sequence > after:
-                    yield responses.event(job, now, before)
-                    before, after = now, now.sequence
+                place = responses.place_of(job, now)
+                position = place and place.position
+                if now.sequence > after or (now.sequence == after and position not in (None, told)):
+                    yield responses.event(job, now, before, place)
+                    before, after, told = now, now.sequence, position
                 if now.state.final:
                     return
+                if job.interrupted:
+                    raise StoppingError
                 await changed.wait()
         finally:
             feed.waiting.discard(changed)

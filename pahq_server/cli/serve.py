@@ -8,14 +8,14 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from pahq_server.cli.options import access, computing, listening, models, sessions, storage, telemetry
+from pahq_server.cli.options import access, computing, listening, models, quotas, sessions, storage, telemetry
 from pahq_server.cli.output import FAILED, OK, announce, complain
 from pahq_server.core.errors import ServerError
 
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
 
-TOPICS = (models, listening, access, computing, sessions, storage, telemetry)
+TOPICS = (models, listening, access, computing, sessions, quotas, storage, telemetry)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,8 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         session_limits=SessionLimits(sessions=options.max_sessions, idle_s=options.session_timeout),
         memory_bytes=options.memory,
         weights=models.WEIGHTS[options.weights],
-        data_dir=options.data_dir,
+        storage=storage.config(options),
+        quotas=quotas.config(options),
         access=access.config(options),
         telemetry=telemetry.config(options, os.environ),
     )

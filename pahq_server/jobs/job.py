@@ -2,77 +2,73 @@
 
 from __future__ import annotations
 
-import enum
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from pahq_server.core.engine import Prepared
 from pahq_server.core.errors import ServerError
-from pahq_server.jobs.result import DiscoveryResult
+from pahq_server.core.verdict import Verdict
+from pahq_server.jobs.journal import Journal
 from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.standing import Standing
+from pahq_server.scheduler.places import Place
 from pahq_server.search.base import SearchProgress
+from pahq_server.store.records import DiscoveryResult, JobState, Snapshot
 
-
-class JobState(enum.Enum):
-    """Life of a job. The last three are final."""
-
-    QUEUED = 1
-    RUNNING = 2
-    CANCELLING = 3
-    CANCELLED = 4
-    SUCCEEDED = 5
-    FAILED = 6
-
-    @property
-    def final(self) -> bool:
-        return self in (JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED)
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything about a job that changes, at one moment. Times are seconds since the epoch."""
-
-    state: JobState
-    progress: SearchProgress
-    created: float
-    evaluations: int = 0
-    started: float | None = None
-    ended: float | None = None
-    error: str = ""
-    result: DiscoveryResult | None = None
-
-    @property
-    def sequence(self) -> int:
-        """Grows with every change: one per evaluation and one per change of state."""
-        return self.evaluations + min(self.state.value, JobState.CANCELLED.value)
-
-    def eta_s(self, total: int) -> float | None:
-        """Estimated seconds to the end, from the pace so far; None while there is none."""
-        if self.started is None or not self.progress.decided or self.state.final:
-            return None
-        pace = (time.time() - self.started) / self.progress.decided
-        return pace * (total - self.progress.decided)
+__all__ = ["Job", "JobState", "Snapshot"]
 
 
 class Job:
-    """One discovery.
+    """One discovery. What changes is stored before anybody can see it.
+
+    ``standing`` is what the scheduler tells about it. Methods that change the rest raise StorageError, and
+    change nothing then.
 
     Args:
         name: resource name.
-        spec, prepared: what was asked for, and its checked form.
+        spec: what was asked for; of a finished job without prompts.
+        total: edges of the graph.
+        snapshot: where it stands; None for a new one.
+        journal: stores what changes.
     """
 
-    def __init__(self, name: str, spec: DiscoverySpec, prepared: Prepared) -> None:
-        self.name, self.spec, self.prepared = name, spec, prepared
-        self._snapshot = Snapshot(JobState.QUEUED, SearchProgress(0, 0, 0.0), time.time())
+    def __init__(
+        self,
+        name: str,
+        spec: DiscoverySpec,
+        total: int,
+        snapshot: Snapshot | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        self.name, self.spec, self.total = name, spec, total
+        self._snapshot = snapshot or Snapshot(JobState.QUEUED, SearchProgress(0, 0, 0.0), time.time())
+        self._journal = journal or Journal()
+        self.standing = Standing(charged_s=self._snapshot.charged)
+        self._interrupted = False
         self._listeners: set[Callable[[], None]] = set()
         self._lock = threading.Lock()
 
     @property
     def snapshot(self) -> Snapshot:
         return self._snapshot
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether this process works on it no longer, though it is not final: a later one goes on with it."""
+        return self._interrupted
+
+    @property
+    def user(self) -> str:
+        """Whose it is."""
+        return self.name.split("/")[1]
+
+    def moved_to(self, place: Place) -> None:
+        """Takes note of its place in the queue."""
+        if self.standing.moved_to(place):
+            with self._lock:
+                listeners = tuple(self._listeners)
+            _tell(listeners)
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls ``listener`` after every change, from the thread that made it; returns how to stop."""
@@ -81,38 +77,74 @@ class Job:
         return lambda: self._listeners.discard(listener)
 
     def start(self) -> None:
-        self._change(JobState.RUNNING, started=time.time())
+        self._change(JobState.RUNNING, self._journal.advance, started=time.time())
 
-    def update(self, progress: SearchProgress, evaluations: int) -> None:
-        self._change(None, progress=progress, evaluations=evaluations)
+    def update(self, progress: SearchProgress, evaluations: int, verdicts: Sequence[Verdict] = ()) -> None:
+        """Takes note of verdicts; where they cannot be stored now, they are with the next ones."""
+        self._journal.add(verdicts)
+        # Its start may not have been stored.
+        self._change(
+            JobState.RUNNING,
+            self._journal.advance,
+            progress=progress,
+            evaluations=evaluations,
+            charged=self.standing.charged_s,
+            started=time.time(),
+        )
 
     def cancel(self) -> None:
         """Asks the job to stop; has no effect on a final one."""
-        self._change(JobState.CANCELLING)
+        self._change(JobState.CANCELLING, self._journal.cancel)
 
     @property
     def cancelling(self) -> bool:
         return self._snapshot.state is JobState.CANCELLING
 
     def succeed(self, result: DiscoveryResult) -> None:
-        self._change(JobState.SUCCEEDED, result=result, ended=time.time())
+        """Ends with a result, which only the store keeps."""
+        self._end(JobState.SUCCEEDED, lambda now: self._journal.finish(now, result))
 
     def end_cancelled(self) -> None:
-        self._change(JobState.CANCELLED, ended=time.time())
+        self._end(JobState.CANCELLED, lambda now: self._journal.finish(now, None))
 
     def fail(self, error: Exception) -> None:
         # An unexpected exception may quote anything; its details belong into the log.
         known = isinstance(error, (ServerError, MemoryError))
         text = str(error) if known else f"internal error ({type(error).__name__}); see the server's log"
-        self._change(JobState.FAILED, error=text, ended=time.time())
+        self._end(JobState.FAILED, lambda now: self._journal.finish(now, None), error=text)
 
-    def _change(self, state: JobState | None, **values: object) -> None:
+    def fail_unstored(self, error: ServerError) -> None:
+        """Fails for this process alone: the store is damaged."""
+        self._end(JobState.FAILED, lambda now: None, error=str(error))
+
+    def interrupt(self) -> None:
+        """Leaves the job to a later process."""
+        with self._lock:
+            self._interrupted = True
+            listeners = tuple(self._listeners)
+        _tell(listeners)
+
+    def _end(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:
+        self._change(state, save, ended=time.time(), **values)
+
+    def _change(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:
         with self._lock:
             now = self._snapshot
+            if now.state.final:
+                return
+            if now.started is not None:
+                values.pop("started", None)
             # States only go forward: a cancel may race with the end, an update with a cancel.
-            if now.state.final or (state is not None and state.value <= now.state.value):
-                state, values = None, {} if now.state.final else values
-            self._snapshot = replace(now, state=state or now.state, **values)  # type: ignore[arg-type]
+            state = max(now.state, state, key=lambda s: s.value)
+            after = replace(now, state=state, **values)  # type: ignore[arg-type]
+            if after == now:
+                return
+            save(after)
+            self._snapshot = after
             listeners = tuple(self._listeners)
-        for listener in listeners:
-            listener()
+        _tell(listeners)
+
+
+def _tell(listeners: Sequence[Callable[[], None]]) -> None:
+    for listener in listeners:
+        listener()

@@ -1,31 +1,19 @@
-"""What a discovery yields, with its provenance."""
+"""Where a result comes from."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 from pahq_server.core.engine import Capabilities, Prepared
-from pahq_server.core.verdict import SearchResult
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.search.base import SearchStatistics
+from pahq_server.store.codec import to_json
+from pahq_server.store.records import DiscoveryResult
 
-
-@dataclass(frozen=True)
-class DiscoveryResult:
-    """A circuit and where it comes from.
-
-    Args:
-        prepared: what was measured.
-        search: what was found.
-        request: determines the result; equal requests give equal results.
-        run: what happened in this run.
-    """
-
-    prepared: Prepared
-    search: SearchResult
-    request: dict[str, object]
-    run: dict[str, object]
+__all__ = ["DiscoveryResult", "content_key", "request_provenance", "run_provenance"]
 
 
 def request_provenance(spec: DiscoverySpec, prepared: Prepared, version: str) -> dict[str, object]:
@@ -38,13 +26,27 @@ def request_provenance(spec: DiscoverySpec, prepared: Prepared, version: str) ->
     }
 
 
+def content_key(request: Mapping[str, object], model: str, environment: Mapping[str, object]) -> bytes:
+    """SHA-256 of all that determines the bytes of a result.
+
+    Args:
+        request: see `request_provenance`.
+        model: name of the model: one checkpoint may be served in several ways.
+        environment: what computes it: other hardware or libraries may round in another way.
+    """
+    content = {"request": dict(request), "model": model, "environment": dict(environment)}
+    return hashlib.sha256(to_json(content).encode()).digest()
+
+
 def run_provenance(
     spec: DiscoverySpec,
     started: float,
     ended: float,
     capabilities: Capabilities,
     statistics: SearchStatistics,
+    replayed: int,
 ) -> dict[str, object]:
+    """What happened in this run. ``replayed`` evaluations were stored by an earlier process."""
     return {
         "model": spec.measurement.model,
         "started": _iso(started),
@@ -52,7 +54,7 @@ def run_provenance(
         "seconds": round(ended - started, 3),
         "device": capabilities.device,
         "hardware": capabilities.hardware,
-        "counts": asdict(statistics),
+        "counts": asdict(statistics) | {"replayed": replayed},
     }
 
 

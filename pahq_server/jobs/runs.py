@@ -2,17 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from pahq_server.core.circuit import Circuit
+from pahq_server.core.context import about
 from pahq_server.core.engine import Capabilities, Prepared, Row
-from pahq_server.core.verdict import SearchResult
+from pahq_server.core.errors import StorageError
+from pahq_server.core.observer import Observer
+from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.result import DiscoveryResult, request_provenance, run_provenance
 from pahq_server.scheduler.places import Place
 from pahq_server.search.base import endpoints
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all discoveries of a service share.
+
+    Args:
+        window: how many evaluations a search may ask for at once.
+        capabilities, version: for provenance.
+        observer: hears of what searches do.
+        leave: whether a run that ends with an error is left to a later process: asked at its end.
+        later: gets an end that could not be stored, to be tried again.
+    """
+
+    window: int
+    capabilities: Capabilities
+    version: str
+    observer: Observer
+    leave: Callable[[Exception], bool]
+    later: Callable[[Job, Callable[[], None]], None]
 
 
 class DiscoveryRun:
@@ -20,20 +47,30 @@ class DiscoveryRun:
 
     Args:
         job: reports progress and the end to it.
-        window: how many evaluations the search may ask for at once.
-        capabilities, version: for provenance.
+        prepared: its measurement.
+        around: what it shares with others.
+        verdicts: that an earlier process reached.
     """
 
-    def __init__(self, job: Job, window: int, capabilities: Capabilities, version: str) -> None:
-        self.prepared = job.prepared
-        self._job, self._capabilities, self._version = job, capabilities, version
-        self.user = job.user
-        self._search = job.spec.search(job.prepared.graph, window, job.standing.clock)
+    def __init__(
+        self,
+        job: Job,
+        prepared: Prepared,
+        around: Surroundings,
+        verdicts: Sequence[Verdict] = (),
+    ) -> None:
+        self.prepared, self.user = prepared, job.user
+        self._job, self._around = job, around
+        self._search = job.spec.search(prepared.graph, around.window, verdicts, job.standing.clock)
+        self._replayed = self._noted = len(verdicts)
         self._steps = self._search.run()
+        self._started = time.time()
+        self._seen = (0, 0)  # rows, and of these wasted, that the observer knows of
         self._found: SearchResult | None = None
 
     def begin(self) -> Sequence[Row]:
-        self._job.start()
+        self._stored(self._job.start)
+        self._started = self._job.snapshot.started or time.time()
         return next(self._steps)
 
     def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
@@ -41,14 +78,26 @@ class DiscoveryRun:
             rows = self._steps.send(scores)
         except StopIteration as stop:
             self._found, rows = stop.value, ()
-        self._job.update(self._search.progress(), len(self._search.verdicts))
+        self._note()
         return rows
 
     def stopped(self) -> bool:
         return self._job.cancelling
 
+    def end(self, error: Exception | None) -> None:
+        if self._found is not None:
+            result = self._result(self._found)
+            self._end(lambda: self._job.succeed(result))
+        elif error is None or self._job.cancelling:
+            self._end(self._job.end_cancelled)
+        elif self._around.leave(error):
+            self._job.interrupt()
+        else:
+            failed = error
+            self._end(lambda: self._job.fail(failed))
+
     def done(self) -> float:
-        return self._search.progress().decided / self.prepared.graph.num_edges
+        return self._search.progress().decided / self._job.total
 
     def charge(self, seconds: float, batch_s: float) -> None:
         self._job.standing.charge(seconds, batch_s)
@@ -56,22 +105,47 @@ class DiscoveryRun:
     def place(self, place: Place) -> None:
         self._job.moved_to(place)
 
-    def end(self, error: Exception | None) -> None:
-        if self._found is not None:
-            self._job.succeed(self._result(self._found))
-        elif error is not None and not self._job.cancelling:
-            self._job.fail(error)
-        else:
-            self._job.end_cancelled()
+    def _note(self) -> None:
+        """Stores and tells what was decided since the last time."""
+        verdicts, statistics = self._search.verdicts, self._search.statistics
+        new, self._noted = verdicts[self._noted :], len(verdicts)
+        self._stored(lambda: self._job.update(self._search.progress(), len(verdicts), new))
+        rows, wasted = self._seen
+        self._seen = statistics.rows, statistics.wasted
+        self._around.observer.search_advanced(len(new), statistics.rows - rows, statistics.wasted - wasted)
+
+    def _stored(self, change: Callable[[], None]) -> None:
+        """Makes a change that is stored now or with the next one: the search goes on in any case."""
+        try:
+            change()
+        except StorageError as error:
+            if error.damaged:
+                raise
+            with about(job=self._job.name, user=self.user):
+                logger.warning("what was decided is stored later: %s", error)
+
+    def _end(self, end: Callable[[], None]) -> None:
+        """Ends the job now, or as soon as that can be stored."""
+        try:
+            end()
+        except StorageError as error:
+            with about(job=self._job.name, user=self.user):
+                logger.error("the end of a job could not be stored: %s", error)
+            if error.damaged:
+                self._job.fail_unstored(error)
+            else:
+                self._around.later(self._job, end)
 
     def _result(self, found: SearchResult) -> DiscoveryResult:
-        spec, started = self._job.spec, self._job.snapshot.started
-        assert started is not None
+        spec, around, prepared = self._job.spec, self._around, self.prepared
         return DiscoveryResult(
-            self.prepared,
+            prepared.graph,
+            prepared.measurement.metric,
             found,
-            request_provenance(spec, self.prepared, self._version),
-            run_provenance(spec, started, time.time(), self._capabilities, self._search.statistics),
+            request_provenance(spec, prepared, around.version),
+            run_provenance(
+                spec, self._started, time.time(), around.capabilities, self._search.statistics, self._replayed
+            ),
         )
 
 
@@ -82,7 +156,7 @@ class EvaluationRun:
     """
 
     def __init__(self, prepared: Prepared, circuit: Circuit, user: str) -> None:
-        self.prepared, self._circuit, self.user = prepared, circuit, user
+        self.prepared, self.user, self._circuit = prepared, user, circuit
         self.future: Future[tuple[float, float, float]] = Future()
         self._scores: Sequence[float] = ()
 
@@ -96,15 +170,6 @@ class EvaluationRun:
     def stopped(self) -> bool:
         return self.future.cancelled()
 
-    def done(self) -> float:
-        return 0.0
-
-    def charge(self, seconds: float, batch_s: float) -> None:
-        """Nobody asks what it took."""
-
-    def place(self, place: Place) -> None:
-        """Nobody asks where it stands."""
-
     def end(self, error: Exception | None) -> None:
         if not self.future.set_running_or_notify_cancel():
             return
@@ -113,3 +178,12 @@ class EvaluationRun:
         else:
             value, full, empty = self._scores
             self.future.set_result((value, full, empty))
+
+    def done(self) -> float:
+        return 0.0
+
+    def charge(self, seconds: float, batch_s: float) -> None:
+        """Nobody asks."""
+
+    def place(self, place: Place) -> None:
+        """Nobody asks."""

@@ -3,80 +3,173 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Engine, Measurement, Prepared
-from pahq_server.core.errors import AlreadyExistsError, ConflictError, NotFoundError, ResourceExhaustedError
+from pahq_server.core.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    ResourceExhaustedError,
+    ServerError,
+)
+from pahq_server.core.observer import Observer
+from pahq_server.jobs import spec_json
 from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs.housekeeping import Housekeeper
 from pahq_server.jobs.job import Job, JobState
-from pahq_server.jobs.runs import DiscoveryRun, EvaluationRun
+from pahq_server.jobs.journal import StoredJournal
+from pahq_server.jobs.quotas import Quotas
+from pahq_server.jobs.result import DiscoveryResult, content_key, request_provenance
+from pahq_server.jobs.resuming import Resumption
+from pahq_server.jobs.runs import DiscoveryRun, EvaluationRun, Surroundings
 from pahq_server.jobs.sessions import SessionService
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.scheduler.scheduler import Scheduler
+from pahq_server.store.base import JobStore
+from pahq_server.store.database import Database
+from pahq_server.store.jobs import SqliteJobStore
+from pahq_server.store.records import JobRecord, NewJob, Retention, Usage
+
+MAX_PAGE = 1000
+
+
+@dataclass(frozen=True)
+class JobPolicy:
+    """How a service treats jobs.
+
+    Args:
+        window: how many evaluations a search may ask for at once.
+        max_queued: how many runs of all users may wait.
+        quotas: of every user.
+        retention: of finished jobs.
+        reuse: whether a job takes over the result of an equal one of the same user.
+        environment: what computes besides the engine's hardware: results are only reused, and searches only
+            go on, where it is the same.
+    """
+
+    window: int = 1
+    max_queued: int = 1000
+    quotas: Quotas = field(default_factory=Quotas)
+    retention: Retention = field(default_factory=Retention)
+    reuse: bool = False
+    environment: dict[str, object] = field(default_factory=dict)
 
 
 class JobService:
-    """Discoveries of one server, kept in memory. Methods may be called from any thread.
+    """Discoveries of one server. Methods may be called from any thread, and raise StorageError.
 
-    ``sessions`` is the service of sessions that share its worker.
+    ``sessions`` is the service of sessions that share its worker. Finished jobs are only in the store.
 
     Args:
         engine: checks and scores.
         version: of the server, for provenance.
-        window: how many evaluations a search may ask for at once.
-        max_queued: how many runs may wait.
-        max_kept: how many jobs are remembered; the oldest final ones are forgotten first.
+        policy: how jobs are treated.
         session_limits: what sessions may take.
+        store: keeps the jobs, and is closed by whoever opened it; None keeps them in memory.
+        observer: hears of jobs and batches.
     """
 
     def __init__(
         self,
         engine: Engine,
         version: str,
-        window: int = 1,
-        max_queued: int = 1000,
-        max_kept: int = 10_000,
+        policy: JobPolicy | None = None,
         session_limits: SessionLimits | None = None,
+        store: JobStore | None = None,
+        observer: Observer | None = None,
     ) -> None:
-        self._engine, self._version, self._window = engine, version, window
-        self._max_queued, self._max_kept = max_queued, max_kept
-        self._scheduler = Scheduler(engine)
-        self.sessions = SessionService(engine, self._scheduler, window, session_limits or SessionLimits())
-        self._jobs: dict[str, Job] = {}
-        self._by_request: dict[str, Job] = {}
+        self._engine, self._version, self._policy = engine, version, policy or JobPolicy()
+        self._store = store or SqliteJobStore(Database(None))
+        self._observer = observer or Observer()
+        self._scheduler = Scheduler(
+            engine, max_running_per_user=self._policy.quotas.running_jobs, observer=self._observer
+        )
+        window, limits = self._policy.window, session_limits or SessionLimits()
+        self.sessions = SessionService(engine, self._scheduler, window, limits)
+        self._housekeeper = Housekeeper(self._store, self._policy.retention)
+        self._jobs: dict[str, Job] = {}  # those that are not final
         self._lock = threading.Lock()
+        self._closing = False
+        self._around = Surroundings(
+            window, engine.capabilities(), version, self._observer, self._leave, self._housekeeper.later
+        )
 
     def start(self) -> None:
+        """Goes on with the jobs that an earlier process left, then takes new ones."""
+        resumption = Resumption(self._engine, self._store, self._around, self._content)
+        for name in self._store.unfinished():
+            record = self._store.find(name)
+            job, run = resumption.resume(record)
+            self._remember(job)
+            if run is not None:
+                self._scheduler.submit(run)
+        self._housekeeper.start()
+        self._housekeeper.ended()
         self._scheduler.start()
 
     def close(self) -> None:
-        """Stops the worker; unfinished jobs and calls of sessions fail."""
+        """Stops the worker. Unfinished jobs are left to a later process if there will be one, else they fail.
+
+        Calls of sessions fail.
+        """
+        self._closing = True
         self._scheduler.close()
+        self._housekeeper.close()
 
     def create(self, spec: DiscoverySpec, request_id: str, validate_only: bool, user: str = "local") -> Job:
-        """Accepts a discovery, or returns the one that the same request id created before.
+        """Accepts a discovery, or returns the one that the same request id of the user created before.
 
-        Raises InvalidRequestError, NotFoundError (model), AlreadyExistsError (the request id came
-        with another spec) and ResourceExhaustedError.
+        It is stored when this returns. Raises InvalidRequestError, NotFoundError (model), AlreadyExistsError
+        (the request id came with another spec) and ResourceExhaustedError.
         """
         spec.check()
+        text, prompts = spec_json.encode(spec)
+        payload = spec_json.payload(text, prompts)
+        known = self._store.by_request(user, request_id) if request_id else None
+        if known is not None and known.payload != payload:
+            raise AlreadyExistsError(f"request id {request_id!r} was used for another discovery")
+        if known is not None and not validate_only:
+            return self._job(known)
         prepared = self._engine.prepare(spec.measurement)
+        if validate_only:
+            return Job("", spec, prepared.graph.num_edges)
+        new = NewJob(
+            name=f"users/{user}/discoveries/{uuid.uuid4().hex}",
+            user=user,
+            request_id=request_id,
+            payload=payload,
+            spec=text,
+            prompts=prompts,
+            total=prepared.graph.num_edges,
+            tokens=_tokens(prepared),
+            revision=prepared.revision,
+            content=self._content(spec, prepared),
+            created=time.time(),
+        )
+        return self._create(new, spec, prepared)
+
+    def _create(self, new: NewJob, spec: DiscoverySpec, prepared: Prepared) -> Job:
+        def admit(usage: Usage, computed: bool) -> None:
+            if computed:
+                self._check_room()
+            self._policy.quotas.check(new.user, usage, new.tokens, computed)
+
+        # Whoever finds the job in the store must find it here as well.
         with self._lock:
-            known = self._by_request.get(request_id) if request_id else None
-            if known is not None and known.spec != spec:
-                raise AlreadyExistsError(f"request id {request_id!r} was used for another discovery")
-            if validate_only:
-                return Job("", spec, prepared)
-            if known is not None:
-                return known
-            self._check_room()
-            job = Job(f"users/{user}/discoveries/{uuid.uuid4().hex}", spec, prepared)
-            self._remember(job, request_id)
-        self._scheduler.submit(DiscoveryRun(job, self._window, self._engine.capabilities(), self._version))
+            record, created = self._store.create(new, admit, self._policy.reuse)
+            if created and not record.snapshot.state.final:
+                journal = StoredJournal(self._store, record.id)
+                job = Job(record.name, spec, record.total, record.snapshot, journal)
+                self._jobs[job.name] = job
+        if not created or record.snapshot.state.final:
+            return self._job(record)
+        self._listen(job)
+        self._scheduler.submit(DiscoveryRun(job, prepared, self._around))
         return job
 
     def evaluate(
@@ -94,45 +187,98 @@ class JobService:
 
     def find(self, name: str) -> Job:
         """Raises NotFoundError."""
-        try:
-            return self._jobs[name]
-        except KeyError:
-            raise NotFoundError(f"discovery {name!r}") from None
+        job = self._jobs.get(name)
+        return self._job(self._store.find(name)) if job is None else job
 
-    def newest_first(self) -> list[Job]:
-        with self._lock:
-            return list(reversed(self._jobs.values()))
+    def page(self, user: str | None, size: int, token: str = "") -> tuple[list[Job], str]:
+        """Jobs of a user, or None for all, newest first, and the token of the next page; empty on the last.
+
+        Args:
+            user: whose.
+            size: at most so many, up to 1000; 0 for 50.
+            token: of the page before, empty for the first.
+
+        Raises InvalidRequestError.
+        """
+        if not 0 <= size <= MAX_PAGE:
+            raise InvalidRequestError("page_size", f"{size} is outside of [0, {MAX_PAGE}]")
+        size = size or 50
+        records = self._store.page(user, size + 1, _read_token(token))
+        jobs = [self._job(record) for record in records[:size]]
+        return jobs, f"{records[size - 1].id}" if len(records) > size else ""
+
+    def result(self, name: str) -> DiscoveryResult | None:
+        """None for a job that has none. Raises NotFoundError."""
+        return self._store.result(name)
 
     def count_by_state(self) -> dict[str, int]:
-        """How many jobs are in each state, by its name in lower case."""
-        counts = Counter(job.snapshot.state for job in self.newest_first())
-        return {state.name.lower(): counts[state] for state in JobState}
+        """How many jobs of all users are in each state, by its name in lower case."""
+        counts = self._store.count_by_state()
+        return {state.name.lower(): counts.get(state, 0) for state in JobState}
 
     def cancel(self, name: str) -> Job:
+        """Raises NotFoundError."""
         job = self.find(name)
         job.cancel()
         return job
 
     def delete(self, name: str) -> None:
         """Forgets a final job. Raises NotFoundError, and ConflictError while it may still change."""
-        job = self.find(name)
-        if not job.snapshot.state.final:
-            raise ConflictError(f"{name} is {job.snapshot.state.name}: cancel it first")
+        self._store.delete(name)
+
+    def _job(self, record: JobRecord) -> Job:
+        """The job of a record; the one that is worked on if it is."""
+        if not record.snapshot.state.final:
+            with self._lock:
+                job = self._jobs.get(record.name)
+            if job is not None:
+                return job
+            record = self._store.find(record.name)  # it has ended in between
+        return Job(record.name, spec_json.decode(record.spec, None), record.total, record.snapshot)
+
+    def _remember(self, job: Job) -> None:
         with self._lock:
-            self._forget(lambda other: other is job)
+            self._jobs[job.name] = job
+        self._listen(job)
+
+    def _listen(self, job: Job) -> None:
+        """Forgets the job when it has ended: then the store has all of it."""
+
+        def look() -> None:
+            now = job.snapshot
+            if now.state.final and self._jobs.pop(job.name, None) is not None:
+                seconds = 0.0 if now.started is None or now.ended is None else now.ended - now.started
+                self._observer.job_ended(job.name, now.state.name.lower(), seconds)
+                self._housekeeper.ended()
+
+        job.listen(look)
+        look()
+
+    def _leave(self, error: Exception) -> bool:
+        """Whether a later process goes on with a job that ended with this error."""
+        return self._closing and self._store.durable and type(error) is ServerError
+
+    def _content(self, spec: DiscoverySpec, prepared: Prepared) -> bytes:
+        request = request_provenance(spec, prepared, self._version)
+        capabilities = self._around.capabilities
+        engine = {"device": capabilities.device, "hardware": capabilities.hardware}
+        return content_key(request, spec.measurement.model, engine | self._policy.environment)
 
     def _check_room(self) -> None:
-        if self._scheduler.queued >= self._max_queued:
-            raise ResourceExhaustedError(f"{self._max_queued} runs are waiting already", retry_after_s=30)
+        most = self._policy.max_queued
+        if self._scheduler.queued >= most:
+            raise ResourceExhaustedError(f"{most} runs are waiting already", retry_after_s=30)
 
-    def _remember(self, job: Job, request_id: str) -> None:
-        self._jobs[job.name] = job
-        if request_id:
-            self._by_request[request_id] = job
-        if len(self._jobs) > self._max_kept:
-            oldest = next((old for old in self._jobs.values() if old.snapshot.state.final), None)
-            self._forget(lambda other: other is oldest)
 
-    def _forget(self, unwanted: Callable[[Job], bool]) -> None:
-        self._jobs = {name: job for name, job in self._jobs.items() if not unwanted(job)}
-        self._by_request = {key: job for key, job in self._by_request.items() if not unwanted(job)}
+def _tokens(prepared: Prepared) -> int:
+    """Tokens of all prompts, clean and corrupted."""
+    task = prepared.task
+    return sum(len(ids) for ids in (*task.clean, *(task.corrupted or ())))
+
+
+def _read_token(token: str) -> int | None:
+    if not token:
+        return None
+    if not (token.isascii() and token.isdigit() and len(token) < 19):
+        raise InvalidRequestError("page_token", "is not from an earlier response")
+    return int(token)

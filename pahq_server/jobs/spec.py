@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.engine import Measurement
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
+from pahq_server.core.verdict import Verdict
 from pahq_server.search.acdc_search import AcdcSearch
 from pahq_server.search.base import Search
 from pahq_server.search.single_edge import SingleEdgeSearch
@@ -36,18 +37,25 @@ class DiscoverySpec:
         elif not math.isfinite(self.threshold) or self.threshold < 0:
             raise InvalidRequestError("threshold", f"{self.threshold} is not a finite number >= 0")
 
-    def search(self, graph: Graph, window: int, clock: Callable[[], float] = time.perf_counter) -> Search:
-        """The search, at its start.
+    def search(
+        self,
+        graph: Graph,
+        window: int,
+        verdicts: Sequence[Verdict] = (),
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Search:
+        """The search, at its start or where an earlier one stopped.
 
         Args:
             graph: the full graph.
             window: how many evaluations it may ask for at once.
+            verdicts: that the earlier one reached.
             clock: seconds; steers how much is asked for at once, never a result.
         """
         if self.method == "single_edge":
-            return SingleEdgeSearch(graph, self.threshold, window)
+            return SingleEdgeSearch(graph, self.threshold, window, verdicts)
         assert self.threshold is not None
-        return AcdcSearch(graph, self.threshold, self.gates, window, clock=clock)
+        return AcdcSearch(graph, self.threshold, self.gates, window, verdicts, clock=clock)
 
     def parameters(self) -> dict[str, object]:
         """Everything but model, task and precision, for provenance."""

@@ -201,8 +201,8 @@ def test_token_ids_reach_the_engine_as_sent(server: RunningServer, engine: FakeE
         wrong_answers=[task_pb2.Prompt(text=" Tom")],
         positions=task_pb2.Positions(indices=[2, 0]),
     )
-    server.create(spec(task=task_pb2.Task(prompts=prompts)))
-    (prepared,) = [job.prepared for job in server.jobs.newest_first()]
+    server.finish(spec(task=task_pb2.Task(prompts=prompts)))
+    (prepared,) = engine.opened
     found = prepared.measurement.task
     assert found.clean == ((5, 6, 7), "café …")
     assert found.corrupted == ((5, 6, 8), (1,))

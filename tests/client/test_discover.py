@@ -81,7 +81,7 @@ def test_a_path_is_sent_to_a_named_server_as_it_is(server: FakeServer, tmp_path:
 def test_embedded_server(stand_in: Path) -> None:
     assert len(discover("demo", "ioi", threshold=0.1).edges) == 2
     arguments = (stand_in / "arguments").read_text().splitlines()
-    assert arguments == ["serve", "--listen", "127.0.0.1:0", "--parent-watch"]
+    assert arguments == ["serve", "--listen", "127.0.0.1:0", "--parent-watch", "--ephemeral"]
     assert _gone(stand_in)
 
 

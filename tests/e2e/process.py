@@ -18,10 +18,14 @@ class ServerProcess:
 
     Args:
         models: what to serve besides the demo model.
-        options: further options of the command.
+        options: further options of the command; without a data directory among them it gets one of its own.
     """
 
     def __init__(self, models: Mapping[str, Path] | None = None, *options: str) -> None:
+        self._data: tempfile.TemporaryDirectory[str] | None = None
+        if not {"--data-dir", "--ephemeral"} & set(options):
+            self._data = tempfile.TemporaryDirectory(prefix="pahq-test-")
+            options = (*options, "--data-dir", self._data.name)
         served = [part for name, path in (models or {}).items() for part in ("--model", f"{name}={path}")]
         self._command = [sys.executable, "-m", "pahq_server", "serve", "--listen", "127.0.0.1:0"]
         self._command += [*served, *options]
@@ -57,6 +61,8 @@ class ServerProcess:
         assert self.process.stdout is not None
         self.process.stdout.close()
         self._log.close()
+        if self._data is not None:
+            self._data.cleanup()
 
     def stop(self) -> int:
         """Sends SIGTERM, waits for the end and returns the exit code."""

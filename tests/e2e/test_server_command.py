@@ -17,7 +17,7 @@ from .process import ServerProcess
 
 def serve(*options: str) -> tuple[int, str]:
     """Exit code and stderr of a server that cannot start."""
-    command = [sys.executable, "-m", "pahq_server", "serve", *options]
+    command = [sys.executable, "-m", "pahq_server", "serve", "--ephemeral", *options]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.stdout == ""
     return run.returncode, run.stderr
@@ -102,7 +102,7 @@ def test_a_client_alone_cannot_serve() -> None:
         import sys
         sys.modules["torch"] = None
         from pahq_server.cli import main
-        sys.exit(main(["serve", "--listen", "127.0.0.1:0"]))
+        sys.exit(main(["serve", "--ephemeral", "--listen", "127.0.0.1:0"]))
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 2

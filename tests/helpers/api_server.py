@@ -28,7 +28,8 @@ from pahq.v1 import discovery_pb2 as pb
 
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from pahq_server.api.server import ApiServer
-from pahq_server.jobs.service import JobService
+from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs.service import JobPolicy, JobService
 
 DETAILS = (
     error_details_pb2.ErrorInfo,
@@ -44,12 +45,15 @@ class RunningServer:
 
     Args:
         engine: that it serves.
-        options: of the job service.
+        session_limits: what sessions may take.
+        policy: of the job service; see `JobPolicy`.
     """
 
-    def __init__(self, engine: FakeEngine, **options: Any) -> None:
+    def __init__(
+        self, engine: FakeEngine, session_limits: SessionLimits | None = None, **policy: Any
+    ) -> None:
         self.engine = engine
-        self.jobs = JobService(engine, VERSION, **options)
+        self.jobs = JobService(engine, VERSION, JobPolicy(**policy), session_limits)
         self._ready, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="api")
 

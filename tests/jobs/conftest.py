@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from helpers.fake_engine import Failures, FakeEngine
 
-from pahq_server.jobs.service import JobService
+from pahq_server.jobs.service import JobPolicy, JobService
+from pahq_server.store.base import JobStore
 
 NewService = Callable[..., JobService]
 
@@ -23,8 +24,8 @@ def new_service(engine: FakeEngine) -> Iterator[NewService]:
     """Starts a job service; it is closed after the test."""
     started: list[JobService] = []
 
-    def make(**options: Any) -> JobService:
-        service = JobService(engine, "1.2.3", **options)
+    def make(store: JobStore | None = None, **policy: Any) -> JobService:
+        service = JobService(engine, "1.2.3", JobPolicy(**policy), store=store)
         service.start()
         started.append(service)
         return service

@@ -14,8 +14,11 @@ CREATE TABLE jobs (
     kept INTEGER NOT NULL,
     metric REAL NOT NULL,
     evaluations INTEGER NOT NULL,
+    dropped INTEGER NOT NULL,     -- evaluations of earlier tries, whose verdicts were given up
+    charged REAL NOT NULL,        -- seconds of work
     total INTEGER NOT NULL,       -- edges of the graph
     tokens INTEGER NOT NULL,      -- of all prompts
+    revision TEXT NOT NULL,       -- of the model
     content BLOB NOT NULL,        -- SHA-256 of all that determines the result
     log INTEGER,                  -- whose verdicts and result it has: its own id, or that of an equal job
     spec TEXT NOT NULL,           -- JSON, without prompts

@@ -1,0 +1,97 @@
+"""What is done beside the work: storing ends that could not be stored, and forgetting old jobs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from pahq_server.core.errors import StorageError
+from pahq_server.jobs.job import Job
+from pahq_server.store.base import JobStore
+from pahq_server.store.records import Retention
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+# How often jobs grow too old without any other one ending.
+PRUNE_S = 600.0
+
+
+class Housekeeper:
+    """A thread of its own, so that neither the worker nor a call waits for it.
+
+    Args:
+        store: that is kept in order.
+        retention: of finished jobs.
+        retry_s: seconds between tries.
+    """
+
+    def __init__(self, store: JobStore, retention: Retention, retry_s: float = RETRY_S) -> None:
+        self._store, self._retention, self._retry_s = store, retention, retry_s
+        self._pending: list[tuple[Job, Callable[[], None]]] = []
+        self._ended = False
+        self._closing = False
+        self._wake = threading.Condition()
+        self._thread = threading.Thread(target=self._loop, name="pahq-housekeeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def later(self, job: Job, end: Callable[[], None]) -> None:
+        """Ends a job as soon as that can be stored. May be called from any thread."""
+        with self._wake:
+            self._pending.append((job, end))
+            self._wake.notify()
+
+    def ended(self) -> None:
+        """To be called when a job has ended: an older one may have to go."""
+        with self._wake:
+            self._ended = True
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Ends the thread; jobs whose end could not be stored are left to a later process."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        for job, _ in self._pending:
+            job.interrupt()
+
+    def _loop(self) -> None:
+        while self._wait():
+            self._retry()
+            self._prune()
+
+    def _wait(self) -> bool:
+        """Until there is something to do; False at the end."""
+        with self._wake:
+            if self._pending:
+                self._wake.wait_for(lambda: self._closing, self._retry_s)
+            else:
+                self._wake.wait_for(lambda: self._closing or self._pending or self._ended, PRUNE_S)
+            self._ended = False
+            return not self._closing
+
+    def _retry(self) -> None:
+        with self._wake:
+            pending = list(self._pending)
+        for one in pending:
+            job, end = one
+            try:
+                end()
+            except StorageError as error:
+                if not error.damaged:
+                    return  # the others would fail as well
+                job.fail_unstored(error)
+            with self._wake:
+                self._pending.remove(one)
+
+    def _prune(self) -> None:
+        try:
+            self._store.prune(self._retention, time.time())
+        except StorageError as error:
+            logger.warning("old jobs could not be deleted: %s", error)
