@@ -39,7 +39,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        from pahq_server.plan import planning, text, work  # imports torch, which takes seconds
+        # They import torch, which takes seconds.
+        from pahq_server.engine.operations import measured_gflops
+        from pahq_server.plan import planning, text
     except ModuleNotFoundError as error:  # the client alone is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     load, precision = planning.Load(options.prompts, options.tokens), models.WEIGHTS[options.weights]
@@ -47,6 +49,6 @@ def run(options: argparse.Namespace) -> int:
         plan = planning.plan_models(models.sources(options), options.memory, load=load, precision=precision)
     except ServerError as error:
         return complain(str(error))
-    plan = replace(plan, gflops=options.gflops or work.measured_gflops())
+    plan = replace(plan, gflops=options.gflops or measured_gflops())
     print(json.dumps(text.as_json(plan), indent=2) if options.json else text.text(plan))
     return OK if plan.fits else FAILED

@@ -107,6 +107,24 @@ class HeadStoreUsage:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a discovery will take, roughly; known before it starts.
+
+    Args:
+        memory_bytes: that its job keeps in the pool of pages.
+        least_seconds, most_seconds: alone on the machine: every verdict needs one head and the unembedding,
+            or every node above its receiver.
+        streams_weights: whether weights are read from the checkpoint's files again and again, which is
+            reckoned for each evaluation in ``most_seconds``.
+    """
+
+    memory_bytes: int
+    least_seconds: float
+    most_seconds: float
+    streams_weights: bool = False
+
+
+@dataclass(frozen=True)
 class MemoryUsage:
     """The pool of pages in which jobs keep what outlives a batch.
 
@@ -148,7 +166,7 @@ Outcome = list[float] | Exception
 
 
 class Engine(Protocol):
-    """Runs models. `prepare` may be called from any thread, the rest from the one worker thread."""
+    """Runs models. Called from the one worker thread where nothing else is said."""
 
     def capabilities(self) -> Capabilities: ...
 
@@ -159,7 +177,11 @@ class Engine(Protocol):
     def models(self) -> list[ModelInfo]: ...
 
     def prepare(self, measurement: Measurement) -> Prepared:
-        """Checks a measurement completely. Raises InvalidRequestError or NotFoundError."""
+        """Checks a measurement completely; from any thread. Raises InvalidRequestError or NotFoundError."""
+        ...
+
+    def estimate(self, prepared: Prepared) -> Estimate:
+        """What a discovery under this measurement will take. May be called from any thread."""
         ...
 
     def open(self, prepared: Prepared) -> SessionId:

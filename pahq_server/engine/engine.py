@@ -12,6 +12,7 @@ import torch
 
 from pahq_server.core.engine import (
     Capabilities,
+    Estimate,
     HeadStoreUsage,
     Measurement,
     MemoryUsage,
@@ -25,6 +26,7 @@ from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
+from pahq_server.engine.estimating import Estimator
 from pahq_server.engine.grouping import scored_by
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
 from pahq_server.engine.sizing import default_memory_bytes, job_bytes
@@ -69,6 +71,7 @@ class ModelEngine:
         self._backends: dict[tuple[str, str], Backend[Any]] = {}
         self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
         self._ids = itertools.count()
+        self._estimator = Estimator()
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -131,6 +134,9 @@ class ModelEngine:
         self._check_size(arch, task)
         graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
         return Prepared(measurement, task, graph, loaded.revision)
+
+    def estimate(self, prepared: Prepared) -> Estimate:
+        return self._estimator.estimate(self._find(prepared.measurement.model), prepared)
 
     def open(self, prepared: Prepared) -> SessionId:
         measurement = prepared.measurement

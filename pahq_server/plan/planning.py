@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from pahq_server.engine.engine import TRANSFORMS
+from pahq_server.engine.operations import (
+    BOOKKEEPING_S,
+    least_operations,
+    most_operations,
+    sample_task,
+)
 from pahq_server.engine.sizing import job_bytes, machine_bytes
 from pahq_server.engine.sparse.shared import SCRATCH_SHARE, page_bytes_for
 from pahq_server.models.architecture import Architecture
@@ -21,15 +27,12 @@ from pahq_server.plan.weights import (
     resident,
     rounded,
 )
-from pahq_server.plan.work import least_operations, most_operations, sample_task
 from pahq_server.precision.policy import POLICIES
 
 # Of what the weights leave, unless the operator says otherwise.
 DEFAULT_SHARE = 0.5
 # The interpreter with torch and transformers takes about 360 MB; tokenizers and requests come on top.
 PROCESS_BYTES = 512 << 20
-# Per evaluation, beside its operations: what small models take for the most part (the demo about 5 ms).
-BOOKKEEPING_S = 0.01
 
 
 class DoesNotFitError(Exception):

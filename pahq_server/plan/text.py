@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from pahq_server.engine.operations import BOOKKEEPING_S
 from pahq_server.models.parts import Parts
-from pahq_server.plan.planning import BOOKKEEPING_S, PROCESS_BYTES, ModelPlan, Plan
+from pahq_server.plan.planning import PROCESS_BYTES, ModelPlan, Plan
 
 FORMAT = "pahq.plan.v1"
 _ESTIMATE = (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from helpers.scores import SetScore
 from pahq_server.core.engine import (
     Capabilities,
+    Estimate,
     Measurement,
     MemoryUsage,
     ModelInfo,
@@ -131,6 +132,9 @@ class FakeEngine:
         if measurement.metric not in self.capabilities().metrics:
             raise InvalidRequestError("metric", f"unknown metric {measurement.metric!r}")
         return Prepared(measurement, TokenTask(((1, 2),), ((1, 3),)), self.graph, "c0ffee")
+
+    def estimate(self, prepared: Prepared) -> Estimate:
+        return Estimate(1000 * len(prepared.task.clean), 0.5, 60.0, prepared.measurement.model != "toy")
 
     def open(self, prepared: Prepared) -> SessionId:
         self.threads.add(threading.current_thread().name)

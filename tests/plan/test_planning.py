@@ -13,13 +13,19 @@ from pahq_server import app
 from pahq_server.app import ServerConfig, serve
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine.engine import ModelEngine
+from pahq_server.engine.operations import (
+    BOOKKEEPING_S,
+    least_operations,
+    measured_gflops,
+    most_operations,
+    sample_task,
+)
 from pahq_server.engine.sizing import job_bytes
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.loading import load, outline
-from pahq_server.plan.planning import BOOKKEEPING_S, PROCESS_BYTES, DoesNotFitError, Load, plan_models
+from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Load, plan_models
 from pahq_server.plan.text import as_json, duration, size, text
-from pahq_server.plan.work import least_operations, measured_gflops, most_operations, sample_task
 
 GIB = 1 << 30
 

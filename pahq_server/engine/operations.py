@@ -13,6 +13,8 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.models.architecture import Architecture
 
+# Per evaluation, beside its operations: what small models take for the most part (the demo about 5 ms).
+BOOKKEEPING_S = 0.01
 _SIDE = 1024
 
 

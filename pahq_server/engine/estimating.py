@@ -1,0 +1,45 @@
+"""How long a discovery will take, between bounds, and how much memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields
+
+from torch import Tensor
+
+from pahq_server.core.engine import Estimate, Prepared
+from pahq_server.engine.operations import BOOKKEEPING_S, least_operations, measured_gflops, most_operations
+from pahq_server.engine.sizing import BYTES, job_bytes
+from pahq_server.models.loading import LoadedModel
+from pahq_server.models.streaming import ResidentModel
+
+
+class Estimator:
+    """Estimates discoveries by rates that are measured once, when they are first needed."""
+
+    def __init__(self) -> None:
+        self._operations_s: float | None = None
+        self._bytes_s: dict[str, float] = {}
+
+    def estimate(self, loaded: LoadedModel, prepared: Prepared) -> Estimate:
+        """What a discovery on a model will take."""
+        arch, task, graph = loaded.model.architecture, prepared.task, prepared.graph
+        prompts, tokens = len(task.clean), max(map(len, task.clean))
+        rate = self._operations_s = self._operations_s or measured_gflops() * 1e9
+        least = least_operations(arch, prompts, tokens) * graph.num_edges / rate
+        most = most_operations(arch, graph, prompts, tokens) / rate + BOOKKEEPING_S * graph.num_edges
+        streams = isinstance(loaded, ResidentModel) and prepared.measurement.precision == "fp32"
+        if isinstance(loaded, ResidentModel) and streams:
+            # At worst, every evaluation is a batch of its own and reaches every layer.
+            most += graph.num_edges * self._reading_s(prepared.measurement.model, loaded)
+        return Estimate(job_bytes(arch, task), least, most, streams)
+
+    def _reading_s(self, name: str, loaded: ResidentModel) -> float:
+        """Seconds to read all weights of a model from its files."""
+        if name not in self._bytes_s:
+            begin = time.perf_counter()
+            layer = loaded.resident.masters.layer(0)
+            values = (getattr(layer, field.name) for field in fields(layer))
+            size = sum(value.nbytes for value in values if isinstance(value, Tensor))
+            self._bytes_s[name] = size / (time.perf_counter() - begin)
+        return loaded.model.parameters * BYTES / self._bytes_s[name]
