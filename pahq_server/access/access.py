@@ -78,12 +78,21 @@ class Access:
             self._observer.rejected("queue_full")
             raise
 
+    def check_again(self, method: str, credentials: Credentials) -> None:
+        """For a call that goes on. Raises as `admit`, if its credentials are worth nothing any more."""
+        self._identify(method, credentials)
+
     def _check(self, method: str, credentials: Credentials) -> Caller:
+        caller = self._identify(method, credentials)
+        if caller is not NOBODY:
+            self._rates.take(caller.user)
+        return caller
+
+    def _identify(self, method: str, credentials: Credentials) -> Caller:
         scope = self._policy.get(method)
         if scope is Scope.PUBLIC:
             return NOBODY
         caller = self._authenticator.identify(credentials)
         if scope is None or (scope is Scope.ADMIN and not caller.admin):
             raise PermissionDeniedError(f"{method} is not for {caller.user}")
-        self._rates.take(caller.user)
         return caller

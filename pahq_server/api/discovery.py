@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import aclosing
 from typing import Any
 
@@ -14,6 +15,7 @@ from pahq_server.api import requests, responses
 from pahq_server.api.calls import check_owner, current_call
 from pahq_server.api.threads import Threads
 from pahq_server.api.watching import Watchers
+from pahq_server.core.engine import Prepared
 from pahq_server.core.errors import ConflictError
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobService
@@ -46,7 +48,7 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         return pb.CreateDiscoveryResponse(discovery=responses.discovery(job))
 
     async def GetDiscovery(self, request: pb.GetDiscoveryRequest, context: Any) -> pb.GetDiscoveryResponse:
-        return pb.GetDiscoveryResponse(discovery=responses.discovery(self._find(request.name)))
+        return pb.GetDiscoveryResponse(discovery=responses.discovery(await self._find(request.name)))
 
     async def ListDiscoveries(
         self, request: pb.ListDiscoveriesRequest, context: Any
@@ -77,7 +79,7 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
     async def WatchDiscovery(
         self, request: pb.WatchDiscoveryRequest, context: Any
     ) -> AsyncIterator[pb.WatchDiscoveryResponse]:
-        job = self._find(request.name)
+        job = await self._find(request.name)
         async with aclosing(self._watchers.events(job, request.after_sequence)) as events:
             async for event in events:
                 yield pb.WatchDiscoveryResponse(event=event)
@@ -85,7 +87,7 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
     async def GetCircuit(
         self, request: pb.GetCircuitRequest, context: Any
     ) -> AsyncIterator[pb.GetCircuitResponse]:
-        job = self._find(request.name)
+        job = await self._find(request.name)
         result = await self._threads.run(lambda: self._jobs.result(request.name))
         if result is None:
             raise ConflictError(f"{request.name} has no circuit: it is {job.snapshot.state.name}")
@@ -95,18 +97,20 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
     async def EvaluateCircuit(
         self, request: pb.EvaluateCircuitRequest, context: Any
     ) -> pb.EvaluateCircuitResponse:
-        measurement = requests.measurement(request.measurement)
-        prepared, future = await self._threads.run(
-            lambda: self._jobs.evaluate(measurement, request.edges),
-            undo=lambda started: started[1].cancel(),
-        )
+        user = current_call().caller.user
+
+        def evaluate() -> tuple[Prepared, Future[tuple[float, float, float]]]:
+            measurement = requests.measurement(request.measurement)
+            return self._jobs.evaluate(measurement, request.edges, user=user)
+
+        prepared, future = await self._threads.run(evaluate, undo=lambda started: started[1].cancel())
         value, full, empty = await asyncio.wrap_future(future)
         return pb.EvaluateCircuitResponse(
-            metric=responses.metric(measurement.metric, value, full, empty),
+            metric=responses.metric(prepared.measurement.metric, value, full, empty),
             num_edges_total=prepared.graph.num_edges,
         )
 
-    def _find(self, name: str) -> Job:
+    async def _find(self, name: str) -> Job:
         """The caller's job of this name. Raises NotFoundError."""
         check_owner("discovery", name)
-        return self._jobs.find(name)
+        return await self._threads.run(lambda: self._jobs.find(name))

@@ -67,7 +67,7 @@ class _Gated:
                 if asyncio.iscoroutine(answers):  # a handler that writes by itself
                     await answers
                 else:
-                    await _send(answers, context)
+                    await self._send(answers, context)
 
     @contextmanager
     def _admitted(self, context: Any) -> Iterator[None]:
@@ -80,6 +80,17 @@ class _Gated:
             set_call(Call(caller, float("inf") if left is None else time.monotonic() + left))
             check_version(context.invocation_metadata())
             yield
+
+    async def _send(self, answers: Any, context: Any) -> None:
+        """Sends answers one by one: the next is asked for when the one before has left for the network."""
+        credentials = _credentials(context)
+        try:
+            async for answer in answers:
+                # A stream may outlive the token that it was asked for with.
+                self._access.check_again(self._method, credentials)
+                await context.write(answer)
+        finally:
+            await answers.aclose()
 
     async def _one(self, messages: AsyncIterator[bytes]) -> Message:
         async for data in messages:
@@ -97,15 +108,6 @@ class _Gated:
             return cast(Message, self._handler.request_deserializer(data))
         except DecodeError:
             raise InvalidRequestError("request", "is no message of the type that the call takes") from None
-
-
-async def _send(answers: Any, context: Any) -> None:
-    """Sends answers one by one: the next is asked for when the one before has left for the network."""
-    try:
-        async for answer in answers:
-            await context.write(answer)
-    finally:
-        await answers.aclose()
 
 
 def _credentials(context: Any) -> Credentials:

@@ -30,8 +30,9 @@ class PatchingService(patching_pb2_grpc.PatchingServiceServicer):
         self._sessions, self._threads = sessions, threads
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:
-        measurement = requests.measurement(request.measurement)
-        prepared = await self._threads.run(lambda: self._sessions.prepare(measurement))
+        prepared = await self._threads.run(
+            lambda: self._sessions.prepare(requests.measurement(request.measurement))
+        )
         session, ends = self._sessions.open(prepared, user=current_call().caller.user)
         full, empty = await asyncio.wrap_future(ends)
         return pb.OpenSessionResponse(session=responses.session(session, full, empty))

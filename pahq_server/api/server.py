@@ -42,6 +42,7 @@ SERVICES = tuple(
 
 # Requests are small, or numbers that compress badly; what is sent compressed could be anything when unpacked.
 NO_COMPRESSION = 1  # a set of algorithms, with "none" in it alone
+KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 
 
 class ApiServer:
@@ -72,6 +73,9 @@ class ApiServer:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),
+            # Without these, the streams of clients that vanished would stay open for hours.
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             # Two servers on one port would each get some of the calls.
             ("grpc.so_reuseport", 0),
         ]

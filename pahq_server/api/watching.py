@@ -9,7 +9,7 @@ from contextlib import suppress
 from pahq.v1 import discovery_pb2 as pb
 
 from pahq_server.api import responses
-from pahq_server.core.errors import StoppingError
+from pahq_server.core.errors import ServerError
 from pahq_server.jobs.job import Job
 
 # Watchers of a job hear of its changes at most so often; in between they are merged into the latest one.
@@ -26,7 +26,7 @@ class Watchers:
         """Events of a job with a sequence above ``after``, or a new place in the queue; the last is the end.
 
         Nothing is kept for a watcher but what it saw last: whoever is slow gets fewer events. Raises
-        StoppingError when the server stops before the job ends.
+        ServerError when the server stops before the job ends.
         """
         feed = self._feeds.get(job) or _Feed(job)
         self._feeds[job] = feed
@@ -45,7 +45,7 @@ class Watchers:
                 if now.state.final:
                     return
                 if job.interrupted:
-                    raise StoppingError
+                    raise ServerError("the server is stopping; the discovery goes on when it starts again")
                 await changed.wait()
         finally:
             feed.waiting.discard(changed)
