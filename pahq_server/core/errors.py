@@ -11,7 +11,6 @@ ServerError
  │   ├─ QuotaExceededError    a limit of the caller's own
  │   └─ RateLimitedError      the caller's calls come too fast
  ├─ NonFiniteMetricError  a metric came out NaN or infinite; fails the job
- ├─ StoppingError         the server stops before a job has ended
  └─ StorageError          what must be kept cannot be written or read now
 """
 
@@ -99,13 +98,6 @@ class PermissionDeniedError(ServerError):
 
 class NonFiniteMetricError(ServerError):
     """A metric came out NaN or infinite: comparing it to a threshold would be meaningless."""
-
-
-class StoppingError(ServerError):
-    """The server stops; what it was asked for goes on when it starts again."""
-
-    def __init__(self) -> None:
-        super().__init__("the server is stopping; the discovery goes on when it starts again")
 
 
 class StorageError(ServerError):

@@ -31,6 +31,7 @@ class Job:
         total: edges of the graph.
         snapshot: where it stands; None for a new one.
         journal: stores what changes.
+        ended: called once, when it has become final.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Job:
         total: int,
         snapshot: Snapshot | None = None,
         journal: Journal | None = None,
+        ended: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self.name, self.spec, self.total = name, spec, total
         self._snapshot = snapshot or Snapshot(JobState.QUEUED, SearchProgress(0, 0, 0.0), time.time())
-        self._journal = journal or Journal()
+        self._journal, self._ended = journal or Journal(), ended
         self.standing = Standing(charged_s=self._snapshot.charged)
         self._interrupted = False
         self._listeners: set[Callable[[], None]] = set()
@@ -125,7 +127,7 @@ class Job:
         _tell(listeners)
 
     def _end(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:
-        self._change(state, save, ended=time.time(), **values)
+        self._change(state, save, ended=time.time(), charged=self.standing.charged_s, **values)
 
     def _change(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:
         with self._lock:
@@ -142,6 +144,8 @@ class Job:
             save(after)
             self._snapshot = after
             listeners = tuple(self._listeners)
+        if after.state.final:
+            self._ended(self)
         _tell(listeners)
 
 

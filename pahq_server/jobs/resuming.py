@@ -92,7 +92,7 @@ class Resumption:
     def _new_job(self, record: JobRecord, spec: DiscoverySpec, verdicts: int = 0) -> Job:
         journal = StoredJournal(self._store, record.id, verdicts)
         now: Snapshot = record.snapshot
-        return Job(record.name, spec, record.total, now, journal)
+        return Job(record.name, spec, record.total, now, journal, self._around.ended)
 
 
 def _explained(error: Exception) -> Exception:

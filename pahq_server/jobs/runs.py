@@ -32,6 +32,7 @@ class Surroundings:
         observer: hears of what searches do.
         leave: whether a run that ends with an error is left to a later process: asked at its end.
         later: gets an end that could not be stored, to be tried again.
+        ended: called once for every job that has become final.
     """
 
     window: int
@@ -40,6 +41,7 @@ class Surroundings:
     observer: Observer
     leave: Callable[[Exception], bool]
     later: Callable[[Job, Callable[[], None]], None]
+    ended: Callable[[Job], None]
 
 
 class DiscoveryRun:

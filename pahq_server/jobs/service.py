@@ -96,7 +96,13 @@ class JobService:
         self._lock = threading.Lock()
         self._closing = False
         self._around = Surroundings(
-            window, engine.capabilities(), version, self._observer, self._leave, self._housekeeper.later
+            window,
+            engine.capabilities(),
+            version,
+            self._observer,
+            self._leave,
+            self._housekeeper.later,
+            self._forget,
         )
 
     def start(self) -> None:
@@ -105,8 +111,8 @@ class JobService:
         for name in self._store.unfinished():
             record = self._store.find(name)
             job, run = resumption.resume(record)
-            self._remember(job)
             if run is not None:
+                self._jobs[name] = job
                 self._scheduler.submit(run)
         self._housekeeper.start()
         self._housekeeper.ended()
@@ -164,11 +170,10 @@ class JobService:
             record, created = self._store.create(new, admit, self._policy.reuse)
             if created and not record.snapshot.state.final:
                 journal = StoredJournal(self._store, record.id)
-                job = Job(record.name, spec, record.total, record.snapshot, journal)
+                job = Job(record.name, spec, record.total, record.snapshot, journal, self._forget)
                 self._jobs[job.name] = job
         if not created or record.snapshot.state.final:
             return self._job(record)
-        self._listen(job)
         self._scheduler.submit(DiscoveryRun(job, prepared, self._around))
         return job
 
@@ -225,6 +230,7 @@ class JobService:
     def delete(self, name: str) -> None:
         """Forgets a final job. Raises NotFoundError, and ConflictError while it may still change."""
         self._store.delete(name)
+        self._jobs.pop(name, None)
 
     def _job(self, record: JobRecord) -> Job:
         """The job of a record; the one that is worked on if it is."""
@@ -236,23 +242,13 @@ class JobService:
             record = self._store.find(record.name)  # it has ended in between
         return Job(record.name, spec_json.decode(record.spec, None), record.total, record.snapshot)
 
-    def _remember(self, job: Job) -> None:
-        with self._lock:
-            self._jobs[job.name] = job
-        self._listen(job)
-
-    def _listen(self, job: Job) -> None:
-        """Forgets the job when it has ended: then the store has all of it."""
-
-        def look() -> None:
-            now = job.snapshot
-            if now.state.final and self._jobs.pop(job.name, None) is not None:
-                seconds = 0.0 if now.started is None or now.ended is None else now.ended - now.started
-                self._observer.job_ended(job.name, now.state.name.lower(), seconds)
-                self._housekeeper.ended()
-
-        job.listen(look)
-        look()
+    def _forget(self, job: Job) -> None:
+        """Lets go of a job that has ended: the store has all of it."""
+        self._jobs.pop(job.name, None)
+        now = job.snapshot
+        seconds = 0.0 if now.started is None or now.ended is None else now.ended - now.started
+        self._observer.job_ended(job.name, now.state.name.lower(), seconds)
+        self._housekeeper.ended()
 
     def _leave(self, error: Exception) -> bool:
         """Whether a later process goes on with a job that ended with this error."""

@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable
 
 from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
+from pahq_server.core.errors import NotFoundError
 from pahq_server.jobs.job import Job, JobState, Snapshot
+from pahq_server.jobs.result import DiscoveryResult
 from pahq_server.jobs.service import JobService
 
 
@@ -31,6 +33,29 @@ def wait_end(job: Job) -> Snapshot:
 
 def wait_state(job: Job, state: JobState) -> Snapshot:
     return wait_until(job, lambda now: now.state is state)
+
+
+def listed(service: JobService) -> list[str]:
+    """Names of all jobs, newest first."""
+    return [job.name for job in service.page(None, 1000)[0]]
+
+
+def wait_until_forgotten(service: JobService, job: Job) -> None:
+    for _ in range(int(PATIENCE_S / 0.01)):
+        try:
+            service.find(job.name)
+        except NotFoundError:
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(f"{job.name} is still there")
+
+
+def result_of(service: JobService, job: Job) -> DiscoveryResult:
+    """The result of a job, once it has ended."""
+    wait_end(job)
+    result = service.result(job.name)
+    assert result is not None, job.snapshot
+    return result
 
 
 def close_in_mid_step(service: JobService, engine: FakeEngine) -> None:

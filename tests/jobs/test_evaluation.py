@@ -9,7 +9,7 @@ import pytest
 from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore
 from helpers.topology import edge_names
-from helpers.waiting import close_in_mid_step
+from helpers.waiting import close_in_mid_step, listed
 
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, ServerError
 from pahq_server.jobs.service import JobService
@@ -23,7 +23,7 @@ def test_the_circuit_the_full_model_and_the_empty_circuit(service: JobService) -
     expected = metric.of_names(EDGES), metric.of_names(edge_names(GRAPH)), metric.of_names([])
     assert future.result(PATIENCE_S) == expected
     assert prepared.graph is GRAPH
-    assert service.newest_first() == []  # it is no discovery
+    assert listed(service) == []  # it is no discovery
 
 
 def test_no_edges_is_the_empty_circuit(service: JobService) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
+from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,11 +17,10 @@ from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.search.base import SearchProgress
 
 SPEC = DiscoverySpec(MEASUREMENT, "acdc", 1.0, gates=True)
-PREPARED = FakeEngine().prepare(MEASUREMENT)
 
 
 def new_job() -> Job:
-    return Job("users/local/discoveries/1", SPEC, PREPARED)
+    return Job("users/local/discoveries/1", SPEC, GRAPH.num_edges)
 
 
 def advance(job: Job) -> None:

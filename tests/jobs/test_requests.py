@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import pytest
 from helpers.fake_engine import MEASUREMENT, FakeEngine
-from helpers.waiting import wait_end
+from helpers.waiting import listed, wait_end, wait_until_forgotten
 
 from pahq_server.core.errors import (
     AlreadyExistsError,
     InvalidRequestError,
-    NotFoundError,
     ResourceExhaustedError,
 )
 from pahq_server.jobs.job import Job, JobState
 from pahq_server.jobs.service import JobService
 from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.store.records import Retention
 
 SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=True)
 NewService = Callable[..., JobService]
@@ -33,8 +33,8 @@ def test_a_repeated_request_returns_the_first_job(engine: FakeEngine, service: J
     assert create(service, request_id="abc") is first
     engine.release()
     wait_end(first)
-    assert create(service, request_id="abc") is first
-    assert service.newest_first() == [first]
+    assert create(service, request_id="abc").name == first.name
+    assert listed(service) == [first.name]
     assert len(engine.opened) == 1
 
 
@@ -46,7 +46,7 @@ def test_a_request_id_for_another_discovery_is_refused(service: JobService) -> N
     first = create(service, request_id="abc")
     with pytest.raises(AlreadyExistsError, match="'abc'"):
         create(service, replace(SPEC, threshold=0.5), request_id="abc")
-    assert service.newest_first() == [first]
+    assert listed(service) == [first.name]
 
 
 def test_a_forgotten_jobs_request_id_may_be_used_again(service: JobService) -> None:
@@ -58,14 +58,14 @@ def test_a_forgotten_jobs_request_id_may_be_used_again(service: JobService) -> N
 
 def test_validating_only_checks_and_creates_nothing(engine: FakeEngine, service: JobService) -> None:
     job = service.create(SPEC, "abc", validate_only=True)
-    assert (job.name, service.newest_first(), engine.opened) == ("", [], [])
+    assert (job.name, listed(service), engine.opened) == ("", [], [])
     with pytest.raises(InvalidRequestError):
         service.create(replace(SPEC, threshold=None), "", validate_only=True)
     created = create(service, request_id="abc")
     assert service.create(SPEC, "abc", validate_only=True).name == ""
     with pytest.raises(AlreadyExistsError):
         service.create(replace(SPEC, threshold=0.5), "abc", validate_only=True)
-    assert service.newest_first() == [created]
+    assert listed(service) == [created.name]
 
 
 def test_a_full_queue_turns_requests_away_until_there_is_room(
@@ -80,26 +80,24 @@ def test_a_full_queue_turns_requests_away_until_there_is_room(
         with pytest.raises(ResourceExhaustedError, match="2 runs are waiting already") as caught:
             refused()
         assert caught.value.retry_after_s > 0
-    assert len(service.newest_first()) == 3
+    assert len(listed(service)) == 3
     engine.release()
     assert {wait_end(job).state for job in jobs} == {JobState.SUCCEEDED}
     assert wait_end(create(service)).state is JobState.SUCCEEDED
 
 
 def test_the_oldest_finished_jobs_are_forgotten_first(engine: FakeEngine, new_service: NewService) -> None:
-    service = new_service(max_kept=2)
-    old, newer = create(service, request_id="old"), create(service)
-    wait_end(old)
-    wait_end(newer)
-    latest = create(service)
-    assert service.newest_first() == [latest, newer]
-    with pytest.raises(NotFoundError):
-        service.find(old.name)
-    assert create(service, request_id="old") is not old
+    service = new_service(retention=Retention(jobs=2))
+    old, *newer = [create(service, request_id=f"{number}") for number in range(3)]
+    for job in (old, *newer):
+        wait_end(job)
+    wait_until_forgotten(service, old)
+    assert listed(service) == [job.name for job in newer[::-1]]
+    assert create(service, request_id="0").name != old.name
 
 
 def test_unfinished_jobs_are_never_forgotten(engine: FakeEngine, new_service: NewService) -> None:
-    service = new_service(max_kept=1)
+    service = new_service(retention=Retention(jobs=1))
     engine.hold()
     jobs = [create(service) for _ in range(3)]
-    assert service.newest_first() == jobs[::-1]
+    assert listed(service) == [job.name for job in jobs[::-1]]

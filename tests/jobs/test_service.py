@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore, answer
-from helpers.waiting import close_in_mid_step, wait_end, wait_state
+from helpers.waiting import close_in_mid_step, listed, result_of, wait_end, wait_state
 
 from pahq_server.core.errors import (
     ConflictError,
@@ -33,12 +34,13 @@ def create(service: JobService, spec: DiscoverySpec = SPEC, request_id: str = ""
 
 
 def test_a_job_finds_what_its_search_finds(service: JobService) -> None:
-    now = wait_end(create(service))
+    job = create(service)
+    result, now = result_of(service, job), job.snapshot
     alone = answer(AcdcSearch(GRAPH, 2.0, gates=True).run(), SetScore(GRAPH, 1))
     assert now.state is JobState.SUCCEEDED
-    assert now.result is not None
-    assert now.result.search.verdicts == alone.verdicts
-    assert now.result.search.circuit.key == alone.circuit.key
+    assert result.search.verdicts == alone.verdicts
+    assert result.search.circuit.key == alone.circuit.key
+    assert np.array_equal(result.search.scores, alone.scores, equal_nan=True)
     assert now.evaluations == len(alone.verdicts)
     assert (now.progress.decided, now.progress.kept) == (GRAPH.num_edges, alone.circuit.num_kept)
 
@@ -50,8 +52,7 @@ def test_several_jobs_advance_together_and_do_not_mix(engine: FakeEngine, servic
     jobs = [create(service, spec) for spec in specs]
     engine.release()
     for job in jobs:
-        result = wait_end(job).result
-        assert result is not None
+        result = result_of(service, job)
         alone = answer(job.spec.search(GRAPH, window=1).run(), SetScore(GRAPH, 1))
         assert result.search.verdicts == alone.verdicts
     assert max(map(len, engine.steps)) == 4  # as many as may run at a time
@@ -61,23 +62,21 @@ def test_several_jobs_advance_together_and_do_not_mix(engine: FakeEngine, servic
 def test_the_window_changes_nothing_but_the_number_of_steps(
     window: int, engine: FakeEngine, service: JobService, new_service: NewService
 ) -> None:
-    one = wait_end(create(service)).result
+    one = result_of(service, create(service))
     steps = len(engine.steps)
-    other = wait_end(create(new_service(window=window))).result
-    assert one is not None
-    assert other is not None
+    longer = new_service(window=window)
+    other = result_of(longer, create(longer))
     assert other.search.verdicts == one.search.verdicts
     assert other.request == one.request
     assert len(engine.steps) - steps < steps
 
 
-def test_provenance(service: JobService) -> None:
+def test_provenance(engine: FakeEngine, service: JobService) -> None:
     job = create(service)
-    result = wait_end(job).result
-    assert result is not None
+    result = result_of(service, job)
     assert result.request == {
         "model_revision": "c0ffee",
-        "task_hash": job.prepared.task.hash,
+        "task_hash": engine.prepare(MEASUREMENT).task.hash,
         "parameters": SPEC.parameters(),
         "policy": "fp32",
         "version": "1.2.3",
@@ -100,7 +99,7 @@ def test_cancelling_a_running_job(engine: FakeEngine, service: JobService) -> No
     assert job.snapshot.state is JobState.CANCELLING
     engine.release()
     now = wait_end(job)
-    assert (now.state, now.result, now.error) == (JobState.CANCELLED, None, "")
+    assert (now.state, service.result(job.name), now.error) == (JobState.CANCELLED, None, "")
     assert now.ended is not None
 
 
@@ -155,7 +154,7 @@ def test_cancels_from_many_threads_never_take_a_job_back(service: JobService) ->
         steps = [*seen[job.name], end]
         assert all(a.sequence <= b.sequence for a, b in pairwise(steps))
         assert all(a.state.value <= b.state.value for a, b in pairwise(steps))
-        assert (end.state is JobState.SUCCEEDED) == (end.result is not None)
+        assert (end.state is JobState.SUCCEEDED) == (service.result(job.name) is not None)
         assert end.state in (JobState.SUCCEEDED, JobState.CANCELLED)
         assert job.snapshot == end
     assert ends[1].state is ends[5].state is JobState.SUCCEEDED  # nobody cancelled these
@@ -178,7 +177,7 @@ def test_a_failing_job_fails_alone_and_says_why(
     setattr(engine.failures["bad"], place, error)
     good, bad, other = create(service), create(service, BAD), create(service)
     now = wait_end(bad)
-    assert (now.state, now.error, now.result) == (JobState.FAILED, text, None)
+    assert (now.state, now.error, service.result(bad.name)) == (JobState.FAILED, text, None)
     assert {wait_end(job).state for job in (good, other)} == {JobState.SUCCEEDED}
     assert engine.open_sessions == {}
 
@@ -190,7 +189,7 @@ def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, s
         create(service, replace(SPEC, measurement=replace(MEASUREMENT, metric="charm")))
     with pytest.raises(InvalidRequestError, match="threshold"):
         create(service, replace(SPEC, threshold=-1.0))
-    assert service.newest_first() == []
+    assert listed(service) == []
     assert engine.opened == []
 
 
@@ -200,8 +199,8 @@ def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, s
 def test_names_are_resource_names_and_jobs_are_listed_newest_first(service: JobService) -> None:
     jobs = [create(service) for _ in range(3)]
     assert all(job.name.startswith("users/local/discoveries/") for job in jobs)
-    assert service.newest_first() == jobs[::-1]
-    assert all(service.find(job.name) is job for job in jobs)
+    assert listed(service) == [job.name for job in jobs[::-1]]
+    assert all(service.find(job.name).name == job.name for job in jobs)
 
 
 @pytest.mark.parametrize("method", [JobService.find, JobService.cancel, JobService.delete])
@@ -224,7 +223,7 @@ def test_only_finished_jobs_can_be_deleted(engine: FakeEngine, service: JobServi
     service.delete(job.name)
     with pytest.raises(NotFoundError):
         service.find(job.name)
-    assert service.newest_first() == []
+    assert listed(service) == []
 
 
 def test_close_fails_what_is_left(engine: FakeEngine, service: JobService) -> None:
