@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 from pahq_server.core.task import TokenTask
 from pahq_server.models.architecture import Architecture
@@ -27,9 +30,32 @@ def job_bytes(arch: Architecture, task: TokenTask) -> int:
     return BYTES * (2 * kept + 3 * scores + 4 * logits)
 
 
-def machine_bytes() -> int:
-    """The machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def machine_bytes(root: Path = Path("/")) -> int:
+    """The machine's memory, or as much of it as this process may take: its control groups may set limits.
+
+    Args:
+        root: of the file system where the system tells about groups.
+    """
+    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_group_limits(root))
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """Of every group that this process is in, up to the outermost that can be seen. Both versions count."""
+    yield 1 << 62
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for number, controllers, path in (line.split(":", 2) for line in groups):
+        if number == "0":
+            base, file = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        for group in (path, *map(str, PurePosixPath(path).parents)):
+            with suppress(OSError, ValueError):  # "max", and groups outside of this container
+                yield int((base / group.lstrip("/") / file).read_text())
 
 
 def default_memory_bytes() -> int:
