@@ -42,6 +42,7 @@ class AsyncTransport:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: aio.Channel | None = None
         self._stubs: Stubs | None = None
+        self._calls: set[Any] = set()  # under way
 
     async def run(self, flow: Flow[T]) -> T:
         """The value of a flow. Raises what the flow raises."""
@@ -66,12 +67,17 @@ class AsyncTransport:
     async def close(self) -> None:
         """Ends the connection and all calls on it."""
         self._closed = True
+        for call in tuple(self._calls):  # a channel that closes would leave them waiting for their deadlines
+            call.cancel()
         if self._channel is not None:
             await self._channel.close()
 
     def _start(self, operation: Call | Open) -> Any:
         method = self._connected().method(operation.rpc)
-        return method(operation.request, timeout=operation.timeout, metadata=self._endpoint.metadata)
+        call = method(operation.request, timeout=operation.timeout, metadata=self._endpoint.metadata)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
 
     def _connected(self) -> Stubs:
         loop = asyncio.get_running_loop()
@@ -85,7 +91,7 @@ class AsyncTransport:
         return self._stubs
 
     def _check_cancelled(self) -> None:
-        """A channel that closes cancels its calls. That is no reason for their tasks to look cancelled."""
+        """A client that closes cancels its calls. That is no reason for their tasks to look cancelled."""
         task = asyncio.current_task()
         if self._closed and task is not None and not task.cancelling():
             raise RuntimeError("this client is closed") from None

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from pahq_client import Circuit, CircuitMetric, Client, Edge, Graph, Verdict
+from pahq_client import AsyncClient, Circuit, CircuitMetric, Client, Edge, Graph, Verdict
 from pahq_client.patience import Backoff
 
+from .blocking import Blocking
 from .fake_server import FakeServer
+
+BACKOFF = Backoff(attempts=3, first_s=0.01)
 
 
 @pytest.fixture
@@ -17,8 +22,21 @@ def server() -> Iterator[FakeServer]:
 
 
 @pytest.fixture
-def client(server: FakeServer) -> Iterator[Client]:
-    with Client(server.address, backoff=Backoff(attempts=3, first_s=0.01)) as connected:
+def threads_client(server: FakeServer) -> Iterator[Client]:
+    with Client(server.address, backoff=BACKOFF) as connected:
+        yield connected
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def client(request: pytest.FixtureRequest, server: FakeServer) -> Iterator[Any]:
+    """Both kinds of clients, with the same surface: everything is to be true of both."""
+    if request.param == "threads":
+        yield request.getfixturevalue("threads_client")
+        return
+    with (
+        asyncio.Runner() as runner,
+        Blocking(AsyncClient(server.address, backoff=BACKOFF), runner) as connected,
+    ):
         yield connected
 
 

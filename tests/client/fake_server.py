@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -40,7 +41,12 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
         )
         self.base = 11  # edges of the session's base circuit
         self.unanswered = 0  # hypotheses per call
-        self._pool = ThreadPoolExecutor(16)
+        self.hold = "EvaluateCircuit"  # the method whose calls wait ...
+        self.held = threading.Event()  # ... until this is set, as it is unless a test takes another one
+        self.held.set()
+        self.holding = threading.Event()  # a call waits
+        self.abandoned = threading.Event()  # its caller has gone
+        self._pool = ThreadPoolExecutor(80)
         self._server = grpc.server(self._pool)
         add_DiscoveryServiceServicer_to_server(self, self._server)
         add_ModelServiceServicer_to_server(self, self._server)
@@ -65,12 +71,21 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
         self._server.stop(None).wait()
         self._pool.shutdown()
 
+    def _wait(self, context: grpc.ServicerContext) -> None:
+        """Holds the call until the test, or the caller, has had enough."""
+        context.add_callback(self.abandoned.set)
+        self.holding.set()
+        while not self.held.wait(0.02) and context.is_active():
+            pass
+
     def called(self, method: str) -> list[Any]:
         """The requests of a method so far."""
         return [request for name, request, _ in self.calls if name == method]
 
     def _enter(self, method: str, request: Any, context: grpc.ServicerContext) -> None:
         self.calls.append((method, request, dict(context.invocation_metadata())))
+        if method == self.hold and not self.held.is_set():
+            self._wait(context)
         fault = self.faults[method].pop(0) if self.faults[method] else None
         if fault is not None:
             fault.raise_on(context)

@@ -87,10 +87,10 @@ def test_discover_cancels_on_timeout_and_on_errors_of_the_caller(client: Client,
 
 
 def test_an_interrupt_before_the_name_is_known_still_cancels(
-    client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+    threads_client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.outcome = None
-    perform, interrupted = client._transport.perform, []
+    perform, interrupted = threads_client._transport.perform, []
 
     def lose_the_answer(operation):  # type: ignore[no-untyped-def]
         answer = perform(operation)
@@ -99,9 +99,9 @@ def test_an_interrupt_before_the_name_is_known_still_cancels(
             raise KeyboardInterrupt
         return answer
 
-    monkeypatch.setattr(client._transport, "perform", lose_the_answer)
+    monkeypatch.setattr(threads_client._transport, "perform", lose_the_answer)
     with pytest.raises(KeyboardInterrupt):
-        client.discover("demo", "ioi")
+        threads_client.discover("demo", "ioi")
     assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
 
 

@@ -242,8 +242,9 @@ def test_a_graph_without_mlps(client: Client, server: FakeServer) -> None:
     assert edges == (*(f"input->a0.h0<{kind}>" for kind in "qkv"), "input->logits", "a0.h0->logits")
 
 
-def test_threads_take_turns(session: Session, server: FakeServer) -> None:
+def test_threads_take_turns(threads_client: Client, server: FakeServer) -> None:
     """No commit of one thread comes between the portions of another's list."""
+    session = threads_client.session("demo", "ioi")
     scorer = threading.Thread(target=lambda: session.score([EDGES] * 200))
     scorer.start()
     session.commit(edges=EDGES)
