@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import re
@@ -78,6 +79,8 @@ def _metadata(error: errors.ServerError) -> dict[str, str]:
         return {"client": _shorten(error.client), "server": error.server}
     if isinstance(error, errors.QuotaExceededError):
         return {"quota": error.quota, "subject": error.subject}
+    if isinstance(error, errors.StorageError):
+        return {"damaged": str(error.damaged).lower()}
     return {"name": _shorten(error.name)} if isinstance(error, errors.NotFoundError) else {}
 
 
@@ -129,12 +132,16 @@ async def guarded(context: Any, method: str, observer: Observer) -> AsyncIterato
     trailing = ((REQUEST_ID_HEADER, request_id),)
     context.set_trailing_metadata(trailing)
     observer.call_started(method)
+    given_up = False
     try:
         with about(request_id=request_id, method=method):
             async with _reported(context, trailing):
                 yield
+    except asyncio.CancelledError:
+        given_up = True
+        raise
     finally:
-        observer.call_ended(method, _code(context), time.monotonic() - started)
+        observer.call_ended(method, _code(context, given_up), time.monotonic() - started)
 
 
 @asynccontextmanager
@@ -163,9 +170,9 @@ def _request_id(metadata: Any) -> str:
     return secrets.token_hex(8)
 
 
-def _code(context: Any) -> str:
-    """Name of the status that a call ends with."""
-    if context.cancelled():
+def _code(context: Any, given_up: bool) -> str:
+    """Name of the status that a call ends with; ``given_up`` if nobody waits for it any more."""
+    if given_up or context.cancelled():
         left = context.time_remaining()
         return "DEADLINE_EXCEEDED" if left is not None and left <= 0 else "CANCELLED"
     code = context.code()

@@ -46,19 +46,24 @@ class RunningServer:
     Args:
         engine: that it serves.
         session_limits: what sessions may take.
+        api: further arguments of the `ApiServer`.
         policy: of the job service; see `JobPolicy`.
     """
 
     def __init__(
-        self, engine: FakeEngine, session_limits: SessionLimits | None = None, **policy: Any
+        self,
+        engine: FakeEngine,
+        session_limits: SessionLimits | None = None,
+        api: dict[str, Any] | None = None,
+        **policy: Any,
     ) -> None:
-        self.engine = engine
+        self.engine, self._api = engine, api or {}
         self.jobs = JobService(engine, VERSION, JobPolicy(**policy), session_limits)
         self._ready, self._stop = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="api")
 
     async def _serve(self) -> None:
-        api = ApiServer(self.engine, self.jobs, "127.0.0.1:0", reflect=True)
+        api = ApiServer(self.engine, self.jobs, "127.0.0.1:0", reflect=True, **self._api)
         await api.start()
         self.port = api.port
         self._ready.set()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pahq_server.access import tls
 from pahq_server.access.config import MODES, AccessConfig
 from pahq_server.access.limits import CallLimits
-from pahq_server.access.tls import TlsFiles
 from pahq_server.cli import values
 from pahq_server.cli.options.listening import is_loopback
+from pahq_server.core.errors import InvalidRequestError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +64,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def refusal(options: argparse.Namespace) -> str | None:
-    """Why the server must not listen so; None if it may."""
+    """Why the server must not or cannot listen so; None if it may."""
+    return _contradiction(options) or _unreadable(options) or _exposure(options)
+
+
+def _contradiction(options: argparse.Namespace) -> str | None:
     encrypted = options.tls_cert is not None
     if encrypted != (options.tls_key is not None):
         return "--tls-cert and --tls-key go together"
@@ -71,9 +76,23 @@ def refusal(options: argparse.Namespace) -> str | None:
         return "--tls-client-ca needs --tls-cert and --tls-key"
     if options.auth == "certificates" and options.tls_client_ca is None:
         return "--auth certificates needs --tls-client-ca"
+    return None
+
+
+def _unreadable(options: argparse.Namespace) -> str | None:
+    files = _files(options)
+    try:
+        if files is not None:
+            tls.read(files)
+    except InvalidRequestError as error:
+        return str(error)
+    return None
+
+
+def _exposure(options: argparse.Namespace) -> str | None:
     if options.insecure or is_loopback(options.listen):
         return None
-    if not encrypted:
+    if options.tls_cert is None:
         lack = "calls would not be encrypted. Give --tls-cert and --tls-key, listen on 127.0.0.1"
     elif options.auth == "none":
         lack = "anybody could call. Leave out --auth none, listen on 127.0.0.1"
@@ -97,7 +116,11 @@ def config(options: argparse.Namespace) -> AccessConfig:
             streams=options.max_streams,
             user_streams=options.max_user_streams,
         ),
-        tls=None
-        if options.tls_cert is None
-        else TlsFiles(options.tls_cert, options.tls_key, options.tls_client_ca),
+        tls=_files(options),
     )
+
+
+def _files(options: argparse.Namespace) -> tls.TlsFiles | None:
+    if options.tls_cert is None:
+        return None
+    return tls.TlsFiles(options.tls_cert, options.tls_key, options.tls_client_ca)
