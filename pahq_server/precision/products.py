@@ -11,7 +11,6 @@ does not use AVX-512 (AMD).
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,11 +29,6 @@ def matmul(x: Tensor, w: Tensor) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     product = _product(_pad(flat), w)
     return product[: len(flat)].view(*x.shape[:-1], w.shape[-1])
-
-
-def batched(xs: Sequence[Tensor], ws: Sequence[Tensor]) -> Tensor:
-    """``x @ w`` for every pair: [B, N, O] for x [N, K] and w [K, O]."""
-    return torch.stack([matmul(x, w) for x, w in zip(xs, ws, strict=True)])
 
 
 def add_matmul(total: Tensor, x: Tensor, w: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pahq_server.precision.products import add_matmul, batched, matmul
+from pahq_server.precision.products import add_matmul, matmul
 
 
 @pytest.fixture(params=[1, 2, 7], autouse=True)
@@ -23,62 +23,6 @@ ROWS = (*range(1, 40), 64, 100, 333)
 
 
 @pytest.mark.parametrize("by_output", [False, True])
-@pytest.mark.parametrize(
-    ("inner", "outer"),
-    [
-        (8, 5),
-        (8, 1),
-        (11, 8),
-        (9, 8),
-        (14, 7),
-        (3, 3),
-        (8, 8),
-        (16, 20),
-        (8, 104),
-        (64, 64),
-        (12, 40),
-        (768, 64),
-        (768, 768),
-        (128, 4099),
-    ],
-)
-def test_a_row_has_the_same_bits_in_any_company(inner: int, outer: int, by_output: bool) -> None:
-    torch.manual_seed(0)
-    x, w = torch.randn(512, inner), torch.randn(inner, outer)
-    w = w.T.contiguous().T if by_output else w
-    everything = matmul(x, w)
-    assert torch.allclose(everything, x @ w, atol=1e-3)
-    total = torch.randn_like(everything)
-    sums = add_matmul(total.clone(), x, w)
-    for rows in ROWS:
-        assert torch.equal(add_matmul(total[:rows].clone(), x[:rows], w), sums[:rows]), rows
-        assert torch.equal(matmul(x[:rows], w), everything[:rows]), rows
-        assert torch.equal(matmul(x[7 : 7 + rows], w), everything[7 : 7 + rows]), rows
-
-
-@pytest.mark.parametrize("rows", [1, 15, 16, 100])
-def test_adding_a_product_of_zeros_changes_nothing(rows: int) -> None:
-    torch.manual_seed(0)
-    total, w = torch.randn(rows, 24), torch.randn(8, 24)
-    assert torch.equal(add_matmul(total.clone(), torch.zeros(rows, 8), w), total)
-    x = torch.randn(rows, 8)
-    assert torch.allclose(add_matmul(total.clone(), x, w), total + x @ w, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("inner", "outer"), [(64, 7), (64, 15), (64, 27), (5, 8), (4, 12), (64, 768), (16, 128)]
-)
-def test_a_batch_of_products_has_the_bits_of_each_alone(inner: int, outer: int) -> None:
-    torch.manual_seed(0)
-    xs, ws = torch.randn(9, 33, inner).unbind(), torch.randn(9, inner, outer).unbind()
-    together = batched(xs, ws)
-    assert torch.allclose(together, torch.stack([x @ w for x, w in zip(xs, ws, strict=True)]), atol=1e-4)
-    for i, (x, w) in enumerate(zip(xs, ws, strict=True)):
-        assert torch.equal(batched([x], [w])[0], together[i])
-        for rows in (1, 2, 15, 20):
-            assert torch.equal(batched([x[9 : 9 + rows]], [w])[0], together[i, 9 : 9 + rows]), rows
-
-
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(5, 4, 135), (13, 8, 13), (16, 32, 16), (40, 64, 24)])
 def test_a_product_has_the_same_bits_at_any_address(rows: int, inner: int, outer: int) -> None:
     torch.manual_seed(0)

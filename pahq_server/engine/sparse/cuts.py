@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,10 @@ from torch import Tensor
 from pahq_server.engine.sparse.base import Base, Pattern
 from pahq_server.engine.sparse.reference import is_head
 from pahq_server.engine.sparse.variants import Values, laid_out
-from pahq_server.precision.products import batched
+from pahq_server.precision.products import matmul
+
+# Differences of single edges that are remembered while patterns are summed up.
+ALONE_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def collect(
 def sum_up(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
     """Sums of single cuts in full precision: `Sums`."""
     everything = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
-    return chained(base, receiver, patterns, None, lambda s: _single_cuts(base, receiver, s), everything)
+    return chained(base, receiver, patterns, None, lambda s: _single_cut(base, receiver, s), everything)
 
 
 def sum_up_rest(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
@@ -82,8 +86,8 @@ def sum_up_rest(base: Base, receiver: int, patterns: list[Pattern], kind: int = 
             sums.append(sum_up(base, receiver, [pattern])[0])
             continue
         dx = base.empty_x(receiver) - base.kept_x(receiver)
-        for cut in _single_cuts(base, receiver, rest).values():
-            dx -= cut
+        for sender in rest:
+            dx -= _single_cut(base, receiver, sender)
         sums.append(dx)
     return torch.stack(sums)
 
@@ -93,7 +97,7 @@ def chained(
     receiver: int,
     patterns: list[Pattern],
     key: object,
-    single_cuts: Callable[[list[int]], dict[int, Tensor]],
+    single_cut: Callable[[int], Tensor],
     everything: Pattern | None = None,
 ) -> Tensor:
     """Sums of single cuts, [V, N, D]; remembered by the base, for chains that go on.
@@ -103,22 +107,23 @@ def chained(
         receiver: whose input is cut.
         patterns: sets of senders.
         key: what besides the base and the receiver the single cuts depend on.
-        single_cuts: gives the change of the receiver's input for each of some edges alone, [N, D].
+        single_cut: gives the change of the receiver's input for the edge of one sender alone, [N, D].
         everything: the pattern that needs no sum, as nothing is left of the input.
     """
     known = dict(base.known_cuts.get((receiver, key), {}))
-    single = single_cuts(_needed_alone(patterns, known, everything))
+    # One after the other, few at a time: those of all senders together would be the most of a sweep's memory.
+    single = lru_cache(ALONE_KEPT)(single_cut)
     shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
     dx = torch.empty(shape, dtype=base.weights.dtype)
     for i, pattern in enumerate(patterns):
         if pattern == everything:
             torch.sub(base.empty_x(receiver), base.kept_x(receiver), out=dx[i])
         elif pattern[:-1] in known:
-            torch.add(known[pattern[:-1]], single[pattern[-1]], out=dx[i])
+            torch.add(known[pattern[:-1]], single(pattern[-1]), out=dx[i])
         else:
-            dx[i] = single[pattern[0]]
+            dx[i] = single(pattern[0])
             for sender in pattern[1:]:
-                dx[i] += single[sender]
+                dx[i] += single(sender)
         known[pattern] = dx[i]
     base.known_cuts = {(receiver, key): dict(zip(patterns, dx, strict=True))}
     return dx
@@ -157,25 +162,7 @@ def _cut(
     return Cut([pattern for _, _, pattern in keys], Values(dx, sizes), variant)
 
 
-def _needed_alone(
-    patterns: list[Pattern], known: dict[Pattern, Tensor], everything: Pattern | None
-) -> list[int]:
-    """Senders whose own difference is needed, given that patterns are summed up in order."""
-    senders: set[int] = set()
-    covered = set(known)
-    for pattern in patterns:
-        if pattern != everything:
-            senders.update(pattern[-1:] if pattern[:-1] in covered else pattern)
-        covered.add(pattern)
-    return sorted(senders, reverse=True)
-
-
-def _single_cuts(base: Base, receiver: int, senders: list[int]) -> dict[int, Tensor]:
-    """Change of the receiver's input for each edge alone: [N, D]."""
-    places = base.plan.receivers[receiver]
-    heads = [s for s in senders if is_head(base.circuit.graph, s)]
-    cuts = {s: base.ablation(s, places) for s in senders if s not in heads}
-    if heads:
-        writes = batched([base.ablation(s, places) for s in heads], [base.weights.writes(s) for s in heads])
-        cuts |= dict(zip(heads, writes, strict=True))
-    return cuts
+def _single_cut(base: Base, receiver: int, sender: int) -> Tensor:
+    """Change of the receiver's input for one edge alone: [N, D]."""
+    change = base.ablation(sender, base.plan.receivers[receiver])
+    return matmul(change, base.weights.writes(sender)) if is_head(base.circuit.graph, sender) else change
