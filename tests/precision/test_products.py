@@ -23,6 +23,48 @@ ROWS = (*range(1, 40), 64, 100, 333)
 
 
 @pytest.mark.parametrize("by_output", [False, True])
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        (8, 5),
+        (8, 1),
+        (11, 8),
+        (9, 8),
+        (14, 7),
+        (3, 3),
+        (8, 8),
+        (16, 20),
+        (8, 104),
+        (64, 64),
+        (12, 40),
+        (768, 64),
+        (768, 768),
+        (128, 4099),
+    ],
+)
+def test_a_row_has_the_same_bits_in_any_company(inner: int, outer: int, by_output: bool) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(512, inner), torch.randn(inner, outer)
+    w = w.T.contiguous().T if by_output else w
+    everything = matmul(x, w)
+    assert torch.allclose(everything, x @ w, atol=1e-3)
+    total = torch.randn_like(everything)
+    sums = add_matmul(total.clone(), x, w)
+    for rows in ROWS:
+        assert torch.equal(add_matmul(total[:rows].clone(), x[:rows], w), sums[:rows]), rows
+        assert torch.equal(matmul(x[:rows], w), everything[:rows]), rows
+        assert torch.equal(matmul(x[7 : 7 + rows], w), everything[7 : 7 + rows]), rows
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 100])
+def test_adding_a_product_of_zeros_changes_nothing(rows: int) -> None:
+    torch.manual_seed(0)
+    total, w = torch.randn(rows, 24), torch.randn(8, 24)
+    assert torch.equal(add_matmul(total.clone(), torch.zeros(rows, 8), w), total)
+    x = torch.randn(rows, 8)
+    assert torch.allclose(add_matmul(total.clone(), x, w), total + x @ w, atol=1e-5)
+
+
 @pytest.mark.parametrize(("rows", "inner", "outer"), [(5, 4, 135), (13, 8, 13), (16, 32, 16), (40, 64, 24)])
 def test_a_product_has_the_same_bits_at_any_address(rows: int, inner: int, outer: int) -> None:
     torch.manual_seed(0)
