@@ -11,6 +11,7 @@ PahqError
  │   └─ RateLimited         this user's calls come too fast, and there is no time to wait
  ├─ Unavailable          nothing answers at the address
  │   ├─ DeadlineExceeded    it does, or did, but not in time
+ │   ├─ StorageUnavailable  it does, but cannot write or read what it must keep
  │   └─ NoEmbeddedServer    no server was named and none can be started here
  ├─ VersionMismatch      client and server do not fit together; carries both versions
  ├─ Unauthenticated      the server wants a token, or another one
@@ -142,6 +143,24 @@ class DeadlineExceeded(Unavailable):
 
     def __str__(self) -> str:
         return f"the PAHQ server at {self.address} did not answer in time"
+
+
+class StorageUnavailable(Unavailable):
+    """The server cannot write or read what it must keep, for example because its disk is full.
+
+    Args:
+        address: of the server.
+        detail: what happened.
+        damaged: whether what it wrote is damaged, so that trying again is of no use.
+    """
+
+    def __init__(self, address: str, detail: str = "", damaged: bool = False) -> None:
+        super().__init__(address, detail)
+        self.args = (address, detail, damaged)
+        self.damaged = damaged
+
+    def __str__(self) -> str:
+        return f"the PAHQ server at {self.address} has trouble with its storage: {self.detail}"
 
 
 class NoEmbeddedServer(Unavailable):

@@ -90,6 +90,11 @@ def _unavailable(failure: Failure) -> errors.PahqError:
     return errors.Unavailable(failure.address, failure.message)
 
 
+def _storage(failure: Failure) -> errors.PahqError:
+    damaged = failure.metadata.get("damaged") == "true"
+    return errors.StorageUnavailable(failure.address, failure.message, damaged)
+
+
 def _late(failure: Failure) -> errors.PahqError:
     return errors.DeadlineExceeded(failure.address, failure.message)
 
@@ -110,6 +115,7 @@ BY_REASON: Mapping[str, Factory] = {
     "UNAUTHENTICATED": _unauthenticated,
     "PERMISSION_DENIED": _denied,
     "NON_FINITE_METRIC": _failed,
+    "STORAGE": _storage,
     "UNAVAILABLE": _unavailable,
 }
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from pahq_client.errors import DeadlineExceeded, NotFound, PahqError, RateLimited, Unavailable
+from pahq_client.errors import (
+    DeadlineExceeded,
+    NotFound,
+    PahqError,
+    RateLimited,
+    StorageUnavailable,
+    Unavailable,
+)
 from pahq_client.flow import Call, Flow, Open, Pause, Read
 from pahq_client.patience import Backoff, Deadline, jittered
 from pahq_client.rpcs import Rpc
@@ -104,4 +111,5 @@ def next_delay(error: PahqError, delays: Iterator[float]) -> float | None:
     """Seconds until another try is sensible; None if none is."""
     if isinstance(error, RateLimited):
         return jittered(max(error.retry_after or 0.0, LEAST_PAUSE))
-    return next(delays, None) if isinstance(error, Unavailable) else None
+    hopeless = isinstance(error, StorageUnavailable) and error.damaged
+    return next(delays, None) if isinstance(error, Unavailable) and not hopeless else None
