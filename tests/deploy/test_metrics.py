@@ -1,0 +1,154 @@
+"""Dashboards and alerts ask for metrics that exist, by labels and values that exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from deploy.files import DEPLOY, load_yaml
+from pahq_server.core.engine import MemoryUsage
+from pahq_server.jobs.job import JobState
+from pahq_server.telemetry.metrics import CODES, ENDS, Metrics
+from pahq_server.telemetry.pulled import PulledMetrics, Sources
+
+DASHBOARD = DEPLOY / "grafana" / "dashboards" / "pahq.json"
+ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
+METHODS = ("pahq.v1.DiscoveryService/CreateDiscovery", "pahq.v1.DiscoveryService/WatchDiscovery")
+# What Prometheus adds to every sample, and the variables of the dashboard.
+ADDED = {"job", "instance", "le"}
+# From the library's collector of the process, and from Prometheus itself.
+OUTSIDE = {"up", "process_start_time_seconds", "process_resident_memory_bytes", "process_cpu_seconds_total"}
+
+
+def samples() -> dict[str, dict[str, set[str]]]:
+    """Values of the labels of all samples that a server tells, by name."""
+    metrics = Metrics(METHODS)
+    for method in METHODS:
+        metrics.call_started(method)
+        for code in CODES:
+            metrics.call_ended(method, code, 0.1)
+    for reason in ("auth", "rate_limit", "quota", "queue_full"):
+        metrics.rejected(reason)
+    usage = MemoryUsage(1, 2, 1, 0, 1, 1, 0)
+    states = {state.name.lower(): 0 for state in JobState}
+    registry = CollectorRegistry()
+    registry.register(PulledMetrics(Sources(lambda: usage, lambda: states, lambda: 0, Path("/"))))
+    found: dict[str, dict[str, set[str]]] = {name: {} for name in OUTSIDE}
+    found["pahq_build_info"] = {"version": set(), "torch": set()}
+    for family in (*metrics.registry.collect(), *registry.collect()):
+        for sample in family.samples:
+            labels = found.setdefault(sample.name, {})
+            for label, value in sample.labels.items():
+                labels.setdefault(label, set()).add(value)
+    return found
+
+
+KNOWN = samples()
+
+
+def panels() -> Iterator[tuple[str, str]]:
+    for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"]
+
+
+def rules() -> Iterator[tuple[str, str]]:
+    for group in load_yaml(ALERTS)["groups"]:
+        for rule in group["rules"]:
+            yield rule["alert"], rule["expr"]
+
+
+EXPRESSIONS = [*panels(), *rules()]
+
+
+def selectors(expression: str) -> list[tuple[str, str]]:
+    """Names of metrics with what is in braces after them."""
+    return re.findall(r"\b((?:pahq|process)_[a-z_]+|up\b)(?:\{([^}]*)\})?", expression)
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(list(panels())) >= 25
+    assert len(list(rules())) >= 10
+
+
+@pytest.mark.parametrize(("title", "expression"), EXPRESSIONS, ids=[title for title, _ in EXPRESSIONS])
+def test_queries_ask_for_what_there_is(title: str, expression: str) -> None:
+    found = selectors(expression)
+    assert found
+    for name, braces in found:
+        assert name in KNOWN, name
+        labels = KNOWN[name]
+        for label, operator, text in re.findall(r'(\w+)(=~|!~|!=|=)"([^"]*)"', braces):
+            assert label in ADDED | labels.keys(), f"{name} has no label {label}"
+            if label in labels and "*" not in text:
+                values = text.split("|") if "~" in operator else [text]
+                assert set(values) <= labels[label], f"{name}: {label} is never {values}"
+        for grouped in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
+            used = {label.strip() for label in grouped.split(",")}
+            assert used <= ADDED | {label for known, _ in found for label in KNOWN[known]}
+
+
+def test_every_metric_of_the_server_is_shown() -> None:
+    shown = {_family(name) for _, expression in EXPRESSIONS for name, _ in selectors(expression)}
+    assert {_family(name) for name in KNOWN if not name.endswith("_created")} <= shown
+
+
+def _family(name: str) -> str:
+    return re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+def test_panels_do_not_overlap_and_use_the_provisioned_source() -> None:
+    dashboard = json.loads(DASHBOARD.read_text("utf-8"))
+    source = load_yaml(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")["datasources"][0]
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        place = panel["gridPos"]
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert all(x < 24 for x, _ in cells)
+        taken |= cells
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": source["type"], "uid": source["uid"]}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_alert_says_what_is_wrong_and_the_page_what_to_do() -> None:
+    page = (DEPLOY / "OPERATIONS.md").read_text("utf-8")
+    told = re.findall(r"^\| `(Pahq\w+)` \|", page, re.MULTILINE)
+    named = [rule["alert"] for group in load_yaml(ALERTS)["groups"] for rule in group["rules"]]
+    assert told == named
+    for group in load_yaml(ALERTS)["groups"]:
+        for rule in group["rules"]:
+            assert rule["annotations"]["summary"]
+            assert rule["labels"]["severity"] in ("page", "ticket")
+
+
+def test_pages_name_metrics_that_exist() -> None:
+    for page in ("README.md", "OPERATIONS.md"):
+        for name in re.findall(r"`(pahq_[a-z_]+)", (DEPLOY / page).read_text("utf-8")):
+            assert name in KNOWN or f"{name}_count" in KNOWN, name
+    assert set(ENDS) <= {state.name.lower() for state in JobState}
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool (of Prometheus) is not on PATH")
+def test_promtool_finds_nothing_wrong() -> None:
+    subprocess.run(["promtool", "check", "rules", str(ALERTS)], check=True, capture_output=True)
+    config = DEPLOY / "prometheus" / "prometheus.yaml"
+    subprocess.run(["promtool", "check", "config", str(config)], check=True, capture_output=True)
+    cases = Path(__file__).with_name("alerts_test.yaml")
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(cases)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
