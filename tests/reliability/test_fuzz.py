@@ -1,0 +1,224 @@
+"""Malformed and mutated messages on every RPC: each is answered or refused for what it is."""
+
+from __future__ import annotations
+
+import random
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import grpc
+import pytest
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
+
+from pahq_server.access.policy import POLICY
+
+from .conftest import Figures
+from .secured import SecuredServer, measurement, spec
+
+Code = grpc.StatusCode
+SHORT, FULL = 400, 20_000
+# What may be said to a message that makes no sense, or happens to make some.
+FINE = {
+    Code.OK,
+    Code.INVALID_ARGUMENT,
+    Code.NOT_FOUND,
+    Code.ALREADY_EXISTS,
+    Code.FAILED_PRECONDITION,
+    Code.RESOURCE_EXHAUSTED,
+    Code.DEADLINE_EXCEEDED,  # of the test: what happens to make sense can take long
+}
+GROWTH_MIB = 64
+NAME = "users/ada/discoveries/0123456789abcdef0123456789abcdef"
+
+
+def seeds() -> dict[str, Message]:
+    """A request of every RPC that makes sense, or nearly."""
+    prompts = task_pb2.PromptTask(
+        clean=[
+            task_pb2.Prompt(text=" Lily gave"),
+            task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3])),
+        ],
+        corrupted=[task_pb2.Prompt(text=" Ben gave")],
+        positions=task_pb2.Positions(indices=[-1, 2]),
+    )
+    own = measurement(task=task_pb2.Task(prompts=prompts))
+    edges = patching_pb2.EdgeList(names=["m3->logits", "a3.h7->m3"])
+    hypothesis = patching_pb2.Hypothesis(removed=edges)
+    discovery, patching = "pahq.v1.DiscoveryService", "pahq.v1.PatchingService"
+    reflection = "grpc.reflection.v1alpha.ServerReflection"
+    return {
+        f"{discovery}/CreateDiscovery": pb.CreateDiscoveryRequest(
+            spec=spec(), request_id="a", validate_only=True
+        ),
+        f"{discovery}/GetDiscovery": pb.GetDiscoveryRequest(name=NAME),
+        f"{discovery}/ListDiscoveries": pb.ListDiscoveriesRequest(page_size=3, page_token="7"),
+        f"{discovery}/CancelDiscovery": pb.CancelDiscoveryRequest(name=NAME),
+        f"{discovery}/DeleteDiscovery": pb.DeleteDiscoveryRequest(name=NAME),
+        f"{discovery}/WatchDiscovery": pb.WatchDiscoveryRequest(name=NAME, after_sequence=5),
+        f"{discovery}/GetCircuit": pb.GetCircuitRequest(name=NAME),
+        f"{discovery}/EvaluateCircuit": pb.EvaluateCircuitRequest(measurement=own, edges=["m3->logits"]),
+        f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(measurement=own),
+        f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(
+            name=NAME, hypotheses=[hypothesis] * 3
+        ),
+        f"{patching}/CommitCircuit": patching_pb2.CommitCircuitRequest(name=NAME, circuit=hypothesis),
+        f"{patching}/CloseSession": patching_pb2.CloseSessionRequest(name=NAME),
+        "pahq.v1.ModelService/ListModels": model_pb2.ListModelsRequest(),
+        "pahq.v1.ModelService/GetModel": model_pb2.GetModelRequest(name="demo"),
+        "pahq.v1.ServerService/GetServerInfo": server_pb2.GetServerInfoRequest(),
+        "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="pahq.v1.ModelService"),
+        "grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest(service="nothing"),
+        f"{reflection}/ServerReflectionInfo": reflection_pb2.ServerReflectionRequest(
+            file_containing_symbol="pahq.v1.Discovery"
+        ),
+    }
+
+
+Mutation = Callable[[random.Random, bytes], bytes]
+
+
+def _flip(random: random.Random, data: bytes) -> bytes:
+    changed = bytearray(data or b"\0")
+    for _ in range(random.randint(1, 4)):
+        changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def _cut(random: random.Random, data: bytes) -> bytes:
+    return data[: random.randrange(len(data) + 1)]
+
+
+def _splice(random: random.Random, data: bytes) -> bytes:
+    a, b = sorted(random.randrange(len(data) + 1) for _ in range(2))
+    place = random.randrange(len(data) + 1)
+    return data[:place] + data[a:b] * random.randint(1, 50) + data[place:]
+
+
+def _noise(random: random.Random, data: bytes) -> bytes:
+    return random.randbytes(random.randrange(200))
+
+
+def _insert(random: random.Random, data: bytes) -> bytes:
+    """Where a field may be: what a parser trips over."""
+    odd = (
+        b"\xff" * 11,  # a number that does not end
+        b"\x0a\xff\xff\xff\xff\x07",  # 2 GiB of text
+        b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # a negative length
+        b"\x0b" * 200,  # groups in groups
+        b"\x0a\x03\xed\xa0\x80",  # half a surrogate
+        b"\x0a\x01\0",
+        b"\x08" + b"\xff" * 9 + b"\x01",  # -1
+        b"\x11\0\0\0\0\0\0\xf8\x7f",  # NaN
+        b"\x00\x00",
+        b"\xf8\xff\xff\xff\x0f\x01",  # the largest field number
+    )
+    place = random.randrange(len(data) + 1)
+    return data[:place] + random.choice(odd) + data[place:]
+
+
+def _nested(random: random.Random, data: bytes) -> bytes:
+    for _ in range(random.choice((3, 30, 120))):
+        data = b"\x0a" + _varint(len(data)) + data
+    return data
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _value(random: random.Random, data: bytes) -> bytes:
+    """A number or text where another one was, without harm to the frame around it."""
+    changed = bytearray(data or b"\0")
+    place = random.randrange(len(changed))
+    odd = (0, 127, 255, 128, 1, 45, 47, 46)
+    changed[place] = random.choice(odd)
+    return bytes(changed)
+
+
+MUTATIONS: tuple[Mutation, ...] = (_flip, _cut, _splice, _noise, _insert, _nested, _value)
+
+
+def cases(number: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    chance, messages = random.Random(seed), list(seeds().items())
+    assert {method for method, _ in messages} == set(POLICY)
+    for case in range(number):
+        method, message = messages[case % len(messages)]
+        data = message.SerializeToString()
+        for _ in range(chance.randint(1, 2)):
+            data = chance.choice(MUTATIONS)(chance, data)
+        yield method, data
+
+
+def ask(channel: grpc.Channel, token: str, method: str, data: bytes) -> Code:
+    call = channel.unary_stream(f"/{method}")
+    metadata = [("authorization", f"Bearer {token}")]
+    # A watch of health does not end by itself.
+    patience = 0.2 if method.endswith("Health/Watch") else 20
+    answers = call(data, metadata=metadata, timeout=patience)
+    with suppress(grpc.RpcError):
+        for _ in answers:
+            pass
+    code: Code = answers.code()
+    assert code in FINE, (method, data, code, answers.details())
+    return code
+
+
+def run(server: SecuredServer, number: int, seed: int) -> Counter[str]:
+    with server.channel() as channel, ThreadPoolExecutor(4) as pool:
+        token = server.tokens["ada"]
+        codes = pool.map(lambda case: ask(channel, token, *case), cases(number, seed))
+        return Counter(code.name for code in codes)
+
+
+def fuzz(server: SecuredServer, number: int, figures: Figures) -> None:
+    run(server, SHORT // 2, seed=1)  # what a server needs once, it needs now
+    before = server.memory()
+    codes = run(server, number, seed=2)
+    growth = server.memory() - before
+    with server.as_user("ada") as ada:
+        ada.cancel_all()
+    server.assert_alive()
+    assert "a call failed" not in server.process.log()
+    assert growth < GROWTH_MIB
+    assert sum(codes.values()) == number
+    assert codes["INVALID_ARGUMENT"] > number / 10
+    figures(cases=number, growth_mib=round(growth, 1), **codes)
+
+
+def test_mutated_messages(secured: SecuredServer, figures: Figures) -> None:
+    fuzz(secured, SHORT, figures)
+
+
+@pytest.mark.long
+def test_many_mutated_messages(secured: SecuredServer, figures: Figures) -> None:
+    fuzz(secured, FULL, figures)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_what_is_no_http(encrypted: bool, secured: SecuredServer) -> None:
+    """Noise on the port itself, and inside of a connection that was encrypted."""
+    chance = random.Random(3)
+    host, _, port = secured.process.address.rpartition(":")
+    context = ssl.create_default_context(cafile=str(secured.authority.cert))
+    context.set_alpn_protocols(["h2"])
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for start in (b"", b"GET / HTTP/1.1\r\n\r\n", preface, preface + b"\0\0\0\4\0\0\0\0\0"):
+        for _ in range(5):
+            plain = socket.create_connection((host, int(port)), timeout=20)
+            with (
+                context.wrap_socket(plain, server_hostname="localhost") if encrypted else plain as connection
+            ):
+                connection.sendall(start + chance.randbytes(2000))
+    secured.assert_alive()
