@@ -50,7 +50,7 @@ def discover(
         token: where the server asks for one.
         tls: None for plaintext, True to trust the system's certificates, or a TlsConfig.
         timeout: seconds for all of it.
-        progress: True for a bar on stderr, or a function that gets every Event.
+        progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
 
     Raises:
         InvalidRequest: an argument is wrong.

@@ -28,11 +28,16 @@ class FakeJob:
         self.events: list[pb.Event] = []
         self.changed = threading.Condition()
 
+    @property
+    def sequence(self) -> int:
+        return self.events[-1].sequence if self.events else 0
+
     def add(self, state: int, kind: int = pb.EVENT_KIND_STATE, error: str = "", decided: int = 0) -> None:
         progress = pb.Progress(decided=decided, total=10, kept=decided // 2, metric=0.5, evaluations=decided)
         with self.changed:
-            number = self.events[-1].sequence + 1 if self.events else 1
-            event = pb.Event(sequence=number, kind=kind, state=state, error_message=error, progress=progress)
+            event = pb.Event(
+                sequence=self.sequence + 1, kind=kind, state=state, error_message=error, progress=progress
+            )
             self.events.append(event)
             self.changed.notify_all()
 
@@ -157,7 +162,9 @@ class FakeDiscoveries(DiscoveryServiceServicer):
             self.cut_fault.raise_on(context)
 
     def _events(self, job: FakeJob, after: int, context: grpc.ServicerContext) -> Iterator[pb.Event]:
-        position = 0 if self.repeat else sum(event.sequence <= after for event in job.events)
+        # Who asks is told the present place in the queue again.
+        seen = [event.sequence <= after and not event.HasField("queue_position") for event in job.events]
+        position = 0 if self.repeat else sum(seen)
         while context.is_active() and not self._closing.is_set():
             with job.changed:
                 if len(job.events) <= position:

@@ -11,7 +11,8 @@ import pytest
 
 from pahq_client import Client, Event, EventKind, InvalidRequest, JobState, TlsConfig, Unavailable
 from pahq_client.patience import Backoff, Deadline
-from pahq_client.progress import Speed, describe, reporter
+from pahq_client.progress import reporter
+from pahq_client.words import Speed, describe
 
 from .fake_server import FakeServer
 

@@ -18,6 +18,7 @@ from pahq_client import (
 )
 from pahq_client.patience import Backoff
 
+from .fake_jobs import STARTED
 from .fake_server import Code, FakeServer, Fault
 
 
@@ -53,6 +54,22 @@ def test_watch_survives_a_stream_that_just_ends(client: Client, server: FakeServ
 def test_watch_drops_what_a_server_repeats(client: Client, server: FakeServer) -> None:
     server.repeat, server.cuts = True, [2, 3]
     assert [event.sequence for event in client.submit("demo", "ioi").watch()] == [1, 2, 3, 4]
+
+
+def test_new_places_in_the_queue_repeat_the_sequence(client: Client, server: FakeServer) -> None:
+    """Each is passed on once, also when it comes again after an interruption."""
+    server.outcome, server.cuts = None, [4]
+    job = client.submit("demo", "ioi")
+    fake = server.jobs[job.name]
+    fake.move(3, STARTED)
+    events = job.watch()
+    assert [next(events).queue_position for _ in range(4)] == [None, None, None, 3]
+    fake.move(2, STARTED)
+    moved = next(events)
+    assert (moved.sequence, moved.queue_position, moved.estimated_start) == (3, 2, STARTED)
+    fake.end(pb.DISCOVERY_STATE_SUCCEEDED)
+    assert [(event.sequence, event.queue_position) for event in events] == [(4, None)]
+    assert [request.after_sequence for request in server.called("WatchDiscovery")] == [0, 3]
 
 
 def test_watch_gives_up_after_its_tries(client: Client, server: FakeServer) -> None:

@@ -1,0 +1,73 @@
+"""Where a discovery stands, in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from pahq_client.events import Event, JobInfo
+
+
+class Speed:
+    """Evaluations per second since the first event that was seen."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start: tuple[float, int] | None = None
+
+    def update(self, evaluations: int) -> float | None:
+        """The speed now; None as long as there is nothing to divide."""
+        now = self._clock()
+        if self._start is None:
+            self._start = now, evaluations
+        seconds, done = now - self._start[0], evaluations - self._start[1]
+        return done / seconds if seconds > 0 and done > 0 else None
+
+
+def describe(event: Event, speed: float | None) -> str:
+    """What stands beside a bar: state and place while waiting, else edges, metric, speed, time left."""
+    if not event.total:
+        return ", ".join([event.state.lower(), *_place(event)])
+    parts = [f"{event.decided}/{event.total} edges, {event.kept} kept, metric {event.metric:.4g}"]
+    if speed is not None:
+        parts.append(f"{speed:.{0 if speed >= 10 else 1}f} eval/s")
+    if event.eta_s is not None:
+        parts.append(f"{clock_time(event.eta_s)} left")
+    return ", ".join(parts)
+
+
+def summarize(info: JobInfo) -> str:
+    """A discovery at some moment, in one line."""
+    return ", ".join([info.state.lower(), *_place(info), *_progress(info), *_duration(info)])
+
+
+def _place(known: Event | JobInfo) -> Iterator[str]:
+    if known.queue_position is not None:
+        yield f"number {known.queue_position} in the queue"
+    if known.estimated_start is not None:
+        yield f"starts about {known.estimated_start.astimezone():%H:%M}"
+
+
+def _progress(info: JobInfo) -> Iterator[str]:
+    if info.total:
+        yield f"{info.decided}/{info.total} edges, {info.kept} kept"
+        yield f"{info.metric or 'metric'} {info.metric_value:.4g}, {info.evaluations} evaluations"
+    if info.error:
+        yield info.error
+
+
+def _duration(info: JobInfo) -> Iterator[str]:
+    if not info.state.is_final and info.eta_s is not None:
+        yield f"{clock_time(info.eta_s)} left"
+    if info.started is not None and info.ended is not None:
+        yield f"took {clock_time((info.ended - info.started).total_seconds())}"
+    elif info.started is not None:
+        yield f"running for {clock_time((datetime.now(UTC) - info.started).total_seconds())}"
+
+
+def clock_time(seconds: float) -> str:
+    """Seconds as people write them, for example 1:02:05."""
+    minutes, second = divmod(max(0, round(seconds)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
