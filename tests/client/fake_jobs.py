@@ -162,9 +162,9 @@ class FakeDiscoveries(DiscoveryServiceServicer):
             self.cut_fault.raise_on(context)
 
     def _events(self, job: FakeJob, after: int, context: grpc.ServicerContext) -> Iterator[pb.Event]:
-        # Who asks is told the present place in the queue again.
-        seen = [event.sequence <= after and not event.HasField("queue_position") for event in job.events]
-        position = 0 if self.repeat else sum(seen)
+        position = 0 if self.repeat else sum(event.sequence <= after for event in job.events)
+        if position == len(job.events) and job.events[-1].HasField("queue_position"):
+            position -= 1  # who asks again is told the present place again
         while context.is_active() and not self._closing.is_set():
             with job.changed:
                 if len(job.events) <= position:
@@ -172,7 +172,7 @@ class FakeDiscoveries(DiscoveryServiceServicer):
                 news = job.events[position:]
             yield from news
             position += len(news)
-            if job.state in FINAL:
+            if job.state in FINAL and position == len(job.events):
                 return
 
     def GetCircuit(self, request: Any, context: Any) -> Iterator[Any]:
