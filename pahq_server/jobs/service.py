@@ -172,6 +172,8 @@ class JobService:
                 journal = StoredJournal(self._store, record.id)
                 job = Job(record.name, spec, record.total, record.snapshot, journal, self._forget)
                 self._jobs[job.name] = job
+        if created and record.snapshot.state.final:
+            self._observer.job_ended(record.name, record.snapshot.state.name.lower(), 0.0)
         if not created or record.snapshot.state.final:
             return self._job(record)
         self._scheduler.submit(DiscoveryRun(job, prepared, self._around))

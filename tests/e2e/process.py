@@ -25,7 +25,8 @@ class ServerProcess:
         self._data: tempfile.TemporaryDirectory[str] | None = None
         if not {"--data-dir", "--ephemeral"} & set(options):
             self._data = tempfile.TemporaryDirectory(prefix="pahq-test-")
-            options = (*options, "--data-dir", self._data.name)
+            # Equal discoveries are to be computed again: that is what most tests are about.
+            options = (*options, "--data-dir", self._data.name, "--no-result-cache")
         served = [part for name, path in (models or {}).items() for part in ("--model", f"{name}={path}")]
         self._command = [sys.executable, "-m", "pahq_server", "serve", "--listen", "127.0.0.1:0"]
         self._command += [*served, *options]

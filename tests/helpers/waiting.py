@@ -40,14 +40,14 @@ def listed(service: JobService) -> list[str]:
     return [job.name for job in service.page(None, 1000)[0]]
 
 
-def wait_until_forgotten(service: JobService, job: Job) -> None:
+def wait_until_forgotten(service: JobService, name: str) -> None:
     for _ in range(int(PATIENCE_S / 0.01)):
         try:
-            service.find(job.name)
+            service.find(name)
         except NotFoundError:
             return
         threading.Event().wait(0.01)
-    raise AssertionError(f"{job.name} is still there")
+    raise AssertionError(f"{name} is still there")
 
 
 def result_of(service: JobService, job: Job) -> DiscoveryResult:

@@ -91,7 +91,7 @@ def test_the_oldest_finished_jobs_are_forgotten_first(engine: FakeEngine, new_se
     old, *newer = [create(service, request_id=f"{number}") for number in range(3)]
     for job in (old, *newer):
         wait_end(job)
-    wait_until_forgotten(service, old)
+    wait_until_forgotten(service, old.name)
     assert listed(service) == [job.name for job in newer[::-1]]
     assert create(service, request_id="0").name != old.name
 

@@ -1,0 +1,97 @@
+"""Servers that are killed, and what their logs of rows tell."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from e2e.process import ServerProcess
+
+SCRIPT = Path(__file__).with_name("crashing_server.py")
+PATIENCE_S = 120.0
+
+# Of one process: batches, each with the rows of every job.
+Life = list[dict[str, list[str]]]
+
+
+class CrashingServer(ServerProcess):
+    """A server of a data directory, which dies where it is told.
+
+    Args:
+        data: the data directory.
+        rows: where it writes down what it was asked to score.
+        die_at: failpoint and how often it is reached, ``name:n``.
+        options: further options of the command.
+    """
+
+    def __init__(self, data: Path, rows: Path | None = None, die_at: str = "", options: Sequence[str] = ()):
+        super().__init__(None, "--data-dir", str(data), "--no-result-cache", *options)
+        script = [str(SCRIPT)] + ([f"--die-at={die_at}"] if die_at else [])
+        script += [f"--rows={rows}"] if rows is not None else []
+        python, _, _, *command = self._command
+        self._command = [python, *script, *command]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.002)
+
+
+def lives(rows: Path) -> list[Life]:
+    """What each process was asked to score, in order."""
+    by_process: dict[int, Life] = {}
+    for line in rows.read_text("utf-8").splitlines() if rows.exists() else ():
+        process, batch = json.loads(line)
+        by_process.setdefault(process, []).append(batch)
+    return list(by_process.values())
+
+
+def num_batches(rows: Path) -> int:
+    return rows.read_bytes().count(b"\n") if rows.exists() else 0
+
+
+@dataclass
+class Repeated:
+    """What was scored again after crashes, of all jobs together.
+
+    Args:
+        batches: of each crash and job: how many earlier batches had evaluations that came again.
+        evaluations: that came again.
+        anchors: circuits that were measured again; that is no evaluation.
+        rows: all that were asked for.
+    """
+
+    batches: list[int] = field(default_factory=list)
+    evaluations: int = 0
+    anchors: int = 0
+    rows: int = 0
+
+
+def repeated(rows: Path) -> Repeated:
+    """Compares each life with those before it."""
+    found, all_lives = Repeated(), lives(rows)
+    jobs = {job for life in all_lives for batch in life for job in batch}
+    for job in jobs:
+        seen: Counter[str] = Counter()
+        batches: list[list[str]] = []
+        for life in all_lives:
+            asked = [batch[job] for batch in life if job in batch]
+            again = {row for batch in asked for row in batch if row in seen}
+            evaluations = {row for row in again if not row.startswith("anchor")}
+            found.batches.append(sum(not evaluations.isdisjoint(batch) for batch in batches))
+            found.evaluations += len(evaluations)
+            found.anchors += len(again - evaluations)
+            found.rows += sum(map(len, asked))
+            batches += asked
+            seen.update(row for batch in asked for row in batch)
+    return found

@@ -1,0 +1,109 @@
+"""The job service over a made-up engine, in a process that dies where it is told. Light: it starts at once.
+
+Run as a script with a JSON object of settings. Reads one command per line from standard input, and answers
+each with one line on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from dying import die_at
+from helpers.fake_engine import MEASUREMENT, FakeEngine
+from helpers.waiting import wait_end, wait_until_forgotten
+from row_log import LoggedEngine
+
+from pahq_server.core.engine import Measurement, Prepared
+from pahq_server.core.task import PromptTask, TokenTask
+from pahq_server.jobs.service import JobPolicy, JobService
+from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.store.jobs import SqliteJobStore
+from pahq_server.store.opening import StorageConfig, opened
+from pahq_server.store.records import DiscoveryResult, Retention
+
+
+class Engine(LoggedEngine, FakeEngine):
+    """Writes down what it was asked, and tells tasks apart."""
+
+    def prepare(self, measurement: Measurement) -> Prepared:
+        assert isinstance(measurement.task, PromptTask)
+        prepared = super().prepare(measurement)
+        return replace(prepared, task=TokenTask(measurement.task.clean))  # type: ignore[arg-type]
+
+
+def spec_of(threshold: float, prompt: int) -> DiscoverySpec:
+    task = replace(MEASUREMENT.task, clean=((1, prompt),), corrupted=((1, 5),))  # type: ignore[type-var]
+    return DiscoverySpec(replace(MEASUREMENT, task=task), "acdc", threshold, gates=False)
+
+
+def canonical(result: DiscoveryResult | None) -> str | None:
+    """All that must be the same, to the last bit."""
+    if result is None:
+        return None
+    found = result.search
+    return repr(
+        (found.circuit.key, found.verdicts, found.metric_value, found.metric_full, found.metric_empty)
+    )
+
+
+class Commands:
+    """What a line may ask for, by name."""
+
+    def __init__(self, engine: Engine, jobs: JobService) -> None:
+        self._engine, self._jobs = engine, jobs
+
+    def create(self, request_id: str, threshold: float, prompt: int) -> str:
+        return self._jobs.create(spec_of(threshold, prompt), request_id, validate_only=False).name
+
+    def result(self, name: str) -> list[Any]:
+        now = wait_end(self._jobs.find(name))
+        return [now.state.name, now.sequence, canonical(self._jobs.result(name))]
+
+    def list(self) -> list[str]:
+        return [job.name for job in self._jobs.page(None, 1000)[0]]
+
+    def sequence(self, name: str) -> int:
+        return self._jobs.find(name).snapshot.sequence
+
+    def cancel(self, name: str) -> None:
+        self._jobs.cancel(name)
+
+    def delete(self, name: str) -> None:
+        self._jobs.delete(name)
+
+    def wait_forgotten(self, name: str) -> None:
+        wait_until_forgotten(self._jobs, name)
+
+    def hold(self) -> None:
+        self._engine.hold()
+
+    def release(self) -> None:
+        self._engine.release()
+
+
+def main(settings: dict[str, Any]) -> None:
+    config = StorageConfig(Path(settings["data"]), failpoint=die_at(settings["die_at"] or ":0"))
+    engine = Engine()
+    engine.log_into(Path(settings["rows"]))
+    with opened(config) as database:
+        policy = JobPolicy(window=4, retention=Retention(jobs=settings["keep"]))
+        jobs = JobService(engine, "1", policy, store=SqliteJobStore(database))
+        jobs.start()
+        commands = Commands(engine, jobs)
+        for line in sys.stdin:
+            name, *arguments = json.loads(line)
+            print(json.dumps(getattr(commands, name)(*arguments)), flush=True)
+        engine.release()
+        jobs.close()
+
+
+if __name__ == "__main__":
+    threading.current_thread().name = "commands"
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,114 @@
+"""``kill -9`` of a real server: nothing that was acknowledged is lost, and results are the same to the byte.
+
+This tests crashes of the process. A power failure, which also takes what the system had not written to the
+disk, is not tested here: what is promised for it rests on SQLite.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pahq_client import Client, Task, Unavailable
+from pahq_server.store.failpoints import FAILPOINTS
+
+from .conftest import Figures
+from .crashing import PATIENCE_S, CrashingServer, num_batches, repeated, wait_for
+
+# What to find: task, threshold, gates.
+Spec = tuple[Task, float, bool]
+
+SMALL: list[Spec] = [
+    (Task.ioi(num_prompts=2, seed=2), 0.02, False),
+    (Task.ioi(num_prompts=4, seed=3), 0.05, True),
+]
+# Long enough for many interruptions.
+LARGE: list[Spec] = [
+    *((Task.ioi(num_prompts=16, seed=seed), 0.002, False) for seed in range(5)),
+    *((Task.ioi(num_prompts=4, seed=seed), 0.01, True) for seed in range(5, 10)),
+]
+
+
+def submit(client: Client, spec: Spec) -> str:
+    """Name of a new job."""
+    task, threshold, gates = spec
+    return client.submit("demo", task, threshold, gates=gates).name
+
+
+def results(client: Client, names: Sequence[str]) -> list[bytes]:
+    return [client.job(name).result().canonical_bytes() for name in names]
+
+
+def ended(client: Client, names: Sequence[str]) -> bool:
+    return all(client.job(name).state.is_final for name in names)
+
+
+def work_a_little(client: Client, names: Sequence[str], rows: Path, batches: int) -> bool:
+    """Waits for so many batches; returns whether the jobs have ended instead."""
+    target = num_batches(rows) + batches
+    wait_for(lambda: num_batches(rows) >= target or ended(client, names), "batches")
+    return ended(client, names)
+
+
+@pytest.mark.parametrize(
+    ("kills", "specs", "most"), [(3, SMALL, 40), pytest.param(50, LARGE, 80, marks=pytest.mark.long)]
+)
+def test_killed_at_random(kills: int, specs: list[Spec], most: int, tmp_path: Path, figures: Figures) -> None:
+    """Each server is killed after up to ``most`` batches."""
+    rows, draw, idle = tmp_path / "rows", random.Random(kills), 0
+    names: list[str] = []
+    for kill in range(kills):
+        with CrashingServer(tmp_path / "data", rows) as server, Client(server.address) as client:
+            names = names or [submit(client, spec) for spec in specs]
+            idle += work_a_little(client, names[: len(specs)], rows, draw.randrange(most))
+            # Of few evaluations, and acknowledged at the last moment.
+            names.append(submit(client, (Task.ioi(num_prompts=1, seed=kill), 100.0, True)))
+            server.kill()
+    with CrashingServer(tmp_path / "data", rows) as server, Client(server.address) as client:
+        disturbed = results(client, names)
+        assert {job.name for job in client.jobs()} == set(names)
+        found = repeated(rows)
+        undisturbed = results(client, [submit(client, spec) for spec in specs])
+    assert disturbed[: len(specs)] == undisturbed
+    assert len(set(undisturbed)) == len(specs)
+    assert max(found.batches) <= 1
+    assert idle < kills
+    figures(
+        kills=kills,
+        while_idle=idle,
+        jobs=len(names),
+        rows=found.rows,
+        evaluations_repeated=found.evaluations,
+        most_batches_repeated_by_one_crash=max(found.batches),
+        anchors_measured_again=found.anchors,
+    )
+
+
+# The places that a job passes, and how often one is passed before the server dies there.
+PLACES = [f"{name}:{times}" for name, times in zip(FAILPOINTS, [2] * 3 + [7] * 3 + [1] * 3, strict=False)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_at_a_step(place: str, tmp_path: Path, figures: Figures) -> None:
+    """`test_failpoints` has all of them, with a made-up engine."""
+    data, rows, acknowledged = tmp_path / "data", tmp_path / "rows", list[str]()
+    with CrashingServer(data, rows, place) as server, Client(server.address, timeout=3) as client:
+        with suppress(Unavailable):
+            for spec in SMALL:
+                acknowledged.append(submit(client, spec))
+        assert server.process.wait(PATIENCE_S) == -signal.SIGKILL
+    with CrashingServer(data, rows) as server, Client(server.address) as client:
+        kept = [job.name for job in client.jobs()]
+        disturbed = dict(zip(kept, results(client, kept), strict=True))
+        found = repeated(rows)
+        undisturbed = results(client, [submit(client, spec) for spec in SMALL])
+    assert [disturbed[name] for name in acknowledged] == undisturbed[: len(acknowledged)]
+    assert set(disturbed.values()) <= set(undisturbed)
+    assert max(found.batches, default=0) <= 1
+    figures(acknowledged=len(acknowledged), kept=len(kept), evaluations_repeated=found.evaluations)
