@@ -2,7 +2,7 @@
 
 A user's *charge* is the seconds that were spent on its work, divided by its weight; the deficit of a user is
 how far its charge lags behind others'. Whoever lags most comes first. *Now*, the virtual time, is the least
-charge among the users that are served: a user that comes, or comes back after idling, starts there, so
+charge among the users that were served last: a user that comes, or comes back after idling, starts there, so
 idling earns nothing. A debt, however, stays until the others have caught up.
 
 Pure: no threads, no engine, no clock. All times are seconds.
@@ -70,11 +70,9 @@ class Accounts:
         self._absent = {user: charge for user, charge in self._absent.items() if charge > self.now}
         for user in wanted:
             if user not in self._present:
-                debt = self._absent.pop(user, self.now)
-                account = _Account(
-                    self.weight(user), max(debt, self.now), next(self._order), debt <= self.now
-                )
-                self._present[user] = account
+                charge = max(self._absent.pop(user, self.now), self.now)
+                due = charge == self.now
+                self._present[user] = _Account(self.weight(user), charge, next(self._order), due)
 
     def weight(self, user: str) -> float:
         return self._weights.get(user, 1.0)
@@ -118,7 +116,7 @@ class Accounts:
         oldest = max(account.charge for account in accounts) - BEHIND * self.patience
         for account in accounts:
             account.charge = max(account.charge, oldest)
-        self.now = max(self.now, min(account.charge for account in accounts))
+        self.now = min(account.charge for account in accounts)
 
     # Slots: what a job needs to be in batches
 

@@ -42,7 +42,7 @@ class Costs:
         self._mean = _mean(self._mean, seconds)
         self._of_user[user] = _mean(self._of_user.get(user), seconds)
 
-    def forget(self, present: Iterable[str]) -> None:
+    def forget_all_but(self, present: Iterable[str]) -> None:
         """Keeps what is known of some users only."""
         known = self._of_user
         self._of_user = {user: known[user] for user in present if user in known}

@@ -7,32 +7,22 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-from pahq_server.core.engine import Engine, Row, SessionId, Work
+from pahq_server.core.engine import Engine, SessionId, Work
 from pahq_server.core.errors import ResourceExhaustedError, ServerError
 from pahq_server.core.observer import Observer
 from pahq_server.scheduler.batch import Part, Scored, score
+from pahq_server.scheduler.entry import Entry
 from pahq_server.scheduler.fairness import Accounts
 from pahq_server.scheduler.held import HeldSessions, Holder
-from pahq_server.scheduler.places import Costs, Place, left_s, queue_order, start_times
 from pahq_server.scheduler.run import Run
-from pahq_server.scheduler.slots import Claim, Close, Limits, Slots
+from pahq_server.scheduler.slots import Close, Limits, Slots
+from pahq_server.scheduler.telling import Teller
 
 logger = logging.getLogger(__name__)
 
 # How often an idle worker looks for held sessions that were given up without a word.
 TICK_S = 5.0
-# Places in the queue are told again after so many times what telling them took.
-TELL_AGAIN = 50
-
-
-@dataclass(eq=False, kw_only=True)
-class _Entry(Claim):
-    run: Run
-    submitted: float
-    session: SessionId | None = None
-    rows: Sequence[Row] = field(default=())
 
 
 class Scheduler:
@@ -61,11 +51,10 @@ class Scheduler:
     ) -> None:
         self._engine, self._observer, self._clock = engine, observer or Observer(), clock
         self._accounts = Accounts(weights)
-        self._slots: Slots[_Entry] = Slots(self._accounts, Limits(max_running, max_running_per_user))
+        self._slots: Slots[Entry] = Slots(self._accounts, Limits(max_running, max_running_per_user))
         self._held = HeldSessions(engine, clock)
-        self._costs = Costs()
-        self._tell_at = clock()
-        self._new: deque[_Entry] = deque()  # since the last step
+        self._teller = Teller(self._slots, self._accounts, clock)
+        self._new: deque[Entry] = deque()  # since the last step
         self._queued = 0
         self._wake = threading.Condition()
         self._closing = False
@@ -79,7 +68,7 @@ class Scheduler:
         with self._wake:
             closing = self._closing
             if not closing:
-                self._new.append(_Entry(user=run.user, run=run, submitted=self._clock()))
+                self._new.append(Entry(user=run.user, run=run, submitted=self._clock()))
                 self._queued += 1
                 self._wake.notify()
         if closing:
@@ -133,7 +122,7 @@ class Scheduler:
         holders = self._held.users()
         self._accounts.attend([*self._slots.users, *sorted(holders)])
         self._arrange()
-        self._tell_places()
+        self._teller.tell()
         self._batch(holders)
 
     def _take_in(self) -> None:
@@ -158,7 +147,7 @@ class Scheduler:
             else:
                 self._open(change.claim)
 
-    def _open(self, entry: _Entry) -> None:
+    def _open(self, entry: Entry) -> None:
         if entry.run.stopped():
             self._finish(entry, None)
             return
@@ -177,7 +166,7 @@ class Scheduler:
         elif not (isinstance(error, ResourceExhaustedError) and self._slots.refused(entry)):
             self._finish(entry, error)
 
-    def _opened(self, entry: _Entry) -> None:
+    def _opened(self, entry: Entry) -> None:
         first = not entry.begun
         self._slots.opened(entry)
         if first:
@@ -185,7 +174,7 @@ class Scheduler:
             self._observer.job_started(self._clock() - entry.submitted)
             self._advance(entry, None)
 
-    def _suspend(self, entry: _Entry, crowded: bool = False) -> None:
+    def _suspend(self, entry: Entry, crowded: bool = False) -> None:
         """Takes an entry's slot; it keeps its rows."""
         self._close(entry)
         self._slots.pause(entry, crowded)
@@ -216,7 +205,7 @@ class Scheduler:
             self._accounts.spend(holder.user, part.seconds)
             holder.deliver(part.outcome)
 
-    def _deliver(self, entry: _Entry, part: Scored, crowd: bool) -> None:
+    def _deliver(self, entry: Entry, part: Scored, crowd: bool) -> None:
         """Hands an outcome to its run."""
         if crowd and _crowded_out(part):
             self._suspend(entry, crowded=True)
@@ -225,7 +214,7 @@ class Scheduler:
         else:
             self._advance(entry, part.outcome)
 
-    def _advance(self, entry: _Entry, scores: Sequence[float] | None) -> None:
+    def _advance(self, entry: Entry, scores: Sequence[float] | None) -> None:
         started = self._clock()
         error: Exception | None = None
         try:
@@ -234,24 +223,24 @@ class Scheduler:
             error = raised
         self._spend(entry, self._clock() - started)
         if error is None and not entry.rows:
-            self._costs.ended(entry.user, entry.charged)
+            self._teller.ended(entry)
         if error is not None or not entry.rows:
             self._finish(entry, error)
 
-    def _spend(self, entry: _Entry, seconds: float, batch_s: float = 0.0) -> None:
+    def _spend(self, entry: Entry, seconds: float, batch_s: float = 0.0) -> None:
         entry.charged += seconds
         self._accounts.spend(entry.user, seconds)
         entry.run.charge(seconds, batch_s)
 
     # Ends
 
-    def _finished_if_stopped(self, entry: _Entry) -> bool:
+    def _finished_if_stopped(self, entry: Entry) -> bool:
         stopped = entry.run.stopped()
         if stopped:
             self._finish(entry, None)
         return stopped
 
-    def _finish(self, entry: _Entry, error: Exception | None) -> None:
+    def _finish(self, entry: Entry, error: Exception | None) -> None:
         if error is not None:
             logger.warning("a run failed", exc_info=error)
         self._close(entry)
@@ -265,7 +254,7 @@ class Scheduler:
         with self._wake:
             self._queued -= 1
 
-    def _close(self, entry: _Entry) -> None:
+    def _close(self, entry: Entry) -> None:
         session, entry.session = entry.session, None
         if session is None:
             return
@@ -274,30 +263,8 @@ class Scheduler:
         except Exception:
             logger.exception("a session could not be closed")
 
-    # Places
 
-    def _tell_places(self) -> None:
-        """Tells queued runs where they stand, as often as it takes no time worth mentioning."""
-        started = self._clock()
-        lines = self._slots.lines()
-        if not lines or started < self._tell_at:
-            return
-        costs = self._costs
-        left: dict[str, float] = {}
-        running: list[float | None] = []
-        for entry in [*self._slots.open, *self._slots.waiting()]:
-            if entry.begun:
-                seconds = left_s(entry.charged, entry.run.done(), costs.of(entry.user))
-                running.append(seconds)
-                left[entry.user] = left.get(entry.user, 0.0) + (seconds or 0.0)
-        order = queue_order(lines, left, self._accounts, costs)
-        times = start_times(running, (costs.of(entry.user) for entry in order), self._slots.limits.slots)
-        for position, (entry, start_s) in enumerate(zip(order, times, strict=True), start=1):
-            entry.run.place(Place(position, start_s))
-        self._tell_at = self._clock() + TELL_AGAIN * (self._clock() - started)
-
-
-def _session(entry: _Entry) -> SessionId:
+def _session(entry: Entry) -> SessionId:
     assert entry.session is not None, "an entry with a slot has a session"
     return entry.session
 

@@ -157,8 +157,8 @@ class Slots(Generic[C]):
             if not held[user]:
                 continue
             head, last = self._head(user), self._last(user)
-            begun = held[user] + len(self._lines[user].paused) + (not head.begun)
-            if last.batches and self._round(head) < self._round(last) and begun <= self.limits.begun_per_user:
+            allowed = head.begun or not self._enough_begun(user)
+            if allowed and last.batches and self._round(head) < self._round(last):
                 self._promised = head
                 return Close(last)
         return None
@@ -177,9 +177,12 @@ class Slots(Generic[C]):
         """The claim that gets the user's next slot."""
         line = self._lines[user]
         heads = [*line.paused.values()]
-        if line.new:
+        if line.new and not (heads and self._enough_begun(user)):
             heads.append(next(iter(line.new.values())))
         return min(heads, key=lambda claim: (self._round(claim), claim.arrival))
+
+    def _enough_begun(self, user: str) -> bool:
+        return self.held()[user] + len(self._lines[user].paused) >= self.limits.begun_per_user
 
     def _last(self, user: str) -> C:
         """The claim that gives a slot of the user, of those that used theirs."""

@@ -33,6 +33,7 @@ class FakeRun:
         self.places: list[Place] = []
         self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
         self.steps, self.delivered = steps, 0
+        self.at_end: Callable[[], None] = lambda: None
         self.ends: list[Exception | None] = []
         self.ended = threading.Event()
         self.stop_asked = False
@@ -56,6 +57,7 @@ class FakeRun:
         return self.stop_asked
 
     def end(self, error: Exception | None) -> None:
+        self.at_end()
         self.ends.append(error)
         self.ended.set()
         if self.breaks_at_end:

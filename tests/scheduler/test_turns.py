@@ -1,0 +1,360 @@
+"""Several users of one scheduler: slots, turns, charges and places. The engine takes pretended time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from helpers.fake_engine import Failures, FakeEngine
+
+from pahq_server.core.engine import Outcome, Prepared, SessionId, Work
+from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
+from pahq_server.core.observer import Observer
+from pahq_server.scheduler.scheduler import Scheduler
+
+from .fake_run import FakeRun
+from .test_held import FakeHolder
+
+OPENING_S, ROW_S = 0.25, 1.0
+
+
+class TimedEngine(FakeEngine):
+    """Opening a session and scoring a row take pretended time; ``row_s`` says how much, by model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.row_s = {"toy": ROW_S}
+        self.after: Callable[[Work, Outcome], Outcome] = lambda work, outcome: outcome
+        self.log: list[list[Prepared]] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def open(self, prepared: Prepared) -> SessionId:
+        self.now += OPENING_S
+        return super().open(prepared)
+
+    def score(self, work: Sequence[Work]) -> list[Outcome]:
+        self.log.append([self.open_sessions[item.session] for item in work])
+        for item in work:
+            self.now += self.row_s[self.open_sessions[item.session].measurement.model] * len(item.rows)
+        return [self.after(*pair) for pair in zip(work, super().score(work), strict=True)]
+
+
+class Counting(Observer):
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+        self.waited: list[float] = []
+        self.rows, self.seconds = 0, 0.0
+
+    def job_started(self, waited: float) -> None:
+        self.waited.append(waited)
+
+    def batch(self, rows: int, seconds: float) -> None:
+        self.rows += rows
+        self.seconds += seconds
+
+    def preempted(self) -> None:
+        self.seen["preempted"] += 1
+
+
+Make = Callable[..., Scheduler]
+
+
+@pytest.fixture
+def engine() -> TimedEngine:
+    engine = TimedEngine()
+    for model in ("bad", "dear"):
+        engine.failures[model] = Failures()
+    engine.row_s |= {"bad": ROW_S, "dear": 10 * ROW_S}
+    return engine
+
+
+@pytest.fixture
+def make(engine: TimedEngine) -> Iterator[Make]:
+    """Makes a scheduler with some runs queued, started; it is closed after the test."""
+    made: list[Scheduler] = []
+
+    def maker(*runs: FakeRun, **options: object) -> Scheduler:
+        scheduler = Scheduler(engine, clock=engine.clock, **options)  # type: ignore[arg-type]
+        for run in runs:
+            scheduler.submit(run)
+        scheduler.start()
+        made.append(scheduler)
+        return scheduler
+
+    yield maker
+    engine.release()
+    for scheduler in made:
+        scheduler.close()
+
+
+def many(engine: FakeEngine, count: int, user: str, steps: int = 3, model: str = "toy") -> list[FakeRun]:
+    return [FakeRun(engine, steps, model, user) for _ in range(count)]
+
+
+def after_batches(engine: TimedEngine, batches: int) -> None:
+    """Lets the engine, which is held, compute some batches; the next one is under way then."""
+    engine.wait_for_call()
+    for _ in range(batches):
+        engine.let()
+        engine.wait_for_call()
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_five_hundred_queued_jobs_do_not_delay_another_user(
+    slots: int, engine: TimedEngine, make: Make
+) -> None:
+    engine.hold()
+    observer = Counting()
+    scheduler = make(*many(engine, 500, "greedy", steps=10), max_running=slots, observer=observer)
+    after_batches(engine, 3)
+    (mine,) = many(engine, 1, "modest", steps=1)
+    scheduler.submit(mine)
+    batches = len(engine.log)
+    engine.release()
+    assert mine.wait() is None
+    first = next(number for number, parts in enumerate(engine.log) if mine.prepared in parts)
+    assert first - batches <= 1  # counted from 0: one batch was under way, this is the next
+    assert scheduler.queued > 490
+    assert observer.seen["preempted"] == 1
+
+
+def test_a_preempted_run_goes_on_where_it_was(engine: TimedEngine, make: Make) -> None:
+    engine.hold()
+    observer = Counting()
+    long, short = FakeRun(engine, 40, user="a"), FakeRun(engine, 40, user="b")
+    scheduler = make(long, max_running=1, observer=observer)
+    after_batches(engine, 2)
+    scheduler.submit(short)
+    engine.release()
+    assert (long.wait(), short.wait()) == (None, None)
+    assert (long.delivered, short.delivered) == (40, 40)
+    assert observer.seen["preempted"] == len(engine.opened) - 2 >= 2  # they take turns
+    assert observer.waited == [OPENING_S, pytest.approx(observer.waited[1])]
+    assert (len(engine.log), observer.rows) == (80, 80)  # no row was scored twice
+    assert engine.open_sessions == {}
+
+
+def test_a_run_that_was_preempted_can_be_stopped(engine: TimedEngine, make: Make) -> None:
+    engine.hold()
+    first, second = FakeRun(engine, 10**9, user="a"), FakeRun(engine, 10**9, user="b")
+    scheduler = make(first, max_running=1)
+    after_batches(engine, 2)
+    scheduler.submit(second)
+    engine.let()
+    engine.wait_for_call()
+    assert list(engine.open_sessions.values()) == [second.prepared]
+    first.stop_asked = True
+    engine.let()
+    assert first.wait() is None
+    assert len(engine.opened) == 2
+    second.stop_asked = True
+    engine.release()
+    assert second.wait() is None
+
+
+def test_stopping_takes_effect_within_a_batch_for_all_that_wait(engine: TimedEngine, make: Make) -> None:
+    engine.hold()
+    running, *waiting = many(engine, 500, "a", steps=10**9)
+    scheduler = make(running, *waiting, max_running=1)
+    engine.wait_for_call()
+    for run in waiting:
+        run.stop_asked = True
+    batches = len(engine.log)
+    engine.let()
+    assert [run.wait() for run in waiting] == [None] * 499
+    engine.wait_for_call()
+    assert len(engine.log) == batches + 1
+    assert scheduler.queued == 0
+    running.stop_asked = True
+    engine.release()
+    running.wait()
+
+
+def test_all_time_is_charged_to_whose_work_it_was(engine: TimedEngine, make: Make) -> None:
+    cheap, dear = many(engine, 2, "a", steps=8), many(engine, 1, "b", steps=4, model="dear")
+    make(*cheap, *dear)
+    assert [run.wait() for run in (*cheap, *dear)] == [None] * 3
+    assert [run.charged for run in cheap] == [pytest.approx(8 * ROW_S + OPENING_S)] * 2
+    # The engine sweeps models apart: no part of what the dear one takes is charged to the others.
+    assert dear[0].charged == pytest.approx(40 * ROW_S + OPENING_S)
+    assert sum(run.charged for run in (*cheap, *dear)) == pytest.approx(engine.now)
+    assert dear[0].batch_s >= 40 * ROW_S
+
+
+def test_a_user_of_dear_jobs_misses_turns(engine: TimedEngine, make: Make) -> None:
+    cheap, dear = FakeRun(engine, 200, user="a"), FakeRun(engine, 200, "dear", "b")
+    spent: list[float] = []
+    cheap.at_end = lambda: spent.append(dear.charged)
+    make(cheap, dear)
+    assert cheap.wait() is None
+    assert spent == [pytest.approx(cheap.charged, rel=0.15)]
+    dear.stop_asked = True
+    dear.wait()
+
+
+def test_weights_divide_the_time(engine: TimedEngine, make: Make) -> None:
+    light, heavy = FakeRun(engine, 10**9, user="a"), FakeRun(engine, 600, user="b")
+    spent: list[float] = []
+    heavy.at_end = lambda: spent.append(light.charged)
+    make(light, heavy, weights={"b": 3.0})
+    assert heavy.wait() is None
+    assert heavy.charged / spent[0] == pytest.approx(3.0, rel=0.1)
+    light.stop_asked = True
+    light.wait()
+
+
+def test_a_user_has_no_more_slots_than_allowed(engine: TimedEngine, make: Make) -> None:
+    runs = many(engine, 6, "a")
+    make(*runs, max_running_per_user=2)
+    assert [run.wait() for run in runs] == [None] * 6
+    assert max(map(len, engine.log)) == 2
+
+
+def test_a_session_that_always_asks_shares_with_jobs(engine: TimedEngine, make: Make) -> None:
+    class Eager(FakeHolder):
+        def next_rows(self) -> Sequence[object]:  # type: ignore[override]
+            self.wanted = 20
+            rows = super().next_rows()
+            self.wanted = 20
+            return rows
+
+    engine.hold()
+    eager, run = Eager(engine, user="eager"), FakeRun(engine, 100, user="a")
+    eager.wanted = 20
+    scheduler = make(run)
+    scheduler.hold(eager)  # type: ignore[arg-type]
+    calls: list[int] = []
+    run.at_end = lambda: calls.append(len(eager.outcomes))
+    engine.release()
+    assert run.wait() is None
+    # It is one batch behind or two ahead.
+    assert abs(calls[0] * 20 * ROW_S - run.charged) <= 2 * 20 * ROW_S + 2 * OPENING_S
+    eager.given_up = True
+    eager.wait_end()
+
+
+def test_queued_runs_are_told_their_places(engine: TimedEngine, make: Make) -> None:
+    engine.hold()
+    mine = many(engine, 5, "a", steps=4)
+    scheduler = make(*mine, max_running=1)
+    engine.wait_for_call()
+    assert [run.places[-1].position for run in mine[1:]] == [1, 2, 3, 4]
+    assert mine[1].places[-1].start_s is None  # nothing is known of the pace
+    assert mine[0].places == []
+    after = many(engine, 2, "b", steps=4)
+    for run in after:
+        scheduler.submit(run)
+    engine.let()
+    engine.wait_for_call()  # b has its slot now
+    waiting = [*mine[1:], after[1]]
+    assert sorted(run.places[-1].position for run in waiting) == [1, 2, 3, 4, 5]
+    engine.let(4)
+    for _ in range(4):
+        engine.wait_for_call()
+    starts = [run.places[-1].start_s for run in mine[2:]]
+    assert all(start is not None for start in starts)
+    assert starts == sorted(starts)  # type: ignore[type-var]
+    for run in (*mine, *after):
+        run.stop_asked = True
+    engine.release()
+    for run in (*mine, *after):
+        run.wait()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "text"),
+    [
+        ([], ServerError, "0 scores for 1 rows"),
+        ([1.0, 2.0], ServerError, "2 scores for 1 rows"),
+        ([float("nan")], NonFiniteMetricError, "not finite"),
+        ([float("-inf")], NonFiniteMetricError, "not finite"),
+        (KeyError("x"), KeyError, "x"),
+    ],
+)
+def test_a_wrong_outcome_ends_its_own_run_only(
+    wrong: Outcome, kind: type[Exception], text: str, engine: TimedEngine, make: Make
+) -> None:
+    good, bad, other = (FakeRun(engine, user=user) for user in "aba")
+    engine.after = lambda work, outcome: (
+        wrong if engine.open_sessions[work.session] is bad.prepared else outcome
+    )
+    make(good, bad, other)
+    error = bad.wait()
+    assert isinstance(error, kind)
+    assert text in str(error)
+    assert (good.wait(), other.wait()) == (None, None)
+    assert (good.delivered, bad.delivered) == (3, 0)
+    assert engine.open_sessions == {}
+
+
+def test_too_few_outcomes_end_what_was_scored_and_nothing_else(
+    engine: TimedEngine, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = engine.score
+    monkeypatch.setattr(engine, "score", lambda work: score(work)[1:])
+    runs = many(engine, 2, "a")
+    scheduler = make(*runs)
+    for run in runs:
+        assert str(run.wait()) == "the engine gave 1 outcomes for 2 jobs"
+    monkeypatch.undo()
+    (late,) = many(engine, 1, "a")
+    scheduler.submit(late)
+    assert late.wait() is None
+
+
+def test_sessions_that_do_not_close_do_not_stop_preemption(engine: TimedEngine, make: Make) -> None:
+    engine.hold()
+    engine.failures["bad"].close = OSError("stuck")
+    first, second = FakeRun(engine, 30, "bad", "a"), FakeRun(engine, 30, user="b")
+    scheduler = make(first, max_running=1)
+    after_batches(engine, 1)
+    scheduler.submit(second)
+    engine.release()
+    assert (first.wait(), second.wait()) == (None, None)
+
+
+def test_runs_that_fail_to_open_do_not_hold_up_others(engine: TimedEngine, make: Make) -> None:
+    """Each failing try takes time: no more than a few between two batches."""
+    engine.failures["bad"].open = OSError("no")
+    engine.hold()
+    (good,) = many(engine, 1, "good", steps=5)
+    bad = many(engine, 100, "bad", model="bad")
+    scheduler = make(good)
+    engine.wait_for_call()
+    for run in bad:
+        scheduler.submit(run)
+    engine.release()
+    assert good.wait() is None
+    assert sum(run.ended.is_set() for run in bad) <= 5 * 16
+    assert [isinstance(run.wait(), OSError) for run in bad] == [True] * 100
+
+
+def test_memory_full_of_one_users_jobs_makes_room_for_another_user(engine: TimedEngine, make: Make) -> None:
+    engine.hold()
+    engine.room = 2
+    scheduler = make(*many(engine, 50, "greedy", steps=20))
+    after_batches(engine, 3)
+    (mine,) = many(engine, 1, "modest")
+    scheduler.submit(mine)
+    batches = len(engine.log)
+    engine.release()
+    assert mine.wait() is None
+    assert next(number for number, parts in enumerate(engine.log) if mine.prepared in parts) <= batches
+
+
+def test_a_run_that_loses_its_memory_comes_back(engine: TimedEngine, make: Make) -> None:
+    """Where two cannot be scored at once, each is scored while the other waits, and both end well."""
+
+    def short(work: Work, outcome: Outcome) -> Outcome:
+        return ResourceExhaustedError("no beads", 1.0) if len(engine.open_sessions) > 1 else outcome
+
+    engine.after = short
+    runs = [FakeRun(engine, 3, user=user) for user in "ab"]
+    make(*runs)
+    assert [run.wait() for run in runs] == [None, None]
+    assert [run.delivered for run in runs] == [3, 3]
+    assert engine.open_sessions == {}
