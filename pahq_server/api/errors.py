@@ -133,15 +133,15 @@ async def guarded(context: Any, method: str, observer: Observer) -> AsyncIterato
     context.set_trailing_metadata(trailing)
     observer.call_started(method)
     given_up = False
-    try:
-        with about(request_id=request_id, method=method):
+    with about(request_id=request_id, method=method):
+        try:
             async with _reported(context, trailing):
                 yield
-    except asyncio.CancelledError:
-        given_up = True
-        raise
-    finally:
-        observer.call_ended(method, _code(context, given_up), time.monotonic() - started)
+        except asyncio.CancelledError:
+            given_up = True
+            raise
+        finally:
+            observer.call_ended(method, _code(context, given_up), time.monotonic() - started)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pahq import __version__
 
-from pahq_server.cli import health, plan, serve, token
+from pahq_server.cli import backup, health, plan, serve, token
 from pahq_server.telemetry import logs
 
 # Name, module with ``add(parser)`` and ``run(options) -> exit code``, help.
@@ -15,6 +15,7 @@ COMMANDS = (
     ("serve", serve, "serve models over gRPC"),
     ("plan", plan, "say what serving models would take, without loading them"),
     ("token", token, "create, list and revoke API tokens"),
+    ("backup", backup, "copy jobs and tokens, also while a server runs"),
     ("health", health, "ask a running server whether it takes calls"),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from functools import partial
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -34,7 +35,9 @@ class MetricsEndpoint:
         server = _Server6 if ":" in host else _Server
         self._server = make_server(host.strip("[]"), int(port), make_wsgi_app(registry), server, _Handler)
         self.address = f"{host}:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="pahq-metrics", daemon=True)
+        # Every so many seconds it looks whether it is to end.
+        serve = partial(self._server.serve_forever, poll_interval=0.1)
+        self._thread = threading.Thread(target=serve, name="pahq-metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:

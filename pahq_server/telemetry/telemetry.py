@@ -1,4 +1,4 @@
-"""Metrics and traces of one server, as it was asked for them."""
+"""Metrics, traces and lines of the log about one server, as it was asked for them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from prometheus_client import Info, ProcessCollector
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.observer import Observer
 from pahq_server.telemetry.endpoint import MetricsEndpoint
+from pahq_server.telemetry.events import Events
 from pahq_server.telemetry.fanout import Observers
 from pahq_server.telemetry.metrics import Metrics
 from pahq_server.telemetry.pulled import PulledMetrics, Sources
@@ -55,7 +56,7 @@ class Telemetry:
         Info("pahq_build", "What runs.", registry=self._metrics.registry).info(dict(build))
         self._tracing = _tracing(build["version"]) if config.tracing else None
         self._endpoint = self._listen(config.metrics_listen) if config.metrics_listen else None
-        observers = (self._metrics if self._endpoint else None, self._tracing)
+        observers = (Events(), self._metrics if self._endpoint else None, self._tracing)
         self.observer: Observer = Observers(*(observer for observer in observers if observer))
 
     def read(self, sources: Sources) -> None:

@@ -67,7 +67,6 @@ class Tracing(Observer):
             "rpc.method": name,
             "rpc.response.status_code": code,
             "pahq.request_id": current().request_id,
-            "pahq.user": current().user,
         }
         self._span(method, SpanKind.SERVER, seconds, attributes, failed=code in _FAULTS)
 

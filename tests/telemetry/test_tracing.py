@@ -33,7 +33,7 @@ def only(exporter: InMemorySpanExporter) -> ReadableSpan:
 
 
 def test_a_call_is_a_span_that_ends_now(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
-    with about(request_id="r1", user="ada"):
+    with about(request_id="r1"):
         tracing.call_ended(CREATE, "OK", 2.0)
     span = only(exporter)
     assert (span.name, span.kind) == (CREATE, SpanKind.SERVER)
@@ -44,7 +44,6 @@ def test_a_call_is_a_span_that_ends_now(tracing: Tracing, exporter: InMemorySpan
         "rpc.method": "CreateDiscovery",
         "rpc.response.status_code": "OK",
         "pahq.request_id": "r1",
-        "pahq.user": "ada",
     }
     assert span.status.status_code is StatusCode.UNSET
     assert span.resource.attributes["service.name"] == "pahq-server"
