@@ -62,6 +62,8 @@ class ServerConfig:
         telemetry: what to tell about the server, and where.
         storage: what is kept of jobs and tokens, and where.
         quotas: what each user may have.
+        slots: how many discoveries have tensors in memory at a time.
+        user_weights: shares of users; 1 for those that are missing.
         access: who may call, and how much.
     """
 
@@ -79,6 +81,8 @@ class ServerConfig:
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     quotas: Quotas = field(default_factory=Quotas)
+    slots: int = 4
+    user_weights: Mapping[str, float] = field(default_factory=dict)
     access: AccessConfig = field(default_factory=AccessConfig)
 
 
@@ -144,6 +148,8 @@ def _policy(config: ServerConfig) -> JobPolicy:
     return JobPolicy(
         window=config.window,
         quotas=config.quotas,
+        slots=config.slots,
+        user_weights=config.user_weights,
         retention=config.storage.retention,
         reuse=config.storage.reuse,
         environment={"executor": config.executor, "weights": config.weights},

@@ -8,14 +8,24 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
-from pahq_server.cli.options import access, computing, listening, models, quotas, sessions, storage, telemetry
+from pahq_server.cli.options import (
+    access,
+    computing,
+    listening,
+    models,
+    quotas,
+    sessions,
+    sharing,
+    storage,
+    telemetry,
+)
 from pahq_server.cli.output import FAILED, OK, announce, complain
 from pahq_server.core.errors import ServerError
 
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
 
-TOPICS = (models, listening, access, computing, sessions, quotas, storage, telemetry)
+TOPICS = (models, listening, access, computing, sessions, sharing, quotas, storage, telemetry)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +73,8 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         weights=models.WEIGHTS[options.weights],
         storage=storage.config(options),
         quotas=quotas.config(options),
+        slots=options.slots,
+        user_weights=dict(options.user_weight),
         access=access.config(options),
         telemetry=telemetry.config(options, os.environ),
     )

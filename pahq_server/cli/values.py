@@ -47,6 +47,14 @@ def rate(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
 
 
+def user_weight(text: str) -> tuple[str, float]:
+    """A user and a weight, such as ``ada=2``."""
+    user, _, weight = text.rpartition("=")
+    if user:
+        return user, rate(weight)
+    raise argparse.ArgumentTypeError(f"{text!r} is not USER=WEIGHT")
+
+
 def address(text: str) -> str:
     """``HOST:PORT``; an IPv6 host in brackets."""
     host, _, port = text.rpartition(":")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -46,6 +46,8 @@ class JobPolicy:
         window: how many evaluations a search may ask for at once.
         max_queued: how many runs of all users may wait.
         quotas: of every user.
+        slots: how many jobs have tensors in memory at a time.
+        user_weights: shares of users in the engine's time; 1 for those that are missing.
         retention: of finished jobs.
         reuse: whether a job takes over the result of an equal one of the same user.
         environment: what computes besides the engine's hardware: results are only reused, and searches only
@@ -55,6 +57,8 @@ class JobPolicy:
     window: int = 1
     max_queued: int = 1000
     quotas: Quotas = field(default_factory=Quotas)
+    slots: int = 4
+    user_weights: Mapping[str, float] = field(default_factory=dict)
     retention: Retention = field(default_factory=Retention)
     reuse: bool = False
     environment: dict[str, object] = field(default_factory=dict)
@@ -87,7 +91,11 @@ class JobService:
         self._store = store or SqliteJobStore(Database(None))
         self._observer = observer or Observer()
         self._scheduler = Scheduler(
-            engine, max_running_per_user=self._policy.quotas.running_jobs, observer=self._observer
+            engine,
+            self._policy.slots,
+            self._policy.quotas.running_jobs,
+            self._policy.user_weights,
+            self._observer,
         )
         window, limits = self._policy.window, session_limits or SessionLimits()
         self.sessions = SessionService(engine, self._scheduler, window, limits)
