@@ -90,7 +90,7 @@ class EmbeddedServer:
     def _start(self) -> None:
         models = [part for name, path in self._models.items() for part in ("--model", f"{name}={path}")]
         command = [sys.executable, "-m", "pahq_server", "serve", "--listen", "127.0.0.1:0"]
-        command += ["--parent-watch", "--ephemeral"]
+        command += ["--parent-watch", "--ephemeral"]  # nobody can come back to it
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _stop)
         self._process = subprocess.Popen(
             [*command, *models],

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pahq_client import errors
+from pahq_client.cli.output import one_line
 from pahq_client.cli.parser import make_parser
 
 # The first that fits decides.
@@ -51,7 +52,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: object, code: int) -> int:
     notes = (note for note in getattr(error, "__notes__", ()) if "\n" not in note)  # no logs
     text = "; ".join([str(error), *notes])
-    # One line, and nothing that a terminal would obey: parts of it come from the server or from files.
-    line = "".join(c if c.isprintable() else " " for c in text)
-    print(f"pahq: error: {' '.join(line.split())}", file=sys.stderr)
+    print(f"pahq: error: {one_line(text)}", file=sys.stderr)  # parts come from the server or from files
     return code

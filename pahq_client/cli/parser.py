@@ -7,7 +7,7 @@ import os
 
 from pahq import __version__
 
-from pahq_client.cli import commands
+from pahq_client.cli import commands, jobs
 
 _EPILOG = """\
 exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or wrong version,
@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_discover, _evaluate, _models, _info, _compare, _show):
+    for add in (_discover, _jobs, _watch, _cancel, _show, _evaluate, _compare, _models, _info):
         add(subparsers)
     return parser
 
@@ -49,6 +49,36 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", metavar="FILE", help="write the circuit here, as JSON")
     parser.add_argument("--dot", metavar="FILE", help="write the circuit here, for Graphviz")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--detach", action="store_true", help="do not wait: print the discovery's name, for watch and show"
+    )
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _jobs(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("jobs", help="list discoveries, newest first")
+    parser.set_defaults(run=jobs.jobs)
+    parser.add_argument("--limit", type=int, metavar="N", help="at most so many (default: all)")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _watch(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("watch", help="follow a discovery to its end")
+    parser.set_defaults(run=jobs.watch)
+    parser.add_argument(
+        "name", metavar="NAME", help="users/.../discoveries/..., as jobs and --detach print it"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_server(parser)
+    _add_json(parser, "print every event as a JSON document on a line of its own")
+
+
+def _cancel(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("cancel", help="stop a discovery")
+    parser.set_defaults(run=jobs.cancel)
+    parser.add_argument("name", metavar="NAME", help="users/.../discoveries/...")
     _add_server(parser)
     _add_json(parser)
 
@@ -87,9 +117,10 @@ def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("show", help="print a circuit")
-    parser.set_defaults(run=commands.show)
-    parser.add_argument("file", help="circuit file")
+    parser = subparsers.add_parser("show", help="print a circuit, or where its discovery stands")
+    parser.set_defaults(run=jobs.show)
+    parser.add_argument("what", metavar="NAME_OR_FILE", help="a discovery's name, or a circuit file")
+    _add_server(parser)
     _add_json(parser)
 
 
@@ -119,5 +150,5 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
 
 
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+def _add_json(parser: argparse.ArgumentParser, meaning: str = "print one JSON document") -> None:
+    parser.add_argument("--json", action="store_true", help=meaning)

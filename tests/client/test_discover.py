@@ -89,7 +89,7 @@ def test_embedded_server_with_a_model(stand_in: Path) -> None:
     (stand_in / "my model").mkdir()
     discover("my model", "ioi")
     arguments = (stand_in / "arguments").read_text().splitlines()
-    assert arguments[4:] == ["--model", f"my-model={stand_in / 'my model'}"]
+    assert arguments[5:] == ["--model", f"my-model={stand_in / 'my model'}"]
 
 
 @pytest.mark.parametrize("mode", ["serve", "stubborn"])

@@ -1,0 +1,150 @@
+"""Commands about discoveries that are on a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pahq.v1 import discovery_pb2 as pb
+
+from pahq_client import Circuit
+from pahq_client.cli import main
+
+from .fake_jobs import STARTED
+from .fake_server import FakeServer
+
+DISCOVER = ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--no-gates"]
+NAME = "users/me/discoveries/0"
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, server: FakeServer) -> None:
+    monkeypatch.setenv("PAHQ_SERVER", server.address)
+    monkeypatch.delenv("PAHQ_TOKEN", raising=False)
+
+
+@pytest.fixture
+def job(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> str:
+    """The name of a discovery that runs."""
+    server.outcome = None
+    assert main([*DISCOVER, "--detach"]) == 0
+    assert capsys.readouterr() == (f"{NAME}\n", "")
+    return NAME
+
+
+def test_detach(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (request,) = server.called("CreateDiscovery")
+    assert (request.spec.threshold, request.spec.gates) == (0.1, False)
+    assert not server.called("WatchDiscovery")
+    assert not server.called("CancelDiscovery")
+    assert main([*DISCOVER, "--detach", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "users/me/discoveries/1"}
+    for option in (["--out", str(tmp_path / "c")], ["--dot", str(tmp_path / "c")], ["--timeout", "3"]):
+        assert main([*DISCOVER, "--detach", *option]) == 2
+        assert "--detach" in capsys.readouterr().err
+
+
+def test_jobs(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    server.jobs[job].move(2, STARTED)
+    server.list_pages = [[job], ["users/me/discoveries/x"]]
+    assert main(["jobs"]) == 0
+    first, second = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert first[:2] == [job, "demo"]
+    assert first[2].startswith("running, number 2 in the queue, starts about ")
+    assert second[0] == "users/me/discoveries/x"
+    assert main(["jobs", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [info["state"] for info in listed] == ["RUNNING", "SUCCEEDED"]
+    assert (listed[0]["created"], listed[0]["queue_position"]) == (STARTED.isoformat(), 2)
+    assert main(["jobs", "--limit", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert server.called("ListDiscoveries")[-1].page_size == 1
+    assert main(["jobs", "--limit", "-1"]) == 2
+
+
+def test_no_jobs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs"]) == 0
+    assert capsys.readouterr().out == ""
+    assert main(["jobs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_watch(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    server.jobs[job].end(pb.DISCOVERY_STATE_SUCCEEDED)
+    assert main(["watch", job]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{job}\tsucceeded, 10/10 edges, 5 kept, ")
+    assert "10/10" in err
+    assert main(["watch", job, "--json"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [event["sequence"] for event in events] == [1, 2, 3, 4]
+    assert (events[-1]["state"], err) == ("SUCCEEDED", "")
+    assert main(["watch", job, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_watch_tells_by_its_exit_code_how_it_ended(
+    server: FakeServer, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    for state, words in (
+        (pb.DISCOVERY_STATE_FAILED, "metric is NaN"),
+        (pb.DISCOVERY_STATE_CANCELLED, "was cancelled"),
+    ):
+        server.outcome = state, "metric is NaN"
+        assert main([*DISCOVER, "--detach"]) == 0
+        name = capsys.readouterr().out.strip()
+        assert main(["watch", name, *options]) == 1
+        assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_cancel(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cancel", job]) == 0
+    assert capsys.readouterr().out == f"{job}\tCANCELLED\n"
+    assert main(["cancel", job, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": job, "state": "CANCELLED"}
+
+
+def test_show(
+    server: FakeServer, job: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["show", job]) == 0
+    assert "state: RUNNING\n" in capsys.readouterr().out
+    assert main(["show", job, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decided"] == 4
+    server.jobs[job].end(pb.DISCOVERY_STATE_SUCCEEDED)
+    assert main(["show", job]) == 0
+    assert "a0.h1->a1.h0<q>\t0.25\n" in capsys.readouterr().out
+    assert main(["show", job, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "pahq.circuit"
+
+
+def test_a_file_is_shown_before_a_discovery_of_its_name(
+    circuit: Circuit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAME).parent.mkdir(parents=True)
+    circuit.save(NAME)
+    assert main(["show", NAME]) == 0
+    assert "m1->logits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["watch"], ["cancel"], ["show"]])
+def test_what_is_not_there(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "users/me/discoveries/none"]) == 2
+    out, err = capsys.readouterr()
+    assert "no users/me/discoveries/none" in err.splitlines()[-1]
+    assert out == ""
+
+
+@pytest.mark.parametrize(
+    "command", [["jobs"], ["watch", NAME], ["cancel", NAME], ["show", NAME], [*DISCOVER, "--detach"]]
+)
+def test_they_need_a_server_that_goes_on(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PAHQ_SERVER")
+    assert main(command) == 2
+    assert "--server" in capsys.readouterr().err
