@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pahq_server.core.errors import StorageError
 from pahq_server.store.failpoints import Failpoint, nothing
-from pahq_server.store.migrations import migrate
+from pahq_server.store.migrations import check, migrate
 
 # How long to wait for another process, such as a command of the administrator.
 BUSY_S = 5.0
@@ -39,6 +39,8 @@ class Database:
             if path is not None:
                 path.touch(mode=0o600, exist_ok=True)
             self._synced = self._connect("FULL")
+            check(self._synced)  # before anything is written
+            self._synced.execute("PRAGMA journal_mode = WAL")
             migrate(self._synced)
             # A database in memory belongs to one connection.
             self._quick = self._synced if path is None else self._connect("NORMAL")
@@ -54,7 +56,6 @@ class Database:
             check_same_thread=False,
         )
         connection.row_factory = sqlite3.Row
-        connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
         return connection

@@ -27,17 +27,16 @@ def scripts() -> list[str]:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Brings a database to the present schema.
-
-    Raises StorageError for a file of a newer version or of another program; sqlite3.Error.
-    """
+    """Brings a database that was checked to the present schema. Raises sqlite3.Error."""
     steps = scripts()
-    version = _checked_version(connection, len(steps))
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number, script in enumerate(steps[version:], start=version + 1):
         _run(connection, script, number)
 
 
-def _checked_version(connection: sqlite3.Connection, newest: int) -> int:
+def check(connection: sqlite3.Connection) -> None:
+    """Raises StorageError for a file of a newer version or of another program; sqlite3.Error."""
+    newest = len(scripts())
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -48,7 +47,6 @@ def _checked_version(connection: sqlite3.Connection, newest: int) -> int:
             f"the database has schema {version}, but this version of pahq-server knows {newest} at most: "
             "it was written by a newer one, so start that, or restore a backup"
         )
-    return int(version)
 
 
 def _run(connection: sqlite3.Connection, script: str, number: int) -> None:
