@@ -59,11 +59,17 @@ def test_the_python_code_runs(server: ServerProcess) -> None:
     client.close()
 
 
-def test_the_commands_run(server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_run(
+    server: ServerProcess, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (setting,), (naming,) = lines_of("sh", "export"), lines_of("sh", "name=$(pahq")
+    monkeypatch.setenv(*setting.removeprefix("export ").replace(ADDRESS, server.address).split("="))
+    assert main(shlex.split(naming.removesuffix(")"))[1:]) == 0
+    name = capsys.readouterr().out.strip()
     commands = lines_of("sh", "pahq")
-    assert len(commands) > 5
+    assert len(commands) > 9
     for command in commands:
-        assert main(shlex.split(command.replace(ADDRESS, server.address))[1:]) == 0
+        assert main(shlex.split(command.replace(ADDRESS, server.address).replace("$name", name))[1:]) == 0
     assert "jaccard" in capsys.readouterr().out
 
 
