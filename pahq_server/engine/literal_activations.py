@@ -99,9 +99,15 @@ class RoundedMaps:
         for name in names:
             self._rounded[name, layer] = rounded_weights(matrix(self._weights, name, layer), form)
 
-    def product(self, x: Tensor, name: Map, layer: int, promoted: Promoted) -> Tensor:
-        """`literal.product` in low precision, and in full precision for what is promoted."""
+    def product(
+        self, x: Tensor, name: Map, layer: int, promoted: Promoted, exact_inputs: bool = False
+    ) -> Tensor:
+        """`literal.product` in low precision, and in full precision for what is promoted.
+
+        With ``exact_inputs`` only weights are rounded.
+        """
         form = self._policy.head_inputs if name in ATTENTION else self._policy.inputs
+        form = Format.FP32 if exact_inputs else form
         y = product(rounded_inputs(x, form, self._policy.terms), self._rounded[name, layer])
         exact = [unit for *place, unit in promoted if place == [name, layer]]
         if exact:

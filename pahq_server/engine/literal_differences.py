@@ -10,6 +10,9 @@ activations. Where a norm, which multiplies by f(x), stands before the map, that
 
     output = bias + f(x) / f(base's x) . (output of the base - bias) + f(x) W8 . Q(x - base's x).
 
+Q leaves the inputs of attention heads' maps as they are (`Policy.head_inputs`), and the input of an MLP that
+hears few heads and nothing else: the executor that this is the twin of composes W_O with what reads it then.
+
 It runs on the folded model, where norms have no weights. Nothing is reused but bases.
 
 Shape suffixes: as in `literal`.
@@ -21,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +41,7 @@ from pahq_server.engine.literal_activations import (
     promoted_maps,
 )
 from pahq_server.engine.metrics import METRICS, finite
-from pahq_server.models.architecture import Model
+from pahq_server.models.architecture import Architecture, Model
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import Policy
 
@@ -82,7 +86,7 @@ class DifferencesExecutor(LiteralExecutor):
         # of a pass relative to a base are their changes.
         self._values = Values(full)
         self._base: Values | None = None
-        self._promoted = NOTHING
+        self._promoted, self._composed = NOTHING, frozenset[int]()
         super().__init__(model, graph, task, metric, ablation)
         self._of_anchor: WeakKeyDictionary[Anchor, Values] = WeakKeyDictionary()
         clean = self._pass(full, self._new_senders(self.batch.clean))
@@ -107,6 +111,7 @@ class DifferencesExecutor(LiteralExecutor):
         values = self.values(row.anchor)
         if row.removed:
             promoted = promoted_maps(self.graph, self._policy, own_receiver(row))
+            self._composed = composed_mlps(row, self.arch)
             values = self._derived(values, row.circuit, promoted)
         return values.outputs["u", self.graph.layers]
 
@@ -171,7 +176,8 @@ class DifferencesExecutor(LiteralExecutor):
     def _product_of_change(self, dx: Tensor, name: Map, layer: int) -> Tensor:
         if name == "u" and self._exact_answers:
             return product(dx, self.weights.w_u)
-        return self._maps.product(dx, name, layer, self._promoted)
+        exact_inputs = name in ("in", "gate") and layer in self._composed
+        return self._maps.product(dx, name, layer, self._promoted, exact_inputs)
 
     def _change(self, x: Tensor, name: Map, layer: int) -> Tensor:
         """What the row changes in the input of a linear map, as the map reads it."""
@@ -224,3 +230,29 @@ class DifferencesExecutor(LiteralExecutor):
         assert self.batch.corrupted is not None
         corrupted = self._pass(clean.circuit, self._new_senders(self.batch.corrupted))
         return [corrupted.inputs["o", layer] for layer in range(self.graph.layers)]
+
+
+def composed_mlps(row: Row, arch: Architecture) -> frozenset[int]:
+    """The layers whose MLP hears changes of heads alone in a row, and of so few that composing them pays.
+
+    These are no more than d_model / d_head along the edges of the first of the anchor's ancestors.
+    """
+    before, after, first = row.anchor.circuit, row.circuit, row.anchor
+    while first.parent is not None:
+        first = first.parent
+    graph = before.graph
+    heads = {graph.head(layer, unit) for layer in range(graph.layers) for unit in range(graph.heads)}
+    changed: set[int] = set()
+    composed: set[int] = set()
+    for sender in range(1, graph.num_senders):
+        layer = (sender - 1) // graph.senders_per_layer
+        readers = graph.head_receivers(sender) if sender in heads else (graph.receiver_of("mlp", layer),)
+        cut = any((before.incoming(r) != after.incoming(r)).any() for r in readers)
+        heard = changed & {s for r in readers for s in np.flatnonzero(after.incoming(r)).tolist()}
+        if cut or heard:
+            changed.add(sender)
+        if sender not in heads and heard <= heads and not cut:
+            feeding = heads.intersection(np.flatnonzero(first.circuit.incoming(readers[0])).tolist())
+            if len(feeding) * arch.d_head <= arch.d_model:
+                composed.add(layer)
+    return frozenset(composed)

@@ -58,6 +58,13 @@ class Quantized:
 Matrix = Quantized | Tensor
 
 
+def floats(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """What a matrix stands for, in float32 or float64: [..., I, O]."""
+    if isinstance(matrix, Quantized):
+        return numbers(matrix.data, dtype).mul_(matrix.scale)
+    return matrix.to(dtype)
+
+
 def quantize(w: Tensor, form: Format) -> Quantized:
     """Rounds to nearest with the scale of each output's largest weight.
 

@@ -27,7 +27,7 @@ from pahq_server.demo import model_path
 from pahq_server.engine import literal_differences, ops
 from pahq_server.engine.literal import LiteralExecutor, Map
 from pahq_server.engine.literal_activations import ActivationsExecutor
-from pahq_server.engine.literal_differences import DifferencesExecutor, Values
+from pahq_server.engine.literal_differences import DifferencesExecutor, Values, composed_mlps
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
 from pahq_server.models.folding import fold
@@ -281,6 +281,27 @@ def test_a_planted_bug_in_promotion_is_caught(
     monkeypatch.setattr(owner, name, bug)
     everything = {graph.receiver_name(r) for r in range(graph.num_receivers)}
     assert inexact(model) != everything - PROMOTING["gpt2"]
+
+
+def test_mlps_that_hear_few_heads_alone_are_composed(zoo: Zoo) -> None:
+    arch = zoo["gpt2"].architecture
+    graph = arch.graph("group")
+    full = Circuit.full(graph)
+    assert (graph.layers, graph.heads) == (2, arch.d_model // arch.d_head)
+
+    def composed(circuit: Circuit, *names: str) -> frozenset[int]:
+        # The anchor's own edges do not matter, those of its first ancestor do.
+        anchor = Anchor(circuit.without([graph.parse_edge("input->a0.h0<v>")]), Anchor(circuit))
+        return composed_mlps(Row(anchor, tuple(graph.parse_edge(name) for name in names)), arch)
+
+    silent = full.without([graph.parse_edge("m0->m1")])
+    lonely = silent.without([graph.parse_edge(f"a0.h{unit}->m1") for unit in range(graph.heads)])
+    # The second MLP has too many heads, or hears the first one too, or neither.
+    assert composed(full, "input->a0.h1<q>") == {0}
+    assert composed(silent, "input->a0.h0<q>") == {0}
+    assert composed(lonely, "input->a0.h0<q>") == {0, 1}
+    assert composed(lonely, "input->a0.h0<q>", "input->m1") == {0}
+    assert composed(lonely, "input->m0") == {1}
 
 
 class RoundsActivations(DifferencesExecutor):

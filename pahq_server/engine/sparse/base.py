@@ -218,8 +218,10 @@ class Base:
         # The inner products below need the same input: take them while it is there.
         if self.composable(receiver):
             for sender in self._kept_heads(receiver):
-                dots = matmul(x, self.weights.writes(sender).T)
-                self._own.put(layer, ("dots", receiver, sender), dots)
+                # Bases are derived in full precision, rows computed in that of the policy.
+                for low in (False, True) if self.weights.rounds else (False,):
+                    dots = matmul(x, self.weights.writes(sender, low).T)
+                    self._own.put(layer, ("dots", receiver, sender, low), dots)
         u, square = matmul(x, self.weights.reads(receiver)), x.square().sum(-1)
         return State(u, square, self.finish(receiver, u, square))
 
@@ -231,14 +233,14 @@ class Base:
         arch = self.weights.arch
         return bool(self.plan.kept_heads[receiver] * arch.d_head <= arch.d_model)
 
-    def dots(self, receiver: int, head: int) -> Tensor:
+    def dots(self, receiver: int, head: int, low: bool = False) -> Tensor:
         """Inner products of a receiver's input with what a head writes: x W_O^T, [N, K]."""
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
-        name = ("dots", receiver, head)
+        name = ("dots", receiver, head, low)
         # Always in this order: what comes with a new state has other bits than what follows from the parent.
         if not owner._own.has(layer, ("state", receiver)):
             owner.state(receiver)
-        return owner._own.kept(layer, name, lambda: owner._new_dots(receiver, head))
+        return owner._own.kept(layer, name, lambda: owner._new_dots(receiver, head, low))
 
     def _kept_heads(self, receiver: int) -> list[int]:
         kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
@@ -291,16 +293,16 @@ class Base:
     def _ablation_of_clean(self, sender: int, places: Places) -> Tensor:
         return self._ablated(sender, places) - self._clean(sender, places)
 
-    def _new_dots(self, receiver: int, head: int) -> Tensor:
+    def _new_dots(self, receiver: int, head: int, low: bool) -> Tensor:
         parent, places = self.parent, self.plan.receivers[receiver]
         moved = [] if parent is None else self._moved_senders(receiver, parent)
         only_heads = all(is_head(self.graph, s) for s in moved)
         if parent is None or not only_heads or not self._same_edges(receiver, parent):
-            return matmul(self.kept_x(receiver), self.weights.writes(head).T)
-        dots = parent.dots(receiver, head)
+            return matmul(self.kept_x(receiver), self.weights.writes(head, low).T)
+        dots = parent.dots(receiver, head, low)
         for sender in moved:
             difference = self.output(sender, places) - parent.output(sender, places)
-            dots = dots + matmul(difference, self.weights.overlap(sender, head))
+            dots = dots + matmul(difference, self.weights.overlap(sender, head, (False, low)))
         return dots
 
     def _moved_senders(self, receiver: int, parent: Base) -> list[int]:

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.engine.sparse.base import Base, Pattern
 from pahq_server.engine.sparse.cuts import Cut, chained, collect
-from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.promotion import Promotion
 from pahq_server.engine.sparse.reference import is_head
+from pahq_server.precision.products import matmul
 
 
 def collect_low(
     bases: Sequence[Base],
     base_of: NDArray[np.int64],
     removed: Sequence[Sequence[int]],
-    maps: Maps,
     promotion: Promotion | None,
 ) -> dict[int, Cut]:
     """`cuts.collect` of rows that may promote heads."""
@@ -28,17 +26,17 @@ def collect_low(
     def sums(base: Base, receiver: int, patterns: list[Pattern], kind: int) -> Tensor:
         heads = frozenset[int]() if promotion is None or kind < 0 else promotion.heads[kind]
 
-        def single_cuts(senders: list[int]) -> dict[int, Tensor]:
-            return {sender: _cut_alone(base, receiver, sender, maps, sender in heads) for sender in senders}
+        def single_cut(sender: int) -> Tensor:
+            return _cut_alone(base, receiver, sender, sender not in heads)
 
-        return chained(base, receiver, patterns, heads, single_cuts)
+        return chained(base, receiver, patterns, heads, single_cut)
 
     return collect(bases, base_of, removed, sums, None if promotion is None else promotion.of_row)
 
 
-def _cut_alone(base: Base, receiver: int, sender: int, maps: Maps, promoted: bool) -> Tensor:
+def _cut_alone(base: Base, receiver: int, sender: int, low: bool) -> Tensor:
     """Change of the receiver's input for one edge: [N, D]."""
     change = base.ablation(sender, base.plan.receivers[receiver])
     if not is_head(base.graph, sender):
         return change
-    return maps.write(sender, change, torch.ones(len(change), dtype=torch.bool) if promoted else None)
+    return matmul(change, base.weights.writes(sender, low))

@@ -1,15 +1,19 @@
 """The linear maps of rows under a policy: what is multiplied with what a row changes.
 
 Bases are in full precision whatever the policy. A row changes inputs of linear maps, and only these
-differences are multiplied with rounded weights: dx W8 for what a query, key or value reads and y W_O8 for
-what a head writes, Q(dx) W8 and Q(h' - h) W8 for what an MLP reads and writes, and the same for the
-unembedding. Norms, attention and activations are exact, so an error is in proportion to what a row changes,
-and what does not change has none.
+differences are multiplied with rounded weights. Norms, attention and activations are exact, so an error is in
+proportion to what a row changes, and what does not change has none.
+
+What differences are rounded depends on where the arithmetic is. The maps of heads have d_head inputs or
+outputs: 8-bit products of that size take as long as those of float32, once their inputs are rounded. So heads
+are composed as without a policy, y (W_O8 W_r8) from a head to whatever reads it, with all but the weights in
+full precision; an MLP that hears few heads and nothing else, too. The large maps act on rounded inputs: Q(dx)
+W_in8 where an MLP's input changes otherwise, Q(h' - h) W_out8, and Q(dn) W_U8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +29,7 @@ from pahq_server.models.architecture import Model
 from pahq_server.models.resident import QuantizedLayer
 from pahq_server.models.rounding import round_layers, round_unembedding
 from pahq_server.precision.linear import linear
-from pahq_server.precision.policy import Format, Policy
+from pahq_server.precision.policy import Policy
 from pahq_server.precision.products import matmul
 from pahq_server.precision.quantized import Matrix, Quantized
 
@@ -75,24 +79,25 @@ class Maps:
             dx: the change.
             full: per token, whether it runs in full precision; None for none.
         """
-        kind, layer, unit = self._weights.graph.receiver(receiver)
-        weights = self._layers[layer]
+        kind, layer, _ = self._weights.graph.receiver(receiver)
         if kind == "mlp":
-            assert weights.w_in is not None
-            if weights.w_gate is None:
-                return self._linear(dx, weights.w_in)
-            return torch.cat([self._linear(dx, weights.w_gate), self._linear(dx, weights.w_in)], -1)
-        if kind == "q":
-            w = weights.w_q[unit]
-        else:
-            w = (weights.w_k if kind == "k" else weights.w_v)[self._weights.kv_head(unit)]
-        return self._mixed(dx, w, lambda: self._weights.reads(receiver), full)
+            return self._mlp_in(layer, dx)
+        if full is None:
+            return matmul(dx, self._weights.reads(receiver, low=True))
+        flat = dx.flatten(0, -2)
+        promoted = matmul(flat[full], self._weights.reads(receiver))
+        out = promoted.new_empty(len(flat), promoted.shape[-1])
+        out[full] = promoted
+        if not full.all():
+            out[~full] = matmul(flat[~full], self._weights.reads(receiver, low=True))
+        return out.view(*dx.shape[:-1], -1)
 
-    def write(self, head: int, y: Tensor, full: Tensor | None) -> Tensor:
-        """A change of a head's z through W_O: [..., K] to [..., D]; arguments as in `read`."""
-        layer, unit = divmod(head - 1, self._weights.graph.senders_per_layer)
-        w = self._layers[layer].w_o[unit]
-        return self._mixed(y, w, lambda: self._weights.writes(head), full)
+    def _mlp_in(self, layer: int, dx: Tensor) -> Tensor:
+        weights = self._layers[layer]
+        assert weights.w_in is not None
+        if weights.w_gate is None:
+            return self._linear(dx, weights.w_in)
+        return torch.cat([self._linear(dx, weights.w_gate), self._linear(dx, weights.w_in)], -1)
 
     def mlp_out(self, layer: int, change: Tensor) -> Tensor:
         """A change of hidden units through W_out: [..., M] to [..., D]."""
@@ -111,21 +116,6 @@ class Maps:
         if isinstance(w, Tensor):
             return linear(x.to(w.dtype), w, self._policy.inputs).to(x.dtype)
         return linear(x, w, self._policy.inputs, self._policy.terms)
-
-    def _of_head(self, x: Tensor, w: Matrix) -> Tensor:
-        """With inputs as they are."""
-        return linear(x, w.to(x.dtype) if isinstance(w, Tensor) else w, Format.FP32)
-
-    def _mixed(self, x: Tensor, w: Matrix, exact: Callable[[], Tensor], full: Tensor | None) -> Tensor:
-        if full is None:
-            return self._of_head(x, w)
-        if full.all():
-            return matmul(x, exact())
-        flat = x.flatten(0, -2)
-        promoted = matmul(flat[full], exact())
-        out = promoted.new_empty(len(flat), promoted.shape[-1])
-        out[full], out[~full] = promoted, self._of_head(flat[~full], w)
-        return out.view(*x.shape[:-1], -1)
 
 
 def by_token(flags: NDArray[np.bool_] | None, sizes: Index) -> Tensor | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pahq_server.core.graph import Graph
 from pahq_server.engine.sparse.variants import Index, Merged
+from pahq_server.engine.sparse.weights import ALL_LOW, Low
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Promotion:
 
     Args:
         heads: senders of each set of heads that some row promotes.
-        receivers: the receivers of each.
+        senders: whether a set promotes a sender: bool, [sets + 1, senders]. The last set is empty.
+        receivers: the same for receivers.
         of_row: per row, the number of its set; -1 where it promotes nothing.
     """
 
     heads: tuple[frozenset[int], ...]
-    receivers: tuple[frozenset[int], ...]
+    senders: NDArray[np.bool_]
+    receivers: NDArray[np.bool_]
     of_row: Index
 
     def column(self, columns: Sequence[Index]) -> Index:
@@ -39,18 +42,33 @@ class Promotion:
         column: Index = np.where(active, self.of_row, -1)
         return column
 
-    def of_sender(self, merged: Merged, sender: int) -> NDArray[np.bool_] | None:
-        """Per merged variant, whether it promotes this sender; None if none does."""
-        return self._flags(merged.first, [sender in heads for heads in self.heads])
-
     def of_receiver(self, merged: Merged, receiver: int) -> NDArray[np.bool_] | None:
         """Per merged variant, whether it promotes this receiver; None if none does."""
-        return self._flags(merged.first, [receiver in receivers for receivers in self.receivers])
+        return self._flags(merged, self.receivers, receiver)
 
-    def _flags(self, rows: Index, promoted: list[bool]) -> NDArray[np.bool_] | None:
-        if not any(promoted):
-            return None
-        flags: NDArray[np.bool_] = np.array([*promoted, False])[self.of_row[rows]]
+    def apart(
+        self, wanted: Index, merged: Merged, sender: int, reader: int | None
+    ) -> list[tuple[Low, Index]]:
+        """Variants of a head apart by what is promoted: which matrices are rounded, and who wants it then.
+
+        Args:
+            wanted: per merged variant, the head's, or -1.
+            merged: variants.
+            sender: the head.
+            reader: the receiver whose matrix follows on the head's, if one does.
+        """
+        heads = self._flags(merged, self.senders, sender)
+        readers = None if reader is None else self._flags(merged, self.receivers, reader)
+        parts, rest = [], wanted
+        # Nobody promotes both: promoted heads are of one layer, and do not read each other.
+        for low, flags in (((False, True), heads), ((True, False), readers)):
+            if flags is not None:
+                parts.append((low, np.where(flags, wanted, -1)))
+                rest = np.where(flags, -1, rest)
+        return [*parts, (ALL_LOW, rest)]
+
+    def _flags(self, merged: Merged, promoted: NDArray[np.bool_], node: int) -> NDArray[np.bool_] | None:
+        flags: NDArray[np.bool_] = promoted[self.of_row[merged.first], node]
         return flags if flags.any() else None
 
 
@@ -62,8 +80,12 @@ def promotion_of(graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion:
         heads = promoted_heads(graph, graph.edge_ends(edges[-1])[1]) if len(edges) else frozenset()
         if heads:
             of_row[row] = sets.setdefault(heads, len(sets))
-    receivers = [frozenset(r for head in heads for r in graph.head_receivers(head)) for heads in sets]
-    return Promotion(tuple(sets), tuple(receivers), of_row)
+    senders = np.zeros((len(sets) + 1, graph.num_senders), dtype=bool)
+    receivers = np.zeros((len(sets) + 1, graph.num_receivers), dtype=bool)
+    for heads, number in sets.items():
+        senders[number, list(heads)] = True
+        receivers[number, [r for head in heads for r in graph.head_receivers(head)]] = True
+    return Promotion(tuple(sets), senders, receivers, of_row)
 
 
 def promoted_heads(graph: Graph, receiver: int) -> frozenset[int]:

@@ -10,6 +10,7 @@ unequal sizes are laid out as in `variants`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.engine.sparse.maps import Maps, by_token
+from pahq_server.engine.sparse.maps import by_token
 from pahq_server.engine.sparse.reference import is_head
 from pahq_server.engine.sparse.rows import METRIC, WINDOW, Rows
 from pahq_server.engine.sparse.terms import Term, plus
@@ -33,6 +34,7 @@ from pahq_server.engine.sparse.variants import (
     pick,
     token_index,
 )
+from pahq_server.engine.sparse.weights import Low
 from pahq_server.precision.products import matmul
 
 # Where fewer variants than this share hear a sender, only they are computed.
@@ -165,15 +167,15 @@ class Receivers:
         |x'|^2 = |x|^2 + sum of y_s . (2 x W_s^T + y_s W_s W_s^T + 2 sum over s' < s of y_s' W_s' W_s^T).
         """
         sources = [(sender, variant) for sender, variant in sources if (variant >= 0).any()]
-        merged = merge([variant for _, variant in sources])
+        merged = self._merged([variant for _, variant in sources])
         if merged is None:
             return None
         heads = [sender for sender, _ in sources]
         total: Tensor | None = None
         shape = layout(self._rows.sizes(merged, receiver))
-        for sender, wanted in zip(heads, merged.picks, strict=True):
-            term = self._term(sender, receiver, wanted, merged)
-            total = term.add_to(total, self._weights.composed(sender, receiver), shape)
+        for sender, wanted in zip(heads, merged.picks, strict=False):
+            for low, term in self._terms(sender, receiver, wanted, merged, receiver):
+                total = term.add_to(total, self._weights.composed(sender, receiver, low), shape)
         assert total is not None
         dsquare = torch.zeros(total.shape[:-1], dtype=total.dtype)
         if self._weights.arch.norm is not None:
@@ -183,17 +185,18 @@ class Receivers:
 
     def _add_square(self, dsquare: Tensor, receiver: int, heads: list[int], i: int, merged: Merged) -> None:
         """Adds the terms of head i in the variants that hear it."""
-        term, sender = self._term(heads[i], receiver, merged.picks[i], merged), heads[i]
-        some = merged.some(term.variants)
-        inner = self._rows.of_bases(some, lambda base: base.dots(receiver, sender))
-        earlier: Tensor | None = None
-        for other, wanted in zip(heads[:i], some.picks, strict=False):
-            if (wanted >= 0).any():
-                z = self._heard(other, receiver, wanted, some)
-                earlier = plus(earlier, z, self._weights.overlap(other, sender))
-        inner = inner if earlier is None else inner + earlier
-        inner = 2 * inner + matmul(term.y, self._weights.overlap(sender, sender))
-        term.scatter(dsquare, (term.y * inner).sum(-1))
+        sender = heads[i]
+        for (low, _), term in self._terms(sender, receiver, merged.picks[i], merged):
+            some = merged.some(term.variants)
+            inner = self._rows.of_bases(some, lambda base, low=low: base.dots(receiver, sender, low))  # type: ignore[misc]
+            earlier: Tensor | None = None
+            for other, wanted in zip(heads[:i], some.picks, strict=False):
+                for (other_low, _), theirs in self._versions(other, wanted, some):
+                    z = self._heard(other, receiver, theirs, some)
+                    earlier = plus(earlier, z, self._weights.overlap(other, sender, (other_low, low)))
+            inner = inner if earlier is None else inner + earlier
+            inner = 2 * inner + matmul(term.y, self._weights.overlap(sender, sender, (low, low)))
+            term.scatter(dsquare, (term.y * inner).sum(-1))
 
     def _projected(
         self, receiver: int, sources: Sources, rows: NDArray[np.bool_]
@@ -216,9 +219,7 @@ class Receivers:
         columns += [] if cut is None else [cut.variant]
         if rows is not None:
             columns = [np.where(rows, column, -1) for column in columns]
-        if columns and self._rows.promotion is not None:
-            columns.append(self._rows.promotion.column(columns))
-        merged = merge(columns)
+        merged = self._merged(columns)
         if merged is None:
             return None
         sizes = self._rows.sizes(merged, receiver)
@@ -231,14 +232,18 @@ class Receivers:
         for (sender, _), wanted in zip(sources, merged.picks[: len(sources)], strict=True):
             if not (wanted >= 0).any():
                 continue
-            term = self._term(sender, receiver, wanted, merged)
             if not is_head(self._graph, sender):
+                term = self._term(sender, receiver, wanted, merged)
                 term.scatter(dx, term.y)
-            elif self._rows.maps is None:
-                term.add_to(dx, self._weights.writes(sender), layout(sizes))
-            else:
-                term.scatter(dx, self._written(self._rows.maps, sender, term, merged, sizes))
+                continue
+            for (low, _), term in self._terms(sender, receiver, wanted, merged):
+                term.add_to(dx, self._weights.writes(sender, low), layout(sizes))
         return dx, merged
+
+    def _merged(self, columns: list[Index]) -> Merged | None:
+        """Merged by these columns, and so that all rows of a variant promote the same."""
+        promotion = self._rows.promotion
+        return merge(columns if promotion is None or not columns else [*columns, promotion.column(columns)])
 
     def _read(self, receiver: int, dx: Tensor, merged: Merged) -> Tensor:
         """A change of input through a receiver's projection: [V, N, O]."""
@@ -248,11 +253,30 @@ class Receivers:
         full = None if rows.promotion is None else rows.promotion.of_receiver(merged, receiver)
         return rows.maps.read(receiver, dx, by_token(full, rows.sizes(merged, receiver)))
 
-    def _written(self, maps: Maps, head: int, term: Term, merged: Merged, sizes: Index) -> Tensor:
-        """What a head's change in some merged variants writes in low precision: [V, N, D]."""
+    def _terms(
+        self, sender: int, receiver: int, wanted: Index, merged: Merged, reader: int | None = None
+    ) -> Iterator[tuple[Low, Term]]:
+        """A head's change in the merged variants that hear it, apart by the matrices that these use.
+
+        Args:
+            sender, receiver: a head, and where its change is needed.
+            wanted: per merged variant, the head's.
+            merged: variants.
+            reader: the receiver, if its matrix is used too.
+        """
+        for low, some in self._versions(sender, wanted, merged, reader):
+            yield low, self._term(sender, receiver, some, merged)
+
+    def _versions(
+        self, sender: int, wanted: Index, merged: Merged, reader: int | None = None
+    ) -> list[tuple[Low, Index]]:
+        """``wanted`` apart by the matrices of head and reader that variants use, -1 in all others."""
         promotion = self._rows.promotion
-        full = None if promotion is None else promotion.of_sender(merged.some(term.variants), head)
-        return maps.write(head, term.y, by_token(full, sizes[term.variants]))
+        if promotion is None:
+            found = [(self._rows.low, wanted)]
+        else:
+            found = promotion.apart(wanted, merged, sender, reader)
+        return [(low, some) for low, some in found if (some >= 0).any()]
 
     def _term(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Term:
         """A sender's change in the merged variants that hear it."""

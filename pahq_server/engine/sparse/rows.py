@@ -16,6 +16,7 @@ from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.plan import CODES
 from pahq_server.engine.sparse.tokens import Places
 from pahq_server.engine.sparse.variants import Index, Merged
+from pahq_server.engine.sparse.weights import ALL_LOW, EXACT
 
 METRIC, WINDOW = CODES[Places.METRIC], CODES[Places.WINDOW]
 
@@ -41,11 +42,13 @@ class Rows:
     ) -> None:
         self.bases, self.base_of, self.maps = bases, base_of, maps
         self.weights, self.graph = bases[0].weights, bases[0].circuit.graph
+        # Which matrices rows use of heads that they do not promote.
+        self.low = EXACT if maps is None else ALL_LOW
         self.promotion = None if maps is None else maps.promotion(self.graph, removed)
         if maps is None:
             self.cuts = collect(bases, base_of, removed, sum_up_rest if many else sum_up)
         else:
-            self.cuts = collect_low(bases, base_of, removed, maps, self.promotion)
+            self.cuts = collect_low(bases, base_of, removed, self.promotion)
         # bool, [bases, edges].
         self.kept = np.stack([base.circuit.kept for base in bases])
         # `Plan.sender_codes` and `Plan.receiver_codes`, [bases, senders] and [bases, receivers].
@@ -88,9 +91,7 @@ class Rows:
         return self.counts(receiver)[self.base_of[merged.first]]
 
     def composable(self, receiver: int) -> NDArray[np.bool_]:
-        """Per row, `Base.composable`; never in low precision, which has no products of matrices."""
-        if self.maps is not None:
-            return np.zeros(len(self), dtype=bool)
+        """Per row, `Base.composable`."""
         return np.array([base.composable(receiver) for base in self.bases])[self.base_of]
 
     def by_base(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -76,7 +76,9 @@ class Shared:
     def weights(self, graph: Graph) -> SparseWeights:
         """The model's weights under a graph."""
         if graph not in self._weights:
-            self._weights[graph] = SparseWeights(self.model, graph)
+            self._weights[graph] = SparseWeights(
+                self.model, graph, None if self._rounded is None else self._rounded.layers
+            )
         return self._weights[graph]
 
     def maps(self, graph: Graph) -> Maps | None:

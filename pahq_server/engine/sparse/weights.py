@@ -6,7 +6,7 @@ Shape suffixes: D d_model, K d_head, O width of a receiver (d_head, or hidden un
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,10 +15,17 @@ from pahq_server.core.graph import Graph, ReceiverKind
 from pahq_server.engine import ops
 from pahq_server.engine.sparse.activations import ACTIVATIONS
 from pahq_server.models.architecture import Model, Weights
+from pahq_server.models.resident import QuantizedLayer
 from pahq_server.precision.products import matmul
+from pahq_server.precision.quantized import Matrix, floats
 
 # Bytes of head-to-receiver products that are kept for reuse.
 COMPOSED_BYTES = 64 * 1024 * 1024
+
+# Of two matrices that are multiplied, which are those of a policy instead of full precision.
+Low = tuple[bool, bool]
+EXACT: Low = (False, False)
+ALL_LOW: Low = (True, True)
 
 
 class SparseWeights:
@@ -27,20 +34,29 @@ class SparseWeights:
     Args:
         model: with folded norms.
         graph: which receivers there are.
+        rounded: the layers as a policy rounds them, for rows; None where rows are in full precision.
     """
 
-    def __init__(self, model: Model, graph: Graph) -> None:
+    def __init__(self, model: Model, graph: Graph, rounded: Sequence[QuantizedLayer] | None = None) -> None:
         self.arch, self.graph, self.weights = model.architecture, graph, model.weights
         self.dtype = model.dtype
-        self._composed: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._rounded = rounded
+        self._composed: OrderedDict[tuple[int, int, Low], Tensor] = OrderedDict()
         self._composed_bytes = 0
         self._gated: dict[int, Tensor] = {}
         # Or read from files when they are used: then nothing large is kept here.
         self._in_memory = isinstance(model.weights, Weights)
 
-    def reads(self, receiver: int) -> Tensor:
+    @property
+    def rounds(self) -> bool:
+        """Whether there are rounded matrices: ``low`` ones."""
+        return self._rounded is not None
+
+    def reads(self, receiver: int, low: bool = False) -> Tensor:
         """Matrix from the normed input to the receiver's value before its bias: [D, O]."""
         kind, layer, unit = self.graph.receiver(receiver)
+        if low:
+            return self._rounded_reads(kind, layer, unit)
         weights = self.weights.layers[layer]
         if kind == "q":
             return weights.w_q[unit]
@@ -60,6 +76,20 @@ class SparseWeights:
         if self._in_memory:
             self._gated[layer] = both
         return both
+
+    def _rounded_reads(self, kind: ReceiverKind, layer: int, unit: int) -> Tensor:
+        assert self._rounded is not None
+        weights = self._rounded[layer]
+        if kind != "mlp":
+            stack = {"q": weights.w_q, "k": weights.w_k, "v": weights.w_v}[kind]
+            return self._floats(stack[unit if kind == "q" else self.kv_head(unit)])
+        assert weights.w_in is not None
+        if weights.w_gate is None:
+            return self._floats(weights.w_in)
+        return torch.cat([self._floats(weights.w_gate), self._floats(weights.w_in)], 1)
+
+    def _floats(self, matrix: Matrix) -> Tensor:
+        return floats(matrix, self.dtype)
 
     def mlp_out(self, layer: int) -> Tensor:
         """Matrix from an MLP's hidden units to its output: [M, D]."""
@@ -83,18 +113,28 @@ class SparseWeights:
         assert weights.b_in is not None
         return weights.b_in if weights.b_gate is None else torch.cat([weights.b_gate, weights.b_in])
 
-    def writes(self, head: int) -> Tensor:
+    def writes(self, head: int, low: bool = False) -> Tensor:
         """W_O of a head, by sender index: [K, D]."""
         layer, unit = divmod(head - 1, self.graph.senders_per_layer)
+        if low:
+            assert self._rounded is not None
+            return self._floats(self._rounded[layer].w_o[unit])
         return self.weights.layers[layer].w_o[unit]
 
-    def composed(self, head: int, receiver: int) -> Tensor:
-        """From a head's z straight to a receiver: W_O times `reads`, [K, O]."""
-        return self._product((head, receiver), lambda: matmul(self.writes(head), self.reads(receiver)))
+    def composed(self, head: int, receiver: int, low: Low = EXACT) -> Tensor:
+        """From a head's z straight to a receiver: W_O times `reads`, [K, O].
 
-    def overlap(self, first: int, second: int) -> Tensor:
+        The product itself is in full precision, whatever its factors are.
+        """
+        return self._product(
+            (head, receiver, low), lambda: matmul(self.writes(head, low[0]), self.reads(receiver, low[1]))
+        )
+
+    def overlap(self, first: int, second: int, low: Low = EXACT) -> Tensor:
         """Inner products of what two heads write: W_O W_O'^T, [K, K]."""
-        return self._product((-1 - first, second), lambda: self.writes(first) @ self.writes(second).T)
+        return self._product(
+            (-1 - first, second, low), lambda: self.writes(first, low[0]) @ self.writes(second, low[1]).T
+        )
 
     def finish(self, receiver: int, u: Tensor, square: Tensor, positions: Tensor | None) -> Tensor:
         """A receiver's value, or an MLP's hidden units, from its unnormed projection and sum of squares.
@@ -159,7 +199,7 @@ class SparseWeights:
         shape = (*positions.shape, -1)
         return cos.to(self.dtype).view(shape), sin.to(self.dtype).view(shape)
 
-    def _product(self, key: tuple[int, int], make: Callable[[], Tensor]) -> Tensor:
+    def _product(self, key: tuple[int, int, Low], make: Callable[[], Tensor]) -> Tensor:
         found = self._composed.get(key)
         if found is None:
             found = self._composed[key] = make()
