@@ -69,6 +69,7 @@ class DiscoveryRun:
         self._started = time.time()
         self._seen = (0, 0)  # rows, and of these wasted, that the observer knows of
         self._found: SearchResult | None = None
+        self._late = False  # whether something waits to be stored
 
     def begin(self) -> Sequence[Row]:
         self._stored(self._job.start)
@@ -89,7 +90,7 @@ class DiscoveryRun:
     def end(self, error: Exception | None) -> None:
         if self._found is not None:
             result = self._result(self._found)
-            self._end(lambda: self._job.succeed(result))
+            self._end(lambda: self._succeed(result))
         elif error is None or self._job.cancelling:
             self._end(self._job.end_cancelled)
         elif self._around.leave(error):
@@ -97,6 +98,11 @@ class DiscoveryRun:
         else:
             failed = error
             self._end(lambda: self._job.fail(failed))
+
+    def _succeed(self, result: DiscoveryResult) -> None:
+        # What went before may not have been stored.
+        self._job.update(self._search.progress(), len(self._search.verdicts))
+        self._job.succeed(result)
 
     def done(self) -> float:
         return self._search.progress().decided / self._job.total
@@ -120,11 +126,14 @@ class DiscoveryRun:
         """Makes a change that is stored now or with the next one: the search goes on in any case."""
         try:
             change()
+            self._late = False
         except StorageError as error:
             if error.damaged:
                 raise
-            with about(job=self._job.name, user=self.user):
-                logger.warning("what was decided is stored later: %s", error)
+            if not self._late:
+                with about(job=self._job.name, user=self.user):
+                    logger.warning("what is decided will be stored later: %s", error)
+            self._late = True
 
     def _end(self, end: Callable[[], None]) -> None:
         """Ends the job now, or as soon as that can be stored."""

@@ -48,12 +48,10 @@ def test_an_older_file_is_brought_up_and_keeps_what_it_holds(path: Path) -> None
     steps = migrations.scripts()
     connection = sqlite3.connect(path, isolation_level=None)
     migrations._run(connection, steps[0], 1)
-    columns = (
-        "name, user, payload, state, created, error, decided, kept, metric, evaluations, dropped, charged"
-    )
     connection.execute(
-        f"INSERT INTO jobs ({columns}, total, tokens, revision, content, spec) "
-        "VALUES ('users/a/discoveries/1', 'a', x'00', 6, 1.0, 'why', 0, 0, 0.0, 0, 0, 0.0, 9, 1, 'r', x'00', '{}')"
+        "INSERT INTO jobs (name, user, payload, state, created, error, decided, kept, metric, evaluations, "
+        "dropped, charged, total, tokens, revision, content, spec) VALUES "
+        "('users/a/discoveries/1', 'a', x'00', 6, 1.0, 'why', 0, 0, 0.0, 0, 0, 0.0, 9, 1, 'r', x'00', '{}')"
     )
     connection.close()
     assert schema(path)[0] == 1
@@ -144,11 +142,8 @@ def test_damage_is_found_at_the_start(path: Path) -> None:
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2 // 4096 * 4096)
         file.write(b"\xff" * 4096)
-    with (
-        pytest.raises(StorageError, match="damaged.*restore a backup") as caught,
-        opened(StorageConfig(path.parent)),
-    ):
-        pass
+    with pytest.raises(StorageError, match=r"damaged.*restore a backup") as caught:
+        opened(StorageConfig(path.parent)).__enter__()
     assert caught.value.damaged
     with DataDirectory(path.parent):
         pass  # nobody holds on to it
@@ -159,12 +154,8 @@ def test_a_full_disk_is_no_damage_and_undoes_the_whole_transaction(path: Path) -
     for connection in (database._synced, database._quick):
         connection.execute("PRAGMA max_page_count = 40")
     for synced in (True, False):
-        with (
-            pytest.raises(StorageError, match="full") as caught,
-            database.transaction("create", synced=synced) as it,
-        ):
-            for number in range(1000):
-                it.execute("INSERT INTO verdicts VALUES (?, 0, ?)", (number, b"x" * 4000))
+        with pytest.raises(StorageError, match="full") as caught:
+            _write_much(database, synced)
         assert not caught.value.damaged
         with database.reading() as reader:
             assert reader.execute("SELECT count(*) FROM verdicts").fetchone()[0] == 0
