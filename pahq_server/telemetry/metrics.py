@@ -35,6 +35,7 @@ CODES = frozenset(
     }
 )
 ENDS = ("succeeded", "failed", "cancelled")
+REASONS = ("auth", "rate_limit", "quota", "queue_full")
 # Of this many different reasons, the first ones that come are told apart.
 MAX_REASONS = 32
 WATCH = "pahq.v1.DiscoveryService/WatchDiscovery"
@@ -54,7 +55,7 @@ class Metrics(Observer):
 
     def __init__(self, methods: Collection[str]) -> None:
         self._methods = frozenset(methods)
-        self._reasons: set[str] = set()
+        self._reasons = set(REASONS)
         self.registry = CollectorRegistry()
         self._add_jobs()
         self._add_work()
@@ -112,6 +113,8 @@ class Metrics(Observer):
         self._rejections = Counter(
             "pahq_rejections", "Calls that were refused, by reason.", ["reason"], registry=self.registry
         )
+        for reason in REASONS:
+            self._rejections.labels(reason)
         self._calls = Histogram(
             "pahq_rpc_duration_seconds",
             "Time from the arrival of a call to its end, by method and gRPC status code. Of streams: how "

@@ -34,8 +34,6 @@ def samples() -> dict[str, dict[str, set[str]]]:
         metrics.call_started(method)
         for code in CODES:
             metrics.call_ended(method, code, 0.1)
-    for reason in ("auth", "rate_limit", "quota", "queue_full"):
-        metrics.rejected(reason)
     usage = MemoryUsage(1, 2, 1, 0, 1, 1, 0)
     states = {state.name.lower(): 0 for state in JobState}
     registry = CollectorRegistry()

@@ -6,7 +6,7 @@ import pytest
 from helpers.scrape import parse, value
 from prometheus_client import generate_latest
 
-from pahq_server.telemetry.metrics import MAX_REASONS, WATCH, Metrics
+from pahq_server.telemetry.metrics import MAX_REASONS, REASONS, WATCH, Metrics
 
 CREATE = "pahq.v1.DiscoveryService/CreateDiscovery"
 
@@ -42,6 +42,7 @@ def test_what_happens_is_counted(metrics: Metrics) -> None:
     assert value(now, "pahq_search_rows_total", outcome="wasted") == 2
     assert value(now, "pahq_job_preemptions_total") == 1
     assert value(now, "pahq_rejections_total", reason="quota") == 2
+    assert value(now, "pahq_rejections_total", reason="auth") == 0
     assert value(now, "pahq_jobs_ended_total", state="failed") == 1
     assert value(now, "pahq_jobs_ended_total", state="succeeded") == 0
 
@@ -76,7 +77,7 @@ def test_no_client_can_make_the_server_remember_more_and_more(metrics: Metrics) 
     now = told(metrics)
     assert len(now) == before
     assert value(now, "pahq_rpc_duration_seconds_count", method="other", code="UNKNOWN") == 1001 + MAX_REASONS
-    assert value(now, "pahq_rejections_total", reason="other") == 1001
+    assert value(now, "pahq_rejections_total", reason="other") == 1001 + len(REASONS)
     assert not any("users/" in text for _, labels in now for _, text in labels)
 
 

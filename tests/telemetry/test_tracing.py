@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -73,6 +77,34 @@ def test_the_environment_names_the_service(
     monkeypatch.setenv("OTEL_SERVICE_NAME", "circuits")
     Tracing("1.2.3", SimpleSpanProcessor(exporter)).batch(1, 0.1)
     assert only(exporter).resource.attributes["service.name"] == "circuits"
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans as a collector does."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def Export(self, request: Any, context: Any) -> Any:
+        for resource in request.resource_spans:
+            self.names += [span.name for scope in resource.scope_spans for span in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def test_spans_reach_a_collector_by_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = Collector()
+    server = grpc.server(ThreadPoolExecutor(1))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    monkeypatch.setattr("pahq_server.telemetry.tracing.CLOSE_S", 30.0)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+    telemetry = Telemetry(TelemetryConfig(tracing=True), (), {"version": "1"})
+    telemetry.observer.batch(1, 0.1)
+    telemetry.observer.call_ended(CREATE, "OK", 0.1)
+    telemetry.close()
+    server.stop(None).wait()
+    assert collector.names == ["batch", CREATE]
 
 
 def test_it_closes_though_nobody_takes_the_spans(monkeypatch: pytest.MonkeyPatch) -> None:
