@@ -11,7 +11,7 @@ from pahq_client.client import Client
 from pahq_client.embedded import EmbeddedServer, served_model
 from pahq_client.endpoint import TlsConfig
 from pahq_client.errors import InvalidRequest
-from pahq_client.patience import Deadline
+from pahq_client.patience import Backoff, Deadline
 from pahq_client.progress import ProgressLike
 from pahq_client.task import TaskLike
 
@@ -96,5 +96,6 @@ def connect(
     if tls:
         raise InvalidRequest("tls", "needs server=: an embedded server has none")
     name, models = served_model(model)
-    with EmbeddedServer(models, deadline) as embedded, Client(embedded.address) as client:
+    few = Backoff(attempts=2)  # a child that died does not come back
+    with EmbeddedServer(models, deadline) as embedded, Client(embedded.address, backoff=few) as client:
         yield client, name

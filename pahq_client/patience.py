@@ -45,13 +45,15 @@ class Deadline:
 class Backoff:
     """Waiting times between tries: growing, bounded in length and number.
 
+    By default a minute and more in all: servers take their time to start again.
+
     Args:
         attempts: how many tries follow the first one.
         first_s: about the first wait.
         most_s: about the longest wait.
     """
 
-    attempts: int = 8
+    attempts: int = 24
     first_s: float = 0.2
     most_s: float = 5.0
 

@@ -15,6 +15,8 @@ from pahq_client.patience import Deadline
 from pahq_client.progress import ProgressLike, reporter
 
 CIRCUIT_SECONDS = 600.0
+# Of a short call, even for who waits no longer than a moment: to ask is not to wait.
+LEAST_SECONDS = 5.0
 
 
 class JobFlows:
@@ -50,7 +52,8 @@ class JobFlows:
 
     def result(self, timeout: float | None, progress: ProgressLike) -> Flow[Circuit]:
         deadline = Deadline.after(timeout)
-        info = yield from self.info()
+        short = max(LEAST_SECONDS, deadline.within(self.calls.timeout))
+        info = yield from self.info(short)
         # Who wants progress gets all events, also of a discovery that was faster than this call.
         if not info.state.is_final or (progress and not deadline.passed):
             yield from self._follow(deadline, progress)

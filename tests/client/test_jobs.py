@@ -21,6 +21,7 @@ from pahq_client import (
     JobState,
     MemoryUsage,
     NotFound,
+    PermissionDenied,
     ServerFault,
     Task,
     Unavailable,
@@ -84,6 +85,18 @@ def test_discover_cancels_on_timeout_and_on_errors_of_the_caller(client: Client,
     with pytest.raises(ZeroDivisionError):
         client.discover("demo", "ioi", progress=lambda event: 1 / 0)
     assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED] * 2
+
+
+def test_discover_cancels_when_nobody_would_know_of_the_job(client: Client, server: FakeServer) -> None:
+    server.outcome = None
+    server.faults["GetDiscovery"] = [Fault(Code.PERMISSION_DENIED)]
+    with pytest.raises(PermissionDenied):
+        client.discover("demo", "ioi")
+    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+    server.faults["CreateDiscovery"] = [Fault(Code.PERMISSION_DENIED)]
+    with pytest.raises(PermissionDenied):
+        client.discover("demo", "ioi")
+    assert len(server.called("CancelDiscovery")) == 1  # what was refused is not there
 
 
 def test_an_interrupt_before_the_name_is_known_still_cancels(
