@@ -20,7 +20,7 @@ from pahq_server.cli.options import (
     telemetry,
 )
 from pahq_server.cli.output import FAILED, OK, announce, complain
-from pahq_server.core.errors import ServerError
+from pahq_server.core.errors import ServerError, StorageError
 
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
@@ -38,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
         return complain(why)
     # Idle OpenMP threads would spin on cores that the event loop and other processes need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # gRPC's core would write a line of its own kind about every handshake that fails, past the log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from pahq_server.app import serve  # imports torch, which takes seconds
     except ModuleNotFoundError as error:  # the client alone is installed
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         asyncio.run(serve(_config(options), announce))
-    except DoesNotFitError as error:
+    except (DoesNotFitError, StorageError) as error:  # what was asked for is right, but not here and now
         return complain(str(error), FAILED)
     except ServerError as error:
         return complain(str(error))

@@ -10,6 +10,7 @@ import json
 import logging
 import sqlite3
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,6 +18,8 @@ from typing import IO, Literal
 
 from pahq_server.core import errors
 from pahq_server.core.context import current
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["text", "json"]
 # Attributes of records that say what a line is about, in the order in which they are written.
@@ -29,17 +32,26 @@ _TRUSTED = (errors.ServerError, OSError, MemoryError, RuntimeError, sqlite3.Erro
 def configure(level: str, format: Format, stream: IO[str] | None = None) -> None:
     """Makes everything that is logged in this process go to ``stream`` (default: stderr), in one form.
 
-    Has no effect where logging is set up already.
+    That includes warnings, and exceptions that nobody caught. Has no effect where logging is set up already.
 
     Args:
         level: name of the lowest level that is written.
         format: of lines.
     """
+    if logging.getLogger().handlers:
+        return
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.addFilter(ContextFilter())
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: _uncaught("the process ends", error)
+    threading.excepthook = lambda args: _uncaught("a thread has ended", args.exc_value)
+
+
+def _uncaught(text: str, error: BaseException | None) -> None:
+    if not isinstance(error, KeyboardInterrupt | SystemExit):
+        logger.critical(text, exc_info=error)
 
 
 class ContextFilter(logging.Filter):

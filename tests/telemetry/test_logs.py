@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -116,3 +118,27 @@ def test_exceptions_in_a_circle_end() -> None:
     one.__cause__, other.__cause__ = other, one
     text = as_json(lambda logger: logger.error("x", exc_info=one))["exception"]
     assert text.count("RuntimeError: one") == 1
+
+
+def test_what_nobody_caught_is_in_the_log_too() -> None:
+    code = f"""if True:
+        import threading, warnings
+        from pahq_server.telemetry.logs import configure
+        configure("info", "json")
+        def fail():
+            raise ValueError({SECRET!r})
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+        warnings.warn("beware")
+        fail()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [line["message"] for line in lines][::2] == ["a thread has ended", "the process ends"]
+    assert "beware" in lines[1]["message"]
+    assert all("in fail" in lines[i]["exception"] for i in (0, 2))
+    assert "Mary" not in done.stderr
