@@ -14,6 +14,7 @@ class CallLimits:
         burst: calls that a user may make at once after a pause.
         calls, user_calls: calls with one answer, under way at the same time: of all, and of one user.
         streams, user_streams: calls with a stream of answers, likewise.
+        read_s: seconds that a message may take to come, once its call is admitted.
         threads: calls that are worked on at the same time; others wait for their turn, or their end.
     """
 
@@ -23,4 +24,5 @@ class CallLimits:
     user_calls: int = 128
     streams: int = 1024
     user_streams: int = 256
+    read_s: float = 60.0
     threads: int = 4

@@ -93,11 +93,16 @@ class _Gated:
             await answers.aclose()
 
     async def _one(self, messages: AsyncIterator[bytes]) -> Message:
-        async for data in messages:
-            if current_call().expired:
-                raise ExpiredError
-            return self._parse(data)
-        raise InvalidRequestError("request", "there is no message")
+        try:
+            async with asyncio.timeout(self._access.limits.read_s):
+                data = await anext(messages)
+        except StopAsyncIteration:
+            raise InvalidRequestError("request", "there is no message") from None
+        except TimeoutError:
+            raise ExpiredError from None
+        if current_call().expired:
+            raise ExpiredError
+        return self._parse(data)
 
     async def _all(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for data in messages:

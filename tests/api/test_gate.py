@@ -241,6 +241,19 @@ def test_a_call_without_a_message(server: RunningServer) -> None:
     assert (refusal.code, refusal.violation) == (Code.INVALID_ARGUMENT, ("request", "there is no message"))
 
 
+def test_a_message_that_does_not_come(engine: FakeEngine) -> None:
+    """The call ends, and gives its permit back."""
+    access = Access(limits=CallLimits(user_calls=1, read_s=0.05))
+    with RunningServer(engine, api={"access": access}) as server:
+        held, patience = threading.Event(), {"timeout": PATIENCE_S}
+        never = (b"" for _ in range(1) if not held.wait(PATIENCE_S))
+        with refused() as refusal:
+            server.channel.stream_unary(f"/{DISCOVERY}/GetDiscovery")(never, **patience)
+        held.set()
+        assert (refusal.code, refusal.message) == (Code.DEADLINE_EXCEEDED, "the deadline has passed")
+        server.models.ListModels(LIST, **patience)
+
+
 def test_an_unknown_call(server: RunningServer) -> None:
     with refused() as refusal:
         raw(server, "Nothing")(b"", **by("ada"))
