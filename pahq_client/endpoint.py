@@ -67,8 +67,6 @@ class Endpoint:
             # Connections shared between channels would share those pauses: a server started after a failed
             # call would seem down to a new client, too.
             ("grpc.use_local_subchannel_pool", 1),
-            # A call that may not be sent twice is not sent twice by gRPC either.
-            ("grpc.enable_retries", 0),
             ("grpc.enable_http_proxy", 0 if is_loopback(self.address) else 1),
         ]
 
