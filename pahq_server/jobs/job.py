@@ -112,7 +112,9 @@ class Job:
     def fail(self, error: Exception) -> None:
         # An unexpected exception may quote anything; its details belong into the log.
         known = isinstance(error, (ServerError, MemoryError))
-        text = str(error) if known else f"internal error ({type(error).__name__}); see the server's log"
+        text = f"internal error ({type(error).__name__}); see the server's log"
+        if known:
+            text = str(error) or "not enough memory"  # a MemoryError says nothing
         self._end(JobState.FAILED, lambda now: self._journal.finish(now, None), error=text)
 
     def fail_unstored(self, error: ServerError) -> None:

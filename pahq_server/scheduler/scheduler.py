@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # How often an idle worker looks for held sessions that were given up without a word.
 TICK_S = 5.0
+# What the engine says where a job could go on if it had more memory.
+OUT_OF_MEMORY = (ResourceExhaustedError, MemoryError)
 
 
 class Scheduler:
@@ -163,7 +165,7 @@ class Scheduler:
             self._accounts.measured_opening(seconds)
             self._opened(entry)
         # There may be room when one of the others has ended.
-        elif not (isinstance(error, ResourceExhaustedError) and self._slots.refused(entry)):
+        elif not (isinstance(error, OUT_OF_MEMORY) and self._slots.refused(entry)):
             self._finish(entry, error)
 
     def _opened(self, entry: Entry) -> None:
@@ -270,7 +272,7 @@ def _session(entry: Entry) -> SessionId:
 
 
 def _crowded_out(part: Scored) -> bool:
-    return isinstance(part.outcome, ResourceExhaustedError)
+    return isinstance(part.outcome, OUT_OF_MEMORY)
 
 
 def _end(run: Run, error: Exception | None) -> None:

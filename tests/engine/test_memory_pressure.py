@@ -381,6 +381,7 @@ FAULTS: dict[str, Fault] = {
     "torch": lambda: RuntimeError(
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     ),
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
 }
 SITES: dict[str, tuple[type, str]] = {
     "put": (BlockTable, "put"),
@@ -424,6 +425,7 @@ class Failing:
         ("put", "torch"),
         ("allocate", "pool"),
         ("metric", "python"),
+        ("metric", "cuda"),
         ("write", "torch"),
     ],
 )

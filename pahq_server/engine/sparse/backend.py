@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from pahq_server.core.engine import Outcome, Row
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph
@@ -17,7 +19,7 @@ from pahq_server.models.architecture import Model
 
 # What is raised where there is no memory: by the pool, by Python, by torch on a GPU. On a CPU torch raises
 # a plain RuntimeError, which is told by its text.
-_OUT_OF_MEMORY = (OutOfPagesError, MemoryError)
+_OUT_OF_MEMORY = (OutOfPagesError, MemoryError, torch.OutOfMemoryError)
 _ALLOCATION_FAILED = "allocate memory"
 RETRY_S = 10.0
 
