@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import tempfile
+from pathlib import Path
 
+import pytest
+from audit.sitecustomize import watch
 from hypothesis import settings
 
 # Nothing in the tests may reach for the network: a name that is no directory must fail at once.
@@ -14,6 +18,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Nor does anything in the tests write into the home of whoever runs them: it is gone when they end.
 _state = tempfile.TemporaryDirectory(prefix="pahq-test-state-")
 os.environ["XDG_STATE_HOME"] = _state.name
+
+# Neither here nor in any process that is started from here may anything be unpickled. What is found is told at
+# the end.
+_found = Path(_state.name) / "unpickled"
+os.environ["PAHQ_AUDIT"] = str(_found)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent / "audit"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+watch(str(_found))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _found.exists():
+        sys.stderr.write(f"\nsomething was unpickled:\n{_found.read_text('utf-8')}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
 
 # A shell that runs this in the background ignores Ctrl-C, and every process started from here would inherit
 # that: the tests that interrupt one would wait for ever.

@@ -84,15 +84,16 @@ class RawClient:
 
     def send(self, stream: int, data: bytes, end: bool = True) -> None:
         """Sends bytes as fast as the server takes them; stops where the server ends the stream."""
-        while data and not self.streams[stream].ended:
+        left = memoryview(data)
+        while left and not self.streams[stream].ended:
             size = min(
-                self._http.local_flow_control_window(stream), self._http.max_outbound_frame_size, len(data)
+                self._http.local_flow_control_window(stream), self._http.max_outbound_frame_size, len(left)
             )
             if size == 0:
                 self.receive()
                 continue
-            self._http.send_data(stream, data[:size])
-            data = data[size:]
+            self._http.send_data(stream, bytes(left[:size]))
+            left = left[size:]
             self._flush()
             if select.select([self._socket], [], [], 0)[0]:
                 self.receive()
