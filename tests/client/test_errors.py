@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 import socket
 from typing import Any
 
@@ -73,7 +73,7 @@ def test_faults(
         client.server_info()
     assert type(raised.value) is kind
     assert {name: getattr(raised.value, name) for name in attributes} == attributes
-    again = pickle.loads(pickle.dumps(raised.value))  # noqa: S301  (our own bytes)
+    again = copy.copy(raised.value)  # as pickle does: from its arguments
     assert (type(again), str(again)) == (kind, str(raised.value))
     assert len(server.called("GetServerInfo")) == tries
     assert client.server_info().version == "9.9"  # the connection is none the worse
