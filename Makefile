@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases bench bench-precision proto clean
+.PHONY: demo test lint pytest cases reliability bench bench-precision proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -23,6 +23,9 @@ pytest: .venv/dev.stamp $(PROTO)/venv.stamp
 
 cases: .venv/dev.stamp ## every circuit with a known answer, minutes each for some
 	$(BIN)/python -m pytest tests/e2e/test_cases.py tests/e2e/test_scores.py tests/e2e/test_same_bytes.py
+
+reliability: .venv/dev.stamp ## crashes, failing disks, floods and foreign hands, in full; prints figures
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/reliability
 
 bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BENCH="growth prefix" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench $(BENCH)

@@ -24,14 +24,23 @@ class CrashingServer(ServerProcess):
     Args:
         data: the data directory.
         rows: where it writes down what it was asked to score.
+        audit: where it writes down what it does with paths.
         die_at: failpoint and how often it is reached, ``name:n``.
         options: further options of the command.
     """
 
-    def __init__(self, data: Path, rows: Path | None = None, die_at: str = "", options: Sequence[str] = ()):
+    def __init__(
+        self,
+        data: Path,
+        rows: Path | None = None,
+        die_at: str = "",
+        audit: Path | None = None,
+        options: Sequence[str] = (),
+    ):
         super().__init__(None, "--data-dir", str(data), "--no-result-cache", *options)
         script = [str(SCRIPT)] + ([f"--die-at={die_at}"] if die_at else [])
         script += [f"--rows={rows}"] if rows is not None else []
+        script += [f"--audit={audit}"] if audit is not None else []
         python, _, _, *command = self._command
         self._command = [python, *script, *command]
 

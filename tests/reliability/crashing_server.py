@@ -1,11 +1,13 @@
-"""A real server for tests: dies where it is told, and writes down which rows it was asked to score.
+"""A real server for tests: dies where it is told, and writes down what it has to score and what it opens.
 
-Run as a script: ``crashing_server.py [--die-at FAILPOINT:N] [--rows FILE] serve …``.
+Run as a script: ``crashing_server.py [--die-at FAILPOINT:N] [--rows FILE] [--audit FILE] serve …``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,16 +42,33 @@ def install_log(path: Path) -> None:
     pahq_server.app.ModelEngine = Engine  # type: ignore[misc]
 
 
+def install_audit(path: Path) -> None:
+    """Writes a line for everything that Python does with a path."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" or event.startswith(("os.", "shutil.", "sqlite3.connect", "glob.", "pathlib.")):
+            paths = [
+                os.fsdecode(value) for value in arguments if isinstance(value, (str, bytes, os.PathLike))
+            ]
+            os.write(file, (json.dumps([event, paths]) + "\n").encode())
+
+    sys.addaudithook(hook)
+
+
 def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--die-at")
     parser.add_argument("--rows", type=Path)
+    parser.add_argument("--audit", type=Path)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     if options.die_at:
         install_death(options.die_at)
     if options.rows:
         install_log(options.rows)
+    if options.audit:
+        install_audit(options.audit)
     return main(options.command)
 
 
