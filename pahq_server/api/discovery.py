@@ -45,7 +45,10 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         # A client that chose a request id will ask again for what it created. Without one, nobody will.
         abandon = None if request.request_id or request.validate_only else Job.cancel
         job = await self._threads.run(create, abandon)
-        return pb.CreateDiscoveryResponse(discovery=responses.discovery(job))
+        estimate = None
+        if request.validate_only:
+            estimate = responses.estimate(await self._threads.run(lambda: self._jobs.estimate(job.spec)))
+        return pb.CreateDiscoveryResponse(discovery=responses.discovery(job), estimate=estimate)
 
     async def GetDiscovery(self, request: pb.GetDiscoveryRequest, context: Any) -> pb.GetDiscoveryResponse:
         return pb.GetDiscoveryResponse(discovery=responses.discovery(await self._find(request.name)))

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
-from pahq_server.core.engine import MemoryUsage, ModelInfo
+from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask
 from pahq_server.core.verdict import SearchResult, Verdict
@@ -47,6 +47,10 @@ def discovery(job: Job) -> discovery_pb2.Discovery:
         estimated_start_time=_timestamp(place.start) if place else None,
         charged_seconds=job.standing.charged_s,
     )
+
+
+def estimate(value: Estimate) -> discovery_pb2.Estimate:
+    return discovery_pb2.Estimate(**asdict(value))
 
 
 def place_of(job: Job, now: Snapshot) -> QueuePlace | None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Engine, Measurement, Prepared
+from pahq_server.core.engine import Engine, Estimate, Measurement, Prepared
 from pahq_server.core.errors import (
     AlreadyExistsError,
     InvalidRequestError,
@@ -186,6 +186,10 @@ class JobService:
             return self._job(record)
         self._scheduler.submit(DiscoveryRun(job, prepared, self._around))
         return job
+
+    def estimate(self, spec: DiscoverySpec) -> Estimate:
+        """What a discovery would take. Raises InvalidRequestError or NotFoundError (model)."""
+        return self._engine.estimate(self._engine.prepare(spec.measurement))
 
     def evaluate(
         self, measurement: Measurement, edges: Sequence[str], user: str = "local"

@@ -54,6 +54,14 @@ def test_validate_only_creates_nothing(server: RunningServer) -> None:
     assert list(server.discovery.ListDiscoveries(pb.ListDiscoveriesRequest()).discoveries) == []
 
 
+def test_validate_only_estimates(server: RunningServer) -> None:
+    request = pb.CreateDiscoveryRequest(spec=spec(), validate_only=True)
+    estimate = server.discovery.CreateDiscovery(request).estimate
+    assert estimate == pb.Estimate(memory_bytes=1000, least_seconds=0.5, most_seconds=60.0)
+    request.validate_only = False
+    assert not server.discovery.CreateDiscovery(request).HasField("estimate")
+
+
 def test_a_repeated_request_returns_the_first_discovery(server: RunningServer) -> None:
     first = server.create(spec(), request_id="abc")
     assert server.create(spec(), request_id="abc").name == first.name

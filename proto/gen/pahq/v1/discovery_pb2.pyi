@@ -121,10 +121,24 @@ class CreateDiscoveryRequest(_message.Message):
     def __init__(self, spec: _Optional[_Union[DiscoverySpec, _Mapping]] = ..., request_id: _Optional[str] = ..., validate_only: bool = ...) -> None: ...
 
 class CreateDiscoveryResponse(_message.Message):
-    __slots__ = ("discovery",)
+    __slots__ = ("discovery", "estimate")
     DISCOVERY_FIELD_NUMBER: _ClassVar[int]
+    ESTIMATE_FIELD_NUMBER: _ClassVar[int]
     discovery: Discovery
-    def __init__(self, discovery: _Optional[_Union[Discovery, _Mapping]] = ...) -> None: ...
+    estimate: Estimate
+    def __init__(self, discovery: _Optional[_Union[Discovery, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ...) -> None: ...
+
+class Estimate(_message.Message):
+    __slots__ = ("memory_bytes", "least_seconds", "most_seconds", "streams_weights")
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEAST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MOST_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    memory_bytes: int
+    least_seconds: float
+    most_seconds: float
+    streams_weights: bool
+    def __init__(self, memory_bytes: _Optional[int] = ..., least_seconds: _Optional[float] = ..., most_seconds: _Optional[float] = ..., streams_weights: bool = ...) -> None: ...
 
 class GetDiscoveryRequest(_message.Message):
     __slots__ = ("name",)
