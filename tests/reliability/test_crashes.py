@@ -55,6 +55,7 @@ def work_a_little(client: Client, names: Sequence[str], rows: Path, batches: int
     return ended(client, names)
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     ("kills", "specs", "most"), [(3, SMALL, 40), pytest.param(50, LARGE, 80, marks=pytest.mark.long)]
 )

@@ -101,6 +101,7 @@ def tree(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in files}
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("each", [2, pytest.param(1000, marks=pytest.mark.long)])
 def test_no_string_leads_to_a_file(each: int, tmp_path: Path, figures: Figures) -> None:
     """Sends each of 500 strings in every place there is, or in the short form in so many in turn."""
