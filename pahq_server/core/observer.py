@@ -31,7 +31,10 @@ class Observer:
         """A call was refused; ``reason`` is one of a fixed few (rate_limit, queue_full, quota, auth, …)."""
 
     def call_started(self, method: str) -> None:
-        """An RPC began; `call_ended` follows. ``method`` is such as ``pahq.v1.DiscoveryService/CreateDiscovery``."""
+        """An RPC began; `call_ended` follows.
+
+        ``method`` is its full name, such as ``pahq.v1.DiscoveryService/CreateDiscovery``.
+        """
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """An RPC ended with a gRPC status code, by name."""
