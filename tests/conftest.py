@@ -19,8 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _state = tempfile.TemporaryDirectory(prefix="pahq-test-state-")
 os.environ["XDG_STATE_HOME"] = _state.name
 
-# Neither here nor in any process that is started from here may anything be unpickled. What is found is told at
-# the end.
+# Neither here nor in any process that is started from here may anything be unpickled. What is found is told
+# at the end.
 _found = Path(_state.name) / "unpickled"
 os.environ["PAHQ_AUDIT"] = str(_found)
 os.environ["PYTHONPATH"] = os.pathsep.join(

@@ -101,6 +101,11 @@ class RawClient:
             self._http.end_stream(stream)
             self._flush()
 
+    def send_at_once(self, stream: int, data: bytes) -> None:
+        """Sends what surely fits into the server's window, and reads nothing."""
+        self._http.send_data(stream, data, end_stream=True)
+        self._flush()
+
     def read_on(self, stream: int, bytes: int) -> None:
         """Lets the server send so many bytes more on a stream."""
         self._http.increment_flow_control_window(bytes, stream)
