@@ -32,11 +32,16 @@ class Place:
 
 
 class Costs:
-    """What jobs take, from those that ended well."""
+    """What jobs take, from those that ended well; before the first one has, from those that run."""
 
     def __init__(self) -> None:
         self._of_user: dict[str, float] = {}
         self._mean: float | None = None
+        self._expected: float | None = None
+
+    def expect(self, totals: Sequence[float]) -> None:
+        """What jobs that run are going to take altogether."""
+        self._expected = sum(totals) / len(totals) if totals else None
 
     def ended(self, user: str, seconds: float) -> None:
         self._mean = _mean(self._mean, seconds)
@@ -48,8 +53,8 @@ class Costs:
         self._of_user = {user: known[user] for user in present if user in known}
 
     def of(self, user: str) -> float | None:
-        """What a job of the user takes, about; None before the first one has ended."""
-        return self._of_user.get(user, self._mean)
+        """What a job of the user takes, about; None if nothing is known of any."""
+        return self._of_user.get(user, self._expected if self._mean is None else self._mean)
 
 
 def left_s(charged: float, done: float, expected: float | None) -> float | None:

@@ -38,7 +38,9 @@ class Teller:
             return
         self._costs.forget_all_but(self._accounts.present)
         begun = [entry for entry in [*self._slots.open, *self._slots.waiting()] if entry.begun]
-        left = [left_s(entry.charged, entry.run.done(), self._costs.of(entry.user)) for entry in begun]
+        parts = [(entry, entry.charged, entry.run.done()) for entry in begun]
+        self._costs.expect([charged / done for _, charged, done in parts if done > 0])
+        left = [left_s(charged, done, self._costs.of(entry.user)) for entry, charged, done in parts]
         of_user: dict[str, float] = {}
         for entry, seconds in zip(begun, left, strict=True):
             of_user[entry.user] = of_user.get(entry.user, 0.0) + (seconds or 0.0)

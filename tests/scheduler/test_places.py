@@ -54,7 +54,12 @@ def test_what_is_not_known_is_not_guessed() -> None:
     assert start_times([None], [1.0], slots=1) == [None]
     assert start_times([1.0], [None, 1.0], slots=1) == [1.0, None]
     assert left_s(5.0, 0.0, None) is None
-    assert Costs().of("a") is None
+    costs = Costs()
+    assert costs.of("a") is None
+    costs.expect([2.0, 4.0])
+    assert costs.of("a") == 3.0  # that is known of those that run
+    costs.expect([])
+    assert costs.of("a") is None
 
 
 def test_what_is_left_follows_from_what_is_done() -> None:

@@ -243,7 +243,7 @@ def test_queued_runs_are_told_their_places(engine: TimedEngine, make: Make) -> N
     scheduler = make(*mine, max_running=1)
     engine.wait_for_call()
     assert [run.places[-1].position for run in mine[1:]] == [1, 2, 3, 4]
-    assert mine[1].places[-1].start_s is None  # nothing is known of the pace
+    assert mine[1].places[-1].start_s is None  # nothing is known of any pace
     assert mine[0].places == []
     after = many(engine, 2, "b", steps=4)
     for run in after:
