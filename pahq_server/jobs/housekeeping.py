@@ -15,6 +15,8 @@ from pahq_server.store.records import Retention
 logger = logging.getLogger(__name__)
 
 RETRY_S = 1.0
+# At least so long between two looks at old jobs.
+PAUSE_S = 0.2
 # How often jobs grow too old without any other one ending.
 PRUNE_S = 600.0
 
@@ -65,6 +67,8 @@ class Housekeeper:
         while self._wait():
             self._retry()
             self._prune()
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing, PAUSE_S)
 
     def _wait(self) -> bool:
         """Until there is something to do; False at the end."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-from pahq_server.core.errors import ServerError
+from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.core.verdict import Verdict
 from pahq_server.jobs.journal import Journal
 from pahq_server.jobs.spec import DiscoverySpec
@@ -92,6 +93,7 @@ class Job:
             evaluations=evaluations,
             charged=self.standing.charged_s,
             started=time.time(),
+            **({"deaths": 0} if verdicts else {}),
         )
 
     def cancel(self) -> None:
@@ -122,7 +124,11 @@ class Job:
         self._end(JobState.FAILED, lambda now: None, error=str(error))
 
     def interrupt(self) -> None:
-        """Leaves the job to a later process."""
+        """Leaves the job to a later process, in good order."""
+        with suppress(StorageError), self._lock:
+            now = replace(self._snapshot, deaths=0)
+            self._journal.advance(now)
+            self._snapshot = now
         with self._lock:
             self._interrupted = True
             listeners = tuple(self._listeners)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,6 +17,9 @@ from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.search.base import SearchProgress
 from pahq_server.store.base import JobStore
 from pahq_server.store.records import JobRecord
+
+# So often a job may be there when the server dies: else one that kills it would do so for ever.
+MOST_DEATHS = 5
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class Resumption:
             job.end_cancelled()
             return job, None
         try:
+            record = self._count_death(record)
             prepared = self._prepare(record, spec)
             return self._go_on(record, spec, prepared)
         except StorageError:
@@ -56,6 +61,16 @@ class Resumption:
             job = self._new_job(record, spec)
             job.fail(_explained(error))
             return job, None
+
+    def _count_death(self, record: JobRecord) -> JobRecord:
+        """Raises ServerError for a job that may be what the processes died of."""
+        now = record.snapshot
+        if now.state is JobState.RUNNING:
+            now = replace(now, deaths=now.deaths + 1, resumed=(time.time(), now.progress.decided))
+            self._store.advance(record.id, now, 0, ())
+        if now.deaths > MOST_DEATHS:
+            raise ServerError(f"the server died {now.deaths} times while it ran, without coming further")
+        return replace(record, snapshot=now)
 
     def _prepare(self, record: JobRecord, spec: DiscoverySpec) -> Prepared:
         prepared = self._engine.prepare(spec.measurement)

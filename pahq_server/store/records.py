@@ -37,6 +37,8 @@ class Snapshot:
         error: why it failed.
         dropped: evaluations of earlier tries, whose verdicts were given up.
         charged: seconds of work.
+        deaths: processes that took it up since its last verdict, and were not stopped in good order.
+        resumed: when this process went on with it, and how many edges were decided then; never stored.
     """
 
     state: JobState
@@ -48,6 +50,8 @@ class Snapshot:
     error: str = ""
     dropped: int = 0
     charged: float = 0.0
+    deaths: int = 0
+    resumed: tuple[float, int] | None = None
 
     @property
     def sequence(self) -> int:
@@ -56,9 +60,12 @@ class Snapshot:
 
     def eta_s(self, total: int) -> float | None:
         """Estimated seconds to the end, from the pace so far; None while there is none."""
-        if self.started is None or not self.progress.decided or self.state.final:
+        if self.started is None or self.state.final:
             return None
-        pace = (time.time() - self.started) / self.progress.decided
+        since, before = self.resumed or (self.started, 0)
+        if self.progress.decided <= before:
+            return None
+        pace = (time.time() - since) / (self.progress.decided - before)
         return pace * (total - self.progress.decided)
 
 

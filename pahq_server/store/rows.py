@@ -10,19 +10,20 @@ from pahq_server.store.records import JobRecord, JobState, NewJob, Snapshot
 # All that a record needs; prompts may be large, and stay where they are.
 COLUMNS = (
     "id, name, user, payload, spec, total, revision, content, state, created, started, ended, error, "
-    "decided, kept, metric, evaluations, dropped, charged"
+    "decided, kept, metric, evaluations, dropped, charged, deaths"
 )
 # What changes.
 SET = (
     "state = :state, started = :started, ended = :ended, error = :error, decided = :decided, kept = :kept, "
-    "metric = :metric, evaluations = :evaluations, dropped = :dropped, charged = :charged"
+    "metric = :metric, evaluations = :evaluations, dropped = :dropped, charged = :charged, "
+    "deaths = :deaths"
 )
 INSERT = (
     "INSERT INTO jobs (name, user, request_id, payload, spec, prompts, total, tokens, revision, content, "
-    "log, state, created, started, ended, error, decided, kept, metric, evaluations, dropped, charged) "
-    "VALUES (:name, :user, :request_id, :payload, :spec, :prompts, :total, :tokens, :revision, :content, "
-    ":log, :state, :created, :started, :ended, :error, :decided, :kept, :metric, :evaluations, :dropped, "
-    ":charged)"
+    "log, state, created, started, ended, error, decided, kept, metric, evaluations, dropped, charged, "
+    "deaths) VALUES (:name, :user, :request_id, :payload, :spec, :prompts, :total, :tokens, :revision, "
+    ":content, :log, :state, :created, :started, :ended, :error, :decided, :kept, :metric, :evaluations, :dropped, "
+    ":charged, :deaths)"
 )
 
 
@@ -51,6 +52,7 @@ def snapshot(row: sqlite3.Row) -> Snapshot:
         error=row["error"],
         dropped=row["dropped"],
         charged=row["charged"],
+        deaths=row["deaths"],
     )
 
 
@@ -67,6 +69,7 @@ def changing(now: Snapshot) -> dict[str, object]:
         "evaluations": now.evaluations,
         "dropped": now.dropped,
         "charged": now.charged,
+        "deaths": now.deaths,
     }
 
 

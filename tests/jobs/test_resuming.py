@@ -26,6 +26,7 @@ from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.core.verdict import SearchResult
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.quotas import Quotas
+from pahq_server.jobs.resuming import MOST_DEATHS
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.store.database import Database
@@ -447,3 +448,39 @@ def test_a_damaged_database_fails_the_job_alone(start: Start) -> None:
     process.fail = lambda name: None
     process.engine.release()
     assert wait_end(process.create(SINGLE)).state is JobState.SUCCEEDED
+
+
+# Jobs that may be what the server dies of
+
+
+def test_a_job_at_which_the_server_dies_again_and_again_is_given_up(start: Start, tmp_path: Path) -> None:
+    process = start()
+    job = process.create()
+    wait_state(job, JobState.RUNNING)
+    for death in range(MOST_DEATHS):
+        process = start(path=process.crashed(tmp_path / f"copy {death}"))
+        assert process.jobs.find(job.name).snapshot.state is JobState.RUNNING
+        process.engine.wait_for_call()
+    process = start(path=process.crashed(tmp_path / "copy last"))
+    now = process.jobs.find(job.name).snapshot
+    assert now.state is JobState.FAILED
+    assert f"the server died {MOST_DEATHS + 1} times while it ran, without coming further" in now.error
+    assert process.engine.opened == []
+
+
+def test_a_job_that_comes_further_or_is_stopped_in_good_order_may_go_on(start: Start, tmp_path: Path) -> None:
+    process = start()
+    job = process.create()
+    wait_state(job, JobState.RUNNING)
+    for death in range(2 * MOST_DEATHS - 1):
+        if death == MOST_DEATHS - 1:
+            process.stop()
+            process = start(path=process.database.path)
+        else:
+            process = start(path=process.crashed(tmp_path / f"copy {death}"))
+        job = process.jobs.find(job.name)
+        if death == 2:
+            process.work(job, job.snapshot.evaluations + 1)
+    assert job.snapshot.state is JobState.RUNNING
+    process.engine.release()
+    assert result_of(process.jobs, job).search.verdicts == alone(SPEC).verdicts

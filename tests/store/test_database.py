@@ -50,8 +50,8 @@ def test_an_older_file_is_brought_up_and_keeps_what_it_holds(path: Path) -> None
     migrations._run(connection, steps[0], 1)
     connection.execute(
         "INSERT INTO jobs (name, user, payload, state, created, error, decided, kept, metric, evaluations, "
-        "dropped, charged, total, tokens, revision, content, spec) VALUES "
-        "('users/a/discoveries/1', 'a', x'00', 6, 1.0, 'why', 0, 0, 0.0, 0, 0, 0.0, 9, 1, 'r', x'00', '{}')"
+        "dropped, charged, deaths, total, tokens, revision, content, spec) VALUES "
+        "('users/a/discoveries/1', 'a', x'00', 6, 1.0, 'why', 0, 0, 0.0, 0, 0, 0.0, 0, 9, 1, 'r', x'00', '')"
     )
     connection.close()
     assert schema(path)[0] == 1

@@ -16,6 +16,7 @@ CREATE TABLE jobs (
     evaluations INTEGER NOT NULL,
     dropped INTEGER NOT NULL,     -- evaluations of earlier tries, whose verdicts were given up
     charged REAL NOT NULL,        -- seconds of work
+    deaths INTEGER NOT NULL,      -- processes that took it up since its last verdict, and died
     total INTEGER NOT NULL,       -- edges of the graph
     tokens INTEGER NOT NULL,      -- of all prompts
     revision TEXT NOT NULL,       -- of the model
