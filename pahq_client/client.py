@@ -20,7 +20,7 @@ from pahq_client.request import (
     SessionOptions,
     SessionRequest,
 )
-from pahq_client.results import Evaluation, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Model, ServerInfo
 from pahq_client.session import Session
 from pahq_client.task import TaskLike
 from pahq_client.transport import Transport
@@ -85,6 +85,18 @@ class Client(ClientBase):
             JobFailed: the metric is not finite.
         """
         return self._transport.run(self._flows.evaluate(model, task, circuit, options))
+
+    def estimate(
+        self, model: str, task: TaskLike, threshold: float | None = None, **options: Unpack[DiscoveryOptions]
+    ) -> Estimate:
+        """Checks a discovery and tells what it would take. Arguments as in `pahq_client.discover`.
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+            NotFound: the server does not serve the model.
+        """
+        request = DiscoveryRequest(model, task, threshold, **options)
+        return self._transport.run(self._flows.estimate(request))
 
     def submit(
         self, model: str, task: TaskLike, threshold: float | None = None, **options: Unpack[DiscoveryOptions]

@@ -34,6 +34,23 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a discovery would take, roughly.
+
+    Args:
+        memory_bytes: kept on the server, beside the model, while it runs.
+        least_seconds, most_seconds: bounds, if it were alone on the server.
+        streams_weights: whether weights are read from files again and again, which makes it slow: the server
+            keeps rounded ones only, and the discovery asks for full precision.
+    """
+
+    memory_bytes: int
+    least_seconds: float
+    most_seconds: float
+    streams_weights: bool
+
+
+@dataclass(frozen=True)
 class Model:
     """A served model.
 

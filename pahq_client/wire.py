@@ -18,7 +18,7 @@ from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
-from pahq_client.results import Evaluation, MemoryUsage, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, MemoryUsage, Model, ServerInfo
 from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
 
 V = TypeVar("V")
@@ -182,6 +182,10 @@ def _enum_name(enum: Any, value: int, prefix: str) -> str:
 def evaluation(message: discovery_pb2.EvaluateCircuitResponse) -> Evaluation:
     metric = message.metric
     return Evaluation(metric.name, metric.value, metric.full, metric.empty, message.num_edges_total)
+
+
+def estimate(message: discovery_pb2.Estimate) -> Estimate:
+    return _same_fields(Estimate, message)
 
 
 def model(message: model_pb2.Model) -> Model:

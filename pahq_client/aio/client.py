@@ -23,7 +23,7 @@ from pahq_client.request import (
     SessionOptions,
     SessionRequest,
 )
-from pahq_client.results import Evaluation, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Model, ServerInfo
 from pahq_client.task import TaskLike
 
 
@@ -63,6 +63,13 @@ class AsyncClient(ClientBase):
         **options: Unpack[MeasurementOptions],
     ) -> Evaluation:
         return await self._transport.run(self._flows.evaluate(model, task, circuit, options))
+
+    @described_as(Client.estimate)
+    async def estimate(
+        self, model: str, task: TaskLike, threshold: float | None = None, **options: Unpack[DiscoveryOptions]
+    ) -> Estimate:
+        request = DiscoveryRequest(model, task, threshold, **options)
+        return await self._transport.run(self._flows.estimate(request))
 
     @described_as(Client.submit)
     async def submit(

@@ -24,6 +24,9 @@ def discover(arguments: Namespace) -> None:
     if arguments.detach:
         detach(arguments)
         return
+    if arguments.estimate:
+        estimate(arguments)
+        return
     for field in ("out", "dot"):
         _check_writable(field, getattr(arguments, field))  # before hours of work, not after
     names = ("model", "threshold", *OPTIONS, "server", "token", "timeout")
@@ -36,6 +39,14 @@ def discover(arguments: Namespace) -> None:
             write_atomically(arguments.dot, circuit.to_dot().encode())
     finally:  # a full disk must not lose the result
         print_circuit(circuit, arguments.json)
+
+
+def estimate(arguments: Namespace) -> None:
+    """Tells what a discovery would take."""
+    options = {name: getattr(arguments, name) for name in OPTIONS}
+    with connection(arguments, arguments.model) as (client, model):
+        found = client.estimate(model, read_task(arguments), arguments.threshold, **options)
+    print_table([dataclasses.asdict(found)], arguments.json, single=True)
 
 
 def evaluate(arguments: Namespace) -> None:

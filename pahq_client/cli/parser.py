@@ -49,8 +49,12 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", metavar="FILE", help="write the circuit here, as JSON")
     parser.add_argument("--dot", metavar="FILE", help="write the circuit here, for Graphviz")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--detach", action="store_true", help="do not wait: print the discovery's name, for watch and show"
+    )
+    instead.add_argument(
+        "--estimate", action="store_true", help="find nothing: check it all, and tell what it would take"
     )
     _add_server(parser)
     _add_json(parser)

@@ -18,7 +18,7 @@ from pahq_client.flows.job import JobFlows
 from pahq_client.flows.session import SessionFlows
 from pahq_client.progress import ProgressLike
 from pahq_client.request import DiscoveryRequest, EvaluationRequest, MeasurementOptions, SessionRequest
-from pahq_client.results import Evaluation, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Model, ServerInfo
 from pahq_client.task import TaskLike
 
 # An interrupted user waits this long at most for the server to hear of it.
@@ -50,6 +50,10 @@ class ClientFlows:
     ) -> Flow[Evaluation]:
         request = wire.evaluation_message(EvaluationRequest.of(model, task, circuit, options))
         return wire.evaluation((yield from self._calls.call(rpcs.EVALUATE, request, EVALUATE_SECONDS)))
+
+    def estimate(self, request: DiscoveryRequest) -> Flow[Estimate]:
+        message = pb.CreateDiscoveryRequest(spec=wire.spec_message(request), validate_only=True)
+        return wire.estimate((yield from self._calls.call(rpcs.CREATE, message)).estimate)
 
     def submit(self, request: DiscoveryRequest) -> Flow[JobFlows]:
         return (yield from self._create(_creation(request)))

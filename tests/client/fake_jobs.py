@@ -106,6 +106,12 @@ class FakeDiscoveries(DiscoveryServiceServicer):
         return self.jobs[name]
 
     def CreateDiscovery(self, request: Any, context: Any) -> Any:
+        if request.validate_only:
+            self._enter("CreateDiscovery", request, context)
+            estimate = pb.Estimate(
+                memory_bytes=1 << 20, least_seconds=2, most_seconds=90, streams_weights=True
+            )
+            return pb.CreateDiscoveryResponse(discovery=pb.Discovery(spec=request.spec), estimate=estimate)
         job = self.by_request.get(request.request_id)
         if job is None:
             job = FakeJob(f"users/me/discoveries/{len(self.jobs)}", request.spec)

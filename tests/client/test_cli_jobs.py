@@ -45,6 +45,17 @@ def test_detach(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]
         assert "--detach" in capsys.readouterr().err
 
 
+def test_estimate(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DISCOVER, "--estimate", "--json"]) == 0
+    expected = {"memory_bytes": 1 << 20, "least_seconds": 2, "most_seconds": 90, "streams_weights": True}
+    assert json.loads(capsys.readouterr().out) == expected
+    (request,) = server.called("CreateDiscovery")
+    assert request.validate_only
+    assert (request.spec.threshold, request.spec.gates) == (0.1, False)
+    assert main([*DISCOVER, "--estimate"]) == 0
+    assert "most_seconds: 90" in capsys.readouterr().out
+
+
 def test_jobs(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) -> None:
     server.jobs[job].move(2, STARTED)
     server.list_pages = [[job], ["users/me/discoveries/x"]]
