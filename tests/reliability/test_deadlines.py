@@ -17,6 +17,8 @@ from helpers.fake_engine import FakeEngine
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import discovery_pb2_grpc, patching_pb2, patching_pb2_grpc
 
+from pahq_server.jobs.calls import SessionLimits
+
 from .conftest import Figures
 from .secured import SecuredServer, measurement, spec, wait_until
 
@@ -28,7 +30,7 @@ AT_ONCE = 50
 def test_no_work_is_started_for_calls_whose_time_is_up(figures: Figures) -> None:
     """While the engine is busy, calls come and expire; when it has time again, it never hears of them."""
     engine, calls = FakeEngine(), 60
-    with RunningServer(engine) as server:
+    with RunningServer(engine, SessionLimits(sessions=calls)) as server:
         engine.hold()
         busy = server.create(toy_spec())
         engine.wait_for_call()
