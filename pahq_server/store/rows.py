@@ -7,23 +7,20 @@ import sqlite3
 from pahq_server.search.base import SearchProgress
 from pahq_server.store.records import JobRecord, JobState, NewJob, Snapshot
 
+# What changes about a job.
+_CHANGING = (
+    *("state", "started", "ended", "error", "decided", "kept", "metric", "evaluations"),
+    *("dropped", "charged", "deaths"),
+)
+_FIXED = ("name", "user", "payload", "spec", "total", "revision", "content", "created")
+_CREATED = ("request_id", "prompts", "tokens", "log")
+
 # All that a record needs; prompts may be large, and stay where they are.
-COLUMNS = (
-    "id, name, user, payload, spec, total, revision, content, state, created, started, ended, error, "
-    "decided, kept, metric, evaluations, dropped, charged, deaths"
-)
-# What changes.
-SET = (
-    "state = :state, started = :started, ended = :ended, error = :error, decided = :decided, kept = :kept, "
-    "metric = :metric, evaluations = :evaluations, dropped = :dropped, charged = :charged, "
-    "deaths = :deaths"
-)
+COLUMNS = ", ".join(("id", *_FIXED, *_CHANGING))
+SET = ", ".join(f"{name} = :{name}" for name in _CHANGING)
 INSERT = (
-    "INSERT INTO jobs (name, user, request_id, payload, spec, prompts, total, tokens, revision, content, "
-    "log, state, created, started, ended, error, decided, kept, metric, evaluations, dropped, charged, "
-    "deaths) VALUES (:name, :user, :request_id, :payload, :spec, :prompts, :total, :tokens, :revision, "
-    ":content, :log, :state, :created, :started, :ended, :error, :decided, :kept, :metric, :evaluations, :dropped, "
-    ":charged, :deaths)"
+    f"INSERT INTO jobs ({', '.join(_FIXED + _CREATED + _CHANGING)}) "
+    f"VALUES ({', '.join(f':{name}' for name in _FIXED + _CREATED + _CHANGING)})"
 )
 
 
