@@ -32,10 +32,16 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):
-    """Tells what the server is and can do."""
+    """Tells what the server is and can do.
 
-    def __init__(self, engine: Engine, max_message_bytes: int) -> None:
-        self._engine, self._max_message_bytes = engine, max_message_bytes
+    Args:
+        engine: describes itself.
+        max_message_bytes: of a request.
+        limits: of each user.
+    """
+
+    def __init__(self, engine: Engine, max_message_bytes: int, limits: server_pb2.Limits) -> None:
+        self._engine, self._max_message_bytes, self._limits = engine, max_message_bytes, limits
 
     async def GetServerInfo(
         self, request: server_pb2.GetServerInfoRequest, context: Any
@@ -51,5 +57,6 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
             tasks=can.tasks,
             max_message_bytes=self._max_message_bytes,
             memory=responses.memory(self._engine.memory_usage()),
+            limits=self._limits,
         )
         return server_pb2.GetServerInfoResponse(server_info=info)

@@ -13,11 +13,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
+from pahq_server.access.limits import CallLimits
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.jobs.job import Job, JobState, Snapshot
+from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.result import DiscoveryResult
 from pahq_server.jobs.session import Session
 from pahq_server.jobs.spec import DiscoverySpec
@@ -133,6 +135,19 @@ def memory(usage: MemoryUsage) -> server_pb2.MemoryUsage:
         peak_used_pages=usage.peak_used,
         scratch_bytes=usage.scratch_bytes,
         preemptions=usage.preemptions,
+    )
+
+
+def limits(quotas: Quotas, calls: CallLimits) -> server_pb2.Limits:
+    return server_pb2.Limits(
+        running_jobs=quotas.running_jobs,
+        queued_jobs=quotas.queued_jobs,
+        prompt_tokens=quotas.prompt_tokens,
+        stored_results=quotas.stored_results,
+        requests_per_second=calls.rate,
+        burst=calls.burst,
+        concurrent_calls=calls.user_calls,
+        concurrent_streams=calls.user_streams,
     )
 
 

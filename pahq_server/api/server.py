@@ -18,6 +18,7 @@ from pahq.v1 import (
 
 from pahq_server.access.access import Access
 from pahq_server.access.tls import TlsContents
+from pahq_server.api import responses
 from pahq_server.api.discovery import DiscoveryService
 from pahq_server.api.gate import Gate
 from pahq_server.api.info import ModelService, ServerService
@@ -97,7 +98,9 @@ class ApiServer:
             PatchingService(jobs.sessions, threads), server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine), server)
-        server_pb2_grpc.add_ServerServiceServicer_to_server(ServerService(engine, MAX_MESSAGE_BYTES), server)
+        server_pb2_grpc.add_ServerServiceServicer_to_server(
+            ServerService(engine, MAX_MESSAGE_BYTES, responses.limits(jobs.quotas, access.limits)), server
+        )
 
     def _bind(self, listen: str, tls: TlsContents | None) -> int:
         """Raises RuntimeError for an address that cannot be bound."""

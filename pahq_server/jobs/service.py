@@ -113,6 +113,11 @@ class JobService:
             self._forget,
         )
 
+    @property
+    def quotas(self) -> Quotas:
+        """Of every user."""
+        return self._policy.quotas
+
     def start(self) -> None:
         """Goes on with the jobs that an earlier process left, then takes new ones."""
         resumption = Resumption(self._engine, self._store, self._around, self._content)

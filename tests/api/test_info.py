@@ -13,7 +13,10 @@ from helpers.fake_engine import FakeEngine
 from pahq import __version__
 from pahq.v1 import model_pb2, server_pb2
 
+from pahq_server.access.access import Access
+from pahq_server.access.limits import CallLimits
 from pahq_server.api.server import MAX_MESSAGE_BYTES, SERVICES, ApiServer
+from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobService
 
 
@@ -62,6 +65,26 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
             scratch_bytes=400,
             preemptions=3,
         ),
+        limits=server_pb2.Limits(
+            requests_per_second=500, burst=1000, concurrent_calls=128, concurrent_streams=256
+        ),
+    )
+
+
+def test_the_server_tells_what_a_user_may_have(engine: FakeEngine) -> None:
+    quotas = Quotas(running_jobs=1, queued_jobs=0, prompt_tokens=1 << 40, stored_results=4)
+    access = Access(limits=CallLimits(rate=0.5, burst=1, user_calls=2, user_streams=3))
+    with RunningServer(engine, api={"access": access}, quotas=quotas) as server:
+        info = server.server.GetServerInfo(server_pb2.GetServerInfoRequest()).server_info
+    assert info.limits == server_pb2.Limits(
+        running_jobs=1,
+        queued_jobs=0,
+        prompt_tokens=1 << 40,
+        stored_results=4,
+        requests_per_second=0.5,
+        burst=1,
+        concurrent_calls=2,
+        concurrent_streams=3,
     )
 
 

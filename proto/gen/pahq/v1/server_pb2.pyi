@@ -17,7 +17,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, server_info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "device", "methods", "metrics", "ablations", "precisions", "tasks", "max_message_bytes", "memory")
+    __slots__ = ("version", "device", "methods", "metrics", "ablations", "precisions", "tasks", "max_message_bytes", "memory", "limits")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class ServerInfo(_message.Message):
     TASKS_FIELD_NUMBER: _ClassVar[int]
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     version: str
     device: str
     methods: _containers.RepeatedScalarFieldContainer[str]
@@ -36,7 +37,28 @@ class ServerInfo(_message.Message):
     tasks: _containers.RepeatedScalarFieldContainer[str]
     max_message_bytes: int
     memory: MemoryUsage
-    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., ablations: _Optional[_Iterable[str]] = ..., precisions: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., max_message_bytes: _Optional[int] = ..., memory: _Optional[_Union[MemoryUsage, _Mapping]] = ...) -> None: ...
+    limits: Limits
+    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., ablations: _Optional[_Iterable[str]] = ..., precisions: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., max_message_bytes: _Optional[int] = ..., memory: _Optional[_Union[MemoryUsage, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ("running_jobs", "queued_jobs", "prompt_tokens", "stored_results", "requests_per_second", "burst", "concurrent_calls", "concurrent_streams")
+    RUNNING_JOBS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_JOBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STORED_RESULTS_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    BURST_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_CALLS_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_STREAMS_FIELD_NUMBER: _ClassVar[int]
+    running_jobs: int
+    queued_jobs: int
+    prompt_tokens: int
+    stored_results: int
+    requests_per_second: float
+    burst: int
+    concurrent_calls: int
+    concurrent_streams: int
+    def __init__(self, running_jobs: _Optional[int] = ..., queued_jobs: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., stored_results: _Optional[int] = ..., requests_per_second: _Optional[float] = ..., burst: _Optional[int] = ..., concurrent_calls: _Optional[int] = ..., concurrent_streams: _Optional[int] = ...) -> None: ...
 
 class MemoryUsage(_message.Message):
     __slots__ = ("page_bytes", "pages", "used_pages", "shared_pages", "peak_used_pages", "scratch_bytes", "preemptions")
