@@ -36,7 +36,7 @@ from pahq_client.errors import (
 )
 from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.jobs import JobHandle
-from pahq_client.results import Estimate, Evaluation, MemoryUsage, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
 
@@ -65,6 +65,7 @@ __all__ = [
     "JobHandle",
     "JobInfo",
     "JobState",
+    "Limits",
     "MemoryUsage",
     "Model",
     "NoEmbeddedServer",

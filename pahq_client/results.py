@@ -97,6 +97,9 @@ class MemoryUsage:
         peak_used_pages: the most that were used at a time.
         scratch_bytes: memory for the values of one step, beside the pool.
         preemptions: how often values were dropped to make room, to be computed again.
+        head_store_hits, head_store_misses: copies of heads in full precision, beside rounded weights, that
+            were there when they were wanted, and that had to be read.
+        head_store_bytes_moved: of all copies that were read.
     """
 
     page_bytes: int
@@ -106,6 +109,34 @@ class MemoryUsage:
     peak_used_pages: int
     scratch_bytes: int
     preemptions: int
+    head_store_hits: int = 0
+    head_store_misses: int = 0
+    head_store_bytes_moved: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What each user may have; None where there is no limit.
+
+    Args:
+        running_jobs: discoveries that are worked on at a time; further ones wait.
+        queued_jobs: discoveries that wait.
+        prompt_tokens: of all prompts of unfinished discoveries.
+        stored_results: that are kept, and discoveries that may still give one.
+        requests_per_second: calls, over time.
+        burst: calls at once after a pause.
+        concurrent_calls: under way at the same time, streams apart.
+        concurrent_streams: under way at the same time.
+    """
+
+    running_jobs: int | None = None
+    queued_jobs: int | None = None
+    prompt_tokens: int | None = None
+    stored_results: int | None = None
+    requests_per_second: float | None = None
+    burst: int | None = None
+    concurrent_calls: int | None = None
+    concurrent_streams: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +153,7 @@ class ServerInfo:
         tasks: names of built-in tasks.
         max_message_bytes: largest message that it accepts.
         memory: of its jobs and sessions; None if it does not tell.
+        limits: of each user.
     """
 
     version: str
@@ -133,3 +165,4 @@ class ServerInfo:
     tasks: tuple[str, ...]
     max_message_bytes: int
     memory: MemoryUsage | None = None
+    limits: Limits = Limits()

@@ -18,7 +18,7 @@ from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
-from pahq_client.results import Estimate, Evaluation, MemoryUsage, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo
 from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
 
 V = TypeVar("V")
@@ -194,7 +194,8 @@ def model(message: model_pb2.Model) -> Model:
 
 def server_info(message: server_pb2.ServerInfo) -> ServerInfo:
     memory = _same_fields(MemoryUsage, message.memory) if message.HasField("memory") else None
-    return _same_fields(ServerInfo, message, memory=memory)
+    limits = Limits(**{field.name: value for field, value in message.limits.ListFields()})
+    return _same_fields(ServerInfo, message, memory=memory, limits=limits)
 
 
 def _same_fields(cls: type[V], message: Message, **given: object) -> V:

@@ -135,6 +135,9 @@ def memory(usage: MemoryUsage) -> server_pb2.MemoryUsage:
         peak_used_pages=usage.peak_used,
         scratch_bytes=usage.scratch_bytes,
         preemptions=usage.preemptions,
+        head_store_hits=usage.head_store.hits,
+        head_store_misses=usage.head_store.misses,
+        head_store_bytes_moved=usage.head_store.bytes_moved,
     )
 
 

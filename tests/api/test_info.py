@@ -64,6 +64,9 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
             peak_used_pages=65,
             scratch_bytes=400,
             preemptions=3,
+            head_store_hits=11,
+            head_store_misses=2,
+            head_store_bytes_moved=4096,
         ),
         limits=server_pb2.Limits(
             requests_per_second=500, burst=1000, concurrent_calls=128, concurrent_streams=256

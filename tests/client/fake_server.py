@@ -120,8 +120,11 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:
         self._enter("GetServerInfo", request, context)
-        memory = server_pb2.MemoryUsage(page_bytes=16, pages=70, used_pages=60, preemptions=3)
+        memory = server_pb2.MemoryUsage(
+            page_bytes=16, pages=70, used_pages=60, preemptions=3, head_store_misses=5
+        )
+        limits = server_pb2.Limits(queued_jobs=0, requests_per_second=0.5)
         info = server_pb2.ServerInfo(
-            version="9.9", device="abacus", methods=["acdc", "single_edge"], memory=memory
+            version="9.9", device="abacus", methods=["acdc", "single_edge"], memory=memory, limits=limits
         )
         return server_pb2.GetServerInfoResponse(server_info=info)

@@ -19,6 +19,7 @@ from pahq_client import (
     JobCancelled,
     JobFailed,
     JobState,
+    Limits,
     MemoryUsage,
     NotFound,
     PermissionDenied,
@@ -198,7 +199,8 @@ def test_models_and_info(client: Client) -> None:
     assert (model.name, model.layers, model.tokenizer) == ("demo", 4, True)
     info = client.server_info()
     assert (info.device, info.methods, info.tasks) == ("abacus", ("acdc", "single_edge"), ())
-    assert info.memory == MemoryUsage(16, 70, 60, 0, 0, 0, 3)
+    assert info.memory == MemoryUsage(16, 70, 60, 0, 0, 0, 3, head_store_misses=5)
+    assert info.limits == Limits(queued_jobs=0, requests_per_second=0.5)
 
 
 def test_a_server_that_does_not_tell_its_memory() -> None:

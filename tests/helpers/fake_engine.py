@@ -11,6 +11,7 @@ from helpers.scores import SetScore
 from pahq_server.core.engine import (
     Capabilities,
     Estimate,
+    HeadStoreUsage,
     Measurement,
     MemoryUsage,
     ModelInfo,
@@ -102,7 +103,14 @@ class FakeEngine:
 
     def memory_usage(self) -> MemoryUsage:
         return MemoryUsage(
-            page_bytes=16, pages=70, used=60, shared=50, peak_used=65, scratch_bytes=400, preemptions=3
+            page_bytes=16,
+            pages=70,
+            used=60,
+            shared=50,
+            peak_used=65,
+            scratch_bytes=400,
+            preemptions=3,
+            head_store=HeadStoreUsage(hits=11, misses=2, bytes_moved=4096),
         )
 
     def models(self) -> list[ModelInfo]:

@@ -61,7 +61,7 @@ class Limits(_message.Message):
     def __init__(self, running_jobs: _Optional[int] = ..., queued_jobs: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., stored_results: _Optional[int] = ..., requests_per_second: _Optional[float] = ..., burst: _Optional[int] = ..., concurrent_calls: _Optional[int] = ..., concurrent_streams: _Optional[int] = ...) -> None: ...
 
 class MemoryUsage(_message.Message):
-    __slots__ = ("page_bytes", "pages", "used_pages", "shared_pages", "peak_used_pages", "scratch_bytes", "preemptions")
+    __slots__ = ("page_bytes", "pages", "used_pages", "shared_pages", "peak_used_pages", "scratch_bytes", "preemptions", "head_store_hits", "head_store_misses", "head_store_bytes_moved")
     PAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
     USED_PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,9 @@ class MemoryUsage(_message.Message):
     PEAK_USED_PAGES_FIELD_NUMBER: _ClassVar[int]
     SCRATCH_BYTES_FIELD_NUMBER: _ClassVar[int]
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_STORE_HITS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_STORE_MISSES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_STORE_BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
     page_bytes: int
     pages: int
     used_pages: int
@@ -76,4 +79,7 @@ class MemoryUsage(_message.Message):
     peak_used_pages: int
     scratch_bytes: int
     preemptions: int
-    def __init__(self, page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., used_pages: _Optional[int] = ..., shared_pages: _Optional[int] = ..., peak_used_pages: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., preemptions: _Optional[int] = ...) -> None: ...
+    head_store_hits: int
+    head_store_misses: int
+    head_store_bytes_moved: int
+    def __init__(self, page_bytes: _Optional[int] = ..., pages: _Optional[int] = ..., used_pages: _Optional[int] = ..., shared_pages: _Optional[int] = ..., peak_used_pages: _Optional[int] = ..., scratch_bytes: _Optional[int] = ..., preemptions: _Optional[int] = ..., head_store_hits: _Optional[int] = ..., head_store_misses: _Optional[int] = ..., head_store_bytes_moved: _Optional[int] = ...) -> None: ...
