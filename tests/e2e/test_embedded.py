@@ -24,8 +24,12 @@ def test_the_demo_needs_no_server_and_no_file(client: Client) -> None:
     assert events[-1].kind == "END"
 
 
-def test_a_directory_may_be_the_model(client: Client, plain_model: Path) -> None:
+def test_a_directory_may_be_the_model(
+    client: Client, plain_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     circuit = pahq_client.discover(plain_model, TASK, 0.01)
+    assert list(tmp_path.iterdir()) == []  # it leaves nothing behind
     assert circuit == client.discover("plain", TASK, 0.01)
     assert circuit.provenance["run"]["model"] == "plain"
 
