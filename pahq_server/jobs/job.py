@@ -80,7 +80,9 @@ class Job:
         return lambda: self._listeners.discard(listener)
 
     def start(self) -> None:
-        self._change(JobState.RUNNING, self._journal.advance, started=time.time())
+        """Tells that this process takes it up."""
+        deaths = self._snapshot.deaths + 1  # unless it comes further, or is stopped in good order
+        self._change(JobState.RUNNING, self._journal.advance, started=time.time(), deaths=deaths)
 
     def update(self, progress: SearchProgress, evaluations: int, verdicts: Sequence[Verdict] = ()) -> None:
         """Takes note of verdicts; where they cannot be stored now, they are with the next ones."""

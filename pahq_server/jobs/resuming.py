@@ -10,7 +10,7 @@ from dataclasses import replace
 from pahq_server.core.engine import Engine, Prepared
 from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.jobs import spec_json
-from pahq_server.jobs.job import Job, JobState, Snapshot
+from pahq_server.jobs.job import Job, JobState
 from pahq_server.jobs.journal import StoredJournal
 from pahq_server.jobs.runs import DiscoveryRun, Surroundings
 from pahq_server.jobs.spec import DiscoverySpec
@@ -51,7 +51,6 @@ class Resumption:
             job.end_cancelled()
             return job, None
         try:
-            record = self._count_death(record)
             prepared = self._prepare(record, spec)
             return self._go_on(record, spec, prepared)
         except StorageError:
@@ -62,17 +61,10 @@ class Resumption:
             job.fail(_explained(error))
             return job, None
 
-    def _count_death(self, record: JobRecord) -> JobRecord:
-        """Raises ServerError for a job that may be what the processes died of."""
-        now = record.snapshot
-        if now.state is JobState.RUNNING:
-            now = replace(now, deaths=now.deaths + 1, resumed=(time.time(), now.progress.decided))
-            self._store.advance(record.id, now, 0, ())
-        if now.deaths > MOST_DEATHS:
-            raise ServerError(f"the server died {now.deaths} times while it ran, without coming further")
-        return replace(record, snapshot=now)
-
     def _prepare(self, record: JobRecord, spec: DiscoverySpec) -> Prepared:
+        if record.snapshot.deaths > MOST_DEATHS:
+            deaths = record.snapshot.deaths
+            raise ServerError(f"the server died {deaths} times while it ran, without coming further")
         prepared = self._engine.prepare(spec.measurement)
         if prepared.revision != record.revision:
             raise ServerError(
@@ -106,7 +98,7 @@ class Resumption:
 
     def _new_job(self, record: JobRecord, spec: DiscoverySpec, verdicts: int = 0) -> Job:
         journal = StoredJournal(self._store, record.id, verdicts)
-        now: Snapshot = record.snapshot
+        now = replace(record.snapshot, resumed=(time.time(), record.snapshot.progress.decided))
         return Job(record.name, spec, record.total, now, journal, self._around.ended)
 
 
