@@ -68,8 +68,10 @@ class Stubs:
         return list(self.ask(self.discovery.ListDiscoveries, request).discoveries)
 
     def cancel_all(self) -> None:
-        """Cancels every job, and waits for the end of each."""
+        """Cancels every job that has not ended, and waits for the end of each."""
         for job in self.jobs():
+            if job.HasField("end_time"):
+                continue
             name = job.name
             self.ask(self.discovery.CancelDiscovery, discovery_pb2.CancelDiscoveryRequest(name=name))
             list(self.ask(self.discovery.WatchDiscovery, discovery_pb2.WatchDiscoveryRequest(name=name)))

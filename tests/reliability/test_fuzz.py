@@ -49,7 +49,13 @@ def seeds() -> dict[str, Message]:
         corrupted=[task_pb2.Prompt(text=" Ben gave")],
         positions=task_pb2.Positions(indices=[-1, 2]),
     )
+    # Nearly right: sessions that were opened would stay.
     own = measurement(task=task_pb2.Task(prompts=prompts))
+    right = task_pb2.PromptTask(
+        clean=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3]))],
+        corrupted=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 4]))],
+    )
+    computed = measurement(task=task_pb2.Task(prompts=right))
     edges = patching_pb2.EdgeList(names=["m3->logits", "a3.h7->m3"])
     hypothesis = patching_pb2.Hypothesis(removed=edges)
     discovery, patching = "pahq.v1.DiscoveryService", "pahq.v1.PatchingService"
@@ -64,7 +70,7 @@ def seeds() -> dict[str, Message]:
         f"{discovery}/DeleteDiscovery": pb.DeleteDiscoveryRequest(name=NAME),
         f"{discovery}/WatchDiscovery": pb.WatchDiscoveryRequest(name=NAME, after_sequence=5),
         f"{discovery}/GetCircuit": pb.GetCircuitRequest(name=NAME),
-        f"{discovery}/EvaluateCircuit": pb.EvaluateCircuitRequest(measurement=own, edges=["m3->logits"]),
+        f"{discovery}/EvaluateCircuit": pb.EvaluateCircuitRequest(measurement=computed, edges=["m3->logits"]),
         f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(measurement=own),
         f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(
             name=NAME, hypotheses=[hypothesis] * 3
@@ -183,7 +189,7 @@ def run(server: SecuredServer, number: int, seed: int) -> Counter[str]:
 
 
 def fuzz(server: SecuredServer, number: int, figures: Figures) -> None:
-    run(server, SHORT // 2, seed=1)  # what a server needs once, it needs now
+    run(server, number // 2, seed=1)  # what a server needs once, it needs now
     before = server.memory()
     codes = run(server, number, seed=2)
     growth = server.memory() - before
