@@ -144,7 +144,8 @@ class Scheduler:
             if change is None:
                 return
             if isinstance(change, Close):
-                self._observer.preempted()
+                if change.heir.user != change.claim.user:
+                    self._observer.preempted()
                 self._suspend(change.claim)
             else:
                 self._open(change.claim)

@@ -54,9 +54,10 @@ class Open(Generic[C]):
 
 @dataclass(frozen=True)
 class Close(Generic[C]):
-    """Takes the slot from a claim, which goes on later. To be answered by `Slots.pause`."""
+    """Takes the slot from a claim, which goes on later, for another one. To be answered by `Slots.pause`."""
 
     claim: C
+    heir: C
 
 
 @dataclass
@@ -149,7 +150,7 @@ class Slots(Generic[C]):
             return None
         user, giver = switch
         self._promised = self._head(user)
-        return Close(self._last(giver))
+        return Close(self._last(giver), self._promised)
 
     def _rotated(self, held: Counter[str]) -> Close[C] | None:
         """A slot for the next job of a user from another one that had its slice."""
@@ -160,7 +161,7 @@ class Slots(Generic[C]):
             allowed = head.begun or not self._enough_begun(user)
             if allowed and last.batches and self._round(head) < self._round(last):
                 self._promised = head
-                return Close(last)
+                return Close(last, head)
         return None
 
     def _free(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,8 @@ PINNED = (
     ("tracr_xproportion", 1e-6, "zero", False),
     ("gate_or", 1e-6, "zero", True),
 )
+# Longest pause of a client before a call: about 200 calls a second of all fifty together.
+PAUSE_S = 0.5
 LIMITS = ("--rate", "1e6", "--burst", "1000000", "--max-streams", "1000", "--slots", "4")
 
 
@@ -84,7 +87,7 @@ class CrowdServer:
         self.tokens = [text for text, _ in pairs]
         wanted = {ask.model for ask in mix}
         models = {case.model: case.model_directory for case in load_cases() if case.model in wanted}
-        options = ("--auth", "tokens", "--data-dir", str(folder), "--no-result-cache", "--memory", "256MiB")
+        options = ("--auth", "tokens", "--data-dir", str(folder), "--no-result-cache", "--memory", "64MiB")
         self.process = ServerProcess(models, *options, "--threads", "1", *LIMITS)
 
     def memory_mib(self) -> float:
@@ -146,10 +149,13 @@ def crowd(folder: Path, users: int, jobs: int, figures: Figures, full: bool) -> 
         solo = [ask.submit(clients[0]).result().canonical_bytes() for ask in mix]
         for job in clients[0].jobs():
             job.delete()
+        if full:
+            warm_up(clients[:8], mix)
         before, started = server.memory_mib(), time.monotonic()
+        pause_s = PAUSE_S if full else 0.0
         with ThreadPoolExecutor(users) as pool:
             submitted = list(
-                pool.map(lambda number: submit(clients[number], number, mix, jobs), range(users))
+                pool.map(lambda number: submit(clients[number], number, mix, jobs, pause_s), range(users))
             )
             meter = Meter(server, clients, jobs)
             meter.start()
@@ -179,12 +185,21 @@ def crowd(folder: Path, users: int, jobs: int, figures: Figures, full: bool) -> 
         assert growth < 100
 
 
+def warm_up(clients: Sequence[Client], mix: Sequence[Ask]) -> None:
+    """Fills what grows once only: kernels by shape, and what several jobs at once take. Leaves no job behind."""
+    for handle in [ask.submit(client) for client in clients for ask in mix]:
+        handle.result()
+        handle.delete()
+
+
 def submit(
-    client: Client, number: int, mix: Sequence[Ask], jobs: int
+    client: Client, number: int, mix: Sequence[Ask], jobs: int, pause_s: float
 ) -> tuple[list[tuple[int, JobHandle]], list[float]]:
     """One client's jobs, each with its number in the mix, and how long each call took."""
+    chance = random.Random(number)
     handles, delays = [], []
     for kind in itertools.islice(_kinds(number, len(mix)), jobs):
+        time.sleep(chance.uniform(0.0, pause_s))
         started = time.monotonic()
         handles.append((kind, mix[kind].submit(client)))
         delays.append(time.monotonic() - started)
