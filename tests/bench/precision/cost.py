@@ -21,7 +21,9 @@ from bench import measure, workloads
 from bench.precision.subjects import subjects
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.graph import Graph
 from pahq_server.engine.sparse.backend import SparseBackend
+from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.heap import hand_back_freed_memory
@@ -31,41 +33,81 @@ from pahq_server.models.streaming import head_store
 from pahq_server.plan.weights import rounded as rounded_parts
 from pahq_server.precision import products
 from pahq_server.precision.linear import linear
-from pahq_server.precision.policy import POLICIES, Format
+from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import quantize
 
 Figures = dict[str, float]
 # Share of edges that are kept in the circuit whose edges are tested.
 KEPT = 0.03
+# Rows of a batch, as in `measure`, and how often each is measured.
+WINDOW, ROUNDS = 32, 5
 
 
 def speed() -> dict[str, Figures]:
-    """CPU seconds per evaluation under each policy, of the same rows of a sparse random circuit."""
+    """CPU seconds per evaluation under each policy: rows as a search sends them, and scattered ones."""
     workload = workloads.gpt2_shape()
     model = workload.folded()
     graph = model.architecture.graph("group")
+    searched, scattered = batches_of_a_search(graph), scattered_rows(graph)
+    jobs = {}
+    for name in ("fp32", "bf16", "pahq-int8", "pahq-int8-weight", "pahq-fp8"):
+        backend = SparseBackend(model, DeviceMemory(1 << 30), b"bench", Rounded.of(model, POLICIES[name]))
+        jobs[name] = backend.open(graph, workload.task, "kl_divergence", "resample")
+    results: dict[str, Figures] = {name: {} for name in jobs}
+    for rows, prefix in ((scattered, "scattered_"), (searched, "")):
+        for name, seconds in seconds_per_evaluation(jobs, rows).items():
+            results[name][f"{prefix}seconds_per_evaluation"] = float(np.median(seconds))
+    share = gemm_share(lambda: score_all(jobs["fp32"], searched))
+    results["fp32"]["gemm_share"] = share
+    for name, figures in results.items():
+        for key in ("seconds_per_evaluation", "scattered_seconds_per_evaluation"):
+            figures[key.replace("seconds_per_evaluation", "of_fp32")] = figures[key] / results["fp32"][key]
+        if name in ("bf16", "pahq-int8"):
+            gain = kernel_gain(POLICIES[name])
+            figures |= {"kernel_gain": gain, "expected_of_fp32": 1 - share + share / gain}
+    return results
+
+
+def batches_of_a_search(graph: Graph) -> list[list[Row]]:
+    """Chains into an MLP and the receivers of heads halfway through: below all is kept, above few edges."""
+    layer = graph.layers // 2
+    kept = np.ones(graph.num_edges, dtype=bool)
+    above = int(graph.offsets[graph.receiver_of("q", layer + 1)])
+    kept[above:] = np.random.default_rng(0).random(graph.num_edges - above) < KEPT
+    anchor, batches = Anchor(Circuit(graph, kept)), []
+    for kind, unit in (("mlp", 0), ("v", 3), ("k", 5), ("q", 7)):
+        receiver = graph.receiver_of(kind, layer, unit)  # type: ignore[arg-type]
+        latest = int(graph.offsets[receiver + 1]) - 1
+        chain = range(latest, latest - WINDOW, -1)
+        batches.append([Row(anchor, tuple(chain[: i + 1])) for i in range(WINDOW)])
+    return batches
+
+
+def scattered_rows(graph: Graph) -> list[list[Row]]:
+    """Single edges of a sparse random circuit, of all layers together."""
     rng = np.random.default_rng(0)
     anchor = Anchor(Circuit(graph, rng.random(graph.num_edges) < KEPT))
     edges = rng.choice(np.flatnonzero(anchor.circuit.kept), 96, replace=False)
-    rows = [Row(anchor, (int(edge),)) for edge in np.sort(edges)]
-    results: dict[str, Figures] = {}
-    for name in ("fp32", "bf16", "pahq-int8", "pahq-int8-weight", "pahq-fp8"):
-        rounded = Rounded.of(model, POLICIES[name])
-        backend = SparseBackend(model, DeviceMemory(2 << 30), b"bench", rounded)
-        job = backend.open(graph, workload.task, "kl_divergence", "resample")
+    return [[Row(anchor, (int(edge),)) for edge in np.sort(edges)]]
+
+
+def seconds_per_evaluation(
+    jobs: dict[str, SparseExecutor], batches: list[list[Row]]
+) -> dict[str, list[float]]:
+    """Of several rounds, in which every job has its turn: what slows the machine down slows all of them."""
+    for job in jobs.values():
+        score_all(job, batches)
+    count = sum(len(rows) for rows in batches)
+    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(ROUNDS):
+        for name, job in jobs.items():
+            seconds[name].append(measure.cpu_seconds(lambda job=job: score_all(job, batches)) / count)  # type: ignore[misc]
+    return seconds
+
+
+def score_all(job: SparseExecutor, batches: list[list[Row]]) -> None:
+    for rows in batches:
         job.score(rows)
-        seconds = measure.cpu_seconds(lambda job=job: job.score(rows), 5)  # type: ignore[misc]
-        results[name] = {"seconds_per_evaluation": seconds / len(rows)}
-        if name == "fp32":
-            results[name]["gemm_share"] = gemm_share(lambda job=job: job.score(rows))  # type: ignore[misc]
-        job.release()
-    share, exact = results["fp32"]["gemm_share"], results["fp32"]["seconds_per_evaluation"]
-    for name, figures in results.items():
-        figures["of_fp32"] = figures["seconds_per_evaluation"] / exact
-        if name in ("bf16", "pahq-int8"):
-            gain = kernel_gain(Format.BF16 if name == "bf16" else Format.INT8)
-            figures |= {"kernel_gain": gain, "expected_of_fp32": 1 - share + share / gain}
-    return results
 
 
 def gemm_share(work: Callable[[], object]) -> float:
@@ -85,15 +127,15 @@ def gemm_share(work: Callable[[], object]) -> float:
 
 
 @torch.inference_mode()
-def kernel_gain(form: Format) -> float:
-    """How much faster an MLP's first map is for a few rows of 16 x 14 tokens."""
+def kernel_gain(policy: Policy) -> float:
+    """How much faster an MLP's first map is under a policy for a few rows of 16 x 14 tokens."""
     x, w = torch.randn(896, 768), torch.randn(768, 3072)
-    if form is Format.BF16:
+    if policy.inputs is Format.BF16:
         low = w.to(torch.bfloat16)
         fast = measure.cpu_seconds(lambda: products.matmul(x.to(torch.bfloat16), low).to(torch.float32), 21)
     else:
-        rounded = quantize(w, form)
-        fast = measure.cpu_seconds(lambda: linear(x, rounded, form), 21)
+        rounded = quantize(w, policy.mlps)
+        fast = measure.cpu_seconds(lambda: linear(x, rounded, policy.inputs, policy.terms), 21)
     return measure.cpu_seconds(lambda: products.matmul(x, w), 21) / fast
 
 

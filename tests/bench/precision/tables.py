@@ -125,7 +125,10 @@ def _agreement(own: dict[str, float], kind: str) -> str:
 
 
 def _speed(figures: dict[str, dict[str, float]]) -> list[str]:
-    lines = ["| policy | ms per evaluation | of fp32's | 1 - s + s/g | s | g |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| policy | ms per evaluation | of fp32's | 1 - s + s/g | s | g | ms, scattered edges | of fp32's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     share = figures["fp32"]["gemm_share"]
     for name, own in figures.items():
         expected = (
@@ -133,9 +136,11 @@ def _speed(figures: dict[str, dict[str, float]]) -> list[str]:
             if "kernel_gain" in own
             else "- | - | -"
         )
-        lines.append(
-            f"| {name} | {own['seconds_per_evaluation'] * 1e3:.2f} | {own['of_fp32']:.2f} | {expected} |"
+        searched, scattered = (
+            f"{own[f'{kind}seconds_per_evaluation'] * 1e3:.2f} | {own[f'{kind}of_fp32']:.2f}"
+            for kind in ("", "scattered_")
         )
+        lines.append(f"| {name} | {searched} | {expected} | {scattered} |")
     return lines
 
 
