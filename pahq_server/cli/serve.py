@@ -70,7 +70,11 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         parent_watch=options.parent_watch,
         executor=options.executor,
         window=options.window,
-        session_limits=SessionLimits(sessions=options.max_sessions, idle_s=options.session_timeout),
+        session_limits=SessionLimits(
+            sessions=options.max_sessions,
+            idle_s=options.session_timeout,
+            user_sessions=options.max_user_sessions,
+        ),
         memory_bytes=options.memory,
         weights=models.WEIGHTS[options.weights],
         storage=storage.config(options),

@@ -21,6 +21,7 @@ class SessionLimits:
 
     Args:
         sessions: open at the same time.
+        user_sessions: of one user; None for no other limit.
         idle_s: seconds that a session lives without a call.
         hypotheses: per call.
         calls: of one session that wait at the same time.
@@ -30,6 +31,7 @@ class SessionLimits:
     idle_s: float = 600.0
     hypotheses: int = 4096
     calls: int = 16
+    user_sessions: int | None = None
 
 
 @dataclass(eq=False)

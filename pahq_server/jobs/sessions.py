@@ -10,13 +10,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from pahq_server.core.engine import Engine, Measurement, Prepared
-from pahq_server.core.errors import NotFoundError, ResourceExhaustedError
+from pahq_server.core.errors import NotFoundError, QuotaExceededError, ResourceExhaustedError
 from pahq_server.jobs.calls import CallQueue, SessionLimits
 from pahq_server.jobs.session import Session
 from pahq_server.scheduler.scheduler import Scheduler
 
 # Sessions that are gone and of which it is still known why.
 REMEMBERED = 1000
+RETRY_S = 30.0
 
 
 class SessionService:
@@ -59,12 +60,19 @@ class SessionService:
         with self._lock:
             self._sweep()
             if len(self._sessions) >= self._limits.sessions:
-                raise ResourceExhaustedError(f"{self._limits.sessions} sessions are open already", 30.0)
+                raise ResourceExhaustedError(f"{self._limits.sessions} sessions are open already", RETRY_S)
+            self._check_quota(user)
             self._sessions[name] = session
         opened = session.measure_ends()
         opened.add_done_callback(lambda ends: _close_unless_open(session, ends))
         self._scheduler.hold(calls)
         return session, opened
+
+    def _check_quota(self, user: str) -> None:
+        most, owner = self._limits.user_sessions, f"users/{user}"
+        if most is not None and sum(name.startswith(f"{owner}/") for name in self._sessions) >= most:
+            detail = f"{most} sessions are open, as many as each user may have"
+            raise QuotaExceededError("sessions", owner, detail, RETRY_S)
 
     def find(self, name: str) -> Session:
         """Raises NotFoundError, which says why for a session that is gone."""

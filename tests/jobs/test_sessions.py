@@ -10,7 +10,7 @@ from helpers.fake_engine import GRAPH, MEASUREMENT, FakeEngine
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
-from pahq_server.core.errors import ConflictError, NotFoundError, ServerError
+from pahq_server.core.errors import ConflictError, NotFoundError, QuotaExceededError, ServerError
 from pahq_server.jobs import sessions as module
 from pahq_server.jobs.calls import ANCHORS_PER_STEP, Call, CallQueue, SessionLimits
 from pahq_server.jobs.hypotheses import Hypothesis, HypothesisReader, Reading
@@ -153,6 +153,22 @@ def test_a_limited_number_of_lost_sessions_is_remembered(
         with pytest.raises(NotFoundError) as raised:
             service.find(name)
         assert ("it was closed" in str(raised.value)) is known
+
+
+def test_a_user_holds_no_more_than_its_own(clock: Clock) -> None:
+    scheduler = Scheduler(engine := FakeEngine())
+    scheduler.start()
+    service = SessionService(engine, scheduler, 1, replace(LIMITS, sessions=3, user_sessions=1), clock)
+    prepared = service.prepare(MEASUREMENT)
+    first, ends = service.open(prepared, "ada")
+    ends.result()
+    with pytest.raises(QuotaExceededError, match="1 sessions are open") as raised:
+        service.open(prepared, "ada")
+    assert (raised.value.quota, raised.value.subject) == ("sessions", "users/ada")
+    service.open(prepared, "adam")[1].result()
+    service.close(first.name)
+    service.open(prepared, "ada")[1].result()
+    scheduler.close()
 
 
 def test_an_expired_session_makes_room(service: SessionService, clock: Clock) -> None:

@@ -10,6 +10,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--max-sessions", type=int, default=16, metavar="N", help="patching sessions at once (default: 16)"
     )
     parser.add_argument(
+        "--max-user-sessions", type=int, default=8, metavar="N", help="of them, of one user (default: 8)"
+    )
+    parser.add_argument(
         "--session-timeout",
         type=float,
         default=600.0,
