@@ -128,6 +128,19 @@ def test_what_is_no_size(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{text!r} is no size such as 2GiB, 1500MB or 1000000 (bytes)" in capsys.readouterr().err
 
 
+def test_weights_of_users() -> None:
+    options = make_parser().parse_args(["serve", "--user-weight", "ada=2", "--user-weight", "b=c=.5"])
+    assert dict(options.user_weight) == {"ada": 2.0, "b=c": 0.5}
+    assert options.slots == 4
+
+
+@pytest.mark.parametrize("text", ["", "ada", "=2", "ada=", "ada=0", "ada=-1", "ada=nan", "ada=inf"])
+def test_what_is_no_weight(text: str) -> None:
+    with pytest.raises(SystemExit) as exit:
+        make_parser().parse_args(["serve", "--user-weight", text])
+    assert exit.value.code == 2
+
+
 def test_more_memory_than_there_is() -> None:
     code, message = serve("--listen", "127.0.0.1:0", "--memory", "9999TiB")
     assert code == 2

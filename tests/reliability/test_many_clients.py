@@ -186,7 +186,7 @@ def crowd(folder: Path, users: int, jobs: int, figures: Figures, full: bool) -> 
 
 
 def warm_up(clients: Sequence[Client], mix: Sequence[Ask]) -> None:
-    """Fills what grows once only: kernels by shape, and what several jobs at once take. Leaves no job behind."""
+    """Fills what grows once only: kernels by shape, what several jobs at once take. Leaves no job behind."""
     for handle in [ask.submit(client) for client in clients for ask in mix]:
         handle.result()
         handle.delete()

@@ -208,3 +208,28 @@ def test_jain() -> None:
     assert jain([3.0, 3.0]) == 1.0
     assert jain([4.0, 0.0]) == 0.5
     assert jain([0.0]) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("held", "ahead", "moves"),
+    [
+        ({"a": 2}, 1.0, True),  # a keeps another one
+        ({"a": 1}, 1.0, False),  # that would be to and fro
+        ({"a": 1}, 100.0, True),
+        ({"a": 2}, -9.0, False),  # b was charged more
+        ({"a": 1, "b": 1}, 100.0, False),  # b has one: turns even out the rest
+    ],
+)
+def test_whoever_had_a_slot_before_takes_none_without_need(
+    held: dict[str, int], ahead: float, moves: bool
+) -> None:
+    accounts = Accounts()
+    accounts.attend(["a", "b"])
+    accounts.measured_batch(1.0)
+    accounts.measured_opening(1.0)
+    for user in "ab":
+        accounts.has_slot(user)
+        accounts.spend(user, 20.0)
+    accounts.spend("a", ahead)
+    found = accounts.switch({"a", "b"}, held, ready={"a"}, slots=sum(held.values()))
+    assert found == (("b", "a") if moves else None)
