@@ -111,12 +111,19 @@ def _faithfulness(figures: dict[str, dict[str, float]]) -> list[str]:
     ]
     for run in runs:
         for name, own in figures.items():
-            if f"{run}: auc" in own:
-                jaccard, change = (own.get(f"{run}: {key}") for key in ("jaccard", "kl_change"))
-                of_circuit = f"{own[f'{run}: auc_of_circuit']:.3f} ({own[f'{run}: auc_of_circuit_fp32']:.3f})"
-                searched = "- | -" if jaccard is None else f"{jaccard:.3f} | {change:.2%}"
-                lines.append(f"| {run} | {name} | {own[f'{run}: auc']:.4f} | {of_circuit} | {searched} |")
+            if any(key.startswith(f"{run}: ") for key in own):
+                lines.append(f"| {run} | {name} | {_of_run(own, run)} |")
     return lines
+
+
+def _of_run(own: dict[str, float], run: str) -> str:
+    auc, circuit, exact, jaccard, change = (
+        own.get(f"{run}: {key}")
+        for key in ("auc", "auc_of_circuit", "auc_of_circuit_fp32", "jaccard", "kl_change")
+    )
+    scored = "- | -" if auc is None else f"{auc:.4f} | {circuit:.3f} ({exact:.3f})"
+    searched = "- | -" if jaccard is None else f"{jaccard:.3f} | {change:.2%}"
+    return f"{scored} | {searched}"
 
 
 def _agreement(own: dict[str, float], kind: str) -> str:
