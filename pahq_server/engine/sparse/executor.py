@@ -166,6 +166,7 @@ def score_together(
                 continue
             for place, score in zip(places, found, strict=True):
                 scores[number][part[place] - first_of[number]] = score
+        del sweep  # before the next one takes as much
     return [failed.get(number, found) for number, found in enumerate(scores)]
 
 
