@@ -74,8 +74,9 @@ class Repeated:
     """What was scored again after crashes, of all jobs together.
 
     Args:
-        batches: of each crash and job: how many earlier batches had evaluations that came again.
-        evaluations: that came again.
+        batches: of each job and each process that died: how many of its batches had evaluations that a later
+            process was asked for again.
+        evaluations: that were asked for again.
         anchors: circuits that were measured again; that is no evaluation.
         rows: all that were asked for.
     """
@@ -87,20 +88,17 @@ class Repeated:
 
 
 def repeated(rows: Path) -> Repeated:
-    """Compares each life with those before it."""
+    """Compares each life with those after it."""
     found, all_lives = Repeated(), lives(rows)
-    jobs = {job for life in all_lives for batch in life for job in batch}
-    for job in jobs:
-        seen: Counter[str] = Counter()
-        batches: list[list[str]] = []
-        for life in all_lives:
+    for job in {job for life in all_lives for batch in life for job in batch}:
+        later: Counter[str] = Counter()
+        for life in reversed(all_lives):
             asked = [batch[job] for batch in life if job in batch]
-            again = {row for batch in asked for row in batch if row in seen}
-            evaluations = {row for row in again if not row.startswith("anchor")}
-            found.batches.append(sum(not evaluations.isdisjoint(batch) for batch in batches))
-            found.evaluations += len(evaluations)
-            found.anchors += len(again - evaluations)
+            again = [[row for row in batch if row in later] for batch in asked]
+            evaluations = [[row for row in batch if not row.startswith("anchor")] for batch in again]
+            found.batches.append(sum(map(bool, evaluations)))
+            found.evaluations += sum(map(len, evaluations))
+            found.anchors += sum(map(len, again)) - sum(map(len, evaluations))
             found.rows += sum(map(len, asked))
-            batches += asked
-            seen.update(row for batch in asked for row in batch)
+            later.update(row for batch in asked for row in batch)
     return found
