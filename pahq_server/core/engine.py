@@ -25,12 +25,22 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A measurement that was found valid: everything that determines its scores."""
+    """A measurement that was found valid: everything that determines its scores.
+
+    Args:
+        measurement: as it was asked for.
+        task: its prompts, as tokens.
+        graph: of the model.
+        revision: of the model.
+        own_current: whether the score of one circuit depends on which receiver is under investigation, so
+            that a row is to be compared with the current circuit under its own `Row.receiver`.
+    """
 
     measurement: Measurement
     task: TokenTask
     graph: Graph
     revision: str
+    own_current: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +61,24 @@ class Anchor:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """One hypothesis: the anchor's circuit without some of its edges."""
+    """One hypothesis: the anchor's circuit without some of its edges.
+
+    Args:
+        anchor: what it is relative to.
+        removed: edges that it lacks; the last one leads into the receiver under investigation.
+        receiver: under investigation, where no removed edge tells it.
+    """
 
     anchor: Anchor
     removed: tuple[int, ...] = ()
+    receiver: int | None = None
+
+    @property
+    def own_receiver(self) -> int | None:
+        """The receiver under investigation; None if the row has none."""
+        if self.receiver is not None or not self.removed:
+            return self.receiver
+        return self.anchor.circuit.graph.edge_ends(self.removed[-1])[1]
 
     @property
     def circuit(self) -> Circuit:

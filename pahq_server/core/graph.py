@@ -172,6 +172,10 @@ class Graph:
         heads = (unit,) if kind == "q" else self.unit_heads(unit)
         return tuple(self.head(layer, h) for h in heads)
 
+    def heads_behind(self, receiver: int) -> tuple[int, ...]:
+        """The heads that read a receiver's value, by sender index; () unless it is a query, key or value."""
+        return () if self.receiver(receiver).kind == "mlp" else self.senders_behind(receiver)
+
     def head_receivers(self, head: int) -> tuple[int, int, int]:
         """The q, k and v receivers of a head, by sender index."""
         layer, unit = divmod(head - 1, self.senders_per_layer)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
 from pahq_server.core.engine import Outcome, Row
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
-from pahq_server.engine.literal_activations import ActivationsExecutor
+from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
@@ -27,16 +27,15 @@ def precisions(executor: str, loaded: LoadedModel) -> tuple[str, ...]:
     """Names of the policies that jobs on a model can ask for.
 
     Where only rounded weights are in memory, these are the policies that round weights alike, and fp32,
-    which reads all weights from the checkpoint's files again and again. ``paper`` is never among them: it
-    promotes another head for every receiver, so the current circuit would have to be measured anew for each.
+    which reads all weights from the checkpoint's files again and again.
     """
     if isinstance(loaded, ResidentModel):
         kept = _formats(loaded.resident.policy)
         differences = [p for p in POLICIES.values() if p.operand == "differences"]
         return tuple(p.name for p in differences if p.name == "fp32" or _formats(p) == kept)
-    known = [p for p in POLICIES.values() if not (p.promotes and p.operand == "activations")]
+    known = POLICIES.values()
     if executor == "literal":
-        known = [policy for policy in known if policy.name == "fp32" or policy.operand == "activations"]
+        return tuple(p.name for p in known if p.name == "fp32" or p.operand == "activations")
     return tuple(policy.name for policy in known)
 
 
@@ -77,7 +76,9 @@ def make_backend(
     """
     model, policy = loaded.model, POLICIES[precision]
     if policy.operand == "activations":
-        return LiteralBackend(partial(ActivationsExecutor, model, policy=policy))
+        # Rounded for the first job, and once: it takes as much memory as the model.
+        rounded_model = cache(lambda: RoundedModel(model, policy))
+        return LiteralBackend(lambda *job: ActivationsExecutor(rounded_model(), *job))
     if executor == "literal":
         return LiteralBackend(partial(LiteralExecutor, model))
     if isinstance(loaded, ResidentModel) and precision != "fp32":

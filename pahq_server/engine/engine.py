@@ -36,6 +36,7 @@ from pahq_server.models.building import PLAIN, Transform
 from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
+from pahq_server.precision.policy import POLICIES
 from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
 
 ABLATIONS = ("resample", "zero", "mean")
@@ -133,7 +134,10 @@ class ModelEngine:
         _check_needs(measurement, task)
         self._check_size(arch, task)
         graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
-        return Prepared(measurement, task, graph, loaded.revision)
+        policy = POLICIES[measurement.precision]
+        # Where differences are rounded, a circuit without any has the same score whatever is promoted.
+        own_current = policy.promotes and policy.operand == "activations"
+        return Prepared(measurement, task, graph, loaded.revision, own_current)
 
     def estimate(self, prepared: Prepared) -> Estimate:
         return self._estimator.estimate(self._find(prepared.measurement.model), prepared)

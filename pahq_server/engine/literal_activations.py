@@ -35,22 +35,19 @@ class ActivationsExecutor(LiteralExecutor):
     """Scores circuits of one job under a policy that rounds activations.
 
     Args:
-        model, graph, task, metric, ablation: as for `LiteralExecutor`.
-        policy: with ``operand`` "activations".
+        rounded: the model, whose policy's ``operand`` is "activations".
+        graph, task, metric, ablation: as for `LiteralExecutor`.
     """
 
     def __init__(
-        self, model: Model, graph: Graph, task: TokenTask, metric: str, ablation: str, policy: Policy
+        self, rounded: RoundedModel, graph: Graph, task: TokenTask, metric: str, ablation: str
     ) -> None:
-        # As the other policies do, which run on folded models only.
-        model = fold(model)
-        self._policy, self._promoted = policy, NOTHING
-        self._maps = RoundedMaps(model.weights, policy)
-        super().__init__(_with_rounded_embedding(model, policy.ends), graph, task, metric, ablation)
+        self._policy, self._maps, self._promoted = rounded.policy, rounded.maps, NOTHING
+        super().__init__(rounded.model, graph, task, metric, ablation)
 
     def score(self, rows: Sequence[Row]) -> list[float]:
         """The metric of every row with its own head promoted, in order. Raises NonFiniteMetricError."""
-        return [self.measure(row.circuit, own_receiver(row)) for row in rows]
+        return [self.measure(row.circuit, row.own_receiver) for row in rows]
 
     def measure(self, circuit: Circuit, promoted_receiver: int | None = None) -> float:
         """The metric of a circuit. Raises NonFiniteMetricError.
@@ -74,6 +71,21 @@ class ActivationsExecutor(LiteralExecutor):
 
     def _product(self, x: Tensor, name: Map, layer: int) -> Tensor:
         return self._maps.product(x, name, layer, self._promoted)
+
+
+class RoundedModel:
+    """A model under a policy; all jobs share it.
+
+    Args:
+        model: in full precision.
+        policy: says what is rounded to what.
+    """
+
+    def __init__(self, model: Model, policy: Policy) -> None:
+        # As the other policies do, which run on folded models only.
+        model = fold(model)
+        self.policy, self.maps = policy, RoundedMaps(model.weights, policy)
+        self.model = _with_rounded_embedding(model, policy.ends)
 
 
 class RoundedMaps:
@@ -115,11 +127,6 @@ class RoundedMaps:
         return y
 
 
-def own_receiver(row: Row) -> int | None:
-    """The receiver of the last edge that a row removes; None if it removes none."""
-    return row.anchor.circuit.graph.edge_ends(row.removed[-1])[1] if row.removed else None
-
-
 def promoted_maps(graph: Graph, policy: Policy, receiver: int | None) -> Promoted:
     """What is in full precision in rows with this own receiver.
 
@@ -128,11 +135,9 @@ def promoted_maps(graph: Graph, policy: Policy, receiver: int | None) -> Promote
     """
     if receiver is None or not policy.promotes:
         return NOTHING
-    kind, layer, _ = graph.receiver(receiver)
-    if kind in ("mlp", "logits"):
-        return NOTHING
+    layer = graph.receiver(receiver).layer
     promoted: set[tuple[str, int, int]] = set()
-    for head in graph.senders_behind(receiver):
+    for head in graph.heads_behind(receiver):
         promoted |= {graph.receiver(r) for r in graph.head_receivers(head)}
         promoted.add(("o", layer, head - graph.head(layer, 0)))
     return frozenset(promoted)

@@ -37,7 +37,6 @@ from pahq_server.engine.literal_activations import (
     NOTHING,
     Promoted,
     RoundedMaps,
-    own_receiver,
     promoted_maps,
 )
 from pahq_server.engine.metrics import METRICS, finite
@@ -110,7 +109,7 @@ class DifferencesExecutor(LiteralExecutor):
         """A row's difference from the full model's logits at the metric positions: [N, U]."""
         values = self.values(row.anchor)
         if row.removed:
-            promoted = promoted_maps(self.graph, self._policy, own_receiver(row))
+            promoted = promoted_maps(self.graph, self._policy, row.own_receiver)
             self._composed = composed_mlps(row, self.arch)
             values = self._derived(values, row.circuit, promoted)
         return values.outputs["u", self.graph.layers]

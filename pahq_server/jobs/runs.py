@@ -63,7 +63,9 @@ class DiscoveryRun:
     ) -> None:
         self.prepared, self.user = prepared, job.user
         self._job, self._around = job, around
-        self._search = job.spec.search(prepared.graph, around.window, verdicts, job.standing.clock)
+        self._search = job.spec.search(
+            prepared.graph, around.window, verdicts, job.standing.clock, prepared.own_current
+        )
         self._replayed = self._noted = len(verdicts)
         self._steps = self._search.run()
         self._started = time.time()

@@ -43,6 +43,7 @@ class DiscoverySpec:
         window: int,
         verdicts: Sequence[Verdict] = (),
         clock: Callable[[], float] = time.perf_counter,
+        own_current: bool = False,
     ) -> Search:
         """The search, at its start or where an earlier one stopped.
 
@@ -51,11 +52,14 @@ class DiscoverySpec:
             window: how many evaluations it may ask for at once.
             verdicts: that the earlier one reached.
             clock: seconds; steers how much is asked for at once, never a result.
+            own_current: see `Prepared`.
         """
         if self.method == "single_edge":
-            return SingleEdgeSearch(graph, self.threshold, window, verdicts)
+            return SingleEdgeSearch(graph, self.threshold, window, verdicts, own_current)
         assert self.threshold is not None
-        return AcdcSearch(graph, self.threshold, self.gates, window, verdicts, clock=clock)
+        return AcdcSearch(
+            graph, self.threshold, self.gates, window, verdicts, clock=clock, own_current=own_current
+        )
 
     def parameters(self) -> dict[str, object]:
         """Everything but model, task and precision, for provenance."""

@@ -24,6 +24,9 @@ from pahq_server.search.base import SearchProgress, SearchStatistics, Steps, end
 Predictor = Callable[[Test], bool]
 
 
+# Heads, by sender index.
+Scene = tuple[int, ...]
+
 GATES = -1
 
 
@@ -33,15 +36,15 @@ def predict_removal(test: Test) -> bool:
 
 @dataclass(frozen=True)
 class Link:
-    """One test of a chain. ``anchored`` asks for the anchor's own score first."""
+    """One test of a chain. ``current`` asks for the score of the current circuit first."""
 
     state: State
     predicted: bool
-    anchored: bool
+    current: Row | None
 
     @property
     def rows(self) -> list[Row]:
-        return [Row(self.state.anchor), self.state.row] if self.anchored else [self.state.row]
+        return [self.state.row] if self.current is None else [self.current, self.state.row]
 
 
 class Pace:
@@ -104,6 +107,7 @@ class AcdcSearch:
         verdicts: decided earlier; the search goes on after them.
         predictor: of verdicts; a wrong prediction costs time, never correctness.
         clock: seconds; steers how much is speculated, never a verdict.
+        own_current: see `Prepared`.
     """
 
     def __init__(
@@ -115,19 +119,21 @@ class AcdcSearch:
         verdicts: Sequence[Verdict] = (),
         predictor: Predictor = predict_removal,
         clock: Callable[[], float] = time.perf_counter,
+        own_current: bool = False,
     ) -> None:
         self.graph, self.threshold, self.window, self._predictor = graph, threshold, window, predictor
         self.verdicts = list(verdicts)
         self.statistics = SearchStatistics()
-        self._clock = clock
+        self._clock, self._own_current = clock, own_current
         self._acdc = Acdc(graph, gates)
         self._pace = Pace()
         self._state = self._acdc.start()
         self._kept = 0
         self._current = 0.0
-        # Whether ``_current`` is the score of the current circuit under the current anchor. A log that
-        # ends within a turn tells that score only if it removed something there: else it is measured again.
-        self._measured = False
+        # The `_scene` for which ``_current`` is the score of the current circuit under the current anchor, or
+        # None. A log that ends within a turn tells that score only if it removed something there: else it
+        # is measured again.
+        self._measured: Scene | None = None
         for verdict in verdicts:
             self._apply(verdict)
 
@@ -153,20 +159,23 @@ class AcdcSearch:
         """The next tests, each assuming the predicted verdicts on those before it."""
         chain: list[Link] = []
         risk, budget = 0.0, self._pace.budget
-        state, anchored = self._state, not self._measured
+        state, measured = self._state, self._measured
         while (test := state.test) is not None and len(chain) < self.window and risk < budget:
-            chain.append(Link(state, self._predictor(test), anchored))
+            scene = self._scene(test)
+            current = None if scene == measured else self._current_row(state, test)
+            chain.append(Link(state, self._predictor(test), current))
             risk += self._pace.risk(self._sender(test))
             state = self._acdc.advance(state, chain[-1].predicted)
-            anchored = state.anchored
+            measured = None if state.anchored else scene
         return chain
 
     def _accept(self, chain: list[Link], scores: Sequence[float]) -> int:
         """Records verdicts up to and including the first surprise; returns how many rows that took."""
         used = 0
         for link in chain:
-            if link.anchored:
-                self._current, self._measured = scores[used], True
+            if link.current is not None:
+                self._current = scores[used]
+                self._measured = self._scene(link.state.tests[link.state.position])
             used += len(link.rows)
             verdict = self._judge(link.state, scores[used - 1])
             self.verdicts.append(verdict)
@@ -181,6 +190,20 @@ class AcdcSearch:
         """The sender of a tested edge; gates count as one sender of their own."""
         return GATES if test.gate else self.graph.edge_ends(test.index)[0]
 
+    def _receiver(self, test: Test) -> int:
+        return test.index if test.gate else self.graph.edge_ends(test.index)[1]
+
+    def _scene(self, test: Test) -> Scene:
+        """What scores depend on besides the circuit: the heads under investigation, where they do."""
+        return self.graph.heads_behind(self._receiver(test)) if self._own_current else ()
+
+    def _current_row(self, state: State, test: Test) -> Row:
+        """What measures the current circuit, to compare a test with."""
+        if self._own_current:
+            return Row(state.anchor, state.removed, self._receiver(test))
+        # Nothing that counts was removed since: only edges into nodes that were dead already.
+        return Row(state.anchor)
+
     def _judge(self, state: State, score: float) -> Verdict:
         test = state.tests[state.position]
         delta = score - self._current
@@ -189,10 +212,11 @@ class AcdcSearch:
     def _apply(self, verdict: Verdict) -> None:
         self._kept += verdict.kept and not verdict.gate
         if not verdict.kept:
-            self._current, self._measured = verdict.score, True
+            self._current = verdict.score
+            self._measured = self._scene(self._state.tests[self._state.position])
         self._state = self._acdc.advance(self._state, verdict.kept)
         if self._state.anchored:
-            self._measured = False
+            self._measured = None
 
     def _scores(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         scores = np.full(self.graph.num_edges, np.nan)

@@ -21,33 +21,55 @@ class SingleEdgeSearch:
         threshold: edges whose score is below are left out of the circuit; None keeps all.
         window: edges per step.
         verdicts: decided earlier; the sweep goes on after them.
+        own_current: see `Prepared`.
     """
 
     def __init__(
-        self, graph: Graph, threshold: float | None, window: int = 1, verdicts: Sequence[Verdict] = ()
+        self,
+        graph: Graph,
+        threshold: float | None,
+        window: int = 1,
+        verdicts: Sequence[Verdict] = (),
+        own_current: bool = False,
     ) -> None:
         self.graph, self.threshold, self.window = graph, threshold, window
         self.verdicts = list(verdicts)
         self.statistics = SearchStatistics()
-        self._full_metric = 0.0
+        self._own_current, self._full_metric = own_current, 0.0
+        # The heads under investigation for which the full model's metric is known; None if it is not.
+        self._measured: tuple[int, ...] | None = None
         self._kept = sum(verdict.kept for verdict in verdicts)
 
     def run(self) -> Steps:
         full = Anchor(Circuit.full(self.graph))
-        (self._full_metric,) = yield [Row(full)]
         while len(self.verdicts) < self.graph.num_edges:
             start = len(self.verdicts)
             edges = range(start, min(start + self.window, self.graph.num_edges))
-            scores = yield [Row(full, (edge,)) for edge in edges]
-            found = [self._judge(edge, score) for edge, score in zip(edges, scores, strict=True)]
-            self.verdicts += found
-            self._kept += sum(verdict.kept for verdict in found)
+            rows = [row for edge in edges for row in self._rows(full, edge)]
+            scores = yield rows
+            for row, score in zip(rows, scores, strict=True):
+                self._take(row, score)
             self.statistics.batches += 1
-            self.statistics.rows += len(edges)
+            self.statistics.rows += len(rows)
         return (yield from self._result())
 
     def progress(self) -> SearchProgress:
         return SearchProgress(len(self.verdicts), self._kept, self._full_metric)
+
+    def _rows(self, full: Anchor, edge: int) -> list[Row]:
+        """What measures an edge: after the full model, where that is not known under the same conditions."""
+        receiver = self.graph.edge_ends(edge)[1]
+        heads = self.graph.heads_behind(receiver) if self._own_current else ()
+        known, self._measured = heads == self._measured, heads
+        own = receiver if self._own_current else None
+        return [Row(full, (edge,))] if known else [Row(full, (), own), Row(full, (edge,))]
+
+    def _take(self, row: Row, score: float) -> None:
+        if not row.removed:
+            self._full_metric = score
+            return
+        self.verdicts.append(self._judge(row.removed[0], score))
+        self._kept += self.verdicts[-1].kept
 
     def _judge(self, edge: int, score: float) -> Verdict:
         delta = score - self._full_metric

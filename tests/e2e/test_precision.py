@@ -48,8 +48,15 @@ def test_a_server_of_rounded_weights_finds_the_same(
 
 def test_a_server_says_which_policies_it_has(client: Client, rounded_client: Client) -> None:
     assert rounded_client.server_info().precisions == KNOWN
-    assert set(client.server_info().precisions) > {*KNOWN, "bf16", "pahq-fp8", "rtn-int8"}
-    assert "paper" not in client.server_info().precisions
+    assert set(client.server_info().precisions) > {*KNOWN, "bf16", "pahq-fp8", "rtn-int8", "paper"}
+
+
+def test_pahq_as_published(client: Client) -> None:
+    task = Task(clean=[[1, 2, 3], [4, 5, 6]], corrupted=[[1, 7, 3], [4, 8, 6]])
+    exact, found = (client.discover("plain", task, 0.01, precision=name) for name in ("fp32", "paper"))
+    assert found.provenance["request"]["policy"] == "paper"
+    assert [verdict.delta for verdict in found.verdicts] != [verdict.delta for verdict in exact.verdicts]
+    assert found.metric_value == pytest.approx(exact.metric_value, rel=0.2)
 
 
 @pytest.mark.parametrize("precision", ["pahq-fp8", "rtn-int8", "paper", "int8"])

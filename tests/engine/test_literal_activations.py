@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.eight_bits import PROMOTING, all_but_one_head_in_8_bits, assert_prompts_are_independent
 from helpers.hypotheses import random_circuit, random_rows, random_task
+from helpers.scores import answer
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
@@ -21,13 +22,15 @@ from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.literal_activations import (
     ActivationsExecutor,
     RoundedMaps,
-    own_receiver,
+    RoundedModel,
     promoted_maps,
 )
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
+from pahq_server.search.acdc import Acdc
+from pahq_server.search.acdc_search import AcdcSearch
 
 EXACT = Policy("exact", *[Format.FP32] * 4, "activations", True)
 ROUNDING = ("paper", "rtn-int8", "rtn-fp8", "rtn-int8-weight")
@@ -41,7 +44,7 @@ def executor(
     metric: str = "kl_divergence",
 ) -> ActivationsExecutor:
     graph = model.architecture.graph(kv)
-    return ActivationsExecutor(model, graph, random_task(model), metric, ablation, policy)
+    return ActivationsExecutor(RoundedModel(model, policy), graph, random_task(model), metric, ablation)
 
 
 @pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
@@ -55,7 +58,7 @@ def test_without_rounding_it_is_the_literal_executor(
     expected = LiteralExecutor(model, graph, random_task(model), "kl_divergence", ablation).score(rows)
     job = executor(model, EXACT, kv, ablation)
     assert np.allclose(job.score(rows), expected, rtol=0, atol=1e-9)
-    assert job.score(rows) == [job.measure(row.circuit, own_receiver(row)) for row in rows]
+    assert job.score(rows) == [job.measure(row.circuit, row.own_receiver) for row in rows]
 
 
 @pytest.mark.parametrize("policy", ROUNDING)
@@ -66,7 +69,7 @@ def test_with_no_head_promoted_the_full_circuit_is_the_full_model(zoo: Zoo, name
         assert executor(cast(model, dtype), POLICIES[policy]).measure(Circuit.full(graph)) == 0
     task = random_task(model)
     task = replace(task, corrupted=task.clean)
-    job = ActivationsExecutor(model, graph, task, "l2", "resample", POLICIES[policy])
+    job = ActivationsExecutor(RoundedModel(model, POLICIES[policy]), graph, task, "l2", "resample")
     assert abs(job.measure(random_circuit(graph, 0.5, seed=1))) < 1e-12
 
 
@@ -86,7 +89,7 @@ def test_a_prompts_score_does_not_depend_on_its_company(zoo: Zoo, policy: str) -
     model, graph = zoo["llama"], zoo["llama"].architecture.graph("group")
 
     def make(task: TokenTask) -> ActivationsExecutor:
-        return ActivationsExecutor(model, graph, task, "l2", "resample", POLICIES[policy])
+        return ActivationsExecutor(RoundedModel(model, POLICIES[policy]), graph, task, "l2", "resample")
 
     assert_prompts_are_independent(model, make, random_rows(graph, seed=6)[::5])
 
@@ -115,9 +118,10 @@ def test_the_own_receiver_is_that_of_the_last_edge() -> None:
     graph = Graph(layers=2, heads=2, kv_heads=2)
     edges = [graph.parse_edge(name) for name in ("m0->logits", "input->m0", "a0.h1->a1.h0<k>")]
     full = Anchor(Circuit.full(graph))
-    assert own_receiver(Row(full)) is None
-    assert own_receiver(Row(full, tuple(edges))) == graph.parse_receiver("a1.h0<k>")
-    assert own_receiver(Row(full, tuple(edges[::-1]))) == graph.logits
+    assert Row(full).own_receiver is None
+    assert Row(full, tuple(edges)).own_receiver == graph.parse_receiver("a1.h0<k>")
+    assert Row(full, tuple(edges[::-1])).own_receiver == graph.logits
+    assert Row(full, tuple(edges), 3).own_receiver == 3
 
 
 @pytest.mark.parametrize("form", [Format.INT8, Format.E4M3, Format.BF16])
@@ -202,3 +206,19 @@ def test_the_current_circuit_can_be_measured_under_any_promoted_head(zoo: Zoo) -
     backwards = {r: again.measure(circuit, r) for r in reversed(range(graph.num_receivers))}
     assert backwards == by_receiver
     assert torch.equal(job.logits(circuit), again.logits(circuit))
+
+
+@pytest.mark.parametrize("gates", [True, False])
+def test_a_search_compares_circuits_under_the_same_promoted_head(zoo: Zoo, gates: bool) -> None:
+    model = zoo["gpt2"]
+    graph = model.architecture.graph("group")
+    job, twin = executor(model, POLICIES["paper"]), executor(model, POLICIES["paper"])
+    search = AcdcSearch(graph, 0.02, gates, window=4, own_current=True)
+    found = answer(search.run(), lambda row: job.score([row])[0])
+    acdc = Acdc(graph, gates)
+    state = acdc.start()
+    for verdict in found.verdicts:
+        own = state.row.own_receiver
+        assert verdict.delta == twin.measure(state.row.circuit, own) - twin.measure(state.circuit, own)
+        state = acdc.advance(state, verdict.kept)
+    assert 0 < found.circuit.num_kept < graph.num_edges

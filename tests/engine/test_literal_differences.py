@@ -26,7 +26,7 @@ from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.demo import model_path
 from pahq_server.engine import literal_differences, ops
 from pahq_server.engine.literal import LiteralExecutor, Map
-from pahq_server.engine.literal_activations import ActivationsExecutor
+from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
 from pahq_server.engine.literal_differences import DifferencesExecutor, Values, composed_mlps
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
@@ -269,7 +269,7 @@ ORIGINAL_PROMOTED, ORIGINAL_CUTS = literal_differences.promoted_maps, Difference
     ("owner", "name", "bug"),
     [
         (literal_differences, "promoted_maps", only_queries),
-        (literal_differences, "own_receiver", first_receiver),
+        (Row, "own_receiver", property(first_receiver)),
         (DifferencesExecutor, "_cuts", cuts_without_promotion),
     ],
 )
@@ -334,4 +334,4 @@ def test_rounding_activations_is_clearly_worse() -> None:
     policy = replace(POLICIES["pahq-int8"], terms=1)
     error = typical_error(DifferencesExecutor(*job, policy))
     assert typical_error(RoundsActivations(*job, policy)) > 5 * error
-    assert typical_error(ActivationsExecutor(*job, POLICIES["rtn-int8"])) > 5 * error
+    assert typical_error(ActivationsExecutor(RoundedModel(model, POLICIES["rtn-int8"]), *job[1:])) > 5 * error

@@ -17,7 +17,6 @@ from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.literal_differences import DifferencesExecutor
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.promotion import promoted_heads
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
@@ -103,7 +102,7 @@ def test_promotion_changes_only_rows_that_lead_into_heads(zoo: Zoo) -> None:
     promotes = POLICIES["pahq-int8"]
     plain = replace(promotes, promotes=False)
     with_it, without = (scores(model, spec, policy, rows) for policy in (promotes, plain))
-    into_heads = [bool(promoted_heads(graph, graph.edge_ends(row.removed[-1])[1])) for row in rows]
+    into_heads = [bool(graph.heads_behind(graph.edge_ends(row.removed[-1])[1])) for row in rows]
     changed = [a != b for a, b in zip(with_it, without, strict=True)]
     assert not any(change for change, into in zip(changed, into_heads, strict=True) if not into)
     assert sum(changed) > 0.5 * sum(into_heads)
@@ -113,7 +112,7 @@ def test_promotion_changes_only_rows_that_lead_into_heads(zoo: Zoo) -> None:
 def test_a_group_is_promoted_as_a_whole(zoo: Zoo, kv: str) -> None:
     graph = zoo["llama"].architecture.graph("group" if kv == "group" else "query")
     heads = {
-        receiver: promoted_heads(graph, receiver)
+        receiver: set(graph.heads_behind(receiver))
         for receiver in range(graph.num_receivers - 1)
         if graph.receiver(receiver).kind != "mlp"
     }
@@ -125,4 +124,4 @@ def test_a_group_is_promoted_as_a_whole(zoo: Zoo, kv: str) -> None:
             if receiver in graph.head_receivers(graph.head(layer, unit))
         }
         assert promoted == readers
-    assert not promoted_heads(graph, graph.logits)
+    assert not graph.heads_behind(graph.logits)

@@ -77,7 +77,7 @@ def promotion_of(graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion:
     sets: dict[frozenset[int], int] = {}
     of_row = np.full(len(removed), -1)
     for row, edges in enumerate(removed):
-        heads = promoted_heads(graph, graph.edge_ends(edges[-1])[1]) if len(edges) else frozenset()
+        heads = frozenset(graph.heads_behind(graph.edge_ends(edges[-1])[1])) if len(edges) else frozenset()
         if heads:
             of_row[row] = sets.setdefault(heads, len(sets))
     senders = np.zeros((len(sets) + 1, graph.num_senders), dtype=bool)
@@ -86,10 +86,3 @@ def promotion_of(graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion:
         senders[number, list(heads)] = True
         receivers[number, [r for head in heads for r in graph.head_receivers(head)]] = True
     return Promotion(tuple(sets), senders, receivers, of_row)
-
-
-def promoted_heads(graph: Graph, receiver: int) -> frozenset[int]:
-    """The heads that read a receiver's value, as senders; none unless it is a query, key or value."""
-    if graph.receiver(receiver).kind == "mlp":
-        return frozenset()
-    return frozenset(graph.senders_behind(receiver))

@@ -12,7 +12,7 @@ from scipy import stats
 from bench.precision.subjects import Subject
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
-from pahq_server.engine.literal_activations import ActivationsExecutor, own_receiver
+from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.maps import Rounded
@@ -57,12 +57,14 @@ class Bench:
         return backend.open(self.graph, self.subject.task, "kl_divergence", "resample")
 
     def literal(self, policy: Policy) -> ActivationsExecutor:
-        task = self.subject.task
-        return ActivationsExecutor(self.plain, self.graph, task, "kl_divergence", "resample", policy)
+        rounded = RoundedModel(self.plain, policy)
+        return ActivationsExecutor(rounded, self.graph, self.subject.task, "kl_divergence", "resample")
 
-    def search(self, job: SparseExecutor | ActivationsExecutor, threshold: float) -> SearchResult:
-        """A search to its end."""
-        steps = AcdcSearch(self.graph, threshold, gates=False, window=WINDOW).run()
+    def search(
+        self, job: SparseExecutor | ActivationsExecutor, threshold: float, own_current: bool = False
+    ) -> SearchResult:
+        """A search to its end; ``own_current`` as in `Prepared`."""
+        steps = AcdcSearch(self.graph, threshold, gates=False, window=WINDOW, own_current=own_current).run()
         rows = next(steps)
         while True:
             try:
@@ -110,7 +112,7 @@ def deltas_of_activations(job: ActivationsExecutor, steps: Sequence[Step]) -> Fl
     """What a policy that rounds activations finds, the current circuit measured under the same promotion."""
     deltas = []
     for step in steps:
-        own = own_receiver(step.candidate)
+        own = step.candidate.own_receiver
         before = job.measure(step.current.circuit, own)
         deltas.append(job.measure(step.candidate.circuit, own) - before)
     return np.array(deltas)
