@@ -61,7 +61,7 @@ class DiscoveryRun:
         around: Surroundings,
         verdicts: Sequence[Verdict] = (),
     ) -> None:
-        self.prepared, self.user = prepared, job.user
+        self.prepared, self.user, self.name = prepared, job.user, job.name
         self._job, self._around = job, around
         self._search = job.spec.search(
             prepared.graph, around.window, verdicts, job.standing.clock, prepared.own_current
@@ -169,7 +169,7 @@ class EvaluationRun:
     """
 
     def __init__(self, prepared: Prepared, circuit: Circuit, user: str) -> None:
-        self.prepared, self.user, self._circuit = prepared, user, circuit
+        self.prepared, self.user, self.name, self._circuit = prepared, user, "", circuit
         self.future: Future[tuple[float, float, float]] = Future()
         self._scores: Sequence[float] = ()
 

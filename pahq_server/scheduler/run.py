@@ -17,6 +17,7 @@ class Run(Protocol):
 
     prepared: Prepared
     user: str
+    name: str  # of the job, for the log; empty if it has none
 
     def begin(self) -> Sequence[Row]:
         """The first rows."""

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
+from pahq_server.core.context import about
 from pahq_server.core.engine import Engine, SessionId, Work
 from pahq_server.core.errors import ResourceExhaustedError, ServerError
 from pahq_server.core.observer import Observer
@@ -244,8 +245,9 @@ class Scheduler:
         return stopped
 
     def _finish(self, entry: Entry, error: Exception | None) -> None:
-        if error is not None:
-            logger.warning("a run failed", exc_info=error)
+        if error is not None and not self._closing:
+            with about(job=entry.run.name, user=entry.user):
+                logger.warning("a run failed", exc_info=error)
         self._close(entry)
         self._slots.leave(entry)
         if not entry.begun:

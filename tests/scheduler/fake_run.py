@@ -28,7 +28,7 @@ class FakeRun:
     """
 
     def __init__(self, engine: FakeEngine, steps: int = 3, model: str = "toy", user: str = "local") -> None:
-        self.user = user
+        self.user, self.name = user, f"users/{user}/discoveries/1"
         self.charged, self.batch_s = 0.0, 0.0
         self.places: list[Place] = []
         self.prepared = engine.prepare(replace(MEASUREMENT, model=model))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 
+from pahq_server.core.context import Context, current
 from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
 
 from .fake_run import FakeRun, Start
@@ -217,3 +219,19 @@ def test_after_close_a_run_ends_at_once(engine: FakeEngine, start: Start) -> Non
     scheduler.submit(run)
     assert str(run.wait()) == "the server stopped"
     assert scheduler.queued == 0
+
+
+def test_a_failure_is_logged_with_whose_it_is_and_a_stop_is_not(engine: FakeEngine, start: Start) -> None:
+    about: list[Context] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: about.append(current())  # type: ignore[method-assign]
+    module = logging.getLogger("pahq_server.scheduler.scheduler")
+    module.addHandler(handler)
+    broken, endless = FakeRun(engine, user="ada"), FakeRun(engine, steps=1 << 30, user="bob")
+    broken.breaks = KeyError("broken")
+    scheduler = start(broken, endless)
+    assert isinstance(broken.wait(), KeyError)
+    scheduler.close()
+    module.removeHandler(handler)
+    assert [(context.user, context.job) for context in about] == [("ada", broken.name)]
+    assert isinstance(endless.ends[0], ServerError)
