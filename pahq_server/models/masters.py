@@ -64,7 +64,6 @@ class Masters:
         architecture: folded.
         layers: their number.
         parameters, tokenizer, revision: as `load` gives them.
-        tied: whether the unembedding is the transposed embedding, as in the checkpoint.
     """
 
     def __init__(self, loaded: LoadedModel, check: Callable[[], None]) -> None:
@@ -76,7 +75,6 @@ class Masters:
         self.tokenizer: Tokenizer | None = loaded.tokenizer
         self.revision = loaded.revision
         # torch has one object per piece of memory while any reference to it is held.
-        self.tied = self._views.w_u.untyped_storage() is self._views.w_e.untyped_storage()
 
     @classmethod
     def open(cls, source: str) -> Masters:

@@ -17,10 +17,7 @@ from pahq_server.models.folding import ATTENTION, MLP
 from pahq_server.models.masters import Masters
 from pahq_server.models.parts import Parts
 from pahq_server.precision.policy import Format, Policy
-from pahq_server.precision.quantized import Matrix, Quantized, numbers, quantize, rounded_rows
-
-# Rows of the embedding that are in full precision at a time.
-_TOKENS = 1 << 12
+from pahq_server.precision.quantized import Matrix, Quantized, quantize
 
 
 @dataclass(frozen=True)
@@ -49,24 +46,11 @@ class QuantizedLayer:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A table of 8-bit numbers, [V, D], with a float32 scale per row, [V, 1]."""
-
-    data: Tensor
-    scale: Tensor
-
-    def __getitem__(self, indices: Tensor) -> Tensor:
-        """Some rows as float32, [n, D], for int64 [n]."""
-        return numbers(self.data[indices], torch.float32).mul_(self.scale[indices])
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes + self.scale.nbytes
-
-
-@dataclass(frozen=True)
 class Resident:
     """What masters hold, rounded. Biases, norms and positions are float32.
+
+    The embedding is not there: only passes in full precision look tokens up, and read the few rows that they
+    need from the masters.
 
     Args:
         architecture: folded.
@@ -76,8 +60,6 @@ class Resident:
         layers: of the model.
         w_u: unembedding, [D, U].
         b_u: [U].
-        w_e: embedding, [V, D], 8-bit formats with a scale per token. None where the checkpoint ties it to
-            the unembedding: the few rows that are wanted are read from the masters and rounded on the way.
         w_pos: positions, [N, D].
         rotary: of models that rotate queries and keys.
     """
@@ -89,26 +71,8 @@ class Resident:
     layers: tuple[QuantizedLayer, ...]
     w_u: Matrix
     b_u: Tensor | None
-    w_e: Rows | Tensor | None
     w_pos: Tensor | None
     rotary: Rotary | None
-
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Embeddings of tokens, the same whether ``w_e`` is there or not.
-
-        Args:
-            token_ids: int64, [...], on the CPU.
-
-        Returns:
-            float32, [..., D], on the device.
-        """
-        flat = token_ids.flatten()
-        if self.w_e is None:
-            found = _rounded_rows(self.masters.embed(flat), self.policy.ends)[torch.arange(len(flat))]
-        else:
-            found = self.w_e[flat.to(self.device)]
-        shape = (*token_ids.shape, self.architecture.d_model)
-        return found.to(self.device, torch.float32).view(shape)
 
     @property
     def nbytes(self) -> Parts:
@@ -117,7 +81,7 @@ class Resident:
         inv_freq = None if self.rotary is None else self.rotary.inv_freq
         mlps = _nbytes(value for layer in layers for name, value in layer if name.partition("_")[2] in MLP)
         return Parts(
-            embedding=_nbytes([self.w_e, self.w_pos, inv_freq]),
+            embedding=_nbytes([self.w_pos, inv_freq]),
             attention=_nbytes(value for layer in layers for _, value in layer) - mlps,
             mlps=mlps,
             unembedding=_nbytes([self.w_u, self.b_u]),
@@ -132,7 +96,6 @@ def make_resident(masters: Masters, policy: Policy, device: torch.device | str =
     device = torch.device(device)
     # First what is largest by itself, while little else is there.
     w_u, b_u = _unembedding(masters, policy.ends, device)
-    w_e = None if masters.tied else _embedding(masters, policy.ends, device)
     arch, rotary = masters.architecture, masters.rotary
     return Resident(
         architecture=arch,
@@ -142,7 +105,6 @@ def make_resident(masters: Masters, policy: Policy, device: torch.device | str =
         layers=tuple(_layer(masters, index, policy, device) for index in range(masters.layers)),
         w_u=w_u,
         b_u=b_u,
-        w_e=w_e,
         w_pos=masters.embed_positions(torch.arange(arch.context)).to(device) if masters.positions else None,
         rotary=rotary and Rotary(rotary.inv_freq.to(device), rotary.scaling),
     )
@@ -168,17 +130,6 @@ def _unembedding(masters: Masters, form: Format, device: torch.device) -> tuple[
     return _joined(whole).to(device), torch.cat(biases).to(device) if biases else None
 
 
-def _embedding(masters: Masters, form: Format, device: torch.device) -> Rows | Tensor:
-    """``w_e``."""
-    tokens = torch.arange(masters.architecture.vocabulary).split(_TOKENS)
-    tables = [_rounded_rows(masters.embed(ids), form) for ids in tokens]
-    kept = [table for table in tables if isinstance(table, Rows)]
-    if not kept:
-        return torch.cat([table for table in tables if isinstance(table, Tensor)]).to(device)
-    data, scale = torch.cat([table.data for table in kept]), torch.cat([table.scale for table in kept])
-    return Rows(data.to(device), scale.to(device))
-
-
 def _joined(parts: list[Matrix]) -> Matrix:
     """Matrices with other outputs of the same inputs as one."""
     whole = [part for part in parts if isinstance(part, Quantized)]
@@ -193,13 +144,8 @@ def rounded(w: Tensor, form: Format) -> Matrix:
     return w.to(_CASTS[form]) if form in _CASTS else quantize(w, form)
 
 
-def _rounded_rows(rows: Tensor, form: Format) -> Rows | Tensor:
-    """[V, D] in the format, one scale per row."""
-    return rows.to(_CASTS[form]) if form in _CASTS else Rows(*rounded_rows(rows, form))
-
-
 _CASTS = {Format.FP32: torch.float32, Format.BF16: torch.bfloat16}
 
 
-def _nbytes(values: Iterable[Rows | Matrix | None]) -> int:
+def _nbytes(values: Iterable[Matrix | None]) -> int:
     return sum(0 if value is None else value.nbytes for value in values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 
 from pahq_server.core.errors import ConflictError
-from pahq_server.models import folding, masters, resident
+from pahq_server.models import folding, masters
 from pahq_server.models.architecture import Weights
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load
 from pahq_server.models.masters import Masters
-from pahq_server.models.resident import QuantizedLayer, Resident, Rows, make_resident
+from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import DTYPES, Quantized, quantize
 
@@ -71,8 +70,6 @@ def assert_kept(found: Resident, weights: Weights) -> None:
     assert torch.equal(values(found.w_u), as_kept(weights.w_u, policy.ends))
     for ours, theirs in ((found.b_u, weights.b_u), (found.w_pos, weights.w_pos)):
         assert (ours is theirs is None) or torch.equal(ours, theirs)
-    ids = torch.tensor([[4, 0, 4], [1, 2, 3]])
-    assert torch.equal(found.embed(ids), as_kept(weights.w_e.T, policy.ends).T[ids])
 
 
 @pytest.mark.parametrize("policy", FORMATS, ids=lambda policy: policy.name)
@@ -96,54 +93,24 @@ def test_shards_of_any_float_type(dtype: torch.dtype, tied: bool, tmp_path: Path
     assert_kept(found, load(str(tmp_path), FOLDING).model.weights)
 
 
-@pytest.mark.parametrize("policy", FORMATS, ids=lambda policy: policy.name)
-@pytest.mark.parametrize("architecture", [make.gpt2, make.llama])
-def test_a_tied_embedding_is_not_kept_and_has_the_same_numbers(
-    architecture: Callable[..., Any], policy: Policy, tmp_path: Path
-) -> None:
-    found = []
-    for tied in (True, False):
-        model = architecture(tie_word_embeddings=tied)
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight
-        model.config.tie_word_embeddings = tied
-        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.save_pretrained(tmp_path / str(tied), state_dict=state)
-        found.append(make_resident(Masters.open(str(tmp_path / str(tied))), policy))
-    tied_one, untied = found
-    assert tied_one.w_e is None
-    assert untied.w_e is not None
-    assert untied.nbytes.embedding - tied_one.nbytes.embedding == untied.w_e.nbytes
-    everything = torch.arange(make.VOCABULARY)
-    assert torch.equal(tied_one.embed(everything), untied.embed(everything))
-    assert tied_one.embed(everything[:0]).shape == (0, tied_one.architecture.d_model)
-
-
 def test_parts_of_the_vocabulary_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (folding, masters):
         monkeypatch.setattr(module, "OUTPUTS", 8)
-    monkeypatch.setattr(resident, "_TOKENS", 8)
     make.gpt2(tie_word_embeddings=False).save_pretrained(tmp_path)
     for policy in FORMATS:
         found = make_resident(Masters.open(str(tmp_path)), policy)
         assert_kept(found, load(str(tmp_path), FOLDING).model.weights)
 
 
-def test_a_token_of_zeros_and_an_output_of_zeros_stay_zero(tmp_path: Path) -> None:
+def test_outputs_of_zeros_stay_zero(tmp_path: Path) -> None:
     model = make.llama(tie_word_embeddings=True)
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = 0
         model.model.layers[0].mlp.up_proj.weight[3] = 0
     model.save_pretrained(tmp_path)
     found = make_resident(Masters.open(str(tmp_path)), INT8)
-    assert not found.embed(torch.tensor([5])).any()
     assert not values(found.w_u)[:, 5].any()
     assert not values(found.layers[0].w_in)[:, 3].any()
-
-
-def test_rows_are_looked_up_in_any_order() -> None:
-    table = Rows(torch.tensor([[1, -2], [3, 4]], dtype=torch.int8), torch.tensor([[0.5], [2.0]]))
-    assert table[torch.tensor([1, 0, 1])].tolist() == [[6, 8], [0.5, -1], [6, 8]]
-    assert table.nbytes == 4 + 8
 
 
 def test_a_file_that_is_changed_while_it_is_read(tmp_path: Path) -> None:
