@@ -19,8 +19,8 @@ from torch.nn import functional
 # MKL, which attention uses, gives other bits to matrices that begin at other addresses, unless told otherwise
 # before its first use. No slower in any shape that was measured.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
-# oneDNN compiles a kernel for every number of rows. The 1024 that it keeps by default take 200 MB; with these,
-# passes are no slower.
+# oneDNN compiles a kernel for every number of rows, and by default keeps 1024 of them, 200 MB. With these
+# it is no slower.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 # Fewer rows than this are padded with zeros.
