@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from pahq_server.cli.options import (
@@ -25,6 +26,8 @@ from pahq_server.core.errors import ServerError, StorageError
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
 
+# Longest time that a thread keeps others from running Python code.
+SWITCH_S = 0.001
 TOPICS = (models, listening, access, computing, sessions, sharing, quotas, storage, telemetry)
 
 
@@ -40,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # gRPC's core would write a line of its own kind about every handshake that fails, past the log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # A call is answered in many turns between those of the worker, and by default waits 5 ms for each.
+    sys.setswitchinterval(SWITCH_S)
     try:
         from pahq_server.app import serve  # imports torch, which takes seconds
     except ModuleNotFoundError as error:  # the client alone is installed
