@@ -11,9 +11,6 @@ from pahq_server.core.errors import StorageError
 from pahq_server.store.database import reported
 from pahq_server.store.directory import DATABASE
 
-# Pages between two looks at the server's writes: it waits for one such piece at most.
-PAGES = 1024
-
 
 def back_up(directory: Path, copy: Path) -> None:
     """Copies the database of a data directory as it is at one moment, and checks the copy.
@@ -30,7 +27,11 @@ def back_up(directory: Path, copy: Path) -> None:
         unfinished.unlink(missing_ok=True)
         unfinished.touch(mode=0o600)
         with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(unfinished)) as writing:
-            reading.backup(writing, pages=PAGES)
+            # One moment for the whole copy: else it would begin again with every write of a server. The
+            # write-ahead log lets that go on meanwhile.
+            reading.execute("BEGIN")
+            reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            reading.backup(writing)
             # The copy is one file: without a log of its own beside it.
             writing.execute("PRAGMA journal_mode = DELETE")
             (found,) = writing.execute("PRAGMA quick_check(1)").fetchone()

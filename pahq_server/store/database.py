@@ -85,9 +85,15 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection to read from. Raises StorageError."""
+        """A connection to read from; all that the body reads is of one moment. Raises StorageError."""
         with self._reading, reported():
-            yield self._reader
+            self._reader.execute("BEGIN")
+            try:
+                yield self._reader
+            finally:
+                # There is nothing to undo; some errors have ended it already.
+                with suppress(sqlite3.Error):
+                    self._reader.execute("ROLLBACK")
 
     def check(self) -> None:
         """Reads the whole file. Raises StorageError where it is damaged."""

@@ -96,7 +96,8 @@ class SqliteJobStore:
 
     def verdicts(self, job: int) -> list[Verdict]:
         with self._database.reading() as connection:
-            return _verdicts(connection, job)
+            log = _log(connection, job)
+        return _verdicts(log)
 
     def result(self, name: str) -> DiscoveryResult | None:
         with self._database.reading() as connection:
@@ -104,7 +105,9 @@ class SqliteJobStore:
             row = connection.execute(
                 "SELECT results.* FROM jobs JOIN results USING (log) WHERE jobs.id = ?", (job.id,)
             ).fetchone()
-            return None if row is None else _result(row, _verdicts(connection, row["log"]), job.id)
+            log = [] if row is None else _log(connection, row["log"])
+        # Unpacking takes seconds for millions of verdicts: others read meanwhile.
+        return None if row is None else _result(row, _verdicts(log), job.id)
 
     # Changing
 
@@ -223,11 +226,15 @@ def _append(connection: sqlite3.Connection, log: int, first: int, verdicts: Sequ
         connection.execute("INSERT INTO verdicts (log, first, data) VALUES (?, ?, ?)", (log, first, data))
 
 
-def _verdicts(connection: sqlite3.Connection, log: int) -> list[Verdict]:
+def _log(connection: sqlite3.Connection, log: int) -> list[tuple[int, bytes]]:
+    """Verdicts as they are stored: the number of the first one of each run, and the run."""
+    query = "SELECT first, data FROM verdicts WHERE log = ? ORDER BY first"
+    return [(first, data) for first, data in connection.execute(query, (log,))]
+
+
+def _verdicts(log: Iterable[tuple[int, bytes]]) -> list[Verdict]:
     verdicts: list[Verdict] = []
-    for first, data in connection.execute(
-        "SELECT first, data FROM verdicts WHERE log = ? ORDER BY first", (log,)
-    ):
+    for first, data in log:
         if first != len(verdicts):
             raise StorageError(f"the database is damaged: verdicts before {first} are missing", damaged=True)
         verdicts += codec.unpack_verdicts(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from e2e.process import ServerProcess
 
 from pahq_client import Client, Task
 from pahq_server.cli import main
+from pahq_server.store.backup import back_up
+from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 
 TASK = Task.ioi(num_prompts=2)
@@ -53,3 +57,30 @@ def test_what_cannot_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(back_up) == 1
     assert "damaged" in capsys.readouterr().err
     assert copy.read_bytes() == before, "a copy that failed replaced one that was good"
+
+
+def test_a_copy_is_made_although_a_server_writes_all_the_time(tmp_path: Path) -> None:
+    database = Database(tmp_path / DATABASE)
+    with database.transaction("advance", synced=False) as connection:
+        connection.execute("INSERT INTO verdicts VALUES (0, 0, zeroblob(64000000))")
+    done = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count(1):
+            if done.wait(0.002):
+                return
+            with database.transaction("advance", synced=False) as connection:
+                connection.execute("INSERT INTO verdicts VALUES (1, ?, x'00')", (number,))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        copying = threading.Thread(target=back_up, args=(tmp_path, tmp_path / "copy"), daemon=True)
+        copying.start()
+        copying.join(30)
+        assert not copying.is_alive(), "it begins again and again"
+    finally:
+        done.set()
+        writer.join()
+        database.close()
+    assert (tmp_path / "copy").stat().st_size > 64_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import AlreadyExistsError, ConflictError, NotFoundError, ResourceExhaustedError
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.search.base import SearchProgress
+from pahq_server.store.database import Database
+from pahq_server.store.directory import DATABASE
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import DiscoveryResult, JobRecord, JobState, NewJob, Retention, Snapshot, Usage
 
@@ -260,3 +263,29 @@ def test_retention_goes_by_the_end_of_a_job(store: SqliteJobStore) -> None:
     assert store.prune(Retention(seconds=200.0), 1350.0) == 2
     assert [record.name[-1] for record in store.page(None, 10, None)] == ["3", "2"]
     assert store.prune(Retention(jobs=None, seconds=None), 1e9) == 0
+
+
+def test_a_result_is_read_whole_while_its_job_is_deleted(tmp_path: Path) -> None:
+    store = SqliteJobStore(Database(tmp_path / DATABASE))
+    other = SqliteJobStore(Database(tmp_path / DATABASE))
+    record = create(store, new(1))
+    succeed(store, record)
+    reader = store._database._reader
+    deleting = False
+
+    def delete(statement: str) -> None:
+        nonlocal deleting
+        if "FROM verdicts" in statement and not deleting:
+            deleting = True
+            other.delete(record.name)
+
+    reader.set_trace_callback(delete)
+    found = store.result(record.name)
+    reader.set_trace_callback(None)
+    assert deleting
+    assert found is not None
+    assert found.search.verdicts == tuple(VERDICTS)
+    with pytest.raises(NotFoundError):
+        store.result(record.name)
+    store.close()
+    other.close()
