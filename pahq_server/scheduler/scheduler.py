@@ -186,7 +186,8 @@ class Scheduler:
     # Batches
 
     def _batch(self, holders: set[str]) -> None:
-        ready = [entry for entry in self._slots.open if not self._finished_if_stopped(entry)]
+        # A copy: those that are finished leave the list.
+        ready = [entry for entry in [*self._slots.open] if not self._finished_if_stopped(entry)]
         turn = self._accounts.turn({entry.user for entry in ready} | holders)
         entries = [entry for entry in ready if entry.user in turn]
         held = self._held.collect(turn, self._accounts.spend)

@@ -182,6 +182,17 @@ def test_a_stopped_run_gets_nothing_more(engine: FakeEngine, start: Start) -> No
     assert engine.open_sessions == {}
 
 
+def test_a_run_that_is_stopped_before_a_batch_takes_no_other_out_of_it(
+    engine: FakeEngine, start: Start
+) -> None:
+    first, second, third = (FakeRun(engine, steps=2) for _ in range(3))
+    asked = iter([False, False])  # as it is taken in, as it is opened
+    first.stopped = lambda: next(asked, True)  # type: ignore[method-assign]
+    start(first, second, third)
+    assert [run.wait() for run in (first, second, third)] == [None] * 3
+    assert [sessions for sessions in engine.steps if sessions] == [[1, 2], [1, 2]]
+
+
 def test_a_run_that_is_stopped_while_it_waits_ends_without_its_turn(engine: FakeEngine, start: Start) -> None:
     engine.hold()
     running, waiting = FakeRun(engine, steps=1000), FakeRun(engine)
