@@ -48,9 +48,11 @@ class Job:
         self._snapshot = snapshot or Snapshot(JobState.QUEUED, SearchProgress(0, 0, 0.0), time.time())
         self._journal, self._ended = journal or Journal(), ended
         self.standing = Standing(charged_s=self._snapshot.charged)
-        self._interrupted = False
+        self._interrupted = self._unstored = False
         self._listeners: set[Callable[[], None]] = set()
         self._lock = threading.Lock()
+        # Apart: who begins to listen must not wait while a change is stored.
+        self._listening = threading.Lock()
 
     @property
     def snapshot(self) -> Snapshot:
@@ -62,6 +64,11 @@ class Job:
         return self._interrupted
 
     @property
+    def unstored(self) -> bool:
+        """Whether only this process knows that it has failed."""
+        return self._unstored
+
+    @property
     def user(self) -> str:
         """Whose it is."""
         return self.name.split("/")[1]
@@ -69,13 +76,11 @@ class Job:
     def moved_to(self, place: Place) -> None:
         """Takes note of its place in the queue."""
         if self.standing.moved_to(place):
-            with self._lock:
-                listeners = tuple(self._listeners)
-            _tell(listeners)
+            self._tell()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Calls ``listener`` after every change, from the thread that made it; returns how to stop."""
-        with self._lock:
+        with self._listening:
             self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
@@ -123,6 +128,7 @@ class Job:
 
     def fail_unstored(self, error: ServerError) -> None:
         """Fails for this process alone: the store is damaged."""
+        self._unstored = True
         self._end(JobState.FAILED, lambda now: None, error=str(error))
 
     def interrupt(self) -> None:
@@ -131,10 +137,8 @@ class Job:
             now = replace(self._snapshot, deaths=0)
             self._journal.advance(now)
             self._snapshot = now
-        with self._lock:
-            self._interrupted = True
-            listeners = tuple(self._listeners)
-        _tell(listeners)
+        self._interrupted = True
+        self._tell()
 
     def _end(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:
         self._change(state, save, ended=time.time(), charged=self.standing.charged_s, **values)
@@ -153,12 +157,12 @@ class Job:
                 return
             save(after)
             self._snapshot = after
-            listeners = tuple(self._listeners)
         if after.state.final:
             self._ended(self)
-        _tell(listeners)
+        self._tell()
 
-
-def _tell(listeners: Sequence[Callable[[], None]]) -> None:
-    for listener in listeners:
-        listener()
+    def _tell(self) -> None:
+        with self._listening:
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            listener()

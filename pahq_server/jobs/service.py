@@ -7,18 +7,19 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Engine, Estimate, Measurement, Prepared
 from pahq_server.core.errors import (
     AlreadyExistsError,
-    InvalidRequestError,
+    NotFoundError,
     ResourceExhaustedError,
     ServerError,
 )
 from pahq_server.core.observer import Observer
-from pahq_server.jobs import spec_json
+from pahq_server.jobs import arguments, spec_json
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.housekeeping import Housekeeper
 from pahq_server.jobs.job import Job, JobState
@@ -34,8 +35,6 @@ from pahq_server.store.base import JobStore
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import JobRecord, NewJob, Retention, Usage
-
-MAX_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class JobService:
         window, limits = self._policy.window, session_limits or SessionLimits()
         self.sessions = SessionService(engine, self._scheduler, window, limits)
         self._housekeeper = Housekeeper(self._store, self._policy.retention)
-        self._jobs: dict[str, Job] = {}  # those that are not final
+        self._jobs: dict[str, Job] = {}  # those that are not final in the store
         self._lock = threading.Lock()
         self._closing = False
         self._around = Surroundings(
@@ -147,6 +146,7 @@ class JobService:
         (the request id came with another spec) and ResourceExhaustedError.
         """
         spec.check()
+        arguments.check_request_id(request_id)
         text, prompts = spec_json.encode(spec)
         payload = spec_json.payload(text, prompts)
         known = self._store.by_request(user, request_id) if request_id else None
@@ -224,11 +224,12 @@ class JobService:
 
         Raises InvalidRequestError.
         """
-        if not 0 <= size <= MAX_PAGE:
-            raise InvalidRequestError("page_size", f"{size} is outside of [0, {MAX_PAGE}]")
-        size = size or 50
-        records = self._store.page(user, size + 1, _read_token(token))
-        jobs = [self._job(record) for record in records[:size]]
+        size = arguments.page_size(size)
+        records = self._store.page(user, size + 1, arguments.before(token))
+        jobs: list[Job] = []
+        for record in records[:size]:
+            with suppress(NotFoundError):  # deleted in between
+                jobs.append(self._job(record))
         return jobs, f"{records[size - 1].id}" if len(records) > size else ""
 
     def result(self, name: str) -> DiscoveryResult | None:
@@ -262,8 +263,9 @@ class JobService:
         return Job(record.name, spec_json.decode(record.spec, None), record.total, record.snapshot)
 
     def _forget(self, job: Job) -> None:
-        """Lets go of a job that has ended: the store has all of it."""
-        self._jobs.pop(job.name, None)
+        """Lets go of a job that has ended: the store has all of it, unless it is damaged."""
+        if not job.unstored:
+            self._jobs.pop(job.name, None)
         now = job.snapshot
         seconds = 0.0 if now.started is None or now.ended is None else now.ended - now.started
         self._observer.job_ended(job.name, now.state.name.lower(), seconds)
@@ -289,11 +291,3 @@ def _tokens(prepared: Prepared) -> int:
     """Tokens of all prompts, clean and corrupted."""
     task = prepared.task
     return sum(len(ids) for ids in (*task.clean, *(task.corrupted or ())))
-
-
-def _read_token(token: str) -> int | None:
-    if not token:
-        return None
-    if not (token.isascii() and token.isdigit() and len(token) < 19):
-        raise InvalidRequestError("page_token", "is not from an earlier response")
-    return int(token)

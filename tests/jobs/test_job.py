@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.jobs.job import Job, JobState, Snapshot
+from pahq_server.jobs.journal import Journal
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.search.base import SearchProgress
 
@@ -129,6 +130,28 @@ def test_listeners_hear_every_change_until_they_stop_listening() -> None:
     job.cancel()
     assert heard == [JobState.RUNNING, JobState.RUNNING]
     stop()  # twice is fine
+
+
+def test_who_begins_to_listen_does_not_wait_for_the_disk() -> None:
+    storing, stored = threading.Event(), threading.Event()
+
+    class Slow(Journal):
+        def advance(self, now: Snapshot) -> None:
+            storing.set()
+            assert stored.wait(PATIENCE_S)
+
+    job = Job("users/local/discoveries/1", SPEC, GRAPH.num_edges, journal=Slow())
+    worker = threading.Thread(target=job.start)
+    worker.start()
+    assert storing.wait(PATIENCE_S)
+    heard = threading.Event()
+    listening = threading.Thread(target=lambda: job.listen(heard.set), daemon=True)
+    listening.start()
+    listening.join(PATIENCE_S)
+    assert not listening.is_alive()
+    stored.set()
+    worker.join(PATIENCE_S)
+    assert heard.is_set()
 
 
 def test_times() -> None:

@@ -49,6 +49,12 @@ def test_a_request_id_for_another_discovery_is_refused(service: JobService) -> N
     assert listed(service) == [first.name]
 
 
+def test_a_request_id_is_not_a_place_to_store_things(service: JobService) -> None:
+    create(service, request_id="x" * 256)
+    with pytest.raises(InvalidRequestError, match="request_id: has more than 256 characters"):
+        create(service, request_id="x" * 257)
+
+
 def test_a_forgotten_jobs_request_id_may_be_used_again(service: JobService) -> None:
     first = create(service, request_id="abc")
     wait_end(first)

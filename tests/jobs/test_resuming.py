@@ -446,6 +446,9 @@ def test_a_damaged_database_fails_the_job_alone(start: Start) -> None:
         "the database is damaged: database disk image is malformed",
     )
     process.fail = lambda name: None
+    # The store still has it as running: nobody may wait for that.
+    assert process.jobs.find(job.name) is job
+    assert process.jobs.page("local", 10)[0] == [job]
     process.engine.release()
     assert wait_end(process.create(SINGLE)).state is JobState.SUCCEEDED
 
