@@ -17,8 +17,10 @@ logger = logging.getLogger(__name__)
 RETRY_S = 1.0
 # At least so long between two looks at old jobs.
 PAUSE_S = 0.2
-# How often jobs grow too old without any other one ending.
+# Of a user whose job has ended, others may have to go at once; of all users so often, since jobs grow old.
 PRUNE_S = 600.0
+# Between two portions of old jobs: others want to write, too.
+PORTION_PAUSE_S = 0.01
 
 
 class Housekeeper:
@@ -33,7 +35,8 @@ class Housekeeper:
     def __init__(self, store: JobStore, retention: Retention, retry_s: float = RETRY_S) -> None:
         self._store, self._retention, self._retry_s = store, retention, retry_s
         self._pending: list[tuple[Job, Callable[[], None]]] = []
-        self._ended = False
+        self._ended: set[str] = set()  # users whose jobs have ended
+        self._all_at = 0.0  # when to look at all users again, on the monotonic clock
         self._closing = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="pahq-housekeeper", daemon=True)
@@ -47,10 +50,10 @@ class Housekeeper:
             self._pending.append((job, end))
             self._wake.notify()
 
-    def ended(self) -> None:
-        """To be called when a job has ended: an older one may have to go."""
+    def ended(self, user: str) -> None:
+        """To be called when a job of a user has ended: an older one may have to go. From any thread."""
         with self._wake:
-            self._ended = True
+            self._ended.add(user)
             self._wake.notify()
 
     def close(self) -> None:
@@ -64,6 +67,7 @@ class Housekeeper:
             job.interrupt()
 
     def _loop(self) -> None:
+        self._prune()
         while self._wait():
             self._retry()
             self._prune()
@@ -77,7 +81,6 @@ class Housekeeper:
                 self._wake.wait_for(lambda: self._closing, self._retry_s)
             else:
                 self._wake.wait_for(lambda: self._closing or self._pending or self._ended, PRUNE_S)
-            self._ended = False
             return not self._closing
 
     def _retry(self) -> None:
@@ -95,7 +98,14 @@ class Housekeeper:
                 self._pending.remove(one)
 
     def _prune(self) -> None:
+        with self._wake:
+            users: set[str] | set[None] = self._ended
+            self._ended = set()
+        if time.monotonic() >= self._all_at:
+            users, self._all_at = {None}, time.monotonic() + PRUNE_S
         try:
-            self._store.prune(self._retention, time.time())
+            for user in users:
+                while self._store.prune(self._retention, time.time(), user) and not self._closing:
+                    time.sleep(PORTION_PAUSE_S)
         except StorageError as error:
             logger.warning("old jobs could not be deleted: %s", error)

@@ -127,7 +127,6 @@ class JobService:
                 self._jobs[name] = job
                 self._scheduler.submit(run)
         self._housekeeper.start()
-        self._housekeeper.ended()
         self._scheduler.start()
 
     def close(self) -> None:
@@ -187,6 +186,7 @@ class JobService:
                 self._jobs[job.name] = job
         if created and record.snapshot.state.final:
             self._observer.job_ended(record.name, record.snapshot.state.name.lower(), 0.0)
+            self._housekeeper.ended(new.user)
         if not created or record.snapshot.state.final:
             return self._job(record)
         self._scheduler.submit(DiscoveryRun(job, prepared, self._around))
@@ -269,7 +269,7 @@ class JobService:
         now = job.snapshot
         seconds = 0.0 if now.started is None or now.ended is None else now.ended - now.started
         self._observer.job_ended(job.name, now.state.name.lower(), seconds)
-        self._housekeeper.ended()
+        self._housekeeper.ended(job.user)
 
     def _leave(self, error: Exception) -> bool:
         """Whether a later process goes on with a job that ended with this error."""

@@ -91,7 +91,10 @@ class JobStore(Protocol):
         ...
 
     def prune(self, retention: Retention, now: float, user: str | None = None) -> int:
-        """Deletes what need not be kept any more, of one user or all; returns how many jobs that were."""
+        """Deletes what need not be kept any more, of one user or all, so much that nobody waits long.
+
+        Returns how many jobs that were: 0 when nothing is left to delete.
+        """
         ...
 
     def close(self) -> None: ...

@@ -24,6 +24,8 @@ from pahq_server.store.records import (
 
 FINAL = JobState.CANCELLED.value
 SUCCEEDED = JobState.SUCCEEDED.value
+# Jobs that are deleted in one transaction: others wait for it.
+PORTION = 100
 
 
 class SqliteJobStore:
@@ -270,14 +272,14 @@ def _result(row: sqlite3.Row, verdicts: Iterable[Verdict], job: int) -> Discover
 def _outdated(
     connection: sqlite3.Connection, retention: Retention, now: float, user: str | None
 ) -> list[int]:
-    """Ids of finished jobs that need not be kept."""
+    """Ids of finished jobs that need not be kept, not too many."""
     query = (
         "SELECT id FROM (SELECT id, ended, row_number() OVER (PARTITION BY user ORDER BY id DESC) AS place "
-        "FROM jobs WHERE state >= ? AND (? IS NULL OR user = ?)) WHERE place > ? OR ended < ?"
+        "FROM jobs WHERE state >= ? AND (? IS NULL OR user = ?)) WHERE place > ? OR ended < ? LIMIT ?"
     )
     most = 1 << 62 if retention.jobs is None else retention.jobs
     oldest = 0.0 if retention.seconds is None else now - retention.seconds
-    return [job for (job,) in connection.execute(query, (FINAL, user, user, most, oldest))]
+    return [job for (job,) in connection.execute(query, (FINAL, user, user, most, oldest, PORTION))]
 
 
 def _delete(connection: sqlite3.Connection, jobs: Iterable[int]) -> None:

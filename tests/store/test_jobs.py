@@ -256,6 +256,15 @@ def test_retention_counts_each_users_finished_jobs(store: SqliteJobStore) -> Non
     assert rows(store, "results") == 2
 
 
+def test_many_old_jobs_go_in_portions(store: SqliteJobStore) -> None:
+    for number in range(250):
+        end(store, create(store, new(number)), JobState.CANCELLED)
+    assert [store.prune(Retention(jobs=10), 3000.0, "ada") for _ in range(4)] == [100, 100, 40, 0]
+    assert [record.name[-3:] for record in store.page(None, 500, None)] == [
+        str(n) for n in range(249, 239, -1)
+    ]
+
+
 def test_retention_goes_by_the_end_of_a_job(store: SqliteJobStore) -> None:
     for number in range(3):
         end(store, create(store, new(number)), JobState.CANCELLED, ended=1000.0 + 100 * number)
