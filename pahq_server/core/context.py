@@ -13,7 +13,7 @@ class Context:
     """What a line of the log is about; empty where it does not apply. Never what a client wrote but names.
 
     Args:
-        request_id: of the call, made up by the server.
+        request_id: of the call: the client's own if it has the form of one, else made up by the server.
         method: of the call, such as ``pahq.v1.DiscoveryService/CreateDiscovery``.
         user: who makes the call, or whose job it is.
         job: resource name of a discovery.

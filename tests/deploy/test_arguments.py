@@ -114,3 +114,12 @@ def test_commands_of_the_pages_fit(page: str) -> None:
     assert calls
     for call in calls:
         parsed(call)
+
+
+@pytest.mark.parametrize(
+    "option", ["--threads", "--window", "--max-sessions", "--max-user-sessions", "--session-timeout"]
+)
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "x"])
+def test_numbers_that_no_server_can_work_with(option: str, value: str) -> None:
+    with pytest.raises(SystemExit):
+        parsed(["serve", f"{option}={value}"])

@@ -45,6 +45,19 @@ def test_renewing_keeps_the_authority(tmp_path: Path) -> None:
     _shake_hands(tmp_path, "pahq.lab")
 
 
+def test_an_authority_whose_key_is_elsewhere_is_not_replaced(tmp_path: Path) -> None:
+    command = [str(DEPLOY / "certificates"), str(tmp_path), "pahq.lab"]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    before = (tmp_path / "ca.crt").read_bytes()
+    (tmp_path / "ca.key").rename(tmp_path / "elsewhere")
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 1
+    assert "not its ca.key" in refused.stderr
+    assert (tmp_path / "ca.crt").read_bytes() == before
+    (tmp_path / "elsewhere").rename(tmp_path / "ca.key")
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
 def _shake_hands(folder: Path, name: str) -> None:
     """A TLS handshake between a server with the certificate and a client that calls it by a name."""
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

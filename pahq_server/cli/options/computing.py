@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from pahq_server.cli import values
+
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for tensor arithmetic")
+    parser.add_argument("--threads", type=values.count, metavar="N", help="threads for tensor arithmetic")
     parser.add_argument(
         "--executor",
         default="sparse",
@@ -15,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--window",
-        type=int,
+        type=values.count,
         default=32,
         metavar="N",
         help="evaluations that a search asks for at once; never changes a result (default: %(default)s)",
