@@ -159,6 +159,7 @@ def test_capabilities(engine: ModelEngine) -> None:
     assert "fp32" in can.precisions
     assert can.tasks == ("ioi",)
     assert can.hardware["torch"] == torch.__version__
+    assert can.hardware["processor"].endswith(torch.backends.cpu.get_cpu_capability())
 
 
 def test_serving_does_not_change_the_model_that_was_loaded(zoo: Zoo) -> None:
