@@ -26,7 +26,7 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
 
     Args:
         jobs: of all users.
-        threads: where what takes long happens: tokenizing, and what is written to the disk.
+        threads: where what takes long happens: tokenizing, the disk, and messages with thousands of parts.
     """
 
     def __init__(self, jobs: JobService, threads: Threads) -> None:
@@ -58,12 +58,14 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
     ) -> pb.ListDiscoveriesResponse:
         caller = current_call().caller
         user = None if caller.admin else caller.user
-        jobs, token = await self._threads.run(
-            lambda: self._jobs.page(user, request.page_size, request.page_token)
-        )
-        return pb.ListDiscoveriesResponse(
-            discoveries=[responses.discovery(job) for job in jobs], next_page_token=token
-        )
+
+        def page() -> pb.ListDiscoveriesResponse:
+            jobs, token = self._jobs.page(user, request.page_size, request.page_token)
+            return pb.ListDiscoveriesResponse(
+                discoveries=map(responses.discovery, jobs), next_page_token=token
+            )
+
+        return await self._threads.run(page)
 
     async def CancelDiscovery(
         self, request: pb.CancelDiscoveryRequest, context: Any
@@ -94,7 +96,8 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         result = await self._threads.run(lambda: self._jobs.result(request.name))
         if result is None:
             raise ConflictError(f"{request.name} has no circuit: it is {job.snapshot.state.name}")
-        for page in responses.circuit_pages(result):
+        pages = responses.circuit_pages(result)
+        while (page := await self._threads.run(lambda: next(pages, None))) is not None:
             yield page
 
     async def EvaluateCircuit(
