@@ -46,6 +46,35 @@ def test_nothing_is_done_for_a_call_whose_time_is_up(threads: Threads) -> None:
     threads.close()
 
 
+def test_users_take_turns_however_much_one_of_them_has_waiting(threads: Threads) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def work(name: str) -> None:
+        began.set()
+        assert go_on.wait(PATIENCE_S)
+        done.append(name)
+
+    async def ask(user: str, number: int) -> None:
+        set_call(Call(Caller(user)))
+        await threads.run(lambda: work(f"{user} {number}"))
+
+    async def crowd() -> None:
+        calls = [asyncio.create_task(ask("ada", number)) for number in range(6)]
+        await asyncio.to_thread(began.wait, PATIENCE_S)
+        calls += [asyncio.create_task(ask("bob", number)) for number in range(2)]
+        await asyncio.sleep(0)
+        calls[2].cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(crowd())
+    # The first was under way before bob came.
+    assert done == ["ada 0", "ada 1", "bob 0", "bob 1", "ada 3", "ada 4", "ada 5"]
+    threads.close()
+
+
 def test_what_waits_is_dropped_and_what_runs_is_undone(threads: Threads) -> None:
     began, go_on, undone = threading.Event(), threading.Event(), threading.Event()
     done: list[str] = []
