@@ -18,6 +18,7 @@ from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.sizing import job_bytes
 from pahq_server.models.loading import LoadedModel, load
+from pahq_server.scheduler.places import Place
 from pahq_server.scheduler.scheduler import Scheduler
 from pahq_server.search.acdc_search import AcdcSearch
 
@@ -105,10 +106,13 @@ class Outcome:
 
 
 class SearchRun:
-    """A search as the scheduler runs it."""
+    """A search as the scheduler runs it, each of a user of its own."""
+
+    name = ""
 
     def __init__(self, prepared: Prepared, search: AcdcSearch) -> None:
         self.prepared, self._steps = prepared, search.run()
+        self.user = f"user-{id(self)}"
         self.found: Outcome | None = None
         self.error: Exception | None = None
         self._ended = threading.Event()
@@ -129,6 +133,15 @@ class SearchRun:
     def end(self, error: Exception | None) -> None:
         self.error = error
         self._ended.set()
+
+    def done(self) -> float:
+        return 0.0
+
+    def charge(self, seconds: float, batch_s: float) -> None:
+        """Nobody pays."""
+
+    def place(self, place: Place) -> None:
+        """Nobody asks."""
 
     def wait(self) -> Outcome:
         assert self._ended.wait(PATIENCE_S), "the run did not end"
