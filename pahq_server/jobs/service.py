@@ -43,7 +43,7 @@ class JobPolicy:
 
     Args:
         window: how many evaluations a search may ask for at once.
-        max_queued: how many runs of all users may wait.
+        max_queued: how many runs of all users may wait; twice as many if each is its user's only one.
         quotas: of every user.
         slots: how many jobs have tensors in memory at a time.
         user_weights: shares of users in the engine's time; 1 for those that are missing.
@@ -174,7 +174,7 @@ class JobService:
     def _create(self, new: NewJob, spec: DiscoverySpec, prepared: Prepared) -> Job:
         def admit(usage: Usage, computed: bool) -> None:
             if computed:
-                self._check_room()
+                self._check_room(new.user)
             self._policy.quotas.check(new.user, usage, new.tokens, computed)
 
         # Whoever finds the job in the store must find it here as well.
@@ -205,7 +205,7 @@ class JobService:
         """
         prepared = self._engine.prepare(measurement)
         run = EvaluationRun(prepared, Circuit.from_names(prepared.graph, edges), user)
-        self._check_room()
+        self._check_room(user)
         self._scheduler.submit(run)
         return prepared, run.future
 
@@ -281,8 +281,9 @@ class JobService:
         engine = {"device": capabilities.device, "hardware": capabilities.hardware}
         return content_key(request, spec.measurement.model, engine | self._policy.environment)
 
-    def _check_room(self) -> None:
-        most = self._policy.max_queued
+    def _check_room(self, user: str) -> None:
+        """Lets in who has nothing in the queue: no other user can fill it alone."""
+        most = self._policy.max_queued * (1 if self._scheduler.queued_of(user) else 2)
         if self._scheduler.queued >= most:
             raise ResourceExhaustedError(f"{most} runs are waiting already", retry_after_s=30)
 

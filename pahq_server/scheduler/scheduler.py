@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from pahq_server.core.context import about
@@ -59,6 +59,7 @@ class Scheduler:
         self._teller = Teller(self._slots, self._accounts, clock)
         self._new: deque[Entry] = deque()  # since the last step
         self._queued = 0
+        self._queued_of: Counter[str] = Counter()
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
@@ -73,6 +74,7 @@ class Scheduler:
             if not closing:
                 self._new.append(Entry(user=run.user, run=run, submitted=self._clock()))
                 self._queued += 1
+                self._queued_of[run.user] += 1
                 self._wake.notify()
         if closing:
             _end(run, ServerError("the server stopped"))
@@ -96,6 +98,10 @@ class Scheduler:
     def queued(self) -> int:
         """Runs that were not begun yet."""
         return self._queued
+
+    def queued_of(self, user: str) -> int:
+        """Of these, one user's."""
+        return self._queued_of.get(user, 0)
 
     def close(self) -> None:
         """Ends the worker after its current step; every run that is left ends with an error."""
@@ -174,7 +180,7 @@ class Scheduler:
         first = not entry.begun
         self._slots.opened(entry)
         if first:
-            self._count_out()
+            self._count_out(entry.user)
             self._observer.job_started(self._clock() - entry.submitted)
             self._advance(entry, None)
 
@@ -252,13 +258,15 @@ class Scheduler:
         self._close(entry)
         self._slots.leave(entry)
         if not entry.begun:
-            self._count_out()
+            self._count_out(entry.user)
         _end(entry.run, error)
 
-    def _count_out(self) -> None:
+    def _count_out(self, user: str) -> None:
         """One queued run less."""
         with self._wake:
             self._queued -= 1
+            self._queued_of[user] -= 1
+            self._queued_of += Counter()  # drops those that have none
 
     def _close(self, entry: Entry) -> None:
         session, entry.session = entry.session, None

@@ -92,6 +92,26 @@ def test_a_full_queue_turns_requests_away_until_there_is_room(
     assert wait_end(create(service)).state is JobState.SUCCEEDED
 
 
+def test_who_fills_the_queue_keeps_no_other_user_out(engine: FakeEngine, new_service: NewService) -> None:
+    def ask(user: str) -> Job:
+        return service.create(SPEC, "", validate_only=False, user=user)
+
+    service = new_service(max_queued=2)
+    engine.hold()
+    jobs = [ask("ada")]
+    engine.wait_for_call()
+    jobs += [ask("ada"), ask("ada"), ask("bob")]
+    for user in ("ada", "bob"):
+        with pytest.raises(ResourceExhaustedError, match="2 runs are waiting already"):
+            ask(user)
+    jobs += [ask("eve")]
+    with pytest.raises(ResourceExhaustedError, match="4 runs are waiting already"):
+        ask("dan")
+    engine.release()
+    assert {wait_end(job).state for job in jobs} == {JobState.SUCCEEDED}
+    assert service._scheduler._queued_of == {}
+
+
 def test_the_oldest_finished_jobs_are_forgotten_first(engine: FakeEngine, new_service: NewService) -> None:
     service = new_service(retention=Retention(jobs=2))
     old, *newer = [create(service, request_id=f"{number}") for number in range(3)]
