@@ -35,6 +35,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # Errors travel as HTTP/2 headers, which hold 8 KiB by default. A text is there up to three times (message,
 # description, name), escaped (three bytes for one) or in base64.
 MAX_TEXT_BYTES = 800
+MEMORY_RETRY_S = 10.0
 
 
 class VersionMismatchError(errors.ServerError):
@@ -149,10 +150,10 @@ async def _reported(context: Any, trailing: Any) -> AsyncIterator[None]:
     try:
         yield
     except errors.ServerError as error:
-        status = to_status(error)
-        rich = rpc_status.to_status(status)
-        logger.debug("refused with %s", rich.code.name)
-        await context.abort(rich.code, rich.details, (*trailing, *rich.trailing_metadata))
+        await _refuse(context, trailing, error)
+    except MemoryError:
+        logger.warning("a call failed for want of memory", exc_info=True)
+        await _refuse(context, trailing, errors.ResourceExhaustedError("not enough memory", MEMORY_RETRY_S))
     except ExpiredError:
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
     except grpc.aio.AbortError:
@@ -160,6 +161,12 @@ async def _reported(context: Any, trailing: Any) -> AsyncIterator[None]:
     except Exception:
         logger.exception("a call failed")
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")
+
+
+async def _refuse(context: Any, trailing: Any, error: errors.ServerError) -> None:
+    rich = rpc_status.to_status(to_status(error))
+    logger.debug("refused with %s", rich.code.name)
+    await context.abort(rich.code, rich.details, (*trailing, *rich.trailing_metadata))
 
 
 def _request_id(metadata: Any) -> str:

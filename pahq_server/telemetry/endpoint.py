@@ -14,8 +14,9 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 logger = logging.getLogger(__name__)
 
-# Whoever says nothing for so long is sent away: every connection takes a thread.
+# Whoever says nothing for so long is sent away: every connection takes a thread, of which there are so many.
 SILENCE_S = 10.0
+READERS = 16
 
 
 class MetricsEndpoint:
@@ -49,6 +50,22 @@ class MetricsEndpoint:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._places = threading.BoundedSemaphore(READERS)
+        super().__init__(*args, **kwargs)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def server_bind(self) -> None:
         # What this overrides asks the name service for the host's name, which can take long.

@@ -129,3 +129,13 @@ def test_an_evaluation_that_fails_while_it_runs(
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "NON_FINITE_METRIC")
     assert refusal.message == "the metric is nan"
     server.assert_alive()
+
+
+@pytest.mark.parametrize("place", ["open", "score"])
+def test_an_evaluation_without_memory(place: str, engine: FakeEngine, server: RunningServer) -> None:
+    setattr(engine.failures["bad"], place, MemoryError())
+    with refused() as refusal:
+        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(measurement=measurement(model="bad")))
+    assert (refusal.code, refusal.message) == (Code.RESOURCE_EXHAUSTED, "not enough memory")
+    assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() == 10_000
+    server.assert_alive()

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -9,7 +11,7 @@ import pytest
 from helpers.scrape import scrape, value
 from prometheus_client import CollectorRegistry, Gauge
 
-from pahq_server.telemetry.endpoint import MetricsEndpoint
+from pahq_server.telemetry.endpoint import READERS, MetricsEndpoint
 
 
 @pytest.fixture
@@ -55,6 +57,23 @@ def test_silent_and_rude_readers_do_not_keep_others_waiting(endpoint: MetricsEnd
     assert value(scrape(endpoint.address), "answer") == 42
     for connection in silent:
         connection.close()
+
+
+def test_many_readers_at_once_take_no_more_threads_than_there_are(endpoint: MetricsEndpoint) -> None:
+    host, _, port = endpoint.address.rpartition(":")
+    before = threading.active_count()
+    silent = [socket.create_connection((host, int(port))) for _ in range(3 * READERS)]
+    # Those beyond the limit are sent away at once.
+    for connection in silent[READERS:]:
+        connection.settimeout(30)
+        assert connection.recv(1) == b""
+    assert threading.active_count() <= before + READERS
+    for connection in silent:
+        connection.close()
+    deadline = time.monotonic() + 30
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert value(scrape(endpoint.address), "answer") == 42
 
 
 def test_closing_frees_the_port(registry: CollectorRegistry) -> None:
