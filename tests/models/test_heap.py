@@ -26,5 +26,5 @@ def test_a_freed_block_is_reused_without_page_faults() -> None:
     applied, faults = run.stdout.split()
     if applied != "True":
         pytest.skip("this C library has no mallopt")
-    # 50 blocks of 16 MiB are 204,800 pages of 4 KiB. Kernels that take back what seems idle cause some faults.
+    # 50 blocks of 16 MiB are 204,800 pages of 4 KiB. Kernels that take idle ones back cause some faults.
     assert int(faults) < 60_000
