@@ -63,7 +63,8 @@ class Access:
         """
         try:
             caller = self._check(method, credentials)
-            with (self._streams if stream else self._calls).hold(caller.user):
+            # Of those who need no name, each host has its own limit: others must not keep a supervisor out.
+            with (self._streams if stream else self._calls).hold(caller.user or credentials.host):
                 yield caller
         except (UnauthenticatedError, PermissionDeniedError):
             self._observer.rejected("auth")

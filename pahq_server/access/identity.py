@@ -26,10 +26,12 @@ class Credentials:
     Args:
         authorization: values of the header of that name; one is expected.
         common_names: of the client's certificate, which the connection has verified; empty without one.
+        host: where it comes from; never the name of a user.
     """
 
     authorization: Sequence[str] = ()
     common_names: Sequence[str] = ()
+    host: str = ""
 
 
 class Authenticator(Protocol):

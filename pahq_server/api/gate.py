@@ -118,4 +118,6 @@ class _Gated:
 def _credentials(context: Any) -> Credentials:
     shown = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
     names = context.auth_context().get("x509_common_name", ())
-    return Credentials(shown, [name.decode(errors="replace") for name in names])
+    # Such as ipv4:127.0.0.1:50412: a host has many ports.
+    host = context.peer().rpartition(":")[0]
+    return Credentials(shown, [name.decode(errors="replace") for name in names], host)

@@ -146,7 +146,7 @@ def test_limits_of_calls_and_streams_are_apart() -> None:
             with pytest.raises(QuotaExceededError):
                 admitted(access, "own", "ada", stream=stream)
             assert admitted(access, "own", "bob", stream=stream) == Caller("bob")
-        # What is open to all counts as one user's.
+        # What is open to all counts as one user's, of each host.
         with access.admit("open", True, Credentials()), pytest.raises(ResourceExhaustedError):
             admitted(access, "own", "bob", stream=True)
     assert refusals.reasons == ["quota", "quota", "queue_full"]
@@ -174,3 +174,13 @@ def test_refusals_of_the_call_itself_count_too() -> None:
     with pytest.raises(ConflictError), access.admit("own", False, Credentials(["ada"])):
         raise ConflictError("")
     assert refusals.reasons == ["quota", "queue_full"]
+
+
+def test_those_who_need_no_name_are_counted_by_where_they_come_from() -> None:
+    access = Access(Names(), CallLimits(calls=3, user_calls=1), policy=POLICY)
+    here, there = Credentials(host="ipv4:127.0.0.1"), Credentials(host="ipv4:10.0.0.7")
+    with access.admit("open", False, there):
+        with pytest.raises(QuotaExceededError), access.admit("open", False, there):
+            pass
+        with access.admit("open", False, here), access.admit("own", False, Credentials(["ada"])):
+            pass
