@@ -38,6 +38,7 @@ def test_an_open_address_needs_a_word(address: str, capsys: pytest.CaptureFixtur
         (["--tls-key", "k"], "--tls-cert and --tls-key go together"),
         (["--tls-client-ca", "a"], "--tls-client-ca needs --tls-cert and --tls-key"),
         (["--auth", "certificates"], "--auth certificates needs --tls-client-ca"),
+        (["--ephemeral", "--auth", "tokens"], "--ephemeral keeps no tokens, so nobody could call"),
         (
             ["--auth", "none", "--listen", "0.0.0.0:0"],
             "0.0.0.0:0 is open to the network: calls would not be encrypted",

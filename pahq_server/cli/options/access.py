@@ -65,7 +65,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def refusal(options: argparse.Namespace) -> str | None:
     """Why the server must not or cannot listen so; None if it may."""
-    return _contradiction(options) or _unreadable(options) or _exposure(options)
+    return _contradiction(options) or _unreadable(options) or _exposure(options) or _futility(options)
 
 
 def _contradiction(options: argparse.Namespace) -> str | None:
@@ -99,6 +99,12 @@ def _exposure(options: argparse.Namespace) -> str | None:
     else:
         return None
     return f"{options.listen} is open to the network: {lack}, or pass --insecure if the network is trusted."
+
+
+def _futility(options: argparse.Namespace) -> str | None:
+    if options.ephemeral and config(options).auth == "tokens":
+        return "--ephemeral keeps no tokens, so nobody could call. Give --data-dir instead, or --auth none."
+    return None
 
 
 def config(options: argparse.Namespace) -> AccessConfig:
