@@ -167,7 +167,7 @@ def test_a_session_that_cannot_be_opened_is_none(
         opening(server, "bad").result()
     assert (refusal.code, refusal.message) == (Code.FAILED_PRECONDITION, "the metric is nan")
     eventually(lambda: engine.open_sessions == {})
-    setattr(engine.failures["bad"], place, MemoryError("secret"))
+    setattr(engine.failures["bad"], place, KeyError("secret"))
     with refused() as refusal:
         opening(server, "bad").result()
     assert (refusal.code, "secret" in refusal.message) == (Code.INTERNAL, False)
