@@ -11,7 +11,14 @@ from pahq.v1 import model_pb2, server_pb2
 from pahq_client import checks, rpcs, wire
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Edge
-from pahq_client.errors import InvalidRequest, JobCancelled, JobFailed, PahqError, Unavailable
+from pahq_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    PahqError,
+    Unavailable,
+)
 from pahq_client.flow import Flow
 from pahq_client.flows.calls import Calls
 from pahq_client.flows.job import JobFlows
@@ -114,6 +121,10 @@ def _leaves_it_running(error: BaseException, job: JobFlows | None) -> bool:
     """Whether the discovery would go on although nobody waits for it any more, and can be told not to."""
     if isinstance(error, GeneratorExit):  # nobody performs operations any more
         return False
+    if (
+        isinstance(error, DeadlineExceeded) and job is None
+    ):  # the server may have it, under a name unknown here
+        return True
     if isinstance(error, PahqError):
         return job is not None and not isinstance(error, Unavailable | JobFailed | JobCancelled)
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 
 from pahq.v1 import discovery_pb2 as pb
@@ -12,8 +12,10 @@ from pahq_server.api import responses
 from pahq_server.core.errors import ServerError
 from pahq_server.jobs.job import Job
 
-# Watchers of a job hear of its changes at most so often; in between they are merged into the latest one.
-EVENTS_PER_SECOND = 10
+# A watcher hears of changes at most so often, and so do all watchers together: each event takes the
+# interpreter from the worker for a moment. In between, changes are merged into the latest one. The end is
+# told at once.
+EVENTS_PER_SECOND, EVENTS_TO_ALL = 10, 200
 
 
 class Watchers:
@@ -28,7 +30,7 @@ class Watchers:
         Nothing is kept for a watcher but what it saw last: whoever is slow gets fewer events. Raises
         ServerError when the server stops before the job ends.
         """
-        feed = self._feeds.get(job) or _Feed(job)
+        feed = self._feeds.get(job) or _Feed(job, self._pause)
         self._feeds[job] = feed
         changed = asyncio.Event()
         feed.waiting.add(changed)
@@ -53,6 +55,11 @@ class Watchers:
                 del self._feeds[job]
                 feed.close()
 
+    def _pause(self) -> float:
+        """Seconds between two events of a watcher."""
+        watchers = sum(len(feed.waiting) for feed in self._feeds.values())
+        return max(1 / EVENTS_PER_SECOND, watchers / EVENTS_TO_ALL)
+
 
 class _Feed:
     """Wakes the watchers of one job, after every change but not more often than they want to hear.
@@ -61,7 +68,8 @@ class _Feed:
     ``_new`` is set before ``_told`` is read, and read after ``_told`` is cleared.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, pause: Callable[[], float]) -> None:
+        self._job, self._pause = job, pause
         self.waiting: set[asyncio.Event] = set()
         self._loop = asyncio.get_running_loop()
         self._new = False  # something changed since `_wake`
@@ -70,7 +78,7 @@ class _Feed:
 
     def _notify(self) -> None:
         self._new = True
-        if not self._told:
+        if not self._told or self._job.snapshot.state.final:
             self._told = True
             # The loop is closed once the server has stopped; nobody is watching then.
             with suppress(RuntimeError):
@@ -80,7 +88,7 @@ class _Feed:
         self._new = False
         for changed in self.waiting:
             changed.set()
-        self._loop.call_later(1 / EVENTS_PER_SECOND, self._listen_again)
+        self._loop.call_later(self._pause(), self._listen_again)
 
     def _listen_again(self) -> None:
         self._told = False

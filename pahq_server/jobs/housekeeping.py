@@ -94,6 +94,8 @@ class Housekeeper:
                 if not error.damaged:
                     return  # the others would fail as well
                 job.fail_unstored(error)
+            except Exception:  # nobody else would store the ends of other jobs
+                logger.exception("the end of %s is not stored", job.name)
             with self._wake:
                 self._pending.remove(one)
 

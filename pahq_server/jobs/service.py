@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
@@ -17,6 +18,7 @@ from pahq_server.core.errors import (
     NotFoundError,
     ResourceExhaustedError,
     ServerError,
+    StorageError,
 )
 from pahq_server.core.observer import Observer
 from pahq_server.jobs import arguments, spec_json
@@ -35,6 +37,8 @@ from pahq_server.store.base import JobStore
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import JobRecord, NewJob, Retention, Usage
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,13 @@ class JobService:
         resumption = Resumption(self._engine, self._store, self._around, self._content)
         for name in self._store.unfinished():
             record = self._store.find(name)
-            job, run = resumption.resume(record)
+            try:
+                job, run = resumption.resume(record)
+            except StorageError:
+                raise
+            except Exception:  # its record cannot be read: no reason to refuse all others
+                logger.exception("%s is left as it is", name)
+                continue
             if run is not None:
                 self._jobs[name] = job
                 self._scheduler.submit(run)

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from pahq.v1 import discovery_pb2 as pb
 
-from pahq_client import Client, NotFound, QuotaExceeded, RateLimited, ResourceExhausted, Unavailable, rpcs
+from pahq_client import (
+    Client,
+    DeadlineExceeded,
+    NotFound,
+    QuotaExceeded,
+    RateLimited,
+    ResourceExhausted,
+    Unavailable,
+    rpcs,
+)
 from pahq_client.flow import Call, Pause, drive
 from pahq_client.flows.calls import Calls
 from pahq_client.patience import Backoff
@@ -143,3 +152,13 @@ def test_all_tries_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(Unavailable):
         drive(calls.call(rpcs.GET, pb.GetDiscoveryRequest(name="x")), perform)
     assert script.limits == [10.0, 2.0]
+
+
+def test_a_discover_whose_creation_is_not_answered_in_time_cancels_its_job(
+    client: Client, server: FakeServer
+) -> None:
+    server.outcome = None
+    server.faults["CreateDiscovery"].append(Fault(Code.DEADLINE_EXCEEDED))
+    with pytest.raises(DeadlineExceeded):
+        client.discover("demo", "ioi", 0.1)
+    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
