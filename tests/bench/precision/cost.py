@@ -30,7 +30,6 @@ from pahq_server.models.heap import hand_back_freed_memory
 from pahq_server.models.masters import Masters
 from pahq_server.models.resident import make_resident
 from pahq_server.models.streaming import head_store
-from pahq_server.plan.weights import rounded as rounded_parts
 from pahq_server.precision import products
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import POLICIES, Format, Policy
@@ -140,14 +139,13 @@ def kernel_gain(policy: Policy) -> float:
 
 
 def resident_shares() -> Figures:
-    """Bytes of weights as `pahq-int8` keeps them, head slots included, over those in float32."""
+    """Bytes of weights as `pahq-int8` keeps them, head slots included, over the checkpoint's in float32."""
     shares = {}
     for subject in subjects():
         masters = Masters.open(str(subject.source))
         resident = make_resident(masters, POLICIES["pahq-int8"])
         kept = resident.nbytes.total + head_store(resident).capacity
-        full = rounded_parts(str(subject.source), POLICIES["fp32"]).total
-        shares[subject.name] = kept / full
+        shares[subject.name] = kept / (4 * masters.parameters)
     return shares
 
 
