@@ -120,3 +120,12 @@ def test_a_lab_starts_with_one_command(tmp_path: Path, capfd: pytest.CaptureFixt
 def _server_info(address: str, authority: str, token: str) -> object:
     with Client(address, token=token, tls=TlsConfig(ca=authority)) as client:
         return client.server_info().version
+
+
+@pytest.mark.parametrize("option", [["--data-dir", "elsewhere"], ["--data-dir=elsewhere"]])
+def test_tokens_are_made_where_the_server_looks_for_them(tmp_path: Path, option: list[str]) -> None:
+    environment = os.environ | {"HOME": str(tmp_path)}
+    run = subprocess.run([str(DEPLOY / "start"), *option], capture_output=True, text=True, env=environment)
+    assert run.returncode == 2
+    assert "for another place, run pahq-server serve itself" in run.stderr
+    assert list(tmp_path.iterdir()) == []
