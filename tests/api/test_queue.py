@@ -19,6 +19,15 @@ def server() -> Iterator[RunningServer]:
         yield server
 
 
+from pahq_server.scheduler import telling
+
+
+@pytest.fixture(autouse=True)
+def _always_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where places were told just now, there would be no other batch to tell them again."""
+    monkeypatch.setattr(telling, "TELL_AGAIN", 0)
+
+
 def three_jobs(server: RunningServer) -> list[str]:
     """The first one runs. Places are told between batches."""
     names = [server.create(spec()).name for _ in range(3)]
