@@ -9,6 +9,8 @@ from helpers.api_server import RunningServer, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from pahq.v1 import discovery_pb2 as pb
 
+from pahq_server.scheduler import telling
+
 
 @pytest.fixture
 def server() -> Iterator[RunningServer]:
@@ -17,9 +19,6 @@ def server() -> Iterator[RunningServer]:
     engine.hold()
     with RunningServer(engine, slots=1) as server:
         yield server
-
-
-from pahq_server.scheduler import telling
 
 
 @pytest.fixture(autouse=True)
