@@ -37,18 +37,20 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         self, request: pb.CreateDiscoveryRequest, context: Any
     ) -> pb.CreateDiscoveryResponse:
         user = current_call().caller.user
+        if request.validate_only:
+            checked, estimate = await self._threads.run(
+                lambda: self._jobs.check(requests.discovery_spec(request.spec), request.request_id, user)
+            )
+            return pb.CreateDiscoveryResponse(
+                discovery=responses.discovery(checked), estimate=responses.estimate(estimate)
+            )
 
         def create() -> Job:
-            spec = requests.discovery_spec(request.spec)
-            return self._jobs.create(spec, request.request_id, request.validate_only, user=user)
+            return self._jobs.create(requests.discovery_spec(request.spec), request.request_id, user)
 
         # A client that chose a request id will ask again for what it created. Without one, nobody will.
-        abandon = None if request.request_id or request.validate_only else Job.cancel
-        job = await self._threads.run(create, abandon)
-        estimate = None
-        if request.validate_only:
-            estimate = responses.estimate(await self._threads.run(lambda: self._jobs.estimate(job.spec)))
-        return pb.CreateDiscoveryResponse(discovery=responses.discovery(job), estimate=estimate)
+        job = await self._threads.run(create, None if request.request_id else Job.cancel)
+        return pb.CreateDiscoveryResponse(discovery=responses.discovery(job))
 
     async def GetDiscovery(self, request: pb.GetDiscoveryRequest, context: Any) -> pb.GetDiscoveryResponse:
         return pb.GetDiscoveryResponse(discovery=responses.discovery(await self._find(request.name)))

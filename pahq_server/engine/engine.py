@@ -25,10 +25,10 @@ from pahq_server.core.engine import (
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import KvReceivers
+from pahq_server.core.grouping import in_groups
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
 from pahq_server.engine.estimating import Estimator
-from pahq_server.engine.grouping import scored_by
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
 from pahq_server.engine.sizing import default_memory_bytes, job_bytes
 from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
@@ -158,7 +158,7 @@ class ModelEngine:
             backend = self._executors[group[0].session][0]
             return backend.score([(self._executors[item.session][1], item.rows) for item in group])
 
-        return scored_by(lambda item: id(self._executors[item.session][0]), work, score)
+        return in_groups(lambda item: id(self._executors[item.session][0]), work, score)
 
     def close(self, session: SessionId) -> None:
         self._executors.pop(session)[1].release()

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from pahq_server.core.caller import LOCAL_USER
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Engine, Estimate, Measurement, Prepared
 from pahq_server.core.errors import (
@@ -148,7 +149,15 @@ class JobService:
         self._scheduler.close()
         self._housekeeper.close()
 
-    def create(self, spec: DiscoverySpec, request_id: str, validate_only: bool, user: str = "local") -> Job:
+    def check(self, spec: DiscoverySpec, request_id: str, user: str = LOCAL_USER) -> tuple[Job, Estimate]:
+        """What `create` would accept, without a name, and what it would take. Raises as `create` does."""
+        spec.check()
+        arguments.check_request_id(request_id)
+        self._known(spec_json.payload(*spec_json.encode(spec)), request_id, user)
+        prepared = self._engine.prepare(spec.measurement)
+        return Job("", spec, prepared.graph.num_edges), self._engine.estimate(prepared)
+
+    def create(self, spec: DiscoverySpec, request_id: str, user: str = LOCAL_USER) -> Job:
         """Accepts a discovery, or returns the one that the same request id of the user created before.
 
         It is stored when this returns. Raises InvalidRequestError, NotFoundError (model), AlreadyExistsError
@@ -158,14 +167,10 @@ class JobService:
         arguments.check_request_id(request_id)
         text, prompts = spec_json.encode(spec)
         payload = spec_json.payload(text, prompts)
-        known = self._store.by_request(user, request_id) if request_id else None
-        if known is not None and known.payload != payload:
-            raise AlreadyExistsError(f"request id {request_id!r} was used for another discovery")
-        if known is not None and not validate_only:
+        known = self._known(payload, request_id, user)
+        if known is not None:
             return self._job(known)
         prepared = self._engine.prepare(spec.measurement)
-        if validate_only:
-            return Job("", spec, prepared.graph.num_edges)
         new = NewJob(
             name=f"users/{user}/discoveries/{uuid.uuid4().hex}",
             user=user,
@@ -202,12 +207,15 @@ class JobService:
         self._scheduler.submit(DiscoveryRun(job, prepared, self._around))
         return job
 
-    def estimate(self, spec: DiscoverySpec) -> Estimate:
-        """What a discovery would take. Raises InvalidRequestError or NotFoundError (model)."""
-        return self._engine.estimate(self._engine.prepare(spec.measurement))
+    def _known(self, payload: bytes, request_id: str, user: str) -> JobRecord | None:
+        """The job that a request id created before. Raises AlreadyExistsError if that had another payload."""
+        known = self._store.by_request(user, request_id) if request_id else None
+        if known is not None and known.payload != payload:
+            raise AlreadyExistsError(f"request id {request_id!r} was used for another discovery")
+        return known
 
     def evaluate(
-        self, measurement: Measurement, edges: Sequence[str], user: str = "local"
+        self, measurement: Measurement, edges: Sequence[str], user: str = LOCAL_USER
     ) -> tuple[Prepared, Future[tuple[float, float, float]]]:
         """Measures a circuit given by edge names.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
+from pahq_server.core.caller import LOCAL_USER
 from pahq_server.core.engine import Engine, Measurement, Prepared
 from pahq_server.core.errors import NotFoundError, QuotaExceededError, ResourceExhaustedError
 from pahq_server.jobs.calls import CallQueue, SessionLimits
@@ -49,7 +50,7 @@ class SessionService:
         """Checks a measurement. Raises InvalidRequestError or NotFoundError (model)."""
         return self._engine.prepare(measurement)
 
-    def open(self, prepared: Prepared, user: str = "local") -> tuple[Session, Future[list[float]]]:
+    def open(self, prepared: Prepared, user: str = LOCAL_USER) -> tuple[Session, Future[list[float]]]:
         """A session; the future gives the metric of the full model and of the empty circuit.
 
         The session closes if the future fails or is cancelled. Raises ResourceExhaustedError.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.engine import Engine, Outcome, Prepared, Work
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
+from pahq_server.core.grouping import in_groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +46,15 @@ def score(engine: Engine, parts: Sequence[Part], clock: Callable[[], float]) -> 
         parts: what to score.
         clock: seconds.
     """
-    groups: dict[Hashable, list[int]] = {}
-    for number, part in enumerate(parts):
-        groups.setdefault(part.group, []).append(number)
-    scored: dict[int, Scored] = {}
-    for numbers in groups.values():
-        group = [parts[number] for number in numbers]
+
+    def score_group(group: list[Part]) -> Iterable[Scored]:
         started = clock()
         outcomes = _outcomes(engine, [part.work for part in group])
         seconds = clock() - started
         tokens = sum(part.tokens for part in group)
-        costs = [seconds * part.tokens / tokens for part in group]
-        scored |= zip(numbers, map(Scored, outcomes, costs), strict=True)
-    return [scored[number] for number in range(len(parts))]
+        return map(Scored, outcomes, [seconds * part.tokens / tokens for part in group])
+
+    return in_groups(lambda part: part.group, parts, score_group)
 
 
 def _outcomes(engine: Engine, work: Sequence[Work]) -> list[Outcome]:

@@ -98,10 +98,10 @@ class Accounts:
         account.charge += seconds / account.weight
 
     def measured_batch(self, seconds: float) -> None:
-        self.batch_s = _mean(self.batch_s, seconds)
+        self.batch_s = running_mean(self.batch_s or None, seconds)
 
     def measured_opening(self, seconds: float) -> None:
-        self.opening_s = _mean(self.opening_s, seconds)
+        self.opening_s = running_mean(self.opening_s or None, seconds)
 
     def turn(self, users: Collection[str]) -> set[str]:
         """Those of some users, all present and ready for a batch, that take part in it: never none."""
@@ -172,5 +172,6 @@ def jain(shares: Collection[float]) -> float:
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
-def _mean(mean: float, news: float) -> float:
-    return mean + NEWS * (news - mean) if mean else news
+def running_mean(mean: float | None, news: float) -> float:
+    """A mean with one more measurement; None before the first one."""
+    return news if mean is None else mean + NEWS * (news - mean)

@@ -10,10 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pahq_server.scheduler.fairness import Accounts
-
-# Weight of the latest job in a mean.
-NEWS = 0.2
+from pahq_server.scheduler.fairness import Accounts, running_mean
 
 C = TypeVar("C")
 
@@ -44,8 +41,8 @@ class Costs:
         self._expected = sum(totals) / len(totals) if totals else None
 
     def ended(self, user: str, seconds: float) -> None:
-        self._mean = _mean(self._mean, seconds)
-        self._of_user[user] = _mean(self._of_user.get(user), seconds)
+        self._mean = running_mean(self._mean, seconds)
+        self._of_user[user] = running_mean(self._of_user.get(user), seconds)
 
     def forget_all_but(self, present: Iterable[str]) -> None:
         """Keeps what is known of some users only."""
@@ -132,7 +129,3 @@ def start_times(
         elif begin is not None:
             heapq.heappush(ends, begin + cost)
     return times
-
-
-def _mean(mean: float | None, news: float) -> float:
-    return news if mean is None else mean + NEWS * (news - mean)

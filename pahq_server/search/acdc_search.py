@@ -161,8 +161,8 @@ class AcdcSearch:
         risk, budget = 0.0, self._pace.budget
         state, measured = self._state, self._measured
         while (test := state.test) is not None and len(chain) < self.window and risk < budget:
-            scene = self._scene(test)
-            current = None if scene == measured else self._current_row(state, test)
+            scene = self._scene(state)
+            current = None if scene == measured else self._current_row(state)
             chain.append(Link(state, self._predictor(test), current))
             risk += self._pace.risk(self._sender(test))
             state = self._acdc.advance(state, chain[-1].predicted)
@@ -175,7 +175,7 @@ class AcdcSearch:
         for link in chain:
             if link.current is not None:
                 self._current = scores[used]
-                self._measured = self._scene(link.state.tests[link.state.position])
+                self._measured = self._scene(link.state)
             used += len(link.rows)
             verdict = self._judge(link.state, scores[used - 1])
             self.verdicts.append(verdict)
@@ -190,17 +190,15 @@ class AcdcSearch:
         """The sender of a tested edge; gates count as one sender of their own."""
         return GATES if test.gate else self.graph.edge_ends(test.index)[0]
 
-    def _receiver(self, test: Test) -> int:
-        return test.index if test.gate else self.graph.edge_ends(test.index)[1]
-
-    def _scene(self, test: Test) -> Scene:
+    def _scene(self, state: State) -> Scene:
         """What scores depend on besides the circuit: the heads under investigation, where they do."""
-        return self.graph.heads_behind(self._receiver(test)) if self._own_current else ()
+        own = state.row.own_receiver if self._own_current else None
+        return () if own is None else self.graph.heads_behind(own)
 
-    def _current_row(self, state: State, test: Test) -> Row:
+    def _current_row(self, state: State) -> Row:
         """What measures the current circuit, to compare a test with."""
         if self._own_current:
-            return Row(state.anchor, state.removed, self._receiver(test))
+            return Row(state.anchor, state.removed, state.row.own_receiver)
         # Nothing that counts was removed since: only edges into nodes that were dead already.
         return Row(state.anchor)
 
@@ -213,7 +211,7 @@ class AcdcSearch:
         self._kept += verdict.kept and not verdict.gate
         if not verdict.kept:
             self._current = verdict.score
-            self._measured = self._scene(self._state.tests[self._state.position])
+            self._measured = self._scene(self._state)
         self._state = self._acdc.advance(self._state, verdict.kept)
         if self._state.anchored:
             self._measured = None

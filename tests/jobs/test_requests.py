@@ -24,7 +24,7 @@ NewService = Callable[..., JobService]
 
 
 def create(service: JobService, spec: DiscoverySpec = SPEC, request_id: str = "") -> Job:
-    return service.create(spec, request_id, validate_only=False)
+    return service.create(spec, request_id)
 
 
 def test_a_repeated_request_returns_the_first_job(engine: FakeEngine, service: JobService) -> None:
@@ -63,14 +63,14 @@ def test_a_forgotten_jobs_request_id_may_be_used_again(service: JobService) -> N
 
 
 def test_validating_only_checks_and_creates_nothing(engine: FakeEngine, service: JobService) -> None:
-    job = service.create(SPEC, "abc", validate_only=True)
+    job, _ = service.check(SPEC, "abc")
     assert (job.name, listed(service), engine.opened) == ("", [], [])
     with pytest.raises(InvalidRequestError):
-        service.create(replace(SPEC, threshold=None), "", validate_only=True)
+        service.check(replace(SPEC, threshold=None), "")
     created = create(service, request_id="abc")
-    assert service.create(SPEC, "abc", validate_only=True).name == ""
+    assert service.check(SPEC, "abc")[0].name == ""
     with pytest.raises(AlreadyExistsError):
-        service.create(replace(SPEC, threshold=0.5), "abc", validate_only=True)
+        service.check(replace(SPEC, threshold=0.5), "abc")
     assert listed(service) == [created.name]
 
 
@@ -94,7 +94,7 @@ def test_a_full_queue_turns_requests_away_until_there_is_room(
 
 def test_who_fills_the_queue_keeps_no_other_user_out(engine: FakeEngine, new_service: NewService) -> None:
     def ask(user: str) -> Job:
-        return service.create(SPEC, "", validate_only=False, user=user)
+        return service.create(SPEC, "", user=user)
 
     service = new_service(max_queued=2)
     engine.hold()

@@ -56,7 +56,7 @@ class Process:
         self.jobs.start()
 
     def create(self, spec: DiscoverySpec = SPEC, request_id: str = "", user: str = "local") -> Job:
-        return self.jobs.create(spec, request_id, validate_only=False, user=user)
+        return self.jobs.create(spec, request_id, user=user)
 
     def work(self, job: Job, evaluations: int) -> None:
         """Lets the engine go on until a job has so many evaluations."""

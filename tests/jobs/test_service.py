@@ -30,7 +30,7 @@ NewService = Callable[..., JobService]
 
 
 def create(service: JobService, spec: DiscoverySpec = SPEC, request_id: str = "") -> Job:
-    return service.create(spec, request_id, validate_only=False)
+    return service.create(spec, request_id)
 
 
 def test_a_job_finds_what_its_search_finds(service: JobService) -> None:

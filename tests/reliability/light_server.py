@@ -60,7 +60,7 @@ class Commands:
         self._engine, self._jobs = engine, jobs
 
     def create(self, request_id: str, threshold: float, prompt: int) -> str:
-        return self._jobs.create(spec_of(threshold, prompt), request_id, validate_only=False).name
+        return self._jobs.create(spec_of(threshold, prompt), request_id).name
 
     def result(self, name: str) -> list[Any]:
         now = wait_end(self._jobs.find(name))

@@ -9,8 +9,8 @@ import torch
 from pahq_server.core.engine import Outcome, Row
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph
+from pahq_server.core.grouping import in_groups
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.grouping import scored_by
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory, Shared
@@ -62,7 +62,7 @@ class SparseBackend:
 
     def score(self, work: Sequence[Job]) -> list[Outcome]:
         """One outcome per job, in order: a failing one does not hurt the others."""
-        return scored_by(lambda item: item[0].graph, work, self._score_group)
+        return in_groups(lambda item: item[0].graph, work, self._score_group)
 
     def _score_group(self, group: Sequence[Job]) -> list[Outcome]:
         """Jobs of one graph: together if that works, else one by one."""

@@ -73,7 +73,7 @@ def collect(
 def sum_up(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
     """Sums of single cuts in full precision: `Sums`."""
     everything = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
-    return chained(base, receiver, patterns, None, lambda s: _single_cut(base, receiver, s), everything)
+    return chained(base, receiver, patterns, None, lambda s: single_cut(base, receiver, s), everything)
 
 
 def sum_up_rest(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
@@ -87,7 +87,7 @@ def sum_up_rest(base: Base, receiver: int, patterns: list[Pattern], kind: int = 
             continue
         dx = base.empty_x(receiver) - base.kept_x(receiver)
         for sender in rest:
-            dx -= _single_cut(base, receiver, sender)
+            dx -= single_cut(base, receiver, sender)
         sums.append(dx)
     return torch.stack(sums)
 
@@ -97,7 +97,7 @@ def chained(
     receiver: int,
     patterns: list[Pattern],
     key: object,
-    single_cut: Callable[[int], Tensor],
+    alone: Callable[[int], Tensor],
     everything: Pattern | None = None,
 ) -> Tensor:
     """Sums of single cuts, [V, N, D]; remembered by the base, for chains that go on.
@@ -107,12 +107,12 @@ def chained(
         receiver: whose input is cut.
         patterns: sets of senders.
         key: what besides the base and the receiver the single cuts depend on.
-        single_cut: gives the change of the receiver's input for the edge of one sender alone, [N, D].
+        alone: gives the change of the receiver's input for the edge of one sender alone, [N, D].
         everything: the pattern that needs no sum, as nothing is left of the input.
     """
     known = dict(base.known_cuts.get((receiver, key), {}))
     # One after the other, few at a time: those of all senders together would be the most of a sweep's memory.
-    single = lru_cache(ALONE_KEPT)(single_cut)
+    single = lru_cache(ALONE_KEPT)(alone)
     shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
     dx = torch.empty(shape, dtype=base.weights.dtype)
     for i, pattern in enumerate(patterns):
@@ -162,7 +162,7 @@ def _cut(
     return Cut([pattern for _, _, pattern in keys], Values(dx, sizes), variant)
 
 
-def _single_cut(base: Base, receiver: int, sender: int) -> Tensor:
-    """Change of the receiver's input for one edge alone: [N, D]."""
+def single_cut(base: Base, receiver: int, sender: int, low: bool = False) -> Tensor:
+    """Change of the receiver's input for one edge alone, [N, D]; through a head's rounded W_O if ``low``."""
     change = base.ablation(sender, base.plan.receivers[receiver])
-    return matmul(change, base.weights.writes(sender)) if is_head(base.circuit.graph, sender) else change
+    return matmul(change, base.weights.writes(sender, low)) if is_head(base.graph, sender) else change

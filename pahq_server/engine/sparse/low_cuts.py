@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.engine.sparse.base import Base, Pattern
-from pahq_server.engine.sparse.cuts import Cut, chained, collect
+from pahq_server.engine.sparse.cuts import Cut, chained, collect, single_cut
 from pahq_server.engine.sparse.promotion import Promotion
-from pahq_server.engine.sparse.reference import is_head
-from pahq_server.precision.products import matmul
 
 
 def collect_low(
@@ -26,17 +24,9 @@ def collect_low(
     def sums(base: Base, receiver: int, patterns: list[Pattern], kind: int) -> Tensor:
         heads = frozenset[int]() if promotion is None or kind < 0 else promotion.heads[kind]
 
-        def single_cut(sender: int) -> Tensor:
-            return _cut_alone(base, receiver, sender, sender not in heads)
+        def alone(sender: int) -> Tensor:
+            return single_cut(base, receiver, sender, low=sender not in heads)
 
-        return chained(base, receiver, patterns, heads, single_cut)
+        return chained(base, receiver, patterns, heads, alone)
 
     return collect(bases, base_of, removed, sums, None if promotion is None else promotion.of_row)
-
-
-def _cut_alone(base: Base, receiver: int, sender: int, low: bool) -> Tensor:
-    """Change of the receiver's input for one edge: [N, D]."""
-    change = base.ablation(sender, base.plan.receivers[receiver])
-    if not is_head(base.graph, sender):
-        return change
-    return matmul(change, base.weights.writes(sender, low))
