@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.shared import SCRATCH_SHARE, DeviceMemory
 from pahq_server.memory.pool import PagePool
 from pahq_server.memory.runs import Pages
 
@@ -14,7 +15,7 @@ PAGE_BYTES = 64
 
 def device_memory(pages: int, scratch_bytes: int | None = None, page_bytes: int = PAGE_BYTES) -> DeviceMemory:
     """A pool of so many pages; ``scratch_bytes`` is roomy unless given."""
-    memory = DeviceMemory(-(-pages * page_bytes * 4 // 3), page_bytes)
+    memory = DeviceMemory(math.ceil(pages * page_bytes / (1 - SCRATCH_SHARE)), page_bytes)
     assert memory.pool.num_pages == pages
     memory.scratch_bytes = 1 << 30 if scratch_bytes is None else scratch_bytes
     return memory

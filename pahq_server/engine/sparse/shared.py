@@ -14,7 +14,7 @@ from pahq_server.memory.prefix import PrefixCache
 from pahq_server.models.architecture import Model
 
 # Share of the memory for the values of a sweep; the rest is the pool.
-SCRATCH_SHARE = 0.25
+SCRATCH_SHARE = 0.15
 # A page holds so many tokens of one head, within limits.
 PAGE_TOKENS = 256
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 4 << 10, 256 << 10

@@ -33,8 +33,8 @@ from pahq_server.engine.sparse.variants import (
 )
 from pahq_server.precision.products import matmul
 
-# Hidden units of an MLP that are computed at once: 8 MiB, and about three times that in all.
-PART_ELEMENTS = 2 << 20
+# Hidden units of an MLP that are computed at once: 4 MiB, and about three times that in all.
+PART_ELEMENTS = 1 << 20
 
 
 class Sweep:
