@@ -16,7 +16,7 @@ DEFAULT_SHARE = 0.5
 
 
 def job_bytes(arch: Architecture, task: TokenTask) -> int:
-    """Bytes that the clean and the ablated pass of a job keep, and about as much again for its rows.
+    """Bytes that the clean and the ablated pass of a job keep, and about twice as much for its bases and rows.
 
     Per token and layer: z of both passes, keys and values of the clean one, MLP outputs and the two
     residual streams of both. Attention scores of one layer come on top.
@@ -27,7 +27,7 @@ def job_bytes(arch: Architecture, task: TokenTask) -> int:
     kept = tokens * arch.layers * per_layer
     scores = len(task.clean) * arch.heads * longest * longest
     logits = len(task.metric_positions()) * arch.output_vocabulary
-    return BYTES * (2 * kept + 3 * scores + 4 * logits)
+    return BYTES * (3 * kept + 3 * scores + 4 * logits)
 
 
 def machine_bytes(root: Path = Path("/")) -> int:

@@ -85,15 +85,21 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection to read from; all that the body reads is of one moment. Raises StorageError."""
+        """A connection to read from; each statement sees one moment. Raises StorageError."""
         with self._reading, reported():
-            self._reader.execute("BEGIN")
+            yield self._reader
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """`reading` where all statements of the body see the same moment. Raises StorageError."""
+        with self.reading() as connection:
+            connection.execute("BEGIN")
             try:
-                yield self._reader
+                yield connection
             finally:
                 # There is nothing to undo; some errors have ended it already.
                 with suppress(sqlite3.Error):
-                    self._reader.execute("ROLLBACK")
+                    connection.execute("ROLLBACK")
 
     def check(self) -> None:
         """Reads the whole file. Raises StorageError where it is damaged."""

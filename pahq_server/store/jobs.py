@@ -102,7 +102,7 @@ class SqliteJobStore:
         return _verdicts(log)
 
     def result(self, name: str) -> DiscoveryResult | None:
-        with self._database.reading() as connection:
+        with self._database.snapshot() as connection:
             job = _find(connection, name)
             row = connection.execute(
                 "SELECT results.* FROM jobs JOIN results USING (log) WHERE jobs.id = ?", (job.id,)
@@ -184,16 +184,14 @@ def _equal(connection: sqlite3.Connection, new: NewJob) -> sqlite3.Row | None:
 
 
 def _usage(connection: sqlite3.Connection, user: str) -> Usage:
-    (queued,) = connection.execute(
-        "SELECT count(*) FROM jobs WHERE user = ? AND state = ?", (user, JobState.QUEUED.value)
+    # One statement: each waits for the interpreter, which the engine is busy with.
+    row = connection.execute(
+        "SELECT count(*) FILTER (WHERE state = :queued), "
+        "coalesce(sum(tokens) FILTER (WHERE state < :final), 0), "
+        "count(*) FILTER (WHERE state < :final OR state = :succeeded) FROM jobs WHERE user = :user",
+        {"user": user, "queued": JobState.QUEUED.value, "final": FINAL, "succeeded": SUCCEEDED},
     ).fetchone()
-    (tokens,) = connection.execute(
-        "SELECT coalesce(sum(tokens), 0) FROM jobs WHERE user = ? AND state < ?", (user, FINAL)
-    ).fetchone()
-    (results,) = connection.execute(
-        "SELECT count(*) FROM jobs WHERE user = ? AND (state < ? OR state = ?)", (user, FINAL, SUCCEEDED)
-    ).fetchone()
-    return Usage(queued, tokens, results)
+    return Usage(*row)
 
 
 def _insert(connection: sqlite3.Connection, new: NewJob, equal: sqlite3.Row | None) -> JobRecord:

@@ -206,3 +206,15 @@ def test_readers_do_not_wait_for_a_writer(path: Path) -> None:
     read()
     assert seen == [0, 1]
     database.close()
+
+
+@pytest.mark.parametrize(("together", "expected"), [("snapshot", [0, 0]), ("reading", [0, 1])])
+def test_what_is_read_together_is_of_one_moment(path: Path, together: str, expected: list[int]) -> None:
+    database, seen = Database(path), list[int]()
+    with getattr(database, together)() as reader:
+        for _ in range(2):
+            seen.append(reader.execute("SELECT count(*) FROM verdicts").fetchone()[0])
+            with database.transaction("create", synced=True) as connection:
+                connection.execute("INSERT INTO verdicts VALUES (?, 0, x'00')", (len(seen),))
+    assert seen == expected
+    database.close()
