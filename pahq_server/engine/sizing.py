@@ -16,7 +16,7 @@ DEFAULT_SHARE = 0.5
 
 
 def job_bytes(arch: Architecture, task: TokenTask) -> int:
-    """Bytes that the clean and the ablated pass of a job keep, and about twice as much for its bases and rows.
+    """Bytes that the clean and the ablated pass of a job keep, and about twice as much for its rows.
 
     Per token and layer: z of both passes, keys and values of the clean one, MLP outputs and the two
     residual streams of both. Attention scores of one layer come on top.

@@ -22,8 +22,10 @@ from pahq_server.scheduler.telling import Teller
 
 logger = logging.getLogger(__name__)
 
-# How often an idle worker looks for held sessions that were given up without a word.
+# How often an idle worker looks for held sessions that were given up without a word...
 TICK_S = 5.0
+# ...and, where a job waits for their memory, whether the job was stopped or fits by now.
+BLOCKED_TICK_S = 0.5
 # What the engine says where a job could go on if it had more memory.
 OUT_OF_MEMORY = (ResourceExhaustedError, MemoryError)
 
@@ -60,6 +62,8 @@ class Scheduler:
         self._new: deque[Entry] = deque()  # since the last step
         self._queued = 0
         self._queued_of: Counter[str] = Counter()
+        # Whether a job waits for the memory of held sessions alone: for one to be given up, or expire.
+        self._blocked = False
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
@@ -120,11 +124,13 @@ class Scheduler:
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            self._wake.wait_for(
-                lambda: self._closing or self._new or self._slots or self._held.waiting(),
-                TICK_S if len(self._held) else None,
-            )
+            tick = BLOCKED_TICK_S if self._blocked else TICK_S
+            self._wake.wait_for(self._has_work, tick if len(self._held) else None)
             return not self._closing
+
+    def _has_work(self) -> bool:
+        jobs = self._new or (self._slots and not self._blocked)
+        return bool(self._closing or jobs or self._held.waiting())
 
     def _step(self) -> None:
         self._take_in()
@@ -146,9 +152,10 @@ class Scheduler:
 
     def _arrange(self) -> None:
         """Opens and closes sessions. Not without end: openings that fail must not hold up the others."""
+        self._blocked = False
         for _ in range(4 * self._slots.limits.slots):
             change = self._slots.next()
-            if change is None:
+            if change is None or self._blocked:
                 return
             if isinstance(change, Close):
                 if change.heir.user != change.claim.user:
@@ -172,9 +179,14 @@ class Scheduler:
         if error is None:
             self._accounts.measured_opening(seconds)
             self._opened(entry)
-        # There may be room when one of the others has ended.
-        elif not (isinstance(error, OUT_OF_MEMORY) and self._slots.refused(entry)):
+        elif not (isinstance(error, OUT_OF_MEMORY) and self._waits_for_memory(entry)):
             self._finish(entry, error)
+
+    def _waits_for_memory(self, entry: Entry) -> bool:
+        """Whether there may be room for an entry when another job or a held session has ended."""
+        waits = self._slots.refused(entry)
+        self._blocked = not waits and len(self._held) > 0
+        return waits or self._blocked
 
     def _opened(self, entry: Entry) -> None:
         first = not entry.begun

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -10,10 +11,12 @@ import pytest
 from helpers.fake_engine import MEASUREMENT, PATIENCE_S, Failures, FakeEngine
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Outcome, Row
+from pahq_server.core.engine import Anchor, Outcome, Prepared, Row, SessionId
 from pahq_server.core.errors import ServerError
 from pahq_server.scheduler import scheduler as module
 from pahq_server.scheduler.scheduler import Scheduler
+
+from .fake_run import FakeRun
 
 
 class FakeHolder:
@@ -163,6 +166,34 @@ def test_a_session_that_is_given_up_silently_is_found(
     holder.wait_outcomes(1)
     holder.given_up = True
     assert holder.wait_end() is None
+
+
+def test_a_run_waits_for_the_memory_of_sessions(
+    engine: FakeEngine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder, run, stopped = FakeHolder(engine), FakeRun(engine), FakeRun(engine, user="other")
+    engine.room, tries, open_session = 1, list[float](), engine.open
+
+    def counted(prepared: Prepared) -> SessionId:
+        tries.append(time.monotonic())
+        return open_session(prepared)
+
+    scheduler.hold(holder)
+    holder.want(scheduler, 1)
+    holder.wait_outcomes(1)
+    monkeypatch.setattr(engine, "open", counted)
+    scheduler.submit(run)
+    scheduler.submit(stopped)
+    stopped.stop_asked = True
+    assert stopped.wait() is None
+    # The session goes on meanwhile, and nobody tries for room all the time.
+    holder.want(scheduler, 1)
+    holder.wait_outcomes(2)
+    assert not run.ended.wait(2 * module.BLOCKED_TICK_S)
+    assert 1 <= len(tries) <= 10
+    holder.give_up(scheduler)
+    assert run.wait() is None
+    assert (run.delivered, stopped.delivered) == (3, 0)
 
 
 def test_close_ends_all_sessions(engine: FakeEngine, scheduler: Scheduler) -> None:
