@@ -109,8 +109,8 @@ class DiscoveryRun:
     def done(self) -> float:
         return self._search.progress().decided / self._job.total
 
-    def charge(self, seconds: float, batch_s: float) -> None:
-        self._job.standing.charge(seconds, batch_s)
+    def charge(self, seconds: float) -> None:
+        self._job.standing.charge(seconds)
 
     def place(self, place: Place) -> None:
         self._job.moved_to(place)
@@ -195,7 +195,7 @@ class EvaluationRun:
     def done(self) -> float:
         return 0.0
 
-    def charge(self, seconds: float, batch_s: float) -> None:
+    def charge(self, seconds: float) -> None:
         """Nobody asks."""
 
     def place(self, place: Place) -> None:

@@ -27,17 +27,14 @@ class Standing:
 
     Args:
         charged_s: seconds of the worker's time that the job took.
-        batches_s: how long the batches took that it was part of.
         place: while it is queued.
     """
 
     charged_s: float = 0.0
-    batches_s: float = 0.0
     place: QueuePlace | None = None
 
-    def charge(self, seconds: float, batch_s: float) -> None:
+    def charge(self, seconds: float) -> None:
         self.charged_s += seconds
-        self.batches_s += batch_s
 
     def moved_to(self, place: Place) -> bool:
         """Takes note of a place; returns whether the position is another one than before."""
@@ -47,5 +44,5 @@ class Standing:
         return before is None or before.position != place.position
 
     def clock(self) -> float:
-        """Seconds, for a search: they stand still while it has no turn."""
-        return self.batches_s
+        """Seconds, for a search: its own share of the worker's time."""
+        return self.charged_s

@@ -39,13 +39,8 @@ class Run(Protocol):
         """Share of its work that is done, from 0 to 1."""
         ...
 
-    def charge(self, seconds: float, batch_s: float) -> None:
-        """Tells what was spent on it.
-
-        Args:
-            seconds: of the worker's time, its part of what it shared with others.
-            batch_s: how long the batch took that this is for; 0 if it is for something else.
-        """
+    def charge(self, seconds: float) -> None:
+        """Tells what was spent on it: of the worker's time, its part of what it shared with others."""
         ...
 
     def place(self, place: Place) -> None:

@@ -222,7 +222,7 @@ class Scheduler:
         pairs = list(zip(entries, scored, strict=False))
         self._slots.batch_passed([entry for entry, part in pairs if not _crowded_out(part)])
         for entry, part in pairs:
-            self._spend(entry, part.seconds, seconds)
+            self._spend(entry, part.seconds)
             self._deliver(entry, part, crowd)
         for (holder, _), part in zip(held, scored[len(entries) :], strict=True):
             self._accounts.spend(holder.user, part.seconds)
@@ -250,10 +250,10 @@ class Scheduler:
         if error is not None or not entry.rows:
             self._finish(entry, error)
 
-    def _spend(self, entry: Entry, seconds: float, batch_s: float = 0.0) -> None:
+    def _spend(self, entry: Entry, seconds: float) -> None:
         entry.charged += seconds
         self._accounts.spend(entry.user, seconds)
-        entry.run.charge(seconds, batch_s)
+        entry.run.charge(seconds)
 
     # Ends
 

@@ -16,7 +16,7 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph, ReceiverKind
 
-# A turn starts from a new anchor after so many tests. An anchor costs about as much as a test; without it,
+# A turn starts from a new anchor after so many tests. An anchor costs as much as some tests; without it,
 # every test pays for the edges that were removed since the last one.
 TESTS_PER_ANCHOR = 32
 

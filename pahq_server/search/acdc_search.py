@@ -7,7 +7,6 @@ the first surprise. Scores do not depend on the chain they were asked in, so nei
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.search.acdc import Acdc, State, Test
 from pahq_server.search.base import SearchProgress, SearchStatistics, Steps, endpoints
+from pahq_server.search.pace import Pace, Strengths
 
 # Predicts whether the edges of a test will be kept.
 Predictor = Callable[[Test], bool]
-
 
 # Heads, by sender index.
 Scene = tuple[int, ...]
@@ -46,54 +45,9 @@ class Link:
     def rows(self) -> list[Row]:
         return [self.state.row] if self.current is None else [self.current, self.state.row]
 
-
-class Pace:
-    """How long chains should be, from how often predictions fail and what rows cost.
-
-    Longer chains share more work, but all that follows a surprise is wasted. If every test is a surprise
-    with probability p and a batch's fixed cost is worth c rows, the cost per verdict is least near length
-    sqrt(2 c / p), where the expected number of surprises is sqrt(2 c p): that is a chain's budget. Senders
-    differ in how often they surprise, and a test that probably will should be the last of its chain.
-    Other jobs beside this one make its rows look dear, and its chains short: then the fixed cost is shared.
-    """
-
-    MEMORY = 100  # tests after which an observation counts for 1/e
-    PRIOR = 4  # tests of a sender after which its own rate counts as much as that of all
-    FIXED_S = 0.005  # what a batch costs beyond its rows, about
-    MOST_ROWS = 0.5  # that the fixed cost is taken to be worth
-
-    def __init__(self) -> None:
-        self._tests, self._surprises = 16.0, 1.0
-        self._of_sender: dict[int, tuple[int, int]] = {}
-        self._row_s = 0.0
-
     @property
-    def budget(self) -> float:
-        """Expected surprises at which a chain ends."""
-        fixed_rows = min(self.MOST_ROWS, self.FIXED_S / max(self._row_s, 1e-6))
-        return math.sqrt(2 * fixed_rows * self._rate)
-
-    @property
-    def _rate(self) -> float:
-        return self._surprises / self._tests
-
-    def risk(self, sender: int) -> float:
-        """Probability that the prediction for a test of this sender fails."""
-        tests, surprises = self._of_sender.get(sender, (0, 0))
-        return (surprises + self.PRIOR * self._rate) / (tests + self.PRIOR)
-
-    def decided(self, sender: int, surprised: bool) -> None:
-        """One verdict."""
-        fade = math.exp(-1 / self.MEMORY)
-        self._tests = self._tests * fade + 1
-        self._surprises = max(self._surprises * fade + surprised, 1e-3)
-        tests, surprises = self._of_sender.get(sender, (0, 0))
-        self._of_sender[sender] = tests + 1, surprises + surprised
-
-    def took(self, rows: int, seconds: float) -> None:
-        """How long a batch took."""
-        row_s = max(0.0, seconds - self.FIXED_S) / rows
-        self._row_s += (row_s - self._row_s) / 4
+    def test(self) -> Test:
+        return self.state.tests[self.state.position]
 
 
 class AcdcSearch:
@@ -126,7 +80,7 @@ class AcdcSearch:
         self.statistics = SearchStatistics()
         self._clock, self._own_current = clock, own_current
         self._acdc = Acdc(graph, gates)
-        self._pace = Pace()
+        self._pace, self._strengths = Pace(), Strengths(threshold)
         self._state = self._acdc.start()
         self._kept = 0
         self._current = 0.0
@@ -143,7 +97,8 @@ class AcdcSearch:
             rows = [row for link in chain for row in link.rows]
             started = self._clock()
             scores = yield rows
-            self._pace.took(len(rows), self._clock() - started)
+            new_anchors = sum(link.state.anchored for link in chain)
+            self._pace.took(len(rows), new_anchors, self._clock() - started)
             used = self._accept(chain, scores)
             self.statistics.batches += 1
             self.statistics.rows += len(rows)
@@ -158,16 +113,24 @@ class AcdcSearch:
     def _chain(self) -> list[Link]:
         """The next tests, each assuming the predicted verdicts on those before it."""
         chain: list[Link] = []
-        risk, budget = 0.0, self._pace.budget
-        state, measured = self._state, self._measured
-        while (test := state.test) is not None and len(chain) < self.window and risk < budget:
+        bet, state, measured = self._pace.bet(), self._state, self._measured
+        while (test := state.test) is not None and len(chain) < self.window:
             scene = self._scene(state)
             current = None if scene == measured else self._current_row(state)
-            chain.append(Link(state, self._predictor(test), current))
-            risk += self._pace.risk(self._sender(test))
-            state = self._acdc.advance(state, chain[-1].predicted)
+            link = Link(state, self._predictor(test), current)
+            cost = self._pace.cost(len(link.rows), state.anchored)
+            if not bet.pays(cost):
+                break
+            chain.append(link)
+            bet.add(cost, self._risk(link))
+            state = self._acdc.advance(state, link.predicted)
             measured = None if state.anchored else scene
         return chain
+
+    def _risk(self, link: Link) -> float:
+        """Probability that a prediction fails."""
+        kept = self._strengths.kept(*self._ends(link.test))
+        return 1 - kept if link.predicted else kept
 
     def _accept(self, chain: list[Link], scores: Sequence[float]) -> int:
         """Records verdicts up to and including the first surprise; returns how many rows that took."""
@@ -180,15 +143,13 @@ class AcdcSearch:
             verdict = self._judge(link.state, scores[used - 1])
             self.verdicts.append(verdict)
             self._apply(verdict)
-            surprised = verdict.kept != link.predicted
-            self._pace.decided(self._sender(link.state.tests[link.state.position]), surprised)
-            if surprised:
+            if verdict.kept != link.predicted:
                 break
         return used
 
-    def _sender(self, test: Test) -> int:
-        """The sender of a tested edge; gates count as one sender of their own."""
-        return GATES if test.gate else self.graph.edge_ends(test.index)[0]
+    def _ends(self, test: Test) -> tuple[int, int]:
+        """Sender and receiver of a tested edge; gates count as edges of one sender of their own."""
+        return (GATES, test.index) if test.gate else self.graph.edge_ends(test.index)
 
     def _scene(self, state: State) -> Scene:
         """What scores depend on besides the circuit: the heads under investigation, where they do."""
@@ -208,6 +169,8 @@ class AcdcSearch:
         return Verdict(test.gate, test.index, score, delta, kept=not delta < self.threshold)
 
     def _apply(self, verdict: Verdict) -> None:
+        test = self._state.tests[self._state.position]
+        self._strengths.decided(*self._ends(test), verdict.delta, verdict.kept)
         self._kept += verdict.kept and not verdict.gate
         if not verdict.kept:
             self._current = verdict.score

@@ -137,7 +137,7 @@ class SearchRun:
     def done(self) -> float:
         return 0.0
 
-    def charge(self, seconds: float, batch_s: float) -> None:
+    def charge(self, seconds: float) -> None:
         """Nobody pays."""
 
     def place(self, place: Place) -> None:

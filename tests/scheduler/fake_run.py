@@ -29,7 +29,7 @@ class FakeRun:
 
     def __init__(self, engine: FakeEngine, steps: int = 3, model: str = "toy", user: str = "local") -> None:
         self.user, self.name = user, f"users/{user}/discoveries/1"
-        self.charged, self.batch_s = 0.0, 0.0
+        self.charged = 0.0
         self.places: list[Place] = []
         self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
         self.steps, self.delivered = steps, 0
@@ -66,9 +66,8 @@ class FakeRun:
     def done(self) -> float:
         return self.delivered / self.steps
 
-    def charge(self, seconds: float, batch_s: float) -> None:
+    def charge(self, seconds: float) -> None:
         self.charged += seconds
-        self.batch_s += batch_s
 
     def place(self, place: Place) -> None:
         self.places.append(place)

@@ -182,7 +182,6 @@ def test_all_time_is_charged_to_whose_work_it_was(engine: TimedEngine, make: Mak
     # The engine sweeps models apart: no part of what the dear one takes is charged to the others.
     assert dear[0].charged == pytest.approx(40 * ROW_S + OPENING_S)
     assert sum(run.charged for run in (*cheap, *dear)) == pytest.approx(engine.now)
-    assert dear[0].batch_s >= 40 * ROW_S
 
 
 def test_a_user_of_dear_jobs_misses_turns(engine: TimedEngine, make: Make) -> None:
@@ -323,13 +322,15 @@ def test_runs_that_fail_to_open_do_not_hold_up_others(engine: TimedEngine, make:
     engine.hold()
     (good,) = many(engine, 1, "good", steps=5)
     bad = many(engine, 100, "bad", model="bad")
+    tried: list[int] = []
+    good.at_end = lambda: tried.append(sum(run.ended.is_set() for run in bad))
     scheduler = make(good)
     engine.wait_for_call()
     for run in bad:
         scheduler.submit(run)
     engine.release()
     assert good.wait() is None
-    assert sum(run.ended.is_set() for run in bad) <= 5 * 16
+    assert tried[0] <= 5 * 16
     assert [isinstance(run.wait(), OSError) for run in bad] == [True] * 100
 
 

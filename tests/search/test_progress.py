@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Row
 from pahq_server.core.graph import Graph
 from pahq_server.search.acdc import Test as Question
 from pahq_server.search.acdc_search import AcdcSearch
@@ -70,6 +71,23 @@ def test_a_right_prediction_wastes_nothing(window: int, gates: bool) -> None:
 
 
 def test_a_wrong_prediction_costs_rows_but_no_verdict() -> None:
+    middle = GRAPH.num_edges - 4  # into the logits, which are tested first
+
+    def score(row: Row) -> float:
+        return 0.0 if row.circuit.kept[middle] else 9.0  # one edge matters
+
+    search = AcdcSearch(GRAPH, 1.0, gates=False, window=GRAPH.num_edges, clock=lambda: 0.0)
+    answer(search.run(), score)
+    plain = AcdcSearch(GRAPH, 1.0, gates=False)
+    answer(plain.run(), score)
+    assert search.verdicts == plain.verdicts
+    assert [verdict.index for verdict in search.verdicts if verdict.kept] == [middle]
+    assert search.statistics.wasted > 0
+    assert search.statistics.rows == plain.statistics.rows + search.statistics.wasted
+    assert search.statistics.batches < plain.statistics.batches
+
+
+def test_a_predictor_that_is_always_wrong_is_not_followed() -> None:
     def predict_keeping(test: Question) -> bool:
         return True
 
@@ -78,6 +96,5 @@ def test_a_wrong_prediction_costs_rows_but_no_verdict() -> None:
     plain = AcdcSearch(GRAPH, 1.0, gates=False)
     answer(plain.run(), lambda row: 0.0)
     assert search.verdicts == plain.verdicts
-    assert search.statistics.batches == len(search.verdicts)  # every first guess is a surprise
-    assert search.statistics.wasted > 0
-    assert search.statistics.rows > plain.statistics.rows
+    assert search.statistics.batches == len(search.verdicts)
+    assert search.statistics.wasted == 0
