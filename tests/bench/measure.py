@@ -24,7 +24,7 @@ from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.search.acdc_search import AcdcSearch
 
 WINDOW = 32
-MEMORY_BYTES = 400 << 20
+MEMORY_BYTES = 350 << 20
 
 
 def cpu_seconds(work: Callable[[], object], repeat: int = 1) -> float:
