@@ -13,7 +13,7 @@ from pahq_server.engine.operations import (
     sample_task,
 )
 from pahq_server.engine.sizing import job_bytes, machine_bytes
-from pahq_server.engine.sparse.shared import SCRATCH_SHARE, page_bytes_for
+from pahq_server.engine.sparse.shared import divided, page_bytes_for
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
@@ -123,11 +123,11 @@ class Plan:
 
     @property
     def scratch(self) -> int:
-        return int(self.memory * SCRATCH_SHARE)
+        return divided(self.memory, self.page_bytes)[1]
 
     @property
     def pages(self) -> int:
-        return max(self.memory - self.scratch, self.page_bytes) // self.page_bytes
+        return divided(self.memory, self.page_bytes)[0]
 
     @property
     def serving(self) -> int:

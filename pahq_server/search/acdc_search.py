@@ -45,10 +45,6 @@ class Link:
     def rows(self) -> list[Row]:
         return [self.state.row] if self.current is None else [self.current, self.state.row]
 
-    @property
-    def test(self) -> Test:
-        return self.state.tests[self.state.position]
-
 
 class AcdcSearch:
     """ACDC with speculation.
@@ -122,15 +118,15 @@ class AcdcSearch:
             if not bet.pays(cost):
                 break
             chain.append(link)
-            bet.add(cost, self._risk(link))
+            bet.add(cost, self._risk(test, link.predicted))
             state = self._acdc.advance(state, link.predicted)
             measured = None if state.anchored else scene
         return chain
 
-    def _risk(self, link: Link) -> float:
+    def _risk(self, test: Test, predicted: bool) -> float:
         """Probability that a prediction fails."""
-        kept = self._strengths.kept(*self._ends(link.test))
-        return 1 - kept if link.predicted else kept
+        kept = self._strengths.kept(*self._ends(test))
+        return 1 - kept if predicted else kept
 
     def _accept(self, chain: list[Link], scores: Sequence[float]) -> int:
         """Records verdicts up to and including the first surprise; returns how many rows that took."""

@@ -66,8 +66,9 @@ class Job:
         self.graph = graph
         self.executor = backend.open(graph, workload.task, "kl_divergence", "resample")
         self.seconds = 0.0  # its share of what batches took, as the server charges it
-        clock = lambda: self.seconds  # noqa: E731
-        self.search = AcdcSearch(self.graph, workload.threshold, gates=False, window=WINDOW, clock=clock)
+        self.search = AcdcSearch(
+            self.graph, workload.threshold, gates=False, window=WINDOW, clock=lambda: self.seconds
+        )
         self._steps = self.search.run()
         self.rows: Sequence[Row] = next(self._steps)
 

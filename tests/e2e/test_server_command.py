@@ -153,8 +153,7 @@ def test_memory_is_divided_into_pages_and_scratch() -> None:
     with ServerProcess({}, "--memory", "64MiB") as process, Client(process.address) as client:
         memory = client.server_info().memory
     assert memory is not None
-    # All of it, but for a part of a page.
-    assert 0 <= (64 << 20) - memory.pages * memory.page_bytes - memory.scratch_bytes < memory.page_bytes
+    assert memory.pages * memory.page_bytes + memory.scratch_bytes == 64 << 20
     assert (memory.used_pages, memory.preemptions) == (0, 0)
 
 

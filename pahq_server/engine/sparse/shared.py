@@ -37,8 +37,8 @@ class DeviceMemory:
     """
 
     def __init__(self, memory_bytes: int, page_bytes: int = 64 << 10) -> None:
-        self.scratch_bytes = int(memory_bytes * SCRATCH_SHARE)
-        self.pool = PagePool(max(memory_bytes - self.scratch_bytes, page_bytes), page_bytes=page_bytes)
+        pages, self.scratch_bytes = divided(memory_bytes, page_bytes)
+        self.pool = PagePool(pages * page_bytes, page_bytes=page_bytes)
         self.prefixes = PrefixCache(self.pool)
         self.jobs: WeakSet[Preemptible] = WeakSet()
         self.preemptions = 0
@@ -48,6 +48,12 @@ class DeviceMemory:
         for job in list(self.jobs):
             if job not in keep:
                 self.preemptions += job.forget()
+
+
+def divided(memory_bytes: int, page_bytes: int) -> tuple[int, int]:
+    """How many pages there are, at least one, and the bytes that are left for sweeps."""
+    pages = max(1, (memory_bytes - int(memory_bytes * SCRATCH_SHARE)) // page_bytes)
+    return pages, max(0, memory_bytes - pages * page_bytes)
 
 
 def page_bytes_for(models: Collection[Model]) -> int:
