@@ -20,11 +20,12 @@ from pahq_server.access.policy import POLICY
 from pahq_server.access.table import TokenTable
 from pahq_server.api.server import ApiServer
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.engine import devices
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
-from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService
+from pahq_server.models.casting import Placed
 from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
@@ -55,10 +56,11 @@ class ServerConfig:
         executor: "sparse", or "literal" for comparison.
         window: how many evaluations a search asks for at once.
         session_limits: what clients' sessions may take.
-        memory_bytes: what jobs and sessions together may take beside the models; None for half of what the
-            models leave.
-        machine_bytes: of the machine's memory; None to ask the machine.
+        memory_bytes: of the device: what jobs and sessions together may take beside the models; None for half
+            of what the models leave.
+        machine_bytes: of the device's memory; None to ask the machine.
         weights: name of the policy by which weights are kept rounded; None for full precision.
+        device: name of what models are kept and computed on.
         telemetry: what to tell about the server, and where.
         storage: what is kept of jobs and tokens, and where.
         quotas: what each user may have.
@@ -78,6 +80,7 @@ class ServerConfig:
     memory_bytes: int | None = None
     machine_bytes: int | None = None
     weights: str | None = None
+    device: str = "cpu"
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     quotas: Quotas = field(default_factory=Quotas)
@@ -108,7 +111,8 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
 async def _serve(
     config: ServerConfig, database: Database, telemetry: Telemetry, ready: Callable[[str], None]
 ) -> None:
-    memory_bytes = _memory_for_jobs(config)
+    device = devices.find(config.device)
+    memory_bytes = _memory_for_jobs(config, device)
     authenticator = config.access.authenticator(TokenTable(database))
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
     keep_freed_memory()
@@ -116,7 +120,7 @@ async def _serve(
         torch.set_num_threads(config.threads)
     # Only while loading: what is freed between kept weights is of no use to passes.
     hand_back_freed_memory()
-    served = {name: _load(source, config) for name, source in config.models.items()}
+    served = {name: _load(source, config, device) for name, source in config.models.items()}
     keep_freed_memory()
     engine = ModelEngine(served, config.executor, memory_bytes)
     jobs = JobService(
@@ -156,17 +160,17 @@ def _policy(config: ServerConfig) -> JobPolicy:
     )
 
 
-def _load(source: str, config: ServerConfig) -> LoadedModel:
+def _load(source: str, config: ServerConfig, device: torch.device) -> LoadedModel:
     if config.weights is None:
-        return load(source, TRANSFORMS[config.executor])
-    return load_rounded(source, POLICIES[config.weights])
+        return load(source, Placed(TRANSFORMS[config.executor], device))
+    return load_rounded(source, POLICIES[config.weights], device)
 
 
-def _memory_for_jobs(config: ServerConfig) -> int:
+def _memory_for_jobs(config: ServerConfig, device: torch.device) -> int:
     """Bytes that jobs and sessions get. Raises as `serve` does; loads nothing."""
-    machine = machine_bytes() if config.machine_bytes is None else config.machine_bytes
+    machine = devices.memory_bytes(device) if config.machine_bytes is None else config.machine_bytes
     if config.memory_bytes is not None and config.memory_bytes > machine:
-        detail = f"{config.memory_bytes} bytes are more than the machine's {machine}"
+        detail = f"{config.memory_bytes} bytes are more than the {machine} of {device}"
         raise InvalidRequestError("memory", detail)
     if config.weights is not None and config.executor == "literal":
         raise InvalidRequestError("weights", "the literal executor runs weights in fp32 only")

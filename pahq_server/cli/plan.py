@@ -40,15 +40,23 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     try:
         # They import torch, which takes seconds.
+        from pahq_server.engine import devices
         from pahq_server.engine.operations import measured_gflops
         from pahq_server.plan import planning, text
     except ModuleNotFoundError as error:  # the client alone is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     load, precision = planning.Load(options.prompts, options.tokens), models.WEIGHTS[options.weights]
     try:
-        plan = planning.plan_models(models.sources(options), options.memory, load=load, precision=precision)
+        device = devices.find(options.device)
+        plan = planning.plan_models(
+            models.sources(options),
+            options.memory,
+            load=load,
+            machine=devices.memory_bytes(device),
+            precision=precision,
+        )
     except ServerError as error:
         return complain(str(error))
-    plan = replace(plan, gflops=options.gflops or measured_gflops())
+    plan = replace(plan, gflops=options.gflops or measured_gflops(device=device))
     print(json.dumps(text.as_json(plan), indent=2) if options.json else text.text(plan))
     return OK if plan.fits else FAILED

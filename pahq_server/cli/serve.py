@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
 
 # Longest time that a thread keeps others from running Python code.
-SWITCH_S = 0.001
+SWITCH_S = 0.0002
 TOPICS = (models, listening, access, computing, sessions, sharing, quotas, storage, telemetry)
 
 
@@ -82,6 +82,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         ),
         memory_bytes=options.memory,
         weights=models.WEIGHTS[options.weights],
+        device=options.device,
         storage=storage.config(options),
         quotas=quotas.config(options),
         slots=options.slots,

@@ -27,6 +27,7 @@ from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.grouping import in_groups
 from pahq_server.core.task import TokenTask
+from pahq_server.engine import devices
 from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
 from pahq_server.engine.estimating import Estimator
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
@@ -35,6 +36,7 @@ from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
 from pahq_server.models.folding import FOLDING, fold
+from pahq_server.models.heap import hand_back_gaps
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES
@@ -51,7 +53,8 @@ class ModelEngine:
     """Serves loaded models.
 
     Args:
-        served: models by the names that clients use, plain or, to save memory, loaded with `TRANSFORMS`.
+        served: models by the names that clients use, all on one device; plain or, to save memory, loaded
+            with `TRANSFORMS`.
         executor: one of `EXECUTORS`; ``literal`` is slow and for comparison.
         memory_bytes: what all jobs together may take beside the weights; None for half of the machine's.
     """
@@ -68,7 +71,8 @@ class ModelEngine:
             for name, loaded in served.items()
         }
         models = [loaded.model for loaded in self._served.values()]
-        self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models))
+        (self._device,) = {model.device for model in models} or {torch.device("cpu")}
+        self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models), self._device)
         self._executor = executor
         self._backends: dict[tuple[str, str], Backend[Any]] = {}
         self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
@@ -78,7 +82,7 @@ class ModelEngine:
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            device=f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}",
+            device=devices.title(self._device),
             metrics=tuple(METRICS),
             ablations=ABLATIONS,
             precisions=tuple(
@@ -92,6 +96,7 @@ class ModelEngine:
                 "platform": platform.platform(),
                 "processor": self._processor,
                 "threads": str(torch.get_num_threads()),
+                **devices.kind(self._device),
             },
         )
 
@@ -162,6 +167,7 @@ class ModelEngine:
 
     def close(self, session: SessionId) -> None:
         self._executors.pop(session)[1].release()
+        hand_back_gaps()
 
     def _backend(self, name: str, precision: str) -> Backend[Any]:
         """Made for the first job that needs it: rounded weights take memory of their own."""

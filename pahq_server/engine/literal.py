@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,9 +48,12 @@ class LiteralExecutor:
     def __init__(self, model: Model, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
         self.model, self.graph, self.ablation = model, graph, ablation
         self.arch, self.weights = model.architecture, model.weights
-        self.batch = PromptBatch.of(task)
-        self._positions_T = torch.arange(max(self.batch.lengths))
-        self._visible = [ops.visible(self.arch, layer, self.batch.lengths) for layer in range(graph.layers)]
+        device = model.device
+        self.batch = PromptBatch.of(task, device)
+        self._positions_T = torch.arange(max(self.batch.lengths), device=device)
+        self._visible = [
+            ops.visible(self.arch, layer, self.batch.lengths).to(device) for layer in range(graph.layers)
+        ]
         self._full = Circuit.full(graph)
         self._scores: dict[bytes, float] = {}
 
@@ -103,7 +107,11 @@ class LiteralExecutor:
     def _new_senders(self, tokens_PT: Tensor) -> Tensor:
         """Room for all sender outputs, with that of ``input`` filled in: shape [S, P, T, D]."""
         senders_SPTD = torch.zeros(
-            self.graph.num_senders, *tokens_PT.shape, self.arch.d_model, dtype=self.model.dtype
+            self.graph.num_senders,
+            *tokens_PT.shape,
+            self.arch.d_model,
+            dtype=self.model.dtype,
+            device=self.model.device,
         )
         senders_SPTD[INPUT] = self.weights.w_e[tokens_PT]
         if self.weights.w_pos is not None:
@@ -155,7 +163,8 @@ class LiteralExecutor:
         """Which edges into the receivers of a kind in a layer are kept: bool, shape [R, S]."""
         first = self.graph.receiver_of(kind, layer)
         count = {"q": self.graph.heads, "k": self.graph.kv_units, "v": self.graph.kv_units}.get(kind, 1)
-        return torch.stack([torch.from_numpy(circuit.incoming(r)) for r in range(first, first + count)])
+        kept = np.stack([circuit.incoming(r) for r in range(first, first + count)])
+        return torch.from_numpy(kept).to(self.model.device)
 
     def _consts(self, kind: ReceiverKind, layer: int) -> Tensor:
         """Sum of the attention output biases upstream: shape [D]."""

@@ -40,9 +40,9 @@ def logit_difference(task: TokenTask, full_NU: Tensor) -> Metric:
     assert task.answers is not None
     assert task.wrong_answers is not None
     places = [prompt for prompt, _ in task.metric_positions()]
-    rows = torch.arange(len(places))
-    right = torch.tensor(task.answers)[places]
-    wrong = torch.tensor(task.wrong_answers)[places]
+    rows = torch.arange(len(places), device=full_NU.device)
+    right = torch.tensor(task.answers)[places].to(full_NU.device)
+    wrong = torch.tensor(task.wrong_answers)[places].to(full_NU.device)
     return lambda logits: -(logits[..., rows, right] - logits[..., rows, wrong]).mean(-1)
 
 

@@ -64,13 +64,13 @@ def _attention(arch: Architecture, places: int, tokens: int) -> int:
     return 4 * places * tokens * arch.d_head + 2 * places * arch.d_head * arch.d_model
 
 
-def measured_gflops(seconds: float = 0.2) -> float:
+def measured_gflops(seconds: float = 0.2, device: torch.device | str = "cpu") -> float:
     """Billions of operations per second of a large float32 product on this machine, the best of a few."""
-    a = torch.rand(_SIDE, _SIDE)
+    a = torch.rand(_SIDE, _SIDE).to(device)
     best, end = float("inf"), time.perf_counter() + seconds
     while True:
         begin = time.perf_counter()
-        a @ a
+        (a @ a)[0, 0].item()  # waits for devices that only take orders
         now = time.perf_counter()
         best = min(best, now - begin)
         if now > end:

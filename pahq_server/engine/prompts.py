@@ -27,15 +27,16 @@ class PromptBatch:
     metric_position: Tensor
 
     @classmethod
-    def of(cls, task: TokenTask) -> PromptBatch:
-        prompt, position = torch.tensor(task.metric_positions()).T
-        corrupted = None if task.corrupted is None else _pad(task.corrupted)
-        return cls([len(ids) for ids in task.clean], _pad(task.clean), corrupted, prompt, position)
+    def of(cls, task: TokenTask, device: torch.device | str = "cpu") -> PromptBatch:
+        prompt, position = torch.tensor(task.metric_positions()).T.to(device)
+        corrupted = None if task.corrupted is None else _pad(task.corrupted).to(device)
+        return cls([len(ids) for ids in task.clean], _pad(task.clean).to(device), corrupted, prompt, position)
 
     @property
     def real(self) -> Tensor:
         """Which places hold a token: bool, shape [P, T]."""
-        return torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
+        real = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
+        return real.to(self.clean.device)
 
 
 def _pad(prompts: tuple[TokenIds, ...]) -> Tensor:

@@ -133,3 +133,7 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         return self.weights.w_e.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.layers[0].b_o.device

@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from pahq_server.models.architecture import Model
+from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
+from pahq_server.models.building import Transform
+
+T = TypeVar("T")
+
+
+class Placed:
+    """Does what another `building.Transform` does, and puts what is kept of each piece on a device.
+
+    The host never holds more than one piece then.
+    """
+
+    def __init__(self, inner: Transform, device: torch.device | str) -> None:
+        self._inner, self._device = inner, device
+
+    def architecture(self, arch: Architecture) -> Architecture:
+        return self._inner.architecture(arch)
+
+    def ends(self, arch: Architecture, ends: Weights) -> Weights:
+        return placed(self._inner.ends(arch, ends), self._device)
+
+    def layer(self, arch: Architecture, index: int, layer: LayerWeights) -> LayerWeights:
+        return placed(self._inner.layer(arch, index, layer), self._device)
+
+
+def placed(weights: T, device: torch.device | str) -> T:
+    """The same dataclass of tensors on ``device``."""
+    moved: T = _cast(weights, None, device)
+    return moved
 
 
 def cast(model: Model, dtype: torch.dtype, device: torch.device | str = "cpu") -> Model:
@@ -16,7 +44,7 @@ def cast(model: Model, dtype: torch.dtype, device: torch.device | str = "cpu") -
     return replace(model, weights=_cast(model.weights, dtype, device))
 
 
-def _cast(value: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
+def _cast(value: Any, dtype: torch.dtype | None, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         return value.to(device=device, dtype=dtype)
     if isinstance(value, tuple):

@@ -22,6 +22,8 @@ HANDED_BACK_BYTES = 128 << 10
 KEPT_BLOCK_BYTES = 32 << 20
 # Free memory at the end of the heap that is kept.
 KEPT_FREE_BYTES = 512 << 20
+# Free memory anywhere in the heap that is kept when a job has ended: the next one needs about as much.
+KEPT_GAPS_BYTES = 32 << 20
 
 
 def hand_back_freed_memory() -> bool:
@@ -33,6 +35,33 @@ def keep_freed_memory() -> bool:
     """Applies to the whole process. Returns whether the C library knows how (glibc does)."""
     # One arena: other threads' would be limited to blocks smaller than these.
     return _set((_ARENA_MAX, 1), (_MMAP_THRESHOLD, KEPT_BLOCK_BYTES), (_TRIM_THRESHOLD, KEPT_FREE_BYTES))
+
+
+def hand_back_gaps(kept: int = KEPT_GAPS_BYTES) -> bool:
+    """Hands free memory back to the kernel if there is much, also from between what is in use.
+
+    Jobs of other sizes leave gaps that none after them fits into. Takes milliseconds, and longer where memory
+    must be fetched again. Returns whether it did so.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        information, trim = libc.mallinfo2, libc.malloc_trim
+    except AttributeError:
+        return False
+    information.restype = _Heap
+    return bool(information().fordblks > kept and trim(0) == 1)
+
+
+class _Heap(ctypes.Structure):
+    """What mallinfo2(3) tells."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
 
 
 def _set(*settings: tuple[int, int]) -> bool:

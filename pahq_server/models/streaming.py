@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.models.architecture import LayerWeights, Model, Weights
+from pahq_server.models.casting import placed
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.masters import Masters
 from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
@@ -46,9 +47,9 @@ class StreamedWeights:
     """Has the attributes of `Weights`."""
 
     def __init__(self, resident: Resident, store: HeadStore) -> None:
-        self._masters, self.store = resident.masters, store
+        self._masters, self._device, self.store = resident.masters, resident.device, store
         self.layers = StreamedLayers(resident, store)
-        self.w_e = _Embedding(resident.masters)
+        self.w_e = _Embedding(resident.masters, resident.device)
         self.b_u, self.w_pos, self.rotary = resident.b_u, resident.w_pos, resident.rotary
         self.norm_w = self.norm_b = None
 
@@ -56,7 +57,7 @@ class StreamedWeights:
     def w_u(self) -> Tensor:
         """[D, U], as float32 for as long as it is held."""
         arch = self._masters.architecture
-        by_output, first = torch.empty(arch.output_vocabulary, arch.d_model), 0
+        by_output, first = torch.empty(arch.output_vocabulary, arch.d_model, device=self._device), 0
         for w, _ in self._masters.unembedding():
             by_output[first : first + w.shape[-1]] = w.T
             first += w.shape[-1]
@@ -67,7 +68,7 @@ class StreamedLayers(Sequence["LayerWeights"]):
     """Layers by number, whose matrices are read when they are asked for; whole ones in a loop."""
 
     def __init__(self, resident: Resident, store: HeadStore) -> None:
-        self._masters = resident.masters
+        self._masters, self._device = resident.masters, resident.device
         self._layers = [
             cast(LayerWeights, StreamedLayer(small, store, index))
             for index, small in enumerate(resident.layers)
@@ -77,7 +78,7 @@ class StreamedLayers(Sequence["LayerWeights"]):
         return len(self._layers)
 
     def __iter__(self) -> Iterator[LayerWeights]:
-        return (self._masters.layer(index) for index in range(len(self)))
+        return (placed(self._masters.layer(index), self._device) for index in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> LayerWeights: ...
@@ -131,10 +132,11 @@ class _Embedding:
     """Rows of the embedding by token."""
 
     masters: Masters
+    device: torch.device
     dtype = torch.float32
 
     def __getitem__(self, token_ids: Tensor) -> Tensor:
-        return self.masters.embed(token_ids)
+        return self.masters.embed(token_ids.cpu()).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,17 @@ class ResidentModel(LoadedModel):
     store: HeadStore
 
 
-def load_rounded(source: str, policy: Policy) -> ResidentModel:
+def load_rounded(source: str, policy: Policy, device: torch.device | str = "cpu") -> ResidentModel:
     """Loads a checkpoint directory or hub id piece by piece, each rounded before the next is read.
+
+    Args:
+        source: directory or hub id.
+        policy: how weights are rounded.
+        device: where they are kept.
 
     Raises InvalidRequestError (field ``model``) as `load` does.
     """
     masters = Masters.open(source)
-    resident = make_resident(masters, policy)
+    resident = make_resident(masters, policy, device)
     store = head_store(resident)
     return ResidentModel(streamed(resident, store), masters.tokenizer, masters.revision, resident, store)

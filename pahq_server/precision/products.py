@@ -6,10 +6,15 @@ oneDNN's kernels sum over the inner dimension in one order from a few rows on (a
 rows are padded. MKL's do so for single threads only: with several, each takes some rows or columns, and few
 of them go another way. oneDNN is also the faster one for all but the smallest matrices, 2.2 times where MKL
 does not use AVX-512 (AMD).
+
+On other devices libraries choose a kernel, and with it an order of summation, by the sizes of all matrices.
+So every call gets the same number of rows, or of matrices, the last ones padded with zeros: one kernel then.
+Reductions are products with ones there, for the same reason.
 """
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -23,30 +28,58 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 # many small jobs are about 3 % slower.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
-# Fewer rows than this are padded with zeros.
+# On CPUs, fewer rows than this are padded with zeros.
 MIN_ROWS = 16
+# On other devices, rows and matrices of every call.
+TILE_ROWS = 512
+TILE_MATRICES = 256
 
 
 def matmul(x: Tensor, w: Tensor) -> Tensor:
     """``x @ w`` for x [..., K] and w [K, O]."""
-    flat = x.reshape(-1, x.shape[-1])
-    product = _product(_pad(flat), w)
-    return product[: len(flat)].view(*x.shape[:-1], w.shape[-1])
+    return _product(x.reshape(-1, x.shape[-1]), w).view(*x.shape[:-1], w.shape[-1])
 
 
 def add_matmul(total: Tensor, x: Tensor, w: Tensor) -> Tensor:
     """``total += x @ w``; ``total`` must be contiguous."""
-    flat, sums = x.reshape(-1, x.shape[-1]), total.view(-1, total.shape[-1])
-    sums += _product(_pad(flat), w)[: len(flat)]
+    flat = total.view(-1, total.shape[-1])
+    flat += _product(x.reshape(-1, x.shape[-1]), w)
     return total
 
 
-def _pad(x: Tensor) -> Tensor:
-    """At least `MIN_ROWS` rows."""
-    return x if len(x) >= MIN_ROWS else functional.pad(x, (0, 0, 0, MIN_ROWS - len(x)))
+def matmul_each(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, matrix by matrix, for [..., N, K] and [..., K, M] with the same leading dimensions."""
+    if a.is_cpu:
+        return torch.matmul(a, b)
+    parts = zip(_tiles(a.flatten(0, -3), TILE_MATRICES), _tiles(b.flatten(0, -3), TILE_MATRICES), strict=True)
+    products = torch.cat([torch.bmm(*part) for part in parts])[: math.prod(a.shape[:-2])]
+    return products.view(*a.shape[:-1], b.shape[-1])
+
+
+def inner(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products over the last dimension: [...] for [..., K] that broadcast."""
+    return torch.linalg.vecdot(x, y) if x.is_cpu else sums(x * y)
+
+
+def sums(x: Tensor) -> Tensor:
+    """Sums over the last dimension: [...] for [..., K]."""
+    return x.sum(-1) if x.is_cpu else matmul(x, x.new_ones(x.shape[-1], 1))[..., 0]
 
 
 def _product(x: Tensor, w: Tensor) -> Tensor:
-    if w.device.type == "cpu" and w.dtype == torch.float32:
-        return torch.ops.mkldnn._linear_pointwise.default(x, w.T, None, "none", [], "")  # type: ignore[no-any-return]
-    return x @ w
+    """[N, O] for x [N, K] and w [K, O]."""
+    if not w.is_cpu:
+        return torch.cat([torch.mm(tile, w) for tile in _tiles(x, TILE_ROWS)])[: len(x)]
+    padded = x if len(x) >= MIN_ROWS else functional.pad(x, (0, 0, 0, MIN_ROWS - len(x)))
+    if w.dtype != torch.float32:
+        return (padded @ w)[: len(x)]
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(padded, w.T, None, "none", [], "")
+    return product[: len(x)]
+
+
+def _tiles(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """[size, ...] each, at least one, the last one padded with zeros."""
+    count = max(1, -(-len(x) // size))
+    padding = (0, 0) * (x.dim() - 1) + (0, count * size - len(x))
+    tiles: tuple[Tensor, ...] = functional.pad(x, padding).split(size)
+    return tiles

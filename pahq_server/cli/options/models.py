@@ -21,11 +21,17 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="a model to serve, besides the built-in 'demo'; may be repeated",
     )
     parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="NAME",
+        help="what models are kept and computed on: cpu, cuda or cuda:1 (default: %(default)s)",
+    )
+    parser.add_argument(
         "--memory",
         type=values.size,
         metavar="SIZE",
         help="what jobs and sessions may take beside the models, such as 2GiB, 1500MB or plain bytes; never "
-        "changes a result (default: half of what the models leave of the machine's memory)",
+        "changes a result (default: half of what the models leave of the device's memory)",
     )
     parser.add_argument(
         "--weights",

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pahq_server.engine.sparse.tokens import Places, Tokens
+from pahq_server.precision.products import matmul_each
 
 
 def attend(
@@ -43,9 +44,9 @@ def attend(
     if width % 4:
         # The bits of such a product would depend on where its variant stands in the batch.
         q, k, v = (functional.pad(x, (0, -width % 4)) for x in (q, k, v))
-    scores = torch.matmul(q, k.transpose(-1, -2))
+    scores = matmul_each(q, k.transpose(-1, -2))
     scores += tokens.hidden_at(layer, places)
-    return grid.pack(torch.matmul(scores.softmax(-1), v)[:count, ..., :width])
+    return grid.pack(matmul_each(scores.softmax(-1), v)[:count, ..., :width])
 
 
 def _after(past: Tensor, x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pahq_server.engine.sparse.paged import PagedTensors
 from pahq_server.engine.sparse.plan import Plan
 from pahq_server.engine.sparse.reference import Reference, is_head
 from pahq_server.engine.sparse.tokens import Places
-from pahq_server.precision.products import matmul
+from pahq_server.precision.products import matmul, sums
 
 # Senders cut from one receiver, latest first.
 Pattern = tuple[int, ...]
@@ -222,7 +222,7 @@ class Base:
                 for low in (False, True) if self.weights.rounds else (False,):
                     dots = matmul(x, self.weights.writes(sender, low).T)
                     self._own.put(layer, ("dots", receiver, sender, low), dots)
-        u, square = matmul(x, self.weights.reads(receiver)), x.square().sum(-1)
+        u, square = matmul(x, self.weights.reads(receiver)), sums(x.square())
         return State(u, square, self.finish(receiver, u, square))
 
     def composable(self, receiver: int) -> bool:

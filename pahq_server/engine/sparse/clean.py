@@ -58,7 +58,7 @@ def run_pass(
         first: first column to compute.
     """
     arch, weights = model.architecture, model.weights
-    positions = torch.arange(first, token_ids.shape[1])
+    positions = torch.arange(first, token_ids.shape[1], device=token_ids.device)
     stream = weights.w_e[token_ids[:, first:]]
     if weights.w_pos is not None:
         stream = stream + weights.w_pos[positions]

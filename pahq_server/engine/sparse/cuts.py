@@ -114,7 +114,7 @@ def chained(
     # One after the other, few at a time: those of all senders together would be the most of a sweep's memory.
     single = lru_cache(ALONE_KEPT)(alone)
     shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
-    dx = torch.empty(shape, dtype=base.weights.dtype)
+    dx = torch.empty(shape, dtype=base.weights.dtype, device=base.weights.device)
     for i, pattern in enumerate(patterns):
         if pattern == everything:
             torch.sub(base.empty_x(receiver), base.kept_x(receiver), out=dx[i])

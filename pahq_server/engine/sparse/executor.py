@@ -23,7 +23,7 @@ from pahq_server.engine.sparse.scratch import DEFAULT_SCRATCH, row_bytes
 from pahq_server.engine.sparse.shared import Shared
 from pahq_server.engine.sparse.sweep import Sweep
 from pahq_server.engine.sparse.tokens import Places, Tokens
-from pahq_server.engine.sparse.variants import pick
+from pahq_server.engine.sparse.variants import as_tensor, pick
 
 
 class SparseExecutor:
@@ -42,7 +42,7 @@ class SparseExecutor:
     @torch.inference_mode()
     def __init__(self, shared: Shared, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
         self.graph, self.weights, self.maps = graph, shared.weights(graph), shared.maps(graph)
-        tokens = Tokens.of(shared.model.architecture, task, ablation)
+        tokens = Tokens.of(shared.model.architecture, task, ablation, shared.model.device)
         prefixes = shared.memory.prefixes
         self.reference = Reference(self.weights, shared.model, tokens, ablation, prefixes, shared.namespace)
         # Under memory pressure: how many anchors may have a base at a time, beside their parents, and whether
@@ -120,7 +120,7 @@ class SparseExecutor:
                 base_of_value = np.concatenate([base_of_value, base[changed[first]]])
             index = np.where(variant < 0, index, np.searchsorted(moved, variant) + len(used))
         wanted, index = np.unique(index, return_inverse=True)
-        n_VND = self.weights.normed(x_VND[torch.from_numpy(wanted)])
+        n_VND = self.weights.normed(x_VND[as_tensor(wanted, x_VND.device)])
         dn_VND = n_VND - self._full_ND
         changes: LogitChanges
         if self.maps is None:
@@ -129,7 +129,7 @@ class SparseExecutor:
             of_value = base_of_value[wanted]
             n_of_bases = self.weights.normed(x_VND[: len(used)])
             of_bases = [partial(bases[number].logit_changes, self._full_ND) for number in used]
-            moved_VND = n_VND - n_of_bases[torch.from_numpy(of_value)]
+            moved_VND = n_VND - n_of_bases[as_tensor(of_value, n_VND.device)]
             changes = RoundedChanges(of_bases, of_value.tolist(), moved_VND, self.maps)
         values = self._metric(dn_VND, changes).tolist()
         return [finite(values[i]) for i in index]

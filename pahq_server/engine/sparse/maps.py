@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pahq_server.core.graph import Graph
 from pahq_server.engine.sparse.promotion import Promotion, promotion_of
-from pahq_server.engine.sparse.variants import Index
+from pahq_server.engine.sparse.variants import Index, as_tensor
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
 from pahq_server.models.resident import QuantizedLayer
@@ -118,6 +118,6 @@ class Maps:
         return linear(x, w, self._policy.inputs, self._policy.terms)
 
 
-def by_token(flags: NDArray[np.bool_] | None, sizes: Index) -> Tensor | None:
+def by_token(flags: NDArray[np.bool_] | None, sizes: Index, device: torch.device) -> Tensor | None:
     """Flags of variants with these sizes, for each of their tokens."""
-    return None if flags is None else torch.from_numpy(np.repeat(flags, sizes))
+    return None if flags is None else as_tensor(np.repeat(flags, sizes), device)

@@ -105,9 +105,10 @@ class Prefix:
             return both[0], both[1]
 
         hidden = [mask[:1, first:end, :end] for mask in tokens.hidden]
+        token_ids = torch.tensor([ids[:end]], device=tokens.clean.device)
         block = BlockTable(cache.pool, len(hidden))
         try:
-            layers = run_pass(model, hidden, torch.tensor([ids[:end]]), past if before else None, first)
+            layers = run_pass(model, hidden, token_ids, past if before else None, first)
             for number, layer in enumerate(layers):
                 block.put(number, torch.stack([layer.keys[:, 0], layer.values[:, 0]]))
         except BaseException:

@@ -27,6 +27,7 @@ from pahq_server.engine.sparse.variants import (
     Index,
     Merged,
     Values,
+    as_tensor,
     joined,
     laid_out,
     layout,
@@ -35,7 +36,7 @@ from pahq_server.engine.sparse.variants import (
     token_index,
 )
 from pahq_server.engine.sparse.weights import Low
-from pahq_server.precision.products import matmul
+from pahq_server.precision.products import inner, matmul, sums
 
 # Where fewer variants than this share hear a sender, only they are computed.
 SPARSE_SHARE = 0.7
@@ -177,7 +178,7 @@ class Receivers:
             for low, term in self._terms(sender, receiver, wanted, merged, receiver):
                 total = term.add_to(total, self._weights.composed(sender, receiver, low), shape)
         assert total is not None
-        dsquare = torch.zeros(total.shape[:-1], dtype=total.dtype)
+        dsquare = total.new_zeros(total.shape[:-1])
         if self._weights.arch.norm is not None:
             for i in range(len(heads)):
                 self._add_square(dsquare, receiver, heads, i, merged)
@@ -188,15 +189,15 @@ class Receivers:
         sender = heads[i]
         for (low, _), term in self._terms(sender, receiver, merged.picks[i], merged):
             some = merged.some(term.variants)
-            inner = self._rows.of_bases(some, lambda base, low=low: base.dots(receiver, sender, low))  # type: ignore[misc]
+            products = self._rows.of_bases(some, lambda base, low=low: base.dots(receiver, sender, low))  # type: ignore[misc]
             earlier: Tensor | None = None
             for other, wanted in zip(heads[:i], some.picks, strict=False):
                 for (other_low, _), theirs in self._versions(other, wanted, some):
                     z = self._heard(other, receiver, theirs, some)
                     earlier = plus(earlier, z, self._weights.overlap(other, sender, (other_low, low)))
-            inner = inner if earlier is None else inner + earlier
-            inner = 2 * inner + matmul(term.y, self._weights.overlap(sender, sender, (low, low)))
-            term.scatter(dsquare, (term.y * inner).sum(-1))
+            products = products if earlier is None else products + earlier
+            products = 2 * products + matmul(term.y, self._weights.overlap(sender, sender, (low, low)))
+            term.scatter(dsquare, sums(term.y * products))
 
     def _projected(
         self, receiver: int, sources: Sources, rows: NDArray[np.bool_]
@@ -208,7 +209,7 @@ class Receivers:
         dx, merged = moved
         x = self._rows.of_bases(merged, lambda base: base.kept_x(receiver))
         du = self._read(receiver, dx, merged)
-        return du, 2 * torch.linalg.vecdot(x, dx) + torch.linalg.vecdot(dx, dx), merged
+        return du, 2 * inner(x, dx) + inner(dx, dx), merged
 
     def residual(
         self, receiver: int, sources: Sources, rows: NDArray[np.bool_] | None
@@ -224,7 +225,8 @@ class Receivers:
             return None
         sizes = self._rows.sizes(merged, receiver)
         if cut is None:
-            dx = torch.zeros(*layout(sizes), self._weights.arch.d_model, dtype=self._weights.dtype)
+            shape, weights = layout(sizes), self._weights
+            dx = torch.zeros(*shape, weights.arch.d_model, dtype=weights.dtype, device=weights.device)
         else:
             dx = pick(cut.dx, merged.picks[len(sources)], sizes).data
             # The bases go on using the original.
@@ -251,7 +253,7 @@ class Receivers:
         if rows.maps is None:
             return matmul(dx, self._weights.reads(receiver))
         full = None if rows.promotion is None else rows.promotion.of_receiver(merged, receiver)
-        return rows.maps.read(receiver, dx, by_token(full, rows.sizes(merged, receiver)))
+        return rows.maps.read(receiver, dx, by_token(full, rows.sizes(merged, receiver), dx.device))
 
     def _terms(
         self, sender: int, receiver: int, wanted: Index, merged: Merged, reader: int | None = None
@@ -287,7 +289,7 @@ class Receivers:
         sizes = self._rows.sizes(merged, receiver)
         y = self._heard(sender, receiver, wanted[heard], merged.some(heard))
         tokens = token_index((np.cumsum(sizes) - sizes)[heard], sizes[heard])
-        return Term(y, heard, torch.from_numpy(tokens))
+        return Term(y, heard, as_tensor(tokens, y.device))
 
     def _heard(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Tensor:
         """A sender's change in merged variants, where a receiver needs it: [V, N, K or D]."""

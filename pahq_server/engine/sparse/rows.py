@@ -15,7 +15,7 @@ from pahq_server.engine.sparse.low_cuts import collect_low
 from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.plan import CODES
 from pahq_server.engine.sparse.tokens import Places
-from pahq_server.engine.sparse.variants import Index, Merged
+from pahq_server.engine.sparse.variants import Index, Merged, as_tensor
 from pahq_server.engine.sparse.weights import ALL_LOW, EXACT
 
 METRIC, WINDOW = CODES[Places.METRIC], CODES[Places.WINDOW]
@@ -61,7 +61,7 @@ class Rows:
         )
         self._first_row = np.flatnonzero(np.diff(base_of, prepend=-1))
         # By id of the merged variants, which are held so that their ids stay their own.
-        self._known_used: dict[int, tuple[Merged, tuple[list[int], Tensor]]] = {}
+        self._known_used: dict[int, tuple[Merged, tuple[list[int], Index]]] = {}
 
     def __len__(self) -> int:
         return len(self.base_of)
@@ -107,12 +107,12 @@ class Rows:
         if all(tensor is first for tensor in tensors):
             return first[None]
         if all(len(tensor) == len(first) for tensor in tensors):
-            return torch.stack(tensors)[index]
+            return torch.stack(tensors)[as_tensor(index, first.device)]
         return torch.cat([tensors[i] for i in index.tolist()])[None]
 
-    def _used(self, merged: Merged) -> tuple[list[int], Tensor]:
+    def _used(self, merged: Merged) -> tuple[list[int], Index]:
         """The bases of merged variants, and the place of each variant's base among them."""
         if id(merged) not in self._known_used:
             numbers, index = np.unique(self.base_of[merged.first], return_inverse=True)
-            self._known_used[id(merged)] = merged, (numbers.tolist(), torch.from_numpy(index))
+            self._known_used[id(merged)] = merged, (numbers.tolist(), index)
         return self._known_used[id(merged)][1]

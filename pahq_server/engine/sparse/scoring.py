@@ -15,6 +15,7 @@ from torch import Tensor
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.sparse.logits import LogitChanges
 from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.precision import products
 
 # From n' - n of the full model, [V, N, D], and what it changes in the logits, to one metric per row, [V].
 DifferenceMetric = Callable[[Tensor, LogitChanges], Tensor]
@@ -38,12 +39,12 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
     del w_u  # it may have been read for this alone
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
-        c_VN1 = (dn_VND * read_ND).sum(-1, keepdim=True)
+        c_VN1 = products.sums(dn_VND * read_ND)[..., None]
 
         def sums(rows: slice, columns: slice) -> Tensor:
             centred, p = changes(rows, columns).sub_(c_VN1[rows]), p_NU[:, columns]
-            second = None if changes.exact else torch.linalg.vecdot(centred, p)
-            growth = torch.linalg.vecdot(centred.expm1_(), p)
+            second = None if changes.exact else products.inner(centred, p)
+            growth = products.inner(centred.expm1_(), p)
             return growth[..., None] if second is None else torch.stack([growth, second], -1)
 
         sums_VNS = _sum_over_vocabulary(dn_VND, vocabulary, sums, 1 if changes.exact else 2)
@@ -52,7 +53,7 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
             # Very large differences overflow expm1; then nothing is lost by adding logarithms.
             centred = changes(slice(row, row + 1), slice(0, vocabulary))[0] - c_VN1[row]
             kl_VN[row] = torch.where(kl_VN[row].isfinite(), kl_VN[row], (log_p_NU + centred).logsumexp(-1))
-        return kl_VN.mean(-1) if changes.exact else (kl_VN - sums_VNS[..., 1]).mean(-1)
+        return _mean(kl_VN if changes.exact else kl_VN - sums_VNS[..., 1])
 
     return measure
 
@@ -63,9 +64,9 @@ def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMe
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
         def squares(rows: slice, columns: slice) -> Tensor:
-            return changes(rows, columns).square_().sum(-1, keepdim=True)
+            return products.sums(changes(rows, columns).square_())[..., None]
 
-        return _sum_over_vocabulary(dn_VND, count, squares, 1)[..., 0].mean(-1) / count
+        return _mean(_sum_over_vocabulary(dn_VND, count, squares, 1)[..., 0]) / count
 
     return measure
 
@@ -75,12 +76,12 @@ def logit_difference(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -
     assert task.answers is not None
     assert task.wrong_answers is not None
     places = [prompt for prompt, _ in task.metric_positions()]
-    right, wrong = torch.tensor(task.answers)[places], torch.tensor(task.wrong_answers)[places]
+    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, places].to(full_ND.device)
     w_u, logits_NU = weights.weights.w_u, _logits(weights, full_ND)
-    rows = torch.arange(len(places))
+    rows = torch.arange(len(places), device=full_ND.device)
     full = -(logits_NU[rows, right] - logits_NU[rows, wrong]).mean()
     direction_ND = (w_u[:, right] - w_u[:, wrong]).T
-    return lambda dn_VND, _: full - (dn_VND * direction_ND).sum(-1).mean(-1)
+    return lambda dn_VND, _: full - _mean(products.sums(dn_VND * direction_ND))
 
 
 DIFFERENCE_METRICS: dict[str, Callable[[SparseWeights, TokenTask, Tensor], DifferenceMetric]] = {
@@ -88,6 +89,11 @@ DIFFERENCE_METRICS: dict[str, Callable[[SparseWeights, TokenTask, Tensor], Diffe
     "logit_difference": logit_difference,
     "l2": l2,
 }
+
+
+def _mean(x_VN: Tensor) -> Tensor:
+    """Over the places: [V]."""
+    return products.sums(x_VN) / x_VN.shape[-1]
 
 
 def _logits(weights: SparseWeights, normed_ND: Tensor) -> Tensor:
@@ -107,7 +113,7 @@ def _sum_over_vocabulary(
         count: how many sums.
     """
     rows, places, _ = dn_VND.shape
-    total_VNS = torch.zeros(rows, places, count, dtype=dn_VND.dtype)
+    total_VNS = dn_VND.new_zeros(rows, places, count)
     for first in range(0, vocabulary, BLOCK_COLUMNS):
         columns = slice(first, min(first + BLOCK_COLUMNS, vocabulary))
         step = max(1, CACHED_LOGITS // (places * (columns.stop - first)))

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from typing import Protocol
 from weakref import WeakSet
 
+import torch
+
 from pahq_server.core.graph import Graph
 from pahq_server.engine.sparse.maps import Maps, Rounded
 from pahq_server.engine.sparse.weights import SparseWeights
@@ -34,11 +36,14 @@ class DeviceMemory:
     Args:
         memory_bytes: for both together.
         page_bytes: a multiple of 16.
+        device: where it is.
     """
 
-    def __init__(self, memory_bytes: int, page_bytes: int = 64 << 10) -> None:
+    def __init__(
+        self, memory_bytes: int, page_bytes: int = 64 << 10, device: torch.device | str = "cpu"
+    ) -> None:
         pages, self.scratch_bytes = divided(memory_bytes, page_bytes)
-        self.pool = PagePool(pages * page_bytes, page_bytes=page_bytes)
+        self.pool = PagePool(pages * page_bytes, device, page_bytes)
         self.prefixes = PrefixCache(self.pool)
         self.jobs: WeakSet[Preemptible] = WeakSet()
         self.preemptions = 0

@@ -10,7 +10,6 @@ laid out as in `variants`.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from pahq_server.engine.sparse.variants import (
     Index,
     Merged,
     Values,
+    as_tensor,
     joined,
     laid_out,
     layout,
@@ -147,7 +147,7 @@ class Sweep:
             if chosen[-1] - chosen[0] + 1 == len(chosen):
                 out[starts[chosen[0]] : starts[chosen[0]] + len(z)] = z
             else:
-                out[torch.from_numpy(token_index(starts[chosen], sizes[chosen]))] = z
+                out[as_tensor(token_index(starts[chosen], sizes[chosen]), z.device)] = z
         return laid_out(out, sizes)
 
     def _attend_alike(self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -207,7 +207,7 @@ class Sweep:
         same = np.flatnonzero(wanted < 0)
         if len(same):
             unchanged = self.rows.of_bases(merged.some(same), lambda base: base.state(receiver).value)
-            tokens = torch.from_numpy(token_index(picked.starts[same], sizes[same]))
+            tokens = as_tensor(token_index(picked.starts[same], sizes[same]), picked.data.device)
             unchanged = unchanged.expand(*layout(sizes[same]), -1).flatten(0, 1)
             picked.data.flatten(0, 1)[tokens] = unchanged
         return picked.data

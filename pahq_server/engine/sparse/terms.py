@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pahq_server.engine.sparse.variants import Index
@@ -33,7 +32,7 @@ class Term:
         if self.tokens is None:
             return plus(total, self.y, w)
         if total is None:
-            total = torch.zeros(*shape, w.shape[-1], dtype=self.y.dtype)
+            total = self.y.new_zeros(*shape, w.shape[-1])
         flat = total.view(-1, total.shape[-1])
         flat[self.tokens] = add_matmul(flat[self.tokens], self.y, w)
         return total

@@ -52,7 +52,7 @@ class Grid:
     def _packed(self) -> Tensor:
         """Index of the token in every place: int64, [P * C]."""
         counts = self.real.sum(1)
-        columns = torch.arange(self.real.shape[1]).expand(self.real.shape)
+        columns = torch.arange(self.real.shape[1], device=self.real.device).expand(self.real.shape)
         columns = torch.minimum(columns, counts[:, None] - 1)
         return (columns + (counts.cumsum(0) - counts)[:, None]).flatten()
 
@@ -99,20 +99,23 @@ class Tokens:
     _masks: dict[tuple[int, Places], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, arch: Architecture, task: TokenTask, ablation: str) -> Tokens:
+    def of(
+        cls, arch: Architecture, task: TokenTask, ablation: str, device: torch.device | str = "cpu"
+    ) -> Tokens:
         batch = PromptBatch.of(task)
         metric = batch.metric_position.view(len(task.clean), -1)
         ends = (metric.max(1).values + 1).tolist() if arch.causal else batch.lengths
         end = max(ends)
         start = _first_change(batch) if arch.causal and ablation == "resample" else 0
         masks = {window: _hidden(arch, layer, batch, end) for layer, window in enumerate(arch.windows)}
+        masks = {window: mask.to(device) for window, mask in masks.items()}
         return cls(
-            clean=batch.clean[:, :end],
-            corrupted=None if batch.corrupted is None else batch.corrupted[:, :end],
-            real=batch.real[:, :end],
+            clean=batch.clean[:, :end].to(device),
+            corrupted=None if batch.corrupted is None else batch.corrupted[:, :end].to(device),
+            real=batch.real[:, :end].to(device),
             start=min(start, int(metric.min())),
             ends=tuple(ends),
-            metric=metric,
+            metric=metric.to(device),
             hidden=tuple(masks[window] for window in arch.windows),
         )
 
@@ -138,8 +141,9 @@ class Tokens:
 
     @cached_property
     def _window_grid(self) -> Grid:
-        positions = torch.arange(self.start, self.end).expand(self.prompts, -1)
-        return Grid(positions, positions < torch.tensor(self.ends)[:, None])
+        device = self.clean.device
+        positions = torch.arange(self.start, self.end, device=device).expand(self.prompts, -1)
+        return Grid(positions, positions < torch.tensor(self.ends, device=device)[:, None])
 
     def count(self, places: Places) -> int:
         """Packed tokens of a set, N."""
@@ -171,7 +175,7 @@ class Tokens:
         """Attention mask of the queries of a grid: [P, C, T], 0 or -inf."""
         key = (id(self.hidden[layer]), places)
         if key not in self._masks:
-            rows = torch.arange(self.prompts)[:, None]
+            rows = torch.arange(self.prompts, device=self.clean.device)[:, None]
             self._masks[key] = self.hidden[layer][rows, self.grid(places).positions]
         return self._masks[key]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,6 +77,11 @@ def layout(sizes: Index) -> tuple[int, int]:
     return (len(sizes), int(sizes[0])) if even else (1, int(sizes.sum()))
 
 
+def as_tensor(numbers: NDArray[Any], device: torch.device) -> Tensor:
+    """Numbers or flags as an index of tensors on a device."""
+    return torch.from_numpy(numbers).to(device)
+
+
 def laid_out(flat: Tensor, sizes: Index) -> Tensor:
     """The tokens of all variants, [sum of N, ...], as values of variants with these sizes."""
     return flat.view(*layout(sizes), *flat.shape[1:])
@@ -108,17 +114,17 @@ def pick(values: Values, wanted: Index, sizes: Index) -> Values:
     if is_identity(wanted, len(values.sizes)):
         return values
     unchanged = np.flatnonzero(wanted < 0)
-    shape = layout(sizes)
+    shape, device = layout(sizes), values.data.device
     if values.even and shape[0] == len(sizes) and values.data.shape[1] == shape[1]:
-        data = values.data[torch.from_numpy(np.maximum(wanted, 0))]
+        data = values.data[as_tensor(np.maximum(wanted, 0), device)]
         if len(unchanged):
-            data[torch.from_numpy(unchanged)] = 0
+            data[as_tensor(unchanged, device)] = 0
         return Values(data, sizes)
     data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
     changed = np.flatnonzero(wanted >= 0)
     here = token_index((np.cumsum(sizes) - sizes)[changed], sizes[changed])
     there = token_index(values.starts[wanted[changed]], sizes[changed])
-    data[torch.from_numpy(here)] = values.data.flatten(0, 1)[torch.from_numpy(there)]
+    data[as_tensor(here, device)] = values.data.flatten(0, 1)[as_tensor(there, device)]
     return Values(laid_out(data, sizes), sizes)
 
 

@@ -16,7 +16,7 @@ from pahq_server.engine import ops
 from pahq_server.engine.sparse.activations import ACTIVATIONS
 from pahq_server.models.architecture import Model, Weights
 from pahq_server.models.resident import QuantizedLayer
-from pahq_server.precision.products import matmul
+from pahq_server.precision.products import inner, matmul, sums
 from pahq_server.precision.quantized import Matrix, floats
 
 # Bytes of head-to-receiver products that are kept for reuse.
@@ -39,7 +39,7 @@ class SparseWeights:
 
     def __init__(self, model: Model, graph: Graph, rounded: Sequence[QuantizedLayer] | None = None) -> None:
         self.arch, self.graph, self.weights = model.architecture, graph, model.weights
-        self.dtype = model.dtype
+        self.dtype, self.device = model.dtype, model.device
         self._rounded = rounded
         self._composed: OrderedDict[tuple[int, int, Low], Tensor] = OrderedDict()
         self._composed_bytes = 0
@@ -160,12 +160,12 @@ class SparseWeights:
 
     def normed(self, x: Tensor) -> Tensor:
         """The input as receivers see it: [..., D]."""
-        return x * self.inverse_norm(x.square().sum(-1))
+        return x * self.inverse_norm(sums(x.square()))
 
     def inverse_norm(self, square: Tensor) -> Tensor:
         """What the input is multiplied by: [..., 1] for sums of squares [...]; 1 without norm."""
         if self.arch.norm is None:
-            return torch.ones((), dtype=square.dtype)
+            return square.new_ones(())
         return self._inverse_root(square, self.arch.d_model)
 
     def _inverse_root(self, square: Tensor, count: int) -> Tensor:
@@ -177,7 +177,7 @@ class SparseWeights:
         weight = weights.q_norm if kind == "q" else weights.k_norm
         if weight is None:
             return value
-        square = torch.linalg.vecdot(value, value)
+        square = inner(value, value)
         return value * self._inverse_root(square, self.arch.d_head) * weight
 
     def _hidden(self, layer: int, value: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""What a model may be computed on."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.engine.sizing import machine_bytes
+
+
+def find(name: str) -> torch.device:
+    """A device by its name, ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises InvalidRequestError (field ``device``) for one that is not there, with those that are.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    there = available()
+    if device is not None and device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", 0)
+    if device is None or str(device) not in there:
+        why = "" if torch.version.cuda else "; this torch is built without CUDA"
+        raise InvalidRequestError("device", f"no device {name!r} here; there is {', '.join(there)}{why}")
+    return device
+
+
+def available() -> tuple[str, ...]:
+    """Names of the devices of this machine."""
+    return ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory that this process may take on a device."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else machine_bytes()
+
+
+def title(device: torch.device) -> str:
+    """What people call it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"
+
+
+def kind(device: torch.device) -> dict[str, str]:
+    """What else libraries choose their kernels by, so that the last bits of a score depend on it."""
+    if device.type != "cuda":
+        return {}
+    capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    name = torch.cuda.get_device_name(device)
+    return {"gpu": f"{name}, compute capability {capability}", "cuda": str(torch.version.cuda)}
