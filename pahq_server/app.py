@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -136,6 +137,9 @@ async def _serve(
     telemetry.read(
         Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.directory)
     )
+    # Searching what stays for garbage takes a tenth of a second and more, in which nobody is answered.
+    gc.collect()
+    gc.freeze()
     # Whoever reads that the server listens may stop it at once.
     stop = _stop_event(config.parent_watch)
     jobs.start()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
 
 # Longest time that a thread keeps others from running Python code.
-SWITCH_S = 0.0002
+SWITCH_S = 0.001
 TOPICS = (models, listening, access, computing, sessions, sharing, quotas, storage, telemetry)
 
 
