@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -120,6 +121,9 @@ class Weights:
     norm_w: Tensor | None = None  # [D]
     norm_b: Tensor | None = None  # [D]
     rotary: Rotary | None = None
+
+    def read_ahead(self, heads: Iterable[tuple[int, int]]) -> None:
+        """Tells which heads, by layer and index, will be used next: all are in memory here."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ a resident model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, overload
 
@@ -22,6 +22,8 @@ from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
 from pahq_server.precision.head_store import Component, HeadStore
 from pahq_server.precision.policy import Policy
 
+# Of a head, in the order in which it uses them.
+KINDS: tuple[Literal["q", "k", "v", "o"], ...] = ("q", "k", "v", "o")
 # What the head store may take, as a share of the weights in full precision.
 STORE_SHARE = 0.015
 
@@ -53,13 +55,23 @@ class StreamedWeights:
         self.b_u, self.w_pos, self.rotary = resident.b_u, resident.w_pos, resident.rotary
         self.norm_w = self.norm_b = None
 
+    def read_ahead(self, heads: Iterable[tuple[int, int]]) -> None:
+        """As `Weights.read_ahead`: their copies are under way when this returns."""
+        arch = self._masters.architecture
+        group = arch.heads // arch.kv_heads
+        self.store.prefetch(
+            Component(kind, layer, head // group if kind in ("k", "v") else head)
+            for layer, head in heads
+            for kind in KINDS
+        )
+
     @property
     def w_u(self) -> Tensor:
         """[D, U], as float32 for as long as it is held."""
         arch = self._masters.architecture
         by_output, first = torch.empty(arch.output_vocabulary, arch.d_model, device=self._device), 0
         for w, _ in self._masters.unembedding():
-            by_output[first : first + w.shape[-1]] = w.T
+            by_output[first : first + w.shape[-1]].copy_(w.T)
             first += w.shape[-1]
         return by_output.T
 

@@ -79,7 +79,8 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
 
 def _tiles(x: Tensor, size: int) -> tuple[Tensor, ...]:
     """[size, ...] each, at least one, the last one padded with zeros."""
-    count = max(1, -(-len(x) // size))
-    padding = (0, 0) * (x.dim() - 1) + (0, count * size - len(x))
-    tiles: tuple[Tensor, ...] = functional.pad(x, padding).split(size)
+    missing = -len(x) % size if len(x) else size
+    if missing:
+        x = functional.pad(x, (0, 0) * (x.dim() - 1) + (0, missing))
+    tiles: tuple[Tensor, ...] = x.split(size)
     return tiles

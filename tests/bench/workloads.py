@@ -77,21 +77,25 @@ def demo(prompts: int, seed: int) -> Workload:
 
 
 def gpt2_shape(
-    layers: int = 12, tokens: int = 16, changed: tuple[int, ...] = (2, 6, 10), common: int = 0
+    layers: int = 12,
+    tokens: int = 16,
+    changed: tuple[int, ...] = (2, 6, 10),
+    common: int = 0,
+    prompts: int = 16,
 ) -> Workload:
-    """GPT-2 small with a vocabulary of 5,000 and random weights, 16 prompts.
+    """GPT-2 small with a vocabulary of 5,000 and random weights.
 
-    ``common`` is how many tokens they all begin with.
+    ``common`` is how many tokens all prompts begin with.
     """
     generator = torch.Generator().manual_seed(1)
-    clean = torch.randint(0, VOCABULARY, (16, tokens), generator=generator)
+    clean = torch.randint(0, VOCABULARY, (prompts, tokens), generator=generator)
     clean[:, :common] = clean[0, :common]
     corrupted = clean.clone()
     for position in changed:
-        step = torch.randint(1, VOCABULARY, (16,), generator=generator)
+        step = torch.randint(1, VOCABULARY, (prompts,), generator=generator)
         corrupted[:, position] = (clean[:, position] + step) % VOCABULARY
-    task = TokenTask(_ids(clean), _ids(corrupted))
-    name = f"GPT-2 small shape, 16 x {tokens} tokens"
+    task = TokenTask(ids(clean), ids(corrupted))
+    name = f"GPT-2 small shape, {prompts} x {tokens} tokens"
     return Workload(name, task, 9.5e-6, lambda transform: random_gpt2(layers, transform))
 
 
@@ -144,5 +148,5 @@ def top_candidates(graph: Graph, layers: int, count: int, seed: int = 0) -> list
     return [Row(anchor, (int(edge),)) for edge in edges[:count]]
 
 
-def _ids(tokens: torch.Tensor) -> tuple[tuple[int, ...], ...]:
+def ids(tokens: torch.Tensor) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, tokens.tolist()))

@@ -19,6 +19,7 @@ from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import ResidentModel, StreamedWeights, load_rounded
+from pahq_server.precision.head_store import Component
 from pahq_server.precision.policy import POLICIES
 
 TASK = PromptTask(((1, 2, 3), (4, 5)), ((1, 9, 3), (4, 7)))
@@ -47,6 +48,29 @@ def test_scores_are_those_of_the_model_in_memory(source: str, precision: str, sp
         assert precision == "rtn-int8"
         return
     assert scores(rounded, precision, spec) == scores(load(source, FOLDING), precision, spec)
+
+
+def test_heads_under_investigation_are_read_before_they_are_asked_for(zoo: Zoo) -> None:
+    """Those of the rows, and of the receiver that follows in a search."""
+    rounded = load_rounded(str(zoo.path("llama")), POLICIES["pahq-int8"])
+    rounded.store.capacity = 1 << 20
+    graph = rounded.model.architecture.graph("group")
+    backend = make_backend(rounded, "sparse", "pahq-int8", DeviceMemory(1 << 27, 4096), b"test")
+    job = SPECS[0].open(backend, rounded.model)  # type: ignore[arg-type]
+    query = graph.receiver_of("q", 1, 3)
+    full = Anchor(Circuit.full(graph))
+    job.score([Row(full, (graph.edge(0, query),))])
+    before = rounded.store.statistics
+    assert before.prefetched > 0
+    kv = 3 * graph.kv_heads // graph.heads
+    for unit, group in ((3, kv), (2, 2 * graph.kv_heads // graph.heads)):
+        for component in (Component("q", 1, unit), Component("o", 1, unit)):
+            assert component in rounded.store
+        for component in (Component("k", 1, group), Component("v", 1, group)):
+            assert component in rounded.store
+    # All that the next turn promotes is there.
+    job.score([Row(full, (graph.edge(0, query - 1),))])
+    assert rounded.store.statistics.misses == before.misses
 
 
 @pytest.mark.parametrize("policy", ["bf16", "pahq-fp8"])

@@ -51,8 +51,13 @@ class Elsewhere(Tensor):
     def untyped_storage(self) -> Any:
         return self.here.untyped_storage()
 
+    # torch would make numbers and lists tensors of the real device of that name, which have no values.
+
+    def __getitem__(self, index: Any) -> Elsewhere:
+        _check_alike("__getitem__", tree_flatten(index)[0])
+        return Elsewhere(self.here[tree_map_only(Elsewhere, lambda x: x.here, index)])
+
     def __setitem__(self, index: Any, value: Any) -> None:
-        # torch would make a number a tensor of the real device of that name, which has no values.
         _check_alike("__setitem__", [self, *tree_flatten((index, value))[0]])
         index, value = tree_map_only(Elsewhere, lambda x: x.here, (index, value))
         self.here[index] = value

@@ -12,15 +12,24 @@ from transformers import LlamaConfig
 
 
 def save_llama(
-    directory: Path, *, layers: int, d_model: int, d_mlp: int, vocabulary: int, dtype: torch.dtype, tied: bool
+    directory: Path,
+    *,
+    layers: int,
+    d_model: int,
+    d_mlp: int,
+    vocabulary: int,
+    dtype: torch.dtype,
+    tied: bool,
+    d_head: int = 64,
+    group: int = 2,
 ) -> None:
-    """A Llama with heads of 64 features, two for each key/value head; one shard per four layers."""
-    heads = d_model // 64
+    """A Llama with ``group`` heads for each key/value head; one shard per four layers."""
+    heads = d_model // d_head
     config = LlamaConfig(
         hidden_size=d_model,
         intermediate_size=d_mlp,
         num_attention_heads=heads,
-        num_key_value_heads=heads // 2,
+        num_key_value_heads=heads // group,
         num_hidden_layers=layers,
         vocab_size=vocabulary,
         tie_word_embeddings=tied,
@@ -36,8 +45,8 @@ def save_llama(
         shard = shards.setdefault(f"layers-{index // 4}.safetensors", {})
         for name, outputs, inputs in (
             ("self_attn.q_proj", d_model, d_model),
-            ("self_attn.k_proj", d_model // 2, d_model),
-            ("self_attn.v_proj", d_model // 2, d_model),
+            ("self_attn.k_proj", d_model // group, d_model),
+            ("self_attn.v_proj", d_model // group, d_model),
             ("self_attn.o_proj", d_model, d_model),
             ("mlp.gate_proj", d_mlp, d_model),
             ("mlp.up_proj", d_mlp, d_model),

@@ -86,6 +86,13 @@ class SparseExecutor:
         self._drop([key for key in self._bases if key not in wanted])
         return [anchor for key, anchor in wanted.items() if key not in self._bases]
 
+    def read_ahead(self, rows: Sequence[Row]) -> None:
+        """Has heads read while bases are made: those that these rows promote, and the next turn's."""
+        receivers = [r for r in dict.fromkeys(row.own_receiver for row in rows) if r is not None]
+        # Searches go from the last receiver to the first.
+        following = [] if not receivers or not min(receivers) else [min(receivers) - 1]
+        self.weights.read_ahead([*receivers, *following])
+
     def keep(self, anchor: Anchor, base: Base) -> None:
         base.frugal = self.frugal
         self._bases[id(anchor)] = (anchor, base)
@@ -149,6 +156,8 @@ def score_together(
 
     Raises OutOfPagesError if the pool has no room for the rows' bases.
     """
+    for job, rows in work:
+        job.read_ahead(rows)
     _make_bases(work, scratch_bytes)
     numbered = [(number, row) for number, (_, rows) in enumerate(work) for row in rows]
     bases = [work[number][0].base(row.anchor) for number, row in numbered]

@@ -6,7 +6,7 @@ Shape suffixes: D d_model, K d_head, O width of a receiver (d_head, or hidden un
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -120,6 +120,11 @@ class SparseWeights:
             assert self._rounded is not None
             return self._floats(self._rounded[layer].w_o[unit])
         return self.weights.layers[layer].w_o[unit]
+
+    def read_ahead(self, receivers: Iterable[int]) -> None:
+        """Tells whose heads will be used in full precision next, in this order."""
+        heads = dict.fromkeys(head for receiver in receivers for head in self.graph.heads_behind(receiver))
+        self.weights.read_ahead(divmod(head - 1, self.graph.senders_per_layer) for head in heads)
 
     def composed(self, head: int, receiver: int, low: Low = EXACT) -> Tensor:
         """From a head's z straight to a receiver: W_O times `reads`, [K, O].
