@@ -182,9 +182,8 @@ def measurement(**changes: Any) -> discovery_pb2.Measurement:
 
 
 def spec(**changes: Any) -> discovery_pb2.DiscoverySpec:
-    return discovery_pb2.DiscoverySpec(
-        measurement=measurement(), **({"method": "acdc", "threshold": 0.1} | changes)
-    )
+    fields = {"measurement": measurement(), "method": "acdc", "threshold": 0.1}
+    return discovery_pb2.DiscoverySpec(**(fields | changes))
 
 
 def wait_until(condition: Any, what: str) -> None:

@@ -13,15 +13,18 @@ from statistics import median
 
 import pytest
 from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import task_pb2
 
 from .conftest import Figures
 from .http2 import RawClient, framed
-from .secured import SecuredServer, Stubs
+from .secured import SecuredServer, Stubs, measurement
 
 SHORT, FULL = 20, 200
 MIB_PER_STREAM = 1.0
 WATCH = "pahq.v1.DiscoveryService/WatchDiscovery"
 ROUNDS = 5
+# Takes several times as long as opening all streams.
+LONG = task_pb2.Task(builtin=task_pb2.BuiltinTask(name="ioi", num_prompts=32))
 
 
 class NeverReading:
@@ -96,9 +99,10 @@ def finish(stubs: Stubs, name: str) -> int:
     return job.progress.evaluations
 
 
-def create(stubs: Stubs, number: int) -> str:
+def create(stubs: Stubs, number: int, task: task_pb2.Task | None = None) -> str:
     """A job of some seconds, which no other has been equal to: so there is no result to take over."""
-    return stubs.create(method="single_edge", threshold=0.1 + number * 1e-6)
+    own = {} if task is None else {"measurement": measurement(task=task)}
+    return stubs.create(method="single_edge", threshold=0.1 + number * 1e-6, **own)
 
 
 def watched(server: SecuredServer, count: int, figures: Figures) -> None:
@@ -155,16 +159,23 @@ def test_watchers_do_not_slow_the_executor(secured: SecuredServer, figures: Figu
 
 
 def cost(server: SecuredServer, stubs: Stubs, number: int, watchers: int) -> float:
-    """CPU milliseconds of the executor's thread per evaluation."""
+    """CPU milliseconds of the executor's thread per evaluation, once all watchers have heard of the job.
+
+    Opening a stream is a call like any other, and computes on the core that the executor is on.
+    """
     with contextlib.ExitStack() as stack:
-        before = cpu_by_thread(server)
-        name = create(stubs, number)
+        name = create(stubs, number, LONG)
         if watchers:
             client = stack.enter_context(RawClient(server, window=0))
             NeverReading(client, name, watchers)
-            stack.callback(Slow(stubs, name, watchers, pause_s=0.3).join)
-        evaluations = finish(stubs, name)
+            slow = Slow(stubs, name, watchers, pause_s=0.3)
+            stack.callback(slow.join)
+            while not all(slow.seen):
+                time.sleep(0.05)
+        before, done = cpu_by_thread(server), stubs.get(name).progress.evaluations
+        evaluations = finish(stubs, name) - done
         after = cpu_by_thread(server)
+    assert evaluations > 300, "too few were left to measure"
     spent = {thread: after[thread] - before.get(thread, 0.0) for thread in after}
     # The thread that computes, by what it does.
     return max(spent.values()) * 1000 / evaluations
