@@ -23,7 +23,7 @@ KEPT_BLOCK_BYTES = 32 << 20
 # Free memory at the end of the heap that is kept.
 KEPT_FREE_BYTES = 512 << 20
 # Free memory anywhere in the heap that is kept when a job has ended: the next one needs about as much.
-KEPT_GAPS_BYTES = 32 << 20
+KEPT_GAPS_BYTES = 16 << 20
 
 
 def hand_back_freed_memory() -> bool:

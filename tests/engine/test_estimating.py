@@ -24,7 +24,7 @@ GFLOPS = 1.0
 
 @pytest.fixture(autouse=True)
 def _known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimating, "measured_gflops", lambda: GFLOPS)
+    monkeypatch.setattr(estimating, "measured_gflops", lambda device: GFLOPS)
 
 
 def estimate(engine: ModelEngine, **changes: object) -> Estimate:

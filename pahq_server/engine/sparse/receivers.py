@@ -36,7 +36,7 @@ from pahq_server.engine.sparse.variants import (
     token_index,
 )
 from pahq_server.engine.sparse.weights import Low
-from pahq_server.precision.products import inner, matmul, sums
+from pahq_server.precision.products import matmul, sums
 
 # Where fewer variants than this share hear a sender, only they are computed.
 SPARSE_SHARE = 0.7
@@ -209,7 +209,7 @@ class Receivers:
         dx, merged = moved
         x = self._rows.of_bases(merged, lambda base: base.kept_x(receiver))
         du = self._read(receiver, dx, merged)
-        return du, 2 * inner(x, dx) + inner(dx, dx), merged
+        return du, sums((2 * x + dx).mul_(dx)), merged
 
     def residual(
         self, receiver: int, sources: Sources, rows: NDArray[np.bool_] | None

@@ -60,6 +60,7 @@ class Rows:
             [[0, *(base.tokens.count(places) for places in CODES)] for base in bases], dtype=np.int64
         )
         self._first_row = np.flatnonzero(np.diff(base_of, prepend=-1))
+        self._known_counts: dict[int, Index] = {}
         # By id of the merged variants, which are held so that their ids stay their own.
         self._known_used: dict[int, tuple[Merged, tuple[list[int], Index]]] = {}
 
@@ -83,7 +84,10 @@ class Rows:
 
     def counts(self, receiver: int) -> Index:
         """Per base, the tokens at a receiver; 0 where it is not live."""
-        counts: Index = self._counts[np.arange(len(self.bases)), self.receiver_codes[:, receiver]]
+        counts = self._known_counts.get(receiver)
+        if counts is None:
+            counts = self._counts[np.arange(len(self.bases)), self.receiver_codes[:, receiver]]
+            self._known_counts[receiver] = counts
         return counts
 
     def sizes(self, merged: Merged, receiver: int) -> Index:
@@ -102,6 +106,8 @@ class Rows:
     def of_bases(self, merged: Merged, value: Callable[[Base], Tensor]) -> Tensor:
         """Values of the bases in merged variants, laid out as they are; [1, ...] where all are the same."""
         numbers, index = self._used(merged)
+        if len(numbers) == 1:
+            return value(self.bases[numbers[0]])[None]
         tensors = [value(self.bases[number]) for number in numbers]
         first = tensors[0]
         if all(tensor is first for tensor in tensors):

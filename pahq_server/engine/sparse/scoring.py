@@ -44,7 +44,7 @@ def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> D
         def sums(rows: slice, columns: slice) -> Tensor:
             centred, p = changes(rows, columns).sub_(c_VN1[rows]), p_NU[:, columns]
             second = None if changes.exact else products.inner(centred, p)
-            growth = products.inner(centred.expm1_(), p)
+            growth = products.sums(centred.expm1_().mul_(p))
             return growth[..., None] if second is None else torch.stack([growth, second], -1)
 
         sums_VNS = _sum_over_vocabulary(dn_VND, vocabulary, sums, 1 if changes.exact else 2)

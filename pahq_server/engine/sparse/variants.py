@@ -18,6 +18,8 @@ from torch import Tensor
 
 Index = NDArray[np.int64]
 
+# Up to so many rows are merged one by one.
+FEW_ROWS = 96
 # Numbers of combinations above this are made small again before they can overflow.
 _LARGE = 1 << 40
 
@@ -91,6 +93,8 @@ def merge(columns: Sequence[Index]) -> Merged | None:
     """Groups rows by their inputs' variants, which are of one base each; None if no row changes any input."""
     if not columns:
         return None
+    if len(columns[0]) <= FEW_ROWS:
+        return _merge_few(columns)
     # One number per row that is equal for equal combinations of variants.
     combined = columns[0] + 1
     for column in columns[1:]:
@@ -107,6 +111,23 @@ def merge(columns: Sequence[Index]) -> Merged | None:
     variant[active] = np.argsort(order)[inverse]
     first = active[first[order]]
     return Merged(len(first), [column[first] for column in columns], variant, first)
+
+
+def _merge_few(columns: Sequence[Index]) -> Merged | None:
+    """`merge`, row by row: with few rows every call of numpy takes longer than a row."""
+    numbers: dict[tuple[int, ...], int] = {(-1,) * len(columns): -1}
+    variant: list[int] = []
+    first: list[int] = []
+    for row, combination in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        number = numbers.get(combination)
+        if number is None:
+            number = numbers[combination] = len(first)
+            first.append(row)
+        variant.append(number)
+    if not first:
+        return None
+    rows = np.array(first)
+    return Merged(len(first), [column[rows] for column in columns], np.array(variant), rows)
 
 
 def pick(values: Values, wanted: Index, sizes: Index) -> Values:
