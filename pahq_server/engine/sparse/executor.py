@@ -88,6 +88,8 @@ class SparseExecutor:
 
     def read_ahead(self, rows: Sequence[Row]) -> None:
         """Has heads read while bases are made: those that these rows promote, and the next turn's."""
+        if self.weights.in_memory:
+            return
         receivers = [r for r in dict.fromkeys(row.own_receiver for row in rows) if r is not None]
         # Searches go from the last receiver to the first.
         following = [] if not receivers or not min(receivers) else [min(receivers) - 1]

@@ -45,7 +45,7 @@ class SparseWeights:
         self._composed_bytes = 0
         self._gated: dict[int, Tensor] = {}
         # Or read from files when they are used: then nothing large is kept here.
-        self._in_memory = isinstance(model.weights, Weights)
+        self.in_memory = isinstance(model.weights, Weights)
 
     @property
     def rounds(self) -> bool:
@@ -73,7 +73,7 @@ class SparseWeights:
         assert w_gate is not None
         # A gated MLP reads its gate and its hidden units side by side.
         both = torch.cat([w_gate, w_in], 1)
-        if self._in_memory:
+        if self.in_memory:
             self._gated[layer] = both
         return both
 
