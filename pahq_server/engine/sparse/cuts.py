@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -134,10 +135,12 @@ def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
     offsets = base.circuit.graph.offsets
     ids = np.sort(np.asarray(edges, dtype=np.int64))[::-1]
     receivers = np.searchsorted(offsets, ids, side="right") - 1
+    # Edges into one receiver stand together.
+    starts = np.flatnonzero(np.diff(receivers, prepend=-1)).tolist()
     return [
-        (receiver, tuple((ids[receivers == receiver] - offsets[receiver]).tolist()))
-        for receiver in np.unique(receivers).tolist()
-        if receiver in base.plan.receivers
+        (receiver, tuple((ids[begin:end] - offsets[receiver]).tolist()))
+        for begin, end in pairwise([*starts, len(ids)])
+        if (receiver := int(receivers[begin])) in base.plan.receivers
     ]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -310,9 +311,14 @@ class Receivers:
         sizes, base_of = rows.sizes(merged, receiver), rows.base_of[merged.first]
         data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
         ends = np.cumsum(sizes)
-        for v in np.flatnonzero(wanted >= 0).tolist():
-            base = rows.bases[base_of[v]]
+        # Variants of one base stand together.
+        starts = np.flatnonzero(np.diff(base_of, prepend=-1)).tolist()
+        for begin, end in pairwise([*starts, len(base_of)]):
+            if (wanted[begin:end] < 0).all():
+                continue
+            base = rows.bases[base_of[begin]]
             have, want = base.plan.needed[sender], base.plan.receivers[receiver]
-            source = base.tokens.narrow(values.of(wanted[v]), have, want)
-            data[ends[v] - sizes[v] : ends[v]] = source
+            found = pick(values, wanted[begin:end], np.full(end - begin, base.tokens.count(have))).data
+            narrowed = base.tokens.narrow(found, have, want).flatten(0, 1)
+            data[ends[begin] - sizes[begin] : ends[end - 1]] = narrowed
         return laid_out(data, sizes)

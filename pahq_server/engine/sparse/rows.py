@@ -119,6 +119,8 @@ class Rows:
     def _used(self, merged: Merged) -> tuple[list[int], Index]:
         """The bases of merged variants, and the place of each variant's base among them."""
         if id(merged) not in self._known_used:
-            numbers, index = np.unique(self.base_of[merged.first], return_inverse=True)
-            self._known_used[id(merged)] = merged, (numbers.tolist(), index)
+            places: dict[int, int] = {}
+            bases = self.base_of[merged.first].tolist()
+            index = np.array([places.setdefault(number, len(places)) for number in bases])
+            self._known_used[id(merged)] = merged, (list(places), index)
         return self._known_used[id(merged)][1]

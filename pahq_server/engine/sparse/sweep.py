@@ -137,7 +137,7 @@ class Sweep:
         receivers = self.graph.head_receivers(head)
         sizes = self.rows.sizes(merged, receivers[0])
         starts, out = np.cumsum(sizes) - sizes, qkv[0].new_empty(int(sizes.sum()), qkv[0].shape[-1])
-        for kind in np.unique(kinds):
+        for kind in range(int(kinds.max()) + 1):
             chosen = np.flatnonzero(kinds == kind)
             q, k, v = (
                 _chosen(x, self.rows.sizes(merged, receiver), chosen)
