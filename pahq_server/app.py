@@ -97,9 +97,10 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
         config: what to serve.
         ready: called once with the address when requests are answered.
 
-    Raises InvalidRequestError for a model that cannot be loaded or memory that the machine does not have,
-    DoesNotFitError, before anything is loaded, where models and memory together are too much,
-    StorageError for a data directory that cannot be used, RuntimeError for an address that cannot be bound.
+    Raises InvalidRequestError for a device that is not there, a model that cannot be loaded or memory that
+    the device does not have, DoesNotFitError, before anything is loaded, where models and memory together are
+    too much, StorageError for a data directory that cannot be used, RuntimeError for an address that cannot
+    be bound.
     """
     telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
     try:
@@ -113,6 +114,7 @@ async def _serve(
     config: ServerConfig, database: Database, telemetry: Telemetry, ready: Callable[[str], None]
 ) -> None:
     device = devices.find(config.device)
+    devices.prepare(device)
     memory_bytes = _memory_for_jobs(config, device)
     authenticator = config.access.authenticator(TokenTable(database))
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
@@ -182,6 +184,7 @@ def _memory_for_jobs(config: ServerConfig, device: torch.device) -> int:
         config.models,
         config.memory_bytes,
         machine=machine,
+        device=str(device),
         executor=config.executor,
         precision=config.weights,
     )

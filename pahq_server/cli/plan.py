@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
             options.memory,
             load=load,
             machine=devices.memory_bytes(device),
+            device=str(device),
             precision=precision,
         )
     except ServerError as error:

@@ -28,6 +28,13 @@ def find(name: str) -> torch.device:
     return device
 
 
+def prepare(device: torch.device) -> None:
+    """Has a device compute as the names of precision policies say: float32 with all its digits."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
 def available() -> tuple[str, ...]:
     """Names of the devices of this machine."""
     return ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
@@ -39,9 +46,9 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def title(device: torch.device) -> str:
-    """What people call it."""
+    """What people call it: equal devices have equal titles."""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
+        return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"
 
 

@@ -31,12 +31,12 @@ from pahq_server.engine import devices
 from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
 from pahq_server.engine.estimating import Estimator
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
-from pahq_server.engine.sizing import default_memory_bytes, job_bytes
+from pahq_server.engine.sizing import DEFAULT_SHARE, job_bytes
 from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
 from pahq_server.models.folding import FOLDING, fold
-from pahq_server.models.heap import hand_back_gaps
+from pahq_server.models.heap import Gaps
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES
@@ -56,13 +56,13 @@ class ModelEngine:
         served: models by the names that clients use, all on one device; plain or, to save memory, loaded
             with `TRANSFORMS`.
         executor: one of `EXECUTORS`; ``literal`` is slow and for comparison.
-        memory_bytes: what all jobs together may take beside the weights; None for half of the machine's.
+        memory_bytes: what all jobs together may take beside the weights; None for half of the
+            device's.
     """
 
     def __init__(
         self, served: Mapping[str, LoadedModel], executor: str = "sparse", memory_bytes: int | None = None
     ) -> None:
-        self._memory_bytes = memory_bytes or default_memory_bytes()
         fold_model = fold if TRANSFORMS[executor] is FOLDING else (lambda model: model)
         self._served = {
             name: loaded
@@ -72,12 +72,13 @@ class ModelEngine:
         }
         models = [loaded.model for loaded in self._served.values()]
         (self._device,) = {model.device for model in models} or {torch.device("cpu")}
+        self._memory_bytes = memory_bytes or int(DEFAULT_SHARE * devices.memory_bytes(self._device))
         self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models), self._device)
         self._executor = executor
         self._backends: dict[tuple[str, str], Backend[Any]] = {}
         self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
         self._ids = itertools.count()
-        self._estimator = Estimator()
+        self._estimator, self._gaps = Estimator(), Gaps()
         self._processor = _processor()
 
     def capabilities(self) -> Capabilities:
@@ -167,7 +168,7 @@ class ModelEngine:
 
     def close(self, session: SessionId) -> None:
         self._executors.pop(session)[1].release()
-        hand_back_gaps()
+        self._gaps.hand_back()
 
     def _backend(self, name: str, precision: str) -> Backend[Any]:
         """Made for the first job that needs it: rounded weights take memory of their own."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import fields
 
-import torch
 from torch import Tensor
 
 from pahq_server.core.engine import Estimate, Prepared
@@ -16,17 +15,19 @@ from pahq_server.models.streaming import ResidentModel
 
 
 class Estimator:
-    """Estimates discoveries by rates that are measured once, when they are first needed."""
+    """Estimates discoveries on models of one device, by rates that are measured when first needed."""
 
     def __init__(self) -> None:
-        self._operations_s: dict[torch.device, float] = {}
+        self._operations_s: float | None = None
         self._bytes_s: dict[str, float] = {}
 
     def estimate(self, loaded: LoadedModel, prepared: Prepared) -> Estimate:
         """What a discovery on a model will take."""
         arch, task, graph = loaded.model.architecture, prepared.task, prepared.graph
         prompts, tokens = len(task.clean), max(map(len, task.clean))
-        rate = self._rate(loaded.model.device)
+        if self._operations_s is None:
+            self._operations_s = measured_gflops(device=loaded.model.device) * 1e9
+        rate = self._operations_s
         least = least_operations(arch, prompts, tokens) * graph.num_edges / rate
         most = most_operations(arch, graph, prompts, tokens) / rate + BOOKKEEPING_S * graph.num_edges
         streams = isinstance(loaded, ResidentModel) and prepared.measurement.precision == "fp32"
@@ -34,12 +35,6 @@ class Estimator:
             # At worst, every evaluation is a batch of its own and reaches every layer.
             most += graph.num_edges * self._reading_s(prepared.measurement.model, loaded)
         return Estimate(job_bytes(arch, task), least, most, streams)
-
-    def _rate(self, device: torch.device) -> float:
-        """Operations per second."""
-        if device not in self._operations_s:
-            self._operations_s[device] = measured_gflops(device=device) * 1e9
-        return self._operations_s[device]
 
     def _reading_s(self, name: str, loaded: ResidentModel) -> float:
         """Seconds to read all weights of a model from its files."""

@@ -15,7 +15,7 @@ from pahq_server.models.architecture import Architecture
 
 # Per evaluation, beside its operations: what small models take for the most part (the demo about 5 ms).
 BOOKKEEPING_S = 0.01
-_SIDE = 1024
+_SIDE, _DEVICE_SIDE = 1024, 4096
 
 
 def sample_task(prompts: int, tokens: int) -> TokenTask:
@@ -65,8 +65,9 @@ def _attention(arch: Architecture, places: int, tokens: int) -> int:
 
 
 def measured_gflops(seconds: float = 0.2, device: torch.device | str = "cpu") -> float:
-    """Billions of operations per second of a large float32 product on this machine, the best of a few."""
-    a = torch.rand(_SIDE, _SIDE).to(device)
+    """Billions of operations per second of a large float32 product on a device, the best of a few."""
+    side = _SIDE if torch.device(device).type == "cpu" else _DEVICE_SIDE
+    a = torch.rand(side, side).to(device)
     best, end = float("inf"), time.perf_counter() + seconds
     while True:
         begin = time.perf_counter()
@@ -74,4 +75,4 @@ def measured_gflops(seconds: float = 0.2, device: torch.device | str = "cpu") ->
         now = time.perf_counter()
         best = min(best, now - begin)
         if now > end:
-            return 2 * _SIDE**3 / best / 1e9
+            return 2 * side**3 / best / 1e9

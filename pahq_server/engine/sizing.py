@@ -56,8 +56,3 @@ def _group_limits(root: Path) -> Iterator[int]:
         for group in (path, *map(str, PurePosixPath(path).parents)):
             with suppress(OSError, ValueError):  # "max", and groups outside of this container
                 yield int((base / group.lstrip("/") / file).read_text())
-
-
-def default_memory_bytes() -> int:
-    """Memory for jobs unless the operator says otherwise: a share of the machine's."""
-    return int(machine_bytes() * DEFAULT_SHARE)

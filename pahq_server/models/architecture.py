@@ -122,8 +122,13 @@ class Weights:
     norm_b: Tensor | None = None  # [D]
     rotary: Rotary | None = None
 
+    @property
+    def copies_ahead(self) -> bool:
+        """Whether `read_ahead` is of use: here all weights are where they are used."""
+        return False
+
     def read_ahead(self, heads: Iterable[tuple[int, int]]) -> None:
-        """Tells which heads, by layer and index, will be used next: all are in memory here."""
+        """Tells which heads, by layer and index, will be used next."""
 
 
 @dataclass(frozen=True)
@@ -140,4 +145,4 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self.weights.layers[0].b_o.device
+        return self.weights.w_e.device

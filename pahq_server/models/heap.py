@@ -22,7 +22,7 @@ HANDED_BACK_BYTES = 128 << 10
 KEPT_BLOCK_BYTES = 32 << 20
 # Free memory at the end of the heap that is kept.
 KEPT_FREE_BYTES = 512 << 20
-# Free memory anywhere in the heap that is kept when a job has ended: the next one needs about as much.
+# Free memory between blocks that is kept when a job has ended: the next one needs about as much.
 KEPT_GAPS_BYTES = 16 << 20
 
 
@@ -37,19 +37,38 @@ def keep_freed_memory() -> bool:
     return _set((_ARENA_MAX, 1), (_MMAP_THRESHOLD, KEPT_BLOCK_BYTES), (_TRIM_THRESHOLD, KEPT_FREE_BYTES))
 
 
-def hand_back_gaps(kept: int = KEPT_GAPS_BYTES) -> bool:
-    """Hands free memory back to the kernel if there is much, also from between what is in use.
+class Gaps:
+    """Free memory between blocks of the heap that are in use.
 
-    Jobs of other sizes leave gaps that none after them fits into. Takes milliseconds, and longer where memory
-    must be fetched again. Returns whether it did so.
+    Jobs of other sizes leave gaps that none after them fits into.
+
+    Args:
+        kept: bytes of gaps that may come up before they are handed back.
     """
-    try:
-        libc = ctypes.CDLL(None)
-        information, trim = libc.mallinfo2, libc.malloc_trim
-    except AttributeError:
-        return False
-    information.restype = _Heap
-    return bool(information().fordblks > kept and trim(0) == 1)
+
+    def __init__(self, kept: int = KEPT_GAPS_BYTES) -> None:
+        self._kept = kept
+        # What glibc counts as free although the kernel has it back already.
+        self._known = 0
+
+    def hand_back(self) -> bool:
+        """Hands gaps back to the kernel if many have come up, and what is free beyond `KEPT_FREE_BYTES`.
+
+        Takes milliseconds, and longer where memory must be fetched again. Returns whether it did so.
+        """
+        try:
+            libc = ctypes.CDLL(None)
+            information, trim = libc.mallinfo2, libc.malloc_trim
+        except AttributeError:
+            return False
+        information.restype, trim.argtypes = _Heap, (ctypes.c_size_t,)
+        gaps = _gaps(information())
+        self._known = min(self._known, gaps)
+        if gaps - self._known <= self._kept:
+            return False
+        trim(KEPT_FREE_BYTES)
+        self._known = _gaps(information())
+        return True
 
 
 class _Heap(ctypes.Structure):
@@ -62,6 +81,10 @@ class _Heap(ctypes.Structure):
             *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
         )
     ]
+
+
+def _gaps(heap: _Heap) -> int:
+    return int(heap.fordblks - heap.keepcost)
 
 
 def _set(*settings: tuple[int, int]) -> bool:

@@ -41,7 +41,7 @@ _Checkpoint = TypeVar("_Checkpoint", bound=Checkpoint)
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be served: float32 on the CPU, unless it is of `map_files`."""
+    """A model ready to be served: float32 unless it is of `map_files`, on the CPU unless it was placed."""
 
     model: Model
     tokenizer: Tokenizer | None

@@ -55,6 +55,11 @@ class StreamedWeights:
         self.b_u, self.w_pos, self.rotary = resident.b_u, resident.w_pos, resident.rotary
         self.norm_w = self.norm_b = None
 
+    @property
+    def copies_ahead(self) -> bool:
+        """As `Weights.copies_ahead`."""
+        return self.store.overlaps
+
     def read_ahead(self, heads: Iterable[tuple[int, int]]) -> None:
         """As `Weights.read_ahead`: their copies are under way when this returns."""
         arch = self._masters.architecture

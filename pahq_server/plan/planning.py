@@ -101,11 +101,12 @@ class Plan:
     Args:
         models: the models.
         load: the jobs that are planned for.
-        machine: bytes that there are.
+        machine: bytes that there are on the device.
         memory: bytes for jobs and sessions; ``given`` if the operator said so.
         page_bytes: of the pool.
         gflops: billions of operations per second; None if not known.
         precision: name of the policy by which weights are kept rounded; None for full precision.
+        device: name of what models are kept on.
     """
 
     models: tuple[ModelPlan, ...]
@@ -116,6 +117,7 @@ class Plan:
     page_bytes: int
     gflops: float | None = None
     precision: str | None = None
+    device: str = "cpu"
 
     @property
     def weights(self) -> int:
@@ -139,7 +141,8 @@ class Plan:
         """Most bytes of the process while it loads."""
         before, peak = 0, 0
         for model in self.models:
-            peak = max(peak, before + model.loading)
+            # Elsewhere than on the CPU, only what is kept ever arrives.
+            peak = max(peak, before + (model.loading if self.device == "cpu" else model.kept))
             before += model.kept
         return PROCESS_BYTES + peak
 
@@ -167,6 +170,7 @@ def plan_models(
     machine: int | None = None,
     executor: str = "sparse",
     precision: str | None = None,
+    device: str = "cpu",
 ) -> Plan:
     """The plan for models, from their configurations and the headers of their weights.
 
@@ -174,9 +178,10 @@ def plan_models(
         sources: directory or hub id by name.
         memory: bytes for jobs and sessions; None for half of what the weights leave.
         load: the jobs to plan for.
-        machine: bytes that there are; None for the machine's memory.
+        machine: bytes that there are on the device; None for the machine's memory.
         executor: one of `engine.EXECUTORS`.
         precision: name of the policy by which weights are to be kept rounded; None for full precision.
+        device: name of what models are kept on.
 
     Raises InvalidRequestError (field ``model``) for a model that cannot be served.
     """
@@ -198,6 +203,7 @@ def plan_models(
         given=memory is not None,
         page_bytes=page_bytes_for([found.model for found in outlines]),
         precision=precision,
+        device=device,
     )
 
 

@@ -127,12 +127,13 @@ def _seconds(plan: Plan, model: ModelPlan) -> str:
 
 def _machine(plan: Plan) -> list[str]:
     which = "as given" if plan.given else "half of what the models leave"
+    place = "the machine's" if plan.device == "cpu" else f"the free memory of {plan.device},"
     lines = [
         f"jobs and sessions: {size(plan.memory)} ({which}): {plan.pages:,} pages of {size(plan.page_bytes)}, "
         f"{size(plan.scratch)} of scratch",
         f"in all: process {size(PROCESS_BYTES)} + models {size(plan.weights)} + jobs {size(plan.memory)} = "
         f"{size(plan.serving)}; while loading at most {size(plan.loading)}",
-        f"{'this fits' if plan.fits else 'this does NOT fit'} into the machine's {size(plan.machine)}",
+        f"{'this fits' if plan.fits else 'this does NOT fit'} into {place} {size(plan.machine)}",
     ]
     if plan.gflops is not None:
         lines += [line.format(rate=plan.gflops, bookkeeping=1000 * BOOKKEEPING_S) for line in _ESTIMATE]

@@ -76,6 +76,11 @@ class HeadStore:
         device = torch.device(device)
         self._transfer = _Streamed(device) if device.type == "cuda" else _Direct(device)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether `prefetch` copies beside what the device computes."""
+        return isinstance(self._transfer, _Streamed)
+
     def __contains__(self, component: Component) -> bool:
         """Whether a component is kept. Does not count as wanting it."""
         return component in self._entries

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pahq_server.precision.policy import Format
-from pahq_server.precision.products import matmul
+from pahq_server.precision.products import TILE_ROWS, matmul, tiles, together
 from pahq_server.precision.quantized import DTYPES, FINER, Quantized, numbers, rounded_rows
 
 # So many products of two 8-bit integers have a sum that float32 represents, and all partial sums too.
@@ -29,8 +29,6 @@ FEW_INPUTS = 256
 CUDA_MULTIPLE = 16
 # ...and integers only if there are more than 16 rows.
 CUDA_MIN_ROWS = 32
-# cuBLAS chooses float kernels by the number of rows, so every call gets this many.
-CUDA_FLOAT_ROWS = 512
 
 
 def linear(x: Tensor, w: Tensor | Quantized, inputs: Format, terms: int = 1) -> Tensor:
@@ -151,13 +149,13 @@ def _multiplies_e4m3(device: torch.device) -> bool:
 
 def _by_tensor_cores(a: Tensor, b: Tensor) -> Tensor:
     """float32 [N, O] for float8_e4m3fn, a [N, I] and b [I, O]."""
-    rows, outputs = len(a), b.shape[-1]
+    outputs = b.shape[-1]
     one, b = torch.ones((), device=a.device), _by_output(_padded(b))
     products = [
-        torch._scaled_mm(part, b, scale_a=one, scale_b=one, out_dtype=torch.float32)
-        for part in _padded(a, _multiple(rows, CUDA_FLOAT_ROWS)).split(CUDA_FLOAT_ROWS)
+        torch._scaled_mm(part.view(a.dtype), b, scale_a=one, scale_b=one, out_dtype=torch.float32)
+        for part in tiles(_padded(a).view(torch.int8), TILE_ROWS)
     ]
-    return torch.cat(products)[:rows, :outputs]
+    return together(products, len(a))[:, :outputs]
 
 
 def _padded(matrix: Tensor, rows: int = 0) -> Tensor:

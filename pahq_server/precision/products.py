@@ -30,9 +30,9 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 # On CPUs, fewer rows than this are padded with zeros.
 MIN_ROWS = 16
-# On other devices, rows and matrices of every call.
+# On other devices, rows of every call, and matrices where their products are not larger than this together.
 TILE_ROWS = 512
-TILE_MATRICES = 256
+TILE_MATRICES, TILE_ELEMENTS = 256, 1 << 24
 
 
 def matmul(x: Tensor, w: Tensor) -> Tensor:
@@ -51,8 +51,9 @@ def matmul_each(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``, matrix by matrix, for [..., N, K] and [..., K, M] with the same leading dimensions."""
     if a.is_cpu:
         return torch.matmul(a, b)
-    parts = zip(_tiles(a.flatten(0, -3), TILE_MATRICES), _tiles(b.flatten(0, -3), TILE_MATRICES), strict=True)
-    products = torch.cat([torch.bmm(*part) for part in parts])[: math.prod(a.shape[:-2])]
+    size = min(TILE_MATRICES, max(1, TILE_ELEMENTS // (a.shape[-2] * b.shape[-1])))
+    parts = zip(tiles(a.flatten(0, -3), size), tiles(b.flatten(0, -3), size), strict=True)
+    products = together([torch.bmm(*part) for part in parts], math.prod(a.shape[:-2]))
     return products.view(*a.shape[:-1], b.shape[-1])
 
 
@@ -69,7 +70,7 @@ def sums(x: Tensor) -> Tensor:
 def _product(x: Tensor, w: Tensor) -> Tensor:
     """[N, O] for x [N, K] and w [K, O]."""
     if not w.is_cpu:
-        return torch.cat([torch.mm(tile, w) for tile in _tiles(x, TILE_ROWS)])[: len(x)]
+        return together([torch.mm(tile, w) for tile in tiles(x, TILE_ROWS)], len(x))
     padded = x if len(x) >= MIN_ROWS else functional.pad(x, (0, 0, 0, MIN_ROWS - len(x)))
     if w.dtype != torch.float32:
         return (padded @ w)[: len(x)]
@@ -77,10 +78,16 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
     return product[: len(x)]
 
 
-def _tiles(x: Tensor, size: int) -> tuple[Tensor, ...]:
-    """[size, ...] each, at least one, the last one padded with zeros."""
+def tiles(x: Tensor, size: int) -> tuple[Tensor, ...]:
+    """[size, ...] each, contiguous, at least one, the last one padded with zeros."""
     missing = -len(x) % size if len(x) else size
-    if missing:
-        x = functional.pad(x, (0, 0) * (x.dim() - 1) + (0, missing))
-    tiles: tuple[Tensor, ...] = x.split(size)
-    return tiles
+    # Kernels are chosen by strides as well, so there is no other layout where nothing is missing.
+    whole = functional.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x.contiguous()
+    parts: tuple[Tensor, ...] = whole.split(size)
+    return parts
+
+
+def together(parts: list[Tensor], count: int) -> Tensor:
+    """The first ``count`` of all tiles' results, in memory of their own: [count, ...]."""
+    before = sum(map(len, parts[:-1]))
+    return torch.cat([*parts[:-1], parts[-1][: count - before]])

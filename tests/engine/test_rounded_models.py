@@ -19,7 +19,7 @@ from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import ResidentModel, StreamedWeights, load_rounded
-from pahq_server.precision.head_store import Component
+from pahq_server.precision.head_store import Component, HeadStore
 from pahq_server.precision.policy import POLICIES
 
 TASK = PromptTask(((1, 2, 3), (4, 5)), ((1, 9, 3), (4, 7)))
@@ -50,8 +50,11 @@ def test_scores_are_those_of_the_model_in_memory(source: str, precision: str, sp
     assert scores(rounded, precision, spec) == scores(load(source, FOLDING), precision, spec)
 
 
-def test_heads_under_investigation_are_read_before_they_are_asked_for(zoo: Zoo) -> None:
-    """Those of the rows, and of the receiver that follows in a search."""
+def test_heads_under_investigation_are_read_before_they_are_asked_for(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the rows, and of the receiver that follows in a search, where that overlaps with anything."""
+    monkeypatch.setattr(HeadStore, "overlaps", True)
     rounded = load_rounded(str(zoo.path("llama")), POLICIES["pahq-int8"])
     rounded.store.capacity = 1 << 20
     graph = rounded.model.architecture.graph("group")
@@ -71,6 +74,13 @@ def test_heads_under_investigation_are_read_before_they_are_asked_for(zoo: Zoo) 
     # All that the next turn promotes is there.
     job.score([Row(full, (graph.edge(0, query - 1),))])
     assert rounded.store.statistics.misses == before.misses
+
+
+def test_nothing_is_read_ahead_where_it_would_be_waited_for(zoo: Zoo) -> None:
+    rounded = load_rounded(str(zoo.path("llama")), POLICIES["pahq-int8"])
+    scores(rounded, "pahq-int8", SPECS[0])
+    assert rounded.store.statistics.misses > 0
+    assert rounded.store.statistics.prefetched == 0
 
 
 @pytest.mark.parametrize("policy", ["bf16", "pahq-fp8"])

@@ -41,6 +41,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 def _in_parts(x: Tensor, denominator: Callable[[Tensor], Tensor]) -> Tensor:
     """x / denominator(x), a few values at a time so that they stay in the cache."""
+    if not x.is_cpu:
+        return x / denominator(x)
     out = torch.empty_like(x)
     for part, result in zip(x.flatten().split(CACHED), out.view(-1).split(CACHED), strict=True):
         torch.div(part, denominator(part), out=result)

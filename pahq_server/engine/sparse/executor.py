@@ -87,8 +87,8 @@ class SparseExecutor:
         return [anchor for key, anchor in wanted.items() if key not in self._bases]
 
     def read_ahead(self, rows: Sequence[Row]) -> None:
-        """Has heads read while bases are made: those that these rows promote, and the next turn's."""
-        if self.weights.in_memory:
+        """Has heads copied while the device works on bases: those that rows promote, and the next turn's."""
+        if self.maps is None or not self.maps.promotes or not self.weights.copies_ahead:
             return
         receivers = [r for r in dict.fromkeys(row.own_receiver for row in rows) if r is not None]
         # Searches go from the last receiver to the first.
@@ -158,9 +158,9 @@ def score_together(
 
     Raises OutOfPagesError if the pool has no room for the rows' bases.
     """
+    _make_bases(work, scratch_bytes)
     for job, rows in work:
         job.read_ahead(rows)
-    _make_bases(work, scratch_bytes)
     numbered = [(number, row) for number, (_, rows) in enumerate(work) for row in rows]
     bases = [work[number][0].base(row.anchor) for number, row in numbered]
     scores: list[list[float]] = [[0.0] * len(rows) for _, rows in work]

@@ -68,28 +68,34 @@ class Maps:
         self._weights, self._layers, self._w_u = weights, rounded.layers, rounded.w_u
         self._policy = rounded.policy
 
+    @property
+    def promotes(self) -> bool:
+        """Whether rows run heads in full precision."""
+        return self._policy.promotes
+
     def promotion(self, graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion | None:
         return promotion_of(graph, removed) if self._policy.promotes else None
 
-    def read(self, receiver: int, dx: Tensor, full: Tensor | None) -> Tensor:
+    def read(self, receiver: int, dx: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
         """A change of a receiver's input through its projection: [..., D] to [..., O].
 
         Args:
             receiver: q, k, v or MLP receiver.
             dx: the change.
-            full: per token, whether it runs in full precision; None for none.
+            tokens: those that run in full precision, and the others: int64; None for none in full precision.
         """
         kind, layer, _ = self._weights.graph.receiver(receiver)
         if kind == "mlp":
             return self._mlp_in(layer, dx)
-        if full is None:
+        if tokens is None:
             return matmul(dx, self._weights.reads(receiver, low=True))
         flat = dx.flatten(0, -2)
+        full, rest = tokens
         promoted = matmul(flat[full], self._weights.reads(receiver))
         out = promoted.new_empty(len(flat), promoted.shape[-1])
         out[full] = promoted
-        if not full.all():
-            out[~full] = matmul(flat[~full], self._weights.reads(receiver, low=True))
+        if len(rest):
+            out[rest] = matmul(flat[rest], self._weights.reads(receiver, low=True))
         return out.view(*dx.shape[:-1], -1)
 
     def _mlp_in(self, layer: int, dx: Tensor) -> Tensor:
@@ -118,6 +124,17 @@ class Maps:
         return linear(x, w, self._policy.inputs, self._policy.terms)
 
 
-def by_token(flags: NDArray[np.bool_] | None, sizes: Index, device: torch.device) -> Tensor | None:
-    """Flags of variants with these sizes, for each of their tokens."""
-    return None if flags is None else as_tensor(np.repeat(flags, sizes), device)
+def by_token(
+    flags: NDArray[np.bool_] | None, sizes: Index, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """Numbers of the tokens of flagged variants and of the others: int64; None without flags.
+
+    Args:
+        flags: per variant.
+        sizes: tokens of each.
+        device: of the numbers.
+    """
+    if flags is None:
+        return None
+    each = np.repeat(flags, sizes)
+    return as_tensor(np.flatnonzero(each), device), as_tensor(np.flatnonzero(~each), device)

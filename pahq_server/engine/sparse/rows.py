@@ -106,8 +106,6 @@ class Rows:
     def of_bases(self, merged: Merged, value: Callable[[Base], Tensor]) -> Tensor:
         """Values of the bases in merged variants, laid out as they are; [1, ...] where all are the same."""
         numbers, index = self._used(merged)
-        if len(numbers) == 1:
-            return value(self.bases[numbers[0]])[None]
         tensors = [value(self.bases[number]) for number in numbers]
         first = tensors[0]
         if all(tensor is first for tensor in tensors):

@@ -20,9 +20,9 @@ from pahq_server.precision import products
 # From n' - n of the full model, [V, N, D], and what it changes in the logits, to one metric per row, [V].
 DifferenceMetric = Callable[[Tensor, LogitChanges], Tensor]
 
-# Columns of the unembedding, and logits, that are worked on at once: they stay in a core's cache.
-BLOCK_COLUMNS = 2048
-CACHED_LOGITS = 1 << 19
+# Columns of the unembedding, and logits, that are worked on at once: on CPUs they stay in a core's cache.
+BLOCK_COLUMNS, BLOCK_LOGITS = 2048, 1 << 19
+DEVICE_COLUMNS, DEVICE_LOGITS = 1 << 14, 1 << 25
 
 
 def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
@@ -113,10 +113,11 @@ def _sum_over_vocabulary(
         count: how many sums.
     """
     rows, places, _ = dn_VND.shape
+    block, logits = (BLOCK_COLUMNS, BLOCK_LOGITS) if dn_VND.is_cpu else (DEVICE_COLUMNS, DEVICE_LOGITS)
     total_VNS = dn_VND.new_zeros(rows, places, count)
-    for first in range(0, vocabulary, BLOCK_COLUMNS):
-        columns = slice(first, min(first + BLOCK_COLUMNS, vocabulary))
-        step = max(1, CACHED_LOGITS // (places * (columns.stop - first)))
+    for first in range(0, vocabulary, block):
+        columns = slice(first, min(first + block, vocabulary))
+        step = max(1, logits // (places * (columns.stop - first)))
         for row in range(0, rows, step):
             some = slice(row, row + step)
             total_VNS[some] += part(some, columns)

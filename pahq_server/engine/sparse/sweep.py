@@ -33,8 +33,9 @@ from pahq_server.engine.sparse.variants import (
 )
 from pahq_server.precision.products import matmul
 
-# Hidden units of an MLP that are computed at once: 4 MiB, and about three times that in all.
-PART_ELEMENTS = 1 << 20
+# Hidden units of an MLP that are computed at once: on CPUs 4 MiB, and about three times that in all;
+# elsewhere whole tiles of large models.
+PART_ELEMENTS, DEVICE_PART_ELEMENTS = 1 << 20, 1 << 25
 
 
 class Sweep:
@@ -176,10 +177,11 @@ class Sweep:
             self.changed[receiver] = change.variant
 
     def _row_chunks(self, receiver: int) -> list[NDArray[np.bool_]]:
-        """Masks that split the rows so that hidden units of one part stay below `PART_ELEMENTS`."""
+        """Masks that split the rows so that hidden units of one part stay below what is computed at once."""
         count = len(self.rows)
         elements = int(self.rows.counts(receiver).max()) * self.weights.mlp_width
-        size = max(1, PART_ELEMENTS // elements)
+        most = PART_ELEMENTS if self.weights.device.type == "cpu" else DEVICE_PART_ELEMENTS
+        size = max(1, most // elements)
         return [np.arange(count) // size == part for part in range(-(-count // size))]
 
     def _mlp_part(

@@ -80,8 +80,12 @@ def layout(sizes: Index) -> tuple[int, int]:
 
 
 def as_tensor(numbers: NDArray[Any], device: torch.device) -> Tensor:
-    """Numbers or flags as an index of tensors on a device."""
-    return torch.from_numpy(numbers).to(device)
+    """Numbers as an index of tensors on a device."""
+    index = torch.from_numpy(numbers)
+    if device.type == "cuda":
+        # Copied from other memory, the host would wait for all that the device still has to do.
+        return index.pin_memory().to(device, non_blocking=True)
+    return index.to(device)
 
 
 def laid_out(flat: Tensor, sizes: Index) -> Tensor:

@@ -45,7 +45,7 @@ class SparseWeights:
         self._composed_bytes = 0
         self._gated: dict[int, Tensor] = {}
         # Or read from files when they are used: then nothing large is kept here.
-        self.in_memory = isinstance(model.weights, Weights)
+        self._in_memory = isinstance(model.weights, Weights)
 
     @property
     def rounds(self) -> bool:
@@ -73,7 +73,7 @@ class SparseWeights:
         assert w_gate is not None
         # A gated MLP reads its gate and its hidden units side by side.
         both = torch.cat([w_gate, w_in], 1)
-        if self.in_memory:
+        if self._in_memory:
             self._gated[layer] = both
         return both
 
@@ -120,6 +120,11 @@ class SparseWeights:
             assert self._rounded is not None
             return self._floats(self._rounded[layer].w_o[unit])
         return self.weights.layers[layer].w_o[unit]
+
+    @property
+    def copies_ahead(self) -> bool:
+        """Whether heads can be read before they are used, beside what the device computes."""
+        return self.weights.copies_ahead
 
     def read_ahead(self, receivers: Iterable[int]) -> None:
         """Tells whose heads will be used in full precision next, in this order."""
