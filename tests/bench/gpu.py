@@ -9,9 +9,9 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -32,7 +32,7 @@ from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.casting import Placed
 from pahq_server.models.folding import FOLDING
-from pahq_server.models.streaming import ResidentModel, load_rounded
+from pahq_server.models.streaming import ResidentModel, head_store, load_rounded, streamed
 from pahq_server.precision.head_store import HeadStore
 from pahq_server.precision.policy import POLICIES
 
@@ -80,7 +80,7 @@ def gpt2(device: torch.device, size: Size, precision: str) -> Figures:
             measure.step(backend, [job])
             steps += 1
     seconds, count = time.perf_counter() - start, len(job.search.verdicts)
-    rate = measured_gflops(device=device) * 1e9
+    rate, pages = measured_gflops(device=device) * 1e9, memory.pool.statistics()
     return {
         "evaluations": count,
         "kept": sum(verdict.kept for verdict in job.search.verdicts),
@@ -89,7 +89,8 @@ def gpt2(device: torch.device, size: Size, precision: str) -> Figures:
         "seconds_per_evaluation": seconds / count,
         "rows_per_second": job.search.statistics.rows / seconds,
         "times_needed_at_fp32_rate": seconds / (counter.operations / rate),
-        "peak_device_mib": peak_mib(device),
+        "peak_pages_mib": pages.peak_used * pages.page_bytes / 2**20,
+        "peak_device_mib_beside_pages": beside_pages_mib(device, memory),
     }
 
 
@@ -104,16 +105,18 @@ def llama(device: torch.device, size: Size, source: str, precision: str) -> Figu
         "resident_of_fp32": (loaded.resident.nbytes.total + loaded.store.capacity)
         / (4 * loaded.model.parameters),
     }
-    with_ahead = _scoring(loaded, precision, device, size)
+    _scoring(loaded, precision, device, size)  # fills the page cache, and compiles what is compiled
     with mock.patch.object(HeadStore, "prefetch", return_value=None):
         without = _scoring(loaded, precision, device, size)
-    figures |= with_ahead
+    figures |= _scoring(loaded, precision, device, size)
     figures["seconds_per_evaluation_without_reading_ahead"] = without["seconds_per_evaluation"]
-    figures["peak_device_mib"] = peak_mib(device)
     return figures
 
 
 def _scoring(loaded: ResidentModel, precision: str, device: torch.device, size: Size) -> Figures:
+    """Rows of every head of a layer, one head after the other, from an empty head store."""
+    store = head_store(loaded.resident)
+    loaded = replace(loaded, model=streamed(loaded.resident, store), store=store)
     arch = loaded.model.architecture
     graph = arch.graph("group")
     generator = torch.Generator().manual_seed(1)
@@ -136,8 +139,7 @@ def _scoring(loaded: ResidentModel, precision: str, device: torch.device, size: 
     start = time.perf_counter()
     with measure.Counter() as counter:
         for rows in batches:
-            outcome = job.score(rows)
-            assert not isinstance(outcome, Exception)
+            job.score(rows)
     seconds, count = time.perf_counter() - start, sum(map(len, batches))
     job.release()
     rate = measured_gflops(device=device) * 1e9
@@ -148,13 +150,13 @@ def _scoring(loaded: ResidentModel, precision: str, device: torch.device, size: 
     }
 
 
-def peak_mib(device: torch.device) -> float:
-    """Most memory of the device that tensors took since the last call; 0 where that is not counted."""
+def beside_pages_mib(device: torch.device, memory: DeviceMemory) -> float:
+    """Most memory of the device that weights and temporary tensors took; 0 where that is not counted."""
     if device.type != "cuda":
         return 0.0
-    peak = torch.cuda.max_memory_allocated(device) / 2**20
+    peak = torch.cuda.max_memory_allocated(device) - memory.pool.storage.nbytes
     torch.cuda.reset_peak_memory_stats(device)
-    return peak
+    return peak / 2**20
 
 
 @contextmanager
@@ -183,7 +185,7 @@ def markdown(results: dict[str, Figures], device: str) -> str:
     return "\n".join([*lines, "", f"Measured on: {device}, torch {torch.__version__}."]) + "\n"
 
 
-def main(show: Callable[[str], None] = print) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny models; nothing is stored")
@@ -194,7 +196,7 @@ def main(show: Callable[[str], None] = print) -> None:
     if not options.small:
         (RESULTS / "gpu.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
         (RESULTS / "gpu.md").write_text(table, "utf-8")
-    show(table)
+    print(table)
 
 
 if __name__ == "__main__":

@@ -90,6 +90,11 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(printed(capsys, "--memory", "100TB", "--json", code=1))["fits"] is False
 
 
+def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--device", "cuda:99"]) == 2
+    assert "no device 'cuda:99' here; there is cpu" in capsys.readouterr().err
+
+
 def test_a_server_refuses_what_does_not_fit_with_the_plan() -> None:
     command = [sys.executable, "-m", "pahq_server", "serve", "--listen", "127.0.0.1:0"]
     run = subprocess.run(

@@ -149,6 +149,13 @@ def test_more_memory_than_there_is() -> None:
     assert "Traceback" not in message
 
 
+def test_a_device_that_is_not_there() -> None:
+    code, message = serve("--listen", "127.0.0.1:0", "--device", "cuda:99")
+    assert code == 2
+    assert "device: no device 'cuda:99' here; there is cpu" in message
+    assert "Traceback" not in message
+
+
 def test_memory_is_divided_into_pages_and_scratch() -> None:
     with ServerProcess({}, "--memory", "64MiB") as process, Client(process.address) as client:
         memory = client.server_info().memory

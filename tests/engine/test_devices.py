@@ -34,6 +34,10 @@ on_cuda = pytest.param(
 )
 
 
+# How far a policy's scores may be from the CPU's: kernels sum in other orders and formats.
+TOLERANCES = {"bf16": 5e-2, "pahq-int8": 1e-4, "pahq-int8-weight": 1e-4, "pahq-fp8": 1e-2}
+
+
 @pytest.fixture(params=["simulated", on_cuda])
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if request.param != "simulated":
@@ -60,7 +64,7 @@ def test_scores_equal_the_literal_twins(device: torch.device, zoo: Zoo, name: st
     assert np.allclose(job.score(rows), twin.score(rows), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("policy", ["bf16", "pahq-int8", "pahq-int8-weight", "pahq-fp8"])
+@pytest.mark.parametrize("policy", list(TOLERANCES))
 @pytest.mark.parametrize("name", ["gpt2", "llama", "hooked attention only"])
 def test_policies_give_what_they_give_on_the_cpu(
     device: torch.device, zoo: Zoo, name: str, policy: str
@@ -70,7 +74,7 @@ def test_policies_give_what_they_give_on_the_cpu(
     found, expected = (
         spec.open(backend_on(place, model, policy), model).score(rows) for place in (device, "cpu")
     )
-    assert np.allclose(found, expected, rtol=1e-4, atol=1e-7)
+    assert np.allclose(found, expected, rtol=TOLERANCES[policy], atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["fp32", "bf16", "pahq-int8", "pahq-fp8"])

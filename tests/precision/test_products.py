@@ -6,8 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.simulated import DEVICE, Elsewhere, simulated_device
 
-from pahq_server.precision.products import add_matmul, matmul
+from pahq_server.precision.products import (
+    TILE_MATRICES,
+    TILE_ROWS,
+    add_matmul,
+    inner,
+    matmul,
+    matmul_each,
+    sums,
+    tiles,
+)
 
 
 @pytest.fixture(params=[1, 2, 7], autouse=True)
@@ -79,3 +89,35 @@ def test_a_product_has_the_same_bits_at_any_address(rows: int, inner: int, outer
 def _moved(x: torch.Tensor, offset: int) -> torch.Tensor:
     """The same values so many elements further on in memory than where an allocation begins."""
     return torch.cat([torch.zeros(offset), x.flatten()])[offset:].view(x.shape)
+
+
+@pytest.mark.parametrize("rows", [0, 1, TILE_ROWS - 1, TILE_ROWS, TILE_ROWS + 1, 2 * TILE_ROWS + 76])
+def test_products_elsewhere_are_made_of_tiles(rows: int) -> None:
+    x, y, w = torch.randn(rows, 40), torch.randn(rows, 40), torch.randn(40, 7)
+    with simulated_device():
+        x_there, y_there, w_there = (tensor.to(DEVICE) for tensor in (x, y, w))
+        product, total = matmul(x_there, w_there), torch.ones(rows, 7).to(DEVICE)
+        add_matmul(total, x_there, w_there)
+        found = (product, total, inner(x_there, y_there), sums(x_there))
+    expected = (x @ w, 1 + x @ w, (x * y).sum(-1), x.sum(-1))
+    for one, other in zip(found, expected, strict=True):
+        assert isinstance(one, Elsewhere)
+        torch.testing.assert_close(one.here, other, rtol=1e-4, atol=1e-4)
+    assert product.untyped_storage().nbytes() == product.nbytes, "a tile's padding is kept"
+
+
+@pytest.mark.parametrize("count", [1, TILE_MATRICES - 1, TILE_MATRICES, TILE_MATRICES + 1])
+def test_matrices_elsewhere_are_multiplied_in_tiles(count: int) -> None:
+    a, b = torch.randn(count, 2, 5, 8), torch.randn(count, 2, 6, 8)
+    with simulated_device():
+        product = matmul_each(a.to(DEVICE), b.to(DEVICE).transpose(-1, -2))
+    assert isinstance(product, Elsewhere)
+    torch.testing.assert_close(product.here, a @ b.mT, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 24])
+def test_tiles_are_alike(count: int) -> None:
+    """Also in their strides, however what they are made of is laid out."""
+    found = tiles(torch.randn(count, 3, 5).mT, 8)
+    assert {(tile.shape, tile.stride()) for tile in found} == {((8, 5, 3), (15, 3, 1))}
+    assert len(found) == max(1, -(-count // 8))
