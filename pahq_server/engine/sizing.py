@@ -11,7 +11,7 @@ from pahq_server.core.task import TokenTask
 from pahq_server.models.architecture import Architecture
 
 BYTES = 4  # float32
-# Share of the machine's memory for jobs.
+# Share of the device's memory for jobs.
 DEFAULT_SHARE = 0.5
 
 

@@ -98,12 +98,13 @@ def llama(device: torch.device, size: Size, source: str, precision: str) -> Figu
     """Rows into the heads halfway up a large model of which only rounded weights are on the device."""
     start = time.perf_counter()
     loaded = load_rounded(source, POLICIES[precision], device)
+    seconds = time.perf_counter() - start
+    parameters, kept = loaded.model.parameters, loaded.resident.nbytes.total + loaded.store.capacity
     figures: Figures = {
-        "parameters": loaded.model.parameters,
-        "loading_seconds": time.perf_counter() - start,
-        "resident_mib": (loaded.resident.nbytes.total + loaded.store.capacity) / 2**20,
-        "resident_of_fp32": (loaded.resident.nbytes.total + loaded.store.capacity)
-        / (4 * loaded.model.parameters),
+        "parameters": parameters,
+        "loading_seconds": seconds,
+        "resident_mib": kept / 2**20,
+        "resident_of_fp32": kept / (4 * parameters),
     }
     _scoring(loaded, precision, device, size)  # fills the page cache, and compiles what is compiled
     with mock.patch.object(HeadStore, "prefetch", return_value=None):

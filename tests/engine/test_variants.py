@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from pahq_server.engine.sparse import variants
-from pahq_server.engine.sparse.variants import Index, merge
+from pahq_server.engine.sparse.variants import Index, merge, runs
 
 
 def columns(rng: np.random.Generator, rows: int, count: int) -> list[Index]:
@@ -51,3 +52,11 @@ def test_many_inputs_do_not_overflow() -> None:
     merged = merge(inputs)
     assert merged is not None
     assert merged.variant.tolist() == list(range(200))
+
+
+@pytest.mark.parametrize("numbers", [[], [3], [0, 0], [0, 1, 1, 0], [5, 5, 2, 2, 2, 7]])
+def test_runs_of_equal_numbers(numbers: list[int]) -> None:
+    found = runs(np.array(numbers, dtype=np.int64))
+    lengths = [len(list(group)) for _, group in groupby(numbers)]
+    assert [end - begin for begin, end in found] == lengths
+    assert [n for begin, end in found for n in numbers[begin:end]] == numbers

@@ -23,7 +23,7 @@ SHORT, FULL = 20, 200
 MIB_PER_STREAM = 1.0
 WATCH = "pahq.v1.DiscoveryService/WatchDiscovery"
 ROUNDS = 5
-# Takes several times as long as opening all streams.
+# Takes several times as long as opening all streams, which so many first evaluations are left for.
 UNCOUNTED = 500
 LONG = task_pb2.Task(builtin=task_pb2.BuiltinTask(name="ioi", num_prompts=32))
 

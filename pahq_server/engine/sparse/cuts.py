@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from pahq_server.engine.sparse.base import Base, Pattern
 from pahq_server.engine.sparse.reference import is_head
-from pahq_server.engine.sparse.variants import Values, laid_out
+from pahq_server.engine.sparse.variants import Values, laid_out, runs
 from pahq_server.precision.products import matmul
 
 # Differences of single edges that are remembered while patterns are summed up.
@@ -135,11 +134,9 @@ def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
     offsets = base.circuit.graph.offsets
     ids = np.sort(np.asarray(edges, dtype=np.int64))[::-1]
     receivers = np.searchsorted(offsets, ids, side="right") - 1
-    # Edges into one receiver stand together.
-    starts = np.flatnonzero(np.diff(receivers, prepend=-1)).tolist()
     return [
         (receiver, tuple((ids[begin:end] - offsets[receiver]).tolist()))
-        for begin, end in pairwise([*starts, len(ids)])
+        for begin, end in runs(receivers)
         if (receiver := int(receivers[begin])) in base.plan.receivers
     ]
 

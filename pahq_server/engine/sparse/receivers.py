@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from pahq_server.engine.sparse.variants import (
     layout,
     merge,
     pick,
+    runs,
     token_index,
 )
 from pahq_server.engine.sparse.weights import Low
@@ -311,9 +311,7 @@ class Receivers:
         sizes, base_of = rows.sizes(merged, receiver), rows.base_of[merged.first]
         data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
         ends = np.cumsum(sizes)
-        # Variants of one base stand together.
-        starts = np.flatnonzero(np.diff(base_of, prepend=-1)).tolist()
-        for begin, end in pairwise([*starts, len(base_of)]):
+        for begin, end in runs(base_of):
             if (wanted[begin:end] < 0).all():
                 continue
             base = rows.bases[base_of[begin]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,12 @@ def token_index(starts: Index, sizes: Index) -> Index:
     offsets = np.cumsum(sizes) - sizes
     index: Index = np.arange(int(sizes.sum())) + np.repeat(starts - offsets, sizes)
     return index
+
+
+def runs(numbers: Index) -> list[tuple[int, int]]:
+    """Where equal numbers from 0 on stand together: begin and end of each run."""
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
+    return list(pairwise([*starts, len(numbers)]))
 
 
 def is_identity(wanted: Index, count: int) -> bool:
