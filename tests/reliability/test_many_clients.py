@@ -218,7 +218,7 @@ def differing(handles: Sequence[tuple[int, JobHandle]], solo: Sequence[bytes]) -
 
 
 def test_some_clients(tmp_path: Path, figures: Figures) -> None:
-    crowd(tmp_path, users=8, jobs=3, figures=figures, full=False)
+    crowd(tmp_path, users=8, jobs=8, figures=figures, full=False)
 
 
 @pytest.mark.long
