@@ -8,7 +8,7 @@ Shape suffixes: N packed tokens (see `tokens`), D d_model, K d_head, O receiver 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -66,6 +66,7 @@ class Base:
         # Differences of the last batch of cuts: the next batch of a chain goes on from them.
         self.known_cuts: dict[tuple[int, object], dict[Pattern, Tensor]] = {}
         self._changed = changed
+        self._whole: dict[int, bool] = {}
         # Per receiver, the base that holds its state.
         self._holders: dict[int, Base] = {}
 
@@ -179,10 +180,28 @@ class Base:
     def kept_x(self, receiver: int) -> Tensor:
         """Like `x`, and kept where there is room: rows are computed from it in the residual stream."""
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
+        if owner._hears_all(receiver):
+            return owner.x(receiver)  # which stands in pages as it is
         if not owner._own.has(layer, ("x", receiver)):
             x = owner.x(receiver)
             return x if owner.frugal else owner._own.put(layer, ("x", receiver), x)
         return owner._own.get(layer, ("x", receiver))
+
+    def input_of(self, receiver: int) -> Hashable:
+        """Equal for receivers of a layer, and of the same places, that have the same input."""
+        owner, (kind, layer, _) = self.owner(receiver), self.graph.receiver(receiver)
+        if not owner._hears_all(receiver):
+            return id(owner), receiver
+        return layer, "mlp" if kind == "mlp" else "attention"
+
+    def _hears_all(self, receiver: int) -> bool:
+        """Whether a receiver's input is that of the clean pass."""
+        known = self._whole.get(receiver)
+        if known is None:
+            upstream = range(self.graph.upstream(receiver))
+            known = bool(self.circuit.incoming(receiver).all()) and not any(map(self.is_patched, upstream))
+            self._whole[receiver] = known
+        return known
 
     def logit_changes(self, full_ND: Tensor) -> Tensor:
         """Difference of the logits from those of an unembedding's input [N, D], in full precision: [N, U]."""

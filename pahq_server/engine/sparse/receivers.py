@@ -14,49 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.engine.sparse.maps import by_token
 from pahq_server.engine.sparse.reference import is_head
-from pahq_server.engine.sparse.rows import METRIC, WINDOW, Rows
-from pahq_server.engine.sparse.terms import Term, plus
-from pahq_server.engine.sparse.tokens import Places
-from pahq_server.engine.sparse.variants import (
-    Index,
-    Merged,
-    Values,
-    as_tensor,
-    joined,
-    laid_out,
-    layout,
-    merge,
-    pick,
-    runs,
-    token_index,
-)
-from pahq_server.engine.sparse.weights import Low
+from pahq_server.engine.sparse.residual import Residual
+from pahq_server.engine.sparse.rows import Rows
+from pahq_server.engine.sparse.terms import Change, Sources, Terms, plus
+from pahq_server.engine.sparse.variants import Index, Merged, Values, joined, layout, part_of
 from pahq_server.precision.products import matmul, sums
-
-# Where fewer variants than this share hear a sender, only they are computed.
-SPARSE_SHARE = 0.7
-
-# Changed senders, in order, each with the variant that every row hears; -1 where it hears no change.
-Sources = list[tuple[int, Index]]
-
-
-@dataclass(frozen=True)
-class Change:
-    """A node's change in the rows that change it.
-
-    Args:
-        values: difference from the base.
-        variant: per row, index into V; -1 for rows that leave the node as it is.
-    """
-
-    values: Values
-    variant: Index
 
 
 @dataclass(frozen=True)
@@ -79,29 +46,16 @@ class Receivers:
 
     def __init__(self, rows: Rows, senders: dict[int, Change]) -> None:
         self._rows, self._senders = rows, senders
+        self._terms = Terms(rows, senders)
+        self.residual = Residual(rows, self._terms)
         self._graph, self._weights = rows.graph, rows.weights
         self._rotary = rows.weights.weights.rotary is not None
         # Whether any row of a base changes a sender: bool, [bases, senders].
         self._changed = np.zeros((len(rows.bases), rows.graph.num_senders), dtype=bool)
 
-    def new_state(self, receiver: int, sources: Sources, rows: NDArray[np.bool_] | None) -> NewState | None:
-        """The receiver's state in the given rows (bool) or all.
-
-        Each row goes through the residual stream or not by what changes in it alone.
-        """
-        if not sources and receiver not in self._rows.cuts:
-            return None
-        projected = self._needs_projection(receiver, sources)
-        composed = ~projected
-        if rows is not None:
-            projected, composed = projected & rows, composed & rows
-        parts = []
-        if projected.any():
-            parts.append(self._projected(receiver, sources, projected))
-        if composed.any():
-            heads = [(s, np.where(composed, v, -1)) for s, v in sources if is_head(self._graph, s)]
-            parts.append(self._composed(receiver, heads))
-        states = [self._moved_state(receiver, *part) for part in parts if part is not None]
+    def new_state(self, receiver: int, sources: Sources) -> NewState | None:
+        """The receiver's state in all rows."""
+        states = [state for state, _ in self.new_states(receiver, sources)]
         if len(states) < 2:
             return states[0] if states else None
         first, second = states
@@ -109,6 +63,27 @@ class Receivers:
         pairs = ((first.u, second.u), (first.square, second.square), (first.value, second.value))
         u, square, value = (joined(pair) for pair in pairs)
         return NewState(u, square, value, variant)
+
+    def new_states(
+        self, receiver: int, sources: Sources, most: int | None = None
+    ) -> Iterator[tuple[NewState, Merged]]:
+        """The receiver's state in disjoint sets of rows.
+
+        Each row goes through the residual stream or not by what changes in it alone.
+
+        Args:
+            receiver: q, k, v or MLP receiver.
+            sources: `sources` of the receiver.
+            most: variants of one set. Without it there are two sets at most.
+        """
+        if not sources and receiver not in self._rows.cuts:
+            return
+        projected = self._needs_projection(receiver, sources)
+        if projected.any():
+            yield from self._projected(receiver, sources, projected, most)
+        if not projected.all():
+            heads = [(s, np.where(projected, -1, v)) for s, v in sources if is_head(self._graph, s)]
+            yield from self._composed(receiver, heads, most)
 
     def _needs_projection(self, receiver: int, sources: Sources) -> NDArray[np.bool_]:
         """Per row, whether its change has no short form in the coordinates of heads."""
@@ -162,91 +137,59 @@ class Receivers:
         self._senders[sender] = change
         self._changed[:, sender] = self._rows.by_base(change.variant >= 0)
 
-    def _composed(self, receiver: int, sources: Sources) -> tuple[Tensor, Tensor, Merged] | None:
-        """(du, dsquare, rows) without leaving the heads' coordinates.
+    def _composed(
+        self, receiver: int, sources: Sources, most: int | None
+    ) -> Iterator[tuple[NewState, Merged]]:
+        """States without leaving the heads' coordinates.
 
         With x' = x + sum of y_s W_s: u' = u + sum of y_s (W_s W_r), and
         |x'|^2 = |x|^2 + sum of y_s . (2 x W_s^T + y_s W_s W_s^T + 2 sum over s' < s of y_s' W_s' W_s^T).
         """
         sources = [(sender, variant) for sender, variant in sources if (variant >= 0).any()]
-        merged = self._merged([variant for _, variant in sources])
+        merged = self._rows.merged([variant for _, variant in sources])
         if merged is None:
-            return None
+            return
         heads = [sender for sender, _ in sources]
-        total: Tensor | None = None
-        shape = layout(self._rows.sizes(merged, receiver))
-        for sender, wanted in zip(heads, merged.picks, strict=False):
-            for low, term in self._terms(sender, receiver, wanted, merged, receiver):
-                total = term.add_to(total, self._weights.composed(sender, receiver, low), shape)
-        assert total is not None
-        dsquare = total.new_zeros(total.shape[:-1])
-        if self._weights.arch.norm is not None:
-            for i in range(len(heads)):
-                self._add_square(dsquare, receiver, heads, i, merged)
-        return total, dsquare, merged
+        for _, part in merged.parts(most):
+            total: Tensor | None = None
+            shape = layout(self._rows.sizes(part, receiver))
+            for sender, wanted in zip(heads, part.picks, strict=False):
+                for low, term in self._terms.apart(sender, receiver, wanted, part, receiver):
+                    total = term.add_to(total, self._weights.composed(sender, receiver, low), shape)
+            assert total is not None
+            dsquare = total.new_zeros(total.shape[:-1])
+            if self._weights.arch.norm is not None:
+                for i in range(len(heads)):
+                    self._add_square(dsquare, receiver, heads, i, part)
+            yield self._moved_state(receiver, total, dsquare, part), part
 
     def _add_square(self, dsquare: Tensor, receiver: int, heads: list[int], i: int, merged: Merged) -> None:
         """Adds the terms of head i in the variants that hear it."""
         sender = heads[i]
-        for (low, _), term in self._terms(sender, receiver, merged.picks[i], merged):
+        for (low, _), term in self._terms.apart(sender, receiver, merged.picks[i], merged):
             some = merged.some(term.variants)
             products = self._rows.of_bases(some, lambda base, low=low: base.dots(receiver, sender, low))  # type: ignore[misc]
             earlier: Tensor | None = None
             for other, wanted in zip(heads[:i], some.picks, strict=False):
-                for (other_low, _), theirs in self._versions(other, wanted, some):
-                    z = self._heard(other, receiver, theirs, some)
+                for (other_low, _), theirs in self._terms.versions(other, wanted, some):
+                    z = self._terms.heard(other, receiver, theirs, some)
                     earlier = plus(earlier, z, self._weights.overlap(other, sender, (other_low, low)))
             products = products if earlier is None else products + earlier
             products = 2 * products + matmul(term.y, self._weights.overlap(sender, sender, (low, low)))
             term.scatter(dsquare, sums(term.y * products))
 
     def _projected(
-        self, receiver: int, sources: Sources, rows: NDArray[np.bool_]
-    ) -> tuple[Tensor, Tensor, Merged] | None:
-        """(du, dsquare, rows) through the residual stream, for some rows."""
-        moved = self.residual(receiver, sources, rows)
+        self, receiver: int, sources: Sources, rows: NDArray[np.bool_], most: int | None
+    ) -> Iterator[tuple[NewState, Merged]]:
+        """States through the residual stream, for some rows."""
+        moved = self.residual.change(receiver, sources, rows)
         if moved is None:
-            return None
+            return
         dx, merged = moved
-        x = self._rows.of_bases(merged, lambda base: base.kept_x(receiver))
-        du = self._read(receiver, dx, merged)
-        return du, sums((2 * x + dx).mul_(dx)), merged
-
-    def residual(
-        self, receiver: int, sources: Sources, rows: NDArray[np.bool_] | None
-    ) -> tuple[Tensor, Merged] | None:
-        """Change of a receiver's input, [V, N, D], in the given rows (bool) or all."""
-        cut = self._rows.cuts.get(receiver)
-        columns = [variant for _, variant in sources]
-        columns += [] if cut is None else [cut.variant]
-        if rows is not None:
-            columns = [np.where(rows, column, -1) for column in columns]
-        merged = self._merged(columns)
-        if merged is None:
-            return None
-        sizes = self._rows.sizes(merged, receiver)
-        if cut is None:
-            shape, weights = layout(sizes), self._weights
-            dx = torch.zeros(*shape, weights.arch.d_model, dtype=weights.dtype, device=weights.device)
-        else:
-            dx = pick(cut.dx, merged.picks[len(sources)], sizes).data
-            # The bases go on using the original.
-            dx = dx.clone() if sources and dx is cut.dx.data else dx
-        for (sender, _), wanted in zip(sources, merged.picks[: len(sources)], strict=True):
-            if not (wanted >= 0).any():
-                continue
-            if not is_head(self._graph, sender):
-                term = self._term(sender, receiver, wanted, merged)
-                term.scatter(dx, term.y)
-                continue
-            for (low, _), term in self._terms(sender, receiver, wanted, merged):
-                term.add_to(dx, self._weights.writes(sender, low), layout(sizes))
-        return dx, merged
-
-    def _merged(self, columns: list[Index]) -> Merged | None:
-        """Merged by these columns, and so that all rows of a variant promote the same."""
-        promotion = self._rows.promotion
-        return merge(columns if promotion is None or not columns else [*columns, promotion.column(columns)])
+        dsquare, sizes = self.residual.squares(receiver, dx, merged), self._rows.sizes(merged, receiver)
+        for begin, part in merged.parts(most):
+            some, squares = (part_of(Values(x, sizes), begin, begin + part.count) for x in (dx, dsquare))
+            yield self._moved_state(receiver, self._read(receiver, some, part), squares, part), part
 
     def _read(self, receiver: int, dx: Tensor, merged: Merged) -> Tensor:
         """A change of input through a receiver's projection: [V, N, O]."""
@@ -255,68 +198,3 @@ class Receivers:
             return matmul(dx, self._weights.reads(receiver))
         full = None if rows.promotion is None else rows.promotion.of_receiver(merged, receiver)
         return rows.maps.read(receiver, dx, by_token(full, rows.sizes(merged, receiver), dx.device))
-
-    def _terms(
-        self, sender: int, receiver: int, wanted: Index, merged: Merged, reader: int | None = None
-    ) -> Iterator[tuple[Low, Term]]:
-        """A head's change in the merged variants that hear it, apart by the matrices that these use.
-
-        Args:
-            sender, receiver: a head, and where its change is needed.
-            wanted: per merged variant, the head's.
-            merged: variants.
-            reader: the receiver, if its matrix is used too.
-        """
-        for low, some in self._versions(sender, wanted, merged, reader):
-            yield low, self._term(sender, receiver, some, merged)
-
-    def _versions(
-        self, sender: int, wanted: Index, merged: Merged, reader: int | None = None
-    ) -> list[tuple[Low, Index]]:
-        """``wanted`` apart by the matrices of head and reader that variants use, -1 in all others."""
-        promotion = self._rows.promotion
-        if promotion is None:
-            found = [(self._rows.low, wanted)]
-        else:
-            found = promotion.apart(wanted, merged, sender, reader)
-        return [(low, some) for low, some in found if (some >= 0).any()]
-
-    def _term(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Term:
-        """A sender's change in the merged variants that hear it."""
-        heard = np.flatnonzero(wanted >= 0)
-        if len(heard) > SPARSE_SHARE * len(wanted):
-            y = self._heard(sender, receiver, wanted, merged)
-            return Term(y, np.arange(len(wanted)), None)
-        sizes = self._rows.sizes(merged, receiver)
-        y = self._heard(sender, receiver, wanted[heard], merged.some(heard))
-        tokens = token_index((np.cumsum(sizes) - sizes)[heard], sizes[heard])
-        return Term(y, heard, as_tensor(tokens, y.device))
-
-    def _heard(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Tensor:
-        """A sender's change in merged variants, where a receiver needs it: [V, N, K or D]."""
-        rows, values = self._rows, self._senders[sender].values
-        sizes = rows.sizes(merged, receiver)
-        have, want = rows.sender_codes[:, sender], rows.receiver_codes[:, receiver]
-        narrowed = ((have == WINDOW) & (want == METRIC))[(have > 0) & (want > 0)]
-        if not narrowed.any():
-            return pick(values, wanted, sizes).data
-        if narrowed.all() and rows.one_job and values.even:
-            data = rows.bases[0].tokens.narrow(values.data, Places.WINDOW, Places.METRIC)
-            return pick(Values(data, np.full(len(values.sizes), data.shape[1])), wanted, sizes).data
-        return self._gathered(sender, receiver, wanted, merged)
-
-    def _gathered(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Tensor:
-        """`_heard` where some variants have other places than others."""
-        rows, values = self._rows, self._senders[sender].values
-        sizes, base_of = rows.sizes(merged, receiver), rows.base_of[merged.first]
-        data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
-        ends = np.cumsum(sizes)
-        for begin, end in runs(base_of):
-            if (wanted[begin:end] < 0).all():
-                continue
-            base = rows.bases[base_of[begin]]
-            have, want = base.plan.needed[sender], base.plan.receivers[receiver]
-            found = pick(values, wanted[begin:end], np.full(end - begin, base.tokens.count(have))).data
-            narrowed = base.tokens.narrow(found, have, want).flatten(0, 1)
-            data[ends[begin] - sizes[begin] : ends[end - 1]] = narrowed
-        return laid_out(data, sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from pahq_server.engine.sparse.low_cuts import collect_low
 from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.plan import CODES
 from pahq_server.engine.sparse.tokens import Places
-from pahq_server.engine.sparse.variants import Index, Merged, as_tensor
+from pahq_server.engine.sparse.variants import Index, Merged, as_tensor, merge
 from pahq_server.engine.sparse.weights import ALL_LOW, EXACT
 
 METRIC, WINDOW = CODES[Places.METRIC], CODES[Places.WINDOW]
@@ -102,6 +102,15 @@ class Rows:
         """Per base, whether any of its rows has the flag."""
         any_row: NDArray[np.bool_] = np.logical_or.reduceat(flags, self._first_row)
         return any_row
+
+    def merged(self, columns: Sequence[Index]) -> Merged | None:
+        """Merged by these columns, and so that all rows of a variant promote the same."""
+        promotion = self.promotion
+        return merge([*columns, promotion.column(columns)] if promotion is not None and columns else columns)
+
+    def inputs(self, receiver: int, merged: Merged) -> Hashable:
+        """Equal for receivers that read the same in the bases of merged variants."""
+        return tuple(self.bases[number].input_of(receiver) for number in self._used(merged)[0])
 
     def of_bases(self, merged: Merged, value: Callable[[Base], Tensor]) -> Tensor:
         """Values of the bases in merged variants, laid out as they are; [1, ...] where all are the same."""

@@ -10,14 +10,14 @@ laid out as in `variants`.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.engine.sparse.attention import attend
 from pahq_server.engine.sparse.base import Base, State
-from pahq_server.engine.sparse.receivers import Change, NewState, Receivers, Sources
+from pahq_server.engine.sparse.receivers import NewState, Receivers
 from pahq_server.engine.sparse.rows import Rows
+from pahq_server.engine.sparse.terms import Change
 from pahq_server.engine.sparse.variants import (
     Index,
     Merged,
@@ -72,7 +72,7 @@ class Sweep:
                 # Nothing above this layer reads its receivers: their states are the bulk of a sweep's memory.
                 self.states.clear()
         logits = self.graph.logits
-        moved = self._receivers.residual(logits, self._receivers.sources(logits), None)
+        moved = self._receivers.residual.change(logits, self._receivers.sources(logits))
         if moved is not None:
             dx, merged = moved
             dx = dx + self.rows.of_bases(merged, lambda base: base.kept_x(logits))
@@ -166,39 +166,27 @@ class Sweep:
 
     def _run_mlp(self, layer: int) -> None:
         receiver = self.graph.receiver_of("mlp", layer)
-        sources = self._receivers.sources(receiver)
-        if not sources and receiver not in self.rows.cuts:
-            return
-        parts = [self._mlp_part(layer, receiver, sources, rows) for rows in self._row_chunks(receiver)]
-        changes = [part for part in parts if part is not None]
+        states = self._receivers.new_states(receiver, self._receivers.sources(receiver), self._most(receiver))
+        changes = [self._mlp_part(layer, receiver, state, merged) for state, merged in states]
         if changes:
             change = _joined(changes)
             self._receivers.add(self.graph.mlp(layer), change)
             self.changed[receiver] = change.variant
 
-    def _row_chunks(self, receiver: int) -> list[NDArray[np.bool_]]:
-        """Masks that split the rows so that hidden units of one part stay below what is computed at once."""
-        count = len(self.rows)
+    def _most(self, receiver: int) -> int:
+        """Variants of an MLP whose hidden units stay below what is computed at once."""
         elements = int(self.rows.counts(receiver).max()) * self.weights.mlp_width
-        most = PART_ELEMENTS if self.weights.device.type == "cpu" else DEVICE_PART_ELEMENTS
-        size = max(1, most // elements)
-        return [np.arange(count) // size == part for part in range(-(-count // size))]
+        return max(
+            1, (PART_ELEMENTS if self.weights.device.type == "cpu" else DEVICE_PART_ELEMENTS) // elements
+        )
 
-    def _mlp_part(
-        self, layer: int, receiver: int, sources: Sources, rows: NDArray[np.bool_]
-    ) -> Change | None:
-        """The change of an MLP's output in some rows."""
-        state = self._receivers.new_state(receiver, sources, rows)
-        if state is None:
-            return None
-        merged = merge([state.variant])
-        assert merged is not None
-        sizes = self.rows.sizes(merged, receiver)
-        change = pick(state.value, merged.picks[0], sizes).data
+    def _mlp_part(self, layer: int, receiver: int, state: NewState, merged: Merged) -> Change:
+        """The change of an MLP's output in some variants."""
+        change = state.value.data  # nothing else reads it
         change -= self.rows.of_bases(merged, lambda base: base.state(receiver).value)
         maps = self.rows.maps
         out = matmul(change, self.weights.mlp_out(layer)) if maps is None else maps.mlp_out(layer, change)
-        return Change(Values(out, sizes), merged.variant)
+        return Change(Values(out, state.value.sizes), state.variant)
 
     def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:
         """A receiver's value in merged variants: [V or 1, N, K]."""
@@ -216,7 +204,7 @@ class Sweep:
 
     def _state(self, receiver: int) -> NewState | None:
         if receiver not in self.states:
-            state = self._receivers.new_state(receiver, self._receivers.sources(receiver), None)
+            state = self._receivers.new_state(receiver, self._receivers.sources(receiver))
             self.states[receiver] = state
             if state is not None:
                 self.changed[receiver] = state.variant

@@ -1,16 +1,49 @@
-"""One sender's contribution to receivers, in the variants that hear it.
+"""What receivers hear of single senders, in the variants that hear it.
 
 Shape suffixes as in `receivers`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
-from pahq_server.engine.sparse.variants import Index
+from pahq_server.engine.sparse.rows import METRIC, WINDOW, Rows
+from pahq_server.engine.sparse.tokens import Places
+from pahq_server.engine.sparse.variants import (
+    Index,
+    Merged,
+    Values,
+    as_tensor,
+    laid_out,
+    pick,
+    runs,
+    token_index,
+)
+from pahq_server.engine.sparse.weights import Low
 from pahq_server.precision.products import add_matmul, matmul
+
+# Where fewer variants than this share hear a sender, only they are computed.
+SPARSE_SHARE = 0.7
+
+# Changed senders, in order, each with the variant that every row hears; -1 where it hears no change.
+Sources = list[tuple[int, Index]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A node's change in the rows that change it.
+
+    Args:
+        values: difference from the base.
+        variant: per row, index into V; -1 for rows that leave the node as it is.
+    """
+
+    values: Values
+    variant: Index
 
 
 @dataclass(frozen=True)
@@ -48,3 +81,80 @@ class Term:
 def plus(total: Tensor | None, y: Tensor, w: Tensor) -> Tensor:
     """``total += y @ w`` in place; None stands for zeros."""
     return matmul(y, w) if total is None else add_matmul(total, y, w)
+
+
+class Terms:
+    """The terms of a sweep's senders.
+
+    Args:
+        rows: the rows.
+        senders: what changes, filled while the sweep goes up.
+    """
+
+    def __init__(self, rows: Rows, senders: Mapping[int, Change]) -> None:
+        self._rows, self._senders = rows, senders
+
+    def apart(
+        self, sender: int, receiver: int, wanted: Index, merged: Merged, reader: int | None = None
+    ) -> Iterator[tuple[Low, Term]]:
+        """A head's change in the merged variants that hear it, apart by the matrices that these use.
+
+        Args:
+            sender, receiver: a head, and where its change is needed.
+            wanted: per merged variant, the head's.
+            merged: variants.
+            reader: the receiver, if its matrix is used too.
+        """
+        for low, some in self.versions(sender, wanted, merged, reader):
+            yield low, self.one(sender, receiver, some, merged)
+
+    def versions(
+        self, sender: int, wanted: Index, merged: Merged, reader: int | None = None
+    ) -> list[tuple[Low, Index]]:
+        """``wanted`` apart by the matrices of head and reader that variants use, -1 in all others."""
+        promotion = self._rows.promotion
+        if promotion is None:
+            found = [(self._rows.low, wanted)]
+        else:
+            found = promotion.apart(wanted, merged, sender, reader)
+        return [(low, some) for low, some in found if (some >= 0).any()]
+
+    def one(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Term:
+        """A sender's change in the merged variants that hear it."""
+        heard = np.flatnonzero(wanted >= 0)
+        if len(heard) > SPARSE_SHARE * len(wanted):
+            y = self.heard(sender, receiver, wanted, merged)
+            return Term(y, np.arange(len(wanted)), None)
+        sizes = self._rows.sizes(merged, receiver)
+        y = self.heard(sender, receiver, wanted[heard], merged.some(heard))
+        tokens = token_index((np.cumsum(sizes) - sizes)[heard], sizes[heard])
+        return Term(y, heard, as_tensor(tokens, y.device))
+
+    def heard(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Tensor:
+        """A sender's change in merged variants, where a receiver needs it: [V, N, K or D]."""
+        rows, values = self._rows, self._senders[sender].values
+        sizes = rows.sizes(merged, receiver)
+        have, want = rows.sender_codes[:, sender], rows.receiver_codes[:, receiver]
+        narrowed = ((have == WINDOW) & (want == METRIC))[(have > 0) & (want > 0)]
+        if not narrowed.any():
+            return pick(values, wanted, sizes).data
+        if narrowed.all() and rows.one_job and values.even:
+            data = rows.bases[0].tokens.narrow(values.data, Places.WINDOW, Places.METRIC)
+            return pick(Values(data, np.full(len(values.sizes), data.shape[1])), wanted, sizes).data
+        return self._gathered(sender, receiver, wanted, merged)
+
+    def _gathered(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Tensor:
+        """`heard` where some variants have other places than others."""
+        rows, values = self._rows, self._senders[sender].values
+        sizes, base_of = rows.sizes(merged, receiver), rows.base_of[merged.first]
+        data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
+        ends = np.cumsum(sizes)
+        for begin, end in runs(base_of):
+            if (wanted[begin:end] < 0).all():
+                continue
+            base = rows.bases[base_of[begin]]
+            have, want = base.plan.needed[sender], base.plan.receivers[receiver]
+            found = pick(values, wanted[begin:end], np.full(end - begin, base.tokens.count(have))).data
+            narrowed = base.tokens.narrow(found, have, want).flatten(0, 1)
+            data[ends[begin] - sizes[begin] : ends[end - 1]] = narrowed
+        return laid_out(data, sizes)

@@ -6,7 +6,7 @@ tokens, [1, sum of N, d] where they belong to jobs of different sizes. Arithmeti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -44,6 +44,18 @@ class Merged:
     def some(self, chosen: Index) -> Merged:
         """Only the chosen variants; ``variant`` keeps the old numbers."""
         return Merged(len(chosen), [p[chosen] for p in self.picks], self.variant, self.first[chosen])
+
+    def parts(self, most: int | None) -> Iterator[tuple[int, Merged]]:
+        """All variants, at most so many at a time, each part with the number of its first one."""
+        if most is None or self.count <= most:
+            yield 0, self
+            return
+        for begin in range(0, self.count, most):
+            chosen = slice(begin, begin + most)
+            first = self.first[chosen]
+            mine = (self.variant >= begin) & (self.variant < begin + len(first))
+            variant = np.where(mine, self.variant - begin, -1)
+            yield begin, Merged(len(first), [p[chosen] for p in self.picks], variant, first)
 
 
 @dataclass(frozen=True)
@@ -163,6 +175,15 @@ def some(values: Values, chosen: Index) -> Tensor:
         flat = values.data.flatten(0, 1)[start : start + len(chosen) * size]
         return flat.view(len(chosen), size, *flat.shape[1:])
     return pick(values, chosen, values.sizes[chosen]).data
+
+
+def part_of(values: Values, begin: int, end: int) -> Tensor:
+    """Consecutive variants, laid out as their sizes are."""
+    if end - begin == len(values.sizes):
+        return values.data
+    starts = values.starts
+    last = starts[end - 1] + values.sizes[end - 1]
+    return laid_out(values.data.flatten(0, 1)[starts[begin] : last], values.sizes[begin:end])
 
 
 def joined(parts: Sequence[Values]) -> Values:
