@@ -19,13 +19,13 @@ lint: .venv/dev.stamp
 	$(BIN)/lint-imports
 
 pytest: .venv/dev.stamp $(PROTO)/venv.stamp
-	OMP_WAIT_POLICY=PASSIVE PAHQ_PROTOC_PYTHON="$(CURDIR)/$(PROTO)/venv/bin/python" $(BIN)/python -m pytest -m "not long"
+	GOMP_SPINCOUNT=4000 PAHQ_PROTOC_PYTHON="$(CURDIR)/$(PROTO)/venv/bin/python" $(BIN)/python -m pytest -m "not long"
 
 cases: .venv/dev.stamp ## every circuit with a known answer, minutes each for some
 	$(BIN)/python -m pytest tests/e2e/test_cases.py tests/e2e/test_scores.py tests/e2e/test_same_bytes.py
 
 reliability: .venv/dev.stamp ## crashes, failing disks, floods and foreign hands, in full; prints figures
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/reliability
+	GOMP_SPINCOUNT=4000 $(BIN)/python -m pytest tests/reliability
 
 bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BENCH="growth prefix" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench $(BENCH)
