@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pahq_server.engine.sparse.base import Base
 from pahq_server.engine.sparse.maps import by_token
 from pahq_server.engine.sparse.reference import is_head
 from pahq_server.engine.sparse.residual import Residual
@@ -98,7 +100,7 @@ class Receivers:
 
     def _moved_state(self, receiver: int, du: Tensor, dsquare: Tensor, merged: Merged) -> NewState:
         rows = self._rows
-        u = du + rows.of_bases(merged, lambda base: base.state(receiver).u)
+        u = rows.add_of_bases(du, merged, lambda base: base.state(receiver).u)
         square = dsquare + rows.of_bases(merged, lambda base: base.state(receiver).square)
         positions = rows.of_bases(merged, lambda base: base.positions(receiver)) if self._rotary else None
         value = self._weights.finish(receiver, u, square, positions)
@@ -168,15 +170,18 @@ class Receivers:
         sender = heads[i]
         for (low, _), term in self._terms.apart(sender, receiver, merged.picks[i], merged):
             some = merged.some(term.variants)
-            products = self._rows.of_bases(some, lambda base, low=low: base.dots(receiver, sender, low))  # type: ignore[misc]
             earlier: Tensor | None = None
             for other, wanted in zip(heads[:i], some.picks, strict=False):
                 for (other_low, _), theirs in self._terms.versions(other, wanted, some):
                     z = self._terms.heard(other, receiver, theirs, some)
                     earlier = plus(earlier, z, self._weights.overlap(other, sender, (other_low, low)))
-            products = products if earlier is None else products + earlier
-            products = 2 * products + matmul(term.y, self._weights.overlap(sender, sender, (low, low)))
-            term.scatter(dsquare, sums(term.y * products))
+            products = matmul(term.y, self._weights.overlap(sender, sender, (low, low)))
+            dots = partial(Base.dots, receiver=receiver, head=sender, low=low)
+            if earlier is None:
+                self._rows.add_of_bases(products, some, dots, alpha=2)
+            else:
+                products.add_(self._rows.add_of_bases(earlier, some, dots), alpha=2)
+            term.scatter(dsquare, sums(products.mul_(term.y)))
 
     def _projected(
         self, receiver: int, sources: Sources, rows: NDArray[np.bool_], most: int | None

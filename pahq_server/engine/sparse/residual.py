@@ -122,6 +122,6 @@ class Residual:
         inputs, last = self._rows.inputs(receiver, merged), self._last.get(self._places(receiver))
         known = last.squares if last is not None and last.dx is dx else {}
         if inputs not in known:
-            x = self._rows.of_bases(merged, lambda base: base.kept_x(receiver))
-            known[inputs] = sums((2 * x + dx).mul_(dx))
+            twice = self._rows.add_of_bases(dx.clone(), merged, lambda base: base.kept_x(receiver), alpha=2)
+            known[inputs] = sums(twice.mul_(dx))
         return known[inputs]

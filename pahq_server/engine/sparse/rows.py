@@ -15,7 +15,7 @@ from pahq_server.engine.sparse.low_cuts import collect_low
 from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.plan import CODES
 from pahq_server.engine.sparse.tokens import Places
-from pahq_server.engine.sparse.variants import Index, Merged, as_tensor, merge
+from pahq_server.engine.sparse.variants import Index, Merged, as_tensor, merge, runs
 from pahq_server.engine.sparse.weights import ALL_LOW, EXACT
 
 METRIC, WINDOW = CODES[Places.METRIC], CODES[Places.WINDOW]
@@ -122,6 +122,22 @@ class Rows:
         if all(len(tensor) == len(first) for tensor in tensors):
             return torch.stack(tensors)[as_tensor(index, first.device)]
         return torch.cat([tensors[i] for i in index.tolist()])[None]
+
+    def add_of_bases(
+        self, x: Tensor, merged: Merged, value: Callable[[Base], Tensor], alpha: int = 1
+    ) -> Tensor:
+        """Adds values of the bases, times alpha, to those of merged variants in place, and returns these."""
+        numbers, index = self._used(merged)
+        if not x.is_cpu or len(numbers) == 1:
+            return x.add_(self.of_bases(merged, value), alpha=alpha)
+        # Without copies for every variant.
+        flat, begin, tensors = x.flatten(0, 1), 0, [value(self.bases[number]) for number in numbers]
+        for first, last in runs(index):
+            tensor = tensors[index[first]]
+            end = begin + (last - first) * len(tensor)
+            flat[begin:end].view(last - first, *tensor.shape).add_(tensor, alpha=alpha)
+            begin = end
+        return x
 
     def _used(self, merged: Merged) -> tuple[list[int], Index]:
         """The bases of merged variants, and the place of each variant's base among them."""

@@ -114,7 +114,7 @@ class Sweep:
             for receiver, state in zip(receivers, states, strict=True)
         )
         z = self._attend(head, merged, (q, k, v))
-        z -= self.rows.of_bases(merged, lambda base: base.z(head))
+        self.rows.add_of_bases(z, merged, lambda base: base.z(head), alpha=-1)
         sizes = self.rows.sizes(merged, receivers[0])
         self._receivers.add(head, Change(Values(z, sizes), merged.variant))
 
@@ -183,7 +183,7 @@ class Sweep:
     def _mlp_part(self, layer: int, receiver: int, state: NewState, merged: Merged) -> Change:
         """The change of an MLP's output in some variants."""
         change = state.value.data  # nothing else reads it
-        change -= self.rows.of_bases(merged, lambda base: base.state(receiver).value)
+        self.rows.add_of_bases(change, merged, lambda base: base.state(receiver).value, alpha=-1)
         maps = self.rows.maps
         out = matmul(change, self.weights.mlp_out(layer)) if maps is None else maps.mlp_out(layer, change)
         return Change(Values(out, state.value.sizes), state.variant)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pahq_server.engine.sparse.rows import METRIC, WINDOW, Rows
@@ -18,6 +19,7 @@ from pahq_server.engine.sparse.variants import (
     Merged,
     Values,
     as_tensor,
+    is_identity,
     laid_out,
     pick,
     runs,
@@ -28,6 +30,8 @@ from pahq_server.precision.products import add_matmul, matmul
 
 # Where fewer variants than this share hear a sender, only they are computed.
 SPARSE_SHARE = 0.7
+# On CPUs so many runs of tokens are added one by one faster than by index.
+MOST_RUNS = 12
 
 # Changed senders, in order, each with the variant that every row hears; -1 where it hears no change.
 Sources = list[tuple[int, Index]]
@@ -53,12 +57,13 @@ class Term:
     Args:
         y: [V, N, K or D] of these variants.
         variants: their numbers.
-        tokens: index of their tokens among those of all merged variants; None if they are all.
+        tokens: where their tokens are among those of all merged variants, as begins and ends of runs, or as
+            an index where there are many; None if they are all.
     """
 
     y: Tensor
     variants: Index
-    tokens: Tensor | None
+    tokens: list[tuple[int, int]] | Tensor | None
 
     def add_to(self, total: Tensor | None, w: Tensor, shape: tuple[int, int]) -> Tensor:
         """Adds y @ w in place; ``total`` has the variants' layout ``shape``, None stands for zeros."""
@@ -66,16 +71,22 @@ class Term:
             return plus(total, self.y, w)
         if total is None:
             total = self.y.new_zeros(*shape, w.shape[-1])
-        flat = total.view(-1, total.shape[-1])
-        flat[self.tokens] = add_matmul(flat[self.tokens], self.y, w)
+        self.scatter(total, matmul(self.y, w))
         return total
 
     def scatter(self, total: Tensor, values: Tensor) -> None:
         """Adds values of these variants in place."""
         if self.tokens is None:
             total += values
-        else:
-            total.flatten(0, 1).index_add_(0, self.tokens, values.flatten(0, 1))
+            return
+        flat, some = total.flatten(0, 1), values.flatten(0, 1)
+        if isinstance(self.tokens, Tensor):
+            flat.index_add_(0, self.tokens, some)
+            return
+        first = 0
+        for begin, end in self.tokens:
+            flat[begin:end] += some[first : first + end - begin]
+            first += end - begin
 
 
 def plus(total: Tensor | None, y: Tensor, w: Tensor) -> Tensor:
@@ -122,13 +133,13 @@ class Terms:
     def one(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Term:
         """A sender's change in the merged variants that hear it."""
         heard = np.flatnonzero(wanted >= 0)
-        if len(heard) > SPARSE_SHARE * len(wanted):
+        as_it_is = is_identity(wanted[heard], len(self._senders[sender].values.sizes))
+        if len(heard) == len(wanted) or (len(heard) > SPARSE_SHARE * len(wanted) and not as_it_is):
             y = self.heard(sender, receiver, wanted, merged)
             return Term(y, np.arange(len(wanted)), None)
         sizes = self._rows.sizes(merged, receiver)
         y = self.heard(sender, receiver, wanted[heard], merged.some(heard))
-        tokens = token_index((np.cumsum(sizes) - sizes)[heard], sizes[heard])
-        return Term(y, heard, as_tensor(tokens, y.device))
+        return Term(y, heard, _places(heard, sizes, y.device))
 
     def heard(self, sender: int, receiver: int, wanted: Index, merged: Merged) -> Tensor:
         """A sender's change in merged variants, where a receiver needs it: [V, N, K or D]."""
@@ -158,3 +169,14 @@ class Terms:
             narrowed = base.tokens.narrow(found, have, want).flatten(0, 1)
             data[ends[begin] - sizes[begin] : ends[end - 1]] = narrowed
         return laid_out(data, sizes)
+
+
+def _places(variants: Index, sizes: Index, device: torch.device) -> list[tuple[int, int]] | Tensor:
+    """Where the tokens of some variants are: `Term.tokens`."""
+    ends = np.cumsum(sizes)
+    begins = ends - sizes
+    last = np.flatnonzero(np.diff(variants, append=len(sizes) + 1) > 1)
+    if device.type != "cpu" or len(last) > MOST_RUNS:
+        return as_tensor(token_index(begins[variants], sizes[variants]), device)
+    first = [0, *(last[:-1] + 1).tolist()]
+    return list(zip(begins[variants[first]].tolist(), ends[variants[last]].tolist(), strict=True))
