@@ -58,6 +58,11 @@ class Stubs:
         request = discovery_pb2.CreateDiscoveryRequest(spec=spec(**fields))
         return str(self.ask(self.discovery.CreateDiscovery, request).discovery.name)
 
+    def create_long(self) -> str:
+        """Name of a new discovery that takes many seconds."""
+        task = task_pb2.Task(builtin=task_pb2.BuiltinTask(name="ioi", num_prompts=128, seed=0))
+        return self.create(method="single_edge", measurement=measurement(task=task))
+
     def get(self, name: str) -> discovery_pb2.Discovery:
         request = discovery_pb2.GetDiscoveryRequest(name=name)
         found: discovery_pb2.Discovery = self.ask(self.discovery.GetDiscovery, request).discovery

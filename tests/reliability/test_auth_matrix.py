@@ -130,7 +130,7 @@ def open_session(stubs: Stubs) -> str:
 
 def test_what_is_anothers_is_not_there(secured: SecuredServer, ada: Stubs) -> None:
     # Long enough to still run when the others have tried.
-    discovery, session = ada.create(method="single_edge"), open_session(ada)
+    discovery, session = ada.create_long(), open_session(ada)
     missing = [re.sub("[0-9a-f]{32}$", "0" * 32, name) for name in (discovery, session)]
     requests = {name: method for name, method in METHODS.items() if takes_a_name(method.input_type)}
     theirs, nobodys = named_requests(discovery, session), named_requests(*missing)
@@ -198,7 +198,7 @@ def test_a_token_ends_while_the_server_runs(secured: SecuredServer) -> None:
             return code is Code.OK
 
         wait_until(works, "the new token")
-        name = brief.create(method="single_edge")
+        name = brief.create_long()
         stream = brief.ask(brief.discovery.WatchDiscovery, pb.WatchDiscoveryRequest(name=name))
         next(stream)
         secured.revoke("brief")
