@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 # Longest time that a thread keeps others from running Python code.
 SWITCH_S = 0.001
-# About 10 us.
+# Measured on two cores: small models take 1.1 to 1.3 times as long as with the default; where other processes
+# want both cores 1.2 times as long as if threads slept at once, and with the default 1.5 times.
 SPIN_COUNT = "4000"
 TOPICS = (models, listening, access, computing, sessions, sharing, quotas, storage, telemetry)
 
@@ -42,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
     if why := access.refusal(options):
         return complain(why)
     if "OMP_WAIT_POLICY" not in os.environ:
-        # Threads that wait for the next operation spin, by default for milliseconds, on cores that the event
-        # loop and other processes need. If they slept at once, small models would take twice as long.
+        # Threads that wait for the next operation spin, by default for long, on cores that the event loop and
+        # other processes need. If they slept at once, small models would take nearly twice as long.
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     # gRPC's core would write a line of its own kind about every handshake that fails, past the log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -66,6 +66,7 @@ class Base:
         # Differences of the last batch of cuts: the next batch of a chain goes on from them.
         self.known_cuts: dict[tuple[int, object], dict[Pattern, Tensor]] = {}
         self._changed = changed
+        # What `_hears_all` has found.
         self._whole: dict[int, bool] = {}
         # Per receiver, the base that holds its state.
         self._holders: dict[int, Base] = {}

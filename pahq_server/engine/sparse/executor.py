@@ -223,7 +223,8 @@ def _parts(bases: Sequence[Base], scratch_bytes: int, keep: bool) -> list[list[i
     """Numbers of rows with these bases, equal bases together, in parts that fit into the scratch memory."""
     parts: list[list[int]] = []
     room = 0
-    bytes_of = {id(base): row_bytes(base, keep) for base in {id(base): base for base in bases}.values()}
+    distinct = {id(base): base for base in bases}
+    bytes_of = {key: row_bytes(base, keep) for key, base in distinct.items()}
     for i in _by_base(bases):
         needed = bytes_of[id(bases[i])]
         if not parts or needed > room:

@@ -102,7 +102,7 @@ class Residual:
         last = self._last.get(places)
         if last is not None and last.begins(sources, merged):
             return last.dx, len(last.sources)
-        last = None
+        del last
         self._last.pop(places, None)  # before the next one takes as much
         weights = self._rows.weights
         shape = (*layout(sizes), weights.arch.d_model)
