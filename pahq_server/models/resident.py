@@ -1,6 +1,6 @@
 """A model that stays in memory rounded as a policy says, made piece by piece from its masters.
 
-D: d_model, V: vocabulary, U: output vocabulary, N: context; layers as in `architecture`.
+D: d_model, U: output vocabulary; layers as in `architecture`.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class QuantizedLayer:
 
 @dataclass(frozen=True)
 class Resident:
-    """What masters hold, rounded. Biases, norms and positions are float32.
+    """What masters hold, rounded. Biases and norms are float32.
 
-    The embedding is not there: only passes in full precision look tokens up, and read the few rows that they
-    need from the masters.
+    The embeddings are not there: only passes in full precision look tokens and positions up, and read the few
+    rows that they need from the masters.
 
     Args:
         architecture: folded.
@@ -60,7 +60,6 @@ class Resident:
         layers: of the model.
         w_u: unembedding, [D, U].
         b_u: [U].
-        w_pos: positions, [N, D].
         rotary: of models that rotate queries and keys.
     """
 
@@ -71,17 +70,15 @@ class Resident:
     layers: tuple[QuantizedLayer, ...]
     w_u: Matrix
     b_u: Tensor | None
-    w_pos: Tensor | None
     rotary: Rotary | None
 
     @property
     def nbytes(self) -> Parts:
         """What is kept in memory, which the masters are not."""
         layers = [vars(layer).items() for layer in self.layers]
-        inv_freq = None if self.rotary is None else self.rotary.inv_freq
         mlps = _nbytes(value for layer in layers for name, value in layer if name.partition("_")[2] in MLP)
         return Parts(
-            embedding=_nbytes([self.w_pos, inv_freq]),
+            embedding=0 if self.rotary is None else self.rotary.inv_freq.nbytes,
             attention=_nbytes(value for layer in layers for _, value in layer) - mlps,
             mlps=mlps,
             unembedding=_nbytes([self.w_u, self.b_u]),
@@ -105,7 +102,6 @@ def make_resident(masters: Masters, policy: Policy, device: torch.device | str =
         layers=tuple(_layer(masters, index, policy, device) for index in range(masters.layers)),
         w_u=w_u,
         b_u=b_u,
-        w_pos=masters.embed_positions(torch.arange(arch.context)).to(device) if masters.positions else None,
         rotary=rotary and Rotary(rotary.inv_freq.to(device), rotary.scaling),
     )
 

@@ -7,7 +7,7 @@ a resident model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, overload
 
@@ -49,10 +49,12 @@ class StreamedWeights:
     """Has the attributes of `Weights`."""
 
     def __init__(self, resident: Resident, store: HeadStore) -> None:
-        self._masters, self._device, self.store = resident.masters, resident.device, store
+        masters, device = resident.masters, resident.device
+        self._masters, self._device, self.store = masters, device, store
         self.layers = StreamedLayers(resident, store)
-        self.w_e = _Embedding(resident.masters, resident.device)
-        self.b_u, self.w_pos, self.rotary = resident.b_u, resident.w_pos, resident.rotary
+        self.w_e = _Embedding(masters.embed, device)
+        self.w_pos = _Embedding(masters.embed_positions, device) if masters.positions else None
+        self.b_u, self.rotary = resident.b_u, resident.rotary
         self.norm_w = self.norm_b = None
 
     @property
@@ -146,14 +148,14 @@ class _Heads:
 
 @dataclass(frozen=True)
 class _Embedding:
-    """Rows of the embedding by token."""
+    """Rows by token or position."""
 
-    masters: Masters
+    read: Callable[[Tensor], Tensor]
     device: torch.device
     dtype = torch.float32
 
-    def __getitem__(self, token_ids: Tensor) -> Tensor:
-        return self.masters.embed(token_ids.cpu()).to(self.device)
+    def __getitem__(self, ids: Tensor) -> Tensor:
+        return self.read(ids.cpu()).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,13 @@ def test_every_part_is_that_of_the_resident_model(name: str, policy: str, zoo: Z
     assert rounded(source, POLICIES[policy]) == make_resident(Masters.open(source), POLICIES[policy]).nbytes
 
 
-@pytest.mark.parametrize(("architecture", "positions"), [(make.gpt2, True), (make.llama, False)])
-def test_the_embedding_of_tokens_takes_nothing(
-    architecture: Callable[..., Any], positions: bool, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("architecture", "rotated"), [(make.gpt2, False), (make.llama, True)])
+def test_embeddings_take_nothing(architecture: Callable[..., Any], rotated: bool, tmp_path: Path) -> None:
     model = architecture(tie_word_embeddings=False)
     model.save_pretrained(tmp_path)
     parts, config = rounded(str(tmp_path), POLICIES["pahq-int8"]), model.config
-    rotary = 4 * config.hidden_size // config.num_attention_heads // 2
-    expected = 4 * config.max_position_embeddings * config.hidden_size if positions else rotary
-    assert parts.embedding == expected
+    frequencies = 4 * config.hidden_size // config.num_attention_heads // 2
+    assert parts.embedding == (frequencies if rotated else 0)
 
 
 def test_it_is_said_and_counted_where_it_is_asked_for(zoo: Zoo) -> None:
