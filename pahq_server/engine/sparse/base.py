@@ -12,10 +12,10 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.graph import INPUT
 from pahq_server.engine.sparse.attention import attend
 from pahq_server.engine.sparse.paged import PagedTensors
 from pahq_server.engine.sparse.plan import Plan
@@ -59,6 +59,9 @@ class Base:
         # Outputs of senders that differ from the clean pass, at ``plan.needed`` places.
         outputs = PagedTensors(reference.pool) if parent is None else parent._outputs.fork()
         self._outputs: PagedTensors = outputs
+        # Per sender, whether it has such an output: bool.
+        none = np.zeros(self.graph.num_senders, dtype=bool)
+        self._patched: NDArray[np.bool_] = none if parent is None else parent._patched.copy()
         # What is computed when first asked for: states, inputs, inner products, heads' outputs.
         self._own = PagedTensors(reference.pool)
         # Under memory pressure: whether inputs of receivers are computed anew whenever they are needed.
@@ -143,7 +146,7 @@ class Base:
 
     def is_patched(self, sender: int) -> bool:
         """Whether a sender's output differs from the clean pass."""
-        return sender != INPUT and self._outputs.has(self._layer(sender), sender)
+        return bool(self._patched[sender])
 
     def output(self, sender: int, places: Places) -> Tensor:
         """A sender's output in coordinates: [N, K or D]."""
@@ -164,7 +167,7 @@ class Base:
         incoming = self.circuit.incoming(receiver)
         removed = np.flatnonzero(~incoming).tolist()
         kept = np.flatnonzero(incoming).tolist()
-        patched = [s for s in kept if self.is_patched(s)]
+        patched = np.flatnonzero(incoming & self._patched[: len(incoming)]).tolist()
         if len(removed) + len(patched) <= len(kept):
             start, terms = self.reference.clean, [(s, self._ablation_of_clean(s, places)) for s in removed]
             terms += [(s, self.output(s, places) - self._clean(s, places)) for s in patched]
@@ -199,8 +202,8 @@ class Base:
         """Whether a receiver's input is that of the clean pass."""
         known = self._whole.get(receiver)
         if known is None:
-            upstream = range(self.graph.upstream(receiver))
-            known = bool(self.circuit.incoming(receiver).all()) and not any(map(self.is_patched, upstream))
+            incoming = self.circuit.incoming(receiver)
+            known = bool(incoming.all()) and not self._patched[: len(incoming)].any()
             self._whole[receiver] = known
         return known
 
@@ -299,6 +302,7 @@ class Base:
 
     def _put_output(self, sender: int, value: Tensor) -> None:
         self._outputs.put(self._layer(sender), sender, value)
+        self._patched[sender] = True
 
     def _layer(self, sender: int) -> int:
         """The layer of a sender, which is not ``input``."""
@@ -327,8 +331,9 @@ class Base:
 
     def _moved_senders(self, receiver: int, parent: Base) -> list[int]:
         """Senders along kept edges whose output differs from the parent's."""
-        kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
-        return [s for s in kept if self.is_patched(s) and not self._shares_output(parent, s)]
+        incoming = self.circuit.incoming(receiver)
+        patched = np.flatnonzero(incoming & self._patched[: len(incoming)]).tolist()
+        return [s for s in patched if not self._shares_output(parent, s)]
 
     def _shares_output(self, parent: Base, sender: int) -> bool:
         return self._outputs.shares(parent._outputs, self._layer(sender), sender)

@@ -1,6 +1,6 @@
 """Changes of the residual stream at receivers, in the rows of a sweep.
 
-Shape suffixes as in `receivers`.
+Shape suffixes as in `receivers`; S senders, B bases.
 """
 
 from __future__ import annotations
@@ -21,41 +21,46 @@ from pahq_server.precision.products import sums
 
 # A sum of fewer terms is made again as quickly, and not worth its memory.
 REMEMBERED_TERMS = 6
+# So many sums are remembered, of receivers that are needed at different places.
+REMEMBERED_SUMS = 2
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sum:
-    """What some senders change together.
+    """What senders change together.
 
     Args:
-        sources: the senders, in order.
-        merged: variants.
+        codes: per base, where it is needed: `Plan.receiver_codes`, [B].
+        heard: whether any row of a base hears a sender: bool, [S, B].
+        variant: per row, as in `Merged`, but counted from the first one of its base.
+        bounds: where a base's tokens begin in ``dx``: [B + 1].
         dx: [V, N, D].
         squares: changes of sums of squares, [V, N], by the inputs that dx is added to.
     """
 
-    sources: Sources
-    merged: Merged
+    codes: NDArray[np.int8]
+    heard: NDArray[np.bool_]
+    variant: Index
+    bounds: Index
     dx: Tensor
     squares: dict[Hashable, Tensor] = field(default_factory=dict)
 
-    def begins(self, sources: Sources, merged: Merged) -> bool:
-        """Whether the sum of these sources goes on from this one."""
-        return (
-            len(self.sources) <= len(sources)
-            and all(
-                mine == sender and ours is variant
-                for (mine, ours), (sender, variant) in zip(self.sources, sources, strict=False)
-            )
-            and np.array_equal(self.merged.variant, merged.variant)
-        )
+    def of_base(self, base: int) -> Tensor:
+        """Tokens of a base's variants: [N, D]."""
+        return self.dx.flatten(0, 1)[self.bounds[base] : self.bounds[base + 1]]
+
+    def begins(self, other: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Per base, whether the sum of other senders goes on from this one, all in order."""
+        earlier = np.arange(len(other))[:, None] < len(other) - self.heard[::-1].argmax(0)
+        found: NDArray[np.bool_] = self.heard.any(0) & ~((other != self.heard) & earlier).any(0)
+        return found
 
 
 class Residual:
     """Sums of what senders write.
 
     Receivers of a circuit with many edges hear nearly the same, and those of the next layer a little more. So
-    the last sum at the same places is remembered; the next one goes on from it where it begins alike.
+    the last sums are remembered; the rows of every base go on from them where what they hear begins alike.
 
     Args:
         rows: the rows of the sweep.
@@ -64,8 +69,7 @@ class Residual:
 
     def __init__(self, rows: Rows, terms: Terms) -> None:
         self._rows, self._terms = rows, terms
-        # By where the bases need them: `Plan.receiver_codes`.
-        self._last: dict[bytes, _Sum] = {}
+        self._last: list[_Sum] = []
 
     def change(
         self, receiver: int, sources: Sources, mask: NDArray[np.bool_] | None = None
@@ -76,37 +80,69 @@ class Residual:
         columns += [] if cut is None else [cut.variant]
         if mask is not None and not mask.all():
             columns = [np.where(mask, column, -1) for column in columns]
-            sources = [(s, column) for (s, _), column in zip(sources, columns, strict=False)]
         merged = rows.merged(columns)
         if merged is None:
             return None
-        sizes, places = rows.sizes(merged, receiver), self._places(receiver)
-        if cut is not None:
-            dx, known = pick(cut.dx, merged.picks[len(sources)], sizes).data, 0
-            # The bases go on using the original.
-            dx = dx.clone() if sources and dx is cut.dx.data else dx
-        else:
-            dx, known = self._begun(places, sources, merged, sizes)
-        for (sender, _), wanted in list(zip(sources, merged.picks, strict=False))[known:]:
+        senders = [sender for sender, _ in sources]
+        if len(senders) >= REMEMBERED_TERMS:
+            heard = np.zeros((rows.graph.num_senders, len(rows.bases)), dtype=bool)
+            heard[senders] = rows.by_base(np.stack(columns[: len(senders)]) >= 0)
+            return self._sum(receiver, senders, merged, heard), merged
+        dx = self._cuts(receiver, len(senders), merged)
+        for sender, wanted in zip(senders, merged.picks, strict=False):
             if (wanted >= 0).any():
                 self._add(dx, sender, receiver, wanted, merged)
-        if cut is None and known < len(sources) >= REMEMBERED_TERMS:
-            self._last[places] = _Sum(sources, merged, dx)
         return dx, merged
 
-    def _places(self, receiver: int) -> bytes:
-        return self._rows.receiver_codes[:, receiver].tobytes()
+    def _sum(self, receiver: int, senders: list[int], merged: Merged, heard: NDArray[np.bool_]) -> Tensor:
+        """The change, on from the last sums; ``heard`` as in `_Sum`."""
+        rows, cut, codes = self._rows, self._rows.cuts.get(receiver), self._rows.receiver_codes[:, receiver]
+        base_of = rows.base_of[merged.first]
+        first = np.searchsorted(base_of, np.arange(len(codes) + 1))
+        bounds = np.cumsum([0, *rows.sizes(merged, receiver)])[first]
+        variant = np.where(merged.variant < 0, -1, merged.variant - first[rows.base_of])
+        missing, new = heard, np.full(len(codes), True) if cut is None else ~rows.by_base(cut.variant >= 0)
+        known: list[tuple[_Sum, list[int]]] = []
+        for last in self._last:
+            goes_on = new & (codes == last.codes) & ~rows.by_base(variant != last.variant)
+            if goes_on.any() and (goes_on := goes_on & last.begins(heard)).any():
+                known.append((last, np.flatnonzero(goes_on).tolist()))
+                missing, new = missing & ~(last.heard & goes_on), new & ~goes_on
+        old = next((last for last in self._last if np.array_equal(codes, last.codes)), None)
+        if old is not None and cut is None and np.array_equal(variant, old.variant):
+            dx = old.dx
+            if not missing.any():
+                return dx
+            for base in np.flatnonzero(new).tolist():
+                old.of_base(base).zero_()
+        else:
+            if cut is None and old is not None and all(last is not old for last, _ in known):
+                self._last.remove(old)  # before the next one takes as much
+            dx = self._cuts(receiver, len(senders), merged)
+        for last, bases in known:
+            for base in bases if last.dx is not dx else ():
+                dx.flatten(0, 1)[bounds[base] : bounds[base + 1]] = last.of_base(base)
+        whole = (missing == heard).all(1)
+        for sender, wanted in zip(senders, merged.picks, strict=False):
+            if missing[sender].any():
+                some = wanted if whole[sender] else np.where(missing[sender, base_of], wanted, -1)
+                self._add(dx, sender, receiver, some, merged)
+        if cut is None:
+            others = [last for last in self._last if last is not old]
+            self._last = [*others[1 - REMEMBERED_SUMS :], _Sum(codes, heard, variant, bounds, dx)]
+        return dx
 
-    def _begun(self, places: bytes, sources: Sources, merged: Merged, sizes: Index) -> tuple[Tensor, int]:
-        """The sum of the first sources as far as it is known, and how many these are."""
-        last = self._last.get(places)
-        if last is not None and last.begins(sources, merged):
-            return last.dx, len(last.sources)
-        del last
-        self._last.pop(places, None)  # before the next one takes as much
-        weights = self._rows.weights
-        shape = (*layout(sizes), weights.arch.d_model)
-        return torch.zeros(shape, dtype=weights.dtype, device=weights.device), 0
+    def _cuts(self, receiver: int, senders: int, merged: Merged) -> Tensor:
+        """What cuts at a receiver change, to be written to; their picks follow those of so many senders."""
+        weights, cut = self._rows.weights, self._rows.cuts.get(receiver)
+        sizes = self._rows.sizes(merged, receiver)
+        if cut is None:
+            shape = (*layout(sizes), weights.arch.d_model)
+            return torch.zeros(shape, dtype=weights.dtype, device=weights.device)
+        dx = pick(cut.dx, merged.picks[senders], sizes).data
+        # The bases go on using the original.
+        shared = dx.untyped_storage().data_ptr() == cut.dx.data.untyped_storage().data_ptr()
+        return dx.clone() if senders and shared else dx
 
     def _add(self, dx: Tensor, sender: int, receiver: int, wanted: Index, merged: Merged) -> None:
         if not is_head(self._rows.graph, sender):
@@ -119,8 +155,8 @@ class Residual:
 
     def squares(self, receiver: int, dx: Tensor, merged: Merged) -> Tensor:
         """What `change`, ``dx``, does to the input's sum of squares: [V, N]."""
-        inputs, last = self._rows.inputs(receiver, merged), self._last.get(self._places(receiver))
-        known = last.squares if last is not None and last.dx is dx else {}
+        inputs = self._rows.inputs(receiver, merged)
+        known = next((last.squares for last in self._last if last.dx is dx), {})
         if inputs not in known:
             twice = self._rows.add_of_bases(dx.clone(), merged, lambda base: base.kept_x(receiver), alpha=2)
             known[inputs] = sums(twice.mul_(dx))

@@ -99,8 +99,8 @@ class Rows:
         return np.array([base.composable(receiver) for base in self.bases])[self.base_of]
 
     def by_base(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Per base, whether any of its rows has the flag."""
-        any_row: NDArray[np.bool_] = np.logical_or.reduceat(flags, self._first_row)
+        """Per base, whether any of its rows has the flag: [..., bases] for [..., rows]."""
+        any_row: NDArray[np.bool_] = np.logical_or.reduceat(flags, self._first_row, axis=-1)
         return any_row
 
     def merged(self, columns: Sequence[Index]) -> Merged | None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pahq_server.engine.sparse.base import Base
 from pahq_server.engine.sparse.rows import METRIC, WINDOW, Rows
 from pahq_server.engine.sparse.tokens import Places
 from pahq_server.engine.sparse.variants import (
@@ -158,17 +159,22 @@ class Terms:
         """`heard` where some variants have other places than others."""
         rows, values = self._rows, self._senders[sender].values
         sizes, base_of = rows.sizes(merged, receiver), rows.base_of[merged.first]
+        if base_of[0] == base_of[-1]:
+            return self._heard_in(rows.bases[base_of[0]], sender, receiver, wanted)
         data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
         ends = np.cumsum(sizes)
         for begin, end in runs(base_of):
             if (wanted[begin:end] < 0).all():
                 continue
-            base = rows.bases[base_of[begin]]
-            have, want = base.plan.needed[sender], base.plan.receivers[receiver]
-            found = pick(values, wanted[begin:end], np.full(end - begin, base.tokens.count(have))).data
-            narrowed = base.tokens.narrow(found, have, want).flatten(0, 1)
-            data[ends[begin] - sizes[begin] : ends[end - 1]] = narrowed
+            found = self._heard_in(rows.bases[base_of[begin]], sender, receiver, wanted[begin:end])
+            data[ends[begin] - sizes[begin] : ends[end - 1]] = found.flatten(0, 1)
         return laid_out(data, sizes)
+
+    def _heard_in(self, base: Base, sender: int, receiver: int, wanted: Index) -> Tensor:
+        """`heard` in variants of one base."""
+        have, want = base.plan.needed[sender], base.plan.receivers[receiver]
+        sizes = np.full(len(wanted), base.tokens.count(have))
+        return base.tokens.narrow(pick(self._senders[sender].values, wanted, sizes).data, have, want)
 
 
 def _places(variants: Index, sizes: Index, device: torch.device) -> list[tuple[int, int]] | Tensor:

@@ -148,9 +148,10 @@ def _merge_few(columns: Sequence[Index]) -> Merged | None:
 
 
 def pick(values: Values, wanted: Index, sizes: Index) -> Values:
-    """Values by merged variant, which have the given sizes; zero where -1 is wanted."""
-    if is_identity(wanted, len(values.sizes)):
-        return values
+    """Values by merged variant, which have the given sizes; zero where -1 is wanted. A view if it can be."""
+    first, last = int(wanted[0]), int(wanted[0]) + len(wanted)
+    if first >= 0 and bool((wanted == np.arange(first, last)).all()):
+        return values if last - first == len(values.sizes) else Values(part_of(values, first, last), sizes)
     unchanged = np.flatnonzero(wanted < 0)
     shape, device = layout(sizes), values.data.device
     if values.even and shape[0] == len(sizes) and values.data.shape[1] == shape[1]:
