@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +15,28 @@ from helpers.zoo import NAMES, Zoo
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.engine.sparse import residual
+from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
+
+# Models of which several receivers hear two changed senders or more.
+LARGER = {"gpt2", "llama", "mistral", "qwen2", "qwen3", "opt", "hooked attention only"}
+
+
+@contextmanager
+def counting(monkeypatch: pytest.MonkeyPatch, least: int) -> Iterator[list[object]]:
+    """Collects the terms that are added while sums of fewer terms are not remembered."""
+    added: list[object] = []
+    add = residual.Residual._add
+
+    def counted(self: residual.Residual, *args: object) -> None:
+        added.append(args)
+        add(self, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(residual, "REMEMBERED_TERMS", least)
+        patch.setattr(residual.Residual, "_add", counted)
+        yield added
 
 
 def scores(
@@ -36,15 +59,7 @@ def scores(
         edges = edges[edges < graph.offsets[3 * graph.heads]]
     anchor = Anchor(Circuit(graph, kept))
     rows = [Row(anchor, (int(edge),)) for edge in rng.permutation(edges)[:24]]
-    added, add = [], residual.Residual._add
-
-    def counted(self: residual.Residual, *args: object) -> None:
-        added.append(args)
-        add(self, *args)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(residual, "REMEMBERED_TERMS", terms)
-        patch.setattr(residual.Residual, "_add", counted)
+    with counting(monkeypatch, terms) as added:
         found = job.score(rows)
     job.release()
     return found, len(added)
@@ -65,3 +80,38 @@ def test_shared_sums_have_the_bits_of_own_sums(
     if first_layer and kept_share == 1.0 and arch.d_mlp and not arch.parallel:
         # All that the second layer reads has changed in the same rows, an MLP among it.
         assert shared_terms < own_terms
+
+
+def several(model: Model, kept_share: float) -> list[tuple[SparseExecutor, list[Row]]]:
+    """Jobs of different sizes, each with rows of two dense circuits of its own."""
+    backend, rng = backend_of(model), np.random.default_rng(1)
+    work = []
+    for lengths in (LENGTHS, (4, 7), LENGTHS):
+        job = Spec(lengths, kv="query").open(backend, model)
+        rows = []
+        for _ in range(2):
+            kept = rng.random(job.graph.num_edges) < kept_share
+            anchor = Anchor(Circuit(job.graph, kept))
+            rows += [Row(anchor, (int(edge),)) for edge in rng.permutation(np.flatnonzero(kept))[:4]]
+        work.append((job, rows))
+    return work
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kept_share", [1.0, 0.95])
+def test_jobs_with_other_circuits_share_sums_of_their_own(
+    zoo: Zoo, name: str, kept_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = cast(zoo[name], torch.float32)
+    work = several(model, kept_share)
+    alone = [job.score(rows) for job, rows in work]
+    with counting(monkeypatch, 1 << 30) as own_terms:
+        assert score_together(work) == alone
+    with counting(monkeypatch, 2) as shared_terms:
+        assert score_together(work) == alone
+    assert 0 < len(shared_terms) <= len(own_terms)
+    if name in LARGER:
+        assert len(shared_terms) < len(own_terms)
+    assert len({score for scores in alone for score in scores}) > 6
+    for job, _ in work:
+        job.release()
