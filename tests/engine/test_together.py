@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +16,20 @@ from pahq_server.core.engine import Outcome, Row
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
+from pahq_server.engine.sparse import backend as sparse_backend
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
 from pahq_server.models.folding import fold
+
+
+@pytest.fixture(autouse=True)
+def _together(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No jobs were scored alone because together they failed."""
+    yield
+    assert not caplog.get_records("call")
 
 
 def open_all(model: Model, backend: SparseBackend) -> list[tuple[SparseExecutor, Sequence[Row]]]:
@@ -68,6 +76,24 @@ def test_jobs_together_score_as_the_literal_twin(zoo: Zoo, name: str) -> None:
         graph = model.architecture.graph(spec.kv)
         twin = LiteralExecutor(model, graph, spec.task(model), spec.metric, spec.ablation)
         assert np.allclose(scores, twin.score(rows), rtol=1e-9, atol=1e-10), spec
+
+
+def test_jobs_that_fail_together_are_scored_alone(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = cast(zoo["gpt2"], torch.float32)
+    backend = backend_of(model)
+    work, expected = open_all(model, backend), alone(model)
+    same_graph = [i for i, spec in enumerate(SPECS) if spec.kv == "group"]
+
+    def broken(*_: object) -> list[Outcome]:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(sparse_backend, "score_together", broken)
+    assert backend.score([work[i] for i in same_graph]) == [expected[i] for i in same_graph]
+    (told,) = caplog.messages
+    assert "one by one" in told
+    caplog.clear()
 
 
 def test_parts_of_sweeps_hold_rows_of_several_jobs(zoo: Zoo) -> None:

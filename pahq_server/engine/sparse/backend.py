@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,8 @@ from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory, Shared
 from pahq_server.memory.errors import OutOfPagesError
 from pahq_server.models.architecture import Model
+
+logger = logging.getLogger(__name__)
 
 # What is raised where there is no memory: by the pool, by Python, by torch on a GPU. On a CPU torch raises
 # a plain RuntimeError, which is told by its text.
@@ -70,8 +73,10 @@ class SparseBackend:
             try:
                 return score_together(group, self._memory.scratch_bytes)
             except Exception as error:  # noqa: BLE001 - alone, each job gets its own error
-                if len(group) == 1 and not _is_memory(error):
-                    return [error]
+                if not _is_memory(error):
+                    if len(group) == 1:
+                        return [error]
+                    logger.warning("jobs are scored one by one: together they failed", exc_info=error)
         outcomes: list[Outcome] = []
         for job, rows in group:
             self._memory.preempt(keep=(job,))
