@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from bench import measure, workloads
-from bench.measure import MEMORY_BYTES, Job
+from bench.measure import MEMORY_BYTES, Job, SweepJob
 from bench.tables import markdown
 from bench.workloads import Workload
 from pahq_server.core.circuit import Circuit
@@ -122,7 +122,7 @@ def prefix() -> Figures:
     }
 
 
-def together(make: Callable[[int], Workload], count: int) -> Figures:
+def together(make: Callable[[int], Workload], count: int, kind: type[Job] | type[SweepJob] = Job) -> Figures:
     """Several jobs at once against one after another: CPU and wall seconds, base passes included.
 
     Both go on in turns, a moment each: the speed of the machine changes while they run.
@@ -134,7 +134,7 @@ def together(make: Callable[[int], Workload], count: int) -> Figures:
     def run(groups: Sequence[Sequence[Workload]]) -> Iterator[None]:
         backend = SparseBackend(model, DeviceMemory(1 << 30), b"bench")
         for group in groups:
-            running = [Job(backend, graph, workload) for workload in group]
+            running = [kind(backend, graph, workload) for workload in group]
             while any(job.rows for job in running):
                 measure.step(backend, running)
                 yield
@@ -197,6 +197,8 @@ BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "prefix": prefix,
     "ten-demo": lambda: together(lambda number: workloads.demo(4, number), 10),
     "ten-tinytalk": lambda: together(lambda number: workloads.tinytalk(2, number), 10),
+    "ten-demo-sweeps": lambda: together(lambda number: workloads.demo(4, number), 10, SweepJob),
+    "ten-tinytalk-sweeps": lambda: together(lambda number: workloads.tinytalk(2, number), 10, SweepJob),
     "three-large": lambda: together(lambda number: workloads.tinytalk(16, number), 3),
     "single-edge": single_edge,
 }

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from bench.workloads import Workload
-from pahq_server.core.engine import Row
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
@@ -22,6 +23,7 @@ from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.search.acdc_search import AcdcSearch
 
 WINDOW = 32
+SWEEP_CALLS = 32
 MEMORY_BYTES = 350 << 20
 
 
@@ -78,7 +80,32 @@ class Job:
             self.rows = ()
 
 
-def step(backend: SparseBackend, jobs: Sequence[Job]) -> None:
+class SweepJob:
+    """Some calls of a sweep of single edges, spread evenly over all of it.
+
+    Args:
+        backend: of the model.
+        graph: of the model.
+        workload: prompts.
+    """
+
+    def __init__(self, backend: SparseBackend, graph: Graph, workload: Workload) -> None:
+        self.executor = backend.open(graph, workload.task, "kl_divergence", "resample")
+        self.seconds = 0.0
+        full = Anchor(Circuit.full(graph))
+        starts = np.linspace(0, graph.num_edges - WINDOW, SWEEP_CALLS, dtype=np.int64).tolist()
+        self._calls = [[Row(full, (edge,)) for edge in range(first, first + WINDOW)] for first in starts]
+        self.rows: Sequence[Row] = self._calls.pop()
+
+    def take(self, scores: Sequence[float]) -> None:
+        """Goes on to the next call; no rows at the end."""
+        self.rows = self._calls.pop() if self._calls else ()
+
+
+AnyJob = Job | SweepJob
+
+
+def step(backend: SparseBackend, jobs: Sequence[AnyJob]) -> None:
     """One batch for all jobs that are not at their end."""
     running = [job for job in jobs if job.rows]
     started, total = time.perf_counter(), sum(len(job.rows) for job in running)

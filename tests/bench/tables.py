@@ -28,6 +28,11 @@ class Target:
     least: bool = False
 
 
+def _at_once(benchmark: str, jobs: str, must: float, aim: float) -> Target:
+    """Throughput of several jobs at once against one after another."""
+    return Target(benchmark, "throughput_cpu", f"{jobs}: at once, CPU throughput", must, aim, least=True)
+
+
 TARGETS = (
     Target("tinytalk", "times_floor", "tinytalk IOI: time per evaluation / floor", 2.0, 1.3),
     Target("gpt2", "seconds_per_evaluation", "GPT-2 small shape: ms per evaluation", 12.0, 5.0, 1e3),
@@ -37,13 +42,11 @@ TARGETS = (
     Target("growth", "deepest_to_shallowest", "24 layers / 4 layers, live nodes in the top 4", 1.3, 1.0),
     Target("prefix", "shared_to_none", "context 512, prompts with one prefix of 256 / none", 1.3, 1.05),
     Target("prefix", "own_to_none", "context 512, each prompt's own prefix of 256 / none", 1.3, 1.05),
-    Target("ten-demo", "throughput_cpu", "ten demo jobs: at once, CPU throughput", 1.5, 3.0, least=True),
-    Target(
-        "ten-tinytalk", "throughput_cpu", "ten tinytalk jobs: at once, CPU throughput", 1.5, 3.0, least=True
-    ),
-    Target(
-        "three-large", "throughput_cpu", "three larger jobs: at once, CPU throughput", 0.95, 1.0, least=True
-    ),
+    _at_once("ten-demo", "ten demo searches", 1.5, 3.0),
+    _at_once("ten-tinytalk", "ten tinytalk searches", 1.5, 3.0),
+    _at_once("ten-demo-sweeps", "ten demo single-edge sweeps", 1.5, 3.0),
+    _at_once("ten-tinytalk-sweeps", "ten tinytalk single-edge sweeps", 1.5, 3.0),
+    _at_once("three-large", "three larger searches", 0.95, 1.0),
 )
 
 
