@@ -72,10 +72,11 @@ class SparseBackend:
         if not any(job.frugal for job, _ in group):
             try:
                 return score_together(group, self._memory.scratch_bytes)
-            except Exception as error:  # noqa: BLE001 - alone, each job gets its own error
+            except Exception as error:
                 if not _is_memory(error):
                     if len(group) == 1:
                         return [error]
+                    # Alone, each gets its own error.
                     logger.warning("jobs are scored one by one: together they failed", exc_info=error)
         outcomes: list[Outcome] = []
         for job, rows in group:

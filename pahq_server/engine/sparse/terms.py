@@ -181,7 +181,7 @@ def _places(variants: Index, sizes: Index, device: torch.device) -> list[tuple[i
     """Where the tokens of some variants are: `Term.tokens`."""
     ends = np.cumsum(sizes)
     begins = ends - sizes
-    last = np.flatnonzero(np.diff(variants, append=len(sizes) + 1) > 1)
+    last = np.append(np.flatnonzero(variants[1:] - variants[:-1] > 1), len(variants) - 1)
     if device.type != "cpu" or len(last) > MOST_RUNS:
         return as_tensor(token_index(begins[variants], sizes[variants]), device)
     first = [0, *(last[:-1] + 1).tolist()]

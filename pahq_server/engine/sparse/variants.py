@@ -202,9 +202,11 @@ def token_index(starts: Index, sizes: Index) -> Index:
 
 
 def runs(numbers: Index) -> list[tuple[int, int]]:
-    """Where equal numbers from 0 on stand together: begin and end of each run."""
-    starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
-    return list(pairwise([*starts, len(numbers)]))
+    """Where equal numbers stand together: begin and end of each run."""
+    if not len(numbers):
+        return []
+    later = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
+    return list(pairwise([0, *later.tolist(), len(numbers)]))
 
 
 def is_identity(wanted: Index, count: int) -> bool:
