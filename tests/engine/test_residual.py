@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from helpers import random_models as make
 from helpers.hypotheses import LENGTHS
 from helpers.jobs import Spec, backend_of
 from helpers.zoo import NAMES, Zoo
@@ -18,9 +19,18 @@ from pahq_server.engine.sparse import residual
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
+from pahq_server.models.loading import load
 
 # Models of which several receivers hear two changed senders or more.
 LARGER = {"gpt2", "llama", "mistral", "qwen2", "qwen3", "opt", "hooked attention only"}
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """GPT-2 of four layers."""
+    path = tmp_path_factory.mktemp("deep")
+    make.gpt2(n_layer=4).save_pretrained(path)
+    return cast(load(str(path)).model, torch.float32)
 
 
 @contextmanager
@@ -115,3 +125,24 @@ def test_jobs_with_other_circuits_share_sums_of_their_own(
     assert len({score for scores in alone for score in scores}) > 6
     for job, _ in work:
         job.release()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_sums_of_random_circuits_have_the_bits_of_own_sums(
+    deep: Model, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, rng = backend_of(deep), np.random.default_rng(seed)
+    work = []
+    for lengths in (LENGTHS, (4, 7), LENGTHS, (5,)):
+        job, rows = Spec(lengths).open(backend, deep), []
+        for _ in range(rng.integers(1, 4)):
+            kept = rng.random(job.graph.num_edges) < rng.choice([1.0, 0.98, 0.9, 0.6])
+            anchor, edges = Anchor(Circuit(job.graph, kept)), np.flatnonzero(kept)
+            counts = rng.integers(1, 3, size=rng.integers(1, 6))
+            rows += [Row(anchor, tuple(rng.permutation(edges)[:count].tolist())) for count in counts]
+        work.append((job, rows))
+    with counting(monkeypatch, 1 << 30) as own_terms:
+        own = [job.score(rows) for job, rows in work]
+    with counting(monkeypatch, 1 + seed % 3) as shared_terms:
+        assert score_together(work) == own
+    assert 0 < len(shared_terms) < len(own_terms)

@@ -101,27 +101,25 @@ class Residual:
         first = np.searchsorted(base_of, np.arange(len(codes) + 1))
         bounds = np.cumsum([0, *rows.sizes(merged, receiver)])[first]
         variant = np.where(merged.variant < 0, -1, merged.variant - first[rows.base_of])
-        missing, new = heard, np.full(len(codes), True) if cut is None else ~rows.by_base(cut.variant >= 0)
-        known: list[tuple[_Sum, list[int]]] = []
-        for last in self._last:
-            goes_on = new & (codes == last.codes) & ~rows.by_base(variant != last.variant)
-            if goes_on.any() and (goes_on := goes_on & last.begins(heard)).any():
-                known.append((last, np.flatnonzero(goes_on).tolist()))
-                missing, new = missing & ~(last.heard & goes_on), new & ~goes_on
+        known, missing, begun = self._known(receiver, heard, variant), heard, np.zeros(len(codes), dtype=bool)
+        for last, on in known:
+            missing, begun = missing & ~(last.heard & on), begun | on
         old = next((last for last in self._last if np.array_equal(codes, last.codes)), None)
-        if old is not None and cut is None and np.array_equal(variant, old.variant):
+        in_place = old is not None and cut is None and np.array_equal(variant, old.variant)
+        if old is not None and in_place:
             dx = old.dx
-            if not missing.any():
-                return dx
-            for base in np.flatnonzero(new).tolist():
+            for base in np.flatnonzero(~begun).tolist():
                 old.of_base(base).zero_()
         else:
-            if cut is None and old is not None and all(last is not old for last, _ in known):
+            if old is not None and cut is None and all(last is not old for last, _ in known):
                 self._last.remove(old)  # before the next one takes as much
             dx = self._cuts(receiver, len(senders), merged)
-        for last, bases in known:
-            for base in bases if last.dx is not dx else ():
+        elsewhere = [(last, np.flatnonzero(on).tolist()) for last, on in known if last.dx is not dx]
+        for last, bases in elsewhere:
+            for base in bases:
                 dx.flatten(0, 1)[bounds[base] : bounds[base + 1]] = last.of_base(base)
+        if in_place and not elsewhere and not missing.any():
+            return dx
         whole = (missing == heard).all(1)
         for sender, wanted in zip(senders, merged.picks, strict=False):
             if missing[sender].any():
@@ -131,6 +129,20 @@ class Residual:
             others = [last for last in self._last if last is not old]
             self._last = [*others[1 - REMEMBERED_SUMS :], _Sum(codes, heard, variant, bounds, dx)]
         return dx
+
+    def _known(
+        self, receiver: int, heard: NDArray[np.bool_], variant: Index
+    ) -> list[tuple[_Sum, NDArray[np.bool_]]]:
+        """Sums that go on, each with the bases whose rows go on from it: bool, [B]."""
+        rows, cut, found = self._rows, self._rows.cuts.get(receiver), []
+        codes = rows.receiver_codes[:, receiver]
+        free = np.full(len(codes), True) if cut is None else ~rows.by_base(cut.variant >= 0)
+        for last in self._last:
+            bases = free & (codes == last.codes) & ~rows.by_base(variant != last.variant)
+            if bases.any() and (bases := bases & last.begins(heard)).any():
+                found.append((last, bases))
+                free = free & ~bases
+        return found
 
     def _cuts(self, receiver: int, senders: int, merged: Merged) -> Tensor:
         """What cuts at a receiver change, to be written to; their picks follow those of so many senders."""
