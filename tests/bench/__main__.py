@@ -215,6 +215,7 @@ def main() -> None:
         keep_freed_memory()
         print(json.dumps(BENCHMARKS[options.one]()))
         return
+    RESULTS.mkdir(exist_ok=True)
     stored = RESULTS / "bench.json"
     results = json.loads(stored.read_text("utf-8")) if stored.exists() else {}
     for name in options.names:
@@ -222,8 +223,7 @@ def main() -> None:
         print(f"{name} ...", file=sys.stderr, flush=True)
         figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         results[name] = figures | {"measured_on": machine()}
-    RESULTS.mkdir(exist_ok=True)
-    stored.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        stored.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     table = markdown(results)
     (RESULTS / "bench.md").write_text(table, "utf-8")
     print(table)

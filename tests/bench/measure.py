@@ -23,6 +23,7 @@ from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.search.acdc_search import AcdcSearch
 
 WINDOW = 32
+# Calls of `SweepJob`.
 SWEEP_CALLS = 32
 MEMORY_BYTES = 350 << 20
 

@@ -60,7 +60,8 @@ class Residual:
     """Sums of what senders write.
 
     Receivers of a circuit with many edges hear nearly the same, and those of the next layer a little more. So
-    the last sums are remembered; the rows of every base go on from them where what they hear begins alike.
+    the last sums are remembered, but for those at cuts; rows of a base go on from them where what they hear
+    begins alike.
 
     Args:
         rows: the rows of the sweep.
@@ -69,12 +70,16 @@ class Residual:
 
     def __init__(self, rows: Rows, terms: Terms) -> None:
         self._rows, self._terms = rows, terms
+        # Of different codes.
         self._last: list[_Sum] = []
 
     def change(
         self, receiver: int, sources: Sources, mask: NDArray[np.bool_] | None = None
     ) -> tuple[Tensor, Merged] | None:
-        """Change of a receiver's input, [V, N, D], in the given rows (bool) or all. Not to be written to."""
+        """Change of a receiver's input, [V, N, D], in the given rows (bool) or all.
+
+        Not to be written to, and good until the next call, which may go on in the same memory.
+        """
         rows, cut = self._rows, self._rows.cuts.get(receiver)
         columns = [variant for _, variant in sources]
         columns += [] if cut is None else [cut.variant]
@@ -101,51 +106,56 @@ class Residual:
         first = np.searchsorted(base_of, np.arange(len(codes) + 1))
         bounds = np.cumsum([0, *rows.sizes(merged, receiver)])[first]
         variant = np.where(merged.variant < 0, -1, merged.variant - first[rows.base_of])
-        known, missing, begun = self._known(receiver, heard, variant), heard, np.zeros(len(codes), dtype=bool)
-        for last, on in known:
-            missing, begun = missing & ~(last.heard & on), begun | on
+        known, missing = self._known(receiver, heard, variant)
         old = next((last for last in self._last if np.array_equal(codes, last.codes)), None)
         in_place = old is not None and cut is None and np.array_equal(variant, old.variant)
         if old is not None and in_place:
             dx = old.dx
-            for base in np.flatnonzero(~begun).tolist():
+            for base in np.flatnonzero((missing == heard).all(0)).tolist():
                 old.of_base(base).zero_()
         else:
             if old is not None and cut is None and all(last is not old for last, _ in known):
-                self._last.remove(old)  # before the next one takes as much
+                self._last.remove(old)
+                old = None  # before the next one takes as much
             dx = self._cuts(receiver, len(senders), merged)
-        elsewhere = [(last, np.flatnonzero(on).tolist()) for last, on in known if last.dx is not dx]
-        for last, bases in elsewhere:
-            for base in bases:
-                dx.flatten(0, 1)[bounds[base] : bounds[base + 1]] = last.of_base(base)
+        elsewhere = [(last, bases) for last, bases in known if last.dx is not dx]
+        _copy(elsewhere, dx, bounds)
         if in_place and not elsewhere and not missing.any():
             return dx
+        if cut is None:
+            self._last = [last for last in self._last if last is not old]
+        del known, elsewhere, old  # their memory is wanted below
         whole = (missing == heard).all(1)
         for sender, wanted in zip(senders, merged.picks, strict=False):
             if missing[sender].any():
                 some = wanted if whole[sender] else np.where(missing[sender, base_of], wanted, -1)
                 self._add(dx, sender, receiver, some, merged)
         if cut is None:
-            others = [last for last in self._last if last is not old]
-            self._last = [*others[1 - REMEMBERED_SUMS :], _Sum(codes, heard, variant, bounds, dx)]
+            self._last = [*self._last[1 - REMEMBERED_SUMS :], _Sum(codes, heard, variant, bounds, dx)]
         return dx
 
     def _known(
         self, receiver: int, heard: NDArray[np.bool_], variant: Index
-    ) -> list[tuple[_Sum, NDArray[np.bool_]]]:
-        """Sums that go on, each with the bases whose rows go on from it: bool, [B]."""
-        rows, cut, found = self._rows, self._rows.cuts.get(receiver), []
-        codes = rows.receiver_codes[:, receiver]
+    ) -> tuple[list[tuple[_Sum, NDArray[np.bool_]]], NDArray[np.bool_]]:
+        """Sums that go on, each with the bases whose rows go on from it, bool [B]; and what is missing."""
+        rows, cut, known = self._rows, self._rows.cuts.get(receiver), []
+        codes, missing = rows.receiver_codes[:, receiver], heard
         free = np.full(len(codes), True) if cut is None else ~rows.by_base(cut.variant >= 0)
         for last in self._last:
             bases = free & (codes == last.codes) & ~rows.by_base(variant != last.variant)
             if bases.any() and (bases := bases & last.begins(heard)).any():
-                found.append((last, bases))
-                free = free & ~bases
-        return found
+                known.append((last, bases))
+                free, missing = free & ~bases, missing & ~(last.heard & bases)
+        return known, missing
 
     def _cuts(self, receiver: int, senders: int, merged: Merged) -> Tensor:
-        """What cuts at a receiver change, to be written to; their picks follow those of so many senders."""
+        """What cuts at a receiver change, zeros without any.
+
+        Args:
+            receiver: where.
+            senders: how many are added afterwards, in place; picks of cuts come after theirs.
+            merged: variants.
+        """
         weights, cut = self._rows.weights, self._rows.cuts.get(receiver)
         sizes = self._rows.sizes(merged, receiver)
         if cut is None:
@@ -173,3 +183,10 @@ class Residual:
             twice = self._rows.add_of_bases(dx.clone(), merged, lambda base: base.kept_x(receiver), alpha=2)
             known[inputs] = sums(twice.mul_(dx))
         return known[inputs]
+
+
+def _copy(known: list[tuple[_Sum, NDArray[np.bool_]]], dx: Tensor, bounds: Index) -> None:
+    """Writes what is known of bases to where their tokens begin in ``dx``."""
+    for last, bases in known:
+        for base in np.flatnonzero(bases).tolist():
+            dx.flatten(0, 1)[bounds[base] : bounds[base + 1]] = last.of_base(base)
