@@ -167,7 +167,7 @@ class Base:
         incoming = self.circuit.incoming(receiver)
         removed = np.flatnonzero(~incoming).tolist()
         kept = np.flatnonzero(incoming).tolist()
-        patched = np.flatnonzero(incoming & self._patched[: len(incoming)]).tolist()
+        patched = self._patched_into(receiver)
         if len(removed) + len(patched) <= len(kept):
             start, terms = self.reference.clean, [(s, self._ablation_of_clean(s, places)) for s in removed]
             terms += [(s, self.output(s, places) - self._clean(s, places)) for s in patched]
@@ -202,8 +202,7 @@ class Base:
         """Whether a receiver's input is that of the clean pass."""
         known = self._whole.get(receiver)
         if known is None:
-            incoming = self.circuit.incoming(receiver)
-            known = bool(incoming.all()) and not self._patched[: len(incoming)].any()
+            known = bool(self.circuit.incoming(receiver).all()) and not self._patched_into(receiver)
             self._whole[receiver] = known
         return known
 
@@ -331,9 +330,13 @@ class Base:
 
     def _moved_senders(self, receiver: int, parent: Base) -> list[int]:
         """Senders along kept edges whose output differs from the parent's."""
+        return [s for s in self._patched_into(receiver) if not self._shares_output(parent, s)]
+
+    def _patched_into(self, receiver: int) -> list[int]:
+        """Senders along kept edges whose output differs from the clean pass."""
         incoming = self.circuit.incoming(receiver)
-        patched = np.flatnonzero(incoming & self._patched[: len(incoming)]).tolist()
-        return [s for s in patched if not self._shares_output(parent, s)]
+        senders: list[int] = np.flatnonzero(incoming & self._patched[: len(incoming)]).tolist()
+        return senders
 
     def _shares_output(self, parent: Base, sender: int) -> bool:
         return self._outputs.shares(parent._outputs, self._layer(sender), sender)

@@ -28,7 +28,6 @@ from pahq_server.engine.sparse.variants import (
     layout,
     merge,
     pick,
-    some,
     token_index,
 )
 from pahq_server.precision.products import matmul
@@ -215,7 +214,7 @@ def _chosen(x: Tensor, sizes: Index, chosen: Index) -> Tensor:
     """Some variants of values that may all be the same one, [1, N, K]."""
     if len(x) == 1 and x.shape[1] == sizes[0] and len(sizes) > 1:
         return x
-    return some(Values(x, sizes), chosen)
+    return pick(Values(x, sizes), chosen, sizes[chosen]).data
 
 
 def _joined(changes: list[Change]) -> Change:

@@ -167,17 +167,6 @@ def pick(values: Values, wanted: Index, sizes: Index) -> Values:
     return Values(laid_out(data, sizes), sizes)
 
 
-def some(values: Values, chosen: Index) -> Tensor:
-    """The values of some variants of equal sizes, in ascending order: [V, N, ...]."""
-    first, last = int(chosen[0]), int(chosen[-1])
-    size = int(values.sizes[first])
-    if last - first + 1 == len(chosen):
-        start = int(values.starts[first])
-        flat = values.data.flatten(0, 1)[start : start + len(chosen) * size]
-        return flat.view(len(chosen), size, *flat.shape[1:])
-    return pick(values, chosen, values.sizes[chosen]).data
-
-
 def part_of(values: Values, begin: int, end: int) -> Tensor:
     """Consecutive variants, laid out as their sizes are."""
     if end - begin == len(values.sizes):
