@@ -23,6 +23,8 @@ from pahq_server.api.server import ApiServer
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine import devices
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
+from pahq_server.engine.self_test import MOST_BYTES, self_test
+from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService
@@ -30,7 +32,7 @@ from pahq_server.models.casting import Placed
 from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
-from pahq_server.plan.planning import DoesNotFitError, plan_models
+from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
 from pahq_server.store.database import Database
@@ -68,6 +70,7 @@ class ServerConfig:
         slots: how many discoveries have tensors in memory at a time.
         user_weights: shares of users; 1 for those that are missing.
         access: who may call, and how much.
+        self_test: whether models are compared with transformers' reading of them when they are loaded.
     """
 
     models: Mapping[str, str]
@@ -88,6 +91,7 @@ class ServerConfig:
     slots: int = 4
     user_weights: Mapping[str, float] = field(default_factory=dict)
     access: AccessConfig = field(default_factory=AccessConfig)
+    self_test: bool = True
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -115,7 +119,7 @@ async def _serve(
 ) -> None:
     device = devices.find(config.device)
     devices.prepare(device)
-    memory_bytes = _memory_for_jobs(config, device)
+    plan = _plan(config, device)
     authenticator = config.access.authenticator(TokenTable(database))
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
     keep_freed_memory()
@@ -123,9 +127,9 @@ async def _serve(
         torch.set_num_threads(config.threads)
     # Only while loading: what is freed between kept weights is of no use to passes.
     hand_back_freed_memory()
-    served = {name: _load(source, config, device) for name, source in config.models.items()}
+    served = {name: _load(name, config, device, plan) for name in config.models}
     keep_freed_memory()
-    engine = ModelEngine(served, config.executor, memory_bytes)
+    engine = ModelEngine(served, config.executor, plan.memory)
     jobs = JobService(
         engine,
         __version__,
@@ -166,14 +170,28 @@ def _policy(config: ServerConfig) -> JobPolicy:
     )
 
 
-def _load(source: str, config: ServerConfig, device: torch.device) -> LoadedModel:
+def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> LoadedModel:
+    """One model, compared with transformers' reading of it; what is odd about it goes to the log."""
+    source = config.models[name]
     if config.weights is None:
-        return load(source, Placed(TRANSFORMS[config.executor], device))
-    return load_rounded(source, POLICIES[config.weights], device)
+        loaded = load(source, Placed(TRANSFORMS[config.executor], device))
+    else:
+        loaded = load_rounded(source, POLICIES[config.weights], device)
+    for warning in loaded.warnings:
+        logger.warning("model %r: %s", name, warning)
+    if config.self_test:
+        # What jobs will take is still free.
+        room = machine_bytes() - PROCESS_BYTES - (plan.weights if device.type == "cpu" else 0)
+        try:
+            outcome = self_test(loaded, min(MOST_BYTES, room))
+        except InvalidRequestError as error:
+            raise InvalidRequestError("model", f"{name!r}: {error.detail}") from error
+        logger.log(logging.WARNING if outcome.skipped else logging.INFO, "model %r: %s", name, outcome)
+    return loaded
 
 
-def _memory_for_jobs(config: ServerConfig, device: torch.device) -> int:
-    """Bytes that jobs and sessions get. Raises as `serve` does; loads nothing."""
+def _plan(config: ServerConfig, device: torch.device) -> Plan:
+    """What models and jobs will take. Raises as `serve` does; loads nothing."""
     machine = devices.memory_bytes(device) if config.machine_bytes is None else config.machine_bytes
     if config.memory_bytes is not None and config.memory_bytes > machine:
         detail = f"{config.memory_bytes} bytes are more than the {machine} of {device}"
@@ -190,7 +208,7 @@ def _memory_for_jobs(config: ServerConfig, device: torch.device) -> int:
     )
     if not plan.fits:
         raise DoesNotFitError(f"the models do not fit\n{text(plan)}")
-    return plan.memory
+    return plan
 
 
 def _stop_event(parent_watch: bool) -> asyncio.Event:

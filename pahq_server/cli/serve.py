@@ -37,6 +37,11 @@ TOPICS = (models, listening, access, computing, sessions, sharing, quotas, stora
 def add(parser: argparse.ArgumentParser) -> None:
     for topic in TOPICS:
         topic.add(parser)
+    parser.add_argument(
+        "--no-self-test",
+        action="store_true",
+        help="do not compare models with transformers' own reading of them when they are loaded",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -94,4 +99,5 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         user_weights=dict(options.user_weight),
         access=access.config(options),
         telemetry=telemetry.config(options, os.environ),
+        self_test=not options.no_self_test,
     )

@@ -170,7 +170,8 @@ class LiteralExecutor:
         """Sum of the attention output biases upstream: shape [D]."""
         own = kind == "mlp" and not self.graph.parallel
         biases = [weights.b_o for weights in self.weights.layers[: layer + own]]
-        return torch.stack([torch.zeros_like(self.weights.w_e[0]), *biases]).sum(0)
+        none = torch.zeros(self.arch.d_model, dtype=self.model.dtype, device=self.model.device)
+        return torch.stack([none, *biases]).sum(0)
 
     def _heads(self, senders_SPTD: Tensor, circuit: Circuit, layer: int) -> Tensor:
         """Outputs of all heads of a layer: shape [H, P, T, D]."""

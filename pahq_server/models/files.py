@@ -172,7 +172,9 @@ def check_regular(path: Path, hint: str = "") -> None:
     except OSError as error:
         raise InvalidRequestError("model", f"{path.name} cannot be read: {error}") from error
     if start == _LFS_POINTER:
-        detail = f"{path.name} is a pointer of Git LFS, not the file itself: run `git lfs pull` in the checkout"
+        detail = (
+            f"{path.name} is a pointer of Git LFS, not the file itself: run `git lfs pull` in the checkout"
+        )
         raise InvalidRequestError("model", detail)
 
 
@@ -244,4 +246,6 @@ def _in_other_formats(names: list[str]) -> str:
         if found:
             return f"; {found} are {kind} files, which are not read: only safetensors are"
     found = sorted(name for name in names if name.endswith(".safetensors"))
-    return f"; of {found} none has this name, which transformers_weights in {CONFIG} could give" if found else ""
+    return (
+        f"; of {found} none has this name, which transformers_weights in {CONFIG} could give" if found else ""
+    )

@@ -156,10 +156,14 @@ def _config(directory: Path) -> Any:
     """The configuration with the format's defaults filled in. Never runs code from the checkpoint."""
     raw = read_json(directory / CONFIG)
     if "model_type" not in raw:
-        raise InvalidRequestError("model", f"{CONFIG} has no model_type: it is no configuration of transformers")
+        raise InvalidRequestError(
+            "model", f"{CONFIG} has no model_type: it is no configuration of transformers"
+        )
     if "configuration_files" in raw:
         # transformers would read another file instead, by its own version.
-        raise InvalidRequestError("model", f"{CONFIG} with configuration_files is not supported: remove the field")
+        raise InvalidRequestError(
+            "model", f"{CONFIG} with configuration_files is not supported: remove the field"
+        )
     model_type = raw["model_type"]
     _check_supported(model_type)
     if model_type == "hooked_transformer":
