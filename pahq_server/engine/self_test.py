@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
@@ -29,11 +29,10 @@ from pahq_server.models.streaming import ResidentModel
 
 # Lengths of the two prompts; shorter where the context is.
 LENGTHS = (24, 7)
-# Largest difference of a logit, as a share of the largest logit's size or of 1, whatever is more. Both readings
-# compute in float32 and differ by some 1e-6 of that.
+# Largest difference of a logit, as a share of the largest logit's size or of 1, whatever is more. Both
+# readings compute in float32 and differ by some 1e-6 of that.
 TOLERANCE = 3e-5
-# transformers' copy is in float32 whatever the file holds. Larger models are not tested at load: it would take
-# a second per GiB and their memory once more.
+# Of transformers' copy, which is in float32 whatever the file holds: larger models are not tested at load.
 MOST_BYTES = 2 << 30
 # Checkpoints of this format have no other reader here.
 WITHOUT_REFERENCE = "hooked_transformer"
@@ -60,7 +59,7 @@ class SelfTest:
 
 
 def self_test(loaded: LoadedModel, room: int) -> SelfTest:
-    """Compares a model's unpatched logits with those of transformers, at every position of two random prompts.
+    """Compares unpatched logits with those of transformers, at every position of two random prompts.
 
     Args:
         loaded: the model; in full precision what is rounded.
@@ -116,14 +115,14 @@ def product_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
 def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Tensor]:
     """Logits by transformers in float32: per prompt [tokens, outputs].
 
-    Raises InvalidRequestError (field ``model``) where transformers does not load the checkpoint, or would make
-    up weights that are missing.
+    Raises InvalidRequestError (field ``model``) where transformers does not load the checkpoint, or would
+    make up weights that are missing.
     """
     from transformers import AutoModelForCausalLM
 
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=torch.float32,
                 attn_implementation="eager",
@@ -134,6 +133,7 @@ def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Te
             )
     except Exception as error:
         raise InvalidRequestError("model", f"transformers does not load it: {error}") from error
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InvalidRequestError("model", f"transformers finds no weights for {', '.join(missing[:5])}")
     with torch.inference_mode():

@@ -1,8 +1,8 @@
 """Which files of a checkpoint are read: found and looked at before any of them is opened by a library.
 
-The choice is that of transformers 5 (``_get_resolved_checkpoint_files``), so that the same directory is the same
-model in both: the file that ``transformers_weights`` of ``config.json`` names, else ``model.safetensors``, else
-the shards that ``model.safetensors.index.json`` names. Pickle files are never read.
+The choice is that of transformers 5 (``_get_resolved_checkpoint_files``), so that the same directory is the
+same model in both: the file that ``transformers_weights`` of ``config.json`` names, else
+``model.safetensors``, else the shards that ``model.safetensors.index.json`` names. Pickle files are never read.
 """
 
 from __future__ import annotations
@@ -107,13 +107,14 @@ def wanted_weights(directory: Path) -> list[str]:
 def weight_files(directory: Path) -> WeightFiles:
     """Chooses the files with weights.
 
-    Raises InvalidRequestError (field ``model``) where there are none, where one is missing or is not a regular
-    file, and for pointers of Git LFS, broken indices, and adapters that are meant for another model.
+    Raises InvalidRequestError (field ``model``) where there are none, where one is missing or is not a
+    regular file, and for pointers of Git LFS, broken indices, and adapters that are meant for another model.
     """
     if (directory / "adapter_config.json").exists():
         detail = (
-            f"{directory.name!r} has an adapter_config.json: it is a PEFT adapter such as LoRA, or a model with "
-            "one beside it. Merge the adapter into its model (merge_and_unload() of peft), save that, and serve it"
+            f"{directory.name!r} has an adapter_config.json: it is a PEFT adapter such as LoRA, or a model "
+            "with one beside it. Merge the adapter into its model (merge_and_unload() of peft), save that, "
+            "and serve it"
         )
         raise InvalidRequestError("model", detail)
     named = _named_weights(directory)
@@ -159,7 +160,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def check_regular(path: Path, hint: str = "") -> None:
-    """Raises InvalidRequestError (field ``model``) unless a path is a regular file with content of its own."""
+    """Raises InvalidRequestError (field ``model``) unless a path is a regular file, and no mere pointer."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):

@@ -53,8 +53,8 @@ def load_tokenizer(directory: Path, warn: Callable[[str], None]) -> Tokenizer | 
         why = error.detail if isinstance(error, InvalidRequestError) else str(error).strip() or repr(error)
         if not (directory / "tokenizer.json").exists():
             why += (
-                ". Only tokenizer.json is sure to be readable: save it with save_pretrained() of transformers, "
-                "where the packages of the original tokenizer are installed"
+                ". Only tokenizer.json is sure to be readable: save it with save_pretrained() of "
+                "transformers, where the packages of the original tokenizer are installed"
             )
         warn(f"serving token ids only, its tokenizer cannot be read: {why}")
         return None

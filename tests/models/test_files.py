@@ -1,4 +1,4 @@
-"""Which files of a checkpoint are read: those that transformers reads, or a refusal that names the culprit."""
+"""Which files of a checkpoint are read: those of transformers, or a refusal that says why."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from pahq_server.models.loading import LoadedModel, load
 from .test_bad_checkpoints import change_config, refused
 
 PROMPTS = random_prompts(make.VOCABULARY, (9, 4))
+# Serves a directory as every repository of the hub; gives the list of what is asked for.
+Hub = Callable[[Path], list[tuple[str, str | None]]]
 
 
 @pytest.fixture
@@ -209,9 +211,7 @@ def test_a_directory_has_no_revisions(checkpoint: Path) -> None:
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], list[tuple[str, str | None]]]:
-    """Serves a directory as every repository of the hub; gives the list of what is asked for."""
-
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     def serve(repository: Path) -> list[tuple[str, str | None]]:
         asked: list[tuple[str, str | None]] = []
 
@@ -236,9 +236,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Path], lis
     return serve
 
 
-def test_a_revision_of_a_repository(
-    hub: Callable[[Path], list[tuple[str, str | None]]], checkpoint: Path
-) -> None:
+def test_a_revision_of_a_repository(hub: Hub, checkpoint: Path) -> None:
     asked = hub(checkpoint)
     loaded = load("owner/name@refs/pr/1")
     assert set(asked) == {("owner/name", "refs/pr/1")}
@@ -248,9 +246,7 @@ def test_a_revision_of_a_repository(
     assert set(asked) == {("owner/name", None)}
 
 
-def test_only_the_weights_that_are_read_are_downloaded(
-    hub: Callable[[Path], list[tuple[str, str | None]]], shards: Path, tmp_path: Path
-) -> None:
+def test_only_the_weights_that_are_read_are_downloaded(hub: Hub, shards: Path, tmp_path: Path) -> None:
     (shards / "consolidated.safetensors").write_bytes(b"")
     (shards / "pytorch_model.bin").write_bytes(b"")
     hub(shards)
@@ -260,9 +256,7 @@ def test_only_the_weights_that_are_read_are_downloaded(
     assert not names & {"consolidated.safetensors", "pytorch_model.bin"}
 
 
-def test_a_repository_with_pickle_files_only(
-    hub: Callable[[Path], list[tuple[str, str | None]]], checkpoint: Path
-) -> None:
+def test_a_repository_with_pickle_files_only(hub: Hub, checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
     hub(checkpoint)
     refused("owner/name", "['pytorch_model.bin'] are pickle files, which are never loaded: convert them")
