@@ -2,7 +2,7 @@
 
 The choice is that of transformers 5 (``_get_resolved_checkpoint_files``), so that the same directory is the
 same model in both: the file that ``transformers_weights`` of ``config.json`` names, else
-``model.safetensors``, else the shards that ``model.safetensors.index.json`` names. Pickle files are never read.
+``model.safetensors``, else the shards that ``model.safetensors.index.json`` names. Pickle files never count.
 """
 
 from __future__ import annotations
