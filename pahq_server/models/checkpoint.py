@@ -14,6 +14,8 @@ from torch import Tensor
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.files import CONFIG, weight_files
 
+# Rows of tensors that are compared at a time.
+_ROWS = 4096
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -22,7 +24,12 @@ class Checkpoint:
 
     Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or
     damaged shard, a tensor that is missing or in two files, or a tensor that is not floating point.
+
+    Attributes:
+        has_values: whether tensors have values, rather than shapes alone.
     """
+
+    has_values = True
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -63,6 +70,25 @@ class Checkpoint:
         return mapped
 
     @property
+    def unread(self) -> list[str]:
+        """Names of tensors that nobody has asked for, in order."""
+        return sorted(self._shard_of.keys() - self._sizes.keys())
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers, whatever they are stored as; False without values.
+
+        If they do, the other one counts as read from now on, but not as parameters.
+        """
+        if not self.has_values or self.shape(one) != self.shape(other):
+            return False
+        pairs = zip(self.rows(one, _ROWS), self.rows(other, _ROWS), strict=True)
+        for (_, rows), (_, other_rows) in pairs:
+            if not torch.equal(rows.to(torch.float32), other_rows.to(torch.float32)):
+                return False
+        self._sizes.setdefault(other, 0)
+        return True
+
+    @property
     def parameters(self) -> int:
         """How many numbers have been read, each tensor counted once."""
         return sum(self._sizes.values())
@@ -70,6 +96,23 @@ class Checkpoint:
     def find(self, name: str) -> Tensor | None:
         """Like `get`, or None where the tensor is absent."""
         return self.get(name) if name in self else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of any dtype, which is not counted as read."""
+        path = self._path(name)
+        with reading(path), safe_open(path, framework="pt") as shard:
+            return tuple(shard.get_slice(name).get_shape())
+
+    def rows(self, name: str, count: int) -> Iterator[tuple[int, Tensor]]:
+        """A tensor of any dtype that is no parameter, as it is stored, in copies of so many rows.
+
+        Gives the number of the first row with each; a scalar is one row. It is not counted as read.
+        """
+        path, shape = self._path(name), self.shape(name)
+        for first in range(0, shape[0] if shape else 1, count):
+            with reading(path), safe_open(path, framework="pt") as shard:
+                part = shard.get_slice(name)[first : first + count] if shape else shard.get_tensor(name)
+                yield first, part.clone()
 
 
 @contextmanager

@@ -14,11 +14,13 @@ import torch
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
 from pahq_server.models.adapters import gpt2, gpt_neo, gpt_neox, hooked, llama, mistral, opt, qwen2, qwen3
-from pahq_server.models.architecture import LayerWeights, Model, Weights
+from pahq_server.models.architecture import LayerWeights, Model, Rotary, Weights
 from pahq_server.models.building import PLAIN, Transform, build
 from pahq_server.models.checkpoint import Checkpoint, revision_hash
+from pahq_server.models.fields import Fields
 from pahq_server.models.files import CONFIG, locate, read_json, weight_files
 from pahq_server.models.headers import Headers
+from pahq_server.models.leftovers import refuse_leftovers, refuse_other_weights
 from pahq_server.models.mapped import Mapped
 from pahq_server.models.shapes import check_ends, check_layer
 from pahq_server.models.tokenizer import load_tokenizer
@@ -126,20 +128,26 @@ def _assemble(
     except (AttributeError, TypeError) as error:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
     checkpoint = open_checkpoint(directory)
+    refuse_other_weights(checkpoint)
+    rotary: Rotary | None = None
 
     def ends() -> Weights:
         with _reshaping():
             found: Weights = adapter.ends(architecture, config, checkpoint)
         check_ends(architecture, found)
+        nonlocal rotary
+        rotary = found.rotary
         return found
 
     def layer(index: int) -> LayerWeights:
         with _reshaping():
-            found: LayerWeights = adapter.layer(architecture, index, checkpoint)
+            found: LayerWeights = adapter.layer(architecture, config, index, checkpoint)
         check_layer(architecture, index, found)
         return found
 
     model = build(architecture, ends, layer, transform)
+    if hasattr(adapter, "BUFFERS"):  # others look for leftovers themselves
+        refuse_leftovers(checkpoint, architecture, rotary, adapter.PREFIX, adapter.BUFFERS)
     return replace(model, parameters=checkpoint.parameters), checkpoint
 
 
@@ -168,6 +176,8 @@ def _config(directory: Path) -> Any:
     _check_supported(model_type)
     if model_type == "hooked_transformer":
         return SimpleNamespace(**raw)
+    fields: Fields = ADAPTERS[model_type].FIELDS
+    fields.check_file(model_type, raw)
     try:
         # Imported where it is needed, as all of transformers: 100 MB.
         from transformers import AutoConfig
@@ -177,6 +187,7 @@ def _config(directory: Path) -> Any:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
     # Some configurations are those of another format than they say.
     _check_supported(config.model_type)
+    fields.check_config(raw, config)
     return config
 
 

@@ -53,7 +53,7 @@ def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     )
 
 
-def layer(arch: Architecture, index: int, checkpoint: Checkpoint) -> LayerWeights:
+def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:
     prefix = f"blocks.{index}."
 
     def attn(name: str) -> Tensor:
