@@ -20,7 +20,7 @@ from pahq_server.access.config import AccessConfig
 from pahq_server.access.policy import POLICY
 from pahq_server.access.table import TokenTable
 from pahq_server.api.server import ApiServer
-from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.self_test import MOST_BYTES, self_test
@@ -104,7 +104,7 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     Raises InvalidRequestError for a device that is not there, a model that cannot be loaded or memory that
     the device does not have, DoesNotFitError, before anything is loaded, where models and memory together are
     too much, StorageError for a data directory that cannot be used, RuntimeError for an address that cannot
-    be bound.
+    be bound, WorkerFailedError where jobs cannot be worked on any more.
     """
     telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
     try:
@@ -130,6 +130,12 @@ async def _serve(
     served = {name: _load(name, config, device, plan) for name in config.models}
     keep_freed_memory()
     engine = ModelEngine(served, config.executor, plan.memory)
+    loop, broken = asyncio.get_running_loop(), asyncio.Event()
+
+    def worker_failed() -> None:
+        broken.set()
+        stop.set()
+
     jobs = JobService(
         engine,
         __version__,
@@ -137,6 +143,7 @@ async def _serve(
         config.session_limits,
         SqliteJobStore(database),
         telemetry.observer,
+        failed=lambda: loop.call_soon_threadsafe(worker_failed),
     )
     access = Access(authenticator, config.access.limits, telemetry.observer)
     api = ApiServer(engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer)
@@ -156,6 +163,10 @@ async def _serve(
     stopping = asyncio.create_task(api.stop(GRACE_S))
     await asyncio.to_thread(jobs.close)
     await stopping
+    if broken.is_set():
+        # Whoever supervises the process starts it again, and its jobs go on; without a data directory they
+        # have failed.
+        raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
 
 
 def _policy(config: ServerConfig) -> JobPolicy:

@@ -21,7 +21,7 @@ from pahq_server.cli.options import (
     telemetry,
 )
 from pahq_server.cli.output import FAILED, OK, announce, complain
-from pahq_server.core.errors import ServerError, StorageError
+from pahq_server.core.errors import ServerError, StorageError, WorkerFailedError
 
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
@@ -63,7 +63,11 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         asyncio.run(serve(_config(options), announce))
-    except (DoesNotFitError, StorageError) as error:  # what was asked for is right, but not here and now
+    except (
+        DoesNotFitError,
+        StorageError,
+        WorkerFailedError,
+    ) as error:  # what was asked for is right, but not here and now
         return complain(str(error), FAILED)
     except ServerError as error:
         return complain(str(error))

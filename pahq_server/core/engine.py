@@ -222,3 +222,7 @@ class Engine(Protocol):
     def close(self, session: SessionId) -> None:
         """Frees the tensors of a job."""
         ...
+
+    def check(self) -> None:
+        """Computes something whose result is known. Raises where the result is another, or none comes."""
+        ...

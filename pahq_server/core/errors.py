@@ -100,6 +100,13 @@ class NonFiniteMetricError(ServerError):
     """A metric came out NaN or infinite: comparing it to a threshold would be meaningless."""
 
 
+class WorkerFailedError(ServerError):
+    """The one thread that computes cannot go on, so nothing that waits for it would ever end.
+
+    The process ends then: jobs that are stored are left to the next one.
+    """
+
+
 class StorageError(ServerError):
     """What must be kept cannot be written or read now.
 

@@ -131,10 +131,15 @@ class Job:
         self._unstored = True
         self._end(JobState.FAILED, lambda now: None, error=str(error))
 
-    def interrupt(self) -> None:
-        """Leaves the job to a later process, in good order."""
+    def interrupt(self, in_good_order: bool = True) -> None:
+        """Leaves the job to a later process.
+
+        Args:
+            in_good_order: whether the job has nothing to do with why: else it counts as a death, like that
+                of a process that was killed, and after several of them the job fails.
+        """
         with suppress(StorageError), self._lock:
-            now = replace(self._snapshot, deaths=0)
+            now = replace(self._snapshot, deaths=0) if in_good_order else self._snapshot
             self._journal.advance(now)
             self._snapshot = now
         self._interrupted = True

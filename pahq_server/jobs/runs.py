@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.context import about
 from pahq_server.core.engine import Capabilities, Prepared, Row
-from pahq_server.core.errors import StorageError
+from pahq_server.core.errors import StorageError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.jobs.job import Job
@@ -96,7 +96,7 @@ class DiscoveryRun:
         elif error is None or self._job.cancelling:
             self._end(self._job.end_cancelled)
         elif self._around.leave(error):
-            self._job.interrupt()
+            self._job.interrupt(in_good_order=not isinstance(error, WorkerFailedError))
         else:
             failed = error
             self._end(lambda: self._job.fail(failed))

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from pahq_server.core.errors import (
     ResourceExhaustedError,
     ServerError,
     StorageError,
+    WorkerFailedError,
 )
 from pahq_server.core.observer import Observer
 from pahq_server.jobs import arguments, spec_json
@@ -80,6 +81,8 @@ class JobService:
         session_limits: what sessions may take.
         store: keeps the jobs, and is closed by whoever opened it; None keeps them in memory.
         observer: hears of jobs and batches.
+        failed: called from the worker thread if it cannot go on: no job will be worked on from then on, and
+            those that are stored are left to a later process.
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class JobService:
         session_limits: SessionLimits | None = None,
         store: JobStore | None = None,
         observer: Observer | None = None,
+        failed: Callable[[], object] = lambda: None,
     ) -> None:
         self._engine, self._version, self._policy = engine, version, policy or JobPolicy()
         self._store = store or SqliteJobStore(Database(None))
@@ -100,6 +104,7 @@ class JobService:
             self._policy.quotas.running_jobs,
             self._policy.user_weights,
             self._observer,
+            failed=failed,
         )
         window, limits = self._policy.window, session_limits or SessionLimits()
         self.sessions = SessionService(engine, self._scheduler, window, limits)
@@ -291,7 +296,8 @@ class JobService:
 
     def _leave(self, error: Exception) -> bool:
         """Whether a later process goes on with a job that ended with this error."""
-        return self._closing and self._store.durable and type(error) is ServerError
+        stopped = self._closing and type(error) is ServerError
+        return self._store.durable and (stopped or isinstance(error, WorkerFailedError))
 
     def _content(self, spec: DiscoverySpec, prepared: Prepared) -> bytes:
         request = request_provenance(spec, prepared, self._version)

@@ -58,6 +58,8 @@ class FakeEngine:
         self.graph = graph
         self.failures: dict[str, Failures] = {"toy": Failures()}
         self.whole_call_fails: Exception | None = None
+        self.broken: Exception | None = None  # what `check` raises
+        self.checks = 0
         self.room: int | None = None
         self.steps: list[list[SessionId]] = []
         self.open_sessions: dict[SessionId, Prepared] = {}
@@ -168,6 +170,10 @@ class FakeEngine:
     def close(self, session: SessionId) -> None:
         prepared = self.open_sessions.pop(session)
         _raise(self.failures[prepared.measurement.model].close)
+
+    def check(self) -> None:
+        self.checks += 1
+        _raise(self.broken)
 
     def _outcome(self, work: Work) -> Outcome:
         failure = self.failures[self.open_sessions[work.session].measurement.model].score
