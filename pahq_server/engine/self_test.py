@@ -130,14 +130,18 @@ def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Te
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                return_dict=True,  # whatever config.json says: it changes how results come, not which
             )
     except Exception as error:
         raise InvalidRequestError("model", f"transformers does not load it: {error}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InvalidRequestError("model", f"transformers finds no weights for {', '.join(missing[:5])}")
-    with torch.inference_mode():
-        return [model.eval()(torch.tensor([list(ids)])).logits[0] for ids in prompts]
+    try:
+        with torch.inference_mode():
+            return [model.eval()(torch.tensor([list(ids)])).logits[0] for ids in prompts]
+    except Exception as error:
+        raise InvalidRequestError("model", f"transformers does not run it: {error!r}") from error
 
 
 def _prompts(vocabulary: int, context: int) -> list[TokenIds]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import random_models as make
 from helpers.shared import shared_model
+from models.test_bad_checkpoints import change_config
 from transformers import PreTrainedModel
 
 from pahq_server.core.errors import InvalidRequestError
@@ -111,3 +112,9 @@ def test_nothing_of_the_library_reaches_standard_error(
     capfd.readouterr()
     self_test(loaded, ROOM)
     assert capfd.readouterr() == ("", "")
+
+
+def test_how_results_come_does_not_matter(tmp_path: Path) -> None:
+    make.gpt2().save_pretrained(tmp_path)
+    change_config(tmp_path, return_dict=False)
+    assert self_test(load(str(tmp_path)), ROOM).difference is not None
