@@ -23,7 +23,12 @@ class Checkpoint:
 
     Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or
     damaged shard, a missing tensor, or a tensor that is not floating point.
+
+    Attributes:
+        has_values: whether tensors have values, rather than shapes alone.
     """
+
+    has_values = True
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -67,6 +72,23 @@ class Checkpoint:
     def find(self, name: str) -> Tensor | None:
         """Like `get`, or None where the tensor is absent."""
         return self.get(name) if name in self else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of any dtype, which is not counted as read."""
+        path = self._path(name)
+        with reading(path), safe_open(path, framework="pt") as shard:
+            return tuple(shard.get_slice(name).get_shape())
+
+    def rows(self, name: str, count: int) -> Iterator[tuple[int, Tensor]]:
+        """A tensor of any dtype that is no parameter, as it is stored, in copies of so many rows.
+
+        Gives the number of the first row with each; a scalar is one row. It is not counted as read.
+        """
+        path, shape = self._path(name), self.shape(name)
+        for first in range(0, shape[0] if shape else 1, count):
+            with reading(path), safe_open(path, framework="pt") as shard:
+                part = shard.get_slice(name)[first : first + count] if shape else shard.get_tensor(name)
+                yield first, part.clone()
 
 
 @contextmanager

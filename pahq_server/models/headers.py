@@ -38,6 +38,8 @@ class Headers(Checkpoint):
         dtypes: of the tensors that were asked for, as they are stored.
     """
 
+    has_values = False
+
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._found: dict[str, tuple[str, list[int]]] = {}
