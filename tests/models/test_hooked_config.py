@@ -1,4 +1,4 @@
-"""Configurations and tensors of ``hooked_transformer`` that are refused, by name, value and what is allowed."""
+"""Configurations and tensors of ``hooked_transformer`` that are refused, each with the reason."""
 
 from __future__ import annotations
 
