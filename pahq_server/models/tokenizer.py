@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,18 @@ def load_tokenizer(directory: Path) -> Tokenizer | None:
     if not any((directory / name).is_file() for name in names):
         return None
     try:
-        # Imported where it is needed, as all of transformers: 100 MB.
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        tokenizer = _pretrained(directory)
     except Exception as error:
         raise InvalidRequestError("model", f"its tokenizer cannot be read: {error!r}") from error
     return PretrainedTokenizer(tokenizer)
+
+
+def _pretrained(directory: Path) -> Any:
+    """The tokenizer as transformers reads it. Raises whatever transformers raises."""
+    # Imported where it is needed, as all of transformers: 100 MB.
+    from transformers import AutoTokenizer, PretrainedConfig
+
+    model_type = json.loads((directory / "config.json").read_text("utf-8")).get("model_type")
+    # transformers would read the configuration, too, and fail on some that are not its own.
+    config = {"config": PretrainedConfig()} if model_type == "hooked_transformer" else {}
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **config)

@@ -222,6 +222,22 @@ def test_a_conversion_computes_what_the_original_does(tmp_path: Path) -> None:
     assert_close(product_logits(found, prompts), product_logits(expected, prompts))
 
 
+@pytest.mark.parametrize("files", [["tokenizer.json"], ["tokenizer.json", "tokenizer_config.json"]])
+def test_a_tokenizer_beside_it_is_read(files: list[str], tmp_path: Path) -> None:
+    original = shared_model("tinytalk-gptneo-hf")
+    config, tensors = converted(original)
+    StoredModel(config, tensors, {}, []).save(tmp_path)
+    for name in files:
+        (tmp_path / name).write_bytes((original / name).read_bytes())
+    found, expected = (load(str(path)).tokenizer for path in (tmp_path, original))
+    assert found is not None
+    assert expected is not None
+    # With default_prepend_bos TransformerLens would put a special token before it. The tokenizer does not.
+    text = "Lily and Tom went to the park. Lily gave the ball to"
+    assert found.encode(text) == expected.encode(text)
+    assert found.encode_plain(" Tom") == expected.encode_plain(" Tom")
+
+
 def test_a_file_without_its_configuration_is_not_guessed(tmp_path: Path) -> None:
     MODELS["gated"].save(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
