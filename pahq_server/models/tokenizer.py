@@ -8,7 +8,7 @@ from typing import Any
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
-from pahq_server.models.files import check_regular
+from pahq_server.models.files import CONFIG, check_regular, read_json
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -42,10 +42,7 @@ def load_tokenizer(directory: Path, warn: Callable[[str], None]) -> Tokenizer | 
         for name in _TOKENIZER_FILES:
             if (directory / name).exists():
                 check_regular(directory / name)
-        # Imported where it is needed, as all of transformers: 100 MB.
-        from transformers import AutoTokenizer
-
-        return PretrainedTokenizer(AutoTokenizer.from_pretrained(directory, trust_remote_code=False))
+        return PretrainedTokenizer(_pretrained(directory))
     except (KeyboardInterrupt, SystemExit):
         raise
     # The tokenizers library is written in Rust: what it panics on is no Exception.
@@ -58,3 +55,14 @@ def load_tokenizer(directory: Path, warn: Callable[[str], None]) -> Tokenizer | 
             )
         warn(f"serving token ids only, its tokenizer cannot be read: {why}")
         return None
+
+
+def _pretrained(directory: Path) -> Any:
+    """The tokenizer as transformers reads it. Raises whatever transformers raises."""
+    # Imported where it is needed, as all of transformers: 100 MB.
+    from transformers import AutoTokenizer, PretrainedConfig
+
+    model_type = read_json(directory / CONFIG).get("model_type")
+    # transformers would read the configuration, too, and fail on some that are not its own.
+    config = {"config": PretrainedConfig()} if model_type == "hooked_transformer" else {}
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **config)
