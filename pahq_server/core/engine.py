@@ -23,6 +23,18 @@ class Measurement:
     precision: str
 
 
+@dataclass
+class CleanRun:
+    """What the full model does on the clean prompts. Filled in by `Engine.open`, before any score.
+
+    Args:
+        margins: logit[answer] - logit[wrong answer] at every place where the metric is read, prompt by
+            prompt, whatever the metric is; None for a task without answers or wrong answers.
+    """
+
+    margins: tuple[float, ...] | None = None
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A measurement that was found valid: everything that determines its scores.
@@ -34,6 +46,10 @@ class Prepared:
         revision: of the model.
         own_current: whether the score of one circuit depends on which receiver is under investigation, so
             that a row is to be compared with the current circuit under its own `Row.receiver`.
+        warnings: what `Engine.prepare` found in the request that may mislead whoever made it, though it is
+            valid: full sentences that say what it means and what to do. They may quote the request, so
+            they are for its user and not for the log.
+        clean_run: empty until `Engine.open` has run the clean prompts.
     """
 
     measurement: Measurement
@@ -41,6 +57,8 @@ class Prepared:
     graph: Graph
     revision: str
     own_current: bool = False
+    warnings: tuple[str, ...] = ()
+    clean_run: CleanRun = field(default_factory=CleanRun, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
