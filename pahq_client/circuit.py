@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +48,29 @@ class Circuit(CircuitContents):
             InvalidCircuitFile: the circuit holds NaN, infinity or what JSON cannot express.
         """
         return circuit_file.encode(self, "circuit", run=False)
+
+    def pruned(self) -> Circuit:
+        """The circuit without the edges that lie on no path from ``input`` to ``logits``.
+
+        ``metric`` stays that of the whole circuit. Under ``resample`` ablation the pruned one has the same, up
+        to rounding; under ``zero`` and ``mean`` an edge from a node that hears nothing still carries a
+        constant, so that it may have another: `Client.evaluate` measures it. ``verdicts`` and what counts them
+        stay as well; ``provenance.run.pruned`` tells how many edges went.
+        """
+        edges = self.on_paths
+        receivers = {edge.target for edge in edges}
+        run = {**self._run, "pruned": self._pruned_before + len(self.edges) - len(edges)}
+        return replace(
+            self,
+            edges=edges,
+            gates_kept=tuple(gate for gate in self.gates_kept if gate in receivers),
+            provenance={**self.provenance, "run": run},
+        )
+
+    @property
+    def _pruned_before(self) -> int:
+        before = self._run.get("pruned", 0)
+        return before if isinstance(before, int) else 0
 
     def to_networkx(self) -> networkx.MultiDiGraph[str]:
         """The circuit as a graph of nodes; see `pahq_client.render.to_networkx`."""

@@ -35,7 +35,7 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     Raises:
         InvalidRequest: they belong to different graphs, so that equal names mean different things.
     """
-    if a.graph != b.graph:
+    if not a.graph.same_as(b.graph):
         raise InvalidRequest("graph", f"the circuits belong to different graphs: {a.graph} and {b.graph}")
     names_a, names_b = ({str(edge): None for edge in circuit.edges} for circuit in (a, b))
     return Comparison(

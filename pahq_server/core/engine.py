@@ -8,7 +8,7 @@ from typing import NewType, Protocol
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import Graph
-from pahq_server.core.task import TaskSpec, TokenTask
+from pahq_server.core.task import PromptTask, TaskSpec, TokenTask
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ class Prepared:
         revision: of the model.
         own_current: whether the score of one circuit depends on which receiver is under investigation, so
             that a row is to be compared with the current circuit under its own `Row.receiver`.
+        prompts: the task's prompts as they were sent, or as the server generated them; None where an engine
+            does not tell.
         warnings: what `Engine.prepare` found in the request that may mislead whoever made it, though it is
             valid: full sentences that say what it means and what to do. They may quote the request, so
             they are for its user and not for the log.
@@ -57,6 +59,7 @@ class Prepared:
     graph: Graph
     revision: str
     own_current: bool = False
+    prompts: PromptTask | None = None
     warnings: tuple[str, ...] = ()
     clean_run: CleanRun = field(default_factory=CleanRun, compare=False)
 

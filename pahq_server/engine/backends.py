@@ -44,7 +44,12 @@ def _formats(policy: Policy) -> tuple[Format, Format, Format]:
 
 
 class Executor(Protocol):
-    """Values of one job."""
+    """Values of one job.
+
+    ``clean_margins`` are those of `CleanRun`.
+    """
+
+    clean_margins: tuple[float, ...] | None
 
     def release(self) -> None: ...
 

@@ -18,7 +18,7 @@ from pahq_server.engine.sparse.logits import ExactChanges, LogitChanges, Rounded
 from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.reference import FINAL, Reference
 from pahq_server.engine.sparse.rows import Rows
-from pahq_server.engine.sparse.scoring import DIFFERENCE_METRICS
+from pahq_server.engine.sparse.scoring import DIFFERENCE_METRICS, answer_margins
 from pahq_server.engine.sparse.scratch import DEFAULT_SCRATCH, row_bytes
 from pahq_server.engine.sparse.shared import Shared
 from pahq_server.engine.sparse.sweep import Sweep
@@ -54,6 +54,7 @@ class SparseExecutor:
             final = self.reference.clean.get(graph.layers, FINAL)
             self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
             self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND)
+            self.clean_margins = answer_margins(self.weights, task, self._full_ND)
         except BaseException:
             self.reference.release()
             raise
