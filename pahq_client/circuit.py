@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pahq_client import circuit_file, render
 from pahq_client.contents import CircuitContents
@@ -52,14 +52,24 @@ class Circuit(CircuitContents):
     def pruned(self) -> Circuit:
         """The circuit without the edges that lie on no path from ``input`` to ``logits``.
 
-        ``metric`` stays that of the whole circuit. Under ``resample`` ablation the pruned one has the same, up
-        to rounding; under ``zero`` and ``mean`` an edge from a node that hears nothing still carries a
-        constant, so that it may have another: `Client.evaluate` measures it. ``verdicts`` and what counts them
-        stay as well; ``provenance.run.pruned`` tells how many edges went.
+        ``metric`` stays that of the whole circuit. Under ``resample`` ablation the pruned one has the same up
+        to rounding. Under ``zero`` and ``mean`` it may have another, since an edge from a node that hears
+        nothing still carries a constant: then a warning is added, and `Client.evaluate` measures it.
+        ``verdicts`` and what counts them stay as well; ``provenance.run.pruned`` tells how many edges went.
         """
         edges = self.on_paths
+        if len(edges) == len(self.edges):
+            return self
         receivers = {edge.target for edge in edges}
-        run = {**self._run, "pruned": self._pruned_before + len(self.edges) - len(edges)}
+        gone = self._pruned_before + len(self.edges) - len(edges)
+        run: dict[str, Any] = {**self._run, "pruned": gone}
+        if self.parameters.get("ablation") != "resample":
+            run["warnings"] = [
+                *self.warnings,
+                f"The metric is that of the circuit before {gone} edges that were on no path went; without "
+                "them "
+                "it may differ unless the ablation is resample. Measure the circuit with evaluate().",
+            ]
         return replace(
             self,
             edges=edges,

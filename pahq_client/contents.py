@@ -68,6 +68,13 @@ class CircuitContents:
         return edges_on_paths(self.edges, self.graph)
 
     @property
+    def model_revision(self) -> str:
+        """The revision of the model that the circuit was found in; empty if it is not known."""
+        request = self.provenance.get("request", {})
+        revision = request.get("model_revision") if isinstance(request, Mapping) else None
+        return revision if isinstance(revision, str) else ""
+
+    @property
     def task(self) -> Task | BuiltinTask | None:
         """The task that the circuit was found on, to measure it again.
 

@@ -72,7 +72,8 @@ class OtherModel(InvalidRequest):
 
     def __init__(self, circuit: str, model: str, detail: str = "") -> None:
         detail = detail or (
-            f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it on "
+            f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
+            "on "
             "the model that it was found in, or allow another model if you mean to"
         )
         super().__init__("circuit", detail)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pahq_client.elements import Edge, Graph
 
-_HEAD = re.compile(r"a(\d+)\.h(\d+)", re.ASCII)
+_HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})", re.ASCII)  # Python refuses to read very long numbers
 
 
 def edges_on_paths(edges: Sequence[Edge], graph: Graph) -> tuple[Edge, ...]:

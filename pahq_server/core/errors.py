@@ -47,7 +47,8 @@ class OtherModelError(InvalidRequestError):
     def __init__(self, circuit: str, model: str) -> None:
         super().__init__(
             "circuit",
-            f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it on "
+            f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
+            "on "
             "the model that it was found in, or allow another model if you mean to",
         )
         self.circuit, self.model = circuit, model

@@ -126,12 +126,12 @@ class Job:
     def cancelling(self) -> bool:
         return self._snapshot.state is JobState.CANCELLING
 
-    def succeed(self, result: DiscoveryResult) -> None:
-        """Ends with a result, which only the store keeps."""
+    def succeed(self, result: DiscoveryResult, outcome: Outcome | None = None) -> None:
+        """Ends with a result, which only the store keeps; all that stays here is its outcome."""
 
         def save(now: Snapshot) -> None:
             self._journal.finish(now, result)
-            self._outcome = result.outcome  # before anybody sees that it has ended
+            self._outcome = outcome  # before anybody sees that it has ended
 
         self._end(JobState.SUCCEEDED, save)
 

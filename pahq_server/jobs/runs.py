@@ -105,7 +105,7 @@ class DiscoveryRun:
     def _succeed(self, result: DiscoveryResult) -> None:
         # What went before may not have been stored.
         self._job.update(self._search.progress(), len(self._search.verdicts))
-        self._job.succeed(result)
+        self._job.succeed(result, result.outcome)
 
     def done(self) -> float:
         return self._search.progress().decided / self._job.total

@@ -61,14 +61,15 @@ def of_baseline(ends: Ends, clean_run: CleanRun) -> tuple[str, ...]:
     if ends.close:
         found.append(
             f"The full model and the empty circuit have almost the same {ends.name} ({ends.full:.6g} and "
-            f"{ends.empty:.6g}): ablation hardly disturbs the behaviour, so scores and faithfulness are mostly "
-            "noise. Use corrupted prompts that break the behaviour, another ablation or another metric."
+            f"{ends.empty:.6g}): ablation hardly disturbs the behaviour, so scores and faithfulness are "
+            "mostly noise. Use corrupted prompts that break the behaviour, another ablation or another "
+            "metric."
         )
     elif ends.empty < ends.full and not found:
         found.append(
-            f"The empty circuit has a lower, that is better, {ends.name} than the full model ({ends.empty:.6g} "
-            f"and {ends.full:.6g}): ablating everything improves the behaviour. Check the answers and the "
-            "corrupted prompts."
+            f"The empty circuit has a lower, that is better, {ends.name} than the full model "
+            f"({ends.empty:.6g} and {ends.full:.6g}): ablating everything improves the behaviour. Check the "
+            "answers and the corrupted prompts."
         )
     return tuple(found)
 
@@ -113,19 +114,21 @@ def _pairs(task: TokenTask) -> Iterator[str]:
     if len(same) == len(pairs):
         yield (
             f"The clean and the corrupted prompt are the same {_in_all(same, 'pair')}: ablation changes "
-            "nothing, so no edge can matter. Give corrupted prompts that differ in what the behaviour depends on."
+            "nothing, so no edge can matter. Give corrupted prompts that differ in what the behaviour "
+            "depends on."
         )
     elif same:
         yield (
-            f"The clean and the corrupted prompt are the same in {_some(same, pairs, 'pairs')}: these pairs tell "
-            "nothing about any edge and only make every effect smaller. Leave them out, or corrupt them."
+            f"The clean and the corrupted prompt are the same in {_some(same, pairs, 'pairs')}: these pairs "
+            "tell nothing about any edge and only make every effect smaller. Leave them out, or corrupt "
+            "them."
         )
     if late:
         where = _in_all(late, "pair") if len(late) == len(pairs) else f"in {_some(late, pairs, 'pairs')}"
         yield (
-            f"The corrupted prompt differs from the clean one only after the last position at which the metric "
-            f"is read {where}: what comes later cannot matter there, so these pairs tell nothing about any "
-            "edge. Corrupt an earlier token, or read the metric at a later position."
+            "The corrupted prompt differs from the clean one only after the last position at which the "
+            f"metric is read {where}: what comes later cannot matter there, so these pairs tell nothing "
+            "about any edge. Corrupt an earlier token, or read the metric at a later position."
         )
 
 
@@ -139,8 +142,8 @@ def _means(task: TokenTask) -> Iterator[str]:
     several = len(task.clean) > 1
     reason = "the prompts do not differ at any position of the metric" if several else "there is one prompt"
     yield (
-        f"The mean over the prompts is what every prompt holds itself, since {reason}: mean ablation changes "
-        "nothing, so no edge can matter. Give several prompts that differ, or use another ablation."
+        f"The mean over the prompts is what every prompt holds itself, since {reason}: mean ablation "
+        "changes nothing, so no edge can matter. Give several prompts that differ, or use another ablation."
     )
 
 
@@ -156,7 +159,8 @@ def _answers(task: TokenTask) -> Iterator[str]:
     elif same:
         yield (
             f"The answer and the wrong answer are the same token in {_some(same, task.answers, 'prompts')}: "
-            "their logit difference is 0 there whatever the model does. Correct these prompts, or leave them out."
+            "their logit difference is 0 there whatever the model does. Correct these prompts, or leave "
+            "them out."
         )
 
 
@@ -171,8 +175,9 @@ def _repetitions(task: TokenTask) -> Iterator[str]:
         seen.add(row)
     if again:
         yield (
-            f"What was given before is repeated in {_some(again, rows, 'prompts')}: repetitions weigh more and "
-            "tell nothing new, so the task is smaller than it looks. Leave them out unless the weight is meant."
+            f"What was given before is repeated in {_some(again, rows, 'prompts')}: repetitions weigh more "
+            "and tell nothing new, so the task is smaller than it looks. Leave them out unless the weight "
+            "is meant."
         )
 
 
@@ -182,9 +187,9 @@ def _first_tokens(task: TokenTask) -> Iterator[str]:
         every = len(first) == len(task.clean)
         where = _in_all(first, "prompt") if every else f"in {_some(first, task.clean, 'prompts')}"
         yield (
-            f"The metric is read at nothing but the first token {where}: attention has only that token to look "
-            "at there, so queries and keys cannot matter. Use longer prompts, or read the metric at a later "
-            "position."
+            f"The metric is read at nothing but the first token {where}: attention has only that token to "
+            "look at there, so queries and keys cannot matter. Use longer prompts, or read the metric at a "
+            "later position."
         )
 
 
@@ -212,14 +217,16 @@ def _margins(clean_run: CleanRun) -> Iterator[str]:
     told = f"the answer has the larger logit at {right} of {len(margins)} positions"
     if mean <= 0:
         yield (
-            f"The full model does not do the task: its mean logit difference between the answers and the wrong "
-            f"answers is {mean:.4g} on the clean prompts, and {told}. There is no behaviour that a circuit "
-            "could explain. Check whether answers and wrong answers are swapped, or use a model that does it."
+            "The full model does not do the task: its mean logit difference between the answers and the "
+            f"wrong answers is {mean:.4g} on the clean prompts, and {told}. There is no behaviour that a "
+            "circuit could explain. Check whether answers and wrong answers are swapped, or use a model "
+            "that does it."
         )
     elif 2 * right < len(margins):
         yield (
-            f"The full model mostly does not do the task: on the clean prompts {told}, though the mean logit "
-            f"difference is {mean:.4g}. The result is about the few prompts that it does. Leave out the others."
+            f"The full model mostly does not do the task: on the clean prompts {told}, though the mean "
+            f"logit difference is {mean:.4g}. The result is about the few prompts that it does. Leave out "
+            "the others."
         )
 
 
@@ -248,8 +255,9 @@ def _paths(circuit: Circuit) -> Iterator[str]:
     if kept and not circuit.on_paths().any():
         edges = "The only kept edge is not" if kept == 1 else f"None of the {kept} kept edges is"
         yield (
-            f"{edges} on a path from input to logits: nothing of what is special to a prompt gets through, and "
-            "the circuit does not explain the behaviour. Use a smaller threshold, or another metric or ablation."
+            f"{edges} on a path from input to logits: nothing of what is special to a prompt gets through, "
+            "and the circuit does not explain the behaviour. Use a smaller threshold, or another metric or "
+            "ablation."
         )
 
 
@@ -258,13 +266,19 @@ def _faithfulness(ends: Ends, value: float, advice: str) -> Iterator[str]:
     if ends.close:
         return
     faithfulness = (value - ends.empty) / (ends.full - ends.empty)
-    values = f"{ends.name} {value:.6g}, of the full model {ends.full:.6g}, of the empty circuit {ends.empty:.6g}"
+    values = (
+        f"{ends.name} {value:.6g}, of the full model {ends.full:.6g}, of the empty circuit {ends.empty:.6g}"
+    )
     if faithfulness < LEAST_FAITHFULNESS:
-        than = "does worse than the empty circuit" if faithfulness < 0 else "has lost almost all of the behaviour"
+        than = (
+            "does worse than the empty circuit"
+            if faithfulness < 0
+            else "has lost almost all of the behaviour"
+        )
         yield f"The faithfulness is {faithfulness:.3g}: the circuit {than} ({values}). {advice}."
     elif faithfulness > MOST_FAITHFULNESS:
         yield (
-            f"The faithfulness is {faithfulness:.3g}: the circuit goes beyond the full model ({values}), since "
-            f"edges that work against the behaviour are missing. {advice}, or the metric kl_divergence, which "
-            "counts every departure from the full model."
+            f"The faithfulness is {faithfulness:.3g}: the circuit goes beyond the full model ({values}), "
+            f"since edges that work against the behaviour are missing. {advice}, or the metric "
+            "kl_divergence, which counts every departure from the full model."
         )
