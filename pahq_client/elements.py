@@ -153,4 +153,4 @@ class CircuitMetric:
         """
         way = self.full - self.empty
         share = (self.value - self.empty) / way if way else math.nan
-        return share if math.isfinite(share) else None
+        return share + 0.0 if math.isfinite(share) else None  # never -0.0

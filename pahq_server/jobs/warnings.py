@@ -60,16 +60,16 @@ def of_baseline(ends: Ends, clean_run: CleanRun) -> tuple[str, ...]:
     found = [*_margins(clean_run)]
     if ends.close:
         found.append(
-            f"The full model and the empty circuit have almost the same {ends.name} ({ends.full:.6g} and "
-            f"{ends.empty:.6g}): ablation hardly disturbs the behaviour, so scores and faithfulness are "
-            "mostly noise. Use corrupted prompts that break the behaviour, another ablation or another "
-            "metric."
+            f"The full model and the empty circuit have {'' if ends.full == ends.empty else 'almost '}the "
+            f"same {ends.name} ({_number(ends.full)} and {_number(ends.empty)}): ablation hardly disturbs "
+            "the behaviour, so scores and faithfulness are mostly noise. Use corrupted prompts that break "
+            "the behaviour, another ablation or another metric."
         )
     elif ends.empty < ends.full and not found:
         found.append(
             f"The empty circuit has a lower, that is better, {ends.name} than the full model "
-            f"({ends.empty:.6g} and {ends.full:.6g}): ablating everything improves the behaviour. Check the "
-            "answers and the corrupted prompts."
+            f"({_number(ends.empty)} and {_number(ends.full)}): ablating everything improves the behaviour. "
+            "Check the answers and the corrupted prompts."
         )
     return tuple(found)
 
@@ -123,12 +123,26 @@ def _pairs(task: TokenTask) -> Iterator[str]:
             "tell nothing about any edge and only make every effect smaller. Leave them out, or corrupt "
             "them."
         )
+    yield from _blind_positions(task, pairs)
     if late:
         where = _in_all(late, "pair") if len(late) == len(pairs) else f"in {_some(late, pairs, 'pairs')}"
         yield (
             "The corrupted prompt differs from the clean one only after the last position at which the "
             f"metric is read {where}: what comes later cannot matter there, so these pairs tell nothing "
             "about any edge. Corrupt an earlier token, or read the metric at a later position."
+        )
+
+
+def _blind_positions(task: TokenTask, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> Iterator[str]:
+    """Positions of the metric that no corrupted token comes before, though one comes before others."""
+    positions = sorted(task.positions or ())
+    differ = [p for p in positions if any(a[: p + 1] != b[: p + 1] for a, b in pairs)]
+    if differ and differ != positions:
+        blind = ", ".join(str(position) for position in positions if position not in differ)
+        yield (
+            "In no pair do clean and corrupted prompt differ up to some of the positions where the metric "
+            f"is read ({blind}): nothing can matter there, and every effect is averaged with these zeros. "
+            "Leave these positions out."
         )
 
 
@@ -206,6 +220,10 @@ def _some(indices: Sequence[int], all_: Sequence[object] | Sequence[TokenIds], w
     return f"{len(indices)} of {len(all_)} {what} (first in task.clean[{indices[0]}])"
 
 
+def _number(value: float, digits: int = 6) -> str:
+    return f"{value + 0.0:.{digits}g}"  # never "-0"
+
+
 # The full model
 
 
@@ -239,9 +257,12 @@ def _sizes(found: SearchResult, threshold: float | None) -> Iterator[str]:
         return
     if not kept:
         largest = max((verdict.delta for verdict in found.verdicts), default=0.0)
+        advice = (
+            "Use a smaller threshold" if largest > 0 else "Change the task: a smaller threshold does not help"
+        )
         yield (
             f"No edge is kept: no removal worsened the metric by the threshold {threshold:g}, the largest "
-            f"change was {largest:.4g}. Use a smaller threshold."
+            f"change was {_number(largest)}. {advice}."
         )
     elif kept >= ALMOST_ALL * total:
         yield (
@@ -267,18 +288,15 @@ def _faithfulness(ends: Ends, value: float, advice: str) -> Iterator[str]:
         return
     faithfulness = (value - ends.empty) / (ends.full - ends.empty)
     values = (
-        f"{ends.name} {value:.6g}, of the full model {ends.full:.6g}, of the empty circuit {ends.empty:.6g}"
+        f"{ends.name} {_number(value)}, of the full model {_number(ends.full)}, of the empty circuit "
+        f"{_number(ends.empty)}"
     )
     if faithfulness < LEAST_FAITHFULNESS:
-        than = (
-            "does worse than the empty circuit"
-            if faithfulness < 0
-            else "has lost almost all of the behaviour"
-        )
-        yield f"The faithfulness is {faithfulness:.3g}: the circuit {than} ({values}). {advice}."
+        worse = "does worse than the empty circuit" if faithfulness < 0 else "has lost the behaviour"
+        yield f"The faithfulness is {_number(faithfulness, 3)}: the circuit {worse} ({values}). {advice}."
     elif faithfulness > MOST_FAITHFULNESS:
         yield (
-            f"The faithfulness is {faithfulness:.3g}: the circuit goes beyond the full model ({values}), "
-            f"since edges that work against the behaviour are missing. {advice}, or the metric "
+            f"The faithfulness is {_number(faithfulness, 3)}: the circuit goes beyond the full model "
+            f"({values}), since edges that work against the behaviour are missing. {advice}, or the metric "
             "kl_divergence, which counts every departure from the full model."
         )
