@@ -46,6 +46,7 @@ class Prepared:
         revision: of the model.
         own_current: whether the score of one circuit depends on which receiver is under investigation, so
             that a row is to be compared with the current circuit under its own `Row.receiver`.
+        causal: whether a position sees only itself and earlier ones.
         prompts: the task's prompts as they were sent, or as the server generated them; None where an engine
             does not tell.
         warnings: what `Engine.prepare` found in the request that may mislead whoever made it, though it is
@@ -59,6 +60,7 @@ class Prepared:
     graph: Graph
     revision: str
     own_current: bool = False
+    causal: bool = True
     prompts: PromptTask | None = None
     warnings: tuple[str, ...] = ()
     clean_run: CleanRun = field(default_factory=CleanRun, compare=False)

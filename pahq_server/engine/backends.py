@@ -44,12 +44,11 @@ def _formats(policy: Policy) -> tuple[Format, Format, Format]:
 
 
 class Executor(Protocol):
-    """Values of one job.
+    """Values of one job."""
 
-    ``clean_margins`` are those of `CleanRun`.
-    """
-
-    clean_margins: tuple[float, ...] | None
+    def clean_margins(self) -> tuple[float, ...] | None:
+        """What a `CleanRun` holds."""
+        ...
 
     def release(self) -> None: ...
 

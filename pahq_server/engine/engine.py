@@ -147,7 +147,7 @@ class ModelEngine:
         policy = POLICIES[measurement.precision]
         # Where differences are rounded, a circuit without any has the same score whatever is promoted.
         own_current = policy.promotes and policy.operand == "activations"
-        return Prepared(measurement, task, graph, loaded.revision, own_current, prompts)
+        return Prepared(measurement, task, graph, loaded.revision, own_current, arch.causal, prompts)
 
     def estimate(self, prepared: Prepared) -> Estimate:
         return self._estimator.estimate(self._find(prepared.measurement.model), prepared)
@@ -156,7 +156,12 @@ class ModelEngine:
         measurement = prepared.measurement
         backend = self._backend(measurement.model, measurement.precision)
         executor = backend.open(prepared.graph, prepared.task, measurement.metric, measurement.ablation)
-        prepared.clean_run.margins = executor.clean_margins
+        if prepared.clean_run.margins is None:
+            try:
+                prepared.clean_run.margins = executor.clean_margins()
+            except BaseException:
+                executor.release()
+                raise
         session = SessionId(next(self._ids))
         self._executors[session] = backend, executor
         return session

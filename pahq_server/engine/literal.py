@@ -61,13 +61,15 @@ class LiteralExecutor:
         self._clean_SPTD = self._new_senders(self.batch.clean)
         self._run(self._clean_SPTD, self._full, 0)
         self._ablated_SPTD = self._ablated_senders()
-        full_NU = self.logits(self._full)
-        self._metric = METRICS[metric](task, full_NU)
-        self.clean_margins = answer_margins(task, full_NU)
+        self._task, self._metric = task, METRICS[metric](task, self.logits(self._full))
 
     def score(self, rows: Sequence[Row]) -> list[float]:
         """The metric of every row, in order. Raises NonFiniteMetricError."""
         return [self.measure(row.circuit) for row in rows]
+
+    def clean_margins(self) -> tuple[float, ...] | None:
+        """See `CleanRun`."""
+        return answer_margins(self._task, self.logits(self._full))
 
     def release(self) -> None:
         """Its values go with it."""

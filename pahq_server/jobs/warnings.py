@@ -13,7 +13,7 @@ import numpy as np
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import CleanRun, Prepared
-from pahq_server.core.task import TokenIds, TokenTask
+from pahq_server.core.task import TokenTask
 from pahq_server.core.verdict import SearchResult
 
 # Outside of these, a circuit does not do what the full model does.
@@ -47,11 +47,13 @@ class Ends:
 def of_request(prepared: Prepared) -> tuple[str, ...]:
     """What the request alone shows, before anything is computed."""
     task, ablation = prepared.task, prepared.measurement.ablation
-    found = [*prepared.warnings, *_repetitions(task), *_first_tokens(task), *_answers(task)]
+    read_until = _last_positions(prepared)
+    found = [*prepared.warnings, *_repetitions(task), *_first_tokens(read_until), *_answers(task)]
     if ablation == "resample":
-        found += _pairs(task)
+        found += _pairs(task, read_until)
+        found += _blind_positions(task) if prepared.causal else ()
     elif ablation == "mean":
-        found += _means(task)
+        found += _means(task, read_until)
     return tuple(found)
 
 
@@ -100,10 +102,9 @@ def of_evaluation(prepared: Prepared, circuit: Circuit, value: float, ends: Ends
 # The task
 
 
-def _pairs(task: TokenTask) -> Iterator[str]:
+def _pairs(task: TokenTask, read_until: Sequence[int]) -> Iterator[str]:
     """Pairs that resample ablation cannot use: the same prompt twice, or a difference that comes too late."""
     assert task.corrupted is not None
-    read_until = _last_positions(task)
     pairs = list(zip(task.clean, task.corrupted, strict=True))
     same = [i for i, (clean, corrupted) in enumerate(pairs) if clean == corrupted]
     late = [
@@ -123,7 +124,6 @@ def _pairs(task: TokenTask) -> Iterator[str]:
             "tell nothing about any edge and only make every effect smaller. Leave them out, or corrupt "
             "them."
         )
-    yield from _blind_positions(task, pairs)
     if late:
         where = _in_all(late, "pair") if len(late) == len(pairs) else f"in {_some(late, pairs, 'pairs')}"
         yield (
@@ -133,8 +133,10 @@ def _pairs(task: TokenTask) -> Iterator[str]:
         )
 
 
-def _blind_positions(task: TokenTask, pairs: Sequence[tuple[TokenIds, TokenIds]]) -> Iterator[str]:
+def _blind_positions(task: TokenTask) -> Iterator[str]:
     """Positions of the metric that no corrupted token comes before, though one comes before others."""
+    assert task.corrupted is not None
+    pairs = list(zip(task.clean, task.corrupted, strict=True))
     positions = sorted(task.positions or ())
     differ = [p for p in positions if any(a[: p + 1] != b[: p + 1] for a, b in pairs)]
     if differ and differ != positions:
@@ -146,10 +148,9 @@ def _blind_positions(task: TokenTask, pairs: Sequence[tuple[TokenIds, TokenIds]]
         )
 
 
-def _means(task: TokenTask) -> Iterator[str]:
+def _means(task: TokenTask, read_until: Sequence[int]) -> Iterator[str]:
     """Prompts whose mean, position by position, is what they hold themselves."""
-    read_until = max(_last_positions(task))
-    for position in range(read_until + 1):
+    for position in range(max(read_until) + 1):
         begun = {ids[: position + 1] for ids in task.clean if len(ids) > position}
         if len(begun) > 1:
             return
@@ -195,11 +196,11 @@ def _repetitions(task: TokenTask) -> Iterator[str]:
         )
 
 
-def _first_tokens(task: TokenTask) -> Iterator[str]:
-    first = [i for i, position in enumerate(_last_positions(task)) if position == 0]
+def _first_tokens(read_until: Sequence[int]) -> Iterator[str]:
+    first = [i for i, position in enumerate(read_until) if position == 0]
     if first:
-        every = len(first) == len(task.clean)
-        where = _in_all(first, "prompt") if every else f"in {_some(first, task.clean, 'prompts')}"
+        every = len(first) == len(read_until)
+        where = _in_all(first, "prompt") if every else f"in {_some(first, read_until, 'prompts')}"
         yield (
             f"The metric is read at nothing but the first token {where}: attention has only that token to "
             "look at there, so queries and keys cannot matter. Use longer prompts, or read the metric at a "
@@ -207,16 +208,17 @@ def _first_tokens(task: TokenTask) -> Iterator[str]:
         )
 
 
-def _last_positions(task: TokenTask) -> list[int]:
-    """The last position at which the metric is read, of every prompt: later tokens cannot matter."""
-    return [len(ids) - 1 if task.positions is None else max(task.positions) for ids in task.clean]
+def _last_positions(prepared: Prepared) -> list[int]:
+    """The last position that can matter to the metric, of every prompt."""
+    positions = prepared.task.positions if prepared.causal else None
+    return [len(ids) - 1 if positions is None else max(positions) for ids in prepared.task.clean]
 
 
 def _in_all(indices: Sequence[int], what: str) -> str:
     return f"in all {len(indices)} {what}s" if len(indices) > 1 else f"in the only {what}"
 
 
-def _some(indices: Sequence[int], all_: Sequence[object] | Sequence[TokenIds], what: str) -> str:
+def _some(indices: Sequence[int], all_: Sequence[object], what: str) -> str:
     return f"{len(indices)} of {len(all_)} {what} (first in task.clean[{indices[0]}])"
 
 

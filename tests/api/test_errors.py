@@ -22,6 +22,11 @@ EXPECTED: dict[type[errors.ServerError], tuple[errors.ServerError, grpc.StatusCo
     ),
     errors.NotFoundError: (errors.NotFoundError("model 'x'", "served: a"), Code.NOT_FOUND, "NOT_FOUND"),
     errors.AlreadyExistsError: (errors.AlreadyExistsError("used"), Code.ALREADY_EXISTS, "ALREADY_EXISTS"),
+    errors.OtherModelError: (
+        errors.OtherModelError("2 layers", "4 layers"),
+        Code.INVALID_ARGUMENT,
+        "OTHER_MODEL",
+    ),
     errors.ConflictError: (errors.ConflictError("cancel it first"), Code.FAILED_PRECONDITION, "CONFLICT"),
     errors.UnauthenticatedError: (
         errors.UnauthenticatedError("a token is needed"),

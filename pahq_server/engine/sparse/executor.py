@@ -42,6 +42,7 @@ class SparseExecutor:
     @torch.inference_mode()
     def __init__(self, shared: Shared, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
         self.graph, self.weights, self.maps = graph, shared.weights(graph), shared.maps(graph)
+        self._task = task
         tokens = Tokens.of(shared.model.architecture, task, ablation, shared.model.device)
         prefixes = shared.memory.prefixes
         self.reference = Reference(self.weights, shared.model, tokens, ablation, prefixes, shared.namespace)
@@ -54,7 +55,6 @@ class SparseExecutor:
             final = self.reference.clean.get(graph.layers, FINAL)
             self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
             self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND)
-            self.clean_margins = answer_margins(self.weights, task, self._full_ND)
         except BaseException:
             self.reference.release()
             raise
@@ -66,6 +66,11 @@ class SparseExecutor:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    @torch.inference_mode()
+    def clean_margins(self) -> tuple[float, ...] | None:
+        """See `CleanRun`."""
+        return answer_margins(self.weights, self._task, self._full_ND)
 
     def release(self) -> None:
         """Frees all values. May be called again."""
