@@ -66,9 +66,8 @@ class Circuit(CircuitContents):
         if self.parameters.get("ablation") != "resample":
             run["warnings"] = [
                 *self.warnings,
-                f"The metric is that of the circuit before {gone} edges that were on no path went; without "
-                "them "
-                "it may differ unless the ablation is resample. Measure the circuit with evaluate().",
+                f"The metric is that of the circuit before it was pruned of {gone} edge{'s'[: gone > 1]}; without "
+                "what was on no path it may differ unless the ablation is resample. Measure it with evaluate().",
             ]
         return replace(
             self,

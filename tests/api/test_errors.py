@@ -101,6 +101,7 @@ def test_an_error_over_the_wire(
         assert (violation.subject, violation.description) == (error.subject, str(error))
     expected_details = {
         errors.InvalidRequestError: {"BadRequest"},
+        errors.OtherModelError: {"BadRequest"},
         errors.ResourceExhaustedError: {"RetryInfo"},
         errors.RateLimitedError: {"RetryInfo"},
         errors.QuotaExceededError: {"RetryInfo", "QuotaFailure"},
