@@ -66,8 +66,9 @@ class Circuit(CircuitContents):
         if self.parameters.get("ablation") != "resample":
             run["warnings"] = [
                 *self.warnings,
-                f"The metric is that of the circuit before it was pruned of {gone} edge{'s'[: gone > 1]}; without "
-                "what was on no path it may differ unless the ablation is resample. Measure it with evaluate().",
+                f"The metric is that of the circuit before it was pruned of {gone} edge{'s'[: gone > 1]}; "
+                "without what was on no path it may differ unless the ablation is resample. Measure the circuit "
+                "with evaluate().",
             ]
         return replace(
             self,
