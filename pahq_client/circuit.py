@@ -67,8 +67,8 @@ class Circuit(CircuitContents):
             run["warnings"] = [
                 *self.warnings,
                 f"The metric is that of the circuit before it was pruned of {gone} edge{'s'[: gone > 1]}; "
-                "without what was on no path it may differ unless the ablation is resample. Measure the circuit "
-                "with evaluate().",
+                "without what was on no path it may differ unless the ablation is resample. Measure the "
+                "circuit with evaluate().",
             ]
         return replace(
             self,

@@ -175,7 +175,7 @@ def of_result(
 def test_a_good_result() -> None:
     assert of_result(BELOW, 0.4) == []
     assert of_result(BELOW, 1.79) == []  # a faithfulness of .105
-    assert of_result(BELOW, -5.4, full=-4.5, empty=0.0) == []  # of 1.2
+    assert of_result(BELOW, -5.3, full=-4.5, empty=0.0) == []  # of 1.18
 
 
 def test_circuits_without_effect() -> None:
