@@ -294,7 +294,8 @@ def _faithfulness(ends: Ends, value: float, advice: str) -> Iterator[str]:
         f"{_number(ends.empty)}"
     )
     if faithfulness < LEAST_FAITHFULNESS:
-        worse = "does worse than the empty circuit" if faithfulness < 0 else "has lost the behaviour"
+        # A little below 0 is rounding.
+        worse = "does worse than the empty circuit" if faithfulness < -0.01 else "has lost the behaviour"
         yield f"The faithfulness is {_number(faithfulness, 3)}: the circuit {worse} ({values}). {advice}."
     elif faithfulness > MOST_FAITHFULNESS:
         yield (

@@ -228,10 +228,7 @@ SPEC = DiscoverySpec(MEASUREMENT, "acdc", 1e6, gates=True)
 
 
 class Warned(FakeEngine):
-    """Finds something in every request, and a model that cannot do the task."""
-
-    def prepare(self, *asked: object) -> Prepared:
-        return replace(super().prepare(*asked), warnings=("Look at the tokens.",))  # type: ignore[arg-type]
+    """Serves a model that cannot do the task."""
 
     def open(self, prepared: Prepared) -> object:  # type: ignore[override]
         prepared.clean_run.margins = (-1.0,)
@@ -242,7 +239,9 @@ def test_a_job_gathers_them() -> None:
     def score(row: Row) -> float:
         return float(2 * row.circuit.graph.num_edges - row.circuit.num_kept)
 
-    service = JobService(Warned(score=score), "1.2.3", JobPolicy(reuse=True))
+    engine = Warned(score=score)
+    engine.request_warnings = ("Look at the tokens.",)
+    service = JobService(engine, "1.2.3", JobPolicy(reuse=True))
     service.start()
     try:
         checked, _ = service.check(SPEC, "")
