@@ -77,10 +77,12 @@ class Client(ClientBase):
             task: the task.
             circuit: a Circuit, or edges or their names.
             options: metric, ablation, kv_receivers, precision. What is left open is taken from the Circuit,
-                so that it is measured as it was found; else it is as in `discover`.
+                so that it is measured as it was found; else it is as in `discover`. The Evaluation tells
+                what was used. ``allow_other_model=True`` measures a Circuit that was found in another model.
 
         Raises:
             InvalidRequest: an argument is wrong.
+            OtherModel: the Circuit was found in another model.
             NotFound: the server does not serve the model.
             JobFailed: the metric is not finite.
         """

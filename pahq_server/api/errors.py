@@ -48,6 +48,7 @@ class VersionMismatchError(errors.ServerError):
 
 # Error class -> (status code, reason). The first class that fits wins.
 STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
+    (errors.OtherModelError, grpc.StatusCode.INVALID_ARGUMENT, "OTHER_MODEL"),
     (errors.InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
     (errors.AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS"),
@@ -82,6 +83,8 @@ def _metadata(error: errors.ServerError) -> dict[str, str]:
         return {"quota": error.quota, "subject": error.subject}
     if isinstance(error, errors.StorageError):
         return {"damaged": str(error.damaged).lower()}
+    if isinstance(error, errors.OtherModelError):
+        return {"circuit": _shorten(error.circuit), "model": _shorten(error.model)}
     return {"name": _shorten(error.name)} if isinstance(error, errors.NotFoundError) else {}
 
 

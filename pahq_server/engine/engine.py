@@ -41,7 +41,7 @@ from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision import products
 from pahq_server.precision.policy import POLICIES
-from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
+from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, expand, resolve
 
 ABLATIONS = ("resample", "zero", "mean")
 # More than libraries keep kernels, so that a check never finds the one that it made before.
@@ -143,14 +143,15 @@ class ModelEngine:
                 raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
         arch = loaded.model.architecture
         limits = Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
-        task = resolve(measurement.task, loaded.tokenizer, limits)
+        prompts = expand(measurement.task, loaded.tokenizer)
+        task = resolve(prompts, loaded.tokenizer, limits)
         _check_needs(measurement, task)
         self._check_size(arch, task)
         graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
         policy = POLICIES[measurement.precision]
         # Where differences are rounded, a circuit without any has the same score whatever is promoted.
         own_current = policy.promotes and policy.operand == "activations"
-        return Prepared(measurement, task, graph, loaded.revision, own_current)
+        return Prepared(measurement, task, graph, loaded.revision, own_current, arch.causal, prompts)
 
     def estimate(self, prepared: Prepared) -> Estimate:
         return self._estimator.estimate(self._find(prepared.measurement.model), prepared)
@@ -159,6 +160,12 @@ class ModelEngine:
         measurement = prepared.measurement
         backend = self._backend(measurement.model, measurement.precision)
         executor = backend.open(prepared.graph, prepared.task, measurement.metric, measurement.ablation)
+        if prepared.clean_run.margins is None:
+            try:
+                prepared.clean_run.margins = executor.clean_margins()
+            except BaseException:
+                executor.release()
+                raise
         session = SessionId(next(self._ids))
         self._executors[session] = backend, executor
         return session

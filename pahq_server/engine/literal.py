@@ -22,7 +22,7 @@ from pahq_server.core.engine import Outcome, Row
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops
-from pahq_server.engine.metrics import METRICS, finite
+from pahq_server.engine.metrics import METRICS, answer_margins, finite
 from pahq_server.engine.prompts import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model, Weights
 
@@ -61,11 +61,15 @@ class LiteralExecutor:
         self._clean_SPTD = self._new_senders(self.batch.clean)
         self._run(self._clean_SPTD, self._full, 0)
         self._ablated_SPTD = self._ablated_senders()
-        self._metric = METRICS[metric](task, self.logits(self._full))
+        self._task, self._metric = task, METRICS[metric](task, self.logits(self._full))
 
     def score(self, rows: Sequence[Row]) -> list[float]:
         """The metric of every row, in order. Raises NonFiniteMetricError."""
         return [self.measure(row.circuit) for row in rows]
+
+    def clean_margins(self) -> tuple[float, ...] | None:
+        """See `CleanRun`."""
+        return answer_margins(self._task, self.logits(self._full))
 
     def release(self) -> None:
         """Its values go with it."""

@@ -48,6 +48,7 @@ class FakeEngine:
 
     ``steps`` records which sessions each call of `score` worked for. While the engine is held, `score`
     waits; `let` allows a number of calls. ``room`` limits how many sessions can be open at once.
+    ``request_warnings`` are found in every request.
 
     Args:
         graph: of every model.
@@ -61,6 +62,7 @@ class FakeEngine:
         self.broken: Exception | None = None  # what `check` raises
         self.checks = 0
         self.room: int | None = None
+        self.request_warnings: tuple[str, ...] = ()
         self.steps: list[list[SessionId]] = []
         self.open_sessions: dict[SessionId, Prepared] = {}
         self.opened: list[Prepared] = []
@@ -141,7 +143,8 @@ class FakeEngine:
         _raise(self.failures[measurement.model].prepare)
         if measurement.metric not in self.capabilities().metrics:
             raise InvalidRequestError("metric", f"unknown metric {measurement.metric!r}")
-        return Prepared(measurement, TokenTask(((1, 2),), ((1, 3),)), self.graph, "c0ffee")
+        task = TokenTask(((1, 2),), ((1, 3),))
+        return Prepared(measurement, task, self.graph, "c0ffee", warnings=self.request_warnings)
 
     def estimate(self, prepared: Prepared) -> Estimate:
         return Estimate(1000 * len(prepared.task.clean), 0.5, 60.0, prepared.measurement.model != "toy")
