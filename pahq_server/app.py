@@ -19,6 +19,7 @@ from pahq_server.access.access import Access
 from pahq_server.access.config import AccessConfig
 from pahq_server.access.policy import POLICY
 from pahq_server.access.table import TokenTable
+from pahq_server.api.connections import ConnectionLimits, raise_file_limit
 from pahq_server.api.server import ApiServer
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine import devices
@@ -68,6 +69,7 @@ class ServerConfig:
         slots: how many discoveries have tensors in memory at a time.
         user_weights: shares of users; 1 for those that are missing.
         access: who may call, and how much.
+        connections: bounds of clients' connections.
     """
 
     models: Mapping[str, str]
@@ -88,6 +90,7 @@ class ServerConfig:
     slots: int = 4
     user_weights: Mapping[str, float] = field(default_factory=dict)
     access: AccessConfig = field(default_factory=AccessConfig)
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -135,7 +138,10 @@ async def _serve(
         telemetry.observer,
     )
     access = Access(authenticator, config.access.limits, telemetry.observer)
-    api = ApiServer(engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer)
+    raise_file_limit()
+    api = ApiServer(
+        engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer, config.connections
+    )
     telemetry.read(
         Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.directory)
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from pahq_server.access.access import NOBODY, Access
-from pahq_server.access.admission import Permits
+from pahq_server.access.admission import AnonymousPermits, Permits
 from pahq_server.access.identity import Credentials
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.policy import Scope
@@ -146,9 +148,10 @@ def test_limits_of_calls_and_streams_are_apart() -> None:
             with pytest.raises(QuotaExceededError):
                 admitted(access, "own", "ada", stream=stream)
             assert admitted(access, "own", "bob", stream=stream) == Caller("bob")
-        # What is open to all counts as one user's, of each host.
-        with access.admit("open", True, Credentials()), pytest.raises(ResourceExhaustedError):
-            admitted(access, "own", "bob", stream=True)
+        # What is open to all takes nothing from users.
+        with access.admit("open", True, Credentials()), access.admit("own", True, Credentials(["bob"])):
+            with pytest.raises(ResourceExhaustedError):
+                admitted(access, "own", "cy", stream=True)
     assert refusals.reasons == ["quota", "quota", "queue_full"]
 
 
@@ -184,3 +187,67 @@ def test_those_who_need_no_name_are_counted_by_where_they_come_from() -> None:
             pass
         with access.admit("open", False, here), access.admit("own", False, Credentials(["ada"])):
             pass
+
+
+class Pending:
+    """A call that is under way until it is ended."""
+
+    def __init__(self, name: str, log: list[str], stubborn: bool = False) -> None:
+        self._name, self._log, self._stubborn = name, log, stubborn
+
+    def end(self) -> bool:
+        if not self._stubborn:
+            self._log.append(self._name)
+        return not self._stubborn
+
+
+def test_without_a_name_the_oldest_call_of_the_same_address_makes_room() -> None:
+    permits, ended = AnonymousPermits("calls", total=10, per_address=2), list[str]()
+    with ExitStack() as stack:
+        for name in ("a1", "b1", "a2", "a3", "a4"):
+            stack.enter_context(permits.hold(name[0], Pending(name, ended).end))
+        assert ended == ["a1", "a2"]
+        assert permits.held == 3
+    assert permits.held == 0
+    assert permits._held == {}
+
+
+def test_in_all_the_address_with_most_calls_makes_room() -> None:
+    permits, ended = AnonymousPermits("calls", total=4, per_address=3), list[str]()
+    with ExitStack() as stack:
+        for name in ("b1", "a1", "a2", "a3", "c1", "d1", "e1"):
+            stack.enter_context(permits.hold(name[0], Pending(name, ended).end))
+        assert ended[:2] == ["a1", "a2"]
+        assert permits.held == 4
+        assert "e1" not in ended  # a newcomer is always let in
+
+
+def test_a_call_that_is_about_to_end_is_left_alone() -> None:
+    permits, ended = AnonymousPermits("calls", total=2, per_address=2), list[str]()
+    with (
+        permits.hold("a", Pending("answered", ended, stubborn=True).end),
+        permits.hold("a", Pending("waits", ended).end),
+        permits.hold("a", Pending("last", ended, stubborn=True).end),
+    ):
+        assert ended == ["waits"]
+        with pytest.raises(QuotaExceededError) as caught, permits.hold("a", Pending("x", ended).end):
+            pass
+        assert caught.value.subject == "addresses/a"
+        with pytest.raises(ResourceExhaustedError, match="2 calls without"), permits.hold("b"):
+            pass
+
+
+def test_floods_without_a_name_take_no_permit_of_a_user() -> None:
+    limits = CallLimits(calls=1, user_calls=1, streams=1, user_streams=1, anonymous=3, address_anonymous=2)
+    refusals, ended = Refusals(), list[str]()
+    access = Access(Names(), limits, refusals, POLICY)
+    with ExitStack() as stack:
+        for number in range(100):
+            credentials = Credentials(host=f"10.0.0.{number % 5}")
+            for stream in (False, True):
+                end = Pending(str(number), ended).end
+                stack.enter_context(access.admit("open", stream, credentials, end))
+        for stream in (False, True):
+            assert admitted(access, "own", "ada", stream=stream) == Caller("ada")
+    assert len(ended) == 200 - 2 * limits.anonymous
+    assert refusals.reasons == ["anonymous"] * len(ended)
