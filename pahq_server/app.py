@@ -17,6 +17,7 @@ from pahq import __version__
 from pahq_server.access import tls as tls_files
 from pahq_server.access.access import Access
 from pahq_server.access.config import AccessConfig
+from pahq_server.access.identity import Authenticator
 from pahq_server.access.policy import POLICY
 from pahq_server.access.table import TokenTable
 from pahq_server.api.connections import ConnectionLimits, raise_file_limit
@@ -107,19 +108,25 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     """
     telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
     try:
-        with opened(config.storage) as database:
-            await _serve(config, database, telemetry, ready)
+        with (
+            opened(config.storage) as database,
+            config.access.authenticating(TokenTable(database)) as authenticator,
+        ):
+            await _serve(config, database, authenticator, telemetry, ready)
     finally:
         telemetry.close()
 
 
 async def _serve(
-    config: ServerConfig, database: Database, telemetry: Telemetry, ready: Callable[[str], None]
+    config: ServerConfig,
+    database: Database,
+    authenticator: Authenticator,
+    telemetry: Telemetry,
+    ready: Callable[[str], None],
 ) -> None:
     device = devices.find(config.device)
     devices.prepare(device)
     memory_bytes = _memory_for_jobs(config, device)
-    authenticator = config.access.authenticator(TokenTable(database))
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
     keep_freed_memory()
     if config.threads is not None:

@@ -9,7 +9,7 @@ from pahq_server.access.admission import AnonymousPermits, Permits
 from pahq_server.access.identity import Anyone, Authenticator, Credentials
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.policy import POLICY, Scope
-from pahq_server.access.rates import Rates
+from pahq_server.access.rates import Failures, Rates
 from pahq_server.core.caller import Caller
 from pahq_server.core.errors import (
     PermissionDeniedError,
@@ -46,6 +46,7 @@ class Access:
         self._observer = observer or Observer()
         self._policy = policy
         self._rates = Rates(self.limits.rate, self.limits.burst)
+        self._failures = Failures(self.limits.failure_rate, self.limits.failure_burst)
         self._calls = Permits("calls", self.limits.calls, self.limits.user_calls)
         self._streams = Permits("streams", self.limits.streams, self.limits.user_streams)
         # An address without a name has no more than a user would have.
@@ -81,8 +82,9 @@ class Access:
         except (UnauthenticatedError, PermissionDeniedError):
             self._observer.rejected("auth")
             raise
-        except RateLimitedError:
-            self._observer.rejected("rate_limit")
+        except RateLimitedError as error:
+            failed = isinstance(error.__cause__, UnauthenticatedError)
+            self._observer.rejected("auth_limit" if failed else "rate_limit")
             raise
         except QuotaExceededError:
             self._observer.rejected("quota")
@@ -114,7 +116,15 @@ class Access:
         return counted
 
     def _check(self, method: str, credentials: Credentials) -> Caller:
-        caller = self._identify(method, credentials)
+        try:
+            caller = self._identify(method, credentials)
+        except UnauthenticatedError as error:
+            # Only now: whoever shows valid credentials gets in, whatever else comes from the same address.
+            try:
+                self._failures.take(credentials.host, str(error.__cause__ or "no valid credentials"))
+            except RateLimitedError as limited:
+                raise limited from error
+            raise
         if caller is not NOBODY:
             self._rates.take(caller.user)
         return caller

@@ -35,7 +35,7 @@ CODES = frozenset(
     }
 )
 ENDS = ("succeeded", "failed", "cancelled")
-REASONS = ("auth", "rate_limit", "quota", "queue_full", "anonymous")
+REASONS = ("auth", "auth_limit", "rate_limit", "quota", "queue_full", "anonymous")
 # Of this many different reasons, the first ones that come are told apart.
 MAX_REASONS = 32
 WATCH = "pahq.v1.DiscoveryService/WatchDiscovery"

@@ -11,7 +11,7 @@ from pahq_server.access.admission import AnonymousPermits, Permits
 from pahq_server.access.identity import Credentials
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.policy import Scope
-from pahq_server.access.rates import MAX_BUCKETS, Rates
+from pahq_server.access.rates import LINES_BURST, MAX_ADDRESSES, MAX_BUCKETS, Failures, Rates
 from pahq_server.core.caller import Caller
 from pahq_server.core.errors import (
     ConflictError,
@@ -251,3 +251,57 @@ def test_floods_without_a_name_take_no_permit_of_a_user() -> None:
             assert admitted(access, "own", "ada", stream=stream) == Caller("ada")
     assert len(ended) == 200 - 2 * limits.anonymous
     assert refusals.reasons == ["anonymous"] * len(ended)
+
+
+def test_an_address_may_fail_so_often() -> None:
+    clock = Clock()
+    failures = Failures(rate=2.0, burst=3, clock=clock)
+    for _ in range(3):
+        failures.take("10.0.0.7", "")
+    with pytest.raises(RateLimitedError, match="check the token") as caught:
+        failures.take("10.0.0.7", "")
+    assert caught.value.retry_after_s == pytest.approx(0.5)
+    failures.take("10.0.0.8", "")
+    clock.now += 0.5
+    failures.take("10.0.0.7", "")
+
+
+def test_the_log_names_the_address_once_for_each_power_of_ten(caplog: pytest.LogCaptureFixture) -> None:
+    failures = Failures(1e9, 10**9, clock=Clock(), now=lambda: 0.0)
+    for _ in range(1234):
+        failures.take("10.0.0.7", "it shows no token")
+    failures.take("10.0.0.8", "its token is unknown")
+    start = "refused a call from 10.0.0."
+    assert [record.getMessage() for record in caplog.records] == [
+        *(
+            f"{start}7: it shows no token (call {count} without valid credentials from there since "
+            "1970-01-01T00:00:00Z)"
+            for count in (1, 10, 100, 1000)
+        ),
+        f"{start}8: its token is unknown (call 1 without valid credentials from there since "
+        "1970-01-01T00:00:00Z)",
+    ]
+
+
+def test_many_addresses_fill_neither_memory_nor_log(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    failures = Failures(1.0, 1, clock=clock)
+    for number in range(2 * MAX_ADDRESSES):
+        failures.take(f"address {number}", "it shows no token")
+    assert len(failures._failing) == MAX_ADDRESSES
+    assert len(caplog.records) == LINES_BURST
+    clock.now += 1
+    failures.take("the last", "it shows no token")
+    left_out = 2 * MAX_ADDRESSES - LINES_BURST
+    assert f"{left_out} lines about other addresses were left out" in caplog.records[-1].getMessage()
+
+
+def test_valid_credentials_get_in_however_many_others_fail_from_the_same_address() -> None:
+    refusals = Refusals()
+    access = Access(Names(), CallLimits(failure_rate=1e-3, failure_burst=2), refusals, POLICY)
+    for kind in (UnauthenticatedError, UnauthenticatedError, RateLimitedError, RateLimitedError):
+        with pytest.raises(kind), access.admit("own", False, Credentials(host="10.0.0.7")):
+            pass
+        with access.admit("own", False, Credentials(["ada"], host="10.0.0.7")) as caller:
+            assert caller == Caller("ada")
+    assert refusals.reasons == ["auth", "auth", "auth_limit", "auth_limit"]
