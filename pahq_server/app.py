@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ from pahq_server.access.config import AccessConfig
 from pahq_server.access.identity import Authenticator
 from pahq_server.access.policy import POLICY
 from pahq_server.access.table import TokenTable
+from pahq_server.access.tls import ExpiryWatch, TlsContents
 from pahq_server.api.connections import ConnectionLimits, raise_file_limit
 from pahq_server.api.server import ApiServer
 from pahq_server.core.errors import InvalidRequestError
@@ -44,6 +46,8 @@ from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
 logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0
+# How often it is looked whether a certificate has expired.
+CERTIFICATES_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ async def _serve(
     devices.prepare(device)
     memory_bytes = _memory_for_jobs(config, device)
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
+    if tls is not None:
+        telemetry.observer.certificates_expire(tls.server_expiry, tls.client_ca_expiry)
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -160,11 +166,21 @@ async def _serve(
     jobs.start()
     await api.start()
     ready(f"{config.listen.rpartition(':')[0]}:{api.port}")
+    watching = None if tls is None else asyncio.create_task(_watch_certificates(tls))
     await stop.wait()
     logger.info("stopping")
+    if watching is not None:
+        watching.cancel()
     stopping = asyncio.create_task(api.stop(GRACE_S))
     await asyncio.to_thread(jobs.close)
     await stopping
+
+
+async def _watch_certificates(tls: TlsContents) -> None:
+    watch = ExpiryWatch((*tls.server_dates, *tls.client_dates))
+    while True:
+        watch.check(time.time())
+        await asyncio.sleep(CERTIFICATES_S)
 
 
 def _policy(config: ServerConfig) -> JobPolicy:

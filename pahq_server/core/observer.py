@@ -43,3 +43,9 @@ class Observer:
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """An RPC ended with a gRPC status code, by name."""
+
+    def certificates_expire(self, server: float, client_ca: float) -> None:
+        """When the server's certificate, and the last of the clients' authorities, are valid no more.
+
+        Seconds since the epoch; NaN for what is not in use.
+        """
