@@ -66,9 +66,9 @@ class AnonymousCall:
 class AnonymousPermits:
     """Permits for one kind of calls that need no credentials. Used from one thread.
 
-    A newcomer is let in, and the oldest call ends in its place: of its own address, if that has as many as one
-    may have, else of the address that has most. So neither those who only hold calls open can keep out a
-    probe, which is answered at once, nor can one address end the calls of another that has fewer.
+    A newcomer is let in, and the oldest call ends in its place: of its own address, if that has as many as
+    one may have, else of the address that has most. So those who only hold calls open cannot keep out a
+    probe, which is answered at once, and one address cannot end the calls of another that has fewer.
 
     Args:
         what: the kind, for error messages: "calls" or "streams".

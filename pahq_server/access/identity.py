@@ -97,7 +97,7 @@ class TokenHolders:
 
     @contextmanager
     def kept_fresh(self) -> Iterator[None]:
-        """Reads the table in a thread while the body runs. Raises StorageError if it cannot be read at first."""
+        """Reads the table in a thread while the body runs. Raises StorageError if that fails at first."""
         self._tokens, self._read_at = self._table.by_id(), time.monotonic()
         ended = threading.Event()
         thread = threading.Thread(target=self._keep_reading, args=(ended,), name="pahq-tokens", daemon=True)
@@ -112,7 +112,7 @@ class TokenHolders:
         while not ended.wait(REFRESH_S):
             try:
                 tokens: Mapping[str, Token] | None = self._table.by_id()
-            except Exception as error:  # what was true before may not be any more
+            except Exception as error:  # noqa: BLE001 - what was true before may not be any more
                 tokens = None
                 if not ended.is_set():
                     logger.error("tokens cannot be read: %s", error)

@@ -18,9 +18,9 @@ class CallLimits:
             same time: in all, and from one address. Those with a stream of answers are counted apart. None of
             them takes a permit of a user.
         anonymous_s: seconds that such a call may take, or its message, if it has a stream of answers.
-        failure_rate: calls with bad credentials, or without any where they are needed, per second and address.
-        failure_burst: of these, as many at once after a pause. Beyond, callers are told to wait. Who shows
-            valid credentials is not concerned, wherever the call comes from.
+        failure_rate: calls per second and address with bad credentials, or without any where they are needed.
+        failure_burst: of these, so many at once after a pause. Beyond, callers are told to wait. Who shows
+            valid credentials is let in, wherever the call comes from.
         read_s: seconds that a message may take to come, once its call is admitted.
         threads: calls that are worked on at the same time; others wait for their turn, or their end.
     """

@@ -120,8 +120,8 @@ class Failures:
             self._log(address, why, failing, now)
         if wait > 0:
             detail = (
-                f"too many calls without valid credentials come from this address: more than {self._rate:g} per "
-                f"second, {self._burst} at once; check the token, or the certificate"
+                f"too many calls without valid credentials come from this address: more than {self._rate:g} "
+                f"per second, {self._burst} at once; check the token, or the certificate"
             )
             raise RateLimitedError(detail, wait)
 
@@ -139,4 +139,4 @@ class Failures:
 
 
 def _is_power_of_ten(count: int) -> bool:
-    return count == 10 ** (len(str(count)) - 1)
+    return str(count).rstrip("0") == "1"

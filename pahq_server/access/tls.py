@@ -71,7 +71,7 @@ class Dates:
         if now > self.end:
             return f"{self} has expired on {_date(self.end)}; it is {_date(now)} now"
         if now < self.begin:
-            return f"{self} is not valid before {_date(self.begin)}; by this machine's clock it is {_date(now)}"
+            return f"{self} is not valid before {_date(self.begin)}; by the clock here it is {_date(now)}"
         return None
 
 
@@ -203,7 +203,9 @@ def _certificates(option: str, path: Path, data: bytes) -> list[Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError as error:
-        raise InvalidRequestError(option, f"{path} holds a certificate that cannot be read: {error}") from None
+        raise InvalidRequestError(
+            option, f"{path} holds a certificate that cannot be read: {error}"
+        ) from None
 
 
 def _is_authority(certificate: Certificate) -> bool:
@@ -246,7 +248,11 @@ class ExpiryWatch:
             if fault := each.fault(now):
                 effect = "clients with certificates of this authority" if each.of_clients else "clients"
                 self._say(
-                    each, logging.ERROR, "invalid", f"{fault}. New connections of {effect} fail. {_RENEW}", now
+                    each,
+                    logging.ERROR,
+                    "invalid",
+                    f"{fault}. New connections of {effect} fail. {_RENEW}",
+                    now,
                 )
             elif each.end - now < SOON_S:
                 days = (each.end - now) / DAY_S

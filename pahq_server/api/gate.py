@@ -57,21 +57,19 @@ class _Gated:
         self._has_message = False
 
     async def answer_one(self, messages: AsyncIterator[bytes], context: Any) -> Any:
-        async with guarded(context, self._method, self._observer):
-            async with self._admitted(context):
-                return await self._handler.unary_unary(await self._one(messages), context)
+        async with guarded(context, self._method, self._observer), self._admitted(context):
+            return await self._handler.unary_unary(await self._one(messages), context)
 
     async def answer_many(self, messages: AsyncIterator[bytes], context: Any) -> None:
-        async with guarded(context, self._method, self._observer):
-            async with self._admitted(context):
-                if self._handler.request_streaming:
-                    answers = self._handler.stream_stream(self._all(messages), context)
-                else:
-                    answers = self._handler.unary_stream(await self._one(messages), context)
-                if asyncio.iscoroutine(answers):  # a handler that writes by itself
-                    await answers
-                else:
-                    await self._send(answers, context)
+        async with guarded(context, self._method, self._observer), self._admitted(context):
+            if self._handler.request_streaming:
+                answers = self._handler.stream_stream(self._all(messages), context)
+            else:
+                answers = self._handler.unary_stream(await self._one(messages), context)
+            if asyncio.iscoroutine(answers):  # a handler that writes by itself
+                await answers
+            else:
+                await self._send(answers, context)
 
     @asynccontextmanager
     async def _admitted(self, context: Any) -> AsyncIterator[None]:

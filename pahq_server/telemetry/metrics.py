@@ -133,13 +133,14 @@ class Metrics(Observer):
     def _add_certificates(self) -> None:
         self._server_expiry = Gauge(
             "pahq_certificate_expiry_timestamp_seconds",
-            "When the certificate that the server shows expires, or what signed it, as Unix time; NaN without "
-            "TLS.",
+            "When the certificate that the server shows expires, or what signed it, as Unix time; NaN "
+            "without TLS.",
             registry=self.registry,
         )
         self._client_ca_expiry = Gauge(
             "pahq_client_ca_expiry_timestamp_seconds",
-            "When the last of the authorities of clients' certificates expires, as Unix time; NaN without any.",
+            "When the last of the authorities of clients' certificates expires, as Unix time; NaN "
+            "without any.",
             registry=self.registry,
         )
         self.certificates_expire(math.nan, math.nan)

@@ -149,9 +149,12 @@ def test_limits_of_calls_and_streams_are_apart() -> None:
                 admitted(access, "own", "ada", stream=stream)
             assert admitted(access, "own", "bob", stream=stream) == Caller("bob")
         # What is open to all takes nothing from users.
-        with access.admit("open", True, Credentials()), access.admit("own", True, Credentials(["bob"])):
-            with pytest.raises(ResourceExhaustedError):
-                admitted(access, "own", "cy", stream=True)
+        with (
+            access.admit("open", True, Credentials()),
+            access.admit("own", True, Credentials(["bob"])),
+            pytest.raises(ResourceExhaustedError),
+        ):
+            admitted(access, "own", "cy", stream=True)
     assert refusals.reasons == ["quota", "quota", "queue_full"]
 
 

@@ -84,13 +84,15 @@ def test_a_certificate_that_has_expired(authority: Authority) -> None:
 
 
 def test_a_certificate_that_is_not_valid_yet(server: Pair) -> None:
-    with pytest.raises(InvalidRequestError, match=rf"is not valid before {DATE}; by this machine's clock"):
+    with pytest.raises(InvalidRequestError, match=rf"is not valid before {DATE}; by the clock here"):
         read(TlsFiles(server.cert, server.key), now=time.time() - 10 * DAY_S)
 
 
 def test_authorities_of_clients_that_have_all_expired(tmp_path: Path, server: Pair) -> None:
     expired = Authority(tmp_path, "old", valid_for=-DAY)
-    with pytest.raises(InvalidRequestError, match=rf"CN=old in .* has expired on {DATE}.*No client") as caught:
+    with pytest.raises(
+        InvalidRequestError, match=rf"CN=old in .* has expired on {DATE}.*No client"
+    ) as caught:
         read(TlsFiles(server.cert, server.key, expired.cert))
     assert caught.value.field == "tls-client-ca"
     # A certificate that is no authority does not help.
@@ -103,7 +105,9 @@ def test_an_old_authority_of_clients_beside_a_new_one_is_told_of(
     tmp_path: Path, authority: Authority, server: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     both = tmp_path / "both.pem"
-    both.write_bytes(Authority(tmp_path, "old", valid_for=-DAY).cert.read_bytes() + authority.cert.read_bytes())
+    both.write_bytes(
+        Authority(tmp_path, "old", valid_for=-DAY).cert.read_bytes() + authority.cert.read_bytes()
+    )
     contents = read(TlsFiles(server.cert, server.key, both))
     assert contents.client_ca_expiry == pytest.approx(time.time() + DAY_S, abs=600)
     ExpiryWatch(contents.client_dates).check(time.time())
@@ -149,7 +153,9 @@ def test_the_log_tells_of_a_certificate_before_and_after_its_end(caplog: pytest.
     told = [(record.levelname, record.getMessage()) for record in caplog.records]
     # Once a day from two weeks before, and from its end on.
     assert [level for level, _ in told] == ["WARNING"] * 14 + ["ERROR"] * 3
-    assert told[0][1].startswith("--tls-cert: the certificate of CN=lab in tls.crt expires on 2030-01-31 00:00:00")
+    assert told[0][1].startswith(
+        "--tls-cert: the certificate of CN=lab in tls.crt expires on 2030-01-31 00:00:00"
+    )
     assert "has expired on 2030-01-31 00:00:00 UTC" in told[-1][1]
     assert "New connections of clients fail" in told[-1][1]
     assert SOON_S == 14 * DAY_S

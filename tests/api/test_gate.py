@@ -283,7 +283,10 @@ def test_a_failure_is_logged_with_its_address_and_limited_while_users_get_in(
                 server.models.ListModels(LIST)
             told.append((refusal.code, refusal.info.reason))
             assert server.models.ListModels(LIST, **by("ada")).models
-        unknown, limited = (Code.UNAUTHENTICATED, "UNAUTHENTICATED"), (Code.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+        unknown, limited = (
+            (Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+            (Code.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
+        )
         assert told == [unknown, unknown, limited, limited]
         assert refusal.details["RetryInfo"].retry_delay.ToSeconds() > 0
     assert "refused a call from 127.0.0.1: no valid credentials (call 1 " in caplog.text
@@ -324,12 +327,16 @@ def test_a_call_with_a_token_is_answered_while_the_database_is_locked(
     monkeypatch.setattr("pahq_server.access.identity.REFRESH_S", 0.01)
     tokens = TokenServer(tmp_path)
     access = Access(tokens.holders)
-    with tokens.holders.kept_fresh(), RunningServer(engine, api={"access": access}) as server:
-        with tokens.database._writing, tokens.database._reading:  # held by this thread
-            time.sleep(0.2)  # the thread that reads tokens waits for them, too
-            for _ in range(3):
-                assert server.models.ListModels(LIST, **by(f"Bearer {tokens.text}")).models
-            with refused() as refusal:
-                server.models.ListModels(LIST, **by("Bearer x"))
-            assert refusal.code is Code.UNAUTHENTICATED
+    with (
+        tokens.holders.kept_fresh(),
+        RunningServer(engine, api={"access": access}) as server,
+        tokens.database._writing,  # held by this thread
+        tokens.database._reading,
+    ):
+        time.sleep(0.2)  # the thread that reads tokens waits for them, too
+        for _ in range(3):
+            assert server.models.ListModels(LIST, **by(f"Bearer {tokens.text}")).models
+        with refused() as refusal:
+            server.models.ListModels(LIST, **by("Bearer x"))
+        assert refusal.code is Code.UNAUTHENTICATED
     tokens.database.close()
