@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import resource
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import grpc
 import h2.exceptions
 import pytest
+from e2e.process import ServerProcess
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from pahq.v1 import discovery_pb2 as pb
 
 from pahq_server.cli import main
 
 from .http2 import RawClient, framed
-from .secured import PATIENCE_S, SecuredServer, wait_until
+from .secured import PATIENCE_S, SecuredServer, Stubs, wait_until
 
 CHECK, WATCH = "grpc.health.v1.Health/Check", "grpc.health.v1.Health/Watch"
 INFO = "pahq.v1.ServerService/GetServerInfo"
@@ -118,3 +122,39 @@ def test_the_oldest_calls_make_room_and_are_told_so(secured: SecuredServer) -> N
         client.send(calls[-1], framed(b""))
         assert client.wait(calls[-1]).status == 0
     wait_until(lambda: probe(secured) == 0, "the server")
+
+
+def test_more_connections_than_files_at_the_start(tmp_path: Path) -> None:
+    """A system that starts the server with few files lets it have more: it takes what it may have."""
+    own = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few, connections = 256, 600
+    if own[1] < 4 * connections:
+        pytest.skip(f"at most {own[1]} open files here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, own[1]))
+    try:
+        process = ServerProcess(None, "--data-dir", str(tmp_path), "--threads", "1")
+        process.__enter__()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (own[1], own[1]))
+    try:
+        host, _, port = process.address.rpartition(":")
+        with ExitStack() as stack:
+            for _ in range(connections):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
+            assert main(["health", "--address", process.address]) == 0
+            with grpc.insecure_channel(process.address) as channel:
+                assert Stubs(channel, None).info().version
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, own)
+        process.__exit__(None, None, None)
+
+
+def test_the_log_names_addresses_that_fail_and_certificates_that_end(secured: SecuredServer) -> None:
+    with RawClient(secured, user="late", source="127.0.0.77") as client:
+        assert client.wait(client.open(INFO)).status == grpc.StatusCode.UNAUTHENTICATED.value[0]
+    id = secured.tokens["late"].split("_")[1]
+    why = f"refused a call from 127.0.0.77: its token, {id} of user late, has expired (call 1 "
+    assert why in secured.process.log()
+    # The certificate of these tests is valid for a day.
+    assert "--tls-cert: the certificate of CN=server in " in secured.process.log()
+    assert ", in 1.0 days. Renew it" in secured.process.log()
