@@ -23,6 +23,7 @@ from pahq_server.api import responses
 from pahq_server.api.connections import ConnectionLimits
 from pahq_server.api.discovery import DiscoveryService
 from pahq_server.api.gate import Gate
+from pahq_server.api.health import Health
 from pahq_server.api.info import ModelService, ServerService
 from pahq_server.api.patching import PatchingService
 from pahq_server.api.threads import Threads
@@ -94,7 +95,7 @@ class ApiServer:
         gate = Gate(access, observer or Observer())
         self._server = grpc.aio.server(interceptors=(gate,), options=options)
         self._threads = Threads(access.limits.threads)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_services(engine, jobs, access)
         if reflect:
