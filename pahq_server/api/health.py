@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 Status = health_pb2.HealthCheckResponse
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library has no types
     """Answers, and tells watchers of every change.
 
     In place of the library's, which forgets all watchers of a service as soon as one of them leaves: the
