@@ -32,7 +32,7 @@ class ClientBase:
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         token: str | None = None,
         tls: bool | TlsConfig | None = None,
         timeout: float = 30.0,

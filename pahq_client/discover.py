@@ -52,8 +52,8 @@ def discover(
             they hold the name of a built-in task, the number of prompts and a hash.
         server: HOST:PORT; None for $PAHQ_SERVER, else for an embedded server, started for this call on
             this machine (needs ``pip install 'pahq[server]'``).
-        token: where the server asks for one.
-        tls: None for plaintext, True to trust the system's certificates, or a TlsConfig.
+        token: where the server asks for one; None for $PAHQ_TOKEN, if it is set.
+        tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds for all of it.
         progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
 

@@ -148,19 +148,24 @@ class RateLimited(ResourceExhausted):
 
 
 class Unavailable(PahqError):
-    """Nothing answers at the address.
+    """Nothing answers at the address, or no connection to it comes about.
 
     Args:
         address: where the server was expected.
         detail: what happened.
+        explanation: what is wrong with the connection and what to do, where that is known: for example that
+            one side encrypts and the other does not. Then trying again is of no use.
     """
 
-    def __init__(self, address: str, detail: str = "") -> None:
-        super().__init__(address, detail)
+    def __init__(self, address: str, detail: str = "", explanation: str = "") -> None:
+        super().__init__(address, detail, explanation)
         self.address = address
         self.detail = detail
+        self.explanation = explanation
 
     def __str__(self) -> str:
+        if self.explanation:
+            return self.explanation
         why = f" ({self.detail})" if self.detail else ""
         return (
             f"no PAHQ server is reachable at {self.address}{why}; "

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,8 +18,11 @@ from pahq import __version__
 from pahq_server.access import tls as tls_files
 from pahq_server.access.access import Access
 from pahq_server.access.config import AccessConfig
+from pahq_server.access.identity import Authenticator
 from pahq_server.access.policy import POLICY
 from pahq_server.access.table import TokenTable
+from pahq_server.access.tls import ExpiryWatch, TlsContents
+from pahq_server.api.connections import ConnectionLimits, raise_file_limit
 from pahq_server.api.server import ApiServer
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
@@ -44,6 +48,8 @@ from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
 logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0
+# How often it is looked whether a certificate has expired.
+CERTIFICATES_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class ServerConfig:
         user_weights: shares of users; 1 for those that are missing.
         access: who may call, and how much.
         self_test: whether models are compared with transformers' reading of them when they are loaded.
+        connections: bounds of clients' connections.
     """
 
     models: Mapping[str, str]
@@ -92,6 +99,7 @@ class ServerConfig:
     user_weights: Mapping[str, float] = field(default_factory=dict)
     access: AccessConfig = field(default_factory=AccessConfig)
     self_test: bool = True
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
 async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
@@ -108,20 +116,28 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     """
     telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
     try:
-        with opened(config.storage) as database:
-            await _serve(config, database, telemetry, ready)
+        with (
+            opened(config.storage) as database,
+            config.access.authenticating(TokenTable(database)) as authenticator,
+        ):
+            await _serve(config, database, authenticator, telemetry, ready)
     finally:
         telemetry.close()
 
 
 async def _serve(
-    config: ServerConfig, database: Database, telemetry: Telemetry, ready: Callable[[str], None]
+    config: ServerConfig,
+    database: Database,
+    authenticator: Authenticator,
+    telemetry: Telemetry,
+    ready: Callable[[str], None],
 ) -> None:
     device = devices.find(config.device)
     devices.prepare(device)
     plan = _plan(config, device)
-    authenticator = config.access.authenticator(TokenTable(database))
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
+    if tls is not None:
+        telemetry.observer.certificates_expire(tls.server_expiry, tls.client_ca_expiry)
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -146,7 +162,10 @@ async def _serve(
         failed=lambda: loop.call_soon_threadsafe(worker_failed),
     )
     access = Access(authenticator, config.access.limits, telemetry.observer)
-    api = ApiServer(engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer)
+    raise_file_limit()
+    api = ApiServer(
+        engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer, config.connections
+    )
     telemetry.read(
         Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.directory)
     )
@@ -158,8 +177,11 @@ async def _serve(
     jobs.start()
     await api.start()
     ready(f"{config.listen.rpartition(':')[0]}:{api.port}")
+    watching = None if tls is None else asyncio.create_task(_watch_certificates(tls))
     await stop.wait()
     logger.info("stopping")
+    if watching is not None:
+        watching.cancel()
     stopping = asyncio.create_task(api.stop(GRACE_S))
     await asyncio.to_thread(jobs.close)
     await stopping
@@ -167,6 +189,13 @@ async def _serve(
         # Whoever supervises the process starts it again, and its jobs go on; without a data directory they
         # have failed.
         raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
+
+
+async def _watch_certificates(tls: TlsContents) -> None:
+    watch = ExpiryWatch((*tls.server_dates, *tls.client_dates))
+    while True:
+        watch.check(time.time())
+        await asyncio.sleep(CERTIFICATES_S)
 
 
 def _policy(config: ServerConfig) -> JobPolicy:

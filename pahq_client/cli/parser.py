@@ -155,9 +155,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="default: $PAHQ_SERVER, else a server started for this command",
     )
-    parser.add_argument("--token", default=environ.get("PAHQ_TOKEN"), help="default: $PAHQ_TOKEN")
-    parser.add_argument("--tls", action="store_true", help="encrypt, trust the system's certificates")
-    parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trust these certificates")
+    parser.add_argument("--token", default=environ.get("PAHQ_TOKEN") or None, help="default: $PAHQ_TOKEN")
+    parser.add_argument("--tls", action="store_true", help="encrypt, trust public authorities")
+    parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trust these authorities")
     parser.add_argument("--tls-cert", metavar="FILE", help="client certificate")
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
 

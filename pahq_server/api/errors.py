@@ -36,6 +36,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # description, name), escaped (three bytes for one) or in base64.
 MAX_TEXT_BYTES = 800
 MEMORY_RETRY_S = 10.0
+# A very low rate gives waits that no message can hold.
+MAX_RETRY_S = 365 * 86_400.0
 
 
 class VersionMismatchError(errors.ServerError):
@@ -103,7 +105,7 @@ def _details(error: errors.ServerError) -> list[Message]:
         return [BadRequest(field_violations=[violation])]
     if isinstance(error, errors.ResourceExhaustedError):
         delay = Duration()
-        delay.FromMilliseconds(math.ceil(error.retry_after_s * 1000))
+        delay.FromMilliseconds(math.ceil(min(error.retry_after_s, MAX_RETRY_S) * 1000))
         return [RetryInfo(retry_delay=delay), *_quota_failure(error)]
     return []
 

@@ -78,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> ServerConfig:
+    from pahq_server.api.connections import ConnectionLimits
     from pahq_server.app import ServerConfig
     from pahq_server.jobs.calls import SessionLimits
 
@@ -102,6 +103,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         slots=options.slots,
         user_weights=dict(options.user_weight),
         access=access.config(options),
+        connections=ConnectionLimits(options.max_connections, options.idle_timeout),
         telemetry=telemetry.config(options, os.environ),
         self_test=not options.no_self_test,
     )
