@@ -60,6 +60,8 @@ class Endpoint:
         """For gRPC."""
         return [
             ("grpc.max_receive_message_length", RECEIVE_BYTES),
+            # What comes compressed could be anything when unpacked; servers of this kind send nothing so.
+            ("grpc.compression_enabled_algorithms_bitset", 1),  # a set, with "none" in it alone
             ("grpc.primary_user_agent", f"pahq/{__version__}"),
             # Reconnects are paced by Backoff; gRPC's own pauses (up to two minutes) would swallow its tries.
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -106,5 +108,6 @@ def _credentials(tls: object) -> grpc.ChannelCredentials:
 def _pem(field: str, path: str | None) -> bytes | None:
     try:
         return None if path is None else Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidRequest(field, f"cannot read {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InvalidRequest(field, f"cannot read {path!r}: {reason}") from None

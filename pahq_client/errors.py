@@ -25,6 +25,8 @@ All of them survive pickling: ``args`` are the constructor's arguments.
 
 from __future__ import annotations
 
+from pahq_client.words import printable
+
 
 class PahqError(Exception):
     """Base of all errors that this package raises on purpose."""
@@ -44,7 +46,7 @@ class InvalidRequest(PahqError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.detail}"
+        return printable(f"{self.field}: {self.detail}")  # both may quote files and their names
 
 
 class InvalidCircuitFile(InvalidRequest):

@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from pahq_client.elements import Edge, Graph
+from pahq_client.words import one_line
 
 if TYPE_CHECKING:
     import networkx
@@ -101,7 +102,7 @@ def summary(circuit: CircuitContents) -> str:
         f"{key}={known[key]!r}" for key in ("model", "method", "threshold") if known.get(key) is not None
     ]
     size = f"{len(circuit.edges)} of {circuit.num_edges_total} edges"
-    metric = f"{circuit.metric.name}={circuit.metric_value:.6g}"
+    metric = f"{one_line(circuit.metric.name)}={circuit.metric_value:.6g}"
     return ", ".join([size, metric, f"{circuit.num_evaluations} evaluations", *asked])
 
 

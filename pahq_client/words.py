@@ -1,12 +1,42 @@
-"""Where a discovery stands, in words."""
+"""Text for people: where a discovery stands, and strings of others that are safe to print."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from pahq_client.events import Event, JobInfo
+
+# Longer texts of others are cut off: an error message is no place for a megabyte.
+_LONGEST = 4000
+# From here on a duration is told in days.
+_DAY_S = 86_400
+_MOST_DAYS = 9999
+
+
+def printable(text: str) -> str:
+    """The text, with whatever a terminal or an editor might obey written as an escape, such as ``\\x1b``.
+
+    That is every character that Unicode counts as not printable: control characters, marks that turn the
+    direction of writing, invisible ones, lone surrogates. Line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else _escaped(c) for c in text)
+
+
+def one_line(text: str) -> str:
+    """As `printable`, on one line of a limited length."""
+    # Cut before anything else is done, so that a text of megabytes costs nothing.
+    line = printable(" ".join(text[: 2 * _LONGEST].split()))
+    return line if len(line) <= _LONGEST and len(text) <= 2 * _LONGEST else f"{line[:_LONGEST]} …"
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 class Speed:
@@ -42,19 +72,25 @@ def summarize(info: JobInfo) -> str:
     return ", ".join([info.state.lower(), *_place(info), *_progress(info), *_duration(info)])
 
 
+def stands(info: JobInfo) -> str:
+    """As `summarize`, without the figures."""
+    error = [one_line(info.error)] if info.error else []
+    return ", ".join([info.state.lower(), *_place(info), *error, *_duration(info)])
+
+
 def _place(known: Event | JobInfo) -> Iterator[str]:
     if known.queue_position is not None:
         yield f"number {known.queue_position} in the queue"
     if known.estimated_start is not None:
-        yield f"starts about {known.estimated_start.astimezone():%H:%M}"
+        yield f"starts about {local_time(known.estimated_start, '%H:%M')}"
 
 
 def _progress(info: JobInfo) -> Iterator[str]:
     if info.total:
         yield f"{info.decided}/{info.total} edges, {info.kept} kept"
-        yield f"{info.metric or 'metric'} {info.metric_value:.4g}, {info.evaluations} evaluations"
+        yield f"{one_line(info.metric) or 'metric'} {info.metric_value:.4g}, {info.evaluations} evaluations"
     if info.error:
-        yield info.error
+        yield one_line(info.error)
 
 
 def _duration(info: JobInfo) -> Iterator[str]:
@@ -67,7 +103,22 @@ def _duration(info: JobInfo) -> Iterator[str]:
 
 
 def clock_time(seconds: float) -> str:
-    """Seconds as people write them, for example 1:02:05."""
-    minutes, second = divmod(max(0, round(seconds)), 60)
+    """Seconds as people write them, for example 1:02:05, or 3 days. Anything is fine, also infinity."""
+    if math.isnan(seconds):
+        return "an unknown time"
+    whole = round(min(max(0.0, seconds), _DAY_S * (_MOST_DAYS + 1.0)))
+    if whole > _DAY_S * _MOST_DAYS:
+        return f"more than {_MOST_DAYS} days"
+    if whole >= 4 * _DAY_S:
+        return f"{whole // _DAY_S} days"
+    minutes, second = divmod(whole, 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def local_time(moment: datetime, form: str) -> str:
+    """A moment on this machine's clock, in a form of `datetime.strftime`."""
+    try:
+        return moment.astimezone().strftime(form)
+    except (OverflowError, ValueError, OSError):  # so far away that the local clock does not know it
+        return moment.isoformat()

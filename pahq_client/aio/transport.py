@@ -11,7 +11,7 @@ from grpc import aio
 from pahq_client.endpoint import Endpoint
 from pahq_client.flow import Call, Flow, Open, Operation, Pause, drive_async
 from pahq_client.status import to_error
-from pahq_client.transport import Stubs
+from pahq_client.transport import Stubs, seconds
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class AsyncTransport:
                 return AsyncStream(self._start(operation))
             return await cast(AsyncStream, operation.stream).read()
         except grpc.RpcError as error:
-            raise to_error(cast(grpc.Call, error), self._endpoint.address) from error
+            raise to_error(cast(grpc.Call, error), self._endpoint.address) from None
         except asyncio.CancelledError:
             self._check_cancelled()
             raise
@@ -74,7 +74,7 @@ class AsyncTransport:
 
     def _start(self, operation: Call | Open) -> Any:
         method = self._connected().method(operation.rpc)
-        call = method(operation.request, timeout=operation.timeout, metadata=self._endpoint.metadata)
+        call = method(operation.request, timeout=seconds(operation), metadata=self._endpoint.metadata)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return call

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 
 from pahq_client import errors
-from pahq_client.cli.output import one_line
 from pahq_client.cli.parser import make_parser
+from pahq_client.words import one_line
 
 # The first that fits decides.
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (

@@ -63,7 +63,7 @@ class JobFlows:
         if info.state is JobState.CANCELLED:
             raise JobCancelled(self.name)
         request = pb.GetCircuitRequest(name=self.name)
-        return wire.circuit((yield from self.calls.collect(rpcs.CIRCUIT, request, CIRCUIT_SECONDS)))
+        return (yield from self.calls.collect(rpcs.CIRCUIT, request, wire.CircuitPages, CIRCUIT_SECONDS))
 
     def cancel(self, timeout: float | None) -> Flow[JobState]:
         request = pb.CancelDiscoveryRequest(name=self.name)
