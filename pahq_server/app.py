@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ from pahq_server.access.config import AccessConfig
 from pahq_server.access.policy import POLICY
 from pahq_server.access.table import TokenTable
 from pahq_server.api.server import ApiServer
+from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine import devices
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
@@ -90,12 +91,17 @@ class ServerConfig:
     access: AccessConfig = field(default_factory=AccessConfig)
 
 
-async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
+async def serve(
+    config: ServerConfig,
+    ready: Callable[[str], None],
+    loaded: Callable[[Sequence[ModelInfo]], None] = lambda models: None,
+) -> None:
     """Serves until SIGTERM, SIGINT or, with ``parent_watch``, the end of standard input.
 
     Args:
         config: what to serve.
         ready: called once with the address when requests are answered.
+        loaded: called once before that, with the models that are served.
 
     Raises InvalidRequestError for a device that is not there, a model that cannot be loaded or memory that
     the device does not have, DoesNotFitError, before anything is loaded, where models and memory together are
@@ -105,13 +111,17 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
     telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
     try:
         with opened(config.storage) as database:
-            await _serve(config, database, telemetry, ready)
+            await _serve(config, database, telemetry, ready, loaded)
     finally:
         telemetry.close()
 
 
 async def _serve(
-    config: ServerConfig, database: Database, telemetry: Telemetry, ready: Callable[[str], None]
+    config: ServerConfig,
+    database: Database,
+    telemetry: Telemetry,
+    ready: Callable[[str], None],
+    loaded: Callable[[Sequence[ModelInfo]], None],
 ) -> None:
     device = devices.find(config.device)
     devices.prepare(device)
@@ -146,6 +156,7 @@ async def _serve(
     stop = _stop_event(config.parent_watch)
     jobs.start()
     await api.start()
+    loaded(engine.models())
     ready(f"{config.listen.rpartition(':')[0]}:{api.port}")
     await stop.wait()
     logger.info("stopping")

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import ipaddress
 
+from pahq_server.cli import values
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--listen", default="127.0.0.1:7300", metavar="HOST:PORT", help="default: %(default)s"
+        "--listen",
+        type=values.address,
+        default="127.0.0.1:7300",
+        metavar="HOST:PORT",
+        help="default: %(default)s",
     )
     parser.add_argument("--reflection", action="store_true", help="offer gRPC server reflection")
     parser.add_argument("--parent-watch", action="store_true", help="stop when standard input ends")
