@@ -106,6 +106,8 @@ def _check(name: str) -> None:
             raise PermissionError(errno.EACCES, "you may not write to it")
         return
     target = Path(os.path.realpath(name))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no directory {str(target.parent)!r}")
     # What is write-protected is so on purpose, although it could be replaced.
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected")

@@ -73,9 +73,9 @@ def summarize(info: JobInfo) -> str:
 
 
 def stands(info: JobInfo) -> str:
-    """As `summarize`, without the figures."""
+    """As `summarize`, without the figures, and with one time only: how long it takes yet, or took."""
     error = [one_line(info.error)] if info.error else []
-    return ", ".join([info.state.lower(), *_place(info), *error, *_duration(info)])
+    return ", ".join([info.state.lower(), *_place(info), *error, *list(_duration(info))[:1]])
 
 
 def _place(known: Event | JobInfo) -> Iterator[str]:

@@ -153,7 +153,7 @@ def _row(info: JobInfo) -> tuple[object, ...]:
         number(info.threshold),
         f"{info.kept}/{info.total}" if info.total else None,
         f"{info.metric or 'metric'} {number(info.metric_value)}" if info.total else None,
-        local_time(info.created, "%Y-%m-%d %H:%M") if info.created is not None else None,
+        local_time(info.created, "%m-%d %H:%M") if info.created is not None else None,
         one_line(stands(info)),
     )
 

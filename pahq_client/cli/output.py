@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pahq_client import circuit_file, render
 from pahq_client.circuit import Circuit
@@ -61,8 +61,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right:
 
     numbers = set(right)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for index, column in enumerate(columns):
+        side: Literal["right", "left"] = "right" if column in numbers else "left"
+        # The first one is what the rows are called by, and may be copied.
+        table.add_column(column, justify=side, overflow="fold", no_wrap=index == 0)
     for row in rows:
         # As Text: nothing in a cell is taken for markup.
         table.add_row(*(Text("" if cell is None else one_line(_plain(cell))) for cell in row))

@@ -250,7 +250,8 @@ def test_a_server_tells_what_it_serves_and_how_to_try_it(
         ("--auth none TLS", "pahq discover --server 127.0.0.1:1 DEMO --tls-ca CA.crt"),
         (
             "--auth certificates --tls-client-ca x TLS",
-            "pahq discover --server 127.0.0.1:1 DEMO --tls-ca CA.crt --tls-cert YOURS.crt --tls-key YOURS.key",
+            "pahq discover --server 127.0.0.1:1 DEMO --tls-ca CA.crt --tls-cert YOURS.crt "
+            "--tls-key YOURS.key",
         ),
     ],
 )
