@@ -68,7 +68,11 @@ def run(options: argparse.Namespace) -> int:
         return complain(str(error))
     except RuntimeError as error:
         logging.getLogger(__name__).debug("cannot serve", exc_info=error)
-        return complain(f"cannot serve on {options.listen}: {error}")
+        # gRPC knows no more than that, and tells how to have it write a log.
+        taken = "the address is in use, or is not one of this machine"
+        return complain(
+            f"cannot serve on {options.listen}: {taken if 'Failed to bind' in str(error) else error}"
+        )
     return OK
 
 

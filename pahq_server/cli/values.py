@@ -38,6 +38,13 @@ def size(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no size such as 2GiB, 1500MB or 1000000B (bytes)")
 
 
+def directory(text: str) -> Path:
+    """A directory that may not be there yet. An empty one would be whichever the command is run in."""
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the path of a directory")
+    return Path(text)
+
+
 def count(text: str) -> int:
     if text.isascii() and text.isdigit() and 0 < int(text) < 1 << 31:
         return int(text)
