@@ -338,6 +338,11 @@ class CircuitPages:
         if self._summary is None or self._graph is None:
             raise ServerFault("the server sent a circuit without a summary")
         summary = self._summary
+        if summary.num_evaluations != len(self._verdicts):
+            raise ServerFault(
+                f"the server sent {len(self._verdicts)} verdicts of {summary.num_evaluations} evaluations: "
+                "the circuit did not arrive whole"
+            )
         for gate in summary.gates_kept:
             if not self._graph.has_receiver(gate):
                 raise ServerFault(f"the server sent {gate[:100]!r} as a gate, which is not in its graph")

@@ -9,6 +9,7 @@ import grpc
 from grpc import aio
 
 from pahq_client.endpoint import Endpoint
+from pahq_client.errors import ServerFault
 from pahq_client.flow import Call, Flow, Open, Operation, Pause, drive_async
 from pahq_client.status import to_error
 from pahq_client.transport import Stubs, seconds
@@ -23,9 +24,9 @@ class AsyncStream:
         self._call = call
 
     async def read(self) -> Any:
-        """The next message, None after the last."""
+        """The next message, None after the last. Raises ServerFault for one that cannot be read."""
         message = await self._call.read()
-        return None if message is aio.EOF else message
+        return None if message is aio.EOF else _readable(message)
 
     def close(self) -> None:
         """Ends the call; no effect once it is over."""
@@ -54,7 +55,7 @@ class AsyncTransport:
             return await asyncio.sleep(operation.seconds)
         try:
             if isinstance(operation, Call):
-                return await self._start(operation)
+                return _readable(await self._start(operation))
             if isinstance(operation, Open):
                 return AsyncStream(self._start(operation))
             return await cast(AsyncStream, operation.stream).read()
@@ -95,6 +96,13 @@ class AsyncTransport:
         task = asyncio.current_task()
         if self._closed and task is not None and not task.cancelling():
             raise RuntimeError("this client is closed") from None
+
+
+def _readable(message: Any) -> Any:
+    """The message. gRPC has None for bytes that are no message of its kind, as if that were an answer."""
+    if message is None:
+        raise ServerFault("the server sent bytes that are no answer to this call")
+    return message
 
 
 def _channel(endpoint: Endpoint) -> aio.Channel:
