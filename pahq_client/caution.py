@@ -9,17 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pahq_client.errors import PahqWarning
+from pahq_client.text import one_line
 
 _PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 # Python shows equal texts from one line of a program only once, as if another answer could not have the same
 # fault. Appended: whatever filter a program sets comes first.
 warnings.filterwarnings("always", category=PahqWarning, append=True)
-
-
-def readable(text: str) -> str:
-    """The text on one line, without anything that a terminal would obey."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 class Cautions:
@@ -33,7 +29,7 @@ class Cautions:
         for text in texts:
             if text not in self._shown:
                 self._shown.add(text)
-                warnings.warn(readable(text), PahqWarning, stacklevel=_callers_level())
+                warnings.warn(one_line(text), PahqWarning, stacklevel=_callers_level())
 
 
 def _callers_level() -> int:

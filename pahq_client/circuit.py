@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pahq_client import circuit_file, render
+from pahq_client import circuit_file, files, render
 from pahq_client.contents import CircuitContents
-from pahq_client.files import write_atomically
 
 if TYPE_CHECKING:
     import networkx
@@ -27,19 +25,21 @@ class Circuit(CircuitContents):
         """Reads a circuit file.
 
         Raises:
-            InvalidCircuitFile: it is not one, is damaged, or has a version that is not known here.
+            InvalidCircuitFile: it is not one, is damaged or too large, or has a version that is not known.
+            InvalidRequest: the path is none.
             OSError: it cannot be read.
         """
-        return cls(**circuit_file.decode(Path(path).read_bytes(), os.fspath(path)))
+        return cls(**circuit_file.decode(files.read(path), files.path_text("path", path)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a circuit file, whole or not at all.
+        """Writes a circuit file, whole or not at all. Devices and pipes are written to, not replaced.
 
         Raises:
             InvalidCircuitFile: the circuit holds NaN, infinity or what JSON cannot express.
+            InvalidRequest: the path is none.
             OSError: it cannot be written.
         """
-        write_atomically(path, circuit_file.encode(self, os.fspath(path)) + b"\n")
+        files.write(path, circuit_file.encode(self, files.path_text("path", path)) + b"\n")
 
     def canonical_bytes(self) -> bytes:
         """The circuit without ``provenance.run``: equal for two equal discoveries.

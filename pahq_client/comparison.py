@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Graph
 from pahq_client.errors import InvalidRequest, OtherModel
+
+_NO_LIST = "edges alone do not tell which graph they belong to: compare their names, as set(a) & set(b)"
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,13 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     """Compares the edges of two circuits.
 
     Raises:
-        InvalidRequest: they belong to different graphs, so that equal names mean different things.
+        InvalidRequest: one is no Circuit, or they belong to different graphs, so that equal names mean
+            different things.
     """
+    for name, circuit in (("a", a), ("b", b)):
+        if not isinstance(circuit, Circuit):
+            hint = "read a file with Circuit.load" if isinstance(circuit, str | os.PathLike) else _NO_LIST
+            raise InvalidRequest(name, f"must be a Circuit, got {type(circuit).__name__}; {hint}")
     if not a.graph.same_as(b.graph):
         raise InvalidRequest("graph", f"the circuits belong to different graphs: {a.graph} and {b.graph}")
     names_a, names_b = ({str(edge): None for edge in circuit.edges} for circuit in (a, b))

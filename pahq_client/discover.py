@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
-from pahq_client.embedded import EmbeddedServer, served_model
+from pahq_client.embedded import EmbeddedServer, check_served, served_model
 from pahq_client.endpoint import TlsConfig
 from pahq_client.errors import InvalidRequest
 from pahq_client.patience import Backoff, Deadline
@@ -16,6 +17,7 @@ from pahq_client.progress import ProgressLike
 from pahq_client.task import TaskLike
 
 
+@known_arguments
 def discover(
     model: str | os.PathLike[str],
     task: TaskLike,
@@ -97,11 +99,13 @@ def connect(
     address = server or os.environ.get("PAHQ_SERVER")
     if address:
         with Client(address, token, tls) as client:
-            yield client, os.fspath(model)
+            yield client, os.fspath(model) if isinstance(model, os.PathLike) else model
         return
     if tls:
         raise InvalidRequest("tls", "needs server=: an embedded server has none")
     name, models = served_model(model)
+    if not models:
+        check_served(name)
     few = Backoff(attempts=2)  # a child that died does not come back
     with EmbeddedServer(models, deadline) as embedded, Client(embedded.address, backoff=few) as client:
         yield client, name

@@ -59,6 +59,8 @@ class Endpoint:
         """For gRPC."""
         return [
             ("grpc.max_receive_message_length", RECEIVE_BYTES),
+            # What comes compressed could be anything when unpacked; servers of this kind send nothing so.
+            ("grpc.compression_enabled_algorithms_bitset", 1),  # a set, with "none" in it alone
             ("grpc.primary_user_agent", f"pahq/{__version__}"),
             # Reconnects are paced by Backoff; gRPC's own pauses (up to two minutes) would swallow its tries.
             ("grpc.initial_reconnect_backoff_ms", 100),

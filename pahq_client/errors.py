@@ -28,6 +28,8 @@ PahqWarning is no error: an answer is there, and something about it may mislead.
 
 from __future__ import annotations
 
+from pahq_client.text import printable
+
 
 class PahqWarning(UserWarning):
     """Something about an answer may mislead; the text says what it means and what to do.
@@ -54,7 +56,7 @@ class InvalidRequest(PahqError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.detail}"
+        return printable(f"{self.field}: {self.detail}")  # both may quote files and their names
 
 
 class InvalidCircuitFile(InvalidRequest):

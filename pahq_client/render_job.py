@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from pahq_client.events import JobInfo
+from pahq_client.text import one_line
 from pahq_client.words import asked, summarize
 
 
@@ -19,7 +20,12 @@ def to_html(name: str, info: JobInfo | None, note: str = "") -> str:
 
 def card(title: str, name: str, lines: list[str], done: int = 0, total: int = 0) -> str:
     """A heading with a name, lines (empty ones are left out) and, if the total is positive, a bar."""
-    head = f"<b>{escape(title)}</b> <code>{escape(name)}</code>" if name else f"<b>{escape(title)}</b>"
-    text = "<br>".join([head, *(escape(line) for line in lines if line)])
+    head = f"<b>{escape(title)}</b> <code>{_text(name)}</code>" if name else f"<b>{escape(title)}</b>"
+    text = "<br>".join([head, *(_text(line) for line in lines if line)])
     bar = f'<br><progress value="{int(done)}" max="{int(total)}" style="width: 100%"></progress>'
     return f"<div>{text}{bar if total > 0 else ''}</div>"
+
+
+def _text(text: str) -> str:
+    """Text of others, as it may be part of a page."""
+    return escape(one_line(text))

@@ -1,4 +1,7 @@
-"""The arguments of discoveries, evaluations and sessions, with their defaults in one place."""
+"""The arguments of discoveries, evaluations and sessions.
+
+Their names and defaults are those of the methods of `Client` and `AsyncClient`; a test compares them.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,6 @@ from typing import TypedDict
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Edge
 from pahq_client.task import TaskLike
-
-
-class DiscoveryOptions(TypedDict, total=False):
-    """Keyword arguments of a discovery beyond model, task and threshold."""
-
-    method: str
-    metric: str
-    ablation: str
-    gates: bool
-    kv_receivers: str
-    precision: str
-    include_prompts: bool
 
 
 @dataclass(frozen=True)
@@ -37,15 +28,6 @@ class DiscoveryRequest:
     kv_receivers: str = "group"
     precision: str = "fp32"
     include_prompts: bool = False
-
-
-class SessionOptions(TypedDict, total=False):
-    """Keyword arguments of a session beyond model and task."""
-
-    metric: str
-    ablation: str
-    kv_receivers: str
-    precision: str
 
 
 @dataclass(frozen=True)

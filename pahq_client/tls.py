@@ -62,8 +62,9 @@ def credentials(tls: object) -> grpc.ChannelCredentials | None:
 def _pem(field: str, path: str | None) -> bytes | None:
     try:
         return None if path is None else Path(path).read_bytes()
-    except OSError as error:
-        raise InvalidRequest(field, f"cannot read {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InvalidRequest(field, f"cannot read {path!r}: {reason}") from None
 
 
 def _check(tls: TlsConfig) -> None:

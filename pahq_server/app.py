@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +24,7 @@ from pahq_server.access.table import TokenTable
 from pahq_server.access.tls import ExpiryWatch, TlsContents
 from pahq_server.api.connections import ConnectionLimits, raise_file_limit
 from pahq_server.api.server import ApiServer
+from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
@@ -102,12 +103,17 @@ class ServerConfig:
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
-async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
+async def serve(
+    config: ServerConfig,
+    ready: Callable[[str], None],
+    loaded: Callable[[Sequence[ModelInfo]], None] = lambda models: None,
+) -> None:
     """Serves until SIGTERM, SIGINT or, with ``parent_watch``, the end of standard input.
 
     Args:
         config: what to serve.
         ready: called once with the address when requests are answered.
+        loaded: called once before that, with the models that are served.
 
     Raises InvalidRequestError for a device that is not there, a model that cannot be loaded or memory that
     the device does not have, DoesNotFitError, before anything is loaded, where models and memory together are
@@ -120,7 +126,7 @@ async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
             opened(config.storage) as database,
             config.access.authenticating(TokenTable(database)) as authenticator,
         ):
-            await _serve(config, database, authenticator, telemetry, ready)
+            await _serve(config, database, authenticator, telemetry, ready, loaded)
     finally:
         telemetry.close()
 
@@ -131,6 +137,7 @@ async def _serve(
     authenticator: Authenticator,
     telemetry: Telemetry,
     ready: Callable[[str], None],
+    loaded: Callable[[Sequence[ModelInfo]], None],
 ) -> None:
     device = devices.find(config.device)
     devices.prepare(device)
@@ -176,6 +183,7 @@ async def _serve(
     stop = _stop_event(config.parent_watch)
     jobs.start()
     await api.start()
+    loaded(engine.models())
     ready(f"{config.listen.rpartition(':')[0]}:{api.port}")
     watching = None if tls is None else asyncio.create_task(_watch_certificates(tls))
     await stop.wait()

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import NoReturn
 
 from pahq import __version__
 
 from pahq_client.cli import commands, jobs
+from pahq_client.text import printable
 
 _EPILOG = """\
 exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or wrong version,
 4 access denied, 130 interrupted"""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints hold nothing that a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser; ``run`` of its result is the function to call with it."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="pahq",
         description="Discover circuits of language models on a PAHQ server.",
         epilog=_EPILOG,
@@ -75,7 +84,9 @@ def _watch(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("watch", help="follow a discovery to its end")
     parser.set_defaults(run=jobs.watch)
     parser.add_argument(
-        "name", metavar="NAME", help="users/.../discoveries/..., as jobs and --detach print it"
+        "name",
+        metavar="NAME",
+        help="as jobs and --detach print it, or its id",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_server(parser)
@@ -85,7 +96,7 @@ def _watch(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _cancel(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("cancel", help="stop a discovery")
     parser.set_defaults(run=jobs.cancel)
-    parser.add_argument("name", metavar="NAME", help="users/.../discoveries/...")
+    parser.add_argument("name", metavar="NAME", help="a discovery's name or id")
     _add_server(parser)
     _add_json(parser)
 
@@ -131,7 +142,7 @@ def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("show", help="print a circuit, or where its discovery stands")
     parser.set_defaults(run=jobs.show)
-    parser.add_argument("what", metavar="NAME_OR_FILE", help="a discovery's name, or a circuit file")
+    parser.add_argument("what", metavar="NAME_OR_FILE", help="a discovery's name or id, or a circuit file")
     _add_server(parser)
     _add_json(parser)
 

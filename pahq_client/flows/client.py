@@ -18,6 +18,7 @@ from pahq_client.errors import (
     JobCancelled,
     JobFailed,
     PahqError,
+    ServerFault,
     Unavailable,
 )
 from pahq_client.flow import Flow
@@ -33,6 +34,8 @@ from pahq_client.task import TaskLike
 CANCEL_SECONDS = 5.0
 EVALUATE_SECONDS = 24 * 3600.0
 MOST_PER_PAGE = 1000
+MOST_EMPTY_PAGES = 100
+MOST_JOBS = 1_000_000
 
 
 class ClientFlows:
@@ -43,7 +46,7 @@ class ClientFlows:
 
     def models(self) -> Flow[list[Model]]:
         response = yield from self._calls.call(rpcs.MODELS, model_pb2.ListModelsRequest())
-        return [wire.model(model) for model in response.models]
+        return wire.models(response)
 
     def server_info(self) -> Flow[ServerInfo]:
         response = yield from self._calls.call(rpcs.INFO, server_pb2.GetServerInfoRequest())
@@ -102,16 +105,23 @@ class ClientFlows:
         if limit is not None and checks.integer("limit", limit) < 0:
             raise InvalidRequest("limit", f"must be at least 0, got {limit}")
         found: list[JobFlows] = []
-        token = ""
+        token, seen, fruitless = "", set[str](), 0
         while limit is None or len(found) < limit:
             size = MOST_PER_PAGE if limit is None else min(limit - len(found), MOST_PER_PAGE)
             request = pb.ListDiscoveriesRequest(page_size=size, page_token=token)
             page = yield from self._calls.call(rpcs.LIST, request)
+            if len(page.discoveries) > size:
+                raise ServerFault(f"the server sent {len(page.discoveries)} discoveries, asked for {size}")
             found += (JobFlows(self._calls, d.name, wire.job_info(d)) for d in page.discoveries)
             token = page.next_page_token
             if not token:
                 break
-        return found[:limit]
+            fruitless = 0 if page.discoveries else fruitless + 1
+            # A list that begins again, or never comes to anything, would be read for ever.
+            if token in seen or fruitless > MOST_EMPTY_PAGES or len(found) > MOST_JOBS:
+                raise ServerFault("the server's list of discoveries has no end")
+            seen.add(token)
+        return found
 
     def _create(self, request: pb.CreateDiscoveryRequest, timeout: float | None = None) -> Flow[JobFlows]:
         """The same request may be sent again: by its id the server knows that it is the same discovery."""

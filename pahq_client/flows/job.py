@@ -70,7 +70,7 @@ class JobFlows:
         if info.state is JobState.CANCELLED:
             raise JobCancelled(self.name)
         request = pb.GetCircuitRequest(name=self.name)
-        circuit = wire.circuit((yield from self.calls.collect(rpcs.CIRCUIT, request, CIRCUIT_SECONDS)))
+        circuit = yield from self.calls.collect(rpcs.CIRCUIT, request, wire.CircuitPages, CIRCUIT_SECONDS)
         self._cautions.show(circuit.warnings)
         return circuit
 

@@ -31,8 +31,8 @@ class SessionFlows:
     """What can be done with a session; described at `Session`. One flow at a time."""
 
     def __init__(self, calls: Calls, opened: pb.Session, asked: Measurement) -> None:
-        self.name, self.graph = opened.name, wire.graph(opened.graph)
-        self.full, self.empty = opened.metric_full, opened.metric_empty
+        self.name, self.graph = wire.resource_name(opened.name), wire.graph(opened.graph)
+        self.full, self.empty = wire.scores((opened.metric_full, opened.metric_empty))
         self.num_edges_total = opened.num_edges_total
         self.warnings = tuple(opened.warnings)
         self.model, self.metric, self.ablation = asked.model, asked.metric, asked.ablation
@@ -43,8 +43,9 @@ class SessionFlows:
     @property
     def edges(self) -> tuple[str, ...]:
         if self._edges is None:
+            # Counted first: a graph that is not what the server says is not worth the memory of its names.
+            _check_counts("edges", self.num_edges_total, self.graph.num_edges)
             self._edges = tuple(self.graph.edge_names())
-            _check_counts("edges", self.num_edges_total, len(self._edges))
         return self._edges
 
     def score(self, circuits: Iterable[Edges], allow_other_model: bool) -> Flow[list[float]]:
@@ -105,7 +106,7 @@ class SessionFlows:
         request = pb.ScoreCircuitsRequest(name=self.name, hypotheses=chunk)
         response = yield from self.calls.call(rpcs.SCORE, request, SCORE_SECONDS)
         _check_counts("metrics", len(response.metrics), len(chunk))
-        return list(response.metrics)
+        return wire.scores(response.metrics)
 
     def _commit(self, field: str, edges: Edges, complete: bool, allow_other_model: bool) -> Flow[None]:
         names = self._names(field, edges, allow_other_model)

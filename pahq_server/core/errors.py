@@ -119,10 +119,11 @@ class NonFiniteMetricError(ServerError):
     """A metric came out NaN or infinite: comparing it to a threshold would be meaningless."""
 
 
-class WorkerFailedError(ServerError):
+class WorkerFailedError(Exception):
     """The one thread that computes cannot go on, so nothing that waits for it would ever end.
 
-    The process ends then: jobs that are stored are left to the next one.
+    The process ends then: jobs that are stored are left to the next one. Callers get a plain ServerError of
+    which this is the cause.
     """
 
 

@@ -97,7 +97,7 @@ class DiscoveryRun:
         elif error is None or self._job.cancelling:
             self._end(self._job.end_cancelled)
         elif self._around.leave(error):
-            self._job.interrupt(in_good_order=not isinstance(error, WorkerFailedError))
+            self._job.interrupt(in_good_order=not isinstance(error.__cause__, WorkerFailedError))
         else:
             failed = error
             self._end(lambda: self._job.fail(failed))

@@ -324,7 +324,7 @@ class JobService:
     def _leave(self, error: Exception) -> bool:
         """Whether a later process goes on with a job that ended with this error."""
         stopped = self._closing and type(error) is ServerError
-        return self._store.durable and (stopped or isinstance(error, WorkerFailedError))
+        return self._store.durable and (stopped or isinstance(error.__cause__, WorkerFailedError))
 
     def _content(self, spec: DiscoverySpec, prepared: Prepared) -> bytes:
         request = request_provenance(spec, prepared, self._version)

@@ -143,7 +143,8 @@ class Scheduler:
         is noted of slots and turns cannot be relied on, so nothing of it is used here.
         """
         why = f"{raised!r:.200}"
-        error = WorkerFailedError(f"the server cannot compute any more ({why}) and has to be restarted")
+        error = ServerError(f"the server cannot compute any more ({why}) and has to be restarted")
+        error.__cause__ = WorkerFailedError(why)
         try:
             logger.critical("the worker cannot go on; every run ends now", exc_info=raised)
             with self._wake:

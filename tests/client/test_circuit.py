@@ -56,7 +56,9 @@ def test_dot_is_deterministic_and_complete(circuit: Circuit) -> None:
     assert text == circuit.to_dot()
     assert text.startswith("digraph circuit {")
     assert text.endswith("}\n")
-    arrows = re.findall(r'^  "([^"]+)" -> "([^"]+)" \[label="([qkv]?)", tooltip="[^"]*"\];$', text, re.M)
+    style = r'penwidth=[\d.]+, color="#[\da-f]{6}"(?:, style=dashed)?'
+    form = rf'^  "([^"]+)" -> "([^"]+)" \[label="([qkv]?)", tooltip="[^"]*", {style}\];$'
+    arrows = re.findall(form, text, re.M)
     assert arrows == [
         ("m1", "logits", ""),
         ("a0.h1", "a1.h2", "q"),

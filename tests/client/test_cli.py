@@ -177,7 +177,10 @@ def test_models_info_and_evaluate(
 ) -> None:
     at = ["--server", server.address]
     assert main(["models", *at]) == 0
-    assert "name: demo\n" in capsys.readouterr().out
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split()[:4] == ["name", "architecture", "layers", "heads"]
+    assert row.split()[:2] == ["demo", "4"]
+    assert row.index("4") == heading.index("layers") + len("layer")  # numbers end where their heading does
     assert main(["models", "--json", *at]) == 0
     assert json.loads(capsys.readouterr().out)[0]["layers"] == 4
     assert main(["info", *at]) == 0

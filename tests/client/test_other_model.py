@@ -115,10 +115,9 @@ def test_the_two_treatments_of_keys_are_one_where_no_head_shares_them(circuit: C
 
 
 @pytest.mark.parametrize("layers", [2**31, -(2**40)])
-def test_graphs_that_no_server_can_have(client: Any, circuit: Circuit, layers: int) -> None:
-    graph = dataclasses.replace(circuit.graph, layers=layers)
-    with pytest.raises(InvalidRequest, match=r"circuit\.graph\.layers"):
-        client.evaluate("demo", "ioi", dataclasses.replace(circuit, graph=graph))
+def test_graphs_that_no_server_can_have(circuit: Circuit, layers: int) -> None:
+    with pytest.raises(InvalidRequest, match=r"graph\.layers: must be from 0 to"):
+        dataclasses.replace(circuit.graph, layers=layers)
 
 
 def test_the_command(

@@ -10,7 +10,11 @@ from pahq_server.cli import values
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--listen", default="127.0.0.1:7300", metavar="HOST:PORT", help="default: %(default)s"
+        "--listen",
+        type=values.address,
+        default="127.0.0.1:7300",
+        metavar="HOST:PORT",
+        help="default: %(default)s",
     )
     parser.add_argument("--reflection", action="store_true", help="offer gRPC server reflection")
     parser.add_argument(
