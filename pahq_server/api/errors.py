@@ -163,6 +163,9 @@ async def _reported(context: Any, trailing: Any) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
     except grpc.aio.AbortError:
         raise
+    except grpc.aio.InternalError:
+        # An answer could not be sent: the connection has gone, and gRPC has not yet said so.
+        raise asyncio.CancelledError from None
     except Exception:
         logger.exception("a call failed")
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -22,6 +23,7 @@ from pahq_server.access.identity import Credentials, TokenHolders
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.table import TokenTable
 from pahq_server.access.tokens import new_token
+from pahq_server.api.errors import guarded
 from pahq_server.api.gate import host_of
 from pahq_server.core.caller import Caller
 from pahq_server.core.errors import UnauthenticatedError
@@ -228,6 +230,32 @@ def test_a_call_that_ends_in_time_is_not_an_error(
     stream.cancel()
     heard.wait_for("ended", "WatchDiscovery", "CANCELLED")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+class Gone:
+    """The context of a call whose connection has gone."""
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return []
+
+    def set_trailing_metadata(self, metadata: object) -> None:
+        pass
+
+    def time_remaining(self) -> None:
+        return None
+
+
+def test_a_connection_that_breaks_while_an_answer_is_sent_is_no_fault(
+    heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def call() -> None:
+        async with guarded(Gone(), "x/Watch", heard):
+            raise grpc.aio.InternalError("Failed to execute batch")
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(call())
+    assert heard.calls == [("started", "Watch"), ("ended", "Watch", "CANCELLED")]
+    assert caplog.records == []
 
 
 def raw(server: RunningServer, method: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -143,37 +144,37 @@ def test_a_certificate_of_another_name(tmp_path: Path) -> None:
 @contextmanager
 def forwarded(port: int) -> Iterator[str]:
     """An address in front of a port of 127.0.0.1."""
-    with socket.create_server(("127.0.0.2", 0)) as front:
 
-        def serve() -> None:
-            while True:
-                try:
-                    client, _ = front.accept()
-                except OSError:
-                    return
-                back = socket.create_connection(("127.0.0.1", port))
-                for source, target in ((client, back), (back, client)):
-                    threading.Thread(target=copy_bytes, args=(source, target), daemon=True).start()
+    async def serve(ready: Callable[[int], None], stop: asyncio.Event) -> None:
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(pump(reader, back_writer), pump(back_reader, writer))
 
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"127.0.0.2:{front.getsockname()[1]}"
-        front.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        async with await asyncio.start_server(forward, "127.0.0.2", 0) as front:
+            ready(front.sockets[0].getsockname()[1])
+            await stop.wait()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+
+    ports: queue.SimpleQueue[int] = queue.SimpleQueue()
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(ports.put, stop),))
+    thread.start()
+    yield f"127.0.0.2:{ports.get(timeout=60)}"
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
 
 
-def copy_bytes(source: socket.socket, target: socket.socket) -> None:
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Passes bytes on until one side has had enough."""
     try:
-        while data := source.recv(65_536):
-            target.sendall(data)
+        while data := await reader.read(65_536):
+            writer.write(data)
+            await writer.drain()
     except OSError:
         pass
     finally:
-        for each in (source, target):
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                each.close()
+        writer.close()
 
 
 def test_a_connection_that_works(lab: Lab) -> None:
