@@ -13,7 +13,7 @@ import numpy as np
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import CleanRun, Prepared
-from pahq_server.core.task import TokenTask
+from pahq_server.core.task import TokenIds, TokenTask
 from pahq_server.core.verdict import SearchResult
 
 # Outside of these, a circuit does not do what the full model does.
@@ -136,11 +136,11 @@ def _pairs(task: TokenTask, read_until: Sequence[int]) -> Iterator[str]:
 def _blind_positions(task: TokenTask) -> Iterator[str]:
     """Positions of the metric that no corrupted token comes before, though one comes before others."""
     assert task.corrupted is not None
-    pairs = list(zip(task.clean, task.corrupted, strict=True))
+    pairs = zip(task.clean, task.corrupted, strict=True)
+    first = min(_first_difference(clean, corrupted) for clean, corrupted in pairs)
     positions = sorted(task.positions or ())
-    differ = [p for p in positions if any(a[: p + 1] != b[: p + 1] for a, b in pairs)]
-    if differ and differ != positions:
-        blind = ", ".join(str(position) for position in positions if position not in differ)
+    if positions and positions[0] < first <= positions[-1]:
+        blind = ", ".join(str(position) for position in positions if position < first)
         yield (
             "In no pair do clean and corrupted prompt differ up to some of the positions where the metric "
             f"is read ({blind}): nothing can matter there, and every effect is averaged with these zeros. "
@@ -148,12 +148,17 @@ def _blind_positions(task: TokenTask) -> Iterator[str]:
         )
 
 
+def _first_difference(a: TokenIds, b: TokenIds) -> int:
+    """The first position at which two prompts of a pair differ; their length if they do not."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
 def _means(task: TokenTask, read_until: Sequence[int]) -> Iterator[str]:
     """Prompts whose mean, position by position, is what they hold themselves."""
-    for position in range(max(read_until) + 1):
-        begun = {ids[: position + 1] for ids in task.clean if len(ids) > position}
-        if len(begun) > 1:
-            return
+    read = [ids[: max(read_until) + 1] for ids in task.clean]
+    longest = max(read, key=len)
+    if any(ids != longest[: len(ids)] for ids in read):
+        return
     several = len(task.clean) > 1
     reason = "the prompts do not differ at any position of the metric" if several else "there is one prompt"
     yield (
