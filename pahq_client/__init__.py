@@ -7,6 +7,7 @@
 from pahq_client.aio.client import AsyncClient
 from pahq_client.aio.jobs import AsyncJobHandle
 from pahq_client.aio.session import AsyncSession
+from pahq_client.caution import PahqWarning
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
 from pahq_client.comparison import Comparison, compare
@@ -25,7 +26,6 @@ from pahq_client.errors import (
     NotFound,
     OtherModel,
     PahqError,
-    PahqWarning,
     PermissionDenied,
     QuotaExceeded,
     RateLimited,

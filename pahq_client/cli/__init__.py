@@ -21,7 +21,6 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.Unauthenticated, 4),
     (errors.PermissionDenied, 4),
     (errors.PahqError, 1),
-    (errors.PahqWarning, 1),  # only where $PYTHONWARNINGS makes it an error
     (TimeoutError, 1),  # before OSError, which it is a kind of
     (OSError, 2),
 )
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED)
-    except (errors.PahqError, errors.PahqWarning, OSError) as error:
+    except (errors.PahqError, OSError) as error:
         return _report(error, next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
     return 0
 
