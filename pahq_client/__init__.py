@@ -10,6 +10,7 @@ from pahq_client import grpc_log as _grpc_log  # noqa: F401 - before anything im
 from pahq_client.aio.client import AsyncClient
 from pahq_client.aio.jobs import AsyncJobHandle
 from pahq_client.aio.session import AsyncSession
+from pahq_client.caution import PahqWarning
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
 from pahq_client.comparison import Comparison, compare
@@ -28,7 +29,6 @@ from pahq_client.errors import (
     NotFound,
     OtherModel,
     PahqError,
-    PahqWarning,
     PermissionDenied,
     QuotaExceeded,
     RateLimited,

@@ -8,8 +8,17 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from pahq_client.errors import PahqWarning
+from pahq_client.errors import PahqError
 from pahq_client.text import one_line
+
+
+class PahqWarning(PahqError, UserWarning):
+    """Something about an answer may mislead; the text says what it means and what to do.
+
+    Each answer gives its warnings once. They are shown and not raised, unless `warnings.filterwarnings` says
+    otherwise.
+    """
+
 
 _PACKAGE = f"{Path(__file__).parent}{os.sep}"
 

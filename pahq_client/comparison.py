@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Graph
@@ -36,22 +36,26 @@ class Comparison:
 def check_same_model(circuit: Circuit, graph: Graph, revision: str) -> None:
     """Raises OtherModel for a circuit that was found in another model, where equal names mean other things.
 
+    Raises InvalidRequest for one that names the edges of shared keys and values in another way.
+
     Args:
         circuit: to be measured.
         graph: of the model that it is to be measured on.
         revision: of that model; empty if unknown, like that of a circuit without provenance.
     """
     other = circuit.model_revision and revision and circuit.model_revision != revision
-    if other or not circuit.graph.same_as(graph):
+    if other or replace(circuit.graph, kv_receivers=graph.kv_receivers) != graph:
         found = _describe(circuit.graph, circuit.model_revision)
         raise OtherModel(found, _describe(graph, revision))
+    if not circuit.graph.same_as(graph):
+        detail = f"the circuit was found with {circuit.graph.kv_receivers!r}, which names other edges"
+        raise InvalidRequest("kv_receivers", f"{detail} than {graph.kv_receivers!r} of the session")
 
 
 def _describe(graph: Graph, revision: str) -> str:
     parts = [f"{graph.layers} layers", f"{graph.heads} heads", f"{graph.kv_heads} key/value heads"]
     parts += ["attention and MLP in parallel"] if graph.parallel else []
     parts += [] if graph.mlps else ["no MLPs"]
-    parts += [f"kv_receivers {graph.kv_receivers}"] if graph.kv_heads != graph.heads else []
     return ", ".join([*parts, f"revision {revision or 'unknown'}"])
 
 

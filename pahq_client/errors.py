@@ -23,19 +23,12 @@ PahqError
 
 All of them survive pickling: ``args`` are the constructor's arguments.
 
-PahqWarning is no error: an answer is there, and something about it may mislead.
+`caution.PahqWarning` is shown and not raised; it is a PahqError where a filter of warnings makes it an error.
 """
 
 from __future__ import annotations
 
 from pahq_client.text import printable
-
-
-class PahqWarning(UserWarning):
-    """Something about an answer may mislead; the text says what it means and what to do.
-
-    Each answer gives its warnings once. `warnings.filterwarnings` turns them off, or into errors.
-    """
 
 
 class PahqError(Exception):

@@ -74,7 +74,7 @@ NO_FAITHFULNESS = "undefined (full = empty)"
 
 def faithfulness(value: float | None) -> str:
     """A faithfulness in words, also where there is none."""
-    return f"faithfulness {NO_FAITHFULNESS}" if value is None else f"faithfulness={value:.4g}"
+    return f"faithfulness {NO_FAITHFULNESS}" if value is None else f"faithfulness={round(value, 4) + 0.0:.4g}"
 
 
 def count_warnings(warnings: Sequence[str]) -> list[str]:

@@ -23,7 +23,6 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.Unauthenticated, 4),
     (errors.PermissionDenied, 4),
     (errors.PahqError, 1),
-    (errors.PahqWarning, 1),  # only where $PYTHONWARNINGS makes it an error
     (TimeoutError, 1),  # before OSError, which it is a kind of
     (OSError, 2),
 )
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report("interrupted", INTERRUPTED)
     except MemoryError:
         return _report("there is not enough memory on this machine", 1)
-    except (errors.PahqError, errors.PahqWarning, OSError) as error:
+    except (errors.PahqError, OSError) as error:
         code = _report(error, next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
         try:
             sys.stdout.flush()

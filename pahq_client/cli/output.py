@@ -16,8 +16,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 from pahq_client import circuit_file, render, words
+from pahq_client.caution import PahqWarning
 from pahq_client.circuit import Circuit
-from pahq_client.errors import PahqWarning
 from pahq_client.events import JobInfo
 from pahq_client.results import Estimate, Evaluation
 from pahq_client.text import one_line, printable

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import CleanRun, Prepared
-from pahq_server.core.task import TokenTask
+from pahq_server.core.task import TokenIds, TokenTask
 from pahq_server.core.verdict import SearchResult
+
+# Clean and corrupted prompts.
+Pairs: TypeAlias = Sequence[tuple[TokenIds, TokenIds]]
 
 # Outside of these, a circuit does not do what the full model does.
 LEAST_FAITHFULNESS, MOST_FAITHFULNESS = 0.1, 1.2
@@ -49,9 +53,10 @@ def of_request(prepared: Prepared) -> tuple[str, ...]:
     task, ablation = prepared.task, prepared.measurement.ablation
     read_until = _last_positions(prepared)
     found = [*prepared.warnings, *_repetitions(task), *_first_tokens(read_until), *_answers(task)]
-    if ablation == "resample":
-        found += _pairs(task, read_until)
-        found += _blind_positions(task) if prepared.causal else ()
+    if ablation == "resample" and task.corrupted is not None:
+        pairs = list(zip(task.clean, task.corrupted, strict=True))
+        found += _pairs(pairs, read_until)
+        found += _blind_positions(task.positions, pairs) if prepared.causal else ()
     elif ablation == "mean":
         found += _means(task, read_until)
     return tuple(found)
@@ -102,10 +107,8 @@ def of_evaluation(prepared: Prepared, circuit: Circuit, value: float, ends: Ends
 # The task
 
 
-def _pairs(task: TokenTask, read_until: Sequence[int]) -> Iterator[str]:
+def _pairs(pairs: Pairs, read_until: Sequence[int]) -> Iterator[str]:
     """Pairs that resample ablation cannot use: the same prompt twice, or a difference that comes too late."""
-    assert task.corrupted is not None
-    pairs = list(zip(task.clean, task.corrupted, strict=True))
     same = [i for i, (clean, corrupted) in enumerate(pairs) if clean == corrupted]
     late = [
         i
@@ -133,14 +136,11 @@ def _pairs(task: TokenTask, read_until: Sequence[int]) -> Iterator[str]:
         )
 
 
-def _blind_positions(task: TokenTask) -> Iterator[str]:
+def _blind_positions(positions: TokenIds | None, pairs: Pairs) -> Iterator[str]:
     """Positions of the metric that no corrupted token comes before, though one comes before others."""
-    assert task.corrupted is not None
-    pairs = list(zip(task.clean, task.corrupted, strict=True))
-    positions = sorted(task.positions or ())
-    differ = [p for p in positions if any(a[: p + 1] != b[: p + 1] for a, b in pairs)]
-    if differ and differ != positions:
-        blind = ", ".join(str(position) for position in positions if position not in differ)
+    first = min(_first_difference(clean, corrupted) for clean, corrupted in pairs)
+    if positions and min(positions) < first <= max(positions):
+        blind = ", ".join(str(position) for position in sorted(positions) if position < first)
         yield (
             "In no pair do clean and corrupted prompt differ up to some of the positions where the metric "
             f"is read ({blind}): nothing can matter there, and every effect is averaged with these zeros. "
@@ -148,12 +148,17 @@ def _blind_positions(task: TokenTask) -> Iterator[str]:
         )
 
 
+def _first_difference(a: TokenIds, b: TokenIds) -> int:
+    """The first position at which two prompts of a pair differ; their length if they do not."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
+
+
 def _means(task: TokenTask, read_until: Sequence[int]) -> Iterator[str]:
     """Prompts whose mean, position by position, is what they hold themselves."""
-    for position in range(max(read_until) + 1):
-        begun = {ids[: position + 1] for ids in task.clean if len(ids) > position}
-        if len(begun) > 1:
-            return
+    read = [ids[: max(read_until) + 1] for ids in task.clean]
+    longest = max(read, key=len)
+    if any(ids != longest[: len(ids)] for ids in read):
+        return
     several = len(task.clean) > 1
     reason = "the prompts do not differ at any position of the metric" if several else "there is one prompt"
     yield (

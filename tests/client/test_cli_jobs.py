@@ -63,7 +63,7 @@ def test_jobs(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) 
     assert main(["jobs"]) == 0
     heading, first, second = capsys.readouterr().out.splitlines()
     assert heading.split() == ["name", "model", *COLUMNS]
-    cells = [job, "demo", *"ioi (16 prompts, seed 0)".split(), "acdc", "0.1", "2/10", "kl_divergence"]
+    cells = [job, "demo", *["ioi", "(16", "prompts,", "seed", "0)"], "acdc", "0.1", "2/10", "kl_divergence"]
     assert first.split()[: len(cells)] == cells
     assert "  running, number 2 in the queue, starts about " in first
     assert first.index("running") == heading.index("state")

@@ -94,6 +94,13 @@ def test_sessions_refuse_another_revision(client: Any, circuit: Circuit) -> None
 
 
 @pytest.mark.usefixtures("session_of_it")
+def test_sessions_refuse_another_treatment_of_shared_keys(client: Any, circuit: Circuit) -> None:
+    graph = dataclasses.replace(circuit.graph, kv_receivers="query")
+    with pytest.raises(InvalidRequest, match="kv_receivers: the circuit was found with 'query'"):
+        client.session("demo", "ioi").score([dataclasses.replace(circuit, graph=graph)])
+
+
+@pytest.mark.usefixtures("session_of_it")
 def test_a_session_that_tells_no_revision_compares_the_graph(
     client: Any, server: FakeServer, circuit: Circuit
 ) -> None:
