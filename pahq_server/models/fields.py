@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pahq_server.core.errors import InvalidRequestError
@@ -31,6 +31,7 @@ class Fields:
         computed: fields that decide what is computed, by what they may hold.
         fixed: fields that would change what is computed, by the values with which they don't.
         ignored: fields without effect on the logits of an unpadded prompt in evaluation mode.
+        multiples: pairs of fields of which the first is a multiple of the second, with why.
         rope_share: what the rotated share of a head may be; None for formats without rotary positions.
     """
 
@@ -38,6 +39,7 @@ class Fields:
     computed: Mapping[str, Kind]
     fixed: Mapping[str, tuple[object, ...]]
     ignored: Collection[str]
+    multiples: Mapping[tuple[str, str], str] = field(default_factory=dict)
     rope_share: Kind | None = None
 
     def check_file(self, model_type: str, raw: Mapping[str, Any]) -> None:
@@ -57,13 +59,14 @@ class Fields:
                 check_value(name, value, self.computed[own_name])
             elif own_name in self.fixed:
                 _check_fixed(model_type, name, value, self.fixed[own_name])
-            elif not self._does_not_matter(own_name) and not same(value, defaults.get(own_name, _NOTHING)):
+            elif not self.does_not_matter(own_name) and not same(value, defaults.get(own_name, _NOTHING)):
                 detail = (
                     f"{model_type} with {name}={shown(value)} is not supported: nothing here computes with "
                     f"this field, and it may change what the model computes. Remove it from config.json if "
                     "the model is the same without it"
                 )
                 raise InvalidRequestError("model", detail)
+        self._check_multiples(defaults | {aliases.get(name, name): value for name, value in raw.items()})
         if self.rope_share is not None:
             check_rope_file(model_type, raw, self.rope_share)
 
@@ -78,10 +81,19 @@ class Fields:
             check_value(name, found[name], self.computed[name])
         for name in self.fixed.keys() & found.keys():
             _check_fixed(config.model_type, name, found[name], self.fixed[name])
+        self._check_multiples(found)
         if self.rope_share is not None:
             check_rope_config(raw, config)
 
-    def _does_not_matter(self, name: str) -> bool:
+    def _check_multiples(self, values: Mapping[str, Any]) -> None:
+        for (name, other), why in self.multiples.items():
+            whole, part = values[name], values.get(other)
+            # Null stands for a value that fits.
+            if part is not None and whole % part:
+                detail = f"config.json: {name}={whole} is not a multiple of {other}={part}, so {why}"
+                raise InvalidRequestError("model", detail)
+
+    def does_not_matter(self, name: str) -> bool:
         # Token ids say what generation starts and stops with; padding ids matter to padded prompts only.
         return name in self.ignored or name.endswith("_token_id") or name in ("model_type", *_QUANTIZATION)
 
@@ -111,9 +123,9 @@ def refuse_quantized(name: str, value: object) -> None:
     scheme = found.get("quant_method") or found.get("quant_type") or found.get("format")
     if scheme is None:
         bits = [bits for bits in (4, 8) if found.get(f"load_in_{bits}bit")]
-        scheme = f"bitsandbytes, {bits[0]} bits" if bits else value
+        scheme = f"bitsandbytes, {bits[0]} bits" if bits else shown(value)
     detail = (
-        f"config.json: {name} says that the weights are quantised ({shown(scheme)}), and quantised "
+        f"config.json: {name} says that the weights are quantised ({scheme!s:.40}), and quantised "
         "checkpoints are not read. Serve the original model (--weights int8 rounds it to 8 bits), or "
         "dequantise this one, save it, and remove the field"
     )
@@ -127,11 +139,11 @@ def _check_fixed(model_type: str, name: str, value: object, allowed: tuple[objec
         raise InvalidRequestError("model", detail)
 
 
-def _format(model_type: str) -> tuple[Mapping[str, str], Mapping[str, object]]:
+def _format(model_type: str) -> tuple[Mapping[str, str], dict[str, object]]:
     """Other names of fields, and the defaults, of a format's configuration class."""
     # Imported where it is needed, as all of transformers: 100 MB.
     from transformers import CONFIG_MAPPING
 
     found: Any = CONFIG_MAPPING[model_type]
     fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else ()
-    return found.attribute_map, {field.name: field.default for field in fields}
+    return found.attribute_map, {one.name: one.default for one in fields}
