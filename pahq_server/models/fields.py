@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.kinds import Kind, as_json, check_value, same, shown
+from pahq_server.models.kinds import Kind, as_json, check_value, integer, nullable, same, shown
 from pahq_server.models.rope import check_rope_config, check_rope_file
 
 # Fields that say that the weights are quantised, in whichever library's words.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+_MAX_LABELS = 1 << 20
 _NOTHING = object()
 
 
@@ -53,6 +54,8 @@ class Fields:
                 refuse_quantized(name, raw[name])
         self._check_classes(model_type, raw)
         aliases, defaults = _format(model_type)
+        # Without effect, but transformers makes a name for each of so many.
+        check_value("num_labels", raw.get("num_labels"), nullable(integer(0, _MAX_LABELS)))
         for name, value in raw.items():
             own_name = aliases.get(name, name)
             if own_name in self.computed:
@@ -77,10 +80,12 @@ class Fields:
         """
         # Old spellings are gone by now, and some attributes exist only where the file has them.
         found = vars(config)
-        for name in self.computed.keys() & found.keys():
-            check_value(name, found[name], self.computed[name])
-        for name in self.fixed.keys() & found.keys():
-            _check_fixed(config.model_type, name, found[name], self.fixed[name])
+        for name, kind in self.computed.items():
+            if name in found:
+                check_value(name, found[name], kind)
+        for name, allowed in self.fixed.items():
+            if name in found:
+                _check_fixed(config.model_type, name, found[name], allowed)
         self._check_multiples(found)
         if self.rope_share is not None:
             check_rope_config(raw, config)
@@ -94,6 +99,7 @@ class Fields:
                 raise InvalidRequestError("model", detail)
 
     def does_not_matter(self, name: str) -> bool:
+        """Whether any value of a field, by the format's own name for it, gives the same logits."""
         # Token ids say what generation starts and stops with; padding ids matter to padded prompts only.
         return name in self.ignored or name.endswith("_token_id") or name in ("model_type", *_QUANTIZATION)
 
