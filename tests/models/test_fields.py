@@ -303,7 +303,7 @@ def plausible_values(value: object) -> list[object]:
         return [[], value[:1], value[::-1], value * 2, None, "global"]
     if isinstance(value, dict):
         return [{}, None, [], {"x": 1}, {**value, "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0}]
-    return [True, False, 2, 0.5, "x", [1], {}]
+    return [2, True, False, 0.5, "x", [1], {}]
 
 
 @pytest.mark.parametrize("model_type", TYPES)
