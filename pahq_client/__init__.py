@@ -4,6 +4,9 @@
 >>> circuit = pahq_client.discover(model="demo", task="ioi", threshold=0.05)  # doctest: +SKIP
 """
 
+from pahq_client import grpc_log as _grpc_log  # noqa: F401 - before anything imports gRPC
+
+# isort: split
 from pahq_client.aio.client import AsyncClient
 from pahq_client.aio.jobs import AsyncJobHandle
 from pahq_client.aio.session import AsyncSession
@@ -23,7 +26,9 @@ from pahq_client.errors import (
     JobFailed,
     NoEmbeddedServer,
     NotFound,
+    OtherModel,
     PahqError,
+    PahqWarning,
     PermissionDenied,
     QuotaExceeded,
     RateLimited,
@@ -70,7 +75,9 @@ __all__ = [
     "Model",
     "NoEmbeddedServer",
     "NotFound",
+    "OtherModel",
     "PahqError",
+    "PahqWarning",
     "PermissionDenied",
     "QuotaExceeded",
     "RateLimited",

@@ -34,9 +34,10 @@ class Client(ClientBase):
     their time, when the server is away for a moment or asks for a pause.
 
     Args:
-        address: HOST:PORT.
-        token: where the server asks for one; without TLS it is sent to this machine only.
-        tls: None for plaintext, True to trust the system's certificates, or a TlsConfig.
+        address: HOST:PORT; None for $PAHQ_SERVER.
+        token: where the server asks for one; without TLS it is sent to this machine only. None for
+            $PAHQ_TOKEN, if it is set.
+        tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds that a short call may take, all of its tries together.
         backoff: pauses between tries after an interruption.
 
@@ -46,7 +47,7 @@ class Client(ClientBase):
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         token: str | None = None,
         tls: bool | TlsConfig | None = None,
         timeout: float = 30.0,
@@ -77,10 +78,12 @@ class Client(ClientBase):
             task: the task.
             circuit: a Circuit, or edges or their names.
             options: metric, ablation, kv_receivers, precision. What is left open is taken from the Circuit,
-                so that it is measured as it was found; else it is as in `discover`.
+                so that it is measured as it was found; else it is as in `discover`. The Evaluation tells
+                what was used. ``allow_other_model=True`` measures a Circuit that was found in another model.
 
         Raises:
             InvalidRequest: an argument is wrong.
+            OtherModel: the Circuit was found in another model.
             NotFound: the server does not serve the model.
             JobFailed: the metric is not finite.
         """

@@ -6,9 +6,10 @@ has no part in comparisons.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from pahq_client.errors import InvalidRequest
@@ -96,6 +97,14 @@ class Graph:
     mlps: bool = True
     extra: Extra = field(default=(), compare=False, repr=False)
 
+    def same_as(self, other: Graph) -> bool:
+        """Whether equal names of edges mean the same in both.
+
+        Where every head has keys and values of its own, ``kv_receivers`` makes no difference.
+        """
+        alike = replace(other, kv_receivers=self.kv_receivers) if self.heads == self.kv_heads else other
+        return self == alike
+
     def group_heads(self, group: int) -> range:
         """The query heads that a key/value head feeds."""
         size = self.heads // max(self.kv_heads, 1)
@@ -134,3 +143,14 @@ class CircuitMetric:
     full: float
     empty: float
     extra: Extra = field(default=(), compare=False, repr=False)
+
+    @property
+    def faithfulness(self) -> float | None:
+        """How much of the way from the empty circuit (0) to the full model (1) the circuit goes.
+
+        It is (value - empty) / (full - empty); None where the full model and the empty circuit measure the
+        same, so that there is no way to go.
+        """
+        way = self.full - self.empty
+        share = (self.value - self.empty) / way if way else math.nan
+        return share + 0.0 if math.isfinite(share) else None  # never -0.0

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from pahq_client import words
 from pahq_client.elements import Edge, Graph
 
 if TYPE_CHECKING:
@@ -96,13 +97,21 @@ def _quote(text: str) -> str:
 
 def summary(circuit: CircuitContents) -> str:
     """A circuit in one line."""
-    known = {**circuit.parameters, "model": circuit.provenance.get("run", {}).get("model")}
+    run = circuit.provenance.get("run", {})
+    task = words.task(run.get("task"))
+    known = {**circuit.parameters, "model": run.get("model"), "task": task or None}
     asked = [
-        f"{key}={known[key]!r}" for key in ("model", "method", "threshold") if known.get(key) is not None
+        f"{key}={known[key]!r}"
+        for key in ("model", "task", "method", "threshold")
+        if known.get(key) is not None
     ]
     size = f"{len(circuit.edges)} of {circuit.num_edges_total} edges"
+    paths = f"{len(circuit.on_paths)} on a path from input to logits"
     metric = f"{circuit.metric.name}={circuit.metric_value:.6g}"
-    return ", ".join([size, metric, f"{circuit.num_evaluations} evaluations", *asked])
+    faithfulness = words.faithfulness(circuit.faithfulness)
+    evaluations = f"{circuit.num_evaluations} evaluations"
+    told = words.count_warnings(circuit.warnings)
+    return ", ".join([size, paths, metric, faithfulness, evaluations, *asked, *told])
 
 
 def to_html(circuit: CircuitContents) -> str:
@@ -112,7 +121,8 @@ def to_html(circuit: CircuitContents) -> str:
     more = len(ranked) - _ROWS
     rest = f"<p>… and {more} more</p>" if more > 0 else ""
     head = f"<p><b>Circuit</b>: {escape(summary(circuit))}</p>"
-    return f"{head}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
+    told = "".join(f"<p><b>Warning</b>: {escape(text)}</p>" for text in circuit.warnings)
+    return f"{head}{told}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
 
 
 def _weight(edge: Edge) -> float:

@@ -20,6 +20,7 @@ class DiscoveryOptions(TypedDict, total=False):
     gates: bool
     kv_receivers: str
     precision: str
+    include_prompts: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class DiscoveryRequest:
     gates: bool = True
     kv_receivers: str = "group"
     precision: str = "fp32"
+    include_prompts: bool = False
 
 
 class SessionOptions(TypedDict, total=False):
@@ -65,6 +67,7 @@ class MeasurementOptions(TypedDict, total=False):
     ablation: str | None
     kv_receivers: str | None
     precision: str | None
+    allow_other_model: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class EvaluationRequest:
     ablation: str = "resample"
     kv_receivers: str = "group"
     precision: str = "fp32"
+    allow_other_model: bool = False
 
     @classmethod
     def of(

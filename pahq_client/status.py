@@ -43,6 +43,12 @@ def _invalid(failure: Failure) -> errors.PahqError:
     return errors.InvalidRequest(name, detail)
 
 
+def _other_model(failure: Failure) -> errors.PahqError:
+    detail = failure.violations[0][1] if failure.violations else failure.message
+    known = failure.metadata
+    return errors.OtherModel(known.get("circuit", "unknown"), known.get("model", "unknown"), detail)
+
+
 def _not_found(failure: Failure) -> errors.PahqError:
     return errors.NotFound(failure.metadata.get("name", ""), failure.message)
 
@@ -105,6 +111,7 @@ def _fault(failure: Failure) -> errors.PahqError:
 
 BY_REASON: Mapping[str, Factory] = {
     "INVALID_REQUEST": _invalid,
+    "OTHER_MODEL": _other_model,
     "NOT_FOUND": _not_found,
     "CONFLICT": _conflict,
     "ALREADY_EXISTS": _exists,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pahq_client import checks
 from pahq_client.errors import InvalidRequest
@@ -89,6 +89,29 @@ def as_task(task: TaskLike) -> Task | BuiltinTask:
     if isinstance(task, str):
         return BuiltinTask(task)
     raise InvalidRequest("task", f"must be a Task or the name of a task, got {type(task).__name__}")
+
+
+def task_of(run: Mapping[str, Any]) -> Task | BuiltinTask | None:
+    """The task in a circuit's account of its run; None if it does not say enough, or nothing of use.
+
+    Prompts that came with the circuit are preferred to the name of a built-in task: another tokenizer gives
+    other prompts for it.
+    """
+    prompts, about = run.get("prompts"), run.get("task")
+    try:
+        if isinstance(prompts, Mapping):
+            given = {key: prompts.get(key) or None for key in ("corrupted", "answers", "wrong_answers")}
+            positions = prompts.get("positions")
+            return Task(
+                prompts.get("clean"),  # type: ignore[arg-type]
+                **given,
+                positions="last" if positions is None else positions,
+            )
+        if isinstance(about, Mapping) and "name" in about:
+            return BuiltinTask(about["name"], about.get("num_prompts", 16), about.get("seed", 0))
+    except InvalidRequest:  # a file that was written by another tool
+        pass
+    return None
 
 
 def _set(instance: object, name: str, value: object) -> None:

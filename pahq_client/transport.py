@@ -62,7 +62,8 @@ class Transport:
                 return StreamReader(lambda: self._start(operation))
             return cast(StreamReader, operation.stream).read()
         except grpc.RpcError as error:
-            raise to_error(cast(grpc.Call, error), self._endpoint.address) from error
+            failure = to_error(cast(grpc.Call, error), self._endpoint.address)
+            raise self._endpoint.explained(failure) from error
 
     def close(self) -> None:
         """Ends the connection and all calls on it."""

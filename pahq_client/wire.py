@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
-from pahq_client import checks
+from pahq_client import checks, words
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import parse_json
 from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
@@ -31,6 +31,7 @@ def spec_message(request: DiscoveryRequest) -> discovery_pb2.DiscoverySpec:
         measurement=_measurement(request),
         method=checks.text("method", request.method),
         gates=checks.flag("gates", request.gates),
+        include_prompts=checks.flag("include_prompts", request.include_prompts),
     )
     if request.threshold is not None:
         message.threshold = checks.number("threshold", request.threshold)
@@ -38,9 +39,23 @@ def spec_message(request: DiscoveryRequest) -> discovery_pb2.DiscoverySpec:
 
 
 def evaluation_message(request: EvaluationRequest) -> discovery_pb2.EvaluateCircuitRequest:
-    return discovery_pb2.EvaluateCircuitRequest(
+    message = discovery_pb2.EvaluateCircuitRequest(
         measurement=_measurement(request), edges=_edge_names(request.edges)
     )
+    allowed = checks.flag("allow_other_model", request.allow_other_model)
+    if isinstance(request.edges, Circuit) and not allowed:
+        message.origin.CopyFrom(_origin(request.edges))
+    return message
+
+
+def _origin(circuit: Circuit) -> discovery_pb2.CircuitOrigin:
+    """Where a circuit was found, for the server to compare; a file need not say the revision."""
+    g = circuit.graph
+    sizes = {name: getattr(g, name) for name in ("layers", "heads", "kv_heads")}
+    for name, size in sizes.items():
+        checks.integer(f"circuit.graph.{name}", size, bits=32)
+    graph = circuit_pb2.Graph(**sizes, kv_receivers=g.kv_receivers, parallel=g.parallel, mlps=g.mlps)
+    return discovery_pb2.CircuitOrigin(graph=graph, model_revision=circuit.model_revision)
 
 
 def session_message(request: SessionRequest) -> patching_pb2.OpenSessionRequest:
@@ -141,10 +156,15 @@ def job_info(message: discovery_pb2.Discovery) -> JobInfo:
         method=spec.method,
         metric=spec.measurement.metric,
         threshold=spec.threshold if spec.HasField("threshold") else None,
+        task=words.task(_task_facts(message)),
+        num_prompts=message.num_prompts,
         decided=progress.decided,
         total=progress.total,
         kept=progress.kept,
-        metric_value=progress.metric,
+        # The search's own value is another one: of a sweep over single edges, that of the full model.
+        metric_value=message.metric.value if message.HasField("metric") else progress.metric,
+        metric_full=message.metric.full if message.HasField("metric") else None,
+        metric_empty=message.metric.empty if message.HasField("metric") else None,
         evaluations=progress.evaluations,
         eta_s=progress.eta_seconds if progress.HasField("eta_seconds") else None,
         queue_position=message.queue_position if message.HasField("queue_position") else None,
@@ -154,7 +174,16 @@ def job_info(message: discovery_pb2.Discovery) -> JobInfo:
         started=_time(message, "start_time"),
         ended=_time(message, "end_time"),
         error=message.error_message,
+        warnings=tuple(message.warnings),
     )
+
+
+def _task_facts(message: discovery_pb2.Discovery) -> dict[str, object]:
+    task = message.spec.measurement.task
+    facts: dict[str, object] = {"num_prompts": message.num_prompts}
+    if not task.HasField("builtin"):
+        return facts
+    return facts | {"name": task.builtin.name, "seed": task.builtin.seed}
 
 
 def _time(message: Message, field: str) -> datetime | None:
@@ -179,9 +208,23 @@ def _enum_name(enum: Any, value: int, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def evaluation(message: discovery_pb2.EvaluateCircuitResponse) -> Evaluation:
+def evaluation(
+    asked: discovery_pb2.Measurement, message: discovery_pb2.EvaluateCircuitResponse
+) -> Evaluation:
+    """The answer, with what was asked for: a server measures that, or refuses."""
     metric = message.metric
-    return Evaluation(metric.name, metric.value, metric.full, metric.empty, message.num_edges_total)
+    return Evaluation(
+        metric=metric.name,
+        value=metric.value,
+        full=metric.full,
+        empty=metric.empty,
+        num_edges_total=message.num_edges_total,
+        model=asked.model,
+        ablation=asked.ablation,
+        kv_receivers=asked.kv_receivers,
+        precision=asked.precision,
+        warnings=tuple(message.warnings),
+    )
 
 
 def estimate(message: discovery_pb2.Estimate) -> Estimate:
@@ -214,20 +257,26 @@ def circuit(pages: Iterable[discovery_pb2.GetCircuitResponse]) -> Circuit:
     summary: circuit_pb2.CircuitSummary | None = None
     edges: list[Edge] = []
     verdicts: list[Verdict] = []
+    prompts: list[str] = []
     for page in pages:
         if page.HasField("summary"):
             summary = page.summary
         edges += (_edge(edge) for edge in page.edges)
         verdicts += (Verdict(v.subject, v.delta, v.kept, v.gate) for v in page.verdicts)
+        prompts.append(page.prompts_json)
     if summary is None:
         raise ServerFault("the server sent a circuit without a summary")
-    return _circuit(summary, tuple(edges), tuple(verdicts))
+    return _circuit(summary, tuple(edges), tuple(verdicts), "".join(prompts))
 
 
 def _circuit(
-    summary: circuit_pb2.CircuitSummary, edges: tuple[Edge, ...], verdicts: tuple[Verdict, ...]
+    summary: circuit_pb2.CircuitSummary, edges: tuple[Edge, ...], verdicts: tuple[Verdict, ...], prompts: str
 ) -> Circuit:
-    metric = summary.metric
+    metric, run = summary.metric, _json_object("a provenance", summary.provenance_run_json)
+    if summary.warnings:
+        run["warnings"] = list(summary.warnings)
+    if prompts:
+        run["prompts"] = _json_object("a list of prompts", prompts)
     return Circuit(
         edges=edges,
         verdicts=verdicts,
@@ -237,8 +286,8 @@ def _circuit(
         num_evaluations=summary.num_evaluations,
         num_edges_total=summary.num_edges_total,
         provenance={
-            "request": _provenance(summary.provenance_request_json),
-            "run": _provenance(summary.provenance_run_json),
+            "request": _json_object("a provenance", summary.provenance_request_json),
+            "run": run,
         },
     )
 
@@ -251,11 +300,11 @@ def _edge(message: circuit_pb2.Edge) -> Edge:
     return Edge(message.source, message.target, message.score if message.HasField("score") else None)
 
 
-def _provenance(text: str) -> dict[str, Any]:
+def _json_object(what: str, text: str) -> dict[str, Any]:
     try:
         value = parse_json(text or "{}")
     except ValueError as error:
-        raise ServerFault(f"the server sent a provenance that is not JSON: {error}") from None
+        raise ServerFault(f"the server sent {what} that is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ServerFault("the server sent a provenance that is not a JSON object")
+        raise ServerFault(f"the server sent {what} that is not a JSON object")
     return value

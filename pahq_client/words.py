@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from pahq_client.events import Event, JobInfo
@@ -39,7 +39,41 @@ def describe(event: Event, speed: float | None) -> str:
 
 def summarize(info: JobInfo) -> str:
     """A discovery at some moment, in one line."""
-    return ", ".join([info.state.lower(), *_place(info), *_progress(info), *_duration(info)])
+    parts = [info.state.lower(), *_place(info), *_progress(info), *_duration(info)]
+    return ", ".join([*parts, *count_warnings(info.warnings)])
+
+
+def asked(info: JobInfo) -> str:
+    """What a discovery was asked for, in one line: model, task, method, threshold."""
+    task = info.task and f"task {info.task}"
+    known = {"model": info.model, "method": info.method, "threshold": info.threshold}
+    model, *others = (f"{key} {value}" if value not in ("", None) else "" for key, value in known.items())
+    return ", ".join(part for part in (model, task, *others) if part)
+
+
+def task(about: object) -> str:
+    """A task in words, from what a circuit or a job tells of it: a name, a number of prompts and a seed."""
+    if not isinstance(about, Mapping):
+        return ""
+    name, count, seed = (about.get(key) for key in ("name", "num_prompts", "seed"))
+    size = f"{count} prompt{'' if count == 1 else 's'}" if count else ""
+    if not name:
+        return size
+    details = ", ".join(part for part in (size, "" if seed is None else f"seed {seed}") if part)
+    return f"{name} ({details})" if details else str(name)
+
+
+NO_FAITHFULNESS = "undefined (full = empty)"
+
+
+def faithfulness(value: float | None) -> str:
+    """A faithfulness in words, also where there is none."""
+    return f"faithfulness {NO_FAITHFULNESS}" if value is None else f"faithfulness={value:.4g}"
+
+
+def count_warnings(warnings: Sequence[str]) -> list[str]:
+    """How many warnings there are, as a part of a line; nothing for none."""
+    return [f"{len(warnings)} warning{'' if len(warnings) == 1 else 's'}"] if warnings else []
 
 
 def _place(known: Event | JobInfo) -> Iterator[str]:
@@ -53,6 +87,8 @@ def _progress(info: JobInfo) -> Iterator[str]:
     if info.total:
         yield f"{info.decided}/{info.total} edges, {info.kept} kept"
         yield f"{info.metric or 'metric'} {info.metric_value:.4g}, {info.evaluations} evaluations"
+        if info.metric_full is not None:
+            yield faithfulness(info.faithfulness)
     if info.error:
         yield info.error
 

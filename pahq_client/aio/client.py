@@ -37,7 +37,7 @@ class AsyncClient(ClientBase):
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         token: str | None = None,
         tls: bool | TlsConfig | None = None,
         timeout: float = 30.0,

@@ -9,6 +9,7 @@ import grpc
 from grpc import aio
 
 from pahq_client.endpoint import Endpoint
+from pahq_client.errors import Unavailable
 from pahq_client.flow import Call, Flow, Open, Operation, Pause, drive_async
 from pahq_client.status import to_error
 from pahq_client.transport import Stubs
@@ -59,7 +60,10 @@ class AsyncTransport:
                 return AsyncStream(self._start(operation))
             return await cast(AsyncStream, operation.stream).read()
         except grpc.RpcError as error:
-            raise to_error(cast(grpc.Call, error), self._endpoint.address) from error
+            failure = to_error(cast(grpc.Call, error), self._endpoint.address)
+            if type(failure) is Unavailable:  # in a thread: it may look at the server
+                raise await asyncio.to_thread(self._endpoint.explained, failure) from error
+            raise failure from error
         except asyncio.CancelledError:
             self._check_cancelled()
             raise

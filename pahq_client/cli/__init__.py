@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pahq_client import errors
-from pahq_client.cli.output import one_line
+from pahq_client.cli.output import one_line, warnings_on_stderr
 from pahq_client.cli.parser import make_parser
 
 # The first that fits decides.
@@ -21,6 +21,7 @@ EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.Unauthenticated, 4),
     (errors.PermissionDenied, 4),
     (errors.PahqError, 1),
+    (errors.PahqWarning, 1),  # only where $PYTHONWARNINGS makes it an error
     (TimeoutError, 1),  # before OSError, which it is a kind of
     (OSError, 2),
 )
@@ -38,13 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = make_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        with warnings_on_stderr():
+            arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED)
-    except (errors.PahqError, OSError) as error:
+    except (errors.PahqError, errors.PahqWarning, OSError) as error:
         return _report(error, next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
     return 0
 

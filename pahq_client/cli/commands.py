@@ -12,7 +12,7 @@ from pahq_client import comparison
 from pahq_client.circuit import Circuit
 from pahq_client.cli.connection import connection, tls
 from pahq_client.cli.jobs import OPTIONS, detach
-from pahq_client.cli.output import print_circuit, print_json, print_table
+from pahq_client.cli.output import print_answer, print_circuit, print_json, print_table
 from pahq_client.cli.task_file import read_task
 from pahq_client.discover import discover as find
 from pahq_client.errors import InvalidRequest
@@ -46,18 +46,17 @@ def estimate(arguments: Namespace) -> None:
     options = {name: getattr(arguments, name) for name in OPTIONS}
     with connection(arguments, arguments.model) as (client, model):
         found = client.estimate(model, read_task(arguments), arguments.threshold, **options)
-    print_table([dataclasses.asdict(found)], arguments.json, single=True)
+    print_answer(found, arguments.json)
 
 
 def evaluate(arguments: Namespace) -> None:
     """Measures a circuit file."""
     circuit, task = Circuit.load(arguments.circuit), read_task(arguments)
-    names = ("metric", "ablation", "kv_receivers", "precision")
+    names = ("metric", "ablation", "kv_receivers", "precision", "allow_other_model")
     options: Any = {name: getattr(arguments, name) for name in names}
     with connection(arguments, arguments.model) as (client, model):
         evaluation = client.evaluate(model, task, circuit, **options)
-    values = {**dataclasses.asdict(evaluation), "faithfulness": evaluation.faithfulness}
-    print_table([values], arguments.json, single=True)
+    print_answer(evaluation, arguments.json)
 
 
 def models(arguments: Namespace) -> None:

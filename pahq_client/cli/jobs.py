@@ -9,19 +9,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pahq_client.caution import Cautions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.connection import connection
-from pahq_client.cli.output import one_line, print_circuit, print_json, print_table
+from pahq_client.cli.output import fields, one_line, print_answer, print_circuit, print_json
 from pahq_client.cli.task_file import read_task
 from pahq_client.client import Client
 from pahq_client.errors import InvalidRequest, JobCancelled, JobFailed
 from pahq_client.events import Event, JobState
 from pahq_client.jobs import JobHandle
 from pahq_client.progress import reporter
-from pahq_client.words import summarize
+from pahq_client.words import asked, summarize
 
 _NAME = re.compile(r"users/[^/]+/discoveries/[^/]+")
-OPTIONS = ("method", "metric", "ablation", "gates", "kv_receivers", "precision")
+OPTIONS = ("method", "metric", "ablation", "gates", "kv_receivers", "precision", "include_prompts")
 
 
 def detach(arguments: Namespace) -> None:
@@ -40,10 +41,11 @@ def jobs(arguments: Namespace) -> None:
     with _named_server(arguments) as client:
         infos = [job.latest for job in client.jobs(arguments.limit) if job.latest is not None]
     if arguments.json:
-        print_json([dataclasses.asdict(info) for info in infos])
+        print_json([fields(info, as_json=True) for info in infos])
         return
     for info in infos:
-        print(one_line(info.name), one_line(info.model), one_line(summarize(info)), sep="\t")
+        parts = (info.name, info.model, summarize(info), asked(info))
+        print(*map(one_line, parts), sep="\t")
 
 
 def watch(arguments: Namespace) -> None:
@@ -55,8 +57,10 @@ def watch(arguments: Namespace) -> None:
             raise JobFailed(last.error, job.name)
         if last is not None and last.state is JobState.CANCELLED:
             raise JobCancelled(job.name)
+        info = job.info
+        Cautions().show(info.warnings)
         if not arguments.json:
-            print(one_line(job.name), one_line(summarize(job.info)), sep="\t")
+            print(one_line(job.name), one_line(summarize(info)), sep="\t")
 
 
 def cancel(arguments: Namespace) -> None:
@@ -72,7 +76,9 @@ def cancel(arguments: Namespace) -> None:
 def show(arguments: Namespace) -> None:
     """Prints a circuit file, or a discovery: its circuit, or where it stands as long as it has none."""
     if Path(arguments.what).exists() or not _NAME.fullmatch(arguments.what):
-        print_circuit(Circuit.load(arguments.what), arguments.json)
+        circuit = Circuit.load(arguments.what)
+        Cautions().show(circuit.warnings)
+        print_circuit(circuit, arguments.json)
         return
     with _named_server(arguments) as client:
         job = client.job(arguments.what)
@@ -80,7 +86,8 @@ def show(arguments: Namespace) -> None:
         if info.state is JobState.SUCCEEDED:
             print_circuit(job.result(), arguments.json)
         else:
-            print_table([dataclasses.asdict(info)], arguments.json, single=True)
+            Cautions().show(info.warnings)
+            print_answer(info, arguments.json)
 
 
 def _follow(job: JobHandle, arguments: Namespace) -> Event | None:

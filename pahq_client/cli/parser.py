@@ -45,6 +45,9 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--no-gates", dest="gates", action="store_false", help="test edges one by one only")
     parser.add_argument("--kv-receivers", default="group", help="group (default) or query")
     parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
+    parser.add_argument(
+        "--include-prompts", action="store_true", help="put the prompts into the circuit and its file"
+    )
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("--out", metavar="FILE", help="write the circuit here, as JSON")
     parser.add_argument("--dot", metavar="FILE", help="write the circuit here, for Graphviz")
@@ -94,6 +97,11 @@ def _evaluate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_measured(parser)
     for option in ("--metric", "--ablation", "--kv-receivers", "--precision"):
         parser.add_argument(option, help="default: as the circuit was found")
+    parser.add_argument(
+        "--allow-other-model",
+        action="store_true",
+        help="measure the circuit although it was found in another model",
+    )
     _add_server(parser)
     _add_json(parser)
 
@@ -147,9 +155,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="default: $PAHQ_SERVER, else a server started for this command",
     )
-    parser.add_argument("--token", default=environ.get("PAHQ_TOKEN"), help="default: $PAHQ_TOKEN")
-    parser.add_argument("--tls", action="store_true", help="encrypt, trust the system's certificates")
-    parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trust these certificates")
+    parser.add_argument("--token", default=environ.get("PAHQ_TOKEN") or None, help="default: $PAHQ_TOKEN")
+    parser.add_argument("--tls", action="store_true", help="encrypt, trust public authorities")
+    parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trust these authorities")
     parser.add_argument("--tls-cert", metavar="FILE", help="client certificate")
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
 

@@ -112,4 +112,6 @@ def next_delay(error: PahqError, delays: Iterator[float]) -> float | None:
     if isinstance(error, RateLimited):
         return jittered(max(error.retry_after or 0.0, LEAST_PAUSE))
     hopeless = isinstance(error, StorageUnavailable) and error.damaged
-    return next(delays, None) if isinstance(error, Unavailable) and not hopeless else None
+    if not isinstance(error, Unavailable) or hopeless or error.explanation:
+        return None
+    return next(delays, None)

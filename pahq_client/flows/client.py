@@ -9,6 +9,7 @@ from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import model_pb2, server_pb2
 
 from pahq_client import checks, rpcs, wire
+from pahq_client.caution import Cautions
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Edge
 from pahq_client.errors import (
@@ -56,14 +57,21 @@ class ClientFlows:
         options: MeasurementOptions,
     ) -> Flow[Evaluation]:
         request = wire.evaluation_message(EvaluationRequest.of(model, task, circuit, options))
-        return wire.evaluation((yield from self._calls.call(rpcs.EVALUATE, request, EVALUATE_SECONDS)))
+        response = yield from self._calls.call(rpcs.EVALUATE, request, EVALUATE_SECONDS)
+        evaluation = wire.evaluation(request.measurement, response)
+        Cautions().show(evaluation.warnings)
+        return evaluation
 
     def estimate(self, request: DiscoveryRequest) -> Flow[Estimate]:
         message = pb.CreateDiscoveryRequest(spec=wire.spec_message(request), validate_only=True)
-        return wire.estimate((yield from self._calls.call(rpcs.CREATE, message)).estimate)
+        estimate = wire.estimate((yield from self._calls.call(rpcs.CREATE, message)).estimate)
+        Cautions().show(estimate.warnings)
+        return estimate
 
     def submit(self, request: DiscoveryRequest) -> Flow[JobFlows]:
-        return (yield from self._create(_creation(request)))
+        job = yield from self._create(_creation(request))
+        job.show_warnings()
+        return job
 
     def discover(
         self, request: DiscoveryRequest, timeout: float | None, progress: ProgressLike
@@ -72,6 +80,7 @@ class ClientFlows:
         job: JobFlows | None = None
         try:
             job = yield from self._create(creation)
+            job.show_warnings()  # before hours of work, not only after
             return (yield from job.result(timeout, progress))
         except BaseException as error:
             if isinstance(error, Unavailable) and job is not None:
@@ -83,7 +92,8 @@ class ClientFlows:
     def session(self, request: SessionRequest) -> Flow[SessionFlows]:
         message = wire.session_message(request)
         response = yield from self._calls.call(rpcs.OPEN, message, EVALUATE_SECONDS)
-        return SessionFlows(self._calls, response.session)
+        Cautions().show(response.session.warnings)
+        return SessionFlows(self._calls, response.session, message.measurement)
 
     def job(self, name: str) -> JobFlows:
         return JobFlows(self._calls, checks.text("name", name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
         return complain("--tls-cert and --tls-key go together")
     if options.tls_ca is None and (options.tls_cert or options.tls_name):
         return complain("--tls-cert, --tls-key and --tls-name need --tls-ca")
+    # What gRPC's core writes about a connection that fails is in the answer, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from pahq_server.api import probe
     except ModuleNotFoundError as error:  # the client alone is installed

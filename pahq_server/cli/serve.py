@@ -21,7 +21,7 @@ from pahq_server.cli.options import (
     telemetry,
 )
 from pahq_server.cli.output import FAILED, OK, announce, complain
-from pahq_server.core.errors import ServerError, StorageError
+from pahq_server.core.errors import ServerError, StorageError, WorkerFailedError
 
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
@@ -37,6 +37,11 @@ TOPICS = (models, listening, access, computing, sessions, sharing, quotas, stora
 def add(parser: argparse.ArgumentParser) -> None:
     for topic in TOPICS:
         topic.add(parser)
+    parser.add_argument(
+        "--no-self-test",
+        action="store_true",
+        help="do not compare models with transformers' own reading of them when they are loaded",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -58,7 +63,11 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         asyncio.run(serve(_config(options), announce))
-    except (DoesNotFitError, StorageError) as error:  # what was asked for is right, but not here and now
+    except (
+        DoesNotFitError,
+        StorageError,
+        WorkerFailedError,
+    ) as error:  # what was asked for is right, but not here and now
         return complain(str(error), FAILED)
     except ServerError as error:
         return complain(str(error))
@@ -69,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> ServerConfig:
+    from pahq_server.api.connections import ConnectionLimits
     from pahq_server.app import ServerConfig
     from pahq_server.jobs.calls import SessionLimits
 
@@ -93,5 +103,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         slots=options.slots,
         user_weights=dict(options.user_weight),
         access=access.config(options),
+        connections=ConnectionLimits(options.max_connections, options.idle_timeout),
         telemetry=telemetry.config(options, os.environ),
+        self_test=not options.no_self_test,
     )

@@ -39,10 +39,13 @@ from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.heap import Gaps
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
+from pahq_server.precision import products
 from pahq_server.precision.policy import POLICIES
-from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
+from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, expand, resolve
 
 ABLATIONS = ("resample", "zero", "mean")
+# More than libraries keep kernels, so that a check never finds the one that it made before.
+CHECKED_ROWS = 300
 
 
 # What is kept of a loaded model: the sparse executor wants folded norms, the literal one runs it as it is.
@@ -79,6 +82,7 @@ class ModelEngine:
         self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
         self._ids = itertools.count()
         self._estimator, self._gaps = Estimator(), Gaps()
+        self._checks = 0
         self._processor = _processor()
 
     def capabilities(self) -> Capabilities:
@@ -139,14 +143,15 @@ class ModelEngine:
                 raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
         arch = loaded.model.architecture
         limits = Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
-        task = resolve(measurement.task, loaded.tokenizer, limits)
+        prompts = expand(measurement.task, loaded.tokenizer)
+        task = resolve(prompts, loaded.tokenizer, limits)
         _check_needs(measurement, task)
         self._check_size(arch, task)
         graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
         policy = POLICIES[measurement.precision]
         # Where differences are rounded, a circuit without any has the same score whatever is promoted.
         own_current = policy.promotes and policy.operand == "activations"
-        return Prepared(measurement, task, graph, loaded.revision, own_current)
+        return Prepared(measurement, task, graph, loaded.revision, own_current, arch.causal, prompts)
 
     def estimate(self, prepared: Prepared) -> Estimate:
         return self._estimator.estimate(self._find(prepared.measurement.model), prepared)
@@ -155,6 +160,12 @@ class ModelEngine:
         measurement = prepared.measurement
         backend = self._backend(measurement.model, measurement.precision)
         executor = backend.open(prepared.graph, prepared.task, measurement.metric, measurement.ablation)
+        if prepared.clean_run.margins is None:
+            try:
+                prepared.clean_run.margins = executor.clean_margins()
+            except BaseException:
+                executor.release()
+                raise
         session = SessionId(next(self._ids))
         self._executors[session] = backend, executor
         return session
@@ -169,6 +180,21 @@ class ModelEngine:
     def close(self, session: SessionId) -> None:
         self._executors.pop(session)[1].release()
         self._gaps.hand_back()
+
+    def check(self) -> None:
+        """Multiplies matrices of small integers, whose product has one value in any arithmetic.
+
+        Raises RuntimeError or MemoryError where it comes out wrong or not at all: a library that was refused
+        memory once may refuse its work from then on.
+        """
+        # Every number of rows has a kernel of its own, of which libraries keep some: this asks for a new one.
+        self._checks += 1
+        rows = 16 + self._checks % CHECKED_ROWS
+        x = torch.arange(rows * 24, device=self._device, dtype=torch.float32).view(rows, 24) % 7
+        w = torch.arange(24 * 8, device=self._device, dtype=torch.float32).view(24, 8) % 5
+        expected = (x[:, :, None].double() * w.double()).sum(1)
+        if not torch.equal(products.matmul(x, w).double(), expected):
+            raise RuntimeError("a product of known matrices came out wrong")
 
     def _backend(self, name: str, precision: str) -> Backend[Any]:
         """Made for the first job that needs it: rounded weights take memory of their own."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +12,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.models.files import CONFIG, weight_files
 
 # Rows of tensors that are compared at a time.
 _ROWS = 4096
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 class Checkpoint:
     """The tensors of a checkpoint directory by name. Its files are open only while one is read.
 
     Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or
-    damaged shard, a missing tensor, or a tensor that is not floating point.
+    damaged shard, a tensor that is missing or in two files, or a tensor that is not floating point.
 
     Attributes:
         has_values: whether tensors have values, rather than shapes alone.
@@ -36,9 +35,13 @@ class Checkpoint:
         self.directory = directory
         self._shard_of: dict[str, Path] = {}
         self._sizes: dict[str, int] = {}
-        for path in weight_files(directory):
+        for path in weight_files(directory).paths:
             with reading(path), safe_open(path, framework="pt") as shard:
-                self._shard_of.update(dict.fromkeys(shard.keys(), path))
+                names = dict.fromkeys(shard.keys(), path)
+            for name in names.keys() & self._shard_of.keys():
+                both = f"{self._shard_of[name].name} and {path.name}"
+                raise InvalidRequestError("model", f"tensor {name!r} is in two files, {both}")
+            self._shard_of.update(names)
 
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
@@ -121,29 +124,10 @@ def reading(path: Path) -> Iterator[None]:
         raise InvalidRequestError("model", f"{path.name} cannot be read: {error}") from error
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            paths = [directory / Path(name).name for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidRequestError("model", f"{index.name} cannot be read: {error!r}") from error
-    else:
-        paths = [directory / "model.safetensors"]
-    for path in paths:
-        if not path.is_file():
-            others = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
-            hint = f"; {others} are pickle files, which are never loaded" if others else ""
-            raise InvalidRequestError("model", f"{path.name} is missing in {directory.name!r}{hint}")
-    return paths
-
-
 def revision_hash(directory: Path) -> str:
     """SHA-256 over names and contents of the configuration and the weights, hexadecimal."""
     digest = hashlib.sha256()
-    for path in [directory / "config.json", *weight_files(directory)]:
+    for path in [directory / CONFIG, *weight_files(directory).paths]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
@@ -17,8 +16,9 @@ from pahq_server.core.task import Tokenizer
 from pahq_server.models.adapters import gpt2, gpt_neo, gpt_neox, hooked, llama, mistral, opt, qwen2, qwen3
 from pahq_server.models.architecture import LayerWeights, Model, Rotary, Weights
 from pahq_server.models.building import PLAIN, Transform, build
-from pahq_server.models.checkpoint import PICKLES, Checkpoint, revision_hash
+from pahq_server.models.checkpoint import Checkpoint, revision_hash
 from pahq_server.models.fields import Fields
+from pahq_server.models.files import CONFIG, locate, read_json, weight_files
 from pahq_server.models.headers import Headers
 from pahq_server.models.leftovers import refuse_leftovers, refuse_other_weights
 from pahq_server.models.mapped import Mapped
@@ -37,17 +37,26 @@ ADAPTERS: dict[str, ModuleType] = {
     "opt": opt,
     "hooked_transformer": hooked,
 }
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _Checkpoint = TypeVar("_Checkpoint", bound=Checkpoint)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be served: float32 unless it is of `map_files`, on the CPU unless it was placed."""
+    """A model ready to be served: float32 unless it is of `map_files`, on the CPU unless it was placed.
+
+    Args:
+        model: the model.
+        tokenizer: None for a model that takes token ids only.
+        revision: SHA-256 of configuration and weights, hexadecimal.
+        directory: of the checkpoint.
+        warnings: sentences about the checkpoint that whoever serves it should read.
+    """
 
     model: Model
     tokenizer: Tokenizer | None
     revision: str
+    directory: Path = field(default=Path(), kw_only=True)
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,9 @@ def load(source: str, transform: Transform = PLAIN) -> LoadedModel:
 
     Raises InvalidRequestError (field ``model``) for anything that is missing, damaged or unsupported.
     """
-    directory = _directory(source)
+    directory = locate(source)
     model, _ = _assemble(directory, Checkpoint, transform)
-    return LoadedModel(model, load_tokenizer(directory), revision_hash(directory))
+    return _loaded(model, directory)
 
 
 def map_files(source: str) -> tuple[LoadedModel, Mapped]:
@@ -86,9 +95,9 @@ def map_files(source: str) -> tuple[LoadedModel, Mapped]:
 
     Raises InvalidRequestError as `load` does.
     """
-    directory = _directory(source)
+    directory = locate(source)
     model, files = _assemble(directory, Mapped, PLAIN)
-    return LoadedModel(model, load_tokenizer(directory), revision_hash(directory)), files
+    return _loaded(model, directory), files
 
 
 def outline(source: str, transform: Transform = PLAIN) -> Outline:
@@ -97,8 +106,16 @@ def outline(source: str, transform: Transform = PLAIN) -> Outline:
     Raises InvalidRequestError as `load` does, except for what is wrong with values or the tokenizer.
     """
     with torch.device("meta"):
-        model, headers = _assemble(_directory(source), Headers, transform)
+        model, headers = _assemble(locate(source), Headers, transform)
     return Outline(model, headers.bytes_on_disk, frozenset(headers.dtypes))
+
+
+def _loaded(model: Model, directory: Path) -> LoadedModel:
+    warnings = list(weight_files(directory).warnings)
+    tokenizer = load_tokenizer(directory, warnings.append)
+    return LoadedModel(
+        model, tokenizer, revision_hash(directory), directory=directory, warnings=tuple(warnings)
+    )
 
 
 def _assemble(
@@ -143,32 +160,19 @@ def _reshaping() -> Iterator[None]:
         raise InvalidRequestError("model", detail) from error
 
 
-def _directory(source: str) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists() or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
-        hint = "; pickle files are never loaded" if path.suffix in PICKLES else ""
-        raise InvalidRequestError("model", f"{source!r} is not a directory{hint}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        raise InvalidRequestError(
-            "model", f"{source!r} is not a directory and could not be had from the hub: {error}"
-        ) from error
-
-
 def _config(directory: Path) -> Any:
     """The configuration with the format's defaults filled in. Never runs code from the checkpoint."""
-    try:
-        raw = json.loads((directory / "config.json").read_text("utf-8"))
-        model_type = raw["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    raw = read_json(directory / CONFIG)
+    if "model_type" not in raw:
         raise InvalidRequestError(
-            "model", f"{directory.name!r} has no readable config.json: {error!r}"
-        ) from error
+            "model", f"{CONFIG} has no model_type: it is no configuration of transformers"
+        )
+    if "configuration_files" in raw:
+        # transformers would read another file instead, by its own version.
+        raise InvalidRequestError(
+            "model", f"{CONFIG} with configuration_files is not supported: remove the field"
+        )
+    model_type = raw["model_type"]
     _check_supported(model_type)
     if model_type == "hooked_transformer":
         return SimpleNamespace(**raw)

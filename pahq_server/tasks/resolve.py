@@ -28,8 +28,7 @@ class Limits:
 
 def resolve(spec: TaskSpec, tokenizer: Tokenizer | None, limits: Limits) -> TokenTask:
     """Tokenizes and checks a task. Raises InvalidRequestError that names field, prompt and value."""
-    if isinstance(spec, BuiltinTask):
-        spec = _generate(spec, tokenizer)
+    spec = expand(spec, tokenizer)
     clean = _prompts("task.clean", spec.clean, tokenizer, limits)
     if not clean:
         raise InvalidRequestError("task.clean", "at least one prompt is needed")
@@ -40,6 +39,11 @@ def resolve(spec: TaskSpec, tokenizer: Tokenizer | None, limits: Limits) -> Toke
     wrong = _answers("task.wrong_answers", spec.wrong_answers, len(clean), tokenizer, limits)
     _check_positions(spec.positions, clean)
     return TokenTask(clean, corrupted, answers, wrong, spec.positions)
+
+
+def expand(spec: TaskSpec, tokenizer: Tokenizer | None) -> PromptTask:
+    """The prompts of a task: as they are, or generated. Raises as `resolve` does."""
+    return _generate(spec, tokenizer) if isinstance(spec, BuiltinTask) else spec
 
 
 def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None) -> PromptTask:

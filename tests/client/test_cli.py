@@ -29,7 +29,10 @@ def test_discover(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixt
     options = ["--no-gates", "--num-prompts", "3", "--seed", "5", "--kv-receivers", "query"]
     assert main([*DISCOVER, "--server", server.address, *files, *options]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].startswith("# 2 of 10 edges, kl_divergence=0.1, 3 evaluations, model='demo'")
+    assert out.splitlines()[0].startswith(
+        "# 2 of 10 edges, 1 on a path from input to logits, kl_divergence=0.1, faithfulness=0.95, "
+        "3 evaluations, model='demo'"
+    )
     assert out.splitlines()[1:] == ["a0.h1->a1.h0<q>\t0.25", "input->logits"]
     assert "10/10" in err
     assert "5 kept" in err

@@ -38,6 +38,8 @@ def test_an_open_address_needs_a_word(address: str, capsys: pytest.CaptureFixtur
         (["--tls-key", "k"], "--tls-cert and --tls-key go together"),
         (["--tls-client-ca", "a"], "--tls-client-ca needs --tls-cert and --tls-key"),
         (["--auth", "certificates"], "--auth certificates needs --tls-client-ca"),
+        (["--certificate-admin", "ada"], "--certificate-admin needs --auth certificates"),
+        (["--auth", "tokens", "--certificate-admin", "ada"], "--certificate-admin needs --auth certificates"),
         (["--ephemeral", "--auth", "tokens"], "--ephemeral keeps no tokens, so nobody could call"),
         (
             ["--auth", "none", "--listen", "0.0.0.0:0"],
@@ -68,6 +70,15 @@ def test_how_callers_are_known(options: str, auth: str, tmp_path: Path) -> None:
     parsed = make_parser().parse_args(["serve", *options.replace("TLS", files).split()])
     assert access.refusal(parsed) is None
     assert access.config(parsed).auth == auth
+
+
+def test_an_admin_whom_no_certificate_can_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    authority = Authority(tmp_path)
+    own = authority.sign("server")
+    options = ["--tls-cert", str(own.cert), "--tls-key", str(own.key), "--tls-client-ca", str(authority.cert)]
+    options += ["--auth", "certificates", "--certificate-admin", "Ada Lovelace"]
+    assert main(["serve", *options]) == 2
+    assert "'Ada Lovelace' is no user name, so it fits no certificate" in capsys.readouterr().err
 
 
 def test_an_open_address_needs_callers_that_are_known(
