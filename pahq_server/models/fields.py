@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.kinds import Kind, as_json, check_value, same, shown
+from pahq_server.models.kinds import Kind, as_json, check_value, integer, nullable, same, shown
 from pahq_server.models.rope import check_rope_config, check_rope_file
 
 # Fields that say that the weights are quantised, in whichever library's words.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+_MAX_LABELS = 1 << 20
 _NOTHING = object()
 
 
@@ -31,6 +32,7 @@ class Fields:
         computed: fields that decide what is computed, by what they may hold.
         fixed: fields that would change what is computed, by the values with which they don't.
         ignored: fields without effect on the logits of an unpadded prompt in evaluation mode.
+        multiples: pairs of fields of which the first is a multiple of the second, with why.
         rope_share: what the rotated share of a head may be; None for formats without rotary positions.
     """
 
@@ -38,6 +40,7 @@ class Fields:
     computed: Mapping[str, Kind]
     fixed: Mapping[str, tuple[object, ...]]
     ignored: Collection[str]
+    multiples: Mapping[tuple[str, str], str] = field(default_factory=dict)
     rope_share: Kind | None = None
 
     def check_file(self, model_type: str, raw: Mapping[str, Any]) -> None:
@@ -51,19 +54,22 @@ class Fields:
                 refuse_quantized(name, raw[name])
         self._check_classes(model_type, raw)
         aliases, defaults = _format(model_type)
+        # Without effect, but transformers makes a name for each of so many.
+        check_value("num_labels", raw.get("num_labels"), nullable(integer(0, _MAX_LABELS)))
         for name, value in raw.items():
             own_name = aliases.get(name, name)
             if own_name in self.computed:
                 check_value(name, value, self.computed[own_name])
             elif own_name in self.fixed:
                 _check_fixed(model_type, name, value, self.fixed[own_name])
-            elif not self._does_not_matter(own_name) and not same(value, defaults.get(own_name, _NOTHING)):
+            elif not self.does_not_matter(own_name) and not same(value, defaults.get(own_name, _NOTHING)):
                 detail = (
                     f"{model_type} with {name}={shown(value)} is not supported: nothing here computes with "
                     f"this field, and it may change what the model computes. Remove it from config.json if "
                     "the model is the same without it"
                 )
                 raise InvalidRequestError("model", detail)
+        self._check_multiples(defaults | {aliases.get(name, name): value for name, value in raw.items()})
         if self.rope_share is not None:
             check_rope_file(model_type, raw, self.rope_share)
 
@@ -74,14 +80,26 @@ class Fields:
         """
         # Old spellings are gone by now, and some attributes exist only where the file has them.
         found = vars(config)
-        for name in self.computed.keys() & found.keys():
-            check_value(name, found[name], self.computed[name])
-        for name in self.fixed.keys() & found.keys():
-            _check_fixed(config.model_type, name, found[name], self.fixed[name])
+        for name, kind in self.computed.items():
+            if name in found:
+                check_value(name, found[name], kind)
+        for name, allowed in self.fixed.items():
+            if name in found:
+                _check_fixed(config.model_type, name, found[name], allowed)
+        self._check_multiples(found)
         if self.rope_share is not None:
             check_rope_config(raw, config)
 
-    def _does_not_matter(self, name: str) -> bool:
+    def _check_multiples(self, values: Mapping[str, Any]) -> None:
+        for (name, other), why in self.multiples.items():
+            whole, part = values[name], values.get(other)
+            # Null stands for a value that fits.
+            if part is not None and whole % part:
+                detail = f"config.json: {name}={whole} is not a multiple of {other}={part}, so {why}"
+                raise InvalidRequestError("model", detail)
+
+    def does_not_matter(self, name: str) -> bool:
+        """Whether any value of a field, by the format's own name for it, gives the same logits."""
         # Token ids say what generation starts and stops with; padding ids matter to padded prompts only.
         return name in self.ignored or name.endswith("_token_id") or name in ("model_type", *_QUANTIZATION)
 
@@ -111,9 +129,9 @@ def refuse_quantized(name: str, value: object) -> None:
     scheme = found.get("quant_method") or found.get("quant_type") or found.get("format")
     if scheme is None:
         bits = [bits for bits in (4, 8) if found.get(f"load_in_{bits}bit")]
-        scheme = f"bitsandbytes, {bits[0]} bits" if bits else value
+        scheme = f"bitsandbytes, {bits[0]} bits" if bits else shown(value)
     detail = (
-        f"config.json: {name} says that the weights are quantised ({shown(scheme)}), and quantised "
+        f"config.json: {name} says that the weights are quantised ({scheme!s:.40}), and quantised "
         "checkpoints are not read. Serve the original model (--weights int8 rounds it to 8 bits), or "
         "dequantise this one, save it, and remove the field"
     )
@@ -127,11 +145,11 @@ def _check_fixed(model_type: str, name: str, value: object, allowed: tuple[objec
         raise InvalidRequestError("model", detail)
 
 
-def _format(model_type: str) -> tuple[Mapping[str, str], Mapping[str, object]]:
+def _format(model_type: str) -> tuple[Mapping[str, str], dict[str, object]]:
     """Other names of fields, and the defaults, of a format's configuration class."""
     # Imported where it is needed, as all of transformers: 100 MB.
     from transformers import CONFIG_MAPPING
 
     found: Any = CONFIG_MAPPING[model_type]
     fields = dataclasses.fields(found) if dataclasses.is_dataclass(found) else ()
-    return found.attribute_map, {field.name: field.default for field in fields}
+    return found.attribute_map, {one.name: one.default for one in fields}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from pahq_server.core.errors import InvalidRequestError
 INT32_MAX = 2**31 - 1
 # The deepest published models have some 130 layers. Above this a list per layer is an attack on memory.
 MAX_LAYERS = 4096
-_SHOWN_CHARACTERS = 80
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ def _is_number(value: object) -> bool:
 
 
 def as_json(value: object) -> str:
+    """A value of JSON for a message."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+    """A value for a message, cut where it is long or deep."""
+    return _SHORT.repr(value)
 
 
 FLAG = one_of(True, False)

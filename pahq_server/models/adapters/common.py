@@ -164,6 +164,9 @@ SIZES: Mapping[str, Kind] = {
     "vocab_size": SIZE,
     "max_position_embeddings": SIZE,
 }
+# For `Fields.multiples`.
+ONE_SHAPE = "attention cannot be cut into heads of one shape"
+EVEN_GROUPS = "the query heads cannot share the key/value heads evenly"
 TIED: Mapping[str, Kind] = {"tie_word_embeddings": FLAG}
 
 
@@ -197,39 +200,47 @@ class Tensors:
 
         Raises InvalidRequestError (field ``model``) if it is missing, of no float type, or of another shape.
         """
-        found = self._stored(name) or f"{self._spelling}{name}"
-        tensor = self._checkpoint.get(found)
+        return self._read(self._stored(name) or f"{self._spelling}{name}", shape)
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        tensor = self._checkpoint.get(name)
         if shape and tuple(tensor.shape) != shape:
-            detail = f"tensor {found!r} has shape {tuple(tensor.shape)}, but config.json asks for {shape}"
+            detail = f"tensor {name!r} has shape {tuple(tensor.shape)}, but config.json asks for {shape}"
             raise InvalidRequestError("model", detail)
         return tensor
 
-    def ends(self, tied: bool, *heads: str) -> tuple[Tensor, Tensor]:
+    def ends(self, arch: Architecture, tied: bool, *heads: str) -> tuple[Tensor, Tensor]:
         """The token embedding and the unembedding, both [V, D] and maybe one tensor.
 
         What transformers does: tied weights are shared if one of them is in the files, and stay apart if both
         are and differ. Weights that are not tied must both be there: transformers draws a missing one.
 
         Args:
+            arch: says their shape.
             tied: what the configuration says.
             heads: names of the unembedding, the library's last; the first is the one that messages give.
+
+        Raises InvalidRequestError (field ``model``) as `get` does.
         """
+        shape = (arch.vocabulary, arch.d_model)
         spellings = [*heads, f"{self._prefix}{heads[-1]}"]
         head = next((name for name in spellings if name in self._checkpoint), None)
         embedding = self._stored(self._embedding)
-        if tied and (head is None or embedding is None):
-            one = self.get(self._embedding) if head is None else self._checkpoint.get(head)
+        if tied and head is not None and embedding is None:
+            one = self._read(head, shape)
             return one, one
-        first = self.get(self._embedding)
-        if tied and head and embedding and self._checkpoint.equal(embedding, head):
-            return first, first
+        first = self.get(self._embedding, *shape)
         if head is None:
+            if tied:
+                return first, first
             detail = (
                 f"the checkpoint has no tensor {heads[0]!r}, and its unembedding is not the embedding: "
                 "tie_word_embeddings is false"
             )
             raise InvalidRequestError("model", detail)
-        return first, self._checkpoint.get(head)
+        if tied and embedding is not None and self._checkpoint.equal(embedding, head):
+            return first, first
+        return first, self._read(head, shape)
 
     def _stored(self, name: str) -> str | None:
         spellings = (f"{self._spelling}{name}", f"{self._prefix}{name}", name)
@@ -275,35 +286,6 @@ def sized(config: Any, d_head: int, **others: Any) -> Architecture:
         windows=(None,) * config.num_hidden_layers,
         **others,
     )
-
-
-def d_head_of(config: Any, width: str, heads: str) -> int:
-    """Width of a head where heads share the width of the model evenly.
-
-    Args:
-        config: of the checkpoint.
-        width, heads: names of its fields.
-
-    Raises InvalidRequestError (field ``model``) where they cannot.
-    """
-    d_model, count = getattr(config, width), getattr(config, heads)
-    if d_model % count:
-        detail = (
-            f"config.json: {width}={d_model} is not a multiple of {heads}={count}, so attention cannot be "
-            "cut into heads of one shape"
-        )
-        raise InvalidRequestError("model", detail)
-    return int(d_model // count)
-
-
-def check_groups(heads: int, kv_heads: int) -> None:
-    """Raises InvalidRequestError (field ``model``) unless each key/value head serves as many query heads."""
-    if heads % kv_heads:
-        detail = (
-            f"config.json: num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}, "
-            "so the query heads cannot share the key/value heads evenly"
-        )
-        raise InvalidRequestError("model", detail)
 
 
 def windows(config: Any) -> tuple[int | None, ...]:

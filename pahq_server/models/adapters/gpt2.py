@@ -8,11 +8,11 @@ from typing import Any
 from pahq_server.models.adapters.common import (
     FIXED,
     IGNORED,
+    ONE_SHAPE,
     SUMMARY,
     TIED,
     Tensors,
     activation,
-    d_head_of,
     split_in,
     split_out,
 )
@@ -43,13 +43,14 @@ FIELDS = Fields(
     | {"resid_pdrop", "embd_pdrop", "attn_pdrop"}
     # The order of exact operations, and what only the first implementations read.
     | {"reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens"},
+    multiples={("n_embd", "n_head"): ONE_SHAPE},
 )
 BUFFERS = {r"h\.(\d+)\.attn\.bias": causal_mask, r"h\.(\d+)\.attn\.masked_bias": masked_score}
 PREFIX = "transformer."
 
 
 def architecture(config: Any) -> Architecture:
-    d_head = d_head_of(config, "n_embd", "n_head")
+    d_head = config.n_embd // config.n_head
     scale = 1 / math.sqrt(d_head) if config.scale_attn_weights else 1.0
     by_layer = config.scale_attn_by_inverse_layer_idx
     return Architecture(
@@ -73,7 +74,7 @@ def architecture(config: Any) -> Architecture:
 
 def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(config.tie_word_embeddings, "lm_head.weight")
+    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
     return Weights(
         w_e=embedding,
         w_pos=tensors.get("wpe.weight"),
@@ -105,9 +106,9 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
         norm1_b=get("ln_1.bias"),
         norm2_w=get("ln_2.weight"),
         norm2_b=get("ln_2.bias"),
-        w_in=get("mlp.c_fc.weight"),
+        w_in=get("mlp.c_fc.weight", d_model, arch.d_mlp),
         b_in=get("mlp.c_fc.bias"),
-        w_out=get("mlp.c_proj.weight"),
+        w_out=get("mlp.c_proj.weight", arch.d_mlp, d_model),
         b_out=get("mlp.c_proj.bias"),
     )
 

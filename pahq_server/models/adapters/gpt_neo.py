@@ -10,11 +10,11 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.adapters.common import (
     FIXED,
     IGNORED,
+    ONE_SHAPE,
     SUMMARY,
     TIED,
     Tensors,
     activation,
-    d_head_of,
     split_in,
     split_out,
 )
@@ -57,6 +57,7 @@ FIELDS = Fields(
     },
     fixed=FIXED,
     ignored=IGNORED | SUMMARY | {"resid_dropout", "embed_dropout", "classifier_dropout"},
+    multiples={("hidden_size", "num_heads"): ONE_SHAPE},
 )
 BUFFERS = {
     r"h\.(\d+)\.attn\.attention\.bias": window_mask,
@@ -66,7 +67,7 @@ PREFIX = "transformer."
 
 
 def architecture(config: Any) -> Architecture:
-    d_head = d_head_of(config, "hidden_size", "num_heads")
+    d_head = config.hidden_size // config.num_heads
     if len(config.attention_layers) != config.num_layers:
         detail = (
             f"config.json: attention_layers has {len(config.attention_layers)} layers, num_layers is "
@@ -95,7 +96,7 @@ def architecture(config: Any) -> Architecture:
 
 def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(config.tie_word_embeddings, "lm_head.weight")
+    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
     return Weights(
         w_e=embedding,
         w_pos=tensors.get("wpe.weight"),
@@ -126,9 +127,9 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
         norm1_b=get("ln_1.bias"),
         norm2_w=get("ln_2.weight"),
         norm2_b=get("ln_2.bias"),
-        w_in=get("mlp.c_fc.weight").T,
+        w_in=get("mlp.c_fc.weight", arch.d_mlp, arch.d_model).T,
         b_in=get("mlp.c_fc.bias"),
-        w_out=get("mlp.c_proj.weight").T,
+        w_out=get("mlp.c_proj.weight", arch.d_model, arch.d_mlp).T,
         b_out=get("mlp.c_proj.bias"),
     )
 

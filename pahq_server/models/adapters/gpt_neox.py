@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pahq_server.models.adapters.common import (
     IGNORED,
+    ONE_SHAPE,
     SIZES,
     TIED,
     Tensors,
     activation,
-    d_head_of,
     fixed,
     sized,
     split_out,
@@ -43,6 +43,7 @@ FIELDS = Fields(
     ignored=IGNORED
     | {"hidden_dropout", "classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"},
     rope_share=SHARE,
+    multiples={("hidden_size", "num_attention_heads"): ONE_SHAPE},
 )
 BUFFERS = {
     r"layers\.(\d+)\.attention\.bias": causal_mask,
@@ -55,7 +56,7 @@ PREFIX = "gpt_neox."
 def architecture(config: Any) -> Architecture:
     return sized(
         config,
-        d_head_of(config, "hidden_size", "num_attention_heads"),
+        config.hidden_size // config.num_attention_heads,
         d_mlp=config.intermediate_size,
         norm="layer",
         eps=config.layer_norm_eps,
@@ -67,7 +68,9 @@ def architecture(config: Any) -> Architecture:
 def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
     # The name of the unembedding has changed over time.
-    embedding, unembedding = tensors.ends(config.tie_word_embeddings, "embed_out.weight", "lm_head.weight")
+    embedding, unembedding = tensors.ends(
+        arch, config.tie_word_embeddings, "embed_out.weight", "lm_head.weight"
+    )
     # Imported where it is needed, as all of transformers: 100 MB.
     from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 
@@ -107,9 +110,9 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
         norm1_b=get("input_layernorm.bias"),
         norm2_w=get("post_attention_layernorm.weight"),
         norm2_b=get("post_attention_layernorm.bias"),
-        w_in=get("mlp.dense_h_to_4h.weight").T,
+        w_in=get("mlp.dense_h_to_4h.weight", arch.d_mlp, d_model).T,
         b_in=get("mlp.dense_h_to_4h.bias"),
-        w_out=get("mlp.dense_4h_to_h.weight").T,
+        w_out=get("mlp.dense_4h_to_h.weight", d_model, arch.d_mlp).T,
         b_out=get("mlp.dense_4h_to_h.bias"),
     )
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pahq_server.models.adapters.common import (
+    EVEN_GROUPS,
     IGNORED,
+    ONE_SHAPE,
     SIZES,
     TIED,
     Tensors,
     activation,
-    check_groups,
-    d_head_of,
     fixed,
     sized,
     split_in,
@@ -39,6 +39,7 @@ COMPUTED: Mapping[str, Kind] = {
     **rope_fields(WHOLE),
     **TIED,
 }
+GROUPS = {("num_attention_heads", "num_key_value_heads"): EVEN_GROUPS}
 FIELDS = Fields(
     architectures=("LlamaForCausalLM", "LlamaModel"),
     computed={
@@ -49,6 +50,7 @@ FIELDS = Fields(
     },
     fixed=fixed("attention_bias", "mlp_bias"),
     ignored=IGNORED,
+    multiples={("hidden_size", "num_attention_heads"): ONE_SHAPE, **GROUPS},
     rope_share=WHOLE,
 )
 BUFFERS = {r"(?:layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq": frequencies}
@@ -56,15 +58,9 @@ PREFIX = "model."
 
 
 def architecture(config: Any) -> Architecture:
-    d_head_of(config, "hidden_size", "num_attention_heads")
-    return like_llama(config)
-
-
-def like_llama(config: Any) -> Architecture:
-    """The architecture of a model that differs from Llama in its windows, biases or norms of heads alone."""
+    """That of any model that differs from Llama in its windows, biases or norms of heads alone."""
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     check_value("hidden_size // num_attention_heads", d_head, SIZE)
-    check_groups(config.num_attention_heads, config.num_key_value_heads)
     return sized(
         config,
         d_head,
@@ -79,7 +75,7 @@ def like_llama(config: Any) -> Architecture:
 
 def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(config.tie_word_embeddings, "lm_head.weight")
+    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
     # Imported where it is needed, as all of transformers: 100 MB.
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -137,11 +133,11 @@ def layer_with_biases(
         k_norm=get("self_attn.k_norm.weight") if head_norms else None,
         norm1_w=get("input_layernorm.weight"),
         norm2_w=get("post_attention_layernorm.weight"),
-        w_gate=get("mlp.gate_proj.weight").T,
+        w_gate=get("mlp.gate_proj.weight", arch.d_mlp, d_model).T,
         b_gate=bias("mlp.gate_proj", arch.d_mlp),
-        w_in=get("mlp.up_proj.weight").T,
+        w_in=get("mlp.up_proj.weight", arch.d_mlp, d_model).T,
         b_in=bias("mlp.up_proj", arch.d_mlp),
-        w_out=get("mlp.down_proj.weight").T,
+        w_out=get("mlp.down_proj.weight", d_model, arch.d_mlp).T,
         b_out=bias("mlp.down_proj", d_model),
     )
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pahq_server.models.adapters import llama
 from pahq_server.models.adapters.common import IGNORED, fixed
 from pahq_server.models.adapters.llama import (
     BUFFERS,
     COMPUTED,
+    GROUPS,
     PREFIX,
     ends,
     layer_with_biases,
-    like_llama,
 )
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
@@ -28,12 +29,13 @@ FIELDS = Fields(
     computed={**COMPUTED, "sliding_window": nullable(SIZE), "layer_types": ANYTHING},
     fixed=fixed("sliding_window"),
     ignored=IGNORED,
+    multiples=GROUPS,
     rope_share=WHOLE,
 )
 
 
 def architecture(config: Any) -> Architecture:
-    plain = like_llama(config)
+    plain = llama.architecture(config)
     return replace(plain, windows=(config.sliding_window,) * plain.layers)
 
 

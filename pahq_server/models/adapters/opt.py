@@ -10,11 +10,11 @@ from torch import Tensor
 from pahq_server.models.adapters.common import (
     FIXED,
     IGNORED,
+    ONE_SHAPE,
     SIZES,
     TIED,
     Tensors,
     activation,
-    d_head_of,
     refuse,
     sized,
     split_in,
@@ -45,6 +45,7 @@ FIELDS = Fields(
         "layer_norm_elementwise_affine": (True,),
     },
     ignored=IGNORED | {"dropout", "activation_dropout", "layerdrop", "init_std"},
+    multiples={("hidden_size", "num_attention_heads"): ONE_SHAPE},
 )
 BUFFERS: dict[str, Any] = {}
 PREFIX = "model."
@@ -54,7 +55,7 @@ def architecture(config: Any) -> Architecture:
     refuse(config, word_embed_proj_dim=config.hidden_size)
     return sized(
         config,
-        d_head_of(config, "hidden_size", "num_attention_heads"),
+        config.hidden_size // config.num_attention_heads,
         d_mlp=config.ffn_dim,
         norm="layer",
         eps=1e-5,
@@ -64,7 +65,7 @@ def architecture(config: Any) -> Architecture:
 
 def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(config.tie_word_embeddings, "lm_head.weight")
+    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
     positions = tensors.get("decoder.embed_positions.weight")
     return Weights(
         w_e=embedding,
@@ -100,9 +101,9 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
         norm1_b=get("self_attn_layer_norm.bias"),
         norm2_w=get("final_layer_norm.weight"),
         norm2_b=get("final_layer_norm.bias"),
-        w_in=get("fc1.weight").T,
+        w_in=get("fc1.weight", arch.d_mlp, d_model).T,
         b_in=bias("fc1", arch.d_mlp),
-        w_out=get("fc2.weight").T,
+        w_out=get("fc2.weight", d_model, arch.d_mlp).T,
         b_out=bias("fc2", d_model),
     )
 

@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pahq_server.models.adapters import llama
 from pahq_server.models.adapters.common import IGNORED, fixed, windows
 from pahq_server.models.adapters.llama import (
     BUFFERS,
     COMPUTED,
+    GROUPS,
     PREFIX,
     ends,
     layer_with_biases,
-    like_llama,
 )
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
@@ -35,12 +36,13 @@ FIELDS = Fields(
     computed={**COMPUTED, "head_dim": SIZE, **WINDOWS},
     fixed={name: values for name, values in fixed(*WINDOWS).items() if name != "attention_bias"},
     ignored=IGNORED,
+    multiples=GROUPS,
     rope_share=WHOLE,
 )
 
 
 def architecture(config: Any) -> Architecture:
-    return replace(like_llama(config), windows=windows(config))
+    return replace(llama.architecture(config), windows=windows(config))
 
 
 def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pahq_server.models.adapters.common import IGNORED, fixed
-from pahq_server.models.adapters.llama import BUFFERS, COMPUTED, PREFIX, ends, layer_with_biases
+from pahq_server.models.adapters.llama import BUFFERS, COMPUTED, GROUPS, PREFIX, ends, layer_with_biases
 from pahq_server.models.adapters.qwen2 import WINDOWS, architecture
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ FIELDS = Fields(
     computed={**COMPUTED, "head_dim": SIZE, "attention_bias": FLAG, **WINDOWS},
     fixed=fixed("attention_bias", *WINDOWS),
     ignored=IGNORED,
+    multiples=GROUPS,
     rope_share=WHOLE,
 )
 
