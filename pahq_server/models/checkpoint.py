@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -129,6 +130,21 @@ def revision_hash(directory: Path) -> str:
     digest = hashlib.sha256()
     for path in [directory / CONFIG, *weight_files(directory).paths]:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(content_digest(path, stamp(path)))
     return digest.hexdigest()
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Device, inode, size, and the times of the last change of content and of anything; raises OSError.
+
+    Programs can set the time of the content back after a change, but not the other one.
+    """
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache(maxsize=512)
+def content_digest(path: Path, stamp: tuple[int, ...]) -> bytes:
+    """SHA-256 of a file's content, read once as long as its stamp is the same. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
