@@ -66,7 +66,7 @@ class Checkpoint:
         """A tensor of an open file, as a view of its mapping; counted as read."""
         mapped: Tensor = shard.get_tensor(name)
         if mapped.dtype not in FLOATS:
-            raise InvalidRequestError("model", f"tensor {name!r} has dtype {mapped.dtype}, expected a float")
+            raise wrong_dtype(name, mapped.dtype)
         self._sizes[name] = mapped.numel()
         return mapped
 
@@ -114,6 +114,13 @@ class Checkpoint:
             with reading(path), safe_open(path, framework="pt") as shard:
                 part = shard.get_slice(name)[first : first + count] if shape else shard.get_tensor(name)
                 yield first, part.clone()
+
+
+def wrong_dtype(name: str, dtype: object) -> InvalidRequestError:
+    """The error for a tensor that is not of one of `FLOATS`."""
+    allowed = "expected a float of 16, 32 or 64 bits: quantised weights are not read"
+    detail = f"tensor {name!r} has dtype {dtype}, {allowed}"
+    return InvalidRequestError("model", detail)
 
 
 @contextmanager
