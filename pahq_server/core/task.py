@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol, runtime_checkable
 
 TokenIds = tuple[int, ...]
 Prompt = str | TokenIds
@@ -43,6 +44,8 @@ class TokenTask:
         corrupted: token ids of the corrupted prompts, of the clean ones' lengths; None if not given.
         answers, wrong_answers: one token id per prompt; None if not given.
         positions: where the metric is read, in every prompt; None for each prompt's last token.
+        warnings: what is allowed and probably not meant, in sentences for the client. They are no part of the
+            task: neither equality nor the hash knows them.
     """
 
     clean: tuple[TokenIds, ...]
@@ -50,11 +53,14 @@ class TokenTask:
     answers: TokenIds | None = None
     wrong_answers: TokenIds | None = None
     positions: TokenIds | None = None
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def hash(self) -> str:
         """SHA-256 of the content, hexadecimal."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        content = asdict(self)
+        del content["warnings"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def metric_positions(self) -> list[tuple[int, int]]:
         """(prompt, position) of every place where the metric is read, prompt by prompt."""
@@ -65,8 +71,12 @@ class TokenTask:
         ]
 
 
+class UntokenizableError(Exception):
+    """A text has no token ids that a model could take. The message says why, without the text."""
+
+
 class Tokenizer(Protocol):
-    """What tasks need of a tokenizer."""
+    """What tasks need of a tokenizer. Both methods raise UntokenizableError."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the tokenizer adds by itself."""
@@ -75,3 +85,45 @@ class Tokenizer(Protocol):
     def encode_plain(self, text: str) -> list[int]:
         """Token ids without special tokens."""
         ...
+
+
+@runtime_checkable
+class VocabularyTokenizer(Tokenizer, Protocol):
+    """A tokenizer that can also tell about its vocabulary: errors and warnings then quote tokens.
+
+    Args:
+        unknown_id: of the token that stands for whatever has none; None if there is no such token.
+        longest_token_bytes: of the longest token, as UTF-8.
+    """
+
+    unknown_id: int | None
+    longest_token_bytes: int
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The tokens as the vocabulary writes them, such as "ĠTom" or "▁Tom"."""
+        ...
+
+    def left_out(self, text: str) -> str:
+        """The characters of a text, each once, that have no token and go without a trace."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text, as a prompt and as an answer of one model.
+
+    Args:
+        text: what was tokenized.
+        ids: its token ids as a prompt.
+        tokens: the same as the vocabulary writes them.
+        answer: its token id as an answer; None if it is no single token.
+        answer_token: the same as the vocabulary writes it; empty if there is none.
+        note: why it is no answer, or what to be careful about; empty if there is nothing to say.
+    """
+
+    text: str
+    ids: TokenIds
+    tokens: tuple[str, ...]
+    answer: int | None
+    answer_token: str
+    note: str
