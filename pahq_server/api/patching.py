@@ -35,7 +35,8 @@ class PatchingService(patching_pb2_grpc.PatchingServiceServicer):
         )
         session, ends = self._sessions.open(prepared, user=current_call().caller.user)
         full, empty = await asyncio.wrap_future(ends)
-        return pb.OpenSessionResponse(session=responses.session(session, full, empty))
+        found = await self._threads.run(lambda: session.warnings(full, empty))
+        return pb.OpenSessionResponse(session=responses.session(session, full, empty, found))
 
     async def ScoreCircuits(self, request: pb.ScoreCircuitsRequest, context: Any) -> pb.ScoreCircuitsResponse:
         session = self._find(request.name)

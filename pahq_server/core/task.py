@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Protocol, runtime_checkable
 
 TokenIds = tuple[int, ...]
@@ -44,8 +44,6 @@ class TokenTask:
         corrupted: token ids of the corrupted prompts, of the clean ones' lengths; None if not given.
         answers, wrong_answers: one token id per prompt; None if not given.
         positions: where the metric is read, in every prompt; None for each prompt's last token.
-        warnings: what is allowed and probably not meant, in sentences for the client. They are no part of the
-            task: neither equality nor the hash knows them.
     """
 
     clean: tuple[TokenIds, ...]
@@ -53,14 +51,11 @@ class TokenTask:
     answers: TokenIds | None = None
     wrong_answers: TokenIds | None = None
     positions: TokenIds | None = None
-    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def hash(self) -> str:
         """SHA-256 of the content, hexadecimal."""
-        content = asdict(self)
-        del content["warnings"]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def metric_positions(self) -> list[tuple[int, int]]:
         """(prompt, position) of every place where the metric is read, prompt by prompt."""

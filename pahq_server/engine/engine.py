@@ -39,12 +39,15 @@ from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.heap import Gaps
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
+from pahq_server.precision import products
 from pahq_server.precision.policy import POLICIES
-from pahq_server.tasks.resolve import BUILTIN_TASKS, has_text, resolve, tokenize
+from pahq_server.tasks.resolve import BUILTIN_TASKS, ResolvedTask, has_text, resolve_task, tokenize
 from pahq_server.tasks.texts import Limits, too_large
 from pahq_server.tasks.time_limit import TimeLimit
 
 ABLATIONS = ("resample", "zero", "mean")
+# More than libraries keep kernels, so that a check never finds the one that it made before.
+CHECKED_ROWS = 300
 
 
 # What is kept of a loaded model: the sparse executor wants folded norms, the literal one runs it as it is.
@@ -81,6 +84,7 @@ class ModelEngine:
         self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
         self._ids = itertools.count()
         self._estimator, self._gaps = Estimator(), Gaps()
+        self._checks = 0
         self._processor = _processor()
         self._time_limits = {name: TimeLimit() for name in self._served}
 
@@ -141,14 +145,24 @@ class ModelEngine:
             if value not in allowed:
                 raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
         arch = loaded.model.architecture
-        task = self._resolve(measurement.model, measurement.task)
+        resolved = self._resolve(measurement.model, measurement.task)
+        task = resolved.task
         _check_needs(measurement, task)
         self._check_size(arch, task)
         graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
         policy = POLICIES[measurement.precision]
         # Where differences are rounded, a circuit without any has the same score whatever is promoted.
         own_current = policy.promotes and policy.operand == "activations"
-        return Prepared(measurement, task, graph, loaded.revision, own_current)
+        return Prepared(
+            measurement,
+            task,
+            graph,
+            loaded.revision,
+            own_current,
+            arch.causal,
+            resolved.prompts,
+            resolved.warnings,
+        )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
         tokenizer, limits = self._find(model).tokenizer, self._limits(model)
@@ -156,12 +170,12 @@ class ModelEngine:
             lambda out_of_time: tokenize(texts, special, prompt, tokenizer, limits, out_of_time)
         )
 
-    def _resolve(self, model: str, task: TaskSpec) -> TokenTask:
+    def _resolve(self, model: str, task: TaskSpec) -> ResolvedTask:
         tokenizer, limits = self._served[model].tokenizer, self._limits(model)
         if tokenizer is None or not has_text(task):
-            return resolve(task, tokenizer, limits)
+            return resolve_task(task, tokenizer, limits)
         return self._time_limits[model].run(
-            lambda out_of_time: resolve(task, tokenizer, limits, out_of_time)
+            lambda out_of_time: resolve_task(task, tokenizer, limits, out_of_time)
         )
 
     def _limits(self, model: str) -> Limits:
@@ -177,6 +191,12 @@ class ModelEngine:
         measurement = prepared.measurement
         backend = self._backend(measurement.model, measurement.precision)
         executor = backend.open(prepared.graph, prepared.task, measurement.metric, measurement.ablation)
+        if prepared.clean_run.margins is None:
+            try:
+                prepared.clean_run.margins = executor.clean_margins()
+            except BaseException:
+                executor.release()
+                raise
         session = SessionId(next(self._ids))
         self._executors[session] = backend, executor
         return session
@@ -191,6 +211,21 @@ class ModelEngine:
     def close(self, session: SessionId) -> None:
         self._executors.pop(session)[1].release()
         self._gaps.hand_back()
+
+    def check(self) -> None:
+        """Multiplies matrices of small integers, whose product has one value in any arithmetic.
+
+        Raises RuntimeError or MemoryError where it comes out wrong or not at all: a library that was refused
+        memory once may refuse its work from then on.
+        """
+        # Every number of rows has a kernel of its own, of which libraries keep some: this asks for a new one.
+        self._checks += 1
+        rows = 16 + self._checks % CHECKED_ROWS
+        x = torch.arange(rows * 24, device=self._device, dtype=torch.float32).view(rows, 24) % 7
+        w = torch.arange(24 * 8, device=self._device, dtype=torch.float32).view(24, 8) % 5
+        expected = (x[:, :, None].double() * w.double()).sum(1)
+        if not torch.equal(products.matmul(x, w).double(), expected):
+            raise RuntimeError("a product of known matrices came out wrong")
 
     def _backend(self, name: str, precision: str) -> Backend[Any]:
         """Made for the first job that needs it: rounded weights take memory of their own."""

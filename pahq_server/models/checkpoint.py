@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,25 +12,36 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.models.files import CONFIG, weight_files
 
+# Rows of tensors that are compared at a time.
+_ROWS = 4096
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 class Checkpoint:
     """The tensors of a checkpoint directory by name. Its files are open only while one is read.
 
     Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or
-    damaged shard, a missing tensor, or a tensor that is not floating point.
+    damaged shard, a tensor that is missing or in two files, or a tensor that is not floating point.
+
+    Attributes:
+        has_values: whether tensors have values, rather than shapes alone.
     """
+
+    has_values = True
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._shard_of: dict[str, Path] = {}
         self._sizes: dict[str, int] = {}
-        for path in weight_files(directory):
+        for path in weight_files(directory).paths:
             with reading(path), safe_open(path, framework="pt") as shard:
-                self._shard_of.update(dict.fromkeys(shard.keys(), path))
+                names = dict.fromkeys(shard.keys(), path)
+            for name in names.keys() & self._shard_of.keys():
+                both = f"{self._shard_of[name].name} and {path.name}"
+                raise InvalidRequestError("model", f"tensor {name!r} is in two files, {both}")
+            self._shard_of.update(names)
 
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
@@ -60,6 +70,25 @@ class Checkpoint:
         return mapped
 
     @property
+    def unread(self) -> list[str]:
+        """Names of tensors that nobody has asked for, in order."""
+        return sorted(self._shard_of.keys() - self._sizes.keys())
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers, whatever they are stored as; False without values.
+
+        If they do, the other one counts as read from now on, but not as parameters.
+        """
+        if not self.has_values or self.shape(one) != self.shape(other):
+            return False
+        pairs = zip(self.rows(one, _ROWS), self.rows(other, _ROWS), strict=True)
+        for (_, rows), (_, other_rows) in pairs:
+            if not torch.equal(rows.to(torch.float32), other_rows.to(torch.float32)):
+                return False
+        self._sizes.setdefault(other, 0)
+        return True
+
+    @property
     def parameters(self) -> int:
         """How many numbers have been read, each tensor counted once."""
         return sum(self._sizes.values())
@@ -67,6 +96,23 @@ class Checkpoint:
     def find(self, name: str) -> Tensor | None:
         """Like `get`, or None where the tensor is absent."""
         return self.get(name) if name in self else None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of any dtype, which is not counted as read."""
+        path = self._path(name)
+        with reading(path), safe_open(path, framework="pt") as shard:
+            return tuple(shard.get_slice(name).get_shape())
+
+    def rows(self, name: str, count: int) -> Iterator[tuple[int, Tensor]]:
+        """A tensor of any dtype that is no parameter, as it is stored, in copies of so many rows.
+
+        Gives the number of the first row with each; a scalar is one row. It is not counted as read.
+        """
+        path, shape = self._path(name), self.shape(name)
+        for first in range(0, shape[0] if shape else 1, count):
+            with reading(path), safe_open(path, framework="pt") as shard:
+                part = shard.get_slice(name)[first : first + count] if shape else shard.get_tensor(name)
+                yield first, part.clone()
 
 
 @contextmanager
@@ -78,29 +124,10 @@ def reading(path: Path) -> Iterator[None]:
         raise InvalidRequestError("model", f"{path.name} cannot be read: {error}") from error
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            paths = [directory / Path(name).name for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidRequestError("model", f"{index.name} cannot be read: {error!r}") from error
-    else:
-        paths = [directory / "model.safetensors"]
-    for path in paths:
-        if not path.is_file():
-            others = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
-            hint = f"; {others} are pickle files, which are never loaded" if others else ""
-            raise InvalidRequestError("model", f"{path.name} is missing in {directory.name!r}{hint}")
-    return paths
-
-
 def revision_hash(directory: Path) -> str:
     """SHA-256 over names and contents of the configuration and the weights, hexadecimal."""
     digest = hashlib.sha256()
-    for path in [directory / "config.json", *weight_files(directory)]:
+    for path in [directory / CONFIG, *weight_files(directory).paths]:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.checkpoint import FLOATS, Checkpoint, reading, weight_files
+from pahq_server.models.checkpoint import FLOATS, Checkpoint, reading
+from pahq_server.models.files import weight_files
 
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -38,12 +39,14 @@ class Headers(Checkpoint):
         dtypes: of the tensors that were asked for, as they are stored.
     """
 
+    has_values = False
+
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._found: dict[str, tuple[str, list[int]]] = {}
         self.bytes_on_disk = 0
         self.dtypes: set[torch.dtype] = set()
-        for path in weight_files(directory):
+        for path in weight_files(directory).paths:
             self.bytes_on_disk += path.stat().st_size
             with reading(path), safe_open(path, framework="pt") as shard:
                 for name in shard.keys():  # noqa: SIM118 - not a dictionary

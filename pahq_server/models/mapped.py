@@ -10,7 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pahq_server.core.errors import ConflictError
-from pahq_server.models.checkpoint import Checkpoint, reading, weight_files
+from pahq_server.models.checkpoint import Checkpoint, reading
+from pahq_server.models.files import weight_files
 
 
 class Mapped(Checkpoint):
@@ -26,7 +27,7 @@ class Mapped(Checkpoint):
         super().__init__(directory)
         self._open: dict[Path, safe_open] = {}
         self._stamps: dict[Path, tuple[int, ...]] = {}
-        for path in weight_files(directory):
+        for path in weight_files(directory).paths:
             with reading(path):
                 self._stamps[path] = _stamp(path)
                 self._open[path] = safe_open(path, framework="pt")

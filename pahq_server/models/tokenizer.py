@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer, UntokenizableError
+from pahq_server.models.files import CONFIG, check_regular, read_json
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # What stands for a space in vocabularies.
 _SPACES = "\u2581\u0120"
@@ -108,7 +110,11 @@ class PretrainedTokenizer:
 
     def _has_token(self, unit: str) -> bool:
         model = self._backend.model
-        forms = (unit, f"{model.continuing_subword_prefix or ''}{unit}", f"{unit}{model.end_of_word_suffix or ''}")
+        forms = (
+            unit,
+            f"{model.continuing_subword_prefix or ''}{unit}",
+            f"{unit}{model.end_of_word_suffix or ''}",
+        )
         return any(self._backend.token_to_id(form) is not None for form in forms)
 
     def _find_unknown_id(self) -> int | None:
@@ -141,16 +147,43 @@ def _reason(error: BaseException) -> str:
     return text.splitlines()[0][:300]
 
 
-def load_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint directory, or None if it has none. Raises InvalidRequestError."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((directory / name).is_file() for name in names):
+def load_tokenizer(directory: Path, warn: Callable[[str], None]) -> Tokenizer | None:
+    """The tokenizer of a checkpoint directory.
+
+    Args:
+        directory: of the checkpoint.
+        warn: called with a sentence that says why there is none, if there are files of one.
+
+    Returns:
+        None where there is none that can be used: the model then takes token ids, and no text.
+    """
+    if not any((directory / name).exists() for name in _TOKENIZER_FILES):
         return None
     try:
-        # Imported where it is needed, as all of transformers: 100 MB.
-        from transformers import AutoTokenizer
+        for name in _TOKENIZER_FILES:
+            if (directory / name).exists():
+                check_regular(directory / name)
+        return PretrainedTokenizer(_pretrained(directory))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # The tokenizers library is written in Rust: what it panics on is no Exception.
+    except BaseException as error:  # noqa: BLE001
+        why = error.detail if isinstance(error, InvalidRequestError) else str(error).strip() or repr(error)
+        if not (directory / "tokenizer.json").exists():
+            why += (
+                ". Only tokenizer.json is sure to be readable: save it with save_pretrained() of "
+                "transformers, where the packages of the original tokenizer are installed"
+            )
+        warn(f"serving token ids only, its tokenizer cannot be read: {why}")
+        return None
 
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:
-        raise InvalidRequestError("model", f"its tokenizer cannot be read: {error!r}") from error
-    return PretrainedTokenizer(tokenizer)
+
+def _pretrained(directory: Path) -> Any:
+    """The tokenizer as transformers reads it. Raises whatever transformers raises."""
+    # Imported where it is needed, as all of transformers: 100 MB.
+    from transformers import AutoTokenizer, PretrainedConfig
+
+    model_type = read_json(directory / CONFIG).get("model_type")
+    # transformers would read the configuration, too, and fail on some that are not its own.
+    config = {"config": PretrainedConfig()} if model_type == "hooked_transformer" else {}
+    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **config)

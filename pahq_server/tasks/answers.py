@@ -67,7 +67,9 @@ class AnswerReader:
         if token is None:
             raise InvalidRequestError(field, self._not_single(answer, alone, joined))
         if self._stands_for_any(token, answer):
-            detail = f"{quoted(answer)} is not in the model's vocabulary: it becomes {self._texts.shown([token])}"
+            detail = (
+                f"{quoted(answer)} is not in the model's vocabulary: it becomes {self._texts.shown([token])}"
+            )
             detail = f"{detail}, as any other unknown text does{self._advice(answer)}"
             raise InvalidRequestError(field, detail)
         if joined is not None and self._at_end:
@@ -108,7 +110,9 @@ class AnswerReader:
         then = self._follows(other)
         is_token = f"{field}: {quoted(answer)} is {self._named(token)}"
         if joined.single is not None and joined.single != token:
-            message = f"{is_token} by itself, which is used; right after the prompt, without a space between them,"
+            message = (
+                f"{is_token} by itself, which is used; right after the prompt, without a space between them,"
+            )
             message = f"{message} the same text is {self._named(joined.single)}. Send the token id to choose."
             self._texts.warn("differs", message)
         elif joined.single is None and then != token:

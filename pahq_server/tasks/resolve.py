@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import (
@@ -37,9 +38,29 @@ def has_text(spec: TaskSpec) -> bool:
     )
 
 
-def resolve(
+@dataclass(frozen=True)
+class ResolvedTask:
+    """A task that has been tokenized and found valid.
+
+    Args:
+        task: its token ids.
+        prompts: as they were sent, or as they were generated.
+        warnings: what is allowed and probably not meant, in sentences for the client.
+    """
+
+    task: TokenTask
+    prompts: PromptTask
+    warnings: tuple[str, ...]
+
+
+def resolve(spec: TaskSpec, tokenizer: Tokenizer | None, limits: Limits) -> TokenTask:
+    """Tokenizes and checks a task. Arguments and errors as in `resolve_task`."""
+    return resolve_task(spec, tokenizer, limits).task
+
+
+def resolve_task(
     spec: TaskSpec, tokenizer: Tokenizer | None, limits: Limits, out_of_time: Callable[[], bool] = never
-) -> TokenTask:
+) -> ResolvedTask:
     """Tokenizes and checks a task.
 
     Args:
@@ -53,18 +74,18 @@ def resolve(
         OutOfTimeError: it was given up.
     """
     texts = TaskTexts(tokenizer, limits, out_of_time)
-    if isinstance(spec, BuiltinTask):
-        spec = _generate(spec, tokenizer, texts)
-    clean = _prompts("task.clean", spec.clean, texts)
+    prompts = _generate(spec, tokenizer, texts) if isinstance(spec, BuiltinTask) else spec
+    clean = _prompts("task.clean", prompts.clean, texts)
     if not clean:
         raise InvalidRequestError("task.clean", "at least one prompt is needed")
-    corrupted = _prompts("task.corrupted", spec.corrupted, texts) or None
+    corrupted = _prompts("task.corrupted", prompts.corrupted, texts) or None
     if corrupted is not None:
         _check_pairs(clean, corrupted, texts)
-    answers = _answers("task.answers", spec.answers, spec, clean, texts)
-    wrong = _answers("task.wrong_answers", spec.wrong_answers, spec, clean, texts)
-    _check_positions(spec.positions, clean)
-    return TokenTask(clean, corrupted, answers, wrong, spec.positions, texts.warnings)
+    answers = _answers("task.answers", prompts.answers, prompts, clean, texts)
+    wrong = _answers("task.wrong_answers", prompts.wrong_answers, prompts, clean, texts)
+    _check_positions(prompts.positions, clean)
+    task = TokenTask(clean, corrupted, answers, wrong, prompts.positions)
+    return ResolvedTask(task, prompts, texts.warnings)
 
 
 def tokenize(
@@ -92,7 +113,9 @@ def tokenize(
     if not texts:
         raise InvalidRequestError("texts", "at least one text is needed")
     if len(texts) > MAX_SHOWN_TEXTS:
-        raise InvalidRequestError("texts", f"{len(texts)} texts; at most {MAX_SHOWN_TEXTS} are taken at a time")
+        raise InvalidRequestError(
+            "texts", f"{len(texts)} texts; at most {MAX_SHOWN_TEXTS} are taken at a time"
+        )
     reading = TaskTexts(tokenizer, limits, out_of_time)
     if prompt:
         reading.ids("prompt", prompt)
@@ -152,7 +175,11 @@ def _prompts(field: str, prompts: Sequence[Prompt], texts: TaskTexts) -> tuple[T
 def _prompt(field: str, prompt: Prompt, texts: TaskTexts) -> TokenIds:
     ids = texts.ids(field, prompt) if isinstance(prompt, str) else prompt
     if not ids:
-        detail = f": the tokenizer leaves out all of {quoted(prompt)}" if isinstance(prompt, str) and prompt else ""
+        detail = (
+            f": the tokenizer leaves out all of {quoted(prompt)}"
+            if isinstance(prompt, str) and prompt
+            else ""
+        )
         raise InvalidRequestError(field, f"the prompt is empty{detail}")
     limits = texts.limits
     if len(ids) > limits.context:
@@ -168,14 +195,18 @@ def _warn_about_losses(field: str, prompt: str, ids: TokenIds, texts: TaskTexts)
     vocabulary = texts.vocabulary
     if vocabulary is None:
         return
-    unknown = [] if vocabulary.unknown_id is None else [i for i, t in enumerate(ids) if t == vocabulary.unknown_id]
+    unknown = (
+        [] if vocabulary.unknown_id is None else [i for i, t in enumerate(ids) if t == vocabulary.unknown_id]
+    )
     if unknown and vocabulary.token_strings([ids[unknown[0]]])[0] not in prompt:
         detail = f"{quoted(prompt)} has words or characters that are not in the model's vocabulary: the unknown token"
         places = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
         texts.warn("unknown", f"{field}: {detail} {texts.shown([ids[unknown[0]]])} is at position {places}.")
     lost = vocabulary.left_out(prompt)
     if lost:
-        detail = f"the model's tokenizer has no token for {quoted(lost)} and leaves it out of {quoted(prompt)}"
+        detail = (
+            f"the model's tokenizer has no token for {quoted(lost)} and leaves it out of {quoted(prompt)}"
+        )
         texts.warn("left out", f"{field}: {detail}.")
 
 
@@ -210,14 +241,14 @@ def _check_ids(field: str, ids: Sequence[int], vocabulary: int, texts: TaskTexts
         if not 0 <= token < vocabulary:
             detail = f"token id {token} is outside of [0, {vocabulary})"
             if texts is not None and texts.vocabulary is not None:
-                detail = f"{detail}: the tokenizer has the token {texts.shown([token])}, but the model does not;"
+                detail = (
+                    f"{detail}: the tokenizer has the token {texts.shown([token])}, but the model does not;"
+                )
                 detail = f"{detail} use another word"
             raise InvalidRequestError(field, detail)
 
 
-def _check_pairs(
-    clean: tuple[TokenIds, ...], corrupted: tuple[TokenIds, ...], texts: TaskTexts
-) -> None:
+def _check_pairs(clean: tuple[TokenIds, ...], corrupted: tuple[TokenIds, ...], texts: TaskTexts) -> None:
     if len(clean) != len(corrupted):
         raise InvalidRequestError("task.corrupted", f"{len(corrupted)} prompts for {len(clean)} clean ones")
     for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):

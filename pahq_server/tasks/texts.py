@@ -155,7 +155,9 @@ class TaskTexts:
     def _check_bytes(self, field: str, text: str) -> None:
         size = _bytes(text)
         if size > self.most_bytes:
-            detail = f"the text has {size} bytes; at most {self.most_bytes} are taken, as the model's context is"
+            detail = (
+                f"the text has {size} bytes; at most {self.most_bytes} are taken, as the model's context is"
+            )
             raise InvalidRequestError(field, f"{detail} {self.limits.context} tokens: shorten it")
 
     def _check_beginnings(self, field: str, text: str) -> None:
@@ -166,7 +168,9 @@ class TaskTexts:
             count = len(self._encode_once(text[:length]))
             # Where a text is cut, words may fall into more tokens than they have in one piece.
             if count > 2 * context:
-                detail = f"its first {length} characters are {count} tokens already, but the model's context is"
+                detail = (
+                    f"its first {length} characters are {count} tokens already, but the model's context is"
+                )
                 raise InvalidRequestError(field, f"{detail} {context}")
             length *= 4
 

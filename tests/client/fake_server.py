@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +19,21 @@ from .fake_jobs import FakeDiscoveries
 from .faults import Code, Fault
 
 __all__ = ["Code", "FakeServer", "Fault"]
+
+
+class _Answering:
+    """The methods of a fake server, as long as nothing else is to answer."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+
+    def __getattr__(self, name: str) -> Callable[[Any, Any], Any]:
+        usual = getattr(self._server, name)
+
+        def answer(request: Any, context: Any) -> Any:
+            return self._server.replies.get(name, usual)(request, context)
+
+        return answer
 
 
 class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer, ServerServiceServicer):
@@ -48,10 +64,13 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
         self.abandoned = threading.Event()  # its caller has gone
         self._pool = ThreadPoolExecutor(80)
         self._server = grpc.server(self._pool)
-        add_DiscoveryServiceServicer_to_server(self, self._server)
-        add_ModelServiceServicer_to_server(self, self._server)
-        add_PatchingServiceServicer_to_server(self, self._server)
-        add_ServerServiceServicer_to_server(self, self._server)
+        # By method: what answers instead of the method here.
+        self.replies: dict[str, Callable[[Any, Any], Any]] = {}
+        answering: Any = _Answering(self)
+        add_DiscoveryServiceServicer_to_server(answering, self._server)
+        add_ModelServiceServicer_to_server(answering, self._server)
+        add_PatchingServiceServicer_to_server(answering, self._server)
+        add_ServerServiceServicer_to_server(answering, self._server)
         address = f"127.0.0.1:{port}"
         if credentials is None:
             self.port = self._server.add_insecure_port(address)

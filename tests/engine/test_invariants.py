@@ -112,8 +112,8 @@ def unembedded(model: Model, residual: Tensor) -> Tensor:
     if arch.norm == "layer":
         residual = residual - residual.mean(-1, keepdim=True)
     if arch.norm is not None:
-        assert weights.norm_w is not None
-        residual = residual / (residual.square().mean(-1, keepdim=True) + arch.eps).sqrt() * weights.norm_w
+        residual = residual / (residual.square().mean(-1, keepdim=True) + arch.eps).sqrt()
+        residual = residual if weights.norm_w is None else residual * weights.norm_w
     logits = (residual if weights.norm_b is None else residual + weights.norm_b) @ weights.w_u
     return logits if weights.b_u is None else logits + weights.b_u
 

@@ -48,6 +48,7 @@ class FakeEngine:
 
     ``steps`` records which sessions each call of `score` worked for. While the engine is held, `score`
     waits; `let` allows a number of calls. ``room`` limits how many sessions can be open at once.
+    ``request_warnings`` are found in every request.
 
     Args:
         graph: of every model.
@@ -58,7 +59,10 @@ class FakeEngine:
         self.graph = graph
         self.failures: dict[str, Failures] = {"toy": Failures()}
         self.whole_call_fails: Exception | None = None
+        self.broken: Exception | None = None  # what `check` raises
+        self.checks = 0
         self.room: int | None = None
+        self.request_warnings: tuple[str, ...] = ()
         self.steps: list[list[SessionId]] = []
         self.open_sessions: dict[SessionId, Prepared] = {}
         self.opened: list[Prepared] = []
@@ -139,7 +143,8 @@ class FakeEngine:
         _raise(self.failures[measurement.model].prepare)
         if measurement.metric not in self.capabilities().metrics:
             raise InvalidRequestError("metric", f"unknown metric {measurement.metric!r}")
-        return Prepared(measurement, TokenTask(((1, 2),), ((1, 3),)), self.graph, "c0ffee")
+        task = TokenTask(((1, 2),), ((1, 3),))
+        return Prepared(measurement, task, self.graph, "c0ffee", warnings=self.request_warnings)
 
     def estimate(self, prepared: Prepared) -> Estimate:
         return Estimate(1000 * len(prepared.task.clean), 0.5, 60.0, prepared.measurement.model != "toy")
@@ -168,6 +173,10 @@ class FakeEngine:
     def close(self, session: SessionId) -> None:
         prepared = self.open_sessions.pop(session)
         _raise(self.failures[prepared.measurement.model].close)
+
+    def check(self) -> None:
+        self.checks += 1
+        _raise(self.broken)
 
     def _outcome(self, work: Work) -> Outcome:
         failure = self.failures[self.open_sessions[work.session].measurement.model].score

@@ -126,8 +126,8 @@ class Pass:
             return x
         if arch.norm == "layer":
             x = x - x.mean(-1, keepdim=True)
-        assert w is not None
-        x = x / (x.pow(2).mean(-1, keepdim=True) + arch.eps).sqrt() * w
+        x = x / (x.pow(2).mean(-1, keepdim=True) + arch.eps).sqrt()
+        x = x if w is None else x * w
         return x if b is None else x + b
 
     def _head_normed(self, x: Tensor, w: Tensor | None) -> Tensor:

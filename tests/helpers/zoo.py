@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from helpers import random_models as make
+from helpers import transformer_lens
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
 from pahq_server.models.loading import load
@@ -17,6 +18,11 @@ from pahq_server.models.loading import load
 
 def _saved(architecture: Callable[..., Any], directory: Path, **changes: Any) -> None:
     architecture(**changes).save_pretrained(directory)
+
+
+def _of_transformer_lens(directory: Path) -> None:
+    """Grouped heads, rotary positions, windows, a parallel gated MLP with biases, bare norms."""
+    transformer_lens.read()["much at once"].save(directory)
 
 
 _SAVERS: dict[str, Callable[[Path], object]] = {
@@ -35,6 +41,7 @@ _SAVERS: dict[str, Callable[[Path], object]] = {
     "hooked attention only": partial(
         make.save_hooked, attn_only=True, normalization_type=None, n_layers=3, d_vocab_out=make.VOCABULARY
     ),
+    "hooked, much at once": _of_transformer_lens,
 }
 NAMES = tuple(_SAVERS)
 

@@ -12,6 +12,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -180,6 +181,20 @@ class Base:
         """The receiver's input when all its edges are removed: [N, D]."""
         stream = self.reference.stream(self.reference.ablated, receiver)
         return self.tokens.narrow(stream, Places.WINDOW, self.plan.receivers[receiver])
+
+    def low_ablation_of_all(self, receiver: int) -> Tensor:
+        """What removing all edges into the receiver changes, through the rounded W_O of heads: [N, D]."""
+        places, incoming = self.plan.receivers[receiver], self.circuit.incoming(receiver)
+        removed, kept = (np.flatnonzero(edges).tolist() for edges in (~incoming, incoming))
+        patched = self._patched_into(receiver)
+        if len(removed) + len(patched) <= len(kept):
+            start = self.tokens.narrow(self.reference.low_ablation(receiver), Places.WINDOW, places)
+            terms = [(s, -self._ablation_of_clean(s, places)) for s in removed]
+            terms += [(s, self._clean(s, places) - self.output(s, places)) for s in patched]
+        else:
+            start = torch.zeros_like(self.empty_x(receiver))
+            terms = [(s, self.ablation(s, places)) for s in kept]
+        return self.reference.add_writes(start, terms, low=True)
 
     def kept_x(self, receiver: int) -> Tensor:
         """Like `x`, and kept where there is room: rows are computed from it in the residual stream."""

@@ -53,17 +53,21 @@ def collect(
     base_of: NDArray[np.int64],
     removed: Sequence[Sequence[int]],
     sums: Sums,
-    kinds: NDArray[np.int64] | None = None,
+    kind_of: Callable[[int, Pattern], int] | None = None,
 ) -> dict[int, Cut]:
     """The cuts of a batch by live receiver. Row i lacks ``removed[i]`` of base ``bases[base_of[i]]``.
 
-    Rows of different ``kinds``, if given, have differences of their own.
+    Args:
+        bases, base_of, removed: the batch.
+        sums: makes the differences.
+        kind_of: which kind of differences a row, given by number, needs for a pattern; without it all rows
+            need those of kind -1.
     """
     wanted: dict[int, dict[tuple[int, int, Pattern], int]] = {}
     variants: dict[int, NDArray[np.int64]] = {}
     for row, edges in enumerate(removed):
-        kind = -1 if kinds is None else int(kinds[row])
         for receiver, pattern in _by_receiver(bases[base_of[row]], edges):
+            kind = -1 if kind_of is None else kind_of(row, pattern)
             numbers = wanted.setdefault(receiver, {})
             number = numbers.setdefault((int(base_of[row]), kind, pattern), len(numbers))
             variants.setdefault(receiver, np.full(len(removed), -1))[row] = number
@@ -72,7 +76,10 @@ def collect(
 
 def sum_up(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
     """Sums of single cuts in full precision: `Sums`."""
-    everything = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
+
+    def everything() -> Tensor:
+        return base.empty_x(receiver) - base.kept_x(receiver)
+
     return chained(base, receiver, patterns, None, lambda s: single_cut(base, receiver, s), everything)
 
 
@@ -98,7 +105,7 @@ def chained(
     patterns: list[Pattern],
     key: object,
     alone: Callable[[int], Tensor],
-    everything: Pattern | None = None,
+    everything: Callable[[], Tensor] | None = None,
 ) -> Tensor:
     """Sums of single cuts, [V, N, D]; remembered by the base, for chains that go on.
 
@@ -108,16 +115,17 @@ def chained(
         patterns: sets of senders.
         key: what besides the base and the receiver the single cuts depend on.
         alone: gives the change of the receiver's input for the edge of one sender alone, [N, D].
-        everything: the pattern that needs no sum, as nothing is left of the input.
+        everything: gives the difference of the pattern of all kept senders, which then needs no sum.
     """
+    kept = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
     known = dict(base.known_cuts.get((receiver, key), {}))
     # One after the other, few at a time: those of all senders together would be the most of a sweep's memory.
     single = lru_cache(ALONE_KEPT)(alone)
     shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
     dx = torch.empty(shape, dtype=base.weights.dtype, device=base.weights.device)
     for i, pattern in enumerate(patterns):
-        if pattern == everything:
-            torch.sub(base.empty_x(receiver), base.kept_x(receiver), out=dx[i])
+        if everything is not None and pattern == kept:
+            dx[i] = everything()
         elif pattern[:-1] in known:
             torch.add(known[pattern[:-1]], single(pattern[-1]), out=dx[i])
         else:

@@ -64,6 +64,8 @@ class Reference:
         self._ablated = PagedTensors(self.pool)
         self.clean: PassValues = self._clean
         self.ablated: PassValues = self._ablated
+        # What `low_ablation` gave last, and of how many senders.
+        self._low_ablation: tuple[int, Tensor] | None = None
         try:
             self._run_passes(model, ablation)
         except BaseException:
@@ -101,12 +103,32 @@ class Reference:
             return rest
         return torch.cat([self._prefix.of_head(layer, kind == "v", head, self.tokens.prompts), rest], 1)
 
-    def add_writes(self, x: Tensor, terms: list[tuple[int, Tensor]]) -> Tensor:
-        """``x`` plus what senders write, given coordinates [..., N, K or D]; x is [..., N, D]."""
+    def low_ablation(self, receiver: int) -> Tensor:
+        """What ablating all that a receiver hears of the clean pass changes, through rounded W_O: [N, D].
+
+        It is the same for all receivers of a kind in a layer, which follow each other in most searches.
+        """
+        count = self.graph.upstream(receiver)
+        if self._low_ablation is None or self._low_ablation[0] != count:
+            total = self.output(self.ablated, INPUT) - self.output(self.clean, INPUT)
+            for layer in range(-(-(count - 1) // self.graph.senders_per_layer)):
+                z = self.ablated.get(layer, Z) - self.clean.get(layer, Z)
+                writes = self.weights.low_writes(layer)
+                total = total + matmul(z.movedim(0, -2).flatten(-2), writes.flatten(0, 1))
+                if self.graph.mlps and self.graph.mlp(layer) < count:
+                    total = total + (self.ablated.get(layer, MLP) - self.clean.get(layer, MLP))
+            self._low_ablation = count, total
+        return self._low_ablation[1]
+
+    def add_writes(self, x: Tensor, terms: list[tuple[int, Tensor]], low: bool = False) -> Tensor:
+        """``x`` plus what senders write, given coordinates [..., N, K or D]; x is [..., N, D].
+
+        Of heads through their rounded W_O if ``low``.
+        """
         heads = [(sender, z) for sender, z in terms if is_head(self.graph, sender)]
         if heads:
             z = torch.cat([z for _, z in heads], -1)
-            x = x + matmul(z, torch.cat([self.weights.writes(sender) for sender, _ in heads]))
+            x = x + matmul(z, torch.cat([self.weights.writes(sender, low) for sender, _ in heads]))
         for sender, value in terms:
             if not is_head(self.graph, sender):
                 x = x + value

@@ -121,6 +121,11 @@ class SparseWeights:
             return self._floats(self._rounded[layer].w_o[unit])
         return self.weights.layers[layer].w_o[unit]
 
+    def low_writes(self, layer: int) -> Tensor:
+        """Rounded W_O of all heads of a layer: [H, K, D]."""
+        assert self._rounded is not None
+        return self._floats(self._rounded[layer].w_o)
+
     @property
     def copies_ahead(self) -> bool:
         """Whether heads can be read before they are used, beside what the device computes."""
