@@ -34,7 +34,7 @@ class PretrainedTokenizer:
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         self.longest_token_bytes = max((len(token.encode()) for token in vocabulary), default=1)
         # The library below; tokenizers that are written in Python have none.
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.unknown_id = self._find_unknown_id()
         self._complete = self._has_every_byte(vocabulary)
         self._lost: dict[str, bool] = {}
@@ -57,7 +57,7 @@ class PretrainedTokenizer:
             detail = f"it holds half of a surrogate pair, U+{ord(half[0]):04X}, at character {half.start()}"
             raise UntokenizableError(f"{detail}, which is no character")
         try:
-            # Lists of one text are tokenized without holding the interpreter, single texts of the library are not.
+            # transformers calls the library's `encode_batch`, which lets other threads run meanwhile.
             found = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
             raise
@@ -88,7 +88,6 @@ class PretrainedTokenizer:
         """
         if self._complete:
             return ""
-        assert self._backend is not None
         for added in self._tokenizer.get_added_vocab():
             text = text.replace(added, "")
         return "".join(char for char in dict.fromkeys(text) if self._is_lost(char))
@@ -128,7 +127,7 @@ class PretrainedTokenizer:
 
     def _has_every_byte(self, vocabulary: dict[str, int]) -> bool:
         """Whether no character can be left out without a trace."""
-        model = None if self._backend is None else self._backend.model
+        model: Any = None if self._backend is None else self._backend.model
         if type(model).__name__ != "BPE" or model.unk_token:
             return True
         parts = (self._backend.normalizer, self._backend.pre_tokenizer)

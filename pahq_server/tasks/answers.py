@@ -1,14 +1,14 @@
 """Which token a text is as an answer.
 
-An answer is one token. Which one depends on the tokenizer and on the prompt: "Tom" and " Tom" are two tokens of
-GPT-2, while tokenizers like Llama 2's put a space before every text, so that "Tom" alone is already "\u2581Tom", and
-" Tom" alone is two tokens, though after a prompt it is one. The rule:
+An answer is one token. Which one depends on the tokenizer and on the prompt: "Tom" and " Tom" are different
+tokens of GPT-2. Tokenizers like that of Llama 2 put a space before every text: "Tom" alone is already "▁Tom",
+and " Tom" is two tokens alone, but one after a prompt. The rule:
 
 1. A text that is one token by itself is that token.
 2. Otherwise it is the token that follows the prompt when both are tokenized together, if that is exactly one.
 
-Where the two disagree, or where the same word with or without a space would follow the prompt better, the client is
-warned.
+Where the two disagree, or where the same word with or without a space would follow the prompt better, the
+client is warned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Joined:
 
     Args:
         tail: tokens after those that the prompt has by itself.
-        merged: whether the prompt's own tokens are not there any more: a token reaches over the border. The tail
+        merged: whether the prompt's own tokens are not there any more, as one reaches over the border. The tail
             then begins where the two differ.
     """
 

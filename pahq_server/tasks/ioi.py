@@ -78,7 +78,7 @@ def generate(tokenizer: Tokenizer, num_prompts: int, seed: int, names: Sequence[
 
 
 def _usable_names(tokenizer: Tokenizer, names: Sequence[str]) -> list[str]:
-    """The names with a token of their own; of tokenizers that put a space before every text, in a sentence."""
+    """The names with a token of their own: alone, or in a sentence, if the tokenizer always adds a space."""
     alone = single_token_names(tokenizer, names)
     if len(alone) >= _NAMES_PER_EXAMPLE:
         return alone
@@ -100,7 +100,7 @@ def single_token_names(tokenizer: Tokenizer, names: Sequence[str], after: str = 
 
 
 def _following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
-    """The tokens of a text after another one; none if it has none, or if they do not follow those of the other."""
+    """The tokens of a text after those of another one; none if it has none, or if the two merge."""
     try:
         start = tokenizer.encode_plain(before) if before else []
         both = tokenizer.encode_plain(before + text)

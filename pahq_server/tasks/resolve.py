@@ -100,7 +100,7 @@ def tokenize(
 
     Args:
         texts: to tokenize.
-        special: whether prompts get the special tokens that the tokenizer adds by itself, as those of tasks do.
+        special: whether prompts get the special tokens that the tokenizer adds by itself, as in tasks.
         prompt: that the texts would answer; empty for none.
         tokenizer: of the model; None if it has none.
         limits: of the model.
@@ -195,19 +195,22 @@ def _warn_about_losses(field: str, prompt: str, ids: TokenIds, texts: TaskTexts)
     vocabulary = texts.vocabulary
     if vocabulary is None:
         return
-    unknown = (
-        [] if vocabulary.unknown_id is None else [i for i, t in enumerate(ids) if t == vocabulary.unknown_id]
-    )
-    if unknown and vocabulary.token_strings([ids[unknown[0]]])[0] not in prompt:
-        detail = f"{quoted(prompt)} has words or characters that are not in the model's vocabulary: the unknown token"
-        places = ", ".join(map(str, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-        texts.warn("unknown", f"{field}: {detail} {texts.shown([ids[unknown[0]]])} is at position {places}.")
+    at = [i for i, token in enumerate(ids) if token == vocabulary.unknown_id]
+    if at and vocabulary.token_strings([ids[at[0]]])[0] not in prompt:
+        places = ", ".join(map(str, at[:5])) + (", …" if len(at) > 5 else "")
+        detail = (
+            f"{quoted(prompt)} has something that is not in the model's vocabulary: at position {places} is"
+        )
+        detail = (
+            f"{detail} the unknown token {texts.shown([ids[at[0]]])}, which says nothing. Use other words."
+        )
+        texts.warn("unknown", f"{field}: {detail}")
     lost = vocabulary.left_out(prompt)
     if lost:
         detail = (
             f"the model's tokenizer has no token for {quoted(lost)} and leaves it out of {quoted(prompt)}"
         )
-        texts.warn("left out", f"{field}: {detail}.")
+        texts.warn("left out", f"{field}: {detail}, so that the model never sees it. Use other characters.")
 
 
 def _answers(

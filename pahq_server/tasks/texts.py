@@ -1,7 +1,7 @@
 """The texts of one task: turned into token ids within the limits of the model, and quoted in messages.
 
-Nothing is tokenized before its size is checked: a tokenizer takes hundreds of bytes of memory for each byte of a
-text. Everything that a tokenizer can raise becomes an InvalidRequestError that names the field and the text.
+Nothing is tokenized before its size is checked: a tokenizer takes hundreds of bytes of memory for each byte
+of a text. Whatever a tokenizer raises becomes an InvalidRequestError that names the field and the text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Prompt, TokenIds, Tokenizer, UntokenizableError, VocabularyTokenizer
 
-# A text may have so many bytes whatever the model: small contexts and vocabularies would leave next to nothing.
+# A text may have so many bytes whatever the model: small contexts and vocabularies would leave very little.
 MIN_TEXT_BYTES = 64 * 1024
 # Beyond the most that the context could hold in the longest tokens, for what tokenizers leave out or shorten,
 # such as spaces between words.
@@ -182,7 +182,7 @@ class TaskTexts:
     # Messages
 
     def shown(self, ids: Sequence[int], mark: int | None = None) -> str:
-        """Tokens such as ``'\u2581', '\u2581Tom'``, or ids where the vocabulary is not known; long lists are shortened.
+        """Tokens such as ``'▁', '▁Tom'``, or ids where the vocabulary is not known; long lists are shortened.
 
         Args:
             ids: of the tokens.

@@ -1,9 +1,9 @@
 """A time limit for tokenizing.
 
-The expressions of a tokenizer.json can take exponential time, and the tokenizers library, written in Rust, cannot
-be interrupted. So whatever tokenizes runs in a thread of its own. After the limit nobody waits for the thread any
-more, and the call that waited fails. The thread ends before its next text; only within one text it cannot be
-stopped. A tokenizer that holds several such threads is taken for broken until one of them comes back.
+The expressions of a tokenizer.json can take exponential time, and the tokenizers library, written in Rust,
+cannot be interrupted. So whatever tokenizes runs in a thread of its own. After the limit nobody waits for the
+thread any more, and the call that waited fails. The thread ends before its next text; only within one text it
+cannot be stopped. A tokenizer that holds several such threads is taken for broken until one comes back.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextvars import copy_context
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pahq_server.core.errors import InvalidRequestError, ResourceExhaustedError
 
@@ -34,7 +34,7 @@ class TimeLimit:
 
     def __init__(self, seconds: float = TOKENIZE_S, most_stuck: int = MOST_STUCK) -> None:
         self._seconds, self._most_stuck = seconds, most_stuck
-        self._stuck: list[_Attempt[object]] = []
+        self._stuck: list[_Attempt[Any]] = []
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[Callable[[], bool]], T]) -> T:
