@@ -41,7 +41,7 @@ from pahq_client.errors import (
 )
 from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.jobs import JobHandle
-from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
 
@@ -88,6 +88,7 @@ __all__ = [
     "StorageUnavailable",
     "Task",
     "TlsConfig",
+    "TokenizedText",
     "Unauthenticated",
     "Unavailable",
     "Verdict",

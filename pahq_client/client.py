@@ -15,7 +15,7 @@ from pahq_client.jobs import JobHandle
 from pahq_client.patience import Backoff
 from pahq_client.progress import ProgressLike
 from pahq_client.request import DiscoveryRequest, MeasurementOptions, SessionRequest
-from pahq_client.results import Estimate, Evaluation, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.session import Session
 from pahq_client.task import TaskLike
 from pahq_client.transport import Transport
@@ -55,6 +55,30 @@ class Client(ClientBase):
     def models(self) -> list[Model]:
         """The served models."""
         return self._transport.run(self._flows.models())
+
+    @known_arguments
+    def tokenize(
+        self,
+        model: str,
+        texts: str | Iterable[str],
+        *,
+        prompt: str | None = None,
+        special_tokens: bool = True,
+    ) -> list[TokenizedText]:
+        """Shows how a model tokenizes texts: as prompts of tasks, and as answers.
+
+        Args:
+            model: name of a served model.
+            texts: one text, or at most 1000.
+            prompt: that the texts would answer, which may decide which token they are; None for none.
+            special_tokens: whether the tokens of prompts include those that the tokenizer puts around each by
+                itself, as they do in tasks.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or a text cannot be tokenized.
+            NotFound: the server does not serve the model.
+        """
+        return self._transport.run(self._flows.tokenize(model, texts, prompt, special_tokens))
 
     def server_info(self) -> ServerInfo:
         """What the server is and can do."""

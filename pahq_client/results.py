@@ -114,6 +114,27 @@ class Model:
 
 
 @dataclass(frozen=True)
+class TokenizedText:
+    """A text, as a model tokenizes it.
+
+    Args:
+        text: what was tokenized.
+        ids: its token ids as a prompt.
+        tokens: the same tokens as the vocabulary writes them, often with a mark for a space in front.
+        answer_id: the token that the text is as an answer; None if it is no single token.
+        answer_token: the same as the vocabulary writes it; empty if there is none.
+        answer_note: why it is no answer, or what to be careful about; empty if there is nothing to say.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    answer_id: int | None
+    answer_token: str
+    answer_note: str
+
+
+@dataclass(frozen=True)
 class MemoryUsage:
     """The memory that jobs and sessions take beside the models: a pool of pages, and scratch memory.
 

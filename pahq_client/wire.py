@@ -19,7 +19,7 @@ from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
-from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
 from pahq_client.text import printable
 
@@ -68,12 +68,27 @@ def hypothesis(names: Sequence[str], complete: bool) -> patching_pb2.Hypothesis:
     return patching_pb2.Hypothesis(edges=edges) if complete else patching_pb2.Hypothesis(removed=edges)
 
 
-def _measurement(request: DiscoveryRequest | EvaluationRequest | SessionRequest) -> discovery_pb2.Measurement:
-    model: object = request.model
+def tokenize_message(
+    model: object, texts: str | Iterable[str], prompt: str | None, special_tokens: bool
+) -> model_pb2.TokenizeTextsRequest:
+    many = (texts,) if isinstance(texts, str) else checks.items("texts", texts)
+    return model_pb2.TokenizeTextsRequest(
+        model=_model_name(model),
+        texts=[checks.text(f"texts[{i}]", text) for i, text in enumerate(many)],
+        prompt="" if prompt is None else checks.text("prompt", prompt),
+        omit_special_tokens=not checks.flag("special_tokens", special_tokens),
+    )
+
+
+def _model_name(model: object) -> str:
     if isinstance(model, os.PathLike):  # for the server to refuse, like any path
         model = os.fspath(model)
+    return checks.text("model", model)
+
+
+def _measurement(request: DiscoveryRequest | EvaluationRequest | SessionRequest) -> discovery_pb2.Measurement:
     return discovery_pb2.Measurement(
-        model=checks.text("model", model),
+        model=_model_name(request.model),
         task=task_message(request.task),
         metric=checks.text("metric", request.metric),
         ablation=checks.text("ablation", request.ablation),
@@ -308,6 +323,28 @@ def models(message: model_pb2.ListModelsResponse) -> list[Model]:
 def model(message: model_pb2.Model) -> Model:
     resource_name(message.name)
     return _same_fields(Model, message)
+
+
+def tokenized_texts(
+    request: model_pb2.TokenizeTextsRequest, message: model_pb2.TokenizeTextsResponse
+) -> list[TokenizedText]:
+    """One for each text of the request. Tokens are as the vocabulary has them, for programs to compare."""
+    if [each.text for each in message.texts] != list(request.texts):
+        raise ServerFault("the server sent the tokens of other texts than those that were asked for")
+    return [_tokenized_text(each) for each in message.texts]
+
+
+def _tokenized_text(message: model_pb2.TokenizedText) -> TokenizedText:
+    if len(message.ids) != len(message.tokens):
+        raise ServerFault(f"the server sent {len(message.tokens)} tokens for {len(message.ids)} token ids")
+    return TokenizedText(
+        text=message.text,
+        ids=tuple(message.ids),
+        tokens=tuple(message.tokens),
+        answer_id=message.answer_id if message.HasField("answer_id") else None,
+        answer_token=message.answer_token,
+        answer_note=printable(message.answer_note),
+    )
 
 
 def server_info(message: server_pb2.ServerInfo) -> ServerInfo:

@@ -18,7 +18,7 @@ from pahq_client.endpoint import TlsConfig
 from pahq_client.patience import Backoff
 from pahq_client.progress import ProgressLike
 from pahq_client.request import DiscoveryRequest, MeasurementOptions, SessionRequest
-from pahq_client.results import Estimate, Evaluation, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.task import TaskLike
 
 
@@ -45,6 +45,18 @@ class AsyncClient(ClientBase):
     @described_as(Client.models)
     async def models(self) -> list[Model]:
         return await self._transport.run(self._flows.models())
+
+    @described_as(Client.tokenize)
+    @known_arguments
+    async def tokenize(
+        self,
+        model: str,
+        texts: str | Iterable[str],
+        *,
+        prompt: str | None = None,
+        special_tokens: bool = True,
+    ) -> list[TokenizedText]:
+        return await self._transport.run(self._flows.tokenize(model, texts, prompt, special_tokens))
 
     @described_as(Client.server_info)
     async def server_info(self) -> ServerInfo:

@@ -76,6 +76,24 @@ def models(arguments: Namespace) -> None:
     print_table(_MODEL_COLUMNS, map(_model_row, found), right=_MODEL_COLUMNS[2:8])
 
 
+def tokenize(arguments: Namespace) -> None:
+    """Shows the tokens of texts, as prompts and as answers."""
+    options = {name: getattr(arguments, name) for name in ("prompt", "special_tokens")}
+    with connection(arguments, arguments.model) as (client, model):
+        found = client.tokenize(model, arguments.texts, **options)
+    if arguments.json:
+        print_json([dataclasses.asdict(text) for text in found])
+        return
+    for text in found:
+        put(f"{text.text!r}: {len(text.ids)} token{'' if len(text.ids) == 1 else 's'}")
+        for token, string in zip(text.ids, text.tokens, strict=True):
+            put(f"{token:>8}  {string!r}")
+        if text.answer_id is not None:
+            put(f"  as an answer: {text.answer_id} {text.answer_token!r}")
+        if text.answer_note:
+            put(f"  {'not an answer' if text.answer_id is None else 'note'}: {text.answer_note}")
+
+
 def info(arguments: Namespace) -> None:
     """Describes the server."""
     with connection(arguments) as (client, _):

@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_discover, _jobs, _watch, _cancel, _show, _evaluate, _compare, _models, _info):
+    for add in (_discover, _jobs, _watch, _cancel, _show, _evaluate, _compare, _models, _tokenize, _info):
         add(subparsers)
     return parser
 
@@ -120,6 +120,24 @@ def _evaluate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _models(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("models", help="list the served models")
     parser.set_defaults(run=commands.models)
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _tokenize(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("tokenize", help="show how a model tokenizes texts")
+    parser.set_defaults(run=commands.tokenize)
+    parser.add_argument(
+        "--model", required=True, help="served model (without a server: or directory, hub id)"
+    )
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="put it in quotes: spaces in front count")
+    parser.add_argument("--prompt", metavar="TEXT", help="show what the texts are as answers to this")
+    parser.add_argument(
+        "--no-special-tokens",
+        dest="special_tokens",
+        action="store_false",
+        help="leave out those that the tokenizer puts around prompts by itself",
+    )
     _add_server(parser)
     _add_json(parser)
 

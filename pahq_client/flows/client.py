@@ -27,7 +27,7 @@ from pahq_client.flows.job import JobFlows
 from pahq_client.flows.session import SessionFlows
 from pahq_client.progress import ProgressLike
 from pahq_client.request import DiscoveryRequest, EvaluationRequest, MeasurementOptions, SessionRequest
-from pahq_client.results import Estimate, Evaluation, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.task import TaskLike
 
 # An interrupted user waits this long at most for the server to hear of it.
@@ -47,6 +47,12 @@ class ClientFlows:
     def models(self) -> Flow[list[Model]]:
         response = yield from self._calls.call(rpcs.MODELS, model_pb2.ListModelsRequest())
         return wire.models(response)
+
+    def tokenize(
+        self, model: str, texts: str | Iterable[str], prompt: str | None, special_tokens: bool
+    ) -> Flow[list[TokenizedText]]:
+        request = wire.tokenize_message(model, texts, prompt, special_tokens)
+        return wire.tokenized_texts(request, (yield from self._calls.call(rpcs.TOKENIZE, request)))
 
     def server_info(self) -> Flow[ServerInfo]:
         response = yield from self._calls.call(rpcs.INFO, server_pb2.GetServerInfoRequest())

@@ -22,7 +22,8 @@ class CallLimits:
         failure_burst: of these, so many at once after a pause. Beyond, callers are told to wait. Who shows
             valid credentials is let in, wherever the call comes from.
         read_s: seconds that a message may take to come, once its call is admitted.
-        threads: calls that are worked on at the same time; others wait for their turn, or their end.
+        threads: calls that are worked on at the same time; others wait for their turn, or their end. No user
+            has all of them, and half at most for what may take seconds, such as tokenizing.
     """
 
     rate: float = 500.0

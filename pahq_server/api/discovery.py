@@ -41,7 +41,8 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         user = current_call().caller.user
         if request.validate_only:
             checked, estimate = await self._threads.run(
-                lambda: self._jobs.check(requests.discovery_spec(request.spec), request.request_id, user)
+                lambda: self._jobs.check(requests.discovery_spec(request.spec), request.request_id, user),
+                slow=True,
             )
             return pb.CreateDiscoveryResponse(
                 discovery=responses.discovery(checked),
@@ -52,7 +53,8 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
             return self._jobs.create(requests.discovery_spec(request.spec), request.request_id, user)
 
         # A client that chose a request id will ask again for what it created. Without one, nobody will.
-        job = await self._threads.run(create, None if request.request_id else Job.cancel)
+        undo = None if request.request_id else Job.cancel
+        job = await self._threads.run(create, undo, slow=True)
         return pb.CreateDiscoveryResponse(discovery=responses.discovery(job))
 
     async def GetDiscovery(self, request: pb.GetDiscoveryRequest, context: Any) -> pb.GetDiscoveryResponse:
@@ -114,7 +116,9 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
             measurement = requests.measurement(request.measurement)
             return self._jobs.evaluate(measurement, request.edges, user, requests.origin(request))
 
-        prepared, future = await self._threads.run(evaluate, undo=lambda started: started[1].cancel())
+        prepared, future = await self._threads.run(
+            evaluate, undo=lambda started: started[1].cancel(), slow=True
+        )
         value, full, empty = await asyncio.wrap_future(future)
         ends = warnings.Ends(prepared.measurement.metric, full, empty)
 

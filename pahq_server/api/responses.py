@@ -16,7 +16,7 @@ from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_
 from pahq_server.access.limits import CallLimits
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo
 from pahq_server.core.graph import Graph
-from pahq_server.core.task import BuiltinTask
+from pahq_server.core.task import BuiltinTask, TokenizedText
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.quotas import Quotas
@@ -146,6 +146,17 @@ def session(opened: Session, full: float, empty: float, warnings: Sequence[str])
 
 def model(info: ModelInfo) -> model_pb2.Model:
     return model_pb2.Model(**asdict(info))
+
+
+def tokenized_text(found: TokenizedText) -> model_pb2.TokenizedText:
+    return model_pb2.TokenizedText(
+        text=found.text,
+        ids=found.ids,
+        tokens=found.tokens,
+        answer_id=found.answer,
+        answer_token=found.answer_token,
+        answer_note=found.note,
+    )
 
 
 def memory(usage: MemoryUsage) -> server_pb2.MemoryUsage:

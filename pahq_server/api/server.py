@@ -109,7 +109,7 @@ class ApiServer:
         patching_pb2_grpc.add_PatchingServiceServicer_to_server(
             PatchingService(jobs.sessions, threads), server
         )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine, threads), server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(
             ServerService(engine, MAX_MESSAGE_BYTES, responses.limits(jobs.quotas, access.limits)), server
         )

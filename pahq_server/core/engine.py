@@ -8,7 +8,7 @@ from typing import NewType, Protocol
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import Graph
-from pahq_server.core.task import PromptTask, TaskSpec, TokenTask
+from pahq_server.core.task import PromptTask, TaskSpec, TokenizedText, TokenTask
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,19 @@ class Engine(Protocol):
 
     def prepare(self, measurement: Measurement) -> Prepared:
         """Checks a measurement completely; from any thread. Raises InvalidRequestError or NotFoundError."""
+        ...
+
+    def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
+        """Shows how texts are tokenized, as prompts and as answers. May be called from any thread.
+
+        Args:
+            model: name of a served model.
+            texts: to tokenize.
+            special: whether prompts get the special tokens that the tokenizer adds by itself.
+            prompt: that the texts would answer; empty for none.
+
+        Raises InvalidRequestError or NotFoundError.
+        """
         ...
 
     def estimate(self, prepared: Prepared) -> Estimate:

@@ -57,6 +57,7 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
         )
         self.base = 11  # edges of the session's base circuit
         self.unanswered = 0  # hypotheses per call
+        self.texts_left_out = 0  # of those to tokenize
         self.hold = "EvaluateCircuit"  # the method whose calls wait ...
         self.held = threading.Event()  # ... until this is set, as it is unless a test takes another one
         self.held.set()
@@ -136,6 +137,22 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
     def ListModels(self, request: Any, context: Any) -> Any:
         self._enter("ListModels", request, context)
         return model_pb2.ListModelsResponse(models=[model_pb2.Model(name="demo", layers=4, tokenizer=True)])
+
+    def TokenizeTexts(self, request: Any, context: Any) -> Any:
+        """A token per letter, with 0 before them in prompts; single letters are answers."""
+        self._enter("TokenizeTexts", request, context)
+        return model_pb2.TokenizeTextsResponse(
+            texts=[self._tokenized(text, request) for text in request.texts[self.texts_left_out :]]
+        )
+
+    def _tokenized(self, text: str, request: Any) -> model_pb2.TokenizedText:
+        start = [] if request.omit_special_tokens else [0]
+        found = model_pb2.TokenizedText(text=text, ids=[*start, *map(ord, text)])
+        found.tokens.extend([*("<s>" for _ in start), *text])
+        if len(text) == 1:
+            found.answer_id, found.answer_token = ord(text), text
+        found.answer_note = "" if len(text) == 1 else f"no answer to {request.prompt!r}: \x1b[31m"
+        return found
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:
         self._enter("GetServerInfo", request, context)
