@@ -99,7 +99,7 @@ def _check_apart(directory: Path, copy: Path, target: Path) -> None:
 
 
 def _earlier_copy(path: Path) -> bool:
-    """Whether a file of the data directory may be replaced: it is one of our databases, and not the server's."""
+    """Whether a file of the data directory may be replaced: a database, and not the server's own."""
     if path.name == LOCK or path.name.startswith(DATABASE) or not path.is_file():
         return False
     if path.samefile(path.with_name(DATABASE)):

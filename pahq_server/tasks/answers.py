@@ -27,8 +27,8 @@ class _Joined:
 
     Args:
         tail: tokens after those that the prompt has by itself.
-        merged: whether the prompt's own tokens are not there any more, as one crosses the border. The tail then
-            begins where the two differ.
+        merged: whether the prompt's own tokens are not there any more, as one crosses the border. The tail
+            then begins where the two differ.
     """
 
     tail: TokenIds
