@@ -167,7 +167,7 @@ class ModelEngine:
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
         tokenizer, limits = self._find(model).tokenizer, self._limits(model)
         return self._time_limits[model].run(
-            lambda out_of_time: tokenize(texts, special, prompt, tokenizer, limits, out_of_time)
+            lambda out_of_time: tokenize(texts, special, prompt, tokenizer, limits, out_of_time), "texts"
         )
 
     def _resolve(self, model: str, task: TaskSpec) -> ResolvedTask:

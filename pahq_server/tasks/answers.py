@@ -27,8 +27,8 @@ class _Joined:
 
     Args:
         tail: tokens after those that the prompt has by itself.
-        merged: whether the prompt's own tokens are not there any more, as one crosses the border. The tail
-            then begins where the two differ.
+        merged: whether the prompt's own tokens are not there any more, since one crosses the border. Then the
+            tail begins where the two differ.
     """
 
     tail: TokenIds
@@ -62,6 +62,12 @@ class AnswerReader:
         except UntokenizableError as error:
             detail = f"{quoted(answer)} cannot be tokenized: {error}{self._advice(answer)}"
             raise InvalidRequestError(field, detail) from None
+        lost = self._texts.vocabulary.left_out(answer) if self._texts.vocabulary else ""
+        if lost:
+            detail = (
+                f"the model's tokenizer has no token for {quoted(lost)} and leaves it out of {quoted(answer)}"
+            )
+            raise InvalidRequestError(field, f"{detail}; write another word or send a token id")
         joined = self._join(answer)
         token = alone[0] if len(alone) == 1 else joined.single if joined else None
         if token is None:
@@ -146,11 +152,10 @@ class AnswerReader:
     def _advice(self, answer: str) -> str:
         """What to write instead, tried out."""
         bare = answer.strip()
-        tries = dict.fromkeys((_with_other_space(answer), bare, f" {bare}"))
-        for text in tries:
+        for text in (f" {bare}", bare) if answer[:1].isspace() else (bare, f" {bare}"):
             if bare and text != answer and self._works(text):
                 return f"; try {quoted(text)}"
-        return "; or send a token id"
+        return "; write another word or send a token id"
 
     def _works(self, text: str) -> bool:
         try:
@@ -158,7 +163,8 @@ class AnswerReader:
         except UntokenizableError:
             return False
         token = alone[0] if len(alone) == 1 else self._follows(text)
-        return token is not None and not self._stands_for_any(token, text)
+        lost = self._texts.vocabulary.left_out(text) if self._texts.vocabulary else ""
+        return token is not None and not lost and not self._stands_for_any(token, text)
 
     def _follows(self, text: str) -> int | None:
         """The one token that a text is after the prompt, unless it stands for anything."""
@@ -175,7 +181,9 @@ class AnswerReader:
 
     def _continues_a_word(self, answer: str) -> bool:
         assert self._prompt is not None
-        return self._prompt[-1].isalnum() and answer[:1].isalnum()
+        border = self._prompt[-1] + answer[:1]
+        # The rest of a number is often meant to be just that.
+        return len(border) == 2 and border.isalnum() and not border.isdigit()
 
     def _last_word(self) -> str:
         assert self._prompt is not None

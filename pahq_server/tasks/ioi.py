@@ -9,6 +9,7 @@ clean ones: same form, same length, but nothing in it tells who gets the ball.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,7 +97,13 @@ def single_token_names(tokenizer: Tokenizer, names: Sequence[str], after: str = 
     ids = {name: _following(tokenizer, after, f" {name}") for name in names}
     # Word-level tokenizers map every unknown word to one token: no name may share the nonsense word's.
     unknown = _following(tokenizer, after, " Qxzvkj")
-    return [name for name, tokens in ids.items() if len(tokens) == 1 and tokens != unknown]
+    # Nor may two names share one, as they do where a tokenizer leaves out what it does not know.
+    shared = {tokens for tokens, count in Counter(ids.values()).items() if count > 1}
+    return [
+        name
+        for name, tokens in ids.items()
+        if len(tokens) == 1 and tokens != unknown and tokens not in shared
+    ]
 
 
 def _following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:

@@ -196,6 +196,8 @@ class TaskTexts:
             parts.insert(0, "…")
         if window.stop < len(ids):
             parts.append("…")
+        if mark == len(ids):
+            parts.append(">>end<<")
         return ", ".join(parts)
 
     def strings(self, ids: Sequence[int]) -> list[str]:

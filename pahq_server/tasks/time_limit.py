@@ -37,11 +37,12 @@ class TimeLimit:
         self._stuck: list[_Attempt[Any]] = []
         self._lock = threading.Lock()
 
-    def run(self, work: Callable[[Callable[[], bool]], T]) -> T:
+    def run(self, work: Callable[[Callable[[], bool]], T], field: str = "task") -> T:
         """Returns what the work returns, or raises what it raises.
 
         Args:
             work: what to do; gets a function that tells whether it was given up.
+            field: of the request, for the error.
 
         Raises:
             InvalidRequestError: it took too long.
@@ -53,7 +54,7 @@ class TimeLimit:
             with self._lock:
                 self._stuck.append(attempt)
             detail = f"tokenizing took longer than {self._seconds:g} s and was given up"
-            raise InvalidRequestError("task", f"{detail}: send fewer or shorter texts, or token ids")
+            raise InvalidRequestError(field, f"{detail}: send fewer or shorter texts, or token ids")
         return attempt.result()
 
     def _check(self) -> None:
