@@ -23,8 +23,8 @@ from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import prefix
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.executor import FIRST_PATIENCE, SparseExecutor, score_together
+from pahq_server.engine.sparse.shared import CUT_SHARE, DeviceMemory
 from pahq_server.memory.errors import IntegrityError, OutOfPagesError
 from pahq_server.memory.pool import PagePool
 from pahq_server.memory.runs import Pages
@@ -370,6 +370,116 @@ def test_a_job_that_never_fits_fails_alone(zoo: Zoo, order: tuple[int, int]) -> 
     for job, _ in jobs:
         job.release()
     assert_intact(memory, used=0)
+
+
+# What is remembered is counted, and bounds are lifted again
+
+
+def remembered(memory: DeviceMemory) -> int:
+    """Bytes of the differences that all jobs remember, each piece of memory once."""
+    jobs = [job for job in memory.jobs if isinstance(job, SparseExecutor)]
+    held = {
+        dx.untyped_storage().data_ptr(): dx.untyped_storage().nbytes()
+        for job in jobs
+        for _, base in job._bases.values()
+        for known in base.known_cuts.values()
+        for dx in known.values()
+    }
+    return sum(held.values())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_remembered_differences_stay_within_the_scratch_memory(zoo: Zoo, name: str) -> None:
+    model, specs = single(zoo, name), (*SPECS[:3], *SPECS[:3])
+    memory = device_memory(ROOMY)
+    backend, jobs = open_jobs(model, memory, specs)
+    expected = backend.score(jobs)
+    everything = remembered(memory)
+    assert 0 < everything <= memory.cut_bytes
+    for share in (2, 8, 50, everything):
+        memory = device_memory(ROOMY, int(everything / share / CUT_SHARE))
+        backend, jobs = open_jobs(model, memory, specs)
+        for _ in range(2):
+            # One by one: what other jobs remember stays while a job is scored.
+            assert [backend.score([job])[0] for job in jobs] == expected
+            assert remembered(memory) <= memory.cut_bytes
+        assert backend.score(jobs) == expected
+        assert remembered(memory) <= memory.cut_bytes
+
+
+def test_a_job_that_was_short_of_memory_shares_sweeps_again(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, specs = single(zoo, "gpt2"), (SPECS[0], SPECS[0])
+    memory = device_memory(ROOMY)
+    backend, jobs = open_jobs(model, memory, specs)
+    expected = backend.score(jobs)
+    together: list[int] = []
+
+    def noted(work: Jobs, scratch_bytes: int) -> list[Outcome]:
+        together.append(len(work))
+        return score_together(work, scratch_bytes)
+
+    monkeypatch.setattr("pahq_server.engine.sparse.backend.score_together", noted)
+    # All but what the first job needs with few anchors is taken by somebody else for a while.
+    jobs[0][0].forget()
+    jobs[1][0].forget()
+    free = memory.pool.num_pages - memory.pool.statistics().used
+    taken = memory.pool.allocate(free - least_pages(model, specs, tolerance=20) + used_by_all(model, specs))
+    assert backend.score(jobs) == expected
+    assert any(job.restricted for job, _ in jobs)
+    for page in taken:
+        memory.pool.release(taken[taken == page])
+    for _ in range(2 * FIRST_PATIENCE):
+        assert backend.score(jobs) == expected
+    assert not any(job.restricted for job, _ in jobs)
+    together.clear()
+    assert backend.score(jobs) == expected
+    assert together == [2]
+
+
+def used_by_all(model: Model, specs: Sequence[Spec]) -> int:
+    """Pages of open jobs without bases."""
+    return sum(used_by(model, spec) for spec in specs)
+
+
+def test_tries_without_bounds_that_fail_come_ever_later(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In memory that is short for good, few calls are spent on finding out that it still is."""
+    model, spec = single(zoo, "gpt2"), SPECS[0]
+    memory = device_memory(least_pages(model, [spec]))
+    backend, jobs = open_jobs(model, memory, [spec])
+    tries: list[int] = []
+    calls: list[int] = []
+
+    def noted(work: Jobs, scratch_bytes: int) -> list[Outcome]:
+        tries.append(len(calls))
+        return score_together(work, scratch_bytes)
+
+    monkeypatch.setattr("pahq_server.engine.sparse.backend.score_together", noted)
+    (expected,) = scores_of(model, device_memory(ROOMY), [spec])
+    tries.clear()
+    for call in range(70):
+        calls.append(call)
+        assert backend.score(jobs) == [expected]
+    gaps = np.diff(tries)
+    assert len(tries) >= 4
+    assert (gaps[1:] > 1.5 * gaps[:-1]).all(), tries
+
+
+def test_a_job_in_small_parts_does_not_keep_others_apart(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, specs = single(zoo, "gpt2"), (SPECS[0],) * 3
+    backend, jobs = open_jobs(model, device_memory(ROOMY), specs)
+    expected = backend.score(jobs)
+    together: list[int] = []
+
+    def noted(work: Jobs, scratch_bytes: int) -> list[Outcome]:
+        together.append(len(work))
+        return score_together(work, scratch_bytes)
+
+    monkeypatch.setattr("pahq_server.engine.sparse.backend.score_together", noted)
+    jobs[1][0].restrict(1, frugal=True)
+    assert backend.score(jobs) == expected
+    assert together == [2]
 
 
 # Memory that runs out in odd places

@@ -34,7 +34,8 @@ class SparseBackend:
 
     Under memory pressure, in this order: what other jobs keep for later is dropped; jobs are scored one by
     one; a job has fewer anchors at a time, and keeps less of them; its rows are scored in smaller and smaller
-    parts. Scores keep their bits all the while.
+    parts. Scores keep their bits all the while. A job does without these bounds again after some calls that
+    had room, and then shares sweeps with others again.
 
     Args:
         model: folded (see `models.folding`).
@@ -69,30 +70,37 @@ class SparseBackend:
 
     def _score_group(self, group: Sequence[Job]) -> list[Outcome]:
         """Jobs of one graph: together if that works, else one by one."""
-        if not any(job.frugal for job, _ in group):
+        outcomes: dict[int, Outcome] = {}
+        free = [number for number, (job, _) in enumerate(group) if not job.restricted]
+        if free:
+            together = [group[number] for number in free]
             try:
-                return score_together(group, self._memory.scratch_bytes)
+                outcomes.update(zip(free, score_together(together, self._memory.sweep_bytes), strict=True))
+                for job, _ in together:
+                    job.had_room()
             except Exception as error:
                 if not _is_memory(error):
                     if len(group) == 1:
                         return [error]
                     # Alone, each gets its own error.
                     logger.warning("jobs are scored one by one: together they failed", exc_info=error)
-        outcomes: list[Outcome] = []
-        for job, rows in group:
+        for number, (job, rows) in enumerate(group):
+            if number in outcomes:
+                continue
             self._memory.preempt(keep=(job,))
             try:
-                outcomes.append(self._score_alone(job, rows))
+                outcomes[number] = self._score_alone(job, rows)
+                job.had_room()
             except Exception as error:  # noqa: BLE001 - reported as the job's outcome
-                outcomes.append(error)
-        return outcomes
+                outcomes[number] = error
+        return [outcomes[number] for number in range(len(group))]
 
     def _score_alone(self, job: SparseExecutor, rows: Sequence[Row]) -> list[float]:
         """Rows of one job, in parts as large as there is room for."""
         scores: list[float] = []
         for part in _by_anchors(rows, job.anchors_at_once):
             try:
-                scores += job.score(part, self._memory.scratch_bytes)
+                scores += job.score(part, self._memory.sweep_bytes)
             except Exception as error:
                 if not _is_memory(error):
                     raise
@@ -105,7 +113,7 @@ class SparseBackend:
         anchors = len({id(row.anchor) for row in rows})
         if anchors > 1 or not job.frugal:
             # The states that a frugal job computes again are a fifth of its time: rather fewer anchors.
-            job.anchors_at_once, job.frugal = max(1, anchors // 2), anchors == 1
+            job.restrict(max(1, anchors // 2), frugal=anchors == 1)
             return self._score_alone(job, rows)
         if len(rows) == 1:
             raise ResourceExhaustedError(f"not enough memory for one row: {error}", RETRY_S) from error

@@ -69,6 +69,7 @@ class Base:
         self.frugal = False
         # Differences of the last batch of cuts: the next batch of a chain goes on from them.
         self.known_cuts: dict[tuple[int, object], dict[Pattern, Tensor]] = {}
+        self._cut_bytes = 0
         self._changed = changed
         # What `_hears_all` has found.
         self._whole: dict[int, bool] = {}
@@ -130,7 +131,31 @@ class Base:
         """Frees all values that no other base shares. May be called again."""
         self._outputs.release()
         self._own.release()
-        self.known_cuts.clear()
+        self.known_cuts, self._cut_bytes = {}, 0
+
+    def trim_cuts(self, room: int) -> int:
+        """Drops remembered differences until they take at most ``room`` bytes; returns what they take.
+
+        The latest stay: chains mostly go on from them. A difference that is not remembered is summed up
+        again, in the same order, and has the same bits.
+        """
+        if self._cut_bytes <= room:
+            return self._cut_bytes
+        left, kept_bytes = {}, 0
+        for place, known in self.known_cuts.items():
+            size = next(iter(known.values())).nbytes
+            kept = list(known.items())[len(known) - min(len(known), (room - kept_bytes) // size) :]
+            if kept:
+                # Copies: every one of them is a part of the memory of all.
+                left[place] = {pattern: dx.clone() for pattern, dx in kept}
+                kept_bytes += len(kept) * size
+        self.known_cuts, self._cut_bytes = left, kept_bytes
+        return kept_bytes
+
+    def remember_cuts(self, place: tuple[int, object], cuts: dict[Pattern, Tensor]) -> None:
+        """Remembers the differences of a batch at one place, instead of all others."""
+        self.known_cuts = {place: cuts}
+        self._cut_bytes = sum(dx.nbytes for dx in cuts.values())
 
     def count(self, receiver: int) -> int:
         """Packed tokens at a live receiver, N."""

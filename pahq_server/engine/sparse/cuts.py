@@ -133,7 +133,7 @@ def chained(
             for sender in pattern[1:]:
                 dx[i] += single(sender)
         known[pattern] = dx[i]
-    base.known_cuts = {(receiver, key): dict(zip(patterns, dx, strict=True))}
+    base.remember_cuts((receiver, key), dict(zip(patterns, dx, strict=True)))
     return dx
 
 

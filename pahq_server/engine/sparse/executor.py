@@ -25,6 +25,12 @@ from pahq_server.engine.sparse.sweep import Sweep
 from pahq_server.engine.sparse.tokens import Places, Tokens
 from pahq_server.engine.sparse.variants import as_tensor, pick
 
+# No bound on how many anchors have a base at a time.
+ALL_ANCHORS = 1 << 30
+# After how many calls that had room a job that was short of memory tries to do without bounds: at first, and
+# at most, where tries fail.
+FIRST_PATIENCE, MOST_PATIENCE = 4, 256
+
 
 class SparseExecutor:
     """Scores rows of one job. Whoever makes one releases it.
@@ -42,13 +48,15 @@ class SparseExecutor:
     @torch.inference_mode()
     def __init__(self, shared: Shared, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
         self.graph, self.weights, self.maps = graph, shared.weights(graph), shared.maps(graph)
-        self._task = task
+        self._task, self.memory = task, shared.memory
         tokens = Tokens.of(shared.model.architecture, task, ablation, shared.model.device)
         prefixes = shared.memory.prefixes
         self.reference = Reference(self.weights, shared.model, tokens, ablation, prefixes, shared.namespace)
         # Under memory pressure: how many anchors may have a base at a time, beside their parents, and whether
         # these keep nothing that they can compute again.
-        self.anchors_at_once, self.frugal = 1 << 30, False
+        self.anchors_at_once, self.frugal = ALL_ANCHORS, False
+        # How many calls in a row there was room for since then, and after how many the bounds are lifted.
+        self._roomy, self._patience = 0, FIRST_PATIENCE
         # Bases of the last call, by anchor; the anchor is held so that its id stays its own.
         self._bases: dict[int, tuple[Anchor, Base]] = {}
         try:
@@ -77,6 +85,36 @@ class SparseExecutor:
         self.forget()
         self.reference.release()
 
+    # Memory pressure
+
+    @property
+    def restricted(self) -> bool:
+        """Whether memory was short: such a job is scored by itself."""
+        return self.frugal or self.anchors_at_once < ALL_ANCHORS
+
+    def restrict(self, anchors_at_once: int, frugal: bool) -> None:
+        """Bounds what the job takes, until there has been room for a while (see `had_room`)."""
+        if not self.restricted and self._roomy < self._patience:
+            # The last try without bounds came too early: the next one is later.
+            self._patience = min(MOST_PATIENCE, 2 * self._patience)
+        self.anchors_at_once, self.frugal, self._roomy = anchors_at_once, frugal, 0
+
+    def had_room(self) -> None:
+        """Takes note of a call that had room for all; lifts the bounds after some in a row.
+
+        What took the memory may be gone. A try that fails costs a call; after each the next comes later.
+        Scores do not depend on the bounds.
+        """
+        self._roomy += 1
+        if self._roomy < self._patience:
+            return
+        if self.restricted:
+            self.anchors_at_once, self.frugal, self._roomy = ALL_ANCHORS, False, 0
+            for _, base in self._bases.values():
+                base.frugal = False
+        else:
+            self._patience = FIRST_PATIENCE
+
     # Bases
 
     def base(self, anchor: Anchor) -> Base:
@@ -104,6 +142,13 @@ class SparseExecutor:
     def keep(self, anchor: Anchor, base: Base) -> None:
         base.frugal = self.frugal
         self._bases[id(anchor)] = (anchor, base)
+
+    def trim_cuts(self, room: int) -> int:
+        """Drops remembered differences until they take at most ``room`` bytes; returns what they take."""
+        taken = 0
+        for _, base in reversed(self._bases.values()):
+            taken += base.trim_cuts(room - taken)
+        return taken
 
     def forget(self) -> bool:
         """Drops all bases, which are computed again when rows need them; returns whether there were any."""
@@ -184,6 +229,7 @@ def score_together(
             for place, score in zip(places, found, strict=True):
                 scores[number][part[place] - first_of[number]] = score
         del sweep  # before the next one takes as much
+        work[0][0].memory.bound_cuts([job for job, _ in work])
     return [failed.get(number, found) for number, found in enumerate(scores)]
 
 
@@ -198,6 +244,7 @@ def _make_bases(work: Sequence[tuple[SparseExecutor, Sequence[Row]]], scratch_by
         parents = [job.base(anchor.parent) for job, anchor in ready if anchor.parent is not None]
         for part in _parts(parents, scratch_bytes, keep=True):
             _derive([ready[i] for i in part], [parents[i] for i in part])
+            work[0][0].memory.bound_cuts([job for job, _ in work])
 
 
 def _derive(anchors: Sequence[tuple[SparseExecutor, Anchor]], parents: Sequence[Base]) -> None:

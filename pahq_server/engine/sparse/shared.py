@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 from weakref import WeakSet
 
@@ -10,13 +10,15 @@ import torch
 
 from pahq_server.core.graph import Graph
 from pahq_server.engine.sparse.maps import Maps, Rounded
-from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.engine.sparse.weights import Products, SparseWeights
 from pahq_server.memory.pool import PagePool
 from pahq_server.memory.prefix import PrefixCache
 from pahq_server.models.architecture import Model
 
 # Share of the memory for the values of a sweep; the rest is the pool.
 SCRATCH_SHARE = 0.15
+# Share of that for differences which the next sweep may go on from.
+CUT_SHARE = 0.1
 # A page holds so many tokens of one head, within limits.
 PAGE_TOKENS = 256
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 4 << 10, 256 << 10
@@ -27,6 +29,10 @@ class Preemptible(Protocol):
 
     def forget(self) -> bool:
         """Drops what can be computed again; returns whether there was anything."""
+        ...
+
+    def trim_cuts(self, room: int) -> int:
+        """Drops remembered differences until they take at most ``room`` bytes; returns what they take."""
         ...
 
 
@@ -47,6 +53,27 @@ class DeviceMemory:
         self.prefixes = PrefixCache(self.pool)
         self.jobs: WeakSet[Preemptible] = WeakSet()
         self.preemptions = 0
+        self._products: dict[bytes, Products] = {}
+
+    @property
+    def cut_bytes(self) -> int:
+        """Of the scratch memory: for differences that jobs remember between sweeps."""
+        return int(CUT_SHARE * self.scratch_bytes)
+
+    @property
+    def sweep_bytes(self) -> int:
+        """Of the scratch memory: for the values of a sweep."""
+        return self.scratch_bytes - self.cut_bytes
+
+    def products(self, namespace: bytes) -> Products:
+        """What is kept of products of a model's weights, for all who use the model."""
+        return self._products.setdefault(namespace, Products())
+
+    def bound_cuts(self, recent: Sequence[Preemptible]) -> None:
+        """Drops remembered differences beyond `cut_bytes`: those of jobs that are not ``recent`` first."""
+        room = self.cut_bytes
+        for job in [*recent, *(job for job in list(self.jobs) if job not in recent)]:
+            room -= job.trim_cuts(room)
 
     def preempt(self, keep: Collection[Preemptible]) -> None:
         """Drops the bases of all jobs but some; they are computed again when these jobs go on."""
@@ -87,9 +114,9 @@ class Shared:
     def weights(self, graph: Graph) -> SparseWeights:
         """The model's weights under a graph."""
         if graph not in self._weights:
-            self._weights[graph] = SparseWeights(
-                self.model, graph, None if self._rounded is None else self._rounded.layers
-            )
+            layers = None if self._rounded is None else self._rounded.layers
+            products = self.memory.products(self.namespace)
+            self._weights[graph] = SparseWeights(self.model, graph, layers, products)
         return self._weights[graph]
 
     def maps(self, graph: Graph) -> Maps | None:

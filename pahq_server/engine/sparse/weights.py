@@ -5,8 +5,9 @@ Shape suffixes: D d_model, K d_head, O width of a receiver (d_head, or hidden un
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,13 +20,57 @@ from pahq_server.models.resident import QuantizedLayer
 from pahq_server.precision.products import inner, matmul, sums
 from pahq_server.precision.quantized import Matrix, floats
 
-# Bytes of head-to-receiver products that are kept for reuse.
+# Bytes of products of one model's weights that are kept for reuse.
 COMPOSED_BYTES = 64 * 1024 * 1024
 
 # Of two matrices that are multiplied, which are those of a policy instead of full precision.
 Low = tuple[bool, bool]
 EXACT: Low = (False, False)
 ALL_LOW: Low = (True, True)
+
+
+class Products:
+    """What is made of one model's weights and kept for reuse, for all of its graphs and precision policies.
+
+    Products of weights are dropped, the least recently used first, where they exceed `COMPOSED_BYTES`
+    together: the bound is the model's and does not grow with the policies that jobs ask for.
+    """
+
+    def __init__(self) -> None:
+        # Per layer, gate and input of a gated MLP side by side.
+        self.gated: dict[int, Tensor] = {}
+        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self._bytes = 0
+        self._spaces: dict[Graph, int] = {}
+        self._numbers = itertools.count()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the products that are kept."""
+        return self._bytes
+
+    def space(self, graph: Graph) -> int:
+        """A number for keys of products in full precision, which all policies share under a graph."""
+        if graph not in self._spaces:
+            self._spaces[graph] = next(self._numbers)
+        return self._spaces[graph]
+
+    def new_space(self) -> int:
+        """A number for keys of products that nobody else shares."""
+        return next(self._numbers)
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The product under a key, made if it is not kept."""
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+            return found
+        found = self._kept[key] = make()
+        self._bytes += found.nbytes
+        while self._bytes > COMPOSED_BYTES and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._bytes -= oldest.nbytes
+        return found
 
 
 class SparseWeights:
@@ -35,15 +80,22 @@ class SparseWeights:
         model: with folded norms.
         graph: which receivers there are.
         rounded: the layers as a policy rounds them, for rows; None where rows are in full precision.
+        products: of this model, shared with its other graphs and policies; None for its own.
     """
 
-    def __init__(self, model: Model, graph: Graph, rounded: Sequence[QuantizedLayer] | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        graph: Graph,
+        rounded: Sequence[QuantizedLayer] | None = None,
+        products: Products | None = None,
+    ) -> None:
         self.arch, self.graph, self.weights = model.architecture, graph, model.weights
         self.dtype, self.device = model.dtype, model.device
         self._rounded = rounded
-        self._composed: OrderedDict[tuple[int, int, Low], Tensor] = OrderedDict()
-        self._composed_bytes = 0
-        self._gated: dict[int, Tensor] = {}
+        self._products = Products() if products is None else products
+        # Products of rounded matrices are those of one policy.
+        self._space, self._rounded_space = self._products.space(graph), self._products.new_space()
         # Or read from files when they are used: then nothing large is kept here.
         self._in_memory = isinstance(model.weights, Weights)
 
@@ -62,8 +114,8 @@ class SparseWeights:
             return weights.w_q[unit]
         if kind in ("k", "v"):
             return (weights.w_k if kind == "k" else weights.w_v)[self.kv_head(unit)]
-        if layer in self._gated:
-            return self._gated[layer]
+        if layer in self._products.gated:
+            return self._products.gated[layer]
         # Each once: it may be read from a file.
         w_in = weights.w_in
         assert w_in is not None
@@ -74,7 +126,7 @@ class SparseWeights:
         # A gated MLP reads its gate and its hidden units side by side.
         both = torch.cat([w_gate, w_in], 1)
         if self._in_memory:
-            self._gated[layer] = both
+            self._products.gated[layer] = both
         return both
 
     def _rounded_reads(self, kind: ReceiverKind, layer: int, unit: int) -> Tensor:
@@ -215,13 +267,5 @@ class SparseWeights:
         return cos.to(self.dtype).view(shape), sin.to(self.dtype).view(shape)
 
     def _product(self, key: tuple[int, int, Low], make: Callable[[], Tensor]) -> Tensor:
-        found = self._composed.get(key)
-        if found is None:
-            found = self._composed[key] = make()
-            self._composed_bytes += found.nbytes
-            while self._composed_bytes > COMPOSED_BYTES and len(self._composed) > 1:
-                _, oldest = self._composed.popitem(last=False)
-                self._composed_bytes -= oldest.nbytes
-        else:
-            self._composed.move_to_end(key)
-        return found
+        space = self._space if key[2] == EXACT else self._rounded_space
+        return self._products.get((space, key), make)
