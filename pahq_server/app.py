@@ -34,7 +34,7 @@ from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.models.casting import Placed
-from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
+from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan_models
@@ -145,13 +145,13 @@ async def _serve(
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
     if tls is not None:
         telemetry.observer.certificates_expire(tls.server_expiry, tls.client_ca_expiry)
-    keep_freed_memory()
+    keep_freed_memory(kept_free_bytes(plan.scratch))
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     # Only while loading: what is freed between kept weights is of no use to passes.
     hand_back_freed_memory()
     served = {name: _load(name, config, device, plan) for name in config.models}
-    keep_freed_memory()
+    keep_freed_memory(kept_free_bytes(plan.scratch))
     engine = ModelEngine(served, config.executor, plan.memory)
     loop, broken = asyncio.get_running_loop(), asyncio.Event()
 

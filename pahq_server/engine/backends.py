@@ -33,10 +33,15 @@ def precisions(executor: str, loaded: LoadedModel) -> tuple[str, ...]:
         kept = _formats(loaded.resident.policy)
         differences = [p for p in POLICIES.values() if p.operand == "differences"]
         return tuple(p.name for p in differences if p.name == "fp32" or _formats(p) == kept)
-    known = POLICIES.values()
+    return tuple(policy.name for policy in policies(executor))
+
+
+def policies(executor: str) -> tuple[Policy, ...]:
+    """What jobs on a model in full precision can ask for."""
+    known = tuple(POLICIES.values())
     if executor == "literal":
-        return tuple(p.name for p in known if p.name == "fp32" or p.operand == "activations")
-    return tuple(policy.name for policy in known)
+        return tuple(p for p in known if p.name == "fp32" or p.operand == "activations")
+    return known
 
 
 def _formats(policy: Policy) -> tuple[Format, Format, Format]:

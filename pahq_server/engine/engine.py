@@ -36,7 +36,7 @@ from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
 from pahq_server.models.folding import FOLDING, fold
-from pahq_server.models.heap import Gaps
+from pahq_server.models.heap import Gaps, kept_free_bytes
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision import products
@@ -83,7 +83,8 @@ class ModelEngine:
         self._backends: dict[tuple[str, str], Backend[Any]] = {}
         self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
         self._ids = itertools.count()
-        self._estimator, self._gaps = Estimator(), Gaps()
+        self._estimator = Estimator()
+        self._gaps = Gaps(kept_free=kept_free_bytes(self.memory.scratch_bytes))
         self._checks = 0
         self._processor = _processor()
         self._time_limits = {name: TimeLimit() for name in self._served}

@@ -20,8 +20,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 HANDED_BACK_BYTES = 128 << 10
 # The largest that glibc accepts; larger blocks still go back to the kernel.
 KEPT_BLOCK_BYTES = 32 << 20
-# Free memory at the end of the heap that is kept.
-KEPT_FREE_BYTES = 512 << 20
+# Free memory at the end of the heap that is kept: as much as a sweep may take, which is counted as memory
+# for jobs, within these limits. Less makes passes fetch the same pages from the kernel again and again; more
+# would be the process's own, which a plan has to promise whatever `--memory` is.
+LEAST_KEPT_FREE_BYTES, MOST_KEPT_FREE_BYTES = 64 << 20, 512 << 20
 # Free memory between blocks that is kept when a job has ended: the next one needs about as much.
 KEPT_GAPS_BYTES = 16 << 20
 
@@ -31,10 +33,19 @@ def hand_back_freed_memory() -> bool:
     return _set((_MMAP_THRESHOLD, HANDED_BACK_BYTES))
 
 
-def keep_freed_memory() -> bool:
-    """Applies to the whole process. Returns whether the C library knows how (glibc does)."""
+def kept_free_bytes(scratch_bytes: int) -> int:
+    """How much free memory is kept at the end of the heap where sweeps may take so much."""
+    return min(MOST_KEPT_FREE_BYTES, max(LEAST_KEPT_FREE_BYTES, scratch_bytes))
+
+
+def keep_freed_memory(kept_free: int = MOST_KEPT_FREE_BYTES) -> bool:
+    """Applies to the whole process. Returns whether the C library knows how (glibc does).
+
+    Args:
+        kept_free: bytes of free memory at the end of the heap that are kept.
+    """
     # One arena: other threads' would be limited to blocks smaller than these.
-    return _set((_ARENA_MAX, 1), (_MMAP_THRESHOLD, KEPT_BLOCK_BYTES), (_TRIM_THRESHOLD, KEPT_FREE_BYTES))
+    return _set((_ARENA_MAX, 1), (_MMAP_THRESHOLD, KEPT_BLOCK_BYTES), (_TRIM_THRESHOLD, kept_free))
 
 
 class Gaps:
@@ -44,15 +55,16 @@ class Gaps:
 
     Args:
         kept: bytes of gaps that may come up before they are handed back.
+        kept_free: bytes of free memory at the end of the heap that stay.
     """
 
-    def __init__(self, kept: int = KEPT_GAPS_BYTES) -> None:
-        self._kept = kept
+    def __init__(self, kept: int = KEPT_GAPS_BYTES, kept_free: int = MOST_KEPT_FREE_BYTES) -> None:
+        self._kept, self._kept_free = kept, kept_free
         # What glibc counts as free although the kernel has it back already.
         self._known = 0
 
     def hand_back(self) -> bool:
-        """Hands gaps back to the kernel if many have come up, and what is free beyond `KEPT_FREE_BYTES`.
+        """Hands gaps back to the kernel if many have come up, and what is free beyond ``kept_free``.
 
         Takes milliseconds, and longer where memory must be fetched again. Returns whether it did so.
         """
@@ -66,7 +78,7 @@ class Gaps:
         self._known = min(self._known, gaps)
         if gaps - self._known <= self._kept:
             return False
-        trim(KEPT_FREE_BYTES)
+        trim(self._kept_free)
         self._known = _gaps(information())
         return True
 

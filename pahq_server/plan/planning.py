@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pahq_server.engine.backends import policies
 from pahq_server.engine.engine import TRANSFORMS
 from pahq_server.engine.operations import (
     BOOKKEEPING_S,
@@ -14,6 +15,7 @@ from pahq_server.engine.operations import (
 )
 from pahq_server.engine.sizing import job_bytes, machine_bytes
 from pahq_server.engine.sparse.shared import divided, page_bytes_for
+from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
@@ -22,6 +24,7 @@ from pahq_server.models.streaming import STORE_SHARE
 from pahq_server.plan.weights import (
     Recording,
     composed_bytes,
+    copies_bytes,
     gated_bytes,
     loading_peak,
     resident,
@@ -31,8 +34,11 @@ from pahq_server.precision.policy import POLICIES
 
 # Of what the weights leave, unless the operator says otherwise.
 DEFAULT_SHARE = 0.5
-# The interpreter with torch and transformers takes about 360 MB; tokenizers and requests come on top.
-PROCESS_BYTES = 512 << 20
+# Interpreter, torch and transformers take about 300 MiB once models have been compared at load. On top come,
+# with jobs of ever other sizes, kernels that libraries keep per shape (bounded, see `cli.serve`), free memory
+# of the heap (bounded, see `models.heap`), threads, requests and results: 570 MiB in all after 200 varied
+# jobs of the demo model.
+PROCESS_BYTES = 640 << 20
 
 
 class DoesNotFitError(Exception):
@@ -65,6 +71,7 @@ class ModelPlan:
         edges_group, edges_query: of the graph, by ``kv_receivers``.
         job: bytes of a job; None if its prompts are longer than the model's context.
         operations: of a discovery on the group graph, between these; None as ``job``.
+        copies: bytes of rounded copies, made when jobs first ask for other precisions than ``fp32``.
     """
 
     name: str
@@ -82,6 +89,7 @@ class ModelPlan:
     operations: tuple[int, int] | None
     rounded: Parts | None = None
     store: int = 0
+    copies: int = 0
 
     @property
     def weights(self) -> int:
@@ -133,8 +141,15 @@ class Plan:
 
     @property
     def serving(self) -> int:
-        """Bytes of the process when all of it is used."""
+        """Bytes of the process when all of it is used, with jobs in one precision."""
         return PROCESS_BYTES + self.weights + self.memory
+
+    @property
+    def every_precision(self) -> int:
+        """Bytes of the process once jobs have used every precision: `serving` and all rounded copies."""
+        # Products of rounded weights are kept beside the others, within the same bound.
+        more = (COMPOSED_BYTES - model.composed for model in self.models if model.copies and model.composed)
+        return self.serving + sum(model.copies for model in self.models) + sum(more)
 
     @property
     def loading(self) -> int:
@@ -212,7 +227,7 @@ def _rounded(model: ModelPlan, source: str, recording: Recording, precision: str
     parts = rounded(source, POLICIES[precision])
     in_work = 3 * max(piece.largest for piece in recording.pieces)
     store = int(STORE_SHARE * 4 * model.parameters)
-    return replace(model, rounded=parts, store=store, gated=0, loading=parts.total + in_work)
+    return replace(model, rounded=parts, store=store, gated=0, copies=0, loading=parts.total + in_work)
 
 
 def _plan_model(name: str, found: Outline, recording: Recording, load: Load, executor: str) -> ModelPlan:
@@ -221,18 +236,20 @@ def _plan_model(name: str, found: Outline, recording: Recording, load: Load, exe
     sparse, fitting = TRANSFORMS[executor] is FOLDING, load.tokens <= arch.context
     least = least_operations(arch, load.prompts, load.tokens) * group.num_edges
     most = most_operations(arch, group, load.prompts, load.tokens)
+    kept = resident(model.weights)
     return ModelPlan(
         name=name,
         architecture=arch,
         parameters=model.parameters,
         bytes_on_disk=found.bytes_on_disk,
         dtypes=tuple(sorted(str(dtype).removeprefix("torch.") for dtype in found.dtypes)),
-        resident=resident(model.weights),
+        resident=kept,
         gated=gated_bytes(model) if sparse else 0,
-        composed=composed_bytes(arch, query) if sparse else 0,
+        composed=min(COMPOSED_BYTES, sum(composed_bytes(arch, g) for g in {group, query})) if sparse else 0,
         loading=loading_peak(recording.pieces),
         edges_group=group.num_edges,
         edges_query=query.num_edges,
         job=job_bytes(arch, sample_task(load.prompts, load.tokens)) if fitting else None,
         operations=(least, most) if fitting else None,
+        copies=copies_bytes(arch, kept, policies(executor)),
     )

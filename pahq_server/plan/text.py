@@ -41,6 +41,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "scratch_bytes": plan.scratch,
         "loading_bytes": plan.loading,
         "serving_bytes": plan.serving,
+        "every_precision_bytes": plan.every_precision,
         "machine_bytes": plan.machine,
         "fits": plan.fits,
     }
@@ -61,6 +62,7 @@ def _model_json(plan: Plan, model: ModelPlan) -> dict[str, Any]:
         **rounded,
         "gated_bytes": model.gated,
         "composed_bytes": model.composed,
+        "copies_bytes": model.copies,
         "loading_bytes": model.loading,
         "edges_group": model.edges_group,
         "edges_query": model.edges_query,
@@ -106,8 +108,9 @@ def _first_use(model: ModelPlan) -> str:
     parts = [f"{size(model.gated)} for gates beside the MLPs' inputs"] if model.gated else []
     if model.composed:
         parts.append(f"up to {size(model.composed)} for products of weights")
-    # Each kind of graph has its own (see `engine.sparse.shared`).
-    return f"{' and '.join(parts)}, for each kv_receivers that jobs ask for" if parts else ""
+    if model.copies:
+        parts.append(f"up to {size(model.copies)} for copies in all other precisions")
+    return " and ".join(parts)
 
 
 def _job(plan: Plan, model: ModelPlan) -> str:
@@ -132,12 +135,19 @@ def _machine(plan: Plan) -> list[str]:
         f"jobs and sessions: {size(plan.memory)} ({which}): {plan.pages:,} pages of {size(plan.page_bytes)}, "
         f"{size(plan.scratch)} of scratch",
         f"in all: process {size(PROCESS_BYTES)} + models {size(plan.weights)} + jobs {size(plan.memory)} = "
-        f"{size(plan.serving)}; while loading at most {size(plan.loading)}",
+        f"{size(plan.serving)}; while loading at most {size(plan.loading)}" + _every_precision(plan),
         f"{'this fits' if plan.fits else 'this does NOT fit'} into {place} {size(plan.machine)}",
     ]
     if plan.gflops is not None:
         lines += [line.format(rate=plan.gflops, bookkeeping=1000 * BOOKKEEPING_S) for line in _ESTIMATE]
     return lines
+
+
+def _every_precision(plan: Plan) -> str:
+    if plan.every_precision == plan.serving:
+        return ""
+    excess = ", which does NOT fit" if plan.every_precision > plan.machine else ""
+    return f"; once jobs have used every precision {size(plan.every_precision)}{excess}"
 
 
 def size(count: int) -> str:

@@ -19,7 +19,7 @@ from pahq_server.models.loading import LoadedModel, outline
 from pahq_server.models.masters import Masters
 from pahq_server.models.parts import Parts
 from pahq_server.models.resident import make_resident
-from pahq_server.precision.policy import Policy
+from pahq_server.precision.policy import Format, Policy
 
 _MLP = ("w_in", "b_in", "w_gate", "b_gate", "w_out", "b_out", "norm2_w", "norm2_b")
 
@@ -83,6 +83,27 @@ def rounded(source: str, policy: Policy) -> Parts:
     with torch.device("meta"):
         masters = Masters(LoadedModel(outline(source).model, None, ""), lambda: None)
         return make_resident(masters, policy, "meta").nbytes
+
+
+def copies_bytes(arch: Architecture, parts: Parts, policies: Iterable[Policy]) -> int:
+    """The most that rounded copies of a model take, which are made for the first job of each policy.
+
+    Args:
+        arch: of the model.
+        parts: what the model takes in float32.
+        policies: that jobs ask for, besides that of the model.
+    """
+    matrices = parts.total - parts.embedding
+    total = 0
+    for policy in policies:
+        if policy.operand == "activations":
+            total += parts.total  # rounded numbers in float32
+        elif policy.heads is Format.BF16:
+            total += matrices // 2
+        elif policy.heads is not Format.FP32:
+            # Numbers of a byte, and a scale of float32 for at least d_head of them.
+            total += matrices // 4 + matrices // arch.d_head
+    return total
 
 
 def loading_peak(pieces: Sequence[Piece]) -> int:

@@ -55,6 +55,7 @@ def test_json_has_numbers_only_and_all_of_them(capsys: pytest.CaptureFixture[str
         "scratch_bytes": int,
         "loading_bytes": int,
         "serving_bytes": int,
+        "every_precision_bytes": int,
         "machine_bytes": int,
         "fits": bool,
     }
@@ -70,6 +71,7 @@ def test_json_has_numbers_only_and_all_of_them(capsys: pytest.CaptureFixture[str
         "resident_bytes": dict,
         "gated_bytes": int,
         "composed_bytes": int,
+        "copies_bytes": int,
         "loading_bytes": int,
         "edges_group": int,
         "edges_query": int,

@@ -23,12 +23,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pahq_server.core.graph import KvReceivers
 from pahq_server.demo import model_path
 from pahq_server.engine.engine import TRANSFORMS
+from pahq_server.engine.literal_activations import RoundedModel
 from pahq_server.engine.sparse import weights as sparse_weights
+from pahq_server.engine.sparse.maps import Rounded
+from pahq_server.engine.sparse.shared import DeviceMemory, Shared
 from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.models.architecture import Model
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load, outline
 from pahq_server.plan.planning import plan_models
-from pahq_server.plan.weights import Recording, composed_bytes, gated_bytes, loading_peak, resident
+from pahq_server.plan.weights import (
+    Recording,
+    composed_bytes,
+    copies_bytes,
+    gated_bytes,
+    loading_peak,
+    resident,
+)
+from pahq_server.precision.policy import POLICIES, Policy
 
 UNTIED: dict[str, Callable[[Path], object]] = {
     name: lambda path, make_one=make_one: make_one(tie_word_embeddings=False).save_pretrained(path)
@@ -170,9 +182,49 @@ def test_what_the_first_use_makes(
                 weights.composed(head, receiver)
         for other in heads:
             weights.overlap(head, other)
-    assert composed_bytes(model.architecture, graph) == weights._composed_bytes
-    assert gated_bytes(model) == sum(w.nbytes for w in weights._gated.values())
+    assert composed_bytes(model.architecture, graph) == weights._products.nbytes
+    assert gated_bytes(model) == sum(w.nbytes for w in weights._products.gated.values())
     assert (gated_bytes(model) > 0) == (name == "llama")
+
+
+def copied_bytes(model: Model, policy: Policy) -> int:
+    """Memory that the first job under a policy takes beside the model."""
+    made: tuple[object, ...]
+    if policy.operand == "activations":
+        rounded_model = RoundedModel(model, policy)
+        made = (tuple(rounded_model.maps._rounded.values()), rounded_model.model.weights)
+    else:
+        rounded = Rounded.of(model, policy)
+        made = () if rounded is None else (tuple(rounded.layers), rounded.w_u)
+    return real_bytes((model.weights, made)) - real_bytes(model.weights)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("name", NAMES)
+def test_copies_in_other_precisions_take_no_more_than_planned(name: str, policy: Policy, zoo: Zoo) -> None:
+    model = load(str(zoo.path(name)), FOLDING).model
+    copied = copied_bytes(model, policy)
+    planned = copies_bytes(model.architecture, resident(model.weights), [policy])
+    assert copied <= planned
+    assert (copied > 0) == (planned > 0) == (policy.name != "fp32")
+
+
+def test_all_policies_share_one_bound_on_products(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(str(zoo.path("gpt2")), FOLDING).model
+    monkeypatch.setattr(sparse_weights, "COMPOSED_BYTES", 3000)
+    memory = DeviceMemory(1 << 24, 4096)
+    products, low = memory.products(b"m"), (True, True)
+    for policy in POLICIES.values():
+        if policy.operand == "differences":
+            shared = Shared(model, memory, b"m", Rounded.of(model, policy))
+            for kv_receivers in ("group", "query"):
+                weights = shared.weights(model.architecture.graph(kv_receivers))
+                exact = weights.composed(1, weights.graph.receiver_of("mlp", 0))
+                assert exact is weights.composed(1, weights.graph.receiver_of("mlp", 0))
+                if weights.rounds:
+                    rounded = weights.composed(1, weights.graph.receiver_of("mlp", 0), low)
+                    assert not torch.equal(rounded, exact)
+                assert products.nbytes <= 3000
 
 
 def test_products_of_weights_are_bounded(zoo: Zoo) -> None:
