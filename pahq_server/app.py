@@ -117,7 +117,7 @@ async def serve(
 
     Raises InvalidRequestError for a device that is not there, a model that cannot be loaded or memory that
     the device does not have, DoesNotFitError, before anything is loaded, where models and memory together are
-    too much, StorageError for a data directory that cannot be used, RuntimeError for an address that cannot
+    too much, StorageError for a data directory that cannot be used, ListenError for an address that cannot
     be bound, WorkerFailedError where jobs cannot be worked on any more.
     """
     telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
@@ -190,13 +190,25 @@ async def _serve(
     logger.info("stopping")
     if watching is not None:
         watching.cancel()
-    stopping = asyncio.create_task(api.stop(GRACE_S))
-    await asyncio.to_thread(jobs.close)
-    await stopping
+    for result in await asyncio.gather(api.stop(GRACE_S), _close(jobs), return_exceptions=True):
+        if isinstance(result, BaseException):
+            # What is stored is stored, and a later process goes on from there.
+            logger.error("a part of the server did not end in good order", exc_info=result)
     if broken.is_set():
         # Whoever supervises the process starts it again, and its jobs go on; without a data directory they
         # have failed.
         raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
+
+
+async def _close(jobs: JobService) -> None:
+    """Closes the service in a thread of its own, since the batch at hand may take a while."""
+    try:
+        closing = asyncio.get_running_loop().run_in_executor(None, jobs.close)
+    except RuntimeError:  # no memory for a thread
+        logger.warning("there is no memory for a thread: nobody is answered while jobs are stored")
+        jobs.close()
+    else:
+        await closing
 
 
 async def _watch_certificates(tls: TlsContents) -> None:

@@ -54,6 +54,10 @@ def _streams_per_connection(limits: CallLimits) -> int:
     return limits.user_calls + limits.user_streams + 2 * limits.address_anonymous
 
 
+class ListenError(RuntimeError):
+    """The address that the server is to listen on cannot be had."""
+
+
 class ApiServer:
     """Serves an engine and its jobs over gRPC.
 
@@ -115,15 +119,18 @@ class ApiServer:
         )
 
     def _bind(self, listen: str, tls: TlsContents | None) -> int:
-        """Raises RuntimeError for an address that cannot be bound."""
-        if tls is None:
-            return int(self._server.add_insecure_port(listen))
-        credentials = grpc.ssl_server_credentials(
+        """Raises ListenError for an address that cannot be bound."""
+        credentials = tls and grpc.ssl_server_credentials(
             [(tls.key, tls.cert)],
             root_certificates=tls.client_ca,
             require_client_auth=tls.client_ca is not None,
         )
-        return int(self._server.add_secure_port(listen, credentials))
+        try:
+            if credentials is None:
+                return int(self._server.add_insecure_port(listen))
+            return int(self._server.add_secure_port(listen, credentials))
+        except RuntimeError as error:
+            raise ListenError(str(error)) from error
 
     async def start(self) -> None:
         await self._server.start()

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
     from pahq_server.core.engine import ModelInfo
 
+logger = logging.getLogger(__name__)
+
 # Longest time that a thread keeps others from running Python code.
 SWITCH_S = 0.001
 # Measured on two cores: small models take 1.1 to 1.3 times as long as with the default; where other processes
@@ -38,6 +41,7 @@ SPIN_COUNT = "4000"
 # 1024. Jobs of ever other shapes fill whatever there is, and that memory is in no plan. Measured on 24 varied
 # jobs of the demo model: a quarter of the default costs no more than 2 % of the CPU time.
 KEPT_KERNELS = "256"
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 TOPICS = (models, listening, access, computing, sessions, sharing, quotas, storage, telemetry)
 
 
@@ -63,15 +67,40 @@ def run(options: argparse.Namespace) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # A call is answered in many turns between those of the worker, and by default waits 5 ms for each.
     sys.setswitchinterval(SWITCH_S)
+    # Until the event loop takes the signals over. Nothing has to be kept yet, and the first process of a
+    # container, which has no default for SIGTERM, would go on.
+    before = {number: signal.signal(number, lambda *_: sys.exit(OK)) for number in STOPPING}
+    try:
+        return _serve(options)
+    except (MemoryError, RuntimeError, OSError, ImportError) as error:
+        # The machine lacks something, mostly memory, which torch and threads tell by a plain RuntimeError and
+        # libraries that are loaded by ImportError.
+        logger.debug("the server ends", exc_info=error)
+        reason = "there is not enough memory" if isinstance(error, MemoryError) else f"cannot go on: {error}"
+        return complain(reason, FAILED)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Serves until the end; returns the exit code. Raises what tells that the machine lacks something."""
     try:
         from pahq_server.app import serve  # imports torch, which takes seconds
     except ModuleNotFoundError as error:  # the client alone is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
+    from pahq_server.api.server import ListenError
     from pahq_server.plan.planning import DoesNotFitError
 
+    told, stopped = Announcement(options), False
+
+    async def until_stopped() -> None:
+        nonlocal stopped
+        await serve(_config(options), told.ready, told.loaded)
+        stopped = True
+
     try:
-        told = Announcement(options)
-        asyncio.run(serve(_config(options), told.ready, told.loaded))
+        asyncio.run(until_stopped())
     except (
         DoesNotFitError,
         StorageError,
@@ -80,13 +109,18 @@ def run(options: argparse.Namespace) -> int:
         return complain(str(error), FAILED)
     except ServerError as error:
         return complain(str(error))
-    except RuntimeError as error:
-        logging.getLogger(__name__).debug("cannot serve", exc_info=error)
+    except ListenError as error:
+        logger.debug("cannot serve", exc_info=error)
         # gRPC knows no more than that, and tells how to have it write a log.
         taken = "the address is in use, or is not one of this machine"
         return complain(
             f"cannot serve on {options.listen}: {taken if 'Failed to bind' in str(error) else error}"
         )
+    except (MemoryError, RuntimeError) as error:
+        if not stopped:
+            raise
+        # All that matters is done; asyncio could not start a thread to put its own things away.
+        logger.debug("the event loop did not end in good order", exc_info=error)
     return OK
 
 
@@ -123,7 +157,6 @@ class Announcement:
         self._tell([f"try it: {client_line(address, self._options)}"])
 
     def _tell(self, lines: Sequence[str]) -> None:
-        logger = logging.getLogger(__name__)
         if not logger.isEnabledFor(logging.INFO):
             return
         for line in lines:
