@@ -128,9 +128,13 @@ class TaskTexts:
 
     def check_total(self, field: str, prompts: Iterable[Prompt]) -> None:
         """Checks the bytes of all texts of a field, before any of them is tokenized."""
+        size = 0
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                self._check_bytes(f"{field}[{i}]", prompt)
+                size += _bytes(prompt)
         if self.limits.tokens is None:
             return
-        size = sum(_bytes(prompt) for prompt in prompts if isinstance(prompt, str))
         most = max(MIN_TEXT_BYTES, SHRINKING * self.limits.tokens * self._longest)
         if size > most:
             detail = f"its texts have {size} bytes in all; at most {most} are taken, as a job may take"
