@@ -118,10 +118,11 @@ def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Te
     Raises InvalidRequestError (field ``model``) where transformers does not load the checkpoint, or would
     make up weights that are missing.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
         with _quiet():
+            # Imported here: its optional parts warn of what they lack when they are imported.
+            from transformers import AutoModelForCausalLM
+
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=torch.float32,

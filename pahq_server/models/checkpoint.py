@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ class Checkpoint:
         """A tensor of an open file, as a view of its mapping; counted as read."""
         mapped: Tensor = shard.get_tensor(name)
         if mapped.dtype not in FLOATS:
-            raise InvalidRequestError("model", f"tensor {name!r} has dtype {mapped.dtype}, expected a float")
+            raise wrong_dtype(name, mapped.dtype)
         self._sizes[name] = mapped.numel()
         return mapped
 
@@ -115,6 +116,13 @@ class Checkpoint:
                 yield first, part.clone()
 
 
+def wrong_dtype(name: str, dtype: object) -> InvalidRequestError:
+    """The error for a tensor that is not of one of `FLOATS`."""
+    allowed = "expected a float of 16, 32 or 64 bits: quantised weights are not read"
+    detail = f"tensor {name!r} has dtype {dtype}, {allowed}"
+    return InvalidRequestError("model", detail)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Raises InvalidRequestError (field ``model``) where this file cannot be read."""
@@ -129,6 +137,21 @@ def revision_hash(directory: Path) -> str:
     digest = hashlib.sha256()
     for path in [directory / CONFIG, *weight_files(directory).paths]:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(content_digest(path, stamp(path)))
     return digest.hexdigest()
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Device, inode, size, and the times of the last change of content and of anything; raises OSError.
+
+    Programs can set the time of the content back after a change, but not the other one.
+    """
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache(maxsize=512)
+def content_digest(path: Path, stamp: tuple[int, ...]) -> bytes:
+    """SHA-256 of a file's content, read once as long as its stamp is the same. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -92,9 +92,9 @@ class Fields:
 
     def _check_multiples(self, values: Mapping[str, Any]) -> None:
         for (name, other), why in self.multiples.items():
-            whole, part = values[name], values.get(other)
-            # Null stands for a value that fits.
-            if part is not None and whole % part:
+            whole, part = values.get(name), values.get(other)
+            # Null stands for a value that fits; a default may not be known before transformers fills it in.
+            if whole is not None and part is not None and whole % part:
                 detail = f"config.json: {name}={whole} is not a multiple of {other}={part}, so {why}"
                 raise InvalidRequestError("model", detail)
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.checkpoint import FLOATS, Checkpoint, reading
+from pahq_server.models.checkpoint import FLOATS, Checkpoint, reading, wrong_dtype
 from pahq_server.models.files import weight_files
 
 _DTYPES: dict[str, torch.dtype] = {
@@ -60,7 +60,7 @@ class Headers(Checkpoint):
         kind, shape = self._found[name]
         dtype = _DTYPES.get(kind)
         if dtype not in FLOATS:
-            raise InvalidRequestError("model", f"tensor {name!r} has dtype {dtype or kind}, expected a float")
+            raise wrong_dtype(name, dtype or kind)
         tensor = torch.empty(shape, dtype=torch.float32, device="meta")
         self._sizes[name] = tensor.numel()
         self.dtypes.add(dtype)

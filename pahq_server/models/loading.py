@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +13,23 @@ import torch
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
-from pahq_server.models.adapters import gpt2, gpt_neo, gpt_neox, hooked, llama, mistral, opt, qwen2, qwen3
+from pahq_server.models.adapters import (
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    hooked,
+    llama,
+    mistral,
+    opt,
+    qwen2,
+    qwen3,
+)
+from pahq_server.models.adapters.hooked_config import IRRELEVANT
 from pahq_server.models.architecture import LayerWeights, Model, Rotary, Weights
 from pahq_server.models.building import PLAIN, Transform, build
 from pahq_server.models.checkpoint import Checkpoint, revision_hash
 from pahq_server.models.fields import Fields
-from pahq_server.models.files import CONFIG, locate, read_json, weight_files
+from pahq_server.models.files import CONFIG, WeightFiles, locate, read_json, weight_files
 from pahq_server.models.headers import Headers
 from pahq_server.models.leftovers import refuse_leftovers, refuse_other_weights
 from pahq_server.models.mapped import Mapped
@@ -108,6 +119,51 @@ def outline(source: str, transform: Transform = PLAIN) -> Outline:
     with torch.device("meta"):
         model, headers = _assemble(locate(source), Headers, transform)
     return Outline(model, headers.bytes_on_disk, frozenset(headers.dtypes))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What loading a checkpoint made of each of its parts.
+
+    Args:
+        loaded: the model.
+        files: that were read, and what decided so.
+        computed: fields of ``config.json`` that decide what is computed, with their values.
+        ignored: names of fields that are there and have no effect on logits.
+        read: number of tensors that were read.
+        buffers: names of tensors beside them, which hold what follows from the configuration.
+    """
+
+    loaded: LoadedModel
+    files: WeightFiles
+    computed: Mapping[str, Any]
+    ignored: tuple[str, ...]
+    read: int
+    buffers: tuple[str, ...]
+
+
+def inspect(source: str) -> Inspection:
+    """Loads a checkpoint and tells what became of each field, file and tensor. Raises as `load` does."""
+    directory = locate(source)
+    model, checkpoint = _assemble(directory, Checkpoint, PLAIN)
+    raw = read_json(directory / CONFIG)
+    ignored = [name for name in raw if _is_ignored(raw["model_type"], name)]
+    unread = tuple(checkpoint.unread)
+    return Inspection(
+        loaded=_loaded(model, directory),
+        files=weight_files(directory),
+        computed={name: value for name, value in raw.items() if name not in ignored},
+        ignored=tuple(ignored),
+        read=sum(1 for _ in checkpoint) - len(unread),
+        buffers=unread,
+    )
+
+
+def _is_ignored(model_type: str, name: str) -> bool:
+    if model_type == "hooked_transformer":
+        return name in IRRELEVANT
+    fields: Fields = ADAPTERS[model_type].FIELDS
+    return fields.does_not_matter(name)
 
 
 def _loaded(model: Model, directory: Path) -> LoadedModel:
