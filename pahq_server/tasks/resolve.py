@@ -116,7 +116,7 @@ def tokenize(
         raise InvalidRequestError(
             "texts", f"{len(texts)} texts; at most {MAX_SHOWN_TEXTS} are taken at a time"
         )
-    reading = TaskTexts(tokenizer, limits, out_of_time)
+    reading = TaskTexts(tokenizer, limits, out_of_time, MAX_SHOWN_TOKENS)
     if prompt:
         reading.ids("prompt", prompt)
     found: list[TokenizedText] = []

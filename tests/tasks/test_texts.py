@@ -72,8 +72,21 @@ def test_what_a_context_holds_of_the_longest_tokens_is_taken_twice() -> None:
 def test_long_texts_are_judged_by_their_beginnings() -> None:
     tokenizer = Recording()
     error = refusal(PromptTask(clean=("a" * 60_000,)), tokenizer)
-    assert error.detail == "its first 4096 characters are 4096 tokens already, but the model's context is 10"
+    assert (
+        error.detail
+        == "its first 4096 characters are 4096 tokens already, but the model's context is 10 tokens"
+    )
     assert tokenizer.lengths == [4096]
+
+
+def test_texts_are_no_longer_than_a_job_has_memory_for() -> None:
+    limits = Limits(1000, 1000, context=1_000_000, memory=100_000, token_bytes=10)
+    tokenizer = Recording()
+    assert TaskTexts(tokenizer, limits).most_bytes == 2 * 4 * 10_000
+    error = refusal(PromptTask(clean=("a" * 80_001,)), tokenizer, limits)
+    assert error.detail.endswith("are taken, as a job has memory for 10000 tokens: shorten it")
+    # What is only shown needs no memory of a job, but has to fit into a message.
+    assert TaskTexts(tokenizer, limits, most_shown=20_000).most_bytes == 2 * 4 * 20_000
 
 
 def test_long_texts_of_few_tokens_are_tokenized_whole() -> None:

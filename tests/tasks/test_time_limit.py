@@ -123,6 +123,16 @@ def test_a_real_expression_that_explodes() -> None:
     assert _when_free(limit) == "back"
 
 
+def test_waiting_for_a_processor_does_not_count() -> None:
+    """Twice the limit by the clock, and next to nothing of computing."""
+
+    def work(out_of_time: Callable[[], bool]) -> str:
+        time.sleep(2 * 10 * SHORT_S)
+        return "done"
+
+    assert TimeLimit(10 * SHORT_S).run(work) == "done"
+
+
 def test_generating_prompts_counts() -> None:
     """Each text is quick, all together are not."""
     given_up = threading.Event()
