@@ -193,6 +193,7 @@ async def _serve(
     stopping = asyncio.create_task(api.stop(GRACE_S))
     await asyncio.to_thread(jobs.close)
     await stopping
+    engine.stop_tokenizing()
     if broken.is_set():
         # Whoever supervises the process starts it again, and its jobs go on; without a data directory they
         # have failed.

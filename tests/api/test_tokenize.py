@@ -18,7 +18,7 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine import engine as engine_module
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.models.loading import load
-from pahq_server.tasks.time_limit import TimeLimit
+from pahq_server.tasks.time_limit import Bounds, TimeLimit
 
 Code = grpc.StatusCode
 
@@ -105,14 +105,14 @@ def test_warnings_of_a_task_come_with_its_estimate_and_its_job(directory: Path) 
 def test_a_tokenizer_that_hangs_fails_its_calls_and_no_others(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "TimeLimit", lambda: TimeLimit(seconds=0.1, most_stuck=1))
+    monkeypatch.setattr(engine_module, "TimeLimit", lambda: TimeLimit(Bounds(text_s=0.1, stuck=1)))
     PreTrainedTokenizerFast(tokenizer_object=with_bomb()).save_pretrained(directory)
     bomb = ("a" * 29 + "!") * 60
     with RunningServer(RealEngine(directory)) as server:  # type: ignore[arg-type]
         with refused() as refusal:
             server.create(spec(task=task(clean=[bomb], corrupted=[bomb])))
         assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "task")
-        assert "tokenizing took longer than 0.1 s and was given up" in refusal.message
+        assert "tokenizing of one text took longer than 0.1 s and was given up" in refusal.message
         with refused() as refusal:
             server.models.TokenizeTexts(request(bomb))
         assert (refusal.code, refusal.info.reason) == (Code.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED")
