@@ -82,6 +82,17 @@ def test_long_texts_of_few_tokens_are_tokenized_whole() -> None:
     assert resolve(PromptTask(clean=(text,)), tokenizer, LIMITS).clean == ((0,),)
 
 
+def test_long_texts_may_be_cut_within_a_word_that_has_a_token_as_a_whole_only() -> None:
+    word = "a" * 60
+    tokenizer, limits = words_only([word]), Limits(1000, 1000, context=256)
+    assert resolve(PromptTask((" ".join([word] * 200),)), tokenizer, limits).clean == ((0,) * 200,)
+    error = refusal(PromptTask((" ".join([word] * 200 + ["b"]),)), tokenizer, limits)
+    assert "cannot be tokenized: WordLevel error" in error.detail
+    few = Limits(1000, 1000, context=10)
+    error = refusal(PromptTask((" ".join([word] * 200),)), tokenizer, few)
+    assert "but the model's context is 10" in error.detail
+
+
 def test_the_bytes_of_a_task_are_bounded_by_the_memory_of_a_job() -> None:
     limits = Limits(1000, 1000, context=1000, memory=1000, token_bytes=10)
     tokenizer = Recording()
