@@ -9,6 +9,7 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.models.tokenizer import PretrainedTokenizer
 from pahq_server.tasks.resolve import (
+    MAX_SHOWN_BYTES,
     MAX_SHOWN_TEXTS,
     MAX_SHOWN_TOKENS,
     Limits,
@@ -265,6 +266,18 @@ def test_no_more_tokens_are_shown_than_a_message_holds() -> None:
     assert len(tokenize(["a", "b"], True, "", tokenizer, LIMITS)) == 2
     with pytest.raises(InvalidRequestError, match="texts: more than 100000 tokens in all"):
         tokenize(["a", "b", "c"], True, "", tokenizer, LIMITS)
+
+
+def test_no_more_bytes_are_shown_than_a_message_holds() -> None:
+    class LongTokens(Recording):
+        """Its vocabulary writes a token with very many characters."""
+
+        def token_strings(self, ids: list[int]) -> list[str]:
+            return ["\u0120" * (MAX_SHOWN_BYTES // 8) for _ in ids]
+
+    assert len(tokenize(["a"] * 3, True, "", LongTokens(), LIMITS)) == 3
+    with pytest.raises(InvalidRequestError, match="texts: they and their tokens are more than 8388608 bytes"):
+        tokenize(["a"] * 4, True, "", LongTokens(), LIMITS)
 
 
 def test_nothing_is_shown_without_a_tokenizer() -> None:
