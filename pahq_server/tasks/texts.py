@@ -172,12 +172,25 @@ class TaskTexts:
         """Refuses a text by its beginning where that has too many tokens: memory goes by their number."""
         length = max(_MIN_PIECE, _USUAL_CHARACTERS * self._room)
         while length < len(text):
-            count = len(self._encode_once(text[:length]))
+            count = self._count_beginning(text, length)
             # Where a text is cut, words may fall into more tokens than they have in one piece.
             if count > max(_MIN_PIECE // 4, 2 * self._room):
                 detail = f"its first {length} characters are {count} tokens already, but {self._why}"
                 raise InvalidRequestError(field, detail)
             length *= 4
+
+    def _count_beginning(self, text: str, length: int) -> int:
+        """How many tokens the first characters of a text are."""
+        try:
+            return len(self._encode_once(text[:length]))
+        except UntokenizableError:
+            # The cut may go through a word that has a token as a whole only.
+            end = length
+            while end and text[end - 1].isalnum():
+                end -= 1
+            if end in (0, length):
+                raise
+            return len(self._encode_once(text[:end]))
 
     def _encode_once(self, text: str) -> list[int]:
         ids = self.encode_plain(text)
