@@ -193,7 +193,9 @@ async def _serve(
     for result in await asyncio.gather(api.stop(GRACE_S), _close(jobs), return_exceptions=True):
         if isinstance(result, BaseException):
             # What is stored is stored, and a later process goes on from there.
-            logger.error("a part of the server did not end in good order", exc_info=result)
+            logger.error("a part of the server did not end in good order: %r", result)
+            logger.debug("it failed here", exc_info=result)
+    engine.stop_tokenizing()
     if broken.is_set():
         # Whoever supervises the process starts it again, and its jobs go on; without a data directory they
         # have failed.

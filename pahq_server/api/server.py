@@ -120,14 +120,14 @@ class ApiServer:
 
     def _bind(self, listen: str, tls: TlsContents | None) -> int:
         """Raises ListenError for an address that cannot be bound."""
-        credentials = tls and grpc.ssl_server_credentials(
-            [(tls.key, tls.cert)],
-            root_certificates=tls.client_ca,
-            require_client_auth=tls.client_ca is not None,
-        )
         try:
-            if credentials is None:
+            if tls is None:
                 return int(self._server.add_insecure_port(listen))
+            credentials = grpc.ssl_server_credentials(
+                [(tls.key, tls.cert)],
+                root_certificates=tls.client_ca,
+                require_client_auth=tls.client_ca is not None,
+            )
             return int(self._server.add_secure_port(listen, credentials))
         except RuntimeError as error:
             raise ListenError(str(error)) from error

@@ -171,6 +171,11 @@ class ModelEngine:
             lambda out_of_time: tokenize(texts, special, prompt, tokenizer, limits, out_of_time), "texts"
         )
 
+    def stop_tokenizing(self) -> None:
+        """Fails all calls that wait for a tokenizer, which may hang: the process is about to end."""
+        for limit in self._time_limits.values():
+            limit.close()
+
     def _resolve(self, model: str, task: TaskSpec) -> ResolvedTask:
         tokenizer, limits = self._served[model].tokenizer, self._limits(model)
         if tokenizer is None or not has_text(task):

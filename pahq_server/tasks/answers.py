@@ -112,12 +112,14 @@ class AnswerReader:
 
     def _warn(self, field: str, answer: str, token: int, joined: _Joined) -> None:
         """Warns where the token is not what follows the prompt, or probably not what was meant."""
+        if joined.single == token and not self._continues_a_word(answer):
+            return  # as nearly always: nothing else is tokenized for it
         other = _with_other_space(answer)
         then = self._follows(other)
         is_token = f"{field}: {quoted(answer)} is {self._named(token)}"
         if joined.single is not None and joined.single != token:
             message = (
-                f"{is_token} by itself, which is used; right after the prompt, without a space between them,"
+                f"{is_token} by itself, which is used; right after the prompt, with no space between them,"
             )
             message = f"{message} the same text is {self._named(joined.single)}. Send the token id to choose."
             self._texts.warn("differs", message)
@@ -126,7 +128,7 @@ class AnswerReader:
             if then is not None:
                 message = f"{message} {quoted(other)} does, as {self._named(then)}."
             self._texts.warn("does not follow", message)
-        elif then not in (None, token) and self._continues_a_word(answer):
+        elif joined.single == token and then not in (None, token):
             message = f"{is_token} and goes on with the last word of the prompt, as in"
             message = f"{message} {quoted(self._last_word() + answer)}; {quoted(other)}, with a space, is"
             self._texts.warn("continues a word", f"{message} {self._named(then)}.")

@@ -24,7 +24,7 @@ BUILTIN_TASKS = ("ioi",)
 # Largest number of prompts that a built-in task generates.
 MAX_GENERATED = 10_000
 # Of one call that shows how texts are tokenized: its response must fit into a message.
-MAX_SHOWN_TEXTS, MAX_SHOWN_TOKENS = 1000, 100_000
+MAX_SHOWN_TEXTS, MAX_SHOWN_TOKENS, MAX_SHOWN_BYTES = 1000, 100_000, 8 * 2**20
 
 
 def has_text(spec: TaskSpec) -> bool:
@@ -116,11 +116,11 @@ def tokenize(
         raise InvalidRequestError(
             "texts", f"{len(texts)} texts; at most {MAX_SHOWN_TEXTS} are taken at a time"
         )
-    reading = TaskTexts(tokenizer, limits, out_of_time)
+    reading = TaskTexts(tokenizer, limits, out_of_time, MAX_SHOWN_TOKENS)
     if prompt:
         reading.ids("prompt", prompt)
     found: list[TokenizedText] = []
-    tokens = 0
+    tokens = size = 0
     for i, text in enumerate(texts):
         ids = reading.ids(f"texts[{i}]", text, special)
         tokens += len(ids)
@@ -128,6 +128,10 @@ def tokenize(
             detail = f"more than {MAX_SHOWN_TOKENS} tokens in all; ask for fewer or shorter texts at a time"
             raise InvalidRequestError("texts", detail)
         found.append(_shown(text, ids, prompt, reading))
+        size += sum(len(part.encode()) for part in (text, found[-1].note, *found[-1].tokens))
+        if size > MAX_SHOWN_BYTES:
+            detail = f"they and their tokens are more than {MAX_SHOWN_BYTES} bytes in all; ask for fewer or"
+            raise InvalidRequestError("texts", f"{detail} shorter texts at a time")
     return found
 
 

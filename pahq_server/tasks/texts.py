@@ -64,12 +64,18 @@ class TaskTexts:
         tokenizer: of the model; None if it has none.
         limits: of the model.
         out_of_time: whether to give up, asked before each text.
+        most_shown: of texts that are only shown, how many tokens; None for texts of a task.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, limits: Limits, out_of_time: Callable[[], bool] = never
+        self,
+        tokenizer: Tokenizer | None,
+        limits: Limits,
+        out_of_time: Callable[[], bool] = never,
+        most_shown: int | None = None,
     ) -> None:
         self._tokenizer, self.limits, self._out_of_time = tokenizer, limits, out_of_time
+        self._room, self._why = _room(limits, most_shown)
         self.vocabulary = tokenizer if isinstance(tokenizer, VocabularyTokenizer) else None
         self._longest = self.vocabulary.longest_token_bytes if self.vocabulary else USUAL_LONGEST_TOKEN
         self._known: dict[tuple[str, bool], list[int]] = {}
@@ -78,7 +84,7 @@ class TaskTexts:
     def separate_warnings(self) -> TaskTexts:
         """The same texts and limits, with warnings of its own."""
         other = TaskTexts(self._tokenizer, self.limits, self._out_of_time)
-        other._known = self._known
+        other._room, other._why, other._known = self._room, self._why, self._known
         return other
 
     # As a tokenizer
@@ -128,9 +134,13 @@ class TaskTexts:
 
     def check_total(self, field: str, prompts: Iterable[Prompt]) -> None:
         """Checks the bytes of all texts of a field, before any of them is tokenized."""
+        size = 0
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                self._check_bytes(f"{field}[{i}]", prompt)
+                size += _bytes(prompt)
         if self.limits.tokens is None:
             return
-        size = sum(_bytes(prompt) for prompt in prompts if isinstance(prompt, str))
         most = max(MIN_TEXT_BYTES, SHRINKING * self.limits.tokens * self._longest)
         if size > most:
             detail = f"its texts have {size} bytes in all; at most {most} are taken, as a job may take"
@@ -145,7 +155,7 @@ class TaskTexts:
     @property
     def most_bytes(self) -> int:
         """The bytes that a text may have."""
-        return max(MIN_TEXT_BYTES, SHRINKING * self.limits.context * self._longest)
+        return max(MIN_TEXT_BYTES, SHRINKING * self._room * self._longest)
 
     @property
     def most_answer_bytes(self) -> int:
@@ -155,24 +165,32 @@ class TaskTexts:
     def _check_bytes(self, field: str, text: str) -> None:
         size = _bytes(text)
         if size > self.most_bytes:
-            detail = (
-                f"the text has {size} bytes; at most {self.most_bytes} are taken, as the model's context is"
-            )
-            raise InvalidRequestError(field, f"{detail} {self.limits.context} tokens: shorten it")
+            detail = f"the text has {size} bytes; at most {self.most_bytes} are taken, as {self._why}"
+            raise InvalidRequestError(field, f"{detail}: shorten it")
 
     def _check_beginnings(self, field: str, text: str) -> None:
         """Refuses a text by its beginning where that has too many tokens: memory goes by their number."""
-        context = self.limits.context
-        length = max(_MIN_PIECE, _USUAL_CHARACTERS * context)
+        length = max(_MIN_PIECE, _USUAL_CHARACTERS * self._room)
         while length < len(text):
-            count = len(self._encode_once(text[:length]))
+            count = self._count_beginning(text, length)
             # Where a text is cut, words may fall into more tokens than they have in one piece.
-            if count > 2 * context:
-                detail = (
-                    f"its first {length} characters are {count} tokens already, but the model's context is"
-                )
-                raise InvalidRequestError(field, f"{detail} {context}")
+            if count > max(_MIN_PIECE // 4, 2 * self._room):
+                detail = f"its first {length} characters are {count} tokens already, but {self._why}"
+                raise InvalidRequestError(field, detail)
             length *= 4
+
+    def _count_beginning(self, text: str, length: int) -> int:
+        """How many tokens the first characters of a text are."""
+        try:
+            return len(self._encode_once(text[:length]))
+        except UntokenizableError:
+            # The cut may go through a word that has a token as a whole only.
+            end = length
+            while end and text[end - 1].isalnum():
+                end -= 1
+            if end in (0, length):
+                raise
+            return len(self._encode_once(text[:end]))
 
     def _encode_once(self, text: str) -> list[int]:
         ids = self.encode_plain(text)
@@ -219,6 +237,16 @@ class TaskTexts:
             if len(messages) > _MOST_OF_A_KIND:
                 told[-1] += f" (The same holds for {len(messages) - _MOST_OF_A_KIND} more.)"
         return tuple(told)
+
+
+def _room(limits: Limits, most_shown: int | None) -> tuple[int, str]:
+    """How many tokens a text may have at most, and why."""
+    bounds = [(limits.context, f"the model's context is {limits.context} tokens")]
+    if most_shown is not None:
+        bounds.append((most_shown, f"at most {most_shown} tokens are shown at a time"))
+    elif limits.tokens is not None:
+        bounds.append((limits.tokens, f"a job has memory for {limits.tokens} tokens"))
+    return min(bounds)
 
 
 def too_large(needed: int, allowed: int) -> InvalidRequestError:

@@ -9,84 +9,135 @@ cannot be stopped. A tokenizer that holds several such threads is taken for brok
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pahq_server.core.errors import InvalidRequestError, ResourceExhaustedError
+from pahq_server.core.errors import InvalidRequestError, ResourceExhaustedError, ServerError
 
 T = TypeVar("T")
 
-# Below the usual 30 seconds that clients wait: they are told why.
-TOKENIZE_S = 20.0
-# Threads of one tokenizer that may be left behind: each keeps a core of the machine busy.
-MOST_STUCK = 2
 RETRY_AFTER_S = 60.0
+_LEAST_WAIT_S = 0.01
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How long tokenizing may take.
+
+    Args:
+        text_s: seconds of computing for one text; what fits into a context takes a fraction of one.
+        all_s: seconds of computing for all texts of a request.
+        waiting: a busy machine does not make texts fail: it is the thread's own computing time that counts,
+            up to so many times the seconds by the clock.
+        stuck: threads that may be left behind before everything is refused at once; each keeps a core busy.
+    """
+
+    text_s: float = 5.0
+    all_s: float = 30.0
+    waiting: float = 3.0
+    stuck: int = 2
 
 
 class TimeLimit:
     """Runs the tokenizing of one model. Used from any thread.
 
     Args:
-        seconds: for all texts of a request.
-        most_stuck: threads that may be left behind before everything is refused at once.
+        bounds: of all that it runs.
     """
 
-    def __init__(self, seconds: float = TOKENIZE_S, most_stuck: int = MOST_STUCK) -> None:
-        self._seconds, self._most_stuck = seconds, most_stuck
+    def __init__(self, bounds: Bounds | None = None) -> None:
+        self._bounds = bounds or Bounds()
+        self._running: set[_Attempt[Any]] = set()
         self._stuck: list[_Attempt[Any]] = []
+        self._closed = False
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[Callable[[], bool]], T], field: str = "task") -> T:
         """Returns what the work returns, or raises what it raises.
 
         Args:
-            work: what to do; gets a function that tells whether it was given up.
+            work: what to do; gets a function to be asked before each text: whether it was given up.
             field: of the request, for the error.
 
         Raises:
             InvalidRequestError: it took too long.
             ResourceExhaustedError: the tokenizer still holds threads that took too long.
+            ServerError: this was closed.
         """
-        self._check()
-        attempt = _Attempt(work)
-        if not attempt.wait(self._seconds):
-            with self._lock:
+        with self._lock:
+            self._check()
+            attempt = _Attempt(work, self._bounds)
+            self._running.add(attempt)
+        attempt.start()
+        too_long = attempt.wait()
+        with self._lock:
+            self._running.remove(attempt)
+            if not attempt.ended:
                 self._stuck.append(attempt)
-            detail = f"tokenizing took longer than {self._seconds:g} s and was given up"
-            raise InvalidRequestError(field, f"{detail}: send fewer or shorter texts, or token ids")
+            if self._closed and not attempt.ended:
+                raise ServerError("the server is stopping")
+        if too_long is not None:
+            detail = f"tokenizing {too_long} and was given up: send fewer or shorter texts, or token ids"
+            raise InvalidRequestError(field, detail)
         return attempt.result()
 
-    def _check(self) -> None:
+    def close(self) -> None:
+        """Waits for nothing any more: whoever does is told that the server stops."""
         with self._lock:
-            self._stuck = [attempt for attempt in self._stuck if not attempt.ended]
-            count = len(self._stuck)
-        if count >= self._most_stuck:
-            detail = f"the model's tokenizer hangs: {count} requests have been tokenized for more than"
-            detail = f"{detail} {self._seconds:g} s and cannot be stopped; send token ids"
-            raise ResourceExhaustedError(detail, RETRY_AFTER_S)
+            self._closed = True
+            for attempt in self._running:
+                attempt.abandon()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ServerError("the server is stopping")
+        self._stuck = [attempt for attempt in self._stuck if not attempt.ended]
+        if len(self._stuck) >= self._bounds.stuck:
+            detail = (
+                f"the model's tokenizer hangs: {len(self._stuck)} requests have taken too long and cannot be"
+            )
+            raise ResourceExhaustedError(f"{detail} stopped; send token ids", RETRY_AFTER_S)
 
 
 class _Attempt(Generic[T]):
     """Work in a thread that nobody has to wait for, not even the end of the process."""
 
-    def __init__(self, work: Callable[[Callable[[], bool]], T]) -> None:
+    def __init__(self, work: Callable[[Callable[[], bool]], T], bounds: Bounds) -> None:
         self._work: Callable[[Callable[[], bool]], T] | None = work
+        self._bounds = bounds
         self._value: T | None = None
         self._error: BaseException | None = None
-        self._given_up, self._done = threading.Event(), threading.Event()
+        self._wake = threading.Event()
+        self._given_up = self.ended = False
+        self._clock: int | None = None  # counts the time that the thread computes
+        # Of the text that is tokenized now: by that clock, and by everybody's.
+        self._text_computed, self._text_began = 0.0, time.monotonic()
+
+    def start(self) -> None:
         context = copy_context()
         threading.Thread(target=lambda: context.run(self._run), name="tokenizing", daemon=True).start()
 
-    @property
-    def ended(self) -> bool:
-        return self._done.is_set()
+    def wait(self) -> str | None:
+        """Waits until it has ended, was abandoned, or has taken too long; then tells how long that is."""
+        began, left = time.monotonic(), min(self._bounds.text_s, self._bounds.all_s)
+        while not self._wake.wait(max(left, _LEAST_WAIT_S)):
+            text_left = self._left(self._bounds.text_s, self._text_computed, self._text_began)
+            all_left = self._left(self._bounds.all_s, 0.0, began)
+            left = min(text_left, all_left)
+            if left <= 0:
+                self._given_up = True
+                one = text_left <= all_left
+                what = f"of one text took longer than {self._bounds.text_s:g} s"
+                return what if one else f"took longer than {self._bounds.all_s:g} s"
+        return None
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it ended in time; if not, it is given up."""
-        if not self._done.wait(seconds):
-            self._given_up.set()
-        return not self._given_up.is_set()
+    def abandon(self) -> None:
+        """Nobody waits any more."""
+        self._given_up = True
+        self._wake.set()
 
     def result(self) -> T:
         error, self._error = self._error, None
@@ -97,14 +148,36 @@ class _Attempt(Generic[T]):
                 del error  # it knows this frame
         return self._value  # type: ignore[return-value]
 
+    def _left(self, seconds: float, computed: float, began: float) -> float:
+        """Seconds that are left: of computing since ``computed``, and by the clock since ``began``."""
+        by_clock = began + self._bounds.waiting * seconds - time.monotonic()
+        now = self._computed()
+        return by_clock if now is None else min(by_clock, computed + seconds - now)
+
+    def _computed(self) -> float | None:
+        """Seconds that the thread has computed; None where the system does not tell."""
+        try:
+            return None if self._clock is None else time.clock_gettime(self._clock)
+        except OSError:  # it has ended this very moment
+            return None
+
+    def _out_of_time(self) -> bool:
+        """Called by the thread before each text."""
+        self._text_computed, self._text_began = self._computed() or 0.0, time.monotonic()
+        return self._given_up
+
     def _run(self) -> None:
         assert self._work is not None
+        # By the thread itself: of one that has ended, nobody may ask for the clock.
+        if hasattr(time, "pthread_getcpuclockid"):
+            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
-            self._value = self._work(self._given_up.is_set)
+            self._value = self._work(self._out_of_time)
         except BaseException as error:  # noqa: BLE001 - raised where the result is awaited
             self._error = error
         finally:
             self._work = None
-            if self._given_up.is_set():  # nobody asks
+            if self._given_up:  # nobody asks
                 self._value = self._error = None
-            self._done.set()
+            self.ended = True
+            self._wake.set()

@@ -224,12 +224,12 @@ def test_no_user_holds_all_threads_with_quick_calls() -> None:
 def test_a_single_thread_does_slow_work_too() -> None:
     async def crowd() -> None:
         calls = Crowd(workers=1)
-        for user in ("ada", "ada", "bob"):
+        for user in ("ada", "ada", "ada", "bob"):
             calls.ask(user, slow=True)
         await calls.wait_for(1)
         await calls.settle()
         await calls.end()
-        assert calls.begun == ["ada", "bob", "ada"]
+        assert calls.begun == ["ada", "ada", "bob", "ada"]
 
     asyncio.run(crowd())
 

@@ -79,6 +79,9 @@ def seeds() -> dict[str, Message]:
         f"{patching}/CloseSession": patching_pb2.CloseSessionRequest(name=NAME),
         "pahq.v1.ModelService/ListModels": model_pb2.ListModelsRequest(),
         "pahq.v1.ModelService/GetModel": model_pb2.GetModelRequest(name="demo"),
+        "pahq.v1.ModelService/TokenizeTexts": model_pb2.TokenizeTextsRequest(
+            model="demo", texts=[" Lily", "Tom"], prompt=" Lily and"
+        ),
         "pahq.v1.ServerService/GetServerInfo": server_pb2.GetServerInfoRequest(),
         "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="pahq.v1.ModelService"),
         "grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest(service="nothing"),

@@ -9,6 +9,7 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.models.tokenizer import PretrainedTokenizer
 from pahq_server.tasks.resolve import (
+    MAX_SHOWN_BYTES,
     MAX_SHOWN_TEXTS,
     MAX_SHOWN_TOKENS,
     Limits,
@@ -61,7 +62,7 @@ def test_texts_that_no_context_could_hold_are_not_tokenized(field: str) -> None:
         f"the text has {2 * MIN_TEXT_BYTES} bytes; at most {MIN_TEXT_BYTES} are taken, as the model's "
         "context is 10 tokens: shorten it"
     )
-    assert max(tokenizer.lengths) == 1
+    assert max(tokenizer.lengths, default=0) <= 1
 
 
 def test_what_a_context_holds_of_the_longest_tokens_is_taken_twice() -> None:
@@ -72,14 +73,38 @@ def test_what_a_context_holds_of_the_longest_tokens_is_taken_twice() -> None:
 def test_long_texts_are_judged_by_their_beginnings() -> None:
     tokenizer = Recording()
     error = refusal(PromptTask(clean=("a" * 60_000,)), tokenizer)
-    assert error.detail == "its first 4096 characters are 4096 tokens already, but the model's context is 10"
+    assert (
+        error.detail
+        == "its first 4096 characters are 4096 tokens already, but the model's context is 10 tokens"
+    )
     assert tokenizer.lengths == [4096]
+
+
+def test_texts_are_no_longer_than_a_job_has_memory_for() -> None:
+    limits = Limits(1000, 1000, context=1_000_000, memory=100_000, token_bytes=10)
+    tokenizer = Recording()
+    assert TaskTexts(tokenizer, limits).most_bytes == 2 * 4 * 10_000
+    error = refusal(PromptTask(clean=("a" * 80_001,)), tokenizer, limits)
+    assert error.detail.endswith("are taken, as a job has memory for 10000 tokens: shorten it")
+    # What is only shown needs no memory of a job, but has to fit into a message.
+    assert TaskTexts(tokenizer, limits, most_shown=20_000).most_bytes == 2 * 4 * 20_000
 
 
 def test_long_texts_of_few_tokens_are_tokenized_whole() -> None:
     tokenizer = words_only(["A"])
     text = " " * 60_000 + "A"
     assert resolve(PromptTask(clean=(text,)), tokenizer, LIMITS).clean == ((0,),)
+
+
+def test_long_texts_may_be_cut_within_a_word_that_has_a_token_as_a_whole_only() -> None:
+    word = "a" * 60
+    tokenizer, limits = words_only([word]), Limits(1000, 1000, context=256)
+    assert resolve(PromptTask((" ".join([word] * 200),)), tokenizer, limits).clean == ((0,) * 200,)
+    error = refusal(PromptTask((" ".join([word] * 200 + ["b"]),)), tokenizer, limits)
+    assert "cannot be tokenized: WordLevel error" in error.detail
+    few = Limits(1000, 1000, context=10)
+    error = refusal(PromptTask((" ".join([word] * 200),)), tokenizer, few)
+    assert "but the model's context is 10" in error.detail
 
 
 def test_the_bytes_of_a_task_are_bounded_by_the_memory_of_a_job() -> None:
@@ -254,6 +279,18 @@ def test_no_more_tokens_are_shown_than_a_message_holds() -> None:
     assert len(tokenize(["a", "b"], True, "", tokenizer, LIMITS)) == 2
     with pytest.raises(InvalidRequestError, match="texts: more than 100000 tokens in all"):
         tokenize(["a", "b", "c"], True, "", tokenizer, LIMITS)
+
+
+def test_no_more_bytes_are_shown_than_a_message_holds() -> None:
+    class LongTokens(Recording):
+        """Its vocabulary writes a token with very many characters."""
+
+        def token_strings(self, ids: list[int]) -> list[str]:
+            return ["\u0120" * (MAX_SHOWN_BYTES // 8) for _ in ids]
+
+    assert len(tokenize(["a"] * 3, True, "", LongTokens(), LIMITS)) == 3
+    with pytest.raises(InvalidRequestError, match="texts: they and their tokens are more than 8388608 bytes"):
+        tokenize(["a"] * 4, True, "", LongTokens(), LIMITS)
 
 
 def test_nothing_is_shown_without_a_tokenizer() -> None:
