@@ -22,7 +22,7 @@ PATIENCE_S = 120
 SERVE = [sys.executable, "-m", "pahq_server", "serve", "--ephemeral", "--listen", "127.0.0.1:0"]
 # Runs the command after something in it was replaced.
 PREPARED = """if True:
-    import os, signal, sys, threading
+    import signal, sys, threading
     from pahq_server import app
     from pahq_server.cli import main
     from pahq_server.jobs.service import JobService
@@ -51,7 +51,7 @@ def run_prepared(preparation: str) -> tuple[int, str]:
 # What replaces `app._load`: a signal comes while models are loaded.
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_signal_while_models_are_loaded(number: str) -> None:
-    code, _ = run_prepared(f"app._load = lambda *_: os.kill(os.getpid(), signal.{number})")
+    code, _ = run_prepared(f"app._load = lambda *_: signal.raise_signal(signal.{number})")
     assert code == 0
 
 
