@@ -276,8 +276,12 @@ def _plan(config: ServerConfig, device: torch.device) -> Plan:
 def _stop_event(parent_watch: bool) -> asyncio.Event:
     """Set by SIGTERM, SIGINT or, with ``parent_watch``, the end of standard input."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    stopping = {signal.SIGTERM, signal.SIGINT}
+    # One that comes while handlers are exchanged would find none.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
+    for number in stopping:
         loop.add_signal_handler(number, stop.set)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if parent_watch:
         # A parent that dies closes the pipe, whatever killed it.
         pipe = sys.stdin.fileno()

@@ -69,9 +69,10 @@ def run(options: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_S)
     # Until the event loop takes the signals over. Nothing has to be kept yet, and the first process of a
     # container, which has no default for SIGTERM, would go on.
-    before = {number: signal.signal(number, lambda *_: sys.exit(OK)) for number in STOPPING}
+    told = Announcement(options)
+    before = {number: signal.signal(number, told.stop) for number in STOPPING}
     try:
-        return _serve(options)
+        return _serve(options, told)
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         # The machine lacks something, mostly memory, which torch and threads tell by a plain RuntimeError and
         # libraries that are loaded by ImportError.
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
             signal.signal(number, handler)
 
 
-def _serve(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace, told: Announcement) -> int:
     """Serves until the end; returns the exit code. Raises what tells that the machine lacks something."""
     try:
         from pahq_server.app import serve  # imports torch, which takes seconds
@@ -92,7 +93,7 @@ def _serve(options: argparse.Namespace) -> int:
     from pahq_server.api.server import ListenError
     from pahq_server.plan.planning import DoesNotFitError
 
-    told, stopped = Announcement(options), False
+    stopped = False
 
     async def until_stopped() -> None:
         nonlocal stopped
@@ -132,7 +133,12 @@ class Announcement:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
+        self._options, self._stopped = options, False
+
+    def stop(self, *_: object) -> None:
+        """Ends the process while models are loaded: a handler of signals."""
+        self._stopped = True
+        sys.exit(OK)
 
     def loaded(self, models: Sequence[ModelInfo]) -> None:
         """What is served, as a table."""
@@ -153,6 +159,11 @@ class Announcement:
 
     def ready(self, address: str) -> None:
         """Where it is served, and a command for a first discovery."""
+        if self._stopped:
+            # What `stop` raised was lost: Python drops what is raised in callbacks and while objects are
+            # deleted. Now the event loop has the signal.
+            signal.raise_signal(signal.SIGTERM)
+            return
         announce(address)
         self._tell([f"try it: {client_line(address, self._options)}"])
 

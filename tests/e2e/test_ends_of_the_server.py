@@ -55,10 +55,22 @@ def test_a_signal_while_models_are_loaded(number: str) -> None:
     assert code == 0
 
 
+def test_a_signal_that_comes_while_an_object_is_deleted() -> None:
+    """What a handler raises there is dropped by Python."""
+    preparation = "class Deleted:\n"
+    preparation += "        def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
+    preparation += "    load = app._load\n"
+    preparation += "    def delete(*rest): Deleted(); return load(*rest)\n"
+    preparation += "    sys.unraisablehook = lambda _: None\n"
+    preparation += "    app._load = delete"
+    code, _ = run_prepared(preparation)
+    assert code == 0
+
+
 def test_a_signal_at_any_moment_of_the_start() -> None:
     """From the moment on that the command has its handler, however long loading takes."""
     preparation = "from pahq_server.cli import serve as command; original = command._serve\n"
-    preparation += "    def told(options): print('begun', flush=True); return original(options)\n"
+    preparation += "    def told(*rest): print('begun', flush=True); return original(*rest)\n"
     preparation += "    command._serve = told"
     arguments = [sys.executable, "-c", PREPARED.format(preparation=preparation)]
     for pause in (0.0, 0.3, 1.0, 3.0):
