@@ -253,12 +253,13 @@ class Base:
         kept = self._own.has(layer, ("x", receiver))
         x = self._own.get(layer, ("x", receiver)) if kept else self.x(receiver)
         # The inner products below need the same input: take them while it is there.
-        if self.composable(receiver):
-            for sender in self._kept_heads(receiver):
-                # Bases are derived in full precision, rows computed in that of the policy.
-                for low in (False, True) if self.weights.rounds else (False,):
-                    dots = matmul(x, self.weights.writes(sender, low).T)
-                    self._own.put(layer, ("dots", receiver, sender, low), dots)
+        heads = self._kept_heads(receiver) if self.composable(receiver) else []
+        # Bases are derived in full precision, rows computed in that of the policy.
+        for low in (False, True) if heads and self.weights.rounds else (False,) if heads else ():
+            writes = torch.cat([self.weights.writes(sender, low) for sender in heads])
+            dots = matmul(x, writes.T).split(self.weights.arch.d_head, -1)
+            for sender, of_head in zip(heads, dots, strict=True):
+                self._own.put(layer, ("dots", receiver, sender, low), of_head)
         u, square = matmul(x, self.weights.reads(receiver)), sums(x.square())
         return State(u, square, self.finish(receiver, u, square))
 

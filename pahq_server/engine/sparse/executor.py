@@ -53,7 +53,7 @@ class SparseExecutor:
         try:
             final = self.reference.clean.get(graph.layers, FINAL)
             self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
-            self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND)
+            self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND, self.maps)
         except BaseException:
             self.reference.release()
             raise
