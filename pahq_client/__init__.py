@@ -4,9 +4,13 @@
 >>> circuit = pahq_client.discover(model="demo", task="ioi", threshold=0.05)  # doctest: +SKIP
 """
 
+from pahq_client import grpc_log as _grpc_log  # noqa: F401 - before anything imports gRPC
+
+# isort: split
 from pahq_client.aio.client import AsyncClient
 from pahq_client.aio.jobs import AsyncJobHandle
 from pahq_client.aio.session import AsyncSession
+from pahq_client.caution import PahqWarning
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
 from pahq_client.comparison import Comparison, compare
@@ -23,6 +27,7 @@ from pahq_client.errors import (
     JobFailed,
     NoEmbeddedServer,
     NotFound,
+    OtherModel,
     PahqError,
     PermissionDenied,
     QuotaExceeded,
@@ -36,7 +41,7 @@ from pahq_client.errors import (
 )
 from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.jobs import JobHandle
-from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
 
@@ -70,7 +75,9 @@ __all__ = [
     "Model",
     "NoEmbeddedServer",
     "NotFound",
+    "OtherModel",
     "PahqError",
+    "PahqWarning",
     "PermissionDenied",
     "QuotaExceeded",
     "RateLimited",
@@ -81,6 +88,7 @@ __all__ = [
     "StorageUnavailable",
     "Task",
     "TlsConfig",
+    "TokenizedText",
     "Unauthenticated",
     "Unavailable",
     "Verdict",

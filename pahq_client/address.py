@@ -16,10 +16,24 @@ def check_address(address: object) -> str:
     text = checks.text("server", address)
     if text.startswith("unix:"):
         return text
-    match = _ADDRESS.fullmatch(text)
-    if match is None or not 0 < int(match[2]) < 65536:
-        raise InvalidRequest("server", f"must be HOST:PORT, for example gpu-box:7300, got {text!r}")
+    if not _is_address(text):
+        meant = _meant(text)
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise InvalidRequest("server", f"must be HOST:PORT, for example gpu-box:7300, got {text!r}{hint}")
     return text
+
+
+def _meant(text: str) -> str | None:
+    """The address that was probably meant: without a scheme, with a host, or with the usual port."""
+    bare = re.sub(r"^[A-Za-z][A-Za-z0-9+.-]*://|/$", "", text.strip())
+    host, _, port = bare.rpartition(":")
+    guesses = (bare, f"127.0.0.1:{bare.removeprefix(':')}", f"[{host}]:{port}", f"{bare}:7300")
+    return next((guess for guess in guesses if bare and _is_address(guess)), None)
+
+
+def _is_address(text: str) -> bool:
+    match = _ADDRESS.fullmatch(text)
+    return match is not None and 0 < int(match[2]) < 65536
 
 
 def is_loopback(address: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pahq_client import render_job
+from pahq_client import render_job, words
 from pahq_client.endpoint import Endpoint, TlsConfig
 from pahq_client.events import JobInfo
 from pahq_client.flows.calls import Calls
@@ -32,7 +32,7 @@ class ClientBase:
 
     def __init__(
         self,
-        address: str,
+        address: str | None = None,
         token: str | None = None,
         tls: bool | TlsConfig | None = None,
         timeout: float = 30.0,
@@ -66,7 +66,9 @@ class JobBase:
         return self._flows.latest
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.name!r}, server={self._flows.calls.address!r})"
+        server = f"server={self._flows.calls.address!r}"
+        told = [] if self.latest is None else [words.asked(self.latest), self.latest.state.lower()]
+        return f"{type(self).__name__}({', '.join([repr(self.name), server, *filter(None, told)])})"
 
     def _repr_html_(self) -> str:
         return render_job.to_html(self.name, self.latest)
@@ -81,6 +83,8 @@ class SessionBase:
         num_edges_total: its number of edges.
         full: the metric of the full model. Lower is better.
         empty: the metric of the empty circuit.
+        model, metric, ablation, precision: what it measures, and how; kv_receivers are those of the graph.
+        warnings: what may mislead about the scores; each tells what to do.
     """
 
     def __init__(self, flows: SessionFlows) -> None:
@@ -88,6 +92,8 @@ class SessionBase:
         self.name, self.graph = flows.name, flows.graph
         self.full, self.empty = flows.full, flows.empty
         self.num_edges_total = flows.num_edges_total
+        self.model, self.metric, self.ablation = flows.model, flows.metric, flows.ablation
+        self.precision, self.warnings = flows.precision, flows.warnings
 
     @property
     def edges(self) -> tuple[str, ...]:

@@ -5,11 +5,53 @@ Every function raises InvalidRequest with the field it is given.
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import operator
-from collections.abc import Iterable, Mapping, Set
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, TypeVar, cast
 
 from pahq_client.errors import InvalidRequest
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class UnknownArgument(InvalidRequest, TypeError):
+    """A function has no argument of this name, which is ``field``; a TypeError, too, as Python has it."""
+
+
+def known_arguments(function: F) -> F:
+    """Makes a function refuse keyword arguments that it has not, with the one that was probably meant.
+
+    Raises (the function):
+        UnknownArgument: it has no argument of a name.
+    """
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    def check(given: Mapping[str, object]) -> None:
+        for name in given:
+            if name not in names:
+                close = difflib.get_close_matches(name, names, 1, cutoff=0.5)
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+                title = function.__qualname__.removesuffix(".__init__")
+                raise UnknownArgument(name, f"is no argument of {title}(); {hint}")
+
+    if inspect.iscoroutinefunction(function):
+
+        @functools.wraps(function)
+        async def asynchronous(*arguments: Any, **named: Any) -> Any:
+            check(named)
+            return await function(*arguments, **named)
+
+        return cast(F, asynchronous)
+
+    @functools.wraps(function)
+    def checked(*arguments: Any, **named: Any) -> Any:
+        check(named)
+        return function(*arguments, **named)
+
+    return cast(F, checked)
 
 
 def text(field: str, value: object) -> str:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from pahq_client import circuit_file, render
+from pahq_client import circuit_file, files, render
 from pahq_client.contents import CircuitContents
-from pahq_client.files import write_atomically
 
 if TYPE_CHECKING:
     import networkx
@@ -27,19 +25,21 @@ class Circuit(CircuitContents):
         """Reads a circuit file.
 
         Raises:
-            InvalidCircuitFile: it is not one, is damaged, or has a version that is not known here.
+            InvalidCircuitFile: it is not one, is damaged or too large, or has a version that is not known.
+            InvalidRequest: the path is none.
             OSError: it cannot be read.
         """
-        return cls(**circuit_file.decode(Path(path).read_bytes(), os.fspath(path)))
+        return cls(**circuit_file.decode(files.read(path), files.path_text("path", path)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a circuit file, whole or not at all.
+        """Writes a circuit file, whole or not at all. Devices and pipes are written to, not replaced.
 
         Raises:
             InvalidCircuitFile: the circuit holds NaN, infinity or what JSON cannot express.
+            InvalidRequest: the path is none.
             OSError: it cannot be written.
         """
-        write_atomically(path, circuit_file.encode(self, os.fspath(path)) + b"\n")
+        files.write(path, circuit_file.encode(self, files.path_text("path", path)) + b"\n")
 
     def canonical_bytes(self) -> bytes:
         """The circuit without ``provenance.run``: equal for two equal discoveries.
@@ -48,6 +48,39 @@ class Circuit(CircuitContents):
             InvalidCircuitFile: the circuit holds NaN, infinity or what JSON cannot express.
         """
         return circuit_file.encode(self, "circuit", run=False)
+
+    def pruned(self) -> Circuit:
+        """The circuit without the edges that lie on no path from ``input`` to ``logits``.
+
+        ``metric`` stays that of the whole circuit. Under ``resample`` ablation the pruned one has the same up
+        to rounding. Under ``zero`` and ``mean`` it may have another, since an edge from a node that hears
+        nothing still carries a constant: then a warning is added, and `Client.evaluate` measures it.
+        ``verdicts`` and what counts them stay as well; ``provenance.run.pruned`` tells how many edges went.
+        """
+        edges = self.on_paths
+        if len(edges) == len(self.edges):
+            return self
+        receivers = {edge.target for edge in edges}
+        gone = self._pruned_before + len(self.edges) - len(edges)
+        run: dict[str, Any] = {**self._run, "pruned": gone}
+        if self.parameters.get("ablation") != "resample":
+            run["warnings"] = [
+                *self.warnings,
+                f"The metric is that of the circuit before it was pruned of {gone} edge{'s'[: gone > 1]}; "
+                "without what was on no path it may differ unless the ablation is resample. Measure the "
+                "circuit with evaluate().",
+            ]
+        return replace(
+            self,
+            edges=edges,
+            gates_kept=tuple(gate for gate in self.gates_kept if gate in receivers),
+            provenance={**self.provenance, "run": run},
+        )
+
+    @property
+    def _pruned_before(self) -> int:
+        before = self._run.get("pruned", 0)
+        return before if isinstance(before, int) else 0
 
     def to_networkx(self) -> networkx.MultiDiGraph[str]:
         """The circuit as a graph of nodes; see `pahq_client.render.to_networkx`."""

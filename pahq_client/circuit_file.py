@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from pahq_client.contents import CircuitContents
 from pahq_client.elements import CircuitMetric, Edge, Extra, Graph, Verdict, is_receiver, is_sender
-from pahq_client.errors import InvalidCircuitFile
+from pahq_client.errors import InvalidCircuitFile, InvalidRequest
 
 FORMAT = "pahq.circuit"
 VERSION = 1
+MOST_LEVELS = 100
 
 
 def encode(circuit: CircuitContents, origin: str, run: bool = True) -> bytes:
@@ -90,14 +91,40 @@ def decode(data: bytes, origin: str) -> dict[str, Any]:
     """
     try:
         return _circuit(_Object(parse_json(data), "the file"))
-    except (ValueError, OverflowError, RecursionError) as error:
+    except (ValueError, OverflowError, InvalidRequest) as error:
         raise InvalidCircuitFile(origin, f"not a readable circuit file: {error}") from None
+    except MemoryError:
+        raise InvalidCircuitFile(origin, "is larger than what fits into this machine's memory") from None
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Parses strict JSON. Raises ValueError, also for NaN, infinity and numbers too large for a float."""
+    """Parses strict JSON.
+
+    Raises:
+        ValueError: it is not JSON, has NaN, infinity or a number too large for a float, or is nested
+            deeper than `MOST_LEVELS`, which would break whatever walks through it.
+    """
     text = data if isinstance(data, str) else data.decode("utf-8")
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise _too_deep() from None
+    level: list[Any] = [value]
+    for _ in range(MOST_LEVELS + 1):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if not level:
+            return value
+    raise _too_deep()
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """The lists and objects that are directly in a list or object."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return (item for item in inner if isinstance(item, dict | list))
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"it is nested more than {MOST_LEVELS} levels deep")
 
 
 def _refuse(text: str) -> NoReturn:

@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
-from pahq_client.embedded import EmbeddedServer, served_model
+from pahq_client.embedded import EmbeddedServer, check_served, served_model
 from pahq_client.endpoint import TlsConfig
 from pahq_client.errors import InvalidRequest
 from pahq_client.patience import Backoff, Deadline
@@ -16,6 +17,7 @@ from pahq_client.progress import ProgressLike
 from pahq_client.task import TaskLike
 
 
+@known_arguments
 def discover(
     model: str | os.PathLike[str],
     task: TaskLike,
@@ -26,6 +28,7 @@ def discover(
     gates: bool = True,
     kv_receivers: str = "group",
     precision: str = "fp32",
+    include_prompts: bool = False,
     server: str | None = None,
     token: str | None = None,
     tls: bool | TlsConfig | None = None,
@@ -33,6 +36,8 @@ def discover(
     progress: ProgressLike = None,
 ) -> Circuit:
     """Finds the circuit of a task in a model.
+
+    Whatever may mislead about it is in ``warnings`` of the Circuit, and shown as PahqWarning.
 
     Args:
         model: name of a model that the server serves; ``demo`` always is. With an embedded server also a
@@ -45,10 +50,12 @@ def discover(
         gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
         kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
         precision: name of a precision policy.
+        include_prompts: whether the circuit, and the file it is saved to, hold the prompts as well; without,
+            they hold the name of a built-in task, the number of prompts and a hash.
         server: HOST:PORT; None for $PAHQ_SERVER, else for an embedded server, started for this call on
             this machine (needs ``pip install 'pahq[server]'``).
-        token: where the server asks for one.
-        tls: None for plaintext, True to trust the system's certificates, or a TlsConfig.
+        token: where the server asks for one; None for $PAHQ_TOKEN, if it is set.
+        tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds for all of it.
         progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
 
@@ -74,6 +81,7 @@ def discover(
             gates=gates,
             kv_receivers=kv_receivers,
             precision=precision,
+            include_prompts=include_prompts,
             timeout=deadline.left,
             progress=progress,
         )
@@ -91,11 +99,13 @@ def connect(
     address = server or os.environ.get("PAHQ_SERVER")
     if address:
         with Client(address, token, tls) as client:
-            yield client, os.fspath(model)
+            yield client, os.fspath(model) if isinstance(model, os.PathLike) else model
         return
     if tls:
         raise InvalidRequest("tls", "needs server=: an embedded server has none")
     name, models = served_model(model)
+    if not models:
+        check_served(name)
     few = Backoff(attempts=2)  # a child that died does not come back
     with EmbeddedServer(models, deadline) as embedded, Client(embedded.address, backoff=few) as client:
         yield client, name

@@ -6,17 +6,30 @@ has no part in comparisons.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
+from pahq_client.checks import integer
 from pahq_client.errors import InvalidRequest
 
 Extra: TypeAlias = tuple[tuple[str, Any], ...]
 
-_SENDER = re.compile(r"input|a\d+\.h\d+|m\d+", re.ASCII)
-_RECEIVER = re.compile(r"a\d+\.[hg]\d+<[qkv]>|m\d+|logits", re.ASCII)
+# At most six digits, and no zero before others: one node has one name, and a number without end is no layer.
+_NUMBER = r"(?:0|[1-9]\d{0,5})"
+_SENDER = re.compile(rf"input|a(?P<al>{_NUMBER})\.h(?P<head>{_NUMBER})|m(?P<ml>{_NUMBER})", re.ASCII)
+_RECEIVER = re.compile(
+    rf"a(?P<al>{_NUMBER})\.(?P<letter>[hg])(?P<unit>{_NUMBER})<(?P<kind>[qkv])>|m(?P<ml>{_NUMBER})|logits",
+    re.ASCII,
+)
+
+# Of layers, heads and key/value heads. Far beyond any model; what is larger comes from damage or malice, and
+# would take more memory than there is before anybody noticed.
+MOST_UNITS = 10_000
+# Edges of a graph that are listed here, some gigabytes of names. A server still works with larger graphs.
+MOST_LISTED = 20_000_000
 
 
 def is_sender(name: str) -> bool:
@@ -96,6 +109,68 @@ class Graph:
     mlps: bool = True
     extra: Extra = field(default=(), compare=False, repr=False)
 
+    def same_as(self, other: Graph) -> bool:
+        """Whether equal names of edges mean the same in both.
+
+        Where every head has keys and values of its own, ``kv_receivers`` makes no difference.
+        """
+        alike = replace(other, kv_receivers=self.kv_receivers) if self.heads == self.kv_heads else other
+        return self == alike
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "kv_heads"):
+            number = integer(f"graph.{name}", getattr(self, name))
+            if not 0 <= number <= MOST_UNITS:
+                raise InvalidRequest(f"graph.{name}", f"must be from 0 to {MOST_UNITS}, got {number}")
+
+    @property
+    def num_edges(self) -> int:
+        """The number of edges of the full graph, without listing them."""
+        senders, edges = 1, 0
+        receivers = sum(count for _, _, count in self._attention_units())
+        for _ in range(self.layers):
+            edges += receivers * senders
+            if self.mlps:
+                edges += senders if self.parallel else senders + self.heads
+            senders += self.heads + self.mlps
+        return edges + senders
+
+    def has_edge(self, source: str, target: str) -> bool:
+        """Whether the full graph has an edge from this sender to this receiver."""
+        sender, receiver = _SENDER.fullmatch(source), _RECEIVER.fullmatch(target)
+        if sender is None or receiver is None:
+            return False
+        start, end = self._sender_place(sender), self._receiver_place(receiver)
+        return start is not None and end is not None and start < end
+
+    def has_receiver(self, name: str) -> bool:
+        """Whether the full graph has this receiver."""
+        receiver = _RECEIVER.fullmatch(name)
+        return receiver is not None and self._receiver_place(receiver) is not None
+
+    def _sender_place(self, match: re.Match[str]) -> tuple[int, int] | None:
+        """Layer and moment in it at which a sender speaks: 0 before, 1 with and 2 after attention."""
+        if match["head"] is not None:
+            layer, known = int(match["al"]), int(match["head"]) < self.heads
+            return (layer, 1) if known and layer < self.layers else None
+        if match["ml"] is not None:
+            layer = int(match["ml"])
+            return (layer, 2) if self.mlps and layer < self.layers else None
+        return -1, 0
+
+    def _receiver_place(self, match: re.Match[str]) -> tuple[int, int] | None:
+        """Layer and moment in it before which its senders have spoken; None if there is no such receiver."""
+        if match["unit"] is not None:
+            layer, unit = int(match["al"]), int(match["unit"])
+            units = {(kind, letter): count for kind, letter, count in self._attention_units()}
+            known = unit < units.get((match["kind"], match["letter"]), 0)
+            return (layer, 0) if known and layer < self.layers else None
+        if match["ml"] is not None:
+            layer = int(match["ml"])
+            # Beside parallel attention, an MLP hears what came before the layer.
+            return (layer, 0 if self.parallel else 2) if self.mlps and layer < self.layers else None
+        return self.layers, 0
+
     def group_heads(self, group: int) -> range:
         """The query heads that a key/value head feeds."""
         size = self.heads // max(self.kv_heads, 1)
@@ -105,7 +180,17 @@ class Graph:
         """All edges of the full graph: receivers from first to last, into each the earliest sender first.
 
         Backwards this is the order in which ACDC tests edges.
+
+        Raises:
+            InvalidRequest: there are too many to be listed.
         """
+        if self.num_edges > MOST_LISTED:
+            raise InvalidRequest(
+                "graph", f"has {self.num_edges} edges; at most {MOST_LISTED} can be listed by their names"
+            )
+        return self._edge_names()
+
+    def _edge_names(self) -> Iterator[str]:
         senders = ["input"]
         for layer in range(self.layers):
             heads = [f"a{layer}.h{head}" for head in range(self.heads)]
@@ -119,10 +204,14 @@ class Graph:
         yield from (f"{sender}->logits" for sender in senders)
 
     def _attention_receivers(self, layer: int) -> Iterator[str]:
+        for kind, letter, count in self._attention_units():
+            yield from (f"a{layer}.{letter}{unit}<{kind}>" for unit in range(count))
+
+    def _attention_units(self) -> Iterator[tuple[str, str, int]]:
+        """The receivers of a layer's attention: q, k or v; h of heads or g of groups; how many."""
         shared = self.kv_receivers == "group" and self.kv_heads < self.heads
         for kind in "qkv":
-            letter, count = ("g", self.kv_heads) if shared and kind != "q" else ("h", self.heads)
-            yield from (f"a{layer}.{letter}{unit}<{kind}>" for unit in range(count))
+            yield (kind, "g", self.kv_heads) if shared and kind != "q" else (kind, "h", self.heads)
 
 
 @dataclass(frozen=True)
@@ -134,3 +223,14 @@ class CircuitMetric:
     full: float
     empty: float
     extra: Extra = field(default=(), compare=False, repr=False)
+
+    @property
+    def faithfulness(self) -> float | None:
+        """How much of the way from the empty circuit (0) to the full model (1) the circuit goes.
+
+        It is (value - empty) / (full - empty); None where the full model and the empty circuit measure the
+        same, so that there is no way to go.
+        """
+        way = self.full - self.empty
+        share = (self.value - self.empty) / way if way else math.nan
+        return share + 0.0 if math.isfinite(share) else None  # never -0.0

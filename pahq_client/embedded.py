@@ -16,10 +16,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from pahq_client.errors import InvalidRequest, NoEmbeddedServer
+from pahq_client import checks
+from pahq_client.errors import InvalidRequest, NoEmbeddedServer, NotFound
 from pahq_client.patience import Deadline
 
 DEMO = "demo"
+# Short names that people use, and whose they are on the hub.
+_HUB_OWNERS = (
+    (r"gpt2(-medium|-large|-xl)?", "openai-community"),
+    (r"distilgpt2", "distilbert"),
+    (r"gpt-neo-.*|gpt-neox-.*|pythia-.*", "EleutherAI"),
+    (r"opt-.*", "facebook"),
+    (r"(meta-)?llama-.*", "meta-llama"),
+    (r"mi[sx]tral-.*", "mistralai"),
+    (r"qwen.*", "Qwen"),
+)
 _READY = re.compile(r"pahq-server listening on (\S+:\d+)")
 _STOP_SECONDS = 10.0
 _TAIL_BYTES = 4000
@@ -32,18 +43,46 @@ def served_model(model: str | os.PathLike[str]) -> tuple[str, dict[str, str]]:
     name of a model that every server has, such as ``demo``.
 
     Raises:
-        InvalidRequest: the model is a path at which there is no directory.
+        InvalidRequest: the model is a path at which there is no directory, or neither a path nor text.
     """
-    source = os.fspath(model)
+    source = checks.text("model", os.fspath(model) if isinstance(model, os.PathLike) else model)
     if source == DEMO:
         return source, {}
-    path = Path(source).expanduser()
-    if path.is_dir():
+    if "\0" in source:
+        raise InvalidRequest("model", f"cannot contain a NUL character, got {source!r}")
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:  # ~ of a user who is not known here
+        raise InvalidRequest("model", f"there is no directory {source!r}") from None
+    if source and path.is_dir():
         resolved = path.resolve()
         return _name(resolved.name), {_name(resolved.name): str(resolved)}
     if path.is_absolute() or source.startswith(("~", ".")) or isinstance(model, os.PathLike):
         raise InvalidRequest("model", f"there is no directory {source!r}")
     return (_name(path.name), {_name(path.name): source}) if "/" in source else (source, {})
+
+
+def check_served(name: str) -> None:
+    """Refuses a model that an embedded server would not have, before one is started.
+
+    Args:
+        name: of a model for which nothing is to be loaded.
+
+    Raises:
+        NotFound: it is not the demo model; the error says what may have been meant.
+    """
+    if name == DEMO:
+        return
+    owners = [owner for pattern, owner in _HUB_OWNERS if re.fullmatch(pattern, name, re.IGNORECASE)]
+    if owners:
+        hint = f"did you mean the hub's '{owners[0]}/{name}'?"
+    else:
+        hint = "give a directory or a hub id such as 'openai-community/gpt2'."
+    raise NotFound(
+        name,
+        f"model {name!r} not found: a server started for this call has {DEMO!r} only; {hint} To use a "
+        "server that has it, pass server= or set $PAHQ_SERVER",
+    )
 
 
 def _name(text: str) -> str:

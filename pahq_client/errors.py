@@ -2,7 +2,8 @@
 
 PahqError
  ├─ InvalidRequest       an argument is wrong; carries its field and what is wrong with it
- │   └─ InvalidCircuitFile  a file is not a circuit file that this version can read
+ │   ├─ InvalidCircuitFile  a file is not a circuit file that this version can read
+ │   └─ OtherModel          a circuit of one model is to be measured on another
  ├─ NotFound             the server knows nothing by this name
  ├─ Conflict             the state of the thing forbids the call
  │   └─ AlreadyExists       the request id was used with another request
@@ -21,9 +22,13 @@ PahqError
  └─ ServerFault          the server broke: a defect, please report it
 
 All of them survive pickling: ``args`` are the constructor's arguments.
+
+`caution.PahqWarning` is shown and not raised; it is a PahqError where a filter of warnings makes it an error.
 """
 
 from __future__ import annotations
+
+from pahq_client.text import printable
 
 
 class PahqError(Exception):
@@ -44,11 +49,31 @@ class InvalidRequest(PahqError):
         self.detail = detail
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.detail}"
+        return printable(f"{self.field}: {self.detail}")  # both may quote files and their names
 
 
 class InvalidCircuitFile(InvalidRequest):
     """A file is not a circuit file that this version can read; ``field`` is its path."""
+
+
+class OtherModel(InvalidRequest):
+    """A circuit of one model is to be measured on another, whose edges of the same names do other things.
+
+    Args:
+        circuit: the model that the circuit was found in, in words.
+        model: the model that it is to be measured on, in words.
+        detail: the server's words.
+    """
+
+    def __init__(self, circuit: str, model: str, detail: str = "") -> None:
+        detail = detail or (
+            f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
+            "on "
+            "the model that it was found in, or allow another model if you mean to"
+        )
+        super().__init__("circuit", detail)
+        self.args = (circuit, model, detail)
+        self.circuit, self.model = circuit, model
 
 
 class NotFound(PahqError):
@@ -118,19 +143,24 @@ class RateLimited(ResourceExhausted):
 
 
 class Unavailable(PahqError):
-    """Nothing answers at the address.
+    """Nothing answers at the address, or no connection to it comes about.
 
     Args:
         address: where the server was expected.
         detail: what happened.
+        explanation: what is wrong with the connection and what to do, where that is known: for example that
+            one side encrypts and the other does not. Then trying again is of no use.
     """
 
-    def __init__(self, address: str, detail: str = "") -> None:
-        super().__init__(address, detail)
+    def __init__(self, address: str, detail: str = "", explanation: str = "") -> None:
+        super().__init__(address, detail, explanation)
         self.address = address
         self.detail = detail
+        self.explanation = explanation
 
     def __str__(self) -> str:
+        if self.explanation:
+            return self.explanation
         why = f" ({self.detail})" if self.detail else ""
         return (
             f"no PAHQ server is reachable at {self.address}{why}; "

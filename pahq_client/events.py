@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
+from pahq_client.elements import CircuitMetric
+
 
 class JobState(StrEnum):
     """Where a discovery stands; compares equal to its name."""
@@ -76,10 +78,12 @@ class JobInfo:
         method: ``acdc`` or ``single_edge``.
         metric: name of the metric.
         threshold: None if there is none.
+        task: the task in words: the name of a built-in one, and how many prompts it has.
+        num_prompts: how many prompts (pairs, if there are corrupted ones) it has; 0 if unknown.
         decided: edges whose fate is known.
         total: edges of the graph; 0 before the discovery runs.
         kept: of the decided edges, those that stay.
-        metric_value: of the circuit so far.
+        metric_value: of the circuit so far; of a job that succeeded, of its circuit.
         evaluations: evaluations so far.
         eta_s: estimated seconds until the end; None when unknown.
         queue_position: place among all waiting discoveries, 1 for the next to begin; None when unknown.
@@ -89,6 +93,9 @@ class JobInfo:
         started: when it began to run; None if it did not.
         ended: when it ended; None if it did not.
         error: why it failed; empty unless it did.
+        metric_full: the metric of the full model; None unless it succeeded.
+        metric_empty: the metric of the empty circuit; None unless it succeeded.
+        warnings: what may mislead about the answer, as far as it is known by now; each tells what to do.
     """
 
     name: str
@@ -110,6 +117,18 @@ class JobInfo:
     started: datetime | None = None
     ended: datetime | None = None
     error: str = ""
+    task: str = ""
+    num_prompts: int = 0
+    metric_full: float | None = None
+    metric_empty: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def faithfulness(self) -> float | None:
+        """That of the circuit, see `CircuitMetric`; None unless it succeeded, and where there is none."""
+        if self.metric_full is None or self.metric_empty is None:
+            return None
+        return CircuitMetric(self.metric, self.metric_value, self.metric_full, self.metric_empty).faithfulness
 
     def after(self, event: Event) -> JobInfo:
         """What is known after an event."""

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
+from pahq_client import words
 from pahq_client.elements import Edge, Graph
+from pahq_client.errors import InvalidRequest
+from pahq_client.text import one_line, printable
 
 if TYPE_CHECKING:
     import networkx
 
     from pahq_client.contents import CircuitContents
 
+# More would take gigabytes, in networkx above all.
+MOST_ARROWS = 5_000_000
 _ROWS = 50
-_RECEIVER = re.compile(r"(a\d+)\.([hg])(\d+)<([qkv])>")
-_NODE = re.compile(r"([am])(\d+)(?:\.h(\d+))?")
+# Red, green and blue of the least and the largest score, and of those below zero.
+_LIGHT, _DARK = (178, 200, 223), (8, 48, 107)
+_LIGHT_RED, _DARK_RED = (244, 190, 180), (165, 15, 21)
+_RECEIVER = re.compile(r"(a\d{1,9})\.([hg])(\d{1,9})<([qkv])>", re.ASCII)
+_NODE = re.compile(r"([am])(\d{1,9})(?:\.h(\d{1,9}))?", re.ASCII)
 
 
 class Link(NamedTuple):
@@ -29,7 +39,19 @@ class Link(NamedTuple):
 
 
 def links(circuit: CircuitContents) -> Iterator[Link]:
-    """The arrows of a circuit: one per edge, or one per head that a shared k or v receiver feeds."""
+    """The arrows of a circuit: one per edge, or one per head that a shared k or v receiver feeds.
+
+    Raises:
+        InvalidRequest: there are more than can be drawn or kept as a graph here.
+    """
+    fed = sum(len(circuit.graph.group_heads(0)) if ".g" in edge.target else 1 for edge in circuit.edges)
+    if fed > MOST_ARROWS:
+        detail = f"has {fed} arrows between nodes; a graph takes at most {MOST_ARROWS}"
+        raise InvalidRequest("circuit", detail)
+    return _links(circuit)
+
+
+def _links(circuit: CircuitContents) -> Iterator[Link]:
     for edge in circuit.edges:
         for target, receiver in _ends(edge.target, circuit.graph):
             yield Link(edge.source, target, receiver, edge)
@@ -62,7 +84,12 @@ def to_networkx(circuit: CircuitContents) -> networkx.MultiDiGraph[str]:
 
 
 def to_dot(circuit: CircuitContents) -> str:
-    """The circuit in Graphviz's language; nodes of a layer stand side by side, the input at the bottom."""
+    """The circuit in Graphviz's language.
+
+    Nodes of a layer stand side by side, layers one above the other, the input at the bottom. The larger the
+    score of an edge, the wider and darker its arrow; one that makes the metric better when it goes is red,
+    one that was never tested is dashed.
+    """
     arrows = list(links(circuit))
     nodes = sorted({node for arrow in arrows for node in arrow[:2]}, key=_order)
     ranks: dict[tuple[int, int], list[str]] = {}
@@ -70,15 +97,35 @@ def to_dot(circuit: CircuitContents) -> str:
         ranks.setdefault(_order(node)[:2], []).append(_quote(node))
     lines = ["digraph circuit {", "  rankdir=BT;", "  node [shape=box];"]
     lines += [f"  {{ rank=same; {'; '.join(names)}; }}" for names in ranks.values()]
-    lines += [_dot_arrow(arrow) for arrow in arrows]
+    # Graphviz orders ranks by arrows only: invisible ones join those of successive layers.
+    first = [names[0] for names in ranks.values()]
+    lines += [f"  {low} -> {high} [style=invis];" for low, high in itertools.pairwise(first)]
+    most = max((abs(score) for edge in circuit.edges if (score := _score(edge)) is not None), default=0.0)
+    lines += [_dot_arrow(arrow, most) for arrow in arrows]
     return "\n".join([*lines, "}", ""])
 
 
-def _dot_arrow(arrow: Link) -> str:
+def _dot_arrow(arrow: Link, most: float) -> str:
     label = arrow.receiver if arrow.receiver in ("q", "k", "v") else ""
-    score = "untested" if arrow.edge.score is None else f"{arrow.edge.score:.6g}"
-    attributes = f"label={_quote(label)}, tooltip={_quote(f'{arrow.edge} {score}')}"
-    return f"  {_quote(arrow.source)} -> {_quote(arrow.target)} [{attributes}];"
+    score = _score(arrow.edge)
+    words = "untested" if score is None else f"{score:.6g}"
+    told = f"label={_quote(label)}, tooltip={_quote(f'{arrow.edge} {words}')}"
+    return f"  {_quote(arrow.source)} -> {_quote(arrow.target)} [{told}, {_dot_style(score, most)}];"
+
+
+def _dot_style(score: float | None, most: float) -> str:
+    """Width and colour of an arrow. By square roots: most scores are far below the largest."""
+    if score is None:
+        return 'penwidth=1, color="#999999", style=dashed'
+    share = math.sqrt(abs(score) / most) if most else 0.0
+    light, dark = (_LIGHT, _DARK) if score >= 0 else (_LIGHT_RED, _DARK_RED)
+    mixed = (round(low + (high - low) * share) for low, high in zip(light, dark, strict=True))
+    return f'penwidth={0.5 + 4.5 * share:.2f}, color="#{bytes(mixed).hex()}"'
+
+
+def _score(edge: Edge) -> float | None:
+    """The score; None where there is none, or none that can be drawn."""
+    return edge.score if edge.score is not None and math.isfinite(edge.score) else None
 
 
 def _order(node: str) -> tuple[int, int, int]:
@@ -90,19 +137,28 @@ def _order(node: str) -> tuple[int, int, int]:
 
 
 def _quote(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    # Of what is not printable, no byte gets into the picture.
+    escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
     return f'"{escaped}"'
 
 
 def summary(circuit: CircuitContents) -> str:
     """A circuit in one line."""
-    known = {**circuit.parameters, "model": circuit.provenance.get("run", {}).get("model")}
+    run = circuit.provenance.get("run", {})
+    task = words.task(run.get("task"))
+    known = {**circuit.parameters, "model": run.get("model"), "task": task or None}
     asked = [
-        f"{key}={known[key]!r}" for key in ("model", "method", "threshold") if known.get(key) is not None
+        one_line(f"{key}={known[key]!r}")
+        for key in ("model", "task", "method", "threshold")
+        if known.get(key) is not None
     ]
     size = f"{len(circuit.edges)} of {circuit.num_edges_total} edges"
-    metric = f"{circuit.metric.name}={circuit.metric_value:.6g}"
-    return ", ".join([size, metric, f"{circuit.num_evaluations} evaluations", *asked])
+    paths = f"{len(circuit.on_paths)} on a path from input to logits"
+    metric = f"{one_line(circuit.metric.name)}={circuit.metric_value:.6g}"
+    faithfulness = words.faithfulness(circuit.faithfulness)
+    evaluations = f"{circuit.num_evaluations} evaluations"
+    told = words.count_warnings(circuit.warnings)
+    return ", ".join([size, paths, metric, faithfulness, evaluations, *asked, *told])
 
 
 def to_html(circuit: CircuitContents) -> str:
@@ -112,7 +168,8 @@ def to_html(circuit: CircuitContents) -> str:
     more = len(ranked) - _ROWS
     rest = f"<p>… and {more} more</p>" if more > 0 else ""
     head = f"<p><b>Circuit</b>: {escape(summary(circuit))}</p>"
-    return f"{head}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
+    told = "".join(f"<p><b>Warning</b>: {escape(text)}</p>" for text in circuit.warnings)
+    return f"{head}{told}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
 
 
 def _weight(edge: Edge) -> float:
@@ -121,4 +178,4 @@ def _weight(edge: Edge) -> float:
 
 def _row(edge: Edge) -> str:
     score = "" if edge.score is None else f"{edge.score:.6g}"
-    return f"<tr><td><code>{escape(str(edge))}</code></td><td>{score}</td></tr>"
+    return f"<tr><td><code>{escape(one_line(str(edge)))}</code></td><td>{score}</td></tr>"

@@ -1,4 +1,7 @@
-"""The arguments of discoveries, evaluations and sessions, with their defaults in one place."""
+"""The arguments of discoveries, evaluations and sessions.
+
+Their names and defaults are those of the methods of `Client` and `AsyncClient`; a test compares them.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,6 @@ from typing import TypedDict
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Edge
 from pahq_client.task import TaskLike
-
-
-class DiscoveryOptions(TypedDict, total=False):
-    """Keyword arguments of a discovery beyond model, task and threshold."""
-
-    method: str
-    metric: str
-    ablation: str
-    gates: bool
-    kv_receivers: str
-    precision: str
 
 
 @dataclass(frozen=True)
@@ -35,15 +27,7 @@ class DiscoveryRequest:
     gates: bool = True
     kv_receivers: str = "group"
     precision: str = "fp32"
-
-
-class SessionOptions(TypedDict, total=False):
-    """Keyword arguments of a session beyond model and task."""
-
-    metric: str
-    ablation: str
-    kv_receivers: str
-    precision: str
+    include_prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,6 +49,7 @@ class MeasurementOptions(TypedDict, total=False):
     ablation: str | None
     kv_receivers: str | None
     precision: str | None
+    allow_other_model: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +63,7 @@ class EvaluationRequest:
     ablation: str = "resample"
     kv_receivers: str = "group"
     precision: str = "fp32"
+    allow_other_model: bool = False
 
     @classmethod
     def of(

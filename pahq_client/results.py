@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pahq_client.elements import CircuitMetric
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -15,6 +17,9 @@ class Evaluation:
         full: of the full model.
         empty: of the empty circuit.
         num_edges_total: edges of the graph.
+        model: name of the model that it was measured on.
+        ablation, kv_receivers, precision: how it was measured, also where the caller left it open.
+        warnings: what may mislead about the figures; each tells what to do.
     """
 
     metric: str
@@ -22,6 +27,11 @@ class Evaluation:
     full: float
     empty: float
     num_edges_total: int = 0
+    model: str = ""
+    ablation: str = ""
+    kv_receivers: str = ""
+    precision: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def faithfulness(self) -> float | None:
@@ -29,8 +39,24 @@ class Evaluation:
 
         None if the two measure the same, so that there is no way to go.
         """
-        way = self.full - self.empty
-        return (self.value - self.empty) / way if way else None
+        return CircuitMetric(self.metric, self.value, self.full, self.empty).faithfulness
+
+    def __repr__(self) -> str:
+        faithfulness = self.faithfulness
+        shown = {
+            "metric": self.metric,
+            "value": self.value,
+            "full": self.full,
+            "empty": self.empty,
+            "faithfulness": faithfulness if faithfulness is None else float(f"{faithfulness:.4g}"),
+            "model": self.model,
+            "ablation": self.ablation,
+            "kv_receivers": self.kv_receivers,
+            "precision": self.precision,
+            "warnings": self.warnings,
+        }
+        parts = (f"{key}={value!r}" for key, value in shown.items() if value not in ("", ()))
+        return f"Evaluation({', '.join(parts)})"
 
 
 @dataclass(frozen=True)
@@ -42,12 +68,14 @@ class Estimate:
         least_seconds, most_seconds: bounds, if it were alone on the server.
         streams_weights: whether weights are read from files again and again, which makes it slow: the server
             keeps rounded ones only, and the discovery asks for full precision.
+        warnings: what may mislead about the answer, as far as the request shows it; each tells what to do.
     """
 
     memory_bytes: int
     least_seconds: float
     most_seconds: float
     streams_weights: bool
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,6 +111,27 @@ class Model:
     tokenizer: bool
     edges_group: int
     edges_query: int
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text, as a model tokenizes it.
+
+    Args:
+        text: what was tokenized.
+        ids: its token ids as a prompt.
+        tokens: the same tokens as the vocabulary writes them, often with a mark for a space in front.
+        answer_id: the token that the text is as an answer; None if it is no single token.
+        answer_token: the same as the vocabulary writes it; empty if there is none.
+        answer_note: why it is no answer, or what to be careful about; empty if there is nothing to say.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    answer_id: int | None
+    answer_token: str
+    answer_note: str
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ CIRCUIT: Rpc[d.GetCircuitRequest, d.GetCircuitResponse] = Rpc(_D, "GetCircuit", 
 EVALUATE: Rpc[d.EvaluateCircuitRequest, d.EvaluateCircuitResponse] = Rpc(_D, "EvaluateCircuit", True)
 MODELS: Rpc[m.ListModelsRequest, m.ListModelsResponse] = Rpc(_M, "ListModels", True)
 MODEL: Rpc[m.GetModelRequest, m.GetModelResponse] = Rpc(_M, "GetModel", True)
+TOKENIZE: Rpc[m.TokenizeTextsRequest, m.TokenizeTextsResponse] = Rpc(_M, "TokenizeTexts", True)
 # A second session would take memory until it expires.
 OPEN: Rpc[p.OpenSessionRequest, p.OpenSessionResponse] = Rpc(_P, "OpenSession", False)
 # Pure: the caller sees to it that no commit comes in between.
@@ -55,7 +56,7 @@ INFO: Rpc[s.GetServerInfoRequest, s.GetServerInfoResponse] = Rpc(_S, "GetServerI
 
 ALL: tuple[Rpc[Any, Any], ...] = (
     *(CREATE, GET, LIST, CANCEL, DELETE, WATCH, CIRCUIT, EVALUATE),
-    *(MODELS, MODEL),
+    *(MODELS, MODEL, TOKENIZE),
     *(OPEN, SCORE, COMMIT, CLOSE),
     INFO,
 )

@@ -11,14 +11,18 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from pahq import __version__
 
 from pahq_client import errors
+from pahq_client.text import printable
 
 DOMAIN = "pahq"
+_LONGEST_TEXT = 10_000
+_LONGEST_PAUSE_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ Factory = Callable[[Failure], errors.PahqError]
 def _invalid(failure: Failure) -> errors.PahqError:
     name, detail = failure.violations[0] if failure.violations else ("request", failure.message)
     return errors.InvalidRequest(name, detail)
+
+
+def _other_model(failure: Failure) -> errors.PahqError:
+    detail = failure.violations[0][1] if failure.violations else failure.message
+    known = failure.metadata
+    return errors.OtherModel(known.get("circuit", "unknown"), known.get("model", "unknown"), detail)
 
 
 def _not_found(failure: Failure) -> errors.PahqError:
@@ -105,6 +115,7 @@ def _fault(failure: Failure) -> errors.PahqError:
 
 BY_REASON: Mapping[str, Factory] = {
     "INVALID_REQUEST": _invalid,
+    "OTHER_MODEL": _other_model,
     "NOT_FOUND": _not_found,
     "CONFLICT": _conflict,
     "ALREADY_EXISTS": _exists,
@@ -145,22 +156,34 @@ def to_error(call: grpc.Call, address: str) -> errors.PahqError:
 
 
 def _read(call: grpc.Call, address: str) -> Failure:
-    code, message = call.code() or grpc.StatusCode.UNKNOWN, call.details() or ""
+    code, message = call.code() or grpc.StatusCode.UNKNOWN, _clean(call.details() or "")
     status = _rich_status(call)
     info = _detail(status, error_details_pb2.ErrorInfo())
     if info is None or info.domain != DOMAIN:
         return Failure(address, code, message)
     bad = _detail(status, error_details_pb2.BadRequest())
     retry = _detail(status, error_details_pb2.RetryInfo())
+    violations = bad.field_violations if bad else ()
     return Failure(
         address=address,
         code=code,
         message=message,
         reason=info.reason,
-        metadata=dict(info.metadata),
-        violations=tuple((v.field, v.description) for v in bad.field_violations) if bad else (),
-        retry_after=retry.retry_delay.ToTimedelta().total_seconds() if retry else None,
+        metadata={key: _clean(value) for key, value in info.metadata.items()},
+        violations=tuple((_clean(v.field), _clean(v.description)) for v in violations),
+        retry_after=_seconds(retry.retry_delay) if retry else None,
     )
+
+
+def _clean(text: str) -> str:
+    """What a server says of an error, as it may reach a terminal: errors are printed by many hands."""
+    return printable(text[:_LONGEST_TEXT])
+
+
+def _seconds(delay: Duration) -> float:
+    """A pause that a server asks for, if it is one that somebody could keep; else the nearest such pause."""
+    # Not by ToTimedelta, which raises where the numbers are too large or have different signs.
+    return min(max(0.0, delay.seconds + delay.nanos / 1e9), _LONGEST_PAUSE_S)
 
 
 def _rich_status(call: grpc.Call) -> status_pb2.Status | None:
@@ -174,6 +197,9 @@ def _rich_status(call: grpc.Call) -> status_pb2.Status | None:
 def _detail(status: status_pb2.Status | None, into: D) -> D | None:
     """The status's detail of the type of ``into``, filled into it; None if there is none."""
     for packed in status.details if status is not None else ():
-        if packed.Unpack(into):
-            return into
+        try:
+            if packed.Unpack(into):
+                return into
+        except DecodeError:  # damaged: as if it were not there
+            into.Clear()
     return None

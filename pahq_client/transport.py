@@ -20,6 +20,8 @@ from pahq_client.stream import StreamReader
 
 T = TypeVar("T")
 
+_LONGEST_CALL_S = 365 * 86_400.0
+
 
 class Stubs:
     """The methods of a server on a channel, blocking or asynchronous."""
@@ -36,6 +38,11 @@ class Stubs:
         """What to call with a request."""
         method: Callable[..., Any] = getattr(self._services[rpc.service], rpc.name)
         return method
+
+
+def seconds(operation: Call | Open) -> float:
+    """The time limit of a call, as gRPC takes it: it counts nanoseconds in 64 bits."""
+    return min(operation.timeout, _LONGEST_CALL_S)
 
 
 class Transport:
@@ -62,7 +69,9 @@ class Transport:
                 return StreamReader(lambda: self._start(operation))
             return cast(StreamReader, operation.stream).read()
         except grpc.RpcError as error:
-            raise to_error(cast(grpc.Call, error), self._endpoint.address) from error
+            failure = to_error(cast(grpc.Call, error), self._endpoint.address)
+            # One error, one traceback: all that gRPC knows of it is in this one.
+            raise self._endpoint.explained(failure) from None
 
     def close(self) -> None:
         """Ends the connection and all calls on it."""
@@ -73,7 +82,7 @@ class Transport:
         if self._closed:
             raise RuntimeError("this client is closed")
         method = self._stubs.method(operation.rpc)
-        return method(operation.request, timeout=operation.timeout, metadata=self._endpoint.metadata)
+        return method(operation.request, timeout=seconds(operation), metadata=self._endpoint.metadata)
 
 
 def _channel(endpoint: Endpoint) -> grpc.Channel:

@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,12 +18,18 @@ from pahq import __version__
 from pahq_server.access import tls as tls_files
 from pahq_server.access.access import Access
 from pahq_server.access.config import AccessConfig
+from pahq_server.access.identity import Authenticator
 from pahq_server.access.policy import POLICY
 from pahq_server.access.table import TokenTable
+from pahq_server.access.tls import ExpiryWatch, TlsContents
+from pahq_server.api.connections import ConnectionLimits, raise_file_limit
 from pahq_server.api.server import ApiServer
-from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.engine import ModelInfo
+from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
+from pahq_server.engine.self_test import MOST_BYTES, self_test
+from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService
@@ -30,7 +37,7 @@ from pahq_server.models.casting import Placed
 from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
-from pahq_server.plan.planning import DoesNotFitError, plan_models
+from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
 from pahq_server.store.database import Database
@@ -42,6 +49,8 @@ from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
 logger = logging.getLogger(__name__)
 
 GRACE_S = 5.0
+# How often it is looked whether a certificate has expired.
+CERTIFICATES_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,8 @@ class ServerConfig:
         slots: how many discoveries have tensors in memory at a time.
         user_weights: shares of users; 1 for those that are missing.
         access: who may call, and how much.
+        self_test: whether models are compared with transformers' reading of them when they are loaded.
+        connections: bounds of clients' connections.
     """
 
     models: Mapping[str, str]
@@ -88,44 +99,66 @@ class ServerConfig:
     slots: int = 4
     user_weights: Mapping[str, float] = field(default_factory=dict)
     access: AccessConfig = field(default_factory=AccessConfig)
+    self_test: bool = True
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
-async def serve(config: ServerConfig, ready: Callable[[str], None]) -> None:
+async def serve(
+    config: ServerConfig,
+    ready: Callable[[str], None],
+    loaded: Callable[[Sequence[ModelInfo]], None] = lambda models: None,
+) -> None:
     """Serves until SIGTERM, SIGINT or, with ``parent_watch``, the end of standard input.
 
     Args:
         config: what to serve.
         ready: called once with the address when requests are answered.
+        loaded: called once before that, with the models that are served.
 
     Raises InvalidRequestError for a device that is not there, a model that cannot be loaded or memory that
     the device does not have, DoesNotFitError, before anything is loaded, where models and memory together are
     too much, StorageError for a data directory that cannot be used, RuntimeError for an address that cannot
-    be bound.
+    be bound, WorkerFailedError where jobs cannot be worked on any more.
     """
     telemetry = Telemetry(config.telemetry, POLICY, {"version": __version__, "torch": torch.__version__})
     try:
-        with opened(config.storage) as database:
-            await _serve(config, database, telemetry, ready)
+        with (
+            opened(config.storage) as database,
+            config.access.authenticating(TokenTable(database)) as authenticator,
+        ):
+            await _serve(config, database, authenticator, telemetry, ready, loaded)
     finally:
         telemetry.close()
 
 
 async def _serve(
-    config: ServerConfig, database: Database, telemetry: Telemetry, ready: Callable[[str], None]
+    config: ServerConfig,
+    database: Database,
+    authenticator: Authenticator,
+    telemetry: Telemetry,
+    ready: Callable[[str], None],
+    loaded: Callable[[Sequence[ModelInfo]], None],
 ) -> None:
     device = devices.find(config.device)
     devices.prepare(device)
-    memory_bytes = _memory_for_jobs(config, device)
-    authenticator = config.access.authenticator(TokenTable(database))
+    plan = _plan(config, device)
     tls = None if config.access.tls is None else tls_files.read(config.access.tls)
+    if tls is not None:
+        telemetry.observer.certificates_expire(tls.server_expiry, tls.client_ca_expiry)
     keep_freed_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     # Only while loading: what is freed between kept weights is of no use to passes.
     hand_back_freed_memory()
-    served = {name: _load(source, config, device) for name, source in config.models.items()}
+    served = {name: _load(name, config, device, plan) for name in config.models}
     keep_freed_memory()
-    engine = ModelEngine(served, config.executor, memory_bytes)
+    engine = ModelEngine(served, config.executor, plan.memory)
+    loop, broken = asyncio.get_running_loop(), asyncio.Event()
+
+    def worker_failed() -> None:
+        broken.set()
+        stop.set()
+
     jobs = JobService(
         engine,
         __version__,
@@ -133,9 +166,13 @@ async def _serve(
         config.session_limits,
         SqliteJobStore(database),
         telemetry.observer,
+        failed=lambda: loop.call_soon_threadsafe(worker_failed),
     )
     access = Access(authenticator, config.access.limits, telemetry.observer)
-    api = ApiServer(engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer)
+    raise_file_limit()
+    api = ApiServer(
+        engine, jobs, config.listen, config.reflect, access, tls, telemetry.observer, config.connections
+    )
     telemetry.read(
         Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.directory)
     )
@@ -146,12 +183,27 @@ async def _serve(
     stop = _stop_event(config.parent_watch)
     jobs.start()
     await api.start()
+    loaded(engine.models())
     ready(f"{config.listen.rpartition(':')[0]}:{api.port}")
+    watching = None if tls is None else asyncio.create_task(_watch_certificates(tls))
     await stop.wait()
     logger.info("stopping")
+    if watching is not None:
+        watching.cancel()
     stopping = asyncio.create_task(api.stop(GRACE_S))
     await asyncio.to_thread(jobs.close)
     await stopping
+    if broken.is_set():
+        # Whoever supervises the process starts it again, and its jobs go on; without a data directory they
+        # have failed.
+        raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
+
+
+async def _watch_certificates(tls: TlsContents) -> None:
+    watch = ExpiryWatch((*tls.server_dates, *tls.client_dates))
+    while True:
+        watch.check(time.time())
+        await asyncio.sleep(CERTIFICATES_S)
 
 
 def _policy(config: ServerConfig) -> JobPolicy:
@@ -166,14 +218,28 @@ def _policy(config: ServerConfig) -> JobPolicy:
     )
 
 
-def _load(source: str, config: ServerConfig, device: torch.device) -> LoadedModel:
+def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> LoadedModel:
+    """One model, compared with transformers' reading of it; what is odd about it goes to the log."""
+    source = config.models[name]
     if config.weights is None:
-        return load(source, Placed(TRANSFORMS[config.executor], device))
-    return load_rounded(source, POLICIES[config.weights], device)
+        loaded = load(source, Placed(TRANSFORMS[config.executor], device))
+    else:
+        loaded = load_rounded(source, POLICIES[config.weights], device)
+    for warning in loaded.warnings:
+        logger.warning("model %r: %s", name, warning)
+    if config.self_test:
+        # What jobs will take is still free.
+        room = machine_bytes() - PROCESS_BYTES - (plan.weights if device.type == "cpu" else 0)
+        try:
+            outcome = self_test(loaded, min(MOST_BYTES, room))
+        except InvalidRequestError as error:
+            raise InvalidRequestError("model", f"{name!r}: {error.detail}") from error
+        logger.log(logging.WARNING if outcome.skipped else logging.INFO, "model %r: %s", name, outcome)
+    return loaded
 
 
-def _memory_for_jobs(config: ServerConfig, device: torch.device) -> int:
-    """Bytes that jobs and sessions get. Raises as `serve` does; loads nothing."""
+def _plan(config: ServerConfig, device: torch.device) -> Plan:
+    """What models and jobs will take. Raises as `serve` does; loads nothing."""
     machine = devices.memory_bytes(device) if config.machine_bytes is None else config.machine_bytes
     if config.memory_bytes is not None and config.memory_bytes > machine:
         detail = f"{config.memory_bytes} bytes are more than the {machine} of {device}"
@@ -190,7 +256,7 @@ def _memory_for_jobs(config: ServerConfig, device: torch.device) -> int:
     )
     if not plan.fits:
         raise DoesNotFitError(f"the models do not fit\n{text(plan)}")
-    return plan.memory
+    return plan
 
 
 def _stop_event(parent_watch: bool) -> asyncio.Event:

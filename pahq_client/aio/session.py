@@ -25,19 +25,27 @@ class AsyncSession(SessionBase):
         self._lock = asyncio.Lock()
 
     @described_as(Session.score)
-    async def score(self, circuits: Iterable[Edges]) -> list[float]:
+    async def score(self, circuits: Iterable[Edges], *, allow_other_model: bool = False) -> list[float]:
         async with self._lock:
-            return await self._transport.run(self._flows.score(circuits))
+            return await self._transport.run(self._flows.score(circuits, allow_other_model))
 
     @described_as(Session.score_removed)
-    async def score_removed(self, removals: Iterable[Edges]) -> list[float]:
+    async def score_removed(
+        self, removals: Iterable[Edges], *, allow_other_model: bool = False
+    ) -> list[float]:
         async with self._lock:
-            return await self._transport.run(self._flows.score_removed(removals))
+            return await self._transport.run(self._flows.score_removed(removals, allow_other_model))
 
     @described_as(Session.commit)
-    async def commit(self, *, removed: Edges | None = None, edges: Edges | None = None) -> None:
+    async def commit(
+        self,
+        *,
+        removed: Edges | None = None,
+        edges: Edges | None = None,
+        allow_other_model: bool = False,
+    ) -> None:
         async with self._lock:
-            await self._transport.run(self._flows.commit(removed, edges))
+            await self._transport.run(self._flows.commit(removed, edges, allow_other_model))
 
     @described_as(Session.close)
     async def close(self) -> None:

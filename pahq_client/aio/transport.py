@@ -9,9 +9,10 @@ import grpc
 from grpc import aio
 
 from pahq_client.endpoint import Endpoint
+from pahq_client.errors import ServerFault, Unavailable
 from pahq_client.flow import Call, Flow, Open, Operation, Pause, drive_async
 from pahq_client.status import to_error
-from pahq_client.transport import Stubs
+from pahq_client.transport import Stubs, seconds
 
 T = TypeVar("T")
 
@@ -23,9 +24,9 @@ class AsyncStream:
         self._call = call
 
     async def read(self) -> Any:
-        """The next message, None after the last."""
+        """The next message, None after the last. Raises ServerFault for one that cannot be read."""
         message = await self._call.read()
-        return None if message is aio.EOF else message
+        return None if message is aio.EOF else _readable(message)
 
     def close(self) -> None:
         """Ends the call; no effect once it is over."""
@@ -54,12 +55,16 @@ class AsyncTransport:
             return await asyncio.sleep(operation.seconds)
         try:
             if isinstance(operation, Call):
-                return await self._start(operation)
+                return _readable(await self._start(operation))
             if isinstance(operation, Open):
                 return AsyncStream(self._start(operation))
             return await cast(AsyncStream, operation.stream).read()
         except grpc.RpcError as error:
-            raise to_error(cast(grpc.Call, error), self._endpoint.address) from error
+            failure: Exception = to_error(cast(grpc.Call, error), self._endpoint.address)
+            if type(failure) is Unavailable:  # in a thread: it may look at the server
+                failure = await asyncio.to_thread(self._endpoint.explained, failure)
+            # One error, one traceback: all that gRPC knows of it is in this one.
+            raise failure from None
         except asyncio.CancelledError:
             self._check_cancelled()
             raise
@@ -74,7 +79,7 @@ class AsyncTransport:
 
     def _start(self, operation: Call | Open) -> Any:
         method = self._connected().method(operation.rpc)
-        call = method(operation.request, timeout=operation.timeout, metadata=self._endpoint.metadata)
+        call = method(operation.request, timeout=seconds(operation), metadata=self._endpoint.metadata)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return call
@@ -95,6 +100,13 @@ class AsyncTransport:
         task = asyncio.current_task()
         if self._closed and task is not None and not task.cancelling():
             raise RuntimeError("this client is closed") from None
+
+
+def _readable(message: Any) -> Any:
+    """The message. gRPC has None for bytes that are no message of its kind, as if that were an answer."""
+    if message is None:
+        raise ServerFault("the server sent bytes that are no answer to this call")
+    return message
 
 
 def _channel(endpoint: Endpoint) -> aio.Channel:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from pahq_client import errors
-from pahq_client.cli.output import one_line
+from pahq_client.cli.output import warnings_on_stderr
 from pahq_client.cli.parser import make_parser
+from pahq_client.text import one_line
 
 # The first that fits decides.
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
@@ -36,17 +38,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: usage errors (2), --help and --version (0).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that does not know a character gets its number, instead of an error after the work.
+            stream.reconfigure(errors="backslashreplace")
     arguments = make_parser().parse_args(argv)
     try:
-        arguments.run(arguments)
-        sys.stdout.flush()
+        with warnings_on_stderr():
+            arguments.run(arguments)
+        if sys.stdout is not None:  # None: it was closed before this began
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED)
+    except MemoryError:
+        return _report("there is not enough memory on this machine", 1)
     except (errors.PahqError, OSError) as error:
-        return _report(error, next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+        code = _report(error, next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
+        try:
+            sys.stdout.flush()
+        except (OSError, AttributeError):  # a full disk: what is left would be tried again at the end
+            _drop_output()
+        return code
     return 0
+
+
+def _drop_output() -> None:
+    """Lets nothing more be written to stdout, which takes nothing more."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: object, code: int) -> int:

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from argparse import Namespace
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from pahq_client import comparison
+from pahq_client import comparison, files
 from pahq_client.circuit import Circuit
 from pahq_client.cli.connection import connection, tls
 from pahq_client.cli.jobs import OPTIONS, detach
-from pahq_client.cli.output import print_circuit, print_json, print_table
+from pahq_client.cli.output import (
+    count,
+    print_answer,
+    print_circuit,
+    print_json,
+    print_table,
+    print_values,
+    put,
+)
 from pahq_client.cli.task_file import read_task
 from pahq_client.discover import discover as find
 from pahq_client.errors import InvalidRequest
-from pahq_client.files import write_atomically
+from pahq_client.results import Model
+
+# Of a revision, so much as tells it from others.
+SHORT_REVISION = 12
+_MODEL_COLUMNS = (
+    *("name", "architecture", "layers", "heads", "width", "context", "parameters", "edges"),
+    *("text", "revision"),
+)
 
 
 def discover(arguments: Namespace) -> None:
@@ -27,18 +41,11 @@ def discover(arguments: Namespace) -> None:
     if arguments.estimate:
         estimate(arguments)
         return
-    for field in ("out", "dot"):
-        _check_writable(field, getattr(arguments, field))  # before hours of work, not after
+    _check_targets(arguments)  # before hours of work, not after
     names = ("model", "threshold", *OPTIONS, "server", "token", "timeout")
     options = {name: getattr(arguments, name) for name in names}
     circuit = find(task=read_task(arguments), tls=tls(arguments), progress=not arguments.quiet, **options)
-    try:
-        if arguments.out is not None:
-            circuit.save(arguments.out)
-        if arguments.dot is not None:
-            write_atomically(arguments.dot, circuit.to_dot().encode())
-    finally:  # a full disk must not lose the result
-        print_circuit(circuit, arguments.json)
+    _write_and_print(circuit, arguments)
 
 
 def estimate(arguments: Namespace) -> None:
@@ -46,30 +53,51 @@ def estimate(arguments: Namespace) -> None:
     options = {name: getattr(arguments, name) for name in OPTIONS}
     with connection(arguments, arguments.model) as (client, model):
         found = client.estimate(model, read_task(arguments), arguments.threshold, **options)
-    print_table([dataclasses.asdict(found)], arguments.json, single=True)
+    print_answer(found, arguments.json)
 
 
 def evaluate(arguments: Namespace) -> None:
     """Measures a circuit file."""
     circuit, task = Circuit.load(arguments.circuit), read_task(arguments)
-    names = ("metric", "ablation", "kv_receivers", "precision")
+    names = ("metric", "ablation", "kv_receivers", "precision", "allow_other_model")
     options: Any = {name: getattr(arguments, name) for name in names}
     with connection(arguments, arguments.model) as (client, model):
         evaluation = client.evaluate(model, task, circuit, **options)
-    values = {**dataclasses.asdict(evaluation), "faithfulness": evaluation.faithfulness}
-    print_table([values], arguments.json, single=True)
+    print_answer(evaluation, arguments.json)
 
 
 def models(arguments: Namespace) -> None:
     """Lists the served models."""
     with connection(arguments) as (client, _):
-        print_table([dataclasses.asdict(model) for model in client.models()], arguments.json)
+        found = client.models()
+    if arguments.json:
+        print_json([dataclasses.asdict(model) for model in found])
+        return
+    print_table(_MODEL_COLUMNS, map(_model_row, found), right=_MODEL_COLUMNS[2:8])
+
+
+def tokenize(arguments: Namespace) -> None:
+    """Shows the tokens of texts, as prompts and as answers."""
+    options = {name: getattr(arguments, name) for name in ("prompt", "special_tokens")}
+    with connection(arguments, arguments.model) as (client, model):
+        found = client.tokenize(model, arguments.texts, **options)
+    if arguments.json:
+        print_json([dataclasses.asdict(text) for text in found])
+        return
+    for text in found:
+        put(f"{text.text!r}: {len(text.ids)} token{'' if len(text.ids) == 1 else 's'}")
+        for token, string in zip(text.ids, text.tokens, strict=True):
+            put(f"{token:>8}  {string!r}")
+        if text.answer_id is not None:
+            put(f"  as an answer: {text.answer_id} {text.answer_token!r}")
+        if text.answer_note:
+            put(f"  {'not an answer' if text.answer_id is None else 'note'}: {text.answer_note}")
 
 
 def info(arguments: Namespace) -> None:
     """Describes the server."""
     with connection(arguments) as (client, _):
-        print_table([dataclasses.asdict(client.server_info())], arguments.json, single=True)
+        print_values(dataclasses.asdict(client.server_info()), arguments.json)
 
 
 def compare(arguments: Namespace) -> None:
@@ -79,14 +107,52 @@ def compare(arguments: Namespace) -> None:
     if arguments.json:
         print_json({**lists, "jaccard": result.jaccard})
         return
-    print(f"jaccard {result.jaccard:.6g}")
+    put(f"jaccard {result.jaccard:.6g}")
     for name, edges in lists.items():
-        print(f"{name} {len(edges)}", *edges, sep="\n  ")
+        put(f"{name} {len(edges)}")
+        for edge in edges:
+            put(f"  {edge}")
 
 
-def _check_writable(field: str, path: str | None) -> None:
-    if path is None:
-        return
-    folder = Path(os.path.realpath(path)).parent
-    if Path(path).is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise InvalidRequest(field, f"cannot write {path}")
+def _model_row(model: Model) -> tuple[object, ...]:
+    heads = str(model.heads) if model.kv_heads == model.heads else f"{model.heads}/{model.kv_heads}"
+    return (
+        model.name,
+        model.architecture,
+        model.layers,
+        heads,
+        model.d_model,
+        model.context,
+        count(model.parameters),
+        count(model.edges_group),
+        "yes" if model.tokenizer else "token ids only",
+        model.revision[:SHORT_REVISION],
+    )
+
+
+def _check_targets(arguments: Namespace) -> None:
+    given = {f"--{name}": getattr(arguments, name) for name in ("out", "dot")}
+    paths = {field: path for field, path in given.items() if path is not None}
+    for field, path in paths.items():
+        files.check_target(field, path)
+    if len(paths) == 2 and files.same_target(*paths.values()):
+        raise InvalidRequest("--dot", f"is the same file as --out: {arguments.dot!r}")
+
+
+def _write_and_print(circuit: Circuit, arguments: Namespace) -> None:
+    """Does all of it, whatever goes wrong with a part: a full disk must not lose the result."""
+    failed: list[OSError] = []
+
+    def attempt(write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as error:
+            failed.append(error)
+
+    if arguments.out is not None:
+        attempt(lambda: circuit.save(arguments.out))
+    if arguments.dot is not None:
+        attempt(lambda: files.write(arguments.dot, circuit.to_dot().encode()))
+    print_circuit(circuit, arguments.json)
+    if failed:
+        raise failed[0]

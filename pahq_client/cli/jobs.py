@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
+from pahq_client import files
+from pahq_client.caution import Cautions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.connection import connection
-from pahq_client.cli.output import one_line, print_circuit, print_json, print_table
+from pahq_client.cli.output import (
+    fields,
+    note,
+    number,
+    print_answer,
+    print_circuit,
+    print_json,
+    print_table,
+    put,
+)
 from pahq_client.cli.task_file import read_task
 from pahq_client.client import Client
-from pahq_client.errors import InvalidRequest, JobCancelled, JobFailed
-from pahq_client.events import Event, JobState
+from pahq_client.errors import InvalidRequest, JobCancelled, JobFailed, NotFound
+from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.jobs import JobHandle
 from pahq_client.progress import reporter
-from pahq_client.words import summarize
+from pahq_client.text import one_line
+from pahq_client.words import local_time, stands, summarize
 
 _NAME = re.compile(r"users/[^/]+/discoveries/[^/]+")
-OPTIONS = ("method", "metric", "ablation", "gates", "kv_receivers", "precision")
+_ID = re.compile(r"[A-Za-z0-9_-]+")
+# Of the table of discoveries, after the name.
+_COLUMNS = (
+    *("model", "task", "method", "threshold", "edges kept", "metric", "faithfulness"),
+    *("created", "state"),
+)
+# So much of an id is shown in a terminal, and so much at least is needed to find a discovery by it.
+_SHOWN_ID, _LEAST_ID = 12, 4
+OPTIONS = ("method", "metric", "ablation", "gates", "kv_receivers", "precision", "include_prompts")
 
 
 def detach(arguments: Namespace) -> None:
@@ -32,7 +53,7 @@ def detach(arguments: Namespace) -> None:
     options = {name: getattr(arguments, name) for name in OPTIONS}
     with _named_server(arguments) as client:
         name = client.submit(arguments.model, read_task(arguments), arguments.threshold, **options).name
-    print_json({"name": name}) if arguments.json else print(one_line(name))
+    print_json({"name": name}) if arguments.json else put(name)
 
 
 def jobs(arguments: Namespace) -> None:
@@ -40,47 +61,122 @@ def jobs(arguments: Namespace) -> None:
     with _named_server(arguments) as client:
         infos = [job.latest for job in client.jobs(arguments.limit) if job.latest is not None]
     if arguments.json:
-        print_json([dataclasses.asdict(info) for info in infos])
+        print_json([fields(info, as_json=True) for info in infos])
         return
-    for info in infos:
-        print(one_line(info.name), one_line(info.model), one_line(summarize(info)), sep="\t")
+    if not infos:
+        note("there are no discoveries")
+        return
+    in_terminal = sys.stdout.isatty()
+    names = _short(infos) if in_terminal else [info.name for info in infos]
+    columns = ("id" if in_terminal else "name", *_COLUMNS)
+    rows = [(name, *_row(info)) for name, info in zip(names, infos, strict=True)]
+    print_table(columns, rows, right=("threshold", "edges kept", "faithfulness"))
 
 
 def watch(arguments: Namespace) -> None:
     """Follows a discovery to its end. That this command ends does nothing to the discovery."""
     with _named_server(arguments) as client:
-        job = client.job(arguments.name)
+        job = client.job(_full_name(client, arguments.name))
         last = _follow(job, arguments)
         if last is not None and last.state is JobState.FAILED:
             raise JobFailed(last.error, job.name)
         if last is not None and last.state is JobState.CANCELLED:
             raise JobCancelled(job.name)
+        info = job.info
+        Cautions().show(info.warnings)
         if not arguments.json:
-            print(one_line(job.name), one_line(summarize(job.info)), sep="\t")
+            put(job.name, one_line(summarize(info)))
 
 
 def cancel(arguments: Namespace) -> None:
     """Asks a discovery to stop, and prints its state."""
     with _named_server(arguments) as client:
-        state = client.job(arguments.name).cancel()
+        name = _full_name(client, arguments.name)
+        state = client.job(name).cancel()
     if arguments.json:
-        print_json({"name": arguments.name, "state": state})
+        print_json({"name": name, "state": state})
         return
-    print(one_line(arguments.name), state, sep="\t")
+    put(name, state)
 
 
 def show(arguments: Namespace) -> None:
     """Prints a circuit file, or a discovery: its circuit, or where it stands as long as it has none."""
-    if Path(arguments.what).exists() or not _NAME.fullmatch(arguments.what):
-        print_circuit(Circuit.load(arguments.what), arguments.json)
+    what = files.path_text("NAME_OR_FILE", arguments.what)
+    if os.path.exists(what) or not (_NAME.fullmatch(what) or (_ID.fullmatch(what) and arguments.server)):
+        circuit = _load(what)
+        Cautions().show(circuit.warnings)
+        print_circuit(circuit, arguments.json)
         return
     with _named_server(arguments) as client:
-        job = client.job(arguments.what)
+        job = client.job(_full_name(client, what, "there is no file of this name, either"))
         info = job.info
         if info.state is JobState.SUCCEEDED:
             print_circuit(job.result(), arguments.json)
         else:
-            print_table([dataclasses.asdict(info)], arguments.json, single=True)
+            Cautions().show(info.warnings)
+            print_answer(info, arguments.json)
+
+
+def _load(path: str) -> Circuit:
+    try:
+        return Circuit.load(path)
+    except FileNotFoundError as error:
+        if _ID.fullmatch(path):  # may as well be a discovery
+            error.add_note("to show a discovery, name its server with --server or $PAHQ_SERVER")
+        raise
+
+
+def _full_name(client: Client, name: str, hint: str = "") -> str:
+    """The resource name of a discovery that is given by it, by the id at its end, or by how the id begins.
+
+    Raises:
+        InvalidRequest: the name has none of these forms, or several ids begin so.
+        NotFound: the user has no discovery with this id.
+    """
+    if _NAME.fullmatch(name):
+        return name
+    if not _ID.fullmatch(name):
+        raise InvalidRequest("NAME", f"must be users/.../discoveries/ID, or ID alone, got {name!r}")
+    found = []
+    for job in client.jobs():
+        id = job.name.rpartition("/")[2]
+        if id == name:
+            return job.name
+        if id.startswith(name) and len(name) >= _LEAST_ID:
+            found.append(job.name)
+    if len(found) > 1:
+        raise InvalidRequest(
+            "NAME", f"{len(found)} discoveries have ids that begin with {name!r}; give more of it"
+        )
+    if not found:
+        detail = f"no discovery with the id {name}; see pahq jobs"
+        raise NotFound(name, "; ".join(filter(None, [detail, hint])))
+    return found[0]
+
+
+def _short(infos: list[JobInfo]) -> list[str]:
+    """The ids of discoveries, cut as far as they still differ; with their users where there are several."""
+    parts = [info.name.split("/") for info in infos]
+    ids = [part[-1] for part in parts]
+    short = [id[:_SHOWN_ID] for id in ids]
+    shown = short if len(set(short)) == len(set(ids)) else ids
+    users = {part[1] for part in parts if len(part) == 4}
+    return [info.name for info in infos] if len(users) > 1 else shown
+
+
+def _row(info: JobInfo) -> tuple[object, ...]:
+    """What `jobs` shows of a discovery after its name, in the order of `_COLUMNS`."""
+    return (
+        info.model,
+        info.task or None,
+        info.method,
+        number(info.threshold),
+        f"{info.kept}/{info.total}" if info.total else None,
+        f"{info.metric or 'metric'} {number(info.metric_value)}" if info.total else None,
+        number(info.faithfulness) if info.metric_full is not None else None,
+        local_time(info.created, "%m-%d %H:%M") if info.created is not None else None,
+        one_line(stands(info)),
+    )
 
 
 def _follow(job: JobHandle, arguments: Namespace) -> Event | None:

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import argparse
 import os
+from typing import NoReturn
 
 from pahq import __version__
 
 from pahq_client.cli import commands, jobs
+from pahq_client.text import printable
 
 _EPILOG = """\
 exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or wrong version,
 4 access denied, 130 interrupted"""
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints hold nothing that a terminal would obey."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser; ``run`` of its result is the function to call with it."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="pahq",
         description="Discover circuits of language models on a PAHQ server.",
         epilog=_EPILOG,
@@ -24,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_discover, _jobs, _watch, _cancel, _show, _evaluate, _compare, _models, _info):
+    for add in (_discover, _jobs, _watch, _cancel, _show, _evaluate, _compare, _models, _tokenize, _info):
         add(subparsers)
     return parser
 
@@ -45,6 +54,9 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--no-gates", dest="gates", action="store_false", help="test edges one by one only")
     parser.add_argument("--kv-receivers", default="group", help="group (default) or query")
     parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
+    parser.add_argument(
+        "--include-prompts", action="store_true", help="put the prompts into the circuit and its file"
+    )
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("--out", metavar="FILE", help="write the circuit here, as JSON")
     parser.add_argument("--dot", metavar="FILE", help="write the circuit here, for Graphviz")
@@ -72,7 +84,9 @@ def _watch(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("watch", help="follow a discovery to its end")
     parser.set_defaults(run=jobs.watch)
     parser.add_argument(
-        "name", metavar="NAME", help="users/.../discoveries/..., as jobs and --detach print it"
+        "name",
+        metavar="NAME",
+        help="as jobs and --detach print it, or its id",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_server(parser)
@@ -82,7 +96,7 @@ def _watch(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _cancel(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("cancel", help="stop a discovery")
     parser.set_defaults(run=jobs.cancel)
-    parser.add_argument("name", metavar="NAME", help="users/.../discoveries/...")
+    parser.add_argument("name", metavar="NAME", help="a discovery's name or id")
     _add_server(parser)
     _add_json(parser)
 
@@ -94,6 +108,11 @@ def _evaluate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_measured(parser)
     for option in ("--metric", "--ablation", "--kv-receivers", "--precision"):
         parser.add_argument(option, help="default: as the circuit was found")
+    parser.add_argument(
+        "--allow-other-model",
+        action="store_true",
+        help="measure the circuit although it was found in another model",
+    )
     _add_server(parser)
     _add_json(parser)
 
@@ -101,6 +120,24 @@ def _evaluate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _models(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("models", help="list the served models")
     parser.set_defaults(run=commands.models)
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _tokenize(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("tokenize", help="show how a model tokenizes texts")
+    parser.set_defaults(run=commands.tokenize)
+    parser.add_argument(
+        "--model", required=True, help="served model (without a server: or directory, hub id)"
+    )
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="put it in quotes: spaces in front count")
+    parser.add_argument("--prompt", metavar="TEXT", help="show what the texts are as answers to this")
+    parser.add_argument(
+        "--no-special-tokens",
+        dest="special_tokens",
+        action="store_false",
+        help="leave out those that the tokenizer puts around prompts by itself",
+    )
     _add_server(parser)
     _add_json(parser)
 
@@ -123,7 +160,7 @@ def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("show", help="print a circuit, or where its discovery stands")
     parser.set_defaults(run=jobs.show)
-    parser.add_argument("what", metavar="NAME_OR_FILE", help="a discovery's name, or a circuit file")
+    parser.add_argument("what", metavar="NAME_OR_FILE", help="a discovery's name or id, or a circuit file")
     _add_server(parser)
     _add_json(parser)
 
@@ -147,9 +184,9 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="default: $PAHQ_SERVER, else a server started for this command",
     )
-    parser.add_argument("--token", default=environ.get("PAHQ_TOKEN"), help="default: $PAHQ_TOKEN")
-    parser.add_argument("--tls", action="store_true", help="encrypt, trust the system's certificates")
-    parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trust these certificates")
+    parser.add_argument("--token", default=environ.get("PAHQ_TOKEN") or None, help="default: $PAHQ_TOKEN")
+    parser.add_argument("--tls", action="store_true", help="encrypt, trust public authorities")
+    parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trust these authorities")
     parser.add_argument("--tls-cert", metavar="FILE", help="client certificate")
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
 

@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from pahq_client import files
 from pahq_client.circuit_file import parse_json
 from pahq_client.errors import InvalidRequest
 from pahq_client.task import BuiltinTask, Task
@@ -27,10 +28,10 @@ def read_task(arguments: Namespace) -> Task | BuiltinTask:
 
 def _read(path: Path) -> Any:
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(files.read(path))
     except OSError as error:
         raise InvalidRequest("task", f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise InvalidRequest("task", f"{path} is not JSON: {error}") from None
 
 

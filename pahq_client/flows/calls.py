@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pahq_client.errors import (
     DeadlineExceeded,
@@ -20,11 +20,25 @@ from pahq_client.rpcs import Rpc
 Q = TypeVar("Q")
 A = TypeVar("A")
 T = TypeVar("T")
+C = TypeVar("C", contravariant=True)
+R = TypeVar("R", covariant=True)
 
 # Tries after the first one at an address that never answered: a wrong one should show soon.
 FIRST_TRIES = 2
 # Where a server asks for a shorter one, or for none.
 LEAST_PAUSE = 0.05
+# Where a server asks for a longer one, the caller is told so instead of waiting without a word.
+MOST_PAUSE = 600.0
+
+
+class Collector(Protocol[C, R]):
+    """Puts the messages of a stream together, one at a time, so that it can refuse them one at a time."""
+
+    def add(self, message: C, /) -> None:
+        """Takes in the next message."""
+
+    def result(self) -> R:
+        """What they are together, after the last one."""
 
 
 class Calls:
@@ -68,18 +82,27 @@ class Calls:
 
         return self._repeat(rpc, once, timeout)
 
-    def collect(self, rpc: Rpc[Q, A], request: Q, timeout: float | None = None) -> Flow[list[A]]:
-        """One request, all messages of a stream."""
+    def collect(
+        self, rpc: Rpc[Q, A], request: Q, into: Callable[[], Collector[A, T]], timeout: float | None = None
+    ) -> Flow[T]:
+        """One request, all messages of a stream.
 
-        def once(seconds: float) -> Flow[list[A]]:
-            messages: list[A] = []
+        Args:
+            rpc: what to call.
+            request: what to send.
+            into: makes what takes the messages in, anew for every try.
+            timeout: seconds for all tries together; None for the usual.
+        """
+
+        def once(seconds: float) -> Flow[T]:
+            taken = into()
             stream = yield Open(rpc, request, seconds)
             try:
                 while (message := (yield Read(stream))) is not None:
-                    messages.append(message)
+                    taken.add(message)
             finally:
                 stream.close()
-            return messages
+            return taken.result()
 
         return self._repeat(rpc, once, timeout)
 
@@ -110,6 +133,9 @@ class Calls:
 def next_delay(error: PahqError, delays: Iterator[float]) -> float | None:
     """Seconds until another try is sensible; None if none is."""
     if isinstance(error, RateLimited):
-        return jittered(max(error.retry_after or 0.0, LEAST_PAUSE))
+        pause = max(error.retry_after or 0.0, LEAST_PAUSE)
+        return jittered(pause) if pause <= MOST_PAUSE else None
     hopeless = isinstance(error, StorageUnavailable) and error.damaged
-    return next(delays, None) if isinstance(error, Unavailable) and not hopeless else None
+    if not isinstance(error, Unavailable) or hopeless or error.explanation:
+        return None
+    return next(delays, None)

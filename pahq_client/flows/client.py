@@ -9,6 +9,7 @@ from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import model_pb2, server_pb2
 
 from pahq_client import checks, rpcs, wire
+from pahq_client.caution import Cautions
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Edge
 from pahq_client.errors import (
@@ -17,6 +18,7 @@ from pahq_client.errors import (
     JobCancelled,
     JobFailed,
     PahqError,
+    ServerFault,
     Unavailable,
 )
 from pahq_client.flow import Flow
@@ -25,13 +27,15 @@ from pahq_client.flows.job import JobFlows
 from pahq_client.flows.session import SessionFlows
 from pahq_client.progress import ProgressLike
 from pahq_client.request import DiscoveryRequest, EvaluationRequest, MeasurementOptions, SessionRequest
-from pahq_client.results import Estimate, Evaluation, Model, ServerInfo
+from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.task import TaskLike
 
 # An interrupted user waits this long at most for the server to hear of it.
 CANCEL_SECONDS = 5.0
 EVALUATE_SECONDS = 24 * 3600.0
 MOST_PER_PAGE = 1000
+MOST_EMPTY_PAGES = 100
+MOST_JOBS = 1_000_000
 
 
 class ClientFlows:
@@ -42,7 +46,13 @@ class ClientFlows:
 
     def models(self) -> Flow[list[Model]]:
         response = yield from self._calls.call(rpcs.MODELS, model_pb2.ListModelsRequest())
-        return [wire.model(model) for model in response.models]
+        return wire.models(response)
+
+    def tokenize(
+        self, model: str, texts: str | Iterable[str], prompt: str | None, special_tokens: bool
+    ) -> Flow[list[TokenizedText]]:
+        request = wire.tokenize_message(model, texts, prompt, special_tokens)
+        return wire.tokenized_texts(request, (yield from self._calls.call(rpcs.TOKENIZE, request)))
 
     def server_info(self) -> Flow[ServerInfo]:
         response = yield from self._calls.call(rpcs.INFO, server_pb2.GetServerInfoRequest())
@@ -56,14 +66,21 @@ class ClientFlows:
         options: MeasurementOptions,
     ) -> Flow[Evaluation]:
         request = wire.evaluation_message(EvaluationRequest.of(model, task, circuit, options))
-        return wire.evaluation((yield from self._calls.call(rpcs.EVALUATE, request, EVALUATE_SECONDS)))
+        response = yield from self._calls.call(rpcs.EVALUATE, request, EVALUATE_SECONDS)
+        evaluation = wire.evaluation(request.measurement, response)
+        Cautions().show(evaluation.warnings)
+        return evaluation
 
     def estimate(self, request: DiscoveryRequest) -> Flow[Estimate]:
         message = pb.CreateDiscoveryRequest(spec=wire.spec_message(request), validate_only=True)
-        return wire.estimate((yield from self._calls.call(rpcs.CREATE, message)).estimate)
+        estimate = wire.estimate((yield from self._calls.call(rpcs.CREATE, message)).estimate)
+        Cautions().show(estimate.warnings)
+        return estimate
 
     def submit(self, request: DiscoveryRequest) -> Flow[JobFlows]:
-        return (yield from self._create(_creation(request)))
+        job = yield from self._create(_creation(request))
+        job.show_warnings()
+        return job
 
     def discover(
         self, request: DiscoveryRequest, timeout: float | None, progress: ProgressLike
@@ -72,6 +89,7 @@ class ClientFlows:
         job: JobFlows | None = None
         try:
             job = yield from self._create(creation)
+            job.show_warnings()  # before hours of work, not only after
             return (yield from job.result(timeout, progress))
         except BaseException as error:
             if isinstance(error, Unavailable) and job is not None:
@@ -83,7 +101,8 @@ class ClientFlows:
     def session(self, request: SessionRequest) -> Flow[SessionFlows]:
         message = wire.session_message(request)
         response = yield from self._calls.call(rpcs.OPEN, message, EVALUATE_SECONDS)
-        return SessionFlows(self._calls, response.session)
+        Cautions().show(response.session.warnings)
+        return SessionFlows(self._calls, response.session, message.measurement)
 
     def job(self, name: str) -> JobFlows:
         return JobFlows(self._calls, checks.text("name", name))
@@ -92,16 +111,23 @@ class ClientFlows:
         if limit is not None and checks.integer("limit", limit) < 0:
             raise InvalidRequest("limit", f"must be at least 0, got {limit}")
         found: list[JobFlows] = []
-        token = ""
+        token, seen, fruitless = "", set[str](), 0
         while limit is None or len(found) < limit:
             size = MOST_PER_PAGE if limit is None else min(limit - len(found), MOST_PER_PAGE)
             request = pb.ListDiscoveriesRequest(page_size=size, page_token=token)
             page = yield from self._calls.call(rpcs.LIST, request)
+            if len(page.discoveries) > size:
+                raise ServerFault(f"the server sent {len(page.discoveries)} discoveries, asked for {size}")
             found += (JobFlows(self._calls, d.name, wire.job_info(d)) for d in page.discoveries)
             token = page.next_page_token
             if not token:
                 break
-        return found[:limit]
+            fruitless = 0 if page.discoveries else fruitless + 1
+            # A list that begins again, or never comes to anything, would be read for ever.
+            if token in seen or fruitless > MOST_EMPTY_PAGES or len(found) > MOST_JOBS:
+                raise ServerFault("the server's list of discoveries has no end")
+            seen.add(token)
+        return found
 
     def _create(self, request: pb.CreateDiscoveryRequest, timeout: float | None = None) -> Flow[JobFlows]:
         """The same request may be sent again: by its id the server knows that it is the same discovery."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pahq.v1 import discovery_pb2 as pb
 
 from pahq_client import rpcs, wire
+from pahq_client.caution import Cautions
 from pahq_client.circuit import Circuit
 from pahq_client.errors import JobCancelled, JobFailed
 from pahq_client.events import Event, JobInfo, JobState
@@ -32,6 +33,12 @@ class JobFlows:
         self.calls = calls
         self.name = name
         self.latest = latest
+        self._cautions = Cautions()
+
+    def show_warnings(self) -> None:
+        """Shows what may mislead about the answer, as far as it is known and was not shown by this object."""
+        if self.latest is not None:
+            self._cautions.show(self.latest.warnings)
 
     def info(self, timeout: float | None = None) -> Flow[JobInfo]:
         request = pb.GetDiscoveryRequest(name=self.name)
@@ -63,7 +70,9 @@ class JobFlows:
         if info.state is JobState.CANCELLED:
             raise JobCancelled(self.name)
         request = pb.GetCircuitRequest(name=self.name)
-        return wire.circuit((yield from self.calls.collect(rpcs.CIRCUIT, request, CIRCUIT_SECONDS)))
+        circuit = yield from self.calls.collect(rpcs.CIRCUIT, request, wire.CircuitPages, CIRCUIT_SECONDS)
+        self._cautions.show(circuit.warnings)
+        return circuit
 
     def cancel(self, timeout: float | None) -> Flow[JobState]:
         request = pb.CancelDiscoveryRequest(name=self.name)

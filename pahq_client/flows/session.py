@@ -8,9 +8,11 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from pahq.v1 import patching_pb2 as pb
+from pahq.v1.discovery_pb2 import Measurement
 
 from pahq_client import checks, rpcs, wire
 from pahq_client.circuit import Circuit
+from pahq_client.comparison import check_same_model
 from pahq_client.elements import Edge
 from pahq_client.errors import InvalidRequest, NotFound, ServerFault, Unavailable
 from pahq_client.flow import Flow
@@ -28,40 +30,55 @@ Edges: TypeAlias = Circuit | Iterable[str | Edge]
 class SessionFlows:
     """What can be done with a session; described at `Session`. One flow at a time."""
 
-    def __init__(self, calls: Calls, opened: pb.Session) -> None:
-        self.name, self.graph = opened.name, wire.graph(opened.graph)
-        self.full, self.empty = opened.metric_full, opened.metric_empty
+    def __init__(self, calls: Calls, opened: pb.Session, asked: Measurement) -> None:
+        self.name, self.graph = wire.resource_name(opened.name), wire.graph(opened.graph)
+        self.full, self.empty = wire.scores((opened.metric_full, opened.metric_empty))
         self.num_edges_total = opened.num_edges_total
+        self.warnings = tuple(opened.warnings)
+        self.model, self.metric, self.ablation = asked.model, asked.metric, asked.ablation
+        self.precision, self._revision = asked.precision, opened.model_revision
         self.calls, self._most = calls, opened.max_hypotheses
         self._edges: tuple[str, ...] | None = None  # None: all
 
     @property
     def edges(self) -> tuple[str, ...]:
         if self._edges is None:
+            # Counted first: a graph that is not what the server says is not worth the memory of its names.
+            _check_counts("edges", self.num_edges_total, self.graph.num_edges)
             self._edges = tuple(self.graph.edge_names())
-            _check_counts("edges", self.num_edges_total, len(self._edges))
         return self._edges
 
-    def score(self, circuits: Iterable[Edges]) -> Flow[list[float]]:
-        return (yield from self._score("circuits", circuits, complete=True))
+    def score(self, circuits: Iterable[Edges], allow_other_model: bool) -> Flow[list[float]]:
+        return (yield from self._score("circuits", circuits, True, allow_other_model))
 
-    def score_removed(self, removals: Iterable[Edges]) -> Flow[list[float]]:
-        return (yield from self._score("removals", removals, complete=False))
+    def score_removed(self, removals: Iterable[Edges], allow_other_model: bool) -> Flow[list[float]]:
+        return (yield from self._score("removals", removals, False, allow_other_model))
 
-    def commit(self, removed: Edges | None, edges: Edges | None) -> Flow[None]:
+    def commit(self, removed: Edges | None, edges: Edges | None, allow_other_model: bool) -> Flow[None]:
         if (removed is None) == (edges is None):
             raise InvalidRequest("commit", "takes either removed or edges")
         if removed is not None:
-            yield from self._commit("removed", removed, complete=False)
+            yield from self._commit("removed", removed, False, allow_other_model)
         elif edges is not None:
-            yield from self._commit("edges", edges, complete=True)
+            yield from self._commit("edges", edges, True, allow_other_model)
 
     def close(self) -> Flow[None]:
         with suppress(NotFound, Unavailable):
             yield from self.calls.call(rpcs.CLOSE, pb.CloseSessionRequest(name=self.name), CLOSE_SECONDS)
 
-    def _score(self, field: str, sets: Iterable[Edges], complete: bool) -> Flow[list[float]]:
-        named = (wire.edge_set(f"{field}[{i}]", edges) for i, edges in enumerate(checks.items(field, sets)))
+    def _names(self, field: str, edges: Edges, allow_other_model: bool) -> list[str]:
+        """Names of edges that mean something here. Raises OtherModel for a circuit of another model."""
+        if isinstance(edges, Circuit) and not checks.flag("allow_other_model", allow_other_model):
+            check_same_model(edges, self.graph, self._revision)
+        return wire.edge_set(field, edges)
+
+    def _score(
+        self, field: str, sets: Iterable[Edges], complete: bool, allow_other_model: bool
+    ) -> Flow[list[float]]:
+        named = (
+            self._names(f"{field}[{i}]", edges, allow_other_model)
+            for i, edges in enumerate(checks.items(field, sets))
+        )
         hypotheses = [wire.hypothesis(names, complete) for names in named]
         metrics: list[float] = []
         for chunk in self._chunks(hypotheses):
@@ -89,10 +106,10 @@ class SessionFlows:
         request = pb.ScoreCircuitsRequest(name=self.name, hypotheses=chunk)
         response = yield from self.calls.call(rpcs.SCORE, request, SCORE_SECONDS)
         _check_counts("metrics", len(response.metrics), len(chunk))
-        return list(response.metrics)
+        return wire.scores(response.metrics)
 
-    def _commit(self, field: str, edges: Edges, complete: bool) -> Flow[None]:
-        names = wire.edge_set(field, edges)
+    def _commit(self, field: str, edges: Edges, complete: bool, allow_other_model: bool) -> Flow[None]:
+        names = self._names(field, edges, allow_other_model)
         request = pb.CommitCircuitRequest(name=self.name, circuit=wire.hypothesis(names, complete))
         try:
             response = yield from self.calls.call(rpcs.COMMIT, request)

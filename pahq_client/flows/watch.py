@@ -20,7 +20,7 @@ class Watch:
     """One reading of a discovery's events, over as many streams as it takes. To be closed.
 
     Args:
-        calls: to the server; its pauses between tries start over whenever an event arrives.
+        calls: to the server; its pauses between tries start over whenever a new event arrives.
         name: of the discovery.
         after: only events with a larger sequence number.
         deadline: when to give up with TimeoutError.
@@ -87,10 +87,10 @@ class Watch:
 
     def _accept(self, event: Event) -> Event | None:
         """A server may repeat itself after an interruption; the caller need not know."""
-        self._delays = self._calls.backoff.delays()
         self._ended = event.kind is EventKind.END
         if not self._ended and not self._is_news(event):
             return None
+        self._delays = self._calls.backoff.delays()  # not for what a server repeats: that may go on for ever
         self._after, self._latest = max(self._after, event.sequence), event
         return event
 

@@ -24,6 +24,10 @@ class TokenTable:
             rows = connection.execute(f"SELECT {_COLUMNS} FROM tokens ORDER BY created, id")
             return [Token(*row) for row in rows]
 
+    def by_id(self) -> dict[str, Token]:
+        """`all` of them, by their public parts."""
+        return {token.id: token for token in self.all()}
+
     def add(self, token: Token) -> None:
         values = (token.id, token.digest, token.user, token.scope)
         times = (token.created, token.expires, token.revoked)

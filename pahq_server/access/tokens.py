@@ -12,6 +12,7 @@ from pahq_server.core.caller import Caller
 
 SCOPES = ("user", "admin")
 _TEXT = re.compile(r"pahq_([0-9a-f]{16})_([A-Za-z0-9_-]{43})", re.ASCII)
+USER_FORM = "up to 63 of a-z, 0-9, '.', '_' and '-', the first a letter or digit"
 _USER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}", re.ASCII)
 
 
@@ -56,7 +57,7 @@ def new_token(user: str, scope: str, created: float, expires: float | None = Non
     Raises ValueError for what is no user name or scope.
     """
     if not is_user(user):
-        raise ValueError(f"{user!r} is no user name: up to 63 of a-z, 0-9, '.', '_' and '-'")
+        raise ValueError(f"{user!r} is no user name: {USER_FORM}")
     if scope not in SCOPES:
         raise ValueError(f"{scope!r} is no scope: one of {', '.join(SCOPES)}")
     id = secrets.token_hex(8)

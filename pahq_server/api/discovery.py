@@ -15,8 +15,10 @@ from pahq_server.api import requests, responses
 from pahq_server.api.calls import check_owner, current_call
 from pahq_server.api.threads import Threads
 from pahq_server.api.watching import Watchers
+from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Prepared
 from pahq_server.core.errors import ConflictError
+from pahq_server.jobs import warnings
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobService
 
@@ -39,17 +41,20 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         user = current_call().caller.user
         if request.validate_only:
             checked, estimate = await self._threads.run(
-                lambda: self._jobs.check(requests.discovery_spec(request.spec), request.request_id, user)
+                lambda: self._jobs.check(requests.discovery_spec(request.spec), request.request_id, user),
+                slow=True,
             )
             return pb.CreateDiscoveryResponse(
-                discovery=responses.discovery(checked), estimate=responses.estimate(estimate)
+                discovery=responses.discovery(checked),
+                estimate=responses.estimate(estimate, checked.warnings),
             )
 
         def create() -> Job:
             return self._jobs.create(requests.discovery_spec(request.spec), request.request_id, user)
 
         # A client that chose a request id will ask again for what it created. Without one, nobody will.
-        job = await self._threads.run(create, None if request.request_id else Job.cancel)
+        undo = None if request.request_id else Job.cancel
+        job = await self._threads.run(create, undo, slow=True)
         return pb.CreateDiscoveryResponse(discovery=responses.discovery(job))
 
     async def GetDiscovery(self, request: pb.GetDiscoveryRequest, context: Any) -> pb.GetDiscoveryResponse:
@@ -109,13 +114,23 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
 
         def evaluate() -> tuple[Prepared, Future[tuple[float, float, float]]]:
             measurement = requests.measurement(request.measurement)
-            return self._jobs.evaluate(measurement, request.edges, user=user)
+            return self._jobs.evaluate(measurement, request.edges, user, requests.origin(request))
 
-        prepared, future = await self._threads.run(evaluate, undo=lambda started: started[1].cancel())
+        prepared, future = await self._threads.run(
+            evaluate, undo=lambda started: started[1].cancel(), slow=True
+        )
         value, full, empty = await asyncio.wrap_future(future)
+        ends = warnings.Ends(prepared.measurement.metric, full, empty)
+
+        def judge() -> tuple[str, ...]:
+            circuit = Circuit.from_names(prepared.graph, request.edges)
+            return warnings.of_evaluation(prepared, circuit, value, ends)
+
+        found = await self._threads.run(judge)
         return pb.EvaluateCircuitResponse(
             metric=responses.metric(prepared.measurement.metric, value, full, empty),
             num_edges_total=prepared.graph.num_edges,
+            warnings=found,
         )
 
     async def _find(self, name: str) -> Job:

@@ -36,6 +36,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # description, name), escaped (three bytes for one) or in base64.
 MAX_TEXT_BYTES = 800
 MEMORY_RETRY_S = 10.0
+# A very low rate gives waits that no message can hold.
+MAX_RETRY_S = 365 * 86_400.0
 
 
 class VersionMismatchError(errors.ServerError):
@@ -48,6 +50,7 @@ class VersionMismatchError(errors.ServerError):
 
 # Error class -> (status code, reason). The first class that fits wins.
 STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
+    (errors.OtherModelError, grpc.StatusCode.INVALID_ARGUMENT, "OTHER_MODEL"),
     (errors.InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
     (errors.NotFoundError, grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
     (errors.AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS"),
@@ -82,6 +85,8 @@ def _metadata(error: errors.ServerError) -> dict[str, str]:
         return {"quota": error.quota, "subject": error.subject}
     if isinstance(error, errors.StorageError):
         return {"damaged": str(error.damaged).lower()}
+    if isinstance(error, errors.OtherModelError):
+        return {"circuit": _shorten(error.circuit), "model": _shorten(error.model)}
     return {"name": _shorten(error.name)} if isinstance(error, errors.NotFoundError) else {}
 
 
@@ -100,7 +105,7 @@ def _details(error: errors.ServerError) -> list[Message]:
         return [BadRequest(field_violations=[violation])]
     if isinstance(error, errors.ResourceExhaustedError):
         delay = Duration()
-        delay.FromMilliseconds(math.ceil(error.retry_after_s * 1000))
+        delay.FromMilliseconds(math.ceil(min(error.retry_after_s, MAX_RETRY_S) * 1000))
         return [RetryInfo(retry_delay=delay), *_quota_failure(error)]
     return []
 
@@ -158,6 +163,9 @@ async def _reported(context: Any, trailing: Any) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
     except grpc.aio.AbortError:
         raise
+    except grpc.aio.InternalError:
+        # An answer could not be sent: the connection has gone, and gRPC has not yet said so.
+        raise asyncio.CancelledError from None
     except Exception:
         logger.exception("a call failed")
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; see the server's log")

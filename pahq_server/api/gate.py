@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from pahq_server.access.access import Access
+from pahq_server.access.access import NOBODY, Access
+from pahq_server.access.admission import RETRY_AFTER_S
 from pahq_server.access.identity import Credentials
 from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
 from pahq_server.api.errors import check_version, guarded
 from pahq_server.core.context import about
-from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.errors import InvalidRequestError, ResourceExhaustedError
 from pahq_server.core.observer import Observer
 
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
@@ -51,35 +54,56 @@ class _Gated:
 
     def __init__(self, handler: Any, method: str, access: Access, observer: Observer) -> None:
         self._handler, self._method, self._access, self._observer = handler, method, access, observer
+        self._has_message = False
 
     async def answer_one(self, messages: AsyncIterator[bytes], context: Any) -> Any:
-        async with guarded(context, self._method, self._observer):
-            with self._admitted(context):
-                return await self._handler.unary_unary(await self._one(messages), context)
+        async with guarded(context, self._method, self._observer), self._admitted(context):
+            return await self._handler.unary_unary(await self._one(messages), context)
 
     async def answer_many(self, messages: AsyncIterator[bytes], context: Any) -> None:
-        async with guarded(context, self._method, self._observer):
-            with self._admitted(context):
-                if self._handler.request_streaming:
-                    answers = self._handler.stream_stream(self._all(messages), context)
-                else:
-                    answers = self._handler.unary_stream(await self._one(messages), context)
-                if asyncio.iscoroutine(answers):  # a handler that writes by itself
-                    await answers
-                else:
-                    await self._send(answers, context)
+        async with guarded(context, self._method, self._observer), self._admitted(context):
+            if self._handler.request_streaming:
+                answers = self._handler.stream_stream(self._all(messages), context)
+            else:
+                answers = self._handler.unary_stream(await self._one(messages), context)
+            if asyncio.iscoroutine(answers):  # a handler that writes by itself
+                await answers
+            else:
+                await self._send(answers, context)
 
-    @contextmanager
-    def _admitted(self, context: Any) -> Iterator[None]:
-        stream = self._handler.response_streaming
-        with (
-            self._access.admit(self._method, stream, _credentials(context)) as caller,
-            about(user=caller.user),
-        ):
-            left = context.time_remaining()
-            set_call(Call(caller, float("inf") if left is None else time.monotonic() + left))
-            check_version(context.invocation_metadata())
-            yield
+    @asynccontextmanager
+    async def _admitted(self, context: Any) -> AsyncIterator[None]:
+        """The call counts as under way while the body runs. Others like it may end it, if it has no name."""
+        limits, stream = self._access.limits, self._handler.response_streaming
+        timer, displaced = asyncio.timeout(None), False
+
+        def end() -> bool:
+            nonlocal displaced
+            if timer.expired() or (self._has_message and not stream):  # it ends by itself, at once
+                return False
+            displaced = True
+            timer.reschedule(asyncio.get_running_loop().time())
+            return True
+
+        try:
+            async with timer:
+                with (
+                    self._access.admit(self._method, stream, _credentials(context), end) as caller,
+                    about(user=caller.user),
+                ):
+                    if caller is NOBODY and not stream:
+                        timer.reschedule(asyncio.get_running_loop().time() + limits.anonymous_s)
+                    left = context.time_remaining()
+                    set_call(Call(caller, float("inf") if left is None else time.monotonic() + left))
+                    check_version(context.invocation_metadata())
+                    yield
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            if not displaced:
+                raise ExpiredError from None
+            detail = "too many calls without credentials: the oldest ended to make room for another"
+            raise ResourceExhaustedError(detail, RETRY_AFTER_S) from None
 
     async def _send(self, answers: Any, context: Any) -> None:
         """Sends answers one by one: the next is asked for when the one before has left for the network."""
@@ -94,15 +118,21 @@ class _Gated:
 
     async def _one(self, messages: AsyncIterator[bytes]) -> Message:
         try:
-            async with asyncio.timeout(self._access.limits.read_s):
+            async with asyncio.timeout(self._patience_s()):
                 data = await anext(messages)
         except StopAsyncIteration:
             raise InvalidRequestError("request", "there is no message") from None
         except TimeoutError:
             raise ExpiredError from None
+        self._has_message = True
         if current_call().expired:
             raise ExpiredError
         return self._parse(data)
+
+    def _patience_s(self) -> float:
+        """Seconds that the message of the present call may take."""
+        limits = self._access.limits
+        return limits.anonymous_s if current_call().caller is NOBODY else limits.read_s
 
     async def _all(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for data in messages:
@@ -118,6 +148,26 @@ class _Gated:
 def _credentials(context: Any) -> Credentials:
     shown = [value for key, value in context.invocation_metadata() or () if key == "authorization"]
     names = context.auth_context().get("x509_common_name", ())
-    # Such as ipv4:127.0.0.1:50412: a host has many ports.
-    host = context.peer().rpartition(":")[0]
-    return Credentials(shown, [name.decode(errors="replace") for name in names], host)
+    return Credentials(shown, [name.decode(errors="replace") for name in names], host_of(context.peer()))
+
+
+def host_of(peer: str) -> str:
+    """The host that a call comes from, by what limits per address count.
+
+    Args:
+        peer: as gRPC tells it, such as ``ipv4:127.0.0.1:50412`` or ``ipv6:%5B::1%5D:50412``.
+
+    Returns:
+        Address without the port. Of IPv6 the first 64 bits: who has one such address has all of them. What is
+        no IP address comes back as it is.
+    """
+    text = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return peer
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))

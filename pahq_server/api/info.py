@@ -8,16 +8,22 @@ from pahq import __version__
 from pahq.v1 import model_pb2, model_pb2_grpc, server_pb2, server_pb2_grpc
 
 from pahq_server.api import responses
+from pahq_server.api.threads import Threads
 from pahq_server.core.engine import Engine
 from pahq_server.core.errors import NotFoundError
 from pahq_server.jobs.spec import METHODS
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
-    """Tells which models an engine serves."""
+    """Tells which models an engine serves, and how they tokenize.
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    Args:
+        engine: serves them.
+        threads: where texts are tokenized.
+    """
+
+    def __init__(self, engine: Engine, threads: Threads) -> None:
+        self._engine, self._threads = engine, threads
 
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Any
@@ -29,6 +35,16 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             if info.name == request.name:
                 return model_pb2.GetModelResponse(model=responses.model(info))
         raise NotFoundError(f"model {request.name!r}")
+
+    async def TokenizeTexts(
+        self, request: model_pb2.TokenizeTextsRequest, context: Any
+    ) -> model_pb2.TokenizeTextsResponse:
+        def tokenize() -> model_pb2.TokenizeTextsResponse:
+            special = not request.omit_special_tokens
+            found = self._engine.tokenize(request.model, request.texts, special, request.prompt)
+            return model_pb2.TokenizeTextsResponse(texts=map(responses.tokenized_text, found))
+
+        return await self._threads.run(tokenize, slow=True)
 
 
 class ServerService(server_pb2_grpc.ServerServiceServicer):

@@ -31,11 +31,12 @@ class PatchingService(patching_pb2_grpc.PatchingServiceServicer):
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:
         prepared = await self._threads.run(
-            lambda: self._sessions.prepare(requests.measurement(request.measurement))
+            lambda: self._sessions.prepare(requests.measurement(request.measurement)), slow=True
         )
         session, ends = self._sessions.open(prepared, user=current_call().caller.user)
         full, empty = await asyncio.wrap_future(ends)
-        return pb.OpenSessionResponse(session=responses.session(session, full, empty))
+        found = await self._threads.run(lambda: session.warnings(full, empty))
+        return pb.OpenSessionResponse(session=responses.session(session, full, empty, found))
 
     async def ScoreCircuits(self, request: pb.ScoreCircuitsRequest, context: Any) -> pb.ScoreCircuitsResponse:
         session = self._find(request.name)

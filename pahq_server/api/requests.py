@@ -8,7 +8,9 @@ from pahq.v1 import discovery_pb2, patching_pb2, task_pb2
 
 from pahq_server.core.engine import Measurement
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
+from pahq_server.jobs.arguments import CircuitOrigin
 from pahq_server.jobs.hypotheses import Hypothesis
 from pahq_server.jobs.spec import DiscoverySpec
 
@@ -19,7 +21,17 @@ def discovery_spec(message: discovery_pb2.DiscoverySpec) -> DiscoverySpec:
         method=message.method,
         threshold=message.threshold if message.HasField("threshold") else None,
         gates=message.gates,
+        include_prompts=message.include_prompts,
     )
+
+
+def origin(message: discovery_pb2.EvaluateCircuitRequest) -> CircuitOrigin | None:
+    """Where the circuit of a request was found; None if the client does not tell, or does not mind."""
+    if not message.HasField("origin"):
+        return None
+    g = message.origin.graph
+    graph = Graph(g.layers, g.heads, g.kv_heads, g.kv_receivers, g.parallel, g.mlps)  # type: ignore[arg-type]
+    return CircuitOrigin(graph, message.origin.model_revision)
 
 
 def measurement(message: discovery_pb2.Measurement) -> Measurement:

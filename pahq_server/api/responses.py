@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_
 from pahq_server.access.limits import CallLimits
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo
 from pahq_server.core.graph import Graph
-from pahq_server.core.task import BuiltinTask
+from pahq_server.core.task import BuiltinTask, TokenizedText
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.quotas import Quotas
@@ -27,6 +27,8 @@ from pahq_server.jobs.standing import QueuePlace
 
 # Edges or verdicts per message: well below the smallest common message limit of 4 MiB.
 PAGE = 8192
+# Characters of prompts per message, all of them ASCII.
+PROMPT_PAGE = 1 << 20
 
 T = TypeVar("T")
 
@@ -48,11 +50,26 @@ def discovery(job: Job) -> discovery_pb2.Discovery:
         queue_position=place.position if place else None,
         estimated_start_time=_timestamp(place.start) if place else None,
         charged_seconds=job.standing.charged_s,
+        warnings=job.warnings,
+        num_prompts=_num_prompts(job),
+        metric=_outcome(job),
     )
 
 
-def estimate(value: Estimate) -> discovery_pb2.Estimate:
-    return discovery_pb2.Estimate(**asdict(value))
+def _num_prompts(job: Job) -> int:
+    task = job.spec.measurement.task
+    return task.num_prompts if isinstance(task, BuiltinTask) else job.facts.num_prompts
+
+
+def _outcome(job: Job) -> circuit_pb2.Metric | None:
+    found = job.outcome
+    if found is None:
+        return None
+    return metric(job.spec.measurement.metric, found.value, found.full, found.empty)
+
+
+def estimate(value: Estimate, warnings: Sequence[str]) -> discovery_pb2.Estimate:
+    return discovery_pb2.Estimate(**asdict(value), warnings=warnings)
 
 
 def place_of(job: Job, now: Snapshot) -> QueuePlace | None:
@@ -102,13 +119,16 @@ def circuit_pages(result: DiscoveryResult) -> Iterator[discovery_pb2.GetCircuitR
     verdicts = (_verdict(graph, verdict) for verdict in found.verdicts)
     for some_verdicts in _pages(verdicts):
         yield discovery_pb2.GetCircuitResponse(verdicts=some_verdicts)
+    prompts = result.prompts or ""
+    for start in range(0, len(prompts), PROMPT_PAGE):
+        yield discovery_pb2.GetCircuitResponse(prompts_json=prompts[start : start + PROMPT_PAGE])
 
 
 def metric(name: str, value: float, full: float, empty: float) -> circuit_pb2.Metric:
     return circuit_pb2.Metric(name=name, value=value, full=full, empty=empty)
 
 
-def session(opened: Session, full: float, empty: float) -> patching_pb2.Session:
+def session(opened: Session, full: float, empty: float, warnings: Sequence[str]) -> patching_pb2.Session:
     idle = Duration()
     idle.FromMilliseconds(int(opened.limits.idle_s * 1000))
     return patching_pb2.Session(
@@ -119,11 +139,24 @@ def session(opened: Session, full: float, empty: float) -> patching_pb2.Session:
         metric_empty=empty,
         max_hypotheses=opened.limits.hypotheses,
         idle_timeout=idle,
+        warnings=warnings,
+        model_revision=opened.prepared.revision,
     )
 
 
 def model(info: ModelInfo) -> model_pb2.Model:
     return model_pb2.Model(**asdict(info))
+
+
+def tokenized_text(found: TokenizedText) -> model_pb2.TokenizedText:
+    return model_pb2.TokenizedText(
+        text=found.text,
+        ids=found.ids,
+        tokens=found.tokens,
+        answer_id=found.answer,
+        answer_token=found.answer_token,
+        answer_note=found.note,
+    )
 
 
 def memory(usage: MemoryUsage) -> server_pb2.MemoryUsage:
@@ -172,6 +205,7 @@ def _spec(spec: DiscoverySpec) -> discovery_pb2.DiscoverySpec:
         method=spec.method,
         threshold=spec.threshold,
         gates=spec.gates,
+        include_prompts=spec.include_prompts,
     )
 
 
@@ -185,7 +219,10 @@ def _summary(result: DiscoveryResult) -> circuit_pb2.CircuitSummary:
         num_evaluations=len(found.verdicts),
         num_edges_total=graph.num_edges,
         provenance_request_json=json.dumps(result.request, sort_keys=True),
-        provenance_run_json=json.dumps(result.run, sort_keys=True),
+        provenance_run_json=json.dumps(
+            {key: value for key, value in result.run.items() if key != "warnings"}, sort_keys=True
+        ),
+        warnings=result.warnings,
     )
 
 

@@ -17,10 +17,13 @@ from pahq.v1 import (
 )
 
 from pahq_server.access.access import Access
+from pahq_server.access.limits import CallLimits
 from pahq_server.access.tls import TlsContents
 from pahq_server.api import responses
+from pahq_server.api.connections import ConnectionLimits
 from pahq_server.api.discovery import DiscoveryService
 from pahq_server.api.gate import Gate
+from pahq_server.api.health import Health
 from pahq_server.api.info import ModelService, ServerService
 from pahq_server.api.patching import PatchingService
 from pahq_server.api.threads import Threads
@@ -46,6 +49,11 @@ NO_COMPRESSION = 1  # a set of algorithms, with "none" in it alone
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 
 
+def _streams_per_connection(limits: CallLimits) -> int:
+    """All that one user may have under way, and some more: what is too much is to be refused, not to wait."""
+    return limits.user_calls + limits.user_streams + 2 * limits.address_anonymous
+
+
 class ApiServer:
     """Serves an engine and its jobs over gRPC.
 
@@ -57,6 +65,7 @@ class ApiServer:
         access: decides about calls; by default everyone is the local user, within the usual limits.
         tls: to encrypt connections; None for plaintext.
         observer: hears of calls.
+        connections: bounds of connections.
     """
 
     def __init__(
@@ -68,8 +77,10 @@ class ApiServer:
         access: Access | None = None,
         tls: TlsContents | None = None,
         observer: Observer | None = None,
+        connections: ConnectionLimits | None = None,
     ) -> None:
         access = access or Access()
+        connections = connections or ConnectionLimits()
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -79,11 +90,12 @@ class ApiServer:
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
             # Two servers on one port would each get some of the calls.
             ("grpc.so_reuseport", 0),
+            *connections.channel_options(_streams_per_connection(access.limits)),
         ]
         gate = Gate(access, observer or Observer())
         self._server = grpc.aio.server(interceptors=(gate,), options=options)
         self._threads = Threads(access.limits.threads)
-        self._health = health.aio.HealthServicer()
+        self._health = Health()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_services(engine, jobs, access)
         if reflect:
@@ -97,7 +109,7 @@ class ApiServer:
         patching_pb2_grpc.add_PatchingServiceServicer_to_server(
             PatchingService(jobs.sessions, threads), server
         )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine, threads), server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(
             ServerService(engine, MAX_MESSAGE_BYTES, responses.limits(jobs.quotas, access.limits)), server
         )

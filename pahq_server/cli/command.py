@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from pahq import __version__
 
-from pahq_server.cli import backup, health, plan, serve, token
+from pahq_server.cli import backup, check, health, plan, serve, token
 from pahq_server.telemetry import logs
 
 # Name, module with ``add(parser)`` and ``run(options) -> exit code``, help.
 COMMANDS = (
     ("serve", serve, "serve models over gRPC"),
     ("plan", plan, "say what serving models would take, without loading them"),
+    ("check", check, "say whether a checkpoint would be served as the model that it is"),
     ("token", token, "create, list and revoke API tokens"),
     ("backup", backup, "copy jobs and tokens, also while a server runs"),
     ("health", health, "ask a running server whether it takes calls"),

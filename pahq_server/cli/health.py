@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from pahq_server.core.errors import ServerError
 
 if TYPE_CHECKING:
     from pahq_server.api.probe import ProbeTls
+
+
+# gRPC takes what is far longer for a time that has passed.
+DAY_S = 86_400.0
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +45,14 @@ def run(options: argparse.Namespace) -> int:
         return complain("--tls-cert and --tls-key go together")
     if options.tls_ca is None and (options.tls_cert or options.tls_name):
         return complain("--tls-cert, --tls-key and --tls-name need --tls-ca")
+    # What gRPC's core writes about a connection that fails is in the answer, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from pahq_server.api import probe
     except ModuleNotFoundError as error:  # the client alone is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     try:
-        well, says = probe.serving(options.address, _tls(options), options.timeout)
+        well, says = probe.serving(options.address, _tls(options), min(options.timeout, DAY_S))
     except ServerError as error:
         return complain(str(error))
     print(says)

@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import logging
 import os
+import socket
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pahq_server.cli.options import (
@@ -20,11 +22,12 @@ from pahq_server.cli.options import (
     storage,
     telemetry,
 )
-from pahq_server.cli.output import FAILED, OK, announce, complain
-from pahq_server.core.errors import ServerError, StorageError
+from pahq_server.cli.output import FAILED, OK, announce, complain, table
+from pahq_server.core.errors import ServerError, StorageError, WorkerFailedError
 
 if TYPE_CHECKING:
     from pahq_server.app import ServerConfig
+    from pahq_server.core.engine import ModelInfo
 
 # Longest time that a thread keeps others from running Python code.
 SWITCH_S = 0.001
@@ -37,6 +40,11 @@ TOPICS = (models, listening, access, computing, sessions, sharing, quotas, stora
 def add(parser: argparse.ArgumentParser) -> None:
     for topic in TOPICS:
         topic.add(parser)
+    parser.add_argument(
+        "--no-self-test",
+        action="store_true",
+        help="do not compare models with transformers' own reading of them when they are loaded",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,18 +65,87 @@ def run(options: argparse.Namespace) -> int:
     from pahq_server.plan.planning import DoesNotFitError
 
     try:
-        asyncio.run(serve(_config(options), announce))
-    except (DoesNotFitError, StorageError) as error:  # what was asked for is right, but not here and now
+        told = Announcement(options)
+        asyncio.run(serve(_config(options), told.ready, told.loaded))
+    except (
+        DoesNotFitError,
+        StorageError,
+        WorkerFailedError,
+    ) as error:  # what was asked for is right, but not here and now
         return complain(str(error), FAILED)
     except ServerError as error:
         return complain(str(error))
     except RuntimeError as error:
         logging.getLogger(__name__).debug("cannot serve", exc_info=error)
-        return complain(f"cannot serve on {options.listen}: {error}")
+        # gRPC knows no more than that, and tells how to have it write a log.
+        taken = "the address is in use, or is not one of this machine"
+        return complain(
+            f"cannot serve on {options.listen}: {taken if 'Failed to bind' in str(error) else error}"
+        )
     return OK
 
 
+class Announcement:
+    """Tells what is served, where, and how to try it.
+
+    The address alone goes to stdout, for programs; the rest to stderr, or to the log where that is JSON, so
+    that every line of it stays an object.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+
+    def loaded(self, models: Sequence[ModelInfo]) -> None:
+        """What is served, as a table."""
+        columns = ("model", "format", "parameters", "context", "edges", "prompts", "revision")
+        rows = [
+            (
+                model.name,
+                model.architecture,
+                f"{model.parameters:,}",
+                f"{model.context:,}",
+                f"{model.edges_group:,}",
+                "text or token ids" if model.tokenizer else "token ids",
+                model.revision[:12],
+            )
+            for model in models
+        ]
+        self._tell(table(columns, rows, right=("parameters", "context", "edges")))
+
+    def ready(self, address: str) -> None:
+        """Where it is served, and a command for a first discovery."""
+        announce(address)
+        self._tell([f"try it: {client_line(address, self._options)}"])
+
+    def _tell(self, lines: Sequence[str]) -> None:
+        logger = logging.getLogger(__name__)
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        for line in lines:
+            if self._options.log_format == "json":
+                logger.info("%s", line)
+            else:
+                print(line, file=sys.stderr, flush=True)
+
+
+def client_line(address: str, options: argparse.Namespace) -> str:
+    """A client's command that this server answers; capitals stand for what only the user knows."""
+    host, _, port = address.rpartition(":")
+    if host in ("0.0.0.0", "[::]"):  # everywhere: by the name that others may know
+        host = socket.gethostname()
+    words = ["pahq", "discover", "--server", f"{host}:{port}"]
+    words += ["--model", models.DEMO, "--task", "ioi", "--threshold", "0.05"]
+    if options.tls_cert is not None:
+        words += ["--tls-ca", "CA.crt"]
+    if options.tls_client_ca is not None:
+        words += ["--tls-cert", "YOURS.crt", "--tls-key", "YOURS.key"]
+    if access.config(options).auth == "tokens":
+        words.insert(0, "PAHQ_TOKEN=TOKEN")
+    return " ".join(words)
+
+
 def _config(options: argparse.Namespace) -> ServerConfig:
+    from pahq_server.api.connections import ConnectionLimits
     from pahq_server.app import ServerConfig
     from pahq_server.jobs.calls import SessionLimits
 
@@ -93,5 +170,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         slots=options.slots,
         user_weights=dict(options.user_weight),
         access=access.config(options),
+        connections=ConnectionLimits(options.max_connections, options.idle_timeout),
         telemetry=telemetry.config(options, os.environ),
+        self_test=not options.no_self_test,
     )

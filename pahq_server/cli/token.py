@@ -17,7 +17,7 @@ from pahq_server.core.errors import ServerError
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE, make
 
-DAY_S = 86_400.0
+DAY_S, MINUTE_S = 86_400.0, 60.0
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +62,10 @@ def _create(table: TokenTable, options: argparse.Namespace) -> int:
 
 
 def _list(table: TokenTable, options: argparse.Namespace) -> int:
-    now = time.time()
-    for token in table.all():
+    now, tokens = time.time(), table.all()
+    if not tokens:
+        complain(f"there are no tokens in {options.data_dir}: is that the server's --data-dir?")
+    for token in tokens:
         print("\t".join((token.id, token.user, token.scope, _date(token.created), _state(token, now))))
     return OK
 
@@ -91,6 +93,6 @@ def _days(text: str) -> float:
         days = float(text)
     except ValueError:
         days = 0.0
-    if 0 < days <= 36_500:
+    if MINUTE_S / DAY_S <= days <= 36_500:
         return days
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of days")
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of days from a minute (0.0007) to 36500")

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pahq_server.core.graph import Graph
+from pahq_server.core.graph import INPUT, Graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +59,29 @@ class Circuit:
         """Kept flags of the receiver's edges by sender: bool, shape [upstream(receiver)]."""
         offsets = self.graph.offsets
         return self.kept[offsets[receiver] : offsets[receiver + 1]]
+
+    def on_paths(self) -> NDArray[np.bool_]:
+        """Which kept edges are on a path from ``input`` to ``logits``: bool, shape [graph.num_edges].
+
+        A path goes on from a receiver to every sender that reads it: from a query to its head, from the key
+        or value of a group to all heads of the group.
+        """
+        graph = self.graph
+        # A sender is reached if what it reads depends on the input, and used if the logits depend on it.
+        reached, used = np.zeros((2, graph.num_senders), dtype=bool)
+        reached[INPUT] = True
+        # Receivers come in the order in which the model computes them, each before the senders that read it.
+        for receiver in range(graph.num_receivers):
+            if (self.incoming(receiver) & reached[: graph.upstream(receiver)]).any():
+                reached[list(graph.senders_behind(receiver))] = True
+        on_paths = np.zeros_like(self.kept)
+        for receiver in reversed(range(graph.num_receivers)):
+            if receiver == graph.logits or used[list(graph.senders_behind(receiver))].any():
+                incoming = self.incoming(receiver)
+                used[: len(incoming)] |= incoming
+                start = int(graph.offsets[receiver])
+                on_paths[start : start + len(incoming)] = incoming & reached[: len(incoming)]
+        return on_paths
 
     def is_dead(self, sender: int) -> bool:
         """Whether no outgoing edge of the sender is kept, so that it cannot change anything."""

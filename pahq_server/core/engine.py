@@ -8,7 +8,7 @@ from typing import NewType, Protocol
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import Graph
-from pahq_server.core.task import TaskSpec, TokenTask
+from pahq_server.core.task import PromptTask, TaskSpec, TokenizedText, TokenTask
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class Measurement:
     precision: str
 
 
+@dataclass
+class CleanRun:
+    """What the full model does on the clean prompts. Filled in by `Engine.open`, before any score.
+
+    Args:
+        margins: logit[answer] - logit[wrong answer] at every place where the metric is read, prompt by
+            prompt, whatever the metric is; None for a task without answers or wrong answers.
+    """
+
+    margins: tuple[float, ...] | None = None
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A measurement that was found valid: everything that determines its scores.
@@ -34,6 +46,13 @@ class Prepared:
         revision: of the model.
         own_current: whether the score of one circuit depends on which receiver is under investigation, so
             that a row is to be compared with the current circuit under its own `Row.receiver`.
+        causal: whether a position sees only itself and earlier ones.
+        prompts: the task's prompts as they were sent, or as the server generated them; None where an engine
+            does not tell.
+        warnings: what `Engine.prepare` found in the request that may mislead whoever made it, though it is
+            valid: full sentences that say what it means and what to do. They may quote the request, so
+            they are for its user and not for the log.
+        clean_run: empty until `Engine.open` has run the clean prompts.
     """
 
     measurement: Measurement
@@ -41,6 +60,10 @@ class Prepared:
     graph: Graph
     revision: str
     own_current: bool = False
+    causal: bool = True
+    prompts: PromptTask | None = None
+    warnings: tuple[str, ...] = ()
+    clean_run: CleanRun = field(default_factory=CleanRun, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,6 +227,19 @@ class Engine(Protocol):
         """Checks a measurement completely; from any thread. Raises InvalidRequestError or NotFoundError."""
         ...
 
+    def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
+        """Shows how texts are tokenized, as prompts and as answers. May be called from any thread.
+
+        Args:
+            model: name of a served model.
+            texts: to tokenize.
+            special: whether prompts get the special tokens that the tokenizer adds by itself.
+            prompt: that the texts would answer; empty for none.
+
+        Raises InvalidRequestError or NotFoundError.
+        """
+        ...
+
     def estimate(self, prepared: Prepared) -> Estimate:
         """What a discovery under this measurement will take. May be called from any thread."""
         ...
@@ -221,4 +257,8 @@ class Engine(Protocol):
 
     def close(self, session: SessionId) -> None:
         """Frees the tensors of a job."""
+        ...
+
+    def check(self) -> None:
+        """Computes something whose result is known. Raises where the result is another, or none comes."""
         ...

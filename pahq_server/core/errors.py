@@ -2,6 +2,7 @@
 
 ServerError
  ├─ InvalidRequestError   the request names something wrong; carries the field
+ │   └─ OtherModelError      a circuit of one model is to be measured on another
  ├─ NotFoundError         the named resource does not exist
  ├─ AlreadyExistsError    the request id was used with another payload
  ├─ ConflictError         the resource is in a state that forbids the call
@@ -33,6 +34,24 @@ class InvalidRequestError(ServerError):
         super().__init__(f"{field}: {detail}")
         self.field = field
         self.detail = detail
+
+
+class OtherModelError(InvalidRequestError):
+    """A circuit of one model is to be measured on another.
+
+    Args:
+        circuit: the model that the circuit was found in, in words.
+        model: the model that it is to be measured on, in words.
+    """
+
+    def __init__(self, circuit: str, model: str) -> None:
+        super().__init__(
+            "circuit",
+            f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
+            "on "
+            "the model that it was found in, or allow another model if you mean to",
+        )
+        self.circuit, self.model = circuit, model
 
 
 class NotFoundError(ServerError):
@@ -98,6 +117,14 @@ class PermissionDeniedError(ServerError):
 
 class NonFiniteMetricError(ServerError):
     """A metric came out NaN or infinite: comparing it to a threshold would be meaningless."""
+
+
+class WorkerFailedError(Exception):
+    """The one thread that computes cannot go on, so nothing that waits for it would ever end.
+
+    The process ends then: jobs that are stored are left to the next one. Callers get a plain ServerError of
+    which this is the cause.
+    """
 
 
 class StorageError(ServerError):

@@ -28,7 +28,12 @@ class Observer:
         """A running job gave its place to another user's."""
 
     def rejected(self, reason: str) -> None:
-        """A call was refused; ``reason`` is one of a fixed few (rate_limit, queue_full, quota, auth, …)."""
+        """A call was refused, or ended before its time; ``reason`` is one of a fixed few.
+
+        ``auth``: no valid credentials, or not enough rights. ``auth_limit``: too many calls without valid
+        credentials from one address. ``rate_limit``, ``quota``, ``queue_full``: limits of a user, and of all.
+        ``anonymous``: a call that needs no credentials made room for another.
+        """
 
     def call_started(self, method: str) -> None:
         """An RPC began; `call_ended` follows.
@@ -38,3 +43,9 @@ class Observer:
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """An RPC ended with a gRPC status code, by name."""
+
+    def certificates_expire(self, server: float, client_ca: float) -> None:
+        """When the server's certificate, and the last of the clients' authorities, are valid no more.
+
+        Seconds since the epoch; NaN for what is not in use.
+        """

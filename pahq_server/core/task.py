@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 TokenIds = tuple[int, ...]
 Prompt = str | TokenIds
@@ -65,8 +66,12 @@ class TokenTask:
         ]
 
 
+class UntokenizableError(Exception):
+    """A text has no token ids that a model could take. The message says why, without the text."""
+
+
 class Tokenizer(Protocol):
-    """What tasks need of a tokenizer."""
+    """What tasks need of a tokenizer. Both methods raise UntokenizableError."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids with the special tokens that the tokenizer adds by itself."""
@@ -75,3 +80,45 @@ class Tokenizer(Protocol):
     def encode_plain(self, text: str) -> list[int]:
         """Token ids without special tokens."""
         ...
+
+
+@runtime_checkable
+class VocabularyTokenizer(Tokenizer, Protocol):
+    """A tokenizer that can also tell about its vocabulary: errors and warnings then quote tokens.
+
+    Args:
+        unknown_id: of the token that stands for whatever has none; None if there is no such token.
+        longest_token_bytes: of the longest token, as UTF-8.
+    """
+
+    unknown_id: int | None
+    longest_token_bytes: int
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The tokens as the vocabulary writes them, such as "ĠTom" or "▁Tom"."""
+        ...
+
+    def left_out(self, text: str) -> str:
+        """The characters of a text, each once, that have no token and go without a trace."""
+        ...
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """A text, as a prompt and as an answer of one model.
+
+    Args:
+        text: what was tokenized.
+        ids: its token ids as a prompt.
+        tokens: the same as the vocabulary writes them.
+        answer: its token id as an answer; None if it is no single token.
+        answer_token: the same as the vocabulary writes it; empty if there is none.
+        note: why it is no answer, or what to be careful about; empty if there is nothing to say.
+    """
+
+    text: str
+    ids: TokenIds
+    tokens: tuple[str, ...]
+    answer: int | None
+    answer_token: str
+    note: str

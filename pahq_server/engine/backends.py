@@ -46,6 +46,10 @@ def _formats(policy: Policy) -> tuple[Format, Format, Format]:
 class Executor(Protocol):
     """Values of one job."""
 
+    def clean_margins(self) -> tuple[float, ...] | None:
+        """What a `CleanRun` holds."""
+        ...
+
     def release(self) -> None: ...
 
 

@@ -26,12 +26,12 @@ from pahq_server.core.engine import (
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.grouping import in_groups
-from pahq_server.core.task import TokenTask
+from pahq_server.core.task import TaskSpec, TokenizedText, TokenTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
 from pahq_server.engine.estimating import Estimator
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
-from pahq_server.engine.sizing import DEFAULT_SHARE, job_bytes
+from pahq_server.engine.sizing import DEFAULT_SHARE, job_bytes, token_bytes
 from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
@@ -39,10 +39,15 @@ from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.heap import Gaps
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
+from pahq_server.precision import products
 from pahq_server.precision.policy import POLICIES
-from pahq_server.tasks.resolve import BUILTIN_TASKS, Limits, resolve
+from pahq_server.tasks.resolve import BUILTIN_TASKS, ResolvedTask, has_text, resolve_task, tokenize
+from pahq_server.tasks.texts import Limits, too_large
+from pahq_server.tasks.time_limit import TimeLimit
 
 ABLATIONS = ("resample", "zero", "mean")
+# More than libraries keep kernels, so that a check never finds the one that it made before.
+CHECKED_ROWS = 300
 
 
 # What is kept of a loaded model: the sparse executor wants folded norms, the literal one runs it as it is.
@@ -79,7 +84,9 @@ class ModelEngine:
         self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
         self._ids = itertools.count()
         self._estimator, self._gaps = Estimator(), Gaps()
+        self._checks = 0
         self._processor = _processor()
+        self._time_limits = {name: TimeLimit() for name in self._served}
 
     def capabilities(self) -> Capabilities:
         return Capabilities(
@@ -138,15 +145,44 @@ class ModelEngine:
             if value not in allowed:
                 raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
         arch = loaded.model.architecture
-        limits = Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
-        task = resolve(measurement.task, loaded.tokenizer, limits)
+        resolved = self._resolve(measurement.model, measurement.task)
+        task = resolved.task
         _check_needs(measurement, task)
         self._check_size(arch, task)
         graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
         policy = POLICIES[measurement.precision]
         # Where differences are rounded, a circuit without any has the same score whatever is promoted.
         own_current = policy.promotes and policy.operand == "activations"
-        return Prepared(measurement, task, graph, loaded.revision, own_current)
+        return Prepared(
+            measurement,
+            task,
+            graph,
+            loaded.revision,
+            own_current,
+            arch.causal,
+            resolved.prompts,
+            resolved.warnings,
+        )
+
+    def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
+        tokenizer, limits = self._find(model).tokenizer, self._limits(model)
+        return self._time_limits[model].run(
+            lambda out_of_time: tokenize(texts, special, prompt, tokenizer, limits, out_of_time), "texts"
+        )
+
+    def _resolve(self, model: str, task: TaskSpec) -> ResolvedTask:
+        tokenizer, limits = self._served[model].tokenizer, self._limits(model)
+        if tokenizer is None or not has_text(task):
+            return resolve_task(task, tokenizer, limits)
+        return self._time_limits[model].run(
+            lambda out_of_time: resolve_task(task, tokenizer, limits, out_of_time)
+        )
+
+    def _limits(self, model: str) -> Limits:
+        arch = self._served[model].model.architecture
+        return Limits(
+            arch.vocabulary, arch.output_vocabulary, arch.context, self._memory_bytes, token_bytes(arch)
+        )
 
     def estimate(self, prepared: Prepared) -> Estimate:
         return self._estimator.estimate(self._find(prepared.measurement.model), prepared)
@@ -155,6 +191,12 @@ class ModelEngine:
         measurement = prepared.measurement
         backend = self._backend(measurement.model, measurement.precision)
         executor = backend.open(prepared.graph, prepared.task, measurement.metric, measurement.ablation)
+        if prepared.clean_run.margins is None:
+            try:
+                prepared.clean_run.margins = executor.clean_margins()
+            except BaseException:
+                executor.release()
+                raise
         session = SessionId(next(self._ids))
         self._executors[session] = backend, executor
         return session
@@ -170,6 +212,21 @@ class ModelEngine:
         self._executors.pop(session)[1].release()
         self._gaps.hand_back()
 
+    def check(self) -> None:
+        """Multiplies matrices of small integers, whose product has one value in any arithmetic.
+
+        Raises RuntimeError or MemoryError where it comes out wrong or not at all: a library that was refused
+        memory once may refuse its work from then on.
+        """
+        # Every number of rows has a kernel of its own, of which libraries keep some: this asks for a new one.
+        self._checks += 1
+        rows = 16 + self._checks % CHECKED_ROWS
+        x = torch.arange(rows * 24, device=self._device, dtype=torch.float32).view(rows, 24) % 7
+        w = torch.arange(24 * 8, device=self._device, dtype=torch.float32).view(24, 8) % 5
+        expected = (x[:, :, None].double() * w.double()).sum(1)
+        if not torch.equal(products.matmul(x, w).double(), expected):
+            raise RuntimeError("a product of known matrices came out wrong")
+
     def _backend(self, name: str, precision: str) -> Backend[Any]:
         """Made for the first job that needs it: rounded weights take memory of their own."""
         if (name, precision) not in self._backends:
@@ -183,8 +240,7 @@ class ModelEngine:
     def _check_size(self, arch: Architecture, task: TokenTask) -> None:
         needed = job_bytes(arch, task)
         if needed > self._memory_bytes:
-            detail = f"needs about {needed / 2**30:.1f} GiB; a job may take {self._memory_bytes / 2**30:.1f}"
-            raise InvalidRequestError("task", f"{detail}: use fewer or shorter prompts")
+            raise too_large(needed, self._memory_bytes)
 
     def _find(self, name: str) -> LoadedModel:
         if name not in self._served:

@@ -22,7 +22,7 @@ from pahq_server.core.engine import Outcome, Row
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops
-from pahq_server.engine.metrics import METRICS, finite
+from pahq_server.engine.metrics import METRICS, answer_margins, finite
 from pahq_server.engine.prompts import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model, Weights
 
@@ -61,11 +61,15 @@ class LiteralExecutor:
         self._clean_SPTD = self._new_senders(self.batch.clean)
         self._run(self._clean_SPTD, self._full, 0)
         self._ablated_SPTD = self._ablated_senders()
-        self._metric = METRICS[metric](task, self.logits(self._full))
+        self._task, self._metric = task, METRICS[metric](task, self.logits(self._full))
 
     def score(self, rows: Sequence[Row]) -> list[float]:
         """The metric of every row, in order. Raises NonFiniteMetricError."""
         return [self.measure(row.circuit) for row in rows]
+
+    def clean_margins(self) -> tuple[float, ...] | None:
+        """See `CleanRun`."""
+        return answer_margins(self._task, self.logits(self._full))
 
     def release(self) -> None:
         """Its values go with it."""
@@ -170,7 +174,8 @@ class LiteralExecutor:
         """Sum of the attention output biases upstream: shape [D]."""
         own = kind == "mlp" and not self.graph.parallel
         biases = [weights.b_o for weights in self.weights.layers[: layer + own]]
-        return torch.stack([torch.zeros_like(self.weights.w_e[0]), *biases]).sum(0)
+        none = torch.zeros(self.arch.d_model, dtype=self.model.dtype, device=self.model.device)
+        return torch.stack([none, *biases]).sum(0)
 
     def _heads(self, senders_SPTD: Tensor, circuit: Circuit, layer: int) -> Tensor:
         """Outputs of all heads of a layer: shape [H, P, T, D]."""

@@ -46,6 +46,16 @@ def logit_difference(task: TokenTask, full_NU: Tensor) -> Metric:
     return lambda logits: -(logits[..., rows, right] - logits[..., rows, wrong]).mean(-1)
 
 
+def answer_margins(task: TokenTask, logits_NU: Tensor) -> tuple[float, ...] | None:
+    """logit[answer] - logit[wrong answer] at every place; None for a task without one of them."""
+    if task.answers is None or task.wrong_answers is None:
+        return None
+    places = [prompt for prompt, _ in task.metric_positions()]
+    rows = torch.arange(len(places), device=logits_NU.device)
+    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, places].to(logits_NU.device)
+    return tuple((logits_NU[rows, right] - logits_NU[rows, wrong]).tolist())
+
+
 METRICS: dict[str, Callable[[TokenTask, Tensor], Metric]] = {
     "kl_divergence": kl_divergence,
     "logit_difference": logit_difference,

@@ -23,11 +23,15 @@ def job_bytes(arch: Architecture, task: TokenTask) -> int:
     """
     longest = max(len(ids) for ids in task.clean)
     tokens = longest * len(task.clean)
-    per_layer = (2 * arch.heads + 2 * arch.kv_heads) * arch.d_head + 6 * arch.d_model
-    kept = tokens * arch.layers * per_layer
     scores = len(task.clean) * arch.heads * longest * longest
     logits = len(task.metric_positions()) * arch.output_vocabulary
-    return BYTES * (3 * kept + 3 * scores + 4 * logits)
+    return tokens * token_bytes(arch) + BYTES * (3 * scores + 4 * logits)
+
+
+def token_bytes(arch: Architecture) -> int:
+    """Bytes that a job needs at least for each token of its clean prompts."""
+    per_layer = (2 * arch.heads + 2 * arch.kv_heads) * arch.d_head + 6 * arch.d_model
+    return BYTES * 3 * arch.layers * per_layer
 
 
 def machine_bytes(root: Path = Path("/")) -> int:

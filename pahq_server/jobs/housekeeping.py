@@ -67,12 +67,18 @@ class Housekeeper:
             job.interrupt()
 
     def _loop(self) -> None:
-        self._prune()
+        self._work()
         while self._wait():
-            self._retry()
-            self._prune()
+            self._work()
             with self._wake:
                 self._wake.wait_for(lambda: self._closing, PAUSE_S)
+
+    def _work(self) -> None:
+        try:
+            self._retry()
+            self._prune()
+        except Exception:  # nobody would notice that ends are stored and old jobs deleted no more
+            logger.exception("housekeeping failed, and is tried again")
 
     def _wait(self) -> bool:
         """Until there is something to do; False at the end."""

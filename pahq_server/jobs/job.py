@@ -11,11 +11,11 @@ from dataclasses import replace
 from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.core.verdict import Verdict
 from pahq_server.jobs.journal import Journal
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
 from pahq_server.jobs.standing import Standing
 from pahq_server.scheduler.places import Place
 from pahq_server.search.base import SearchProgress
-from pahq_server.store.records import DiscoveryResult, JobState, Snapshot
+from pahq_server.store.records import DiscoveryResult, JobState, Outcome, Snapshot
 
 __all__ = ["Job", "JobState", "Snapshot"]
 
@@ -29,6 +29,8 @@ class Job:
     Args:
         name: resource name.
         spec: what was asked for; of a finished job without prompts.
+        facts: what was found about the request when it was accepted.
+        outcome: of the result, if there is one.
         total: edges of the graph.
         snapshot: where it stands; None for a new one.
         journal: stores what changes.
@@ -43,8 +45,11 @@ class Job:
         snapshot: Snapshot | None = None,
         journal: Journal | None = None,
         ended: Callable[[Job], None] = lambda job: None,
+        facts: RequestFacts | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
         self.name, self.spec, self.total = name, spec, total
+        self.facts, self._outcome = facts or RequestFacts(), outcome
         self._snapshot = snapshot or Snapshot(JobState.QUEUED, SearchProgress(0, 0, 0.0), time.time())
         self._journal, self._ended = journal or Journal(), ended
         self.standing = Standing(charged_s=self._snapshot.charged)
@@ -57,6 +62,16 @@ class Job:
     @property
     def snapshot(self) -> Snapshot:
         return self._snapshot
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What is known of its result; None unless it has succeeded."""
+        return self._outcome
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may mislead about its answer, as far as it is known by now."""
+        return (*self.facts.warnings, *(self._outcome.warnings if self._outcome else ()))
 
     @property
     def interrupted(self) -> bool:
@@ -111,9 +126,14 @@ class Job:
     def cancelling(self) -> bool:
         return self._snapshot.state is JobState.CANCELLING
 
-    def succeed(self, result: DiscoveryResult) -> None:
-        """Ends with a result, which only the store keeps."""
-        self._end(JobState.SUCCEEDED, lambda now: self._journal.finish(now, result))
+    def succeed(self, result: DiscoveryResult, outcome: Outcome | None = None) -> None:
+        """Ends with a result, which only the store keeps; all that stays here is its outcome."""
+
+        def save(now: Snapshot) -> None:
+            self._journal.finish(now, result)
+            self._outcome = outcome  # before anybody sees that it has ended
+
+        self._end(JobState.SUCCEEDED, save)
 
     def end_cancelled(self) -> None:
         self._end(JobState.CANCELLED, lambda now: self._journal.finish(now, None))
@@ -131,10 +151,15 @@ class Job:
         self._unstored = True
         self._end(JobState.FAILED, lambda now: None, error=str(error))
 
-    def interrupt(self) -> None:
-        """Leaves the job to a later process, in good order."""
+    def interrupt(self, in_good_order: bool = True) -> None:
+        """Leaves the job to a later process.
+
+        Args:
+            in_good_order: whether the job has nothing to do with why: else it counts as a death, like that
+                of a process that was killed, and after several of them the job fails.
+        """
         with suppress(StorageError), self._lock:
-            now = replace(self._snapshot, deaths=0)
+            now = replace(self._snapshot, deaths=0) if in_good_order else self._snapshot
             self._journal.advance(now)
             self._snapshot = now
         self._interrupted = True

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from pahq_server.core.engine import Capabilities, Prepared
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
 from pahq_server.search.base import SearchStatistics
 from pahq_server.store.codec import to_json
 from pahq_server.store.records import DiscoveryResult
 
-__all__ = ["DiscoveryResult", "content_key", "request_provenance", "run_provenance"]
+__all__ = ["DiscoveryResult", "content_key", "of_job", "request_provenance", "run_provenance"]
 
 
 def request_provenance(spec: DiscoverySpec, prepared: Prepared, version: str) -> dict[str, object]:
@@ -45,8 +45,18 @@ def run_provenance(
     capabilities: Capabilities,
     statistics: SearchStatistics,
     replayed: int,
+    warnings: Sequence[str],
 ) -> dict[str, object]:
-    """What happened in this run. ``replayed`` evaluations were stored by an earlier process."""
+    """What happened in this run.
+
+    Args:
+        spec: what was asked for.
+        started, ended: seconds since the epoch.
+        capabilities: of the engine.
+        statistics: of the search.
+        replayed: evaluations that were stored by an earlier process.
+        warnings: what may mislead about the result, beside what the request shows.
+    """
     return {
         "model": spec.measurement.model,
         "started": _iso(started),
@@ -55,7 +65,25 @@ def run_provenance(
         "device": capabilities.device,
         "hardware": capabilities.hardware,
         "counts": asdict(statistics) | {"replayed": replayed},
+        "warnings": list(warnings),
     }
+
+
+def of_job(
+    result: DiscoveryResult, spec: DiscoverySpec, facts: RequestFacts, prompts: str | None
+) -> DiscoveryResult:
+    """A stored result as the answer to one job: the result may be another job's as well.
+
+    Args:
+        result: as it is stored.
+        spec, facts: of the job.
+        prompts: of the job, where it asked to have them.
+    """
+    about = {
+        "task": spec.task(facts.num_prompts),
+        "warnings": list(dict.fromkeys((*facts.warnings, *result.warnings))),
+    }
+    return replace(result, run=result.run | about, prompts=prompts)
 
 
 def _iso(seconds: float) -> str:

@@ -99,7 +99,8 @@ class Resumption:
     def _new_job(self, record: JobRecord, spec: DiscoverySpec, verdicts: int = 0) -> Job:
         journal = StoredJournal(self._store, record.id, verdicts)
         now = replace(record.snapshot, resumed=(time.time(), record.snapshot.progress.decided))
-        return Job(record.name, spec, record.total, now, journal, self._around.ended)
+        facts = spec_json.facts(record.spec)
+        return Job(record.name, spec, record.total, now, journal, self._around.ended, facts)
 
 
 def _explained(error: Exception) -> Exception:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.context import about
 from pahq_server.core.engine import Capabilities, Prepared, Row
-from pahq_server.core.errors import StorageError
+from pahq_server.core.errors import StorageError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.core.verdict import SearchResult, Verdict
+from pahq_server.jobs import warnings
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.result import DiscoveryResult, request_provenance, run_provenance
 from pahq_server.scheduler.places import Place
@@ -96,7 +97,7 @@ class DiscoveryRun:
         elif error is None or self._job.cancelling:
             self._end(self._job.end_cancelled)
         elif self._around.leave(error):
-            self._job.interrupt()
+            self._job.interrupt(in_good_order=not isinstance(error.__cause__, WorkerFailedError))
         else:
             failed = error
             self._end(lambda: self._job.fail(failed))
@@ -104,7 +105,7 @@ class DiscoveryRun:
     def _succeed(self, result: DiscoveryResult) -> None:
         # What went before may not have been stored.
         self._job.update(self._search.progress(), len(self._search.verdicts))
-        self._job.succeed(result)
+        self._job.succeed(result, result.outcome)
 
     def done(self) -> float:
         return self._search.progress().decided / self._job.total
@@ -157,7 +158,13 @@ class DiscoveryRun:
             found,
             request_provenance(spec, prepared, around.version),
             run_provenance(
-                spec, self._started, time.time(), around.capabilities, self._search.statistics, self._replayed
+                spec,
+                self._started,
+                time.time(),
+                around.capabilities,
+                self._search.statistics,
+                self._replayed,
+                warnings.of_search(prepared, spec.threshold, found),
             ),
         )
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,19 +20,22 @@ from pahq_server.core.errors import (
     ResourceExhaustedError,
     ServerError,
     StorageError,
+    WorkerFailedError,
 )
 from pahq_server.core.observer import Observer
-from pahq_server.jobs import arguments, spec_json
+from pahq_server.core.task import PromptTask
+from pahq_server.jobs import arguments, spec_json, warnings
+from pahq_server.jobs.arguments import CircuitOrigin
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.housekeeping import Housekeeper
 from pahq_server.jobs.job import Job, JobState
 from pahq_server.jobs.journal import StoredJournal
 from pahq_server.jobs.quotas import Quotas
-from pahq_server.jobs.result import DiscoveryResult, content_key, request_provenance
+from pahq_server.jobs.result import DiscoveryResult, content_key, of_job, request_provenance
 from pahq_server.jobs.resuming import Resumption
 from pahq_server.jobs.runs import DiscoveryRun, EvaluationRun, Surroundings
 from pahq_server.jobs.sessions import SessionService
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
 from pahq_server.scheduler.scheduler import Scheduler
 from pahq_server.store.base import JobStore
 from pahq_server.store.database import Database
@@ -80,6 +83,8 @@ class JobService:
         session_limits: what sessions may take.
         store: keeps the jobs, and is closed by whoever opened it; None keeps them in memory.
         observer: hears of jobs and batches.
+        failed: called from the worker thread if it cannot go on: no job will be worked on from then on, and
+            those that are stored are left to a later process.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class JobService:
         session_limits: SessionLimits | None = None,
         store: JobStore | None = None,
         observer: Observer | None = None,
+        failed: Callable[[], object] = lambda: None,
     ) -> None:
         self._engine, self._version, self._policy = engine, version, policy or JobPolicy()
         self._store = store or SqliteJobStore(Database(None))
@@ -100,6 +106,7 @@ class JobService:
             self._policy.quotas.running_jobs,
             self._policy.user_weights,
             self._observer,
+            failed=failed,
         )
         window, limits = self._policy.window, session_limits or SessionLimits()
         self.sessions = SessionService(engine, self._scheduler, window, limits)
@@ -155,7 +162,8 @@ class JobService:
         arguments.check_request_id(request_id)
         self._known(spec_json.payload(*spec_json.encode(spec)), request_id, user)
         prepared = self._engine.prepare(spec.measurement)
-        return Job("", spec, prepared.graph.num_edges), self._engine.estimate(prepared)
+        job = Job("", spec, prepared.graph.num_edges, facts=_facts(prepared))
+        return job, self._engine.estimate(prepared)
 
     def create(self, spec: DiscoverySpec, request_id: str, user: str = LOCAL_USER) -> Job:
         """Accepts a discovery, or returns the one that the same request id of the user created before.
@@ -171,12 +179,15 @@ class JobService:
         if known is not None:
             return self._job(known)
         prepared = self._engine.prepare(spec.measurement)
+        facts = _facts(prepared)
+        if spec.include_prompts:
+            prompts = spec_json.prompts_to_json(_prompts(prepared))
         new = NewJob(
             name=f"users/{user}/discoveries/{uuid.uuid4().hex}",
             user=user,
             request_id=request_id,
             payload=payload,
-            spec=text,
+            spec=spec_json.with_facts(text, facts),
             prompts=prompts,
             total=prepared.graph.num_edges,
             tokens=_tokens(prepared),
@@ -184,9 +195,9 @@ class JobService:
             content=self._content(spec, prepared),
             created=time.time(),
         )
-        return self._create(new, spec, prepared)
+        return self._create(new, spec, prepared, facts)
 
-    def _create(self, new: NewJob, spec: DiscoverySpec, prepared: Prepared) -> Job:
+    def _create(self, new: NewJob, spec: DiscoverySpec, prepared: Prepared, facts: RequestFacts) -> Job:
         def admit(usage: Usage, computed: bool) -> None:
             if computed:
                 self._check_room(new.user)
@@ -197,10 +208,11 @@ class JobService:
             record, created = self._store.create(new, admit, self._policy.reuse)
             if created and not record.snapshot.state.final:
                 journal = StoredJournal(self._store, record.id)
-                job = Job(record.name, spec, record.total, record.snapshot, journal, self._forget)
+                job = Job(record.name, spec, record.total, record.snapshot, journal, self._forget, facts)
                 self._jobs[job.name] = job
         if created and record.snapshot.state.final:
             self._observer.job_ended(record.name, record.snapshot.state.name.lower(), 0.0)
+            record = self._store.find(record.name)  # with its outcome, which is another job's
             self._housekeeper.ended(new.user)
         if not created or record.snapshot.state.final:
             return self._job(record)
@@ -215,13 +227,20 @@ class JobService:
         return known
 
     def evaluate(
-        self, measurement: Measurement, edges: Sequence[str], user: str = LOCAL_USER
+        self,
+        measurement: Measurement,
+        edges: Sequence[str],
+        user: str = LOCAL_USER,
+        origin: CircuitOrigin | None = None,
     ) -> tuple[Prepared, Future[tuple[float, float, float]]]:
         """Measures a circuit given by edge names.
 
-        The future gives its metric, the full model's and the empty circuit's.
+        The future gives its metric, the full model's and the empty circuit's. Raises OtherModelError if the
+        circuit was found in another model, where that is known.
         """
         prepared = self._engine.prepare(measurement)
+        if origin is not None:
+            origin.check(prepared)
         run = EvaluationRun(prepared, Circuit.from_names(prepared.graph, edges), user)
         self._check_room(user)
         self._scheduler.submit(run)
@@ -251,8 +270,14 @@ class JobService:
         return jobs, f"{records[size - 1].id}" if len(records) > size else ""
 
     def result(self, name: str) -> DiscoveryResult | None:
-        """None for a job that has none. Raises NotFoundError."""
-        return self._store.result(name)
+        """The result as the answer to this job; None for a job that has none. Raises NotFoundError."""
+        result = self._store.result(name)
+        if result is None:
+            return None
+        record = self._store.find(name)
+        spec, facts = spec_json.decode(record.spec, None), spec_json.facts(record.spec)
+        prompts = self._store.prompts(record.id) if spec.include_prompts else None
+        return of_job(result, spec, facts, prompts)
 
     def count_by_state(self) -> dict[str, int]:
         """How many jobs of all users are in each state, by its name in lower case."""
@@ -278,7 +303,14 @@ class JobService:
             if job is not None:
                 return job
             record = self._store.find(record.name)  # it has ended in between
-        return Job(record.name, spec_json.decode(record.spec, None), record.total, record.snapshot)
+        return Job(
+            record.name,
+            spec_json.decode(record.spec, None),
+            record.total,
+            record.snapshot,
+            facts=spec_json.facts(record.spec),
+            outcome=record.outcome,
+        )
 
     def _forget(self, job: Job) -> None:
         """Lets go of a job that has ended: the store has all of it, unless it is damaged."""
@@ -291,7 +323,8 @@ class JobService:
 
     def _leave(self, error: Exception) -> bool:
         """Whether a later process goes on with a job that ended with this error."""
-        return self._closing and self._store.durable and type(error) is ServerError
+        stopped = self._closing and type(error) is ServerError
+        return self._store.durable and (stopped or isinstance(error.__cause__, WorkerFailedError))
 
     def _content(self, spec: DiscoverySpec, prepared: Prepared) -> bytes:
         request = request_provenance(spec, prepared, self._version)
@@ -304,6 +337,19 @@ class JobService:
         most = self._policy.max_queued * (1 if self._scheduler.queued_of(user) else 2)
         if self._scheduler.queued >= most:
             raise ResourceExhaustedError(f"{most} runs are waiting already", retry_after_s=30)
+
+
+def _facts(prepared: Prepared) -> RequestFacts:
+    return RequestFacts(len(prepared.task.clean), warnings.of_request(prepared))
+
+
+def _prompts(prepared: Prepared) -> PromptTask:
+    """The prompts in words where these are known, else as token ids."""
+    if prepared.prompts is not None:
+        return prepared.prompts
+    task = prepared.task
+    answers, wrong = ([(token,) for token in ids or ()] for ids in (task.answers, task.wrong_answers))
+    return PromptTask(task.clean, task.corrupted or (), tuple(answers), tuple(wrong), task.positions)
 
 
 def _tokens(prepared: Prepared) -> int:

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.errors import ConflictError, InvalidRequestError
+from pahq_server.jobs import warnings
 from pahq_server.jobs.calls import Call, CallQueue, SessionLimits
 from pahq_server.jobs.hypotheses import Hypothesis, HypothesisReader
 
@@ -34,6 +35,14 @@ class Session:
         """The metric of the full model and of the empty circuit. Raises as `submit` does."""
         rows = Row(self._base), Row(Anchor(Circuit.empty(self.prepared.graph)))
         return self.submit(Call(iter(rows), len(rows)))
+
+    def warnings(self, full: float, empty: float) -> tuple[str, ...]:
+        """What may mislead about its scores, given what `measure_ends` found."""
+        ends = warnings.Ends(self.prepared.measurement.metric, full, empty)
+        return (
+            *warnings.of_request(self.prepared),
+            *warnings.of_baseline(ends, self.prepared.clean_run),
+        )
 
     def read(self, hypotheses: Sequence[Hypothesis]) -> Call:
         """A call that scores circuits, relative to the present base. Nothing happens before its `submit`.

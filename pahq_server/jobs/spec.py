@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pahq_server.core.engine import Measurement
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
+from pahq_server.core.task import BuiltinTask
 from pahq_server.core.verdict import Verdict
 from pahq_server.search.acdc_search import AcdcSearch
 from pahq_server.search.base import Search
@@ -19,13 +20,30 @@ METHODS = ("acdc", "single_edge")
 
 
 @dataclass(frozen=True)
+class RequestFacts:
+    """What was found about a request when it was accepted, and is told of its job ever after.
+
+    Args:
+        num_prompts: how many prompts its task has; 0 if unknown, for jobs of older servers.
+        warnings: what may mislead whoever made it.
+    """
+
+    num_prompts: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DiscoverySpec:
-    """A discovery as requested. See the API's description of the fields."""
+    """A discovery as requested. See the API's description of the fields.
+
+    ``include_prompts`` has no part in what is found: equal discoveries share their result without it.
+    """
 
     measurement: Measurement
     method: str
     threshold: float | None
     gates: bool
+    include_prompts: bool = False
 
     def check(self) -> None:
         """Checks what does not depend on a model. Raises InvalidRequestError."""
@@ -36,6 +54,18 @@ class DiscoverySpec:
                 raise InvalidRequestError("threshold", "method 'acdc' needs a threshold")
         elif not math.isfinite(self.threshold) or self.threshold < 0:
             raise InvalidRequestError("threshold", f"{self.threshold} is not a finite number >= 0")
+
+    def task(self, num_prompts: int) -> dict[str, object]:
+        """What the task is, for provenance: name and seed of a built-in one, and how many prompts it has.
+
+        Args:
+            num_prompts: where this spec has been read without its prompts; 0 if unknown.
+        """
+        task = self.measurement.task
+        if isinstance(task, BuiltinTask):
+            return {"name": task.name, "seed": task.seed, "num_prompts": task.num_prompts}
+        count = len(task.clean) or num_prompts
+        return {"num_prompts": count} if count else {}
 
     def search(
         self,

@@ -9,8 +9,10 @@ from typing import Any
 
 from pahq_server.core.engine import Measurement
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
 from pahq_server.store.codec import to_json
+
+_FACTS = "facts"
 
 
 def encode(spec: DiscoverySpec) -> tuple[str, str | None]:
@@ -19,7 +21,25 @@ def encode(spec: DiscoverySpec) -> tuple[str, str | None]:
     builtin = asdict(task) if isinstance(task, BuiltinTask) else None
     measurement = {k: v for k, v in vars(spec.measurement).items() if k != "task"}
     fields = vars(spec) | {"measurement": measurement, "builtin": builtin}
-    return to_json(fields), None if isinstance(task, BuiltinTask) else to_json(vars(task))
+    if not spec.include_prompts:  # as before there was the choice: the payload is compared with stored ones
+        del fields["include_prompts"]
+    return to_json(fields), None if isinstance(task, BuiltinTask) else prompts_to_json(task)
+
+
+def with_facts(spec: str, facts: RequestFacts) -> str:
+    """An encoded spec with what was found about the request: as it is stored. `decode` reads it as well."""
+    return to_json(json.loads(spec) | {_FACTS: asdict(facts)})
+
+
+def facts(spec: str) -> RequestFacts:
+    """What `with_facts` added; nothing for a spec that an older server stored."""
+    found: dict[str, Any] = json.loads(spec).get(_FACTS, {})
+    return RequestFacts(found.get("num_prompts", 0), tuple(found.get("warnings", ())))
+
+
+def prompts_to_json(task: PromptTask) -> str:
+    """The prompts of a task, as they are stored and sent with a result."""
+    return to_json(vars(task))
 
 
 def payload(spec: str, prompts: str | None) -> bytes:
@@ -30,6 +50,7 @@ def payload(spec: str, prompts: str | None) -> bytes:
 def decode(spec: str, prompts: str | None) -> DiscoverySpec:
     """The spec again; without prompts for None."""
     fields: dict[str, Any] = json.loads(spec)
+    fields.pop(_FACTS, None)
     task = _task(fields.pop("builtin"), prompts)
     measurement = Measurement(task=task, **fields.pop("measurement"))
     return DiscoverySpec(measurement=measurement, **fields)

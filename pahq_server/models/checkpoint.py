@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -13,16 +13,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.models.files import CONFIG, weight_files
 
+# Rows of tensors that are compared at a time.
+_ROWS = 4096
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
 class Checkpoint:
     """The tensors of a checkpoint directory by name. Its files are open only while one is read.
 
     Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or
-    damaged shard, a missing tensor, or a tensor that is not floating point.
+    damaged shard, a tensor that is missing or in two files, or a tensor that is not floating point.
 
     Attributes:
         has_values: whether tensors have values, rather than shapes alone.
@@ -34,9 +36,13 @@ class Checkpoint:
         self.directory = directory
         self._shard_of: dict[str, Path] = {}
         self._sizes: dict[str, int] = {}
-        for path in weight_files(directory):
+        for path in weight_files(directory).paths:
             with reading(path), safe_open(path, framework="pt") as shard:
-                self._shard_of.update(dict.fromkeys(shard.keys(), path))
+                names = dict.fromkeys(shard.keys(), path)
+            for name in names.keys() & self._shard_of.keys():
+                both = f"{self._shard_of[name].name} and {path.name}"
+                raise InvalidRequestError("model", f"tensor {name!r} is in two files, {both}")
+            self._shard_of.update(names)
 
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
@@ -60,9 +66,28 @@ class Checkpoint:
         """A tensor of an open file, as a view of its mapping; counted as read."""
         mapped: Tensor = shard.get_tensor(name)
         if mapped.dtype not in FLOATS:
-            raise InvalidRequestError("model", f"tensor {name!r} has dtype {mapped.dtype}, expected a float")
+            raise wrong_dtype(name, mapped.dtype)
         self._sizes[name] = mapped.numel()
         return mapped
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of tensors that nobody has asked for, in order."""
+        return sorted(self._shard_of.keys() - self._sizes.keys())
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same numbers, whatever they are stored as; False without values.
+
+        If they do, the other one counts as read from now on, but not as parameters.
+        """
+        if not self.has_values or self.shape(one) != self.shape(other):
+            return False
+        pairs = zip(self.rows(one, _ROWS), self.rows(other, _ROWS), strict=True)
+        for (_, rows), (_, other_rows) in pairs:
+            if not torch.equal(rows.to(torch.float32), other_rows.to(torch.float32)):
+                return False
+        self._sizes.setdefault(other, 0)
+        return True
 
     @property
     def parameters(self) -> int:
@@ -91,6 +116,13 @@ class Checkpoint:
                 yield first, part.clone()
 
 
+def wrong_dtype(name: str, dtype: object) -> InvalidRequestError:
+    """The error for a tensor that is not of one of `FLOATS`."""
+    allowed = "expected a float of 16, 32 or 64 bits: quantised weights are not read"
+    detail = f"tensor {name!r} has dtype {dtype}, {allowed}"
+    return InvalidRequestError("model", detail)
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Raises InvalidRequestError (field ``model``) where this file cannot be read."""
@@ -100,30 +132,26 @@ def reading(path: Path) -> Iterator[None]:
         raise InvalidRequestError("model", f"{path.name} cannot be read: {error}") from error
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, in order."""
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-            paths = [directory / Path(name).name for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InvalidRequestError("model", f"{index.name} cannot be read: {error!r}") from error
-    else:
-        paths = [directory / "model.safetensors"]
-    for path in paths:
-        if not path.is_file():
-            others = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
-            hint = f"; {others} are pickle files, which are never loaded" if others else ""
-            raise InvalidRequestError("model", f"{path.name} is missing in {directory.name!r}{hint}")
-    return paths
-
-
 def revision_hash(directory: Path) -> str:
     """SHA-256 over names and contents of the configuration and the weights, hexadecimal."""
     digest = hashlib.sha256()
-    for path in [directory / "config.json", *weight_files(directory)]:
+    for path in [directory / CONFIG, *weight_files(directory).paths]:
         digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(content_digest(path, stamp(path)))
     return digest.hexdigest()
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Device, inode, size, and the times of the last change of content and of anything; raises OSError.
+
+    Programs can set the time of the content back after a change, but not the other one.
+    """
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+@lru_cache(maxsize=512)
+def content_digest(path: Path, stamp: tuple[int, ...]) -> bytes:
+    """SHA-256 of a file's content, read once as long as its stamp is the same. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.checkpoint import FLOATS, Checkpoint, reading, weight_files
+from pahq_server.models.checkpoint import FLOATS, Checkpoint, reading, wrong_dtype
+from pahq_server.models.files import weight_files
 
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -45,7 +46,7 @@ class Headers(Checkpoint):
         self._found: dict[str, tuple[str, list[int]]] = {}
         self.bytes_on_disk = 0
         self.dtypes: set[torch.dtype] = set()
-        for path in weight_files(directory):
+        for path in weight_files(directory).paths:
             self.bytes_on_disk += path.stat().st_size
             with reading(path), safe_open(path, framework="pt") as shard:
                 for name in shard.keys():  # noqa: SIM118 - not a dictionary
@@ -59,7 +60,7 @@ class Headers(Checkpoint):
         kind, shape = self._found[name]
         dtype = _DTYPES.get(kind)
         if dtype not in FLOATS:
-            raise InvalidRequestError("model", f"tensor {name!r} has dtype {dtype or kind}, expected a float")
+            raise wrong_dtype(name, dtype or kind)
         tensor = torch.empty(shape, dtype=torch.float32, device="meta")
         self._sizes[name] = tensor.numel()
         self.dtypes.add(dtype)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, TypeVar
@@ -14,11 +13,25 @@ import torch
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
-from pahq_server.models.adapters import gpt2, gpt_neo, gpt_neox, hooked, llama, mistral, opt, qwen2, qwen3
-from pahq_server.models.architecture import LayerWeights, Model, Weights
+from pahq_server.models.adapters import (
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    hooked,
+    llama,
+    mistral,
+    opt,
+    qwen2,
+    qwen3,
+)
+from pahq_server.models.adapters.hooked_config import IRRELEVANT
+from pahq_server.models.architecture import LayerWeights, Model, Rotary, Weights
 from pahq_server.models.building import PLAIN, Transform, build
-from pahq_server.models.checkpoint import PICKLES, Checkpoint, revision_hash
+from pahq_server.models.checkpoint import Checkpoint, revision_hash
+from pahq_server.models.fields import Fields
+from pahq_server.models.files import CONFIG, WeightFiles, locate, read_json, weight_files
 from pahq_server.models.headers import Headers
+from pahq_server.models.leftovers import refuse_leftovers, refuse_other_weights
 from pahq_server.models.mapped import Mapped
 from pahq_server.models.shapes import check_ends, check_layer
 from pahq_server.models.tokenizer import load_tokenizer
@@ -35,17 +48,26 @@ ADAPTERS: dict[str, ModuleType] = {
     "opt": opt,
     "hooked_transformer": hooked,
 }
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _Checkpoint = TypeVar("_Checkpoint", bound=Checkpoint)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be served: float32 unless it is of `map_files`, on the CPU unless it was placed."""
+    """A model ready to be served: float32 unless it is of `map_files`, on the CPU unless it was placed.
+
+    Args:
+        model: the model.
+        tokenizer: None for a model that takes token ids only.
+        revision: SHA-256 of configuration and weights, hexadecimal.
+        directory: of the checkpoint.
+        warnings: sentences about the checkpoint that whoever serves it should read.
+    """
 
     model: Model
     tokenizer: Tokenizer | None
     revision: str
+    directory: Path = field(default=Path(), kw_only=True)
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -72,9 +94,9 @@ def load(source: str, transform: Transform = PLAIN) -> LoadedModel:
 
     Raises InvalidRequestError (field ``model``) for anything that is missing, damaged or unsupported.
     """
-    directory = _directory(source)
+    directory = locate(source)
     model, _ = _assemble(directory, Checkpoint, transform)
-    return LoadedModel(model, load_tokenizer(directory), revision_hash(directory))
+    return _loaded(model, directory)
 
 
 def map_files(source: str) -> tuple[LoadedModel, Mapped]:
@@ -84,9 +106,9 @@ def map_files(source: str) -> tuple[LoadedModel, Mapped]:
 
     Raises InvalidRequestError as `load` does.
     """
-    directory = _directory(source)
+    directory = locate(source)
     model, files = _assemble(directory, Mapped, PLAIN)
-    return LoadedModel(model, load_tokenizer(directory), revision_hash(directory)), files
+    return _loaded(model, directory), files
 
 
 def outline(source: str, transform: Transform = PLAIN) -> Outline:
@@ -95,8 +117,61 @@ def outline(source: str, transform: Transform = PLAIN) -> Outline:
     Raises InvalidRequestError as `load` does, except for what is wrong with values or the tokenizer.
     """
     with torch.device("meta"):
-        model, headers = _assemble(_directory(source), Headers, transform)
+        model, headers = _assemble(locate(source), Headers, transform)
     return Outline(model, headers.bytes_on_disk, frozenset(headers.dtypes))
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What loading a checkpoint made of each of its parts.
+
+    Args:
+        loaded: the model.
+        files: that were read, and what decided so.
+        computed: fields of ``config.json`` that decide what is computed, with their values.
+        ignored: names of fields that are there and have no effect on logits.
+        read: number of tensors that were read.
+        buffers: names of tensors beside them, which hold what follows from the configuration.
+    """
+
+    loaded: LoadedModel
+    files: WeightFiles
+    computed: Mapping[str, Any]
+    ignored: tuple[str, ...]
+    read: int
+    buffers: tuple[str, ...]
+
+
+def inspect(source: str) -> Inspection:
+    """Loads a checkpoint and tells what became of each field, file and tensor. Raises as `load` does."""
+    directory = locate(source)
+    model, checkpoint = _assemble(directory, Checkpoint, PLAIN)
+    raw = read_json(directory / CONFIG)
+    ignored = [name for name in raw if _is_ignored(raw["model_type"], name)]
+    unread = tuple(checkpoint.unread)
+    return Inspection(
+        loaded=_loaded(model, directory),
+        files=weight_files(directory),
+        computed={name: value for name, value in raw.items() if name not in ignored},
+        ignored=tuple(ignored),
+        read=sum(1 for _ in checkpoint) - len(unread),
+        buffers=unread,
+    )
+
+
+def _is_ignored(model_type: str, name: str) -> bool:
+    if model_type == "hooked_transformer":
+        return name in IRRELEVANT
+    fields: Fields = ADAPTERS[model_type].FIELDS
+    return fields.does_not_matter(name)
+
+
+def _loaded(model: Model, directory: Path) -> LoadedModel:
+    warnings = list(weight_files(directory).warnings)
+    tokenizer = load_tokenizer(directory, warnings.append)
+    return LoadedModel(
+        model, tokenizer, revision_hash(directory), directory=directory, warnings=tuple(warnings)
+    )
 
 
 def _assemble(
@@ -109,20 +184,26 @@ def _assemble(
     except (AttributeError, TypeError) as error:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
     checkpoint = open_checkpoint(directory)
+    refuse_other_weights(checkpoint)
+    rotary: Rotary | None = None
 
     def ends() -> Weights:
         with _reshaping():
             found: Weights = adapter.ends(architecture, config, checkpoint)
         check_ends(architecture, found)
+        nonlocal rotary
+        rotary = found.rotary
         return found
 
     def layer(index: int) -> LayerWeights:
         with _reshaping():
-            found: LayerWeights = adapter.layer(architecture, index, checkpoint)
+            found: LayerWeights = adapter.layer(architecture, config, index, checkpoint)
         check_layer(architecture, index, found)
         return found
 
     model = build(architecture, ends, layer, transform)
+    if hasattr(adapter, "BUFFERS"):  # others look for leftovers themselves
+        refuse_leftovers(checkpoint, architecture, rotary, adapter.PREFIX, adapter.BUFFERS)
     return replace(model, parameters=checkpoint.parameters), checkpoint
 
 
@@ -135,35 +216,24 @@ def _reshaping() -> Iterator[None]:
         raise InvalidRequestError("model", detail) from error
 
 
-def _directory(source: str) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists() or path.is_absolute() or source.startswith(".") or source.count("/") > 1:
-        hint = "; pickle files are never loaded" if path.suffix in PICKLES else ""
-        raise InvalidRequestError("model", f"{source!r} is not a directory{hint}")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-    except Exception as error:
-        raise InvalidRequestError(
-            "model", f"{source!r} is not a directory and could not be had from the hub: {error}"
-        ) from error
-
-
 def _config(directory: Path) -> Any:
     """The configuration with the format's defaults filled in. Never runs code from the checkpoint."""
-    try:
-        raw = json.loads((directory / "config.json").read_text("utf-8"))
-        model_type = raw["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    raw = read_json(directory / CONFIG)
+    if "model_type" not in raw:
         raise InvalidRequestError(
-            "model", f"{directory.name!r} has no readable config.json: {error!r}"
-        ) from error
+            "model", f"{CONFIG} has no model_type: it is no configuration of transformers"
+        )
+    if "configuration_files" in raw:
+        # transformers would read another file instead, by its own version.
+        raise InvalidRequestError(
+            "model", f"{CONFIG} with configuration_files is not supported: remove the field"
+        )
+    model_type = raw["model_type"]
     _check_supported(model_type)
     if model_type == "hooked_transformer":
         return SimpleNamespace(**raw)
+    fields: Fields = ADAPTERS[model_type].FIELDS
+    fields.check_file(model_type, raw)
     try:
         # Imported where it is needed, as all of transformers: 100 MB.
         from transformers import AutoConfig
@@ -173,6 +243,7 @@ def _config(directory: Path) -> Any:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
     # Some configurations are those of another format than they say.
     _check_supported(config.model_type)
+    fields.check_config(raw, config)
     return config
 
 

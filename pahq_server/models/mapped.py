@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pahq_server.core.errors import ConflictError
-from pahq_server.models.checkpoint import Checkpoint, reading, weight_files
+from pahq_server.models.checkpoint import Checkpoint, content_digest, reading, stamp
+from pahq_server.models.files import weight_files
 
 
 class Mapped(Checkpoint):
@@ -18,17 +18,20 @@ class Mapped(Checkpoint):
 
     Every file is mapped once, for as long as any of its tensors lives. A file that is replaced (another of
     the same name moved to its place) or deleted goes on to be read as it was. A file that is overwritten or
-    truncated in place is not: `check` finds that out, but a page that is gone when it is read kills the
-    process (SIGBUS), so checkpoints that are served must be replaced, never rewritten.
+    truncated in place is not: `check` finds that out, whatever was done to its times, but a page that is gone
+    when it is read kills the process (SIGBUS), so checkpoints that are served must be replaced, never
+    rewritten. Other changes, such as of times, owner or permissions, do no harm.
     """
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
         self._open: dict[Path, safe_open] = {}
         self._stamps: dict[Path, tuple[int, ...]] = {}
-        for path in weight_files(directory):
+        self._digests: dict[Path, bytes] = {}
+        for path in weight_files(directory).paths:
             with reading(path):
-                self._stamps[path] = _stamp(path)
+                self._stamps[path] = stamp(path)
+                self._digests[path] = content_digest(path, self._stamps[path])
                 self._open[path] = safe_open(path, framework="pt")
 
     def get(self, name: str) -> Tensor:
@@ -39,14 +42,21 @@ class Mapped(Checkpoint):
             return view
 
     def check(self) -> None:
-        """Raises ConflictError if a file has been written to since it was mapped."""
+        """Raises ConflictError if the content of a file is not what was mapped.
+
+        A file that was touched is read again as a whole, once.
+        """
         for path, before in self._stamps.items():
             try:
-                now = _stamp(path)
+                now = stamp(path)
+                if now[:2] != before[:2] or now == before:
+                    continue
+                same = content_digest(path, now) == self._digests[path]
             except OSError:  # deleted: what is mapped stays
                 continue
-            if now[:2] == before[:2] and now != before:
+            if not same:
                 raise ConflictError(f"{path.name} was changed while the model was served: load it again")
+            self._stamps[path] = now
 
 
 class _View(Tensor):
@@ -57,9 +67,3 @@ class _View(Tensor):
 
     def clone(self, *args: Any, **kwargs: Any) -> Tensor:
         return self
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Device, inode, size and time of the last change."""
-    found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -63,7 +63,7 @@ class Masters:
     Attributes:
         architecture: folded.
         layers: their number.
-        parameters, tokenizer, revision: as `load` gives them.
+        parameters, tokenizer, revision, directory, warnings: as `load` gives them.
     """
 
     def __init__(self, loaded: LoadedModel, check: Callable[[], None]) -> None:
@@ -74,6 +74,7 @@ class Masters:
         self.parameters = loaded.model.parameters
         self.tokenizer: Tokenizer | None = loaded.tokenizer
         self.revision = loaded.revision
+        self.directory, self.warnings = loaded.directory, loaded.warnings
         # torch has one object per piece of memory while any reference to it is held.
 
     @classmethod

@@ -182,4 +182,12 @@ def load_rounded(source: str, policy: Policy, device: torch.device | str = "cpu"
     masters = Masters.open(source)
     resident = make_resident(masters, policy, device)
     store = head_store(resident)
-    return ResidentModel(streamed(resident, store), masters.tokenizer, masters.revision, resident, store)
+    return ResidentModel(
+        streamed(resident, store),
+        masters.tokenizer,
+        masters.revision,
+        resident,
+        store,
+        directory=masters.directory,
+        warnings=masters.warnings,
+    )

@@ -2,37 +2,179 @@
 
 from __future__ import annotations
 
-import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.task import Tokenizer
+from pahq_server.core.task import Tokenizer, UntokenizableError
+from pahq_server.models.files import CONFIG, check_regular, read_json
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# What stands for a space in vocabularies.
+_SPACES = "\u2581\u0120"
 
 
 class PretrainedTokenizer:
-    """A tokenizer loaded by transformers."""
+    """A tokenizer loaded by transformers.
+
+    Args:
+        tokenizer: of transformers.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
+        # The tokenizers library otherwise tokenizes in a pool of threads that all tokenizers share: one that
+        # hangs would keep all others waiting.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._tokenizer = tokenizer
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self.longest_token_bytes = max((len(token.encode()) for token in vocabulary), default=1)
+        # The library below; tokenizers that are written in Python have none.
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self.unknown_id = self._find_unknown_id()
+        self._complete = self._has_every_byte(vocabulary)
+        self._lost: dict[str, bool] = {}
+        # The first call changes settings that the configuration may hold, such as truncation. That must not
+        # happen while another thread tokenizes.
+        with suppress(UntokenizableError):
+            self.encode("")
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text)["input_ids"])
+        """Token ids with special tokens. Raises UntokenizableError."""
+        return self._encode(text, special=True)
 
     def encode_plain(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        """Token ids without special tokens. Raises UntokenizableError."""
+        return self._encode(text, special=False)
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        half = _SURROGATE.search(text)
+        if half is not None:
+            detail = f"it holds half of a surrogate pair, U+{ord(half[0]):04X}, at character {half.start()}"
+            raise UntokenizableError(f"{detail}, which is no character")
+        try:
+            # transformers calls the library's `encode_batch`, which lets other threads run meanwhile.
+            found = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            raise
+        # The tokenizers library is written in Rust: what it panics on is no Exception.
+        except BaseException as error:  # noqa: BLE001
+            raise UntokenizableError(_reason(error)) from None
+        ids = list(found)
+        # Booleans and floats are no ids, nor is the None of tokens that the vocabulary lacks.
+        if not all(type(token) is int for token in ids):
+            raise UntokenizableError(f"the tokenizer gave {ids[:8]} instead of token ids")
+        return ids
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The tokens as the vocabulary writes them; "<7>" for an id that it does not have."""
+        return [self._token_string(token) for token in ids]
+
+    def _token_string(self, token: int) -> str:
+        try:
+            found = self._tokenizer.convert_ids_to_tokens(token)
+        except (IndexError, KeyError, OverflowError, TypeError, ValueError):
+            found = None
+        return found if isinstance(found, str) else f"<{token}>"
+
+    def left_out(self, text: str) -> str:
+        """The characters of a text, each once, that have no token and go without a trace.
+
+        Only byte pair encodings do so that have neither an unknown token nor tokens of all bytes.
+        """
+        if self._complete:
+            return ""
+        for added in self._tokenizer.get_added_vocab():
+            text = text.replace(added, "")
+        return "".join(char for char in dict.fromkeys(text) if self._is_lost(char))
+
+    def _is_lost(self, char: str) -> bool:
+        known = self._lost.get(char)
+        if known is None:
+            known = self._lost[char] = not all(map(self._has_token, self._units(char)))
+        return known
+
+    def _units(self, char: str) -> str:
+        """What the encoding looks up for a character: itself, what it is normalized to, or its bytes."""
+        normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
+        units = char if normalizer is None else normalizer.normalize_str(char)
+        if splitter is not None:
+            units = "".join(word for word, _ in splitter.pre_tokenize_str(units))
+        # Spaces that are put before every text say nothing about this character.
+        return units if char.isspace() else units.lstrip(_SPACES)
+
+    def _has_token(self, unit: str) -> bool:
+        model = self._backend.model
+        forms = (
+            unit,
+            f"{model.continuing_subword_prefix or ''}{unit}",
+            f"{unit}{model.end_of_word_suffix or ''}",
+        )
+        return any(self._backend.token_to_id(form) is not None for form in forms)
+
+    def _find_unknown_id(self) -> int | None:
+        if self._backend is None or type(self._backend.model).__name__ == "Unigram":
+            found = self._tokenizer.unk_token_id
+        else:
+            # What transformers calls the unknown token may be another one, which the encoding never uses.
+            name = getattr(self._backend.model, "unk_token", None)
+            found = self._backend.token_to_id(name) if name else None
+        return found if isinstance(found, int) else None
+
+    def _has_every_byte(self, vocabulary: dict[str, int]) -> bool:
+        """Whether no character can be left out without a trace."""
+        model: Any = None if self._backend is None else self._backend.model
+        if type(model).__name__ != "BPE" or model.unk_token:
+            return True
+        parts = (self._backend.normalizer, self._backend.pre_tokenizer)
+        if any(part is not None and b'"ByteLevel"' in part.__getstate__() for part in parts):
+            from tokenizers.pre_tokenizers import ByteLevel
+
+            return all(unit in vocabulary for unit in ByteLevel.alphabet())
+        return bool(model.byte_fallback) and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
 
 
-def load_tokenizer(directory: Path) -> Tokenizer | None:
-    """The tokenizer of a checkpoint directory, or None if it has none. Raises InvalidRequestError."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json")
-    if not any((directory / name).is_file() for name in names):
+def _reason(error: BaseException) -> str:
+    """The first line of what an error says."""
+    text = str(error).strip() or repr(error)
+    if "UNK" in text or "unk_id" in text or "Unk token" in text:
+        text = f"{text}. Some of the text has no token, and the tokenizer no unknown token to stand for it"
+    return text.splitlines()[0][:300]
+
+
+def load_tokenizer(directory: Path, warn: Callable[[str], None]) -> Tokenizer | None:
+    """The tokenizer of a checkpoint directory.
+
+    Args:
+        directory: of the checkpoint.
+        warn: called with a sentence that says why there is none, if there are files of one.
+
+    Returns:
+        None where there is none that can be used: the model then takes token ids, and no text.
+    """
+    if not any((directory / name).exists() for name in _TOKENIZER_FILES):
         return None
     try:
-        tokenizer = _pretrained(directory)
-    except Exception as error:
-        raise InvalidRequestError("model", f"its tokenizer cannot be read: {error!r}") from error
-    return PretrainedTokenizer(tokenizer)
+        for name in _TOKENIZER_FILES:
+            if (directory / name).exists():
+                check_regular(directory / name)
+        return PretrainedTokenizer(_pretrained(directory))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # The tokenizers library is written in Rust: what it panics on is no Exception.
+    except BaseException as error:  # noqa: BLE001
+        why = error.detail if isinstance(error, InvalidRequestError) else str(error).strip() or repr(error)
+        if not (directory / "tokenizer.json").exists():
+            why += (
+                ". Only tokenizer.json is sure to be readable: save it with save_pretrained() of "
+                "transformers, where the packages of the original tokenizer are installed"
+            )
+        warn(f"serving token ids only, its tokenizer cannot be read: {why}")
+        return None
 
 
 def _pretrained(directory: Path) -> Any:
@@ -40,7 +182,7 @@ def _pretrained(directory: Path) -> Any:
     # Imported where it is needed, as all of transformers: 100 MB.
     from transformers import AutoTokenizer, PretrainedConfig
 
-    model_type = json.loads((directory / "config.json").read_text("utf-8")).get("model_type")
+    model_type = read_json(directory / CONFIG).get("model_type")
     # transformers would read the configuration, too, and fail on some that are not its own.
     config = {"config": PretrainedConfig()} if model_type == "hooked_transformer" else {}
     return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **config)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from pahq_server.core.engine import Engine, Outcome, Prepared, Row, SessionId, Work
+from pahq_server.core.errors import WorkerFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +50,23 @@ class HeldSessions:
     """The open sessions of all holders. Used from the worker thread, except `add`.
 
     Args:
-        engine: opens and closes sessions.
+        engine: closes sessions.
+        open_session: opens one. Raises WorkerFailedError where nothing can be opened any more.
         clock: seconds.
     """
 
-    def __init__(self, engine: Engine, clock: Callable[[], float]) -> None:
-        self._engine, self._clock = engine, clock
+    def __init__(
+        self, engine: Engine, open_session: Callable[[Prepared], SessionId], clock: Callable[[], float]
+    ) -> None:
+        self._engine, self._open_session, self._clock = engine, open_session, clock
         self._new: deque[Holder] = deque()
         self._open: list[tuple[Holder, SessionId]] = []
+        # All that were added and not ended, whatever becomes of the two above.
+        self._all: dict[int, Holder] = {}
 
     def add(self, holder: Holder) -> None:
         """Opens a session before a step soon. May be called from any thread."""
+        self._all[id(holder)] = holder
         self._new.append(holder)
 
     def __len__(self) -> int:
@@ -97,17 +104,23 @@ class HeldSessions:
         """Ends all holders, also those that still wait for their session."""
         for holder, session in self._open:
             self._close(holder, session, error)
-        for holder in self._new:
-            _end(holder, error)
+        self.abandon(error)
+
+    def abandon(self, error: Exception) -> None:
+        """Ends all holders without a word to the engine, which may not be able to hear it."""
+        for holder in list(self._all.values()):
+            self._end(holder, error)
 
     def _admit(self, holder: Holder) -> None:
         if holder.released():
-            _end(holder, None)
+            self._end(holder, None)
             return
         try:
-            session = self._engine.open(holder.prepared)
+            session = self._open_session(holder.prepared)
+        except WorkerFailedError:
+            raise
         except Exception as error:  # noqa: BLE001 - the others go on
-            _end(holder, error)
+            self._end(holder, error)
             return
         self._open.append((holder, session))
 
@@ -122,7 +135,14 @@ class HeldSessions:
             self._engine.close(session)
         except Exception:
             logger.exception("a session could not be closed")
-        _end(holder, error)
+        self._end(holder, error)
+
+    def _end(self, holder: Holder, error: Exception | None) -> None:
+        self._all.pop(id(holder), None)
+        try:
+            holder.end(error)
+        except Exception:
+            logger.exception("a holder broke at its end")
 
 
 def _rows(holder: Holder) -> Sequence[Row]:
@@ -131,10 +151,3 @@ def _rows(holder: Holder) -> Sequence[Row]:
     except Exception as error:  # noqa: BLE001 - it concerns this holder alone
         holder.deliver(error)
         return ()
-
-
-def _end(holder: Holder, error: Exception | None) -> None:
-    try:
-        holder.end(error)
-    except Exception:
-        logger.exception("a holder broke at its end")

@@ -9,8 +9,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from pahq_server.core.context import about
-from pahq_server.core.engine import Engine, SessionId, Work
-from pahq_server.core.errors import ResourceExhaustedError, ServerError
+from pahq_server.core.engine import Engine, Prepared, SessionId, Work
+from pahq_server.core.errors import ResourceExhaustedError, ServerError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.scheduler.batch import Part, Scored, score
 from pahq_server.scheduler.entry import Entry
@@ -28,6 +28,8 @@ TICK_S = 5.0
 BLOCKED_TICK_S = 0.5
 # What the engine says where a job could go on if it had more memory.
 OUT_OF_MEMORY = (ResourceExhaustedError, MemoryError)
+# How often an engine that failed is tried again, and after which pause: memory may be short for a moment.
+CHECKS, CHECK_PAUSE_S = 6, 0.5
 
 
 class Scheduler:
@@ -43,6 +45,8 @@ class Scheduler:
         weights: of users; see `Accounts`.
         observer: is told of batches, starts and preemptions.
         clock: seconds.
+        failed: called once, from the worker thread, if it cannot go on; every run has ended by then.
+        check_pause_s: seconds between two tries of an engine that failed.
     """
 
     def __init__(
@@ -53,13 +57,18 @@ class Scheduler:
         weights: Mapping[str, float] | None = None,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        failed: Callable[[], object] = lambda: None,
+        check_pause_s: float = CHECK_PAUSE_S,
     ) -> None:
         self._engine, self._observer, self._clock = engine, observer or Observer(), clock
         self._accounts = Accounts(weights)
         self._slots: Slots[Entry] = Slots(self._accounts, Limits(max_running, max_running_per_user))
-        self._held = HeldSessions(engine, clock)
+        self._held = HeldSessions(engine, self._open_session, clock)
         self._teller = Teller(self._slots, self._accounts, clock)
+        self._failed, self._check_pause_s = failed, check_pause_s
         self._new: deque[Entry] = deque()  # since the last step
+        # All that have not ended. Where the worker fails halfway through a step, nothing else may know them.
+        self._entries: dict[int, Entry] = {}
         self._queued = 0
         self._queued_of: Counter[str] = Counter()
         # Whether a job waits for the memory of held sessions alone: for one to be given up, or expire.
@@ -76,7 +85,9 @@ class Scheduler:
         with self._wake:
             closing = self._closing
             if not closing:
-                self._new.append(Entry(user=run.user, run=run, submitted=self._clock()))
+                entry = Entry(user=run.user, run=run, submitted=self._clock())
+                self._entries[id(entry)] = entry
+                self._new.append(entry)
                 self._queued += 1
                 self._queued_of[run.user] += 1
                 self._wake.notify()
@@ -115,12 +126,35 @@ class Scheduler:
         self._thread.join()
 
     def _loop(self) -> None:
-        while self._wait_for_work():
-            self._step()
-        error = ServerError("the server stopped")
-        for entry in [*self._slots.open, *self._slots.waiting(), *self._new]:
-            self._finish(entry, error)
-        self._held.close(error)
+        try:
+            while self._wait_for_work():
+                self._step()
+            error = ServerError("the server stopped")
+            for entry in [*self._slots.open, *self._slots.waiting(), *self._new]:
+                self._finish(entry, error)
+            self._held.close(error)
+        except BaseException as raised:  # noqa: BLE001 - a thread that ends without a word leaves all waiting
+            self._fail(raised)
+
+    def _fail(self, raised: BaseException) -> None:
+        """Ends everything that waits for this thread, which cannot go on.
+
+        What was raised came from between two steps of a run, or the engine computes nothing any more: what
+        is noted of slots and turns cannot be relied on, so nothing of it is used here.
+        """
+        why = f"{raised!r:.200}"
+        error = ServerError(f"the server cannot compute any more ({why}) and has to be restarted")
+        error.__cause__ = WorkerFailedError(why)
+        try:
+            logger.critical("the worker cannot go on; every run ends now", exc_info=raised)
+            with self._wake:
+                self._closing = True  # whatever comes from now on ends at once
+                entries = list(self._entries.values())
+            for entry in entries:
+                _end(entry.run, error)
+            self._held.abandon(error)
+        finally:
+            self._failed()
 
     def _wait_for_work(self) -> bool:
         with self._wake:
@@ -171,7 +205,9 @@ class Scheduler:
         started = self._clock()
         error: Exception | None = None
         try:
-            entry.session = self._engine.open(entry.run.prepared)
+            entry.session = self._open_session(entry.run.prepared)
+        except WorkerFailedError:
+            raise
         except Exception as raised:  # noqa: BLE001 - a job that cannot start must not stop the others
             error = raised
         seconds = self._clock() - started
@@ -181,6 +217,33 @@ class Scheduler:
             self._opened(entry)
         elif not (isinstance(error, OUT_OF_MEMORY) and self._waits_for_memory(entry)):
             self._finish(entry, error)
+
+    def _open_session(self, prepared: Prepared) -> SessionId:
+        """Opens a session, once more if the engine failed for a moment. Raises what the engine raises."""
+        try:
+            return self._engine.open(prepared)
+        except ServerError:
+            raise
+        except Exception:
+            if not self._recovered():
+                raise
+        return self._engine.open(prepared)
+
+    def _recovered(self) -> bool:
+        """Whether the engine failed and works again; False if it works, so that the failure is a job's own.
+
+        Raises WorkerFailedError if it goes on failing.
+        """
+        for tried in range(CHECKS):
+            if tried:
+                time.sleep(self._check_pause_s)
+            try:
+                self._engine.check()
+                return tried > 0
+            except Exception as error:
+                logger.error("the engine does not compute what it should", exc_info=error)
+                last = error
+        raise WorkerFailedError(f"the engine fails on what it should compute: {last}") from last
 
     def _waits_for_memory(self, entry: Entry) -> bool:
         """Whether there may be room for an entry when another job or a held session has ended."""
@@ -215,6 +278,9 @@ class Scheduler:
             return
         started = self._clock()
         scored = score(self._engine, parts, self._clock)
+        # Failures that have no name may be of the machine, and then every job would meet them.
+        unknown = any(_unknown_failure(part) for part in scored)
+        recovered = unknown and self._recovered()
         seconds = self._clock() - started
         self._accounts.measured_batch(seconds)
         self._observer.batch(sum(len(part.work.rows) for part in parts), seconds)
@@ -223,7 +289,10 @@ class Scheduler:
         self._slots.batch_passed([entry for entry, part in pairs if not _crowded_out(part)])
         for entry, part in pairs:
             self._spend(entry, part.seconds)
-            self._deliver(entry, part, crowd)
+            if recovered and _unknown_failure(part):
+                self._suspend(entry)  # it keeps its rows, and has them scored by a session of its own again
+            else:
+                self._deliver(entry, part, crowd)
         for (holder, _), part in zip(held, scored[len(entries) :], strict=True):
             self._accounts.spend(holder.user, part.seconds)
             holder.deliver(part.outcome)
@@ -271,6 +340,7 @@ class Scheduler:
         self._slots.leave(entry)
         if not entry.begun:
             self._count_out(entry.user)
+        self._entries.pop(id(entry), None)
         _end(entry.run, error)
 
     def _count_out(self, user: str) -> None:
@@ -293,6 +363,11 @@ class Scheduler:
 def _session(entry: Entry) -> SessionId:
     assert entry.session is not None, "an entry with a slot has a session"
     return entry.session
+
+
+def _unknown_failure(part: Scored) -> bool:
+    """Whether a part failed with something that no rule of the service raises."""
+    return isinstance(part.outcome, Exception) and not isinstance(part.outcome, ServerError)
 
 
 def _crowded_out(part: Scored) -> bool:

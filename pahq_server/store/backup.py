@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from pahq_server.core.errors import StorageError
+from pahq_server.core.errors import InvalidRequestError, StorageError
 from pahq_server.store.database import reported
-from pahq_server.store.directory import DATABASE
+from pahq_server.store.directory import DATABASE, LOCK
+from pahq_server.store.migrations import APPLICATION
+
+# What SQLite may put beside a file that it writes.
+_BESIDE = ("", "-journal", "-wal", "-shm")
+# The first bytes of a SQLite file, and where the number of the program that owns it stands.
+_MAGIC, _OWNER = b"SQLite format 3\x00", slice(68, 72)
 
 
 def back_up(directory: Path, copy: Path) -> None:
     """Copies the database of a data directory as it is at one moment, and checks the copy.
 
-    The copy appears under its name when it is complete; one that was there before is replaced then.
+    The copy appears under its name when it is complete; one that was there before is replaced then. A copy
+    that fails leaves everything as it was.
 
-    Raises StorageError: there is no database, it is damaged, or the copy cannot be written.
+    Args:
+        directory: the data directory; a server may be using it.
+        copy: where the copy goes. A link is followed.
+
+    Raises InvalidRequestError for a copy that cannot go there, before anything is touched: onto a file of the
+    data directory by any path, link or hard link, onto what is no regular file. Raises StorageError: there is
+    no database, it is damaged, or the copy cannot be written.
     """
     source = directory / DATABASE
+    target = _target(directory, copy)
     if not source.is_file():
         raise StorageError(f"there is no database in {str(directory)!r}")
-    unfinished = copy.with_name(f"{copy.name}.unfinished")
-    with reported():
-        unfinished.unlink(missing_ok=True)
-        unfinished.touch(mode=0o600)
-        with closing(sqlite3.connect(source)) as reading, closing(sqlite3.connect(unfinished)) as writing:
+    with _unfinished(target) as unfinished:
+        with (
+            reported(),
+            closing(sqlite3.connect(source)) as reading,
+            closing(sqlite3.connect(unfinished)) as writing,
+        ):
             # One moment for the whole copy: else it would begin again with every write of a server. The
             # write-ahead log lets that go on meanwhile.
             reading.execute("BEGIN")
@@ -34,7 +52,103 @@ def back_up(directory: Path, copy: Path) -> None:
             reading.backup(writing)
             # The copy is one file: without a log of its own beside it.
             writing.execute("PRAGMA journal_mode = DELETE")
-            (found,) = writing.execute("PRAGMA quick_check(1)").fetchone()
+            (found,) = writing.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise StorageError("the copy is damaged, so the database is", damaged=True)
-        os.replace(unfinished, copy)
+        with reported():
+            os.replace(unfinished, target)
+            _sync_directory(target.parent)
+
+
+def _target(directory: Path, copy: Path) -> Path:
+    """The file that a copy becomes, with every link followed. Raises as `back_up` does."""
+    if not copy.name:
+        raise _refused(copy, "it names a directory; name the file that the copy shall become")
+    try:
+        target = Path(os.path.realpath(copy))
+        parent = target.parent
+        if not parent.is_dir():
+            raise StorageError(
+                f"the copy's directory {str(parent)!r} cannot be used: there is no such directory"
+            )
+        _check_apart(directory, copy, target)
+        if target.exists() and not target.is_file():
+            what = "a directory" if target.is_dir() else f"no regular file ({_kind(target)})"
+            raise _refused(copy, f"it is {what}; name a file that is not there, or an earlier copy")
+    except OSError as error:
+        raise StorageError(f"the copy's path {str(copy)!r} cannot be used: {error.strerror}") from error
+    except ValueError as error:  # such as a null character
+        raise _refused(copy, f"it is no path: {error}") from error
+    return target
+
+
+def _check_apart(directory: Path, copy: Path, target: Path) -> None:
+    """Refuses a target that is, by whatever path, what the server keeps in its data directory."""
+    if not directory.is_dir():
+        return
+    advice = "a copy there would destroy the database; name a file elsewhere"
+    if target.exists() and target.samefile(directory):
+        raise _refused(copy, f"it is the data directory itself: {advice}")
+    if target.exists():
+        for own in directory.iterdir():
+            if own.exists() and own.samefile(target) and not _earlier_copy(own):
+                raise _refused(copy, f"it is the file {own.name!r} of the data directory: {advice}")
+    # Files that SQLite makes and removes as it needs them are not there all the time.
+    if target.parent.samefile(directory) and (target.name == LOCK or target.name.startswith(DATABASE)):
+        raise _refused(copy, f"the name {target.name!r} in the data directory is the server's: {advice}")
+
+
+def _earlier_copy(path: Path) -> bool:
+    """Whether a file of the data directory may be replaced: a database, and not the server's own."""
+    if path.name == LOCK or path.name.startswith(DATABASE) or not path.is_file():
+        return False
+    if path.samefile(path.with_name(DATABASE)):
+        return False
+    with path.open("rb") as file:
+        head = file.read(100)
+    return head.startswith(_MAGIC) and head[_OWNER] == APPLICATION.to_bytes(4, "big")
+
+
+def _kind(path: Path) -> str:
+    mode = path.stat().st_mode
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def _refused(copy: Path, why: str) -> InvalidRequestError:
+    return InvalidRequestError("FILE", f"the copy cannot be made at {str(copy)!r}: {why}")
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """A new file beside the target, which is gone at the end unless it has become the target."""
+    try:
+        handle, name = tempfile.mkstemp(".unfinished", f".{target.name[:100]}.", target.parent)
+    except OSError as error:
+        raise StorageError(
+            f"the copy's directory {str(target.parent)!r} cannot be used: {error.strerror}"
+        ) from error
+    os.close(handle)
+    try:
+        yield Path(name)
+    except StorageError as error:
+        raise StorageError(f"no copy was made at {str(target)!r}: {error}", error.damaged) from error
+    finally:
+        for end in _BESIDE:
+            with suppress(OSError):
+                os.unlink(name + end)
+
+
+def _sync_directory(path: Path) -> None:
+    """Makes a new name survive a power failure, where the system can."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some filesystems cannot
+            os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -78,8 +78,8 @@ class NewJob:
         user: whose it is.
         request_id: chosen by the client; empty if none was.
         payload: SHA-256 of what was asked for: 32 bytes.
-        spec: JSON of what was asked for, without prompts.
-        prompts: JSON of the prompts; None for a built-in task.
+        spec: JSON of what was asked for, without prompts, and of what was found about it.
+        prompts: JSON of the prompts; None for a built-in task, unless its prompts are to be in the result.
         total: edges of the graph.
         tokens: of all prompts.
         revision: of the model.
@@ -101,8 +101,26 @@ class NewJob:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a list of jobs tells of a result.
+
+    Args:
+        value, full, empty: the metric of the circuit, the full model and the empty circuit.
+        warnings: what may mislead about it.
+    """
+
+    value: float
+    full: float
+    empty: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class JobRecord:
-    """A job as it is stored; ``id`` grows with every new one. The prompts are read on their own."""
+    """A job as it is stored; ``id`` grows with every new one. The prompts are read on their own.
+
+    ``outcome`` is that of the result, if there is one.
+    """
 
     id: int
     name: str
@@ -113,6 +131,7 @@ class JobRecord:
     revision: str
     content: bytes
     snapshot: Snapshot
+    outcome: Outcome | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +172,8 @@ class DiscoveryResult:
         search: what was found.
         request: determines the result; equal requests give equal results.
         run: what happened in this run.
+        prompts: JSON of the prompts, for a job that asked to have them with the result. Not stored with it:
+            the result may be another job's as well.
     """
 
     graph: Graph
@@ -160,3 +181,20 @@ class DiscoveryResult:
     search: SearchResult
     request: dict[str, object]
     run: dict[str, object]
+    prompts: str | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may mislead about it; none for results of servers that gave no warnings."""
+        return warnings_of(self.run)
+
+    @property
+    def outcome(self) -> Outcome:
+        found = self.search
+        return Outcome(found.metric_value, found.metric_full, found.metric_empty, self.warnings)
+
+
+def warnings_of(run: object) -> tuple[str, ...]:
+    """The warnings in a result's account of its run."""
+    found = run.get("warnings") if isinstance(run, dict) else None
+    return tuple(map(str, found)) if isinstance(found, list) else ()

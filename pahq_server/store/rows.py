@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 from pahq_server.search.base import SearchProgress
-from pahq_server.store.records import JobRecord, JobState, NewJob, Snapshot
+from pahq_server.store.records import JobRecord, JobState, NewJob, Outcome, Snapshot, warnings_of
 
 # What changes about a job.
 _CHANGING = (
@@ -16,7 +17,15 @@ _FIXED = ("name", "user", "payload", "spec", "total", "revision", "content", "cr
 _CREATED = ("request_id", "prompts", "tokens", "log")
 
 # All that a record needs; prompts may be large, and stay where they are.
-COLUMNS = ", ".join(("id", *_FIXED, *_CHANGING))
+COLUMNS = ", ".join(
+    (
+        *("id", *_FIXED, *_CHANGING),
+        *(
+            f"(SELECT {column} FROM results WHERE results.log = jobs.log) AS result_{column}"
+            for column in ("value", "full_model", "empty_circuit", "run")
+        ),
+    )
+)
 SET = ", ".join(f"{name} = :{name}" for name in _CHANGING)
 INSERT = (
     f"INSERT INTO jobs ({', '.join(_FIXED + _CREATED + _CHANGING)}) "
@@ -35,7 +44,20 @@ def record(row: sqlite3.Row) -> JobRecord:
         revision=row["revision"],
         content=row["content"],
         snapshot=snapshot(row),
+        outcome=_outcome(row),
     )
+
+
+def _outcome(row: sqlite3.Row) -> Outcome | None:
+    """Of a job with a result; while another job with the same log runs, there is none."""
+    metrics = row["result_value"], row["result_full_model"], row["result_empty_circuit"]
+    if None in metrics:
+        return None
+    try:
+        warnings = warnings_of(json.loads(row["result_run"]))
+    except ValueError:  # damaged: whoever asks for the result is told; a list of jobs has more to tell
+        warnings = ()
+    return Outcome(*metrics, warnings)
 
 
 def snapshot(row: sqlite3.Row) -> Snapshot:

@@ -9,14 +9,17 @@ clean ones: same form, same length, but nothing in it tells who gets the ball.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.task import Tokenizer
+from pahq_server.core.task import Tokenizer, UntokenizableError
 from pahq_server.tasks.ioi_sentences import NAMES, Frame, pick, pick_distinct
 
 _NAMES_PER_EXAMPLE = 5
+# The last word of every template.
+_BEFORE_ANSWERS = "to"
 # How often a prompt that was drawn before is drawn anew. Even five names give 51,840 prompts.
 _MAX_REDRAWS = 20
 
@@ -60,7 +63,7 @@ def generate(tokenizer: Tokenizer, num_prompts: int, seed: int, names: Sequence[
     """
     if num_prompts < 1:
         raise InvalidRequestError("task", f"ioi needs at least 1 prompt, not {num_prompts}")
-    usable = single_token_names(tokenizer, names)
+    usable = _usable_names(tokenizer, names)
     if len(usable) < _NAMES_PER_EXAMPLE:
         detail = f"ioi needs {_NAMES_PER_EXAMPLE} names that are single tokens with a leading space; "
         raise InvalidRequestError("task", f"{detail}the model's tokenizer has {len(usable)}: {usable}")
@@ -75,12 +78,42 @@ def generate(tokenizer: Tokenizer, num_prompts: int, seed: int, names: Sequence[
     )
 
 
-def single_token_names(tokenizer: Tokenizer, names: Sequence[str]) -> list[str]:
-    """The names that have a token of their own, which stands for the name and the space before it."""
-    ids = {name: tuple(tokenizer.encode_plain(f" {name}")) for name in names}
+def _usable_names(tokenizer: Tokenizer, names: Sequence[str]) -> list[str]:
+    """The names with a token of their own: alone, or in a sentence, if the tokenizer always adds a space."""
+    alone = single_token_names(tokenizer, names)
+    if len(alone) >= _NAMES_PER_EXAMPLE:
+        return alone
+    return max(alone, single_token_names(tokenizer, names, after=_BEFORE_ANSWERS), key=len)
+
+
+def single_token_names(tokenizer: Tokenizer, names: Sequence[str], after: str = "") -> list[str]:
+    """The names that have a token of their own, which stands for the name and the space before it.
+
+    Args:
+        tokenizer: of the model.
+        names: to choose from.
+        after: a text that they follow; the token is what comes after its own tokens.
+    """
+    ids = {name: _following(tokenizer, after, f" {name}") for name in names}
     # Word-level tokenizers map every unknown word to one token: no name may share the nonsense word's.
-    unknown = tuple(tokenizer.encode_plain(" Qxzvkj"))
-    return [name for name, tokens in ids.items() if len(tokens) == 1 and tokens != unknown]
+    unknown = _following(tokenizer, after, " Qxzvkj")
+    # Nor may two names share one, as they do where a tokenizer leaves out what it does not know.
+    shared = {tokens for tokens, count in Counter(ids.values()).items() if count > 1}
+    return [
+        name
+        for name, tokens in ids.items()
+        if len(tokens) == 1 and tokens != unknown and tokens not in shared
+    ]
+
+
+def _following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
+    """The tokens of a text after those of another one; none if it has none, or if the two merge."""
+    try:
+        start = tokenizer.encode_plain(before) if before else []
+        both = tokenizer.encode_plain(before + text)
+    except UntokenizableError:
+        return ()
+    return tuple(both[len(start) :]) if both[: len(start)] == start else ()
 
 
 def _draw_distinct(rng: random.Random, names: Sequence[str], count: int) -> list[_Example]:
@@ -106,7 +139,11 @@ def _draw(rng: random.Random, names: Sequence[str]) -> _Example:
 
 
 def _check_equal_length(tokenizer: Tokenizer, example: _Example) -> None:
-    clean, corrupted = len(tokenizer.encode(example.clean)), len(tokenizer.encode(example.corrupted))
+    try:
+        clean, corrupted = len(tokenizer.encode(example.clean)), len(tokenizer.encode(example.corrupted))
+    except UntokenizableError as error:
+        detail = f"{example.clean!r} or {example.corrupted!r} cannot be tokenized: {error}"
+        raise InvalidRequestError("task", f"ioi does not fit the model's tokenizer: {detail}") from None
     if clean != corrupted:
         detail = f"{example.clean!r} has {clean} tokens, {example.corrupted!r} has {corrupted}"
         raise InvalidRequestError("task", f"ioi does not fit the model's tokenizer: {detail}")

@@ -2,47 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenIds, Tokenizer, TokenTask
+from pahq_server.core.task import (
+    BuiltinTask,
+    Prompt,
+    PromptTask,
+    TaskSpec,
+    TokenIds,
+    TokenizedText,
+    Tokenizer,
+    TokenTask,
+)
 from pahq_server.tasks import ioi
+from pahq_server.tasks.answers import AnswerReader, first_difference
+from pahq_server.tasks.texts import Limits, TaskTexts, never, quoted
 
 BUILTIN_TASKS = ("ioi",)
 # Largest number of prompts that a built-in task generates.
 MAX_GENERATED = 10_000
+# Of one call that shows how texts are tokenized: its response must fit into a message.
+MAX_SHOWN_TEXTS, MAX_SHOWN_TOKENS = 1000, 100_000
+
+
+def has_text(spec: TaskSpec) -> bool:
+    """Whether resolving the task needs a tokenizer."""
+    if isinstance(spec, BuiltinTask):
+        return True
+    return any(
+        isinstance(prompt, str)
+        for prompts in (spec.clean, spec.corrupted, spec.answers, spec.wrong_answers)
+        for prompt in prompts
+    )
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a model accepts: token ids below ``vocabulary``, at most ``context`` tokens per prompt.
+class ResolvedTask:
+    """A task that has been tokenized and found valid.
 
-    Answers are outputs: their ids are below ``output_vocabulary``.
+    Args:
+        task: its token ids.
+        prompts: as they were sent, or as they were generated.
+        warnings: what is allowed and probably not meant, in sentences for the client.
     """
 
-    vocabulary: int
-    output_vocabulary: int
-    context: int
+    task: TokenTask
+    prompts: PromptTask
+    warnings: tuple[str, ...]
 
 
 def resolve(spec: TaskSpec, tokenizer: Tokenizer | None, limits: Limits) -> TokenTask:
-    """Tokenizes and checks a task. Raises InvalidRequestError that names field, prompt and value."""
-    if isinstance(spec, BuiltinTask):
-        spec = _generate(spec, tokenizer)
-    clean = _prompts("task.clean", spec.clean, tokenizer, limits)
+    """Tokenizes and checks a task. Arguments and errors as in `resolve_task`."""
+    return resolve_task(spec, tokenizer, limits).task
+
+
+def resolve_task(
+    spec: TaskSpec, tokenizer: Tokenizer | None, limits: Limits, out_of_time: Callable[[], bool] = never
+) -> ResolvedTask:
+    """Tokenizes and checks a task.
+
+    Args:
+        spec: as the client sent it.
+        tokenizer: of the model; None if it has none.
+        limits: of the model.
+        out_of_time: whether to give up, asked before each text.
+
+    Raises:
+        InvalidRequestError: names field, prompt and value.
+        OutOfTimeError: it was given up.
+    """
+    texts = TaskTexts(tokenizer, limits, out_of_time)
+    prompts = _generate(spec, tokenizer, texts) if isinstance(spec, BuiltinTask) else spec
+    clean = _prompts("task.clean", prompts.clean, texts)
     if not clean:
         raise InvalidRequestError("task.clean", "at least one prompt is needed")
-    corrupted = _prompts("task.corrupted", spec.corrupted, tokenizer, limits) or None
+    corrupted = _prompts("task.corrupted", prompts.corrupted, texts) or None
     if corrupted is not None:
-        _check_pairs(clean, corrupted)
-    answers = _answers("task.answers", spec.answers, len(clean), tokenizer, limits)
-    wrong = _answers("task.wrong_answers", spec.wrong_answers, len(clean), tokenizer, limits)
-    _check_positions(spec.positions, clean)
-    return TokenTask(clean, corrupted, answers, wrong, spec.positions)
+        _check_pairs(clean, corrupted, texts)
+    answers = _answers("task.answers", prompts.answers, prompts, clean, texts)
+    wrong = _answers("task.wrong_answers", prompts.wrong_answers, prompts, clean, texts)
+    _check_positions(prompts.positions, clean)
+    task = TokenTask(clean, corrupted, answers, wrong, prompts.positions)
+    return ResolvedTask(task, prompts, texts.warnings)
 
 
-def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None) -> PromptTask:
+def tokenize(
+    texts: Sequence[str],
+    special: bool,
+    prompt: str,
+    tokenizer: Tokenizer | None,
+    limits: Limits,
+    out_of_time: Callable[[], bool] = never,
+) -> list[TokenizedText]:
+    """Shows how texts are tokenized, as prompts and as answers.
+
+    Args:
+        texts: to tokenize.
+        special: whether prompts get the special tokens that the tokenizer adds by itself, as in tasks.
+        prompt: that the texts would answer; empty for none.
+        tokenizer: of the model; None if it has none.
+        limits: of the model.
+        out_of_time: whether to give up, asked before each text.
+
+    Raises:
+        InvalidRequestError: names the text.
+        OutOfTimeError: it was given up.
+    """
+    if not texts:
+        raise InvalidRequestError("texts", "at least one text is needed")
+    if len(texts) > MAX_SHOWN_TEXTS:
+        raise InvalidRequestError(
+            "texts", f"{len(texts)} texts; at most {MAX_SHOWN_TEXTS} are taken at a time"
+        )
+    reading = TaskTexts(tokenizer, limits, out_of_time)
+    if prompt:
+        reading.ids("prompt", prompt)
+    found: list[TokenizedText] = []
+    tokens = 0
+    for i, text in enumerate(texts):
+        ids = reading.ids(f"texts[{i}]", text, special)
+        tokens += len(ids)
+        if tokens > MAX_SHOWN_TOKENS:
+            detail = f"more than {MAX_SHOWN_TOKENS} tokens in all; ask for fewer or shorter texts at a time"
+            raise InvalidRequestError("texts", detail)
+        found.append(_shown(text, ids, prompt, reading))
+    return found
+
+
+def _shown(text: str, ids: TokenIds, prompt: str, reading: TaskTexts) -> TokenizedText:
+    def strings(ids: Sequence[int]) -> tuple[str, ...]:
+        known = reading.vocabulary
+        return tuple(map(str, ids) if known is None else known.token_strings(ids))
+
+    one = reading.separate_warnings()
+    try:
+        answer = AnswerReader(one, prompt).read("", text)
+        _check_ids("", (answer,), reading.limits.output_vocabulary, one)
+    except InvalidRequestError as error:
+        return TokenizedText(text, ids, strings(ids), None, "", error.detail)
+    note = " ".join(message.removeprefix(": ") for message in one.warnings)
+    return TokenizedText(text, ids, strings(ids), answer, strings((answer,))[0], note)
+
+
+def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None, texts: TaskTexts) -> PromptTask:
     if spec.name not in BUILTIN_TASKS:
         raise InvalidRequestError(
             "task", f"unknown task {spec.name!r}; built-in tasks: {list(BUILTIN_TASKS)}"
@@ -51,66 +155,111 @@ def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None) -> PromptTask:
         raise InvalidRequestError("task", f"{spec.name!r} is text, but the model has no tokenizer")
     if spec.num_prompts > MAX_GENERATED:
         raise InvalidRequestError("task.num_prompts", f"{spec.num_prompts} is more than {MAX_GENERATED}")
-    prompts = ioi.generate(tokenizer, spec.num_prompts, spec.seed)
+    prompts = ioi.generate(texts, spec.num_prompts, spec.seed)
     return PromptTask(
         tuple(prompts.clean), tuple(prompts.corrupted), tuple(prompts.answers), tuple(prompts.wrong_answers)
     )
 
 
-def _prompts(
-    field: str, prompts: Sequence[Prompt], tokenizer: Tokenizer | None, limits: Limits
-) -> tuple[TokenIds, ...]:
-    return tuple(_prompt(f"{field}[{i}]", prompt, tokenizer, limits) for i, prompt in enumerate(prompts))
+def _prompts(field: str, prompts: Sequence[Prompt], texts: TaskTexts) -> tuple[TokenIds, ...]:
+    texts.check_total(field, prompts)
+    found: list[TokenIds] = []
+    tokens = 0
+    for i, prompt in enumerate(prompts):
+        found.append(_prompt(f"{field}[{i}]", prompt, texts))
+        tokens += len(found[-1])
+        texts.check_memory(tokens)
+    return tuple(found)
 
 
-def _prompt(field: str, prompt: Prompt, tokenizer: Tokenizer | None, limits: Limits) -> TokenIds:
-    ids = tuple(_tokenizer(field, tokenizer).encode(prompt)) if isinstance(prompt, str) else prompt
+def _prompt(field: str, prompt: Prompt, texts: TaskTexts) -> TokenIds:
+    ids = texts.ids(field, prompt) if isinstance(prompt, str) else prompt
     if not ids:
-        raise InvalidRequestError(field, "the prompt is empty")
+        detail = (
+            f": the tokenizer leaves out all of {quoted(prompt)}"
+            if isinstance(prompt, str) and prompt
+            else ""
+        )
+        raise InvalidRequestError(field, f"the prompt is empty{detail}")
+    limits = texts.limits
     if len(ids) > limits.context:
         raise InvalidRequestError(field, f"{len(ids)} tokens, but the model's context is {limits.context}")
-    _check_ids(field, ids, limits.vocabulary)
+    _check_ids(field, ids, limits.vocabulary, texts if isinstance(prompt, str) else None)
+    if isinstance(prompt, str):
+        _warn_about_losses(field, prompt, ids, texts)
     return ids
 
 
+def _warn_about_losses(field: str, prompt: str, ids: TokenIds, texts: TaskTexts) -> None:
+    """Tells of what the model will not see of a text."""
+    vocabulary = texts.vocabulary
+    if vocabulary is None:
+        return
+    at = [i for i, token in enumerate(ids) if token == vocabulary.unknown_id]
+    if at and vocabulary.token_strings([ids[at[0]]])[0] not in prompt:
+        places = ", ".join(map(str, at[:5])) + (", …" if len(at) > 5 else "")
+        detail = (
+            f"{quoted(prompt)} has something that is not in the model's vocabulary: at position {places} is"
+        )
+        detail = (
+            f"{detail} the unknown token {texts.shown([ids[at[0]]])}, which says nothing. Use other words."
+        )
+        texts.warn("unknown", f"{field}: {detail}")
+    lost = vocabulary.left_out(prompt)
+    if lost:
+        detail = (
+            f"the model's tokenizer has no token for {quoted(lost)} and leaves it out of {quoted(prompt)}"
+        )
+        texts.warn("left out", f"{field}: {detail}, so that the model never sees it. Use other characters.")
+
+
 def _answers(
-    field: str, answers: Sequence[Prompt], prompts: int, tokenizer: Tokenizer | None, limits: Limits
+    field: str, answers: Sequence[Prompt], spec: PromptTask, clean: tuple[TokenIds, ...], texts: TaskTexts
 ) -> TokenIds | None:
     if not answers:
         return None
-    if len(answers) != prompts:
-        raise InvalidRequestError(field, f"{len(answers)} answers for {prompts} prompts")
-    return tuple(_answer(f"{field}[{i}]", answer, tokenizer, limits) for i, answer in enumerate(answers))
+    if len(answers) != len(clean):
+        raise InvalidRequestError(field, f"{len(answers)} answers for {len(clean)} prompts")
+    found: list[int] = []
+    for i, (answer, prompt, ids) in enumerate(zip(answers, spec.clean, clean, strict=True)):
+        at_end = spec.positions is None or spec.positions == (len(ids) - 1,)
+        found.append(_answer(f"{field}[{i}]", answer, AnswerReader(texts, prompt, at_end), texts))
+    return tuple(found)
 
 
-def _answer(field: str, answer: Prompt, tokenizer: Tokenizer | None, limits: Limits) -> int:
-    text = isinstance(answer, str)
-    ids = _tokenizer(field, tokenizer).encode_plain(answer) if isinstance(answer, str) else answer
-    if len(ids) != 1:
-        shown = f"{answer!r} is " if text else ""
-        raise InvalidRequestError(field, f"{shown}{len(ids)} tokens; an answer is exactly one token")
-    _check_ids(field, ids, limits.output_vocabulary)
-    return int(ids[0])
+def _answer(field: str, answer: Prompt, reader: AnswerReader, texts: TaskTexts) -> int:
+    if isinstance(answer, str):
+        token = reader.read(field, answer)
+    elif len(answer) != 1:
+        raise InvalidRequestError(field, f"{len(answer)} tokens; an answer is exactly one token")
+    else:
+        token = int(answer[0])
+    _check_ids(field, (token,), texts.limits.output_vocabulary, texts if isinstance(answer, str) else None)
+    return token
 
 
-def _tokenizer(field: str, tokenizer: Tokenizer | None) -> Tokenizer:
-    if tokenizer is None:
-        raise InvalidRequestError(field, "is text, but the model has no tokenizer: send token ids")
-    return tokenizer
-
-
-def _check_ids(field: str, ids: Sequence[int], vocabulary: int) -> None:
+def _check_ids(field: str, ids: Sequence[int], vocabulary: int, texts: TaskTexts | None) -> None:
+    """Raises InvalidRequestError. Of ids that come from texts, the tokens are quoted."""
     for token in ids:
         if not 0 <= token < vocabulary:
-            raise InvalidRequestError(field, f"token id {token} is outside of [0, {vocabulary})")
+            detail = f"token id {token} is outside of [0, {vocabulary})"
+            if texts is not None and texts.vocabulary is not None:
+                detail = (
+                    f"{detail}: the tokenizer has the token {texts.shown([token])}, but the model does not;"
+                )
+                detail = f"{detail} use another word"
+            raise InvalidRequestError(field, detail)
 
 
-def _check_pairs(clean: tuple[TokenIds, ...], corrupted: tuple[TokenIds, ...]) -> None:
+def _check_pairs(clean: tuple[TokenIds, ...], corrupted: tuple[TokenIds, ...], texts: TaskTexts) -> None:
     if len(clean) != len(corrupted):
         raise InvalidRequestError("task.corrupted", f"{len(corrupted)} prompts for {len(clean)} clean ones")
     for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):
         if len(a) != len(b):
             detail = f"pair {i}: the clean prompt has {len(a)} tokens, the corrupted one {len(b)}"
+            if texts.vocabulary is not None:
+                mark = first_difference(a, b)
+                detail = f"{detail}; clean: {texts.shown(a, mark)}; corrupted: {texts.shown(b, mark)}"
             raise InvalidRequestError(f"task.corrupted[{i}]", detail)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import time
+from contextlib import suppress
 from functools import partial
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -14,9 +16,14 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 logger = logging.getLogger(__name__)
 
-# Whoever says nothing for so long is sent away: every connection takes a thread, of which there are so many.
-SILENCE_S = 10.0
+# Every connection takes a thread, of which there are so many.
 READERS = 16
+# Seconds that a connection may take in all, from its beginning to the last byte of the answer. A limit for
+# silence alone would not do: one byte every few seconds would hold a thread for ever.
+REQUEST_S = 10.0
+# Where all threads are taken, the oldest connection makes room for a new one, but not in its first seconds:
+# an answer takes less than that.
+PATIENCE_S = 2.0
 
 
 class MetricsEndpoint:
@@ -36,7 +43,7 @@ class MetricsEndpoint:
         server = _Server6 if ":" in host else _Server
         self._server = make_server(host.strip("[]"), int(port), make_wsgi_app(registry), server, _Handler)
         self.address = f"{host}:{self._server.server_port}"
-        # Every so many seconds it looks whether it is to end.
+        # Every so many seconds it looks whether it is to end, and whose time is up.
         serve = partial(self._server.serve_forever, poll_interval=0.1)
         self._thread = threading.Thread(target=serve, name="pahq-metrics", daemon=True)
         self._thread.start()
@@ -50,13 +57,23 @@ class MetricsEndpoint:
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = 128  # with the usual 5, a few connections at once keep others from connecting
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._places = threading.BoundedSemaphore(READERS)
+        self._lock = threading.Lock()
+        # When each connection began that has a thread; oldest first.
+        self._began: dict[socket.socket, float] = {}
         super().__init__(*args, **kwargs)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
+        with self._lock:
+            self._end_older_than(REQUEST_S)
+            if len(self._began) >= READERS:
+                self._end_older_than(PATIENCE_S, most=1)
+            free = len(self._began) < READERS
+            if free:
+                self._began[request] = time.monotonic()
+        if free:
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -65,7 +82,28 @@ class _Server(ThreadingMixIn, WSGIServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            self._forget(request)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._forget(request)  # before its file can become another connection's
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Between connections, several times a second."""
+        with self._lock:
+            self._end_older_than(REQUEST_S)
+
+    def _forget(self, request: Any) -> None:
+        with self._lock:
+            self._began.pop(request, None)
+
+    def _end_older_than(self, seconds: float, most: int = READERS) -> None:
+        """Ends connections, whatever their threads wait for; the oldest come first."""
+        now = time.monotonic()
+        for connection in [each for each, began in self._began.items() if now - began > seconds][:most]:
+            del self._began[connection]
+            with suppress(OSError):  # the other side has gone
+                connection.shutdown(socket.SHUT_RDWR)
 
     def server_bind(self) -> None:
         # What this overrides asks the name service for the host's name, which can take long.
@@ -83,7 +121,5 @@ class _Server6(_Server):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = SILENCE_S
-
     def log_message(self, format: str, *args: Any) -> None:
         """A scrape every few seconds is not worth a line."""

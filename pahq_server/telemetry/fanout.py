@@ -42,3 +42,7 @@ class Observers(Observer):
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         for observer in self._observers:
             observer.call_ended(method, code, seconds)
+
+    def certificates_expire(self, server: float, client_ca: float) -> None:
+        for observer in self._observers:
+            observer.certificates_expire(server, client_ca)

@@ -5,6 +5,7 @@ Labels come from fixed, small sets: methods of the API, codes, reasons, states. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -35,7 +36,7 @@ CODES = frozenset(
     }
 )
 ENDS = ("succeeded", "failed", "cancelled")
-REASONS = ("auth", "rate_limit", "quota", "queue_full")
+REASONS = ("auth", "auth_limit", "rate_limit", "quota", "queue_full", "anonymous")
 # Of this many different reasons, the first ones that come are told apart.
 MAX_REASONS = 32
 WATCH = "pahq.v1.DiscoveryService/WatchDiscovery"
@@ -60,6 +61,7 @@ class Metrics(Observer):
         self._add_jobs()
         self._add_work()
         self._add_calls()
+        self._add_certificates()
 
     def _add_jobs(self) -> None:
         self._waits = Histogram(
@@ -127,6 +129,25 @@ class Metrics(Observer):
             "pahq_rpcs_in_flight", "Calls that are being answered.", ["method"], registry=self.registry
         )
         self._watchers = Gauge("pahq_watchers", "Streams that watch a discovery.", registry=self.registry)
+
+    def _add_certificates(self) -> None:
+        self._server_expiry = Gauge(
+            "pahq_certificate_expiry_timestamp_seconds",
+            "When the certificate that the server shows expires, or what signed it, as Unix time; NaN "
+            "without TLS.",
+            registry=self.registry,
+        )
+        self._client_ca_expiry = Gauge(
+            "pahq_client_ca_expiry_timestamp_seconds",
+            "When the last of the authorities of clients' certificates expires, as Unix time; NaN "
+            "without any.",
+            registry=self.registry,
+        )
+        self.certificates_expire(math.nan, math.nan)
+
+    def certificates_expire(self, server: float, client_ca: float) -> None:
+        self._server_expiry.set(server)
+        self._client_ca_expiry.set(client_ca)
 
     def job_started(self, waited: float) -> None:
         self._waits.observe(waited)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -156,6 +159,97 @@ def test_nobody_comes_in_while_tokens_cannot_be_read(
             holders.identify(credentials)
 
 
+def held(database: Database) -> ExitStack:
+    """Holds all locks of a database in a thread of its own, until the stack is closed."""
+    stack, taken, done = ExitStack(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with database._writing, database._reading:
+            taken.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    taken.wait()
+    stack.callback(thread.join)
+    stack.callback(done.set)
+    return stack
+
+
+def eventually(identify: Callable[[], object], outcome: object) -> None:
+    end = time.monotonic() + 60
+    while True:
+        try:
+            found = identify()
+        except ServerError as error:
+            found = type(error)
+        if found == outcome:
+            return
+        assert time.monotonic() < end, f"{found} never became {outcome}"
+        time.sleep(0.01)
+
+
+def test_a_thread_notices_what_changes(table: TokenTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pahq_server.access.identity.REFRESH_S", 0.05)
+    holders = TokenHolders(table)
+    with holders.kept_fresh():
+        text = create(table)
+        eventually(lambda: holders.identify(bearer(text)), Caller("ada"))
+        table.revoke(text[5:21], time.time())
+        eventually(lambda: holders.identify(bearer(text)), UnauthenticatedError)
+
+
+def test_no_caller_waits_for_the_database(
+    table: TokenTable, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pahq_server.access.identity.REFRESH_S", 0.01)
+    text = create(table)
+    holders = TokenHolders(table)
+    with holders.kept_fresh():
+        with held(database):
+            time.sleep(0.1)  # what was read is older than it should be by now
+            assert holders.identify(bearer(text)) == Caller("ada")
+            with pytest.raises(UnauthenticatedError):
+                holders.identify(Credentials())
+            monkeypatch.setattr("pahq_server.access.identity.STALE_S", 0.01)
+            with pytest.raises(ServerError, match="its database does not answer"):
+                holders.identify(bearer(text))
+            monkeypatch.setattr("pahq_server.access.identity.STALE_S", 60.0)
+        eventually(lambda: holders.identify(bearer(text)), Caller("ada"))
+
+
+def test_nobody_comes_in_while_the_thread_cannot_read(
+    table: TokenTable, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pahq_server.access.identity.REFRESH_S", 0.01)
+    text = create(table)
+    holders = TokenHolders(table, Anyone())
+    with holders.kept_fresh():
+        assert holders.identify(bearer(text)) == Caller("ada")
+        database.close()
+        for credentials in (bearer(text), Credentials()):
+            eventually(lambda shown=credentials: holders.identify(shown), ServerError)  # type: ignore[misc]
+    assert "tokens cannot be read" in caplog.text
+
+
+def test_the_log_alone_is_told_why_a_call_is_refused(table: TokenTable, clock: Clock) -> None:
+    unknown, _ = new_token("eve", "user", 0.0)
+    expired, revoked = create(table, "bob", expires=clock.now), create(table)
+    table.revoke(revoked[5:21], clock.now)
+    holders, told = TokenHolders(table, clock=clock), []
+    for credentials in (Credentials(), bearer("x"), bearer(unknown), bearer(expired), bearer(revoked)):
+        with pytest.raises(UnauthenticatedError) as caught:
+            holders.identify(credentials)
+        told.append(str(caught.value.__cause__))
+    assert told == [
+        "it shows no token",
+        "what it shows is not a token",
+        "its token is unknown",
+        f"its token, {expired[5:21]} of user bob, has expired",
+        f"its token, {revoked[5:21]} of user ada, was revoked",
+    ]
+
+
 def test_certificates_tell_who_calls() -> None:
     holders = CertificateHolders(["root"])
     assert holders.identify(Credentials(common_names=["ada"])) == Caller("ada")
@@ -181,3 +275,15 @@ def test_modes(auth: str, kind: type, table: TokenTable, caplog: pytest.LogCaptu
     if auth == "tokens":
         with pytest.raises(UnauthenticatedError):
             found.identify(Credentials())
+
+
+def test_tokens_that_are_all_worth_nothing_are_told_of(
+    table: TokenTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    create(table, expires=1.0)
+    AccessConfig(auth="tokens").authenticator(table)
+    assert "all 1 tokens have expired or were revoked" in caplog.text
+    caplog.clear()
+    create(table)
+    AccessConfig(auth="tokens").authenticator(table)
+    assert caplog.text == ""

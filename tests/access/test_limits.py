@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from pahq_server.access.access import NOBODY, Access
-from pahq_server.access.admission import Permits
+from pahq_server.access.admission import AnonymousPermits, Permits
 from pahq_server.access.identity import Credentials
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.policy import Scope
-from pahq_server.access.rates import MAX_BUCKETS, Rates
+from pahq_server.access.rates import LINES_BURST, MAX_ADDRESSES, MAX_BUCKETS, Failures, Rates
 from pahq_server.core.caller import Caller
 from pahq_server.core.errors import (
     ConflictError,
@@ -146,9 +148,13 @@ def test_limits_of_calls_and_streams_are_apart() -> None:
             with pytest.raises(QuotaExceededError):
                 admitted(access, "own", "ada", stream=stream)
             assert admitted(access, "own", "bob", stream=stream) == Caller("bob")
-        # What is open to all counts as one user's, of each host.
-        with access.admit("open", True, Credentials()), pytest.raises(ResourceExhaustedError):
-            admitted(access, "own", "bob", stream=True)
+        # What is open to all takes nothing from users.
+        with (
+            access.admit("open", True, Credentials()),
+            access.admit("own", True, Credentials(["bob"])),
+            pytest.raises(ResourceExhaustedError),
+        ):
+            admitted(access, "own", "cy", stream=True)
     assert refusals.reasons == ["quota", "quota", "queue_full"]
 
 
@@ -184,3 +190,121 @@ def test_those_who_need_no_name_are_counted_by_where_they_come_from() -> None:
             pass
         with access.admit("open", False, here), access.admit("own", False, Credentials(["ada"])):
             pass
+
+
+class Pending:
+    """A call that is under way until it is ended."""
+
+    def __init__(self, name: str, log: list[str], stubborn: bool = False) -> None:
+        self._name, self._log, self._stubborn = name, log, stubborn
+
+    def end(self) -> bool:
+        if not self._stubborn:
+            self._log.append(self._name)
+        return not self._stubborn
+
+
+def test_without_a_name_the_oldest_call_of_the_same_address_makes_room() -> None:
+    permits, ended = AnonymousPermits("calls", total=10, per_address=2), list[str]()
+    with ExitStack() as stack:
+        for name in ("a1", "b1", "a2", "a3", "a4"):
+            stack.enter_context(permits.hold(name[0], Pending(name, ended).end))
+        assert ended == ["a1", "a2"]
+        assert permits.held == 3
+    assert permits.held == 0
+    assert permits._held == {}
+
+
+def test_in_all_the_address_with_most_calls_makes_room() -> None:
+    permits, ended = AnonymousPermits("calls", total=4, per_address=3), list[str]()
+    with ExitStack() as stack:
+        for name in ("b1", "a1", "a2", "a3", "c1", "d1", "e1"):
+            stack.enter_context(permits.hold(name[0], Pending(name, ended).end))
+        assert ended[:2] == ["a1", "a2"]
+        assert permits.held == 4
+        assert "e1" not in ended  # a newcomer is always let in
+
+
+def test_a_call_that_is_about_to_end_is_left_alone() -> None:
+    permits, ended = AnonymousPermits("calls", total=2, per_address=2), list[str]()
+    with (
+        permits.hold("a", Pending("answered", ended, stubborn=True).end),
+        permits.hold("a", Pending("waits", ended).end),
+        permits.hold("a", Pending("last", ended, stubborn=True).end),
+    ):
+        assert ended == ["waits"]
+        with pytest.raises(QuotaExceededError) as caught, permits.hold("a", Pending("x", ended).end):
+            pass
+        assert caught.value.subject == "addresses/a"
+        with pytest.raises(ResourceExhaustedError, match="2 calls without"), permits.hold("b"):
+            pass
+
+
+def test_floods_without_a_name_take_no_permit_of_a_user() -> None:
+    limits = CallLimits(calls=1, user_calls=1, streams=1, user_streams=1, anonymous=3, address_anonymous=2)
+    refusals, ended = Refusals(), list[str]()
+    access = Access(Names(), limits, refusals, POLICY)
+    with ExitStack() as stack:
+        for number in range(100):
+            credentials = Credentials(host=f"10.0.0.{number % 5}")
+            for stream in (False, True):
+                end = Pending(str(number), ended).end
+                stack.enter_context(access.admit("open", stream, credentials, end))
+        for stream in (False, True):
+            assert admitted(access, "own", "ada", stream=stream) == Caller("ada")
+    assert len(ended) == 200 - 2 * limits.anonymous
+    assert refusals.reasons == ["anonymous"] * len(ended)
+
+
+def test_an_address_may_fail_so_often() -> None:
+    clock = Clock()
+    failures = Failures(rate=2.0, burst=3, clock=clock)
+    for _ in range(3):
+        failures.take("10.0.0.7", "")
+    with pytest.raises(RateLimitedError, match="check the token") as caught:
+        failures.take("10.0.0.7", "")
+    assert caught.value.retry_after_s == pytest.approx(0.5)
+    failures.take("10.0.0.8", "")
+    clock.now += 0.5
+    failures.take("10.0.0.7", "")
+
+
+def test_the_log_names_the_address_once_for_each_power_of_ten(caplog: pytest.LogCaptureFixture) -> None:
+    failures = Failures(1e9, 10**9, clock=Clock(), now=lambda: 0.0)
+    for _ in range(1234):
+        failures.take("10.0.0.7", "it shows no token")
+    failures.take("10.0.0.8", "its token is unknown")
+    start = "refused a call from 10.0.0."
+    assert [record.getMessage() for record in caplog.records] == [
+        *(
+            f"{start}7: it shows no token (call {count} without valid credentials from there since "
+            "1970-01-01T00:00:00Z)"
+            for count in (1, 10, 100, 1000)
+        ),
+        f"{start}8: its token is unknown (call 1 without valid credentials from there since "
+        "1970-01-01T00:00:00Z)",
+    ]
+
+
+def test_many_addresses_fill_neither_memory_nor_log(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    failures = Failures(1.0, 1, clock=clock)
+    for number in range(2 * MAX_ADDRESSES):
+        failures.take(f"address {number}", "it shows no token")
+    assert len(failures._failing) == MAX_ADDRESSES
+    assert len(caplog.records) == LINES_BURST
+    clock.now += 1
+    failures.take("the last", "it shows no token")
+    left_out = 2 * MAX_ADDRESSES - LINES_BURST
+    assert f"{left_out} lines about other addresses were left out" in caplog.records[-1].getMessage()
+
+
+def test_valid_credentials_get_in_however_many_others_fail_from_the_same_address() -> None:
+    refusals = Refusals()
+    access = Access(Names(), CallLimits(failure_rate=1e-3, failure_burst=2), refusals, POLICY)
+    for kind in (UnauthenticatedError, UnauthenticatedError, RateLimitedError, RateLimitedError):
+        with pytest.raises(kind), access.admit("own", False, Credentials(host="10.0.0.7")):
+            pass
+        with access.admit("own", False, Credentials(["ada"], host="10.0.0.7")) as caller:
+            assert caller == Caller("ada")
+    assert refusals.reasons == ["auth", "auth", "auth_limit", "auth_limit"]

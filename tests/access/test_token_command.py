@@ -76,12 +76,18 @@ def test_what_is_no_user(user: str, command: Command) -> None:
     assert "is no user name" in err
 
 
-@pytest.mark.parametrize("days", ["0", "-1", "soon", "nan", "1e9"])
+@pytest.mark.parametrize("days", ["0", "-1", "soon", "nan", "1e9", "1e-9"])
 def test_what_is_no_number_of_days(days: str, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         command("create", "ada", f"--days={days}")
     assert exit.value.code == 2
     assert f"{days!r} is no number of days" in capsys.readouterr().err
+
+
+def test_a_list_of_nothing_says_where_it_looked(command: Command) -> None:
+    code, out, err = command("list")
+    assert (code, out) == (0, "")
+    assert f"there are no tokens in {command.data}: is that the server's --data-dir?" in err
 
 
 def test_a_directory_that_cannot_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from helpers.api_server import RunningServer, measurement, refused, spec, token_ids
 from helpers.fake_engine import GRAPH, FakeEngine
 from helpers.scores import SetScore, answer
 from helpers.topology import edge_names
+from pahq.v1 import circuit_pb2, patching_pb2, task_pb2
 from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import task_pb2
 
+from pahq_server.api import responses
 from pahq_server.core.graph import Graph
 from pahq_server.search.acdc_search import AcdcSearch
 
@@ -215,3 +217,105 @@ def test_token_ids_reach_the_engine_as_sent(server: RunningServer, engine: FakeE
     assert found.clean == ((5, 6, 7), "café …")
     assert found.corrupted == ((5, 6, 8), (1,))
     assert (found.answers, found.wrong_answers, found.positions) == (((3,),), (" Tom",), (2, 0))
+
+
+def test_a_discovery_tells_its_metric_and_the_number_of_prompts(server: RunningServer) -> None:
+    created = server.create(spec())
+    assert created.num_prompts == 1
+    assert not created.HasField("metric")
+    assert list(server.events(created.name))[-1].kind == pb.EVENT_KIND_END
+    summary = server.circuit(created.name)[0]
+    found = server.discovery.GetDiscovery(pb.GetDiscoveryRequest(name=created.name)).discovery
+    (listed,) = server.discovery.ListDiscoveries(pb.ListDiscoveriesRequest()).discoveries
+    for each in (found, listed):
+        assert each.metric == summary.metric
+        assert list(each.warnings) == list(summary.warnings)
+        assert each.num_prompts == 1
+    assert "warnings" not in json.loads(summary.provenance_run_json)
+    assert json.loads(summary.provenance_run_json)["task"] == {"num_prompts": 1}
+
+
+def test_every_answer_carries_its_warnings(server: RunningServer, engine: FakeEngine) -> None:
+    engine.request_warnings = ("Look at the tokens.",)
+    request = pb.CreateDiscoveryRequest(spec=spec(threshold=1e6), validate_only=True)
+    assert list(server.discovery.CreateDiscovery(request).estimate.warnings) == ["Look at the tokens."]
+    created = server.create(request.spec)
+    assert created.warnings[0] == "Look at the tokens."
+    server.events(created.name)
+    found = list(server.circuit(created.name)[0].warnings)
+    assert found[0] == "Look at the tokens."
+    assert any("No edge is kept" in text for text in found)
+    asked = pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits"])
+    evaluated = server.discovery.EvaluateCircuit(asked).warnings
+    assert evaluated[0] == "Look at the tokens."
+    assert any("not on a path" in text for text in evaluated)
+    opened = server.patching.OpenSession(patching_pb2.OpenSessionRequest(measurement=measurement())).session
+    assert opened.warnings[0] == "Look at the tokens."
+    assert opened.model_revision == "c0ffee"
+
+
+def test_prompts_come_in_pages(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(responses, "PROMPT_PAGE", 10)
+    for include in (True, False):
+        asked = spec()
+        asked.include_prompts = include
+        name = server.finish(asked)
+        assert (
+            server.discovery.GetDiscovery(pb.GetDiscoveryRequest(name=name)).discovery.spec.include_prompts
+            is include
+        )
+        parts = [p.prompts_json for p in server.discovery.GetCircuit(pb.GetCircuitRequest(name=name))]
+        assert all(len(part) <= 10 for part in parts)
+        assert (json.loads("".join(parts))["clean"] == [[1, 2]]) if include else not any(parts)
+
+
+ORIGIN = {"layers": 2, "heads": 2, "kv_heads": 2, "kv_receivers": "group", "mlps": True}
+
+
+@pytest.mark.parametrize(
+    ("graph", "revision"),
+    [
+        ({"layers": 3}, ""),
+        ({"heads": 4}, ""),
+        ({"kv_heads": 1}, ""),
+        ({"parallel": True}, ""),
+        ({"mlps": False}, ""),
+        ({}, "decaf"),
+        ({"layers": -(2**31)}, "c0ffee"),
+    ],
+)
+def test_a_circuit_of_another_model_is_refused(
+    server: RunningServer, engine: FakeEngine, graph: dict[str, Any], revision: str
+) -> None:
+    origin = pb.CircuitOrigin(graph=circuit_pb2.Graph(**(ORIGIN | graph)), model_revision=revision)
+    with refused() as refusal:
+        server.discovery.EvaluateCircuit(
+            pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits"], origin=origin)
+        )
+    assert refusal.info.reason == "OTHER_MODEL"
+    assert refusal.violation[0] == "circuit"
+    assert "2 layers, 2 heads" in refusal.info.metadata["model"]
+    assert "revision c0ffee" in refusal.info.metadata["model"]
+    assert (revision or "revision unknown") in refusal.info.metadata["circuit"]
+    assert engine.opened == []
+
+
+@pytest.mark.parametrize("changes", [{}, {"kv_receivers": "query"}])
+@pytest.mark.parametrize("revision", ["", "c0ffee"])
+def test_a_circuit_of_this_model_is_measured(
+    server: RunningServer, changes: dict[str, Any], revision: str
+) -> None:
+    """Where every head has its own keys and values, the two treatments are one graph."""
+    origin = pb.CircuitOrigin(graph=circuit_pb2.Graph(**(ORIGIN | changes)), model_revision=revision)
+    request = pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits"], origin=origin)
+    assert server.discovery.EvaluateCircuit(request).num_edges_total == GRAPH.num_edges
+
+
+def test_another_treatment_of_shared_keys_is_named() -> None:
+    engine = FakeEngine(Graph(layers=2, heads=4, kv_heads=2))
+    origin = pb.CircuitOrigin(graph=circuit_pb2.Graph(**(ORIGIN | {"heads": 4, "kv_receivers": "query"})))
+    request = pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits"], origin=origin)
+    with RunningServer(engine) as server, refused() as refusal:
+        server.discovery.EvaluateCircuit(request)
+    assert refusal.violation[0] == "kv_receivers"
+    assert "'query'" in refusal.violation[1]

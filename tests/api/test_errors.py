@@ -22,6 +22,11 @@ EXPECTED: dict[type[errors.ServerError], tuple[errors.ServerError, grpc.StatusCo
     ),
     errors.NotFoundError: (errors.NotFoundError("model 'x'", "served: a"), Code.NOT_FOUND, "NOT_FOUND"),
     errors.AlreadyExistsError: (errors.AlreadyExistsError("used"), Code.ALREADY_EXISTS, "ALREADY_EXISTS"),
+    errors.OtherModelError: (
+        errors.OtherModelError("2 layers", "4 layers"),
+        Code.INVALID_ARGUMENT,
+        "OTHER_MODEL",
+    ),
     errors.ConflictError: (errors.ConflictError("cancel it first"), Code.FAILED_PRECONDITION, "CONFLICT"),
     errors.UnauthenticatedError: (
         errors.UnauthenticatedError("a token is needed"),
@@ -96,6 +101,7 @@ def test_an_error_over_the_wire(
         assert (violation.subject, violation.description) == (error.subject, str(error))
     expected_details = {
         errors.InvalidRequestError: {"BadRequest"},
+        errors.OtherModelError: {"BadRequest"},
         errors.ResourceExhaustedError: {"RetryInfo"},
         errors.RateLimitedError: {"RetryInfo"},
         errors.QuotaExceededError: {"RetryInfo", "QuotaFailure"},

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -16,11 +19,16 @@ from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import model_pb2
 
 from pahq_server.access.access import Access
-from pahq_server.access.identity import Credentials
+from pahq_server.access.identity import Credentials, TokenHolders
 from pahq_server.access.limits import CallLimits
+from pahq_server.access.table import TokenTable
+from pahq_server.access.tokens import new_token
+from pahq_server.api.errors import guarded
+from pahq_server.api.gate import host_of
 from pahq_server.core.caller import Caller
 from pahq_server.core.errors import UnauthenticatedError
 from pahq_server.core.observer import Observer
+from pahq_server.store.database import Database
 
 Code = grpc.StatusCode
 LIST = model_pb2.ListModelsRequest()
@@ -224,6 +232,32 @@ def test_a_call_that_ends_in_time_is_not_an_error(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+class Gone:
+    """The context of a call whose connection has gone."""
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return []
+
+    def set_trailing_metadata(self, metadata: object) -> None:
+        pass
+
+    def time_remaining(self) -> None:
+        return None
+
+
+def test_a_connection_that_breaks_while_an_answer_is_sent_is_no_fault(
+    heard: Heard, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def call() -> None:
+        async with guarded(Gone(), "x/Watch", heard):
+            raise grpc.aio.InternalError("Failed to execute batch")
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(call())
+    assert heard.calls == [("started", "Watch"), ("ended", "Watch", "CANCELLED")]
+    assert caplog.records == []
+
+
 def raw(server: RunningServer, method: str) -> Any:
     return server.channel.unary_unary(f"/{DISCOVERY}/{method}")
 
@@ -264,3 +298,73 @@ def test_compressed_messages_are_refused_unread(server: RunningServer) -> None:
     with refused() as refusal:
         raw(server, "GetDiscovery")(bytes(1_000_000), compression=grpc.Compression.Gzip, **by("ada"))
     assert refusal.code is Code.UNIMPLEMENTED
+
+
+def test_a_failure_is_logged_with_its_address_and_limited_while_users_get_in(
+    engine: FakeEngine, names: Names, caplog: pytest.LogCaptureFixture
+) -> None:
+    access = Access(names, CallLimits(failure_rate=1e-3, failure_burst=2))
+    with RunningServer(engine, api={"access": access}) as server:
+        told = []
+        for _ in range(4):
+            with refused() as refusal:
+                server.models.ListModels(LIST)
+            told.append((refusal.code, refusal.info.reason))
+            assert server.models.ListModels(LIST, **by("ada")).models
+        unknown, limited = (
+            (Code.UNAUTHENTICATED, "UNAUTHENTICATED"),
+            (Code.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
+        )
+        assert told == [unknown, unknown, limited, limited]
+        assert refusal.details["RetryInfo"].retry_delay.ToSeconds() > 0
+    assert "refused a call from 127.0.0.1: no valid credentials (call 1 " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("peer", "host"),
+    [
+        ("ipv4:127.0.0.1:50412", "127.0.0.1"),
+        ("ipv6:[::1]:50412", "::/64"),
+        ("ipv6:%5B::1%5D:50412", "::/64"),
+        ("ipv6:[2001:db8:1:2:3:4:5:6]:1", "2001:db8:1:2::/64"),
+        ("ipv6:%5B2001:db8:1:2:ffff::1%5D:1", "2001:db8:1:2::/64"),
+        ("ipv6:[::ffff:10.0.0.7]:1", "10.0.0.7"),
+        ("ipv6:[fe80::1%25eth0]:1", "fe80::/64"),
+        ("unix:/run/pahq.sock", "unix:/run/pahq.sock"),
+        ("", ""),
+    ],
+)
+def test_the_host_of_a_peer(peer: str, host: str) -> None:
+    assert host_of(peer) == host
+
+
+class TokenServer:
+    """A database with one token, and access by it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = Database(folder / "db")
+        table = TokenTable(self.database)
+        self.text, token = new_token("ada", "user", 0.0)
+        table.add(token)
+        self.holders = TokenHolders(table)
+
+
+def test_a_call_with_a_token_is_answered_while_the_database_is_locked(
+    engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pahq_server.access.identity.REFRESH_S", 0.01)
+    tokens = TokenServer(tmp_path)
+    access = Access(tokens.holders)
+    with (
+        tokens.holders.kept_fresh(),
+        RunningServer(engine, api={"access": access}) as server,
+        tokens.database._writing,  # held by this thread
+        tokens.database._reading,
+    ):
+        time.sleep(0.2)  # the thread that reads tokens waits for them, too
+        for _ in range(3):
+            assert server.models.ListModels(LIST, **by(f"Bearer {tokens.text}")).models
+        with refused() as refusal:
+            server.models.ListModels(LIST, **by("Bearer x"))
+        assert refusal.code is Code.UNAUTHENTICATED
+    tokens.database.close()

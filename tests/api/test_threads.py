@@ -5,19 +5,26 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Sequence
 
+import grpc
 import pytest
-from helpers.api_server import RunningServer, spec
+from helpers.api_server import RunningServer, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from helpers.waiting import wait_until
 from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import model_pb2
 
+from pahq_server.access.access import Access
+from pahq_server.access.identity import Credentials
+from pahq_server.access.limits import CallLimits
 from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
 from pahq_server.api.threads import Threads
 from pahq_server.core.caller import Caller
 from pahq_server.core.context import about, current
 from pahq_server.core.engine import Measurement, Prepared
 from pahq_server.core.observer import Observer
+from pahq_server.core.task import TokenizedText
 from pahq_server.jobs.job import JobState
 
 
@@ -124,6 +131,126 @@ def test_failures_are_not_undone(threads: Threads) -> None:
     assert undone == []
 
 
+class Crowd:
+    """Calls of users whose work waits for the test.
+
+    Args:
+        workers: threads that there are.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.threads = Threads(workers)
+        self.go_on = threading.Event()
+        self.begun: list[str] = []
+        self._calls: list[asyncio.Task[None]] = []
+
+    def ask(self, user: str, slow: bool = False, held: bool = True) -> asyncio.Task[None]:
+        """A call; ``held`` until the test says so."""
+
+        def work() -> None:
+            self.begun.append(user)
+            assert not held or self.go_on.wait(PATIENCE_S)
+
+        async def call() -> None:
+            set_call(Call(Caller(user)))
+            await self.threads.run(work, slow=slow)
+
+        self._calls.append(asyncio.create_task(call()))
+        return self._calls[-1]
+
+    async def end(self) -> None:
+        self.go_on.set()
+        await asyncio.gather(*self._calls)
+        self.threads.close()
+
+    async def wait_for(self, count: int) -> None:
+        while len(self.begun) < count:
+            await asyncio.sleep(0.001)
+
+    async def settle(self) -> None:
+        """Waits until whatever may begin has begun."""
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+
+
+def test_slow_work_of_one_user_leaves_room_for_others_and_for_the_users_own_quick_calls() -> None:
+    async def crowd() -> None:
+        calls = Crowd(workers=4)
+        for _ in range(20):
+            calls.ask("ada", slow=True)
+        await calls.wait_for(2)
+        await calls.settle()
+        assert calls.begun == ["ada"] * 2
+        for user in ("ada", "bob"):
+            await asyncio.wait_for(calls.ask(user, held=False), PATIENCE_S)
+        calls.ask("bob", slow=True)
+        await calls.wait_for(5)
+        assert calls.begun[4:] == ["bob"]
+        await calls.end()
+        assert calls.begun.count("ada") == 21
+
+    asyncio.run(crowd())
+
+
+def test_slow_work_of_many_users_leaves_room_for_what_is_quick() -> None:
+    async def crowd() -> None:
+        calls = Crowd(workers=4)
+        for user in "abcdef":
+            calls.ask(user, slow=True)
+        await calls.wait_for(3)
+        await calls.settle()
+        assert len(calls.begun) == 3
+        await asyncio.wait_for(calls.ask("late", held=False), PATIENCE_S)
+        await calls.end()
+        assert sorted(calls.begun) == sorted([*"abcdef", "late"])
+
+    asyncio.run(crowd())
+
+
+def test_no_user_holds_all_threads_with_quick_calls() -> None:
+    async def crowd() -> None:
+        calls = Crowd(workers=4)
+        for _ in range(20):
+            calls.ask("ada")
+        await calls.wait_for(3)
+        await calls.settle()
+        assert calls.begun == ["ada"] * 3
+        await asyncio.wait_for(calls.ask("bob", held=False), PATIENCE_S)
+        await calls.end()
+
+    asyncio.run(crowd())
+
+
+def test_a_single_thread_does_slow_work_too() -> None:
+    async def crowd() -> None:
+        calls = Crowd(workers=1)
+        for user in ("ada", "ada", "bob"):
+            calls.ask(user, slow=True)
+        await calls.wait_for(1)
+        await calls.settle()
+        await calls.end()
+        assert calls.begun == ["ada", "bob", "ada"]
+
+    asyncio.run(crowd())
+
+
+def test_calls_that_are_gone_while_they_wait_take_no_threads() -> None:
+    async def crowd() -> None:
+        calls = Crowd(workers=2)
+        calls.ask("ada", slow=True)
+        await calls.wait_for(1)
+        gone = [asyncio.create_task(calls.threads.run(lambda: calls.begun.append("gone"), slow=True))]
+        await asyncio.sleep(0)
+        for call in gone:
+            call.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        calls.ask("ada", slow=True)
+        await calls.end()
+        assert calls.begun == ["ada", "ada"]
+
+    asyncio.run(crowd())
+
+
 class SlowToPrepare(FakeEngine):
     """Prepares when the test says so."""
 
@@ -168,3 +295,63 @@ def test_a_client_that_leaves_while_its_job_is_created(request_id: str) -> None:
         else:
             wait_until(job, lambda now: now.state in (JobState.CANCELLING, JobState.CANCELLED))
         engine.release()
+
+
+class SlowToTokenize(FakeEngine):
+    """Tokenizes when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizing, self.go_on = threading.Semaphore(0), threading.Event()
+
+    def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
+        self.tokenizing.release()
+        assert self.go_on.wait(PATIENCE_S)
+        return super().tokenize(model, texts, special, prompt)
+
+    def prepare(self, measurement: Measurement) -> Prepared:
+        if measurement.model == "toy" and measurement.metric == "l2":
+            self.tokenizing.release()
+            assert self.go_on.wait(PATIENCE_S)
+        return super().prepare(measurement)
+
+
+def _as_user(name: str) -> dict[str, object]:
+    return {"metadata": [("authorization", f"Bearer {name}")], "timeout": PATIENCE_S}
+
+
+class EverybodyByName:
+    """Takes the token for the name of the user."""
+
+    def identify(self, credentials: Credentials) -> Caller:
+        (shown,) = credentials.authorization
+        return Caller(shown.removeprefix("Bearer "))
+
+
+def test_another_users_get_is_answered_while_slow_texts_are_tokenized() -> None:
+    engine = SlowToTokenize()
+    access = Access(EverybodyByName(), CallLimits(threads=4))
+    with RunningServer(engine, api={"access": access}) as server:
+        name = server.discovery.CreateDiscovery(
+            pb.CreateDiscoveryRequest(spec=spec()), **_as_user("bob")
+        ).discovery.name
+        tokenize = model_pb2.TokenizeTextsRequest(model="toy", texts=["a"])
+        create = pb.CreateDiscoveryRequest(spec=spec(metric="l2"), validate_only=True)
+        slow = [server.models.TokenizeTexts.future(tokenize, **_as_user("ada")) for _ in range(8)]
+        slow += [server.discovery.CreateDiscovery.future(create, **_as_user("ada")) for _ in range(8)]
+        for _ in range(2):
+            assert engine.tokenizing.acquire(timeout=PATIENCE_S)
+        for user in ("bob", "ada"):
+            asked = name if user == "bob" else name.replace("bob", "ada")
+            request = pb.GetDiscoveryRequest(name=asked)
+            if user == "bob":
+                found = server.discovery.GetDiscovery(request, **_as_user(user)).discovery
+                assert found.name == name
+            else:
+                with refused() as refusal:
+                    server.discovery.GetDiscovery(request, **_as_user(user))
+                assert refusal.code is grpc.StatusCode.NOT_FOUND
+        assert not any(call.done() for call in slow)
+        engine.go_on.set()
+        for call in slow:
+            call.result(PATIENCE_S)

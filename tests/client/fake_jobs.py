@@ -27,6 +27,8 @@ class FakeJob:
         self.spec = spec
         self.events: list[pb.Event] = []
         self.changed = threading.Condition()
+        self.warnings: list[str] = []  # the first one is known from the start
+        self.measured: circuit_pb2.Metric | None = None
 
     @property
     def sequence(self) -> int:
@@ -67,11 +69,15 @@ class FakeJob:
             progress=latest.progress,
             error_message=latest.error_message,
             charged_seconds=1.5,
+            warnings=self.warnings if latest.state in FINAL else self.warnings[:1],
+            num_prompts=16,
             create_time=STARTED,
             start_time=STARTED,
         )
         if latest.state in FINAL:
             message.end_time.FromDatetime(STARTED + timedelta(seconds=65))
+        if latest.state == pb.DISCOVERY_STATE_SUCCEEDED and self.measured is not None:
+            message.metric.CopyFrom(self.measured)
         if latest.HasField("queue_position"):
             message.queue_position = latest.queue_position
             message.estimated_start_time.CopyFrom(latest.estimated_start_time)
@@ -93,6 +99,8 @@ class FakeDiscoveries(DiscoveryServiceServicer):
         self.repeat = False  # streams ignore after_sequence
         self.pages = circuit_pages()
         self.list_pages: list[list[str]] = [[]]
+        self.warnings: list[str] = []  # of every answer; of jobs, the first one is known from the start
+        self.measured: circuit_pb2.Metric | None = None  # of every job that succeeded
         self.watching = threading.Event()
         self.cancelled = threading.Event()
         self._closing = threading.Event()
@@ -109,13 +117,18 @@ class FakeDiscoveries(DiscoveryServiceServicer):
         if request.validate_only:
             self._enter("CreateDiscovery", request, context)
             estimate = pb.Estimate(
-                memory_bytes=1 << 20, least_seconds=2, most_seconds=90, streams_weights=True
+                memory_bytes=1 << 20,
+                least_seconds=2,
+                most_seconds=90,
+                streams_weights=True,
+                warnings=self.warnings[:1],
             )
             return pb.CreateDiscoveryResponse(discovery=pb.Discovery(spec=request.spec), estimate=estimate)
         job = self.by_request.get(request.request_id)
         if job is None:
             job = FakeJob(f"users/me/discoveries/{len(self.jobs)}", request.spec)
             self.jobs[job.name] = self.by_request[request.request_id] = job
+            job.warnings, job.measured = self.warnings, self.measured
             job.add(pb.DISCOVERY_STATE_QUEUED)
             job.add(pb.DISCOVERY_STATE_RUNNING)
             job.add(pb.DISCOVERY_STATE_RUNNING, pb.EVENT_KIND_PROGRESS, decided=4)
@@ -183,13 +196,16 @@ class FakeDiscoveries(DiscoveryServiceServicer):
 
     def GetCircuit(self, request: Any, context: Any) -> Iterator[Any]:
         self._enter("GetCircuit", request, context)
-        self._job(request.name, context)
-        yield from self.pages
+        job = self._job(request.name, context)
+        for page in self.pages:
+            if page.HasField("summary"):
+                page.summary.warnings[:] = job.warnings
+            yield page
 
     def EvaluateCircuit(self, request: Any, context: Any) -> Any:
         self._enter("EvaluateCircuit", request, context)
         metric = circuit_pb2.Metric(name=request.measurement.metric, value=1.0, full=0.0, empty=4.0)
-        return pb.EvaluateCircuitResponse(metric=metric, num_edges_total=7)
+        return pb.EvaluateCircuitResponse(metric=metric, num_edges_total=7, warnings=self.warnings)
 
 
 def circuit_pages() -> list[pb.GetCircuitResponse]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,6 +19,21 @@ from .fake_jobs import FakeDiscoveries
 from .faults import Code, Fault
 
 __all__ = ["Code", "FakeServer", "Fault"]
+
+
+class _Answering:
+    """The methods of a fake server, as long as nothing else is to answer."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self._server = server
+
+    def __getattr__(self, name: str) -> Callable[[Any, Any], Any]:
+        usual = getattr(self._server, name)
+
+        def answer(request: Any, context: Any) -> Any:
+            return self._server.replies.get(name, usual)(request, context)
+
+        return answer
 
 
 class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer, ServerServiceServicer):
@@ -41,6 +57,7 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
         )
         self.base = 11  # edges of the session's base circuit
         self.unanswered = 0  # hypotheses per call
+        self.texts_left_out = 0  # of those to tokenize
         self.hold = "EvaluateCircuit"  # the method whose calls wait ...
         self.held = threading.Event()  # ... until this is set, as it is unless a test takes another one
         self.held.set()
@@ -48,10 +65,13 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
         self.abandoned = threading.Event()  # its caller has gone
         self._pool = ThreadPoolExecutor(80)
         self._server = grpc.server(self._pool)
-        add_DiscoveryServiceServicer_to_server(self, self._server)
-        add_ModelServiceServicer_to_server(self, self._server)
-        add_PatchingServiceServicer_to_server(self, self._server)
-        add_ServerServiceServicer_to_server(self, self._server)
+        # By method: what answers instead of the method here.
+        self.replies: dict[str, Callable[[Any, Any], Any]] = {}
+        answering: Any = _Answering(self)
+        add_DiscoveryServiceServicer_to_server(answering, self._server)
+        add_ModelServiceServicer_to_server(answering, self._server)
+        add_PatchingServiceServicer_to_server(answering, self._server)
+        add_ServerServiceServicer_to_server(answering, self._server)
         address = f"127.0.0.1:{port}"
         if credentials is None:
             self.port = self._server.add_insecure_port(address)
@@ -117,6 +137,22 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
     def ListModels(self, request: Any, context: Any) -> Any:
         self._enter("ListModels", request, context)
         return model_pb2.ListModelsResponse(models=[model_pb2.Model(name="demo", layers=4, tokenizer=True)])
+
+    def TokenizeTexts(self, request: Any, context: Any) -> Any:
+        """A token per letter, with 0 before them in prompts; single letters are answers."""
+        self._enter("TokenizeTexts", request, context)
+        return model_pb2.TokenizeTextsResponse(
+            texts=[self._tokenized(text, request) for text in request.texts[self.texts_left_out :]]
+        )
+
+    def _tokenized(self, text: str, request: Any) -> model_pb2.TokenizedText:
+        start = [] if request.omit_special_tokens else [0]
+        found = model_pb2.TokenizedText(text=text, ids=[*start, *map(ord, text)])
+        found.tokens.extend([*("<s>" for _ in start), *text])
+        if len(text) == 1:
+            found.answer_id, found.answer_token = ord(text), text
+        found.answer_note = "" if len(text) == 1 else f"no answer to {request.prompt!r}: \x1b[31m"
+        return found
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:
         self._enter("GetServerInfo", request, context)

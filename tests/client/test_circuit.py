@@ -25,7 +25,8 @@ def test_counts_and_names(circuit: Circuit) -> None:
     assert odd.parameters == {}
     assert repr(odd).endswith("3 evaluations)")
     assert repr(circuit) == (
-        "Circuit(4 of 81 edges, kl_divergence=0.03, 3 evaluations, model='tinytalk', threshold=0.1)"
+        "Circuit(4 of 81 edges, 0 on a path from input to logits, kl_divergence=0.03, faithfulness=0.988, "
+        "3 evaluations, model='tinytalk', threshold=0.1)"
     )
     for name in ("a0.h1", "logits->m0", "a0.h1->a1.h2", "", "a0.h1->a1.h2<q> "):
         with pytest.raises(InvalidRequest):
@@ -55,7 +56,9 @@ def test_dot_is_deterministic_and_complete(circuit: Circuit) -> None:
     assert text == circuit.to_dot()
     assert text.startswith("digraph circuit {")
     assert text.endswith("}\n")
-    arrows = re.findall(r'^  "([^"]+)" -> "([^"]+)" \[label="([qkv]?)", tooltip="[^"]*"\];$', text, re.M)
+    style = r'penwidth=[\d.]+, color="#[\da-f]{6}"(?:, style=dashed)?'
+    form = rf'^  "([^"]+)" -> "([^"]+)" \[label="([qkv]?)", tooltip="[^"]*", {style}\];$'
+    arrows = re.findall(form, text, re.M)
     assert arrows == [
         ("m1", "logits", ""),
         ("a0.h1", "a1.h2", "q"),

@@ -29,7 +29,10 @@ def test_discover(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixt
     options = ["--no-gates", "--num-prompts", "3", "--seed", "5", "--kv-receivers", "query"]
     assert main([*DISCOVER, "--server", server.address, *files, *options]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[0].startswith("# 2 of 10 edges, kl_divergence=0.1, 3 evaluations, model='demo'")
+    assert out.splitlines()[0].startswith(
+        "# 2 of 10 edges, 1 on a path from input to logits, kl_divergence=0.1, faithfulness=0.95, "
+        "3 evaluations, model='demo'"
+    )
     assert out.splitlines()[1:] == ["a0.h1->a1.h0<q>\t0.25", "input->logits"]
     assert "10/10" in err
     assert "5 kept" in err
@@ -174,7 +177,10 @@ def test_models_info_and_evaluate(
 ) -> None:
     at = ["--server", server.address]
     assert main(["models", *at]) == 0
-    assert "name: demo\n" in capsys.readouterr().out
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split()[:4] == ["name", "architecture", "layers", "heads"]
+    assert row.split()[:2] == ["demo", "4"]
+    assert row.index("4") == heading.index("layers") + len("layer")  # numbers end where their heading does
     assert main(["models", "--json", *at]) == 0
     assert json.loads(capsys.readouterr().out)[0]["layers"] == 4
     assert main(["info", *at]) == 0

@@ -16,6 +16,7 @@ from .fake_server import FakeServer
 
 DISCOVER = ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--no-gates"]
 NAME = "users/me/discoveries/0"
+COLUMNS = ("task", "method", "threshold", "edges", "kept", "metric", "faithfulness", "created", "state")
 
 
 @pytest.fixture(autouse=True)
@@ -60,16 +61,19 @@ def test_jobs(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) 
     server.jobs[job].move(2, STARTED)
     server.list_pages = [[job], ["users/me/discoveries/x"]]
     assert main(["jobs"]) == 0
-    first, second = (line.split("\t") for line in capsys.readouterr().out.splitlines())
-    assert first[:2] == [job, "demo"]
-    assert first[2].startswith("running, number 2 in the queue, starts about ")
-    assert second[0] == "users/me/discoveries/x"
+    heading, first, second = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["name", "model", *COLUMNS]
+    cells = [job, "demo", *["ioi", "(16", "prompts,", "seed", "0)"], "acdc", "0.1", "2/10", "kl_divergence"]
+    assert first.split()[: len(cells)] == cells
+    assert "  running, number 2 in the queue, starts about " in first
+    assert first.index("running") == heading.index("state")
+    assert second.split() == ["users/me/discoveries/x", "succeeded"]
     assert main(["jobs", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [info["state"] for info in listed] == ["RUNNING", "SUCCEEDED"]
     assert (listed[0]["created"], listed[0]["queue_position"]) == (STARTED.isoformat(), 2)
     assert main(["jobs", "--limit", "1"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 2  # one below the heading
     assert server.called("ListDiscoveries")[-1].page_size == 1
     assert main(["jobs", "--limit", "-1"]) == 2
 

@@ -38,6 +38,7 @@ USES: dict[str, Callable[[Any, Any, Any], object]] = {
     "GetCircuit": lambda client, job, session: job.result(),
     "EvaluateCircuit": lambda client, job, session: client.evaluate("demo", "ioi", []),
     "ListModels": lambda client, job, session: client.models(),
+    "TokenizeTexts": lambda client, job, session: client.tokenize("demo", ["a"]),
     "GetServerInfo": lambda client, job, session: client.server_info(),
     "OpenSession": lambda client, job, session: client.session("demo", "ioi"),
     "ScoreCircuits": lambda client, job, session: session.score([[]]),

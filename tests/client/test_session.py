@@ -76,7 +76,7 @@ def test_defaults_are_those_of_a_discovery(client: Client, session: Session, ser
 def test_score(session: Session, server: FakeServer, circuit: Circuit) -> None:
     """Circuits come in whatever holds edges."""
     sets = [EDGES[:2], {EDGES[1]}, [Edge.parse(EDGES[0]), EDGES[3]], circuit, (), dict.fromkeys(EDGES).keys()]
-    assert session.score(sets) == [2, 1, 2, 4, 0, 11]
+    assert session.score(sets, allow_other_model=True) == [2, 1, 2, 4, 0, 11]
     assert session.score_removed(set(EDGES[:i]) for i in (1, 3)) == [10, 8]
     assert session.score([]) == session.score_removed([]) == []
     requests = server.called("ScoreCircuits")

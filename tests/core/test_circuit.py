@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.graphs import graphs
+from helpers.topology import on_paths
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,6 +51,45 @@ def test_keys_are_equal_exactly_for_equal_sets(graph: Graph, data: st.DataObject
     one, other = data.draw(edges), data.draw(edges)
     keys = [Circuit.full(graph).without(sorted(removed)).key for removed in (one, other)]
     assert (keys[0] == keys[1]) == (one == other)
+
+
+@given(graphs(), st.integers(0, 2**32 - 1), st.floats(0.02, 1))
+def test_paths_are_those_of_networkx(graph: Graph, seed: int, share: float) -> None:
+    circuit = Circuit(graph, np.random.default_rng(seed).random(graph.num_edges) < share)
+    names = [graph.edge_name(edge) for edge in np.flatnonzero(circuit.kept)]
+    assert {graph.edge_name(edge) for edge in np.flatnonzero(circuit.on_paths())} == on_paths(graph, names)
+    assert not (circuit.on_paths() & ~circuit.kept).any()
+
+
+def test_all_edges_of_the_full_graph_are_on_paths() -> None:
+    for mlps in (True, False):
+        graph = Graph(layers=3, heads=4, kv_heads=2, mlps=mlps)
+        assert Circuit.full(graph).on_paths().all()
+        assert not Circuit.empty(graph).on_paths().any()
+
+
+@pytest.mark.parametrize(
+    ("names", "on_path"),
+    [
+        (["input->a0.h1<q>", "a0.h1->logits"], 2),  # a query alone makes a path
+        (["input->a0.h1<q>", "a0.h0->logits"], 0),  # of another head
+        (["m0->m1", "m1->logits"], 0),  # nothing comes from the input
+        (["input->m0", "m0->m1"], 0),  # nothing goes to the output
+        (["input->m0", "m0->a1.h0<k>", "a1.h0->m1", "m1->logits", "m0->a1.h1<v>"], 4),
+        (["input->logits", "a0.h0->logits"], 1),
+    ],
+)
+def test_what_a_path_is(names: list[str], on_path: int) -> None:
+    circuit = Circuit.from_names(GRAPH, names)
+    assert circuit.on_paths().sum() == on_path
+    assert (circuit.on_paths() & circuit.kept).sum() == on_path
+
+
+def test_the_key_of_a_group_leads_to_all_of_its_heads() -> None:
+    graph = Graph(layers=1, heads=4, kv_heads=2)
+    for head, reached in ((0, False), (1, False), (2, True), (3, True)):
+        circuit = Circuit.from_names(graph, ["input->a0.g1<k>", f"a0.h{head}->logits"])
+        assert circuit.on_paths().any() == reached
 
 
 @given(graphs(), st.data())

@@ -86,7 +86,7 @@ def test_json_has_numbers_only_and_all_of_them(capsys: pytest.CaptureFixture[str
 
 
 def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "this does NOT fit" in printed(capsys, "--memory", str(machine_bytes()), code=1)
+    assert "this does NOT fit" in printed(capsys, "--memory", f"{machine_bytes()}B", code=1)
     assert json.loads(printed(capsys, "--memory", "100TB", "--json", code=1))["fits"] is False
 
 
@@ -98,7 +98,7 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_server_refuses_what_does_not_fit_with_the_plan() -> None:
     command = [sys.executable, "-m", "pahq_server", "serve", "--listen", "127.0.0.1:0"]
     run = subprocess.run(
-        [*command, "--memory", str(machine_bytes())], capture_output=True, text=True, check=False, timeout=60
+        [*command, "--memory", f"{machine_bytes()}B"], capture_output=True, text=True, check=False, timeout=60
     )
     assert (run.returncode, run.stdout) == (1, "")
     assert "pahq-server: the models do not fit\ndemo: gpt2, 849,920 parameters\n" in run.stderr

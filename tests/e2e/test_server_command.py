@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from helpers.certificates import Authority
 
 from pahq_client import Client
+from pahq_client.cli import main as pahq
 from pahq_server.cli import main, make_parser
 from pahq_server.cli.options import access
+from pahq_server.cli.serve import client_line
 
 from .process import ServerProcess
 
@@ -25,7 +30,7 @@ def serve(*options: str) -> tuple[int, str]:
     return run.returncode, run.stderr
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:7300", "[::]:7300", "192.0.2.1:7300", "gpu-box:7300", "7300"])
+@pytest.mark.parametrize("address", ["0.0.0.0:7300", "[::]:7300", "192.0.2.1:7300", "gpu-box:7300"])
 def test_an_open_address_needs_a_word(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--listen", address]) == 2
     assert "is open to the network: calls would not be encrypted" in capsys.readouterr().err
@@ -38,6 +43,8 @@ def test_an_open_address_needs_a_word(address: str, capsys: pytest.CaptureFixtur
         (["--tls-key", "k"], "--tls-cert and --tls-key go together"),
         (["--tls-client-ca", "a"], "--tls-client-ca needs --tls-cert and --tls-key"),
         (["--auth", "certificates"], "--auth certificates needs --tls-client-ca"),
+        (["--certificate-admin", "ada"], "--certificate-admin needs --auth certificates"),
+        (["--auth", "tokens", "--certificate-admin", "ada"], "--certificate-admin needs --auth certificates"),
         (["--ephemeral", "--auth", "tokens"], "--ephemeral keeps no tokens, so nobody could call"),
         (
             ["--auth", "none", "--listen", "0.0.0.0:0"],
@@ -68,6 +75,15 @@ def test_how_callers_are_known(options: str, auth: str, tmp_path: Path) -> None:
     parsed = make_parser().parse_args(["serve", *options.replace("TLS", files).split()])
     assert access.refusal(parsed) is None
     assert access.config(parsed).auth == auth
+
+
+def test_an_admin_whom_no_certificate_can_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    authority = Authority(tmp_path)
+    own = authority.sign("server")
+    options = ["--tls-cert", str(own.cert), "--tls-key", str(own.key), "--tls-client-ca", str(authority.cert)]
+    options += ["--auth", "certificates", "--certificate-admin", "Ada Lovelace"]
+    assert main(["serve", *options]) == 2
+    assert "'Ada Lovelace' is no user name, so it fits no certificate" in capsys.readouterr().err
 
 
 def test_an_open_address_needs_callers_that_are_known(
@@ -105,7 +121,7 @@ def test_a_model_needs_a_name_and_a_source(model: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        ("1000000", 1_000_000),
+        ("1000000B", 1_000_000),
         ("1b", 1),
         ("1500MB", 1_500_000_000),
         ("2GiB", 2 << 30),
@@ -120,13 +136,151 @@ def test_sizes(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GiB", "0", "0.1", "-1GiB", "2 gigabytes", "1e9", "nan", "2GiB4", "٣GiB", "½GiB", "1,5GiB"]
+    "text",
+    [
+        *(
+            "",
+            "GiB",
+            "0",
+            "0B",
+            "0.1B",
+            "-1GiB",
+            "2 gigabytes",
+            "1e9",
+            "nan",
+            "2GiB4",
+            "٣GiB",
+            "½GiB",
+            "1,5GiB",
+        ),
+        *("9" * 400 + "GiB", "9999999999TiB"),
+    ],
 )
 def test_what_is_no_size(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["serve", f"--memory={text}"])
     assert exit.value.code == 2
-    assert f"{text!r} is no size such as 2GiB, 1500MB or 1000000 (bytes)" in capsys.readouterr().err
+    assert f"{text!r} is no size such as 2GiB, 1500MB or 1000000B (bytes)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "plan"])
+@pytest.mark.parametrize("text", ["4", "0.1", "1000000", " 4 "])
+def test_a_size_needs_its_unit(command: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([command, f"--memory={text}"])
+    assert exit.value.code == 2
+    number = text.strip()
+    told = (
+        f"argument --memory: {text!r} has no unit: write {number}GiB or {number}MiB, or {number}B for bytes"
+    )
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("7300", "127.0.0.1:7300"),
+        (":7300", "127.0.0.1:7300"),
+        ("localhost", "localhost:7300"),
+        ("http://gpu-box:7300/", "gpu-box:7300"),
+        ("::1:7300", "[::1]:7300"),
+        ("127.0.0.1:7300 ", "127.0.0.1:7300"),
+    ],
+)
+def test_an_address_is_explained(text: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for option in (["serve", "--listen"], ["serve", "--metrics-listen"], ["health", "--address"]):
+        with pytest.raises(SystemExit) as exit:
+            main([*option, text])
+        assert exit.value.code == 2
+        assert (
+            f"{text!r} is not HOST:PORT, such as 127.0.0.1:7300; did you mean {meant}?"
+            in capsys.readouterr().err
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "127.0.0.1:", "127.0.0.1:65536", "a:b:c", "[::1]", "::", "h:" + "9" * 5000]
+)
+def test_what_is_no_address(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["serve", "--listen", text])
+    assert exit.value.code == 2
+    assert "is not HOST:PORT" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["serve", "plan"])
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        (["demo=x"], "'demo' is the built-in model's name: choose another one, as in mine=x"),
+        (["a/demo"], "'demo' is the built-in model's name: choose another one, as in mine=a/demo"),
+        (["m=a", "m=b"], "two models are named 'm', a and b: choose another name"),
+        (["a/m", "b/m"], "two models are named 'm', a/m and b/m: choose another name"),
+        (["m\x1b=a"], "is not NAME=PATH_OR_HUB_ID"),
+        (["m=\0"], "is not NAME=PATH_OR_HUB_ID"),
+    ],
+)
+def test_names_of_models_stand_for_one(
+    command: str, models: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([command, *(part for model in models for part in ("--model", model))])
+    assert exit.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_server_tells_what_it_serves_and_how_to_try_it(
+    plain_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ServerProcess({"my model": plain_model}) as process, Client(process.address) as client:
+        known = {model.name: model for model in client.models()}
+        while "try it" not in process.log():  # it is written after the address
+            time.sleep(0.05)
+        process.stop()
+        lines = process.log().splitlines()
+        (heading,) = (i for i, line in enumerate(lines) if line.startswith("model  "))
+        demo, mine = lines[heading + 1 : heading + 3]
+        assert demo.split()[:3] == ["demo", "gpt2", "849,920"]
+        assert demo.endswith(known["demo"].revision[:12])
+        assert mine.startswith("my model  hooked_transformer")
+        assert "  token ids  " in mine
+        (line,) = (line for line in lines if line.startswith("try it: "))
+        assert line == (
+            f"try it: pahq discover --server {process.address} --model demo --task ioi --threshold 0.05"
+        )
+        with pytest.raises(SystemExit):  # it can be pasted: its options are those of the command
+            pahq([*shlex.split(line)[3:], "--help"])
+        assert "usage: pahq discover" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("--listen 0.0.0.0:1 --insecure", "pahq discover --server HERE:1 DEMO"),
+        ("--listen [::]:1 TLS", "PAHQ_TOKEN=TOKEN pahq discover --server HERE:1 DEMO --tls-ca CA.crt"),
+        ("--auth none TLS", "pahq discover --server 127.0.0.1:1 DEMO --tls-ca CA.crt"),
+        (
+            "--auth certificates --tls-client-ca x TLS",
+            "pahq discover --server 127.0.0.1:1 DEMO --tls-ca CA.crt --tls-cert YOURS.crt "
+            "--tls-key YOURS.key",
+        ),
+    ],
+)
+def test_the_line_for_clients_goes_with_the_options(options: str, line: str) -> None:
+    words = options.replace("TLS", "--tls-cert c --tls-key k").split()
+    parsed = make_parser().parse_args(["serve", *words])
+    expected = line.replace("HERE", socket.gethostname())
+    expected = expected.replace("DEMO", "--model demo --task ioi --threshold 0.05")
+    assert client_line(parsed.listen.replace("7300", "1"), parsed) == expected
+
+
+def test_a_log_of_objects_stays_one() -> None:
+    with ServerProcess({}, "--log-format", "json") as process:
+        while "try it" not in process.log():
+            time.sleep(0.05)
+        process.stop()
+        messages = [json.loads(line)["message"] for line in process.log().splitlines()]
+    assert any(message.startswith("demo   gpt2") for message in messages)
 
 
 def test_weights_of_users() -> None:

@@ -148,7 +148,7 @@ def test_a_changed_checkpoint_fails_the_job_alone(zoo: Zoo, tmp_path: Path) -> N
     prepared = engine.prepare(ASKED)
     session = engine.open(prepared)
     weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes())
+    weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
     (outcome,) = engine.score([Work(session, [Row(Anchor(Circuit.full(prepared.graph)), (0,))])])
     assert isinstance(outcome, Exception)
     assert "load it again" in str(outcome)

@@ -37,17 +37,29 @@ class Authority:
     Args:
         folder: where files go.
         name: of the authority.
+        valid_for: from the day before yesterday on; negative for one that has expired.
     """
 
-    def __init__(self, folder: Path, name: str = "test authority") -> None:
+    def __init__(
+        self, folder: Path, name: str = "test authority", valid_for: datetime.timedelta = DAY
+    ) -> None:
         self._folder, self._name = folder, _name(name)
         self._key = ec.generate_private_key(ec.SECP256R1())
         usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-        builder = _builder(self._name, self._name, self._key.public_key(), DAY)
-        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        builder = _builder(self._name, self._name, self._key.public_key(), valid_for)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         signed = builder.add_extension(usage, critical=True).sign(self._key, hashes.SHA256())
         self.cert = folder / f"{name.replace(' ', '-')}.pem"
         self.cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+
+    def authorize(self, name: str, valid_for: datetime.timedelta = DAY) -> Authority:
+        """An authority below this one; its certificate alone is in its file."""
+        below = Authority(self._folder, name, valid_for)
+        builder = _builder(below._name, self._name, below._key.public_key(), valid_for)
+        builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        signed = builder.sign(self._key, hashes.SHA256())
+        below.cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+        return below
 
     def sign(self, name: str, valid_for: datetime.timedelta = DAY, password: bytes | None = None) -> Pair:
         """A certificate with this common name.

@@ -23,7 +23,7 @@ from pahq_server.core.engine import (
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
 from pahq_server.core.graph import Graph
-from pahq_server.core.task import PromptTask, TokenTask
+from pahq_server.core.task import PromptTask, TokenizedText, TokenTask
 
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
 TASK = PromptTask(clean=((1, 2), (3, 4)), corrupted=((1, 5), (3, 6)))
@@ -48,6 +48,7 @@ class FakeEngine:
 
     ``steps`` records which sessions each call of `score` worked for. While the engine is held, `score`
     waits; `let` allows a number of calls. ``room`` limits how many sessions can be open at once.
+    ``request_warnings`` are found in every request.
 
     Args:
         graph: of every model.
@@ -58,7 +59,10 @@ class FakeEngine:
         self.graph = graph
         self.failures: dict[str, Failures] = {"toy": Failures()}
         self.whole_call_fails: Exception | None = None
+        self.broken: Exception | None = None  # what `check` raises
+        self.checks = 0
         self.room: int | None = None
+        self.request_warnings: tuple[str, ...] = ()
         self.steps: list[list[SessionId]] = []
         self.open_sessions: dict[SessionId, Prepared] = {}
         self.opened: list[Prepared] = []
@@ -139,7 +143,17 @@ class FakeEngine:
         _raise(self.failures[measurement.model].prepare)
         if measurement.metric not in self.capabilities().metrics:
             raise InvalidRequestError("metric", f"unknown metric {measurement.metric!r}")
-        return Prepared(measurement, TokenTask(((1, 2),), ((1, 3),)), self.graph, "c0ffee")
+        task = TokenTask(((1, 2),), ((1, 3),))
+        return Prepared(measurement, task, self.graph, "c0ffee", warnings=self.request_warnings)
+
+    def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
+        """A token for each letter, with 0 before them; single letters other than the prompt are answers."""
+        if model not in self.failures:
+            raise NotFoundError(f"model {model!r}", "served models: toy")
+        _raise(self.failures[model].prepare)
+        if not texts:
+            raise InvalidRequestError("texts", "at least one text is needed")
+        return [_tokenized(text, special, prompt) for text in texts]
 
     def estimate(self, prepared: Prepared) -> Estimate:
         return Estimate(1000 * len(prepared.task.clean), 0.5, 60.0, prepared.measurement.model != "toy")
@@ -169,9 +183,21 @@ class FakeEngine:
         prepared = self.open_sessions.pop(session)
         _raise(self.failures[prepared.measurement.model].close)
 
+    def check(self) -> None:
+        self.checks += 1
+        _raise(self.broken)
+
     def _outcome(self, work: Work) -> Outcome:
         failure = self.failures[self.open_sessions[work.session].measurement.model].score
         return failure if failure is not None else [self._score(row) for row in work.rows]
+
+
+def _tokenized(text: str, special: bool, prompt: str) -> TokenizedText:
+    start = (0,) if special else ()
+    tokens = (*("<s>" for _ in start), *text)
+    if len(text) != 1 or text == prompt:
+        return TokenizedText(text, (*start, *map(ord, text)), tokens, None, "", f"no answer to {prompt!r}")
+    return TokenizedText(text, (*start, ord(text)), tokens, ord(text), text, "")
 
 
 def _raise(error: Exception | None) -> None:

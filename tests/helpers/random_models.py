@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
@@ -35,28 +37,28 @@ CONTEXT = 16
 
 def gpt2(seed: int = 0, **changes: Any) -> PreTrainedModel:
     sizes = {"n_layer": 2, "n_head": 3, "n_embd": 12, "n_positions": CONTEXT, "vocab_size": VOCABULARY}
-    return _randomized(GPT2LMHeadModel(GPT2Config(**(sizes | _NO_SPECIAL | changes))), seed)
+    return randomized(GPT2LMHeadModel(GPT2Config(**(sizes | _NO_SPECIAL | changes))), seed)
 
 
 def gpt_neo(seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Global and local layers in turn; local ones see 4 tokens."""
     sizes = {"num_layers": 2, "num_heads": 2, "hidden_size": 8, "max_position_embeddings": CONTEXT}
     rest = {"vocab_size": VOCABULARY, "window_size": 4, "attention_types": [[["global", "local"], 1]]}
-    return _randomized(GPTNeoForCausalLM(GPTNeoConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
+    return randomized(GPTNeoForCausalLM(GPTNeoConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
 
 
 def gpt_neox(seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Attention and MLP in parallel; half of each head's features are rotated."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "hidden_size": 12, "intermediate_size": 10}
     rest = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "rotary_pct": 0.5}
-    return _randomized(GPTNeoXForCausalLM(GPTNeoXConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
+    return randomized(GPTNeoXForCausalLM(GPTNeoXConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
 
 
 def llama(seed: int = 0, **changes: Any) -> PreTrainedModel:
     """Two query heads per key/value head."""
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 16}
     rest = {"intermediate_size": 20, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
-    return _randomized(LlamaForCausalLM(LlamaConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
+    return randomized(LlamaForCausalLM(LlamaConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
 
 
 def mistral(seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -64,7 +66,7 @@ def mistral(seed: int = 0, **changes: Any) -> PreTrainedModel:
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 9}
     rest = {"intermediate_size": 14, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
     config = MistralConfig(**(sizes | rest | {"head_dim": 4, "sliding_window": 4} | _NO_SPECIAL | changes))
-    return _randomized(MistralForCausalLM(config), seed)
+    return randomized(MistralForCausalLM(config), seed)
 
 
 def qwen2(seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -73,7 +75,7 @@ def qwen2(seed: int = 0, **changes: Any) -> PreTrainedModel:
     rest = {"intermediate_size": 11, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
     windows = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
     options = sizes | rest | windows | {"tie_word_embeddings": True} | _NO_SPECIAL | changes
-    return _randomized(Qwen2ForCausalLM(Qwen2Config(**options)), seed)
+    return randomized(Qwen2ForCausalLM(Qwen2Config(**options)), seed)
 
 
 def qwen3(seed: int = 0, **changes: Any) -> PreTrainedModel:
@@ -81,13 +83,18 @@ def qwen3(seed: int = 0, **changes: Any) -> PreTrainedModel:
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "hidden_size": 10}
     rest = {"intermediate_size": 13, "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
     config = Qwen3Config(**(sizes | rest | {"head_dim": 6} | _NO_SPECIAL | changes))
-    return _randomized(Qwen3ForCausalLM(config), seed)
+    return randomized(Qwen3ForCausalLM(config), seed)
 
 
 def opt(seed: int = 0, **changes: Any) -> PreTrainedModel:
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "hidden_size": 15, "ffn_dim": 8}
     rest = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT}
-    return _randomized(OPTForCausalLM(OPTConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
+    return randomized(OPTForCausalLM(OPTConfig(**(sizes | rest | _NO_SPECIAL | changes))), seed)
+
+
+def from_config(directory: Path, seed: int = 0) -> PreTrainedModel:
+    """A random model of the configuration in a directory, as AutoModelForCausalLM makes it."""
+    return randomized(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory)), seed)
 
 
 def save_hooked(directory: Path, seed: int = 0, **changes: Any) -> dict[str, Tensor]:
@@ -150,7 +157,7 @@ def hooked_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 _NO_SPECIAL: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None}
 
 
-def _randomized(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def randomized(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     """Every parameter drawn anew: biases and norms are 0 and 1 in a fresh model, which hides mistakes."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

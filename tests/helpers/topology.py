@@ -5,6 +5,10 @@ Tests compare the product with it, so it shares no code with `pahq_server.core.g
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import networkx
+
 from pahq_server.core.graph import Graph
 
 
@@ -65,3 +69,21 @@ def heads_behind(graph: Graph, receiver: str) -> list[str]:
     per_group = graph.heads // graph.kv_heads
     group = int(unit[1:])
     return [f"a{layer}.h{h}" for h in range(graph.heads) if h // per_group == group]
+
+
+def on_paths(graph: Graph, names: Collection[str]) -> set[str]:
+    """The edges on a path from ``input`` to ``logits``: one search through the whole graph per edge."""
+    paths: networkx.DiGraph[tuple[str, str]] = networkx.DiGraph()
+    paths.add_nodes_from([("sender", "input"), ("receiver", "logits")])
+    for receiver in receiver_names(graph):
+        for sender in heads_behind(graph, receiver):
+            paths.add_edge(("receiver", receiver), ("sender", sender))
+    ends = {name: name.split("->") for name in names}
+    for source, target in ends.values():
+        paths.add_edge(("sender", source), ("receiver", target))
+    return {
+        name
+        for name, (source, target) in ends.items()
+        if networkx.has_path(paths, ("sender", "input"), ("sender", source))
+        and networkx.has_path(paths, ("receiver", target), ("receiver", "logits"))
+    }

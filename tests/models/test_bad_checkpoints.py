@@ -255,7 +255,7 @@ def test_an_index_cannot_lead_out_of_the_directory(checkpoint: Path, tmp_path: P
     (checkpoint / "model.safetensors").rename(tmp_path / "secret.safetensors")
     weight_map = {"weight_map": {"transformer.wte.weight": "../secret.safetensors"}}
     (checkpoint / "model.safetensors.index.json").write_text(json.dumps(weight_map), "utf-8")
-    refused(checkpoint, "secret.safetensors is missing")
+    refused(checkpoint, "names '../secret.safetensors', which is not inside the checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -381,9 +381,3 @@ def test_a_missing_hooked_setting_is_named(key: str, tmp_path: Path) -> None:
     del config[key]
     path.write_text(json.dumps(config), "utf-8")
     assert re.search(rf"\b{key}\b", refused(tmp_path, "config.json"))
-
-
-def test_a_damaged_tokenizer(checkpoint: Path) -> None:
-    (checkpoint / "tokenizer.json").write_text("{", "utf-8")
-    with pytest.raises(InvalidRequestError, match="tokenizer"):
-        load(str(checkpoint))

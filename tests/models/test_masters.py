@@ -244,7 +244,16 @@ def overwrite(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
-@pytest.mark.parametrize("change", [overwrite, lambda path: os.truncate(path, 4096)])
+def overwrite_and_restore_the_time(path: Path) -> None:
+    before = path.stat()
+    overwrite(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+@pytest.mark.parametrize(
+    "change", [overwrite, overwrite_and_restore_the_time, lambda path: os.truncate(path, 4096)]
+)
 def test_a_file_that_is_changed_in_place_is_noticed(change: Callable[[Path], None], checkpoint: Path) -> None:
     found = Masters.open(str(checkpoint))
     change(checkpoint / "model.safetensors")
@@ -283,3 +292,27 @@ def test_what_was_read_is_not_tied_to_the_files(checkpoint: Path) -> None:
     del found
     maps = Path("/proc/self/maps")
     assert not maps.exists() or str(path) not in maps.read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [os.utime, lambda path: path.chmod(0o400), lambda path: path.write_bytes(path.read_bytes())],
+    ids=["touched", "permissions", "written again"],
+)
+def test_a_file_of_the_same_content_goes_on_to_be_read(
+    change: Callable[[Path], object], checkpoint: Path
+) -> None:
+    found = Masters.open(str(checkpoint))
+    before = [found.linear(0, name)[0].clone() for name in found.linears(0)]
+    change(checkpoint / "model.safetensors")
+    for ask in ASKS:
+        ask(found)
+    assert all(map(torch.equal, before, (found.linear(0, name)[0] for name in found.linears(0))))
+    overwrite_and_restore_the_time_as_owner(checkpoint / "model.safetensors")
+    with pytest.raises(ConflictError):
+        found.layer(0)
+
+
+def overwrite_and_restore_the_time_as_owner(path: Path) -> None:
+    path.chmod(0o600)
+    overwrite_and_restore_the_time(path)

@@ -115,7 +115,8 @@ def test_outputs_of_zeros_stay_zero(tmp_path: Path) -> None:
 def test_a_file_that_is_changed_while_it_is_read(tmp_path: Path) -> None:
     make.llama().save_pretrained(tmp_path)
     found = Masters.open(str(tmp_path))
-    (tmp_path / "model.safetensors").touch()
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
     with pytest.raises(ConflictError, match="load it again"):
         make_resident(found, PAPER)
 

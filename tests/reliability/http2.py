@@ -38,20 +38,29 @@ class RawClient:
 
     Args:
         server: to connect to.
-        user: whose token to send.
+        user: whose token to send; None to send none.
         window: bytes that the server may send on each stream before it is told to go on.
+        source: address of this machine to connect from.
     """
 
-    def __init__(self, server: SecuredServer, user: str = "ada", window: int = 65_535) -> None:
-        self._server, self._window = server, window
-        self._token = server.tokens[user]
+    def __init__(
+        self,
+        server: SecuredServer,
+        user: str | None = "ada",
+        window: int = 65_535,
+        source: str = "127.0.0.1",
+    ) -> None:
+        self._server, self._window, self._source = server, window, source
+        self._token = None if user is None else server.tokens[user]
         self.streams: dict[int, Stream] = {}
 
     def __enter__(self) -> Self:
         host, _, port = self._server.process.address.rpartition(":")
         context = ssl.create_default_context(cafile=str(self._server.authority.cert))
         context.set_alpn_protocols(["h2"])
-        plain = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+        plain = socket.create_connection(
+            (host, int(port)), timeout=PATIENCE_S, source_address=(self._source, 0)
+        )
         self._socket = context.wrap_socket(plain, server_hostname="localhost")
         self._http = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         self._http.initiate_connection()
@@ -74,8 +83,9 @@ class RawClient:
             ":authority": "localhost",
             "te": "trailers",
             "content-type": "application/grpc",
-            "authorization": f"Bearer {self._token}",
         }
+        if self._token is not None:
+            usual["authorization"] = f"Bearer {self._token}"
         more = {key.replace("_", "-"): value for key, value in headers.items()}
         self._http.send_headers(stream, list((usual | more).items()))
         self.streams[stream] = Stream()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -74,6 +75,80 @@ def test_many_readers_at_once_take_no_more_threads_than_there_are(endpoint: Metr
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert value(scrape(endpoint.address), "answer") == 42
+
+
+class Drip:
+    """A reader that sends a byte of its request now and then, and never all of it."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self.connection = socket.create_connection((host, int(port)), timeout=30)
+        self.connection.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+
+    def drip(self) -> bool:
+        """Whether the connection is still there."""
+        try:
+            self.connection.sendall(b"x")
+        except OSError:
+            return False
+        return not select.select([self.connection], [], [], 0)[0]
+
+
+def test_dripping_readers_do_not_keep_others_out(endpoint: MetricsEndpoint) -> None:
+    """As many as there are threads: the oldest makes room for a scrape."""
+    drips = [Drip(endpoint.address) for _ in range(READERS)]
+    try:
+        value_found, end = None, time.monotonic() + 30
+        while value_found is None and time.monotonic() < end:
+            for drip in drips:
+                drip.drip()
+            try:
+                value_found = value(scrape(endpoint.address), "answer")
+            except OSError:  # too early to send somebody away
+                time.sleep(0.05)
+        assert value_found == 42
+        # Only as many were sent away as had to be.
+        assert sum(drip.drip() for drip in drips) >= READERS // 2
+    finally:
+        for drip in drips:
+            drip.connection.close()
+
+
+def test_a_request_has_a_limit_in_all_not_from_byte_to_byte(
+    endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pahq_server.telemetry.endpoint.REQUEST_S", 0.5)
+    before = threading.active_count()
+    drip = Drip(endpoint.address)
+    end = time.monotonic() + 30
+    while drip.drip():
+        assert time.monotonic() < end, "it went on"
+        time.sleep(0.05)
+    drip.connection.close()
+    while threading.active_count() > before:
+        assert time.monotonic() < end, "its thread stayed"
+        time.sleep(0.01)
+
+
+def test_a_reader_that_takes_in_nothing_has_the_same_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = CollectorRegistry()
+    family = Gauge("long", "More than any buffer holds.", ["label"], registry=registry)
+    for number in range(2000):
+        family.labels(f"{number}{'x' * 10_000}").set(1)
+    monkeypatch.setattr("pahq_server.telemetry.endpoint.REQUEST_S", 1.0)
+    endpoint = MetricsEndpoint(registry, "127.0.0.1:0")
+    before = threading.active_count()
+    host, _, port = endpoint.address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as deaf:
+        deaf.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        end = time.monotonic() + 30
+        while threading.active_count() == before:
+            assert time.monotonic() < end, "no thread began"
+            time.sleep(0.001)
+        while threading.active_count() > before:
+            assert time.monotonic() < end, "its thread stayed"
+            time.sleep(0.01)
+    endpoint.close()
 
 
 def test_closing_frees_the_port(registry: CollectorRegistry) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pahq_server.access import tls
 from pahq_server.access.config import MODES, AccessConfig
 from pahq_server.access.limits import CallLimits
+from pahq_server.access.tokens import USER_FORM, is_user
 from pahq_server.cli import values
 from pahq_server.cli.options.listening import is_loopback
 from pahq_server.core.errors import InvalidRequestError
@@ -76,6 +77,11 @@ def _contradiction(options: argparse.Namespace) -> str | None:
         return "--tls-client-ca needs --tls-cert and --tls-key"
     if options.auth == "certificates" and options.tls_client_ca is None:
         return "--auth certificates needs --tls-client-ca"
+    if options.certificate_admin and options.auth != "certificates":
+        return "--certificate-admin needs --auth certificates: without it nobody is known by a certificate"
+    for name in options.certificate_admin:
+        if not is_user(name):
+            return f"--certificate-admin {name!r} is no user name, so it fits no certificate: {USER_FORM}"
     return None
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from pahq_server.cli import values
 from pahq_server.demo import model_path
 
+DEMO = "demo"
 # What weights can be kept in, with the policy that rounds them so; None for full precision.
 WEIGHTS = {"fp32": None, "bf16": "bf16", "int8": "pahq-int8", "fp8": "pahq-fp8"}
 
@@ -15,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         type=values.model,
-        action="append",
+        action=_AddModel,
         default=[],
         metavar="NAME=PATH_OR_HUB_ID",
         help="a model to serve, besides the built-in 'demo'; may be repeated",
@@ -30,8 +32,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         "--memory",
         type=values.size,
         metavar="SIZE",
-        help="what jobs and sessions may take beside the models, such as 2GiB, 1500MB or plain bytes; never "
-        "changes a result (default: half of what the models leave of the device's memory)",
+        help="what jobs and sessions may take beside the models, such as 4GiB or 1500MB; never changes "
+        "a result (default: half of what the models leave of the device's memory)",
     )
     parser.add_argument(
         "--weights",
@@ -42,6 +44,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class _AddModel(argparse.Action):
+    """Adds a model to those that were named before; a name stands for one model only."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        (name, source), before = values, getattr(namespace, self.dest)
+        if name == DEMO:
+            raise argparse.ArgumentError(
+                self, f"{DEMO!r} is the built-in model's name: choose another one, as in mine={source}"
+            )
+        if name in dict(before):
+            both = f"{dict(before)[name]} and {source}"
+            raise argparse.ArgumentError(self, f"two models are named {name!r}, {both}: choose another name")
+        setattr(namespace, self.dest, [*before, (name, source)])
+
+
 def sources(options: argparse.Namespace) -> dict[str, str]:
     """Directory or hub id by the name that clients use."""
-    return {"demo": str(model_path())} | dict(options.model)
+    return {DEMO: str(model_path())} | dict(options.model)

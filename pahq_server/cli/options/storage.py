@@ -53,7 +53,7 @@ def config(options: argparse.Namespace) -> StorageConfig:
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=values.directory,
         default=state_directory(os.environ),
         metavar="DIR",
         help="where jobs and tokens are kept (default: %(default)s)",

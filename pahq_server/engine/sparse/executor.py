@@ -18,7 +18,7 @@ from pahq_server.engine.sparse.logits import ExactChanges, LogitChanges, Rounded
 from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.reference import FINAL, Reference
 from pahq_server.engine.sparse.rows import Rows
-from pahq_server.engine.sparse.scoring import DIFFERENCE_METRICS
+from pahq_server.engine.sparse.scoring import DIFFERENCE_METRICS, answer_margins
 from pahq_server.engine.sparse.scratch import DEFAULT_SCRATCH, row_bytes
 from pahq_server.engine.sparse.shared import Shared
 from pahq_server.engine.sparse.sweep import Sweep
@@ -42,6 +42,7 @@ class SparseExecutor:
     @torch.inference_mode()
     def __init__(self, shared: Shared, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
         self.graph, self.weights, self.maps = graph, shared.weights(graph), shared.maps(graph)
+        self._task = task
         tokens = Tokens.of(shared.model.architecture, task, ablation, shared.model.device)
         prefixes = shared.memory.prefixes
         self.reference = Reference(self.weights, shared.model, tokens, ablation, prefixes, shared.namespace)
@@ -65,6 +66,11 @@ class SparseExecutor:
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
+
+    @torch.inference_mode()
+    def clean_margins(self) -> tuple[float, ...] | None:
+        """See `CleanRun`."""
+        return answer_margins(self.weights, self._task, self._full_ND)
 
     def release(self) -> None:
         """Frees all values. May be called again."""

@@ -92,6 +92,20 @@ def logit_difference(
     return lambda dn_VND, _: full - _mean(products.sums(dn_VND * direction_ND))
 
 
+def answer_margins(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> tuple[float, ...] | None:
+    """The full model's logit[answer] - logit[wrong answer] at every place, without the other logits.
+
+    None for a task without answers or wrong answers.
+    """
+    if task.answers is None or task.wrong_answers is None:
+        return None
+    places = [prompt for prompt, _ in task.metric_positions()]
+    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, places].to(full_ND.device)
+    w_u, b_u = weights.weights.w_u, weights.weights.b_u
+    margins_N = (full_ND * (w_u[:, right] - w_u[:, wrong]).T).sum(-1)
+    return tuple((margins_N if b_u is None else margins_N + (b_u[right] - b_u[wrong])).tolist())
+
+
 DIFFERENCE_METRICS: dict[str, Callable[[SparseWeights, TokenTask, Tensor, Maps | None], DifferenceMetric]] = {
     "kl_divergence": kl_divergence,
     "logit_difference": logit_difference,

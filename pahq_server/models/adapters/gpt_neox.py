@@ -7,17 +7,56 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pahq_server.models.adapters.common import activation, check_rope, rotary, sized, split_out
+from pahq_server.models.adapters.common import (
+    IGNORED,
+    ONE_SHAPE,
+    SIZES,
+    TIED,
+    Tensors,
+    activation,
+    fixed,
+    sized,
+    split_out,
+)
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
+from pahq_server.models.fields import Fields
+from pahq_server.models.kinds import EPSILON, FLAG, NAME, SIZE, number
+from pahq_server.models.leftovers import causal_mask, frequencies, masked_score
+from pahq_server.models.rope import SHARE, rope_fields, rotary
+
+FIELDS = Fields(
+    architectures=("GPTNeoXForCausalLM", "GPTNeoXModel"),
+    computed={
+        **SIZES,
+        "intermediate_size": SIZE,
+        "hidden_act": NAME,
+        "layer_norm_eps": EPSILON,
+        "use_parallel_residual": FLAG,
+        "attention_bias": FLAG,
+        "rotary_pct": SHARE,
+        "rotary_emb_base": number(above=True),
+        **rope_fields(SHARE),
+        **TIED,
+    },
+    fixed=fixed("attention_bias"),
+    ignored=IGNORED
+    | {"hidden_dropout", "classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"},
+    rope_share=SHARE,
+    multiples={("hidden_size", "num_attention_heads"): ONE_SHAPE},
+)
+BUFFERS = {
+    r"layers\.(\d+)\.attention\.bias": causal_mask,
+    r"layers\.(\d+)\.attention\.masked_bias": masked_score,
+    r"(?:layers\.(\d+)\.attention\.)?rotary_emb\.inv_freq": frequencies,
+}
+PREFIX = "gpt_neox."
 
 
 def architecture(config: Any) -> Architecture:
-    check_rope(config)
-    d_head = config.hidden_size // config.num_attention_heads
     return sized(
         config,
-        d_head,
+        config.hidden_size // config.num_attention_heads,
         d_mlp=config.intermediate_size,
         norm="layer",
         eps=config.layer_norm_eps,
@@ -27,36 +66,36 @@ def architecture(config: Any) -> Architecture:
 
 
 def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
-    prefix = _prefix(checkpoint)
-    embedding = checkpoint.get(f"{prefix}embed_in.weight")
+    tensors = _tensors(checkpoint)
     # The name of the unembedding has changed over time.
-    head = "lm_head.weight" if "lm_head.weight" in checkpoint else "embed_out.weight"
+    embedding, unembedding = tensors.ends(
+        arch, config.tie_word_embeddings, "embed_out.weight", "lm_head.weight"
+    )
     # Imported where it is needed, as all of transformers: 100 MB.
     from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 
     return Weights(
         w_e=embedding,
         layers=(),
-        norm_w=checkpoint.get(f"{prefix}final_layer_norm.weight"),
-        norm_b=checkpoint.get(f"{prefix}final_layer_norm.bias"),
-        w_u=(embedding if config.tie_word_embeddings else checkpoint.get(head)).T,
-        rotary=rotary(GPTNeoXRotaryEmbedding(config)),
+        norm_w=tensors.get("final_layer_norm.weight"),
+        norm_b=tensors.get("final_layer_norm.bias"),
+        w_u=unembedding.T,
+        rotary=rotary(GPTNeoXRotaryEmbedding, config, arch.d_head),
     )
 
 
-def layer(arch: Architecture, index: int, checkpoint: Checkpoint) -> LayerWeights:
-    prefix = f"{_prefix(checkpoint)}layers.{index}."
+def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:
     heads, d_model, d_head = arch.heads, arch.d_model, arch.d_head
-    # Attention has all of its biases or none.
-    biased = f"{prefix}attention.dense.bias" in checkpoint
+    tensors = _tensors(checkpoint)
 
-    def get(name: str) -> Tensor:
-        return checkpoint.get(prefix + name)
+    def get(name: str, *shape: int) -> Tensor:
+        return tensors.get(f"layers.{index}.{name}", *shape)
 
     def bias(name: str, size: int) -> Tensor:
-        return get(f"{name}.bias") if biased else torch.zeros(size)
+        return get(f"{name}.bias", size) if config.attention_bias else torch.zeros(size)
 
-    w_q, w_k, w_v = _by_kind(get("attention.query_key_value.weight").view(heads, 3, d_head, d_model))
+    fused = get("attention.query_key_value.weight", 3 * d_model, d_model)
+    w_q, w_k, w_v = _by_kind(fused.view(heads, 3, d_head, d_model))
     b_q, b_k, b_v = _by_kind(bias("attention.query_key_value", 3 * d_model).view(heads, 3, d_head))
     return LayerWeights(
         w_q=w_q.mT.contiguous(),
@@ -65,15 +104,15 @@ def layer(arch: Architecture, index: int, checkpoint: Checkpoint) -> LayerWeight
         b_q=b_q,
         b_k=b_k,
         b_v=b_v,
-        w_o=split_out(get("attention.dense.weight").T, heads),
+        w_o=split_out(get("attention.dense.weight", d_model, d_model).T, heads),
         b_o=bias("attention.dense", d_model),
         norm1_w=get("input_layernorm.weight"),
         norm1_b=get("input_layernorm.bias"),
         norm2_w=get("post_attention_layernorm.weight"),
         norm2_b=get("post_attention_layernorm.bias"),
-        w_in=get("mlp.dense_h_to_4h.weight").T,
+        w_in=get("mlp.dense_h_to_4h.weight", arch.d_mlp, d_model).T,
         b_in=get("mlp.dense_h_to_4h.bias"),
-        w_out=get("mlp.dense_4h_to_h.weight").T,
+        w_out=get("mlp.dense_4h_to_h.weight", d_model, arch.d_mlp).T,
         b_out=get("mlp.dense_4h_to_h.bias"),
     )
 
@@ -83,6 +122,5 @@ def _by_kind(fused: Tensor) -> tuple[Tensor, ...]:
     return tuple(part.contiguous() for part in fused.unbind(1))
 
 
-def _prefix(checkpoint: Checkpoint) -> str:
-    """Checkpoints of the bare model lack the name of the module that is wrapped."""
-    return "gpt_neox." if "gpt_neox.embed_in.weight" in checkpoint else ""
+def _tensors(checkpoint: Checkpoint) -> Tensors:
+    return Tensors(checkpoint, PREFIX, "embed_in.weight")

@@ -47,7 +47,7 @@ def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     )
 
 
-def layer(arch: Architecture, index: int, checkpoint: Checkpoint) -> LayerWeights:
+def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:
     """One layer. `ends` has checked that its tensors are those that the configuration asks for."""
     prefix = f"blocks.{index}."
     # Of models that have a number of key/value heads, even if it is that of all heads.

@@ -1,4 +1,4 @@
-"""Mistral: Llama with a sliding window."""
+"""Mistral: Llama with a sliding window and without biases."""
 
 from __future__ import annotations
 
@@ -6,12 +6,38 @@ from dataclasses import replace
 from typing import Any
 
 from pahq_server.models.adapters import llama
-from pahq_server.models.adapters.llama import ends, layer
-from pahq_server.models.architecture import Architecture
+from pahq_server.models.adapters.common import IGNORED, fixed
+from pahq_server.models.adapters.llama import (
+    BUFFERS,
+    COMPUTED,
+    GROUPS,
+    PREFIX,
+    ends,
+    layer_with_biases,
+)
+from pahq_server.models.architecture import Architecture, LayerWeights
+from pahq_server.models.checkpoint import Checkpoint
+from pahq_server.models.fields import Fields
+from pahq_server.models.kinds import ANYTHING, SIZE, nullable
+from pahq_server.models.rope import WHOLE
 
-__all__ = ["architecture", "ends", "layer"]
+__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
+
+FIELDS = Fields(
+    architectures=("MistralForCausalLM", "MistralModel"),
+    # With layer_types transformers takes the model for a Ministral.
+    computed={**COMPUTED, "sliding_window": nullable(SIZE), "layer_types": ANYTHING},
+    fixed=fixed("sliding_window"),
+    ignored=IGNORED,
+    multiples=GROUPS,
+    rope_share=WHOLE,
+)
 
 
 def architecture(config: Any) -> Architecture:
     plain = llama.architecture(config)
     return replace(plain, windows=(config.sliding_window,) * plain.layers)
+
+
+def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:
+    return layer_with_biases(arch, index, checkpoint, biased=())

@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from pahq_server.models.adapters import llama
-from pahq_server.models.adapters.common import windows
-from pahq_server.models.adapters.llama import ends
+from pahq_server.models.adapters.common import IGNORED, fixed, windows
+from pahq_server.models.adapters.llama import (
+    BUFFERS,
+    COMPUTED,
+    GROUPS,
+    PREFIX,
+    ends,
+    layer_with_biases,
+)
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
+from pahq_server.models.fields import Fields
+from pahq_server.models.kinds import FLAG, INT32_MAX, NAME, SIZE, Kind, integer, list_of, nullable
+from pahq_server.models.rope import WHOLE
 
-__all__ = ["architecture", "ends", "layer"]
+__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
+
+WINDOWS: Mapping[str, Kind] = {
+    "use_sliding_window": FLAG,
+    "sliding_window": nullable(SIZE),
+    "max_window_layers": integer(0, INT32_MAX),
+    "layer_types": nullable(list_of(NAME)),
+}
+FIELDS = Fields(
+    architectures=("Qwen2ForCausalLM", "Qwen2Model"),
+    # transformers divides the width of the model by the heads only where there is no head_dim, not for null.
+    computed={**COMPUTED, "head_dim": SIZE, **WINDOWS},
+    fixed={name: values for name, values in fixed(*WINDOWS).items() if name != "attention_bias"},
+    ignored=IGNORED,
+    multiples=GROUPS,
+    rope_share=WHOLE,
+)
 
 
 def architecture(config: Any) -> Architecture:
     return replace(llama.architecture(config), windows=windows(config))
 
 
-def layer(arch: Architecture, index: int, checkpoint: Checkpoint) -> LayerWeights:
-    return llama.layer(arch, index, checkpoint, biased=("q_proj", "k_proj", "v_proj"))
+def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:
+    return layer_with_biases(arch, index, checkpoint, biased=("q_proj", "k_proj", "v_proj"))

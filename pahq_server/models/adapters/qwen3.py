@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
-from pahq_server.models.adapters import llama
-from pahq_server.models.adapters.llama import ends
-from pahq_server.models.adapters.qwen2 import architecture
+from pahq_server.models.adapters.common import IGNORED, fixed
+from pahq_server.models.adapters.llama import BUFFERS, COMPUTED, GROUPS, PREFIX, ends, layer_with_biases
+from pahq_server.models.adapters.qwen2 import WINDOWS, architecture
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
+from pahq_server.models.fields import Fields
+from pahq_server.models.kinds import FLAG, SIZE
+from pahq_server.models.rope import WHOLE
 
-__all__ = ["architecture", "ends", "layer"]
+__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
+
+FIELDS = Fields(
+    architectures=("Qwen3ForCausalLM", "Qwen3Model"),
+    computed={**COMPUTED, "head_dim": SIZE, "attention_bias": FLAG, **WINDOWS},
+    fixed=fixed("attention_bias", *WINDOWS),
+    ignored=IGNORED,
+    multiples=GROUPS,
+    rope_share=WHOLE,
+)
 
 
-def layer(arch: Architecture, index: int, checkpoint: Checkpoint) -> LayerWeights:
-    prefix = f"model.layers.{index}.self_attn."
-    return replace(
-        llama.layer(arch, index, checkpoint),
-        q_norm=checkpoint.get(f"{prefix}q_norm.weight"),
-        k_norm=checkpoint.get(f"{prefix}k_norm.weight"),
-    )
+def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:
+    biased = ("q_proj", "k_proj", "v_proj", "o_proj") if config.attention_bias else ()
+    return layer_with_biases(arch, index, checkpoint, biased, head_norms=True)

@@ -57,7 +57,7 @@ class Metric(_message.Message):
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., full: _Optional[float] = ..., empty: _Optional[float] = ...) -> None: ...
 
 class CircuitSummary(_message.Message):
-    __slots__ = ("graph", "gates_kept", "metric", "num_evaluations", "num_edges_total", "provenance_request_json", "provenance_run_json")
+    __slots__ = ("graph", "gates_kept", "metric", "num_evaluations", "num_edges_total", "provenance_request_json", "provenance_run_json", "warnings")
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     GATES_KEPT_FIELD_NUMBER: _ClassVar[int]
     METRIC_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class CircuitSummary(_message.Message):
     NUM_EDGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_REQUEST_JSON_FIELD_NUMBER: _ClassVar[int]
     PROVENANCE_RUN_JSON_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     graph: Graph
     gates_kept: _containers.RepeatedScalarFieldContainer[str]
     metric: Metric
@@ -72,4 +73,5 @@ class CircuitSummary(_message.Message):
     num_edges_total: int
     provenance_request_json: str
     provenance_run_json: str
-    def __init__(self, graph: _Optional[_Union[Graph, _Mapping]] = ..., gates_kept: _Optional[_Iterable[str]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., num_evaluations: _Optional[int] = ..., num_edges_total: _Optional[int] = ..., provenance_request_json: _Optional[str] = ..., provenance_run_json: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, graph: _Optional[_Union[Graph, _Mapping]] = ..., gates_kept: _Optional[_Iterable[str]] = ..., metric: _Optional[_Union[Metric, _Mapping]] = ..., num_evaluations: _Optional[int] = ..., num_edges_total: _Optional[int] = ..., provenance_request_json: _Optional[str] = ..., provenance_run_json: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -57,19 +57,21 @@ class Measurement(_message.Message):
     def __init__(self, model: _Optional[str] = ..., task: _Optional[_Union[_task_pb2.Task, _Mapping]] = ..., metric: _Optional[str] = ..., ablation: _Optional[str] = ..., kv_receivers: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class DiscoverySpec(_message.Message):
-    __slots__ = ("measurement", "method", "threshold", "gates")
+    __slots__ = ("measurement", "method", "threshold", "gates", "include_prompts")
     MEASUREMENT_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     GATES_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     measurement: Measurement
     method: str
     threshold: float
     gates: bool
-    def __init__(self, measurement: _Optional[_Union[Measurement, _Mapping]] = ..., method: _Optional[str] = ..., threshold: _Optional[float] = ..., gates: bool = ...) -> None: ...
+    include_prompts: bool
+    def __init__(self, measurement: _Optional[_Union[Measurement, _Mapping]] = ..., method: _Optional[str] = ..., threshold: _Optional[float] = ..., gates: bool = ..., include_prompts: bool = ...) -> None: ...
 
 class Discovery(_message.Message):
-    __slots__ = ("name", "spec", "state", "progress", "error_message", "create_time", "start_time", "end_time", "queue_position", "estimated_start_time", "charged_seconds")
+    __slots__ = ("name", "spec", "state", "progress", "error_message", "create_time", "start_time", "end_time", "queue_position", "estimated_start_time", "charged_seconds", "warnings", "num_prompts", "metric")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +83,9 @@ class Discovery(_message.Message):
     QUEUE_POSITION_FIELD_NUMBER: _ClassVar[int]
     ESTIMATED_START_TIME_FIELD_NUMBER: _ClassVar[int]
     CHARGED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     name: str
     spec: DiscoverySpec
     state: DiscoveryState
@@ -92,7 +97,10 @@ class Discovery(_message.Message):
     queue_position: int
     estimated_start_time: _timestamp_pb2.Timestamp
     charged_seconds: float
-    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[DiscoverySpec, _Mapping]] = ..., state: _Optional[_Union[DiscoveryState, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., error_message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queue_position: _Optional[int] = ..., estimated_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., charged_seconds: _Optional[float] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    num_prompts: int
+    metric: _circuit_pb2.Metric
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[DiscoverySpec, _Mapping]] = ..., state: _Optional[_Union[DiscoveryState, str]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., error_message: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., end_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., queue_position: _Optional[int] = ..., estimated_start_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., charged_seconds: _Optional[float] = ..., warnings: _Optional[_Iterable[str]] = ..., num_prompts: _Optional[int] = ..., metric: _Optional[_Union[_circuit_pb2.Metric, _Mapping]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("decided", "total", "kept", "metric", "evaluations", "eta_seconds")
@@ -129,16 +137,18 @@ class CreateDiscoveryResponse(_message.Message):
     def __init__(self, discovery: _Optional[_Union[Discovery, _Mapping]] = ..., estimate: _Optional[_Union[Estimate, _Mapping]] = ...) -> None: ...
 
 class Estimate(_message.Message):
-    __slots__ = ("memory_bytes", "least_seconds", "most_seconds", "streams_weights")
+    __slots__ = ("memory_bytes", "least_seconds", "most_seconds", "streams_weights", "warnings")
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     LEAST_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MOST_SECONDS_FIELD_NUMBER: _ClassVar[int]
     STREAMS_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     memory_bytes: int
     least_seconds: float
     most_seconds: float
     streams_weights: bool
-    def __init__(self, memory_bytes: _Optional[int] = ..., least_seconds: _Optional[float] = ..., most_seconds: _Optional[float] = ..., streams_weights: bool = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, memory_bytes: _Optional[int] = ..., least_seconds: _Optional[float] = ..., most_seconds: _Optional[float] = ..., streams_weights: bool = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetDiscoveryRequest(_message.Message):
     __slots__ = ("name",)
@@ -229,27 +239,41 @@ class GetCircuitRequest(_message.Message):
     def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class GetCircuitResponse(_message.Message):
-    __slots__ = ("summary", "edges", "verdicts")
+    __slots__ = ("summary", "edges", "verdicts", "prompts_json")
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     VERDICTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_JSON_FIELD_NUMBER: _ClassVar[int]
     summary: _circuit_pb2.CircuitSummary
     edges: _containers.RepeatedCompositeFieldContainer[_circuit_pb2.Edge]
     verdicts: _containers.RepeatedCompositeFieldContainer[_circuit_pb2.Verdict]
-    def __init__(self, summary: _Optional[_Union[_circuit_pb2.CircuitSummary, _Mapping]] = ..., edges: _Optional[_Iterable[_Union[_circuit_pb2.Edge, _Mapping]]] = ..., verdicts: _Optional[_Iterable[_Union[_circuit_pb2.Verdict, _Mapping]]] = ...) -> None: ...
+    prompts_json: str
+    def __init__(self, summary: _Optional[_Union[_circuit_pb2.CircuitSummary, _Mapping]] = ..., edges: _Optional[_Iterable[_Union[_circuit_pb2.Edge, _Mapping]]] = ..., verdicts: _Optional[_Iterable[_Union[_circuit_pb2.Verdict, _Mapping]]] = ..., prompts_json: _Optional[str] = ...) -> None: ...
 
 class EvaluateCircuitRequest(_message.Message):
-    __slots__ = ("measurement", "edges")
+    __slots__ = ("measurement", "edges", "origin")
     MEASUREMENT_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
     measurement: Measurement
     edges: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, measurement: _Optional[_Union[Measurement, _Mapping]] = ..., edges: _Optional[_Iterable[str]] = ...) -> None: ...
+    origin: CircuitOrigin
+    def __init__(self, measurement: _Optional[_Union[Measurement, _Mapping]] = ..., edges: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[CircuitOrigin, _Mapping]] = ...) -> None: ...
+
+class CircuitOrigin(_message.Message):
+    __slots__ = ("graph", "model_revision")
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
+    graph: _circuit_pb2.Graph
+    model_revision: str
+    def __init__(self, graph: _Optional[_Union[_circuit_pb2.Graph, _Mapping]] = ..., model_revision: _Optional[str] = ...) -> None: ...
 
 class EvaluateCircuitResponse(_message.Message):
-    __slots__ = ("metric", "num_edges_total")
+    __slots__ = ("metric", "num_edges_total", "warnings")
     METRIC_FIELD_NUMBER: _ClassVar[int]
     NUM_EDGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     metric: _circuit_pb2.Metric
     num_edges_total: int
-    def __init__(self, metric: _Optional[_Union[_circuit_pb2.Metric, _Mapping]] = ..., num_edges_total: _Optional[int] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, metric: _Optional[_Union[_circuit_pb2.Metric, _Mapping]] = ..., num_edges_total: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...

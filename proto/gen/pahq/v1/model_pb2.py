@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13pahq/v1/model.proto\x12\x07pahq.v1\"\xf5\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06layers\x18\x04 \x01(\x05\x12\r\n\x05heads\x18\x05 \x01(\x05\x12\x10\n\x08kv_heads\x18\x06 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x07 \x01(\x05\x12\x12\n\nvocabulary\x18\x08 \x01(\x05\x12\x0f\n\x07\x63ontext\x18\t \x01(\x05\x12\x12\n\nparameters\x18\n \x01(\x03\x12\x11\n\ttokenizer\x18\x0b \x01(\x08\x12\x13\n\x0b\x65\x64ges_group\x18\x0c \x01(\x03\x12\x13\n\x0b\x65\x64ges_query\x18\r \x01(\x03\"\x13\n\x11ListModelsRequest\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.pahq.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x10GetModelResponse\x12\x1d\n\x05model\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Model2\x96\x01\n\x0cModelService\x12\x45\n\nListModels\x12\x1a.pahq.v1.ListModelsRequest\x1a\x1b.pahq.v1.ListModelsResponse\x12?\n\x08GetModel\x12\x18.pahq.v1.GetModelRequest\x1a\x19.pahq.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13pahq/v1/model.proto\x12\x07pahq.v1\"\xf5\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06layers\x18\x04 \x01(\x05\x12\r\n\x05heads\x18\x05 \x01(\x05\x12\x10\n\x08kv_heads\x18\x06 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x07 \x01(\x05\x12\x12\n\nvocabulary\x18\x08 \x01(\x05\x12\x0f\n\x07\x63ontext\x18\t \x01(\x05\x12\x12\n\nparameters\x18\n \x01(\x03\x12\x11\n\ttokenizer\x18\x0b \x01(\x08\x12\x13\n\x0b\x65\x64ges_group\x18\x0c \x01(\x03\x12\x13\n\x0b\x65\x64ges_query\x18\r \x01(\x03\"\x13\n\x11ListModelsRequest\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.pahq.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x10GetModelResponse\x12\x1d\n\x05model\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Model\"\x8b\x01\n\rTokenizedText\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x03\x12\x0e\n\x06tokens\x18\x03 \x03(\t\x12\x16\n\tanswer_id\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0c\x61nswer_token\x18\x05 \x01(\t\x12\x13\n\x0b\x61nswer_note\x18\x06 \x01(\tB\x0c\n\n_answer_id\"a\n\x14TokenizeTextsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1b\n\x13omit_special_tokens\x18\x03 \x01(\x08\x12\x0e\n\x06prompt\x18\x04 \x01(\t\">\n\x15TokenizeTextsResponse\x12%\n\x05texts\x18\x01 \x03(\x0b\x32\x16.pahq.v1.TokenizedText2\xe6\x01\n\x0cModelService\x12\x45\n\nListModels\x12\x1a.pahq.v1.ListModelsRequest\x1a\x1b.pahq.v1.ListModelsResponse\x12?\n\x08GetModel\x12\x18.pahq.v1.GetModelRequest\x1a\x19.pahq.v1.GetModelResponse\x12N\n\rTokenizeTexts\x12\x1d.pahq.v1.TokenizeTextsRequest\x1a\x1e.pahq.v1.TokenizeTextsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_end=386
   _globals['_GETMODELRESPONSE']._serialized_start=388
   _globals['_GETMODELRESPONSE']._serialized_end=437
-  _globals['_MODELSERVICE']._serialized_start=440
-  _globals['_MODELSERVICE']._serialized_end=590
+  _globals['_TOKENIZEDTEXT']._serialized_start=440
+  _globals['_TOKENIZEDTEXT']._serialized_end=579
+  _globals['_TOKENIZETEXTSREQUEST']._serialized_start=581
+  _globals['_TOKENIZETEXTSREQUEST']._serialized_end=678
+  _globals['_TOKENIZETEXTSRESPONSE']._serialized_start=680
+  _globals['_TOKENIZETEXTSRESPONSE']._serialized_end=742
+  _globals['_MODELSERVICE']._serialized_start=745
+  _globals['_MODELSERVICE']._serialized_end=975
 # @@protoc_insertion_point(module_scope)

@@ -57,3 +57,37 @@ class GetModelResponse(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     model: Model
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ...) -> None: ...
+
+class TokenizedText(_message.Message):
+    __slots__ = ("text", "ids", "tokens", "answer_id", "answer_token", "answer_note")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_ID_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_NOTE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    answer_id: int
+    answer_token: str
+    answer_note: str
+    def __init__(self, text: _Optional[str] = ..., ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ..., answer_id: _Optional[int] = ..., answer_token: _Optional[str] = ..., answer_note: _Optional[str] = ...) -> None: ...
+
+class TokenizeTextsRequest(_message.Message):
+    __slots__ = ("model", "texts", "omit_special_tokens", "prompt")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    OMIT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    omit_special_tokens: bool
+    prompt: str
+    def __init__(self, model: _Optional[str] = ..., texts: _Optional[_Iterable[str]] = ..., omit_special_tokens: bool = ..., prompt: _Optional[str] = ...) -> None: ...
+
+class TokenizeTextsResponse(_message.Message):
+    __slots__ = ("texts",)
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedCompositeFieldContainer[TokenizedText]
+    def __init__(self, texts: _Optional[_Iterable[_Union[TokenizedText, _Mapping]]] = ...) -> None: ...

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Tells which models are served.
+    """Tells which models are served, and how they tokenize.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,15 @@ class ModelServiceStub(object):
                 request_serializer=pahq_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=pahq_dot_v1_dot_model__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.TokenizeTexts = channel.unary_unary(
+                '/pahq.v1.ModelService/TokenizeTexts',
+                request_serializer=pahq_dot_v1_dot_model__pb2.TokenizeTextsRequest.SerializeToString,
+                response_deserializer=pahq_dot_v1_dot_model__pb2.TokenizeTextsResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
-    """Tells which models are served.
+    """Tells which models are served, and how they tokenize.
     """
 
     def ListModels(self, request, context):
@@ -60,6 +65,13 @@ class ModelServiceServicer(object):
 
     def GetModel(self, request, context):
         """Describes one served model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TokenizeTexts(self, request, context):
+        """Shows how a model tokenizes texts: as prompts, and as answers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +90,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=pahq_dot_v1_dot_model__pb2.GetModelRequest.FromString,
                     response_serializer=pahq_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
             ),
+            'TokenizeTexts': grpc.unary_unary_rpc_method_handler(
+                    servicer.TokenizeTexts,
+                    request_deserializer=pahq_dot_v1_dot_model__pb2.TokenizeTextsRequest.FromString,
+                    response_serializer=pahq_dot_v1_dot_model__pb2.TokenizeTextsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pahq.v1.ModelService', rpc_method_handlers)
@@ -87,7 +104,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Tells which models are served.
+    """Tells which models are served, and how they tokenize.
     """
 
     @staticmethod
@@ -134,6 +151,33 @@ class ModelService(object):
             '/pahq.v1.ModelService/GetModel',
             pahq_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
             pahq_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TokenizeTexts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pahq.v1.ModelService/TokenizeTexts',
+            pahq_dot_v1_dot_model__pb2.TokenizeTextsRequest.SerializeToString,
+            pahq_dot_v1_dot_model__pb2.TokenizeTextsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Session(_message.Message):
-    __slots__ = ("name", "graph", "num_edges_total", "metric_full", "metric_empty", "max_hypotheses", "idle_timeout")
+    __slots__ = ("name", "graph", "num_edges_total", "metric_full", "metric_empty", "max_hypotheses", "idle_timeout", "warnings", "model_revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     NUM_EDGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,8 @@ class Session(_message.Message):
     METRIC_EMPTY_FIELD_NUMBER: _ClassVar[int]
     MAX_HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
     name: str
     graph: _circuit_pb2.Graph
     num_edges_total: int
@@ -27,7 +29,9 @@ class Session(_message.Message):
     metric_empty: float
     max_hypotheses: int
     idle_timeout: _duration_pb2.Duration
-    def __init__(self, name: _Optional[str] = ..., graph: _Optional[_Union[_circuit_pb2.Graph, _Mapping]] = ..., num_edges_total: _Optional[int] = ..., metric_full: _Optional[float] = ..., metric_empty: _Optional[float] = ..., max_hypotheses: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    model_revision: str
+    def __init__(self, name: _Optional[str] = ..., graph: _Optional[_Union[_circuit_pb2.Graph, _Mapping]] = ..., num_edges_total: _Optional[int] = ..., metric_full: _Optional[float] = ..., metric_empty: _Optional[float] = ..., max_hypotheses: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., model_revision: _Optional[str] = ...) -> None: ...
 
 class EdgeList(_message.Message):
     __slots__ = ("names",)

@@ -1,0 +1,207 @@
+"""A loaded model against transformers' own reading of the same checkpoint: whether it is the same model.
+
+What an adapter overlooks (a field of the configuration, a tensor, a convention) changes logits by tenths. Two
+readings that agree on random prompts agree on what is in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.task import TokenIds, TokenTask
+from pahq_server.engine.literal import LiteralExecutor
+from pahq_server.models.architecture import LayerWeights, Model, Weights
+from pahq_server.models.casting import placed
+from pahq_server.models.loading import LoadedModel
+from pahq_server.models.masters import Masters
+from pahq_server.models.streaming import ResidentModel
+
+# Lengths of the two prompts; shorter where the context is.
+LENGTHS = (24, 7)
+# Largest difference of a logit, as a share of the largest logit's size or of 1, whatever is more. Both
+# readings compute in float32 and differ by some 1e-6 of that.
+TOLERANCE = 3e-5
+# Of transformers' copy, which is in float32 whatever the file holds: larger models are not tested at load.
+MOST_BYTES = 2 << 30
+# Checkpoints of this format have no other reader here.
+WITHOUT_REFERENCE = "hooked_transformer"
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """The outcome.
+
+    Args:
+        difference: largest difference of a logit; None where nothing was compared.
+        allowed: the most that counts as equal; None likewise.
+        skipped: why nothing was compared, else empty.
+    """
+
+    difference: float | None = None
+    allowed: float | None = None
+    skipped: str = ""
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"not compared with transformers: {self.skipped}"
+        return f"logits within {self.difference:.1e} of transformers' on two random prompts"
+
+
+def self_test(loaded: LoadedModel, room: int) -> SelfTest:
+    """Compares unpatched logits with those of transformers, at every position of two random prompts.
+
+    Args:
+        loaded: the model; in full precision what is rounded.
+        room: bytes that transformers' copy may take.
+
+    Raises InvalidRequestError (field ``model``) where they differ, or are not finite.
+    """
+    arch = loaded.model.architecture
+    prompts = _prompts(arch.vocabulary, arch.context)
+    found = product_logits(_unrounded(loaded), prompts)
+    if not all(logits.isfinite().all() for logits in found):
+        raise InvalidRequestError("model", "its logits on random prompts are not finite: weights are damaged")
+    if arch.model_type == WITHOUT_REFERENCE:
+        return SelfTest(
+            skipped=f"it does not read {arch.model_type}; fields, tensors and shapes were checked"
+        )
+    needed = 4 * loaded.model.parameters
+    if needed > room:
+        wanted = (
+            f"its copy would take {needed / 2**30:.1f} GiB, and {max(room, 0) / 2**30:.1f} GiB may be taken"
+        )
+        return SelfTest(skipped=f"{wanted}; `pahq-server check` compares where there is room")
+    expected = transformers_logits(loaded.directory, prompts)
+    difference, allowed = 0.0, TOLERANCE
+    for ours, theirs in zip(found, expected, strict=True):
+        if ours.shape != theirs.shape:
+            detail = f"its logits have shape {tuple(ours.shape)}, those of transformers {tuple(theirs.shape)}"
+            raise InvalidRequestError("model", detail)
+        # Not max(): it would pass over NaN.
+        difference = float(torch.maximum((ours - theirs).abs().max(), torch.tensor(difference)))
+        allowed = max(allowed, TOLERANCE * float(theirs.abs().max()))
+    if not difference <= allowed:
+        detail = (
+            f"its logits differ from those of transformers by {difference:.2g} on a random prompt (at most "
+            f"{allowed:.2g} is rounding): it would be served as another model than it is. Please report "
+            "config.json and the names of its tensors; --no-self-test serves it all the same"
+        )
+        raise InvalidRequestError("model", detail)
+    return SelfTest(difference, allowed)
+
+
+def product_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
+    """The full circuit's logits by the literal executor: per prompt [tokens, outputs], on the CPU."""
+    graph = model.architecture.graph("group")
+    logits = []
+    for ids in prompts:
+        task = TokenTask((ids,), positions=tuple(range(len(ids))))
+        executor = LiteralExecutor(model, graph, task, "kl_divergence", "zero")
+        logits.append(executor.logits(Circuit.full(graph)).float().cpu())
+    return logits
+
+
+def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Tensor]:
+    """Logits by transformers in float32: per prompt [tokens, outputs].
+
+    Raises InvalidRequestError (field ``model``) where transformers does not load the checkpoint, or would
+    make up weights that are missing.
+    """
+    try:
+        with _quiet():
+            # Imported here: its optional parts warn of what they lack when they are imported.
+            from transformers import AutoModelForCausalLM
+
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                return_dict=True,  # whatever config.json says: it changes how results come, not which
+            )
+    except Exception as error:
+        raise InvalidRequestError("model", f"transformers does not load it: {error}") from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise InvalidRequestError("model", f"transformers finds no weights for {', '.join(missing[:5])}")
+    try:
+        with torch.inference_mode():
+            return [model.eval()(torch.tensor([list(ids)])).logits[0] for ids in prompts]
+    except Exception as error:
+        raise InvalidRequestError("model", f"transformers does not run it: {error!r}") from error
+
+
+def _prompts(vocabulary: int, context: int) -> list[TokenIds]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = [min(length, context) for length in LENGTHS]
+    return [tuple(torch.randint(vocabulary, (n,), generator=generator).tolist()) for n in lengths]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps progress bars, and what libraries log below errors, out of standard error."""
+    from transformers.utils import logging as library
+
+    bars, disabled = library.is_progress_bar_enabled(), logging.root.manager.disable
+    library.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        if bars:
+            library.enable_progress_bar()
+
+
+def _unrounded(loaded: LoadedModel) -> Model:
+    """The model in full precision, with whole layers."""
+    if not isinstance(loaded, ResidentModel):
+        return loaded.model
+    kept = loaded.model.weights
+    weights = SimpleNamespace(
+        **{
+            name: getattr(kept, name) for name in ("w_e", "w_pos", "w_u", "b_u", "rotary", "norm_w", "norm_b")
+        },
+        layers=_WholeLayers(loaded.resident.masters, kept.layers, loaded.model.device),
+    )
+    return Model(loaded.model.architecture, cast(Weights, weights), loaded.model.parameters)
+
+
+class _WholeLayers(Sequence[LayerWeights]):
+    """The layers of a rounded model in full precision, of which the one that was read last is held.
+
+    A slice gives layers with biases and norms only, which is all that is read of several at a time.
+    """
+
+    def __init__(self, masters: Masters, small: Sequence[LayerWeights], device: torch.device) -> None:
+        self._masters, self._small, self._device = masters, small, device
+        self._last: tuple[int, LayerWeights] | None = None
+
+    def __len__(self) -> int:
+        return self._masters.layers
+
+    @overload
+    def __getitem__(self, index: int) -> LayerWeights: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LayerWeights]: ...
+    def __getitem__(self, index: int | slice) -> LayerWeights | Sequence[LayerWeights]:
+        if isinstance(index, slice):
+            return self._small[index]
+        if self._last is None or self._last[0] != index:
+            self._last = None  # before the next one is read, not after
+            self._last = index, placed(self._masters.layer(index), self._device)
+        return self._last[1]

@@ -1,0 +1,714 @@
+"""Servers that send anything: only errors of this package come out, nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import random
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2
+from pahq.v1 import discovery_pb2 as pb
+
+from pahq_client import (
+    AsyncClient,
+    Circuit,
+    Client,
+    InvalidRequest,
+    PahqError,
+    RateLimited,
+    ResourceExhausted,
+    ServerFault,
+    Session,
+    rpcs,
+    wire,
+)
+from pahq_client.cli import main
+from pahq_client.elements import Graph
+from pahq_client.flow import Call, Open, Operation, Pause, Read, drive
+from pahq_client.flows.calls import Calls
+from pahq_client.flows.client import ClientFlows
+from pahq_client.patience import Backoff
+from pahq_client.stream import INBOX, StreamReader
+
+from .fake_jobs import circuit_pages
+from .fake_server import Code, FakeServer, Fault
+
+EVIL = "\x1b]0;pwned\x07\x1b[31m\x9b2J\u202etxt.exe\u2066\r[bold]x[/bold]\u200b\x00"
+NAMES = (
+    "a0.h1",
+    "a1.h0<q>",
+    "m0",
+    "logits",
+    "input",
+    "a0.h1->m1",
+    "group",
+    "query",
+    "users/me/discoveries/0",
+    "{}",
+)
+RESPONSES: dict[str, type[Message]] = {
+    rpc.name: getattr(module, f"{rpc.name}Response")
+    for rpc in rpcs.ALL
+    for module in (discovery_pb2, model_pb2, patching_pb2, server_pb2)
+    if hasattr(module, f"{rpc.name}Response")
+}
+
+
+def clean(text: str) -> bool:
+    return all(c.isprintable() or c in "\n\t" for c in text)
+
+
+# Messages of any content, made from their descriptions.
+
+texts = (
+    st.sampled_from([*NAMES, EVIL, "", "[" * 5000, '{"a": NaN}', "m" + "9" * 5000, "x" * 20_000]) | st.text()
+)
+floats = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0, 1e308, 0.5]) | st.floats()
+INTEGERS = {
+    FieldDescriptor.TYPE_INT32: st.sampled_from([0, 1, 2, 4, -1, 2**31 - 1, -(2**31), 10**9]),
+    FieldDescriptor.TYPE_ENUM: st.integers(0, 7) | st.just(99),
+    FieldDescriptor.TYPE_INT64: st.sampled_from([0, 1, 2, 11, -1, 2**63 - 1, -(2**63), 253402300799]),
+}
+
+
+def messages(kind: type[Message], depth: int = 0) -> st.SearchStrategy[Message]:
+    """Messages of a kind with any fields, each left out at times."""
+    fields = {f.name: _field(f, depth) for f in kind.DESCRIPTOR.fields}
+    return st.fixed_dictionaries({}, optional=fields).map(lambda values: _message(kind, values))
+
+
+def _message(kind: type[Message], values: dict[str, Any]) -> Message:
+    try:
+        return kind(**values)
+    except (ValueError, TypeError):  # two parts of a oneof
+        return kind()
+
+
+def _field(field: Any, depth: int) -> st.SearchStrategy[Any]:
+    one: st.SearchStrategy[Any]
+    if field.type == FieldDescriptor.TYPE_MESSAGE:
+        one = messages(field.message_type._concrete_class, depth + 1)
+    elif field.type in INTEGERS:
+        one = INTEGERS[field.type]
+    elif field.type == FieldDescriptor.TYPE_STRING:
+        one = texts.filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text))
+    else:
+        one = st.booleans() if field.type == FieldDescriptor.TYPE_BOOL else floats
+    return st.lists(one, max_size=3) if field.is_repeated else one
+
+
+def look(found: Any) -> None:
+    """Does with a result what people do with it."""
+    for shown in found if isinstance(found, list | tuple) else [found]:
+        assert clean(repr(shown))
+        if hasattr(shown, "_repr_html_"):
+            assert clean(shown._repr_html_())
+        if isinstance(shown, Circuit):
+            assert clean(shown.to_dot())
+            assert clean("".join(map(str, shown.edges)))
+            shown.to_networkx()
+            shown.canonical_bytes()
+        if dataclasses.is_dataclass(shown) and not isinstance(shown, Circuit):
+            texts = [value for value in vars(shown).values() if isinstance(value, str)]
+            assert all(map(clean, texts))
+
+
+def outcome(act: Callable[[], Any]) -> Exception | None:
+    """The error with which something ends, if it is one that may come up."""
+    try:
+        act()
+    except (PahqError, TimeoutError) as error:
+        return error
+    return None
+
+
+# What a client may ask for, as flows: with them no socket is needed.
+ACTIONS: dict[str, Callable[[ClientFlows], Any]] = {
+    "models": lambda c: c.models(),
+    "server_info": lambda c: c.server_info(),
+    "evaluate": lambda c: c.evaluate("m", "ioi", ["m0->logits"], {}),
+    "estimate": lambda c: c.estimate(_request()),
+    "discover": lambda c: c.discover(_request(), 60.0, lambda event: look(event)),
+    "jobs": lambda c: c.jobs(None),
+    "info": lambda c: c.job("users/me/discoveries/0").info(),
+    "result": lambda c: c.job("users/me/discoveries/0").result(60.0, None),
+    "cancel": lambda c: c.job("users/me/discoveries/0").cancel(None),
+    "session": lambda c: _session(c),
+}
+
+
+def _request() -> Any:
+    from pahq_client.request import DiscoveryRequest
+
+    return DiscoveryRequest("m", "ioi", 0.1)
+
+
+def _session(flows: ClientFlows) -> Any:
+    from pahq_client.request import SessionRequest
+
+    session = yield from flows.session(SessionRequest("m", "ioi"))
+    scores = yield from session.score([["m0->logits"]])
+    edges = session.edges
+    assert len(edges) == session.num_edges_total
+    yield from session.commit(["input->logits"], None)
+    return scores
+
+
+class Stream:
+    def close(self) -> None:
+        pass
+
+
+@given(st.data(), st.sampled_from(sorted(ACTIONS)))
+@settings(max_examples=1500, suppress_health_check=list(HealthCheck))
+def test_any_messages(data: st.DataObject, action: str) -> None:
+    """Whatever is in the messages: a result that can be looked at, or an error of this package."""
+    opened: list[Any] = []
+
+    def perform(operation: Operation) -> Any:
+        if isinstance(operation, Pause):
+            assert 0 <= operation.seconds <= 1000
+            return None
+        if isinstance(operation, Open):
+            opened.append(operation.rpc)
+            if len(opened) > 8:
+                raise ResourceExhausted("enough")
+            return Stream()
+        if isinstance(operation, Call):
+            return data.draw(messages(RESPONSES[operation.rpc.name]))
+        assert isinstance(operation, Read)
+        return data.draw(st.none() | messages(RESPONSES[opened[-1].name]))
+
+    flows = ClientFlows(Calls("h:1", 1.0, Backoff(2, 0.001)))
+    assert clean(str(outcome(lambda: look(drive(ACTIONS[action](flows), perform)))))
+
+
+# Over sockets: bytes that are no messages.
+
+
+class RawServer(grpc.GenericRpcHandler):
+    """Answers every call with the bytes that a test sets."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[bytes]] = {}
+        self._pool = ThreadPoolExecutor(8)
+        self._server = grpc.server(self._pool)
+        self._server.add_generic_rpc_handlers((self,))
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        name = details.method.rpartition("/")[2]
+        if name in ("WatchDiscovery", "GetCircuit"):
+            return grpc.unary_stream_rpc_method_handler(lambda request, context: iter(self.answers[name]))
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: self.answers[name][0])
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+        self._pool.shutdown()
+
+
+def good() -> dict[str, list[Message]]:
+    """Right answers, to be damaged."""
+    graph = circuit_pb2.Graph(layers=1, heads=2, kv_heads=1, kv_receivers="group", mlps=True)
+    job = pb.Discovery(name="users/me/discoveries/0", state=pb.DISCOVERY_STATE_SUCCEEDED)
+    job.create_time.seconds = 1_700_000_000
+    end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.DISCOVERY_STATE_SUCCEEDED)
+    session = patching_pb2.Session(
+        name="users/me/sessions/0", graph=graph, num_edges_total=11, max_hypotheses=5
+    )
+    return {
+        "ListModels": [model_pb2.ListModelsResponse(models=[model_pb2.Model(name="demo", layers=4)])],
+        "GetServerInfo": [
+            server_pb2.GetServerInfoResponse(server_info=server_pb2.ServerInfo(version="1", metrics=["l2"]))
+        ],
+        "CreateDiscovery": [pb.CreateDiscoveryResponse(discovery=job)],
+        "GetDiscovery": [pb.GetDiscoveryResponse(discovery=job)],
+        "CancelDiscovery": [pb.CancelDiscoveryResponse(discovery=job)],
+        "ListDiscoveries": [pb.ListDiscoveriesResponse(discoveries=[job])],
+        "WatchDiscovery": [pb.WatchDiscoveryResponse(event=end)],
+        "GetCircuit": list(circuit_pages()),
+        "OpenSession": [patching_pb2.OpenSessionResponse(session=session)],
+        "ScoreCircuits": [patching_pb2.ScoreCircuitsResponse(metrics=[1.0])],
+        "CommitCircuit": [patching_pb2.CommitCircuitResponse(num_edges=10)],
+        "CloseSession": [patching_pb2.CloseSessionResponse()],
+    }
+
+
+def damaged(answer: bytes, random: random.Random) -> bytes:
+    """The answer with some bytes changed, lost, doubled or made up."""
+    data = bytearray(answer)
+    for _ in range(random.randint(1, 4)):
+        place = random.randint(0, len(data))
+        match random.randint(0, 4):
+            case 0:
+                data[place:place] = random.randbytes(random.randint(1, 9))
+            case 1:
+                del data[place : place + random.randint(1, 9)]
+            case 2 if place < len(data):
+                data[place] ^= 1 << random.randint(0, 7)
+            case 3:
+                data[place:place] = data[: random.randint(0, 40)]
+            case _:
+                data[place : place + 9] = b"\xff" * 9 + b"\x01"
+    return bytes(data)
+
+
+CALLS: dict[str, Callable[[Client], Any]] = {
+    "models": lambda c: c.models(),
+    "server_info": lambda c: c.server_info(),
+    "discover": lambda c: c.discover("m", "ioi", 0.1, timeout=5, progress=lambda event: look(event)),
+    "jobs": lambda c: [job.latest for job in c.jobs()],
+    "cancel": lambda c: c.job("users/me/discoveries/0").cancel(),
+    "session": lambda c: _used(c.session("m", "ioi")),
+}
+
+
+def _used(session: Session) -> Any:
+    scores, edges = session.score([["m0->logits"]]), session.edges
+    session.commit(removed=[edges[0]] if edges else [])
+    session.close()
+    return scores
+
+
+def test_damaged_bytes() -> None:
+    rng, server = random.Random(5), RawServer()
+    answers = good()
+    right, wrong = 0, 0
+    try:
+        with Client(server.address, timeout=5, backoff=Backoff(1, 0.001, 0.001)) as client:
+            for number in range(600):
+                server.answers = {
+                    name: [m.SerializeToString() for m in some] for name, some in answers.items()
+                }
+                if number >= len(CALLS):  # the first ones are as they should be
+                    name = rng.choice(sorted(answers))
+                    server.answers[name] = [damaged(part, rng) for part in server.answers[name]]
+                call = CALLS[sorted(CALLS)[number % len(CALLS)]]
+                error = outcome(lambda call=call: look(call(client)))  # type: ignore[misc]
+                assert error is None or number >= len(CALLS), error
+                assert clean(str(error))
+                right, wrong = right + (error is None), wrong + (error is not None)
+    finally:
+        server.stop()
+    assert right > 100  # else the damage would hide what is behind it
+    assert wrong > 50
+
+
+def test_damaged_bytes_of_an_asynchronous_client() -> None:
+    server = RawServer()
+    server.answers = {"ListModels": [b"\xff" * 20], "GetCircuit": [b"\x0a\xff\xff\xff\xff\x0f"]}
+    job = pb.Discovery(name="a", state=pb.DISCOVERY_STATE_SUCCEEDED)
+    server.answers["GetDiscovery"] = [pb.GetDiscoveryResponse(discovery=job).SerializeToString()]
+
+    async def main() -> None:
+        async with AsyncClient(server.address, timeout=5) as client:
+            with pytest.raises(ServerFault):
+                await client.models()
+            with pytest.raises(ServerFault):
+                await client.job("users/me/discoveries/0").result()
+
+    try:
+        asyncio.run(main())
+    finally:
+        server.stop()
+
+
+# What each kind of malice comes to.
+
+
+def test_names_are_checked_like_those_of_files(client: Client, server: FakeServer) -> None:
+    job = client.submit("demo", "ioi")
+    for change, words in (
+        (lambda p: setattr(p[1].edges[0], "source", EVIL), "not in its graph"),
+        (lambda p: setattr(p[1].edges[0], "source", "a2.h0"), "not in its graph"),
+        (lambda p: setattr(p[1].edges[0], "target", "a0.h0<q>"), "not in its graph"),
+        (lambda p: setattr(p[1].edges[0], "source", "a00.h1"), "not in its graph"),
+        (lambda p: setattr(p[1].edges[0], "source", f"m{'9' * 5000}"), "not in its graph"),
+        (lambda p: p[2].edges.append(p[1].edges[0]), "twice"),
+        (lambda p: setattr(p[1].verdicts[0], "subject", EVIL), "not in its graph"),
+        (lambda p: setattr(p[1].verdicts[0], "gate", False), "not in its graph"),
+        (lambda p: p[0].summary.gates_kept.append("a9.h0<q>"), "not in its graph"),
+        (lambda p: setattr(p[1].edges[0], "score", math.nan), "finite"),
+        (lambda p: setattr(p[1].verdicts[0], "delta", math.inf), "finite"),
+        (lambda p: setattr(p[0].summary.metric, "empty", math.nan), "finite"),
+        (lambda p: setattr(p[0].summary, "num_edges_total", -1), "negative"),
+        (lambda p: p.pop(), "did not arrive whole"),
+        (lambda p: setattr(p[0].summary.graph, "layers", 10**9), "from 0 to 10000"),
+        (lambda p: setattr(p[0].summary.graph, "heads", -1), "from 0 to 10000"),
+        (lambda p: setattr(p[0].summary.graph, "kv_receivers", EVIL), "kv_receivers"),
+        (lambda p: setattr(p[0].summary, "provenance_run_json", "[" * 100_000), "levels deep"),
+        (
+            lambda p: setattr(p[0].summary, "provenance_run_json", '{"a":' * 200 + "1" + "}" * 200),
+            "levels deep",
+        ),
+        (lambda p: p.append(pb.GetCircuitResponse(summary=p[0].summary)), "two summaries"),
+        (lambda p: p.extend([pb.GetCircuitResponse()] * 2000), "hold nothing"),
+    ):
+        server.pages = circuit_pages()
+        change(server.pages)  # type: ignore[no-untyped-call]
+        with pytest.raises(ServerFault, match=words) as raised:
+            job.result()
+        assert clean(str(raised.value))
+    server.pages = circuit_pages()
+    assert len(job.result().edges) == 2
+
+
+def test_a_circuit_without_end_is_left_before_it_is_all_there(
+    client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "MOST_EDGES", 100)
+    job = client.submit("demo", "ioi")
+    sent = []
+
+    def pages() -> Iterator[pb.GetCircuitResponse]:
+        summary = circuit_pages()[0]
+        summary.summary.graph.CopyFrom(
+            circuit_pb2.Graph(layers=9999, heads=1, kv_heads=1, kv_receivers="query")
+        )
+        yield summary
+        for layer in range(9999):
+            sent.append(layer)
+            yield pb.GetCircuitResponse(edges=[circuit_pb2.Edge(source=f"a{layer}.h0", target="logits")])
+
+    server.pages = pages()  # type: ignore[assignment]
+    with pytest.raises(ServerFault, match="more than 100 edges"):
+        job.result()
+
+
+def test_a_graph_that_nobody_could_list(client: Client, server: FakeServer) -> None:
+    """Only counted: its names would take more memory than there is."""
+    server.session.graph.layers = 10**9
+    with pytest.raises(ServerFault, match="layers"):
+        client.session("demo", "ioi")
+    server.session.graph.layers = server.session.graph.heads = 10_000
+    with pytest.raises(ServerFault, match="this client"):
+        print(client.session("demo", "ioi").edges)
+    graph = Graph(10_000, 10_000, 1, "group", False, True)
+    server.session.num_edges_total = graph.num_edges
+    with pytest.raises(InvalidRequest, match="at most 20000000 can be listed"):
+        print(client.session("demo", "ioi").edges)
+    for wrong in (10**9, -1, 10**30, "3", 2.0, True):
+        with pytest.raises(InvalidRequest, match=r"graph\.layers"):
+            Graph(wrong, 1, 1, "group", False)  # type: ignore[arg-type]
+
+
+def test_one_shared_receiver_of_many_heads_is_no_bomb(circuit: Circuit) -> None:
+    graph = Graph(10_000, 10_000, 1, "group", False, True)
+    edges = tuple(wire.Edge(f"a0.h{i}", f"a{j}.g0<v>") for i in range(30) for j in range(1, 31))
+    big = dataclasses.replace(circuit, graph=graph, edges=edges)
+    for draw in (big.to_dot, big.to_networkx):
+        with pytest.raises(InvalidRequest, match="9000000 arrows"):
+            draw()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seconds", 1 << 62),
+        ("seconds", -(1 << 62)),
+        ("seconds", 253402300799),
+        ("seconds", -1),
+        ("nanos", -5),
+        ("nanos", 2**31 - 1),
+    ],
+)
+def test_times_that_are_none(client: Client, server: FakeServer, field: str, value: int) -> None:
+    job = client.submit("demo", "ioi")
+    event = server.jobs[job.name].events[-1]
+    event.queue_position = 1
+    setattr(event.estimated_start_time, field, value)
+    with pytest.raises(ServerFault, match="estimated_start_time"):
+        list(job.watch())
+    with pytest.raises(ServerFault, match="estimated_start_time"):
+        job.cancel()
+
+
+@pytest.mark.parametrize("eta", [math.inf, -math.inf, math.nan, -12_917.0, 1e300])
+def test_a_time_left_that_is_none(client: Client, server: FakeServer, eta: float) -> None:
+    job = client.submit("demo", "ioi")
+    for event in server.jobs[job.name].events:
+        event.progress.eta_seconds = eta
+    known = [event.eta_s for event in job.watch()]
+    assert known == ([1e300] * 4 if eta == 1e300 else [None] * 4)
+    assert len(client.discover("demo", "ioi", progress=True).edges) == 2
+    assert main(["jobs", "--server", server.address]) == 0
+
+
+def _with_delay(seconds: int, nanos: int, reason: str) -> Any:
+    class Raised:
+        def raise_on(self, context: grpc.ServicerContext) -> None:
+            status = status_pb2.Status(code=Code.RESOURCE_EXHAUSTED.value[0], message=EVIL)
+            info = error_details_pb2.ErrorInfo(reason=reason, domain="pahq", metadata={"quota": EVIL})
+            delay = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=seconds, nanos=nanos))
+            for detail in (info, delay):
+                status.details.add().Pack(detail)
+            context.abort_with_status(rpc_status.to_status(status))
+
+    return Raised()
+
+
+@pytest.mark.parametrize("reason", ["RATE_LIMITED", "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"])
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "kept"),
+    [
+        (1 << 62, 0, 86_400.0),
+        (-(1 << 62), 0, 0.0),
+        (3, -2_000_000_000, 1.0),
+        (0, -5, 0.0),
+        (90_000, 0, 86_400.0),
+    ],
+)
+def test_pauses_that_nobody_could_keep(
+    client: Client, server: FakeServer, reason: str, seconds: int, nanos: int, kept: float
+) -> None:
+    """Also by a watch, which has all the time of the world."""
+    job = client.submit("demo", "ioi")
+    fault = _with_delay(seconds, nanos, reason)
+    if reason == "RATE_LIMITED" and kept < 10:  # then it waits that long, and goes on
+        server.faults["GetServerInfo"] = [fault]
+        assert client.server_info().version == "9.9"
+        return
+    for method, call in (
+        ("GetServerInfo", client.server_info),
+        ("WatchDiscovery", lambda: list(job.watch())),
+    ):
+        server.faults[method] = [fault]
+        with pytest.raises(RateLimited if reason == "RATE_LIMITED" else ResourceExhausted) as raised:
+            call()
+        assert raised.value.retry_after == kept
+        assert clean(str(raised.value))
+
+
+def test_damaged_details_of_an_error(client: Client, server: FakeServer) -> None:
+    class Raised:
+        def raise_on(self, context: grpc.ServicerContext) -> None:
+            status = status_pb2.Status(code=Code.NOT_FOUND.value[0], message="no x")
+            status.details.add(type_url="type.googleapis.com/google.rpc.ErrorInfo", value=b"\xff\xff\xff")
+            context.abort_with_status(rpc_status.to_status(status))
+
+    server.faults["GetServerInfo"] = [Raised()]  # type: ignore[list-item]
+    with pytest.raises(PahqError, match="no x"):
+        client.server_info()
+
+
+def test_a_list_that_begins_again_has_no_end(client: Client, server: FakeServer) -> None:
+    token = ["again"]
+
+    def listed(request: Any, context: Any) -> Any:
+        server._enter("ListDiscoveries", request, context)
+        return pb.ListDiscoveriesResponse(
+            discoveries=[pb.Discovery(name="a", state=pb.DISCOVERY_STATE_SUCCEEDED)] * count[0],
+            next_page_token=token[0] or str(len(server.calls)),
+        )
+
+    count = [1]
+    server.replies["ListDiscoveries"] = listed
+    with pytest.raises(ServerFault, match="no end"):
+        client.jobs()
+    assert len(server.called("ListDiscoveries")) == 2
+    assert len(client.jobs(limit=1)) == 1  # what was asked for is there
+    token[0], count[0] = "", 0  # always another page, never anything on it
+    with pytest.raises(ServerFault, match="no end"):
+        client.jobs()
+    count[0] = 3
+    with pytest.raises(ServerFault, match="sent 3 discoveries, asked for 2"):
+        client.jobs(limit=2)
+
+
+def test_lists_have_a_limit(client: Client, server: FakeServer) -> None:
+    server.replies["ListModels"] = lambda request, context: model_pb2.ListModelsResponse(
+        models=[model_pb2.Model()] * 100_000
+    )
+    with pytest.raises(ServerFault, match="100000 models"):
+        client.models()
+    server.replies["ListModels"] = lambda request, context: model_pb2.ListModelsResponse(
+        models=[model_pb2.Model(name=EVIL)]
+    )
+    with pytest.raises(ServerFault, match="a name that cannot be one"):
+        client.models()
+    server.replies["GetServerInfo"] = lambda request, context: server_pb2.GetServerInfoResponse(
+        server_info=server_pb2.ServerInfo(metrics=["l2"] * 100_000)
+    )
+    with pytest.raises(ServerFault, match="100000 metrics"):
+        client.server_info()
+
+
+def test_a_flood_of_events_waits_for_its_reader(threads_client: Client, server: FakeServer) -> None:
+    """The server is held up once the reader's inbox and gRPC's window are full, however long nobody reads."""
+    job = threads_client.submit("demo", "ioi")
+    sent, stalled = [0], threading.Event()
+
+    def flood(request: Any, context: Any) -> Iterator[Any]:
+        event = pb.Event(
+            kind=pb.EVENT_KIND_PROGRESS, state=pb.DISCOVERY_STATE_RUNNING, error_message="x" * 1_000_000
+        )
+        while context.is_active():
+            sent[0] += 1
+            event.sequence = sent[0]
+            yield pb.WatchDiscoveryResponse(event=event)
+
+    server.replies["WatchDiscovery"] = flood
+    events = job.watch()
+    next(events)
+    before = -1
+    while before != sent[0] and sent[0] < 300:  # until it does not go on any more
+        before = sent[0]
+        stalled.wait(1.0)
+    assert sent[0] < 100  # megabytes; without a limit it would go on for ever
+    assert [next(events).sequence for _ in range(20)] == list(range(2, 22))
+    events.close()  # type: ignore[attr-defined]
+
+
+def test_a_reader_that_leaves_lets_its_thread_go() -> None:
+    class EndlessCall:
+        def __iter__(self) -> Iterator[int]:
+            while not cancelled.is_set():
+                made.append(1)
+                yield 1
+
+        def cancel(self) -> None:
+            cancelled.set()
+
+    made: list[int] = []
+    cancelled = threading.Event()
+    reader = StreamReader(EndlessCall)
+    assert reader.read() == 1
+    while len(made) < INBOX + 2:  # as many as it takes before it waits: one read, the inbox, one in its hands
+        threading.Event().wait(0.01)
+    threading.Event().wait(0.2)
+    assert len(made) == INBOX + 2
+    reader.close()
+    reader._thread.join()
+
+
+def test_compressed_answers_are_not_unpacked() -> None:
+    """A megabyte of zeros is a kilobyte on its way: a server could send any number of those."""
+    handler = grpc.method_handlers_generic_handler(
+        "pahq.v1.ModelService",
+        {
+            "ListModels": grpc.unary_unary_rpc_method_handler(
+                lambda request, context: bytes(1 << 20), response_serializer=None
+            )
+        },
+    )
+    pool = ThreadPoolExecutor(2)
+    server = grpc.server(pool, compression=grpc.Compression.Gzip)
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with Client(f"127.0.0.1:{port}", backoff=Backoff(0)) as client, pytest.raises(PahqError):
+            client.models()
+    finally:
+        server.stop(None).wait()
+        pool.shutdown()
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, 1e12])
+def test_a_limit_beyond_all_clocks_is_none(server: FakeServer, timeout: float) -> None:
+    with Client(server.address, timeout=timeout) as client:
+        assert client.server_info().version == "9.9"
+
+    async def ask() -> str:
+        async with AsyncClient(server.address, timeout=timeout) as client:
+            return (await client.server_info()).version
+
+    assert asyncio.run(ask()) == "9.9"
+
+
+def test_an_error_has_one_traceback(client: Client, server: FakeServer) -> None:
+    def errors() -> Iterator[BaseException]:
+        job = client.submit("demo", "ioi")
+        server.faults["GetServerInfo"] = [Fault(Code.INTERNAL)]
+        server.faults["WatchDiscovery"] = [Fault(Code.PERMISSION_DENIED)]
+        server.faults["GetCircuit"] = [Fault(Code.PERMISSION_DENIED)]
+        server.faults["OpenSession"] = [Fault(Code.INVALID_ARGUMENT)]
+        for call in (
+            client.server_info,
+            lambda: list(job.watch()),
+            job.result,
+            lambda: client.session("demo", "ioi"),
+            lambda: client.submit("demo", 3),  # type: ignore[arg-type]
+            lambda: client.evaluate("demo", "ioi", 3),  # type: ignore[arg-type]
+            lambda: client.job("users/me/discoveries/none").state,
+        ):
+            with pytest.raises(PahqError) as raised:
+                call()  # type: ignore[operator]
+            yield raised.value
+
+    for error in errors():
+        assert "".join(traceback.format_exception(error)).count("Traceback") == 1, error
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["models"],
+        ["info"],
+        ["jobs"],
+        ["show", "users/me/discoveries/evil"],
+        ["watch", "users/me/discoveries/evil"],
+        ["cancel", "users/me/discoveries/evil"],
+        ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1"],
+        ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--detach"],
+        ["evaluate", "--circuit", "c.json", "--model", "demo", "--task", "ioi"],
+    ],
+)
+@pytest.mark.parametrize("json", [False, True])
+def test_the_command_prints_nothing_that_a_terminal_would_obey(
+    command: list[str],
+    json: bool,
+    server: FakeServer,
+    circuit: Circuit,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    circuit.save("c.json")
+    name = "users/me/discoveries/evil"
+    spec = pb.DiscoverySpec(method=EVIL)
+    spec.measurement.model = spec.measurement.metric = EVIL
+    job = pb.Discovery(name=name, spec=spec, state=pb.DISCOVERY_STATE_FAILED, error_message=EVIL)
+    job.progress.total = 5
+    event = pb.Event(sequence=1, kind=pb.EVENT_KIND_END, state=pb.DISCOVERY_STATE_FAILED, error_message=EVIL)
+    metric = circuit_pb2.Metric(name=EVIL, value=1.0, full=0.0, empty=2.0)
+    replies: dict[str, Any] = {
+        "ListModels": model_pb2.ListModelsResponse(
+            models=[model_pb2.Model(name="demo", architecture=EVIL, revision=EVIL)]
+        ),
+        "GetServerInfo": server_pb2.GetServerInfoResponse(
+            server_info=server_pb2.ServerInfo(version=EVIL, device=EVIL, methods=[EVIL, EVIL])
+        ),
+        "CreateDiscovery": pb.CreateDiscoveryResponse(discovery=job),
+        "GetDiscovery": pb.GetDiscoveryResponse(discovery=job),
+        "CancelDiscovery": pb.CancelDiscoveryResponse(discovery=job),
+        "ListDiscoveries": pb.ListDiscoveriesResponse(discoveries=[job]),
+        "WatchDiscovery": iter([pb.WatchDiscoveryResponse(event=event)]),
+        "EvaluateCircuit": pb.EvaluateCircuitResponse(metric=metric),
+    }
+    server.replies.update({key: lambda request, context, r=reply: r for key, reply in replies.items()})
+    main([*command, "--server", server.address, *(["--json"] if json else [])])
+    out, err = capsys.readouterr()
+    # The bar moves the cursor by sequences of its own.
+    assert clean(out)
+    assert "pwned" not in err or "\\x1b]0;pwned" in err
+    assert "\u202e" not in err
+    assert "\x9b" not in err
+    assert "\x07" not in err
