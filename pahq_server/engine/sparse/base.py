@@ -70,6 +70,7 @@ class Base:
         # Differences of the last batch of cuts: the next batch of a chain goes on from them.
         self.known_cuts: dict[tuple[int, object], dict[Pattern, Tensor]] = {}
         self._changed = changed
+        self._mean_logit_change: Tensor | None = None
         # What `_hears_all` has found.
         self._whole: dict[int, bool] = {}
         # Per receiver, the base that holds its state.
@@ -230,6 +231,13 @@ class Base:
 
         owner = self.owner(self.graph.logits)
         return changes() if owner.frugal else owner._own.kept(self.graph.layers, "logits", changes)
+
+    def mean_logit_change(self, full_ND: Tensor, p_NU: Tensor) -> Tensor:
+        """The mean of `logit_changes` under the full model's probabilities: [N]."""
+        owner = self.owner(self.graph.logits)
+        if owner._mean_logit_change is None:
+            owner._mean_logit_change = sums(self.logit_changes(full_ND) * p_NU)
+        return owner._mean_logit_change
 
     def state(self, receiver: int) -> State:
         holder = self._holders.get(receiver)

@@ -145,7 +145,8 @@ class SparseExecutor:
             n_of_bases = self.weights.normed(x_VND[: len(used)])
             of_bases = [partial(bases[number].logit_changes, self._full_ND) for number in used]
             moved_VND = n_VND - n_of_bases[as_tensor(of_value, n_VND.device)]
-            changes = RoundedChanges(of_bases, of_value.tolist(), moved_VND, self.maps)
+            means = [partial(bases[number].mean_logit_change, self._full_ND) for number in used]
+            changes = RoundedChanges(of_bases, means, of_value.tolist(), moved_VND, self.maps)
         values = self._metric(dn_VND, changes).tolist()
         return [finite(values[i]) for i in index]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.engine.sparse.maps import Maps, Unembedding
-from pahq_server.engine.sparse.variants import runs
+from pahq_server.engine.sparse.variants import as_tensor, runs
 from pahq_server.precision import products
 from pahq_server.precision.products import matmul
 
@@ -59,15 +59,22 @@ class RoundedChanges:
 
     Args:
         of_bases: give the differences of the bases' logits, [N, U] each, for metrics that read them.
+        means: give the means of these, [N] each, for probabilities [N, U].
         base: per row, the number of its base among them: int64, [V].
         dn: difference of the unembedding's input from the base's, [V, N, D].
         maps: the policy's.
     """
 
     def __init__(
-        self, of_bases: Sequence[Callable[[], Tensor]], base: Sequence[int], dn: Tensor, maps: Maps
+        self,
+        of_bases: Sequence[Callable[[], Tensor]],
+        means: Sequence[Callable[[Tensor], Tensor]],
+        base: Sequence[int],
+        dn: Tensor,
+        maps: Maps,
     ) -> None:
-        self._of_bases, self._base, self._dn, self._maps = of_bases, np.asarray(base), dn, maps
+        self._of_bases, self._means = of_bases, means
+        self._base, self._dn, self._maps = np.asarray(base), dn, maps
 
     @cached_property
     def _known(self) -> list[Tensor]:
@@ -85,5 +92,6 @@ class RoundedChanges:
         return changes
 
     def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
-        of_bases = torch.stack([products.sums(known * p_NU) for known in self._known])
-        return products.sums(self._unembedding.values() * read_ND) + of_bases[self._base]
+        of_bases = torch.stack([mean(p_NU) for mean in self._means])
+        own = products.sums(self._unembedding.values() * read_ND)
+        return own + of_bases[as_tensor(self._base, own.device)]
