@@ -32,8 +32,9 @@ def slow_policy(arch: Architecture, task: TokenTask, graph: Graph, precision: st
     least, most = slowdown(arch, graph, len(task.clean), max(map(len, task.clean)))
     times = f"{_factor(least)} to {_factor(most)} times"
     return (
-        f"Precision {precision!r} computes every circuit from scratch: {times} the operations that 'fp32' needs "
-        "in a search. It is there for comparison; 'bf16' and 'pahq-int8' are not slower than 'fp32'.",
+        f"Precision {precision!r} computes every circuit from scratch: {times} the operations that 'fp32' "
+        "needs in a search. It is there for comparison; 'bf16' and 'pahq-int8' are about as fast as 'fp32', "
+        "or faster.",
     )
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -120,7 +121,7 @@ def narrow_search() -> dict[str, Figures]:
         for _ in range(NARROW_ROUNDS):
             for name, taken in seconds.items():
                 job = opened(name)  # without bases of an earlier round
-                taken.append(measure.cpu_seconds(lambda job=job: score_all(job, batches), 1))  # type: ignore[misc]
+                taken.append(measure.cpu_seconds(partial(score_all, job, batches)))
                 job.release()
         results[str(seed)] = ratios(seconds)
     return results
