@@ -29,7 +29,7 @@ from pahq_server.core.grouping import in_groups
 from pahq_server.core.task import TaskSpec, TokenizedText, TokenTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
-from pahq_server.engine.estimating import Estimator
+from pahq_server.engine.estimating import Estimator, slow_policy
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
 from pahq_server.engine.sizing import DEFAULT_SHARE, job_bytes, token_bytes
 from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
@@ -162,7 +162,7 @@ class ModelEngine:
             own_current,
             arch.causal,
             resolved.prompts,
-            resolved.warnings,
+            (*resolved.warnings, *slow_policy(arch, task, graph, measurement.precision)),
         )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:

@@ -8,10 +8,38 @@ from dataclasses import fields
 from torch import Tensor
 
 from pahq_server.core.engine import Estimate, Prepared
-from pahq_server.engine.operations import BOOKKEEPING_S, least_operations, measured_gflops, most_operations
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import TokenTask
+from pahq_server.engine.operations import (
+    BOOKKEEPING_S,
+    least_operations,
+    measured_gflops,
+    most_operations,
+    slowdown,
+    whole_operations,
+)
 from pahq_server.engine.sizing import BYTES, job_bytes
+from pahq_server.models.architecture import Architecture
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
+from pahq_server.precision.policy import POLICIES
+
+
+def slow_policy(arch: Architecture, task: TokenTask, graph: Graph, precision: str) -> tuple[str, ...]:
+    """A warning for a policy under which every circuit is computed from scratch; none for others."""
+    if POLICIES[precision].operand != "activations":
+        return ()
+    least, most = slowdown(arch, graph, len(task.clean), max(map(len, task.clean)))
+    times = f"{_factor(least)} to {_factor(most)} times"
+    return (
+        f"Precision {precision!r} computes every circuit from scratch: {times} the operations that 'fp32' "
+        "needs in a search. It is there for comparison; 'bf16' and 'pahq-int8' are about as fast as 'fp32', "
+        "or faster.",
+    )
+
+
+def _factor(value: float) -> str:
+    return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
 class Estimator:
@@ -30,6 +58,9 @@ class Estimator:
         rate = self._operations_s
         least = least_operations(arch, prompts, tokens) * graph.num_edges / rate
         most = most_operations(arch, graph, prompts, tokens) / rate + BOOKKEEPING_S * graph.num_edges
+        if POLICIES[prepared.measurement.precision].operand == "activations":
+            least = whole_operations(arch, graph, prompts, tokens) * graph.num_edges / rate
+            most = least + BOOKKEEPING_S * graph.num_edges
         streams = isinstance(loaded, ResidentModel) and prepared.measurement.precision == "fp32"
         if isinstance(loaded, ResidentModel) and streams:
             # At worst, every evaluation is a batch of its own and reaches every layer.

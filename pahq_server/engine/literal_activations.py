@@ -118,9 +118,10 @@ class RoundedMaps:
 
         With ``exact_inputs`` only weights are rounded.
         """
-        form = self._policy.head_inputs if name in ATTENTION else self._policy.inputs
+        rounded, policy = self._rounded[name, layer], self._policy
+        form = policy.head_inputs if name in ATTENTION else policy.inputs_of(rounded.numel())
         form = Format.FP32 if exact_inputs else form
-        y = product(rounded_inputs(x, form, self._policy.terms), self._rounded[name, layer])
+        y = product(rounded_inputs(x, form, policy.terms), rounded)
         exact = [unit for *place, unit in promoted if place == [name, layer]]
         if exact:
             y[exact] = product(x, matrix(self._weights, name, layer))[exact]

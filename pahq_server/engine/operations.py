@@ -50,6 +50,27 @@ def most_operations(arch: Architecture, graph: Graph, prompts: int, tokens: int)
     return total
 
 
+def whole_operations(arch: Architecture, graph: Graph, prompts: int, tokens: int) -> int:
+    """Of an evaluation that shares nothing with others: the whole model, and every receiver's own input."""
+    places = prompts * tokens
+    mlp = (6 if arch.gated else 4) * places * arch.d_mlp * arch.d_model
+    heads = (graph.heads + 2 * graph.kv_units) * _projection(arch, places)
+    layer = heads + graph.heads * _attention(arch, places, tokens) + mlp
+    inputs = 2 * graph.num_edges * places * arch.d_model
+    return arch.layers * layer + inputs + _unembedding(arch, prompts)
+
+
+def slowdown(arch: Architecture, graph: Graph, prompts: int, tokens: int) -> tuple[float, float]:
+    """How many times the operations of an evaluation in ``fp32`` one takes that shares nothing, in a search.
+
+    Between bounds: what an evaluation in ``fp32`` needs is between `least_operations` and, on average over
+    all edges, `most_operations`.
+    """
+    whole = whole_operations(arch, graph, prompts, tokens)
+    most = most_operations(arch, graph, prompts, tokens) / graph.num_edges
+    return whole / most, whole / least_operations(arch, prompts, tokens)
+
+
 def _unembedding(arch: Architecture, places: int) -> int:
     return 2 * places * arch.d_model * arch.output_vocabulary
 

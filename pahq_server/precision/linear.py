@@ -6,6 +6,7 @@ exact in whatever way they are computed, and the others go through `products.mat
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 
@@ -46,17 +47,62 @@ def linear(x: Tensor, w: Tensor | Quantized, inputs: Format, terms: int = 1) -> 
     """
     if isinstance(w, Tensor):
         return matmul(x, w)
-    assert inputs is Format.FP32 or DTYPES[inputs] is w.data.dtype
-    flat = x.reshape(-1, x.shape[-1]).contiguous()
-    if not flat.numel():
-        product = flat.new_zeros(len(flat), w.scale.shape[-1])
-    elif inputs is Format.FP32:
-        product = _by_floats(flat, w)
-    elif inputs is Format.INT8:
-        product = _int8(flat, w, terms)
+    flat, (rows, outputs) = x.reshape(-1, x.shape[-1]).contiguous(), w.data.shape
+    if inputs is Format.INT8 and flat.numel() > LARGE_INPUTS and rows > outputs:
+        parts = flat.split(LARGE_INPUTS // rows)
+        product = torch.cat([Operand.of(part, inputs, terms).times(w) for part in parts])
     else:
-        product = _e4m3(flat, w, terms)
-    return product.view(*x.shape[:-1], w.scale.shape[-1])
+        product = Operand.of(flat, inputs, terms).times(w)
+    return product.view(*x.shape[:-1], outputs)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Rows that are rounded once, and multiplied with any number of matrices.
+
+    Args:
+        inputs: as for `linear`.
+        x: [N, I], where ``inputs`` is `Format.FP32`; else their numbers in that format, [terms, N, I].
+        scale: of each row, [N, 1]; None where ``inputs`` is `Format.FP32`.
+        dtype: of what was rounded, and of the products.
+    """
+
+    inputs: Format
+    x: Tensor
+    scale: Tensor | None
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, x: Tensor, inputs: Format, terms: int = 1) -> Operand:
+        """Rounds [N, I]; see `linear` for the arguments."""
+        if inputs is Format.FP32 or not x.numel():
+            return cls(Format.FP32, x, None, x.dtype)
+        data, scale = rounded_rows(x, inputs, terms)
+        return cls(inputs, data.view(terms, *x.shape), scale, x.dtype)
+
+    def rows(self, some: slice) -> Operand:
+        """Some of the rows."""
+        if self.scale is None:
+            return replace(self, x=self.x[some])
+        return replace(self, x=self.x[:, some], scale=self.scale[some])
+
+    def values(self) -> Tensor:
+        """What the rows stand for: [N, I]."""
+        if self.scale is None:
+            return self.x
+        terms = numbers(self.x.flatten(0, 1), self.dtype)
+        return _together(terms, len(self.x), self.inputs).mul_(self.scale)
+
+    def times(self, w: Quantized) -> Tensor:
+        """The product with a matrix [I, O] of the same format: [N, O]."""
+        if not self.x.numel():
+            return self.x.new_zeros(len(self.x), w.scale.shape[-1])
+        if self.scale is None:
+            return _by_floats(self.x, w)
+        assert DTYPES[self.inputs] is w.data.dtype
+        data, terms = self.x.flatten(0, 1), len(self.x)
+        product = _int8 if self.inputs is Format.INT8 else _e4m3
+        return product(data, self.scale, w, terms, self.dtype)
 
 
 def _by_floats(x: Tensor, w: Quantized) -> Tensor:
@@ -76,26 +122,21 @@ def _by_scaled_floats(x: Tensor, w: Quantized) -> Tensor:
     return matmul(x, floats).mul_(w.scale)
 
 
-def _int8(x: Tensor, w: Quantized, terms: int) -> Tensor:
-    """[N, O] for x [N, I]."""
-    inputs, outputs = w.data.shape
-    if x.numel() > LARGE_INPUTS and inputs > outputs:
-        return torch.cat([_int8(part, w, terms) for part in x.split(LARGE_INPUTS // inputs)])
-    data, scale = rounded_rows(x, Format.INT8, terms)
+def _int8(data: Tensor, scale: Tensor, w: Quantized, terms: int, dtype: torch.dtype) -> Tensor:
+    """[N, O] for the terms [terms * N, I] of rows and their scales [N, 1]."""
     sums = integer_matmul(data, w.data)
     # In place where the sizes allow it, as fresh memory costs more than the arithmetic.
-    floats = sums.view(x.dtype).copy_(sums) if x.dtype == torch.float32 else sums.to(x.dtype)
+    floats = sums.view(dtype).copy_(sums) if dtype == torch.float32 else sums.to(dtype)
     return _together(floats, terms, Format.INT8).mul_(w.scale).mul_(scale)
 
 
-def _e4m3(x: Tensor, w: Quantized, terms: int) -> Tensor:
-    """[N, O] for x [N, I]."""
-    data, scale = rounded_rows(x, Format.E4M3, terms)
-    if x.dtype == torch.float32 and _multiplies_e4m3(x.device):
+def _e4m3(data: Tensor, scale: Tensor, w: Quantized, terms: int, dtype: torch.dtype) -> Tensor:
+    """As `_int8`, for 8-bit floats."""
+    if dtype == torch.float32 and _multiplies_e4m3(data.device):
         products = _by_tensor_cores(data, w.data)
         return _together(products, terms, Format.E4M3).mul_(w.scale).mul_(scale)
     # Floats hold the sum of both terms.
-    floats = _together(numbers(data, x.dtype), terms, Format.E4M3)
+    floats = _together(numbers(data, dtype), terms, Format.E4M3)
     return _by_floats(floats, w).mul_(scale)
 
 

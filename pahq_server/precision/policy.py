@@ -6,6 +6,12 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
+# Of matrices with so many weights, writing differences as two 8-bit terms and putting their products together
+# takes longer than 8-bit arithmetic saves: there, differences are multiplied as they are, in float32, by the
+# rounded weights. Smaller matrices, of toy models, take no time either way and are treated as large ones, so
+# that what rounding does can be studied on them.
+SMALL_WEIGHTS = range(1 << 12, 1 << 17)
+
 # What linear maps act on: what a row changes against its base, or the activations themselves.
 Operand = Literal["differences", "activations"]
 
@@ -29,7 +35,7 @@ class Policy:
         mlps: the same for MLPs.
         ends: the same for embedding and unembedding.
         inputs: what inputs of MLPs and of the unembedding are rounded to, 8-bit formats with one scale per
-            token; maps in bfloat16 give bfloat16.
+            token; maps in bfloat16 give bfloat16. See `inputs_of` for those of small matrices.
         head_inputs: the same for inputs of attention heads' maps. These are too short for 8-bit arithmetic
             to gain anything: 64 numbers in or out take as long to round as to multiply.
         terms: as how many rounded numbers an input of an 8-bit format is written; see `rounded_rows`. One is
@@ -50,6 +56,10 @@ class Policy:
     promotes: bool
     head_inputs: Format = Format.FP32
     terms: int = 1
+
+    def inputs_of(self, weights: int) -> Format:
+        """What inputs of an MLP's map or of the unembedding are rounded to, by the number of its weights."""
+        return Format.FP32 if self.terms > 1 and weights in SMALL_WEIGHTS else self.inputs
 
 
 def _of_differences(name: str, weights: Format, inputs: Format, promotes: bool, terms: int = 1) -> Policy:

@@ -106,9 +106,14 @@ def rounded_rows(x: Tensor, form: Format, terms: int = 1) -> tuple[Tensor, Tenso
         return _nearest(scaled, form), scale
     data = torch.empty(2 * len(x), x.shape[-1], dtype=DTYPES[form], device=x.device)
     first, second = data.chunk(2)
-    first.copy_(scaled.round() if form is Format.INT8 else scaled)
-    rest = scaled.sub_(numbers(first, x.dtype)).mul_(FINER[form])
-    second.copy_(_nearest(rest, form))
+    if form is Format.INT8:
+        numbers_of_first = scaled.round()
+        first.copy_(numbers_of_first)
+    else:
+        first.copy_(scaled)
+        numbers_of_first = numbers(first, x.dtype)
+    rest = scaled.sub_(numbers_of_first).mul_(FINER[form])
+    second.copy_(rest.round_() if form is Format.INT8 else rest)
     return data, scale
 
 

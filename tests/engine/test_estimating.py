@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from pahq_server.core.task import BuiltinTask
 from pahq_server.demo import model_path
 from pahq_server.engine import estimating
 from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.operations import BOOKKEEPING_S
+from pahq_server.engine.operations import BOOKKEEPING_S, whole_operations
 from pahq_server.engine.sizing import job_bytes
 from pahq_server.models.loading import load
 from pahq_server.models.streaming import load_rounded
@@ -51,3 +52,49 @@ def test_full_precision_beside_rounded_weights_is_said_to_be_slower() -> None:
     assert not rounded.streams_weights
     assert streamed.most_seconds > rounded.most_seconds
     assert streamed.least_seconds == rounded.least_seconds
+
+
+@pytest.mark.parametrize("precision", ["paper", "rtn-int8", "rtn-fp8", "rtn-int8-weight"])
+def test_policies_that_compute_circuits_from_scratch_say_how_slow_that_is(precision: str) -> None:
+    engine = ModelEngine({"demo": load(str(model_path()))})
+    exact, slow = (engine.prepare(replace(MEASUREMENT, precision=p)) for p in ("fp32", precision))
+    (warning,) = slow.warnings
+    factors = re.search(r"scratch: ([\d.]+) to (\d+) times", warning)
+    assert repr(precision) in warning
+    assert factors is not None
+    assert 1 < float(factors[1]) < float(factors[2])
+    # The same counts, as times.
+    fp32, whole = engine.estimate(exact), engine.estimate(slow)
+    bookkeeping = BOOKKEEPING_S * exact.graph.num_edges
+    assert whole.least_seconds / fp32.least_seconds == pytest.approx(float(factors[2]), rel=0.1)
+    assert whole.least_seconds / (fp32.most_seconds - bookkeeping) == pytest.approx(
+        float(factors[1]), rel=0.1
+    )
+    assert whole.most_seconds == pytest.approx(whole.least_seconds + bookkeeping)
+
+
+@pytest.mark.parametrize("precision", [p.name for p in POLICIES.values() if p.operand == "differences"])
+def test_other_policies_are_not_slow(precision: str) -> None:
+    engine = ModelEngine({"demo": load(str(model_path()))})
+    assert engine.prepare(replace(MEASUREMENT, precision=precision)).warnings == ()
+
+
+def test_the_operations_of_a_whole_model_are_counted_one_by_one() -> None:
+    """By the shapes of all products of one pass: every receiver has an input and a projection of its own."""
+    arch = load(str(model_path())).model.architecture
+    graph, prompts, tokens = arch.graph("group"), 3, 5
+    products = [(prompts, arch.d_model, arch.output_vocabulary)]
+    for receiver in range(graph.num_receivers):
+        products.append((prompts * tokens, graph.upstream(receiver), arch.d_model))
+        if graph.receiver(receiver).kind in ("q", "k", "v"):
+            products.append((prompts * tokens, arch.d_model, arch.d_head))
+    for _ in range(arch.layers):
+        products += [
+            (prompts * tokens, arch.d_model, arch.d_mlp),
+            (prompts * tokens, arch.d_mlp, arch.d_model),
+        ]
+        for _ in range(arch.heads):
+            products += 2 * [(prompts * tokens, tokens, arch.d_head)]
+            products.append((prompts * tokens, arch.d_head, arch.d_model))
+    counted = sum(2 * rows * inputs * outputs for rows, inputs, outputs in products)
+    assert whole_operations(arch, graph, prompts, tokens) == counted

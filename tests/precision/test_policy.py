@@ -58,6 +58,17 @@ def test_differences_leave_inputs_of_heads_as_they_are() -> None:
         assert policy.operand == "activations" or policy.head_inputs is FP32
 
 
+@pytest.mark.parametrize("name", POLICIES)
+def test_inputs_of_small_matrices_are_not_written_as_two_terms(name: str) -> None:
+    """By a fixed rule: policy and model determine every bit."""
+    policy = POLICIES[name]
+    two_terms = name in ("pahq-int8", "pahq-fp8")
+    # Toy models; a model 128 wide with 512 hidden units; one that is 256 wide; the unembedding of the first.
+    for weights, small in ((12 * 48, False), (1 << 12, True), (128 * 512, True), (256 * 1024, False)):
+        assert policy.inputs_of(weights) is (FP32 if small and two_terms else policy.inputs)
+    assert policy.inputs_of(128 * 14019) is policy.inputs
+
+
 def test_formats_of_8_bits_are_known_in_full() -> None:
     assert set(DTYPES) == set(LARGEST) == set(FINER) == {INT8, E4M3}
     assert all(dtype.itemsize == 1 for dtype in DTYPES.values())

@@ -71,6 +71,7 @@ class Base:
         self.known_cuts: dict[tuple[int, object], dict[Pattern, Tensor]] = {}
         self._cut_bytes = 0
         self._changed = changed
+        self._mean_logit_change: Tensor | None = None
         # What `_hears_all` has found.
         self._whole: dict[int, bool] = {}
         # Per receiver, the base that holds its state.
@@ -256,6 +257,13 @@ class Base:
         owner = self.owner(self.graph.logits)
         return changes() if owner.frugal else owner._own.kept(self.graph.layers, "logits", changes)
 
+    def mean_logit_change(self, full_ND: Tensor, p_NU: Tensor) -> Tensor:
+        """The mean of `logit_changes` under the full model's probabilities: [N]."""
+        owner = self.owner(self.graph.logits)
+        if owner._mean_logit_change is None:
+            owner._mean_logit_change = sums(self.logit_changes(full_ND) * p_NU)
+        return owner._mean_logit_change
+
     def state(self, receiver: int) -> State:
         holder = self._holders.get(receiver)
         if holder is None:
@@ -278,12 +286,13 @@ class Base:
         kept = self._own.has(layer, ("x", receiver))
         x = self._own.get(layer, ("x", receiver)) if kept else self.x(receiver)
         # The inner products below need the same input: take them while it is there.
-        if self.composable(receiver):
-            for sender in self._kept_heads(receiver):
-                # Bases are derived in full precision, rows computed in that of the policy.
-                for low in (False, True) if self.weights.rounds else (False,):
-                    dots = matmul(x, self.weights.writes(sender, low).T)
-                    self._own.put(layer, ("dots", receiver, sender, low), dots)
+        heads = self._kept_heads(receiver) if self.composable(receiver) else []
+        # Bases are derived in full precision, rows computed in that of the policy.
+        for low in (False, True) if heads and self.weights.rounds else (False,) if heads else ():
+            writes = torch.cat([self.weights.writes(sender, low) for sender in heads])
+            dots = matmul(x, writes.T).split(self.weights.arch.d_head, -1)
+            for sender, of_head in zip(heads, dots, strict=True):
+                self._own.put(layer, ("dots", receiver, sender, low), of_head)
         u, square = matmul(x, self.weights.reads(receiver)), sums(x.square())
         return State(u, square, self.finish(receiver, u, square))
 

@@ -62,7 +62,7 @@ class SparseExecutor:
         try:
             final = self.reference.clean.get(graph.layers, FINAL)
             self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
-            self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND)
+            self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND, self.maps)
         except BaseException:
             self.reference.release()
             raise
@@ -190,7 +190,8 @@ class SparseExecutor:
             n_of_bases = self.weights.normed(x_VND[: len(used)])
             of_bases = [partial(bases[number].logit_changes, self._full_ND) for number in used]
             moved_VND = n_VND - n_of_bases[as_tensor(of_value, n_VND.device)]
-            changes = RoundedChanges(of_bases, of_value.tolist(), moved_VND, self.maps)
+            means = [partial(bases[number].mean_logit_change, self._full_ND) for number in used]
+            changes = RoundedChanges(of_bases, means, of_value.tolist(), moved_VND, self.maps)
         values = self._metric(dn_VND, changes).tolist()
         return [finite(values[i]) for i in index]
 

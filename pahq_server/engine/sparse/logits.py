@@ -6,30 +6,36 @@ Shape suffixes: V rows, N places where the metric is read, D d_model, U output v
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from pahq_server.engine.sparse.maps import Maps
+from pahq_server.engine.sparse.maps import Maps, Unembedding
+from pahq_server.engine.sparse.variants import as_tensor, runs
+from pahq_server.precision import products
 from pahq_server.precision.products import matmul
 
 
 class LogitChanges(Protocol):
     """Differences of logits from the full model's."""
 
-    @property
-    def exact(self) -> bool:
-        """Whether they are the unembedding of the difference of its inputs, in full precision."""
-        ...
-
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         """Those of some rows and columns: [v, N, B], in memory of its own."""
         ...
 
+    def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
+        """Their mean under probabilities: [V, N].
 
-@dataclass(frozen=True)
+        Args:
+            p_NU: the probabilities.
+            read_ND: ``p_NU @ w_u.T``, of the matrix that the changes are made with.
+        """
+        ...
+
+
 class ExactChanges:
     """In full precision.
 
@@ -38,37 +44,54 @@ class ExactChanges:
         w_u: [D, U].
     """
 
-    dn: Tensor
-    w_u: Tensor
-    exact = True
+    def __init__(self, dn: Tensor, w_u: Tensor) -> None:
+        self._dn, self._w_u = dn, w_u
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
-        return matmul(self.dn[rows], self.w_u[:, columns])
+        return matmul(self._dn[rows], self._w_u[:, columns])
+
+    def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
+        return products.sums(self._dn * read_ND)
 
 
-@dataclass(frozen=True)
 class RoundedChanges:
     """In low precision from the rows' bases, whose own are exact.
 
     Args:
         of_bases: give the differences of the bases' logits, [N, U] each, for metrics that read them.
+        means: give the means of these, [N] each, for probabilities [N, U].
         base: per row, the number of its base among them: int64, [V].
         dn: difference of the unembedding's input from the base's, [V, N, D].
         maps: the policy's.
     """
 
-    of_bases: Sequence[Callable[[], Tensor]]
-    base: list[int]
-    dn: Tensor
-    maps: Maps
-    exact = False
+    def __init__(
+        self,
+        of_bases: Sequence[Callable[[], Tensor]],
+        means: Sequence[Callable[[Tensor], Tensor]],
+        base: Sequence[int],
+        dn: Tensor,
+        maps: Maps,
+    ) -> None:
+        self._of_bases, self._means = of_bases, means
+        self._base, self._dn, self._maps = np.asarray(base), dn, maps
 
     @cached_property
     def _known(self) -> list[Tensor]:
-        return [of_base() for of_base in self.of_bases]
+        return [of_base() for of_base in self._of_bases]
+
+    @cached_property
+    def _unembedding(self) -> Unembedding:
+        return self._maps.unembedding(self._dn)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
-        changes = self.maps.unembed(self.dn[rows], columns)
-        for change, base in zip(changes, self.base[rows], strict=True):
-            change += self._known[base][:, columns]
+        changes = self._unembedding(rows, columns)
+        base = self._base[rows]
+        for first, last in runs(base):
+            changes[first:last] += self._known[base[first]][:, columns]
         return changes
+
+    def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
+        of_bases = torch.stack([mean(p_NU) for mean in self._means])
+        own = products.sums(self._unembedding.values() * read_ND)
+        return own + of_bases[as_tensor(self._base, own.device)]

@@ -28,10 +28,13 @@ from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
 from pahq_server.models.resident import QuantizedLayer
 from pahq_server.models.rounding import round_layers, round_unembedding
-from pahq_server.precision.linear import linear
+from pahq_server.precision.linear import Operand, linear
 from pahq_server.precision.policy import Policy
 from pahq_server.precision.products import matmul
-from pahq_server.precision.quantized import Matrix, Quantized
+from pahq_server.precision.quantized import Matrix, Quantized, floats
+
+# Outputs of the unembedding that are made floats at a time for `Maps.read_back`.
+READ_BACK_OUTPUTS = 4096
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,55 @@ class Rounded:
         if policy.name == "fp32":
             return None
         return cls(policy, round_layers(model, policy), round_unembedding(model, policy))
+
+
+class Unembedding:
+    """The unembedding of changes of its input, some rows and logits at a time.
+
+    Args:
+        w_u: rounded, [D, U].
+        inputs: the changes, as the policy rounds them.
+        shape: of the changes, [V, N, D].
+        dtype: of the changes.
+    """
+
+    def __init__(
+        self, w_u: Matrix, inputs: Tensor | Operand, shape: Sequence[int], dtype: torch.dtype
+    ) -> None:
+        self._w_u, self._inputs, self._shape, self._dtype = w_u, inputs, shape, dtype
+        # The logits that were asked for last, with their matrix: floats of it are made once for all rows.
+        self._last: tuple[slice, Matrix] | None = None
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        """Changes of some rows' logits: [v, N, B], in memory of its own."""
+        places = self._shape[1]
+        some = slice(rows.start * places, min(rows.stop, self._shape[0]) * places)
+        w = self._matrix(columns)
+        if isinstance(self._inputs, Operand):
+            inputs = self._inputs.rows(some)
+            product = inputs.times(w) if isinstance(w, Quantized) else matmul(inputs.x, w)
+        else:
+            assert isinstance(w, Tensor)
+            product = matmul(self._inputs[some], w).to(self._dtype)
+        return product.view(-1, places, product.shape[-1])
+
+    def values(self) -> Tensor:
+        """The changes of the input as they are multiplied: [V, N, D]."""
+        inputs = self._inputs.values() if isinstance(self._inputs, Operand) else self._inputs
+        return inputs.view(*self._shape)
+
+    def _matrix(self, columns: slice) -> Matrix:
+        if self._last is None or self._last[0] != columns:
+            w = self._w_u
+            some = w[:, columns] if isinstance(w, Tensor) else w.outputs(columns.start, columns.stop)
+            if (
+                isinstance(some, Quantized)
+                and isinstance(self._inputs, Operand)
+                and self._inputs.scale is None
+            ):
+                some = floats(some, self._dtype)
+            self._last = columns, some
+        return self._last[1]
 
 
 class Maps:
@@ -111,17 +163,35 @@ class Maps:
         assert w is not None
         return self._linear(change, w)
 
-    def unembed(self, dn: Tensor, columns: slice) -> Tensor:
-        """A change of the unembedding's input, [..., D], to that of some logits."""
+    def unembedding(self, dn: Tensor) -> Unembedding:
+        """Changes of the unembedding's input, [V, N, D], ready to be multiplied with it."""
+        flat = dn.flatten(0, 1)
+        if isinstance(self._w_u, Tensor):
+            return Unembedding(self._w_u, flat.to(self._w_u.dtype), dn.shape, dn.dtype)
+        inputs = self._policy.inputs_of(self._w_u.data.numel())
+        operand = Operand.of(flat.contiguous(), inputs, self._policy.terms)
+        return Unembedding(self._w_u, operand, dn.shape, dn.dtype)
+
+    def read_back(self, p: Tensor) -> Tensor | None:
+        """Mean rows of the transposed unembedding: ``p @ w_u.T``, [N, D] for [N, U].
+
+        With it the mean of changes of logits under p follows from changes of the unembedding's input. None
+        where that would not be their mean, as products do not have the precision of float32.
+        """
         w = self._w_u
-        if isinstance(w, Quantized):
-            return self._linear(dn, w.outputs(columns.start, columns.stop))
-        return self._linear(dn, w[:, columns])
+        if not isinstance(w, Quantized) or w.data.dtype != torch.int8:
+            return None
+        total = p.new_zeros(len(p), w.data.shape[0])
+        for first in range(0, p.shape[-1], READ_BACK_OUTPUTS):
+            outputs = slice(first, first + READ_BACK_OUTPUTS)
+            part = floats(w.outputs(outputs.start, outputs.stop), p.dtype)
+            total += p[:, outputs] @ part.T
+        return total
 
     def _linear(self, x: Tensor, w: Matrix) -> Tensor:
         if isinstance(w, Tensor):
             return linear(x.to(w.dtype), w, self._policy.inputs).to(x.dtype)
-        return linear(x, w, self._policy.inputs, self._policy.terms)
+        return linear(x, w, self._policy.inputs_of(w.data.numel()), self._policy.terms)
 
 
 def by_token(

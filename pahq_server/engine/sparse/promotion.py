@@ -76,10 +76,15 @@ def promotion_of(graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion:
     """The promotion of rows that lack these edges, each row's last one leading into its own receiver."""
     sets: dict[frozenset[int], int] = {}
     of_row = np.full(len(removed), -1)
-    for row, edges in enumerate(removed):
-        heads = frozenset(graph.heads_behind(graph.edge_ends(edges[-1])[1])) if len(edges) else frozenset()
+    rows = np.array([row for row, edges in enumerate(removed) if len(edges)], dtype=np.int64)
+    last = np.array([removed[row][-1] for row in rows.tolist()], dtype=np.int64)
+    receivers_of, place = np.unique(
+        np.searchsorted(graph.offsets, last, side="right") - 1, return_inverse=True
+    )
+    for number, receiver in enumerate(receivers_of.tolist()):
+        heads = frozenset(graph.heads_behind(receiver))
         if heads:
-            of_row[row] = sets.setdefault(heads, len(sets))
+            of_row[rows[place == number]] = sets.setdefault(heads, len(sets))
     senders = np.zeros((len(sets) + 1, graph.num_senders), dtype=bool)
     receivers = np.zeros((len(sets) + 1, graph.num_receivers), dtype=bool)
     for heads, number in sets.items():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.sparse.logits import LogitChanges
+from pahq_server.engine.sparse.maps import Maps
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.precision import products
 
@@ -25,40 +26,45 @@ BLOCK_COLUMNS, BLOCK_LOGITS = 2048, 1 << 19
 DEVICE_COLUMNS, DEVICE_LOGITS = 1 << 14, 1 << 25
 
 
-def kl_divergence(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
+def kl_divergence(
+    weights: SparseWeights, task: TokenTask, full_ND: Tensor, maps: Maps | None
+) -> DifferenceMetric:
     """KL(p || p') = log(sum of p exp(dL - c)) - sum of p (dL - c) with dL the difference of logits.
 
     With c = p . dL the second sum is zero. The first is computed as log1p(sum of p expm1(dL - c)): nothing is
     lost where differences are small, and by Jensen's inequality the sum is never negative, so nothing cancels
-    where they are large. Where dL is rounded, c is only near p . dL, and the second sum is small.
+    where they are large. Where dL itself is rounded, c is only near p . dL, and the second sum is small.
     """
     w_u = weights.weights.w_u
     log_p_NU = _logits(weights, full_ND).log_softmax(-1)
     p_NU = log_p_NU.exp()
-    read_ND, vocabulary = p_NU @ w_u.T, w_u.shape[-1]
-    del w_u  # it may have been read for this alone
+    read_back = None if maps is None else maps.read_back(p_NU)
+    read_ND, vocabulary = p_NU @ w_u.T if read_back is None else read_back, w_u.shape[-1]
+    knows_mean = maps is None or read_back is not None
+    del w_u, read_back  # it may have been read for this alone
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
-        c_VN1 = products.sums(dn_VND * read_ND)[..., None]
+        mean_VN = changes.mean(p_NU, read_ND) if knows_mean else products.sums(dn_VND * read_ND)
+        c_VN1 = mean_VN[..., None]
 
         def sums(rows: slice, columns: slice) -> Tensor:
             centred, p = changes(rows, columns).sub_(c_VN1[rows]), p_NU[:, columns]
-            second = None if changes.exact else products.inner(centred, p)
+            second = None if knows_mean else products.inner(centred, p)
             growth = products.sums(centred.expm1_().mul_(p))
             return growth[..., None] if second is None else torch.stack([growth, second], -1)
 
-        sums_VNS = _sum_over_vocabulary(dn_VND, vocabulary, sums, 1 if changes.exact else 2)
+        sums_VNS = _sum_over_vocabulary(dn_VND, vocabulary, sums, 1 if knows_mean else 2)
         kl_VN = sums_VNS[..., 0].log1p()
         for row in torch.nonzero(~torch.isfinite(kl_VN).all(-1)).flatten().tolist():
             # Very large differences overflow expm1; then nothing is lost by adding logarithms.
             centred = changes(slice(row, row + 1), slice(0, vocabulary))[0] - c_VN1[row]
             kl_VN[row] = torch.where(kl_VN[row].isfinite(), kl_VN[row], (log_p_NU + centred).logsumexp(-1))
-        return _mean(kl_VN if changes.exact else kl_VN - sums_VNS[..., 1])
+        return _mean(kl_VN if knows_mean else kl_VN - sums_VNS[..., 1])
 
     return measure
 
 
-def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
+def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor, maps: Maps | None) -> DifferenceMetric:
     """Mean squared difference of logits."""
     count = weights.arch.output_vocabulary
 
@@ -71,7 +77,9 @@ def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMe
     return measure
 
 
-def logit_difference(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> DifferenceMetric:
+def logit_difference(
+    weights: SparseWeights, task: TokenTask, full_ND: Tensor, maps: Maps | None
+) -> DifferenceMetric:
     """The full model's plus a linear function of the difference: no logits are needed."""
     assert task.answers is not None
     assert task.wrong_answers is not None
@@ -98,7 +106,7 @@ def answer_margins(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> 
     return tuple((margins_N if b_u is None else margins_N + (b_u[right] - b_u[wrong])).tolist())
 
 
-DIFFERENCE_METRICS: dict[str, Callable[[SparseWeights, TokenTask, Tensor], DifferenceMetric]] = {
+DIFFERENCE_METRICS: dict[str, Callable[[SparseWeights, TokenTask, Tensor, Maps | None], DifferenceMetric]] = {
     "kl_divergence": kl_divergence,
     "logit_difference": logit_difference,
     "l2": l2,

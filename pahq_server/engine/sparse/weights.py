@@ -23,6 +23,9 @@ from pahq_server.precision.quantized import Matrix, floats
 # Bytes of products of one model's weights that are kept for reuse.
 COMPOSED_BYTES = 64 * 1024 * 1024
 
+# Numbers of a rounded W_O up to which it is kept as floats, too, among these products.
+KEPT_WRITES = 1 << 13
+
 # Of two matrices that are multiplied, which are those of a policy instead of full precision.
 Low = tuple[bool, bool]
 EXACT: Low = (False, False)
@@ -170,7 +173,11 @@ class SparseWeights:
         layer, unit = divmod(head - 1, self.graph.senders_per_layer)
         if low:
             assert self._rounded is not None
-            return self._floats(self._rounded[layer].w_o[unit])
+            stack = self._rounded[layer].w_o
+            if self.arch.d_head * self.arch.d_model > KEPT_WRITES:
+                return self._floats(stack[unit])
+            # To make floats of a small matrix takes as long as to multiply with it.
+            return self._product((head, -1, ALL_LOW), lambda: self._floats(stack[unit]))
         return self.weights.layers[layer].w_o[unit]
 
     def low_writes(self, layer: int) -> Tensor:

@@ -19,6 +19,8 @@ from pahq_server.models.heap import keep_freed_memory
 PARTS: dict[str, Callable[[], Any]] = {
     "faithfulness": lambda: faithfulness.measure(subjects()),
     "speed": cost.speed,
+    "width": cost.by_width,
+    "narrow": cost.narrow_search,
     "resident": cost.resident_shares,
     "loading": cost.loading,
 }

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -22,11 +23,15 @@ from bench.precision.subjects import subjects
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Anchor, Row
 from pahq_server.core.graph import Graph
+from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.models.architecture import Model
+from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.heap import hand_back_freed_memory
+from pahq_server.models.loading import load as load_model
 from pahq_server.models.masters import Masters
 from pahq_server.models.resident import make_resident
 from pahq_server.models.streaming import head_store
@@ -34,12 +39,18 @@ from pahq_server.precision import products
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import quantize
+from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.tasks.resolve import Limits, resolve
 
 Figures = dict[str, float]
 # Share of edges that are kept in the circuit whose edges are tested.
 KEPT = 0.03
 # Rows of a batch, as in `measure`, and how often each is measured.
 WINDOW, ROUNDS = 32, 5
+# GPT-2 shapes of several widths, with heads of 64.
+WIDTHS, WIDTH_LAYERS, WIDTH_ROUNDS = (128, 256, 512, 768), 8, 9
+# Searches on tinytalk, 128 wide.
+NARROW_SEEDS, NARROW_THRESHOLD, NARROW_ROUNDS = (1, 2), 0.01, 5
 
 
 def speed() -> dict[str, Figures]:
@@ -67,6 +78,66 @@ def speed() -> dict[str, Figures]:
     return results
 
 
+def by_width() -> dict[str, Figures]:
+    """CPU seconds of fp32's under policies, for rows of a search on GPT-2 shapes of several widths."""
+    results: dict[str, Figures] = {}
+    for d_model in WIDTHS:
+        model = workloads.random_gpt2(WIDTH_LAYERS, FOLDING, d_model, d_model // 64)
+        results[str(d_model)] = of_fp32(model, workloads.gpt2_shape(WIDTH_LAYERS).task)
+    return results
+
+
+def of_fp32(model: Model, task: TokenTask) -> Figures:
+    """The median over rounds of what a policy took of what ``fp32`` took in the same round."""
+    graph = model.architecture.graph("group")
+    jobs = {}
+    for name in ("fp32", "bf16", "pahq-int8"):
+        backend = SparseBackend(model, DeviceMemory(1 << 30), b"bench", Rounded.of(model, POLICIES[name]))
+        jobs[name] = backend.open(graph, task, "kl_divergence", "resample")
+    seconds = seconds_per_evaluation(jobs, batches_of_a_search(graph), WIDTH_ROUNDS)
+    return ratios(seconds)
+
+
+def ratios(seconds: dict[str, list[float]]) -> Figures:
+    exact = np.array(seconds["fp32"])
+    return {name: float(np.median(np.array(taken) / exact)) for name, taken in seconds.items()}
+
+
+def narrow_search() -> dict[str, Figures]:
+    """The batches of an fp32 search on tinytalk with gates, scored under policies in turns."""
+    loaded = load_model(str(workloads.TINYTALK))
+    arch, model = loaded.model.architecture, fold(loaded.model)
+    limits = Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
+    rounded = {name: Rounded.of(model, POLICIES[name]) for name in ("fp32", "bf16", "pahq-int8")}
+    results: dict[str, Figures] = {}
+    for seed in NARROW_SEEDS:
+        task = resolve(BuiltinTask("ioi", 16, seed), loaded.tokenizer, limits)
+
+        def opened(name: str, task: TokenTask = task) -> SparseExecutor:
+            backend = SparseBackend(model, DeviceMemory(1 << 30), b"bench", rounded[name])
+            return backend.open(arch.graph("group"), task, "kl_divergence", "resample")
+
+        batches, seconds = batches_of(opened("fp32"), NARROW_THRESHOLD), {name: [] for name in rounded}
+        for _ in range(NARROW_ROUNDS):
+            for name, taken in seconds.items():
+                job = opened(name)  # without bases of an earlier round
+                taken.append(measure.cpu_seconds(partial(score_all, job, batches)))
+                job.release()
+        results[str(seed)] = ratios(seconds)
+    return results
+
+
+def batches_of(job: SparseExecutor, threshold: float) -> list[list[Row]]:
+    """What a search with gates asks for."""
+    steps = AcdcSearch(job.graph, threshold, gates=True, window=WINDOW, own_current=False).run()
+    batches = [list(next(steps))]
+    while True:
+        try:
+            batches.append(list(steps.send(job.score(batches[-1]))))
+        except StopIteration:
+            return batches
+
+
 def batches_of_a_search(graph: Graph) -> list[list[Row]]:
     """Chains into an MLP and the receivers of heads halfway through: below all is kept, above few edges."""
     layer = graph.layers // 2
@@ -91,14 +162,14 @@ def scattered_rows(graph: Graph) -> list[list[Row]]:
 
 
 def seconds_per_evaluation(
-    jobs: dict[str, SparseExecutor], batches: list[list[Row]]
+    jobs: dict[str, SparseExecutor], batches: list[list[Row]], rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
     """Of several rounds, in which every job has its turn: what slows the machine down slows all of them."""
     for job in jobs.values():
         score_all(job, batches)
     count = sum(len(rows) for rows in batches)
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, job in jobs.items():
             seconds[name].append(measure.cpu_seconds(lambda job=job: score_all(job, batches)) / count)  # type: ignore[misc]
     return seconds

@@ -20,6 +20,8 @@ def markdown(results: Results) -> str:
     parts: dict[str, Callable[[Any], list[str]]] = {
         "faithfulness": _faithfulness,
         "speed": _speed,
+        "width": lambda figures: _of_fp32("GPT-2 shape, width", figures),
+        "narrow": lambda figures: _of_fp32("tinytalk IOI with gates, seed", figures),
         "resident": _resident,
         "loading": _loading,
     }
@@ -79,6 +81,11 @@ def _targets(results: Results) -> Iterator[tuple[str, str, str, bool]]:
             own = results["speed"]["figures"][name]
             most = 1.15 * own["expected_of_fp32"]
             yield f"{name}: time of fp32's", f"{own['of_fp32']:.2f}", f"≤ {most:.2f}", own["of_fp32"] <= most
+    if "narrow" in results:
+        for name in ("bf16", "pahq-int8"):
+            searches = sorted(own[name] for own in results["narrow"]["figures"].values())
+            share = searches[len(searches) // 2]
+            yield f"{name}: time of fp32's, tinytalk IOI", f"{share:.2f}", "≤ 1.05", share <= 1.05
     if "resident" in results:
         for name, share in results["resident"]["figures"].items():
             yield f"pahq-int8: bytes of fp32's, {name}", f"{share:.3f}", "≤ 0.30", share <= 0.30
@@ -149,6 +156,14 @@ def _speed(figures: dict[str, dict[str, float]]) -> list[str]:
         )
         lines.append(f"| {name} | {searched} | {expected} | {scattered} |")
     return lines
+
+
+def _of_fp32(what: str, figures: dict[str, dict[str, float]]) -> list[str]:
+    """Times as shares of fp32's."""
+    lines = [f"| {what} | bf16 / fp32 | pahq-int8 / fp32 |", "|---|---|---|"]
+    return lines + [
+        f"| {name} | {own['bf16']:.2f} | {own['pahq-int8']:.2f} |" for name, own in figures.items()
+    ]
 
 
 def _resident(figures: dict[str, float]) -> list[str]:
