@@ -23,11 +23,15 @@ class Rpc(Generic[Q, A]):
         name: its name.
         idempotent: whether sending a request again, after an answer that was lost, leaves the server as
             if it had come once. Only such calls are repeated after an interruption.
+        costly: whether the server may compute for hours before it answers, and begins anew when it is asked
+            again. Such a call is repeated only if it was interrupted soon: hours of work are not silently
+            spent again, nor is a server that dies of the call killed over and over.
     """
 
     service: str
     name: str
     idempotent: bool
+    costly: bool = False
 
 
 _D, _M, _P, _S = "DiscoveryService", "ModelService", "PatchingService", "ServerService"
@@ -40,14 +44,18 @@ CANCEL: Rpc[d.CancelDiscoveryRequest, d.CancelDiscoveryResponse] = Rpc(_D, "Canc
 DELETE: Rpc[d.DeleteDiscoveryRequest, d.DeleteDiscoveryResponse] = Rpc(_D, "DeleteDiscovery", True)
 WATCH: Rpc[d.WatchDiscoveryRequest, d.WatchDiscoveryResponse] = Rpc(_D, "WatchDiscovery", True)
 CIRCUIT: Rpc[d.GetCircuitRequest, d.GetCircuitResponse] = Rpc(_D, "GetCircuit", True)
-EVALUATE: Rpc[d.EvaluateCircuitRequest, d.EvaluateCircuitResponse] = Rpc(_D, "EvaluateCircuit", True)
+# Pure: nothing of it is stored, and the server gives it up when the caller is gone. What is repeated is
+# computed from the start, within the time of the first call.
+EVALUATE: Rpc[d.EvaluateCircuitRequest, d.EvaluateCircuitResponse] = Rpc(
+    _D, "EvaluateCircuit", True, costly=True
+)
 MODELS: Rpc[m.ListModelsRequest, m.ListModelsResponse] = Rpc(_M, "ListModels", True)
 MODEL: Rpc[m.GetModelRequest, m.GetModelResponse] = Rpc(_M, "GetModel", True)
 TOKENIZE: Rpc[m.TokenizeTextsRequest, m.TokenizeTextsResponse] = Rpc(_M, "TokenizeTexts", True)
 # A second session would take memory until it expires.
 OPEN: Rpc[p.OpenSessionRequest, p.OpenSessionResponse] = Rpc(_P, "OpenSession", False)
 # Pure: the caller sees to it that no commit comes in between.
-SCORE: Rpc[p.ScoreCircuitsRequest, p.ScoreCircuitsResponse] = Rpc(_P, "ScoreCircuits", True)
+SCORE: Rpc[p.ScoreCircuitsRequest, p.ScoreCircuitsResponse] = Rpc(_P, "ScoreCircuits", True, costly=True)
 # ``removed`` is relative to the base circuit, which the first try may have changed.
 COMMIT: Rpc[p.CommitCircuitRequest, p.CommitCircuitResponse] = Rpc(_P, "CommitCircuit", False)
 # Who closes is on the way out; the session expires anyway.

@@ -181,8 +181,10 @@ async def _serve(
     gc.freeze()
     # Whoever reads that the server listens may stop it at once.
     stop = _stop_event(config.parent_watch)
-    jobs.start()
+    # Jobs that an earlier process left are gone on with behind this: there may be thousands.
+    jobs.start(wait=False)
     await api.start()
+    resuming = asyncio.create_task(_tell_resumed(jobs, api))
     loaded(engine.models())
     ready(f"{config.listen.rpartition(':')[0]}:{api.port}")
     watching = None if tls is None else asyncio.create_task(_watch_certificates(tls))
@@ -190,7 +192,7 @@ async def _serve(
     logger.info("stopping")
     if watching is not None:
         watching.cancel()
-    for result in await asyncio.gather(api.stop(GRACE_S), _close(jobs), return_exceptions=True):
+    for result in await asyncio.gather(api.stop(GRACE_S), _close(jobs), resuming, return_exceptions=True):
         if isinstance(result, BaseException):
             # What is stored is stored, and a later process goes on from there.
             logger.error("a part of the server did not end in good order: %r", result)
@@ -211,6 +213,11 @@ async def _close(jobs: JobService) -> None:
         jobs.close()
     else:
         await closing
+
+
+async def _tell_resumed(jobs: JobService, api: ApiServer) -> None:
+    if await asyncio.to_thread(jobs.wait_resumed):
+        await api.tell_resumed()
 
 
 async def _watch_certificates(tls: TlsContents) -> None:

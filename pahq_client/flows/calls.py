@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
@@ -111,11 +112,15 @@ class Calls:
         seconds = self.timeout if timeout is None else timeout
         deadline, delays = Deadline.after(seconds), self._delays()
         while True:
+            began = time.monotonic()
             try:
                 result = yield from once(deadline.within(seconds))
             except PahqError as error:
                 self._reached |= not isinstance(error, Unavailable)
                 if not rpc.idempotent or isinstance(error, DeadlineExceeded):
+                    raise
+                lost = rpc.costly and time.monotonic() - began > self.timeout
+                if lost and not isinstance(error, RateLimited):
                     raise
                 delay = next_delay(error, delays)
                 if delay is None or delay >= deadline.within(seconds):

@@ -32,7 +32,8 @@ from pahq_client.task import TaskLike
 
 # An interrupted user waits this long at most for the server to hear of it.
 CANCEL_SECONDS = 5.0
-EVALUATE_SECONDS = 24 * 3600.0
+# Of an evaluation and of opening a session, waiting for their turn included.
+EVALUATE_SECONDS = 3600.0
 MOST_PER_PAGE = 1000
 MOST_EMPTY_PAGES = 100
 MOST_JOBS = 1_000_000

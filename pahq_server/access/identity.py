@@ -72,6 +72,7 @@ class TokenHolders:
     ) -> None:
         self._table, self._otherwise, self._clock = table, otherwise, clock
         self._tokens: Mapping[str, Token] | None = None  # None: they could not be read
+        self._damaged: set[str] = set()  # that were complained about
         self._fresh_until = float("-inf")
         # While a thread reads: when it last did, on the monotonic clock.
         self._read_at: float | None = None
@@ -116,8 +117,17 @@ class TokenHolders:
                 tokens = None
                 if not ended.is_set():
                     logger.error("tokens cannot be read: %s", error)
+            if tokens is not None:
+                self._complain(tokens)
             if not ended.is_set():
                 self._tokens, self._read_at = tokens, time.monotonic()
+
+    def _complain(self, tokens: Mapping[str, Token]) -> None:
+        """Writes into the log, once, which tokens are damaged."""
+        damaged = {token.id for token in tokens.values() if token.damaged}
+        for token in damaged - self._damaged:
+            logger.error("token %r is damaged, and lets nobody in: revoke it, and create another", token)
+        self._damaged = damaged
 
     def _present(self, now: float) -> Mapping[str, Token]:
         """The tokens there are. Raises ServerError where that is not known."""
@@ -133,11 +143,13 @@ class TokenHolders:
 
     def _read(self, now: float) -> None:
         try:
-            self._tokens = self._table.by_id()
+            tokens = self._table.by_id()
         except StorageError as error:
             logger.error("tokens cannot be read: %s", error)
             self._tokens = None
             return
+        self._complain(tokens)
+        self._tokens = tokens
         self._fresh_until = now + REFRESH_S
 
 

@@ -29,6 +29,7 @@ class Token:
         created: when.
         expires: from when on it is worth nothing; None for never.
         revoked: when it was revoked; None if it was not.
+        damaged: whether it is not what was stored: it lets nobody in then.
     """
 
     id: str
@@ -38,17 +39,18 @@ class Token:
     created: float
     expires: float | None = None
     revoked: float | None = None
+    damaged: bool = False
 
     @property
     def caller(self) -> Caller:
         return Caller(self.user, self.scope == "admin")
 
     def valid(self, now: float) -> bool:
-        return self.revoked is None and (self.expires is None or now < self.expires)
+        return not self.damaged and self.revoked is None and (self.expires is None or now < self.expires)
 
     def matches(self, text: str) -> bool:
         """Whether the text is this token, in a time that tells nothing about how nearly it is."""
-        return hmac.compare_digest(self.digest, digest(text))
+        return not self.damaged and hmac.compare_digest(self.digest, digest(text))
 
 
 def new_token(user: str, scope: str, created: float, expires: float | None = None) -> tuple[str, Token]:

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import discovery_pb2_grpc
 
 from pahq_server.api import requests, responses
-from pahq_server.api.calls import check_owner, current_call
+from pahq_server.api.calls import ExpiredError, check_owner, current_call
 from pahq_server.api.threads import Threads
 from pahq_server.api.watching import Watchers
 from pahq_server.core.circuit import Circuit
@@ -21,6 +21,11 @@ from pahq_server.core.errors import ConflictError
 from pahq_server.jobs import warnings
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobService
+
+# An evaluation takes seconds, and may wait for its turn. Nobody waits for one as for a discovery.
+EVALUATION_S = 3600.0
+
+T = TypeVar("T")
 
 
 class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
@@ -119,7 +124,7 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         prepared, future = await self._threads.run(
             evaluate, undo=lambda started: started[1].cancel(), slow=True
         )
-        value, full, empty = await asyncio.wrap_future(future)
+        value, full, empty = await _within(EVALUATION_S, future)
         ends = warnings.Ends(prepared.measurement.metric, full, empty)
 
         def judge() -> tuple[str, ...]:
@@ -137,3 +142,12 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
         """The caller's job of this name. Raises NotFoundError."""
         check_owner("discovery", name)
         return await self._threads.run(lambda: self._jobs.find(name))
+
+
+async def _within(seconds: float, future: Future[T]) -> T:
+    """The result of a future, which is cancelled if it takes longer. Raises ExpiredError then."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(future)
+    except TimeoutError:
+        raise ExpiredError from None

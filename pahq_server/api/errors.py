@@ -70,6 +70,8 @@ STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
 def to_status(error: errors.ServerError) -> Status:
     """The rich status (google.rpc.Status) of an error."""
     code, reason = next((code, reason) for kind, code, reason in STATUS if isinstance(error, kind))
+    if isinstance(error, errors.StorageError) and error.damaged:
+        code = grpc.StatusCode.DATA_LOSS  # to try again is of no use
     status = Status(code=code.value[0], message=_shorten(str(error)))
     for detail in (ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(error)), *_details(error)):
         packed = AnyMessage()

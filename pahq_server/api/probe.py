@@ -10,6 +10,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pahq_server.core.errors import InvalidRequestError
 
+# What the health service knows beside the services of the protocol: whether the jobs that an earlier process
+# left are all worked on again. Calls are answered before that.
+RESUMED = "pahq.resumed"
+
 
 @dataclass(frozen=True)
 class ProbeTls:
@@ -27,14 +31,20 @@ class ProbeTls:
     name: str | None = None
 
 
-def serving(address: str, tls: ProbeTls | None, timeout_s: float) -> tuple[bool, str]:
+def serving(address: str, tls: ProbeTls | None, timeout_s: float, service: str = "") -> tuple[bool, str]:
     """Whether a server takes calls, and what it or the connection says.
+
+    Args:
+        address: of the server.
+        tls: to encrypt the connection; None for plaintext.
+        timeout_s: seconds to wait.
+        service: what to ask about; empty for the server as a whole.
 
     Raises InvalidRequestError for files that cannot be read.
     """
     with _channel(address, tls) as channel:
         try:
-            request = health_pb2.HealthCheckRequest()
+            request = health_pb2.HealthCheckRequest(service=service)
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_s)
         except grpc.RpcError as error:
             return False, f"{error.code().name}: {error.details()}"

@@ -26,6 +26,7 @@ from pahq_server.api.gate import Gate
 from pahq_server.api.health import Health
 from pahq_server.api.info import ModelService, ServerService
 from pahq_server.api.patching import PatchingService
+from pahq_server.api.probe import RESUMED
 from pahq_server.api.threads import Threads
 from pahq_server.core.engine import Engine
 from pahq_server.core.observer import Observer
@@ -42,7 +43,6 @@ SERVICES = tuple(
     )
     for name in file.services_by_name
 )
-
 
 # Requests are small, or numbers that compress badly; what is sent compressed could be anything when unpacked.
 NO_COMPRESSION = 1  # a set of algorithms, with "none" in it alone
@@ -99,7 +99,7 @@ class ApiServer:
         gate = Gate(access, observer or Observer())
         self._server = grpc.aio.server(interceptors=(gate,), options=options)
         self._threads = Threads(access.limits.threads)
-        self._health = Health()
+        self._health, self._jobs = Health(), jobs
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_services(engine, jobs, access)
         if reflect:
@@ -136,6 +136,12 @@ class ApiServer:
         await self._server.start()
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.tell_resumed()
+
+    async def tell_resumed(self) -> None:
+        """Tells whether the jobs that an earlier process left are worked on again; call it when they are."""
+        status = health_pb2.HealthCheckResponse
+        await self._health.set(RESUMED, status.SERVING if self._jobs.resumed else status.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
         """Tells health watchers, takes no new calls, and gives running ones ``grace_s`` seconds."""

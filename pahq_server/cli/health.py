@@ -38,6 +38,11 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tls-name", metavar="NAME", help="that the server's certificate bears (default: HOST)"
     )
+    parser.add_argument(
+        "--resumed",
+        action="store_true",
+        help="ask whether it has taken up all jobs that an earlier process left: it takes calls before that",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:  # the client alone is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     try:
-        well, says = probe.serving(options.address, _tls(options), min(options.timeout, DAY_S))
+        service = probe.RESUMED if options.resumed else ""
+        well, says = probe.serving(options.address, _tls(options), min(options.timeout, DAY_S), service)
     except ServerError as error:
         return complain(str(error))
     print(says)

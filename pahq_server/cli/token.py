@@ -66,6 +66,9 @@ def _list(table: TokenTable, options: argparse.Namespace) -> int:
     if not tokens:
         complain(f"there are no tokens in {options.data_dir}: is that the server's --data-dir?")
     for token in tokens:
+        if token.damaged:
+            print("\t".join((ascii(token.id)[1:-1], "", "", "", "damaged: revoke it, and create another")))
+            continue
         print("\t".join((token.id, token.user, token.scope, _date(token.created), _state(token, now))))
     return OK
 

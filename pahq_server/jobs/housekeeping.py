@@ -22,6 +22,58 @@ PRUNE_S = 600.0
 # Between two portions of old jobs: others want to write, too.
 PORTION_PAUSE_S = 0.01
 
+# By how much the clock may run ahead before it is taken to have jumped; the same since the last time that an
+# earlier process wrote down, which may have ended a while ago; and how long a jump is not believed.
+TOLERANCE_S, DOWNTIME_S, DOUBT_S = 600.0, 86_400.0, 86_400.0
+
+
+def steady_clock() -> float:
+    """Seconds that pass whatever is set, also while the machine sleeps, where the system has such a clock."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot)
+
+
+class RetentionClock:
+    """The time by which finished jobs grow old.
+
+    It is the wall clock's, but where that jumps ahead, the jump is believed only when it has lasted a day: a
+    clock that was set wrong for a moment must not delete every result. Where it is set back, jobs are kept
+    longer.
+
+    Args:
+        known: a time that an earlier process wrote down, if there was one.
+        wall: seconds since the epoch.
+        steady: seconds that pass whatever the wall clock is set to.
+    """
+
+    def __init__(
+        self,
+        known: float | None,
+        wall: Callable[[], float] = time.time,
+        steady: Callable[[], float] = steady_clock,
+    ) -> None:
+        self._wall, self._steady = wall, steady
+        # The wall clock was at most here when the steady one was there.
+        self._at, self._since = wall() if known is None else known + DOWNTIME_S, steady()
+        self._doubted: float | None = None  # since when it is ahead, on the steady clock
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        wall, steady = self._wall(), self._steady()
+        expected = self._at + steady - self._since
+        if wall > expected + TOLERANCE_S:
+            if self._doubted is None:
+                self._doubted = steady
+                logger.warning(
+                    "the clock is %.0f s ahead of what it should be: jobs grow old by it only when that has "
+                    "lasted a day",
+                    wall - expected,
+                )
+            if steady - self._doubted < DOUBT_S:
+                return expected
+        self._at, self._since, self._doubted = wall, steady, None
+        return wall
+
 
 class Housekeeper:
     """A thread of its own, so that neither the worker nor a call waits for it.
@@ -37,6 +89,7 @@ class Housekeeper:
         self._pending: list[tuple[Job, Callable[[], None]]] = []
         self._ended: set[str] = set()  # users whose jobs have ended
         self._all_at = 0.0  # when to look at all users again, on the monotonic clock
+        self._clock: RetentionClock | None = None  # once the store was asked what time it was
         self._closing = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="pahq-housekeeper", daemon=True)
@@ -112,8 +165,11 @@ class Housekeeper:
         if time.monotonic() >= self._all_at:
             users, self._all_at = {None}, time.monotonic() + PRUNE_S
         try:
+            if self._clock is None:
+                self._clock = RetentionClock(self._store.latest())
+            now = self._clock.now()
             for user in users:
-                while self._store.prune(self._retention, time.time(), user) and not self._closing:
+                while self._store.prune(self._retention, now, user) and not self._closing:
                     time.sleep(PORTION_PAUSE_S)
         except StorageError as error:
             logger.warning("old jobs could not be deleted: %s", error)

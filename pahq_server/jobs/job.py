@@ -101,12 +101,39 @@ class Job:
 
     def start(self) -> None:
         """Tells that this process takes it up."""
-        deaths = self._snapshot.deaths + 1  # unless it comes further, or is stopped in good order
-        self._change(JobState.RUNNING, self._journal.advance, started=time.time(), deaths=deaths)
+        now = self._snapshot
+        self._change(
+            JobState.RUNNING,
+            self._journal.advance,
+            started=self._later(),
+            deaths=now.deaths + 1,  # unless it comes further, or is stopped in good order
+            begun=(time.monotonic(), now.progress.decided),
+        )
+
+    def begin_again(self, content: bytes) -> None:
+        """Gives up all verdicts: they are of another version or other hardware.
+
+        Args:
+            content: key of the result that it has now.
+        """
+        with self._lock:
+            now = self._snapshot
+            if now.state.final:
+                return
+            after = replace(
+                now,
+                progress=SearchProgress(0, 0, 0.0),
+                evaluations=0,
+                dropped=now.dropped + now.evaluations,
+            )
+            self._journal.begin_again(after, content)
+            self._snapshot = after
+        self._tell()
 
     def update(self, progress: SearchProgress, evaluations: int, verdicts: Sequence[Verdict] = ()) -> None:
         """Takes note of verdicts; where they cannot be stored now, they are with the next ones."""
         self._journal.add(verdicts)
+        before = self._snapshot
         # Its start may not have been stored.
         self._change(
             JobState.RUNNING,
@@ -114,7 +141,8 @@ class Job:
             progress=progress,
             evaluations=evaluations,
             charged=self.standing.charged_s,
-            started=time.time(),
+            started=self._later(),
+            begun=before.begun or (time.monotonic(), before.progress.decided),
             **({"deaths": 0} if verdicts else {}),
         )
 
@@ -160,13 +188,22 @@ class Job:
         """
         with suppress(StorageError), self._lock:
             now = replace(self._snapshot, deaths=0) if in_good_order else self._snapshot
-            self._journal.advance(now)
+            if now != self._snapshot or self._journal.behind:  # of a thousand that wait, none has news
+                self._journal.advance(now)
             self._snapshot = now
+        self.leave()
+
+    def leave(self) -> None:
+        """As `interrupt`, of a job that this process has not taken up: its deaths are others' to count."""
         self._interrupted = True
         self._tell()
 
     def _end(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:
-        self._change(state, save, ended=time.time(), charged=self.standing.charged_s, **values)
+        self._change(state, save, ended=self._later(), charged=self.standing.charged_s, **values)
+
+    def _later(self) -> float:
+        """The present; where a clock was set back, the latest moment that is known of this job."""
+        return max(time.time(), self._snapshot.created, self._snapshot.started or 0.0)
 
     def _change(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:
         with self._lock:

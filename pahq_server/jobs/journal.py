@@ -21,8 +21,16 @@ class Journal:
     def cancel(self, now: Snapshot) -> None:
         """Stores that the job was asked to stop."""
 
+    def begin_again(self, now: Snapshot, content: bytes) -> None:
+        """Stores that all verdicts are given up; the job's result has another key now."""
+
     def finish(self, now: Snapshot, result: DiscoveryResult | None) -> None:
         """Stores the end."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether there are verdicts that are not stored."""
+        return False
 
 
 class StoredJournal(Journal):
@@ -38,6 +46,10 @@ class StoredJournal(Journal):
         self._store, self._job, self._stored = store, job, stored
         self._verdicts: list[Verdict] = []
 
+    def resume(self, stored: int) -> None:
+        """Goes on behind so many verdicts."""
+        self._stored = stored
+
     def add(self, verdicts: Sequence[Verdict]) -> None:
         self._verdicts += verdicts
 
@@ -48,6 +60,14 @@ class StoredJournal(Journal):
 
     def cancel(self, now: Snapshot) -> None:
         self._store.cancel(self._job, now)
+
+    def begin_again(self, now: Snapshot, content: bytes) -> None:
+        self._store.begin_again(self._job, content, now)
+        self._stored, self._verdicts = 0, []
+
+    @property
+    def behind(self) -> bool:
+        return bool(self._verdicts)
 
     def finish(self, now: Snapshot, result: DiscoveryResult | None) -> None:
         self._store.finish(self._job, now, self._stored, self._verdicts, result)

@@ -18,8 +18,8 @@ class Quotas:
 
     Args:
         running_jobs: that are worked on at a time; further ones wait.
-        queued_jobs: that wait.
-        prompt_tokens: of all prompts of unfinished jobs.
+        queued_jobs: that wait, evaluations of circuits among them.
+        prompt_tokens: of all prompts of unfinished jobs and evaluations.
         stored_results: that are kept, and jobs that may still give one.
     """
 
@@ -38,9 +38,13 @@ class Quotas:
             computed: whether it has to be computed; else its result is there already.
         """
         if computed:
-            _check("queued_jobs", user, usage.queued + 1, self.queued_jobs, RETRY_S)
-            _check("prompt_tokens", user, usage.tokens + tokens, self.prompt_tokens, RETRY_S)
+            self.check_run(user, usage, tokens)
         _check("stored_results", user, usage.results + 1, self.stored_results, RETRY_RESULTS_S)
+
+    def check_run(self, user: str, usage: Usage, tokens: int) -> None:
+        """`check` for what leaves no result, such as an evaluation."""
+        _check("queued_jobs", user, usage.queued + 1, self.queued_jobs, RETRY_S)
+        _check("prompt_tokens", user, usage.tokens + tokens, self.prompt_tokens, RETRY_S)
 
 
 def _check(quota: str, user: str, needed: int, limit: int | None, retry_s: float) -> None:

@@ -42,6 +42,7 @@ def run_provenance(
     spec: DiscoverySpec,
     started: float,
     ended: float,
+    seconds: float,
     capabilities: Capabilities,
     statistics: SearchStatistics,
     replayed: int,
@@ -52,6 +53,7 @@ def run_provenance(
     Args:
         spec: what was asked for.
         started, ended: seconds since the epoch.
+        seconds: how long it took.
         capabilities: of the engine.
         statistics: of the search.
         replayed: evaluations that were stored by an earlier process.
@@ -61,7 +63,7 @@ def run_provenance(
         "model": spec.measurement.model,
         "started": _iso(started),
         "ended": _iso(ended),
-        "seconds": round(ended - started, 3),
+        "seconds": round(seconds, 3),
         "device": capabilities.device,
         "hardware": capabilities.hardware,
         "counts": asdict(statistics) | {"replayed": replayed},

@@ -1,12 +1,14 @@
-"""Going on with jobs that an earlier process left."""
+"""Going on with jobs that an earlier process left, while this one answers calls already."""
 
 from __future__ import annotations
 
 import logging
-import time
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass
 
+from pahq_server.core.context import about
 from pahq_server.core.engine import Engine, Prepared
 from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.jobs import spec_json
@@ -14,24 +16,40 @@ from pahq_server.jobs.job import Job, JobState
 from pahq_server.jobs.journal import StoredJournal
 from pahq_server.jobs.runs import DiscoveryRun, Surroundings
 from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.search.base import SearchProgress
 from pahq_server.store.base import JobStore
 from pahq_server.store.records import JobRecord
 
 # So often a job may be there when the server dies: else one that kills it would do so for ever.
 MOST_DEATHS = 5
+# Until a database that cannot be used now is tried again.
+RETRY_S = 1.0
+# Finished jobs that are looked at in one go, and the pause until the next: others read as well.
+PORTION, PORTION_PAUSE_S = 200, 0.01
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class _Left:
+    """A job that an earlier process left: as it was stored, and as this process knows it."""
+
+    record: JobRecord
+    job: Job
+    journal: StoredJournal
+
+
 class Resumption:
-    """Makes runs of stored jobs. A job that cannot go on ends, and says why.
+    """Makes runs of stored jobs, one after another. A job that cannot go on ends, and says why.
+
+    Users take turns, and each user's jobs keep their order: what a user creates while older jobs of theirs
+    wait here, waits behind them. A job can be asked about, watched and cancelled from `find` on.
 
     Args:
         engine: checks their measurements again.
         store: holds their verdicts.
         around: what all runs share.
         content: key of all that determines a job's result.
+        submit: takes a run to be worked on.
     """
 
     def __init__(
@@ -40,26 +58,175 @@ class Resumption:
         store: JobStore,
         around: Surroundings,
         content: Callable[[DiscoverySpec, Prepared], bytes],
+        submit: Callable[[DiscoveryRun], None],
     ) -> None:
         self._engine, self._store, self._around, self._content = engine, store, around, content
+        self._submit = submit
+        # What waits, by user; whose turn it is comes first.
+        self._lines: OrderedDict[str, deque[_Left | DiscoveryRun]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="pahq-resumption", daemon=True)
 
-    def resume(self, record: JobRecord) -> tuple[Job, DiscoveryRun | None]:
-        """The job, and its run unless it has ended. Raises StorageError."""
-        spec = spec_json.decode(record.spec, self._store.prompts(record.id))
-        if record.snapshot.state is JobState.CANCELLING:
-            job = self._new_job(record, spec)
-            job.end_cancelled()
-            return job, None
+    def find(self) -> list[Job]:
+        """The jobs that were left. Those whose record cannot be read end here. Raises StorageError."""
+        jobs: list[Job] = []
+        for record in self._store.left():
+            if record.damage:
+                self._condemn(record, record.damage)
+                continue
+            try:
+                spec = spec_json.read(record)
+            except StorageError as error:
+                self._condemn(record, str(error))
+                continue
+            journal = StoredJournal(self._store, record.id)
+            job = Job(
+                record.name,
+                spec,
+                record.total,
+                record.snapshot,
+                journal,
+                self._around.ended,
+                spec_json.facts(record.spec),
+            )
+            self._lines.setdefault(job.user, deque()).append(_Left(record, job, journal))
+            jobs.append(job)
+        return jobs
+
+    def start(self) -> None:
+        """Goes on in a thread of its own."""
+        self._thread.start()
+
+    def run(self) -> None:
+        """Goes on in this thread, until all that was left is worked on or has ended."""
+        while (item := self._next()) is not None:
+            self._take_up(item)
+            self._settled(item.job.user if isinstance(item, _Left) else item.user)
+        self._done.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to go on with."""
+        return self._done.is_set()
+
+    def wait(self) -> bool:
+        """Waits until it is `done`, or closed; returns whether it is done."""
+        self._done.wait()
+        return not self._closing.is_set()
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait here."""
+        with self._lock:
+            return sum(map(len, self._lines.values()))
+
+    def waiting_of(self, user: str) -> int:
+        """Of these, one user's."""
+        with self._lock:
+            return len(self._lines.get(user, ()))
+
+    def submit(self, run: DiscoveryRun) -> None:
+        """Hands on a new run, behind what waits of the same user."""
+        with self._lock:
+            line = self._lines.get(run.user)
+            if line is not None:
+                line.append(run)
+                return
+        self._submit(run)
+
+    def cancelled(self, job: Job) -> None:
+        """Ends a job that was cancelled while it waits here; no effect on others."""
+        with self._lock:
+            line = self._lines.get(job.user, deque())
+            item = next((item for item in line if isinstance(item, _Left) and item.job is job), None)
+            if item is None:
+                return
+            line.remove(item)
+        self._end(job, job.end_cancelled)
+
+    def close(self) -> None:
+        """Stops after the job at hand; the others are left to a later process."""
+        self._closing.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._done.set()
+        with self._lock:
+            lines, self._lines = self._lines, OrderedDict()
+        for line in lines.values():
+            for item in line:
+                if isinstance(item, _Left):
+                    item.job.leave()
+                else:
+                    item.end(ServerError("the server stopped"))
+
+    def _work(self) -> None:
         try:
-            prepared = self._prepare(record, spec)
-            return self._go_on(record, spec, prepared)
-        except StorageError:
-            raise
-        except Exception as error:
-            logger.warning("%s cannot go on", record.name, exc_info=error)
-            job = self._new_job(record, spec)
-            job.fail(_explained(error))
-            return job, None
+            self.run()
+        finally:
+            self._done.set()
+        try:
+            self._inspect()
+        except Exception:
+            logger.exception("finished jobs could not be looked at")
+
+    # One after another
+
+    def _next(self) -> _Left | DiscoveryRun | None:
+        """What comes next. Its line stays until `_settled`: what comes meanwhile waits behind it."""
+        with self._lock:
+            while self._lines and not self._closing.is_set():
+                user, line = next(iter(self._lines.items()))
+                if line:
+                    self._lines.move_to_end(user)
+                    return line.popleft()
+                del self._lines[user]  # all that was left of it was cancelled
+            return None
+
+    def _settled(self, user: str) -> None:
+        """Nothing of a user is at hand any more."""
+        with self._lock:
+            if not self._lines.get(user, True):
+                del self._lines[user]
+
+    def _take_up(self, item: _Left | DiscoveryRun) -> None:
+        if isinstance(item, DiscoveryRun):
+            self._submit(item)
+            return
+        job = item.job
+        with about(job=job.name, user=job.user):
+            try:
+                if job.cancelling:
+                    self._end(job, job.end_cancelled)
+                    return
+                self._submit(self._run_of(item))
+            except StorageError as error:
+                if error.damaged:
+                    self._fail(job, error)
+                else:
+                    logger.warning("%s waits for the database: %s", job.name, error)
+                    self._closing.wait(RETRY_S)
+                    with self._lock:  # in front: its user's jobs keep their order
+                        self._lines.setdefault(job.user, deque()).appendleft(item)
+            except Exception as error:  # noqa: BLE001 - no reason to leave all others
+                self._fail(job, error)
+
+    def _run_of(self, item: _Left) -> DiscoveryRun:
+        record, job = item.record, item.job
+        spec = spec_json.read(record, self._store.prompts(record.id))
+        prepared = self._prepare(record, spec)
+        job.spec = spec
+        content = self._content(spec, prepared)
+        if content != record.content:
+            # Scores of another version or other hardware are not mixed with new ones.
+            logger.warning("%s begins again: another version or other hardware began it", record.name)
+            job.begin_again(content)
+        verdicts = self._store.verdicts(record.id)
+        item.journal.resume(len(verdicts))
+        run = DiscoveryRun(job, prepared, self._around, verdicts)
+        logger.info("%s goes on after %d evaluations", record.name, len(verdicts))
+        return run
 
     def _prepare(self, record: JobRecord, spec: DiscoverySpec) -> Prepared:
         if record.snapshot.deaths > MOST_DEATHS:
@@ -73,36 +240,51 @@ class Resumption:
             )
         return prepared
 
-    def _go_on(self, record: JobRecord, spec: DiscoverySpec, prepared: Prepared) -> tuple[Job, DiscoveryRun]:
-        content = self._content(spec, prepared)
-        if content != record.content:
-            record = self._begin_again(record, content)
-        verdicts = self._store.verdicts(record.id)
-        job = self._new_job(record, spec, len(verdicts))
-        run = DiscoveryRun(job, prepared, self._around, verdicts)
-        logger.info("%s goes on after %d evaluations", record.name, len(verdicts))
-        return job, run
+    # Ends
 
-    def _begin_again(self, record: JobRecord, content: bytes) -> JobRecord:
-        """Scores of another version or other hardware are not mixed with new ones."""
-        logger.warning("%s begins again: it was begun by another version or on other hardware", record.name)
-        before = record.snapshot
-        now = replace(
-            before,
-            progress=SearchProgress(0, 0, 0.0),
-            evaluations=0,
-            dropped=before.dropped + before.evaluations,
-        )
-        self._store.begin_again(record.id, content, now)
-        return replace(record, content=content, snapshot=now)
+    def _fail(self, job: Job, error: Exception) -> None:
+        logger.warning("%s cannot go on", job.name, exc_info=error)
+        self._end(job, lambda: job.fail(_explained(error)))
 
-    def _new_job(self, record: JobRecord, spec: DiscoverySpec, verdicts: int = 0) -> Job:
-        journal = StoredJournal(self._store, record.id, verdicts)
-        now = replace(record.snapshot, resumed=(time.time(), record.snapshot.progress.decided))
-        facts = spec_json.facts(record.spec)
-        return Job(record.name, spec, record.total, now, journal, self._around.ended, facts)
+    def _end(self, job: Job, end: Callable[[], None]) -> None:
+        """Ends a job now, or as soon as that can be stored."""
+        try:
+            end()
+        except StorageError as error:
+            logger.error("the end of a job could not be stored: %s", error)
+            if error.damaged:
+                job.fail_unstored(error)
+            else:
+                self._around.later(job, end)
+
+    def _condemn(self, record: JobRecord, reason: str) -> None:
+        logger.error("%s cannot be read, and has failed: %s", record.name, reason)
+        try:
+            self._store.condemn(record, reason)
+        except Exception:  # whoever reads it finds the same: no reason to leave all others
+            logger.exception("the end of %s could not be stored", record.name)
+
+    def _inspect(self) -> None:
+        """Looks for finished jobs whose records are damaged: they have failed, and count as such."""
+        last = 0
+        while not self._closing.wait(PORTION_PAUSE_S):
+            records = self._store.after(last, PORTION)
+            if not records:
+                return
+            last = records[-1].id
+            for record in records:
+                if not record.snapshot.state.final:
+                    continue
+                try:
+                    spec_json.read(record)
+                except StorageError as error:
+                    if record.snapshot.state is not JobState.FAILED or record.damage:
+                        self._condemn(record, str(error))
 
 
 def _explained(error: Exception) -> Exception:
-    """The error, which says since when."""
-    return ServerError(f"cannot go on after a restart: {error}") if isinstance(error, ServerError) else error
+    """The error, which says since when, and what to do about damage."""
+    if not isinstance(error, ServerError):
+        return error
+    advice = ": delete it, and submit it again" if isinstance(error, StorageError) and error.damaged else ""
+    return ServerError(f"cannot go on after a restart: {error}{advice}")

@@ -70,6 +70,9 @@ class DiscoveryRun:
         self._replayed = self._noted = len(verdicts)
         self._steps = self._search.run()
         self._started = time.time()
+        # Seconds since the start until this process began, and when that was, on the monotonic clock: so the
+        # duration is right whatever the other clock is set to meanwhile.
+        self._before, self._begun = 0.0, time.monotonic()
         self._seen = (0, 0)  # rows, and of these wasted, that the observer knows of
         self._found: SearchResult | None = None
         self._late = False  # whether something waits to be stored
@@ -77,6 +80,7 @@ class DiscoveryRun:
     def begin(self) -> Sequence[Row]:
         self._stored(self._job.start)
         self._started = self._job.snapshot.started or time.time()
+        self._before, self._begun = max(0.0, time.time() - self._started), time.monotonic()
         return next(self._steps)
 
     def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
@@ -160,7 +164,8 @@ class DiscoveryRun:
             run_provenance(
                 spec,
                 self._started,
-                time.time(),
+                max(self._started, time.time()),
+                self._before + time.monotonic() - self._begun,
                 around.capabilities,
                 self._search.statistics,
                 self._replayed,
@@ -173,14 +178,22 @@ class EvaluationRun:
     """Measures one circuit, the full model and the empty circuit.
 
     ``future`` resolves to the three metrics. Cancelling it stops the run.
+
+    Args:
+        prepared: the measurement.
+        circuit: what is measured.
+        user: who asked for it.
+        tokens: of its prompts.
     """
 
-    def __init__(self, prepared: Prepared, circuit: Circuit, user: str) -> None:
+    def __init__(self, prepared: Prepared, circuit: Circuit, user: str, tokens: int = 0) -> None:
         self.prepared, self.user, self.name, self._circuit = prepared, user, "", circuit
+        self.tokens, self.begun = tokens, False
         self.future: Future[tuple[float, float, float]] = Future()
         self._scores: Sequence[float] = ()
 
     def begin(self) -> Sequence[Row]:
+        self.begun = True
         return endpoints(self.prepared.graph, self._circuit)
 
     def deliver(self, scores: Sequence[float]) -> Sequence[Row]:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pahq_server.core.caller import LOCAL_USER
 from pahq_server.core.circuit import Circuit
@@ -41,8 +41,12 @@ from pahq_server.store.base import JobStore
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import JobRecord, NewJob, Retention, Usage
+from pahq_server.store.rows import condemned
 
 logger = logging.getLogger(__name__)
+
+# What is told of a job of which cannot be read what was asked for.
+UNREADABLE = DiscoverySpec(Measurement("", PromptTask(clean=()), "", "", "", ""), "", None, False)
 
 
 @dataclass(frozen=True)
@@ -114,6 +118,9 @@ class JobService:
         self._jobs: dict[str, Job] = {}  # those that are not final in the store
         self._lock = threading.Lock()
         self._closing = False
+        # Evaluations that are under way: they count towards their users' quotas, and no store knows them.
+        self._evaluating: set[EvaluationRun] = set()
+        self._evaluations_lock = threading.Lock()
         self._around = Surroundings(
             window,
             engine.capabilities(),
@@ -123,29 +130,39 @@ class JobService:
             self._housekeeper.later,
             self._forget,
         )
+        self._resumption = Resumption(
+            engine, self._store, self._around, self._content, self._scheduler.submit
+        )
 
     @property
     def quotas(self) -> Quotas:
         """Of every user."""
         return self._policy.quotas
 
-    def start(self) -> None:
-        """Goes on with the jobs that an earlier process left, then takes new ones."""
-        resumption = Resumption(self._engine, self._store, self._around, self._content)
-        for name in self._store.unfinished():
-            record = self._store.find(name)
-            try:
-                job, run = resumption.resume(record)
-            except StorageError:
-                raise
-            except Exception:  # its record cannot be read: no reason to refuse all others
-                logger.exception("%s is left as it is", name)
-                continue
-            if run is not None:
-                self._jobs[name] = job
-                self._scheduler.submit(run)
+    def start(self, wait: bool = True) -> None:
+        """Goes on with the jobs that an earlier process left, and takes new ones.
+
+        Args:
+            wait: whether to return only when it works on all that were left; else it may be asked about them
+                meanwhile, see `resumed`.
+
+        Raises StorageError where it cannot be read which jobs were left.
+        """
+        self._jobs |= {job.name: job for job in self._resumption.find()}
         self._housekeeper.start()
+        if wait:
+            self._resumption.run()
         self._scheduler.start()
+        self._resumption.start()
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it works on all jobs that an earlier process left."""
+        return self._resumption.done
+
+    def wait_resumed(self) -> bool:
+        """Waits until it is `resumed`, or closed; returns whether it is resumed."""
+        return self._resumption.wait()
 
     def close(self) -> None:
         """Stops the worker. Unfinished jobs are left to a later process if there will be one, else they fail.
@@ -153,6 +170,7 @@ class JobService:
         Calls of sessions fail.
         """
         self._closing = True
+        self._resumption.close()
         self._scheduler.close()
         self._housekeeper.close()
 
@@ -201,6 +219,8 @@ class JobService:
         def admit(usage: Usage, computed: bool) -> None:
             if computed:
                 self._check_room(new.user)
+            with self._evaluations_lock:
+                usage = self._with_evaluations(usage, new.user)
             self._policy.quotas.check(new.user, usage, new.tokens, computed)
 
         # Whoever finds the job in the store must find it here as well.
@@ -216,13 +236,13 @@ class JobService:
             self._housekeeper.ended(new.user)
         if not created or record.snapshot.state.final:
             return self._job(record)
-        self._scheduler.submit(DiscoveryRun(job, prepared, self._around))
+        self._resumption.submit(DiscoveryRun(job, prepared, self._around))
         return job
 
     def _known(self, payload: bytes, request_id: str, user: str) -> JobRecord | None:
         """The job that a request id created before. Raises AlreadyExistsError if that had another payload."""
         known = self._store.by_request(user, request_id) if request_id else None
-        if known is not None and known.payload != payload:
+        if known is not None and known.payload != payload and not known.damage:
             raise AlreadyExistsError(f"request id {request_id!r} was used for another discovery")
         return known
 
@@ -235,16 +255,32 @@ class JobService:
     ) -> tuple[Prepared, Future[tuple[float, float, float]]]:
         """Measures a circuit given by edge names.
 
-        The future gives its metric, the full model's and the empty circuit's. Raises OtherModelError if the
-        circuit was found in another model, where that is known.
+        The future gives its metric, the full model's and the empty circuit's. To cancel it is to give the
+        evaluation up; nothing of it is stored. Raises OtherModelError if the circuit was found in another
+        model, where that is known, and ResourceExhaustedError.
         """
         prepared = self._engine.prepare(measurement)
         if origin is not None:
             origin.check(prepared)
-        run = EvaluationRun(prepared, Circuit.from_names(prepared.graph, edges), user)
+        run = EvaluationRun(prepared, Circuit.from_names(prepared.graph, edges), user, _tokens(prepared))
         self._check_room(user)
+        usage = self._store.usage(user)
+        with self._evaluations_lock:
+            self._policy.quotas.check_run(user, self._with_evaluations(usage, user), run.tokens)
+            self._evaluating.add(run)
+        run.future.add_done_callback(lambda future: self._evaluated(run))
         self._scheduler.submit(run)
         return prepared, run.future
+
+    def _with_evaluations(self, usage: Usage, user: str) -> Usage:
+        """What a user has, with evaluations that are under way. Their lock is held."""
+        runs = [run for run in self._evaluating if run.user == user]
+        waiting, tokens = sum(not run.begun for run in runs), sum(run.tokens for run in runs)
+        return replace(usage, queued=usage.queued + waiting, tokens=usage.tokens + tokens)
+
+    def _evaluated(self, run: EvaluationRun) -> None:
+        with self._evaluations_lock:
+            self._evaluating.discard(run)
 
     def find(self, name: str) -> Job:
         """Raises NotFoundError."""
@@ -275,7 +311,7 @@ class JobService:
         if result is None:
             return None
         record = self._store.find(name)
-        spec, facts = spec_json.decode(record.spec, None), spec_json.facts(record.spec)
+        spec, facts = spec_json.read(record), spec_json.facts(record.spec)
         prompts = self._store.prompts(record.id) if spec.include_prompts else None
         return of_job(result, spec, facts, prompts)
 
@@ -288,6 +324,7 @@ class JobService:
         """Raises NotFoundError."""
         job = self.find(name)
         job.cancel()
+        self._resumption.cancelled(job)
         return job
 
     def delete(self, name: str) -> None:
@@ -297,27 +334,32 @@ class JobService:
 
     def _job(self, record: JobRecord) -> Job:
         """The job of a record; the one that is worked on if it is."""
+        with self._lock:
+            job = self._jobs.get(record.name)
+        if job is not None:
+            return job
         if not record.snapshot.state.final:
-            with self._lock:
-                job = self._jobs.get(record.name)
-            if job is not None:
-                return job
             record = self._store.find(record.name)  # it has ended in between
-        return Job(
-            record.name,
-            spec_json.decode(record.spec, None),
-            record.total,
-            record.snapshot,
-            facts=spec_json.facts(record.spec),
-            outcome=record.outcome,
-        )
+        try:
+            spec, facts = spec_json.read(record), spec_json.facts(record.spec)
+        except StorageError as error:  # of a job that cannot be read, the others must not know
+            spec, facts = UNREADABLE, RequestFacts()
+            if record.snapshot.state is not JobState.FAILED:  # else it says why
+                record = condemned(record, str(error))
+        job = Job(record.name, spec, record.total, record.snapshot, facts=facts, outcome=record.outcome)
+        if not record.snapshot.state.final:
+            # Nobody here knows it, so nobody here works on it: those who watch must not wait for that.
+            logger.error("%s is left to a later process", record.name)
+            job.leave()
+        return job
 
     def _forget(self, job: Job) -> None:
         """Lets go of a job that has ended: the store has all of it, unless it is damaged."""
         if not job.unstored:
             self._jobs.pop(job.name, None)
         now = job.snapshot
-        seconds = 0.0 if now.started is None or now.ended is None else now.ended - now.started
+        ran = now.started is not None and now.ended is not None
+        seconds = max(0.0, now.ended - now.started) if ran else 0.0  # type: ignore[operator]
         self._observer.job_ended(job.name, now.state.name.lower(), seconds)
         self._housekeeper.ended(job.user)
 
@@ -334,8 +376,9 @@ class JobService:
 
     def _check_room(self, user: str) -> None:
         """Lets in who has nothing in the queue: no other user can fill it alone."""
-        most = self._policy.max_queued * (1 if self._scheduler.queued_of(user) else 2)
-        if self._scheduler.queued >= most:
+        left = self._resumption
+        most = self._policy.max_queued * (1 if self._scheduler.queued_of(user) + left.waiting_of(user) else 2)
+        if self._scheduler.queued + left.waiting >= most:
             raise ResourceExhaustedError(f"{most} runs are waiting already", retry_after_s=30)
 
 

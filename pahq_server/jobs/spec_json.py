@@ -8,9 +8,11 @@ from dataclasses import asdict
 from typing import Any
 
 from pahq_server.core.engine import Measurement
+from pahq_server.core.errors import StorageError
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
 from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
 from pahq_server.store.codec import to_json
+from pahq_server.store.records import JobRecord
 
 _FACTS = "facts"
 
@@ -54,6 +56,49 @@ def decode(spec: str, prompts: str | None) -> DiscoverySpec:
     task = _task(fields.pop("builtin"), prompts)
     measurement = Measurement(task=task, **fields.pop("measurement"))
     return DiscoverySpec(measurement=measurement, **fields)
+
+
+def read(record: JobRecord, prompts: str | None = None) -> DiscoverySpec:
+    """The spec of a stored job; without prompts for None.
+
+    Raises StorageError, marked as damage, where the job's row, its spec or its prompts cannot be read.
+    """
+    if record.damage:
+        raise StorageError(record.damage, damaged=True)
+    parts = ("what was asked for", None), ("its prompts", prompts)
+    spec = None
+    for what, text in parts:
+        try:
+            spec = decode(record.spec, text)
+            facts(record.spec)
+            _check(spec)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            why = f"{what} cannot be read ({type(error).__name__})"
+            raise StorageError(f"the database is damaged: {why}", damaged=True) from error
+    assert spec is not None
+    return spec
+
+
+def _check(spec: DiscoverySpec) -> None:
+    """Raises TypeError for a spec that has values of other types than it should."""
+    asked, task = spec.measurement, spec.measurement.task
+    texts = [value for name, value in vars(asked).items() if name != "task"] + [spec.method]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("names must be texts")
+    if spec.threshold is not None and not isinstance(spec.threshold, int | float):
+        raise TypeError("the threshold must be a number")
+    if not isinstance(spec.gates, bool) or not isinstance(spec.include_prompts, bool):
+        raise TypeError("choices must be true or false")
+    if isinstance(task, BuiltinTask):
+        if not isinstance(task.name, str) or not all(type(n) is int for n in (task.num_prompts, task.seed)):
+            raise TypeError("a built-in task is a name and two numbers")
+        return
+    for prompts in (task.clean, task.corrupted, task.answers, task.wrong_answers):
+        for prompt in prompts:
+            if not isinstance(prompt, str) and not all(type(token) is int for token in prompt):
+                raise TypeError("a prompt is a text or a list of token ids")
+    if task.positions is not None and not all(type(position) is int for position in task.positions):
+        raise TypeError("positions must be numbers")
 
 
 def _task(builtin: dict[str, Any] | None, prompts: str | None) -> TaskSpec:

@@ -75,6 +75,7 @@ class Scheduler:
         self._blocked = False
         self._wake = threading.Condition()
         self._closing = False
+        self._over = ServerError("the server stopped")  # what runs end with from then on
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
 
     def start(self) -> None:
@@ -92,7 +93,7 @@ class Scheduler:
                 self._queued_of[run.user] += 1
                 self._wake.notify()
         if closing:
-            _end(run, ServerError("the server stopped"))
+            _end(run, self._over)
 
     def hold(self, holder: Holder) -> None:
         """Opens a session before a step soon; after `close` it ends at once. From any thread."""
@@ -102,7 +103,7 @@ class Scheduler:
                 self._held.add(holder)
                 self._wake.notify()
         if closing:
-            holder.end(ServerError("the server stopped"))
+            holder.end(self._over)
 
     def wake(self) -> None:
         """To be called when a holder begins to wait. May be called from any thread."""
@@ -148,7 +149,7 @@ class Scheduler:
         try:
             logger.critical("the worker cannot go on; every run ends now", exc_info=raised)
             with self._wake:
-                self._closing = True  # whatever comes from now on ends at once
+                self._closing, self._over = True, error  # whatever comes from now on ends at once
                 entries = list(self._entries.values())
             for entry in entries:
                 _end(entry.run, error)

@@ -68,9 +68,7 @@ def _target(directory: Path, copy: Path) -> Path:
         target = Path(os.path.realpath(copy))
         parent = target.parent
         if not parent.is_dir():
-            raise StorageError(
-                f"the copy's directory {str(parent)!r} cannot be used: there is no such directory"
-            )
+            raise StorageError(f"the copy's directory {str(parent)!r} cannot be used: it does not exist")
         _check_apart(directory, copy, target)
         if target.exists() and not target.is_file():
             what = "a directory" if target.is_dir() else f"no regular file ({_kind(target)})"
@@ -99,7 +97,7 @@ def _check_apart(directory: Path, copy: Path, target: Path) -> None:
 
 
 def _earlier_copy(path: Path) -> bool:
-    """Whether a file of the data directory may be replaced: a database, and not the server's own."""
+    """Whether a file of the data directory is a copy that was made before, and so may be replaced."""
     if path.name == LOCK or path.name.startswith(DATABASE) or not path.is_file():
         return False
     if path.samefile(path.with_name(DATABASE)):

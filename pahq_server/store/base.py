@@ -15,6 +15,9 @@ Admission = Callable[[Usage, bool], None]
 class JobStore(Protocol):
     """Keeps jobs. Methods may be called from any thread, and raise StorageError as well as what they name.
 
+    What is read is what was written, or it is found to be damaged: of a job's record, `JobRecord.damage` says
+    so, and everything else raises StorageError.
+
     A method either has done all that it says when it returns, or, where it raises, nothing. What it did is
     not lost when the process dies right after. `create`, `cancel` and `delete`, which clients rely on,
     survive a power failure too; a search that loses its last verdicts to one finds them again.
@@ -56,8 +59,24 @@ class JobStore(Protocol):
         """Names, oldest first."""
         ...
 
+    def left(self) -> list[JobRecord]:
+        """All unfinished jobs, oldest first. Among them may be damaged ones."""
+        ...
+
+    def after(self, job: int, size: int) -> list[JobRecord]:
+        """The next jobs of all users after one with this id, oldest first."""
+        ...
+
+    def latest(self) -> float | None:
+        """The latest time that was written down of one of the newest jobs, in seconds since the epoch."""
+        ...
+
+    def usage(self, user: str) -> Usage:
+        """What a user has at present."""
+        ...
+
     def prompts(self, job: int) -> str | None:
-        """JSON as it was created with. Raises NotFoundError."""
+        """JSON as it was created with. Raises NotFoundError, and StorageError where it is damaged."""
         ...
 
     def verdicts(self, job: int) -> list[Verdict]:
@@ -66,6 +85,15 @@ class JobStore(Protocol):
 
     def begin_again(self, job: int, content: bytes, now: Snapshot) -> None:
         """Gives up the verdicts of an unfinished job, whose content is another one now."""
+        ...
+
+    def condemn(self, job: JobRecord, reason: str) -> JobRecord:
+        """Lets a job fail that is damaged, whatever state it was in; returns what is stored of it then.
+
+        Args:
+            job: as it was read.
+            reason: what cannot be read.
+        """
         ...
 
     def advance(self, job: int, now: Snapshot, first: int, verdicts: Sequence[Verdict]) -> None:

@@ -13,10 +13,12 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult, Verdict
 
-# 26 bytes per verdict; scores are kept to the last bit.
+# 26 bytes per verdict, and 8 more per run for its checksum; scores are kept to the last bit.
 _VERDICT = np.dtype(
     [("gate", "?"), ("index", "<i8"), ("score", "<f8"), ("delta", "<f8"), ("kept", "?")], align=False
 )
+
+VERDICT_BYTES = _VERDICT.itemsize
 
 
 def pack_verdicts(verdicts: Sequence[Verdict]) -> bytes:
@@ -33,7 +35,10 @@ def pack_circuit(circuit: Circuit) -> bytes:
 
 
 def unpack_circuit(graph: Graph, data: bytes) -> Circuit:
-    bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8), count=graph.num_edges)
+    bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+    if not graph.num_edges <= len(bits) < graph.num_edges + 8:
+        raise ValueError(f"{len(data)} bytes are no circuit of a graph of {graph.num_edges} edges")
+    bits = bits[: graph.num_edges]
     return Circuit(graph, bits.astype(bool))
 
 

@@ -2,46 +2,79 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import re
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from pahq_server.core.errors import StorageError
 from pahq_server.store.failpoints import Failpoint, nothing
-from pahq_server.store.migrations import check, migrate
+from pahq_server.store.migrations import check, migrate, shape
+
+logger = logging.getLogger(__name__)
 
 # How long to wait for another process, such as a command of the administrator.
 BUSY_S = 5.0
 # Primary result codes after which the file cannot be trusted: trying again is of no use.
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# What SQLite says, by code or else by text, where the filesystem has no locks or no memory that processes
+# share. Codes of Python's module are missing in some versions, so they are written out.
+_NO_LOCKS = {
+    sqlite3.SQLITE_PROTOCOL,
+    *(10 | part << 8 for part in (8, 9, 14, 15)),  # IOERR_UNLOCK, _RDLOCK, _CHECKRESERVEDLOCK, _LOCK
+    *(10 | part << 8 for part in (18, 19, 20, 21)),  # IOERR_SHMOPEN, _SHMSIZE, _SHMLOCK, _SHMMAP
+}
+NEEDS_LOCAL_DISK = (
+    "SQLite needs file locks and shared memory mappings, which some filesystems lack (network drives among "
+    "them): put the data directory onto a local disk"
+)
+# What `PRAGMA integrity_check` says of an index that does not fit its table. The table has all there is to
+# know, so the index can be made again.
+_OF_AN_INDEX = re.compile(
+    r"row \S+ missing from index .*|wrong # of entries in index .*|row \S+ values differ from index .*"
+    r"|non-unique entry in index .*|rowid not at end-of-record for row \S+ of index .*"
+)
+# What SQLite says of a statement that does not fit the tables.
+_UNFIT = re.compile("unknown function|no such |table .* has no column|malformed")
+# The same of a single row, whose checksum is wrong then: that is found when the row is read.
+_OF_A_ROW = re.compile(r"(NULL|TEXT|NUMERIC|BLOB|non-\w+) value in .*|CHECK constraint failed in .*")
 
 
 class Database:
     """One SQLite file, or memory. Methods may be called from any thread.
 
-    There are two connections for writing: one waits for the disk at every commit, the other leaves that to
-    the next checkpoint. Both survive the end of the process at any moment; what only the first has
-    committed survives a power failure as well.
+    Every commit survives the end of the process at any moment. Of those that are `synced`, it returns when
+    they would survive a power failure as well: the log is written to the disk when the transaction is over,
+    so that nobody else waits for the disk.
 
     Args:
         path: of the file, which is made where there is none; None to keep everything in memory.
         failpoint: called at named places of every transaction.
 
-    Raises StorageError: the file cannot be opened, is damaged, or comes from a newer version.
+    Raises StorageError: the file cannot be opened, is damaged, comes from a newer version, or lies where
+    SQLite cannot work.
     """
 
     def __init__(self, path: Path | None, failpoint: Failpoint = nothing) -> None:
         self.path, self._failpoint = path, failpoint
         self._writing, self._reading = threading.RLock(), threading.RLock()
+        self._log_inode = -1  # of the log whose name is known to be on the disk
         with reported():
             if path is not None:
                 path.touch(mode=0o600, exist_ok=True)
-            self._synced = self._connect("FULL")
-            check(self._synced)  # before anything is written
-            self._synced.execute("PRAGMA journal_mode = WAL")
-            migrate(self._synced)
+            self._synced = self._connect("FULL")  # for migrations
+            try:
+                check(self._synced)  # before anything is written
+                self._use_log()
+                migrate(self._synced)
+            except BaseException:
+                self._synced.close()
+                raise
             # A database in memory belongs to one connection.
             self._quick = self._synced if path is None else self._connect("NORMAL")
             self._reader = self._synced if path is None else self._connect("NORMAL")
@@ -56,9 +89,18 @@ class Database:
             check_same_thread=False,
         )
         connection.row_factory = sqlite3.Row
+        # Damage may have made a text one that cannot be decoded: other rows must be read all the same.
+        connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
         connection.execute(f"PRAGMA synchronous = {synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA cell_size_check = ON")
         return connection
+
+    def _use_log(self) -> None:
+        """Lets readers and the writer work at the same time. Raises StorageError where that is impossible."""
+        (mode,) = self._synced.execute("PRAGMA journal_mode = WAL").fetchone()
+        if self.path is not None and mode != "wal":
+            raise StorageError(f"the database cannot have a write-ahead log here: {NEEDS_LOCAL_DISK}")
 
     @contextmanager
     def transaction(self, operation: str, *, synced: bool) -> Iterator[sqlite3.Connection]:
@@ -69,7 +111,7 @@ class Database:
             synced: whether to wait for the disk.
         """
         with self._writing, reported():
-            connection = self._synced if synced else self._quick
+            connection = self._quick
             self._failpoint(f"{operation}.begin")
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -81,7 +123,33 @@ class Database:
                 with suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
                 raise
+        with reported():
+            if synced:
+                self._sync_log()
             self._failpoint(f"{operation}.committed")
+
+    def _sync_log(self) -> None:
+        """Waits until all that was committed is on the disk.
+
+        That is in the log, or in the database itself: SQLite empties the log only when it has written and
+        synced the database.
+        """
+        if self.path is None:
+            return
+        log = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(log)
+            inode = os.fstat(log).st_ino
+        finally:
+            os.close(log)
+        if inode != self._log_inode:  # it is new: so is its name
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                with suppress(OSError):  # some filesystems cannot
+                    os.fsync(folder)
+            finally:
+                os.close(folder)
+            self._log_inode = inode
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -102,11 +170,29 @@ class Database:
                     connection.execute("ROLLBACK")
 
     def check(self) -> None:
-        """Reads the whole file. Raises StorageError where it is damaged."""
+        """Reads the whole file. Makes indexes again that do not fit their tables.
+
+        Damage to single rows is left to whoever reads them, and knows their checksums. Raises StorageError
+        where tables themselves are damaged.
+        """
+        problems = self._problems()
+        if any(_OF_AN_INDEX.fullmatch(problem) for problem in problems):
+            logger.error("the database is damaged, and its indexes are made again: %s", "; ".join(problems))
+            with self.transaction("reindex", synced=True) as connection:
+                connection.execute("REINDEX")
+            problems = self._problems()
+        if problems:
+            raise StorageError(f"the database is damaged: {problems[0]}", damaged=True)
+
+    def _problems(self) -> list[str]:
         with self.reading() as connection:
-            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise StorageError("the database is damaged", damaged=True)
+            found = [text for (text,) in connection.execute("PRAGMA integrity_check")]
+            there = shape(connection)
+        with reported(), closing(sqlite3.connect(":memory:", isolation_level=None)) as ours:
+            migrate(ours)
+            if there != shape(ours):
+                found.append("its tables are not those of this version")
+        return [text for text in found if text != "ok" and not _OF_A_ROW.fullmatch(text)]
 
     def close(self) -> None:
         with self._writing, self._reading, suppress(sqlite3.Error):
@@ -121,12 +207,32 @@ def reported() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise as_storage_error(error) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes a schema that is no text
+        raise StorageError("the database is damaged: its schema cannot be read", damaged=True) from error
     except OSError as error:
-        raise StorageError(f"the database cannot be used: {error.strerror}") from error
+        advice = f": {NEEDS_LOCAL_DISK}" if error.errno in LOCKLESS else ""
+        raise StorageError(f"the database cannot be used: {error.strerror}{advice}") from error
+
+
+# What the system says where a filesystem has no locks or no shared mappings.
+LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENODEV)
 
 
 def as_storage_error(error: sqlite3.Error) -> StorageError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in DAMAGED:
-        return StorageError(f"the database is damaged: {error}", damaged=True)
-    return StorageError(f"the database cannot be used now: {error}")
+    extended, text = getattr(error, "sqlite_errorcode", 0), str(error)
+    code = extended & 0xFF
+    # Our statements are right, so tables that they do not fit are not as we made them.
+    unfit = code == sqlite3.SQLITE_ERROR and _UNFIT.match(text)
+    if code in DAMAGED or unfit:
+        return StorageError(f"the database is damaged: {text}", damaged=True)
+    detail = f"the database cannot be used now: {text}"
+    if extended in _NO_LOCKS or "locking protocol" in text:
+        detail += f"; {NEEDS_LOCAL_DISK}"
+    elif extended in (0, sqlite3.SQLITE_IOERR) and "disk I/O error" in text:
+        detail += f"; the disk fails, or it is of the wrong kind. {NEEDS_LOCAL_DISK}"
+    elif code == sqlite3.SQLITE_CANTOPEN or "unable to open database file" in text:
+        detail += (
+            "; its directory must be there, and the server must be allowed to write to it and to the files "
+            f"{'-wal'!r} and {'-shm'!r} beside the database. {NEEDS_LOCAL_DISK}"
+        )
+    return StorageError(detail)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import mmap
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pahq_server.core.errors import StorageError
+from pahq_server.store.database import NEEDS_LOCAL_DISK
 
 DATABASE = "pahq.sqlite3"
 LOCK = "lock"
@@ -39,10 +44,17 @@ class DataDirectory:
         except OSError as error:
             raise _refusal(self.path, error) from error
         try:
+            with suppress(OSError):  # such as a full disk: the database may do with what it has
+                _check_mappings(self.path)
             # Held by the open file: the system lets go of it however the process ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except StorageError:
+            os.close(self._lock)
+            raise
         except OSError as error:
             os.close(self._lock)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise _wrong_disk(self.path, error) from error
             raise StorageError(
                 f"another server uses the data directory {str(self.path)!r}: stop it, or give this one a "
                 "--data-dir of its own"
@@ -61,6 +73,22 @@ def make(path: Path) -> None:
         path.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
     except OSError as error:
         raise _refusal(path, error) from error
+
+
+def _check_mappings(path: Path) -> None:
+    """Raises StorageError where processes cannot share memory by a file, as SQLite lets them."""
+    with tempfile.TemporaryFile(dir=path) as file:
+        file.truncate(mmap.PAGESIZE)
+        try:
+            mmap.mmap(file.fileno(), mmap.PAGESIZE, mmap.MAP_SHARED).close()
+        except OSError as error:
+            raise _wrong_disk(path, error) from error
+
+
+def _wrong_disk(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"the data directory {str(path)!r} cannot be used: {error.strerror}; {NEEDS_LOCAL_DISK}"
+    )
 
 
 def _refusal(path: Path, error: OSError) -> StorageError:

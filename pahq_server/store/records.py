@@ -38,7 +38,8 @@ class Snapshot:
         dropped: evaluations of earlier tries, whose verdicts were given up.
         charged: seconds of work.
         deaths: processes that took it up since its last verdict, and were not stopped in good order.
-        resumed: when this process went on with it, and how many edges were decided then; never stored.
+        begun: when this process took it up, on the monotonic clock, and how many edges were decided then;
+            None if it did not. Never stored.
     """
 
     state: JobState
@@ -51,7 +52,7 @@ class Snapshot:
     dropped: int = 0
     charged: float = 0.0
     deaths: int = 0
-    resumed: tuple[float, int] | None = None
+    begun: tuple[float, int] | None = None
 
     @property
     def sequence(self) -> int:
@@ -60,13 +61,13 @@ class Snapshot:
 
     def eta_s(self, total: int) -> float | None:
         """Estimated seconds to the end, from the pace so far; None while there is none."""
-        if self.started is None or self.state.final:
+        if self.begun is None or self.state.final:
             return None
-        since, before = self.resumed or (self.started, 0)
+        since, before = self.begun
         if self.progress.decided <= before:
             return None
-        pace = (time.time() - since) / (self.progress.decided - before)
-        return pace * (total - self.progress.decided)
+        pace = (time.monotonic() - since) / (self.progress.decided - before)
+        return max(0.0, pace * (total - self.progress.decided))
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,8 @@ class JobRecord:
     """A job as it is stored; ``id`` grows with every new one. The prompts are read on their own.
 
     ``outcome`` is that of the result, if there is one.
+    ``damage`` says what of the row cannot be read; it is empty if all can. A damaged job has failed, says so
+    in its snapshot, and has only those other values that can still be believed.
     """
 
     id: int
@@ -132,6 +135,7 @@ class JobRecord:
     content: bytes
     snapshot: Snapshot
     outcome: Outcome | None = None
+    damage: str = ""
 
 
 @dataclass(frozen=True)

@@ -163,3 +163,29 @@ def test_a_discover_whose_creation_is_not_answered_in_time_cancels_its_job(
     with pytest.raises(DeadlineExceeded):
         client.discover("demo", "ioi", 0.1)
     assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+
+
+@pytest.mark.parametrize("rpc", [rpcs.EVALUATE, rpcs.SCORE], ids=lambda rpc: rpc.name)
+@pytest.mark.parametrize("took_s", [59.0, 61.0])
+def test_hours_of_work_are_not_begun_again(
+    rpc: rpcs.Rpc[Any, Any], took_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that computes for long is repeated only if it broke off within the time of a usual call."""
+    calls, script, passed = Calls("a:1", 60.0, Backoff()), Script(Unavailable("a:1"), "here"), [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: passed[0])
+
+    def perform(operation: object) -> object:
+        passed[0] += took_s if isinstance(operation, Call) else 0.0
+        return script.perform(operation)
+
+    flow = calls.call(rpc, None, 86_400.0)
+    if took_s > calls.timeout:
+        with pytest.raises(Unavailable):
+            drive(flow, perform)
+        assert script.results == ["here"]
+    else:
+        assert drive(flow, perform) == "here"
+
+
+def test_calls_that_compute_for_long_are_known() -> None:
+    assert {rpc.name for rpc in rpcs.ALL if rpc.costly} == {"EvaluateCircuit", "ScoreCircuits"}

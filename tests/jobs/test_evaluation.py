@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from concurrent.futures import CancelledError
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore
 from helpers.topology import edge_names
-from helpers.waiting import close_in_mid_step, listed
+from helpers.waiting import close_in_mid_step, listed, wait_end, wait_state
 
-from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, ServerError
+from pahq_server.core.errors import (
+    InvalidRequestError,
+    NonFiniteMetricError,
+    QuotaExceededError,
+    ServerError,
+)
+from pahq_server.jobs.job import JobState
+from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobService
+from pahq_server.jobs.spec import DiscoverySpec
 
 EDGES = ["m1->logits", "a0.h1->m1", "input->a0.h1<q>"]
 
@@ -74,3 +83,95 @@ def test_close_ends_it(engine: FakeEngine, service: JobService) -> None:
         error = future.exception(PATIENCE_S)
         assert isinstance(error, ServerError)
         assert str(error) == "the server stopped"
+
+
+# Quotas
+
+SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=False)
+TOKENS = 4  # of the prompts of the fake engine's task
+
+
+def test_evaluations_that_wait_count_like_discoveries(
+    engine: FakeEngine, new_service: Callable[..., JobService]
+) -> None:
+    service = new_service(quotas=Quotas(queued_jobs=2, running_jobs=1))
+    engine.hold()
+    job = service.create(SPEC, "", user="ada")
+    wait_state(job, JobState.RUNNING)  # holds her only place
+    first = service.evaluate(MEASUREMENT, EDGES, user="ada")[1]
+    queued = service.create(replace(SPEC, threshold=3.0), "", user="ada")
+    for _ in range(2):
+        with pytest.raises(QuotaExceededError, match="3 queued jobs would be more than the 2") as caught:
+            service.evaluate(MEASUREMENT, EDGES, user="ada")
+        assert (caught.value.quota, caught.value.subject) == ("queued_jobs", "users/ada")
+        with pytest.raises(QuotaExceededError):
+            service.create(SPEC, "", user="ada")
+    other = service.evaluate(MEASUREMENT, EDGES, user="bob")[1]
+    assert first.cancel()
+    again = service.evaluate(MEASUREMENT, EDGES, user="ada")[1]  # what was given up does not count
+    engine.release()
+    assert again.result(PATIENCE_S)
+    assert other.result(PATIENCE_S)
+    wait_end(job)
+    wait_end(queued)
+    assert service.evaluate(MEASUREMENT, EDGES, user="ada")[1].result(PATIENCE_S)
+    assert not service._evaluating
+
+
+def test_prompts_of_evaluations_count_until_they_end(
+    engine: FakeEngine, new_service: Callable[..., JobService]
+) -> None:
+    service = new_service(quotas=Quotas(prompt_tokens=2 * TOKENS))
+    engine.hold()
+    futures = [service.evaluate(MEASUREMENT, EDGES, user="ada")[1] for _ in range(2)]
+    engine.wait_for_call()
+    with pytest.raises(QuotaExceededError, match=f"{3 * TOKENS} prompt tokens") as caught:
+        service.evaluate(MEASUREMENT, EDGES, user="ada")
+    assert caught.value.quota == "prompt_tokens"
+    with pytest.raises(QuotaExceededError, match="prompt tokens"):
+        service.create(SPEC, "", user="ada")
+    assert service.create(SPEC, "", user="bob")
+    engine.release()
+    assert all(future.result(PATIENCE_S) for future in futures)
+    wait_end(service.create(SPEC, "", user="ada"))
+
+
+def test_evaluations_leave_no_result_that_would_count(new_service: Callable[..., JobService]) -> None:
+    service = new_service(quotas=Quotas(stored_results=1))
+    wait_end(service.create(SPEC, "", user="ada"))
+    assert service.evaluate(MEASUREMENT, EDGES, user="ada")[1].result(PATIENCE_S)
+    with pytest.raises(QuotaExceededError, match="stored results"):
+        service.create(replace(SPEC, threshold=3.0), "", user="ada")
+
+
+@pytest.mark.parametrize("place", ["open", "score"])
+def test_an_evaluation_that_fails_counts_no_more(
+    place: str, engine: FakeEngine, new_service: Callable[..., JobService]
+) -> None:
+    service = new_service(quotas=Quotas(queued_jobs=1, prompt_tokens=TOKENS))
+    setattr(engine.failures["bad"], place, NonFiniteMetricError("the metric is nan"))
+    for _ in range(3):
+        future = service.evaluate(replace(MEASUREMENT, model="bad"), EDGES, user="ada")[1]
+        assert isinstance(future.exception(PATIENCE_S), NonFiniteMetricError)
+    assert not service._evaluating
+
+
+def test_many_callers_at_once_get_no_more_than_the_quota(
+    engine: FakeEngine, new_service: Callable[..., JobService]
+) -> None:
+    service = new_service(quotas=Quotas(queued_jobs=3))
+    engine.hold()
+    running = service.evaluate(MEASUREMENT, EDGES, "bob")[1]
+    engine.wait_for_call()
+
+    def ask(_: int) -> bool:
+        try:
+            service.evaluate(MEASUREMENT, EDGES, "ada")
+        except QuotaExceededError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sum(pool.map(ask, range(64))) == 3
+    engine.release()
+    assert running.result(PATIENCE_S)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.damage import summed_again
 from helpers.fake_engine import MEASUREMENT, FakeEngine
 from helpers.waiting import result_of
 
@@ -162,6 +163,7 @@ def test_rows_of_an_older_server(new_service: NewService, tmp_path: Path) -> Non
     with database.transaction("test", synced=True) as connection:
         connection.execute("UPDATE jobs SET spec = ?", (text,))
         connection.execute("UPDATE results SET run = json_remove(run, '$.warnings')")
+        summed_again(connection)
     found = service.find(job.name)
     assert (found.warnings, found.facts.num_prompts) == ((), 0)
     assert found.outcome is not None

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib import resources
 
 from pahq_server.core.errors import StorageError
+from pahq_server.store import checksums
 
 # Marks the file as ours ("PAHQ").
 APPLICATION = 0x50414851
@@ -29,9 +30,23 @@ def scripts() -> list[str]:
 def migrate(connection: sqlite3.Connection) -> None:
     """Brings a database that was checked to the present schema. Raises sqlite3.Error."""
     steps = scripts()
+    checksums.register(connection)
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     for number, script in enumerate(steps[version:], start=version + 1):
         _run(connection, script, number)
+
+
+def shape(connection: sqlite3.Connection) -> set[tuple[object, ...]]:
+    """Every column of every table and index: what a script makes, whatever version of SQLite runs it."""
+    tables = connection.execute(
+        'SELECT m.name, c.name, c.type, c."notnull", c.pk '
+        "FROM sqlite_master AS m, pragma_table_info(m.name) AS c WHERE m.type = 'table'"
+    )
+    indexes = connection.execute(
+        'SELECT m.tbl_name, m.name, c.seqno, c.cid, c."desc", c.key '
+        "FROM sqlite_master AS m, pragma_index_xinfo(m.name) AS c WHERE m.type = 'index'"
+    )
+    return {tuple(row) for row in (*tables, *indexes)}
 
 
 def check(connection: sqlite3.Connection) -> None:

@@ -137,7 +137,9 @@ class DiscoveryServiceServicer(object):
 
     def EvaluateCircuit(self, request, context):
         """Measures the metric of a given circuit, of the full model and of the empty
-        circuit.
+        circuit. It waits for its turn, an hour at most; while it does, it counts in
+        the caller's quota of queued discoveries, and its prompts in that of tokens.
+        Nothing of it is kept: a repeated call does no harm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
