@@ -30,7 +30,7 @@ V = TypeVar("V")
 
 def spec_message(request: DiscoveryRequest) -> discovery_pb2.DiscoverySpec:
     message = discovery_pb2.DiscoverySpec(
-        measurement=_measurement(request),
+        objective=_measurement(request),
         method=checks.text("method", request.method),
         gates=checks.flag("gates", request.gates),
         include_prompts=checks.flag("include_prompts", request.include_prompts),
@@ -42,7 +42,7 @@ def spec_message(request: DiscoveryRequest) -> discovery_pb2.DiscoverySpec:
 
 def evaluation_message(request: EvaluationRequest) -> discovery_pb2.EvaluateCircuitRequest:
     message = discovery_pb2.EvaluateCircuitRequest(
-        measurement=_measurement(request), edges=_edge_names(request.edges)
+        objective=_measurement(request), edges=_edge_names(request.edges)
     )
     allowed = checks.flag("allow_other_model", request.allow_other_model)
     if isinstance(request.edges, Circuit) and not allowed:
@@ -59,7 +59,7 @@ def _origin(circuit: Circuit) -> discovery_pb2.CircuitOrigin:
 
 
 def session_message(request: SessionRequest) -> patching_pb2.OpenSessionRequest:
-    return patching_pb2.OpenSessionRequest(measurement=_measurement(request))
+    return patching_pb2.OpenSessionRequest(objective=_measurement(request))
 
 
 def hypothesis(names: Sequence[str], complete: bool) -> patching_pb2.Hypothesis:
@@ -86,8 +86,8 @@ def _model_name(model: object) -> str:
     return checks.text("model", model)
 
 
-def _measurement(request: DiscoveryRequest | EvaluationRequest | SessionRequest) -> discovery_pb2.Measurement:
-    return discovery_pb2.Measurement(
+def _measurement(request: DiscoveryRequest | EvaluationRequest | SessionRequest) -> discovery_pb2.Objective:
+    return discovery_pb2.Objective(
         model=_model_name(request.model),
         task=task_message(request.task),
         metric=checks.text("metric", request.metric),
@@ -186,9 +186,9 @@ def job_info(message: discovery_pb2.Discovery) -> JobInfo:
     return JobInfo(
         name=resource_name(message.name),
         state=job_state(message.state),
-        model=_text(spec.measurement.model),
+        model=_text(spec.objective.model),
         method=_text(spec.method),
-        metric=_text(spec.measurement.metric),
+        metric=_text(spec.objective.metric),
         threshold=spec.threshold if spec.HasField("threshold") else None,
         task=_text(words.task(_task_facts(message))),
         num_prompts=_count("num_prompts", message.num_prompts),
@@ -209,7 +209,7 @@ def job_info(message: discovery_pb2.Discovery) -> JobInfo:
 
 
 def _task_facts(message: discovery_pb2.Discovery) -> dict[str, object]:
-    task = message.spec.measurement.task
+    task = message.spec.objective.task
     facts: dict[str, object] = {"num_prompts": message.num_prompts}
     if not task.HasField("builtin"):
         return facts
@@ -281,9 +281,7 @@ def _enum_name(enum: Any, value: int, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def evaluation(
-    asked: discovery_pb2.Measurement, message: discovery_pb2.EvaluateCircuitResponse
-) -> Evaluation:
+def evaluation(asked: discovery_pb2.Objective, message: discovery_pb2.EvaluateCircuitResponse) -> Evaluation:
     """The answer, with what was asked for: a server measures that, or refuses."""
     measured = metric(message.metric)
     return Evaluation(

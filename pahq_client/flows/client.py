@@ -68,7 +68,7 @@ class ClientFlows:
     ) -> Flow[Evaluation]:
         request = wire.evaluation_message(EvaluationRequest.of(model, task, circuit, options))
         response = yield from self._calls.call(rpcs.EVALUATE, request, EVALUATE_SECONDS)
-        evaluation = wire.evaluation(request.measurement, response)
+        evaluation = wire.evaluation(request.objective, response)
         Cautions().show(evaluation.warnings)
         return evaluation
 
@@ -103,7 +103,7 @@ class ClientFlows:
         message = wire.session_message(request)
         response = yield from self._calls.call(rpcs.OPEN, message, EVALUATE_SECONDS)
         Cautions().show(response.session.warnings)
-        return SessionFlows(self._calls, response.session, message.measurement)
+        return SessionFlows(self._calls, response.session, message.objective)
 
     def job(self, name: str) -> JobFlows:
         return JobFlows(self._calls, checks.text("name", name))

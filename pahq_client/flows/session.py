@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from pahq.v1 import patching_pb2 as pb
-from pahq.v1.discovery_pb2 import Measurement
+from pahq.v1.discovery_pb2 import Objective
 
 from pahq_client import checks, rpcs, wire
 from pahq_client.circuit import Circuit
@@ -30,7 +30,7 @@ Edges: TypeAlias = Circuit | Iterable[str | Edge]
 class SessionFlows:
     """What can be done with a session; described at `Session`. One flow at a time."""
 
-    def __init__(self, calls: Calls, opened: pb.Session, asked: Measurement) -> None:
+    def __init__(self, calls: Calls, opened: pb.Session, asked: Objective) -> None:
         self.name, self.graph = wire.resource_name(opened.name), wire.graph(opened.graph)
         self.full, self.empty = wire.scores((opened.metric_full, opened.metric_empty))
         self.num_edges_total = opened.num_edges_total

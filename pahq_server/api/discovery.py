@@ -16,7 +16,7 @@ from pahq_server.api.calls import ExpiredError, check_owner, current_call
 from pahq_server.api.threads import Threads
 from pahq_server.api.watching import Watchers
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Prepared
+from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import ConflictError
 from pahq_server.jobs import warnings
 from pahq_server.jobs.job import Job
@@ -117,24 +117,24 @@ class DiscoveryService(discovery_pb2_grpc.DiscoveryServiceServicer):
     ) -> pb.EvaluateCircuitResponse:
         user = current_call().caller.user
 
-        def evaluate() -> tuple[Prepared, Future[tuple[float, float, float]]]:
-            measurement = requests.measurement(request.measurement)
-            return self._jobs.evaluate(measurement, request.edges, user, requests.origin(request))
+        def evaluate() -> tuple[ResolvedObjective, Future[tuple[float, float, float]]]:
+            objective = requests.objective(request.objective)
+            return self._jobs.evaluate(objective, request.edges, user, requests.origin(request))
 
-        prepared, future = await self._threads.run(
+        resolved, future = await self._threads.run(
             evaluate, undo=lambda started: started[1].cancel(), slow=True
         )
         value, full, empty = await _within(EVALUATION_S, future)
-        ends = warnings.Ends(prepared.measurement.metric, full, empty)
+        ends = warnings.Ends(resolved.objective.metric, full, empty)
 
         def judge() -> tuple[str, ...]:
-            circuit = Circuit.from_names(prepared.graph, request.edges)
-            return warnings.of_evaluation(prepared, circuit, value, ends)
+            circuit = Circuit.from_names(resolved.graph, request.edges)
+            return warnings.of_evaluation(resolved, circuit, value, ends)
 
         found = await self._threads.run(judge)
         return pb.EvaluateCircuitResponse(
-            metric=responses.metric(prepared.measurement.metric, value, full, empty),
-            num_edges_total=prepared.graph.num_edges,
+            metric=responses.metric(resolved.objective.metric, value, full, empty),
+            num_edges_total=resolved.graph.num_edges,
             warnings=found,
         )
 

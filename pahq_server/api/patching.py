@@ -30,10 +30,10 @@ class PatchingService(patching_pb2_grpc.PatchingServiceServicer):
         self._sessions, self._threads = sessions, threads
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:
-        prepared = await self._threads.run(
-            lambda: self._sessions.prepare(requests.measurement(request.measurement)), slow=True
+        resolved = await self._threads.run(
+            lambda: self._sessions.resolve(requests.objective(request.objective)), slow=True
         )
-        session, ends = self._sessions.open(prepared, user=current_call().caller.user)
+        session, ends = self._sessions.open(resolved, user=current_call().caller.user)
         full, empty = await asyncio.wrap_future(ends)
         found = await self._threads.run(lambda: session.warnings(full, empty))
         return pb.OpenSessionResponse(session=responses.session(session, full, empty, found))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pahq.v1 import discovery_pb2, patching_pb2, task_pb2
 
-from pahq_server.core.engine import Measurement
+from pahq_server.core.engine import Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
@@ -17,7 +17,7 @@ from pahq_server.jobs.spec import DiscoverySpec
 
 def discovery_spec(message: discovery_pb2.DiscoverySpec) -> DiscoverySpec:
     return DiscoverySpec(
-        measurement=measurement(message.measurement),
+        objective=objective(message.objective),
         method=message.method,
         threshold=message.threshold if message.HasField("threshold") else None,
         gates=message.gates,
@@ -34,8 +34,8 @@ def origin(message: discovery_pb2.EvaluateCircuitRequest) -> CircuitOrigin | Non
     return CircuitOrigin(graph, message.origin.model_revision)
 
 
-def measurement(message: discovery_pb2.Measurement) -> Measurement:
-    return Measurement(
+def objective(message: discovery_pb2.Objective) -> Objective:
+    return Objective(
         model=message.model,
         task=task(message.task),
         metric=message.metric,

@@ -57,7 +57,7 @@ def discovery(job: Job) -> discovery_pb2.Discovery:
 
 
 def _num_prompts(job: Job) -> int:
-    task = job.spec.measurement.task
+    task = job.spec.objective.task
     return task.num_prompts if isinstance(task, BuiltinTask) else job.facts.num_prompts
 
 
@@ -65,7 +65,7 @@ def _outcome(job: Job) -> circuit_pb2.Metric | None:
     found = job.outcome
     if found is None:
         return None
-    return metric(job.spec.measurement.metric, found.value, found.full, found.empty)
+    return metric(job.spec.objective.metric, found.value, found.full, found.empty)
 
 
 def estimate(value: Estimate, warnings: Sequence[str]) -> discovery_pb2.Estimate:
@@ -133,14 +133,14 @@ def session(opened: Session, full: float, empty: float, warnings: Sequence[str])
     idle.FromMilliseconds(int(opened.limits.idle_s * 1000))
     return patching_pb2.Session(
         name=opened.name,
-        graph=_graph(opened.prepared.graph),
-        num_edges_total=opened.prepared.graph.num_edges,
+        graph=_graph(opened.resolved.graph),
+        num_edges_total=opened.resolved.graph.num_edges,
         metric_full=full,
         metric_empty=empty,
         max_hypotheses=opened.limits.hypotheses,
         idle_timeout=idle,
         warnings=warnings,
-        model_revision=opened.prepared.revision,
+        model_revision=opened.resolved.revision,
     )
 
 
@@ -189,12 +189,12 @@ def limits(quotas: Quotas, calls: CallLimits) -> server_pb2.Limits:
 
 def _spec(spec: DiscoverySpec) -> discovery_pb2.DiscoverySpec:
     """What was asked for. The prompts stay out: a list of jobs would repeat them all."""
-    asked = spec.measurement
+    asked = spec.objective
     task = task_pb2.Task()
     if isinstance(asked.task, BuiltinTask):
         task.builtin.CopyFrom(task_pb2.BuiltinTask(**asdict(asked.task)))
     return discovery_pb2.DiscoverySpec(
-        measurement=discovery_pb2.Measurement(
+        objective=discovery_pb2.Objective(
             model=asked.model,
             task=task,
             metric=asked.metric,

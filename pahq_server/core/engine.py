@@ -12,7 +12,7 @@ from pahq_server.core.task import PromptTask, TaskSpec, TokenizedText, TokenTask
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Objective:
     """What shapes the hypotheses of a job and how they are scored."""
 
     model: str
@@ -36,7 +36,7 @@ class CleanRun:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class ResolvedObjective:
     """A measurement that was found valid: everything that determines its scores.
 
     Args:
@@ -45,21 +45,21 @@ class Prepared:
         graph: of the model.
         revision: of the model.
         own_current: whether the score of one circuit depends on which receiver is under investigation, so
-            that a row is to be compared with the current circuit under its own `Row.receiver`.
+            that a row is to be compared with the current circuit under its own `PatchedPass.receiver`.
         causal: whether a position sees only itself and earlier ones.
         prompts: the task's prompts as they were sent, or as the server generated them; None where an engine
             does not tell.
-        warnings: what `Engine.prepare` found in the request that may mislead whoever made it, though it is
+        warnings: what `Engine.resolve` found in the request that may mislead whoever made it, though it is
             valid: full sentences that say what it means and what to do. They may quote the request, so
             they are for its user and not for the log.
         clean_run: empty until `Engine.open` has run the clean prompts.
     """
 
-    measurement: Measurement
+    objective: Objective
     task: TokenTask
     graph: Graph
     revision: str
-    own_current: bool = False
+    baseline_depends_on_promotion: bool = False
     causal: bool = True
     prompts: PromptTask | None = None
     warnings: tuple[str, ...] = ()
@@ -67,7 +67,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, eq=False)
-class Anchor:
+class BaseCircuit:
     """A circuit whose values an executor may keep to compute others from.
 
     A score is a pure function of the chain of anchors below it and of its own circuit, so the
@@ -79,11 +79,11 @@ class Anchor:
     """
 
     circuit: Circuit
-    parent: Anchor | None = None
+    parent: BaseCircuit | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class PatchedPass:
     """One hypothesis: the anchor's circuit without some of its edges.
 
     Args:
@@ -92,20 +92,20 @@ class Row:
         receiver: under investigation, where no removed edge tells it.
     """
 
-    anchor: Anchor
+    base_circuit: BaseCircuit
     removed: tuple[int, ...] = ()
     receiver: int | None = None
 
     @property
-    def own_receiver(self) -> int | None:
+    def promoted_receiver(self) -> int | None:
         """The receiver under investigation; None if the row has none."""
         if self.receiver is not None or not self.removed:
             return self.receiver
-        return self.anchor.circuit.graph.edge_ends(self.removed[-1])[1]
+        return self.base_circuit.circuit.graph.edge_ends(self.removed[-1])[1]
 
     @property
     def circuit(self) -> Circuit:
-        return self.anchor.circuit.without(self.removed)
+        return self.base_circuit.circuit.without(self.removed)
 
 
 @dataclass(frozen=True)
@@ -197,15 +197,15 @@ class MemoryUsage:
 
 
 # Names the tensors of one job inside an engine.
-SessionId = NewType("SessionId", int)
+EngineStateId = NewType("EngineStateId", int)
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
     """Rows of one job."""
 
-    session: SessionId
-    rows: Sequence[Row]
+    session: EngineStateId
+    rows: Sequence[PatchedPass]
 
 
 # The metric of every row in order, or why the work failed.
@@ -223,7 +223,7 @@ class Engine(Protocol):
 
     def models(self) -> list[ModelInfo]: ...
 
-    def prepare(self, measurement: Measurement) -> Prepared:
+    def resolve(self, objective: Objective) -> ResolvedObjective:
         """Checks a measurement completely; from any thread. Raises InvalidRequestError or NotFoundError."""
         ...
 
@@ -240,11 +240,11 @@ class Engine(Protocol):
         """
         ...
 
-    def estimate(self, prepared: Prepared) -> Estimate:
+    def estimate(self, resolved: ResolvedObjective) -> Estimate:
         """What a discovery under this measurement will take. May be called from any thread."""
         ...
 
-    def open(self, prepared: Prepared) -> SessionId:
+    def open(self, resolved: ResolvedObjective) -> EngineStateId:
         """Runs the clean and corrupted passes of a job and keeps what they give.
 
         Raises ResourceExhaustedError if there is no room beside the sessions that are open.
@@ -255,7 +255,7 @@ class Engine(Protocol):
         """One outcome per work, in order: a failing one does not hurt the others."""
         ...
 
-    def close(self, session: SessionId) -> None:
+    def close(self, session: EngineStateId) -> None:
         """Frees the tensors of a job."""
         ...
 

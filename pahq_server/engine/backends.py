@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
-from pahq_server.core.engine import Outcome, Row
+from pahq_server.core.engine import Outcome, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
@@ -65,7 +65,7 @@ class Backend(Protocol[E]):
         """Runs the clean and ablated passes of a job. Raises ResourceExhaustedError."""
         ...
 
-    def score(self, work: Sequence[tuple[E, Sequence[Row]]]) -> list[Outcome]:
+    def score(self, work: Sequence[tuple[E, Sequence[PatchedPass]]]) -> list[Outcome]:
         """One outcome per job, in order: a failing one does not hurt the others."""
         ...
 

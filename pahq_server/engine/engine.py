@@ -13,14 +13,14 @@ import torch
 
 from pahq_server.core.engine import (
     Capabilities,
+    EngineStateId,
     Estimate,
     HeadStoreUsage,
-    Measurement,
     MemoryUsage,
     ModelInfo,
+    Objective,
     Outcome,
-    Prepared,
-    SessionId,
+    ResolvedObjective,
     Work,
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
@@ -81,7 +81,7 @@ class ModelEngine:
         self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models), self._device)
         self._executor = executor
         self._backends: dict[tuple[str, str], Backend[Any]] = {}
-        self._executors: dict[SessionId, tuple[Backend[Any], Executor]] = {}
+        self._executors: dict[EngineStateId, tuple[Backend[Any], Executor]] = {}
         self._ids = itertools.count()
         self._estimator = Estimator()
         self._gaps = Gaps(kept_free=kept_free_bytes(self.memory.scratch_bytes))
@@ -135,34 +135,34 @@ class ModelEngine:
     def models(self) -> list[ModelInfo]:
         return [_describe(name, loaded) for name, loaded in sorted(self._served.items())]
 
-    def prepare(self, measurement: Measurement) -> Prepared:
-        loaded = self._find(measurement.model)
+    def resolve(self, objective: Objective) -> ResolvedObjective:
+        loaded = self._find(objective.model)
         for field, value, allowed in (
-            ("metric", measurement.metric, tuple(METRICS)),
-            ("ablation", measurement.ablation, ABLATIONS),
-            ("kv_receivers", measurement.kv_receivers, get_args(KvReceivers)),
-            ("precision", measurement.precision, precisions(self._executor, loaded)),
+            ("metric", objective.metric, tuple(METRICS)),
+            ("ablation", objective.ablation, ABLATIONS),
+            ("kv_receivers", objective.kv_receivers, get_args(KvReceivers)),
+            ("precision", objective.precision, precisions(self._executor, loaded)),
         ):
             if value not in allowed:
                 raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
         arch = loaded.model.architecture
-        resolved = self._resolve(measurement.model, measurement.task)
-        task = resolved.task
-        _check_needs(measurement, task)
+        found = self._resolve(objective.model, objective.task)
+        task = found.task
+        _check_needs(objective, task)
         self._check_size(arch, task)
-        graph = arch.graph("group" if measurement.kv_receivers == "group" else "query")
-        policy = POLICIES[measurement.precision]
+        graph = arch.graph("group" if objective.kv_receivers == "group" else "query")
+        policy = POLICIES[objective.precision]
         # Where differences are rounded, a circuit without any has the same score whatever is promoted.
-        own_current = policy.promotes and policy.operand == "activations"
-        return Prepared(
-            measurement,
+        baseline_depends_on_promotion = policy.promotes and policy.operand == "activations"
+        return ResolvedObjective(
+            objective,
             task,
             graph,
             loaded.revision,
-            own_current,
+            baseline_depends_on_promotion,
             arch.causal,
-            resolved.prompts,
-            (*resolved.warnings, *slow_policy(arch, task, graph, measurement.precision)),
+            found.prompts,
+            (*found.warnings, *slow_policy(arch, task, graph, objective.precision)),
         )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
@@ -190,20 +190,20 @@ class ModelEngine:
             arch.vocabulary, arch.output_vocabulary, arch.context, self._memory_bytes, token_bytes(arch)
         )
 
-    def estimate(self, prepared: Prepared) -> Estimate:
-        return self._estimator.estimate(self._find(prepared.measurement.model), prepared)
+    def estimate(self, resolved: ResolvedObjective) -> Estimate:
+        return self._estimator.estimate(self._find(resolved.objective.model), resolved)
 
-    def open(self, prepared: Prepared) -> SessionId:
-        measurement = prepared.measurement
-        backend = self._backend(measurement.model, measurement.precision)
-        executor = backend.open(prepared.graph, prepared.task, measurement.metric, measurement.ablation)
-        if prepared.clean_run.margins is None:
+    def open(self, resolved: ResolvedObjective) -> EngineStateId:
+        objective = resolved.objective
+        backend = self._backend(objective.model, objective.precision)
+        executor = backend.open(resolved.graph, resolved.task, objective.metric, objective.ablation)
+        if resolved.clean_run.margins is None:
             try:
-                prepared.clean_run.margins = executor.clean_margins()
+                resolved.clean_run.margins = executor.clean_margins()
             except BaseException:
                 executor.release()
                 raise
-        session = SessionId(next(self._ids))
+        session = EngineStateId(next(self._ids))
         self._executors[session] = backend, executor
         return session
 
@@ -214,7 +214,7 @@ class ModelEngine:
 
         return in_groups(lambda item: id(self._executors[item.session][0]), work, score)
 
-    def close(self, session: SessionId) -> None:
+    def close(self, session: EngineStateId) -> None:
         self._executors.pop(session)[1].release()
         self._gaps.hand_back()
 
@@ -264,14 +264,14 @@ def _processor() -> str:
     return f"{next(names, platform.machine())}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _check_needs(measurement: Measurement, task: TokenTask) -> None:
+def _check_needs(objective: Objective, task: TokenTask) -> None:
     """What the metric and the ablation need of a task."""
-    if measurement.ablation == "resample" and task.corrupted is None:
+    if objective.ablation == "resample" and task.corrupted is None:
         raise InvalidRequestError("task.corrupted", "resample ablation needs corrupted prompts")
-    if measurement.metric in NEEDS_ANSWERS:
+    if objective.metric in NEEDS_ANSWERS:
         for field, value in (("answers", task.answers), ("wrong_answers", task.wrong_answers)):
             if value is None:
-                raise InvalidRequestError(f"task.{field}", f"metric {measurement.metric!r} needs {field}")
+                raise InvalidRequestError(f"task.{field}", f"metric {objective.metric!r} needs {field}")
 
 
 def _describe(name: str, loaded: LoadedModel) -> ModelInfo:

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from torch import Tensor
 
-from pahq_server.core.engine import Estimate, Prepared
+from pahq_server.core.engine import Estimate, ResolvedObjective
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.operations import (
@@ -49,22 +49,22 @@ class Estimator:
         self._operations_s: float | None = None
         self._bytes_s: dict[str, float] = {}
 
-    def estimate(self, loaded: LoadedModel, prepared: Prepared) -> Estimate:
+    def estimate(self, loaded: LoadedModel, resolved: ResolvedObjective) -> Estimate:
         """What a discovery on a model will take."""
-        arch, task, graph = loaded.model.architecture, prepared.task, prepared.graph
+        arch, task, graph = loaded.model.architecture, resolved.task, resolved.graph
         prompts, tokens = len(task.clean), max(map(len, task.clean))
         if self._operations_s is None:
             self._operations_s = measured_gflops(device=loaded.model.device) * 1e9
         rate = self._operations_s
         least = least_operations(arch, prompts, tokens) * graph.num_edges / rate
         most = most_operations(arch, graph, prompts, tokens) / rate + BOOKKEEPING_S * graph.num_edges
-        if POLICIES[prepared.measurement.precision].operand == "activations":
+        if POLICIES[resolved.objective.precision].operand == "activations":
             least = whole_operations(arch, graph, prompts, tokens) * graph.num_edges / rate
             most = least + BOOKKEEPING_S * graph.num_edges
-        streams = isinstance(loaded, ResidentModel) and prepared.measurement.precision == "fp32"
+        streams = isinstance(loaded, ResidentModel) and resolved.objective.precision == "fp32"
         if isinstance(loaded, ResidentModel) and streams:
             # At worst, every evaluation is a batch of its own and reaches every layer.
-            most += graph.num_edges * self._reading_s(prepared.measurement.model, loaded)
+            most += graph.num_edges * self._reading_s(resolved.objective.model, loaded)
         return Estimate(job_bytes(arch, task), least, most, streams)
 
     def _reading_s(self, name: str, loaded: ResidentModel) -> float:

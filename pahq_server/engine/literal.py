@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Outcome, Row
+from pahq_server.core.engine import Outcome, PatchedPass
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops
@@ -63,7 +63,7 @@ class LiteralExecutor:
         self._ablated_SPTD = self._ablated_senders()
         self._task, self._metric = task, METRICS[metric](task, self.logits(self._full))
 
-    def score(self, rows: Sequence[Row]) -> list[float]:
+    def score(self, rows: Sequence[PatchedPass]) -> list[float]:
         """The metric of every row, in order. Raises NonFiniteMetricError."""
         return [self.measure(row.circuit) for row in rows]
 
@@ -252,12 +252,12 @@ class LiteralBackend:
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> LiteralExecutor:
         return self._make(graph, task, metric, ablation)
 
-    def score(self, work: Sequence[tuple[LiteralExecutor, Sequence[Row]]]) -> list[Outcome]:
+    def score(self, work: Sequence[tuple[LiteralExecutor, Sequence[PatchedPass]]]) -> list[Outcome]:
         """One outcome per job, in order."""
         return [_outcome(job, rows) for job, rows in work]
 
 
-def _outcome(job: LiteralExecutor, rows: Sequence[Row]) -> Outcome:
+def _outcome(job: LiteralExecutor, rows: Sequence[PatchedPass]) -> Outcome:
     try:
         return job.score(rows)
     except Exception as error:  # noqa: BLE001 - whatever it is belongs to this job alone

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Row
+from pahq_server.core.engine import PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor, Map, matrix, product
@@ -45,9 +45,9 @@ class ActivationsExecutor(LiteralExecutor):
         self._policy, self._maps, self._promoted = rounded.policy, rounded.maps, NOTHING
         super().__init__(rounded.model, graph, task, metric, ablation)
 
-    def score(self, rows: Sequence[Row]) -> list[float]:
+    def score(self, rows: Sequence[PatchedPass]) -> list[float]:
         """The metric of every row with its own head promoted, in order. Raises NonFiniteMetricError."""
-        return [self.measure(row.circuit, row.own_receiver) for row in rows]
+        return [self.measure(row.circuit, row.promoted_receiver) for row in rows]
 
     def measure(self, circuit: Circuit, promoted_receiver: int | None = None) -> float:
         """The metric of a circuit. Raises NonFiniteMetricError.

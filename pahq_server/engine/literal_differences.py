@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor, Map, product
@@ -87,7 +87,7 @@ class DifferencesExecutor(LiteralExecutor):
         self._base: Values | None = None
         self._promoted, self._composed = NOTHING, frozenset[int]()
         super().__init__(model, graph, task, metric, ablation)
-        self._of_anchor: WeakKeyDictionary[Anchor, Values] = WeakKeyDictionary()
+        self._of_anchor: WeakKeyDictionary[BaseCircuit, Values] = WeakKeyDictionary()
         clean = self._pass(full, self._new_senders(self.batch.clean))
         self._full_n_ND = clean.inputs["u", graph.layers]
         # The metric is read in float64: added to float32 logits, small differences would be lost.
@@ -96,30 +96,30 @@ class DifferencesExecutor(LiteralExecutor):
         self.ablated_z = self._ablated_heads(clean)
 
     @torch.inference_mode()
-    def score(self, rows: Sequence[Row]) -> list[float]:
+    def score(self, rows: Sequence[PatchedPass]) -> list[float]:
         """The metric of every row, in order. Raises NonFiniteMetricError."""
         return [finite(self._metric(self._full_NU + self.change(row)).item()) for row in rows]
 
     def measure(self, circuit: Circuit) -> float:
         """The metric of a circuit computed from scratch. Raises NonFiniteMetricError."""
-        return self.score([Row(Anchor(circuit))])[0]
+        return self.score([PatchedPass(BaseCircuit(circuit))])[0]
 
     @torch.inference_mode()
-    def change(self, row: Row) -> Tensor:
+    def change(self, row: PatchedPass) -> Tensor:
         """A row's difference from the full model's logits at the metric positions: [N, U]."""
-        values = self.values(row.anchor)
+        values = self.values(row.base_circuit)
         if row.removed:
-            promoted = promoted_maps(self.graph, self._policy, row.own_receiver)
+            promoted = promoted_maps(self.graph, self._policy, row.promoted_receiver)
             self._composed = composed_mlps(row, self.arch)
             values = self._derived(values, row.circuit, promoted)
         return values.outputs["u", self.graph.layers]
 
     @torch.inference_mode()
-    def values(self, anchor: Anchor) -> Values:
+    def values(self, base_circuit: BaseCircuit) -> Values:
         """Values of an anchor, kept for as long as the anchor is."""
-        if anchor not in self._of_anchor:
-            self._of_anchor[anchor] = self._from_scratch(anchor.circuit)
-        return self._of_anchor[anchor]
+        if base_circuit not in self._of_anchor:
+            self._of_anchor[base_circuit] = self._from_scratch(base_circuit.circuit)
+        return self._of_anchor[base_circuit]
 
     def _from_scratch(self, circuit: Circuit) -> Values:
         values, top = self._pass(circuit, self._new_senders(self.batch.clean)), self.graph.layers
@@ -231,12 +231,12 @@ class DifferencesExecutor(LiteralExecutor):
         return [corrupted.inputs["o", layer] for layer in range(self.graph.layers)]
 
 
-def composed_mlps(row: Row, arch: Architecture) -> frozenset[int]:
+def composed_mlps(row: PatchedPass, arch: Architecture) -> frozenset[int]:
     """The layers whose MLP hears changes of heads alone in a row, and of so few that composing them pays.
 
     These are no more than d_model / d_head along the edges of the first of the anchor's ancestors.
     """
-    before, after, first = row.anchor.circuit, row.circuit, row.anchor
+    before, after, first = row.base_circuit.circuit, row.circuit, row.base_circuit
     while first.parent is not None:
         first = first.parent
     graph = before.graph

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from pahq_server.core.engine import Prepared
+from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError, OtherModelError
 from pahq_server.core.graph import Graph
 
@@ -47,19 +47,19 @@ class CircuitOrigin:
     graph: Graph
     revision: str
 
-    def check(self, prepared: Prepared) -> None:
+    def check(self, resolved: ResolvedObjective) -> None:
         """Raises OtherModelError where the circuit cannot be one of this model, else InvalidRequestError.
 
         Equal names of edges mean nothing across models: a circuit would be measured without an error and
         without sense.
         """
-        here = prepared.graph
+        here = resolved.graph
         # Where every head has keys and values of its own, the two treatments give the same graph.
         alike = here.heads == here.kv_heads or self.graph.kv_receivers == here.kv_receivers
         same_model = replace(self.graph, kv_receivers=here.kv_receivers) == here
-        same_model &= self.revision in ("", prepared.revision)
+        same_model &= self.revision in ("", resolved.revision)
         if not same_model:
-            raise OtherModelError(_model(self.graph, self.revision), _model(here, prepared.revision))
+            raise OtherModelError(_model(self.graph, self.revision), _model(here, resolved.revision))
         if not alike:
             detail = f"the circuit was found with {self.graph.kv_receivers!r}, which names other edges"
             raise InvalidRequestError("kv_receivers", f"{detail} than {here.kv_receivers!r}: leave it out")

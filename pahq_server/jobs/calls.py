@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from pahq_server.core.engine import Anchor, Outcome, Prepared, Row
+from pahq_server.core.engine import BaseCircuit, Outcome, PatchedPass, ResolvedObjective
 from pahq_server.core.errors import NotFoundError, ResourceExhaustedError, ServerError
 
 # The values of each anchor take memory, and sharing a step saves anchors nothing.
-ANCHORS_PER_STEP = 4
+BASE_CIRCUITS_PER_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,19 @@ class SessionLimits:
 class Call:
     """Rows to score, and their scores so far. Cancelling ``future`` drops the rows that are left."""
 
-    rows: Iterator[Row]
+    rows: Iterator[PatchedPass]
     count: int
     scores: list[float] = field(default_factory=list)
     future: Future[list[float]] = field(default_factory=Future)
 
-    def take(self, most: int) -> list[Row]:
+    def take(self, most: int) -> list[PatchedPass]:
         """The next rows, few enough for one step."""
-        rows: list[Row] = []
-        anchors: set[Anchor] = set()
+        rows: list[PatchedPass] = []
+        base_circuits: set[BaseCircuit] = set()
         for row in self.rows:
             rows.append(row)
-            anchors.add(row.anchor)
-            if len(rows) == most or len(anchors) == ANCHORS_PER_STEP:
+            base_circuits.add(row.base_circuit)
+            if len(rows) == most or len(base_circuits) == BASE_CIRCUITS_PER_STEP:
                 break
         return rows
 
@@ -80,13 +80,13 @@ class CallQueue:
     def __init__(
         self,
         name: str,
-        prepared: Prepared,
+        resolved: ResolvedObjective,
         limits: SessionLimits,
         batch: int,
         clock: Callable[[], float],
         wake: Callable[[], None],
     ) -> None:
-        self.prepared, self.user = prepared, name.split("/")[1]
+        self.resolved, self.user = resolved, name.split("/")[1]
         self._name, self._limits, self._batch = name, limits, batch
         self._clock, self._wake = clock, wake
         self._calls: deque[Call] = deque()
@@ -134,7 +134,7 @@ class CallQueue:
     def released(self) -> bool:
         return bool(self.gone)
 
-    def next_rows(self) -> Sequence[Row]:
+    def next_rows(self) -> Sequence[PatchedPass]:
         with self._lock:
             while self._calls and self._calls[0].future.cancelled():
                 self._pop()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 
@@ -41,14 +41,18 @@ class Reading:
         complete: see `Hypothesis`.
     """
 
-    base: Anchor
+    base: BaseCircuit
     edges: NDArray[np.int64]
     complete: bool
 
     @property
-    def row(self) -> Row:
+    def row(self) -> PatchedPass:
         """What measures the circuit: from the base, or from scratch if the hypothesis is complete."""
-        return Row(Anchor(self.circuit)) if self.complete else Row(self.base, tuple(self.edges.tolist()))
+        return (
+            PatchedPass(BaseCircuit(self.circuit))
+            if self.complete
+            else PatchedPass(self.base, tuple(self.edges.tolist()))
+        )
 
     @property
     def circuit(self) -> Circuit:
@@ -64,7 +68,7 @@ class HypothesisReader:
         self._graph = graph
         self._edge = lru_cache(KNOWN_NAMES)(graph.parse_edge)
 
-    def read(self, field: str, hypothesis: Hypothesis, base: Anchor) -> Reading:
+    def read(self, field: str, hypothesis: Hypothesis, base: BaseCircuit) -> Reading:
         """Raises InvalidRequestError for an edge that the graph, or the base to remove it from, lacks.
 
         Args:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
-from pahq_server.core.engine import Capabilities, Prepared
+from pahq_server.core.engine import Capabilities, ResolvedObjective
 from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
 from pahq_server.search.base import SearchStatistics
 from pahq_server.store.codec import to_json
@@ -16,12 +16,12 @@ from pahq_server.store.records import DiscoveryResult
 __all__ = ["DiscoveryResult", "content_key", "of_job", "request_provenance", "run_provenance"]
 
 
-def request_provenance(spec: DiscoverySpec, prepared: Prepared, version: str) -> dict[str, object]:
+def request_provenance(spec: DiscoverySpec, resolved: ResolvedObjective, version: str) -> dict[str, object]:
     return {
-        "model_revision": prepared.revision,
-        "task_hash": prepared.task.hash,
+        "model_revision": resolved.revision,
+        "task_hash": resolved.task.hash,
         "parameters": spec.parameters(),
-        "policy": spec.measurement.precision,
+        "policy": spec.objective.precision,
         "version": version,
     }
 
@@ -60,7 +60,7 @@ def run_provenance(
         warnings: what may mislead about the result, beside what the request shows.
     """
     return {
-        "model": spec.measurement.model,
+        "model": spec.objective.model,
         "started": _iso(started),
         "ended": _iso(ended),
         "seconds": round(seconds, 3),

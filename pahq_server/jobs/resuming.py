@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pahq_server.core.context import about
-from pahq_server.core.engine import Engine, Prepared
+from pahq_server.core.engine import Engine, ResolvedObjective
 from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.jobs import spec_json
 from pahq_server.jobs.job import Job, JobState
@@ -57,7 +57,7 @@ class Resumption:
         engine: Engine,
         store: JobStore,
         around: Surroundings,
-        content: Callable[[DiscoverySpec, Prepared], bytes],
+        content: Callable[[DiscoverySpec, ResolvedObjective], bytes],
         submit: Callable[[DiscoveryRun], None],
     ) -> None:
         self._engine, self._store, self._around, self._content = engine, store, around, content
@@ -215,30 +215,30 @@ class Resumption:
     def _run_of(self, item: _Left) -> DiscoveryRun:
         record, job = item.record, item.job
         spec = spec_json.read(record, self._store.prompts(record.id))
-        prepared = self._prepare(record, spec)
+        resolved = self._prepare(record, spec)
         job.spec = spec
-        content = self._content(spec, prepared)
+        content = self._content(spec, resolved)
         if content != record.content:
             # Scores of another version or other hardware are not mixed with new ones.
             logger.warning("%s begins again: another version or other hardware began it", record.name)
             job.begin_again(content)
         verdicts = self._store.verdicts(record.id)
         item.journal.resume(len(verdicts))
-        run = DiscoveryRun(job, prepared, self._around, verdicts)
+        run = DiscoveryRun(job, resolved, self._around, verdicts)
         logger.info("%s goes on after %d evaluations", record.name, len(verdicts))
         return run
 
-    def _prepare(self, record: JobRecord, spec: DiscoverySpec) -> Prepared:
+    def _prepare(self, record: JobRecord, spec: DiscoverySpec) -> ResolvedObjective:
         if record.snapshot.deaths > MOST_DEATHS:
             deaths = record.snapshot.deaths
             raise ServerError(f"the server died {deaths} times while it ran, without coming further")
-        prepared = self._engine.prepare(spec.measurement)
-        if prepared.revision != record.revision:
+        resolved = self._engine.resolve(spec.objective)
+        if resolved.revision != record.revision:
             raise ServerError(
-                f"model {spec.measurement.model!r} has revision {prepared.revision} now; the discovery was "
+                f"model {spec.objective.model!r} has revision {resolved.revision} now; the discovery was "
                 f"accepted for {record.revision}"
             )
-        return prepared
+        return resolved
 
     # Ends
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.context import about
-from pahq_server.core.engine import Capabilities, Prepared, Row
+from pahq_server.core.engine import Capabilities, PatchedPass, ResolvedObjective
 from pahq_server.core.errors import StorageError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.core.verdict import SearchResult, Verdict
@@ -58,14 +58,18 @@ class DiscoveryRun:
     def __init__(
         self,
         job: Job,
-        prepared: Prepared,
+        resolved: ResolvedObjective,
         around: Surroundings,
         verdicts: Sequence[Verdict] = (),
     ) -> None:
-        self.prepared, self.user, self.name = prepared, job.user, job.name
+        self.resolved, self.user, self.name = resolved, job.user, job.name
         self._job, self._around = job, around
         self._search = job.spec.search(
-            prepared.graph, around.window, verdicts, job.standing.clock, prepared.own_current
+            resolved.graph,
+            around.window,
+            verdicts,
+            job.standing.clock,
+            resolved.baseline_depends_on_promotion,
         )
         self._replayed = self._noted = len(verdicts)
         self._steps = self._search.run()
@@ -77,13 +81,13 @@ class DiscoveryRun:
         self._found: SearchResult | None = None
         self._late = False  # whether something waits to be stored
 
-    def begin(self) -> Sequence[Row]:
+    def begin(self) -> Sequence[PatchedPass]:
         self._stored(self._job.start)
         self._started = self._job.snapshot.started or time.time()
         self._before, self._begun = max(0.0, time.time() - self._started), time.monotonic()
         return next(self._steps)
 
-    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
+    def deliver(self, scores: Sequence[float]) -> Sequence[PatchedPass]:
         try:
             rows = self._steps.send(scores)
         except StopIteration as stop:
@@ -155,12 +159,12 @@ class DiscoveryRun:
                 self._around.later(self._job, end)
 
     def _result(self, found: SearchResult) -> DiscoveryResult:
-        spec, around, prepared = self._job.spec, self._around, self.prepared
+        spec, around, resolved = self._job.spec, self._around, self.resolved
         return DiscoveryResult(
-            prepared.graph,
-            prepared.measurement.metric,
+            resolved.graph,
+            resolved.objective.metric,
             found,
-            request_provenance(spec, prepared, around.version),
+            request_provenance(spec, resolved, around.version),
             run_provenance(
                 spec,
                 self._started,
@@ -169,7 +173,7 @@ class DiscoveryRun:
                 around.capabilities,
                 self._search.statistics,
                 self._replayed,
-                warnings.of_search(prepared, spec.threshold, found),
+                warnings.of_search(resolved, spec.threshold, found),
             ),
         )
 
@@ -186,17 +190,17 @@ class EvaluationRun:
         tokens: of its prompts.
     """
 
-    def __init__(self, prepared: Prepared, circuit: Circuit, user: str, tokens: int = 0) -> None:
-        self.prepared, self.user, self.name, self._circuit = prepared, user, "", circuit
+    def __init__(self, resolved: ResolvedObjective, circuit: Circuit, user: str, tokens: int = 0) -> None:
+        self.resolved, self.user, self.name, self._circuit = resolved, user, "", circuit
         self.tokens, self.begun = tokens, False
         self.future: Future[tuple[float, float, float]] = Future()
         self._scores: Sequence[float] = ()
 
-    def begin(self) -> Sequence[Row]:
+    def begin(self) -> Sequence[PatchedPass]:
         self.begun = True
-        return endpoints(self.prepared.graph, self._circuit)
+        return endpoints(self.resolved.graph, self._circuit)
 
-    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
+    def deliver(self, scores: Sequence[float]) -> Sequence[PatchedPass]:
         self._scores = scores
         return ()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from pahq_server.core.caller import LOCAL_USER
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Engine, Estimate, Measurement, Prepared
+from pahq_server.core.engine import Engine, Estimate, Objective, ResolvedObjective
 from pahq_server.core.errors import (
     AlreadyExistsError,
     NotFoundError,
@@ -46,7 +46,7 @@ from pahq_server.store.rows import condemned
 logger = logging.getLogger(__name__)
 
 # What is told of a job of which cannot be read what was asked for.
-UNREADABLE = DiscoverySpec(Measurement("", PromptTask(clean=()), "", "", "", ""), "", None, False)
+UNREADABLE = DiscoverySpec(Objective("", PromptTask(clean=()), "", "", "", ""), "", None, False)
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ class JobService:
         spec.check()
         arguments.check_request_id(request_id)
         self._known(spec_json.payload(*spec_json.encode(spec)), request_id, user)
-        prepared = self._engine.prepare(spec.measurement)
-        job = Job("", spec, prepared.graph.num_edges, facts=_facts(prepared))
-        return job, self._engine.estimate(prepared)
+        resolved = self._engine.resolve(spec.objective)
+        job = Job("", spec, resolved.graph.num_edges, facts=_facts(resolved))
+        return job, self._engine.estimate(resolved)
 
     def create(self, spec: DiscoverySpec, request_id: str, user: str = LOCAL_USER) -> Job:
         """Accepts a discovery, or returns the one that the same request id of the user created before.
@@ -196,10 +196,10 @@ class JobService:
         known = self._known(payload, request_id, user)
         if known is not None:
             return self._job(known)
-        prepared = self._engine.prepare(spec.measurement)
-        facts = _facts(prepared)
+        resolved = self._engine.resolve(spec.objective)
+        facts = _facts(resolved)
         if spec.include_prompts:
-            prompts = spec_json.prompts_to_json(_prompts(prepared))
+            prompts = spec_json.prompts_to_json(_prompts(resolved))
         new = NewJob(
             name=f"users/{user}/discoveries/{uuid.uuid4().hex}",
             user=user,
@@ -207,15 +207,17 @@ class JobService:
             payload=payload,
             spec=spec_json.with_facts(text, facts),
             prompts=prompts,
-            total=prepared.graph.num_edges,
-            tokens=_tokens(prepared),
-            revision=prepared.revision,
-            content=self._content(spec, prepared),
+            total=resolved.graph.num_edges,
+            tokens=_tokens(resolved),
+            revision=resolved.revision,
+            content=self._content(spec, resolved),
             created=time.time(),
         )
-        return self._create(new, spec, prepared, facts)
+        return self._create(new, spec, resolved, facts)
 
-    def _create(self, new: NewJob, spec: DiscoverySpec, prepared: Prepared, facts: RequestFacts) -> Job:
+    def _create(
+        self, new: NewJob, spec: DiscoverySpec, resolved: ResolvedObjective, facts: RequestFacts
+    ) -> Job:
         def admit(usage: Usage, computed: bool) -> None:
             if computed:
                 self._check_room(new.user)
@@ -236,7 +238,7 @@ class JobService:
             self._housekeeper.ended(new.user)
         if not created or record.snapshot.state.final:
             return self._job(record)
-        self._resumption.submit(DiscoveryRun(job, prepared, self._around))
+        self._resumption.submit(DiscoveryRun(job, resolved, self._around))
         return job
 
     def _known(self, payload: bytes, request_id: str, user: str) -> JobRecord | None:
@@ -248,21 +250,21 @@ class JobService:
 
     def evaluate(
         self,
-        measurement: Measurement,
+        objective: Objective,
         edges: Sequence[str],
         user: str = LOCAL_USER,
         origin: CircuitOrigin | None = None,
-    ) -> tuple[Prepared, Future[tuple[float, float, float]]]:
+    ) -> tuple[ResolvedObjective, Future[tuple[float, float, float]]]:
         """Measures a circuit given by edge names.
 
         The future gives its metric, the full model's and the empty circuit's. To cancel it is to give the
         evaluation up; nothing of it is stored. Raises OtherModelError if the circuit was found in another
         model, where that is known, and ResourceExhaustedError.
         """
-        prepared = self._engine.prepare(measurement)
+        resolved = self._engine.resolve(objective)
         if origin is not None:
-            origin.check(prepared)
-        run = EvaluationRun(prepared, Circuit.from_names(prepared.graph, edges), user, _tokens(prepared))
+            origin.check(resolved)
+        run = EvaluationRun(resolved, Circuit.from_names(resolved.graph, edges), user, _tokens(resolved))
         self._check_room(user)
         usage = self._store.usage(user)
         with self._evaluations_lock:
@@ -270,7 +272,7 @@ class JobService:
             self._evaluating.add(run)
         run.future.add_done_callback(lambda future: self._evaluated(run))
         self._scheduler.submit(run)
-        return prepared, run.future
+        return resolved, run.future
 
     def _with_evaluations(self, usage: Usage, user: str) -> Usage:
         """What a user has, with evaluations that are under way. Their lock is held."""
@@ -368,11 +370,11 @@ class JobService:
         stopped = self._closing and type(error) is ServerError
         return self._store.durable and (stopped or isinstance(error.__cause__, WorkerFailedError))
 
-    def _content(self, spec: DiscoverySpec, prepared: Prepared) -> bytes:
-        request = request_provenance(spec, prepared, self._version)
+    def _content(self, spec: DiscoverySpec, resolved: ResolvedObjective) -> bytes:
+        request = request_provenance(spec, resolved, self._version)
         capabilities = self._around.capabilities
         engine = {"device": capabilities.device, "hardware": capabilities.hardware}
-        return content_key(request, spec.measurement.model, engine | self._policy.environment)
+        return content_key(request, spec.objective.model, engine | self._policy.environment)
 
     def _check_room(self, user: str) -> None:
         """Lets in who has nothing in the queue: no other user can fill it alone."""
@@ -382,20 +384,20 @@ class JobService:
             raise ResourceExhaustedError(f"{most} runs are waiting already", retry_after_s=30)
 
 
-def _facts(prepared: Prepared) -> RequestFacts:
-    return RequestFacts(len(prepared.task.clean), warnings.of_request(prepared))
+def _facts(resolved: ResolvedObjective) -> RequestFacts:
+    return RequestFacts(len(resolved.task.clean), warnings.of_request(resolved))
 
 
-def _prompts(prepared: Prepared) -> PromptTask:
+def _prompts(resolved: ResolvedObjective) -> PromptTask:
     """The prompts in words where these are known, else as token ids."""
-    if prepared.prompts is not None:
-        return prepared.prompts
-    task = prepared.task
+    if resolved.prompts is not None:
+        return resolved.prompts
+    task = resolved.task
     answers, wrong = ([(token,) for token in ids or ()] for ids in (task.answers, task.wrong_answers))
     return PromptTask(task.clean, task.corrupted or (), tuple(answers), tuple(wrong), task.positions)
 
 
-def _tokens(prepared: Prepared) -> int:
+def _tokens(resolved: ResolvedObjective) -> int:
     """Tokens of all prompts, clean and corrupted."""
-    task = prepared.task
+    task = resolved.task
     return sum(len(ids) for ids in (*task.clean, *(task.corrupted or ())))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.errors import ConflictError, InvalidRequestError
 from pahq_server.jobs import warnings
 from pahq_server.jobs.calls import Call, CallQueue, SessionLimits
@@ -24,24 +24,24 @@ class Session:
     """
 
     def __init__(self, name: str, calls: CallQueue, limits: SessionLimits) -> None:
-        self.name, self.prepared, self.limits = name, calls.prepared, limits
+        self.name, self.resolved, self.limits = name, calls.resolved, limits
         self._calls = calls
-        self._reader = HypothesisReader(self.prepared.graph)
+        self._reader = HypothesisReader(self.resolved.graph)
         # The engine keeps values of an anchor by its identity: one object per committed circuit.
-        self._base = Anchor(Circuit.full(self.prepared.graph))
+        self._base = BaseCircuit(Circuit.full(self.resolved.graph))
         self._lock = threading.Lock()
 
     def measure_ends(self) -> Future[list[float]]:
         """The metric of the full model and of the empty circuit. Raises as `submit` does."""
-        rows = Row(self._base), Row(Anchor(Circuit.empty(self.prepared.graph)))
+        rows = PatchedPass(self._base), PatchedPass(BaseCircuit(Circuit.empty(self.resolved.graph)))
         return self.submit(Call(iter(rows), len(rows)))
 
     def warnings(self, full: float, empty: float) -> tuple[str, ...]:
         """What may mislead about its scores, given what `measure_ends` found."""
-        ends = warnings.Ends(self.prepared.measurement.metric, full, empty)
+        ends = warnings.Ends(self.resolved.objective.metric, full, empty)
         return (
-            *warnings.of_request(self.prepared),
-            *warnings.of_baseline(ends, self.prepared.clean_run),
+            *warnings.of_request(self.resolved),
+            *warnings.of_baseline(ends, self.resolved.clean_run),
         )
 
     def read(self, hypotheses: Sequence[Hypothesis]) -> Call:
@@ -77,7 +77,7 @@ class Session:
             if self._base is not base:
                 raise ConflictError(f"the base circuit of {self.name} was changed at the same time")
             if circuit.key != base.circuit.key:
-                self._base = Anchor(circuit)
+                self._base = BaseCircuit(circuit)
         return circuit.num_kept
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from pahq_server.core.caller import LOCAL_USER
-from pahq_server.core.engine import Engine, Measurement, Prepared
+from pahq_server.core.engine import Engine, Objective, ResolvedObjective
 from pahq_server.core.errors import NotFoundError, QuotaExceededError, ResourceExhaustedError
 from pahq_server.jobs.calls import CallQueue, SessionLimits
 from pahq_server.jobs.session import Session
@@ -46,17 +46,19 @@ class SessionService:
         self._gone: dict[str, str] = {}
         self._lock = threading.Lock()
 
-    def prepare(self, measurement: Measurement) -> Prepared:
+    def resolve(self, objective: Objective) -> ResolvedObjective:
         """Checks a measurement. Raises InvalidRequestError or NotFoundError (model)."""
-        return self._engine.prepare(measurement)
+        return self._engine.resolve(objective)
 
-    def open(self, prepared: Prepared, user: str = LOCAL_USER) -> tuple[Session, Future[list[float]]]:
+    def open(
+        self, resolved: ResolvedObjective, user: str = LOCAL_USER
+    ) -> tuple[Session, Future[list[float]]]:
         """A session; the future gives the metric of the full model and of the empty circuit.
 
         The session closes if the future fails or is cancelled. Raises ResourceExhaustedError.
         """
         name = f"users/{user}/sessions/{uuid.uuid4().hex}"
-        calls = CallQueue(name, prepared, self._limits, self._batch, self._clock, self._scheduler.wake)
+        calls = CallQueue(name, resolved, self._limits, self._batch, self._clock, self._scheduler.wake)
         session = Session(name, calls, self._limits)
         with self._lock:
             self._sweep()

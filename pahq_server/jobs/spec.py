@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pahq_server.core.engine import Measurement
+from pahq_server.core.engine import Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask
@@ -39,7 +39,7 @@ class DiscoverySpec:
     ``include_prompts`` has no part in what is found: equal discoveries share their result without it.
     """
 
-    measurement: Measurement
+    objective: Objective
     method: str
     threshold: float | None
     gates: bool
@@ -61,7 +61,7 @@ class DiscoverySpec:
         Args:
             num_prompts: where this spec has been read without its prompts; 0 if unknown.
         """
-        task = self.measurement.task
+        task = self.objective.task
         if isinstance(task, BuiltinTask):
             return {"name": task.name, "seed": task.seed, "num_prompts": task.num_prompts}
         count = len(task.clean) or num_prompts
@@ -73,7 +73,7 @@ class DiscoverySpec:
         window: int,
         verdicts: Sequence[Verdict] = (),
         clock: Callable[[], float] = time.perf_counter,
-        own_current: bool = False,
+        baseline_depends_on_promotion: bool = False,
     ) -> Search:
         """The search, at its start or where an earlier one stopped.
 
@@ -82,22 +82,28 @@ class DiscoverySpec:
             window: how many evaluations it may ask for at once.
             verdicts: that the earlier one reached.
             clock: seconds; steers how much is asked for at once, never a result.
-            own_current: see `Prepared`.
+            own_current: see `ResolvedObjective`.
         """
         if self.method == "single_edge":
-            return SingleEdgeSearch(graph, self.threshold, window, verdicts, own_current)
+            return SingleEdgeSearch(graph, self.threshold, window, verdicts, baseline_depends_on_promotion)
         assert self.threshold is not None
         return AcdcSearch(
-            graph, self.threshold, self.gates, window, verdicts, clock=clock, own_current=own_current
+            graph,
+            self.threshold,
+            self.gates,
+            window,
+            verdicts,
+            clock=clock,
+            baseline_depends_on_promotion=baseline_depends_on_promotion,
         )
 
     def parameters(self) -> dict[str, object]:
         """Everything but model, task and precision, for provenance."""
         return {
             "method": self.method,
-            "metric": self.measurement.metric,
-            "ablation": self.measurement.ablation,
-            "kv_receivers": self.measurement.kv_receivers,
+            "metric": self.objective.metric,
+            "ablation": self.objective.ablation,
+            "kv_receivers": self.objective.kv_receivers,
             "threshold": self.threshold,
             "gates": self.gates if self.method == "acdc" else None,
         }

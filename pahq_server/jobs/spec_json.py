@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from pahq_server.core.engine import Measurement
+from pahq_server.core.engine import Objective
 from pahq_server.core.errors import StorageError
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
 from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
@@ -19,10 +19,12 @@ _FACTS = "facts"
 
 def encode(spec: DiscoverySpec) -> tuple[str, str | None]:
     """The spec without its prompts, and its prompts; None for a built-in task."""
-    task = spec.measurement.task
+    task = spec.objective.task
     builtin = asdict(task) if isinstance(task, BuiltinTask) else None
-    measurement = {k: v for k, v in vars(spec.measurement).items() if k != "task"}
-    fields = vars(spec) | {"measurement": measurement, "builtin": builtin}
+    objective = {k: v for k, v in vars(spec.objective).items() if k != "task"}
+    # The name of the objective as it was first stored.
+    fields = vars(spec) | {"measurement": objective, "builtin": builtin}
+    del fields["objective"]
     if not spec.include_prompts:  # as before there was the choice: the payload is compared with stored ones
         del fields["include_prompts"]
     return to_json(fields), None if isinstance(task, BuiltinTask) else prompts_to_json(task)
@@ -54,8 +56,8 @@ def decode(spec: str, prompts: str | None) -> DiscoverySpec:
     fields: dict[str, Any] = json.loads(spec)
     fields.pop(_FACTS, None)
     task = _task(fields.pop("builtin"), prompts)
-    measurement = Measurement(task=task, **fields.pop("measurement"))
-    return DiscoverySpec(measurement=measurement, **fields)
+    objective = Objective(task=task, **fields.pop("measurement"))
+    return DiscoverySpec(objective=objective, **fields)
 
 
 def read(record: JobRecord, prompts: str | None = None) -> DiscoverySpec:
@@ -81,7 +83,7 @@ def read(record: JobRecord, prompts: str | None = None) -> DiscoverySpec:
 
 def _check(spec: DiscoverySpec) -> None:
     """Raises TypeError for a spec that has values of other types than it should."""
-    asked, task = spec.measurement, spec.measurement.task
+    asked, task = spec.objective, spec.objective.task
     texts = [value for name, value in vars(asked).items() if name != "task"] + [spec.method]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("names must be texts")

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import CleanRun, Prepared
+from pahq_server.core.engine import CleanRun, ResolvedObjective
 from pahq_server.core.task import TokenIds, TokenTask
 from pahq_server.core.verdict import SearchResult
 
@@ -48,15 +48,15 @@ class Ends:
         return gap < LEAST_GAP or gap < LEAST_RELATIVE_GAP * max(abs(self.full), abs(self.empty))
 
 
-def of_request(prepared: Prepared) -> tuple[str, ...]:
+def of_request(resolved: ResolvedObjective) -> tuple[str, ...]:
     """What the request alone shows, before anything is computed."""
-    task, ablation = prepared.task, prepared.measurement.ablation
-    read_until = _last_positions(prepared)
-    found = [*prepared.warnings, *_repetitions(task), *_first_tokens(read_until), *_answers(task)]
+    task, ablation = resolved.task, resolved.objective.ablation
+    read_until = _last_positions(resolved)
+    found = [*resolved.warnings, *_repetitions(task), *_first_tokens(read_until), *_answers(task)]
     if ablation == "resample" and task.corrupted is not None:
         pairs = list(zip(task.clean, task.corrupted, strict=True))
         found += _pairs(pairs, read_until)
-        found += _blind_positions(task.positions, pairs) if prepared.causal else ()
+        found += _blind_positions(task.positions, pairs) if resolved.causal else ()
     elif ablation == "mean":
         found += _means(task, read_until)
     return tuple(found)
@@ -81,23 +81,23 @@ def of_baseline(ends: Ends, clean_run: CleanRun) -> tuple[str, ...]:
     return tuple(found)
 
 
-def of_search(prepared: Prepared, threshold: float | None, found: SearchResult) -> tuple[str, ...]:
+def of_search(resolved: ResolvedObjective, threshold: float | None, found: SearchResult) -> tuple[str, ...]:
     """What the result of a search shows."""
-    ends = Ends(prepared.measurement.metric, found.metric_full, found.metric_empty)
+    ends = Ends(resolved.objective.metric, found.metric_full, found.metric_empty)
     return (
-        *of_baseline(ends, prepared.clean_run),
+        *of_baseline(ends, resolved.clean_run),
         *_sizes(found, threshold),
         *_paths(found.circuit),
         *_faithfulness(ends, found.metric_value, "Use a smaller threshold"),
     )
 
 
-def of_evaluation(prepared: Prepared, circuit: Circuit, value: float, ends: Ends) -> tuple[str, ...]:
+def of_evaluation(resolved: ResolvedObjective, circuit: Circuit, value: float, ends: Ends) -> tuple[str, ...]:
     """What the measurement of a given circuit shows, the request included."""
     empty = () if circuit.num_kept else ("The circuit has no edges: what was measured is the empty circuit.",)
     return (
-        *of_request(prepared),
-        *of_baseline(ends, prepared.clean_run),
+        *of_request(resolved),
+        *of_baseline(ends, resolved.clean_run),
         *empty,
         *_paths(circuit),
         *_faithfulness(ends, value, "Use a circuit with more edges"),
@@ -213,10 +213,10 @@ def _first_tokens(read_until: Sequence[int]) -> Iterator[str]:
         )
 
 
-def _last_positions(prepared: Prepared) -> list[int]:
+def _last_positions(resolved: ResolvedObjective) -> list[int]:
     """The last position that can matter to the metric, of every prompt."""
-    positions = prepared.task.positions if prepared.causal else None
-    return [len(ids) - 1 if positions is None else max(positions) for ids in prepared.task.clean]
+    positions = resolved.task.positions if resolved.causal else None
+    return [len(ids) - 1 if positions is None else max(positions) for ids in resolved.task.clean]
 
 
 def _in_all(indices: Sequence[int], what: str) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pahq_server.core.engine import Engine, Outcome, Prepared, Work
+from pahq_server.core.engine import Engine, Outcome, ResolvedObjective, Work
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
 from pahq_server.core.grouping import in_groups
 
@@ -15,19 +15,19 @@ from pahq_server.core.grouping import in_groups
 class Part:
     """Rows of one job or session in a batch."""
 
-    prepared: Prepared
+    resolved: ResolvedObjective
     work: Work
 
     @property
     def group(self) -> Hashable:
         """What is computed together: the engine sweeps rows of one model, precision and graph at once."""
-        measurement = self.prepared.measurement
-        return measurement.model, measurement.precision, self.prepared.graph
+        objective = self.resolved.objective
+        return objective.model, objective.precision, self.resolved.graph
 
     @property
     def tokens(self) -> int:
         """Of all rows: within a group, what a row costs goes by its tokens."""
-        return len(self.work.rows) * sum(map(len, self.prepared.task.clean))
+        return len(self.work.rows) * sum(map(len, self.resolved.task.clean))
 
 
 @dataclass(frozen=True)

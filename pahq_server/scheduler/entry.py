@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pahq_server.core.engine import Row, SessionId
+from pahq_server.core.engine import EngineStateId, PatchedPass
 from pahq_server.scheduler.run import Run
 from pahq_server.scheduler.slots import Claim
 
@@ -23,5 +23,5 @@ class Entry(Claim):
 
     run: Run
     submitted: float
-    session: SessionId | None = None
-    rows: Sequence[Row] = field(default=())
+    session: EngineStateId | None = None
+    rows: Sequence[PatchedPass] = field(default=())

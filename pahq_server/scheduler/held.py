@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from pahq_server.core.engine import Engine, Outcome, Prepared, Row, SessionId, Work
+from pahq_server.core.engine import Engine, EngineStateId, Outcome, PatchedPass, ResolvedObjective, Work
 from pahq_server.core.errors import WorkerFailedError
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class Holder(Protocol):
     Its methods are called from the worker thread.
     """
 
-    prepared: Prepared
+    resolved: ResolvedObjective
     user: str
 
     def waiting(self) -> bool:
@@ -33,7 +33,7 @@ class Holder(Protocol):
         """Whether the session is not needed any more. Never changes back."""
         ...
 
-    def next_rows(self) -> Sequence[Row]:
+    def next_rows(self) -> Sequence[PatchedPass]:
         """Rows to score in this step; empty if there are none. What it raises comes back by `deliver`."""
         ...
 
@@ -56,11 +56,14 @@ class HeldSessions:
     """
 
     def __init__(
-        self, engine: Engine, open_session: Callable[[Prepared], SessionId], clock: Callable[[], float]
+        self,
+        engine: Engine,
+        open_session: Callable[[ResolvedObjective], EngineStateId],
+        clock: Callable[[], float],
     ) -> None:
         self._engine, self._open_session, self._clock = engine, open_session, clock
         self._new: deque[Holder] = deque()
-        self._open: list[tuple[Holder, SessionId]] = []
+        self._open: list[tuple[Holder, EngineStateId]] = []
         # All that were added and not ended, whatever becomes of the two above.
         self._all: dict[int, Holder] = {}
 
@@ -116,7 +119,7 @@ class HeldSessions:
             self._end(holder, None)
             return
         try:
-            session = self._open_session(holder.prepared)
+            session = self._open_session(holder.resolved)
         except WorkerFailedError:
             raise
         except Exception as error:  # noqa: BLE001 - the others go on
@@ -124,13 +127,13 @@ class HeldSessions:
             return
         self._open.append((holder, session))
 
-    def _closed_if_released(self, holder: Holder, session: SessionId) -> bool:
+    def _closed_if_released(self, holder: Holder, session: EngineStateId) -> bool:
         released = holder.released()
         if released:
             self._close(holder, session, None)
         return released
 
-    def _close(self, holder: Holder, session: SessionId, error: Exception | None) -> None:
+    def _close(self, holder: Holder, session: EngineStateId, error: Exception | None) -> None:
         try:
             self._engine.close(session)
         except Exception:
@@ -145,7 +148,7 @@ class HeldSessions:
             logger.exception("a holder broke at its end")
 
 
-def _rows(holder: Holder) -> Sequence[Row]:
+def _rows(holder: Holder) -> Sequence[PatchedPass]:
     try:
         return holder.next_rows()
     except Exception as error:  # noqa: BLE001 - it concerns this holder alone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from pahq_server.core.engine import Prepared, Row
+from pahq_server.core.engine import PatchedPass, ResolvedObjective
 from pahq_server.scheduler.places import Place
 
 
@@ -15,15 +15,15 @@ class Run(Protocol):
     `begin`, `deliver` and `end` may raise, which ends this run alone. The others do not raise.
     """
 
-    prepared: Prepared
+    resolved: ResolvedObjective
     user: str
     name: str  # of the job, for the log; empty if it has none
 
-    def begin(self) -> Sequence[Row]:
+    def begin(self) -> Sequence[PatchedPass]:
         """The first rows."""
         ...
 
-    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
+    def deliver(self, scores: Sequence[float]) -> Sequence[PatchedPass]:
         """Takes the scores of the last rows; returns the next ones, empty at the end."""
         ...
 

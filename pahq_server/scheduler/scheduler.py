@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
 from pahq_server.core.context import about
-from pahq_server.core.engine import Engine, Prepared, SessionId, Work
+from pahq_server.core.engine import Engine, EngineStateId, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError, ServerError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.scheduler.batch import Part, Scored, score
@@ -206,7 +206,7 @@ class Scheduler:
         started = self._clock()
         error: Exception | None = None
         try:
-            entry.session = self._open_session(entry.run.prepared)
+            entry.session = self._open_session(entry.run.resolved)
         except WorkerFailedError:
             raise
         except Exception as raised:  # noqa: BLE001 - a job that cannot start must not stop the others
@@ -219,16 +219,16 @@ class Scheduler:
         elif not (isinstance(error, OUT_OF_MEMORY) and self._waits_for_memory(entry)):
             self._finish(entry, error)
 
-    def _open_session(self, prepared: Prepared) -> SessionId:
+    def _open_session(self, resolved: ResolvedObjective) -> EngineStateId:
         """Opens a session, once more if the engine failed for a moment. Raises what the engine raises."""
         try:
-            return self._engine.open(prepared)
+            return self._engine.open(resolved)
         except ServerError:
             raise
         except Exception:
             if not self._recovered():
                 raise
-        return self._engine.open(prepared)
+        return self._engine.open(resolved)
 
     def _recovered(self) -> bool:
         """Whether the engine failed and works again; False if it works, so that the failure is a job's own.
@@ -273,8 +273,8 @@ class Scheduler:
         turn = self._accounts.turn({entry.user for entry in ready} | holders)
         entries = [entry for entry in ready if entry.user in turn]
         held = self._held.collect(turn, self._accounts.spend)
-        parts = [Part(entry.run.prepared, Work(_session(entry), entry.rows)) for entry in entries]
-        parts += [Part(holder.prepared, work) for holder, work in held]
+        parts = [Part(entry.run.resolved, Work(_session(entry), entry.rows)) for entry in entries]
+        parts += [Part(holder.resolved, work) for holder, work in held]
         if not parts:
             return
         started = self._clock()
@@ -361,7 +361,7 @@ class Scheduler:
             logger.exception("a session could not be closed")
 
 
-def _session(entry: Entry) -> SessionId:
+def _session(entry: Entry) -> EngineStateId:
     assert entry.session is not None, "an entry with a slot has a session"
     return entry.session
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph, ReceiverKind
 
 # A turn starts from a new anchor after so many tests. An anchor costs as much as some tests; without it,
@@ -56,8 +56,8 @@ class State:
     turn: int
     tests: tuple[Test, ...]
     position: int
-    layer_anchor: Anchor
-    anchor: Anchor
+    layer_anchor: BaseCircuit
+    base_circuit: BaseCircuit
     removed: tuple[int, ...] = ()
     since: int = 0
 
@@ -72,14 +72,14 @@ class State:
         return self.tests[self.position] if self.tests else None
 
     @property
-    def row(self) -> Row:
+    def row(self) -> PatchedPass:
         """The hypothesis of the next test."""
-        return Row(self.anchor, self.removed + self.tests[self.position].edges)
+        return PatchedPass(self.base_circuit, self.removed + self.tests[self.position].edges)
 
     @cached_property
     def circuit(self) -> Circuit:
         """The current circuit."""
-        return self.anchor.circuit.without(self.removed)
+        return self.base_circuit.circuit.without(self.removed)
 
 
 class Acdc:
@@ -111,14 +111,16 @@ class Acdc:
         died = False
         while turn < len(self.turns):
             dead = [r for r in self.turns[turn].receivers if self._is_dead(r, circuit)]
-            died |= previous is not None and any(not self._is_dead(r, previous.anchor.circuit) for r in dead)
+            died |= previous is not None and any(
+                not self._is_dead(r, previous.base_circuit.circuit) for r in dead
+            )
             # Kept edges into receivers that cannot change anything: they go without a test.
             circuit = circuit.without([edge for r in dead for edge in _kept_edges(circuit, r)])
             tests = self._tests(self.turns[turn], circuit)
             if tests:
                 return self._anchored(turn, tests, circuit, previous, died)
             turn += 1
-        end = Anchor(circuit)
+        end = BaseCircuit(circuit)
         return State(turn, (), 0, end, end)
 
     def _anchored(
@@ -129,13 +131,13 @@ class Acdc:
         ``died`` tells that nodes died since the last anchor, which are still computed under it.
         """
         if previous is None or self.turns[previous.turn].layer != self.turns[turn].layer:
-            anchor = Anchor(circuit)
-            return State(turn, tests, 0, anchor, anchor)
+            base_circuit = BaseCircuit(circuit)
+            return State(turn, tests, 0, base_circuit, base_circuit)
         since = previous.since + len(previous.tests)
         if died or since >= TESTS_PER_ANCHOR:
-            anchor = Anchor(circuit, parent=previous.layer_anchor)
-            return State(turn, tests, 0, previous.layer_anchor, anchor)
-        removed = tuple(np.flatnonzero(previous.anchor.circuit.kept & ~circuit.kept).tolist())
+            base_circuit = BaseCircuit(circuit, parent=previous.layer_anchor)
+            return State(turn, tests, 0, previous.layer_anchor, base_circuit)
+        removed = tuple(np.flatnonzero(previous.base_circuit.circuit.kept & ~circuit.kept).tolist())
         return replace(previous, turn=turn, tests=tests, position=0, removed=removed, since=since)
 
     def _is_dead(self, receiver: int, circuit: Circuit) -> bool:

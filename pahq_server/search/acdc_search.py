@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pahq_server.core.engine import Row
+from pahq_server.core.engine import PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.search.acdc import Acdc, State, Test
@@ -39,10 +39,10 @@ class Link:
 
     state: State
     predicted: bool
-    current: Row | None
+    current: PatchedPass | None
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[PatchedPass]:
         return [self.state.row] if self.current is None else [self.current, self.state.row]
 
 
@@ -57,7 +57,7 @@ class AcdcSearch:
         verdicts: decided earlier; the search goes on after them.
         predictor: of verdicts; a wrong prediction costs time, never correctness.
         clock: seconds; steers how much is speculated, never a verdict.
-        own_current: see `Prepared`.
+        own_current: see `ResolvedObjective`.
     """
 
     def __init__(
@@ -69,12 +69,12 @@ class AcdcSearch:
         verdicts: Sequence[Verdict] = (),
         predictor: Predictor = predict_removal,
         clock: Callable[[], float] = time.perf_counter,
-        own_current: bool = False,
+        baseline_depends_on_promotion: bool = False,
     ) -> None:
         self.graph, self.threshold, self.window, self._predictor = graph, threshold, window, predictor
         self.verdicts = list(verdicts)
         self.statistics = SearchStatistics()
-        self._clock, self._own_current = clock, own_current
+        self._clock, self._own_current = clock, baseline_depends_on_promotion
         self._acdc = Acdc(graph, gates)
         self._pace, self._strengths = Pace(), Strengths(threshold)
         self._state = self._acdc.start()
@@ -149,15 +149,15 @@ class AcdcSearch:
 
     def _scene(self, state: State) -> Scene:
         """What scores depend on besides the circuit: the heads under investigation, where they do."""
-        own = state.row.own_receiver if self._own_current else None
+        own = state.row.promoted_receiver if self._own_current else None
         return () if own is None else self.graph.heads_behind(own)
 
-    def _current_row(self, state: State) -> Row:
+    def _current_row(self, state: State) -> PatchedPass:
         """What measures the current circuit, to compare a test with."""
         if self._own_current:
-            return Row(state.anchor, state.removed, state.row.own_receiver)
+            return PatchedPass(state.base_circuit, state.removed, state.row.promoted_receiver)
         # Nothing that counts was removed since: only edges into nodes that were dead already.
-        return Row(state.anchor)
+        return PatchedPass(state.base_circuit)
 
     def _judge(self, state: State, score: float) -> Verdict:
         test = state.tests[state.position]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult, Verdict
 
 # Yields hypotheses, receives their scores in the same order, returns the result.
-Steps = Generator[Sequence[Row], Sequence[float], SearchResult]
+Steps = Generator[Sequence[PatchedPass], Sequence[float], SearchResult]
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Search(Protocol):
     def progress(self) -> SearchProgress: ...
 
 
-def endpoints(graph: Graph, circuit: Circuit) -> tuple[Row, Row, Row]:
+def endpoints(graph: Graph, circuit: Circuit) -> tuple[PatchedPass, PatchedPass, PatchedPass]:
     """Rows that measure a circuit, the full model and the empty circuit, each from scratch."""
     return (
-        Row(Anchor(circuit)),
-        Row(Anchor(Circuit.full(graph))),
-        Row(Anchor(Circuit.empty(graph))),
+        PatchedPass(BaseCircuit(circuit)),
+        PatchedPass(BaseCircuit(Circuit.full(graph))),
+        PatchedPass(BaseCircuit(Circuit.empty(graph))),
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.search.base import SearchProgress, SearchStatistics, Steps, endpoints
@@ -21,7 +21,7 @@ class SingleEdgeSearch:
         threshold: edges whose score is below are left out of the circuit; None keeps all.
         window: edges per step.
         verdicts: decided earlier; the sweep goes on after them.
-        own_current: see `Prepared`.
+        own_current: see `ResolvedObjective`.
     """
 
     def __init__(
@@ -30,18 +30,18 @@ class SingleEdgeSearch:
         threshold: float | None,
         window: int = 1,
         verdicts: Sequence[Verdict] = (),
-        own_current: bool = False,
+        baseline_depends_on_promotion: bool = False,
     ) -> None:
         self.graph, self.threshold, self.window = graph, threshold, window
         self.verdicts = list(verdicts)
         self.statistics = SearchStatistics()
-        self._own_current, self._full_metric = own_current, 0.0
+        self._own_current, self._full_metric = baseline_depends_on_promotion, 0.0
         # The heads under investigation for which the full model's metric is known; None if it is not.
         self._measured: tuple[int, ...] | None = None
         self._kept = sum(verdict.kept for verdict in verdicts)
 
     def run(self) -> Steps:
-        full = Anchor(Circuit.full(self.graph))
+        full = BaseCircuit(Circuit.full(self.graph))
         while len(self.verdicts) < self.graph.num_edges:
             start = len(self.verdicts)
             edges = range(start, min(start + self.window, self.graph.num_edges))
@@ -56,15 +56,19 @@ class SingleEdgeSearch:
     def progress(self) -> SearchProgress:
         return SearchProgress(len(self.verdicts), self._kept, self._full_metric)
 
-    def _rows(self, full: Anchor, edge: int) -> list[Row]:
+    def _rows(self, full: BaseCircuit, edge: int) -> list[PatchedPass]:
         """What measures an edge: after the full model, where that is not known under the same conditions."""
         receiver = self.graph.edge_ends(edge)[1]
         heads = self.graph.heads_behind(receiver) if self._own_current else ()
         known, self._measured = heads == self._measured, heads
         own = receiver if self._own_current else None
-        return [Row(full, (edge,))] if known else [Row(full, (), own), Row(full, (edge,))]
+        return (
+            [PatchedPass(full, (edge,))]
+            if known
+            else [PatchedPass(full, (), own), PatchedPass(full, (edge,))]
+        )
 
-    def _take(self, row: Row, score: float) -> None:
+    def _take(self, row: PatchedPass, score: float) -> None:
         if not row.removed:
             self._full_metric = score
             return

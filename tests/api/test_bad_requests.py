@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, measurement, refused, spec
+from helpers.api_server import RunningServer, objective, refused, spec
 from helpers.fake_engine import FakeEngine
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import model_pb2, task_pb2
@@ -19,7 +19,7 @@ NOBODY = "users/local/discoveries/none"
 BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
     "method": (lambda s: s.create(spec(method="eap")), "method", "unknown method 'eap'; one of ['acdc', "),
     "no method": (
-        lambda s: s.create(pb.DiscoverySpec(measurement=measurement())),
+        lambda s: s.create(pb.DiscoverySpec(objective=objective())),
         "method",
         "unknown method ''",
     ),
@@ -42,7 +42,7 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
     ),
     "edge": (
         lambda s: s.discovery.EvaluateCircuit(
-            pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits", "m7->logits"])
+            pb.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits", "m7->logits"])
         ),
         "edges",
         "the graph has no sender 'm7'",
@@ -94,7 +94,7 @@ NOT_THERE: dict[str, Ask] = {
     "GetModel": lambda s: s.models.GetModel(model_pb2.GetModelRequest(name=NOBODY)),
     "CreateDiscovery": lambda s: s.create(spec(model=NOBODY)),
     "EvaluateCircuit": lambda s: s.discovery.EvaluateCircuit(
-        pb.EvaluateCircuitRequest(measurement=measurement(model="/models/gpt2"))
+        pb.EvaluateCircuitRequest(objective=objective(model="/models/gpt2"))
     ),
 }
 
@@ -152,7 +152,7 @@ def test_a_full_queue_says_when_to_come_back(engine: FakeEngine) -> None:
 def test_a_deadline_that_passes_leaves_nothing_behind(engine: FakeEngine, server: RunningServer) -> None:
     engine.hold()
     with refused() as refusal:
-        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(measurement=measurement()), timeout=0.2)
+        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(objective=objective()), timeout=0.2)
     assert refusal.code is Code.DEADLINE_EXCEEDED
     engine.release()
     server.finish(spec())

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from helpers.api_server import RunningServer, measurement, refused, spec, token_ids
+from helpers.api_server import RunningServer, objective, refused, spec, token_ids
 from helpers.fake_engine import GRAPH, FakeEngine
 from helpers.scores import SetScore, answer
 from helpers.topology import edge_names
@@ -32,15 +32,15 @@ def test_create(server: RunningServer, engine: FakeEngine) -> None:
 def test_the_spec_comes_back_without_the_prompts(server: RunningServer) -> None:
     asked = spec(gates=False)
     found = server.create(asked).spec
-    assert found.measurement.task == task_pb2.Task()
-    asked.measurement.ClearField("task")
-    found.measurement.ClearField("task")
+    assert found.objective.task == task_pb2.Task()
+    asked.objective.ClearField("task")
+    found.objective.ClearField("task")
     assert found == asked
 
 
 def test_a_builtin_task_comes_back_whole(server: RunningServer) -> None:
     task = task_pb2.Task(builtin=task_pb2.BuiltinTask(name="ioi", num_prompts=4, seed=7))
-    assert server.create(spec(task=task)).spec.measurement.task == task
+    assert server.create(spec(task=task)).spec.objective.task == task
 
 
 def test_a_sweep_may_have_no_threshold(server: RunningServer) -> None:
@@ -145,7 +145,7 @@ def test_a_large_circuit_comes_in_pages_that_any_client_accepts() -> None:
 
 def test_evaluate(server: RunningServer) -> None:
     kept = ["m1->logits", "a0.h0->m1"]
-    request = pb.EvaluateCircuitRequest(measurement=measurement(metric="l2"), edges=kept)
+    request = pb.EvaluateCircuitRequest(objective=objective(metric="l2"), edges=kept)
     response = server.discovery.EvaluateCircuit(request)
     metric = SetScore(GRAPH, 1)
     assert response.metric.name == "l2"
@@ -212,8 +212,8 @@ def test_token_ids_reach_the_engine_as_sent(server: RunningServer, engine: FakeE
         positions=task_pb2.Positions(indices=[2, 0]),
     )
     server.finish(spec(task=task_pb2.Task(prompts=prompts)))
-    (prepared,) = engine.opened
-    found = prepared.measurement.task
+    (resolved,) = engine.opened
+    found = resolved.objective.task
     assert found.clean == ((5, 6, 7), "café …")
     assert found.corrupted == ((5, 6, 8), (1,))
     assert (found.answers, found.wrong_answers, found.positions) == (((3,),), (" Tom",), (2, 0))
@@ -245,11 +245,11 @@ def test_every_answer_carries_its_warnings(server: RunningServer, engine: FakeEn
     found = list(server.circuit(created.name)[0].warnings)
     assert found[0] == "Look at the tokens."
     assert any("No edge is kept" in text for text in found)
-    asked = pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits"])
+    asked = pb.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits"])
     evaluated = server.discovery.EvaluateCircuit(asked).warnings
     assert evaluated[0] == "Look at the tokens."
     assert any("not on a path" in text for text in evaluated)
-    opened = server.patching.OpenSession(patching_pb2.OpenSessionRequest(measurement=measurement())).session
+    opened = server.patching.OpenSession(patching_pb2.OpenSessionRequest(objective=objective())).session
     assert opened.warnings[0] == "Look at the tokens."
     assert opened.model_revision == "c0ffee"
 
@@ -290,7 +290,7 @@ def test_a_circuit_of_another_model_is_refused(
     origin = pb.CircuitOrigin(graph=circuit_pb2.Graph(**(ORIGIN | graph)), model_revision=revision)
     with refused() as refusal:
         server.discovery.EvaluateCircuit(
-            pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits"], origin=origin)
+            pb.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits"], origin=origin)
         )
     assert refusal.info.reason == "OTHER_MODEL"
     assert refusal.violation[0] == "circuit"
@@ -307,14 +307,14 @@ def test_a_circuit_of_this_model_is_measured(
 ) -> None:
     """Where every head has its own keys and values, the two treatments are one graph."""
     origin = pb.CircuitOrigin(graph=circuit_pb2.Graph(**(ORIGIN | changes)), model_revision=revision)
-    request = pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits"], origin=origin)
+    request = pb.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits"], origin=origin)
     assert server.discovery.EvaluateCircuit(request).num_edges_total == GRAPH.num_edges
 
 
 def test_another_treatment_of_shared_keys_is_named() -> None:
     engine = FakeEngine(Graph(layers=2, heads=4, kv_heads=2))
     origin = pb.CircuitOrigin(graph=circuit_pb2.Graph(**(ORIGIN | {"heads": 4, "kv_receivers": "query"})))
-    request = pb.EvaluateCircuitRequest(measurement=measurement(), edges=["m1->logits"], origin=origin)
+    request = pb.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits"], origin=origin)
     with RunningServer(engine) as server, refused() as refusal:
         server.discovery.EvaluateCircuit(request)
     assert refusal.violation[0] == "kv_receivers"

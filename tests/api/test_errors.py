@@ -6,7 +6,7 @@ import inspect
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, measurement, refused, spec
+from helpers.api_server import RunningServer, objective, refused, spec
 from helpers.fake_engine import FakeEngine
 from pahq.v1 import discovery_pb2 as pb
 
@@ -85,7 +85,7 @@ def test_an_error_over_the_wire(
     kind: type[errors.ServerError], engine: FakeEngine, server: RunningServer
 ) -> None:
     error, code, reason = EXPECTED[kind]
-    engine.failures["bad"].prepare = error
+    engine.failures["bad"].resolve = error
     with refused() as refusal:
         server.create(spec(model="bad"))
     assert (refusal.code, refusal.message) == (code, str(error))
@@ -117,7 +117,7 @@ def test_a_subclass_is_reported_as_its_base() -> None:
 
 
 def test_an_unexpected_error_tells_nothing_about_itself(engine: FakeEngine, server: RunningServer) -> None:
-    engine.failures["bad"].prepare = ValueError("the prompt was: secret")
+    engine.failures["bad"].resolve = ValueError("the prompt was: secret")
     with refused() as refusal:
         server.create(spec(model="bad"))
     assert (refusal.code, refusal.message) == (Code.INTERNAL, "internal error; see the server's log")
@@ -131,7 +131,7 @@ def test_an_evaluation_that_fails_while_it_runs(
 ) -> None:
     setattr(engine.failures["bad"], place, errors.NonFiniteMetricError("the metric is nan"))
     with refused() as refusal:
-        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(measurement=measurement(model="bad")))
+        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(objective=objective(model="bad")))
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "NON_FINITE_METRIC")
     assert refusal.message == "the metric is nan"
     server.assert_alive()
@@ -141,7 +141,7 @@ def test_an_evaluation_that_fails_while_it_runs(
 def test_an_evaluation_without_memory(place: str, engine: FakeEngine, server: RunningServer) -> None:
     setattr(engine.failures["bad"], place, MemoryError())
     with refused() as refusal:
-        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(measurement=measurement(model="bad")))
+        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(objective=objective(model="bad")))
     assert (refusal.code, refusal.message) == (Code.RESOURCE_EXHAUSTED, "not enough memory")
     assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() == 10_000
     server.assert_alive()

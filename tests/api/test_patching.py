@@ -8,14 +8,14 @@ from typing import Any
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, measurement, refused
+from helpers.api_server import RunningServer, objective, refused
 from helpers.fake_engine import GRAPH, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore
 from helpers.topology import edge_names
 from pahq.v1 import circuit_pb2
 from pahq.v1 import patching_pb2 as pb
 
-from pahq_server.core.engine import Row
+from pahq_server.core.engine import PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError
 
 Code = grpc.StatusCode
@@ -27,9 +27,9 @@ class Recorder:
     """Scores rows and remembers them."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[PatchedPass] = []
 
-    def __call__(self, row: Row) -> float:
+    def __call__(self, row: PatchedPass) -> float:
         self.rows.append(row)
         return SCORE(row)
 
@@ -51,7 +51,7 @@ def server(engine: FakeEngine) -> Iterator[RunningServer]:
 
 
 def open_session(server: RunningServer, **changes: Any) -> pb.Session:
-    request = pb.OpenSessionRequest(measurement=measurement(**changes))
+    request = pb.OpenSessionRequest(objective=objective(**changes))
     session: pb.Session = server.patching.OpenSession(request, timeout=PATIENCE_S).session
     return session
 
@@ -117,9 +117,9 @@ def test_rows_are_the_documented_ones(server: RunningServer, recorder: Recorder)
     score(server, name, removed([EDGES[7], EDGES[3], EDGES[7]]), removed([]), complete(EDGES[:2]))
     score(server, name, removed([EDGES[5]]))
     cut, nothing, scratch, again = recorder.rows[2:]
-    assert cut.anchor is nothing.anchor is again.anchor is full.anchor
+    assert cut.base_circuit is nothing.base_circuit is again.base_circuit is full.base_circuit
     assert (cut.removed, nothing.removed, again.removed) == ((3, 7), (), (5,))
-    assert (scratch.removed, scratch.anchor.parent, scratch.circuit.num_kept) == ((), None, 2)
+    assert (scratch.removed, scratch.base_circuit.parent, scratch.circuit.num_kept) == ((), None, 2)
 
 
 def test_a_committed_circuit_is_the_base(server: RunningServer, recorder: Recorder) -> None:
@@ -129,15 +129,15 @@ def test_a_committed_circuit_is_the_base(server: RunningServer, recorder: Record
     cuts = subsets(3, 6, base)
     expected = [SCORE.of_names(without(base, cut)) for cut in cuts]
     assert score(server, name, *map(removed, cuts)) == expected
-    (anchor,) = {id(row.anchor): row.anchor for row in recorder.rows[-6:]}.values()
-    assert (anchor.circuit.num_kept, anchor.parent) == (len(base), None)
+    (base_circuit,) = {id(row.base_circuit): row.base_circuit for row in recorder.rows[-6:]}.values()
+    assert (base_circuit.circuit.num_kept, base_circuit.parent) == (len(base), None)
     # The same circuit again keeps what the engine knows of it; edges may come back.
     assert commit(server, name, complete(base)) == len(base)
     assert score(server, name, removed([])) == [SCORE.of_names(base)]
-    assert recorder.rows[-1].anchor is anchor
+    assert recorder.rows[-1].base_circuit is base_circuit
     assert commit(server, name, complete(EDGES[:9])) == 9
     assert score(server, name, removed(EDGES[:2])) == [SCORE.of_names(EDGES[2:9])]
-    assert recorder.rows[-1].anchor is not anchor
+    assert recorder.rows[-1].base_circuit is not base_circuit
 
 
 def test_a_call_has_the_base_of_its_arrival(server: RunningServer, engine: FakeEngine) -> None:

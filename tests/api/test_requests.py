@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from helpers.api_server import measurement, spec, token_ids
+from helpers.api_server import objective, spec, token_ids
 from helpers.fake_engine import TASK
 from pahq.v1 import task_pb2
 
 from pahq_server.api import requests
-from pahq_server.core.engine import Measurement
+from pahq_server.core.engine import Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import BuiltinTask, PromptTask
 
@@ -43,10 +43,10 @@ def test_a_task_that_is_neither_prompts_nor_builtin() -> None:
 
 def test_specs() -> None:
     task = prompts(clean=token_ids((1, 2), (3, 4)), corrupted=token_ids((1, 5), (3, 6)))
-    expected = Measurement("toy", TASK, "kl_divergence", "resample", "group", "fp32")
-    assert requests.measurement(measurement(task=task)) == expected
+    expected = Objective("toy", TASK, "kl_divergence", "resample", "group", "fp32")
+    assert requests.objective(objective(task=task)) == expected
     found = requests.discovery_spec(spec(task=task, gates=False))
-    assert (found.measurement, found.method, found.threshold, found.gates) == (expected, "acdc", 2.0, False)
+    assert (found.objective, found.method, found.threshold, found.gates) == (expected, "acdc", 2.0, False)
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0, -1.0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
+from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import discovery_pb2_grpc
 
@@ -17,13 +17,13 @@ from pahq_server.api import probe
 from pahq_server.api.health import Status
 from pahq_server.api.server import ApiServer
 from pahq_server.cli import main
-from pahq_server.core.engine import Measurement, Prepared
+from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=False)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
 
 
 class Waiting(FakeEngine):
@@ -33,9 +33,9 @@ class Waiting(FakeEngine):
         super().__init__()
         self.go = threading.Event()
 
-    def prepare(self, measurement: Measurement) -> Prepared:
+    def resolve(self, objective: Objective) -> ResolvedObjective:
         assert self.go.wait(PATIENCE_S), "the test forgot the engine"
-        return super().prepare(measurement)
+        return super().resolve(objective)
 
 
 def test_health_tells_when_all_jobs_are_taken_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, measurement, refused, spec
+from helpers.api_server import RunningServer, objective, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from helpers.topology import edge_names
 from pahq.v1 import discovery_pb2
@@ -30,7 +30,7 @@ def _no_long_naps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def opening(server: RunningServer, model: str = "toy") -> Any:
     """A call that opens a session, under way."""
-    request = pb.OpenSessionRequest(measurement=measurement(model=model))
+    request = pb.OpenSessionRequest(objective=objective(model=model))
     return server.patching.OpenSession.future(request, timeout=PATIENCE_S)
 
 

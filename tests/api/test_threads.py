@@ -22,7 +22,7 @@ from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
 from pahq_server.api.threads import Threads
 from pahq_server.core.caller import Caller
 from pahq_server.core.context import about, current
-from pahq_server.core.engine import Measurement, Prepared
+from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.observer import Observer
 from pahq_server.core.task import TokenizedText
 from pahq_server.jobs.job import JobState
@@ -258,10 +258,10 @@ class SlowToPrepare(FakeEngine):
         super().__init__()
         self.preparing, self.go_on = threading.Event(), threading.Event()
 
-    def prepare(self, measurement: Measurement) -> Prepared:
+    def resolve(self, objective: Objective) -> ResolvedObjective:
         self.preparing.set()
         assert self.go_on.wait(PATIENCE_S)
-        return super().prepare(measurement)
+        return super().resolve(objective)
 
 
 class Over(Observer):
@@ -309,11 +309,11 @@ class SlowToTokenize(FakeEngine):
         assert self.go_on.wait(PATIENCE_S)
         return super().tokenize(model, texts, special, prompt)
 
-    def prepare(self, measurement: Measurement) -> Prepared:
-        if measurement.model == "toy" and measurement.metric == "l2":
+    def resolve(self, objective: Objective) -> ResolvedObjective:
+        if objective.model == "toy" and objective.metric == "l2":
             self.tokenizing.release()
             assert self.go_on.wait(PATIENCE_S)
-        return super().prepare(measurement)
+        return super().resolve(objective)
 
 
 def _as_user(name: str) -> dict[str, object]:

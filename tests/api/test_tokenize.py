@@ -54,7 +54,7 @@ def test_what_cannot_be_asked(server: RunningServer, engine: FakeEngine) -> None
     with refused() as refusal:
         server.models.TokenizeTexts(request())
     assert refusal.violation == ("texts", "at least one text is needed")
-    engine.failures["toy"].prepare = InvalidRequestError("texts[0]", "cannot be tokenized")
+    engine.failures["toy"].resolve = InvalidRequestError("texts[0]", "cannot be tokenized")
     with refused() as refusal:
         server.models.TokenizeTexts(request("a"))
     assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "texts[0]")

@@ -20,7 +20,7 @@ from bench.measure import MEMORY_BYTES, Job, SweepJob
 from bench.tables import markdown
 from bench.workloads import Workload
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.shared import DeviceMemory
@@ -63,8 +63,8 @@ def single_edge() -> Figures:
     """Rows of the single-edge sweep, spread evenly over the 32,491 edges, and the literal twin."""
     workload = workloads.gpt2_shape()
     job = executor(workload)
-    full = Anchor(Circuit.full(job.graph))
-    rows = [Row(full, (edge,)) for edge in range(7, job.graph.num_edges, 331)]
+    full = BaseCircuit(Circuit.full(job.graph))
+    rows = [PatchedPass(full, (edge,)) for edge in range(7, job.graph.num_edges, 331)]
     job.score(rows[:1])
     with measure.Counter() as counter:
         work = [rows[i : i + 8] for i in range(0, len(rows), 8)]

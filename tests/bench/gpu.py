@@ -22,7 +22,7 @@ from helpers.synthetic import save_llama
 from bench import measure, workloads
 from bench.__main__ import RESULTS, Figures
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import make_backend
@@ -131,11 +131,13 @@ def _scoring(loaded: ResidentModel, precision: str, device: torch.device, size: 
     layer = graph.layers // 2
     kept = np.random.default_rng(0).random(graph.num_edges) < 0.02
     kept[: int(graph.offsets[graph.receiver_of("q", layer + 1)])] = True
-    anchor, batches = Anchor(Circuit(graph, kept)), []
+    base_circuit, batches = BaseCircuit(Circuit(graph, kept)), []
     per_head = max(1, size.rows // graph.heads)
     for head in reversed(range(graph.heads)):
         last = int(graph.offsets[graph.receiver_of("q", layer, head) + 1])
-        batches.append([Row(anchor, tuple(range(last - 1, last - 2 - i, -1))) for i in range(per_head)])
+        batches.append(
+            [PatchedPass(base_circuit, tuple(range(last - 1, last - 2 - i, -1))) for i in range(per_head)]
+        )
     job.score(batches[0])
     start = time.perf_counter()
     with measure.Counter() as counter:

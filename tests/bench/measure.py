@@ -11,7 +11,7 @@ import torch
 
 from bench.workloads import Workload
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
@@ -71,7 +71,7 @@ class Job:
             self.graph, workload.threshold, gates=False, window=WINDOW, clock=lambda: self.seconds
         )
         self._steps = self.search.run()
-        self.rows: Sequence[Row] = next(self._steps)
+        self.rows: Sequence[PatchedPass] = next(self._steps)
 
     def take(self, scores: Sequence[float]) -> None:
         """Goes on to the next rows; none at the end."""
@@ -93,10 +93,12 @@ class SweepJob:
     def __init__(self, backend: SparseBackend, graph: Graph, workload: Workload) -> None:
         self.executor = backend.open(graph, workload.task, "kl_divergence", "resample")
         self.seconds = 0.0
-        full = Anchor(Circuit.full(graph))
+        full = BaseCircuit(Circuit.full(graph))
         starts = np.linspace(0, graph.num_edges - WINDOW, SWEEP_CALLS, dtype=np.int64).tolist()
-        self._calls = [[Row(full, (edge,)) for edge in range(first, first + WINDOW)] for first in starts]
-        self.rows: Sequence[Row] = self._calls.pop()
+        self._calls = [
+            [PatchedPass(full, (edge,)) for edge in range(first, first + WINDOW)] for first in starts
+        ]
+        self.rows: Sequence[PatchedPass] = self._calls.pop()
 
     def take(self, scores: Sequence[float]) -> None:
         """Goes on to the next call; no rows at the end."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.demo import model_path
@@ -133,7 +133,7 @@ def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: in
     return build(arch, ends, layer, transform)
 
 
-def top_candidates(graph: Graph, layers: int, count: int, seed: int = 0) -> list[Row]:
+def top_candidates(graph: Graph, layers: int, count: int, seed: int = 0) -> list[PatchedPass]:
     """Rows whose live nodes lie in the top ``layers`` layers: below, every receiver lost its edges."""
     rng = np.random.default_rng(seed)
     first = int(graph.offsets[graph.receiver_of("q", graph.layers - layers)])
@@ -143,9 +143,9 @@ def top_candidates(graph: Graph, layers: int, count: int, seed: int = 0) -> list
         sender, _ = graph.edge_ends(edge)
         # Only `input` and nodes of the top layers send: the same number in every model.
         kept[edge] = (sender == 0 or sender >= senders) and rng.random() < 0.3
-    anchor = Anchor(Circuit(graph, kept))
+    base_circuit = BaseCircuit(Circuit(graph, kept))
     edges = rng.permutation(np.flatnonzero(kept))
-    return [Row(anchor, (int(edge),)) for edge in edges[:count]]
+    return [PatchedPass(base_circuit, (int(edge),)) for edge in edges[:count]]
 
 
 def ids(tokens: torch.Tensor) -> tuple[tuple[int, ...], ...]:

@@ -204,7 +204,7 @@ class FakeDiscoveries(DiscoveryServiceServicer):
 
     def EvaluateCircuit(self, request: Any, context: Any) -> Any:
         self._enter("EvaluateCircuit", request, context)
-        metric = circuit_pb2.Metric(name=request.measurement.metric, value=1.0, full=0.0, empty=4.0)
+        metric = circuit_pb2.Metric(name=request.objective.metric, value=1.0, full=0.0, empty=4.0)
         return pb.EvaluateCircuitResponse(metric=metric, num_edges_total=7, warnings=self.warnings)
 
 

@@ -39,8 +39,8 @@ def test_discover(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(Circuit.load(tmp_path / "c.json").edges) == 2
     assert (tmp_path / "c.dot").read_text().startswith("digraph")
     spec = server.called("CreateDiscovery")[0].spec
-    assert (spec.gates, spec.threshold, spec.measurement.kv_receivers) == (False, 0.1, "query")
-    assert (spec.measurement.task.builtin.num_prompts, spec.measurement.task.builtin.seed) == (3, 5)
+    assert (spec.gates, spec.threshold, spec.objective.kv_receivers) == (False, 0.1, "query")
+    assert (spec.objective.task.builtin.num_prompts, spec.objective.task.builtin.seed) == (3, 5)
 
 
 def test_discover_for_programs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,7 @@ def test_a_task_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureF
     path.write_text(json.dumps({"clean": ["ü", [1, 2]], "answers": [3, "x"], "positions": [0]}))
     arguments = ["discover", "--model", "demo", "--task", str(path), "--server", server.address, "--quiet"]
     assert main(arguments) == 0
-    task = server.called("CreateDiscovery")[0].spec.measurement.task.prompts
+    task = server.called("CreateDiscovery")[0].spec.objective.task.prompts
     assert (task.clean[0].text, list(task.clean[1].token_ids.ids), list(task.positions.indices)) == (
         "ü",
         [1, 2],
@@ -194,7 +194,7 @@ def test_models_info_and_evaluate(
     assert main([*evaluate, "--json", "--metric", "l2"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert (values["metric"], values["faithfulness"]) == ("l2", 0.75)
-    assert server.called("EvaluateCircuit")[0].measurement.ablation == "mean"
+    assert server.called("EvaluateCircuit")[0].objective.ablation == "mean"
     assert main(evaluate) == 0
     assert "faithfulness: 0.75" in capsys.readouterr().out
 

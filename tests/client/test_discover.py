@@ -75,7 +75,7 @@ def test_server_of_the_environment(server: FakeServer, monkeypatch: pytest.Monke
 
 def test_a_path_is_sent_to_a_named_server_as_it_is(server: FakeServer, tmp_path: Path) -> None:
     discover(tmp_path, "ioi", server=server.address)  # for the server to refuse
-    assert server.called("CreateDiscovery")[0].spec.measurement.model == str(tmp_path)
+    assert server.called("CreateDiscovery")[0].spec.objective.model == str(tmp_path)
 
 
 def test_embedded_server(stand_in: Path) -> None:

@@ -137,12 +137,12 @@ def test_each_argument_reaches_the_request(client: Any, server: FakeServer) -> N
     client.evaluate("m", "ioi", ["m0->logits"], **values)
     created = [request.spec for request in server.called("CreateDiscovery")]
     assert [(s.method, s.gates, s.threshold) for s in created] == [("single_edge", False, 0.25)] * 3
-    asked = [spec.measurement for spec in created]
+    asked = [spec.objective for spec in created]
     for method in ("OpenSession", "EvaluateCircuit"):
-        asked += [request.measurement for request in server.called(method)]
+        asked += [request.objective for request in server.called(method)]
     assert len(asked) == 5
-    for measurement in asked:
-        assert {name: getattr(measurement, name) for name in values} == values
+    for objective in asked:
+        assert {name: getattr(objective, name) for name in values} == values
 
 
 def test_edges_have_no_order(client: Any, server: FakeServer) -> None:

@@ -684,7 +684,7 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
     circuit.save("c.json")
     name = "users/me/discoveries/evil"
     spec = pb.DiscoverySpec(method=EVIL)
-    spec.measurement.model = spec.measurement.metric = EVIL
+    spec.objective.model = spec.objective.metric = EVIL
     job = pb.Discovery(name=name, spec=spec, state=pb.DISCOVERY_STATE_FAILED, error_message=EVIL)
     job.progress.total = 5
     event = pb.Event(sequence=1, kind=pb.EVENT_KIND_END, state=pb.DISCOVERY_STATE_FAILED, error_message=EVIL)

@@ -45,7 +45,7 @@ def test_discover(client: Client, server: FakeServer) -> None:
     assert [event.sequence for event in seen] == [1, 2, 3, 4]
     assert not server.called("CancelDiscovery")
     spec = server.called("CreateDiscovery")[0].spec
-    assert (spec.threshold, spec.gates, spec.measurement.task.prompts.clean[0].text) == (0.1, False, "a")
+    assert (spec.threshold, spec.gates, spec.objective.task.prompts.clean[0].text) == (0.1, False, "a")
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -168,7 +168,7 @@ def test_evaluate_measures_a_circuit_as_it_was_found(client: Client, server: Fak
         "demo", "ioi", circuit, ablation="mean", kv_receivers="query", metric="l2", precision=None
     )
     client.evaluate("demo", "ioi", ["input->logits", Edge("m0", "logits")])
-    found, given, plain = (r.measurement for r in server.called("EvaluateCircuit"))
+    found, given, plain = (r.objective for r in server.called("EvaluateCircuit"))
     assert (found.metric, found.ablation, found.kv_receivers, found.precision) == (
         "kl_divergence",
         "zero",

@@ -61,7 +61,7 @@ def test_open(client: Client, server: FakeServer) -> None:
         assert session.edges == EDGES
         assert session.name == "users/me/sessions/0"
         assert repr(session) == f"Session('users/me/sessions/0', server='{server.address}')"
-    asked = server.called("OpenSession")[0].measurement
+    asked = server.called("OpenSession")[0].objective
     assert (asked.model, asked.task.builtin.name) == ("demo", "ioi")
     assert {name: getattr(asked, name) for name in options} == options
     assert [request.name for request in server.called("CloseSession")] == [session.name]
@@ -70,7 +70,7 @@ def test_open(client: Client, server: FakeServer) -> None:
 def test_defaults_are_those_of_a_discovery(client: Client, session: Session, server: FakeServer) -> None:
     client.submit("demo", "ioi")
     (opened,) = server.called("OpenSession")
-    assert opened.measurement == server.called("CreateDiscovery")[0].spec.measurement
+    assert opened.objective == server.called("CreateDiscovery")[0].spec.objective
 
 
 def test_score(session: Session, server: FakeServer, circuit: Circuit) -> None:

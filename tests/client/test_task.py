@@ -110,7 +110,7 @@ def test_unknown_keywords_are_type_errors(client: Client) -> None:
 
 def test_defaults_and_numbers_reach_the_message() -> None:
     spec = wire.spec_message(DiscoveryRequest("m", "ioi", np.float32(0.5)))  # type: ignore[arg-type]
-    measured = spec.measurement
+    measured = spec.objective
     assert (spec.method, spec.threshold, spec.gates) == ("acdc", 0.5, True)
     assert (measured.model, measured.metric, measured.ablation) == ("m", "kl_divergence", "resample")
     assert (measured.kv_receivers, measured.precision) == ("group", "fp32")

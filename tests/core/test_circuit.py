@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import INPUT, Graph
 
@@ -111,6 +111,6 @@ def test_a_sender_dies_with_its_last_outgoing_edge(graph: Graph) -> None:
 
 
 def test_row_is_the_anchor_without_some_edges() -> None:
-    anchor = Anchor(Circuit.full(GRAPH).without([0]))
-    assert Row(anchor).circuit.key == anchor.circuit.key
-    assert np.flatnonzero(~Row(anchor, (4, 2)).circuit.kept).tolist() == [0, 2, 4]
+    base_circuit = BaseCircuit(Circuit.full(GRAPH).without([0]))
+    assert PatchedPass(base_circuit).circuit.key == base_circuit.circuit.key
+    assert np.flatnonzero(~PatchedPass(base_circuit, (4, 2)).circuit.kept).tolist() == [0, 2, 4]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pahq_server.core.engine import Measurement, Prepared, Row, Work
+from pahq_server.core.engine import Objective, PatchedPass, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.task import PromptTask
 from pahq_server.core.verdict import SearchResult, Verdict
@@ -40,7 +40,7 @@ class Known:
         run = self.run
         return "-".join([self.case.name, run["ablation"], run["kv"], str(run["gates"]), str(run["tau"])])
 
-    def prepared(self, engine: ModelEngine) -> Prepared:
+    def resolved(self, engine: ModelEngine) -> ResolvedObjective:
         content = self.case.content
         pairs, positions = content.get("answers") or (), content["positions"]
         task = PromptTask(
@@ -50,13 +50,15 @@ class Known:
             wrong_answers=tuple((wrong,) for _, wrong in pairs),
             positions=None if positions == "last" else tuple(positions),
         )
-        asked = Measurement(
+        asked = Objective(
             self.case.model, task, self.case.metric, self.run["ablation"], self.run["kv"], "fp32"
         )
-        return engine.prepare(asked)
+        return engine.resolve(asked)
 
-    def search(self, prepared: Prepared, window: int, verdicts: Sequence[Verdict] = ()) -> AcdcSearch:
-        return AcdcSearch(prepared.graph, self.run["tau"], self.run["gates"], window, verdicts)
+    def search(
+        self, resolved: ResolvedObjective, window: int, verdicts: Sequence[Verdict] = ()
+    ) -> AcdcSearch:
+        return AcdcSearch(resolved.graph, self.run["tau"], self.run["gates"], window, verdicts)
 
 
 def cheapest_first() -> list[Known]:
@@ -110,17 +112,17 @@ class SearchRun:
 
     name = ""
 
-    def __init__(self, prepared: Prepared, search: AcdcSearch) -> None:
-        self.prepared, self._steps = prepared, search.run()
+    def __init__(self, resolved: ResolvedObjective, search: AcdcSearch) -> None:
+        self.resolved, self._steps = resolved, search.run()
         self.user = f"user-{id(self)}"
         self.found: Outcome | None = None
         self.error: Exception | None = None
         self._ended = threading.Event()
 
-    def begin(self) -> Sequence[Row]:
+    def begin(self) -> Sequence[PatchedPass]:
         return next(self._steps)
 
-    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
+    def deliver(self, scores: Sequence[float]) -> Sequence[PatchedPass]:
         try:
             return self._steps.send(scores)
         except StopIteration as stop:
@@ -168,15 +170,15 @@ def engine(served: dict[str, LoadedModel]) -> Iterator[ModelEngine]:
 
 def alone(engine: ModelEngine, known: Known, window: int = 32, verdicts: Sequence[Verdict] = ()) -> Outcome:
     """The discovery by itself, perhaps from the middle on."""
-    prepared = known.prepared(engine)
-    return followed(engine, prepared, known.search(prepared, window, verdicts))
+    resolved = known.resolved(engine)
+    return followed(engine, resolved, known.search(resolved, window, verdicts))
 
 
-def followed(engine: ModelEngine, prepared: Prepared, search: AcdcSearch) -> Outcome:
+def followed(engine: ModelEngine, resolved: ResolvedObjective, search: AcdcSearch) -> Outcome:
     """A search to its end. Raises what its scores end with."""
-    session = engine.open(prepared)
+    session = engine.open(resolved)
     try:
-        run = SearchRun(prepared, search)
+        run = SearchRun(resolved, search)
         rows = run.begin()
         while rows:
             (scores,) = engine.score([Work(session, rows)])
@@ -204,8 +206,8 @@ def together(engine: ModelEngine, jobs: Sequence[Known], windows: Sequence[int])
     """All in one scheduler at once."""
     scheduler, runs = Scheduler(engine, max_running=len(jobs)), []
     for number, known in enumerate(jobs):
-        prepared = known.prepared(engine)
-        runs.append(SearchRun(prepared, known.search(prepared, windows[number % len(windows)])))
+        resolved = known.resolved(engine)
+        runs.append(SearchRun(resolved, known.search(resolved, windows[number % len(windows)])))
         scheduler.submit(runs[-1])
     scheduler.start()
     try:
@@ -228,11 +230,13 @@ def test_a_restart_from_the_log(engine: ModelEngine, known: Known) -> None:
         assert alone(engine, known, 7, log) == whole
 
 
-def in_memory(memory_bytes: int, known: Known, model: LoadedModel, prepared: Prepared) -> Outcome | None:
+def in_memory(
+    memory_bytes: int, known: Known, model: LoadedModel, resolved: ResolvedObjective
+) -> Outcome | None:
     """The discovery with so much memory; None if that does not suffice."""
     engine = ModelEngine({known.case.model: model}, memory_bytes=memory_bytes)
     try:
-        return followed(engine, prepared, known.search(prepared, 1))
+        return followed(engine, resolved, known.search(resolved, 1))
     except ResourceExhaustedError:
         return None
     finally:
@@ -241,15 +245,15 @@ def in_memory(memory_bytes: int, known: Known, model: LoadedModel, prepared: Pre
 
 def least_memory(engine: ModelEngine, model: LoadedModel, known: Known) -> int:
     """Bytes, within a fifth, with which the discovery is possible; whatever is possible, it is the same."""
-    whole, prepared = expected(engine, known), known.prepared(engine)
+    whole, resolved = expected(engine, known), known.resolved(engine)
     # Beginning with what the server demands before it accepts the job.
-    low, high = 0, job_bytes(model.model.architecture, prepared.task)
-    while (found := in_memory(high, known, model, prepared)) is None:
+    low, high = 0, job_bytes(model.model.architecture, resolved.task)
+    while (found := in_memory(high, known, model, resolved)) is None:
         low, high = high, 2 * high
     assert found == whole
     while high - low > max(high // 5, 8192):
         middle = (low + high) // 2
-        found = in_memory(middle, known, model, prepared)
+        found = in_memory(middle, known, model, resolved)
         assert found in (None, whole)
         low, high = (middle, high) if found is None else (low, middle)
     return high

@@ -12,7 +12,7 @@ from helpers.simulated import simulated_device
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Measurement, Row, Work
+from pahq_server.core.engine import BaseCircuit, Objective, PatchedPass, Work
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import PromptTask
 from pahq_server.engine import devices
@@ -128,15 +128,15 @@ def test_the_engine_serves_models_where_they_are(device: torch.device, zoo: Zoo)
     """Prepared, opened and scored as the server does it, and what it says about memory."""
     source = str(zoo.path("gpt2"))
     task = PromptTask(((1, 2, 3), (4, 5)), ((1, 9, 3), (4, 7)))
-    asked = Measurement("mine", task, "kl_divergence", "resample", "group", "fp32")
+    asked = Objective("mine", task, "kl_divergence", "resample", "group", "fp32")
 
     def scores(loaded: LoadedModel) -> list[float]:
         engine = ModelEngine({"mine": loaded}, memory_bytes=1 << 27)
-        prepared = engine.prepare(asked)
-        assert engine.estimate(prepared).least_seconds > 0
-        full = Anchor(Circuit.full(prepared.graph))
-        rows = [Row(full, (edge,)) for edge in range(0, prepared.graph.num_edges, 9)]
-        session = engine.open(prepared)
+        resolved = engine.resolve(asked)
+        assert engine.estimate(resolved).least_seconds > 0
+        full = BaseCircuit(Circuit.full(resolved.graph))
+        rows = [PatchedPass(full, (edge,)) for edge in range(0, resolved.graph.num_edges, 9)]
+        session = engine.open(resolved)
         (found,) = engine.score([Work(session, rows)])
         assert not isinstance(found, Exception)
         assert engine.memory_usage().used > 0

@@ -9,7 +9,7 @@ import torch
 from helpers.zoo import Zoo
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Measurement, Prepared, Row, Work
+from pahq_server.core.engine import BaseCircuit, Objective, PatchedPass, ResolvedObjective, Work
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, NotFoundError, ServerError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.engine.backends import EXECUTORS
@@ -19,7 +19,7 @@ from pahq_server.models.loading import LoadedModel, load
 PROMPTS = PromptTask(
     clean=((1, 2, 3), (4, 5)), corrupted=((1, 6, 3), (4, 7)), answers=((1,), (2,)), wrong_answers=((3,), (4,))
 )
-ASKED = Measurement("gpt2", PROMPTS, "kl_divergence", "resample", "group", "fp32")
+ASKED = Objective("gpt2", PROMPTS, "kl_divergence", "resample", "group", "fp32")
 
 
 @pytest.fixture(params=EXECUTORS)
@@ -31,12 +31,12 @@ def engine(request: pytest.FixtureRequest, zoo: Zoo) -> ModelEngine:
     return ModelEngine(served | {"broken": broken}, request.param)
 
 
-def rows(prepared: Prepared) -> tuple[Row, ...]:
-    graph = prepared.graph
+def rows(resolved: ResolvedObjective) -> tuple[PatchedPass, ...]:
+    graph = resolved.graph
     return (
-        Row(Anchor(Circuit.full(graph))),
-        Row(Anchor(Circuit.full(graph)), (0,)),
-        Row(Anchor(Circuit.empty(graph))),
+        PatchedPass(BaseCircuit(Circuit.full(graph))),
+        PatchedPass(BaseCircuit(Circuit.full(graph)), (0,)),
+        PatchedPass(BaseCircuit(Circuit.empty(graph))),
     )
 
 
@@ -61,7 +61,7 @@ def test_what_is_wrong_with_a_request_is_found_before_it_is_accepted(
     change: dict[str, object], field: str, detail: str, engine: ModelEngine
 ) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        engine.prepare(replace(ASKED, **change))  # type: ignore[arg-type]
+        engine.resolve(replace(ASKED, **change))  # type: ignore[arg-type]
     assert caught.value.field == field
     assert detail in caught.value.detail
 
@@ -70,7 +70,7 @@ def test_what_is_wrong_with_a_request_is_found_before_it_is_accepted(
 def test_a_task_metric_needs_answers(missing: str, engine: ModelEngine) -> None:
     asked = replace(ASKED, metric="logit_difference", task=replace(PROMPTS, **{missing: ()}))
     with pytest.raises(InvalidRequestError) as caught:
-        engine.prepare(asked)
+        engine.resolve(asked)
     assert (caught.value.field, caught.value.detail) == (
         f"task.{missing}",
         f"metric 'logit_difference' needs {missing}",
@@ -81,7 +81,7 @@ def test_a_task_metric_needs_answers(missing: str, engine: ModelEngine) -> None:
 def test_an_unknown_model_lists_the_served_ones(name: str, engine: ModelEngine) -> None:
     """A path is a name like any other: nothing is loaded on a client's word."""
     with pytest.raises(NotFoundError) as caught:
-        engine.prepare(replace(ASKED, model=name))
+        engine.resolve(replace(ASKED, model=name))
     assert str(caught.value) == f"model {name!r} not found; served models: broken, gpt2, llama"
 
 
@@ -89,21 +89,21 @@ def test_an_unknown_model_lists_the_served_ones(name: str, engine: ModelEngine) 
 def test_corrupted_prompts_may_be_left_out_where_nothing_reads_them(
     ablation: str, engine: ModelEngine
 ) -> None:
-    prepared = engine.prepare(replace(ASKED, ablation=ablation, task=replace(PROMPTS, corrupted=())))
-    session = engine.open(prepared)
-    (scores,) = engine.score([Work(session, rows(prepared))])
+    resolved = engine.resolve(replace(ASKED, ablation=ablation, task=replace(PROMPTS, corrupted=())))
+    session = engine.open(resolved)
+    (scores,) = engine.score([Work(session, rows(resolved))])
     assert isinstance(scores, list)
     assert scores[0] == 0.0
     assert scores[2] > 1e-4
 
 
 def test_what_a_prepared_request_holds(engine: ModelEngine) -> None:
-    prepared = engine.prepare(replace(ASKED, model="llama", kv_receivers="query"))
-    assert prepared.task.clean == PROMPTS.clean
-    assert prepared.task.answers == (1, 2)
-    assert prepared.graph.kv_receivers == "query"
-    assert engine.prepare(replace(ASKED, model="llama")).graph.num_edges < prepared.graph.num_edges
-    assert prepared.revision == next(m for m in engine.models() if m.name == "llama").revision
+    resolved = engine.resolve(replace(ASKED, model="llama", kv_receivers="query"))
+    assert resolved.task.clean == PROMPTS.clean
+    assert resolved.task.answers == (1, 2)
+    assert resolved.graph.kv_receivers == "query"
+    assert engine.resolve(replace(ASKED, model="llama")).graph.num_edges < resolved.graph.num_edges
+    assert resolved.revision == next(m for m in engine.models() if m.name == "llama").revision
 
 
 def test_descriptions_of_models(engine: ModelEngine, zoo: Zoo) -> None:
@@ -122,8 +122,8 @@ def test_descriptions_of_models(engine: ModelEngine, zoo: Zoo) -> None:
 
 def test_jobs_of_several_models_are_scored_together_as_alone(engine: ModelEngine) -> None:
     one, other = (
-        engine.prepare(ASKED),
-        engine.prepare(replace(ASKED, model="llama", ablation="zero", metric="l2")),
+        engine.resolve(ASKED),
+        engine.resolve(replace(ASKED, model="llama", ablation="zero", metric="l2")),
     )
     sessions = engine.open(one), engine.open(other)
     work = [Work(sessions[0], rows(one)), Work(sessions[1], rows(other))]
@@ -133,8 +133,8 @@ def test_jobs_of_several_models_are_scored_together_as_alone(engine: ModelEngine
 
 
 def test_a_metric_that_is_no_number_fails_its_own_job_only(engine: ModelEngine) -> None:
-    healthy = engine.prepare(ASKED)
-    sick = engine.prepare(
+    healthy = engine.resolve(ASKED)
+    sick = engine.resolve(
         replace(ASKED, model="broken", metric="l2", task=replace(PROMPTS, corrupted=((1, 9, 3), (4, 7))))
     )
     sessions = engine.open(sick), engine.open(healthy)
@@ -145,11 +145,11 @@ def test_a_metric_that_is_no_number_fails_its_own_job_only(engine: ModelEngine) 
 
 
 def test_a_closed_job_leaves_the_others_open(engine: ModelEngine) -> None:
-    prepared = engine.prepare(ASKED)
-    first, second = engine.open(prepared), engine.open(prepared)
-    (before,) = engine.score([Work(second, rows(prepared))])
+    resolved = engine.resolve(ASKED)
+    first, second = engine.open(resolved), engine.open(resolved)
+    (before,) = engine.score([Work(second, rows(resolved))])
     engine.close(first)
-    assert engine.score([Work(second, rows(prepared))]) == [before]
+    assert engine.score([Work(second, rows(resolved))]) == [before]
 
 
 def test_capabilities(engine: ModelEngine) -> None:
@@ -166,11 +166,11 @@ def test_serving_does_not_change_the_model_that_was_loaded(zoo: Zoo) -> None:
     loaded: LoadedModel = load(str(zoo.path("gpt2")))
     before = loaded.model.weights.layers[0].w_q.clone()
     engine = ModelEngine({"gpt2": loaded})
-    engine.close(engine.open(engine.prepare(ASKED)))
+    engine.close(engine.open(engine.resolve(ASKED)))
     assert torch.equal(loaded.model.weights.layers[0].w_q, before)
 
 
 def test_a_job_that_would_not_fit_is_refused_before_it_starts(zoo: Zoo) -> None:
     small = ModelEngine({"gpt2": load(str(zoo.path("gpt2")))}, memory_bytes=10_000)
     with pytest.raises(InvalidRequestError, match=r"task: needs about 0\.0 GiB; a job may take 0\.0"):
-        small.prepare(ASKED)
+        small.resolve(ASKED)

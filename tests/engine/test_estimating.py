@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from pahq_server.core.engine import Estimate, Measurement
+from pahq_server.core.engine import Estimate, Objective
 from pahq_server.core.task import BuiltinTask
 from pahq_server.demo import model_path
 from pahq_server.engine import estimating
@@ -18,7 +18,7 @@ from pahq_server.models.loading import load
 from pahq_server.models.streaming import load_rounded
 from pahq_server.precision.policy import POLICIES
 
-MEASUREMENT = Measurement("demo", BuiltinTask("ioi", 4, 0), "kl_divergence", "resample", "group", "fp32")
+OBJECTIVE = Objective("demo", BuiltinTask("ioi", 4, 0), "kl_divergence", "resample", "group", "fp32")
 # A machine that does a billion operations per second.
 GFLOPS = 1.0
 
@@ -29,17 +29,17 @@ def _known_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def estimate(engine: ModelEngine, **changes: object) -> Estimate:
-    return engine.estimate(engine.prepare(replace(MEASUREMENT, **changes)))  # type: ignore[arg-type]
+    return engine.estimate(engine.resolve(replace(OBJECTIVE, **changes)))  # type: ignore[arg-type]
 
 
 def test_bounds_memory_and_size_of_the_task() -> None:
     engine = ModelEngine({"demo": load(str(model_path()))})
     small, large = estimate(engine), estimate(engine, task=BuiltinTask("ioi", 16, 0))
-    prepared = engine.prepare(MEASUREMENT)
+    resolved = engine.resolve(OBJECTIVE)
     arch = load(str(model_path())).model.architecture
-    assert small.memory_bytes == job_bytes(arch, prepared.task)
+    assert small.memory_bytes == job_bytes(arch, resolved.task)
     assert 0 < small.least_seconds < small.most_seconds
-    assert small.most_seconds > BOOKKEEPING_S * prepared.graph.num_edges
+    assert small.most_seconds > BOOKKEEPING_S * resolved.graph.num_edges
     assert large.least_seconds == pytest.approx(4 * small.least_seconds, rel=0.1)
     assert large.memory_bytes > small.memory_bytes
     assert not small.streams_weights
@@ -57,7 +57,7 @@ def test_full_precision_beside_rounded_weights_is_said_to_be_slower() -> None:
 @pytest.mark.parametrize("precision", ["paper", "rtn-int8", "rtn-fp8", "rtn-int8-weight"])
 def test_policies_that_compute_circuits_from_scratch_say_how_slow_that_is(precision: str) -> None:
     engine = ModelEngine({"demo": load(str(model_path()))})
-    exact, slow = (engine.prepare(replace(MEASUREMENT, precision=p)) for p in ("fp32", precision))
+    exact, slow = (engine.resolve(replace(OBJECTIVE, precision=p)) for p in ("fp32", precision))
     (warning,) = slow.warnings
     factors = re.search(r"scratch: ([\d.]+) to (\d+) times", warning)
     assert repr(precision) in warning
@@ -76,7 +76,7 @@ def test_policies_that_compute_circuits_from_scratch_say_how_slow_that_is(precis
 @pytest.mark.parametrize("precision", [p.name for p in POLICIES.values() if p.operand == "differences"])
 def test_other_policies_are_not_slow(precision: str) -> None:
     engine = ModelEngine({"demo": load(str(model_path()))})
-    assert engine.prepare(replace(MEASUREMENT, precision=precision)).warnings == ()
+    assert engine.resolve(replace(OBJECTIVE, precision=precision)).warnings == ()
 
 
 def test_the_operations_of_a_whole_model_are_counted_one_by_one() -> None:

@@ -14,7 +14,7 @@ from helpers.scores import answer
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import literal_activations
@@ -58,7 +58,7 @@ def test_without_rounding_it_is_the_literal_executor(
     expected = LiteralExecutor(model, graph, random_task(model), "kl_divergence", ablation).score(rows)
     job = executor(model, EXACT, kv, ablation)
     assert np.allclose(job.score(rows), expected, rtol=0, atol=1e-9)
-    assert job.score(rows) == [job.measure(row.circuit, row.own_receiver) for row in rows]
+    assert job.score(rows) == [job.measure(row.circuit, row.promoted_receiver) for row in rows]
 
 
 @pytest.mark.parametrize("policy", ROUNDING)
@@ -117,11 +117,11 @@ def test_what_a_receiver_promotes() -> None:
 def test_the_own_receiver_is_that_of_the_last_edge() -> None:
     graph = Graph(layers=2, heads=2, kv_heads=2)
     edges = [graph.parse_edge(name) for name in ("m0->logits", "input->m0", "a0.h1->a1.h0<k>")]
-    full = Anchor(Circuit.full(graph))
-    assert Row(full).own_receiver is None
-    assert Row(full, tuple(edges)).own_receiver == graph.parse_receiver("a1.h0<k>")
-    assert Row(full, tuple(edges[::-1])).own_receiver == graph.logits
-    assert Row(full, tuple(edges), 3).own_receiver == 3
+    full = BaseCircuit(Circuit.full(graph))
+    assert PatchedPass(full).promoted_receiver is None
+    assert PatchedPass(full, tuple(edges)).promoted_receiver == graph.parse_receiver("a1.h0<k>")
+    assert PatchedPass(full, tuple(edges[::-1])).promoted_receiver == graph.logits
+    assert PatchedPass(full, tuple(edges), 3).promoted_receiver == 3
 
 
 @pytest.mark.parametrize("form", [Format.INT8, Format.E4M3, Format.BF16])
@@ -213,12 +213,12 @@ def test_a_search_compares_circuits_under_the_same_promoted_head(zoo: Zoo, gates
     model = zoo["gpt2"]
     graph = model.architecture.graph("group")
     job, twin = executor(model, POLICIES["paper"]), executor(model, POLICIES["paper"])
-    search = AcdcSearch(graph, 0.02, gates, window=4, own_current=True)
+    search = AcdcSearch(graph, 0.02, gates, window=4, baseline_depends_on_promotion=True)
     found = answer(search.run(), lambda row: job.score([row])[0])
     acdc = Acdc(graph, gates)
     state = acdc.start()
     for verdict in found.verdicts:
-        own = state.row.own_receiver
+        own = state.row.promoted_receiver
         assert verdict.delta == twin.measure(state.row.circuit, own) - twin.measure(state.circuit, own)
         state = acdc.advance(state, verdict.kept)
     assert 0 < found.circuit.num_kept < graph.num_edges

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.demo import model_path
@@ -46,8 +46,8 @@ def executor(
     return DifferencesExecutor(model, graph, random_task(model), "kl_divergence", ablation, policy)
 
 
-def literal(model: Model, rows: list[Row]) -> list[float]:
-    graph = rows[0].anchor.circuit.graph
+def literal(model: Model, rows: list[PatchedPass]) -> list[float]:
+    graph = rows[0].base_circuit.circuit.graph
     return LiteralExecutor(model, graph, random_task(model), "kl_divergence", "resample").score(rows)
 
 
@@ -65,8 +65,14 @@ def test_without_rounding_it_is_the_literal_executor(
     if kv == "query" and graph.heads == graph.kv_heads:
         pytest.skip("the same graph as with one receiver per group")
     # An anchor need not be a part of its parent.
-    unrelated = Anchor(random_circuit(graph, 0.5, seed=8), Anchor(random_circuit(graph, 0.5, seed=9)))
-    rows = [*random_rows(graph, seed=3), Row(unrelated), Row(unrelated, (0, graph.num_edges - 1))]
+    unrelated = BaseCircuit(
+        random_circuit(graph, 0.5, seed=8), BaseCircuit(random_circuit(graph, 0.5, seed=9))
+    )
+    rows = [
+        *random_rows(graph, seed=3),
+        PatchedPass(unrelated),
+        PatchedPass(unrelated, (0, graph.num_edges - 1)),
+    ]
     expected = LiteralExecutor(model, graph, random_task(model), "kl_divergence", ablation).score(rows)
     assert np.allclose(executor(model, EXACT, kv, ablation).score(rows), expected, rtol=0, atol=1e-9)
 
@@ -89,27 +95,29 @@ def test_no_change_scores_exactly_zero(zoo: Zoo, name: str, policy: str) -> None
     model = cast(zoo[name], torch.float32)
     graph, task = model.architecture.graph("group"), random_task(model)
     task = replace(task, corrupted=task.clean)
-    full = Anchor(Circuit.full(graph))
-    rows = [Row(full, (edge,)) for edge in range(0, graph.num_edges, 7)]
+    full = BaseCircuit(Circuit.full(graph))
+    rows = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 7)]
     for metric in ("kl_divergence", "l2"):
         job = DifferencesExecutor(model, graph, task, metric, "resample", POLICIES[policy])
-        assert set(job.score([Row(full), *rows])) == {0.0}
-    assert executor(model, POLICIES[policy]).score([Row(full), Row(Anchor(Circuit.full(graph)))]) == [0, 0]
+        assert set(job.score([PatchedPass(full), *rows])) == {0.0}
+    assert executor(model, POLICIES[policy]).score(
+        [PatchedPass(full), PatchedPass(BaseCircuit(Circuit.full(graph)))]
+    ) == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3", "hooked attention only"])
 def test_a_row_in_which_nothing_changes_scores_exactly_as_its_anchor(zoo: Zoo, name: str) -> None:
     model = cast(zoo[name], torch.float32)
     graph = model.architecture.graph("group")
-    parent = Anchor(random_circuit(graph, 0.7, seed=2))
+    parent = BaseCircuit(random_circuit(graph, 0.7, seed=2))
     dead = graph.outgoing(graph.head(1, 0))
-    anchor = Anchor(parent.circuit.without(dead.tolist()), parent)
+    base_circuit = BaseCircuit(parent.circuit.without(dead.tolist()), parent)
     into_dead = [graph.edge(s, graph.receiver_of("q", 1)) for s in range(3)]
     # Edges that are missing already, and edges into a head that nothing listens to.
-    same = [Row(anchor, tuple(edges)) for edges in ([], dead[:2].tolist(), into_dead)]
-    same += [Row(Anchor(anchor.circuit, anchor))]
+    same = [PatchedPass(base_circuit, tuple(edges)) for edges in ([], dead[:2].tolist(), into_dead)]
+    same += [PatchedPass(BaseCircuit(base_circuit.circuit, base_circuit))]
     job = executor(model, POLICIES["pahq-int8"])
-    assert job.score(same) == [job.score([Row(anchor)])[0]] * 4
+    assert job.score(same) == [job.score([PatchedPass(base_circuit)])[0]] * 4
     assert job.score(same)[0] > 0
 
 
@@ -141,9 +149,9 @@ def test_a_cut_into_the_logits_by_hand(zoo: Zoo, policy: str) -> None:
     job = executor(zoo["gpt2"], form)
     graph, model, top = job.graph, job.model, job.graph.layers
     w_u, places = nearest(job.weights.w_u, form.ends, 0), (job.batch.metric_prompt, job.batch.metric_position)
-    full = Anchor(Circuit.full(graph))
+    full = BaseCircuit(Circuit.full(graph))
     x, exact_change = job.values(full).sums["logits", top][0][places], torch.zeros(())
-    anchor = full
+    base_circuit = full
     # Head 1, then head 0 relative to what is left of the circuit without head 1: anchors are exact.
     for head in (1, 0):
         dz = (job.ablated_z[top - 1] - job.values(full).inputs["o", top - 1])[head][places]
@@ -152,10 +160,10 @@ def test_a_cut_into_the_logits_by_hand(zoo: Zoo, policy: str) -> None:
         dn = bare_norm(new, model) - bare_norm(x, model)
         change, exact = exact_change + nearest(dn, form.inputs, -1, form.terms) @ w_u, x + dz @ w_o
         cut = (graph.edge(graph.head(top - 1, head), graph.logits),)
-        assert torch.allclose(job.change(Row(anchor, cut)), change, rtol=0, atol=1e-12)
-        anchor = Anchor(anchor.circuit.without(cut), anchor)
+        assert torch.allclose(job.change(PatchedPass(base_circuit, cut)), change, rtol=0, atol=1e-12)
+        base_circuit = BaseCircuit(base_circuit.circuit.without(cut), base_circuit)
         exact_change = exact_change + (bare_norm(exact, model) - bare_norm(x, model)) @ job.weights.w_u
-        assert torch.allclose(job.change(Row(anchor)), exact_change, rtol=0, atol=1e-12)
+        assert torch.allclose(job.change(PatchedPass(base_circuit)), exact_change, rtol=0, atol=1e-12)
         x = exact
 
 
@@ -166,14 +174,14 @@ def test_a_cut_into_a_value_receiver_by_hand(zoo: Zoo, policy: str, promotes: bo
     job = executor(zoo["gpt2"], form)
     expected = change_by_hand(job, form, head=1)
     receiver = job.graph.receiver_of("v", job.graph.layers - 1, 1)
-    row = Row(Anchor(Circuit.full(job.graph)), (job.graph.edge(0, receiver),))
+    row = PatchedPass(BaseCircuit(Circuit.full(job.graph)), (job.graph.edge(0, receiver),))
     assert torch.allclose(job.change(row), expected, rtol=0, atol=1e-12)
 
 
 def change_by_hand(job: DifferencesExecutor, form: Policy, head: int) -> Tensor:
     """Difference of logits where a head's values in the last layer read another ``input``."""
     layer, top = job.graph.layers - 1, job.graph.layers
-    full, weights = job.values(Anchor(Circuit.full(job.graph))), job.weights.layers[layer]
+    full, weights = job.values(BaseCircuit(Circuit.full(job.graph))), job.weights.layers[layer]
     assert job.batch.corrupted is not None
     assert weights.w_in is not None
     assert weights.w_out is not None
@@ -216,8 +224,8 @@ def inexact(model: Model) -> set[str]:
     graph = model.architecture.graph("group")
     # Into the head and out of it, so that all of its matrices matter, then one into each receiver.
     first = [graph.parse_edge(edge) for edge in ("input->a0.h1<q>", "a0.h1->m0")]
-    full, receivers = Anchor(Circuit.full(graph)), range(graph.num_receivers)
-    rows = {graph.receiver_name(r): [Row(full, (*first, graph.edge(0, r)))] for r in receivers}
+    full, receivers = BaseCircuit(Circuit.full(graph)), range(graph.num_receivers)
+    rows = {graph.receiver_name(r): [PatchedPass(full, (*first, graph.edge(0, r)))] for r in receivers}
     job = executor(model, POLICIES["pahq-int8-weight"])
     return {name for name, row in rows.items() if rms(job.score(row), literal(model, row)) > 1e-9}
 
@@ -235,7 +243,7 @@ def test_with_every_head_promoted_attention_is_in_full_precision(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     model, graph = zoo[name], zoo[name].architecture.graph("group")
-    rows = [row for row in random_rows(graph, seed=7) if row.removed and row.anchor.parent is None]
+    rows = [row for row in random_rows(graph, seed=7) if row.removed and row.base_circuit.parent is None]
     policy = replace(EXACT, heads=Format.INT8)
     assert rms(executor(model, policy).score(rows), literal(model, rows)) > 1e-6
     units = {"q": graph.heads, "k": graph.kv_heads, "v": graph.kv_heads, "o": graph.heads}
@@ -251,8 +259,8 @@ def only_queries(*args: object) -> frozenset[tuple[str, int, int]]:
     return frozenset(place for place in promoted if place[0] == "q")
 
 
-def first_receiver(row: Row) -> int | None:
-    return row.anchor.circuit.graph.edge_ends(row.removed[0])[1]
+def first_receiver(row: PatchedPass) -> int | None:
+    return row.base_circuit.circuit.graph.edge_ends(row.removed[0])[1]
 
 
 def cuts_without_promotion(self: DifferencesExecutor, base: Values) -> Tensor:
@@ -269,7 +277,7 @@ ORIGINAL_PROMOTED, ORIGINAL_CUTS = literal_differences.promoted_maps, Difference
     ("owner", "name", "bug"),
     [
         (literal_differences, "promoted_maps", only_queries),
-        (Row, "own_receiver", property(first_receiver)),
+        (PatchedPass, "own_receiver", property(first_receiver)),
         (DifferencesExecutor, "_cuts", cuts_without_promotion),
     ],
 )
@@ -291,8 +299,10 @@ def test_mlps_that_hear_few_heads_alone_are_composed(zoo: Zoo) -> None:
 
     def composed(circuit: Circuit, *names: str) -> frozenset[int]:
         # The anchor's own edges do not matter, those of its first ancestor do.
-        anchor = Anchor(circuit.without([graph.parse_edge("input->a0.h0<v>")]), Anchor(circuit))
-        return composed_mlps(Row(anchor, tuple(graph.parse_edge(name) for name in names)), arch)
+        base_circuit = BaseCircuit(
+            circuit.without([graph.parse_edge("input->a0.h0<v>")]), BaseCircuit(circuit)
+        )
+        return composed_mlps(PatchedPass(base_circuit, tuple(graph.parse_edge(name) for name in names)), arch)
 
     silent = full.without([graph.parse_edge("m0->m1")])
     lonely = silent.without([graph.parse_edge(f"a0.h{unit}->m1") for unit in range(graph.heads)])
@@ -322,8 +332,8 @@ def test_rounding_activations_is_clearly_worse() -> None:
     model, arch = loaded.model, loaded.model.architecture
     graph, limits = arch.graph("group"), Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
     task = resolve(BuiltinTask("ioi", 4, 0), loaded.tokenizer, limits)
-    full = Anchor(Circuit.full(graph))
-    rows = [Row(full, (edge,)) for edge in range(0, graph.num_edges, 40)]
+    full = BaseCircuit(Circuit.full(graph))
+    rows = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 40)]
     job = (model, graph, task, "kl_divergence", "resample")
     exact = np.array(LiteralExecutor(*job).score(rows))
 

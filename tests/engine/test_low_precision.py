@@ -12,7 +12,7 @@ from helpers.jobs import SPECS, Spec
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.literal_differences import DifferencesExecutor
 from pahq_server.engine.sparse.backend import SparseBackend
@@ -34,7 +34,7 @@ def backend_of(model: Model, policy: Policy, memory: DeviceMemory | None = None)
     return SparseBackend(folded, memory, b"test", Rounded.of(folded, policy))
 
 
-def scores(model: Model, spec: Spec, policy: Policy, rows: Sequence[Row]) -> list[float]:
+def scores(model: Model, spec: Spec, policy: Policy, rows: Sequence[PatchedPass]) -> list[float]:
     return spec.open(backend_of(model, policy), model).score(rows)
 
 
@@ -77,11 +77,11 @@ def test_nothing_that_changes_scores_exactly_zero(zoo: Zoo, policy: str) -> None
     model, spec = cast(zoo["gpt2"], torch.float32), SPECS[0]
     graph, task = model.architecture.graph(spec.kv), spec.task(model)
     backend = backend_of(model, POLICIES[policy])
-    full = Anchor(Circuit.full(graph))
-    assert spec.open(backend, model).score([Row(full)]) == [0.0]
+    full = BaseCircuit(Circuit.full(graph))
+    assert spec.open(backend, model).score([PatchedPass(full)]) == [0.0]
     same = type(task)(task.clean, task.clean)
     job = backend.open(graph, same, "kl_divergence", "resample")
-    assert set(job.score([Row(full, (edge,)) for edge in range(0, graph.num_edges, 7)])) == {0.0}
+    assert set(job.score([PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 7)])) == {0.0}
 
 
 @pytest.mark.parametrize("policy", DIFFERENCES)
@@ -97,8 +97,8 @@ def test_rounding_is_there_and_small(zoo: Zoo, policy: str) -> None:
 def test_promotion_changes_only_rows_that_lead_into_heads(zoo: Zoo) -> None:
     model, spec = zoo["gpt2"], SPECS[0]
     graph = model.architecture.graph(spec.kv)
-    full = Anchor(Circuit.full(graph))
-    rows = [Row(full, (edge,)) for edge in range(0, graph.num_edges, 3)]
+    full = BaseCircuit(Circuit.full(graph))
+    rows = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 3)]
     promotes = POLICIES["pahq-int8"]
     plain = replace(promotes, promotes=False)
     with_it, without = (scores(model, spec, policy, rows) for policy in (promotes, plain))

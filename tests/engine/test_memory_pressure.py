@@ -16,7 +16,7 @@ from helpers.outputs import random_prompts
 from helpers.pages import assert_intact, device_memory, scatter
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.engine import Outcome, Row, Work
+from pahq_server.core.engine import Outcome, PatchedPass, Work
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine.engine import ModelEngine
@@ -36,14 +36,14 @@ from pahq_server.models.loading import load
 ROOMY = 1 << 17  # pages
 CAUSAL = tuple(name for name in NAMES if name != "hooked bidirectional")
 
-Jobs = list[tuple[SparseExecutor, Sequence[Row]]]
+Jobs = list[tuple[SparseExecutor, Sequence[PatchedPass]]]
 
 
 def single(zoo: Zoo, name: str) -> Model:
     return cast(zoo[name], torch.float32)
 
 
-def some_rows(spec: Spec, model: Model, seed: int = 1) -> list[Row]:
+def some_rows(spec: Spec, model: Model, seed: int = 1) -> list[PatchedPass]:
     """Rows over two lineages of anchors, and one from scratch."""
     return spec.rows(model, seed)[:30:4]
 
@@ -88,7 +88,7 @@ def least_pages(model: Model, specs: Sequence[Spec], tolerance: int = 1) -> int:
     return high
 
 
-def used_by(model: Model, spec: Spec, rows: Sequence[Row] = ()) -> int:
+def used_by(model: Model, spec: Spec, rows: Sequence[PatchedPass] = ()) -> int:
     """Pages of one open job, with the bases of these rows."""
     memory = device_memory(ROOMY)
     backend = backend_of(model, memory)
@@ -621,7 +621,7 @@ def test_memory_is_told_while_the_worker_works(zoo: Zoo) -> None:
     from .test_engine import ASKED
 
     task = PromptTask(clean=((1, 2, 3),) * 9, corrupted=((1, 6, 3),) * 9)
-    prepared = engine.prepare(replace(ASKED, task=task))
+    resolved = engine.resolve(replace(ASKED, task=task))
     done = threading.Event()
     wrong: list[object] = []
 
@@ -635,7 +635,7 @@ def test_memory_is_told_while_the_worker_works(zoo: Zoo) -> None:
     watcher.start()
     try:
         for seed in range(3):
-            session = engine.open(prepared)
+            session = engine.open(resolved)
             engine.score([Work(session, SPECS[0].rows(single(zoo, "gpt2"), seed))])
             engine.close(session)
     finally:

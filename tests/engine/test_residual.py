@@ -14,7 +14,7 @@ from helpers.jobs import Spec, backend_of
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.engine.sparse import residual
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.models.architecture import Model
@@ -67,8 +67,8 @@ def scores(
     edges = np.flatnonzero(kept)
     if first_layer:
         edges = edges[edges < graph.offsets[3 * graph.heads]]
-    anchor = Anchor(Circuit(graph, kept))
-    rows = [Row(anchor, (int(edge),)) for edge in rng.permutation(edges)[:24]]
+    base_circuit = BaseCircuit(Circuit(graph, kept))
+    rows = [PatchedPass(base_circuit, (int(edge),)) for edge in rng.permutation(edges)[:24]]
     with counting(monkeypatch, terms) as added:
         found = job.score(rows)
     job.release()
@@ -92,7 +92,7 @@ def test_shared_sums_have_the_bits_of_own_sums(
         assert shared_terms < own_terms
 
 
-def several(model: Model, kept_share: float) -> list[tuple[SparseExecutor, list[Row]]]:
+def several(model: Model, kept_share: float) -> list[tuple[SparseExecutor, list[PatchedPass]]]:
     """Jobs of different sizes, each with rows of two dense circuits of its own."""
     backend, rng = backend_of(model), np.random.default_rng(1)
     work = []
@@ -101,8 +101,10 @@ def several(model: Model, kept_share: float) -> list[tuple[SparseExecutor, list[
         rows = []
         for _ in range(2):
             kept = rng.random(job.graph.num_edges) < kept_share
-            anchor = Anchor(Circuit(job.graph, kept))
-            rows += [Row(anchor, (int(edge),)) for edge in rng.permutation(np.flatnonzero(kept))[:4]]
+            base_circuit = BaseCircuit(Circuit(job.graph, kept))
+            rows += [
+                PatchedPass(base_circuit, (int(edge),)) for edge in rng.permutation(np.flatnonzero(kept))[:4]
+            ]
         work.append((job, rows))
     return work
 
@@ -137,9 +139,11 @@ def test_sums_of_random_circuits_have_the_bits_of_own_sums(
         job, rows = Spec(lengths).open(backend, deep), []
         for _ in range(rng.integers(1, 4)):
             kept = rng.random(job.graph.num_edges) < rng.choice([1.0, 0.98, 0.9, 0.6])
-            anchor, edges = Anchor(Circuit(job.graph, kept)), np.flatnonzero(kept)
+            base_circuit, edges = BaseCircuit(Circuit(job.graph, kept)), np.flatnonzero(kept)
             counts = rng.integers(1, 3, size=rng.integers(1, 6))
-            rows += [Row(anchor, tuple(rng.permutation(edges)[:count].tolist())) for count in counts]
+            rows += [
+                PatchedPass(base_circuit, tuple(rng.permutation(edges)[:count].tolist())) for count in counts
+            ]
         work.append((job, rows))
     alone = [job.score(rows) for job, rows in work]
     with counting(monkeypatch, 1 << 30) as own_terms:

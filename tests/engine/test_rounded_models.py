@@ -10,7 +10,7 @@ from helpers.jobs import SPECS, Spec
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, HeadStoreUsage, Measurement, Row, Work
+from pahq_server.core.engine import BaseCircuit, HeadStoreUsage, Objective, PatchedPass, Work
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import PromptTask
 from pahq_server.engine.backends import make_backend, precisions
@@ -23,7 +23,7 @@ from pahq_server.precision.head_store import Component, HeadStore
 from pahq_server.precision.policy import POLICIES
 
 TASK = PromptTask(((1, 2, 3), (4, 5)), ((1, 9, 3), (4, 7)))
-ASKED = Measurement("mine", TASK, "kl_divergence", "resample", "group", "pahq-int8")
+ASKED = Objective("mine", TASK, "kl_divergence", "resample", "group", "pahq-int8")
 
 
 def scores(loaded: LoadedModel, precision: str, spec: Spec) -> list[float]:
@@ -61,8 +61,8 @@ def test_heads_under_investigation_are_read_before_they_are_asked_for(
     backend = make_backend(rounded, "sparse", "pahq-int8", DeviceMemory(1 << 27, 4096), b"test")
     job = SPECS[0].open(backend, rounded.model)  # type: ignore[arg-type]
     query = graph.receiver_of("q", 1, 3)
-    full = Anchor(Circuit.full(graph))
-    job.score([Row(full, (graph.edge(0, query),))])
+    full = BaseCircuit(Circuit.full(graph))
+    job.score([PatchedPass(full, (graph.edge(0, query),))])
     before = rounded.store.statistics
     assert before.prefetched > 0
     kv = 3 * graph.kv_heads // graph.heads
@@ -72,7 +72,7 @@ def test_heads_under_investigation_are_read_before_they_are_asked_for(
         for component in (Component("k", 1, group), Component("v", 1, group)):
             assert component in rounded.store
     # All that the next turn promotes is there.
-    job.score([Row(full, (graph.edge(0, query - 1),))])
+    job.score([PatchedPass(full, (graph.edge(0, query - 1),))])
     assert rounded.store.statistics.misses == before.misses
 
 
@@ -97,17 +97,17 @@ def test_a_policy_that_rounds_otherwise_is_refused_with_the_alternatives(zoo: Zo
     assert engine.capabilities().precisions == known
     for name in ("pahq-fp8", "rtn-int8", "paper", "int8", ""):
         with pytest.raises(InvalidRequestError, match="one of") as caught:
-            engine.prepare(replace(ASKED, precision=name))
+            engine.resolve(replace(ASKED, precision=name))
         assert caught.value.field == "precision"
         assert str(list(known)) in str(caught.value)
 
 
 def test_policies_of_one_model_are_scored_together(zoo: Zoo) -> None:
     engine = ModelEngine({"mine": load_rounded(str(zoo.path("gpt2")), POLICIES["pahq-int8"])})
-    prepared = [engine.prepare(replace(ASKED, precision=name)) for name in ("fp32", "pahq-int8")]
-    graph = prepared[0].graph
-    rows = [Row(Anchor(Circuit.full(graph)), (edge,)) for edge in range(0, graph.num_edges, 5)]
-    work = [Work(engine.open(job), rows) for job in prepared]
+    resolved = [engine.resolve(replace(ASKED, precision=name)) for name in ("fp32", "pahq-int8")]
+    graph = resolved[0].graph
+    rows = [PatchedPass(BaseCircuit(Circuit.full(graph)), (edge,)) for edge in range(0, graph.num_edges, 5)]
+    work = [Work(engine.open(job), rows) for job in resolved]
     exact, rounded = engine.score(work)
     assert [exact, rounded] == [engine.score([item])[0] for item in work]
     assert exact != rounded
@@ -117,12 +117,14 @@ def test_policies_of_one_model_are_scored_together(zoo: Zoo) -> None:
 def test_the_engine_tells_what_its_stores_did(zoo: Zoo) -> None:
     served = {name: load_rounded(str(zoo.path("gpt2")), POLICIES["pahq-int8"]) for name in ("mine", "yours")}
     engine = ModelEngine(served)
-    prepared = engine.prepare(ASKED)
+    resolved = engine.resolve(ASKED)
     assert engine.memory_usage().head_store == HeadStoreUsage()
     for name in served:
-        session = engine.open(engine.prepare(replace(ASKED, model=name)))
-        anchor = Anchor(Circuit.full(prepared.graph))
-        engine.score([Work(session, [Row(anchor, (edge,)) for edge in range(prepared.graph.num_edges)])])
+        session = engine.open(engine.resolve(replace(ASKED, model=name)))
+        base_circuit = BaseCircuit(Circuit.full(resolved.graph))
+        engine.score(
+            [Work(session, [PatchedPass(base_circuit, (edge,)) for edge in range(resolved.graph.num_edges)])]
+        )
     usage = engine.memory_usage().head_store
     one, other = (loaded.store.statistics for loaded in served.values())
     assert (usage.hits, usage.misses) == (one.hits + other.hits, one.misses + other.misses)
@@ -145,10 +147,10 @@ def test_a_changed_checkpoint_fails_the_job_alone(zoo: Zoo, tmp_path: Path) -> N
         (tmp_path / file.name).write_bytes(file.read_bytes())
     loaded: ResidentModel = load_rounded(str(tmp_path), POLICIES["pahq-int8"])
     engine = ModelEngine({"mine": loaded})
-    prepared = engine.prepare(ASKED)
-    session = engine.open(prepared)
+    resolved = engine.resolve(ASKED)
+    session = engine.open(resolved)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
-    (outcome,) = engine.score([Work(session, [Row(Anchor(Circuit.full(prepared.graph)), (0,))])])
+    (outcome,) = engine.score([Work(session, [PatchedPass(BaseCircuit(Circuit.full(resolved.graph)), (0,))])])
     assert isinstance(outcome, Exception)
     assert "load it again" in str(outcome)

@@ -13,7 +13,7 @@ from helpers.hypotheses import LENGTHS, random_rows, random_task
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
@@ -102,10 +102,10 @@ def test_no_change_scores_exactly_zero(zoo: Zoo, name: str) -> None:
     graph = model.architecture.graph("group")
     task = random_task(model)
     sparse = executor(model, graph, replace(task, corrupted=task.clean))
-    full = Anchor(Circuit.full(graph))
-    rows = [Row(full, (edge,)) for edge in range(graph.num_edges)]
+    full = BaseCircuit(Circuit.full(graph))
+    rows = [PatchedPass(full, (edge,)) for edge in range(graph.num_edges)]
     assert sparse.score(rows) == [0.0] * len(rows)
-    assert executor(model, graph, task).score([Row(full)]) == [0.0]
+    assert executor(model, graph, task).score([PatchedPass(full)]) == [0.0]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -147,7 +147,7 @@ def test_a_search_decides_the_same_with_any_window(zoo: Zoo, name: str, gates: b
     assert verdicts(64) == sequential
 
 
-def run(search: AcdcSearch, score: Callable[[Sequence[Row]], list[float]]) -> None:
+def run(search: AcdcSearch, score: Callable[[Sequence[PatchedPass]], list[float]]) -> None:
     steps = search.run()
     rows = next(steps)
     while rows:

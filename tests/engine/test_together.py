@@ -12,7 +12,7 @@ from helpers.jobs import SPECS, Spec, backend_of
 from helpers.pages import assert_intact
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.engine import Outcome, Row
+from pahq_server.core.engine import Outcome, PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
@@ -32,7 +32,7 @@ def _together(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert "pahq_server.engine.sparse.backend" not in {r.name for r in caplog.get_records("call")}
 
 
-def open_all(model: Model, backend: SparseBackend) -> list[tuple[SparseExecutor, Sequence[Row]]]:
+def open_all(model: Model, backend: SparseBackend) -> list[tuple[SparseExecutor, Sequence[PatchedPass]]]:
     """Jobs with different numbers of rows."""
     jobs = [(spec.open(backend, model), spec.rows(model, seed)) for seed, spec in enumerate(SPECS)]
     return [(job, rows[: len(rows) - 7 * number]) for number, (job, rows) in enumerate(jobs)]

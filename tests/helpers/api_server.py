@@ -170,7 +170,7 @@ def token_ids(*prompts: Sequence[int]) -> list[task_pb2.Prompt]:
     return [task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=ids)) for ids in prompts]
 
 
-def measurement(**changes: Any) -> pb.Measurement:
+def objective(**changes: Any) -> pb.Objective:
     prompts = task_pb2.PromptTask(clean=token_ids((1, 2)), corrupted=token_ids((1, 3)))
     fields = {
         "model": "toy",
@@ -180,7 +180,7 @@ def measurement(**changes: Any) -> pb.Measurement:
         "kv_receivers": "group",
         "precision": "fp32",
     }
-    return pb.Measurement(**(fields | changes))
+    return pb.Objective(**(fields | changes))
 
 
 def spec(**changes: Any) -> pb.DiscoverySpec:
@@ -189,7 +189,7 @@ def spec(**changes: Any) -> pb.DiscoverySpec:
     own |= {name: changes.pop(name) for name in list(changes) if name in own}
     if own["threshold"] is None:
         del own["threshold"]
-    return pb.DiscoverySpec(measurement=measurement(**changes), **own)
+    return pb.DiscoverySpec(objective=objective(**changes), **own)
 
 
 Call = Callable[..., Any]

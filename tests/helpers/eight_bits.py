@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.hypotheses import random_task
-from pahq_server.core.engine import Row
+from pahq_server.core.engine import PatchedPass
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.models.architecture import LayerWeights, Model, Weights
@@ -66,7 +66,7 @@ def all_but_one_head_in_8_bits(model: Model, layer: int, head: int) -> Model:
 
 
 def assert_prompts_are_independent(
-    model: Model, make: Callable[[TokenTask], LiteralExecutor], rows: Sequence[Row]
+    model: Model, make: Callable[[TokenTask], LiteralExecutor], rows: Sequence[PatchedPass]
 ) -> None:
     """A score is the mean of the scores of jobs with one prompt each."""
     task = random_task(model)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
@@ -20,7 +20,7 @@ MEMORY_BYTES = 1 << 30
 
 
 class Executor(Protocol):
-    def score(self, rows: Sequence[Row]) -> list[float]: ...
+    def score(self, rows: Sequence[PatchedPass]) -> list[float]: ...
 
 
 def sparse_executor(
@@ -47,4 +47,4 @@ def measure(
 ) -> Measure:
     """A job's metric, each circuit measured from scratch. The model is not folded yet."""
     job = EXECUTORS[executor](model, graph, task, metric, ablation)
-    return lambda circuit: job.score([Row(Anchor(circuit))])[0]
+    return lambda circuit: job.score([PatchedPass(BaseCircuit(circuit))])[0]

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from helpers.scores import SetScore
 from pahq_server.core.engine import (
     Capabilities,
+    EngineStateId,
     Estimate,
     HeadStoreUsage,
-    Measurement,
     MemoryUsage,
     ModelInfo,
+    Objective,
     Outcome,
-    Prepared,
-    Row,
-    SessionId,
+    PatchedPass,
+    ResolvedObjective,
     Work,
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
@@ -27,7 +27,7 @@ from pahq_server.core.task import PromptTask, TokenizedText, TokenTask
 
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
 TASK = PromptTask(clean=((1, 2), (3, 4)), corrupted=((1, 5), (3, 6)))
-MEASUREMENT = Measurement("toy", TASK, "kl_divergence", "resample", "group", "fp32")
+OBJECTIVE = Objective("toy", TASK, "kl_divergence", "resample", "group", "fp32")
 
 # Longest wait for another thread; never part of what a test asserts.
 PATIENCE_S = 30.0
@@ -37,7 +37,7 @@ PATIENCE_S = 30.0
 class Failures:
     """What goes wrong with jobs of a model; set to an exception to raise or return it."""
 
-    prepare: Exception | None = None
+    resolve: Exception | None = None
     open: Exception | None = None
     score: Exception | None = None
     close: Exception | None = None
@@ -55,7 +55,7 @@ class FakeEngine:
         score: of a row; by default made up from the kept edges.
     """
 
-    def __init__(self, graph: Graph = GRAPH, score: Callable[[Row], float] | None = None) -> None:
+    def __init__(self, graph: Graph = GRAPH, score: Callable[[PatchedPass], float] | None = None) -> None:
         self.graph = graph
         self.failures: dict[str, Failures] = {"toy": Failures()}
         self.whole_call_fails: Exception | None = None
@@ -63,9 +63,9 @@ class FakeEngine:
         self.checks = 0
         self.room: int | None = None
         self.request_warnings: tuple[str, ...] = ()
-        self.steps: list[list[SessionId]] = []
-        self.open_sessions: dict[SessionId, Prepared] = {}
-        self.opened: list[Prepared] = []
+        self.steps: list[list[EngineStateId]] = []
+        self.open_sessions: dict[EngineStateId, ResolvedObjective] = {}
+        self.opened: list[ResolvedObjective] = []
         self.threads: set[str] = set()
         self._score = score or SetScore(graph, 1)
         self._ids = itertools.count()
@@ -137,35 +137,35 @@ class FakeEngine:
             for name in sorted(self.failures)
         ]
 
-    def prepare(self, measurement: Measurement) -> Prepared:
-        if measurement.model not in self.failures:
-            raise NotFoundError(f"model {measurement.model!r}", "served models: toy")
-        _raise(self.failures[measurement.model].prepare)
-        if measurement.metric not in self.capabilities().metrics:
-            raise InvalidRequestError("metric", f"unknown metric {measurement.metric!r}")
+    def resolve(self, objective: Objective) -> ResolvedObjective:
+        if objective.model not in self.failures:
+            raise NotFoundError(f"model {objective.model!r}", "served models: toy")
+        _raise(self.failures[objective.model].resolve)
+        if objective.metric not in self.capabilities().metrics:
+            raise InvalidRequestError("metric", f"unknown metric {objective.metric!r}")
         task = TokenTask(((1, 2),), ((1, 3),))
-        return Prepared(measurement, task, self.graph, "c0ffee", warnings=self.request_warnings)
+        return ResolvedObjective(objective, task, self.graph, "c0ffee", warnings=self.request_warnings)
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
         """A token for each letter, with 0 before them; single letters other than the prompt are answers."""
         if model not in self.failures:
             raise NotFoundError(f"model {model!r}", "served models: toy")
-        _raise(self.failures[model].prepare)
+        _raise(self.failures[model].resolve)
         if not texts:
             raise InvalidRequestError("texts", "at least one text is needed")
         return [_tokenized(text, special, prompt) for text in texts]
 
-    def estimate(self, prepared: Prepared) -> Estimate:
-        return Estimate(1000 * len(prepared.task.clean), 0.5, 60.0, prepared.measurement.model != "toy")
+    def estimate(self, resolved: ResolvedObjective) -> Estimate:
+        return Estimate(1000 * len(resolved.task.clean), 0.5, 60.0, resolved.objective.model != "toy")
 
-    def open(self, prepared: Prepared) -> SessionId:
+    def open(self, resolved: ResolvedObjective) -> EngineStateId:
         self.threads.add(threading.current_thread().name)
-        _raise(self.failures[prepared.measurement.model].open)
+        _raise(self.failures[resolved.objective.model].open)
         if self.room is not None and len(self.open_sessions) >= self.room:
             raise ResourceExhaustedError("no room on the abacus", 1.0)
-        session = SessionId(next(self._ids))
-        self.open_sessions[session] = prepared
-        self.opened.append(prepared)
+        session = EngineStateId(next(self._ids))
+        self.open_sessions[session] = resolved
+        self.opened.append(resolved)
         return session
 
     def score(self, work: Sequence[Work]) -> list[Outcome]:
@@ -179,16 +179,16 @@ class FakeEngine:
         _raise(self.whole_call_fails)
         return [self._outcome(item) for item in work]
 
-    def close(self, session: SessionId) -> None:
-        prepared = self.open_sessions.pop(session)
-        _raise(self.failures[prepared.measurement.model].close)
+    def close(self, session: EngineStateId) -> None:
+        resolved = self.open_sessions.pop(session)
+        _raise(self.failures[resolved.objective.model].close)
 
     def check(self) -> None:
         self.checks += 1
         _raise(self.broken)
 
     def _outcome(self, work: Work) -> Outcome:
-        failure = self.failures[self.open_sessions[work.session].measurement.model].score
+        failure = self.failures[self.open_sessions[work.session].objective.model].score
         return failure if failure is not None else [self._score(row) for row in work.rows]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from helpers.outputs import random_prompts
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.models.architecture import Model
@@ -32,7 +32,7 @@ def random_circuit(graph: Graph, share: float, seed: int) -> Circuit:
     return Circuit(graph, np.random.default_rng(seed).random(graph.num_edges) < share)
 
 
-def random_rows(graph: Graph, seed: int) -> list[Row]:
+def random_rows(graph: Graph, seed: int) -> list[PatchedPass]:
     """Rows over full, dense and sparse circuits, relative to anchors up to two levels deep."""
     rng = np.random.default_rng(seed)
 
@@ -40,16 +40,16 @@ def random_rows(graph: Graph, seed: int) -> list[Row]:
         kept = np.flatnonzero(circuit.kept)
         return tuple(rng.permutation(kept)[:count].tolist())
 
-    rows = [Row(Anchor(Circuit.empty(graph)))]
+    rows = [PatchedPass(BaseCircuit(Circuit.empty(graph)))]
     for share in (1.0, 0.9, 0.6, 0.3):
-        anchor = Anchor(random_circuit(graph, share, int(rng.integers(1 << 30))))
-        child = Anchor(anchor.circuit.without(some(anchor.circuit, 3)), anchor)
-        grandchild = Anchor(child.circuit.without(some(child.circuit, 2)), child)
-        for start in (anchor, child, grandchild):
-            rows += [Row(start, some(start.circuit, count)) for count in (0, 1, 1, 2, 5)]
+        base_circuit = BaseCircuit(random_circuit(graph, share, int(rng.integers(1 << 30))))
+        child = BaseCircuit(base_circuit.circuit.without(some(base_circuit.circuit, 3)), base_circuit)
+        grandchild = BaseCircuit(child.circuit.without(some(child.circuit, 2)), child)
+        for start in (base_circuit, child, grandchild):
+            rows += [PatchedPass(start, some(start.circuit, count)) for count in (0, 1, 1, 2, 5)]
     receiver = graph.receiver_of("q", graph.layers - 1)
     everything = range(int(graph.offsets[receiver]), int(graph.offsets[receiver + 1]))
-    return [*rows, Row(Anchor(Circuit.full(graph)), tuple(everything))]
+    return [*rows, PatchedPass(BaseCircuit(Circuit.full(graph)), tuple(everything))]
 
 
 def names_of(circuit: Circuit) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from helpers.hypotheses import LENGTHS, random_rows, random_task
-from pahq_server.core.engine import Row
+from pahq_server.core.engine import PatchedPass
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
@@ -37,7 +37,7 @@ class Spec:
         graph = model.architecture.graph(self.kv)
         return backend.open(graph, self.task(model), self.metric, self.ablation)
 
-    def rows(self, model: Model, seed: int) -> list[Row]:
+    def rows(self, model: Model, seed: int) -> list[PatchedPass]:
         return random_rows(model.architecture.graph(self.kv), seed)
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection
 
 from helpers.topology import edge_names, heads_behind, receiver_names, senders_into
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult
 from pahq_server.search.base import Steps
 
-ScoreRow = Callable[[Row], float]
+ScoreRow = Callable[[PatchedPass], float]
 
 
 class SetScore:
@@ -53,7 +53,7 @@ class SetScore:
     def of_circuit(self, circuit: Circuit) -> float:
         return self.of_names({name for name, kept in zip(self._code, circuit.kept, strict=True) if kept})
 
-    def __call__(self, row: Row) -> float:
+    def __call__(self, row: PatchedPass) -> float:
         return self.of_circuit(row.circuit)
 
 
@@ -67,8 +67,8 @@ class AnchoredScore:
         self._seed = seed
         self._set_score = SetScore(graph, seed)
 
-    def __call__(self, row: Row) -> float:
-        chain = b"".join([*_anchor_keys(row.anchor), row.circuit.key])
+    def __call__(self, row: PatchedPass) -> float:
+        chain = b"".join([*_anchor_keys(row.base_circuit), row.circuit.key])
         rounding = _digest(chain + bytes([self._seed])) % 1000 / 1024
         return self._set_score(row) + rounding
 
@@ -86,8 +86,8 @@ def answer(steps: Steps, score: ScoreRow, sizes: list[int] | None = None) -> Sea
             return result
 
 
-def _anchor_keys(anchor: Anchor | None) -> list[bytes]:
-    return [] if anchor is None else [anchor.circuit.key, *_anchor_keys(anchor.parent)]
+def _anchor_keys(base_circuit: BaseCircuit | None) -> list[bytes]:
+    return [] if base_circuit is None else [base_circuit.circuit.key, *_anchor_keys(base_circuit.parent)]
 
 
 def _digest(data: bytes) -> int:

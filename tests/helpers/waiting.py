@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
+from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 from pahq_server.core.errors import NotFoundError
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.result import DiscoveryResult
@@ -63,7 +63,7 @@ def close_in_mid_step(service: JobService, engine: FakeEngine) -> None:
     closing = threading.Thread(target=service.close)
     closing.start()
     # What is asked for now is turned away at once, or it waits: the engine is held.
-    while not service.evaluate(MEASUREMENT, [])[1].done():
+    while not service.evaluate(OBJECTIVE, [])[1].done():
         threading.Event().wait(0.001)
     engine.release()
     closing.join(PATIENCE_S)

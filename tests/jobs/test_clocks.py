@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.fake_engine import MEASUREMENT, FakeEngine
+from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import listed, result_of, wait_end
 
 from pahq_server.api import responses
@@ -23,7 +23,7 @@ from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import Retention
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=False)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
 DAY_S = 86_400.0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.fake_engine import MEASUREMENT, PATIENCE_S, Failures, FakeEngine
+from helpers.fake_engine import OBJECTIVE, PATIENCE_S, Failures, FakeEngine
 from helpers.waiting import result_of, wait_end, wait_state, wait_until
 
 from pahq_server.access.table import TokenTable
@@ -29,10 +29,10 @@ from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.opening import StorageConfig, opened
 from pahq_server.store.records import DiscoveryResult
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=False)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
 TEXTS = PromptTask(clean=("Mary had a", (3, 4)), corrupted=("John had a", (3, 6)), positions=(1,))
-ASKING = replace(SPEC, measurement=replace(MEASUREMENT, task=TEXTS), threshold=1.5, include_prompts=True)
-BUILTIN = replace(SPEC, measurement=replace(MEASUREMENT, task=BuiltinTask("ioi", 4, 7)), threshold=0.25)
+ASKING = replace(SPEC, objective=replace(OBJECTIVE, task=TEXTS), threshold=1.5, include_prompts=True)
+BUILTIN = replace(SPEC, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 4, 7)), threshold=0.25)
 
 
 def service_on(database: Any, engine: FakeEngine | None = None, **policy: Any) -> JobService:
@@ -57,7 +57,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ended = [
             jobs.create(spec, f"{i}", user="ada") for i, spec in enumerate((SPEC, ASKING, BUILTIN, SPEC))
         ]
-        bad = replace(SPEC, measurement=replace(MEASUREMENT, model="bad"))
+        bad = replace(SPEC, objective=replace(OBJECTIVE, model="bad"))
         ended.append(jobs.create(bad, "", user="bob"))
         for job in ended:
             wait_end(job)

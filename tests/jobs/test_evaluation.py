@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S, FakeEngine
+from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore
 from helpers.topology import edge_names
 from helpers.waiting import close_in_mid_step, listed, wait_end, wait_state
@@ -27,23 +27,23 @@ EDGES = ["m1->logits", "a0.h1->m1", "input->a0.h1<q>"]
 
 
 def test_the_circuit_the_full_model_and_the_empty_circuit(service: JobService) -> None:
-    prepared, future = service.evaluate(MEASUREMENT, EDGES)
+    resolved, future = service.evaluate(OBJECTIVE, EDGES)
     metric = SetScore(GRAPH, 1)
     expected = metric.of_names(EDGES), metric.of_names(edge_names(GRAPH)), metric.of_names([])
     assert future.result(PATIENCE_S) == expected
-    assert prepared.graph is GRAPH
+    assert resolved.graph is GRAPH
     assert listed(service) == []  # it is no discovery
 
 
 def test_no_edges_is_the_empty_circuit(service: JobService) -> None:
-    value, _, empty = service.evaluate(MEASUREMENT, [])[1].result(PATIENCE_S)
+    value, _, empty = service.evaluate(OBJECTIVE, [])[1].result(PATIENCE_S)
     assert value == empty
 
 
 @pytest.mark.parametrize("edge", ["m9->logits", "m1", "m1->m0", ""])
 def test_an_unknown_edge_is_named(edge: str, service: JobService, engine: FakeEngine) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        service.evaluate(MEASUREMENT, [*EDGES, edge])
+        service.evaluate(OBJECTIVE, [*EDGES, edge])
     assert caught.value.field == "edges"
     assert repr(edge) in caught.value.detail or repr(edge.partition("->")[0]) in caught.value.detail
     assert engine.opened == []
@@ -53,30 +53,30 @@ def test_an_unknown_edge_is_named(edge: str, service: JobService, engine: FakeEn
 def test_a_failure_is_the_callers(place: str, engine: FakeEngine, service: JobService) -> None:
     error = NonFiniteMetricError("the metric is nan")
     setattr(engine.failures["bad"], place, error)
-    _, future = service.evaluate(replace(MEASUREMENT, model="bad"), EDGES)
+    _, future = service.evaluate(replace(OBJECTIVE, model="bad"), EDGES)
     assert future.exception(PATIENCE_S) is error
-    assert service.evaluate(MEASUREMENT, EDGES)[1].result(PATIENCE_S)
+    assert service.evaluate(OBJECTIVE, EDGES)[1].result(PATIENCE_S)
 
 
 def test_a_caller_that_leaves_stops_it(engine: FakeEngine, service: JobService) -> None:
     engine.hold()
-    first = service.evaluate(MEASUREMENT, EDGES)[1]
+    first = service.evaluate(OBJECTIVE, EDGES)[1]
     engine.wait_for_call()
-    abandoned = service.evaluate(MEASUREMENT, EDGES)[1]
+    abandoned = service.evaluate(OBJECTIVE, EDGES)[1]
     assert abandoned.cancel()
     engine.release()
     assert first.result(PATIENCE_S)
     with pytest.raises(CancelledError):
         abandoned.result(PATIENCE_S)
-    assert service.evaluate(MEASUREMENT, EDGES)[1].result(PATIENCE_S)
+    assert service.evaluate(OBJECTIVE, EDGES)[1].result(PATIENCE_S)
     assert len(engine.opened) == 2
 
 
 def test_close_ends_it(engine: FakeEngine, service: JobService) -> None:
     engine.hold()
-    running = service.evaluate(MEASUREMENT, EDGES)[1]
+    running = service.evaluate(OBJECTIVE, EDGES)[1]
     engine.wait_for_call()
-    waiting = [service.evaluate(MEASUREMENT, EDGES)[1] for _ in range(5)]
+    waiting = [service.evaluate(OBJECTIVE, EDGES)[1] for _ in range(5)]
     close_in_mid_step(service, engine)
     assert running.result(PATIENCE_S)  # its only step was under way
     for future in waiting:
@@ -87,7 +87,7 @@ def test_close_ends_it(engine: FakeEngine, service: JobService) -> None:
 
 # Quotas
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=False)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
 TOKENS = 4  # of the prompts of the fake engine's task
 
 
@@ -98,23 +98,23 @@ def test_evaluations_that_wait_count_like_discoveries(
     engine.hold()
     job = service.create(SPEC, "", user="ada")
     wait_state(job, JobState.RUNNING)  # holds her only place
-    first = service.evaluate(MEASUREMENT, EDGES, user="ada")[1]
+    first = service.evaluate(OBJECTIVE, EDGES, user="ada")[1]
     queued = service.create(replace(SPEC, threshold=3.0), "", user="ada")
     for _ in range(2):
         with pytest.raises(QuotaExceededError, match="3 queued jobs would be more than the 2") as caught:
-            service.evaluate(MEASUREMENT, EDGES, user="ada")
+            service.evaluate(OBJECTIVE, EDGES, user="ada")
         assert (caught.value.quota, caught.value.subject) == ("queued_jobs", "users/ada")
         with pytest.raises(QuotaExceededError):
             service.create(SPEC, "", user="ada")
-    other = service.evaluate(MEASUREMENT, EDGES, user="bob")[1]
+    other = service.evaluate(OBJECTIVE, EDGES, user="bob")[1]
     assert first.cancel()
-    again = service.evaluate(MEASUREMENT, EDGES, user="ada")[1]  # what was given up does not count
+    again = service.evaluate(OBJECTIVE, EDGES, user="ada")[1]  # what was given up does not count
     engine.release()
     assert again.result(PATIENCE_S)
     assert other.result(PATIENCE_S)
     wait_end(job)
     wait_end(queued)
-    assert service.evaluate(MEASUREMENT, EDGES, user="ada")[1].result(PATIENCE_S)
+    assert service.evaluate(OBJECTIVE, EDGES, user="ada")[1].result(PATIENCE_S)
     assert not service._evaluating
 
 
@@ -123,10 +123,10 @@ def test_prompts_of_evaluations_count_until_they_end(
 ) -> None:
     service = new_service(quotas=Quotas(prompt_tokens=2 * TOKENS))
     engine.hold()
-    futures = [service.evaluate(MEASUREMENT, EDGES, user="ada")[1] for _ in range(2)]
+    futures = [service.evaluate(OBJECTIVE, EDGES, user="ada")[1] for _ in range(2)]
     engine.wait_for_call()
     with pytest.raises(QuotaExceededError, match=f"{3 * TOKENS} prompt tokens") as caught:
-        service.evaluate(MEASUREMENT, EDGES, user="ada")
+        service.evaluate(OBJECTIVE, EDGES, user="ada")
     assert caught.value.quota == "prompt_tokens"
     with pytest.raises(QuotaExceededError, match="prompt tokens"):
         service.create(SPEC, "", user="ada")
@@ -139,7 +139,7 @@ def test_prompts_of_evaluations_count_until_they_end(
 def test_evaluations_leave_no_result_that_would_count(new_service: Callable[..., JobService]) -> None:
     service = new_service(quotas=Quotas(stored_results=1))
     wait_end(service.create(SPEC, "", user="ada"))
-    assert service.evaluate(MEASUREMENT, EDGES, user="ada")[1].result(PATIENCE_S)
+    assert service.evaluate(OBJECTIVE, EDGES, user="ada")[1].result(PATIENCE_S)
     with pytest.raises(QuotaExceededError, match="stored results"):
         service.create(replace(SPEC, threshold=3.0), "", user="ada")
 
@@ -151,7 +151,7 @@ def test_an_evaluation_that_fails_counts_no_more(
     service = new_service(quotas=Quotas(queued_jobs=1, prompt_tokens=TOKENS))
     setattr(engine.failures["bad"], place, NonFiniteMetricError("the metric is nan"))
     for _ in range(3):
-        future = service.evaluate(replace(MEASUREMENT, model="bad"), EDGES, user="ada")[1]
+        future = service.evaluate(replace(OBJECTIVE, model="bad"), EDGES, user="ada")[1]
         assert isinstance(future.exception(PATIENCE_S), NonFiniteMetricError)
     assert not service._evaluating
 
@@ -161,12 +161,12 @@ def test_many_callers_at_once_get_no_more_than_the_quota(
 ) -> None:
     service = new_service(quotas=Quotas(queued_jobs=3))
     engine.hold()
-    running = service.evaluate(MEASUREMENT, EDGES, "bob")[1]
+    running = service.evaluate(OBJECTIVE, EDGES, "bob")[1]
     engine.wait_for_call()
 
     def ask(_: int) -> bool:
         try:
-            service.evaluate(MEASUREMENT, EDGES, "ada")
+            service.evaluate(OBJECTIVE, EDGES, "ada")
         except QuotaExceededError:
             return False
         return True

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from helpers.damage import summed_again
-from helpers.fake_engine import MEASUREMENT, FakeEngine
+from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import result_of
 
 from pahq_server.core.errors import AlreadyExistsError
@@ -26,19 +26,19 @@ from pahq_server.store.jobs import SqliteJobStore
 NewService = Callable[..., JobService]
 
 TASK = PromptTask(("Mary had a", (3, 4)), ("John had a", (3, 6)), ("lamb", (7,)), positions=(1,))
-SPEC = DiscoverySpec(replace(MEASUREMENT, task=TASK), "acdc", 2.0, gates=True)
+SPEC = DiscoverySpec(replace(OBJECTIVE, task=TASK), "acdc", 2.0, gates=True)
 ASKS = replace(SPEC, include_prompts=True)
-BUILTIN = replace(SPEC, measurement=replace(MEASUREMENT, task=BuiltinTask("ioi", 1, 5)))
+BUILTIN = replace(SPEC, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 1, 5)))
 
 
 class Telling(FakeEngine):
     """Tells the prompts as a real engine does."""
 
-    def prepare(self, *asked: object) -> object:  # type: ignore[override]
-        prepared = super().prepare(*asked)  # type: ignore[arg-type]
-        task = prepared.measurement.task
+    def resolve(self, *asked: object) -> object:  # type: ignore[override]
+        resolved = super().resolve(*asked)  # type: ignore[arg-type]
+        task = resolved.objective.task
         generated = PromptTask(("generated",), ("made up",), ("a",), ("b",))
-        return replace(prepared, prompts=task if isinstance(task, PromptTask) else generated)
+        return replace(resolved, prompts=task if isinstance(task, PromptTask) else generated)
 
 
 @pytest.fixture

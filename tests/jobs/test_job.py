@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S
+from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ from pahq_server.jobs.journal import Journal
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.search.base import SearchProgress
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 1.0, gates=True)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 1.0, gates=True)
 
 
 def new_job() -> Job:

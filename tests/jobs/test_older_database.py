@@ -73,8 +73,8 @@ def test_everything_is_there(database: Database) -> None:
     assert [(record.user, record.snapshot.state) for record in records] == JOBS
     assert [record.damage for record in records] == [""] * len(JOBS)
     queued, _, running, failed, reused, done = records
-    assert spec_json.read(queued, store.prompts(queued.id)).measurement.task == BuiltinTask("ioi", 4, 7)
-    task = spec_json.read(running, store.prompts(running.id)).measurement.task
+    assert spec_json.read(queued, store.prompts(queued.id)).objective.task == BuiltinTask("ioi", 4, 7)
+    task = spec_json.read(running, store.prompts(running.id)).objective.task
     assert task == PromptTask(((1, 2), (3, 4)), ((1, 5), (3, 6)), positions=(0, 1))
     assert len(store.verdicts(running.id)) == running.snapshot.evaluations == 9
     assert failed.snapshot.error == "internal error (RuntimeError); see the server's log"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from helpers.fake_engine import MEASUREMENT, FakeEngine
+from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import listed, wait_end, wait_until_forgotten
 
 from pahq_server.core.errors import (
@@ -19,7 +19,7 @@ from pahq_server.jobs.service import JobService
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.store.records import Retention
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=True)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=True)
 NewService = Callable[..., JobService]
 
 
@@ -82,7 +82,7 @@ def test_a_full_queue_turns_requests_away_until_there_is_room(
     jobs = [create(service)]
     engine.wait_for_call()  # the first has left the queue; the rest wait
     jobs += [create(service), create(service)]
-    for refused in (lambda: create(service), lambda: service.evaluate(MEASUREMENT, [])):
+    for refused in (lambda: create(service), lambda: service.evaluate(OBJECTIVE, [])):
         with pytest.raises(ResourceExhaustedError, match="2 runs are waiting already") as caught:
             refused()
         assert caught.value.retry_after_s > 0

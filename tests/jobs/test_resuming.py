@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S, FakeEngine
+from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore, answer
 from helpers.waiting import listed, result_of, wait_end, wait_state, wait_until
 
-from pahq_server.core.engine import Measurement, Prepared
+from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.errors import (
     AlreadyExistsError,
     NotFoundError,
@@ -32,7 +32,7 @@ from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=False)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
 SINGLE = replace(SPEC, method="single_edge", threshold=None)
 
 
@@ -156,17 +156,17 @@ def test_queued_jobs_keep_their_order(start: Start) -> None:
 )
 def test_what_was_asked_for_comes_back(task: PromptTask | BuiltinTask, start: Start) -> None:
     first = start()
-    job = first.create(replace(SPEC, measurement=replace(MEASUREMENT, task=task)))
+    job = first.create(replace(SPEC, objective=replace(OBJECTIVE, task=task)))
     wait_state(job, JobState.RUNNING)
     first.stop()
     second = start()
     assert second.jobs.find(job.name).spec == job.spec
     second.engine.release()
     wait_end(second.jobs.find(job.name))
-    assert second.engine.opened[-1].measurement.task == task
+    assert second.engine.opened[-1].objective.task == task
     third = start()
     listed_spec = third.jobs.page(None, 1)[0][0].spec
-    assert replace(listed_spec.measurement, task=task) == job.spec.measurement
+    assert replace(listed_spec.objective, task=task) == job.spec.objective
     if isinstance(task, BuiltinTask):
         assert listed_spec == job.spec
 
@@ -221,17 +221,17 @@ def test_a_crash_loses_nothing_that_was_told(start: Start, tmp_path: Path) -> No
 
 
 class OtherRevision(FakeEngine):
-    def prepare(self, measurement: Measurement) -> Prepared:
-        return replace(super().prepare(measurement), revision="beef")
+    def resolve(self, objective: Objective) -> ResolvedObjective:
+        return replace(super().resolve(objective), revision="beef")
 
 
 class NoModel(FakeEngine):
-    def prepare(self, measurement: Measurement) -> Prepared:
-        raise NotFoundError(f"model {measurement.model!r}", "served models: none")
+    def resolve(self, objective: Objective) -> ResolvedObjective:
+        raise NotFoundError(f"model {objective.model!r}", "served models: none")
 
 
 class Broken(FakeEngine):
-    def prepare(self, measurement: Measurement) -> Prepared:
+    def resolve(self, objective: Objective) -> ResolvedObjective:
         raise RuntimeError("something about a prompt")
 
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
+from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 from helpers.waiting import listed, result_of, wait_end, wait_state, wait_until
 
-from pahq_server.core.engine import Measurement, Prepared
+from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -27,7 +27,7 @@ from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=False)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
 
 
 class SlowlyPreparing(FakeEngine):
@@ -37,11 +37,11 @@ class SlowlyPreparing(FakeEngine):
         super().__init__()
         self.preparing, self.prepare_on = threading.Semaphore(0), threading.Semaphore(0)
 
-    def prepare(self, measurement: Measurement) -> Prepared:
+    def resolve(self, objective: Objective) -> ResolvedObjective:
         if threading.current_thread().name == "pahq-resumption":
             self.preparing.release()
             assert self.prepare_on.acquire(timeout=PATIENCE_S), "the test forgot a job"
-        return super().prepare(measurement)
+        return super().resolve(objective)
 
     def let_all(self) -> None:
         self.prepare_on.release(1000)
@@ -222,7 +222,7 @@ def test_the_queue_is_full_also_of_what_waits(start: Start) -> None:
     with pytest.raises(ResourceExhaustedError, match="are waiting already"):
         server.jobs.create(SPEC, "", user="ada")
     with pytest.raises(ResourceExhaustedError):
-        server.jobs.evaluate(MEASUREMENT, [], user="ada")
+        server.jobs.evaluate(OBJECTIVE, [], user="ada")
     server.engine.let_all()
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers.fake_engine import GRAPH, MEASUREMENT, PATIENCE_S, FakeEngine
+from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore, answer
 from helpers.waiting import close_in_mid_step, listed, result_of, wait_end, wait_state
 
@@ -24,8 +24,8 @@ from pahq_server.jobs.service import JobService
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.search.acdc_search import AcdcSearch
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 2.0, gates=True)
-BAD = replace(SPEC, measurement=replace(MEASUREMENT, model="bad"))
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=True)
+BAD = replace(SPEC, objective=replace(OBJECTIVE, model="bad"))
 NewService = Callable[..., JobService]
 
 
@@ -76,7 +76,7 @@ def test_provenance(engine: FakeEngine, service: JobService) -> None:
     result = result_of(service, job)
     assert result.request == {
         "model_revision": "c0ffee",
-        "task_hash": engine.prepare(MEASUREMENT).task.hash,
+        "task_hash": engine.resolve(OBJECTIVE).task.hash,
         "parameters": SPEC.parameters(),
         "policy": "fp32",
         "version": "1.2.3",
@@ -184,9 +184,9 @@ def test_a_failing_job_fails_alone_and_says_why(
 
 def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, service: JobService) -> None:
     with pytest.raises(NotFoundError, match="model 'nobody' not found"):
-        create(service, replace(SPEC, measurement=replace(MEASUREMENT, model="nobody")))
+        create(service, replace(SPEC, objective=replace(OBJECTIVE, model="nobody")))
     with pytest.raises(InvalidRequestError, match="unknown metric"):
-        create(service, replace(SPEC, measurement=replace(MEASUREMENT, metric="charm")))
+        create(service, replace(SPEC, objective=replace(OBJECTIVE, metric="charm")))
     with pytest.raises(InvalidRequestError, match="threshold"):
         create(service, replace(SPEC, threshold=-1.0))
     assert listed(service) == []

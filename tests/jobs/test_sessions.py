@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from helpers.fake_engine import GRAPH, MEASUREMENT, FakeEngine
+from helpers.fake_engine import GRAPH, OBJECTIVE, FakeEngine
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.errors import ConflictError, NotFoundError, QuotaExceededError, ServerError
 from pahq_server.jobs import sessions as module
-from pahq_server.jobs.calls import ANCHORS_PER_STEP, Call, CallQueue, SessionLimits
+from pahq_server.jobs.calls import BASE_CIRCUITS_PER_STEP, Call, CallQueue, SessionLimits
 from pahq_server.jobs.hypotheses import Hypothesis, HypothesisReader, Reading
 from pahq_server.jobs.session import Session
 from pahq_server.jobs.sessions import SessionService
@@ -35,12 +35,12 @@ def clock() -> Clock:
 
 @pytest.fixture
 def queue(clock: Clock) -> CallQueue:
-    prepared = FakeEngine().prepare(MEASUREMENT)
-    return CallQueue("users/me/sessions/1", prepared, LIMITS, batch=2, clock=clock, wake=lambda: None)
+    resolved = FakeEngine().resolve(OBJECTIVE)
+    return CallQueue("users/me/sessions/1", resolved, LIMITS, batch=2, clock=clock, wake=lambda: None)
 
 
 def a_call(rows: int = 3) -> Call:
-    return Call(iter([Row(Anchor(Circuit.full(GRAPH)))] * rows), rows)
+    return Call(iter([PatchedPass(BaseCircuit(Circuit.full(GRAPH)))] * rows), rows)
 
 
 def test_use_keeps_a_session(queue: CallQueue, clock: Clock) -> None:
@@ -76,16 +76,18 @@ def test_a_session_does_not_expire_under_a_call(queue: CallQueue, clock: Clock) 
 
 def test_a_step_has_few_anchors(clock: Clock) -> None:
     """Each takes memory in the engine."""
-    prepared = FakeEngine().prepare(MEASUREMENT)
-    queue = CallQueue("users/me/sessions/1", prepared, LIMITS, batch=32, clock=clock, wake=lambda: None)
-    full = Anchor(Circuit.full(GRAPH))
-    rows = [Row(full, (edge,)) for edge in range(10)] + [Row(Anchor(Circuit.empty(GRAPH))) for _ in range(6)]
+    resolved = FakeEngine().resolve(OBJECTIVE)
+    queue = CallQueue("users/me/sessions/1", resolved, LIMITS, batch=32, clock=clock, wake=lambda: None)
+    full = BaseCircuit(Circuit.full(GRAPH))
+    rows = [PatchedPass(full, (edge,)) for edge in range(10)] + [
+        PatchedPass(BaseCircuit(Circuit.empty(GRAPH))) for _ in range(6)
+    ]
     queue.submit(Call(iter(rows), len(rows)))
     steps = []
     while taken := queue.next_rows():
         steps.append(len(taken))
         queue.deliver([0.0] * len(taken))
-    assert steps == [10 + ANCHORS_PER_STEP - 1, 3]
+    assert steps == [10 + BASE_CIRCUITS_PER_STEP - 1, 3]
 
 
 def test_a_failure_ends_its_call_at_once(queue: CallQueue) -> None:
@@ -119,7 +121,7 @@ def test_two_commits_at_the_same_time(queue: CallQueue, monkeypatch: pytest.Monk
     cut = Hypothesis(["input->logits"], complete=False)
     read = HypothesisReader.read
 
-    def slow(self: HypothesisReader, field: str, hypothesis: Hypothesis, base: Anchor) -> Reading:
+    def slow(self: HypothesisReader, field: str, hypothesis: Hypothesis, base: BaseCircuit) -> Reading:
         monkeypatch.setattr(HypothesisReader, "read", read)
         session.commit(cut)
         return read(self, field, hypothesis, base)
@@ -145,7 +147,7 @@ def test_a_limited_number_of_lost_sessions_is_remembered(
     monkeypatch.setattr(module, "REMEMBERED", 2)
     names = []
     for _ in range(3):
-        session, ends = service.open(service.prepare(MEASUREMENT))
+        session, ends = service.open(service.resolve(OBJECTIVE))
         ends.result()
         names.append(session.name)
         service.close(session.name)
@@ -159,23 +161,23 @@ def test_a_user_holds_no_more_than_its_own(clock: Clock) -> None:
     scheduler = Scheduler(engine := FakeEngine())
     scheduler.start()
     service = SessionService(engine, scheduler, 1, replace(LIMITS, sessions=3, user_sessions=1), clock)
-    prepared = service.prepare(MEASUREMENT)
-    first, ends = service.open(prepared, "ada")
+    resolved = service.resolve(OBJECTIVE)
+    first, ends = service.open(resolved, "ada")
     ends.result()
     with pytest.raises(QuotaExceededError, match="1 sessions are open") as raised:
-        service.open(prepared, "ada")
+        service.open(resolved, "ada")
     assert (raised.value.quota, raised.value.subject) == ("sessions", "users/ada")
-    service.open(prepared, "adam")[1].result()
+    service.open(resolved, "adam")[1].result()
     service.close(first.name)
-    service.open(prepared, "ada")[1].result()
+    service.open(resolved, "ada")[1].result()
     scheduler.close()
 
 
 def test_an_expired_session_makes_room(service: SessionService, clock: Clock) -> None:
-    prepared = service.prepare(MEASUREMENT)
+    resolved = service.resolve(OBJECTIVE)
     for _ in range(2):
-        service.open(prepared)[1].result()
+        service.open(resolved)[1].result()
     clock.now = 10
-    session, ends = service.open(prepared)
+    session, ends = service.open(resolved)
     assert len(ends.result()) == 2
     assert service.find(session.name) is session

@@ -4,14 +4,14 @@ import math
 from dataclasses import replace
 
 import pytest
-from helpers.fake_engine import GRAPH, MEASUREMENT
+from helpers.fake_engine import GRAPH, OBJECTIVE
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.jobs.spec import METHODS, DiscoverySpec
 from pahq_server.search.acdc_search import AcdcSearch
 from pahq_server.search.single_edge import SingleEdgeSearch
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 0.1, gates=True)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 0.1, gates=True)
 
 
 @pytest.mark.parametrize("method", ["", "ACDC", "eap"])

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.fake_engine import MEASUREMENT, FakeEngine
+from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import result_of, wait_end
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import CleanRun, Prepared, Row
+from pahq_server.core.engine import CleanRun, PatchedPass, ResolvedObjective
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.core.verdict import SearchResult, Verdict
@@ -28,8 +28,8 @@ GOOD = TokenTask(
 
 
 def of_task(task: TokenTask, ablation: str = "resample", causal: bool = True) -> list[str]:
-    asked = replace(MEASUREMENT, ablation=ablation)
-    return list(warnings.of_request(Prepared(asked, task, GRAPH, "c0ffee", causal=causal)))
+    asked = replace(OBJECTIVE, ablation=ablation)
+    return list(warnings.of_request(ResolvedObjective(asked, task, GRAPH, "c0ffee", causal=causal)))
 
 
 def told(texts: list[str] | tuple[str, ...], *parts: str) -> None:
@@ -110,9 +110,11 @@ def test_nothing_but_first_tokens() -> None:
 
 
 def test_what_an_engine_found_comes_first() -> None:
-    prepared = Prepared(MEASUREMENT, replace(GOOD, corrupted=GOOD.clean), GRAPH, "r", warnings=("Tokens.",))
-    assert warnings.of_request(prepared)[0] == "Tokens."
-    assert len(warnings.of_request(prepared)) == 2
+    resolved = ResolvedObjective(
+        OBJECTIVE, replace(GOOD, corrupted=GOOD.clean), GRAPH, "r", warnings=("Tokens.",)
+    )
+    assert warnings.of_request(resolved)[0] == "Tokens."
+    assert len(warnings.of_request(resolved)) == 2
 
 
 # The full model and the empty circuit
@@ -169,7 +171,7 @@ def of_result(
     verdicts = (Verdict(False, 0, 0.0, 0.25, False),)
     scores = np.full(GRAPH.num_edges, np.nan)
     result = SearchResult(circuit, scores, verdicts, value, full, empty)
-    return list(warnings.of_search(Prepared(MEASUREMENT, GOOD, GRAPH, "r"), threshold, result))
+    return list(warnings.of_search(ResolvedObjective(OBJECTIVE, GOOD, GRAPH, "r"), threshold, result))
 
 
 def test_a_good_result() -> None:
@@ -203,11 +205,11 @@ def test_unfaithful_circuits() -> None:
 
 
 def test_given_circuits() -> None:
-    prepared = Prepared(
-        MEASUREMENT, replace(GOOD, corrupted=GOOD.clean), GRAPH, "r", clean_run=CleanRun((-1.0,))
+    resolved = ResolvedObjective(
+        OBJECTIVE, replace(GOOD, corrupted=GOOD.clean), GRAPH, "r", clean_run=CleanRun((-1.0,))
     )
     ends = warnings.Ends("l2", 0.0, 2.0)
-    found = warnings.of_evaluation(prepared, Circuit.empty(GRAPH), 2.0, ends)
+    found = warnings.of_evaluation(resolved, Circuit.empty(GRAPH), 2.0, ends)
     words = (
         "are the same in all",
         "does not do the task",
@@ -218,25 +220,25 @@ def test_given_circuits() -> None:
     for text, part in zip(found, words, strict=True):
         assert part in text
     pathless = Circuit.from_names(GRAPH, ["m1->logits"])
-    (text,) = warnings.of_evaluation(Prepared(MEASUREMENT, GOOD, GRAPH, "r"), pathless, 0.1, ends)
+    (text,) = warnings.of_evaluation(ResolvedObjective(OBJECTIVE, GOOD, GRAPH, "r"), pathless, 0.1, ends)
     assert "not on a path" in text
 
 
 # In jobs
 
-SPEC = DiscoverySpec(MEASUREMENT, "acdc", 1e6, gates=True)
+SPEC = DiscoverySpec(OBJECTIVE, "acdc", 1e6, gates=True)
 
 
 class Warned(FakeEngine):
     """Serves a model that cannot do the task."""
 
-    def open(self, prepared: Prepared) -> object:  # type: ignore[override]
-        prepared.clean_run.margins = (-1.0,)
-        return super().open(prepared)
+    def open(self, resolved: ResolvedObjective) -> object:  # type: ignore[override]
+        resolved.clean_run.margins = (-1.0,)
+        return super().open(resolved)
 
 
 def test_a_job_gathers_them() -> None:
-    def score(row: Row) -> float:
+    def score(row: PatchedPass) -> float:
         return float(2 * row.circuit.graph.num_edges - row.circuit.num_kept)
 
     engine = Warned(score=score)

@@ -83,7 +83,7 @@ class Repeated:
 
     batches: list[int] = field(default_factory=list)
     evaluations: int = 0
-    anchors: int = 0
+    base_circuits: int = 0
     rows: int = 0
 
 
@@ -98,7 +98,7 @@ def repeated(rows: Path) -> Repeated:
             evaluations = [[row for row in batch if not row.startswith("anchor")] for batch in again]
             found.batches.append(sum(map(bool, evaluations)))
             found.evaluations += sum(map(len, evaluations))
-            found.anchors += sum(map(len, again)) - sum(map(len, evaluations))
+            found.base_circuits += sum(map(len, again)) - sum(map(len, evaluations))
             found.rows += sum(map(len, asked))
             later.update(row for batch in asked for row in batch)
     return found

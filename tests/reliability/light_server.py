@@ -16,11 +16,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from dying import die_at
-from helpers.fake_engine import MEASUREMENT, FakeEngine
+from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import wait_end, wait_until_forgotten
 from row_log import LoggedEngine
 
-from pahq_server.core.engine import Measurement, Prepared
+from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.jobs.spec import DiscoverySpec
@@ -32,15 +32,15 @@ from pahq_server.store.records import DiscoveryResult, Retention
 class Engine(LoggedEngine, FakeEngine):
     """Writes down what it was asked, and tells tasks apart."""
 
-    def prepare(self, measurement: Measurement) -> Prepared:
-        assert isinstance(measurement.task, PromptTask)
-        prepared = super().prepare(measurement)
-        return replace(prepared, task=TokenTask(measurement.task.clean))  # type: ignore[arg-type]
+    def resolve(self, objective: Objective) -> ResolvedObjective:
+        assert isinstance(objective.task, PromptTask)
+        resolved = super().resolve(objective)
+        return replace(resolved, task=TokenTask(objective.task.clean))  # type: ignore[arg-type]
 
 
 def spec_of(threshold: float, prompt: int) -> DiscoverySpec:
-    task = replace(MEASUREMENT.task, clean=((1, prompt),), corrupted=((1, 5),))  # type: ignore[type-var]
-    return DiscoverySpec(replace(MEASUREMENT, task=task), "acdc", threshold, gates=False)
+    task = replace(OBJECTIVE.task, clean=((1, prompt),), corrupted=((1, 5),))  # type: ignore[type-var]
+    return DiscoverySpec(replace(OBJECTIVE, task=task), "acdc", threshold, gates=False)
 
 
 def canonical(result: DiscoveryResult | None) -> str | None:

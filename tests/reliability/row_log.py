@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pahq_server.core.engine import Anchor, Outcome, Prepared, Row, SessionId, Work
+from pahq_server.core.engine import BaseCircuit, EngineStateId, Outcome, PatchedPass, ResolvedObjective, Work
 
 
 class LoggedEngine:
@@ -18,14 +18,14 @@ class LoggedEngine:
     """
 
     log = -1
-    _jobs: dict[SessionId, str]
+    _jobs: dict[EngineStateId, str]
 
     def log_into(self, path: Path) -> None:
         self.log, self._jobs = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), {}
 
-    def open(self, prepared: Prepared) -> SessionId:
-        session: SessionId = super().open(prepared)  # type: ignore[misc]
-        self._jobs[session] = prepared.task.hash
+    def open(self, resolved: ResolvedObjective) -> EngineStateId:
+        session: EngineStateId = super().open(resolved)  # type: ignore[misc]
+        self._jobs[session] = resolved.task.hash
         return session
 
     def score(self, work: Sequence[Work]) -> list[Outcome]:
@@ -35,11 +35,15 @@ class LoggedEngine:
         return outcomes
 
 
-def describe(row: Row) -> str:
-    """What is measured; begins with ``anchor`` where that is no evaluation, but a circuit measured again."""
-    digest = hashlib.sha256(anchor_key(row.anchor) + repr(row.removed).encode()).hexdigest()[:32]
+def describe(row: PatchedPass) -> str:
+    """What is measured; begins with ``base_circuit`` where a circuit is measured again."""
+    digest = hashlib.sha256(anchor_key(row.base_circuit) + repr(row.removed).encode()).hexdigest()[:32]
     return digest if row.removed else f"anchor {digest}"
 
 
-def anchor_key(anchor: Anchor | None) -> bytes:
-    return b"" if anchor is None else hashlib.sha256(anchor_key(anchor.parent) + anchor.circuit.key).digest()
+def anchor_key(base_circuit: BaseCircuit | None) -> bytes:
+    return (
+        b""
+        if base_circuit is None
+        else hashlib.sha256(anchor_key(base_circuit.parent) + base_circuit.circuit.key).digest()
+    )

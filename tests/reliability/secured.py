@@ -61,7 +61,7 @@ class Stubs:
     def create_long(self) -> str:
         """Name of a new discovery that takes many seconds."""
         task = task_pb2.Task(builtin=task_pb2.BuiltinTask(name="ioi", num_prompts=128, seed=0))
-        return self.create(method="single_edge", measurement=measurement(task=task))
+        return self.create(method="single_edge", objective=objective(task=task))
 
     def get(self, name: str) -> discovery_pb2.Discovery:
         request = discovery_pb2.GetDiscoveryRequest(name=name)
@@ -159,7 +159,7 @@ class SecuredServer:
         """The process has not ended, and computes."""
         assert self.process.process.poll() is None, self.process.log()
         with self.as_user("root") as root:
-            request = discovery_pb2.EvaluateCircuitRequest(measurement=measurement(), edges=[])
+            request = discovery_pb2.EvaluateCircuitRequest(objective=objective(), edges=[])
             assert root.ask(root.discovery.EvaluateCircuit, request).num_edges_total == 1519
 
 
@@ -173,7 +173,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredServer]
         assert token[-43:] not in log
 
 
-def measurement(**changes: Any) -> discovery_pb2.Measurement:
+def objective(**changes: Any) -> discovery_pb2.Objective:
     builtin = task_pb2.BuiltinTask(name="ioi", num_prompts=2, seed=0)
     fields = {
         "model": "demo",
@@ -183,11 +183,11 @@ def measurement(**changes: Any) -> discovery_pb2.Measurement:
         "kv_receivers": "group",
         "precision": "fp32",
     }
-    return discovery_pb2.Measurement(**(fields | changes))
+    return discovery_pb2.Objective(**(fields | changes))
 
 
 def spec(**changes: Any) -> discovery_pb2.DiscoverySpec:
-    fields = {"measurement": measurement(), "method": "acdc", "threshold": 0.1}
+    fields = {"objective": objective(), "method": "acdc", "threshold": 0.1}
     return discovery_pb2.DiscoverySpec(**(fields | changes))
 
 

@@ -16,7 +16,7 @@ from pahq.v1 import model_pb2, patching_pb2, server_pb2
 
 from pahq_server.access.policy import POLICY, Scope
 
-from .secured import SecuredServer, Stubs, measurement, spec, wait_until
+from .secured import SecuredServer, Stubs, objective, spec, wait_until
 
 Code = grpc.StatusCode
 FILES = (pb, model_pb2, patching_pb2, server_pb2, health_pb2, reflection_pb2)
@@ -124,7 +124,7 @@ def takes_a_name(message: Descriptor) -> bool:
 
 
 def open_session(stubs: Stubs) -> str:
-    request = patching_pb2.OpenSessionRequest(measurement=measurement())
+    request = patching_pb2.OpenSessionRequest(objective=objective())
     return str(stubs.ask(stubs.patching.OpenSession, request).session.name)
 
 

@@ -83,7 +83,7 @@ def test_killed_at_random(kills: int, specs: list[Spec], most: int, tmp_path: Pa
         rows=found.rows,
         evaluations_repeated=found.evaluations,
         most_batches_repeated_by_one_crash=max(found.batches),
-        anchors_measured_again=found.anchors,
+        anchors_measured_again=found.base_circuits,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from helpers.api_server import RunningServer
-from helpers.api_server import measurement as toy_measurement
+from helpers.api_server import objective as toy_measurement
 from helpers.api_server import spec as toy_spec
 from helpers.fake_engine import FakeEngine
 from pahq.v1 import discovery_pb2 as pb
@@ -20,7 +20,7 @@ from pahq.v1 import discovery_pb2_grpc, patching_pb2, patching_pb2_grpc
 from pahq_server.jobs.calls import SessionLimits
 
 from .conftest import Figures
-from .secured import SecuredServer, measurement, spec, wait_until
+from .secured import SecuredServer, objective, spec, wait_until
 
 Code = grpc.StatusCode
 SHORT, FULL = (200, 100), (5_000, 2_000)  # calls that are too late, jobs that are cancelled
@@ -35,8 +35,8 @@ def test_no_work_is_started_for_calls_whose_time_is_up(figures: Figures) -> None
         busy = server.create(toy_spec())
         engine.wait_for_call()
         opened = len(engine.opened)
-        evaluate = pb.EvaluateCircuitRequest(measurement=toy_measurement())
-        session = patching_pb2.OpenSessionRequest(measurement=toy_measurement())
+        evaluate = pb.EvaluateCircuitRequest(objective=toy_measurement())
+        session = patching_pb2.OpenSessionRequest(objective=toy_measurement())
         asked = [
             method.future(request, timeout=0.05)
             for _ in range(calls // 2)
@@ -76,9 +76,9 @@ class Storm:
             discovery = discovery_pb2_grpc.DiscoveryServiceStub(channel)
             patching = patching_pb2_grpc.PatchingServiceStub(channel)
             kinds = (
-                (discovery.EvaluateCircuit, pb.EvaluateCircuitRequest(measurement=measurement())),
+                (discovery.EvaluateCircuit, pb.EvaluateCircuitRequest(objective=objective())),
                 (discovery.CreateDiscovery, pb.CreateDiscoveryRequest(spec=spec())),
-                (patching.OpenSession, patching_pb2.OpenSessionRequest(measurement=measurement())),
+                (patching.OpenSession, patching_pb2.OpenSessionRequest(objective=objective())),
             )
             storms = [self._late(gate, *kinds[i % 3], chance.uniform(0.001, 0.05)) for i in range(late)]
             storms += [self._cancelled(gate, discovery) for _ in range(cancelled)]

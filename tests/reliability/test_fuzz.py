@@ -21,7 +21,7 @@ from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
 from pahq_server.access.policy import POLICY
 
 from .conftest import Figures
-from .secured import SecuredServer, measurement, spec
+from .secured import SecuredServer, objective, spec
 
 Code = grpc.StatusCode
 SHORT, FULL = 400, 20_000
@@ -50,12 +50,12 @@ def seeds() -> dict[str, Message]:
         positions=task_pb2.Positions(indices=[-1, 2]),
     )
     # Nearly right: sessions that were opened would stay.
-    own = measurement(task=task_pb2.Task(prompts=prompts))
+    own = objective(task=task_pb2.Task(prompts=prompts))
     right = task_pb2.PromptTask(
         clean=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3]))],
         corrupted=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 4]))],
     )
-    computed = measurement(task=task_pb2.Task(prompts=right))
+    computed = objective(task=task_pb2.Task(prompts=right))
     edges = patching_pb2.EdgeList(names=["m3->logits", "a3.h7->m3"])
     hypothesis = patching_pb2.Hypothesis(removed=edges)
     discovery, patching = "pahq.v1.DiscoveryService", "pahq.v1.PatchingService"
@@ -70,8 +70,8 @@ def seeds() -> dict[str, Message]:
         f"{discovery}/DeleteDiscovery": pb.DeleteDiscoveryRequest(name=NAME),
         f"{discovery}/WatchDiscovery": pb.WatchDiscoveryRequest(name=NAME, after_sequence=5),
         f"{discovery}/GetCircuit": pb.GetCircuitRequest(name=NAME),
-        f"{discovery}/EvaluateCircuit": pb.EvaluateCircuitRequest(measurement=computed, edges=["m3->logits"]),
-        f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(measurement=own),
+        f"{discovery}/EvaluateCircuit": pb.EvaluateCircuitRequest(objective=computed, edges=["m3->logits"]),
+        f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(objective=own),
         f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(
             name=NAME, hypotheses=[hypothesis] * 3
         ),

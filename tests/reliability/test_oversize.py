@@ -15,7 +15,7 @@ from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
 
 from .conftest import Figures
 from .http2 import RawClient, Stream, framed
-from .secured import SecuredServer, measurement
+from .secured import SecuredServer, objective
 
 LIMIT_MIB = 16
 MIB = 1 << 20
@@ -156,7 +156,7 @@ SHAPES: dict[str, tuple[task_pb2.PromptTask, str]] = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_that_do_not_fit(name: str, secured: SecuredServer) -> None:
     prompts, field = SHAPES[name]
-    request = pb.EvaluateCircuitRequest(measurement=measurement(task=task_pb2.Task(prompts=prompts)))
+    request = pb.EvaluateCircuitRequest(objective=objective(task=task_pb2.Task(prompts=prompts)))
     with secured.as_user("ada") as ada, secured.peak() as peak, pytest.raises(grpc.RpcError) as caught:
         ada.ask(ada.discovery.EvaluateCircuit, request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from pahq.v1 import task_pb2
 
 from .conftest import Figures
 from .http2 import RawClient, framed
-from .secured import SecuredServer, Stubs, measurement, wait_until
+from .secured import SecuredServer, Stubs, objective, wait_until
 
 SHORT, FULL = 20, 200
 MIB_PER_STREAM = 1.0
@@ -102,7 +102,7 @@ def finish(stubs: Stubs, name: str) -> int:
 
 def create(stubs: Stubs, number: int, task: task_pb2.Task | None = None) -> str:
     """A job of some seconds, which no other has been equal to: so there is no result to take over."""
-    own = {} if task is None else {"measurement": measurement(task=task)}
+    own = {} if task is None else {"objective": objective(task=task)}
     return stubs.create(method="single_edge", threshold=0.1 + number * 1e-6, **own)
 
 

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from helpers.fake_engine import MEASUREMENT, PATIENCE_S, FakeEngine
+from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.scheduler.places import Place
 from pahq_server.scheduler.scheduler import Scheduler
 
@@ -31,7 +31,7 @@ class FakeRun:
         self.user, self.name = user, f"users/{user}/discoveries/1"
         self.charged = 0.0
         self.places: list[Place] = []
-        self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
+        self.resolved = engine.resolve(replace(OBJECTIVE, model=model))
         self.steps, self.delivered = steps, 0
         self.at_end: Callable[[], None] = lambda: None
         self.ends: list[Exception | None] = []
@@ -41,12 +41,12 @@ class FakeRun:
         self.breaks_at_begin = False
         self.breaks_at_end = False
 
-    def begin(self) -> Sequence[Row]:
+    def begin(self) -> Sequence[PatchedPass]:
         if self.breaks_at_begin:
             raise KeyError("begin")
         return self._rows()
 
-    def deliver(self, scores: Sequence[float]) -> Sequence[Row]:
+    def deliver(self, scores: Sequence[float]) -> Sequence[PatchedPass]:
         assert len(scores) == 1
         self.delivered += 1
         if self.breaks is not None:
@@ -78,5 +78,5 @@ class FakeRun:
         (error,) = self.ends
         return error
 
-    def _rows(self) -> Sequence[Row]:
-        return (Row(Anchor(Circuit.full(self.prepared.graph))),)
+    def _rows(self) -> Sequence[PatchedPass]:
+        return (PatchedPass(BaseCircuit(Circuit.full(self.resolved.graph))),)

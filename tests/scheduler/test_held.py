@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
-from helpers.fake_engine import MEASUREMENT, PATIENCE_S, Failures, FakeEngine
+from helpers.fake_engine import OBJECTIVE, PATIENCE_S, Failures, FakeEngine
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Outcome, Prepared, Row, SessionId
+from pahq_server.core.engine import BaseCircuit, EngineStateId, Outcome, PatchedPass, ResolvedObjective
 from pahq_server.core.errors import ServerError
 from pahq_server.scheduler import scheduler as module
 from pahq_server.scheduler.scheduler import Scheduler
@@ -24,7 +24,7 @@ class FakeHolder:
 
     def __init__(self, engine: FakeEngine, model: str = "toy", user: str = "local") -> None:
         self.user = user
-        self.prepared = engine.prepare(replace(MEASUREMENT, model=model))
+        self.resolved = engine.resolve(replace(OBJECTIVE, model=model))
         self.wanted = 0
         self.given_up = False
         self.breaks_at_rows: Exception | None = None
@@ -58,11 +58,11 @@ class FakeHolder:
     def released(self) -> bool:
         return self.given_up
 
-    def next_rows(self) -> Sequence[Row]:
+    def next_rows(self) -> Sequence[PatchedPass]:
         wanted, self.wanted = self.wanted, 0
         if wanted and self.breaks_at_rows is not None:
             raise self.breaks_at_rows
-        return [Row(Anchor(Circuit.full(self.prepared.graph)))] * wanted
+        return [PatchedPass(BaseCircuit(Circuit.full(self.resolved.graph)))] * wanted
 
     def deliver(self, outcome: Outcome) -> None:
         with self._news:
@@ -174,9 +174,9 @@ def test_a_run_waits_for_the_memory_of_sessions(
     holder, run, stopped = FakeHolder(engine), FakeRun(engine), FakeRun(engine, user="other")
     engine.room, tries, open_session = 1, list[float](), engine.open
 
-    def counted(prepared: Prepared) -> SessionId:
+    def counted(resolved: ResolvedObjective) -> EngineStateId:
         tries.append(time.monotonic())
-        return open_session(prepared)
+        return open_session(resolved)
 
     scheduler.hold(holder)
     holder.want(scheduler, 1)

@@ -47,7 +47,7 @@ def test_no_more_than_the_allowed_number_run_and_the_others_follow_in_order(
     assert [run.wait() for run in runs] == [None] * 5
     assert max(map(len, engine.steps)) == 2
     assert [sessions for sessions in engine.steps if sessions] == [[0, 1], [0, 1], [2, 3], [2, 3], [4], [4]]
-    assert [prepared is run.prepared for prepared, run in zip(engine.opened, runs, strict=True)] == [True] * 5
+    assert [resolved is run.resolved for resolved, run in zip(engine.opened, runs, strict=True)] == [True] * 5
 
 
 def test_a_run_that_comes_later_joins(engine: FakeEngine, start: Start) -> None:
@@ -86,7 +86,7 @@ def test_a_run_without_room_waits_for_the_others_and_keeps_its_place(
     start(*runs)
     assert [run.wait() for run in runs] == [None] * 4
     assert [run.delivered for run in runs] == [3, 5, 1, 1]
-    assert [prepared is run.prepared for prepared, run in zip(engine.opened, runs, strict=True)] == [True] * 4
+    assert [resolved is run.resolved for resolved, run in zip(engine.opened, runs, strict=True)] == [True] * 4
     assert [sessions for sessions in engine.steps if sessions] == [[0, 1], [0, 1], [0, 1], [1, 2], [1, 3]]
     assert engine.open_sessions == {}
 
@@ -101,7 +101,7 @@ def test_a_run_that_waits_for_room_can_be_stopped(engine: FakeEngine, start: Sta
     engine.release()
     assert (waiting.wait(), running.wait()) == (None, None)
     assert waiting.delivered == 0
-    assert engine.opened == [running.prepared]
+    assert engine.opened == [running.resolved]
 
 
 def test_a_run_that_fits_not_even_alone_fails_and_the_next_one_runs(engine: FakeEngine, start: Start) -> None:
@@ -203,7 +203,7 @@ def test_a_run_that_is_stopped_while_it_waits_ends_without_its_turn(engine: Fake
     assert waiting.wait() is None  # while the other still runs
     assert not running.ended.is_set()
     assert (waiting.delivered, scheduler.queued) == (0, 0)
-    assert engine.opened == [running.prepared]
+    assert engine.opened == [running.resolved]
 
 
 def test_close_ends_running_and_waiting_runs(engine: FakeEngine, start: Start) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from helpers.fake_engine import Failures, FakeEngine
 
-from pahq_server.core.engine import Outcome, Prepared, SessionId, Work
+from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work
 from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
 from pahq_server.core.observer import Observer
 from pahq_server.scheduler.scheduler import Scheduler
@@ -27,19 +27,19 @@ class TimedEngine(FakeEngine):
         self.now = 0.0
         self.row_s = {"toy": ROW_S}
         self.after: Callable[[Work, Outcome], Outcome] = lambda work, outcome: outcome
-        self.log: list[list[Prepared]] = []
+        self.log: list[list[ResolvedObjective]] = []
 
     def clock(self) -> float:
         return self.now
 
-    def open(self, prepared: Prepared) -> SessionId:
+    def open(self, resolved: ResolvedObjective) -> EngineStateId:
         self.now += OPENING_S
-        return super().open(prepared)
+        return super().open(resolved)
 
     def score(self, work: Sequence[Work]) -> list[Outcome]:
         self.log.append([self.open_sessions[item.session] for item in work])
         for item in work:
-            self.now += self.row_s[self.open_sessions[item.session].measurement.model] * len(item.rows)
+            self.now += self.row_s[self.open_sessions[item.session].objective.model] * len(item.rows)
         return [self.after(*pair) for pair in zip(work, super().score(work), strict=True)]
 
 
@@ -116,7 +116,7 @@ def test_five_hundred_queued_jobs_do_not_delay_another_user(
     batches = len(engine.log)
     engine.release()
     assert mine.wait() is None
-    first = next(number for number, parts in enumerate(engine.log) if mine.prepared in parts)
+    first = next(number for number, parts in enumerate(engine.log) if mine.resolved in parts)
     assert first - batches <= 1  # counted from 0: one batch was under way, this is the next
     assert scheduler.queued > 490
     assert observer.seen["preempted"] == 1
@@ -146,7 +146,7 @@ def test_a_run_that_was_preempted_can_be_stopped(engine: TimedEngine, make: Make
     scheduler.submit(second)
     engine.let()
     engine.wait_for_call()
-    assert list(engine.open_sessions.values()) == [second.prepared]
+    assert list(engine.open_sessions.values()) == [second.resolved]
     first.stop_asked = True
     engine.let()
     assert first.wait() is None
@@ -279,7 +279,7 @@ def test_a_wrong_outcome_ends_its_own_run_only(
 ) -> None:
     good, bad, other = (FakeRun(engine, user=user) for user in "aba")
     engine.after = lambda work, outcome: (
-        wrong if engine.open_sessions[work.session] is bad.prepared else outcome
+        wrong if engine.open_sessions[work.session] is bad.resolved else outcome
     )
     make(good, bad, other)
     error = bad.wait()
@@ -344,7 +344,7 @@ def test_memory_full_of_one_users_jobs_makes_room_for_another_user(engine: Timed
     batches = len(engine.log)
     engine.release()
     assert mine.wait() is None
-    assert next(number for number, parts in enumerate(engine.log) if mine.prepared in parts) <= batches
+    assert next(number for number, parts in enumerate(engine.log) if mine.resolved in parts) <= batches
 
 
 def test_a_run_that_loses_its_memory_comes_back(engine: TimedEngine, make: Make) -> None:

@@ -12,7 +12,7 @@ from helpers.scores import SetScore, answer
 from helpers.topology import heads_behind
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Row
+from pahq_server.core.engine import PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.search.acdc_search import AcdcSearch
 from pahq_server.search.single_edge import SingleEdgeSearch
@@ -33,8 +33,8 @@ class PromotedScore:
         seed = self._seeds.setdefault(heads, 6 + sum(map(ord, "".join(heads))))
         return SetScore(self._graph, seed % 251).of_names(names)
 
-    def __call__(self, row: Row) -> float:
-        own, circuit = row.own_receiver, row.circuit
+    def __call__(self, row: PatchedPass) -> float:
+        own, circuit = row.promoted_receiver, row.circuit
         names = {self._graph.edge_name(int(edge)) for edge in circuit.kept.nonzero()[0]}
         return self.of_names(names, None if own is None else self._graph.receiver_name(own))
 
@@ -62,7 +62,7 @@ def test_acdc_finds_what_the_plainest_search_finds(
     score = PromotedScore(graph)
     naive = PromotingAcdc(graph, score, threshold, gates)
     naive.run()
-    search = AcdcSearch(graph, threshold, gates, window, own_current=True)
+    search = AcdcSearch(graph, threshold, gates, window, baseline_depends_on_promotion=True)
     found = answer(search.run(), score)
     assert {graph.edge_name(int(e)) for e in found.circuit.kept.nonzero()[0]} == naive.kept
     assert [(v.delta, v.kept, v.gate) for v in found.verdicts] == [v[1:] for v in naive.verdicts]
@@ -74,9 +74,11 @@ def test_acdc_finds_what_the_plainest_search_finds(
 def test_acdc_resumes_from_any_prefix_of_its_log(gates: bool) -> None:
     graph = GRAPHS[0]
     score = PromotedScore(graph)
-    whole = answer(AcdcSearch(graph, 2.0, gates, own_current=True).run(), score)
+    whole = answer(AcdcSearch(graph, 2.0, gates, baseline_depends_on_promotion=True).run(), score)
     for length in range(len(whole.verdicts) + 1):
-        search = AcdcSearch(graph, 2.0, gates, 7, verdicts=whole.verdicts[:length], own_current=True)
+        search = AcdcSearch(
+            graph, 2.0, gates, 7, verdicts=whole.verdicts[:length], baseline_depends_on_promotion=True
+        )
         assert answer(search.run(), score).verdicts == whole.verdicts
 
 
@@ -86,7 +88,7 @@ def test_single_edges_are_compared_with_the_full_model_under_the_same_heads(
     graph: Graph, window: int
 ) -> None:
     score = PromotedScore(graph)
-    found = answer(SingleEdgeSearch(graph, 1.0, window, own_current=True).run(), score)
+    found = answer(SingleEdgeSearch(graph, 1.0, window, baseline_depends_on_promotion=True).run(), score)
     full = Circuit.full(graph)
     names = {graph.edge_name(int(e)) for e in full.kept.nonzero()[0]}
     for edge, verdict in enumerate(found.verdicts):

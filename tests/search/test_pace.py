@@ -106,9 +106,9 @@ def test_any_effect_leaves_probabilities(delta: float) -> None:
 def test_the_cost_of_rows_is_measured(row_s: float) -> None:
     pace, chance = Pace(), random.Random(0)
     for _ in range(60):
-        rows, anchors = chance.randint(1, 30), chance.randint(0, 2)
-        rows_worth = BATCH_ROWS + rows + ANCHOR_ROWS * anchors
-        pace.took(rows, anchors, BATCH_S + ANCHOR_S * anchors + row_s * rows_worth)
+        rows, base_circuits = chance.randint(1, 30), chance.randint(0, 2)
+        rows_worth = BATCH_ROWS + rows + ANCHOR_ROWS * base_circuits
+        pace.took(rows, base_circuits, BATCH_S + ANCHOR_S * base_circuits + row_s * rows_worth)
     assert pace.cost(2, new_anchor=False) == 2
     assert pace.cost(1, new_anchor=True) == pytest.approx(1 + ANCHOR_ROWS + ANCHOR_S / row_s)
 

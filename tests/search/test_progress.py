@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Row
+from pahq_server.core.engine import PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.search.acdc import Test as Question
 from pahq_server.search.acdc_search import AcdcSearch
@@ -73,7 +73,7 @@ def test_a_right_prediction_wastes_nothing(window: int, gates: bool) -> None:
 def test_a_wrong_prediction_costs_rows_but_no_verdict() -> None:
     middle = GRAPH.num_edges - 4  # into the logits, which are tested first
 
-    def score(row: Row) -> float:
+    def score(row: PatchedPass) -> float:
         return 0.0 if row.circuit.kept[middle] else 9.0  # one edge matters
 
     search = AcdcSearch(GRAPH, 1.0, gates=False, window=GRAPH.num_edges, clock=lambda: 0.0)

@@ -140,8 +140,8 @@ def _send_odd_messages(address: str, token: str) -> None:
         ("pahq-version", MARK),
     )
     prompts = task_pb2.PromptTask(clean=[task_pb2.Prompt(text=MARK)], corrupted=[task_pb2.Prompt(text=MARK)])
-    measurement = pb.Measurement(model="demo", task=task_pb2.Task(prompts=prompts), metric=MARK)
-    request = pb.CreateDiscoveryRequest(spec=pb.DiscoverySpec(measurement=measurement, method=MARK))
+    objective = pb.Objective(model="demo", task=task_pb2.Task(prompts=prompts), metric=MARK)
+    request = pb.CreateDiscoveryRequest(spec=pb.DiscoverySpec(objective=objective, method=MARK))
     with grpc.insecure_channel(address) as channel:
         stub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
         for extra in ((), metadata[:1], metadata[:2], metadata):

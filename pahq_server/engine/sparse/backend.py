@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pahq_server.core.engine import Outcome, Row
+from pahq_server.core.engine import Outcome, PatchedPass
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph
 from pahq_server.core.grouping import in_groups
@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = (OutOfPagesError, MemoryError, torch.OutOfMemoryError)
 _ALLOCATION_FAILED = "allocate memory"
 RETRY_S = 10.0
 
-Job = tuple[SparseExecutor, Sequence[Row]]
+Job = tuple[SparseExecutor, Sequence[PatchedPass]]
 
 
 class SparseBackend:
@@ -95,10 +95,10 @@ class SparseBackend:
                 outcomes[number] = error
         return [outcomes[number] for number in range(len(group))]
 
-    def _score_alone(self, job: SparseExecutor, rows: Sequence[Row]) -> list[float]:
+    def _score_alone(self, job: SparseExecutor, rows: Sequence[PatchedPass]) -> list[float]:
         """Rows of one job, in parts as large as there is room for."""
         scores: list[float] = []
-        for part in _by_anchors(rows, job.anchors_at_once):
+        for part in _by_anchors(rows, job.base_circuits_at_once):
             try:
                 scores += job.score(part, self._memory.sweep_bytes)
             except Exception as error:
@@ -107,13 +107,15 @@ class SparseBackend:
                 scores += self._score_smaller(job, part, error)
         return scores
 
-    def _score_smaller(self, job: SparseExecutor, rows: Sequence[Row], error: Exception) -> list[float]:
+    def _score_smaller(
+        self, job: SparseExecutor, rows: Sequence[PatchedPass], error: Exception
+    ) -> list[float]:
         """Rows that were too many at once: with fewer anchors at a time, then with fewer rows."""
         job.forget()
-        anchors = len({id(row.anchor) for row in rows})
-        if anchors > 1 or not job.frugal:
+        base_circuits = len({id(row.base_circuit) for row in rows})
+        if base_circuits > 1 or not job.frugal:
             # The states that a frugal job computes again are a fifth of its time: rather fewer anchors.
-            job.restrict(max(1, anchors // 2), frugal=anchors == 1)
+            job.restrict(max(1, base_circuits // 2), frugal=base_circuits == 1)
             return self._score_alone(job, rows)
         if len(rows) == 1:
             raise ResourceExhaustedError(f"not enough memory for one row: {error}", RETRY_S) from error
@@ -121,16 +123,16 @@ class SparseBackend:
         return self._score_alone(job, rows[:half]) + self._score_alone(job, rows[half:])
 
 
-def _by_anchors(rows: Sequence[Row], most: int) -> list[list[Row]]:
+def _by_anchors(rows: Sequence[PatchedPass], most: int) -> list[list[PatchedPass]]:
     """The rows in order, in parts with at most so many anchors each."""
-    parts: list[list[Row]] = []
-    anchors: set[int] = set()
+    parts: list[list[PatchedPass]] = []
+    base_circuits: set[int] = set()
     for row in rows:
-        if not parts or (id(row.anchor) not in anchors and len(anchors) == most):
+        if not parts or (id(row.base_circuit) not in base_circuits and len(base_circuits) == most):
             parts.append([])
-            anchors = set()
+            base_circuits = set()
         parts[-1].append(row)
-        anchors.add(id(row.anchor))
+        base_circuits.add(id(row.base_circuit))
     return parts
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from pahq_server.core.engine import Anchor, Outcome, Row
+from pahq_server.core.engine import BaseCircuit, Outcome, PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
@@ -26,7 +26,7 @@ from pahq_server.engine.sparse.tokens import Places, Tokens
 from pahq_server.engine.sparse.variants import as_tensor, pick
 
 # No bound on how many anchors have a base at a time.
-ALL_ANCHORS = 1 << 30
+ALL_BASE_CIRCUITS = 1 << 30
 # After how many calls that had room a job that was short of memory tries to do without bounds: at first, and
 # at most, where tries fail.
 FIRST_PATIENCE, MOST_PATIENCE = 4, 256
@@ -54,11 +54,11 @@ class SparseExecutor:
         self.reference = Reference(self.weights, shared.model, tokens, ablation, prefixes, shared.namespace)
         # Under memory pressure: how many anchors may have a base at a time, beside their parents, and whether
         # these keep nothing that they can compute again.
-        self.anchors_at_once, self.frugal = ALL_ANCHORS, False
+        self.base_circuits_at_once, self.frugal = ALL_BASE_CIRCUITS, False
         # How many calls in a row there was room for since then, and after how many the bounds are lifted.
         self._roomy, self._patience = 0, FIRST_PATIENCE
         # Bases of the last call, by anchor; the anchor is held so that its id stays its own.
-        self._bases: dict[int, tuple[Anchor, Base]] = {}
+        self._bases: dict[int, tuple[BaseCircuit, Base]] = {}
         try:
             final = self.reference.clean.get(graph.layers, FINAL)
             self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
@@ -68,7 +68,7 @@ class SparseExecutor:
             raise
         shared.memory.jobs.add(self)
 
-    def score(self, rows: Sequence[Row], scratch_bytes: int = DEFAULT_SCRATCH) -> list[float]:
+    def score(self, rows: Sequence[PatchedPass], scratch_bytes: int = DEFAULT_SCRATCH) -> list[float]:
         """The metric of every row, in order. Raises NonFiniteMetricError or OutOfPagesError."""
         (outcome,) = score_together([(self, rows)], scratch_bytes)
         if isinstance(outcome, Exception):
@@ -90,14 +90,14 @@ class SparseExecutor:
     @property
     def restricted(self) -> bool:
         """Whether memory was short: such a job is scored by itself."""
-        return self.frugal or self.anchors_at_once < ALL_ANCHORS
+        return self.frugal or self.base_circuits_at_once < ALL_BASE_CIRCUITS
 
-    def restrict(self, anchors_at_once: int, frugal: bool) -> None:
+    def restrict(self, base_circuits_at_once: int, frugal: bool) -> None:
         """Bounds what the job takes, until there has been room for a while (see `had_room`)."""
         if not self.restricted and self._roomy < self._patience:
             # The last try without bounds came too early: the next one is later.
             self._patience = min(MOST_PATIENCE, 2 * self._patience)
-        self.anchors_at_once, self.frugal, self._roomy = anchors_at_once, frugal, 0
+        self.base_circuits_at_once, self.frugal, self._roomy = base_circuits_at_once, frugal, 0
 
     def had_room(self) -> None:
         """Takes note of a call that had room for all; lifts the bounds after some in a row.
@@ -109,7 +109,7 @@ class SparseExecutor:
         if self._roomy < self._patience:
             return
         if self.restricted:
-            self.anchors_at_once, self.frugal, self._roomy = ALL_ANCHORS, False, 0
+            self.base_circuits_at_once, self.frugal, self._roomy = ALL_BASE_CIRCUITS, False, 0
             for _, base in self._bases.values():
                 base.frugal = False
         else:
@@ -117,31 +117,31 @@ class SparseExecutor:
 
     # Bases
 
-    def base(self, anchor: Anchor) -> Base:
+    def base(self, base_circuit: BaseCircuit) -> Base:
         """The base of an anchor that has one."""
-        return self._bases[id(anchor)][1]
+        return self._bases[id(base_circuit)][1]
 
-    def has(self, anchor: Anchor | None) -> bool:
-        return id(anchor) in self._bases
+    def has(self, base_circuit: BaseCircuit | None) -> bool:
+        return id(base_circuit) in self._bases
 
-    def begin(self, rows: Sequence[Row]) -> list[Anchor]:
+    def begin(self, rows: Sequence[PatchedPass]) -> list[BaseCircuit]:
         """Forgets bases that these rows do not need; returns the anchors that have none yet."""
-        wanted = {id(a): a for row in rows for a in _lineage(row.anchor)}
+        wanted = {id(a): a for row in rows for a in _lineage(row.base_circuit)}
         self._drop([key for key in self._bases if key not in wanted])
-        return [anchor for key, anchor in wanted.items() if key not in self._bases]
+        return [base_circuit for key, base_circuit in wanted.items() if key not in self._bases]
 
-    def read_ahead(self, rows: Sequence[Row]) -> None:
+    def read_ahead(self, rows: Sequence[PatchedPass]) -> None:
         """Has heads copied while the device works on bases: those that rows promote, and the next turn's."""
         if self.maps is None or not self.maps.promotes or not self.weights.copies_ahead:
             return
-        receivers = [r for r in dict.fromkeys(row.own_receiver for row in rows) if r is not None]
+        receivers = [r for r in dict.fromkeys(row.promoted_receiver for row in rows) if r is not None]
         # Searches go from the last receiver to the first.
         following = [] if not receivers or not min(receivers) else [min(receivers) - 1]
         self.weights.read_ahead([*receivers, *following])
 
-    def keep(self, anchor: Anchor, base: Base) -> None:
+    def keep(self, base_circuit: BaseCircuit, base: Base) -> None:
         base.frugal = self.frugal
-        self._bases[id(anchor)] = (anchor, base)
+        self._bases[id(base_circuit)] = (base_circuit, base)
 
     def trim_cuts(self, room: int) -> int:
         """Drops remembered differences until they take at most ``room`` bytes; returns what they take."""
@@ -198,7 +198,7 @@ class SparseExecutor:
 
 @torch.inference_mode()
 def score_together(
-    work: Sequence[tuple[SparseExecutor, Sequence[Row]]], scratch_bytes: int = DEFAULT_SCRATCH
+    work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]], scratch_bytes: int = DEFAULT_SCRATCH
 ) -> list[Outcome]:
     """Scores rows of several jobs of one model, graph and policy in the same sweeps; one outcome per job.
 
@@ -214,7 +214,7 @@ def score_together(
     for job, rows in work:
         job.read_ahead(rows)
     numbered = [(number, row) for number, (_, rows) in enumerate(work) for row in rows]
-    bases = [work[number][0].base(row.anchor) for number, row in numbered]
+    bases = [work[number][0].base(row.base_circuit) for number, row in numbered]
     scores: list[list[float]] = [[0.0] * len(rows) for _, rows in work]
     failed: dict[int, Exception] = {}
     first_of = np.cumsum([0, *(len(rows) for _, rows in work)])
@@ -234,30 +234,32 @@ def score_together(
     return [failed.get(number, found) for number, found in enumerate(scores)]
 
 
-def _make_bases(work: Sequence[tuple[SparseExecutor, Sequence[Row]]], scratch_bytes: int) -> None:
+def _make_bases(work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]], scratch_bytes: int) -> None:
     """Bases of all anchors of the rows and of their ancestors."""
-    pending = [(job, anchor) for job, rows in work for anchor in job.begin(rows)]
-    for job, anchor in pending:
-        if anchor.parent is None:
-            job.keep(anchor, Base.from_scratch(job.reference, anchor.circuit))
-    while pending := [(job, anchor) for job, anchor in pending if not job.has(anchor)]:
-        ready = [(job, anchor) for job, anchor in pending if job.has(anchor.parent)]
-        parents = [job.base(anchor.parent) for job, anchor in ready if anchor.parent is not None]
+    pending = [(job, base_circuit) for job, rows in work for base_circuit in job.begin(rows)]
+    for job, base_circuit in pending:
+        if base_circuit.parent is None:
+            job.keep(base_circuit, Base.from_scratch(job.reference, base_circuit.circuit))
+    while pending := [(job, base_circuit) for job, base_circuit in pending if not job.has(base_circuit)]:
+        ready = [(job, base_circuit) for job, base_circuit in pending if job.has(base_circuit.parent)]
+        parents = [
+            job.base(base_circuit.parent) for job, base_circuit in ready if base_circuit.parent is not None
+        ]
         for part in _parts(parents, scratch_bytes, keep=True):
             _derive([ready[i] for i in part], [parents[i] for i in part])
             work[0][0].memory.bound_cuts([job for job, _ in work])
 
 
-def _derive(anchors: Sequence[tuple[SparseExecutor, Anchor]], parents: Sequence[Base]) -> None:
+def _derive(base_circuits: Sequence[tuple[SparseExecutor, BaseCircuit]], parents: Sequence[Base]) -> None:
     """Bases of anchors whose parents have one: each a row of its parent."""
     removed = [
-        np.flatnonzero(parent.circuit.kept & ~anchor.circuit.kept).tolist()
-        for (_, anchor), parent in zip(anchors, parents, strict=True)
+        np.flatnonzero(parent.circuit.kept & ~base_circuit.circuit.kept).tolist()
+        for (_, base_circuit), parent in zip(base_circuits, parents, strict=True)
     ]
     sweep = _swept(parents, removed, keep=True)
-    for row, (job, anchor) in enumerate(anchors):
-        job.keep(anchor, sweep.as_base(row, anchor.circuit))
-    for (job, _), parent in zip(anchors, parents, strict=True):
+    for row, (job, base_circuit) in enumerate(base_circuits):
+        job.keep(base_circuit, sweep.as_base(row, base_circuit.circuit))
+    for (job, _), parent in zip(base_circuits, parents, strict=True):
         if job.frugal:
             parent.drop_hidden()
 
@@ -297,6 +299,6 @@ def _by_base(bases: Sequence[Base]) -> list[int]:
     return [i for group in groups.values() for i in group]
 
 
-def _lineage(anchor: Anchor) -> list[Anchor]:
+def _lineage(base_circuit: BaseCircuit) -> list[BaseCircuit]:
     """The anchor and its ancestors, eldest first."""
-    return [*(_lineage(anchor.parent) if anchor.parent is not None else []), anchor]
+    return [*(_lineage(base_circuit.parent) if base_circuit.parent is not None else []), base_circuit]

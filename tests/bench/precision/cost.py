@@ -21,7 +21,7 @@ from torch import Tensor
 from bench import measure, workloads
 from bench.precision.subjects import subjects
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
@@ -127,9 +127,11 @@ def narrow_search() -> dict[str, Figures]:
     return results
 
 
-def batches_of(job: SparseExecutor, threshold: float) -> list[list[Row]]:
+def batches_of(job: SparseExecutor, threshold: float) -> list[list[PatchedPass]]:
     """What a search with gates asks for."""
-    steps = AcdcSearch(job.graph, threshold, gates=True, window=WINDOW, own_current=False).run()
+    steps = AcdcSearch(
+        job.graph, threshold, gates=True, window=WINDOW, baseline_depends_on_promotion=False
+    ).run()
     batches = [list(next(steps))]
     while True:
         try:
@@ -138,31 +140,31 @@ def batches_of(job: SparseExecutor, threshold: float) -> list[list[Row]]:
             return batches
 
 
-def batches_of_a_search(graph: Graph) -> list[list[Row]]:
+def batches_of_a_search(graph: Graph) -> list[list[PatchedPass]]:
     """Chains into an MLP and the receivers of heads halfway through: below all is kept, above few edges."""
     layer = graph.layers // 2
     kept = np.ones(graph.num_edges, dtype=bool)
     above = int(graph.offsets[graph.receiver_of("q", layer + 1)])
     kept[above:] = np.random.default_rng(0).random(graph.num_edges - above) < KEPT
-    anchor, batches = Anchor(Circuit(graph, kept)), []
+    base_circuit, batches = BaseCircuit(Circuit(graph, kept)), []
     for kind, unit in (("mlp", 0), ("v", 3), ("k", 5), ("q", 7)):
         receiver = graph.receiver_of(kind, layer, unit)  # type: ignore[arg-type]
         latest = int(graph.offsets[receiver + 1]) - 1
         chain = range(latest, latest - WINDOW, -1)
-        batches.append([Row(anchor, tuple(chain[: i + 1])) for i in range(WINDOW)])
+        batches.append([PatchedPass(base_circuit, tuple(chain[: i + 1])) for i in range(WINDOW)])
     return batches
 
 
-def scattered_rows(graph: Graph) -> list[list[Row]]:
+def scattered_rows(graph: Graph) -> list[list[PatchedPass]]:
     """Single edges of a sparse random circuit, of all layers together."""
     rng = np.random.default_rng(0)
-    anchor = Anchor(Circuit(graph, rng.random(graph.num_edges) < KEPT))
-    edges = rng.choice(np.flatnonzero(anchor.circuit.kept), 96, replace=False)
-    return [[Row(anchor, (int(edge),)) for edge in np.sort(edges)]]
+    base_circuit = BaseCircuit(Circuit(graph, rng.random(graph.num_edges) < KEPT))
+    edges = rng.choice(np.flatnonzero(base_circuit.circuit.kept), 96, replace=False)
+    return [[PatchedPass(base_circuit, (int(edge),)) for edge in np.sort(edges)]]
 
 
 def seconds_per_evaluation(
-    jobs: dict[str, SparseExecutor], batches: list[list[Row]], rounds: int = ROUNDS
+    jobs: dict[str, SparseExecutor], batches: list[list[PatchedPass]], rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
     """Of several rounds, in which every job has its turn: what slows the machine down slows all of them."""
     for job in jobs.values():
@@ -175,7 +177,7 @@ def seconds_per_evaluation(
     return seconds
 
 
-def score_all(job: SparseExecutor, batches: list[list[Row]]) -> None:
+def score_all(job: SparseExecutor, batches: list[list[PatchedPass]]) -> None:
     for rows in batches:
         job.score(rows)
 

@@ -116,8 +116,8 @@ def _of_subject(
     yield at + "auc", area_under_curve(scores, labels)
     yield at + "auc_of_circuit", area_under_curve(scores, reference.kept)
     yield at + "auc_of_circuit_fp32", area_under_curve(exact, reference.kept)
-    own_current = activations and policy.promotes
-    circuit = bench.search(bench.executor(policy), threshold, own_current).circuit
+    baseline_depends_on_promotion = activations and policy.promotes
+    circuit = bench.search(bench.executor(policy), threshold, baseline_depends_on_promotion).circuit
     both, either = (circuit.kept & reference.kept).sum(), (circuit.kept | reference.kept).sum()
     yield at + "jaccard", float(both / max(either, 1))
     kl, kl_fp32 = bench.kl(circuit), bench.kl(reference)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from bench.precision.subjects import Subject
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Anchor, Row
+from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
@@ -32,8 +32,8 @@ MEMORY_BYTES = 2 << 30
 class Step:
     """A verdict of the fp32 search: the row it is about, the row of the circuit before, and the delta."""
 
-    candidate: Row
-    current: Row
+    candidate: PatchedPass
+    current: PatchedPass
     delta: float
 
 
@@ -61,10 +61,19 @@ class Bench:
         return ActivationsExecutor(rounded, self.graph, self.subject.task, "kl_divergence", "resample")
 
     def search(
-        self, job: SparseExecutor | ActivationsExecutor, threshold: float, own_current: bool = False
+        self,
+        job: SparseExecutor | ActivationsExecutor,
+        threshold: float,
+        baseline_depends_on_promotion: bool = False,
     ) -> SearchResult:
-        """A search to its end; ``own_current`` as in `Prepared`."""
-        steps = AcdcSearch(self.graph, threshold, gates=False, window=WINDOW, own_current=own_current).run()
+        """A search to its end; ``baseline_depends_on_promotion`` as in `ResolvedObjective`."""
+        steps = AcdcSearch(
+            self.graph,
+            threshold,
+            gates=False,
+            window=WINDOW,
+            baseline_depends_on_promotion=baseline_depends_on_promotion,
+        ).run()
         rows = next(steps)
         while True:
             try:
@@ -79,7 +88,7 @@ class Bench:
         state = acdc.start()
         for verdict in result.verdicts:
             if state.anchored:
-                current = Row(state.anchor)
+                current = PatchedPass(state.base_circuit)
             steps.append(Step(state.row, current, verdict.delta))
             if not verdict.kept:
                 current = state.row
@@ -88,13 +97,13 @@ class Bench:
 
     def kl(self, circuit: Circuit) -> float:
         """Of a circuit, in fp32."""
-        return self.fp32.score([Row(Anchor(circuit))])[0]
+        return self.fp32.score([PatchedPass(BaseCircuit(circuit))])[0]
 
     def scores_of_edges(self, name: str, policy: Policy) -> Floats:
         """The score of every edge alone, under a policy that goes by this name."""
         if name not in self._edges:
-            full = Anchor(Circuit.full(self.graph))
-            rows = [Row(full, (edge,)) for edge in range(self.graph.num_edges)]
+            full = BaseCircuit(Circuit.full(self.graph))
+            rows = [PatchedPass(full, (edge,)) for edge in range(self.graph.num_edges)]
             self._edges[name] = in_batches(self.executor(policy), rows)
         return self._edges[name]
 
@@ -102,9 +111,9 @@ class Bench:
 def deltas_of_differences(job: SparseExecutor, steps: Sequence[Step]) -> Floats:
     """What a policy that rounds differences finds at every step."""
     rows = [row for step in steps for row in (step.candidate, step.current)]
-    distinct = {(id(row.anchor), row.removed): row for row in rows}
+    distinct = {(id(row.base_circuit), row.removed): row for row in rows}
     scores = dict(zip(distinct, in_batches(job, list(distinct.values())), strict=True))
-    found = np.array([scores[id(row.anchor), row.removed] for row in rows])
+    found = np.array([scores[id(row.base_circuit), row.removed] for row in rows])
     return found[0::2] - found[1::2]
 
 
@@ -112,13 +121,13 @@ def deltas_of_activations(job: ActivationsExecutor, steps: Sequence[Step]) -> Fl
     """What a policy that rounds activations finds, the current circuit measured under the same promotion."""
     deltas = []
     for step in steps:
-        own = step.candidate.own_receiver
+        own = step.candidate.promoted_receiver
         before = job.measure(step.current.circuit, own)
         deltas.append(job.measure(step.candidate.circuit, own) - before)
     return np.array(deltas)
 
 
-def in_batches(job: SparseExecutor | ActivationsExecutor, rows: Sequence[Row]) -> Floats:
+def in_batches(job: SparseExecutor | ActivationsExecutor, rows: Sequence[PatchedPass]) -> Floats:
     return np.array([score for i in range(0, len(rows), 64) for score in job.score(rows[i : i + 64])])
 
 

@@ -27,63 +27,63 @@ from pahq.v1 import circuit_pb2 as pahq_dot_v1_dot_circuit__pb2
 from pahq.v1 import task_pb2 as pahq_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pahq/v1/discovery.proto\x12\x07pahq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pahq/v1/circuit.proto\x1a\x12pahq/v1/task.proto\"\x84\x01\n\x0bMeasurement\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x04task\x18\x02 \x01(\x0b\x32\r.pahq.v1.Task\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\x10\n\x08\x61\x62lation\x18\x04 \x01(\t\x12\x14\n\x0ckv_receivers\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\"\x98\x01\n\rDiscoverySpec\x12)\n\x0bmeasurement\x18\x01 \x01(\x0b\x32\x14.pahq.v1.Measurement\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x16\n\tthreshold\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05gates\x18\x04 \x01(\x08\x12\x17\n\x0finclude_prompts\x18\x05 \x01(\x08\x42\x0c\n\n_threshold\"\xfd\x03\n\tDiscovery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.pahq.v1.DiscoverySpec\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.pahq.v1.DiscoveryState\x12#\n\x08progress\x18\x04 \x01(\x0b\x32\x11.pahq.v1.Progress\x12\x15\n\rerror_message\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0equeue_position\x18\t \x01(\x05H\x00\x88\x01\x01\x12\x38\n\x14\x65stimated_start_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63harged_seconds\x18\x0b \x01(\x01\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x13\n\x0bnum_prompts\x18\r \x01(\x03\x12\x1f\n\x06metric\x18\x0e \x01(\x0b\x32\x0f.pahq.v1.MetricB\x11\n\x0f_queue_position\"\x87\x01\n\x08Progress\x12\x0f\n\x07\x64\x65\x63ided\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0c\n\x04kept\x18\x03 \x01(\x03\x12\x0e\n\x06metric\x18\x04 \x01(\x01\x12\x13\n\x0b\x65valuations\x18\x05 \x01(\x03\x12\x18\n\x0b\x65ta_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_eta_seconds\"i\n\x16\x43reateDiscoveryRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.pahq.v1.DiscoverySpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"e\n\x17\x43reateDiscoveryResponse\x12%\n\tdiscovery\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Discovery\x12#\n\x08\x65stimate\x18\x02 \x01(\x0b\x32\x11.pahq.v1.Estimate\"x\n\x08\x45stimate\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x03\x12\x15\n\rleast_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmost_seconds\x18\x03 \x01(\x01\x12\x17\n\x0fstreams_weights\x18\x04 \x01(\x08\x12\x10\n\x08warnings\x18\x05 \x03(\t\"#\n\x13GetDiscoveryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14GetDiscoveryResponse\x12%\n\tdiscovery\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Discovery\"?\n\x16ListDiscoveriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x17ListDiscoveriesResponse\x12\'\n\x0b\x64iscoveries\x18\x01 \x03(\x0b\x32\x12.pahq.v1.Discovery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x43\x61ncelDiscoveryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x17\x43\x61ncelDiscoveryResponse\x12%\n\tdiscovery\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Discovery\"&\n\x16\x44\x65leteDiscoveryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteDiscoveryResponse\"=\n\x15WatchDiscoveryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\x89\x02\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.pahq.v1.EventKind\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.pahq.v1.DiscoveryState\x12#\n\x08progress\x18\x04 \x01(\x0b\x32\x11.pahq.v1.Progress\x12\x15\n\rerror_message\x18\x05 \x01(\t\x12\x1b\n\x0equeue_position\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x38\n\x14\x65stimated_start_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_queue_position\"7\n\x16WatchDiscoveryResponse\x12\x1d\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Event\"!\n\x11GetCircuitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa7\x01\n\x12GetCircuitResponse\x12-\n\x07summary\x18\x01 \x01(\x0b\x32\x17.pahq.v1.CircuitSummaryH\x00\x88\x01\x01\x12\x1c\n\x05\x65\x64ges\x18\x02 \x03(\x0b\x32\r.pahq.v1.Edge\x12\"\n\x08verdicts\x18\x03 \x03(\x0b\x32\x10.pahq.v1.Verdict\x12\x14\n\x0cprompts_json\x18\x04 \x01(\tB\n\n\x08_summary\"z\n\x16\x45valuateCircuitRequest\x12)\n\x0bmeasurement\x18\x01 \x01(\x0b\x32\x14.pahq.v1.Measurement\x12\r\n\x05\x65\x64ges\x18\x02 \x03(\t\x12&\n\x06origin\x18\x03 \x01(\x0b\x32\x16.pahq.v1.CircuitOrigin\"F\n\rCircuitOrigin\x12\x1d\n\x05graph\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Graph\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\"e\n\x17\x45valuateCircuitResponse\x12\x1f\n\x06metric\x18\x01 \x01(\x0b\x32\x0f.pahq.v1.Metric\x12\x17\n\x0fnum_edges_total\x18\x02 \x01(\x03\x12\x10\n\x08warnings\x18\x03 \x03(\t*\xe4\x01\n\x0e\x44iscoveryState\x12\x1f\n\x1b\x44ISCOVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44ISCOVERY_STATE_QUEUED\x10\x01\x12\x1b\n\x17\x44ISCOVERY_STATE_RUNNING\x10\x02\x12\x1e\n\x1a\x44ISCOVERY_STATE_CANCELLING\x10\x03\x12\x1d\n\x19\x44ISCOVERY_STATE_CANCELLED\x10\x04\x12\x1d\n\x19\x44ISCOVERY_STATE_SUCCEEDED\x10\x05\x12\x1a\n\x16\x44ISCOVERY_STATE_FAILED\x10\x06*j\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_KIND_STATE\x10\x01\x12\x17\n\x13\x45VENT_KIND_PROGRESS\x10\x02\x12\x12\n\x0e\x45VENT_KIND_END\x10\x03\x32\xab\x05\n\x10\x44iscoveryService\x12T\n\x0f\x43reateDiscovery\x12\x1f.pahq.v1.CreateDiscoveryRequest\x1a .pahq.v1.CreateDiscoveryResponse\x12K\n\x0cGetDiscovery\x12\x1c.pahq.v1.GetDiscoveryRequest\x1a\x1d.pahq.v1.GetDiscoveryResponse\x12T\n\x0fListDiscoveries\x12\x1f.pahq.v1.ListDiscoveriesRequest\x1a .pahq.v1.ListDiscoveriesResponse\x12T\n\x0f\x43\x61ncelDiscovery\x12\x1f.pahq.v1.CancelDiscoveryRequest\x1a .pahq.v1.CancelDiscoveryResponse\x12T\n\x0f\x44\x65leteDiscovery\x12\x1f.pahq.v1.DeleteDiscoveryRequest\x1a .pahq.v1.DeleteDiscoveryResponse\x12S\n\x0eWatchDiscovery\x12\x1e.pahq.v1.WatchDiscoveryRequest\x1a\x1f.pahq.v1.WatchDiscoveryResponse0\x01\x12G\n\nGetCircuit\x12\x1a.pahq.v1.GetCircuitRequest\x1a\x1b.pahq.v1.GetCircuitResponse0\x01\x12T\n\x0f\x45valuateCircuit\x12\x1f.pahq.v1.EvaluateCircuitRequest\x1a .pahq.v1.EvaluateCircuitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17pahq/v1/discovery.proto\x12\x07pahq.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15pahq/v1/circuit.proto\x1a\x12pahq/v1/task.proto\"\x82\x01\n\tObjective\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x04task\x18\x02 \x01(\x0b\x32\r.pahq.v1.Task\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\x10\n\x08\x61\x62lation\x18\x04 \x01(\t\x12\x14\n\x0ckv_receivers\x18\x05 \x01(\t\x12\x11\n\tprecision\x18\x06 \x01(\t\"\x94\x01\n\rDiscoverySpec\x12%\n\tobjective\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Objective\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x16\n\tthreshold\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05gates\x18\x04 \x01(\x08\x12\x17\n\x0finclude_prompts\x18\x05 \x01(\x08\x42\x0c\n\n_threshold\"\xfd\x03\n\tDiscovery\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x04spec\x18\x02 \x01(\x0b\x32\x16.pahq.v1.DiscoverySpec\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.pahq.v1.DiscoveryState\x12#\n\x08progress\x18\x04 \x01(\x0b\x32\x11.pahq.v1.Progress\x12\x15\n\rerror_message\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0equeue_position\x18\t \x01(\x05H\x00\x88\x01\x01\x12\x38\n\x14\x65stimated_start_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0f\x63harged_seconds\x18\x0b \x01(\x01\x12\x10\n\x08warnings\x18\x0c \x03(\t\x12\x13\n\x0bnum_prompts\x18\r \x01(\x03\x12\x1f\n\x06metric\x18\x0e \x01(\x0b\x32\x0f.pahq.v1.MetricB\x11\n\x0f_queue_position\"\x87\x01\n\x08Progress\x12\x0f\n\x07\x64\x65\x63ided\x18\x01 \x01(\x03\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x0c\n\x04kept\x18\x03 \x01(\x03\x12\x0e\n\x06metric\x18\x04 \x01(\x01\x12\x13\n\x0b\x65valuations\x18\x05 \x01(\x03\x12\x18\n\x0b\x65ta_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x0e\n\x0c_eta_seconds\"i\n\x16\x43reateDiscoveryRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.pahq.v1.DiscoverySpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"e\n\x17\x43reateDiscoveryResponse\x12%\n\tdiscovery\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Discovery\x12#\n\x08\x65stimate\x18\x02 \x01(\x0b\x32\x11.pahq.v1.Estimate\"x\n\x08\x45stimate\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x03\x12\x15\n\rleast_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cmost_seconds\x18\x03 \x01(\x01\x12\x17\n\x0fstreams_weights\x18\x04 \x01(\x08\x12\x10\n\x08warnings\x18\x05 \x03(\t\"#\n\x13GetDiscoveryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x14GetDiscoveryResponse\x12%\n\tdiscovery\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Discovery\"?\n\x16ListDiscoveriesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"[\n\x17ListDiscoveriesResponse\x12\'\n\x0b\x64iscoveries\x18\x01 \x03(\x0b\x32\x12.pahq.v1.Discovery\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"&\n\x16\x43\x61ncelDiscoveryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x17\x43\x61ncelDiscoveryResponse\x12%\n\tdiscovery\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Discovery\"&\n\x16\x44\x65leteDiscoveryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteDiscoveryResponse\"=\n\x15WatchDiscoveryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\"\x89\x02\n\x05\x45vent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.pahq.v1.EventKind\x12&\n\x05state\x18\x03 \x01(\x0e\x32\x17.pahq.v1.DiscoveryState\x12#\n\x08progress\x18\x04 \x01(\x0b\x32\x11.pahq.v1.Progress\x12\x15\n\rerror_message\x18\x05 \x01(\t\x12\x1b\n\x0equeue_position\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x38\n\x14\x65stimated_start_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_queue_position\"7\n\x16WatchDiscoveryResponse\x12\x1d\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Event\"!\n\x11GetCircuitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xa7\x01\n\x12GetCircuitResponse\x12-\n\x07summary\x18\x01 \x01(\x0b\x32\x17.pahq.v1.CircuitSummaryH\x00\x88\x01\x01\x12\x1c\n\x05\x65\x64ges\x18\x02 \x03(\x0b\x32\r.pahq.v1.Edge\x12\"\n\x08verdicts\x18\x03 \x03(\x0b\x32\x10.pahq.v1.Verdict\x12\x14\n\x0cprompts_json\x18\x04 \x01(\tB\n\n\x08_summary\"v\n\x16\x45valuateCircuitRequest\x12%\n\tobjective\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Objective\x12\r\n\x05\x65\x64ges\x18\x02 \x03(\t\x12&\n\x06origin\x18\x03 \x01(\x0b\x32\x16.pahq.v1.CircuitOrigin\"F\n\rCircuitOrigin\x12\x1d\n\x05graph\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Graph\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\"e\n\x17\x45valuateCircuitResponse\x12\x1f\n\x06metric\x18\x01 \x01(\x0b\x32\x0f.pahq.v1.Metric\x12\x17\n\x0fnum_edges_total\x18\x02 \x01(\x03\x12\x10\n\x08warnings\x18\x03 \x03(\t*\xe4\x01\n\x0e\x44iscoveryState\x12\x1f\n\x1b\x44ISCOVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44ISCOVERY_STATE_QUEUED\x10\x01\x12\x1b\n\x17\x44ISCOVERY_STATE_RUNNING\x10\x02\x12\x1e\n\x1a\x44ISCOVERY_STATE_CANCELLING\x10\x03\x12\x1d\n\x19\x44ISCOVERY_STATE_CANCELLED\x10\x04\x12\x1d\n\x19\x44ISCOVERY_STATE_SUCCEEDED\x10\x05\x12\x1a\n\x16\x44ISCOVERY_STATE_FAILED\x10\x06*j\n\tEventKind\x12\x1a\n\x16\x45VENT_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45VENT_KIND_STATE\x10\x01\x12\x17\n\x13\x45VENT_KIND_PROGRESS\x10\x02\x12\x12\n\x0e\x45VENT_KIND_END\x10\x03\x32\xab\x05\n\x10\x44iscoveryService\x12T\n\x0f\x43reateDiscovery\x12\x1f.pahq.v1.CreateDiscoveryRequest\x1a .pahq.v1.CreateDiscoveryResponse\x12K\n\x0cGetDiscovery\x12\x1c.pahq.v1.GetDiscoveryRequest\x1a\x1d.pahq.v1.GetDiscoveryResponse\x12T\n\x0fListDiscoveries\x12\x1f.pahq.v1.ListDiscoveriesRequest\x1a .pahq.v1.ListDiscoveriesResponse\x12T\n\x0f\x43\x61ncelDiscovery\x12\x1f.pahq.v1.CancelDiscoveryRequest\x1a .pahq.v1.CancelDiscoveryResponse\x12T\n\x0f\x44\x65leteDiscovery\x12\x1f.pahq.v1.DeleteDiscoveryRequest\x1a .pahq.v1.DeleteDiscoveryResponse\x12S\n\x0eWatchDiscovery\x12\x1e.pahq.v1.WatchDiscoveryRequest\x1a\x1f.pahq.v1.WatchDiscoveryResponse0\x01\x12G\n\nGetCircuit\x12\x1a.pahq.v1.GetCircuitRequest\x1a\x1b.pahq.v1.GetCircuitResponse0\x01\x12T\n\x0f\x45valuateCircuit\x12\x1f.pahq.v1.EvaluateCircuitRequest\x1a .pahq.v1.EvaluateCircuitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pahq.v1.discovery_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DISCOVERYSTATE']._serialized_start=2708
-  _globals['_DISCOVERYSTATE']._serialized_end=2936
-  _globals['_EVENTKIND']._serialized_start=2938
-  _globals['_EVENTKIND']._serialized_end=3044
-  _globals['_MEASUREMENT']._serialized_start=113
-  _globals['_MEASUREMENT']._serialized_end=245
-  _globals['_DISCOVERYSPEC']._serialized_start=248
-  _globals['_DISCOVERYSPEC']._serialized_end=400
-  _globals['_DISCOVERY']._serialized_start=403
-  _globals['_DISCOVERY']._serialized_end=912
-  _globals['_PROGRESS']._serialized_start=915
-  _globals['_PROGRESS']._serialized_end=1050
-  _globals['_CREATEDISCOVERYREQUEST']._serialized_start=1052
-  _globals['_CREATEDISCOVERYREQUEST']._serialized_end=1157
-  _globals['_CREATEDISCOVERYRESPONSE']._serialized_start=1159
-  _globals['_CREATEDISCOVERYRESPONSE']._serialized_end=1260
-  _globals['_ESTIMATE']._serialized_start=1262
-  _globals['_ESTIMATE']._serialized_end=1382
-  _globals['_GETDISCOVERYREQUEST']._serialized_start=1384
-  _globals['_GETDISCOVERYREQUEST']._serialized_end=1419
-  _globals['_GETDISCOVERYRESPONSE']._serialized_start=1421
-  _globals['_GETDISCOVERYRESPONSE']._serialized_end=1482
-  _globals['_LISTDISCOVERIESREQUEST']._serialized_start=1484
-  _globals['_LISTDISCOVERIESREQUEST']._serialized_end=1547
-  _globals['_LISTDISCOVERIESRESPONSE']._serialized_start=1549
-  _globals['_LISTDISCOVERIESRESPONSE']._serialized_end=1640
-  _globals['_CANCELDISCOVERYREQUEST']._serialized_start=1642
-  _globals['_CANCELDISCOVERYREQUEST']._serialized_end=1680
-  _globals['_CANCELDISCOVERYRESPONSE']._serialized_start=1682
-  _globals['_CANCELDISCOVERYRESPONSE']._serialized_end=1746
-  _globals['_DELETEDISCOVERYREQUEST']._serialized_start=1748
-  _globals['_DELETEDISCOVERYREQUEST']._serialized_end=1786
-  _globals['_DELETEDISCOVERYRESPONSE']._serialized_start=1788
-  _globals['_DELETEDISCOVERYRESPONSE']._serialized_end=1813
-  _globals['_WATCHDISCOVERYREQUEST']._serialized_start=1815
-  _globals['_WATCHDISCOVERYREQUEST']._serialized_end=1876
-  _globals['_EVENT']._serialized_start=1879
-  _globals['_EVENT']._serialized_end=2144
-  _globals['_WATCHDISCOVERYRESPONSE']._serialized_start=2146
-  _globals['_WATCHDISCOVERYRESPONSE']._serialized_end=2201
-  _globals['_GETCIRCUITREQUEST']._serialized_start=2203
-  _globals['_GETCIRCUITREQUEST']._serialized_end=2236
-  _globals['_GETCIRCUITRESPONSE']._serialized_start=2239
-  _globals['_GETCIRCUITRESPONSE']._serialized_end=2406
-  _globals['_EVALUATECIRCUITREQUEST']._serialized_start=2408
-  _globals['_EVALUATECIRCUITREQUEST']._serialized_end=2530
-  _globals['_CIRCUITORIGIN']._serialized_start=2532
-  _globals['_CIRCUITORIGIN']._serialized_end=2602
-  _globals['_EVALUATECIRCUITRESPONSE']._serialized_start=2604
-  _globals['_EVALUATECIRCUITRESPONSE']._serialized_end=2705
-  _globals['_DISCOVERYSERVICE']._serialized_start=3047
-  _globals['_DISCOVERYSERVICE']._serialized_end=3730
+  _globals['_DISCOVERYSTATE']._serialized_start=2698
+  _globals['_DISCOVERYSTATE']._serialized_end=2926
+  _globals['_EVENTKIND']._serialized_start=2928
+  _globals['_EVENTKIND']._serialized_end=3034
+  _globals['_OBJECTIVE']._serialized_start=113
+  _globals['_OBJECTIVE']._serialized_end=243
+  _globals['_DISCOVERYSPEC']._serialized_start=246
+  _globals['_DISCOVERYSPEC']._serialized_end=394
+  _globals['_DISCOVERY']._serialized_start=397
+  _globals['_DISCOVERY']._serialized_end=906
+  _globals['_PROGRESS']._serialized_start=909
+  _globals['_PROGRESS']._serialized_end=1044
+  _globals['_CREATEDISCOVERYREQUEST']._serialized_start=1046
+  _globals['_CREATEDISCOVERYREQUEST']._serialized_end=1151
+  _globals['_CREATEDISCOVERYRESPONSE']._serialized_start=1153
+  _globals['_CREATEDISCOVERYRESPONSE']._serialized_end=1254
+  _globals['_ESTIMATE']._serialized_start=1256
+  _globals['_ESTIMATE']._serialized_end=1376
+  _globals['_GETDISCOVERYREQUEST']._serialized_start=1378
+  _globals['_GETDISCOVERYREQUEST']._serialized_end=1413
+  _globals['_GETDISCOVERYRESPONSE']._serialized_start=1415
+  _globals['_GETDISCOVERYRESPONSE']._serialized_end=1476
+  _globals['_LISTDISCOVERIESREQUEST']._serialized_start=1478
+  _globals['_LISTDISCOVERIESREQUEST']._serialized_end=1541
+  _globals['_LISTDISCOVERIESRESPONSE']._serialized_start=1543
+  _globals['_LISTDISCOVERIESRESPONSE']._serialized_end=1634
+  _globals['_CANCELDISCOVERYREQUEST']._serialized_start=1636
+  _globals['_CANCELDISCOVERYREQUEST']._serialized_end=1674
+  _globals['_CANCELDISCOVERYRESPONSE']._serialized_start=1676
+  _globals['_CANCELDISCOVERYRESPONSE']._serialized_end=1740
+  _globals['_DELETEDISCOVERYREQUEST']._serialized_start=1742
+  _globals['_DELETEDISCOVERYREQUEST']._serialized_end=1780
+  _globals['_DELETEDISCOVERYRESPONSE']._serialized_start=1782
+  _globals['_DELETEDISCOVERYRESPONSE']._serialized_end=1807
+  _globals['_WATCHDISCOVERYREQUEST']._serialized_start=1809
+  _globals['_WATCHDISCOVERYREQUEST']._serialized_end=1870
+  _globals['_EVENT']._serialized_start=1873
+  _globals['_EVENT']._serialized_end=2138
+  _globals['_WATCHDISCOVERYRESPONSE']._serialized_start=2140
+  _globals['_WATCHDISCOVERYRESPONSE']._serialized_end=2195
+  _globals['_GETCIRCUITREQUEST']._serialized_start=2197
+  _globals['_GETCIRCUITREQUEST']._serialized_end=2230
+  _globals['_GETCIRCUITRESPONSE']._serialized_start=2233
+  _globals['_GETCIRCUITRESPONSE']._serialized_end=2400
+  _globals['_EVALUATECIRCUITREQUEST']._serialized_start=2402
+  _globals['_EVALUATECIRCUITREQUEST']._serialized_end=2520
+  _globals['_CIRCUITORIGIN']._serialized_start=2522
+  _globals['_CIRCUITORIGIN']._serialized_end=2592
+  _globals['_EVALUATECIRCUITRESPONSE']._serialized_start=2594
+  _globals['_EVALUATECIRCUITRESPONSE']._serialized_end=2695
+  _globals['_DISCOVERYSERVICE']._serialized_start=3037
+  _globals['_DISCOVERYSERVICE']._serialized_end=3720
 # @@protoc_insertion_point(module_scope)

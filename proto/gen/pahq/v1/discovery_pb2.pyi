@@ -40,7 +40,7 @@ EVENT_KIND_STATE: EventKind
 EVENT_KIND_PROGRESS: EventKind
 EVENT_KIND_END: EventKind
 
-class Measurement(_message.Message):
+class Objective(_message.Message):
     __slots__ = ("model", "task", "metric", "ablation", "kv_receivers", "precision")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -57,18 +57,18 @@ class Measurement(_message.Message):
     def __init__(self, model: _Optional[str] = ..., task: _Optional[_Union[_task_pb2.Task, _Mapping]] = ..., metric: _Optional[str] = ..., ablation: _Optional[str] = ..., kv_receivers: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class DiscoverySpec(_message.Message):
-    __slots__ = ("measurement", "method", "threshold", "gates", "include_prompts")
-    MEASUREMENT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("objective", "method", "threshold", "gates", "include_prompts")
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     METHOD_FIELD_NUMBER: _ClassVar[int]
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     GATES_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_PROMPTS_FIELD_NUMBER: _ClassVar[int]
-    measurement: Measurement
+    objective: Objective
     method: str
     threshold: float
     gates: bool
     include_prompts: bool
-    def __init__(self, measurement: _Optional[_Union[Measurement, _Mapping]] = ..., method: _Optional[str] = ..., threshold: _Optional[float] = ..., gates: bool = ..., include_prompts: bool = ...) -> None: ...
+    def __init__(self, objective: _Optional[_Union[Objective, _Mapping]] = ..., method: _Optional[str] = ..., threshold: _Optional[float] = ..., gates: bool = ..., include_prompts: bool = ...) -> None: ...
 
 class Discovery(_message.Message):
     __slots__ = ("name", "spec", "state", "progress", "error_message", "create_time", "start_time", "end_time", "queue_position", "estimated_start_time", "charged_seconds", "warnings", "num_prompts", "metric")
@@ -251,14 +251,14 @@ class GetCircuitResponse(_message.Message):
     def __init__(self, summary: _Optional[_Union[_circuit_pb2.CircuitSummary, _Mapping]] = ..., edges: _Optional[_Iterable[_Union[_circuit_pb2.Edge, _Mapping]]] = ..., verdicts: _Optional[_Iterable[_Union[_circuit_pb2.Verdict, _Mapping]]] = ..., prompts_json: _Optional[str] = ...) -> None: ...
 
 class EvaluateCircuitRequest(_message.Message):
-    __slots__ = ("measurement", "edges", "origin")
-    MEASUREMENT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("objective", "edges", "origin")
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
-    measurement: Measurement
+    objective: Objective
     edges: _containers.RepeatedScalarFieldContainer[str]
     origin: CircuitOrigin
-    def __init__(self, measurement: _Optional[_Union[Measurement, _Mapping]] = ..., edges: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[CircuitOrigin, _Mapping]] = ...) -> None: ...
+    def __init__(self, objective: _Optional[_Union[Objective, _Mapping]] = ..., edges: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[CircuitOrigin, _Mapping]] = ...) -> None: ...
 
 class CircuitOrigin(_message.Message):
     __slots__ = ("graph", "model_revision")

@@ -48,10 +48,10 @@ class Hypothesis(_message.Message):
     def __init__(self, removed: _Optional[_Union[EdgeList, _Mapping]] = ..., edges: _Optional[_Union[EdgeList, _Mapping]] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
-    __slots__ = ("measurement",)
-    MEASUREMENT_FIELD_NUMBER: _ClassVar[int]
-    measurement: _discovery_pb2.Measurement
-    def __init__(self, measurement: _Optional[_Union[_discovery_pb2.Measurement, _Mapping]] = ...) -> None: ...
+    __slots__ = ("objective",)
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    objective: _discovery_pb2.Objective
+    def __init__(self, objective: _Optional[_Union[_discovery_pb2.Objective, _Mapping]] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session",)
