@@ -2,7 +2,7 @@ import datetime
 
 from google.protobuf import duration_pb2 as _duration_pb2
 from pahq.v1 import circuit_pb2 as _circuit_pb2
-from pahq.v1 import discovery_pb2 as _discovery_pb2
+from pahq.v1 import jobs_pb2 as _jobs_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -50,8 +50,8 @@ class Hypothesis(_message.Message):
 class OpenSessionRequest(_message.Message):
     __slots__ = ("objective",)
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
-    objective: _discovery_pb2.Objective
-    def __init__(self, objective: _Optional[_Union[_discovery_pb2.Objective, _Mapping]] = ...) -> None: ...
+    objective: _jobs_pb2.Objective
+    def __init__(self, objective: _Optional[_Union[_jobs_pb2.Objective, _Mapping]] = ...) -> None: ...
 
 class OpenSessionResponse(_message.Message):
     __slots__ = ("session",)
@@ -96,3 +96,31 @@ class CloseSessionRequest(_message.Message):
 class CloseSessionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class EvaluateCircuitRequest(_message.Message):
+    __slots__ = ("objective", "edges", "origin")
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    objective: _jobs_pb2.Objective
+    edges: _containers.RepeatedScalarFieldContainer[str]
+    origin: CircuitOrigin
+    def __init__(self, objective: _Optional[_Union[_jobs_pb2.Objective, _Mapping]] = ..., edges: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[CircuitOrigin, _Mapping]] = ...) -> None: ...
+
+class CircuitOrigin(_message.Message):
+    __slots__ = ("graph", "model_revision")
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
+    graph: _circuit_pb2.Graph
+    model_revision: str
+    def __init__(self, graph: _Optional[_Union[_circuit_pb2.Graph, _Mapping]] = ..., model_revision: _Optional[str] = ...) -> None: ...
+
+class EvaluateCircuitResponse(_message.Message):
+    __slots__ = ("metric", "num_edges_total", "warnings")
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    NUM_EDGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    metric: _circuit_pb2.Metric
+    num_edges_total: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, metric: _Optional[_Union[_circuit_pb2.Metric, _Mapping]] = ..., num_edges_total: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...

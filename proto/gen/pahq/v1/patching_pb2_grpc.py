@@ -57,6 +57,11 @@ class PatchingServiceStub(object):
                 request_serializer=pahq_dot_v1_dot_patching__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=pahq_dot_v1_dot_patching__pb2.CloseSessionResponse.FromString,
                 _registered_method=True)
+        self.EvaluateCircuit = channel.unary_unary(
+                '/pahq.v1.PatchingService/EvaluateCircuit',
+                request_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitRequest.SerializeToString,
+                response_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitResponse.FromString,
+                _registered_method=True)
 
 
 class PatchingServiceServicer(object):
@@ -94,6 +99,16 @@ class PatchingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EvaluateCircuit(self, request, context):
+        """Measures the metric of a given circuit, of the full model and of the empty
+        circuit, without a session. It waits for its turn, an hour at most; while it
+        does, it counts in the caller's quota of queued jobs, and its prompts in that
+        of tokens. Nothing of it is kept: a repeated call does no harm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PatchingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +131,11 @@ def add_PatchingServiceServicer_to_server(servicer, server):
                     servicer.CloseSession,
                     request_deserializer=pahq_dot_v1_dot_patching__pb2.CloseSessionRequest.FromString,
                     response_serializer=pahq_dot_v1_dot_patching__pb2.CloseSessionResponse.SerializeToString,
+            ),
+            'EvaluateCircuit': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvaluateCircuit,
+                    request_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitRequest.FromString,
+                    response_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -229,6 +249,33 @@ class PatchingService(object):
             '/pahq.v1.PatchingService/CloseSession',
             pahq_dot_v1_dot_patching__pb2.CloseSessionRequest.SerializeToString,
             pahq_dot_v1_dot_patching__pb2.CloseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvaluateCircuit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pahq.v1.PatchingService/EvaluateCircuit',
+            pahq_dot_v1_dot_patching__pb2.EvaluateCircuitRequest.SerializeToString,
+            pahq_dot_v1_dot_patching__pb2.EvaluateCircuitResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,33 @@
+from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AcdcParameters(_message.Message):
+    __slots__ = ("threshold", "gates")
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    GATES_FIELD_NUMBER: _ClassVar[int]
+    threshold: float
+    gates: bool
+    def __init__(self, threshold: _Optional[float] = ..., gates: bool = ...) -> None: ...
+
+class SingleEdgeParameters(_message.Message):
+    __slots__ = ("threshold",)
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    threshold: float
+    def __init__(self, threshold: _Optional[float] = ...) -> None: ...
+
+class EapParameters(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ExtensionParameters(_message.Message):
+    __slots__ = ("method", "parameters")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    parameters: _struct_pb2.Struct
+    def __init__(self, method: _Optional[str] = ..., parameters: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
