@@ -54,7 +54,7 @@ Runner = Callable[[Sequence[tuple[EngineState, Any]]], Sequence[Outcome]]
 def one_by_one(run: Callable[[EngineState, O], object]) -> Runner:
     """Makes a runner from a function that runs a single operation and returns its result.
 
-    What the function raises becomes the outcome of that operation alone.
+    An exception that the function raises becomes the outcome of that operation alone.
     """
 
     def outcome(state: EngineState, operation: O) -> Outcome:
@@ -67,7 +67,7 @@ def one_by_one(run: Callable[[EngineState, O], object]) -> Runner:
 
 
 def score_passes(work: Sequence[tuple[EngineState, ScorePasses]]) -> list[Outcome]:
-    """Measures the passes of several jobs: jobs of one model and precision share batches."""
+    """Measures the passes of several jobs. Jobs of one model and precision policy share batches."""
 
     def score(group: list[tuple[EngineState, ScorePasses]]) -> Sequence[Outcome]:
         backend = group[0][0].backend
