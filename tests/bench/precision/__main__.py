@@ -14,7 +14,7 @@ from bench.__main__ import RESULTS, machine
 from bench.precision import cost, faithfulness
 from bench.precision.subjects import subjects
 from bench.precision.tables import markdown
-from pahq_server.models.heap import keep_freed_memory
+from pahq_server.memory.heap import keep_freed_memory
 
 PARTS: dict[str, Callable[[], Any]] = {
     "faithfulness": lambda: faithfulness.measure(subjects()),
