@@ -34,7 +34,7 @@ from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
-from pahq_server.models.building import Placed
+from pahq_server.models.building import ToDevice
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan_models
@@ -243,7 +243,7 @@ def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> 
     """One model, compared with transformers' reading of it; what is odd about it goes to the log."""
     source = config.models[name]
     if config.weights is None:
-        loaded = load(source, Placed(TRANSFORMS[config.executor], device))
+        loaded = load(source, ToDevice(TRANSFORMS[config.executor], device))
     else:
         loaded = load_rounded(source, POLICIES[config.weights], device)
     for warning in loaded.warnings:

@@ -12,11 +12,11 @@ from pahq_server.precision import quantized as module
 from pahq_server.precision.policy import Format
 from pahq_server.precision.quantized import (
     DTYPES,
-    FINER,
     LARGEST,
+    SECOND_TERM_FACTOR,
     SMALLEST,
     Quantized,
-    numbers,
+    codes_to_floats,
     quantize,
     rounded,
     rounded_rows,
@@ -125,7 +125,7 @@ def test_few_and_many_rows_are_rounded_alike(form: Format, monkeypatch: pytest.M
     x = torch.randn(50, 40) * 10.0 ** torch.randint(-44, 38, (50, 1))
     x[0] = 0
     few = rounded_rows(x, form)
-    monkeypatch.setattr(module, "MANY", 0)
+    monkeypatch.setattr(module, "MANY_NUMBERS", 0)
     many = rounded_rows(x, form)
     assert all(torch.equal(a.float(), b.float()) for a, b in zip(few, many, strict=True))
 
@@ -136,7 +136,7 @@ def test_few_and_many_rows_are_rounded_alike(form: Format, monkeypatch: pytest.M
 def test_rows_that_are_no_numbers_have_a_scale_that_is_none(
     form: Format, dtype: torch.dtype, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MANY", many)
+    monkeypatch.setattr(module, "MANY_NUMBERS", many)
     x = torch.ones(4, 3, dtype=dtype)
     x[1, 0], x[2, 1], x[3, 2] = float("nan"), float("inf"), -float("inf")
     _, scale = rounded_rows(x, form)
@@ -146,12 +146,12 @@ def test_rows_that_are_no_numbers_have_a_scale_that_is_none(
 @pytest.mark.parametrize("dtype", TYPES)
 def test_every_8_bit_number_is_read_as_what_it_is(dtype: torch.dtype) -> None:
     codes = torch.arange(256).to(torch.uint8)
-    assert torch.equal(numbers(codes.view(torch.int8), dtype), codes.view(torch.int8).to(dtype))
+    assert torch.equal(codes_to_floats(codes.view(torch.int8), dtype), codes.view(torch.int8).to(dtype))
     floats = codes.view(torch.float8_e4m3fn)
-    read, expected = numbers(floats, dtype), floats.to(dtype)
+    read, expected = codes_to_floats(floats, dtype), floats.to(dtype)
     assert read.dtype == dtype
     assert torch.equal(read[~expected.isnan()], expected[~expected.isnan()])
-    assert torch.equal(numbers(floats.view(16, 16).mT, dtype), read.view(16, 16).mT)
+    assert torch.equal(codes_to_floats(floats.view(16, 16).mT, dtype), read.view(16, 16).mT)
 
 
 def _assert_same(a: Quantized, b: Quantized) -> None:
@@ -171,7 +171,7 @@ def test_a_second_term_is_what_the_first_leaves(form: Format, error: float, dtyp
     assert torch.equal(same_scale, scale)
     assert torch.equal(first.to(dtype), one.to(dtype))
     assert float(second.to(dtype).abs().max()) <= LARGEST[form]
-    left = (x / scale - first.to(dtype) - second.to(dtype) / FINER[form]).abs()
+    left = (x / scale - first.to(dtype) - second.to(dtype) / SECOND_TERM_FACTOR[form]).abs()
     # Of 8-bit floats, half a step of the second term: 16 at most where the first has steps of 32.
     assert float(left.max()) <= error * (1 + 1e-4)
     assert not both[7].to(dtype).any()

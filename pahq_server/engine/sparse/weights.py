@@ -18,7 +18,7 @@ from pahq_server.engine.sparse.activations import ACTIVATIONS
 from pahq_server.models.architecture import Model, Weights
 from pahq_server.models.resident import QuantizedLayer
 from pahq_server.precision.products import inner, matmul, sums
-from pahq_server.precision.quantized import Matrix, floats
+from pahq_server.precision.quantized import Matrix, to_floats
 
 # Bytes of products of one model's weights that are kept for reuse.
 COMPOSED_BYTES = 64 * 1024 * 1024
@@ -144,7 +144,7 @@ class SparseWeights:
         return torch.cat([self._floats(weights.w_gate), self._floats(weights.w_in)], 1)
 
     def _floats(self, matrix: Matrix) -> Tensor:
-        return floats(matrix, self.dtype)
+        return to_floats(matrix, self.dtype)
 
     def mlp_out(self, layer: int) -> Tensor:
         """Matrix from an MLP's hidden units to its output: [M, D]."""
