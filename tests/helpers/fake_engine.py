@@ -49,7 +49,7 @@ class FakeEngine:
     """Serves "toy" and whatever else a test names in ``failures``.
 
     ``operations`` says what a class of operations gives; a test may add its own. ``steps`` records which
-    states each call of `run` worked for. While the engine is held, `run` waits; `let` allows a number of calls.
+    states each call of `run` worked for. While the engine is held, `run` waits; `let` allows some calls.
     ``room`` limits how many states can be open at once. ``request_warnings`` are found in every request.
 
     Args:
