@@ -30,8 +30,8 @@ from pahq_server.store.records import StoredArtifact
 
 SPEC = acdc(2.0, gates=False)
 TEXTS = PromptTask(clean=("Mary had a", (3, 4)), corrupted=("John had a", (3, 6)), positions=(1,))
-ASKING = replace(SPEC, objective=replace(OBJECTIVE, task=TEXTS), threshold=1.5, include_prompts=True)
-BUILTIN = replace(SPEC, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 4, 7)), threshold=0.25)
+ASKING = replace(acdc(1.5, objective=replace(OBJECTIVE, task=TEXTS)), include_prompts=True)
+BUILTIN = acdc(0.25, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 4, 7)))
 
 
 def service_on(database: Any, engine: FakeEngine | None = None, **policy: Any) -> JobService:
@@ -73,7 +73,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
             engine.let()
             wait_until(running, lambda now, before=before: now != before)  # type: ignore[misc]
         for spec in (changed(ASKING, threshold=3.0), changed(BUILTIN, threshold=4.0)):
-            jobs.create(spec, f"{spec.threshold}", user="bob")
+            jobs.create(spec, f"{spec.parameters.threshold}", user="bob")
         closing = threading.Thread(target=jobs.close)
         closing.start()
         while not jobs._scheduler._closing:
@@ -89,12 +89,7 @@ def told_of(job: Job) -> tuple[object, ...]:
 
 
 def told_of_result(result: StoredArtifact) -> tuple[object, ...]:
-    found = result.search
-    return (
-        *(result.graph, result.metric, result.request, result.run, result.prompts),
-        *(found.circuit.key, found.verdicts, found.scores.tobytes()),
-        *(found.metric_value, found.metric_full, found.metric_empty),
-    )
+    return result.artifact, result.partial, result.request, result.run, result.prompts
 
 
 def everything(folder: Path) -> dict[str, object]:
@@ -126,7 +121,7 @@ def everything(folder: Path) -> dict[str, object]:
         for record in store.unfinished():
             if not record.damage:
                 ask(f"{record.name} prompts", lambda record=record: store.prompts(record.id))  # type: ignore[misc]
-                ask(f"{record.name} verdicts", lambda record=record: store.journal(record.id))  # type: ignore[misc]
+                ask(f"{record.name} journal", lambda record=record: store.journal(record.id))  # type: ignore[misc]
         for token in TokenTable(database).all():
             told[f"token {token.id}"] = DAMAGED if token.damaged else token
     return told

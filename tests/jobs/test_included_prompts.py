@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.damage import summed_again
 from helpers.fake_engine import OBJECTIVE, FakeEngine
+from helpers.specs import acdc
 from helpers.waiting import result_of
 
 from pahq_server.core.errors import AlreadyExistsError
@@ -18,7 +19,7 @@ from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.jobs import spec as specs
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobService
-from pahq_server.jobs.spec import JobSpec, RequestFacts
+from pahq_server.jobs.spec import JobSpec
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 from pahq_server.store.jobs import SqliteJobStore
@@ -26,7 +27,7 @@ from pahq_server.store.jobs import SqliteJobStore
 NewService = Callable[..., JobService]
 
 TASK = PromptTask(("Mary had a", (3, 4)), ("John had a", (3, 6)), ("lamb", (7,)), positions=(1,))
-SPEC = JobSpec(replace(OBJECTIVE, task=TASK), "acdc", 2.0, gates=True)
+SPEC = acdc(2.0, gates=True, objective=replace(OBJECTIVE, task=TASK))
 ASKS = replace(SPEC, include_prompts=True)
 BUILTIN = replace(SPEC, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 1, 5)))
 
@@ -120,22 +121,11 @@ def test_jobs_of_one_result_tell_their_own_task(engine: FakeEngine, new_service:
 # What is stored
 
 
-def test_a_request_without_the_choice_is_stored_as_ever() -> None:
-    """So a request that came to an older server is still known by its id."""
-    text, prompts = specs.encode(SPEC)
-    assert "include_prompts" not in text
-    assert specs.decode(text, prompts) == SPEC
-    assert specs.decode(*specs.encode(ASKS)) == ASKS
-    assert specs.payload(text, prompts) != specs.payload(*specs.encode(ASKS))
-
-
-def test_facts_are_stored_with_the_spec() -> None:
-    text, prompts = specs.encode(ASKS)
-    facts = RequestFacts(2, ("Watch out.",))
-    stored = specs.with_facts(text, facts)
-    assert specs.facts(stored) == facts
-    assert specs.decode(stored, prompts) == ASKS
-    assert specs.facts(text) == RequestFacts()
+def test_the_choice_is_part_of_the_request() -> None:
+    text, asks = specs.encode(SPEC), specs.encode(ASKS)
+    assert specs.decode(text.text, text.prompts) == SPEC
+    assert specs.decode(asks.text, asks.prompts) == ASKS
+    assert text.payload != asks.payload
 
 
 def test_a_later_process_still_tells_all(engine: FakeEngine, new_service: NewService, tmp_path: Path) -> None:
@@ -159,7 +149,7 @@ def test_rows_of_an_older_server(new_service: NewService, tmp_path: Path) -> Non
     service = new_service(SqliteJobStore(database))
     job = service.create(SPEC, "abc")
     result_of(service, job)
-    text, _ = specs.encode(SPEC)
+    text = specs.encode(SPEC).text
     with database.transaction("test", synced=True) as connection:
         connection.execute("UPDATE jobs SET spec = ?", (text,))
         connection.execute("UPDATE results SET run = json_remove(run, '$.warnings')")

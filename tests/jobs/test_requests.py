@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from helpers.fake_engine import OBJECTIVE, FakeEngine
@@ -66,7 +67,7 @@ def test_validating_only_checks_and_creates_nothing(engine: FakeEngine, service:
     job, _ = service.check(SPEC, "abc")
     assert (job.name, listed(service), engine.opened) == ("", [], [])
     with pytest.raises(InvalidRequestError):
-        service.check(changed(SPEC, threshold=None), "")
+        service.check(replace(SPEC, method="nothing"), "")
     created = create(service, request_id="abc")
     assert service.check(SPEC, "abc")[0].name == ""
     with pytest.raises(AlreadyExistsError):

@@ -115,7 +115,7 @@ def test_jobs_can_be_asked_about_before_they_go_on(start: Start) -> None:
     assert not server.jobs.resumed
     jobs = of(server, "ada")
     assert [job.snapshot.state for job in jobs] == [JobState.QUEUED] * 3
-    assert [job.spec.threshold for job in jobs] == [1.0, 1.5, 2.5]
+    assert [job.spec.parameters.threshold for job in jobs] == [1.0, 1.5, 2.5]
     assert all(server.jobs.find(job.name) is job for job in jobs)
     assert server.jobs.artifact(jobs[1].name) is None
     assert server.jobs.count_by_state()["queued"] == len(LEFT)

@@ -173,6 +173,73 @@ def test_cancels_from_many_threads_never_take_a_job_back(service: JobService) ->
     assert ends[1].state is ends[5].state is JobState.SUCCEEDED  # nobody cancelled these
 
 
+# What a job had found that did not come to its end
+
+
+def interrupted(engine: FakeEngine, service: JobService, spec: JobSpec = SPEC, steps: int = 5) -> Job:
+    """A job that was cancelled after some batches."""
+    engine.hold()
+    job = create(service, spec)
+    engine.let(steps)
+    for _ in range(steps + 1):
+        engine.wait_for_call()
+    service.cancel(job.name)
+    engine.release()
+    assert wait_end(job).state is JobState.CANCELLED
+    return job
+
+
+@pytest.mark.parametrize("spec", [SPEC, single_edge()])
+def test_what_a_cancelled_job_had_found(spec: JobSpec, engine: FakeEngine, service: JobService) -> None:
+    job = interrupted(engine, service, spec)
+    result = service.artifact(job.name)
+    assert result is not None
+    assert result.partial
+    verdicts = found(result).verdicts
+    assert verdicts == alone(spec).verdicts[: len(verdicts)]
+    assert len(verdicts) == job.snapshot.records > 0
+    assert result.request["version"] == "1.2.3"
+    assert (result.run["state"], result.run["task"]) == ("cancelled", {"num_prompts": 2})
+    assert job.summary is service.find(job.name).summary is None
+
+
+def test_what_a_failed_job_had_found(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    job = create(service, BAD)
+    for _ in range(3):
+        engine.wait_for_call()
+        engine.let()
+    engine.wait_for_call()
+    engine.failures["bad"].run = NonFiniteMetricError("the metric is nan")
+    engine.release()
+    assert wait_end(job).state is JobState.FAILED
+    result = service.artifact(job.name)
+    assert result is not None
+    assert result.partial
+    assert found(result).verdicts == alone(SPEC).verdicts[: job.snapshot.records]
+
+
+def test_a_job_that_had_found_nothing(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    running, waiting = [create(service) for _ in range(4)], create(service)
+    assert service.artifact(waiting.name) is None
+    service.cancel(waiting.name)
+    engine.release()
+    assert wait_end(waiting).state is JobState.CANCELLED
+    assert service.artifact(waiting.name) is None
+    assert {wait_end(job).state for job in running} == {JobState.SUCCEEDED}
+
+
+def test_what_was_found_needs_its_model(engine: FakeEngine, service: JobService) -> None:
+    job = interrupted(engine, service, BAD)
+    engine.revision = "beef"
+    with pytest.raises(ConflictError, match="was found with revision c0ffee of the model, which is not"):
+        service.artifact(job.name)
+    del engine.failures["bad"]
+    with pytest.raises(ConflictError, match="cannot be read: model 'bad' not found"):
+        service.artifact(job.name)
+
+
 # Failures
 
 
@@ -200,8 +267,8 @@ def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, s
         create(service, replace(SPEC, objective=replace(OBJECTIVE, model="nobody")))
     with pytest.raises(InvalidRequestError, match="unknown metric"):
         create(service, replace(SPEC, objective=replace(OBJECTIVE, metric="charm")))
-    with pytest.raises(InvalidRequestError, match="threshold"):
-        create(service, changed(SPEC, threshold=-1.0))
+    with pytest.raises(InvalidRequestError, match="unknown method"):
+        create(service, replace(SPEC, method="charm"))
     assert listed(service) == []
     assert engine.opened == []
 
