@@ -17,7 +17,8 @@ import torch
 
 from bench import measure, workloads
 from bench.measure import MEMORY_BYTES, Job, SweepJob
-from bench.tables import markdown
+from bench.pages import write_table
+from bench.tables import markdown, targets
 from bench.workloads import Workload
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import BaseCircuit, PatchedPass
@@ -226,6 +227,7 @@ def main() -> None:
         stored.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     table = markdown(results)
     (RESULTS / "bench.md").write_text(table, "utf-8")
+    write_table("speed", targets(results))
     print(table)
 
 
