@@ -1,4 +1,4 @@
-"""The circuits with known answers that lie beside the repository; tests skip where they are absent."""
+"""Circuits with known answers: those in tests/cases, and more of them where these lie beside the repository."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.shared import MODELS
 
 from pahq_client import Task
 
-CASES = MODELS.parent / "cases"
+SHIPPED, BESIDE = Path(__file__).parents[1] / "cases", MODELS.parent / "cases"
 ABSENT = pytest.param(
     None, marks=pytest.mark.skip(reason="needs ../shared/cases, which is not part of the repository"), id="-"
 )
@@ -71,9 +71,9 @@ class Case:
 
 
 def load_cases() -> list[Case]:
-    """All cases by name; none where they are absent."""
-    paths = sorted(CASES.glob("*/case.json"))
-    return [Case(path.parent, json.loads(path.read_text("utf-8"))) for path in paths]
+    """All cases by name."""
+    found = {path.parent.name: path for folder in (BESIDE, SHIPPED) for path in folder.glob("*/case.json")}
+    return [Case(path.parent, json.loads(path.read_text("utf-8"))) for _, path in sorted(found.items())]
 
 
 def run_parameters() -> Iterator[Any]:
