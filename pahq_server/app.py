@@ -33,8 +33,8 @@ from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService
-from pahq_server.models.casting import Placed
-from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
+from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
+from pahq_server.models.building import Placed
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan_models

@@ -33,10 +33,10 @@ from pahq_server.engine.estimating import Estimator, slow_policy
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
 from pahq_server.engine.sizing import DEFAULT_SHARE, job_bytes, token_bytes
 from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
+from pahq_server.memory.heap import Gaps, kept_free_bytes
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
 from pahq_server.models.folding import FOLDING, fold
-from pahq_server.models.heap import Gaps, kept_free_bytes
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision import products

@@ -25,7 +25,7 @@ from pahq_server.core.engine import BaseCircuit, PatchedPass
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.shared import DeviceMemory
-from pahq_server.models.heap import keep_freed_memory
+from pahq_server.memory.heap import keep_freed_memory
 
 # How long one of several things that are compared goes on before it is the next one's turn.
 TURN_S = 0.4

@@ -30,7 +30,7 @@ from pahq_server.engine.operations import measured_gflops
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
-from pahq_server.models.casting import Placed
+from pahq_server.models.building import Placed
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.streaming import ResidentModel, head_store, load_rounded, streamed
 from pahq_server.precision.head_store import HeadStore

@@ -1,4 +1,4 @@
-"""Circuits with known answers: those in tests/cases, and more of them where these lie beside the repository."""
+"""Circuits with known answers: those in tests/cases, and more that may lie beside the repository."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import Placed, cast
+from pahq_server.models.building import Placed, cast
 from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded

@@ -26,7 +26,7 @@ from pahq_server.engine.literal_activations import (
     promoted_maps,
 )
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.search.acdc import Acdc

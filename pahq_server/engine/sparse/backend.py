@@ -15,7 +15,7 @@ from pahq_server.core.task import TokenTask
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory, Shared
-from pahq_server.memory.errors import OutOfPagesError
+from pahq_server.memory.pool import OutOfPagesError
 from pahq_server.models.architecture import Model
 
 logger = logging.getLogger(__name__)

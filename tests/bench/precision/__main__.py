@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pahq_server.models.heap import keep_freed_memory
 
 from bench.__main__ import RESULTS, machine
 from bench.pages import write_table
 from bench.precision import cost, faithfulness
 from bench.precision.subjects import subjects
 from bench.precision.tables import by_width, markdown, targets
-from pahq_server.models.heap import keep_freed_memory
+from pahq_server.memory.heap import keep_freed_memory
 
 PARTS: dict[str, Callable[[], Any]] = {
     "faithfulness": lambda: faithfulness.measure(subjects()),

@@ -16,12 +16,12 @@ from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 
 from pahq_server.core.errors import ConflictError
-from pahq_server.models import folding, masters
+from pahq_server.models import checkpoint_weights, folding
 from pahq_server.models.architecture import LayerWeights, Weights
+from pahq_server.models.checkpoint import Mapped
+from pahq_server.models.checkpoint_weights import Masters, MlpWeights
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import LoadedModel, load
-from pahq_server.models.mapped import Mapped
-from pahq_server.models.masters import Masters, MlpWeights
 from pahq_server.precision.head_store import Component, HeadStore
 
 SHARED = ("tinytalk-gptneo-hf", "stories260K-hf", "atome-vanilla1m-gpt2-hf", "gptnano-sort-gpt2-hf")
@@ -127,7 +127,7 @@ def test_a_vocabulary_of_several_parts(
     architecture: Callable[..., Any], tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folding, "OUTPUTS", 8)
-    monkeypatch.setattr(masters, "OUTPUTS", 8)
+    monkeypatch.setattr(checkpoint_weights, "OUTPUTS", 8)
     architecture(tie_word_embeddings=tied).save_pretrained(tmp_path)
     found = Masters.open(str(tmp_path))
     assert [len(w.T) for w, _ in found.unembedding()] == [8, 8, 7]
@@ -143,13 +143,13 @@ def test_the_size_of_parts_of_the_vocabulary_does_not_change_their_bits(tmp_path
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many numbers have been copied out of mapped files, copy by copy."""
     counts: list[int] = []
-    own = masters._own
+    own = checkpoint_weights._own
 
     def counting(view: Tensor, packed: bool = False) -> Tensor:
         counts.append(view.numel())
         return own(view, packed)
 
-    monkeypatch.setattr(masters, "_own", counting)
+    monkeypatch.setattr(checkpoint_weights, "_own", counting)
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Train the demo model: ``python -m pahq_server.demo.train --out DIR``.
+"""Train the demo model: ``python -m demo_training.train --out DIR``.
 
 A function of its arguments alone, on a given machine and version of torch: fixed seed, fixed number
 of threads, deterministic algorithms.
@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from demo_training import card, corpus, tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
-
-from pahq_server.demo import card, corpus, tokenizer
 
 CONTEXT = 64
 # Sums are split by thread: another number would give other last digits.
@@ -114,7 +113,7 @@ def save(model: GPT2LMHeadModel, words: PreTrainedTokenizerFast, out: Path) -> N
 def main() -> None:
     defaults = Recipe()
     parser = argparse.ArgumentParser(
-        prog="python -m pahq_server.demo.train", description="Train the demo model."
+        prog="python -m demo_training.train", description="Train the demo model."
     )
     parser.add_argument("--out", type=Path, default=Path("demo-model"), help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=defaults.seed)

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pahq_server.memory.runs import FreeRuns, consecutive, distinct, expand, runs_of
+from pahq_server.memory.pages import FreeRuns, consecutive, distinct, expand, runs_of
 
 PAGES = 40
 page_sets = st.sets(st.integers(0, PAGES - 1), min_size=1)

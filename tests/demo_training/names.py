@@ -6,7 +6,7 @@ thing to learn.
 
 from __future__ import annotations
 
-from pahq_server.tasks.ioi_sentences import NAMES, words
+from pahq_server.tasks.ioi import NAMES, words
 
 # Never seen in a sentence of the task's shape.
 HELD_OUT_NAMES = NAMES[3::4]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pahq_server.demo.evaluate import Score, evaluate
-from pahq_server.demo.names import EXTRA_NAMES, HELD_OUT_NAMES
-from pahq_server.tasks.ioi_sentences import NAMES
+from demo_training.evaluate import Score, evaluate
+from demo_training.names import EXTRA_NAMES, HELD_OUT_NAMES
+
+from pahq_server.tasks.ioi import NAMES
 
 NUM_PROMPTS = 1000
 # Of the test prompts; has nothing to do with the seed of the training text.
@@ -46,7 +47,7 @@ they do in the other documents.
 
 ## Retrain
 
-`python -m pahq_server.demo.train --out DIR --seed {seed} --steps {steps}` takes some minutes on two
+`python -m demo_training.train --out DIR --seed {seed} --steps {steps}` takes some minutes on two
 processor cores, and gives the same bytes again on the same machine with the same version of torch.
 
 ## Licence

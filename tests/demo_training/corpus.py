@@ -11,8 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from pahq_server.demo.names import ALL_NAMES, TRAINED_NAMES
-from pahq_server.tasks.ioi_sentences import PLACES, THINGS, Frame, pick, pick_distinct, words
+from demo_training.names import ALL_NAMES, TRAINED_NAMES
+
+from pahq_server.tasks.ioi import PLACES, THINGS, Frame, pick, pick_distinct, words
 
 _WORDS = {
     "place": PLACES,

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from transformers.activations import ACT2FN
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.loading import ADAPTERS
+from pahq_server.models.adapters.registry import ADAPTERS
 
 
 @pytest.fixture(scope="module")

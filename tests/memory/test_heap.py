@@ -10,7 +10,7 @@ import pytest
 MEASURE = """
 import resource
 import torch
-from pahq_server.models.heap import keep_freed_memory
+from pahq_server.memory.heap import keep_freed_memory
 
 print(keep_freed_memory())
 torch.zeros(4 << 20).add_(1)
@@ -33,7 +33,7 @@ def test_a_freed_block_is_reused_without_page_faults() -> None:
 GAPS = """
 from pathlib import Path
 import torch
-from pahq_server.models.heap import Gaps, keep_freed_memory
+from pahq_server.memory.heap import Gaps, keep_freed_memory
 
 
 def resident():

@@ -1,26 +1,131 @@
-"""Accounts for every field of a ``config.json``: what is computed with, what does not matter, nothing else.
-
-transformers gives a model all fields of its file, also those that the format's configuration class has not
-heard of: ``is_causal``, for one, changes the mask of most models. Forks add fields of their own. So an
-adapter declares which fields it computes with and which have no effect on logits; what is left is refused by
-name unless it has the value that the library takes without it.
-"""
+"""Accounts for every field of a ``config.json``."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import math
+import reprlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.kinds import Kind, as_json, check_value, integer, nullable, same, shown
-from pahq_server.models.rope import check_rope_config, check_rope_file
+
+# The largest size that the protocol can tell: its sizes are int32.
+INT32_MAX = 2**31 - 1
+# The deepest published models have some 130 layers. Above this a list per layer is an attack on memory.
+MAX_LAYERS = 4096
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field may hold.
+
+    Args:
+        allowed: says it in words, to follow "must be".
+        accepts: tells whether a value as JSON gives it is allowed.
+    """
+
+    allowed: str
+    accepts: Callable[[Any], bool]
+
+
+def integer(low: int = 1, high: int = INT32_MAX) -> Kind:
+    return Kind(f"an integer from {low} to {high}", lambda x: _is_integer(x) and low <= x <= high)
+
+
+def number(low: float = 0.0, high: float = math.inf, *, above: bool = False) -> Kind:
+    """A finite number of at least ``low``, or of more than it where it must be ``above``."""
+    bounds = f"greater than {low:g}" if above else f"of at least {low:g}"
+    if math.isfinite(high):
+        bounds += f" and at most {high:g}"
+    return Kind(
+        f"a number {bounds}", lambda x: _is_number(x) and (x > low if above else x >= low) and x <= high
+    )
+
+
+def one_of(*values: object) -> Kind:
+    words = " or ".join(as_json(value) for value in values)
+    return Kind(words, lambda x: any(same(x, value) for value in values))
+
+
+def list_of(kind: Kind, longest: int = MAX_LAYERS) -> Kind:
+    return Kind(
+        f"a list of at most {longest} values, each {kind.allowed}",
+        lambda x: isinstance(x, list) and len(x) <= longest and all(map(kind.accepts, x)),
+    )
+
+
+def nullable(kind: Kind) -> Kind:
+    return Kind(f"{kind.allowed}, or null", lambda x: x is None or kind.accepts(x))
+
+
+def check_value(name: str, value: object, kind: Kind) -> None:
+    """Raises InvalidRequestError (field ``model``) with a field's name, its value, and what is allowed."""
+    if not kind.accepts(value):
+        raise InvalidRequestError("model", f"config.json: {name} must be {kind.allowed}, got {shown(value)}")
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two values of JSON are equal: true is not 1, but 1.0 is."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    return one == other
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def as_json(value: object) -> str:
+    """A value of JSON for a message."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long or deep."""
+    return _SHORT.repr(value)
+
+
+FLAG = one_of(True, False)
+NAME = Kind("a name", lambda x: isinstance(x, str))
+SIZE = integer()
+LAYERS = integer(1, MAX_LAYERS)
+EPSILON = number(0, 1)
+# Left to transformers or to a check of its own, which knows more than the type.
+ANYTHING = Kind("anything", lambda x: True)
+
 
 # Fields that say that the weights are quantised, in whichever library's words.
 _QUANTIZATION = ("quantization_config", "compression_config", "quantization")
 _MAX_LABELS = 1 << 20
 _NOTHING = object()
+
+
+class FurtherChecks(Protocol):
+    """Checks of fields that belong together, beyond what each of them may hold.
+
+    Both methods raise InvalidRequestError (field ``model``).
+    """
+
+    def check_file(self, model_type: str, raw: Mapping[str, Any]) -> None:
+        """Checks the fields of a ``config.json`` before transformers sees them."""
+        ...
+
+    def check_config(self, raw: Mapping[str, Any], config: Any) -> None:
+        """Checks what transformers made of them."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +138,7 @@ class Fields:
         fixed: fields that would change what is computed, by the values with which they don't.
         ignored: fields without effect on the logits of an unpadded prompt in evaluation mode.
         multiples: pairs of fields of which the first is a multiple of the second, with why.
-        rope_share: what the rotated share of a head may be; None for formats without rotary positions.
+        rope: checks of the fields of rotary positions; None for formats without them.
     """
 
     architectures: tuple[str, ...]
@@ -41,7 +146,7 @@ class Fields:
     fixed: Mapping[str, tuple[object, ...]]
     ignored: Collection[str]
     multiples: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    rope_share: Kind | None = None
+    rope: FurtherChecks | None = None
 
     def check_file(self, model_type: str, raw: Mapping[str, Any]) -> None:
         """Checks a ``config.json`` before transformers sees it.
@@ -70,8 +175,8 @@ class Fields:
                 )
                 raise InvalidRequestError("model", detail)
         self._check_multiples(defaults | {aliases.get(name, name): value for name, value in raw.items()})
-        if self.rope_share is not None:
-            check_rope_file(model_type, raw, self.rope_share)
+        if self.rope is not None:
+            self.rope.check_file(model_type, raw)
 
     def check_config(self, raw: Mapping[str, Any], config: Any) -> None:
         """Checks what transformers made of a ``config.json``, with all defaults filled in.
@@ -87,8 +192,8 @@ class Fields:
             if name in found:
                 _check_fixed(config.model_type, name, found[name], allowed)
         self._check_multiples(found)
-        if self.rope_share is not None:
-            check_rope_config(raw, config)
+        if self.rope is not None:
+            self.rope.check_config(raw, config)
 
     def _check_multiples(self, values: Mapping[str, Any]) -> None:
         for (name, other), why in self.multiples.items():
