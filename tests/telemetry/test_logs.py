@@ -57,18 +57,18 @@ def test_a_line_is_one_object() -> None:
 
 def test_lines_say_what_they_are_about() -> None:
     def write(logger: logging.Logger) -> None:
-        with about(request_id="r1", method="S/M", user="ada"), about(job="users/ada/discoveries/1"):
+        with about(request_id="r1", method="S/M", user="ada"), about(job="users/ada/jobs/1"):
             logger.info("working")
 
     fields = as_json(write)
     assert fields["request_id"] == "r1"
     assert fields["method"] == "S/M"
     assert fields["user"] == "ada"
-    assert fields["job"] == "users/ada/discoveries/1"
+    assert fields["job"] == "users/ada/jobs/1"
     assert (
         written(TextFormatter(), write)
         .strip()
-        .endswith("working [request_id=r1 method=S/M user=ada job=users/ada/discoveries/1]")
+        .endswith("working [request_id=r1 method=S/M user=ada job=users/ada/jobs/1]")
     )
     assert current().job == ""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pahq_server.models.heap import keep_freed_memory
 
 from bench.__main__ import RESULTS, machine
 from bench.pages import write_table
