@@ -11,7 +11,7 @@ from pahq.v1 import patching_pb2_grpc
 from pahq_server.api import requests, responses
 from pahq_server.api.calls import check_owner, current_call
 from pahq_server.api.threads import Threads
-from pahq_server.jobs.session import Session
+from pahq_server.jobs.sessions import PatchingSession
 from pahq_server.jobs.sessions import SessionService
 
 

@@ -10,8 +10,8 @@ from pahq_server.core.engine import Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
-from pahq_server.jobs.arguments import CircuitOrigin
-from pahq_server.jobs.hypotheses import Hypothesis
+from pahq_server.jobs.evaluation import CircuitOrigin
+from pahq_server.jobs.session_calls import Hypothesis
 from pahq_server.jobs.spec import DiscoverySpec
 
 

@@ -20,8 +20,8 @@ from pahq_server.core.task import BuiltinTask, TokenizedText
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.quotas import Quotas
-from pahq_server.jobs.result import DiscoveryResult
-from pahq_server.jobs.session import Session
+from pahq_server.jobs.provenance import DiscoveryResult
+from pahq_server.jobs.sessions import PatchingSession
 from pahq_server.jobs.spec import DiscoverySpec
 from pahq_server.jobs.standing import QueuePlace
 

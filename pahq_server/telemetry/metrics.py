@@ -168,12 +168,12 @@ class Metrics(Observer):
     def job_ended(self, name: str, state: str, seconds: float) -> None:
         self._ended.labels(state if state in ENDS else OTHER).inc()
 
-    def batch(self, passes: int, seconds: float) -> None:
+    def batch(self, passes: float, seconds: float) -> None:
         self._batch_passes.observe(passes)
         self._batch_seconds.observe(seconds)
 
-    def search_advanced(self, evaluations: int, passes: int, wasted: int) -> None:
-        self._evaluations.inc(evaluations)
+    def method_advanced(self, records: int, passes: int, wasted: int) -> None:
+        self._evaluations.inc(records)
         self._accepted.inc(passes - wasted)
         self._wasted.inc(wasted)
 

@@ -57,7 +57,7 @@ class Tracing(Observer):
         attributes = {"pahq.job": name, "pahq.state": state}
         self._span("job", SpanKind.INTERNAL, seconds, attributes, failed=state == "failed")
 
-    def batch(self, passes: int, seconds: float) -> None:
+    def batch(self, passes: float, seconds: float) -> None:
         self._span("batch", SpanKind.INTERNAL, seconds, {"pahq.passes": passes})
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:

@@ -113,7 +113,7 @@ def test_what_is_not_there(name: str, server: RunningServer) -> None:
 def test_only_a_succeeded_discovery_has_a_circuit(
     state: str, engine: FakeEngine, server: RunningServer
 ) -> None:
-    engine.failures["bad"].score = NonFiniteMetricError("nan") if state == "FAILED" else None
+    engine.failures["bad"].run = NonFiniteMetricError("nan") if state == "FAILED" else None
     engine.hold()
     name = server.create(spec(model="bad")).name
     engine.wait_for_call()
@@ -156,4 +156,4 @@ def test_a_deadline_that_passes_leaves_nothing_behind(engine: FakeEngine, server
     assert refusal.code is Code.DEADLINE_EXCEEDED
     engine.release()
     server.finish(spec())
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}

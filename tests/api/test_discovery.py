@@ -15,7 +15,7 @@ from pahq.v1 import discovery_pb2 as pb
 
 from pahq_server.api import responses
 from pahq_server.core.graph import Graph
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 
 def test_create(server: RunningServer, engine: FakeEngine) -> None:

@@ -20,8 +20,7 @@ from bench.measure import MEMORY_BYTES, Job, SweepJob
 from bench.pages import write_table
 from bench.tables import markdown, targets
 from bench.workloads import Workload
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.shared import DeviceMemory

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from bench.workloads import Workload
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
@@ -20,7 +19,7 @@ from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.engine.sparse.work import needed_operations
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.models.architecture import Model
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 WINDOW = 32
 # Calls of `SweepJob`.

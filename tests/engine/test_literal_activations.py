@@ -13,8 +13,7 @@ from helpers.hypotheses import random_circuit, random_rows, random_task
 from helpers.scores import answer
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import literal_activations
@@ -30,7 +29,7 @@ from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.search.acdc import Acdc
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 EXACT = Policy("exact", *[Format.FP32] * 4, "activations", True)
 ROUNDING = ("paper", "rtn-int8", "rtn-fp8", "rtn-int8-weight")

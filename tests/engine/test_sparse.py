@@ -12,8 +12,7 @@ from helpers.executors import sparse_executor
 from helpers.hypotheses import LENGTHS, random_rows, random_task
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
@@ -21,7 +20,7 @@ from pahq_server.engine.sparse import plan, receivers, sweep
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.models.architecture import Model
 from pahq_server.models.building import cast
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 ABLATIONS = ("resample", "zero", "mean")
 

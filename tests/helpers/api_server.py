@@ -28,7 +28,7 @@ from pahq.v1 import discovery_pb2 as pb
 
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from pahq_server.api.server import ApiServer
-from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs.session_calls import SessionLimits
 from pahq_server.jobs.service import JobPolicy, JobService
 
 DETAILS = (

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from bench import measure, workloads
 from bench.precision.subjects import subjects
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
@@ -39,7 +38,7 @@ from pahq_server.precision import products
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import quantize
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.tasks.resolve import Limits, resolve
 
 Figures = dict[str, float]

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bench.precision.subjects import Subject
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
@@ -20,7 +19,7 @@ from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Policy
 from pahq_server.search.acdc import Acdc
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.search.base import SearchResult
 
 Floats = NDArray[np.float64]
