@@ -16,12 +16,11 @@ import torch
 from pahq import __version__
 
 from pahq_server.access import tls as tls_files
-from pahq_server.access.access import Access
-from pahq_server.access.config import AccessConfig
+from pahq_server.access.access import Access, AccessConfig
 from pahq_server.access.identity import Authenticator
 from pahq_server.access.policy import POLICY
-from pahq_server.access.table import TokenTable
 from pahq_server.access.tls import ExpiryWatch, TlsContents
+from pahq_server.access.tokens import TokenTable
 from pahq_server.api.connections import ConnectionLimits, raise_file_limit
 from pahq_server.api.server import ApiServer
 from pahq_server.core.engine import ModelInfo
@@ -142,7 +141,7 @@ async def _serve(
     device = devices.find(config.device)
     devices.prepare(device)
     plan = _plan(config, device)
-    tls = None if config.access.tls is None else tls_files.read(config.access.tls)
+    tls = None if config.access.tls is None else tls_files.read_tls_files(config.access.tls)
     if tls is not None:
         telemetry.observer.certificates_expire(tls.server_expiry, tls.client_ca_expiry)
     keep_freed_memory(kept_free_bytes(plan.scratch))
@@ -221,7 +220,7 @@ async def _tell_resumed(jobs: JobService, api: ApiServer) -> None:
 
 
 async def _watch_certificates(tls: TlsContents) -> None:
-    watch = ExpiryWatch((*tls.server_dates, *tls.client_dates))
+    watch = ExpiryWatch((*tls.server_validity, *tls.client_validity))
     while True:
         watch.check(time.time())
         await asyncio.sleep(CERTIFICATES_S)

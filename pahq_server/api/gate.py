@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from pahq_server.access.access import NOBODY, Access
-from pahq_server.access.admission import RETRY_AFTER_S
+from pahq_server.access.access import ANONYMOUS, Access
+from pahq_server.access.limits import RETRY_AFTER_S
 from pahq_server.access.identity import Credentials
 from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
 from pahq_server.api.errors import check_version, guarded
@@ -91,7 +91,7 @@ class _Gated:
                     self._access.admit(self._method, stream, _credentials(context), end) as caller,
                     about(user=caller.user),
                 ):
-                    if caller is NOBODY and not stream:
+                    if caller is ANONYMOUS and not stream:
                         timer.reschedule(asyncio.get_running_loop().time() + limits.anonymous_s)
                     left = context.time_remaining()
                     set_call(Call(caller, float("inf") if left is None else time.monotonic() + left))
@@ -132,7 +132,7 @@ class _Gated:
     def _patience_s(self) -> float:
         """Seconds that the message of the present call may take."""
         limits = self._access.limits
-        return limits.anonymous_s if current_call().caller is NOBODY else limits.read_s
+        return limits.anonymous_s if current_call().caller is ANONYMOUS else limits.read_s
 
     async def _all(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for data in messages:

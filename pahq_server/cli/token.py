@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import SCOPES, Token, new_token
+from pahq_server.access.tokens import SCOPES, Token, TokenTable, new_token
 from pahq_server.cli.options import storage
 from pahq_server.cli.output import FAILED, OK, complain
 from pahq_server.core.errors import ServerError

@@ -19,10 +19,9 @@ from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import model_pb2
 
 from pahq_server.access.access import Access
-from pahq_server.access.identity import Credentials, TokenHolders
+from pahq_server.access.identity import Credentials, TokenAuthenticator
 from pahq_server.access.limits import CallLimits
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import new_token
+from pahq_server.access.tokens import TokenTable, new_token
 from pahq_server.api.errors import guarded
 from pahq_server.api.gate import host_of
 from pahq_server.core.caller import Caller
@@ -346,7 +345,7 @@ class TokenServer:
         table = TokenTable(self.database)
         self.text, token = new_token("ada", "user", 0.0)
         table.add(token)
-        self.holders = TokenHolders(table)
+        self.holders = TokenAuthenticator(table)
 
 
 def test_a_call_with_a_token_is_answered_while_the_database_is_locked(
@@ -356,7 +355,7 @@ def test_a_call_with_a_token_is_answered_while_the_database_is_locked(
     tokens = TokenServer(tmp_path)
     access = Access(tokens.holders)
     with (
-        tokens.holders.kept_fresh(),
+        tokens.holders.refreshing(),
         RunningServer(engine, api={"access": access}) as server,
         tokens.database._writing,  # held by this thread
         tokens.database._reading,

@@ -15,8 +15,8 @@ from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import discovery_pb2_grpc, model_pb2, model_pb2_grpc
 
 from pahq_server.access.access import Access
-from pahq_server.access.identity import CertificateHolders
-from pahq_server.access.tls import TlsFiles, read
+from pahq_server.access.identity import CertificateAuthenticator
+from pahq_server.access.tls import TlsFiles, read_tls_files
 
 Code = grpc.StatusCode
 
@@ -30,8 +30,8 @@ def authority(tmp_path: Path) -> Authority:
 def port(engine: FakeEngine, authority: Authority) -> Iterator[int]:
     """Of a server that knows callers by their certificates."""
     own = authority.sign("server")
-    tls = read(TlsFiles(own.cert, own.key, authority.cert))
-    access = Access(CertificateHolders(["root"]))
+    tls = read_tls_files(TlsFiles(own.cert, own.key, authority.cert))
+    access = Access(CertificateAuthenticator(["root"]))
     with RunningServer(engine, api={"access": access, "tls": tls}) as running:
         yield running.port
 
@@ -92,7 +92,7 @@ def test_who_does_not_get_a_connection(
 
 def test_without_an_authority_clients_need_no_certificate(engine: FakeEngine, authority: Authority) -> None:
     own = authority.sign("server")
-    tls = read(TlsFiles(own.cert, own.key))
+    tls = read_tls_files(TlsFiles(own.cert, own.key))
     with (
         RunningServer(engine, api={"tls": tls}) as running,
         connect(running.port, authority, None) as channel,

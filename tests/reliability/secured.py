@@ -23,8 +23,7 @@ from pahq.v1 import (
     task_pb2,
 )
 
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import new_token
+from pahq_server.access.tokens import TokenTable, new_token
 from pahq_server.cli import main
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from pahq_server.access import tls
-from pahq_server.access.config import MODES, AccessConfig
+from pahq_server.access.access import AUTH_MODES, AccessConfig
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.tokens import USER_FORM, is_user
 from pahq_server.cli import values
@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--auth",
-        choices=MODES,
+        choices=AUTH_MODES,
         default="auto",
         help="how to know callers: by tokens once there are any (auto), by tokens only, by the common names "
         "of their certificates, or not at all (default: %(default)s)",
@@ -89,7 +89,7 @@ def _unreadable(options: argparse.Namespace) -> str | None:
     files = _files(options)
     try:
         if files is not None:
-            tls.read(files)
+            tls.read_tls_files(files)
     except InvalidRequestError as error:
         return str(error)
     return None
