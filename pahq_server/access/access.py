@@ -19,7 +19,7 @@ from pahq_server.access.limits import AnonymousPermits, CallLimits, FailedCallLi
 from pahq_server.access.policy import POLICY, Scope
 from pahq_server.access.tls import TlsFiles
 from pahq_server.access.tokens import Token, TokenTable
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.core.errors import (
     PermissionDeniedError,
     QuotaExceededError,

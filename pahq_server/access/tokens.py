@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 from dataclasses import dataclass, replace
 
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.store.checksums import checksum
 from pahq_server.store.database import Database
 

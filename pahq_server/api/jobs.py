@@ -107,7 +107,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
 
 
 class Watchers:
-    """Serves the watchers of all jobs in one event loop. Many of them cost a job's thread no more than one."""
+    """Serves the watchers of all jobs in one event loop. Many cost a job's thread no more than one."""
 
     def __init__(self) -> None:
         self._feeds: dict[Job, _Feed] = {}

@@ -19,7 +19,7 @@ from pahq_server.access.limits import (
     RateLimiter,
 )
 from pahq_server.access.policy import Scope
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.core.errors import (
     ConflictError,
     PermissionDeniedError,

@@ -10,7 +10,7 @@ import pytest
 from pahq_server.access.identity import Credentials, TokenAuthenticator
 from pahq_server.access.tokens import TokenTable, token_id
 from pahq_server.cli import main
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 
