@@ -12,7 +12,7 @@ import pytest
 from helpers.api_server import RunningServer, objective, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from helpers.topology import edge_names
-from pahq.v1 import discovery_pb2
+from pahq.v1 import jobs_pb2
 from pahq.v1 import patching_pb2 as pb
 
 from pahq_server.core.errors import NonFiniteMetricError
@@ -78,7 +78,7 @@ def test_rows_of_sessions_and_jobs_share_their_steps(server: RunningServer, engi
     assert len(engine.steps[-1]) == 3
     engine.release()
     assert [len(call.result().metrics) for call in calls] == [1, 1]
-    assert server.events(job)[-1].state == discovery_pb2.DISCOVERY_STATE_SUCCEEDED
+    assert server.events(job)[-1].state == jobs_pb2.JOB_STATE_SUCCEEDED
 
 
 def test_sessions_need_no_turn_among_the_jobs(server: RunningServer, engine: FakeEngine) -> None:
@@ -107,7 +107,7 @@ def test_a_failing_call_hurts_nobody_else(server: RunningServer, engine: FakeEng
     engine.release()
     assert len(calls[0].result().metrics) == 1
     assert calls[1].exception().code() is Code.FAILED_PRECONDITION
-    assert server.events(job)[-1].state == discovery_pb2.DISCOVERY_STATE_SUCCEEDED
+    assert server.events(job)[-1].state == jobs_pb2.JOB_STATE_SUCCEEDED
     engine.failures["bad"].score = None
     assert len(scoring(server, bad).result().metrics) == 1
 

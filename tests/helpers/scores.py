@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection
 
+from pahq_server.search.base import Steps
+
 from helpers.topology import edge_names, heads_behind, receiver_names, senders_into
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult
-from pahq_server.search.base import Steps
 
 ScoreRow = Callable[[PatchedPass], float]
 
