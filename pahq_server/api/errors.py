@@ -106,7 +106,7 @@ def _shorten(text: str) -> str:
 
 def _details(error: errors.ServerError) -> list[Message]:
     if isinstance(error, errors.InvalidRequestError):
-        violation = BadRequest.FieldViolation(field=error.field, description=_shorten(error.detail))
+        violation = BadRequest.FieldViolation(field=_shorten(error.field), description=_shorten(error.detail))
         return [BadRequest(field_violations=[violation])]
     if isinstance(error, errors.ResourceExhaustedError):
         delay = Duration()

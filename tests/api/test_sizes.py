@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, objective, refused, spec
+from helpers.api_server import RunningServer, extension, objective, refused, spec
 from pahq.v1 import patching_pb2, server_pb2, task_pb2
 
 Code = grpc.StatusCode
@@ -42,3 +42,10 @@ def test_a_strange_name_is_refused_like_any_other(name: str, server: RunningServ
             patching_pb2.EvaluateCircuitRequest(objective=objective(), edges=edges)
         )
     assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "edges")
+    with refused() as refusal:
+        server.create(extension("acdc", **{name: 1.0}))
+    assert (refusal.code, refusal.info.reason) == (Code.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert refusal.violation[0].startswith("extension.parameters.")
+    with refused() as refusal:
+        server.create(extension(name))
+    assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "method")

@@ -91,6 +91,16 @@ def seeds() -> dict[str, Message]:
     }
 
 
+def extension_seed() -> tuple[str, Message]:
+    """A request for a method by name, with all kinds of parameters."""
+    asked = pb.JobSpec(objective=objective())
+    asked.extension.method = "acdc"
+    asked.extension.parameters.update(
+        {"threshold": 0.1, "gates": True, "note": "x", "list": [1.0, None], "object": {"a": "b"}}
+    )
+    return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
+
+
 Mutation = Callable[[random.Random, bytes], bytes]
 
 
@@ -160,7 +170,7 @@ MUTATIONS: tuple[Mutation, ...] = (_flip, _cut, _splice, _noise, _insert, _neste
 
 
 def cases(number: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    chance, messages = random.Random(seed), list(seeds().items())
+    chance, messages = random.Random(seed), [*seeds().items(), extension_seed()]
     assert {method for method, _ in messages} == set(POLICY)
     for case in range(number):
         method, message = messages[case % len(messages)]
