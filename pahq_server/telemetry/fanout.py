@@ -19,13 +19,13 @@ class Observers(Observer):
         for observer in self._observers:
             observer.job_ended(name, state, seconds)
 
-    def batch(self, rows: int, seconds: float) -> None:
+    def batch(self, passes: float, seconds: float) -> None:
         for observer in self._observers:
-            observer.batch(rows, seconds)
+            observer.batch(passes, seconds)
 
-    def search_advanced(self, evaluations: int, rows: int, wasted: int) -> None:
+    def method_advanced(self, records: int, passes: int, wasted: int) -> None:
         for observer in self._observers:
-            observer.search_advanced(evaluations, rows, wasted)
+            observer.method_advanced(records, passes, wasted)
 
     def preempted(self) -> None:
         for observer in self._observers:

@@ -155,13 +155,13 @@ class Metrics(Observer):
     def job_ended(self, name: str, state: str, seconds: float) -> None:
         self._ended.labels(state if state in ENDS else OTHER).inc()
 
-    def batch(self, rows: int, seconds: float) -> None:
-        self._batch_rows.observe(rows)
+    def batch(self, passes: float, seconds: float) -> None:
+        self._batch_rows.observe(passes)
         self._batch_seconds.observe(seconds)
 
-    def search_advanced(self, evaluations: int, rows: int, wasted: int) -> None:
-        self._evaluations.inc(evaluations)
-        self._accepted.inc(rows - wasted)
+    def method_advanced(self, records: int, passes: int, wasted: int) -> None:
+        self._evaluations.inc(records)
+        self._accepted.inc(passes - wasted)
         self._wasted.inc(wasted)
 
     def preempted(self) -> None:

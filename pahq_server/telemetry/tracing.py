@@ -56,8 +56,8 @@ class Tracing(Observer):
         attributes = {"pahq.job": name, "pahq.state": state}
         self._span("job", SpanKind.INTERNAL, seconds, attributes, failed=state == "failed")
 
-    def batch(self, rows: int, seconds: float) -> None:
-        self._span("batch", SpanKind.INTERNAL, seconds, {"pahq.rows": rows})
+    def batch(self, passes: float, seconds: float) -> None:
+        self._span("batch", SpanKind.INTERNAL, seconds, {"pahq.rows": passes})
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         service, _, name = method.rpartition("/")

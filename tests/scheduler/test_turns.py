@@ -52,7 +52,7 @@ class Counting(Observer):
     def job_started(self, waited: float) -> None:
         self.waited.append(waited)
 
-    def batch(self, rows: int, seconds: float) -> None:
+    def batch(self, passes: float, seconds: float) -> None:
         self.rows += rows
         self.seconds += seconds
 

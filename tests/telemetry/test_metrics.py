@@ -22,9 +22,9 @@ def told(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float
 
 def test_what_happens_is_counted(metrics: Metrics) -> None:
     metrics.job_started(2.0)
-    metrics.batch(rows=3, seconds=0.25)
-    metrics.batch(rows=64, seconds=0.5)
-    metrics.search_advanced(evaluations=5, rows=8, wasted=2)
+    metrics.batch(passes=3, seconds=0.25)
+    metrics.batch(passes=64, seconds=0.5)
+    metrics.method_advanced(records=5, passes=8, wasted=2)
     metrics.preempted()
     metrics.rejected("quota")
     metrics.rejected("quota")

@@ -63,7 +63,7 @@ def test_faults_of_the_server_are_errors(
 
 
 def test_jobs_and_batches_are_spans(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
-    tracing.batch(rows=32, seconds=0.5)
+    tracing.batch(passes=32, seconds=0.5)
     tracing.job_ended("users/ada/discoveries/1", "failed", 3.0)
     batch, job = exporter.get_finished_spans()
     assert (batch.name, batch.attributes) == ("batch", {"pahq.rows": 32})

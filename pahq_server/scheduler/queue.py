@@ -1,35 +1,23 @@
-"""Places in the queue: who begins when, if nothing changes.
-
-Pure. All times are seconds.
-"""
+"""Positions in the queue: which waiting job begins when, if nothing changes. All times are seconds."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from pahq_server.scheduler.fairness import Accounts, running_mean
+from pahq_server.scheduler.run import Entry, QueuePosition
+from pahq_server.scheduler.slots import Slots
 
 C = TypeVar("C")
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where a job stands in the queue.
-
-    Args:
-        position: 1 for the next to begin.
-        start_s: seconds until it begins, about; None while nothing is known of the pace.
-    """
-
-    position: int
-    start_s: float | None
+# Telling positions takes at most one part in so many of the time between two tellings.
+TELL_AGAIN = 50
 
 
-class Costs:
-    """What jobs take, from those that ended well; before the first one has, from those that run."""
+class JobCosts:
+    """Estimates what jobs take, from those that ended well; before the first one has, from those that run."""
 
     def __init__(self) -> None:
         self._of_user: dict[str, float] = {}
@@ -37,10 +25,11 @@ class Costs:
         self._expected: float | None = None
 
     def expect(self, totals: Sequence[float]) -> None:
-        """What jobs that run are going to take altogether."""
+        """Sets what jobs that run are going to take altogether, one by one."""
         self._expected = sum(totals) / len(totals) if totals else None
 
     def ended(self, user: str, seconds: float) -> None:
+        """Learns what a job took."""
         self._mean = running_mean(self._mean, seconds)
         self._of_user[user] = running_mean(self._of_user.get(user), seconds)
 
@@ -50,12 +39,12 @@ class Costs:
         self._of_user = {user: known[user] for user in present if user in known}
 
     def of(self, user: str) -> float | None:
-        """What a job of the user takes, about; None if nothing is known of any."""
+        """Returns what a job of the user takes, about; None if nothing is known of any."""
         return self._of_user.get(user, self._expected if self._mean is None else self._mean)
 
 
 def left_s(charged: float, done: float, expected: float | None) -> float | None:
-    """Seconds that a begun job still takes.
+    """Returns the seconds that a begun job still takes; None if unknown.
 
     Args:
         charged: seconds that it took.
@@ -68,9 +57,9 @@ def left_s(charged: float, done: float, expected: float | None) -> float | None:
 
 
 def queue_order(
-    lines: Mapping[str, Sequence[C]], begun_s: Mapping[str, float], accounts: Accounts, costs: Costs
+    lines: Mapping[str, Sequence[C]], begun_s: Mapping[str, float], accounts: Accounts, costs: JobCosts
 ) -> list[C]:
-    """All queued jobs in the order in which they are likely to begin.
+    """Returns all queued jobs in the order in which they are likely to begin.
 
     Args:
         lines: queued jobs by user, each in order; the users are present.
@@ -106,7 +95,7 @@ def queue_order(
 def start_times(
     running: Sequence[float | None], costs: Iterable[float | None], slots: int
 ) -> list[float | None]:
-    """When each queued job begins, if those in slots share one machine evenly.
+    """Returns when each queued job begins, if those in slots share one machine evenly; None if unknown.
 
     Args:
         running: what begun jobs still take; None if unknown.
@@ -129,3 +118,41 @@ def start_times(
         elif begin is not None:
             heapq.heappush(ends, begin + cost)
     return times
+
+
+class QueueNotifier:
+    """Tells queued jobs where they stand, as often as that takes no time worth mentioning.
+
+    Args:
+        slots, accounts: as they are at present, all users present.
+        clock: seconds.
+    """
+
+    def __init__(self, slots: Slots[Entry], accounts: Accounts, clock: Callable[[], float]) -> None:
+        self._slots, self._accounts, self._clock = slots, accounts, clock
+        self._costs = JobCosts()
+        self._next = clock()  # when to tell again
+
+    def ended(self, entry: Entry) -> None:
+        """Learns what a job took that ended well."""
+        self._costs.ended(entry.user, entry.charged)
+
+    def notify(self) -> None:
+        """Tells every queued job its position, unless that was done just now."""
+        started = self._clock()
+        lines = self._slots.lines()
+        if not lines or started < self._next:
+            return
+        self._costs.forget_all_but(self._accounts.present)
+        begun = [entry for entry in [*self._slots.open, *self._slots.waiting()] if entry.begun]
+        parts = [(entry, entry.charged, entry.run.done()) for entry in begun]
+        self._costs.expect([charged / done for _, charged, done in parts if done > 0])
+        left = [left_s(charged, done, self._costs.of(entry.user)) for entry, charged, done in parts]
+        of_user: dict[str, float] = {}
+        for entry, seconds in zip(begun, left, strict=True):
+            of_user[entry.user] = of_user.get(entry.user, 0.0) + (seconds or 0.0)
+        order = queue_order(lines, of_user, self._accounts, self._costs)
+        times = start_times(left, (self._costs.of(entry.user) for entry in order), self._slots.limits.slots)
+        for number, (entry, start_s) in enumerate(zip(order, times, strict=True), start=1):
+            entry.run.queued_at(QueuePosition(number, start_s))
+        self._next = self._clock() + TELL_AGAIN * (self._clock() - started)

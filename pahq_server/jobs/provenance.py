@@ -1,33 +1,34 @@
-"""Where a result comes from."""
+"""Where an artifact comes from: what determines it, and what happened while it was made."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 from pahq_server.core.engine import Capabilities, ResolvedObjective
-from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
-from pahq_server.search.base import SearchStatistics
-from pahq_server.store.codec import to_json
-from pahq_server.store.records import DiscoveryResult
-
-__all__ = ["DiscoveryResult", "content_key", "of_job", "request_provenance", "run_provenance"]
+from pahq_server.jobs.spec import JobSpec, to_json
 
 
-def request_provenance(spec: DiscoverySpec, resolved: ResolvedObjective, version: str) -> dict[str, object]:
+def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str) -> dict[str, object]:
+    """Returns what determines an artifact, the method and its parameters among it.
+
+    Args:
+        spec: what was asked for.
+        resolved: its objective.
+        version: of the server.
+    """
     return {
         "model_revision": resolved.revision,
         "task_hash": resolved.task.hash,
-        "parameters": spec.parameters(),
+        "parameters": spec.choices(),
         "policy": spec.objective.precision,
         "version": version,
     }
 
 
 def content_key(request: Mapping[str, object], model: str, environment: Mapping[str, object]) -> bytes:
-    """SHA-256 of all that determines the bytes of a result.
+    """Returns the SHA-256 of all that determines the bytes of an artifact.
 
     Args:
         request: see `request_provenance`.
@@ -39,25 +40,23 @@ def content_key(request: Mapping[str, object], model: str, environment: Mapping[
 
 
 def run_provenance(
-    spec: DiscoverySpec,
+    spec: JobSpec,
     started: float,
     ended: float,
     seconds: float,
     capabilities: Capabilities,
-    statistics: SearchStatistics,
-    replayed: int,
+    counts: Mapping[str, int],
     warnings: Sequence[str],
 ) -> dict[str, object]:
-    """What happened in this run.
+    """Returns what happened in one run.
 
     Args:
         spec: what was asked for.
         started, ended: seconds since the epoch.
         seconds: how long it took.
         capabilities: of the engine.
-        statistics: of the search.
-        replayed: evaluations that were stored by an earlier process.
-        warnings: what may mislead about the result, beside what the request shows.
+        counts: of the method, such as ``passes``, and how many journal records were ``replayed``.
+        warnings: what may mislead about the artifact, beside what the request shows.
     """
     return {
         "model": spec.objective.model,
@@ -66,26 +65,9 @@ def run_provenance(
         "seconds": round(seconds, 3),
         "device": capabilities.device,
         "hardware": capabilities.hardware,
-        "counts": asdict(statistics) | {"replayed": replayed},
+        "counts": dict(counts),
         "warnings": list(warnings),
     }
-
-
-def of_job(
-    result: DiscoveryResult, spec: DiscoverySpec, facts: RequestFacts, prompts: str | None
-) -> DiscoveryResult:
-    """A stored result as the answer to one job: the result may be another job's as well.
-
-    Args:
-        result: as it is stored.
-        spec, facts: of the job.
-        prompts: of the job, where it asked to have them.
-    """
-    about = {
-        "task": spec.task(facts.num_prompts),
-        "warnings": list(dict.fromkeys((*facts.warnings, *result.warnings))),
-    }
-    return replace(result, run=result.run | about, prompts=prompts)
 
 
 def _iso(seconds: float) -> str:
