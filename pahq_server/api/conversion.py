@@ -26,16 +26,15 @@ from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenizedText
-from pahq_server.jobs.arguments import CircuitOrigin
-from pahq_server.jobs.hypotheses import Hypothesis
-from pahq_server.jobs.job import Job, JobState, Snapshot
+from pahq_server.jobs.evaluation import CircuitMetrics, CircuitOrigin
+from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
 from pahq_server.jobs.quotas import Quotas
-from pahq_server.jobs.session import Session
+from pahq_server.jobs.service import JobArtifact
+from pahq_server.jobs.session_calls import Hypothesis
+from pahq_server.jobs.sessions import PatchingSession
 from pahq_server.jobs.spec import JobSpec
-from pahq_server.jobs.standing import QueuePlace
 from pahq_server.methods import registry
 from pahq_server.methods.base import Method
-from pahq_server.store.records import StoredArtifact
 
 # Bytes of an artifact, or characters of prompts (all ASCII), per message of GetArtifact: with what belongs to
 # the message itself, still below 1 MiB.
@@ -217,7 +216,7 @@ def read_hypotheses(messages: Iterable[patching_pb2.Hypothesis]) -> list[Hypothe
 def job(value: Job) -> jobs_pb2.Job:
     """Returns a job as it stands."""
     now = value.snapshot
-    place = queue_position(value, now)
+    expected = expected_start(value, now)
     return jobs_pb2.Job(
         name=value.name,
         spec=job_spec(value.spec),
@@ -227,9 +226,9 @@ def job(value: Job) -> jobs_pb2.Job:
         create_time=_timestamp(now.created),
         start_time=_timestamp(now.started),
         end_time=_timestamp(now.ended),
-        queue_position=place.position if place else None,
-        estimated_start_time=_timestamp(place.start) if place else None,
-        charged_seconds=value.standing.charged_s,
+        queue_position=expected.position if expected else None,
+        estimated_start_time=_timestamp(expected.start) if expected else None,
+        charged_seconds=value.scheduling.charged_s,
         warnings=value.warnings,
         num_prompts=_num_prompts(value),
         artifact=_artifact_summary(value),
@@ -242,7 +241,7 @@ def _num_prompts(value: Job) -> int:
 
 
 def _artifact_summary(value: Job) -> jobs_pb2.ArtifactSummary | None:
-    found = value.outcome
+    found = value.summary
     return found and jobs_pb2.ArtifactSummary(kind=found.kind, figures=found.figures)
 
 
@@ -251,9 +250,9 @@ def estimate(value: Estimate, warnings: Sequence[str]) -> jobs_pb2.Estimate:
     return jobs_pb2.Estimate(**asdict(value), warnings=warnings)
 
 
-def queue_position(value: Job, now: Snapshot) -> QueuePlace | None:
+def expected_start(value: Job, now: Snapshot) -> ExpectedStart | None:
     """Returns the position of a job in the queue; None if it is not there or the position is unknown."""
-    return value.standing.place if now.state is JobState.QUEUED else None
+    return value.scheduling.expected if now.state is JobState.QUEUED else None
 
 
 def progress(value: Job, now: Snapshot) -> jobs_pb2.Progress:
@@ -269,7 +268,7 @@ def progress(value: Job, now: Snapshot) -> jobs_pb2.Progress:
 
 
 def event(
-    value: Job, now: Snapshot, before: Snapshot | None, place: QueuePlace | None = None
+    value: Job, now: Snapshot, before: Snapshot | None, expected: ExpectedStart | None = None
 ) -> jobs_pb2.Event:
     """Returns what a watcher of a job is told.
 
@@ -277,10 +276,10 @@ def event(
         value: the job.
         now: where it stands.
         before: what the watcher was told of last; None for its first event.
-        place: position in the queue, if that is known.
+        expected: position in the queue, if that is known.
     """
     kind = jobs_pb2.EVENT_KIND_PROGRESS
-    if before is None or before.state is not now.state or place is not None:
+    if before is None or before.state is not now.state or expected is not None:
         kind = jobs_pb2.EVENT_KIND_STATE
     if now.state.final:
         kind = jobs_pb2.EVENT_KIND_END
@@ -290,28 +289,28 @@ def event(
         state=_STATES[now.state],
         progress=progress(value, now),
         error_message=now.error,
-        queue_position=place.position if place else None,
-        estimated_start_time=_timestamp(place.start) if place else None,
+        queue_position=expected.position if expected else None,
+        estimated_start_time=_timestamp(expected.start) if expected else None,
     )
 
 
-def artifact_messages(stored: StoredArtifact) -> Iterator[jobs_pb2.GetArtifactResponse]:
+def artifact_messages(found: JobArtifact) -> Iterator[jobs_pb2.GetArtifactResponse]:
     """Returns the header, then the bytes, then the prompts if there are any, in chunks of `CHUNK` at most."""
-    artifact = stored.artifact
-    run = {key: value for key, value in stored.run.items() if key != "warnings"}  # they have their own field
+    artifact = found.artifact
+    run = {key: value for key, value in found.run.items() if key != "warnings"}  # they have their own field
     header = jobs_pb2.ArtifactHeader(
         kind=artifact.kind,
         version=artifact.version,
         size_bytes=len(artifact.data),
-        partial=stored.partial,
-        provenance_request_json=json.dumps(stored.request, sort_keys=True),
+        partial=found.partial,
+        provenance_request_json=json.dumps(found.request, sort_keys=True),
         provenance_run_json=json.dumps(run, sort_keys=True),
-        warnings=stored.warnings,
+        warnings=found.warnings,
     )
     yield jobs_pb2.GetArtifactResponse(header=header)
     for start in range(0, len(artifact.data), CHUNK):
         yield jobs_pb2.GetArtifactResponse(data=artifact.data[start : start + CHUNK])
-    prompts = stored.prompts or ""
+    prompts = found.prompts or ""
     for start in range(0, len(prompts), CHUNK):
         yield jobs_pb2.GetArtifactResponse(prompts_json=prompts[start : start + CHUNK])
 
@@ -319,9 +318,9 @@ def artifact_messages(stored: StoredArtifact) -> Iterator[jobs_pb2.GetArtifactRe
 # Responses: circuits and sessions
 
 
-def metric(name: str, value: float, full: float, empty: float) -> circuit_pb2.Metric:
-    """Returns a metric of a circuit, the full model and the empty circuit."""
-    return circuit_pb2.Metric(name=name, value=value, full=full, empty=empty)
+def metric(name: str, found: CircuitMetrics) -> circuit_pb2.Metric:
+    """Returns the metric of this name: of a circuit, the full model and the empty circuit."""
+    return circuit_pb2.Metric(name=name, value=found.value, full=found.full, empty=found.empty)
 
 
 def graph(value: Graph) -> circuit_pb2.Graph:
@@ -329,7 +328,9 @@ def graph(value: Graph) -> circuit_pb2.Graph:
     return circuit_pb2.Graph(**asdict(value))
 
 
-def session(opened: Session, full: float, empty: float, warnings: Sequence[str]) -> patching_pb2.Session:
+def session(
+    opened: PatchingSession, full: float, empty: float, warnings: Sequence[str]
+) -> patching_pb2.Session:
     """Returns a session.
 
     Args:

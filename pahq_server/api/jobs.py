@@ -87,12 +87,12 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
         self, request: pb.GetArtifactRequest, context: Any
     ) -> AsyncIterator[pb.GetArtifactResponse]:
         job = await self._find(request.name)
-        stored = await self._threads.run(lambda: self._jobs.artifact(request.name), slow=True)
-        if stored is None:
+        found = await self._threads.run(lambda: self._jobs.artifact(request.name), slow=True)
+        if found is None:
             state = job.snapshot.state
             why = "had found nothing that could be given" if state.final else "has no artifact yet"
             raise ConflictError(f"{request.name} {why}: it is {state.name}")
-        messages = conversion.artifact_messages(stored)
+        messages = conversion.artifact_messages(found)
         while (message := await self._threads.run(lambda: next(messages, None))) is not None:
             yield message
 
@@ -134,11 +134,11 @@ class Watchers:
             while True:
                 changed.clear()
                 now = job.snapshot
-                place = conversion.queue_position(job, now)
-                position = place and place.position
+                expected = conversion.expected_start(job, now)
+                position = expected and expected.position
                 moved = now.sequence == after and position not in (None, sent_position)
                 if now.sequence > after or moved:
-                    yield conversion.event(job, now, before, place)
+                    yield conversion.event(job, now, before, expected)
                     before, after, sent_position = now, now.sequence, position
                 if now.state.final:
                     return

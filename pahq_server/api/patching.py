@@ -11,11 +11,8 @@ from pahq.v1 import patching_pb2_grpc
 
 from pahq_server.api import conversion
 from pahq_server.api.calls import ExpiredError, FairThreadPool, check_owner, current_call
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import ResolvedObjective
-from pahq_server.jobs import warnings
-from pahq_server.jobs.service import JobService
-from pahq_server.jobs.session import Session
+from pahq_server.jobs.evaluation import Evaluation, EvaluationService
+from pahq_server.jobs.sessions import PatchingSession, SessionService
 
 # Longest time that an evaluation may take, most of which it waits for its turn.
 EVALUATION_S = 3600.0
@@ -30,19 +27,22 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
     leaves nothing behind.
 
     Args:
-        jobs: evaluates circuits; its ``sessions`` are those of all users.
+        sessions: of all users.
+        evaluations: of all users.
         threads: for what takes long: tokenizing, and messages with thousands of edges.
     """
 
-    def __init__(self, jobs: JobService, threads: FairThreadPool) -> None:
-        self._jobs, self._sessions, self._threads = jobs, jobs.sessions, threads
+    def __init__(
+        self, sessions: SessionService, evaluations: EvaluationService, threads: FairThreadPool
+    ) -> None:
+        self._sessions, self._evaluations, self._threads = sessions, evaluations, threads
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:
         resolved = await self._threads.run(
             lambda: self._sessions.resolve(conversion.read_objective(request.objective)), slow=True
         )
-        session, ends = self._sessions.open(resolved, user=current_call().caller.user)
-        full, empty = await asyncio.wrap_future(ends)
+        session, endpoints = self._sessions.open(resolved, user=current_call().caller.user)
+        full, empty = await asyncio.wrap_future(endpoints)
         found = await self._threads.run(lambda: session.warnings(full, empty))
         return pb.OpenSessionResponse(session=conversion.session(session, full, empty, found))
 
@@ -67,26 +67,21 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
     ) -> pb.EvaluateCircuitResponse:
         user = current_call().caller.user
 
-        def start() -> tuple[ResolvedObjective, Future[tuple[float, float, float]]]:
+        def start() -> Evaluation:
             objective = conversion.read_objective(request.objective)
-            return self._jobs.evaluate(objective, request.edges, user, conversion.read_origin(request))
+            origin = conversion.read_origin(request)
+            return self._evaluations.evaluate(objective, request.edges, user, origin)
 
-        resolved, future = await self._threads.run(start, undo=lambda started: started[1].cancel(), slow=True)
-        value, full, empty = await _within(EVALUATION_S, future)
-        ends = warnings.Ends(resolved.objective.metric, full, empty)
-
-        def find_warnings() -> tuple[str, ...]:
-            circuit = Circuit.from_names(resolved.graph, request.edges)
-            return warnings.of_evaluation(resolved, circuit, value, ends)
-
-        found = await self._threads.run(find_warnings)
+        evaluation = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
+        metrics = await _within(EVALUATION_S, evaluation.future)
+        resolved = evaluation.resolved
         return pb.EvaluateCircuitResponse(
-            metric=conversion.metric(resolved.objective.metric, value, full, empty),
+            metric=conversion.metric(resolved.objective.metric, metrics),
             num_edges_total=resolved.graph.num_edges,
-            warnings=found,
+            warnings=await self._threads.run(evaluation.warnings),
         )
 
-    def _find(self, name: str) -> Session:
+    def _find(self, name: str) -> PatchingSession:
         """Returns the caller's session of this name.
 
         Raises:

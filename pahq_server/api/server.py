@@ -116,7 +116,9 @@ class ApiServer:
         server, threads = self._server, self._threads
         limits = conversion.limits(jobs.quotas, access.limits)
         jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs, threads), server)
-        patching_pb2_grpc.add_PatchingServiceServicer_to_server(PatchingServicer(jobs, threads), server)
+        patching_pb2_grpc.add_PatchingServiceServicer_to_server(
+            PatchingServicer(jobs.sessions, jobs.evaluations, threads), server
+        )
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(engine, threads), server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(
             ServerServicer(engine, MAX_MESSAGE_BYTES, limits), server

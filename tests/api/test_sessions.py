@@ -16,7 +16,7 @@ from pahq.v1 import jobs_pb2
 from pahq.v1 import patching_pb2 as pb
 
 from pahq_server.core.errors import NonFiniteMetricError
-from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs.session_calls import SessionLimits
 from pahq_server.scheduler import scheduler
 
 Code = grpc.StatusCode

@@ -28,8 +28,8 @@ from pahq.v1 import (
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from pahq_server.api.server import ApiServer
 from pahq_server.core.artifact import unpack
-from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.service import JobPolicy, JobService
+from pahq_server.jobs.session_calls import SessionLimits
 
 DETAILS = (
     error_details_pb2.ErrorInfo,

@@ -17,7 +17,7 @@ from helpers.fake_engine import FakeEngine
 from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import jobs_pb2_grpc, patching_pb2, patching_pb2_grpc
 
-from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs.session_calls import SessionLimits
 
 from .conftest import Figures
 from .secured import SecuredServer, objective, spec, wait_until
