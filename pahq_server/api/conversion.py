@@ -170,7 +170,7 @@ def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
     return message
 
 
-def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, object]) -> None:
+def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any]) -> None:
     fields = {field.name for field in message.DESCRIPTOR.oneofs_by_name["method"].fields} - {_EXTENSION}
     if method not in fields:
         message.extension.method = method
