@@ -29,7 +29,7 @@ from pahq_server.engine import devices
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.self_test import MOST_BYTES, self_test
 from pahq_server.engine.sizing import machine_bytes
-from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs.session_calls import SessionLimits
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.models.casting import Placed

@@ -196,7 +196,7 @@ def client_line(address: str, options: argparse.Namespace) -> str:
 def _config(options: argparse.Namespace) -> ServerConfig:
     from pahq_server.api.connections import ConnectionLimits
     from pahq_server.app import ServerConfig
-    from pahq_server.jobs.calls import SessionLimits
+    from pahq_server.jobs.session_calls import SessionLimits
 
     return ServerConfig(
         models=models.sources(options),

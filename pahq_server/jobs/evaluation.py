@@ -1,4 +1,4 @@
-"""Evaluating one given circuit, without a job: it waits for its turn as jobs do, and nothing of it is kept."""
+"""Evaluations of one given circuit: they wait for their turn as jobs do, and nothing of them is kept."""
 
 from __future__ import annotations
 

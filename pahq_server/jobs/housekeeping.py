@@ -76,7 +76,7 @@ class RetentionClock:
 
 
 class Housekeeper:
-    """Stores late ends and deletes old jobs, in a thread of its own: neither the worker nor a call waits for it.
+    """Stores late ends and deletes old jobs, in a thread of its own, for which nothing else waits.
 
     Args:
         store: that is kept in order.

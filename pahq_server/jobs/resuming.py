@@ -68,7 +68,7 @@ class Resumption:
         self._thread = threading.Thread(target=self._work, name="pahq-resumption", daemon=True)
 
     def find(self) -> list[Job]:
-        """Returns the jobs that were left. Those whose record cannot be read end here. Raises StorageError."""
+        """Returns the jobs that were left. Those whose record cannot be read end. Raises StorageError."""
         jobs: list[Job] = []
         for record in self._store.left():
             if record.damage:
@@ -172,7 +172,10 @@ class Resumption:
     # One after another
 
     def _next(self) -> _Left | MethodRun | None:
-        """Returns what comes next; None at the end. Its line stays until `_settled`: what comes meanwhile waits behind it."""
+        """Returns what comes next; None at the end.
+
+        Its line stays until `_settled`: what comes meanwhile waits behind it.
+        """
         with self._lock:
             while self._lines and not self._closing.is_set():
                 user, line = next(iter(self._lines.items()))

@@ -210,7 +210,7 @@ class JobService:
     # Creating
 
     def check(self, spec: JobSpec, request_id: str, user: str = LOCAL_USER) -> tuple[Job, Estimate]:
-        """Returns what `create` would accept, without a name, and what it would take. Raises as `create` does."""
+        """Returns the job that `create` would accept, without a name, and its estimate. Raises like it."""
         method = spec.check()
         _check_request_id(request_id)
         self._known(specs.encode(spec), request_id, user)
@@ -317,9 +317,9 @@ class JobService:
     def artifact(self, name: str) -> JobArtifact | None:
         """Returns the artifact as the answer to this job; None for a job that has none.
 
-        For a cancelled or failed job it is what its method makes of the journal. That takes as long as
-        checking a request. Raises NotFoundError, and ConflictError where the model to read the journal with is
-        not served any more.
+        For a cancelled or failed job it is what its method makes of the journal, which takes as long as to
+        check a request. Raises NotFoundError, and ConflictError where the model that is needed to read the
+        journal is not served any more.
         """
         stored = self._store.artifact(name)
         record = self._store.find(name)

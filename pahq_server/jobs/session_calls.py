@@ -1,4 +1,4 @@
-"""Calls of a patching session: circuits as clients describe them, and the queue of calls that measure them."""
+"""Calls of a patching session: circuits as clients describe them, and the queue of what measures them."""
 
 from __future__ import annotations
 

@@ -30,7 +30,9 @@ RETRY_S = 30.0
 
 
 class PatchingSession:
-    """Scores circuits of one objective, many of them relative to a base circuit. Methods may be called from any thread.
+    """Scores circuits of one objective, many of them relative to a base circuit.
+
+    Methods may be called from any thread.
 
     Args:
         name: resource name.
@@ -60,7 +62,7 @@ class PatchingSession:
         )
 
     def read(self, hypotheses: Sequence[Hypothesis]) -> Call:
-        """Returns a call that scores circuits, relative to the present base. It is not queued before `submit`.
+        """Returns a call that scores circuits, relative to the present base, to be queued by `submit`.
 
         Raises InvalidRequestError for an edge that is not there, or too many hypotheses.
         """
@@ -162,7 +164,7 @@ class SessionService:
             raise QuotaExceededError("sessions", owner, detail, RETRY_S)
 
     def find(self, name: str) -> PatchingSession:
-        """Returns a session. Raises NotFoundError, which says why the session is gone, where that is known."""
+        """Returns a session. Raises NotFoundError, which says why it is gone, where that is known."""
         with self._lock:
             self._sweep()
             if name in self._sessions:

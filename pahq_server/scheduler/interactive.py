@@ -1,4 +1,4 @@
-"""Sessions that keep tensors while nothing is asked of them, and whose operations join the batches of jobs."""
+"""Sessions that keep tensors while nothing is asked of them; their operations join the batches of jobs."""
 
 from __future__ import annotations
 

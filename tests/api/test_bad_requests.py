@@ -206,4 +206,4 @@ def test_a_deadline_that_passes_leaves_nothing_behind(engine: FakeEngine, server
     assert refusal.code is Code.DEADLINE_EXCEEDED
     engine.release()
     server.finish(spec())
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}

@@ -125,7 +125,7 @@ def test_an_unexpected_error_tells_nothing_about_itself(engine: FakeEngine, serv
     server.assert_alive()
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_an_evaluation_that_fails_while_it_runs(
     place: str, engine: FakeEngine, server: RunningServer
 ) -> None:
@@ -137,7 +137,7 @@ def test_an_evaluation_that_fails_while_it_runs(
     server.assert_alive()
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_an_evaluation_without_memory(place: str, engine: FakeEngine, server: RunningServer) -> None:
     setattr(engine.failures["bad"], place, MemoryError())
     with refused() as refusal:

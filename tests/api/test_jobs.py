@@ -136,7 +136,7 @@ def test_what_a_stopped_job_had_found_is_given_as_partial(
         engine.let()
     engine.wait_for_call()
     if state == "FAILED":
-        engine.failures["bad"].score = NonFiniteMetricError("the metric is nan")
+        engine.failures["bad"].run = NonFiniteMetricError("the metric is nan")
     else:
         server.job_stub.CancelJob(pb.CancelJobRequest(name=name))
     engine.release()

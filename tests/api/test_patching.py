@@ -91,7 +91,7 @@ def test_open(server: RunningServer, engine: FakeEngine) -> None:
     assert session.num_edges_total == GRAPH.num_edges == len(EDGES)
     assert (session.metric_full, session.metric_empty) == (SCORE.of_names(EDGES), SCORE.of_names([]))
     assert (session.max_hypotheses, session.idle_timeout.ToSeconds()) == (4096, 600)
-    assert len(engine.open_sessions) == 1
+    assert len(engine.open_states) == 1
 
 
 def test_scores_come_in_order_in_both_forms(server: RunningServer, engine: FakeEngine) -> None:
@@ -192,12 +192,12 @@ def test_edges_that_are_not_there(
 
 def test_a_failing_call_fails_alone(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server).name
-    engine.failures["toy"].score = NonFiniteMetricError("the metric is nan")
+    engine.failures["toy"].run = NonFiniteMetricError("the metric is nan")
     with refused() as refusal:
         score(server, name, removed([]))
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "NON_FINITE_METRIC")
     assert refusal.message == "the metric is nan"
-    engine.failures["toy"].score = None
+    engine.failures["toy"].run = None
     engine.whole_call_fails = RuntimeError("secret beads")
     with refused() as refusal:
         score(server, name, removed([]))

@@ -97,7 +97,7 @@ def test_sessions_need_no_turn_among_the_jobs(server: RunningServer, engine: Fak
 
 def test_a_failing_call_hurts_nobody_else(server: RunningServer, engine: FakeEngine) -> None:
     good, bad = open_session(server), open_session(server, "bad")
-    engine.failures["bad"].score = NonFiniteMetricError("the metric is nan")
+    engine.failures["bad"].run = NonFiniteMetricError("the metric is nan")
     engine.hold()
     job = server.create(spec()).name
     engine.wait_for_call()
@@ -108,7 +108,7 @@ def test_a_failing_call_hurts_nobody_else(server: RunningServer, engine: FakeEng
     assert len(calls[0].result().metrics) == 1
     assert calls[1].exception().code() is Code.FAILED_PRECONDITION
     assert server.events(job)[-1].state == jobs_pb2.JOB_STATE_SUCCEEDED
-    engine.failures["bad"].score = None
+    engine.failures["bad"].run = None
     assert len(scoring(server, bad).result().metrics) == 1
 
 
@@ -155,10 +155,10 @@ def test_an_opening_that_is_cancelled_leaves_no_session(server: RunningServer, e
     sessions = server.jobs.sessions
     eventually(lambda: all(session.gone for session in sessions._sessions.values()))
     engine.release()
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_a_session_that_cannot_be_opened_is_none(
     place: str, server: RunningServer, engine: FakeEngine
 ) -> None:
@@ -166,12 +166,12 @@ def test_a_session_that_cannot_be_opened_is_none(
     with refused() as refusal:
         opening(server, "bad").result()
     assert (refusal.code, refusal.message) == (Code.FAILED_PRECONDITION, "the metric is nan")
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
     setattr(engine.failures["bad"], place, KeyError("secret"))
     with refused() as refusal:
         opening(server, "bad").result()
     assert (refusal.code, "secret" in refusal.message) == (Code.INTERNAL, False)
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
 
 
 def test_close_frees_the_session_and_fails_its_calls(server: RunningServer, engine: FakeEngine) -> None:
@@ -181,7 +181,7 @@ def test_close_frees_the_session_and_fails_its_calls(server: RunningServer, engi
     engine.wait_for_call()
     close(server, name)
     engine.release()
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
     assert len(engine.steps) == 3
     with refused() as refusal:
         call.result()
@@ -195,7 +195,7 @@ def test_close_frees_the_session_and_fails_its_calls(server: RunningServer, engi
 def test_a_session_that_cannot_be_closed_hurts_nobody(server: RunningServer, engine: FakeEngine) -> None:
     engine.failures["bad"].close = OSError("stuck")
     close(server, open_session(server, "bad"))
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
     assert len(scoring(server, open_session(server)).result().metrics) == 1
 
 
@@ -234,7 +234,7 @@ def test_calls_are_limited_in_size_and_number(engine: FakeEngine) -> None:
 def test_a_session_that_is_not_used_expires(engine: FakeEngine) -> None:
     with RunningServer(engine, session_limits=SessionLimits(idle_s=0.2)) as server:
         name = open_session(server)
-        eventually(lambda: engine.open_sessions == {})  # though nobody asked
+        eventually(lambda: engine.open_states == {})  # though nobody asked
         with refused() as refusal:
             scoring(server, name).result()
         assert refusal.code is Code.NOT_FOUND
@@ -258,7 +258,7 @@ def test_a_stopping_server_ends_sessions_and_calls(server: RunningServer, engine
         with refused() as refusal:
             stopped.result()
         assert (refusal.code, refusal.message) == (Code.UNAVAILABLE, "the server stopped")
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
     with refused() as refusal:
         scoring(server, name).result()
     assert refusal.message == f"session {name!r} not found; the server stopped"
@@ -280,4 +280,4 @@ def test_many_sessions_at_once(server: RunningServer, engine: FakeEngine) -> Non
     assert [list(call.result().metrics) for call in calls] == expected
     for session in sessions:
         close(server, session.name)
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})

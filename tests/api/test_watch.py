@@ -84,7 +84,7 @@ def test_cancelling_is_seen(server: RunningServer, engine: FakeEngine) -> None:
 
 
 def test_the_end_of_a_failed_job_says_why(server: RunningServer, engine: FakeEngine) -> None:
-    engine.failures["bad"].score = NonFiniteMetricError("the metric is nan")
+    engine.failures["bad"].run = NonFiniteMetricError("the metric is nan")
     name = server.create(spec(model="bad")).name
     *_, end = server.events(name)
     assert (end.kind, end.state) == (pb.EVENT_KIND_END, pb.JOB_STATE_FAILED)

@@ -19,7 +19,7 @@ from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.engine.sparse.work import needed_operations
 from pahq_server.models.architecture import Model
 from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 WINDOW = 32
 # Calls of `SweepJob`.

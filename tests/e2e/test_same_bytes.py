@@ -19,9 +19,9 @@ from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.sizing import job_bytes
 from pahq_server.models.loading import LoadedModel, load
-from pahq_server.scheduler.places import Place
+from pahq_server.scheduler.queue import Place
 from pahq_server.scheduler.scheduler import Scheduler
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 from .cases import ABSENT, Case, load_cases
 

@@ -29,7 +29,7 @@ from pahq_server.models.casting import cast
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.search.acdc import Acdc
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 EXACT = Policy("exact", *[Format.FP32] * 4, "activations", True)
 ROUNDING = ("paper", "rtn-int8", "rtn-fp8", "rtn-int8-weight")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 from pahq_server.core.errors import NotFoundError
 from pahq_server.jobs.job import Job, JobState, Snapshot
-from pahq_server.jobs.result import DiscoveryResult
+from pahq_server.jobs.provenance import DiscoveryResult
 from pahq_server.jobs.service import JobService
 
 

@@ -49,7 +49,7 @@ def test_an_unknown_edge_is_named(edge: str, service: JobService, engine: FakeEn
     assert engine.opened == []
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_a_failure_is_the_callers(place: str, engine: FakeEngine, service: JobService) -> None:
     error = NonFiniteMetricError("the metric is nan")
     setattr(engine.failures["bad"], place, error)
@@ -144,7 +144,7 @@ def test_evaluations_leave_no_result_that_would_count(new_service: Callable[...,
         service.create(replace(SPEC, threshold=3.0), "", user="ada")
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_an_evaluation_that_fails_counts_no_more(
     place: str, engine: FakeEngine, new_service: Callable[..., JobService]
 ) -> None:

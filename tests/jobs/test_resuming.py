@@ -407,7 +407,7 @@ def test_a_running_job_goes_on_and_is_stored_later(operation: str, start: Start)
     process.fail = fail
     process.engine.release()
     assert failed.wait(PATIENCE_S)
-    while process.engine.open_sessions or not process.engine.opened:
+    while process.engine.open_states or not process.engine.opened:
         threading.Event().wait(0.001)
     if operation == "finish":
         assert not job.snapshot.state.final

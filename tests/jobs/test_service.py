@@ -22,7 +22,7 @@ from pahq_server.core.errors import (
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.service import JobService
 from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=True)
 BAD = replace(SPEC, objective=replace(OBJECTIVE, model="bad"))
@@ -163,7 +163,7 @@ def test_cancels_from_many_threads_never_take_a_job_back(service: JobService) ->
 # Failures
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -179,7 +179,7 @@ def test_a_failing_job_fails_alone_and_says_why(
     now = wait_end(bad)
     assert (now.state, now.error, service.result(bad.name)) == (JobState.FAILED, text, None)
     assert {wait_end(job).state for job in (good, other)} == {JobState.SUCCEEDED}
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, service: JobService) -> None:
@@ -234,4 +234,4 @@ def test_close_fails_what_is_left(engine: FakeEngine, service: JobService) -> No
     assert {(job.snapshot.state, job.snapshot.error) for job in jobs} == {
         (JobState.FAILED, "the server stopped")
     }
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}

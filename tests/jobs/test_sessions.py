@@ -11,9 +11,9 @@ from helpers.fake_engine import GRAPH, OBJECTIVE, FakeEngine
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.errors import ConflictError, NotFoundError, QuotaExceededError, ServerError
 from pahq_server.jobs import sessions as module
-from pahq_server.jobs.calls import BASE_CIRCUITS_PER_STEP, Call, CallQueue, SessionLimits
-from pahq_server.jobs.hypotheses import Hypothesis, HypothesisReader, Reading
-from pahq_server.jobs.session import Session
+from pahq_server.jobs.session_calls import BASE_CIRCUITS_PER_STEP, Call, CallQueue, SessionLimits
+from pahq_server.jobs.session_calls import Hypothesis, HypothesisReader, Reading
+from pahq_server.jobs.sessions import PatchingSession
 from pahq_server.jobs.sessions import SessionService
 from pahq_server.scheduler.scheduler import Scheduler
 

@@ -8,8 +8,8 @@ from helpers.fake_engine import GRAPH, OBJECTIVE
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.jobs.spec import METHODS, DiscoverySpec
-from pahq_server.search.acdc_search import AcdcSearch
-from pahq_server.search.single_edge import SingleEdgeSearch
+from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.single_edge.method import SingleEdgeSearch
 
 SPEC = DiscoverySpec(OBJECTIVE, "acdc", 0.1, gates=True)
 

@@ -14,18 +14,18 @@ from pahq_server.core.observer import Observer
 from pahq_server.scheduler.scheduler import Scheduler
 
 from .fake_run import FakeRun
-from .test_held import FakeHolder
+from .test_interactive import FakeSession
 
-OPENING_S, ROW_S = 0.25, 1.0
+OPENING_S, PASS_S = 0.25, 1.0
 
 
 class TimedEngine(FakeEngine):
-    """Opening a session and scoring a row take pretended time; ``row_s`` says how much, by model."""
+    """Opening a session and scoring a pass take pretended time; ``pass_s`` says how much, by model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.row_s = {"toy": ROW_S}
+        self.pass_s = {"toy": PASS_S}
         self.after: Callable[[Work, Outcome], Outcome] = lambda work, outcome: outcome
         self.log: list[list[ResolvedObjective]] = []
 
@@ -36,24 +36,24 @@ class TimedEngine(FakeEngine):
         self.now += OPENING_S
         return super().open(resolved)
 
-    def score(self, work: Sequence[Work]) -> list[Outcome]:
-        self.log.append([self.open_sessions[item.session] for item in work])
+    def run(self, work: Sequence[Work]) -> list[Outcome]:
+        self.log.append([self.open_states[item.state] for item in work])
         for item in work:
-            self.now += self.row_s[self.open_sessions[item.session].objective.model] * len(item.rows)
-        return [self.after(*pair) for pair in zip(work, super().score(work), strict=True)]
+            self.now += self.pass_s[self.open_states[item.state].objective.model] * item.operation.weight
+        return [self.after(*pair) for pair in zip(work, super().run(work), strict=True)]
 
 
 class Counting(Observer):
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
         self.waited: list[float] = []
-        self.rows, self.seconds = 0, 0.0
+        self.passes, self.seconds = 0.0, 0.0
 
     def job_started(self, waited: float) -> None:
         self.waited.append(waited)
 
     def batch(self, passes: float, seconds: float) -> None:
-        self.rows += rows
+        self.passes += passes
         self.seconds += seconds
 
     def preempted(self) -> None:
@@ -68,7 +68,7 @@ def engine() -> TimedEngine:
     engine = TimedEngine()
     for model in ("bad", "dear"):
         engine.failures[model] = Failures()
-    engine.row_s |= {"bad": ROW_S, "dear": 10 * ROW_S}
+    engine.pass_s |= {"bad": PASS_S, "dear": 10 * PASS_S}
     return engine
 
 
@@ -134,8 +134,8 @@ def test_a_preempted_run_goes_on_where_it_was(engine: TimedEngine, make: Make) -
     assert (long.delivered, short.delivered) == (40, 40)
     assert observer.seen["preempted"] == len(engine.opened) - 2 >= 2  # they take turns
     assert observer.waited == [OPENING_S, pytest.approx(observer.waited[1])]
-    assert (len(engine.log), observer.rows) == (80, 80)  # no row was scored twice
-    assert engine.open_sessions == {}
+    assert (len(engine.log), observer.passes) == (80, 80)  # no pass was scored twice
+    assert engine.open_states == {}
 
 
 def test_a_run_that_was_preempted_can_be_stopped(engine: TimedEngine, make: Make) -> None:
@@ -146,7 +146,7 @@ def test_a_run_that_was_preempted_can_be_stopped(engine: TimedEngine, make: Make
     scheduler.submit(second)
     engine.let()
     engine.wait_for_call()
-    assert list(engine.open_sessions.values()) == [second.resolved]
+    assert list(engine.open_states.values()) == [second.resolved]
     first.stop_asked = True
     engine.let()
     assert first.wait() is None
@@ -178,9 +178,9 @@ def test_all_time_is_charged_to_whose_work_it_was(engine: TimedEngine, make: Mak
     cheap, dear = many(engine, 2, "a", steps=8), many(engine, 1, "b", steps=4, model="dear")
     make(*cheap, *dear)
     assert [run.wait() for run in (*cheap, *dear)] == [None] * 3
-    assert [run.charged for run in cheap] == [pytest.approx(8 * ROW_S + OPENING_S)] * 2
+    assert [run.charged for run in cheap] == [pytest.approx(8 * PASS_S + OPENING_S)] * 2
     # The engine sweeps models apart: no part of what the dear one takes is charged to the others.
-    assert dear[0].charged == pytest.approx(40 * ROW_S + OPENING_S)
+    assert dear[0].charged == pytest.approx(40 * PASS_S + OPENING_S)
     assert sum(run.charged for run in (*cheap, *dear)) == pytest.approx(engine.now)
 
 
@@ -214,7 +214,7 @@ def test_a_user_has_no_more_slots_than_allowed(engine: TimedEngine, make: Make) 
 
 
 def test_a_session_that_always_asks_shares_with_jobs(engine: TimedEngine, make: Make) -> None:
-    class Eager(FakeHolder):
+    class Eager(FakeSession):
         def next_rows(self) -> Sequence[object]:  # type: ignore[override]
             self.wanted = 20
             rows = super().next_rows()
@@ -225,13 +225,13 @@ def test_a_session_that_always_asks_shares_with_jobs(engine: TimedEngine, make: 
     eager, run = Eager(engine, user="eager"), FakeRun(engine, 100, user="a")
     eager.wanted = 20
     scheduler = make(run)
-    scheduler.hold(eager)  # type: ignore[arg-type]
+    scheduler.add_session(eager)  # type: ignore[arg-type]
     calls: list[int] = []
     run.at_end = lambda: calls.append(len(eager.outcomes))
     engine.release()
     assert run.wait() is None
     # It is one batch behind or two ahead.
-    assert abs(calls[0] * 20 * ROW_S - run.charged) <= 2 * 20 * ROW_S + 2 * OPENING_S
+    assert abs(calls[0] * 20 * PASS_S - run.charged) <= 2 * 20 * PASS_S + 2 * OPENING_S
     eager.given_up = True
     eager.wait_end()
 
@@ -241,20 +241,20 @@ def test_queued_runs_are_told_their_places(engine: TimedEngine, make: Make) -> N
     mine = many(engine, 5, "a", steps=4)
     scheduler = make(*mine, max_running=1)
     engine.wait_for_call()
-    assert [run.places[-1].position for run in mine[1:]] == [1, 2, 3, 4]
-    assert mine[1].places[-1].start_s is None  # nothing is known of any pace
-    assert mine[0].places == []
+    assert [run.positions[-1].position for run in mine[1:]] == [1, 2, 3, 4]
+    assert mine[1].positions[-1].start_s is None  # nothing is known of any pace
+    assert mine[0].positions == []
     after = many(engine, 2, "b", steps=4)
     for run in after:
         scheduler.submit(run)
     engine.let()
     engine.wait_for_call()  # b has its slot now
     waiting = [*mine[1:], after[1]]
-    assert sorted(run.places[-1].position for run in waiting) == [1, 2, 3, 4, 5]
+    assert sorted(run.positions[-1].position for run in waiting) == [1, 2, 3, 4, 5]
     engine.let(4)
     for _ in range(4):
         engine.wait_for_call()
-    starts = [run.places[-1].start_s for run in mine[2:]]
+    starts = [run.positions[-1].start_s for run in mine[2:]]
     assert all(start is not None for start in starts)
     assert starts == sorted(starts)  # type: ignore[type-var]
     for run in (*mine, *after):
@@ -279,7 +279,7 @@ def test_a_wrong_outcome_ends_its_own_run_only(
 ) -> None:
     good, bad, other = (FakeRun(engine, user=user) for user in "aba")
     engine.after = lambda work, outcome: (
-        wrong if engine.open_sessions[work.session] is bad.resolved else outcome
+        wrong if engine.open_states[work.session] is bad.resolved else outcome
     )
     make(good, bad, other)
     error = bad.wait()
@@ -287,7 +287,7 @@ def test_a_wrong_outcome_ends_its_own_run_only(
     assert text in str(error)
     assert (good.wait(), other.wait()) == (None, None)
     assert (good.delivered, bad.delivered) == (3, 0)
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_too_few_outcomes_end_what_was_scored_and_nothing_else(
@@ -351,11 +351,11 @@ def test_a_run_that_loses_its_memory_comes_back(engine: TimedEngine, make: Make)
     """Where two cannot be scored at once, each is scored while the other waits, and both end well."""
 
     def short(work: Work, outcome: Outcome) -> Outcome:
-        return ResourceExhaustedError("no beads", 1.0) if len(engine.open_sessions) > 1 else outcome
+        return ResourceExhaustedError("no beads", 1.0) if len(engine.open_states) > 1 else outcome
 
     engine.after = short
     runs = [FakeRun(engine, 3, user=user) for user in "ab"]
     make(*runs)
     assert [run.wait() for run in runs] == [None, None]
     assert [run.delivered for run in runs] == [3, 3]
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}

@@ -38,7 +38,7 @@ from pahq_server.precision import products
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import quantize
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.tasks.resolve import Limits, resolve
 
 Figures = dict[str, float]

@@ -19,7 +19,7 @@ from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Policy
 from pahq_server.search.acdc import Acdc
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.search.base import SearchResult
 
 Floats = NDArray[np.float64]

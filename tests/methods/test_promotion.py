@@ -13,8 +13,8 @@ from helpers.topology import heads_behind
 
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
-from pahq_server.search.acdc_search import AcdcSearch
-from pahq_server.search.single_edge import SingleEdgeSearch
+from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.single_edge.method import SingleEdgeSearch
 
 from .naive_acdc import NaiveAcdc
 
@@ -32,8 +32,8 @@ class PromotedScore:
         seed = self._seeds.setdefault(heads, 6 + sum(map(ord, "".join(heads))))
         return SetScore(self._graph, seed % 251).of_names(names)
 
-    def __call__(self, row: PatchedPass) -> float:
-        own, circuit = row.promoted_receiver, row.circuit
+    def __call__(self, patched: PatchedPass) -> float:
+        own, circuit = patched.promoted_receiver, patched.circuit
         names = {self._graph.edge_name(int(edge)) for edge in circuit.kept.nonzero()[0]}
         return self.of_names(names, None if own is None else self._graph.receiver_name(own))
 

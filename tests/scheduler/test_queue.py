@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pahq_server.scheduler.fairness import Accounts
-from pahq_server.scheduler.places import Costs, left_s, queue_order, start_times
+from pahq_server.scheduler.queue import JobCosts, left_s, queue_order, start_times
 
 from .simulation import Job, Limits, Machine
 
@@ -22,14 +22,14 @@ def accounts_of(**charges: float) -> Accounts:
 
 
 def test_users_take_turns_from_the_least_charged_on() -> None:
-    costs = Costs()
+    costs = JobCosts()
     costs.ended("any", 2.0)
     order = queue_order({"a": ["a1", "a2", "a3"], "b": ["b1", "b2"]}, {}, accounts_of(a=0.0, b=3.0), costs)
     assert order == ["a1", "a2", "b1", "a3", "b2"]
 
 
 def test_what_begun_jobs_still_take_counts() -> None:
-    order = queue_order({"a": ["a1"], "b": ["b1"]}, {"a": 9.0}, accounts_of(a=0.0, b=3.0), Costs())
+    order = queue_order({"a": ["a1"], "b": ["b1"]}, {"a": 9.0}, accounts_of(a=0.0, b=3.0), JobCosts())
     assert order == ["b1", "a1"]
 
 
@@ -38,7 +38,7 @@ def test_a_newcomers_first_job_is_next() -> None:
     accounts.attend(["a", "b", "new"])
     accounts.spend("new", 5.0)
     lines = {"a": ["a1", "a2"], "b": ["b1"], "new": ["n1", "n2"]}
-    assert queue_order(lines, {}, accounts, Costs()) == ["n1", "a1", "b1", "a2", "n2"]
+    assert queue_order(lines, {}, accounts, JobCosts()) == ["n1", "a1", "b1", "a2", "n2"]
 
 
 def test_jobs_share_the_machine() -> None:
@@ -54,7 +54,7 @@ def test_what_is_not_known_is_not_guessed() -> None:
     assert start_times([None], [1.0], slots=1) == [None]
     assert start_times([1.0], [None, 1.0], slots=1) == [1.0, None]
     assert left_s(5.0, 0.0, None) is None
-    costs = Costs()
+    costs = JobCosts()
     assert costs.of("a") is None
     costs.expect([2.0, 4.0])
     assert costs.of("a") == 3.0  # that is known of those that run
@@ -69,7 +69,7 @@ def test_what_is_left_follows_from_what_is_done() -> None:
 
 
 def test_costs_are_means_by_user() -> None:
-    costs = Costs()
+    costs = JobCosts()
     costs.ended("a", 1.0)
     assert costs.of("b") == 1.0
     costs.ended("b", 6.0)
@@ -88,7 +88,7 @@ def test_jobs_begin_about_when_they_were_told(jobs: list[tuple[str, int]], slots
     machine = Machine(claims, Limits(slots), opening_s=1e-9)
     machine.step()
     lines, slots_ = machine.slots.lines(), machine.slots
-    costs = Costs()
+    costs = JobCosts()
     costs.ended("any", sum(count for _, count in jobs) / len(jobs))
     order = queue_order(lines, {}, machine.accounts, costs)
     assert sorted(map(id, order)) == sorted(id(claim) for line in lines.values() for claim in line)
@@ -108,7 +108,7 @@ def test_jobs_begin_about_when_they_were_told(jobs: list[tuple[str, int]], slots
 def test_hundreds_of_queued_jobs_are_ordered_at_once() -> None:
     users = [f"u{number}" for number in range(50)]
     accounts = accounts_of(**dict.fromkeys(users, 1.0))
-    order = queue_order({user: list(range(20)) for user in users}, {}, accounts, Costs())
+    order = queue_order({user: list(range(20)) for user in users}, {}, accounts, JobCosts())
     assert len(order) == 1000
     assert order[:50] == [0] * 50
     assert None not in start_times([1.0] * 4, [1.0] * 1000, 4)

@@ -7,14 +7,14 @@ import random
 
 import pytest
 
-from pahq_server.search.pace import (
-    ANCHOR_ROWS,
-    ANCHOR_S,
-    BATCH_ROWS,
+from pahq_server.methods.acdc.speculation import (
+    BASE_PASSES,
+    BASE_S,
+    BATCH_PASSES,
     BATCH_S,
-    Bet,
-    Pace,
-    Strengths,
+    SpeculationBudget,
+    CostModel,
+    KeepPredictor,
 )
 
 
@@ -31,11 +31,11 @@ def per_verdict(fixed: float, costs: list[float], risks: list[float]) -> float:
 
 
 def length(fixed: float, costs: list[float], risks: list[float]) -> int:
-    bet = Bet(fixed)
+    budget = SpeculationBudget(fixed)
     for count, (cost, risk) in enumerate(zip(costs, risks, strict=True)):
-        if not bet.pays(cost):
+        if not budget.pays(cost):
             return count
-        bet.add(cost, risk)
+        budget.add(cost, risk)
     return len(costs)
 
 
@@ -66,55 +66,55 @@ def test_a_probable_surprise_ends_a_chain() -> None:
 
 
 @pytest.mark.parametrize("threshold", [1e-6, 0.05, 3.0, 0.0, -1.0])
-def test_strengths_of_senders_are_learned(threshold: float) -> None:
-    strengths = Strengths(threshold)
+def test_effects_of_senders_are_learned(threshold: float) -> None:
+    predictor = KeepPredictor(threshold)
     scale, chance = abs(threshold) or 1.0, random.Random(0)
     for receiver in range(40):
         for sender in range(6):
             kept = sender == 2
             effect = math.exp(chance.gauss(2.0 if kept else -3.0, 0.5))
-            strengths.decided(sender, receiver, scale * effect, kept)
-    assert strengths.kept(2, 40) > 0.9
-    assert all(strengths.kept(sender, 40) < 0.05 for sender in (0, 1, 3, 4, 5))
+            predictor.decided(sender, receiver, scale * effect, kept)
+    assert predictor.kept(2, 40) > 0.9
+    assert all(predictor.kept(sender, 40) < 0.05 for sender in (0, 1, 3, 4, 5))
     # One that nobody knows is like all of them.
-    assert 0.001 < strengths.kept(99, 40) < 0.6
+    assert 0.001 < predictor.kept(99, 40) < 0.6
 
 
 def test_an_important_receiver_makes_its_next_edges_likely() -> None:
-    strengths = Strengths(0.1)
+    predictor = KeepPredictor(0.1)
     for receiver in range(20):
         for sender in range(8):
-            strengths.decided(sender, receiver, 0.01, False)
-    before = strengths.kept(7, 21)
+            predictor.decided(sender, receiver, 0.01, False)
+    before = predictor.kept(7, 21)
     for sender in range(7):
-        strengths.decided(sender, 21, 0.3, True)
-    assert strengths.kept(7, 21) > 10 * before
-    assert before < strengths.kept(7, 22) < strengths.kept(7, 21)
+        predictor.decided(sender, 21, 0.3, True)
+    assert predictor.kept(7, 21) > 10 * before
+    assert before < predictor.kept(7, 22) < predictor.kept(7, 21)
 
 
 @pytest.mark.parametrize("delta", [0.0, -1.0, 1e-300, 1e300, math.inf, -math.inf])
 def test_any_effect_leaves_probabilities(delta: float) -> None:
-    strengths = Strengths(0.1)
+    predictor = KeepPredictor(0.1)
     for receiver in range(20_000):  # all errors are zero at last
-        strengths.decided(0, receiver, delta, kept=delta >= 0.1)
-    likely = strengths.kept(0, 50)
-    assert strengths.LEAST <= likely <= strengths.MOST
+        predictor.decided(0, receiver, delta, kept=delta >= 0.1)
+    likely = predictor.kept(0, 50)
+    assert predictor.LEAST <= likely <= predictor.MOST
     assert (likely > 0.5) == (delta >= 0.1)
 
 
-@pytest.mark.parametrize("row_s", [1e-4, 2e-3, 0.1])
-def test_the_cost_of_rows_is_measured(row_s: float) -> None:
-    pace, chance = Pace(), random.Random(0)
+@pytest.mark.parametrize("pass_s", [1e-4, 2e-3, 0.1])
+def test_the_cost_of_passes_is_measured(pass_s: float) -> None:
+    costs, chance = CostModel(), random.Random(0)
     for _ in range(60):
-        rows, base_circuits = chance.randint(1, 30), chance.randint(0, 2)
-        rows_worth = BATCH_ROWS + rows + ANCHOR_ROWS * base_circuits
-        pace.took(rows, base_circuits, BATCH_S + ANCHOR_S * base_circuits + row_s * rows_worth)
-    assert pace.cost(2, new_anchor=False) == 2
-    assert pace.cost(1, new_anchor=True) == pytest.approx(1 + ANCHOR_ROWS + ANCHOR_S / row_s)
+        passes, base_circuits = chance.randint(1, 30), chance.randint(0, 2)
+        worth = BATCH_PASSES + passes + BASE_PASSES * base_circuits
+        costs.took(passes, base_circuits, BATCH_S + BASE_S * base_circuits + pass_s * worth)
+    assert costs.cost(2, new_base=False) == 2
+    assert costs.cost(1, new_base=True) == pytest.approx(1 + BASE_PASSES + BASE_S / pass_s)
 
 
 def test_a_clock_that_stands_still_does_no_harm() -> None:
-    pace = Pace()
+    costs = CostModel()
     for _ in range(100):
-        pace.took(1, 1, 0.0)
-    assert pace.bet().pays(pace.cost(1, new_anchor=True))
+        costs.took(1, 1, 0.0)
+    assert costs.budget().pays(costs.cost(1, new_base=True))

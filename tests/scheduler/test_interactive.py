@@ -1,4 +1,4 @@
-"""Held sessions with holders that tests drive."""
+"""Interactive sessions that tests drive."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from helpers.fake_engine import OBJECTIVE, PATIENCE_S, Failures, FakeEngine
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective
 from pahq_server.core.errors import ServerError
+from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.scheduler import scheduler as module
 from pahq_server.scheduler.scheduler import Scheduler
 
 from .fake_run import FakeRun
 
 
-class FakeHolder:
-    """Asks for as many rows as `want` says, once."""
+class FakeSession:
+    """Asks for as many passes as `want` says, once."""
 
     def __init__(self, engine: FakeEngine, model: str = "toy", user: str = "local") -> None:
         self.user = user
         self.resolved = engine.resolve(replace(OBJECTIVE, model=model))
         self.wanted = 0
         self.given_up = False
-        self.breaks_at_rows: Exception | None = None
+        self.breaks_at_operation: Exception | None = None
         self.breaks_at_end = False
         self.ends: list[Exception | None] = []
         self.outcomes: list[Outcome] = []
@@ -50,7 +51,7 @@ class FakeHolder:
         (error,) = self.ends
         return error
 
-    # Holder
+    # InteractiveSession
 
     def waiting(self) -> bool:
         return bool(self.wanted) or self.given_up
@@ -58,11 +59,12 @@ class FakeHolder:
     def released(self) -> bool:
         return self.given_up
 
-    def next_rows(self) -> Sequence[PatchedPass]:
+    def next_operation(self) -> Operation | None:
         wanted, self.wanted = self.wanted, 0
-        if wanted and self.breaks_at_rows is not None:
-            raise self.breaks_at_rows
-        return [PatchedPass(BaseCircuit(Circuit.full(self.resolved.graph)))] * wanted
+        if wanted and self.breaks_at_operation is not None:
+            raise self.breaks_at_operation
+        passes = [PatchedPass(BaseCircuit(Circuit.full(self.resolved.graph)))] * wanted
+        return ScorePasses(passes) if passes else None
 
     def deliver(self, outcome: Outcome) -> None:
         with self._news:
@@ -98,50 +100,50 @@ def scheduler(engine: FakeEngine) -> Iterator[Scheduler]:
 
 
 def test_a_session_stays_open_between_scores(engine: FakeEngine, scheduler: Scheduler) -> None:
-    holder = FakeHolder(engine)
-    scheduler.hold(holder)
+    session = FakeSession(engine)
+    scheduler.add_session(session)
     for rows in (1, 3, 2):
-        holder.want(scheduler, rows)
-        assert len(holder.wait_outcomes(1).pop()) == rows  # type: ignore[arg-type]
-    assert len(engine.opened) == len(engine.open_sessions) == 1
+        session.want(scheduler, rows)
+        assert len(session.wait_outcomes(1).pop()) == rows  # type: ignore[arg-type]
+    assert len(engine.opened) == len(engine.open_states) == 1
     assert engine.steps == [[0], [0], [0]]  # nothing is asked for in between
-    holder.give_up(scheduler)
-    assert holder.wait_end() is None
-    assert engine.open_sessions == {}
+    session.give_up(scheduler)
+    assert session.wait_end() is None
+    assert engine.open_states == {}
     assert engine.threads == {"pahq-worker"}
 
 
 def test_a_failure_ends_no_session(engine: FakeEngine, scheduler: Scheduler) -> None:
-    good, bad = FakeHolder(engine), FakeHolder(engine, "bad")
-    engine.failures["bad"].score = KeyError("x")
+    good, bad = FakeSession(engine), FakeSession(engine, "bad")
+    engine.failures["bad"].run = KeyError("x")
     good.wanted = bad.wanted = 1
-    scheduler.hold(good)
-    scheduler.hold(bad)
-    assert bad.wait_outcomes(1) == [engine.failures["bad"].score]
+    scheduler.add_session(good)
+    scheduler.add_session(bad)
+    assert bad.wait_outcomes(1) == [engine.failures["bad"].run]
     assert isinstance(good.wait_outcomes(1)[0], list)
-    engine.failures["bad"].score = None
+    engine.failures["bad"].run = None
     bad.want(scheduler, 2)
     assert len(bad.wait_outcomes(2)[1]) == 2  # type: ignore[arg-type]
 
 
 def test_rows_that_cannot_be_made_are_a_failure(engine: FakeEngine, scheduler: Scheduler) -> None:
-    holder = FakeHolder(engine)
-    holder.breaks_at_rows = MemoryError("full")
-    scheduler.hold(holder)
-    holder.want(scheduler, 1)
-    assert holder.wait_outcomes(1) == [holder.breaks_at_rows]
-    holder.breaks_at_rows = None
-    holder.want(scheduler, 1)
-    assert len(holder.wait_outcomes(2)[1]) == 1  # type: ignore[arg-type]
+    session = FakeSession(engine)
+    session.breaks_at_operation = MemoryError("full")
+    scheduler.add_session(session)
+    session.want(scheduler, 1)
+    assert session.wait_outcomes(1) == [session.breaks_at_operation]
+    session.breaks_at_operation = None
+    session.want(scheduler, 1)
+    assert len(session.wait_outcomes(2)[1]) == 1  # type: ignore[arg-type]
 
 
 def test_a_session_that_cannot_be_opened_ends(engine: FakeEngine, scheduler: Scheduler) -> None:
     engine.failures["bad"].open = OSError("no")
-    bad, good = FakeHolder(engine, "bad"), FakeHolder(engine)
+    bad, good = FakeSession(engine, "bad"), FakeSession(engine)
     bad.breaks_at_end = True
     good.wanted = 1
-    scheduler.hold(bad)
-    scheduler.hold(good)
+    scheduler.add_session(bad)
+    scheduler.add_session(good)
     assert bad.wait_end() is engine.failures["bad"].open
     assert good.wait_outcomes(1)
 
@@ -149,10 +151,10 @@ def test_a_session_that_cannot_be_opened_ends(engine: FakeEngine, scheduler: Sch
 def test_a_session_that_is_given_up_before_its_start_is_not_opened(
     engine: FakeEngine, scheduler: Scheduler
 ) -> None:
-    holder = FakeHolder(engine)
-    holder.given_up = True
-    scheduler.hold(holder)
-    assert holder.wait_end() is None
+    session = FakeSession(engine)
+    session.given_up = True
+    scheduler.add_session(session)
+    assert session.wait_end() is None
     assert engine.opened == []
 
 
@@ -160,57 +162,57 @@ def test_a_session_that_is_given_up_silently_is_found(
     engine: FakeEngine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "TICK_S", 0.01)
-    holder = FakeHolder(engine)
-    scheduler.hold(holder)
-    holder.want(scheduler, 1)
-    holder.wait_outcomes(1)
-    holder.given_up = True
-    assert holder.wait_end() is None
+    session = FakeSession(engine)
+    scheduler.add_session(session)
+    session.want(scheduler, 1)
+    session.wait_outcomes(1)
+    session.given_up = True
+    assert session.wait_end() is None
 
 
 def test_a_run_waits_for_the_memory_of_sessions(
     engine: FakeEngine, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holder, run, stopped = FakeHolder(engine), FakeRun(engine), FakeRun(engine, user="other")
+    session, run, stopped = FakeSession(engine), FakeRun(engine), FakeRun(engine, user="other")
     engine.room, tries, open_session = 1, list[float](), engine.open
 
     def counted(resolved: ResolvedObjective) -> EngineStateId:
         tries.append(time.monotonic())
         return open_session(resolved)
 
-    scheduler.hold(holder)
-    holder.want(scheduler, 1)
-    holder.wait_outcomes(1)
+    scheduler.add_session(session)
+    session.want(scheduler, 1)
+    session.wait_outcomes(1)
     monkeypatch.setattr(engine, "open", counted)
     scheduler.submit(run)
     scheduler.submit(stopped)
     stopped.stop_asked = True
     assert stopped.wait() is None
     # The session goes on meanwhile, and nobody tries for room all the time.
-    holder.want(scheduler, 1)
-    holder.wait_outcomes(2)
+    session.want(scheduler, 1)
+    session.wait_outcomes(2)
     assert not run.ended.wait(2 * module.BLOCKED_TICK_S)
     assert 1 <= len(tries) <= 10
-    holder.give_up(scheduler)
+    session.give_up(scheduler)
     assert run.wait() is None
     assert (run.delivered, stopped.delivered) == (3, 0)
 
 
 def test_close_ends_all_sessions(engine: FakeEngine, scheduler: Scheduler) -> None:
     engine.hold()
-    holder, late = FakeHolder(engine), FakeHolder(engine)
-    holder.wanted = 1
-    scheduler.hold(holder)
+    session, late = FakeSession(engine), FakeSession(engine)
+    session.wanted = 1
+    scheduler.add_session(session)
     engine.wait_for_call()
-    scheduler.hold(late)
+    scheduler.add_session(late)
     closing = threading.Thread(target=scheduler.close)
     closing.start()
     engine.release()
     closing.join(PATIENCE_S)
-    never = FakeHolder(engine)
-    scheduler.hold(never)
-    for ended in (holder, late, never):
+    never = FakeSession(engine)
+    scheduler.add_session(never)
+    for ended in (session, late, never):
         error = ended.wait_end()
         assert isinstance(error, ServerError)
         assert str(error) == "the server stopped"
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
