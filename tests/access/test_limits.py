@@ -113,7 +113,7 @@ def test_permits_are_counted_per_user_and_in_total() -> None:
             assert not isinstance(full.value, QuotaExceededError)
         assert permits.held == 2
     assert permits.held == 0
-    assert permits._held == {}
+    assert permits._held_by_user == {}
 
 
 def test_a_permit_is_given_back_however_a_call_ends() -> None:
@@ -219,7 +219,7 @@ def test_without_a_name_the_oldest_call_of_the_same_address_makes_room() -> None
         assert ended == ["a1", "a2"]
         assert permits.held == 3
     assert permits.held == 0
-    assert permits._held == {}
+    assert permits._held_by_address == {}
 
 
 def test_in_all_the_address_with_most_calls_makes_room() -> None:

@@ -161,6 +161,8 @@ def test_a_job_that_was_cancelled_before_it_began_has_no_artifact(engine: FakeEn
         engine.wait_for_call()
         name = server.create(spec()).name
         server.job_stub.CancelJob(pb.CancelJobRequest(name=name))
+        engine.release()
+        server.events(name)
         with refused() as refusal:
             server.artifact(name)
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "CONFLICT")

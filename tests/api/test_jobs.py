@@ -128,7 +128,6 @@ def test_the_artifact_of_a_circuit(server: RunningServer) -> None:
 def test_what_a_stopped_job_had_found_is_given_as_partial(
     state: str, server: RunningServer, engine: FakeEngine
 ) -> None:
-    whole = server.artifact(server.finish(spec()))
     engine.hold()
     name = server.create(spec(model="bad")).name
     for _ in range(8):
@@ -141,7 +140,7 @@ def test_what_a_stopped_job_had_found_is_given_as_partial(
         server.job_stub.CancelJob(pb.CancelJobRequest(name=name))
     engine.release()
     assert server.events(name)[-1].state == pb.JobState.Value(f"JOB_STATE_{state}")
-    fetched = server.artifact(name)
+    fetched, whole = server.artifact(name), server.artifact(server.finish(spec()))
     assert (fetched.header.kind, fetched.header.version, fetched.header.partial) == ("circuit", 1, True)
     assert fetched.content["metric"]["value"] is None
     count = len(fetched.arrays["verdict_index"])

@@ -9,7 +9,7 @@ from helpers.api_server import RunningServer, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from pahq.v1 import jobs_pb2 as pb
 
-from pahq_server.scheduler import telling
+from pahq_server.scheduler import queue
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def server() -> Iterator[RunningServer]:
 @pytest.fixture(autouse=True)
 def _always_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where places were told just now, there would be no other batch to tell them again."""
-    monkeypatch.setattr(telling, "TELL_AGAIN", 0)
+    monkeypatch.setattr(queue, "TELL_AGAIN", 0)
 
 
 def three_jobs(server: RunningServer) -> list[str]:

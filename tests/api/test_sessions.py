@@ -11,6 +11,7 @@ import grpc
 import pytest
 from helpers.api_server import RunningServer, objective, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
+from helpers.scores import SetScore
 from helpers.topology import edge_names
 from pahq.v1 import jobs_pb2
 from pahq.v1 import patching_pb2 as pb
@@ -268,7 +269,7 @@ def test_many_sessions_at_once(server: RunningServer, engine: FakeEngine) -> Non
     """Every call gets its own answers."""
     names = [opening(server) for _ in range(10)]
     sessions = [call.result().session for call in names]
-    edges = edge_names(engine.graph)
+    edges, score = edge_names(engine.graph), SetScore(engine.graph, 1)
     expected: list[list[float]] = []
     calls = []
     for i, session in enumerate(sessions):
@@ -276,7 +277,7 @@ def test_many_sessions_at_once(server: RunningServer, engine: FakeEngine) -> Non
         hypotheses = [pb.Hypothesis(edges=pb.EdgeList(names=names)) for names in kept]
         request = pb.ScoreCircuitsRequest(name=session.name, hypotheses=hypotheses)
         calls.append(server.patching.ScoreCircuits.future(request, timeout=PATIENCE_S))
-        expected.append([engine._score.of_names(names) for names in kept])  # type: ignore[attr-defined]
+        expected.append([score.of_names(names) for names in kept])
     assert [list(call.result().metrics) for call in calls] == expected
     for session in sessions:
         close(server, session.name)

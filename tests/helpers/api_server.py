@@ -141,10 +141,10 @@ class FetchedArtifact:
 
     def kept_edges(self) -> list[tuple[int, float]]:
         """Index and score of every kept edge of a circuit, in the order of their verdicts."""
-        columns = (self.arrays[f"verdict_{name}"] for name in ("gate", "index", "score", "kept"))
+        columns = (self.arrays[f"verdict_{name}"] for name in ("gate", "index", "delta", "kept"))
         return [
-            (int(index), float(score))
-            for gate, index, score, kept in zip(*columns, strict=True)
+            (int(index), float(delta))
+            for gate, index, delta, kept in zip(*columns, strict=True)
             if kept and not gate
         ]
 
