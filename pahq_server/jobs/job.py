@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pahq_server.core.artifact import Progress
 from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.jobs.spec import JobSpec, RequestFacts
-from pahq_server.methods.registry import METHODS
 from pahq_server.scheduler.run import QueuePosition
 from pahq_server.store.base import JobStore
 from pahq_server.store.records import ArtifactSummary, JobState, Snapshot, StoredArtifact
@@ -146,7 +145,8 @@ class Job:
     Args:
         name: resource name.
         spec: what was asked for; of a finished job without prompts.
-        total: units of work.
+        total: how many units of work there are.
+        unit: what the units are, in the plural, such as "edges".
         snapshot: where it stands; None for a new one.
         journal: stores what changes.
         ended: called once, when it has become final.
@@ -159,13 +159,14 @@ class Job:
         name: str,
         spec: JobSpec,
         total: int,
+        unit: str,
         snapshot: Snapshot | None = None,
         journal: Journal | None = None,
         ended: Callable[[Job], None] = lambda job: None,
         facts: RequestFacts | None = None,
         summary: ArtifactSummary | None = None,
     ) -> None:
-        self.name, self.spec, self.total = name, spec, total
+        self.name, self.spec, self.total, self.unit = name, spec, total, unit
         self.facts, self._summary = facts or RequestFacts(), summary
         self._snapshot = snapshot or Snapshot(JobState.QUEUED, Progress(), time.time())
         self._journal, self._ended = journal or Journal(self._snapshot.records), ended
@@ -180,12 +181,6 @@ class Job:
     def snapshot(self) -> Snapshot:
         """Where it stands."""
         return self._snapshot
-
-    @property
-    def unit(self) -> str:
-        """What its progress counts, in the plural; empty for a job that cannot be read."""
-        method = METHODS.get(self.spec.method)
-        return "" if method is None else method.unit
 
     @property
     def summary(self) -> ArtifactSummary | None:
@@ -248,7 +243,7 @@ class Job:
                 now,
                 progress=Progress(),
                 records=0,
-                dropped=now.dropped + now.records,
+                dropped=now.dropped + now.records + now.progress.done,
             )
             self._journal.begin_again(after, content)
             self._snapshot = after
@@ -266,6 +261,8 @@ class Job:
         """
         self._journal.add(data, count)
         before = self._snapshot
+        # Watchers rely on it: the number of an event never falls.
+        progress = replace(progress, done=max(progress.done, before.progress.done))
         # Its start may not have been stored.
         self._change(
             JobState.RUNNING,
@@ -335,7 +332,14 @@ class Job:
         self._tell()
 
     def _end(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:
-        self._change(state, save, ended=self._later(), charged=self.scheduling.charged_s, **values)
+        self._change(
+            state,
+            save,
+            ended=self._later(),
+            charged=self.scheduling.charged_s,
+            records=self._journal.records,  # the last ones may not have been stored
+            **values,
+        )
 
     def _later(self) -> float:
         """Returns the present; where a clock was set back, the latest moment that is known of this job."""

@@ -70,7 +70,7 @@ class Resumption:
     def find(self) -> list[Job]:
         """Returns the jobs that were left. Those whose record cannot be read end. Raises StorageError."""
         jobs: list[Job] = []
-        for record in self._store.left():
+        for record in self._store.unfinished():
             if record.damage:
                 self._condemn(record, record.damage)
                 continue
@@ -84,6 +84,7 @@ class Resumption:
                 record.name,
                 spec,
                 record.total,
+                record.unit,
                 record.snapshot,
                 journal,
                 self._shared.ended,

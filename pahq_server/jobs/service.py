@@ -8,10 +8,9 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pahq_server.core.artifact import Artifact
 from pahq_server.core.context import LOCAL_USER
 from pahq_server.core.engine import Engine, Estimate, Objective, ResolvedObjective
 from pahq_server.core.errors import (
@@ -42,7 +41,7 @@ from pahq_server.scheduler.scheduler import Scheduler
 from pahq_server.store.base import JobStore
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
-from pahq_server.store.records import JobRecord, NewJob, Retention, Usage
+from pahq_server.store.records import JobRecord, NewJob, Retention, StoredArtifact, Usage
 from pahq_server.store.rows import condemned
 
 logger = logging.getLogger(__name__)
@@ -79,26 +78,6 @@ class JobPolicy:
     retention: Retention = field(default_factory=Retention)
     reuse: bool = False
     environment: dict[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class JobArtifact:
-    """The artifact of a job with all that belongs to the answer.
-
-    Args:
-        artifact: what was found.
-        partial: whether the job did not come to its end: this is what it had found by then.
-        request: what determines the artifact, see `request_provenance`.
-        run: what happened in the run that made it, see `run_provenance`, and the task of this job.
-        prompts: JSON of the prompts, for a job that asked to have them with the artifact.
-    """
-
-    artifact: Artifact
-    partial: bool
-    request: dict[str, object]
-    run: dict[str, object]
-    warnings: tuple[str, ...]
-    prompts: str | None
 
 
 class JobService:
@@ -216,7 +195,9 @@ class JobService:
         self._known(specs.encode(spec), request_id, user)
         resolved = self._engine.resolve(spec.objective)
         total = method.total(spec.parameters, resolved)
-        return Job("", spec, total, facts=_facts(spec, method, resolved)), self._engine.estimate(resolved)
+        return Job("", spec, total, method.unit, facts=_facts(spec, method, resolved)), self._engine.estimate(
+            resolved
+        )
 
     def create(self, spec: JobSpec, request_id: str, user: str = LOCAL_USER) -> Job:
         """Accepts a job, or returns the one that the same request id of the user created before.
@@ -240,6 +221,7 @@ class JobService:
             spec=stored.with_facts(facts),
             prompts=specs.prompts_to_json(_prompts(resolved)) if spec.include_prompts else stored.prompts,
             total=method.total(spec.parameters, resolved),
+            unit=method.unit,
             tokens=resolved.task.num_tokens,
             revision=resolved.revision,
             content=self._content(spec, resolved),
@@ -256,7 +238,16 @@ class JobService:
             record, created = self._store.create(new, admit, self._policy.reuse)
             if created and not record.snapshot.state.final:
                 journal = StoredJournal(self._store, record.id)
-                job = Job(record.name, spec, record.total, record.snapshot, journal, self._forget, facts)
+                job = Job(
+                    record.name,
+                    spec,
+                    record.total,
+                    record.unit,
+                    record.snapshot,
+                    journal,
+                    self._forget,
+                    facts,
+                )
                 self._jobs[job.name] = job
         if created and record.snapshot.state.final:
             self._observer.job_ended(record.name, record.snapshot.state.name.lower(), 0.0)
@@ -314,7 +305,7 @@ class JobService:
         counts = self._store.count_by_state()
         return {state.name.lower(): counts.get(state, 0) for state in JobState}
 
-    def artifact(self, name: str) -> JobArtifact | None:
+    def artifact(self, name: str) -> StoredArtifact | None:
         """Returns the artifact as the answer to this job; None for a job that has none.
 
         For a cancelled or failed job it is what its method makes of the journal, which takes as long as to
@@ -324,28 +315,36 @@ class JobService:
         stored = self._store.artifact(name)
         record = self._store.find(name)
         if stored is None:
-            return self._partial(record)
-        found = stored.artifact
-        return self._answer(record, found, stored.request, stored.run, partial=False)
+            stored = self._partial(record)
+        if stored is None:
+            return None
+        # The artifact may be another job's as well.
+        spec, facts = specs.read(record), specs.facts(record.spec)
+        told = tuple(dict.fromkeys((*facts.warnings, *stored.warnings)))
+        about_job = {"task": spec.task(facts.num_prompts), "warnings": list(told)}
+        return replace(
+            stored,
+            artifact=replace(stored.artifact, warnings=told),
+            run=stored.run | about_job,
+            prompts=self._store.prompts(record.id) if spec.include_prompts else None,
+        )
 
-    def _partial(self, record: JobRecord) -> JobArtifact | None:
+    def _partial(self, record: JobRecord) -> StoredArtifact | None:
+        """Returns what a job that was cancelled or has failed had found by then."""
         if record.damage or record.snapshot.state not in (JobState.CANCELLED, JobState.FAILED):
             return None
-        try:
-            journal = self._store.journal(record.id)
-        except StorageError as error:
-            logger.warning("what %s had found cannot be read: %s", record.name, error)
-            return None
+        journal = self._store.journal(record.id)
         if not journal:
             return None
         spec = specs.read(record, self._store.prompts(record.id))
+        why_not = f"what {record.name} had found cannot be read"
         try:
             resolved = self._engine.resolve(spec.objective)
         except ServerError as error:
-            raise ConflictError(f"what {record.name} had found cannot be read: {error}") from error
+            raise ConflictError(f"{why_not}: {error}") from error
         if resolved.revision != record.revision:
             detail = f"it was found with revision {record.revision} of the model, which is not served"
-            raise ConflictError(f"what {record.name} had found cannot be read: {detail}")
+            raise ConflictError(f"{why_not}: {detail}")
         context: MethodContext[Any] = MethodContext(
             resolved, spec.parameters, journal, record.snapshot.records
         )
@@ -354,28 +353,11 @@ class JobService:
             return None
         same = self._content(spec, resolved) == record.content
         request = request_provenance(spec, resolved, self._version if same else "")
-        run = {"model": spec.objective.model, "state": record.snapshot.state.name.lower()}
-        return self._answer(record, found, request, run, partial=True)
-
-    def _answer(
-        self,
-        record: JobRecord,
-        found: Artifact,
-        request: Mapping[str, object],
-        run: Mapping[str, object],
-        partial: bool,
-    ) -> JobArtifact:
-        """Returns an artifact, which may be another job's as well, as the answer to one job."""
-        spec, facts = specs.read(record), specs.facts(record.spec)
-        told = tuple(dict.fromkeys((*facts.warnings, *found.warnings)))
-        return JobArtifact(
-            artifact=found,
-            partial=partial,
-            request=dict(request),
-            run={**run, "task": spec.task(facts.num_prompts), "warnings": list(told)},
-            warnings=told,
-            prompts=self._store.prompts(record.id) if spec.include_prompts else None,
-        )
+        run: dict[str, object] = {
+            "model": spec.objective.model,
+            "state": record.snapshot.state.name.lower(),
+        }
+        return StoredArtifact(found, request, run, partial=True)
 
     # Changing
 
@@ -405,7 +387,15 @@ class JobService:
             spec, facts = UNREADABLE, RequestFacts()
             if record.snapshot.state is not JobState.FAILED:  # else it says why
                 record = condemned(record, str(error))
-        job = Job(record.name, spec, record.total, record.snapshot, facts=facts, summary=record.summary)
+        job = Job(
+            record.name,
+            spec,
+            record.total,
+            record.unit,
+            record.snapshot,
+            facts=facts,
+            summary=record.summary,
+        )
         if not record.snapshot.state.final:
             # Nobody here knows it, so nobody here works on it: those who watch must not wait for that.
             logger.error("%s is left to a later process", record.name)

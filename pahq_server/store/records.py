@@ -37,7 +37,7 @@ class Snapshot:
         records: how many records its journal holds.
         started, ended: when it began to run and when it ended; None for what has not happened.
         error: why it failed; empty unless it did.
-        dropped: how many records of earlier attempts were given up.
+        dropped: by how much earlier attempts, which were given up, had made `sequence` grow.
         charged: seconds of the worker's time that it took.
         crash_count: how many processes took it up since its last record, and were killed.
         begun: when this process took it up, in seconds of the monotonic clock, and how many units were done
@@ -58,8 +58,8 @@ class Snapshot:
 
     @property
     def sequence(self) -> int:
-        """A number that grows with every record and with every change of state."""
-        return self.dropped + self.records + min(self.state.value, JobState.CANCELLED.value)
+        """A number that grows with every record, every unit that is done and every change of state."""
+        return self.dropped + self.records + self.progress.done + min(self.state.value, JobState.CANCELLED.value)
 
     def eta_s(self, total: int) -> float | None:
         """Estimates the seconds until the end from the pace so far; None while there is no pace.
