@@ -29,12 +29,12 @@ from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, Tok
 from pahq_server.jobs.evaluation import CircuitMetrics, CircuitOrigin
 from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
 from pahq_server.jobs.quotas import Quotas
-from pahq_server.jobs.service import JobArtifact
 from pahq_server.jobs.session_calls import Hypothesis
 from pahq_server.jobs.sessions import PatchingSession
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.methods import registry
 from pahq_server.methods.base import Method
+from pahq_server.store.records import StoredArtifact
 
 # Bytes of an artifact, or characters of prompts (all ASCII), per message of GetArtifact: with what belongs to
 # the message itself, still below 1 MiB.
@@ -294,7 +294,7 @@ def event(
     )
 
 
-def artifact_messages(found: JobArtifact) -> Iterator[jobs_pb2.GetArtifactResponse]:
+def artifact_messages(found: StoredArtifact) -> Iterator[jobs_pb2.GetArtifactResponse]:
     """Returns the header, then the bytes, then the prompts if there are any, in chunks of `CHUNK` at most."""
     artifact = found.artifact
     run = {key: value for key, value in found.run.items() if key != "warnings"}  # they have their own field

@@ -23,12 +23,12 @@ from row_log import LoggedEngine
 
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.task import PromptTask, TokenTask
-from pahq_server.jobs.service import JobArtifact, JobPolicy, JobService
+from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.methods.acdc.method import AcdcParameters
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.opening import StorageConfig, opened
-from pahq_server.store.records import Retention
+from pahq_server.store.records import Retention, StoredArtifact
 
 
 class Engine(LoggedEngine, FakeEngine):
@@ -45,7 +45,7 @@ def spec_of(threshold: float, prompt: int) -> JobSpec:
     return JobSpec(replace(OBJECTIVE, task=task), "acdc", AcdcParameters(threshold))
 
 
-def canonical(found: JobArtifact | None) -> str | None:
+def canonical(found: StoredArtifact | None) -> str | None:
     """All that must be the same of a job that succeeded, to the last bit."""
     if found is None or found.partial:
         return None
