@@ -15,12 +15,11 @@ import torch
 from pahq import __version__
 
 from pahq_server.access import tls as tls_files
-from pahq_server.access.access import Access
-from pahq_server.access.config import AccessConfig
+from pahq_server.access.access import Access, AccessConfig
 from pahq_server.access.identity import Authenticator
 from pahq_server.access.policy import POLICY
-from pahq_server.access.table import TokenTable
 from pahq_server.access.tls import ExpiryWatch, TlsContents
+from pahq_server.access.tokens import TokenTable
 from pahq_server.api.connections import raise_file_limit
 from pahq_server.api.server import ApiServer
 from pahq_server.config.server import ServerConfig, wants_traces
@@ -161,13 +160,13 @@ def _read_certificates(access: AccessConfig, telemetry: Telemetry) -> TlsContent
     """Reads the files for TLS and tells when they expire; None without TLS."""
     if access.tls is None:
         return None
-    tls = tls_files.read(access.tls)
+    tls = tls_files.read_tls_files(access.tls)
     telemetry.observer.certificates_expire(tls.server_expiry, tls.client_ca_expiry)
     return tls
 
 
 async def _watch_certificates(tls: TlsContents) -> None:
-    watch = ExpiryWatch((*tls.server_dates, *tls.client_dates))
+    watch = ExpiryWatch((*tls.server_validity, *tls.client_validity))
     while True:
         watch.check(time.time())
         await asyncio.sleep(CERTIFICATES_S)

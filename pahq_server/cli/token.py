@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import SCOPES, Token, new_token
+from pahq_server.access.tokens import SCOPES, Token, TokenTable, new_token
 from pahq_server.cli.output import FAILED, OK, complain
 from pahq_server.config.options import Reader, option
 from pahq_server.config.server import DAY_S, DataDirOptions

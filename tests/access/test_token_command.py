@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pahq_server.access.identity import Credentials, TokenHolders
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import token_id
+from pahq_server.access.identity import Credentials, TokenAuthenticator
+from pahq_server.access.tokens import TokenTable, token_id
 from pahq_server.cli import main
 from pahq_server.core.context import Caller
 from pahq_server.store.database import Database
@@ -37,7 +36,7 @@ def test_a_token_that_is_created_lets_its_user_in(command: Command) -> None:
     code, out, err = command("create", "ada", "--scope", "admin")
     assert (code, err) == (0, "")
     database = Database(command.data / DATABASE)
-    caller = TokenHolders(TokenTable(database)).identify(Credentials([f"Bearer {out.strip()}"]))
+    caller = TokenAuthenticator(TokenTable(database)).identify(Credentials([f"Bearer {out.strip()}"]))
     database.close()
     assert caller == Caller("ada", admin=True)
 

@@ -18,8 +18,8 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.shared import DeviceMemory
 from pahq_server.engine.sparse.work import needed_operations
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
-from pahq_server.models.architecture import Model
 from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.models.architecture import Model
 
 WINDOW = 32
 # Calls of `SweepJob`.

@@ -12,6 +12,7 @@ from helpers.eight_bits import PROMOTING, all_but_one_head_in_8_bits, assert_pro
 from helpers.hypotheses import random_circuit, random_rows, random_task
 from helpers.scores import answer
 from helpers.zoo import NAMES, Zoo
+from pahq_server.search.acdc import Acdc
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph, KvReceivers
@@ -24,12 +25,11 @@ from pahq_server.engine.literal_activations import (
     RoundedModel,
     promoted_maps,
 )
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
 from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
-from pahq_server.search.acdc import Acdc
-from pahq_server.methods.acdc.search import AcdcSearch
 
 EXACT = Policy("exact", *[Format.FP32] * 4, "activations", True)
 ROUNDING = ("paper", "rtn-int8", "rtn-fp8", "rtn-int8-weight")

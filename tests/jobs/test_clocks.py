@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import listed, result_of, wait_end
+from pahq_server.search.base import SearchProgress
 
 from pahq_server.api import responses
 from pahq_server.core.verdict import Verdict
@@ -18,7 +19,6 @@ from pahq_server.jobs.housekeeping import DOUBT_S, DOWNTIME_S, TOLERANCE_S, Rete
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.search.base import SearchProgress
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import Retention

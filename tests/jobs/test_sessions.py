@@ -11,9 +11,15 @@ from helpers.fake_engine import GRAPH, OBJECTIVE, FakeEngine
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.errors import ConflictError, NotFoundError, QuotaExceededError, ServerError
 from pahq_server.jobs import sessions as module
-from pahq_server.jobs.session_calls import BASE_CIRCUITS_PER_STEP, Call, CallQueue, SessionLimits
-from pahq_server.jobs.session_calls import Hypothesis, HypothesisReader, Reading
-from pahq_server.jobs.sessions import PatchingSession
+from pahq_server.jobs.session_calls import (
+    BASE_CIRCUITS_PER_STEP,
+    Call,
+    CallQueue,
+    Hypothesis,
+    HypothesisReader,
+    Reading,
+    SessionLimits,
+)
 from pahq_server.jobs.sessions import SessionService
 from pahq_server.scheduler.scheduler import Scheduler
 
@@ -116,7 +122,7 @@ def test_the_end_fails_what_waits(error: Exception, reason: str, queue: CallQueu
 
 
 def test_two_commits_at_the_same_time(queue: CallQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session("users/me/sessions/1", queue, LIMITS)
+    session = PatchingSession("users/me/sessions/1", queue, LIMITS)
     cut = Hypothesis(["input->logits"], complete=False)
     read = HypothesisReader.read
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from pahq_server.search.acdc import Acdc
+from pahq_server.search.base import SearchResult
 from scipy import stats
 
 from bench.precision.subjects import Subject
@@ -16,11 +18,9 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Policy
-from pahq_server.search.acdc import Acdc
-from pahq_server.methods.acdc.search import AcdcSearch
-from pahq_server.search.base import SearchResult
 
 Floats = NDArray[np.float64]
 WINDOW = 32

@@ -12,14 +12,13 @@ import pytest
 from helpers.api_server import RunningServer, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from helpers.waiting import wait_until
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2
 
 from pahq_server.access.access import Access
 from pahq_server.access.identity import Credentials
 from pahq_server.access.limits import CallLimits
-from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
-from pahq_server.api.threads import Threads
+from pahq_server.api.calls import Call, ExpiredError, FairThreadPool, current_call, set_call
 from pahq_server.core.context import Caller, current, log_context
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.observer import Observer
@@ -28,11 +27,11 @@ from pahq_server.jobs.job import JobState
 
 
 @pytest.fixture
-def threads() -> Threads:
-    return Threads(workers=1)
+def threads() -> FairThreadPool:
+    return FairThreadPool(workers=1)
 
 
-def test_threads_know_whose_call_they_work_on(threads: Threads) -> None:
+def test_threads_know_whose_call_they_work_on(threads: FairThreadPool) -> None:
     async def ask() -> tuple[Caller, str]:
         set_call(Call(Caller("ada")))
         with log_context(request_id="7"):
@@ -42,7 +41,7 @@ def test_threads_know_whose_call_they_work_on(threads: Threads) -> None:
     threads.close()
 
 
-def test_nothing_is_done_for_a_call_whose_time_is_up(threads: Threads) -> None:
+def test_nothing_is_done_for_a_call_whose_time_is_up(threads: FairThreadPool) -> None:
     async def ask() -> None:
         set_call(Call(deadline=time.monotonic()))
         await threads.run(lambda: pytest.fail("was done"))
@@ -52,7 +51,7 @@ def test_nothing_is_done_for_a_call_whose_time_is_up(threads: Threads) -> None:
     threads.close()
 
 
-def test_users_take_turns_however_much_one_of_them_has_waiting(threads: Threads) -> None:
+def test_users_take_turns_however_much_one_of_them_has_waiting(threads: FairThreadPool) -> None:
     began, go_on = threading.Event(), threading.Event()
     done: list[str] = []
 
@@ -81,7 +80,7 @@ def test_users_take_turns_however_much_one_of_them_has_waiting(threads: Threads)
     threads.close()
 
 
-def test_what_waits_is_dropped_and_what_runs_is_undone(threads: Threads) -> None:
+def test_what_waits_is_dropped_and_what_runs_is_undone(threads: FairThreadPool) -> None:
     began, go_on, undone = threading.Event(), threading.Event(), threading.Event()
     done: list[str] = []
 
@@ -108,7 +107,7 @@ def test_what_waits_is_dropped_and_what_runs_is_undone(threads: Threads) -> None
     assert done == ["first", "result"]
 
 
-def test_failures_are_not_undone(threads: Threads) -> None:
+def test_failures_are_not_undone(threads: FairThreadPool) -> None:
     began, go_on = threading.Event(), threading.Event()
     undone: list[object] = []
 
@@ -138,7 +137,7 @@ class Crowd:
     """
 
     def __init__(self, workers: int) -> None:
-        self.threads = Threads(workers)
+        self.threads = FairThreadPool(workers)
         self.go_on = threading.Event()
         self.begun: list[str] = []
         self._calls: list[asyncio.Task[None]] = []
@@ -279,8 +278,8 @@ def test_a_client_that_leaves_while_its_job_is_created(request_id: str) -> None:
     engine, over = SlowToPrepare(), Over()
     with RunningServer(engine, api={"observer": over}) as server:
         engine.hold()
-        request = pb.CreateDiscoveryRequest(spec=spec(), request_id=request_id)
-        call = server.discovery.CreateDiscovery.future(request)
+        request = pb.CreateJobRequest(spec=spec(), request_id=request_id)
+        call = server.job_stub.CreateJob.future(request)
         assert engine.preparing.wait(PATIENCE_S)
         call.cancel()
         assert over.event.wait(PATIENCE_S)
@@ -289,7 +288,7 @@ def test_a_client_that_leaves_while_its_job_is_created(request_id: str) -> None:
             time.sleep(0.001)
         (job,) = jobs
         if request_id:
-            again = server.discovery.CreateDiscovery(request).discovery
+            again = server.job_stub.CreateJob(request).job
             assert (again.name, job.snapshot.state.final) == (job.name, False)
         else:
             wait_until(job, lambda now: now.state in (JobState.CANCELLING, JobState.CANCELLED))
@@ -331,24 +330,22 @@ def test_another_users_get_is_answered_while_slow_texts_are_tokenized() -> None:
     engine = SlowToTokenize()
     access = Access(EverybodyByName(), CallLimits(threads=4))
     with RunningServer(engine, api={"access": access}) as server:
-        name = server.discovery.CreateDiscovery(
-            pb.CreateDiscoveryRequest(spec=spec()), **_as_user("bob")
-        ).discovery.name
+        name = server.job_stub.CreateJob(pb.CreateJobRequest(spec=spec()), **_as_user("bob")).job.name
         tokenize = model_pb2.TokenizeTextsRequest(model="toy", texts=["a"])
-        create = pb.CreateDiscoveryRequest(spec=spec(metric="l2"), validate_only=True)
+        create = pb.CreateJobRequest(spec=spec(metric="l2"), validate_only=True)
         slow = [server.models.TokenizeTexts.future(tokenize, **_as_user("ada")) for _ in range(8)]
-        slow += [server.discovery.CreateDiscovery.future(create, **_as_user("ada")) for _ in range(8)]
+        slow += [server.job_stub.CreateJob.future(create, **_as_user("ada")) for _ in range(8)]
         for _ in range(2):
             assert engine.tokenizing.acquire(timeout=PATIENCE_S)
         for user in ("bob", "ada"):
             asked = name if user == "bob" else name.replace("bob", "ada")
-            request = pb.GetDiscoveryRequest(name=asked)
+            request = pb.GetJobRequest(name=asked)
             if user == "bob":
-                found = server.discovery.GetDiscovery(request, **_as_user(user)).discovery
+                found = server.job_stub.GetJob(request, **_as_user(user)).job
                 assert found.name == name
             else:
                 with refused() as refusal:
-                    server.discovery.GetDiscovery(request, **_as_user(user))
+                    server.job_stub.GetJob(request, **_as_user(user))
                 assert refusal.code is grpc.StatusCode.NOT_FOUND
         assert not any(call.done() for call in slow)
         engine.go_on.set()
