@@ -99,7 +99,7 @@ class AccessOptions:
         files = self._tls_files()
         try:
             if files is not None:
-                tls.read(files)
+                tls.read_tls_files(files)
         except InvalidRequestError as error:
             return str(error)
         return None

@@ -76,7 +76,7 @@ class Tracing(Observer):
         name: str,
         kind: SpanKind,
         seconds: float,
-        attributes: Mapping[str, str | int],
+        attributes: Mapping[str, str | float],
         failed: bool = False,
     ) -> None:
         end = self._clock()

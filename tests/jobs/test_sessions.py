@@ -20,7 +20,7 @@ from pahq_server.jobs.session_calls import (
     Reading,
     SessionLimits,
 )
-from pahq_server.jobs.sessions import SessionService
+from pahq_server.jobs.sessions import PatchingSession, SessionService
 from pahq_server.scheduler.scheduler import Scheduler
 
 LIMITS = SessionLimits(idle_s=10)

@@ -16,7 +16,7 @@ import pytest
 from e2e.process import ServerProcess
 from helpers.scrape import Samples, scrape, value
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import task_pb2
+from pahq.v1 import jobs_pb2_grpc, methods_pb2, task_pb2
 
 from pahq_client import Circuit, Client, PahqError, Task
 from pahq_server.cli import main
