@@ -10,7 +10,7 @@ from pahq_server.access.identity import Anyone, Authenticator, Credentials
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.policy import POLICY, Scope
 from pahq_server.access.rates import Failures, Rates
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.core.errors import (
     PermissionDeniedError,
     QuotaExceededError,

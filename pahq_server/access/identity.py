@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pahq_server.access.table import TokenTable
 from pahq_server.access.tokens import Token, is_user, token_id
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.core.errors import ServerError, StorageError, UnauthenticatedError
 
 logger = logging.getLogger(__name__)

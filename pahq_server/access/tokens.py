@@ -8,7 +8,7 @@ import re
 import secrets
 from dataclasses import dataclass
 
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 
 SCOPES = ("user", "admin")
 _TEXT = re.compile(r"pahq_([0-9a-f]{16})_([A-Za-z0-9_-]{43})", re.ASCII)

@@ -23,7 +23,7 @@ from pahq import __version__
 
 from pahq_server.api.calls import ExpiredError
 from pahq_server.core import errors
-from pahq_server.core.context import about
+from pahq_server.core.context import log_context
 from pahq_server.core.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ async def guarded(context: Any, method: str, observer: Observer) -> AsyncIterato
     context.set_trailing_metadata(trailing)
     observer.call_started(method)
     given_up = False
-    with about(request_id=request_id, method=method):
+    with log_context(request_id=request_id, method=method):
         try:
             async with _reported(context, trailing):
                 yield

@@ -18,7 +18,7 @@ from pahq_server.access.admission import RETRY_AFTER_S
 from pahq_server.access.identity import Credentials
 from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
 from pahq_server.api.errors import check_version, guarded
-from pahq_server.core.context import about
+from pahq_server.core.context import log_context
 from pahq_server.core.errors import InvalidRequestError, ResourceExhaustedError
 from pahq_server.core.observer import Observer
 
@@ -89,7 +89,7 @@ class _Gated:
             async with timer:
                 with (
                     self._access.admit(self._method, stream, _credentials(context), end) as caller,
-                    about(user=caller.user),
+                    log_context(user=caller.user),
                 ):
                     if caller is NOBODY and not stream:
                         timer.reschedule(asyncio.get_running_loop().time() + limits.anonymous_s)

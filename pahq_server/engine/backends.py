@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
-from pahq_server.core.engine import Outcome, PatchedPass
+from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import Outcome
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor

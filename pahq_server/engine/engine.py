@@ -25,7 +25,7 @@ from pahq_server.core.engine import (
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import KvReceivers
-from pahq_server.core.grouping import in_groups
+from pahq_server.core.operations import in_groups
 from pahq_server.core.task import TaskSpec, TokenizedText, TokenTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import Backend, Executor, make_backend, precisions

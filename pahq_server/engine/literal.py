@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Outcome, PatchedPass
+from pahq_server.core.circuit import Circuit, PatchedPass
+from pahq_server.core.engine import Outcome
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops

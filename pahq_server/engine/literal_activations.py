@@ -16,8 +16,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import PatchedPass
+from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor, Map, matrix, product

@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor, Map, product

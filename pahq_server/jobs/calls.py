@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from pahq_server.core.engine import BaseCircuit, Outcome, PatchedPass, ResolvedObjective
+from pahq_server.core.circuit import BaseCircuit, PatchedPass
+from pahq_server.core.engine import Outcome, ResolvedObjective
 from pahq_server.core.errors import NotFoundError, ResourceExhaustedError, ServerError
 
 # The values of each anchor take memory, and sharing a step saves anchors nothing.

@@ -8,7 +8,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pahq_server.core.context import about
+from pahq_server.core.context import log_context
 from pahq_server.core.engine import Engine, ResolvedObjective
 from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.jobs import spec_json
@@ -195,7 +195,7 @@ class Resumption:
             self._submit(item)
             return
         job = item.job
-        with about(job=job.name, user=job.user):
+        with log_context(job=job.name, user=job.user):
             try:
                 if job.cancelling:
                     self._end(job, job.end_cancelled)

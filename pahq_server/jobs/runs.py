@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.context import about
-from pahq_server.core.engine import Capabilities, PatchedPass, ResolvedObjective
+from pahq_server.core.circuit import Circuit, PatchedPass
+from pahq_server.core.context import log_context
+from pahq_server.core.engine import Capabilities, ResolvedObjective
 from pahq_server.core.errors import StorageError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.core.verdict import SearchResult, Verdict
@@ -142,7 +142,7 @@ class DiscoveryRun:
             if error.damaged:
                 raise
             if not self._late:
-                with about(job=self._job.name, user=self.user):
+                with log_context(job=self._job.name, user=self.user):
                     logger.warning("what is decided will be stored later: %s", error)
             self._late = True
 
@@ -151,7 +151,7 @@ class DiscoveryRun:
         try:
             end()
         except StorageError as error:
-            with about(job=self._job.name, user=self.user):
+            with log_context(job=self._job.name, user=self.user):
                 logger.error("the end of a job could not be stored: %s", error)
             if error.damaged:
                 self._job.fail_unstored(error)

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
-from pahq_server.core.caller import LOCAL_USER
 from pahq_server.core.circuit import Circuit
+from pahq_server.core.context import LOCAL_USER
 from pahq_server.core.engine import Engine, Estimate, Objective, ResolvedObjective
 from pahq_server.core.errors import (
     AlreadyExistsError,

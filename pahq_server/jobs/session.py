@@ -6,8 +6,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.errors import ConflictError, InvalidRequestError
 from pahq_server.jobs import warnings
 from pahq_server.jobs.calls import Call, CallQueue, SessionLimits

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from pahq_server.core.caller import LOCAL_USER
+from pahq_server.core.context import LOCAL_USER
 from pahq_server.core.engine import Engine, Objective, ResolvedObjective
 from pahq_server.core.errors import NotFoundError, QuotaExceededError, ResourceExhaustedError
 from pahq_server.jobs.calls import CallQueue, SessionLimits

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pahq_server.core.engine import Engine, Outcome, ResolvedObjective, Work
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
-from pahq_server.core.grouping import in_groups
+from pahq_server.core.operations import in_groups
 
 
 @dataclass(frozen=True, eq=False)

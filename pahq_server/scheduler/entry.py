@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pahq_server.core.engine import EngineStateId, PatchedPass
+from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import EngineStateId
 from pahq_server.scheduler.run import Run
 from pahq_server.scheduler.slots import Claim
 

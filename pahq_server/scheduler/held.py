@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
-from pahq_server.core.engine import Engine, EngineStateId, Outcome, PatchedPass, ResolvedObjective, Work
+from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import Engine, EngineStateId, Outcome, ResolvedObjective, Work
 from pahq_server.core.errors import WorkerFailedError
 
 logger = logging.getLogger(__name__)

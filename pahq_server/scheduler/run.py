@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from pahq_server.core.engine import PatchedPass, ResolvedObjective
+from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import ResolvedObjective
 from pahq_server.scheduler.places import Place
 
 

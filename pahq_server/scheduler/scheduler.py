@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 
-from pahq_server.core.context import about
+from pahq_server.core.context import log_context
 from pahq_server.core.engine import Engine, EngineStateId, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError, ServerError, WorkerFailedError
 from pahq_server.core.observer import Observer
@@ -335,7 +335,7 @@ class Scheduler:
 
     def _finish(self, entry: Entry, error: Exception | None) -> None:
         if error is not None and not self._closing:
-            with about(job=entry.run.name, user=entry.user):
+            with log_context(job=entry.run.name, user=entry.user):
                 logger.warning("a run failed", exc_info=error)
         self._close(entry)
         self._slots.leave(entry)

@@ -20,7 +20,7 @@ from pahq_server.access.identity import (
 )
 from pahq_server.access.table import TokenTable
 from pahq_server.access.tokens import new_token
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.core.errors import ServerError, UnauthenticatedError
 from pahq_server.store.database import Database
 

@@ -12,7 +12,7 @@ from pahq_server.access.identity import Credentials
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.policy import Scope
 from pahq_server.access.rates import LINES_BURST, MAX_ADDRESSES, MAX_BUCKETS, Failures, Rates
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.core.errors import (
     ConflictError,
     PermissionDeniedError,

@@ -11,7 +11,7 @@ from pahq_server.access.identity import Credentials, TokenHolders
 from pahq_server.access.table import TokenTable
 from pahq_server.access.tokens import token_id
 from pahq_server.cli import main
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 

@@ -25,7 +25,7 @@ from pahq_server.access.table import TokenTable
 from pahq_server.access.tokens import new_token
 from pahq_server.api.errors import guarded
 from pahq_server.api.gate import host_of
-from pahq_server.core.caller import Caller
+from pahq_server.core.context import Caller
 from pahq_server.core.errors import UnauthenticatedError
 from pahq_server.core.observer import Observer
 from pahq_server.store.database import Database

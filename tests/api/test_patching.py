@@ -15,7 +15,7 @@ from helpers.topology import edge_names
 from pahq.v1 import circuit_pb2
 from pahq.v1 import patching_pb2 as pb
 
-from pahq_server.core.engine import PatchedPass
+from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError
 
 Code = grpc.StatusCode

@@ -20,8 +20,7 @@ from pahq_server.access.identity import Credentials
 from pahq_server.access.limits import CallLimits
 from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
 from pahq_server.api.threads import Threads
-from pahq_server.core.caller import Caller
-from pahq_server.core.context import about, current
+from pahq_server.core.context import Caller, current, log_context
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.observer import Observer
 from pahq_server.core.task import TokenizedText
@@ -36,7 +35,7 @@ def threads() -> Threads:
 def test_threads_know_whose_call_they_work_on(threads: Threads) -> None:
     async def ask() -> tuple[Caller, str]:
         set_call(Call(Caller("ada")))
-        with about(request_id="7"):
+        with log_context(request_id="7"):
             return await threads.run(lambda: (current_call().caller, current().request_id))
 
     assert asyncio.run(ask()) == (Caller("ada"), "7")

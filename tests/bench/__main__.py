@@ -19,8 +19,7 @@ from bench import measure, workloads
 from bench.measure import MEMORY_BYTES, Job, SweepJob
 from bench.tables import markdown
 from bench.workloads import Workload
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.shared import DeviceMemory

@@ -21,8 +21,7 @@ from helpers.synthetic import save_llama
 
 from bench import measure, workloads
 from bench.__main__ import RESULTS, Figures
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import make_backend

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from bench.workloads import Workload
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from pahq_server.core.engine import Objective, PatchedPass, ResolvedObjective, Work
+from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import Objective, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.task import PromptTask
 from pahq_server.core.verdict import SearchResult, Verdict

@@ -11,8 +11,8 @@ from helpers.jobs import SPECS, Spec
 from helpers.simulated import simulated_device
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, Objective, PatchedPass, Work
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import Objective, Work
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import PromptTask
 from pahq_server.engine import devices

@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers.zoo import Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, Objective, PatchedPass, ResolvedObjective, Work
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import Objective, ResolvedObjective, Work
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, NotFoundError, ServerError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.engine.backends import EXECUTORS

@@ -13,8 +13,7 @@ from helpers.hypotheses import random_circuit, random_rows, random_task
 from helpers.scores import answer
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import literal_activations

@@ -19,8 +19,7 @@ from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 from torch.nn import functional
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.demo import model_path

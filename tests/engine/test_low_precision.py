@@ -11,8 +11,7 @@ import torch
 from helpers.jobs import SPECS, Spec
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.literal_differences import DifferencesExecutor
 from pahq_server.engine.sparse.backend import SparseBackend

@@ -16,7 +16,8 @@ from helpers.outputs import random_prompts
 from helpers.pages import assert_intact, device_memory, scatter
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.engine import Outcome, PatchedPass, Work
+from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import Outcome, Work
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine.engine import ModelEngine

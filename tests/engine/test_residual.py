@@ -13,8 +13,7 @@ from helpers.hypotheses import LENGTHS
 from helpers.jobs import Spec, backend_of
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.sparse import residual
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.models.architecture import Model

@@ -9,8 +9,8 @@ import pytest
 from helpers.jobs import SPECS, Spec
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, HeadStoreUsage, Objective, PatchedPass, Work
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import HeadStoreUsage, Objective, Work
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import PromptTask
 from pahq_server.engine.backends import make_backend, precisions

@@ -12,8 +12,7 @@ from helpers.executors import sparse_executor
 from helpers.hypotheses import LENGTHS, random_rows, random_task
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor

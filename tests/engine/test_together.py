@@ -12,7 +12,8 @@ from helpers.jobs import SPECS, Spec, backend_of
 from helpers.pages import assert_intact
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.engine import Outcome, PatchedPass
+from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import Outcome
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from helpers.scores import SetScore
+from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import (
     Capabilities,
     EngineStateId,
@@ -17,7 +18,6 @@ from pahq_server.core.engine import (
     ModelInfo,
     Objective,
     Outcome,
-    PatchedPass,
     ResolvedObjective,
     Work,
 )

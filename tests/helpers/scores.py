@@ -9,8 +9,7 @@ import hashlib
 from collections.abc import Callable, Collection
 
 from helpers.topology import edge_names, heads_behind, receiver_names, senders_into
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult
 from pahq_server.search.base import Steps

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 from helpers.fake_engine import GRAPH, OBJECTIVE, FakeEngine
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.errors import ConflictError, NotFoundError, QuotaExceededError, ServerError
 from pahq_server.jobs import sessions as module
 from pahq_server.jobs.calls import BASE_CIRCUITS_PER_STEP, Call, CallQueue, SessionLimits

@@ -9,8 +9,8 @@ import pytest
 from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import result_of, wait_end
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import CleanRun, PatchedPass, ResolvedObjective
+from pahq_server.core.circuit import Circuit, PatchedPass
+from pahq_server.core.engine import CleanRun, ResolvedObjective
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.core.verdict import SearchResult, Verdict

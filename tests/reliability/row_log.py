@@ -8,7 +8,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pahq_server.core.engine import BaseCircuit, EngineStateId, Outcome, PatchedPass, ResolvedObjective, Work
+from pahq_server.core.circuit import BaseCircuit, PatchedPass
+from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work
 
 
 class LoggedEngine:

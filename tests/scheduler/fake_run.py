@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.scheduler.places import Place
 from pahq_server.scheduler.scheduler import Scheduler
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 from helpers.fake_engine import OBJECTIVE, PATIENCE_S, Failures, FakeEngine
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, EngineStateId, Outcome, PatchedPass, ResolvedObjective
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective
 from pahq_server.core.errors import ServerError
 from pahq_server.scheduler import scheduler as module
 from pahq_server.scheduler.scheduler import Scheduler

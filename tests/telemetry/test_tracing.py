@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from pahq_server.core.context import about
+from pahq_server.core.context import log_context
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
 from pahq_server.telemetry.tracing import Tracing, otlp_tracing
@@ -37,7 +37,7 @@ def only(exporter: InMemorySpanExporter) -> ReadableSpan:
 
 
 def test_a_call_is_a_span_that_ends_now(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
-    with about(request_id="r1"):
+    with log_context(request_id="r1"):
         tracing.call_ended(CREATE, "OK", 2.0)
     span = only(exporter)
     assert (span.name, span.kind) == (CREATE, SpanKind.SERVER)

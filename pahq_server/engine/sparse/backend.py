@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from pahq_server.core.engine import Outcome, PatchedPass
+from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import Outcome
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph
-from pahq_server.core.grouping import in_groups
+from pahq_server.core.operations import in_groups
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.engine.sparse.maps import Rounded

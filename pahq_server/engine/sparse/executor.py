@@ -8,7 +8,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from pahq_server.core.engine import BaseCircuit, Outcome, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, PatchedPass
+from pahq_server.core.engine import Outcome
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from bench import measure, workloads
 from bench.precision.subjects import subjects
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend

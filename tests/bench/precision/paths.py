@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bench.precision.subjects import Subject
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor

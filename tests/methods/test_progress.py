@@ -7,8 +7,7 @@ from helpers.scores import SetScore, answer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import PatchedPass
+from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.search.acdc import Test as Question
 from pahq_server.search.acdc_search import AcdcSearch

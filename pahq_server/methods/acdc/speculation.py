@@ -1,23 +1,25 @@
-"""How many tests to ask for at once.
+"""How many tests ACDC asks for at once.
 
-All tests of a chain after a wrong prediction are wasted, and a short chain shares a batch's fixed cost among
-few. `Strengths` tells how likely a prediction is to fail, `Bet` when a chain's next test would waste more
-than it saves. Both learn while the search goes on; verdicts do not depend on them.
+All tests of a chain after a wrong prediction are wasted, and a short chain shares the fixed cost of a batch
+among few tests. `KeepPredictor` estimates how likely a prediction is to fail, `CostModel` what tests cost,
+and `SpeculationBudget` says when the next test of a chain would waste more than it saves. They learn while
+the search goes on; verdicts do not depend on them.
 """
 
 from __future__ import annotations
 
 import math
 
-# What a batch and a new anchor take, about: seconds that do not depend on the model, and as many rows' time.
-BATCH_S, BATCH_ROWS = 0.002, 0.3
-ANCHOR_S, ANCHOR_ROWS = 0.015, 2.0
-# The least that a row is believed to take.
-LEAST_ROW_S = 1e-5
+# What a batch and a new base circuit take, about: seconds that do not depend on the model, and the time of so
+# many passes.
+BATCH_S, BATCH_PASSES = 0.002, 0.3
+BASE_S, BASE_PASSES = 0.015, 2.0
+# The least that a pass is believed to take, in seconds.
+LEAST_PASS_S = 1e-5
 
 
-class Strengths:
-    """How likely an edge is kept, from what the removal of others did.
+class KeepPredictor:
+    """Estimates how likely an edge is kept, from what the removal of others did.
 
     On a scale where the threshold is 0, log(delta / tau), the effect of an edge is taken to be what its
     sender has lately, plus what the receiver's edges so far had beyond that, with a normal error whose
@@ -43,7 +45,7 @@ class Strengths:
         self._receiver, self._of_receiver = -1, 0.0
 
     def kept(self, sender: int, receiver: int) -> float:
-        """Probability that an edge is kept."""
+        """Returns the probability that an edge is kept."""
         usual, own = self._of_sender.get(sender, (self._mean, self._spread))
         variance = math.sqrt(own * (self._errors if sender in self._of_sender else self._spread))
         deviation = math.sqrt(max(variance, self.LEAST_VARIANCE))
@@ -51,7 +53,7 @@ class Strengths:
         return min(max(likely, self.LEAST), self.MOST)
 
     def decided(self, sender: int, receiver: int, delta: float, kept: bool) -> None:
-        """One verdict."""
+        """Learns from one verdict."""
         effect = self._effect(delta, kept)
         self._receiver, self._of_receiver = receiver, self._at(receiver)
         usual, own = self._of_sender.get(sender, (self._mean, self._errors))
@@ -75,22 +77,22 @@ class Strengths:
         return min(max(math.log(delta / self._threshold), -self.BOUND), self.BOUND)
 
 
-class Bet:
-    """Whether a chain should have another test.
+class SpeculationBudget:
+    """Says whether a chain of speculated tests should have another one.
 
     A batch that costs c beyond its tests, and whose test i costs w_i and is needed with probability P_i,
     costs (c + sum of w_i (1 - P_i)) / (sum of P_i) per verdict beyond the test itself. A test that makes
     this less belongs to the chain; of equal tests that fail with probability p these are about sqrt(2 c / p).
 
     Args:
-        fixed: c, in rows.
+        fixed: c, in passes.
     """
 
     def __init__(self, fixed: float) -> None:
         self._lost, self._used, self._alive = fixed, 0.0, 1.0
 
     def pays(self, cost: float) -> bool:
-        """Whether to add a test of this cost, in rows. The first one always pays."""
+        """Tells whether to add a test of this cost, in passes. The first one always pays."""
         return cost * (1 - self._alive) * self._used < self._alive * self._lost
 
     def add(self, cost: float, risk: float) -> None:
@@ -100,22 +102,22 @@ class Bet:
         self._alive *= 1 - risk
 
 
-class Pace:
-    """What things cost, in rows."""
+class CostModel:
+    """Estimates what tests cost, in passes, from what batches took."""
 
     def __init__(self) -> None:
-        self._row_s = 0.002
+        self._pass_s = 0.002
 
-    def bet(self) -> Bet:
-        """On a new chain."""
-        return Bet(BATCH_ROWS + BATCH_S / self._row_s)
+    def budget(self) -> SpeculationBudget:
+        """Returns the budget of a new chain."""
+        return SpeculationBudget(BATCH_PASSES + BATCH_S / self._pass_s)
 
-    def cost(self, rows: int, new_anchor: bool) -> float:
-        """Of a test with so many rows, perhaps under an anchor that has no base yet."""
-        return rows + new_anchor * (ANCHOR_ROWS + ANCHOR_S / self._row_s)
+    def cost(self, passes: int, new_base: bool) -> float:
+        """Returns the cost of a test with so many passes, perhaps under a base circuit that is new."""
+        return passes + new_base * (BASE_PASSES + BASE_S / self._pass_s)
 
-    def took(self, rows: int, new_anchors: int, seconds: float) -> None:
-        """How long a batch took."""
-        rest = seconds - BATCH_S - ANCHOR_S * new_anchors
-        row_s = max(LEAST_ROW_S, rest / (BATCH_ROWS + rows + ANCHOR_ROWS * new_anchors))
-        self._row_s += (row_s - self._row_s) / 4
+    def took(self, passes: int, new_bases: int, seconds: float) -> None:
+        """Learns how long a batch took."""
+        rest = seconds - BATCH_S - BASE_S * new_bases
+        pass_s = max(LEAST_PASS_S, rest / (BATCH_PASSES + passes + BASE_PASSES * new_bases))
+        self._pass_s += (pass_s - self._pass_s) / 4

@@ -11,8 +11,7 @@ import pytest
 from helpers.scores import SetScore, answer
 from helpers.topology import heads_behind
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import PatchedPass
+from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.search.acdc_search import AcdcSearch
 from pahq_server.search.single_edge import SingleEdgeSearch
