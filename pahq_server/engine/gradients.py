@@ -42,7 +42,7 @@ from pahq_server.models.architecture import LayerWeights, Model
 # What attention scores of some heads may take, and the contraction's vectors of some tokens. Fixed, because
 # sums of other parts have other last bits.
 ATTENTION_BYTES = 64 << 20
-CONTRACTION_BYTES = 256 << 20
+CONTRACTION_BYTES = 128 << 20
 
 
 @dataclass

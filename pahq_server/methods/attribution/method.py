@@ -44,9 +44,9 @@ class Eap(Method[EapParameters]):
         if objective.metric in FLAT_AT_CLEAN_RUN:
             raise InvalidRequestError(
                 "metric",
-                f"method 'eap' takes the gradient at the clean run, where that of {objective.metric!r} is zero: "
-                "every score would be 0. Use metric 'logit_difference'. Method 'eap_ig' would take the metric "
-                "as it is, but this server does not offer it yet.",
+                f"method 'eap' takes the gradient at the clean run, where that of {objective.metric!r} is "
+                "zero: every score would be 0. Use metric 'logit_difference'. Method 'eap_ig' would take "
+                "this metric, but this server does not offer it yet.",
             )
         if objective.precision != PRECISION:
             raise InvalidRequestError(
@@ -93,7 +93,7 @@ class Eap(Method[EapParameters]):
         data = edge_scores_bytes(self.name, resolved.objective.metric, resolved.graph, found.scores)
         told = (
             "The job did not come to its end: the scores are sums over the first "
-            f"{found.prompts} of {len(resolved.task.clean)} prompts, so they rank edges by these prompts only "
-            "and are smaller than those of the whole task. Run the job again for those.",
+            f"{found.prompts} of {len(resolved.task.clean)} prompts, so they rank edges by these alone and "
+            "are smaller than those of the whole task. Run the job again for those.",
         )
         return Artifact(KIND, VERSION, data, warnings=told)
