@@ -24,15 +24,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pahq_server.core.engine import Outcome, ResolvedObjective
 from pahq_server.core.graph import INPUT, Graph
-from pahq_server.core.operations import prompt_parts
+from pahq_server.core.operations import EdgeGradients, prompt_parts
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops
 from pahq_server.engine.metrics import METRICS
@@ -43,6 +45,44 @@ from pahq_server.models.architecture import LayerWeights, Model
 # sums of other parts have other last bits.
 ATTENTION_BYTES = 64 << 20
 CONTRACTION_BYTES = 128 << 20
+
+
+class GradientJob(Protocol):
+    """What gradients need to know of a job that is open in an engine."""
+
+    @property
+    def model(self) -> Model:
+        """In full precision; its weights may be read from files."""
+        ...
+
+    @property
+    def resolved(self) -> ResolvedObjective: ...
+
+
+class EdgeGradientRunner:
+    """Runs the operation `EdgeGradients` for the jobs of one model.
+
+    A part of the prompts takes less memory than a third of what its job keeps for patched passes, plus
+    `CONTRACTION_BYTES` and some `ATTENTION_BYTES`.
+    """
+
+    def __init__(self) -> None:
+        self._scorers: WeakKeyDictionary[GradientJob, EdgeGradientScorer] = WeakKeyDictionary()
+
+    def run(self, work: Sequence[tuple[GradientJob, EdgeGradients]]) -> list[Outcome]:
+        """Runs the operations one after another: one outcome each, in order; see `Engine.run`."""
+        return [self._outcome(job, operation) for job, operation in work]
+
+    def _outcome(self, job: GradientJob, operation: EdgeGradients) -> Outcome:
+        try:
+            if job not in self._scorers:
+                objective = job.resolved.objective
+                self._scorers[job] = EdgeGradientScorer(
+                    job.model, job.resolved.graph, job.resolved.task, objective.metric, objective.ablation
+                )
+            return self._scorers[job].score(operation.first, operation.last)
+        except Exception as error:  # noqa: BLE001 - whatever it is belongs to this job alone
+            return error
 
 
 @dataclass
@@ -145,8 +185,9 @@ class EdgeGradientScorer:
             z = self._heads(layer, weights, x, seen)
             attended = torch.einsum("pthk,hkd->ptd", z, weights.w_o) + weights.b_o
             senders.heads.append(z)
-            before_mlp, x = (x, x + attended) if self.arch.parallel else (x + attended, x + attended)
+            before_attention, x = x, x + attended
             if self.graph.mlps:
+                before_mlp = before_attention if self.arch.parallel else x
                 streams.mlp.append(before_mlp[clean].clone())
                 senders.mlps.append(self._mlp(weights, before_mlp))
                 x = x + senders.mlps[-1]
@@ -177,7 +218,7 @@ class EdgeGradientScorer:
         q = torch.einsum("ptd,hdk->phtk", x, weights.w_q) + weights.b_q[:, None]
         k = torch.einsum("ptd,hdk->phtk", x, weights.w_k) + weights.b_k[:, None]
         v = torch.einsum("ptd,hdk->phtk", x, weights.w_v) + weights.b_v[:, None]
-        return q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+        return (q, k, v) if group == 1 else (q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1))
 
     def _attend(
         self, layer: int, weights: LayerWeights, q: Tensor, k: Tensor, v: Tensor, visible: Tensor
@@ -317,7 +358,8 @@ class EdgeGradientScorer:
 
     def _of_units(self, w: Tensor) -> Tensor:
         """The matrices of key or value receivers from those of key/value heads: [R, D, K]."""
-        return w.repeat_interleave(self.graph.kv_units // len(w), 0)
+        share = self.graph.kv_units // len(w)
+        return w if share == 1 else w.repeat_interleave(share, 0)
 
     def _through_norm(self, x: Tensor, gradient: Tensor, weight: Tensor | None) -> Tensor:
         """Gradient at the input of a norm from that at its output, which is overwritten: [..., D] each.
