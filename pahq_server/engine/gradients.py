@@ -15,8 +15,8 @@ sender differences of all layers below: one matrix product per layer.
 Folded models (see `models.folding`) give the scores of the plain ones: folding centres what senders write,
 and the gradient at a layer norm's input is centred by itself, so the inner product is the same.
 
-Shape suffixes: P prompts, T tokens of the longest, N tokens without padding, D d_model, H heads, K d_head,
-M hidden units of an MLP, S senders, R receivers, W places where the metric is read.
+Shape suffixes: P prompts, T tokens of the longest, N tokens that ablation changes, D d_model, H heads,
+K d_head, M hidden units of an MLP, S senders, R receivers, W positions where the metric is read.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class _Streams:
 
 @dataclass
 class _Backward:
-    """Gradients of the metric at the receivers, on N tokens.
+    """Gradients of the metric at the receivers, on N of the tokens.
 
     Those of queries, keys and values are taken after the projection and its bias: per layer [N, R, K], with
     one row for each receiver of the kind.
@@ -131,6 +131,7 @@ class _Backward:
     values: dict[int, Tensor] = field(default_factory=dict)
     mlps: dict[int, Tensor] = field(default_factory=dict)  # [N, D], at the input before the norm
     logits: Tensor = field(default_factory=lambda: torch.zeros(()))  # [N, D], likewise
+    attention_inputs: dict[int, Tensor] = field(default_factory=dict)  # [N, D], the values before the norm
 
 
 class EdgeGradientScorer:
@@ -161,7 +162,10 @@ class EdgeGradientScorer:
             senders, streams = self._run(batch, with_corrupted=self.ablation == "resample")
             deltas = self._deltas(senders, len(batch.lengths))
             del senders
-            return self._contract(deltas, self._backward(streams, batch, part), streams, batch.real)
+            tokens_PT = self._ablated_tokens(batch)
+            gradients = self._backward(streams, batch, part, tokens_PT)
+            del streams
+            return self._contract(deltas.map(lambda x: x[tokens_PT]), gradients)
 
     # Forward
 
@@ -256,6 +260,18 @@ class EdgeGradientScorer:
 
     # Differences of senders
 
+    def _ablated_tokens(self, batch: PromptBatch) -> Tensor:
+        """The tokens at which ablation can change what senders write: bool, [P, T].
+
+        Values of clean and corrupted prompts that begin alike are the same until the prompts differ.
+        """
+        if self.ablation != "resample":
+            return batch.real
+        assert batch.corrupted is not None
+        differs = batch.clean != batch.corrupted
+        seen = differs.cumsum(1) > 0 if self.arch.causal else differs.any(1, keepdim=True)
+        return batch.real & seen
+
     def _deltas(self, senders: _Senders, prompts: int) -> _Senders:
         """Ablated less clean outputs, from the senders of `_run`: P = ``prompts``."""
         clean = senders.map(lambda x: x[:prompts])
@@ -284,25 +300,28 @@ class EdgeGradientScorer:
 
     # Backward
 
-    def _backward(self, streams: _Streams, batch: PromptBatch, part: TokenTask) -> _Backward:
-        """Gradients at all receivers of the clean run."""
-        found, real, visible = _Backward(), batch.real, self._visible(batch)
+    def _backward(
+        self, streams: _Streams, batch: PromptBatch, part: TokenTask, tokens_PT: Tensor
+    ) -> _Backward:
+        """Gradients at all receivers of the clean run, on some of its tokens."""
+        found, visible = _Backward(), self._visible(batch)
         upstream = self._logits_gradient(streams.logits, batch, part)
-        found.logits = upstream[real]
+        found.logits = upstream[tokens_PT]
         for layer in reversed(range(self.graph.layers)):
             weights, x = self._layer(layer), streams.attention[layer]
             # What flows back to the heads comes through the MLP, too, unless it runs beside them.
             into_heads = upstream
             if self.graph.mlps:
                 g = self._mlp_gradient(weights, streams.mlp[layer], upstream)
-                found.mlps[layer] = g[real]
+                found.mlps[layer] = g[tokens_PT]
                 upstream = upstream + g
                 into_heads = into_heads if self.arch.parallel else upstream
             dq, dk, dv = self._head_gradients(
                 layer, weights, x, into_heads, visible[self.arch.windows[layer]]
             )
             for kept, gradient in ((found.queries, dq), (found.keys, dk), (found.values, dv)):
-                kept[layer] = gradient.transpose(1, 2)[real]
+                kept[layer] = gradient.transpose(1, 2)[tokens_PT]
+            found.attention_inputs[layer] = x[tokens_PT]
             back = torch.einsum("phtk,hdk->ptd", dq, weights.w_q)
             back += torch.einsum("phtk,hdk->ptd", dk, self._of_units(weights.w_k))
             back += torch.einsum("phtk,hdk->ptd", dv, self._of_units(weights.w_v))
@@ -383,36 +402,18 @@ class EdgeGradientScorer:
 
     # Scores
 
-    def _contract(
-        self, deltas: _Senders, gradients: _Backward, streams: _Streams, real: Tensor
-    ) -> NDArray[np.float64]:
-        """Inner products of all senders' differences and receivers' gradients: [edges].
-
-        Args:
-            deltas: [P, T, ...].
-            gradients: on the N tokens that are ``real``.
-            streams: [P, T, D].
-            real: which positions hold a token, [P, T].
-        """
-        deltas = deltas.map(lambda x: x[real])
+    def _contract(self, deltas: _Senders, gradients: _Backward) -> NDArray[np.float64]:
+        """Inner products of all senders' differences and receivers' gradients, both on N tokens: [edges]."""
         widest = self.graph.num_senders + self.graph.receivers_per_layer
         at_once = max(1, CONTRACTION_BYTES // (widest * self.arch.d_model * self.model.dtype.itemsize))
         scores = torch.zeros(self.graph.num_edges, dtype=torch.float64, device=self.model.device)
         for start in range(0, len(deltas.input), at_once):
-            self._add_scores(scores, deltas, gradients, streams, real, slice(start, start + at_once))
+            self._add_scores(scores, deltas, gradients, slice(start, start + at_once))
         return scores.cpu().numpy()
 
-    def _add_scores(
-        self,
-        scores: Tensor,
-        deltas: _Senders,
-        gradients: _Backward,
-        streams: _Streams,
-        real: Tensor,
-        tokens: slice,
-    ) -> None:
+    def _add_scores(self, scores: Tensor, deltas: _Senders, gradients: _Backward, chunk: slice) -> None:
         """Adds what some of the N tokens contribute to the scores of all edges, layer by layer from below."""
-        graph, inputs_ND = self.graph, deltas.input[tokens]
+        graph, inputs_ND = self.graph, deltas.input[chunk]
         delta_SND = inputs_ND.new_empty(graph.num_senders, *inputs_ND.shape)
 
         def add(receiver: int, g_RND: Tensor) -> None:
@@ -424,22 +425,22 @@ class EdgeGradientScorer:
 
         delta_SND[INPUT] = inputs_ND
         for layer in range(graph.layers):
-            weights, x_ND = self._layer(layer), streams.attention[layer][real][tokens]
+            weights, x_ND = self._layer(layer), gradients.attention_inputs[layer][chunk]
             reads = (
                 (gradients.queries[layer], weights.w_q),
                 (gradients.keys[layer], self._of_units(weights.w_k)),
                 (gradients.values[layer], self._of_units(weights.w_v)),
             )
-            attention = torch.cat([torch.einsum("nrk,rdk->rnd", x[tokens], w) for x, w in reads])
+            attention = torch.cat([torch.einsum("nrk,rdk->rnd", x[chunk], w) for x, w in reads])
             add(graph.receiver_of("q", layer), self._through_norm(x_ND, attention, weights.norm1_w))
             head = graph.head(layer, 0)
             delta_SND[head : head + graph.heads] = torch.einsum(
-                "nhk,hkd->hnd", deltas.heads[layer][tokens], weights.w_o
+                "nhk,hkd->hnd", deltas.heads[layer][chunk], weights.w_o
             )
             if graph.mlps:
-                add(graph.receiver_of("mlp", layer), gradients.mlps[layer][None, tokens])
-                delta_SND[graph.mlp(layer)] = deltas.mlps[layer][tokens]
-        add(graph.logits, gradients.logits[None, tokens])
+                add(graph.receiver_of("mlp", layer), gradients.mlps[layer][None, chunk])
+                delta_SND[graph.mlp(layer)] = deltas.mlps[layer][chunk]
+        add(graph.logits, gradients.logits[None, chunk])
 
     # Weights
 

@@ -77,6 +77,19 @@ def test_several_metric_positions(name: str, ablation: str, zoo: Zoo) -> None:
     assert_close(scores(model, graph, task, ablation), expected, 1e-10)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "hooked bidirectional"])
+def test_prompts_that_begin_alike_or_are_the_same(name: str, zoo: Zoo) -> None:
+    model = zoo[name]
+    task, graph = random_task(model, lengths=LENGTHS), model.architecture.graph("group")
+    assert task.corrupted is not None
+    alike = tuple(clean[:3] + other[3:] for clean, other in zip(task.clean, task.corrupted, strict=True))
+    task = replace(task, corrupted=(*alike[:2], task.clean[2]))
+    expected = np.array(EdgeGradientReference(model, graph, task, "resample").scores())
+    assert_close(scores(model, graph, task, "resample"), expected, 1e-10)
+    same = replace(task, corrupted=task.clean)
+    assert not scores(cast(model, torch.float32), graph, same, "resample").any()
+
+
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_parts_of_the_prompts_add_up(ablation: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo["qwen2"]
