@@ -24,15 +24,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.core.engine import Outcome, ResolvedObjective
+from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import INPUT, Graph
 from pahq_server.core.operations import EdgeGradients, prompt_parts
 from pahq_server.core.task import TokenTask
@@ -41,48 +40,46 @@ from pahq_server.engine.metrics import METRICS
 from pahq_server.engine.prompts import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model
 
+if TYPE_CHECKING:  # runners lists this one
+    from pahq_server.engine.runners import EngineState
+
 # What attention scores of some heads may take, and the contraction's vectors of some tokens. Fixed, because
 # sums of other parts have other last bits.
 ATTENTION_BYTES = 64 << 20
 CONTRACTION_BYTES = 128 << 20
 
-
-class GradientJob(Protocol):
-    """What gradients need to know of a job that is open in an engine."""
-
-    @property
-    def model(self) -> Model:
-        """In full precision; its weights may be read from files."""
-        ...
-
-    @property
-    def resolved(self) -> ResolvedObjective: ...
+RETRY_S = 10.0
+# On a CPU, torch raises a plain RuntimeError where there is no memory.
+_ALLOCATION_FAILED = "allocate memory"
+_SCORER = "edge gradients"
 
 
-class EdgeGradientRunner:
-    """Runs the operation `EdgeGradients` for the jobs of one model.
+def edge_gradients(state: EngineState, operation: EdgeGradients) -> NDArray[np.float64]:
+    """Runs an `EdgeGradients` operation; see `engine.runners`.
 
-    A part of the prompts takes less memory than a third of what its job keeps for patched passes, plus
-    `CONTRACTION_BYTES` and some `ATTENTION_BYTES`.
+    Beside what the job keeps for patched passes, this takes less than half as much again, plus
+    `CONTRACTION_BYTES` and a few times `ATTENTION_BYTES`.
+
+    Raises ResourceExhaustedError if there is no memory for that.
     """
+    if _SCORER not in state.kept:
+        resolved, objective = state.resolved, state.resolved.objective
+        state.kept[_SCORER] = EdgeGradientScorer(
+            state.loaded.model, resolved.graph, resolved.task, objective.metric, objective.ablation
+        )
+    scorer: EdgeGradientScorer = state.kept[_SCORER]
+    try:
+        return scorer.score(operation.first, operation.last)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _no_memory(error) from error
+    except RuntimeError as error:
+        if _ALLOCATION_FAILED in str(error):
+            raise _no_memory(error) from error
+        raise
 
-    def __init__(self) -> None:
-        self._scorers: WeakKeyDictionary[GradientJob, EdgeGradientScorer] = WeakKeyDictionary()
 
-    def run(self, work: Sequence[tuple[GradientJob, EdgeGradients]]) -> list[Outcome]:
-        """Runs the operations one after another: one outcome each, in order; see `Engine.run`."""
-        return [self._outcome(job, operation) for job, operation in work]
-
-    def _outcome(self, job: GradientJob, operation: EdgeGradients) -> Outcome:
-        try:
-            if job not in self._scorers:
-                objective = job.resolved.objective
-                self._scorers[job] = EdgeGradientScorer(
-                    job.model, job.resolved.graph, job.resolved.task, objective.metric, objective.ablation
-                )
-            return self._scorers[job].score(operation.first, operation.last)
-        except Exception as error:  # noqa: BLE001 - whatever it is belongs to this job alone
-            return error
+def _no_memory(error: Exception) -> ResourceExhaustedError:
+    return ResourceExhaustedError(f"not enough memory for the gradients of a few prompts: {error}", RETRY_S)
 
 
 @dataclass
