@@ -86,7 +86,7 @@ def gpt2(device: torch.device, size: Size, precision: str) -> Figures:
         "batches": steps,
         "seconds": seconds,
         "seconds_per_evaluation": seconds / count,
-        "rows_per_second": job.search.statistics.rows / seconds,
+        "rows_per_second": job.search.counts["passes"] / seconds,
         "times_needed_at_fp32_rate": seconds / (counter.operations / rate),
         "peak_pages_mib": pages.peak_used * pages.page_bytes / 2**20,
         "peak_device_mib_beside_pages": beside_pages_mib(device, memory),

@@ -15,6 +15,7 @@ from pahq_server.search.acdc_search import AcdcSearch
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import Objective, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError
+from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
 from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
@@ -177,17 +178,17 @@ def alone(engine: ModelEngine, known: Known, window: int = 32, verdicts: Sequenc
 
 def followed(engine: ModelEngine, resolved: ResolvedObjective, search: AcdcSearch) -> Outcome:
     """A search to its end. Raises what its scores end with."""
-    session = engine.open(resolved)
+    state = engine.open(resolved)
     try:
         run = SearchRun(resolved, search)
         rows = run.begin()
         while rows:
-            (scores,) = engine.score([Work(session, rows)])
+            (scores,) = engine.run([Work(state, ScorePasses(rows))])
             if isinstance(scores, Exception):
                 raise scores
             rows = run.deliver(scores)
     finally:
-        engine.close(session)
+        engine.close(state)
     assert run.found is not None
     return run.found
 

@@ -12,9 +12,14 @@ from helpers.zoo import NAMES, Zoo
 from numpy.typing import NDArray
 from reference.edge_gradients import EdgeGradientReference
 
+from pahq_server.core.engine import Objective, Work
+from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph, KvReceivers
-from pahq_server.core.task import TokenTask
+from pahq_server.core.operations import EdgeGradients
+from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine import gradients
+from pahq_server.engine.backends import EXECUTORS
+from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.gradients import EdgeGradientScorer
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import cast
@@ -130,3 +135,48 @@ def test_weights_may_be_read_from_files(name: str, zoo: Zoo) -> None:
     task, graph = random_task(plain, lengths=LENGTHS), plain.architecture.graph("query")
     expected = scores(plain, graph, task, "mean")
     assert_close(scores(rounded, graph, task, "mean"), expected, 1e-5)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_jobs_of_several_models_in_an_engine(executor: str, ablation: str, zoo: Zoo) -> None:
+    engine = ModelEngine({name: load(str(zoo.path(name))) for name in ("gpt2", "llama")}, executor)
+    works, expected = [], []
+    for name in ("gpt2", "llama"):
+        model = zoo[name]
+        task = random_task(model, lengths=LENGTHS)
+        assert task.corrupted is not None
+        assert task.answers is not None
+        assert task.wrong_answers is not None
+        answers, wrong = (tuple((token,) for token in ids) for ids in (task.answers, task.wrong_answers))
+        prompts = PromptTask(task.clean, task.corrupted, answers, wrong)
+        resolved = engine.resolve(Objective(name, prompts, "logit_difference", ablation, "group", "fp32"))
+        state, edges = engine.open(resolved), resolved.graph.num_edges
+        works += [Work(state, EdgeGradients(0, 2, 3, edges)), Work(state, EdgeGradients(2, 3, 3, edges))]
+        expected.append(scores(model, resolved.graph, task, ablation))
+    outcomes = engine.run(works)
+    for work, outcome in zip(works, outcomes, strict=True):
+        work.operation.check(outcome)
+        (alone,) = engine.run([work])
+        assert np.array_equal(alone, outcome)  # type: ignore[arg-type]
+    for first, whole in zip((0, 2), expected, strict=True):
+        assert_close(outcomes[first] + outcomes[first + 1], whole, 1e-4)  # type: ignore[operator]
+
+
+def test_a_part_without_memory_fails_alone(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = ModelEngine({"gpt2": load(str(zoo.path("gpt2")))})
+    prompts = PromptTask(((1, 2, 3), (4, 5)), (), ((1,), (2,)), ((3,), (4,)))
+    resolved = engine.resolve(Objective("gpt2", prompts, "logit_difference", "zero", "group", "fp32"))
+    work = Work(engine.open(resolved), EdgeGradients(0, 2, 2, resolved.graph.num_edges))
+
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    (before,) = engine.run([work])
+    with monkeypatch.context() as patched:
+        patched.setattr(EdgeGradientScorer, "score", refuse)
+        (refused,) = engine.run([work])
+    assert isinstance(refused, ResourceExhaustedError)
+    assert "not enough memory for the gradients" in str(refused)
+    (after,) = engine.run([work])
+    assert np.array_equal(before, after)  # type: ignore[arg-type]

@@ -19,6 +19,7 @@ from helpers.zoo import NAMES, Zoo
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import Outcome, Work
 from pahq_server.core.errors import ResourceExhaustedError
+from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.literal import LiteralExecutor
@@ -636,9 +637,10 @@ def test_memory_is_told_while_the_worker_works(zoo: Zoo) -> None:
     watcher.start()
     try:
         for seed in range(3):
-            session = engine.open(resolved)
-            engine.score([Work(session, SPECS[0].rows(single(zoo, "gpt2"), seed))])
-            engine.close(session)
+            state = engine.open(resolved)
+            passes = SPECS[0].rows(single(zoo, "gpt2"), seed)
+            engine.run([Work(state, ScorePasses(passes))])
+            engine.close(state)
     finally:
         done.set()
         watcher.join()

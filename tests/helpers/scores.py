@@ -12,7 +12,7 @@ from helpers.topology import edge_names, heads_behind, receiver_names, senders_i
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult
-from pahq_server.search.base import Steps
+from pahq_server.methods.circuits import SearchSteps
 
 ScoreRow = Callable[[PatchedPass], float]
 
@@ -72,7 +72,7 @@ class AnchoredScore:
         return self._set_score(row) + rounding
 
 
-def answer(steps: Steps, score: ScoreRow, sizes: list[int] | None = None) -> SearchResult:
+def answer(steps: SearchSteps, score: ScoreRow, sizes: list[int] | None = None) -> SearchResult:
     """Runs a search to its end; ``sizes`` collects how many rows each step asks for."""
     rows = next(steps)
     while True:

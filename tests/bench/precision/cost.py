@@ -27,6 +27,7 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.heap import hand_back_freed_memory
@@ -38,7 +39,6 @@ from pahq_server.precision import products
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import quantize
-from pahq_server.search.acdc_search import AcdcSearch
 from pahq_server.tasks.resolve import Limits, resolve
 
 Figures = dict[str, float]
