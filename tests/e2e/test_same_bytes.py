@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from pahq_server.search.acdc_search import AcdcSearch
 
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import Objective, ResolvedObjective, Work
@@ -23,6 +22,7 @@ from pahq_server.engine.sizing import job_bytes
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.scheduler.places import Place
 from pahq_server.scheduler.scheduler import Scheduler
+from pahq_server.methods.acdc.search import AcdcSearch
 
 from .cases import ABSENT, Case, load_cases
 
