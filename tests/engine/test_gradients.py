@@ -32,7 +32,7 @@ ABLATIONS = ("resample", "zero", "mean")
 # In the other models both treatments give the same graph.
 MODELS: list[tuple[str, KvReceivers]] = [
     *((name, "group") for name in NAMES),
-    *((name, "query") for name in ("llama", "mistral", "qwen3")),
+    *((name, "query") for name in ("llama", "mistral", "qwen2", "qwen3", "hooked, much at once")),
 ]
 LENGTHS = (7, 4, 6)
 
