@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pahq_server.core.engine import Outcome, ResolvedObjective
-from pahq_server.core.operations import Operation, ScorePasses, in_groups
+from pahq_server.core.operations import EdgeGradients, Operation, ScorePasses, in_groups
 from pahq_server.engine.backends import Backend, Executor
+from pahq_server.engine.gradients import edge_gradients
 from pahq_server.models.loading import LoadedModel
 
 O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class
@@ -79,4 +80,5 @@ def score_passes(work: Sequence[tuple[EngineState, ScorePasses]]) -> list[Outcom
 # All operations that a server runs. An operation's own module holds its runner; this is where it is listed.
 RUNNERS: Mapping[type[Operation], Runner] = {
     ScorePasses: score_passes,
+    EdgeGradients: one_by_one(edge_gradients),
 }

@@ -69,6 +69,12 @@ class Case:
         path = self.directory / "scores.json"
         return list(json.loads(path.read_text("utf-8"))) if path.is_file() else []
 
+    @property
+    def attribution(self) -> dict[str, Any]:
+        """Expected edge scores from gradients, with the edges that they belong to."""
+        content: dict[str, Any] = json.loads((self.directory / "attribution.json").read_text("utf-8"))
+        return content
+
 
 def load_cases() -> list[Case]:
     """All cases by name."""
@@ -91,3 +97,12 @@ def score_parameters() -> Iterator[Any]:
     for case in load_cases():
         for scores in case.scores:
             yield pytest.param((case, scores), id=f"{case.name}-{scores['ablation']}-{scores['kv']}")
+
+
+def eap_parameters() -> Iterator[Any]:
+    """One parameter (case, edges, entry) per expected ``eap``; see ``attribution.json``."""
+    for case in load_cases():
+        for entry in case.attribution["scores"]:
+            if entry["method"] == "eap" and entry["stable"]:
+                name = f"{case.name}-{entry['ablation']}-{entry['kv']}"
+                yield pytest.param((case, case.attribution["edges"][entry["kv"]], entry), id=name)
