@@ -12,7 +12,7 @@ from helpers.fake_engine import FakeEngine
 from helpers.specs import acdc
 from helpers.waiting import listed, result_of, wait_end
 
-from pahq_server.api import responses
+from pahq_server.api import convert as responses
 from pahq_server.core.artifact import Progress
 from pahq_server.jobs import housekeeping
 from pahq_server.jobs.housekeeping import DOUBT_S, DOWNTIME_S, TOLERANCE_S, RetentionClock
