@@ -49,7 +49,7 @@ class FakeEngine:
     """Serves "toy" and whatever else a test names in ``failures``.
 
     ``operations`` says what a class of operations gives; a test may add its own. ``steps`` records which
-    states each call of `run` worked for. While the engine is held, `run` waits; `let` allows a number of calls.
+    states each call of `run` worked for. While the engine is held, `run` waits; `let` allows some calls.
     ``room`` limits how many states can be open at once. ``request_warnings`` are found in every request.
 
     Args:
@@ -65,6 +65,7 @@ class FakeEngine:
         self.checks = 0
         self.room: int | None = None
         self.request_warnings: tuple[str, ...] = ()
+        self.revision = "c0ffee"  # of every model
         self.steps: list[list[EngineStateId]] = []
         self.open_states: dict[EngineStateId, ResolvedObjective] = {}
         self.opened: list[ResolvedObjective] = []
@@ -127,7 +128,7 @@ class FakeEngine:
             ModelInfo(
                 name=name,
                 architecture="fake",
-                revision="c0ffee",
+                revision=self.revision,
                 layers=self.graph.layers,
                 heads=self.graph.heads,
                 kv_heads=self.graph.kv_heads,
@@ -149,7 +150,7 @@ class FakeEngine:
         if objective.metric not in self.capabilities().metrics:
             raise InvalidRequestError("metric", f"unknown metric {objective.metric!r}")
         task = TokenTask(((1, 2),), ((1, 3),))
-        return ResolvedObjective(objective, task, self.graph, "c0ffee", warnings=self.request_warnings)
+        return ResolvedObjective(objective, task, self.graph, self.revision, warnings=self.request_warnings)
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
         """A token for each letter, with 0 before them; single letters other than the prompt are answers."""

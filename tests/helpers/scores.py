@@ -59,7 +59,7 @@ class SetScore:
 class BasedScore:
     """A metric that also depends on the base circuits, as a rounded one does.
 
-    Searches may rely on nothing more: a score is a pure function of the chain of base circuits and of the pass.
+    Searches may rely on nothing more: a score is a pure function of the chain of base circuits and the pass.
     """
 
     def __init__(self, graph: Graph, seed: int) -> None:

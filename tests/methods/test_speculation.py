@@ -12,9 +12,9 @@ from pahq_server.methods.acdc.speculation import (
     BASE_S,
     BATCH_PASSES,
     BATCH_S,
-    SpeculationBudget,
     CostModel,
     KeepPredictor,
+    SpeculationBudget,
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pytest
 from helpers.fake_engine import Failures, FakeEngine
@@ -11,6 +12,7 @@ from helpers.fake_engine import Failures, FakeEngine
 from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work
 from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
 from pahq_server.core.observer import Observer
+from pahq_server.core.operations import Operation
 from pahq_server.scheduler.scheduler import Scheduler
 
 from .fake_run import FakeRun
@@ -215,11 +217,11 @@ def test_a_user_has_no_more_slots_than_allowed(engine: TimedEngine, make: Make) 
 
 def test_a_session_that_always_asks_shares_with_jobs(engine: TimedEngine, make: Make) -> None:
     class Eager(FakeSession):
-        def next_rows(self) -> Sequence[object]:  # type: ignore[override]
+        def next_operation(self) -> Operation | None:
             self.wanted = 20
-            rows = super().next_rows()
+            operation = super().next_operation()
             self.wanted = 20
-            return rows
+            return operation
 
     engine.hold()
     eager, run = Eager(engine, user="eager"), FakeRun(engine, 100, user="a")
@@ -267,8 +269,8 @@ def test_queued_runs_are_told_their_places(engine: TimedEngine, make: Make) -> N
 @pytest.mark.parametrize(
     ("wrong", "kind", "text"),
     [
-        ([], ServerError, "0 scores for 1 rows"),
-        ([1.0, 2.0], ServerError, "2 scores for 1 rows"),
+        ([], ServerError, "0 scores for 1 passes"),
+        ([1.0, 2.0], ServerError, "2 scores for 1 passes"),
         ([float("nan")], NonFiniteMetricError, "not finite"),
         ([float("-inf")], NonFiniteMetricError, "not finite"),
         (KeyError("x"), KeyError, "x"),
@@ -278,9 +280,7 @@ def test_a_wrong_outcome_ends_its_own_run_only(
     wrong: Outcome, kind: type[Exception], text: str, engine: TimedEngine, make: Make
 ) -> None:
     good, bad, other = (FakeRun(engine, user=user) for user in "aba")
-    engine.after = lambda work, outcome: (
-        wrong if engine.open_states[work.session] is bad.resolved else outcome
-    )
+    engine.after = lambda work, outcome: wrong if engine.open_states[work.state] is bad.resolved else outcome
     make(good, bad, other)
     error = bad.wait()
     assert isinstance(error, kind)
@@ -290,15 +290,15 @@ def test_a_wrong_outcome_ends_its_own_run_only(
     assert engine.open_states == {}
 
 
-def test_too_few_outcomes_end_what_was_scored_and_nothing_else(
+def test_too_few_outcomes_end_what_was_run_and_nothing_else(
     engine: TimedEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = engine.score
-    monkeypatch.setattr(engine, "score", lambda work: score(work)[1:])
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda work: run(work)[1:])
     runs = many(engine, 2, "a")
     scheduler = make(*runs)
-    for run in runs:
-        assert str(run.wait()) == "the engine gave 1 outcomes for 2 jobs"
+    for each in runs:
+        assert str(each.wait()) == "the engine gave 1 outcomes for 2 operations"
     monkeypatch.undo()
     (late,) = many(engine, 1, "a")
     scheduler.submit(late)
@@ -359,3 +359,57 @@ def test_a_run_that_loses_its_memory_comes_back(engine: TimedEngine, make: Make)
     assert [run.wait() for run in runs] == [None, None]
     assert [run.delivered for run in runs] == [3, 3]
     assert engine.open_states == {}
+
+
+@dataclass(frozen=True)
+class Dear(Operation):
+    """An operation that is no scoring, and costs as much as so many patched passes."""
+
+    cost: float
+
+    @property
+    def weight(self) -> float:
+        return self.cost
+
+    def check(self, result: object) -> None:
+        if result != "done":
+            raise ServerError("it was not done")
+
+
+def run_of(engine: TimedEngine, operation: Operation, user: str) -> FakeRun:
+    run = FakeRun(engine, steps=4, user=user)
+    run.deliver = lambda result: FakeRun.deliver(run, [result])  # type: ignore[method-assign]
+    run._operation = lambda: operation  # type: ignore[method-assign]
+    return run
+
+
+def test_operations_of_one_class_run_together_and_are_charged_by_weight(
+    engine: TimedEngine, make: Make
+) -> None:
+    engine.operations[Dear] = lambda operation: "done"
+    light, heavy = run_of(engine, Dear(1.0), "a"), run_of(engine, Dear(3.0), "b")
+    scoring = FakeRun(engine, steps=4, user="c")
+    engine.hold()
+    make(light, heavy, scoring)
+    engine.release()
+    assert (light.wait(), heavy.wait(), scoring.wait()) == (None, None, None)
+    # A class at a time: nothing of another class is in a call of the engine.
+    assert {(light.resolved, heavy.resolved), (scoring.resolved,)} == {tuple(parts) for parts in engine.log}
+    assert [run.charged - OPENING_S for run in (light, heavy, scoring)] == [4.0, 12.0, 4.0]
+
+
+def test_an_operation_says_what_its_results_are(engine: TimedEngine, make: Make) -> None:
+    engine.operations[Dear] = lambda operation: "done" if operation.cost < 2 else "half done"
+    good, bad = run_of(engine, Dear(1.0), "a"), run_of(engine, Dear(2.0), "a")
+    make(good, bad)
+    assert str(bad.wait()) == "it was not done"
+    assert good.wait() is None
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_an_operation_that_costs_nothing_ends_its_run(weight: float, engine: TimedEngine, make: Make) -> None:
+    engine.operations[Dear] = lambda operation: "done"
+    good, free = run_of(engine, Dear(1.0), "a"), run_of(engine, Dear(weight), "a")
+    make(good, free)
+    assert "must be above 0" in str(free.wait())
+    assert good.wait() is None
