@@ -80,7 +80,8 @@ def test_what_is_no_number_of_days(days: str, command: Command, capsys: pytest.C
     with pytest.raises(SystemExit) as exit:
         command("create", "ada", f"--days={days}")
     assert exit.value.code == 2
-    assert f"{days!r} is no number of days" in capsys.readouterr().err
+    allowed = "must be a number of days from a minute (0.0007) to 36500"
+    assert f"argument --days: {allowed}, got {days!r}" in capsys.readouterr().err
 
 
 def test_a_list_of_nothing_says_where_it_looked(command: Command) -> None:

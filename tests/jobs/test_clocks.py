@@ -11,6 +11,7 @@ import pytest
 from helpers.fake_engine import FakeEngine
 from helpers.specs import acdc
 from helpers.waiting import listed, result_of, wait_end
+from pahq_server.search.base import SearchProgress
 
 from pahq_server.api import responses
 from pahq_server.core.artifact import Progress
@@ -18,6 +19,10 @@ from pahq_server.jobs import housekeeping
 from pahq_server.jobs.housekeeping import DOUBT_S, DOWNTIME_S, TOLERANCE_S, RetentionClock
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobPolicy, JobService
+<<<<<<< HEAD
+=======
+from pahq_server.jobs.spec import DiscoverySpec
+>>>>>>> redesign
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import Retention

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from helpers.fake_engine import PATIENCE_S
+from pahq_server.search.base import SearchProgress
 
 from pahq_server.core.errors import StorageError
-from pahq_server.search.base import SearchProgress
 from pahq_server.store import database as database_module
 from pahq_server.store.database import NEEDS_LOCAL_DISK, Database, as_storage_error
 from pahq_server.store.directory import DATABASE, DataDirectory

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.fake_engine import GRAPH
+from pahq_server.search.base import SearchProgress
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import AlreadyExistsError, ConflictError, NotFoundError, ResourceExhaustedError
 from pahq_server.core.verdict import SearchResult, Verdict
-from pahq_server.search.base import SearchProgress
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 from pahq_server.store.jobs import SqliteJobStore
