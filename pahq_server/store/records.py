@@ -59,7 +59,9 @@ class Snapshot:
     @property
     def sequence(self) -> int:
         """A number that grows with every record, every unit that is done and every change of state."""
-        return self.dropped + self.records + self.progress.done + min(self.state.value, JobState.CANCELLED.value)
+        return (
+            self.dropped + self.records + self.progress.done + min(self.state.value, JobState.CANCELLED.value)
+        )
 
     def eta_s(self, total: int) -> float | None:
         """Estimates the seconds until the end from the pace so far; None while there is no pace.
