@@ -7,11 +7,11 @@ from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
 from pahq_server.core.circuit import PatchedPass
-from pahq_server.core.engine import Outcome
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
 from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
+from pahq_server.engine.metrics import Scores
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
@@ -66,7 +66,7 @@ class Backend(Protocol[E]):
         """Runs the clean and ablated passes of a job. Raises ResourceExhaustedError."""
         ...
 
-    def score(self, work: Sequence[tuple[E, Sequence[PatchedPass]]]) -> list[Outcome]:
+    def score(self, work: Sequence[tuple[E, Sequence[PatchedPass]]]) -> list[Scores]:
         """One outcome per job, in order: a failing one does not hurt the others."""
         ...
 

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit, PatchedPass
-from pahq_server.core.engine import Outcome
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import ops
-from pahq_server.engine.metrics import METRICS, answer_margins, finite
+from pahq_server.engine.metrics import METRICS, Scores, answer_margins, finite
 from pahq_server.engine.prompts import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model, Weights
 
@@ -252,12 +251,12 @@ class LiteralBackend:
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> LiteralExecutor:
         return self._make(graph, task, metric, ablation)
 
-    def score(self, work: Sequence[tuple[LiteralExecutor, Sequence[PatchedPass]]]) -> list[Outcome]:
+    def score(self, work: Sequence[tuple[LiteralExecutor, Sequence[PatchedPass]]]) -> list[Scores]:
         """One outcome per job, in order."""
         return [_outcome(job, rows) for job, rows in work]
 
 
-def _outcome(job: LiteralExecutor, rows: Sequence[PatchedPass]) -> Outcome:
+def _outcome(job: LiteralExecutor, rows: Sequence[PatchedPass]) -> Scores:
     try:
         return job.score(rows)
     except Exception as error:  # noqa: BLE001 - whatever it is belongs to this job alone

@@ -22,9 +22,9 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import TokenIds, TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.models.architecture import LayerWeights, Model, Weights
-from pahq_server.models.casting import placed
+from pahq_server.models.building import placed
+from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.loading import LoadedModel
-from pahq_server.models.masters import Masters
 from pahq_server.models.streaming import ResidentModel
 
 # Lengths of the two prompts; shorter where the context is.

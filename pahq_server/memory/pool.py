@@ -1,19 +1,91 @@
-"""The pool: pages with reference counts, taken, shared and given back."""
+"""The pool: pages with reference counts, taken, shared, given back and recounted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.integrity import PageOwner, check_counts, check_free_runs
-from pahq_server.memory.runs import FreeRuns, Pages, as_index, distinct
-from pahq_server.memory.storage import PageStorage
+from pahq_server.memory.pages import FreeRuns, Pages, PageStorage, as_index, distinct
+
+
+class OutOfPagesError(Exception):
+    """An allocation did not happen, not even in part.
+
+    Args:
+        needed: pages asked for.
+        free: pages that were free after all evictors had been asked.
+    """
+
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(f"{needed} pages needed, {free} free")
+        self.needed = needed
+        self.free = free
+
+
+class IntegrityError(Exception):
+    """References and bookkeeping of a pool disagree.
+
+    Args:
+        page: the first page (lowest number) found wrong.
+        detail: in which way.
+    """
+
+    def __init__(self, page: int, detail: str) -> None:
+        super().__init__(f"page {page}: {detail}")
+        self.page = page
+        self.detail = detail
+
+
+class PageOwner(Protocol):
+    """Who holds references to pages."""
+
+    def held_pages(self) -> Pages:
+        """Pages, each mentioned once per reference: int32, shape [references]."""
+        ...
+
+
+def check_counts(counts: Pages, held: Iterable[Pages]) -> None:
+    """Raises IntegrityError unless every page is mentioned in ``held`` as often as ``counts`` says."""
+    mentioned = np.concatenate([np.empty(0, dtype=np.int32), *held])
+    mentions = np.bincount(mentioned, minlength=len(counts))
+    wrong = np.flatnonzero(counts != mentions)
+    if len(wrong):
+        page = int(wrong[0])
+        raise IntegrityError(page, _difference(int(counts[page]), int(mentions[page])))
+
+
+def _difference(count: int, held: int) -> str:
+    if not held:
+        return f"leaked: counts {count} references, held by nobody"
+    if not count:
+        return f"used after free: counts no reference, held {held} times"
+    return f"count too {'high' if count > held else 'low'}: counts {count} references, held {held} times"
+
+
+def check_free_runs(free: FreeRuns, counts: Pages) -> None:
+    """Raises IntegrityError unless exactly the pages without references are free, once, in merged runs."""
+    changes = np.zeros(len(counts) + 1, dtype=np.int64)
+    np.add.at(changes, free.starts, 1)
+    np.add.at(changes, free.ends, -1)
+    listed = np.cumsum(changes)[:-1]
+    wrong = np.flatnonzero(listed != (counts == 0))
+    if len(wrong):
+        page = int(wrong[0])
+        raise IntegrityError(
+            page, f"free list: listed {listed[page]} times, counts {counts[page]} references"
+        )
+    unmerged = np.flatnonzero(free.starts[1:] <= free.ends[:-1])
+    if len(unmerged):
+        raise IntegrityError(int(free.starts[unmerged[0] + 1]), "free list: run starts where another ends")
+    if free.count != listed.sum():
+        raise IntegrityError(0, f"free list: says {free.count} pages, lists {listed.sum()}")
+
 
 _ONE = np.int32(1)  # of the counts' dtype: numpy's ufunc.at is slow for others
 

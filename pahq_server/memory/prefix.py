@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pahq_server.memory.pages import Pages
 from pahq_server.memory.pool import PagePool
-from pahq_server.memory.runs import Pages
 from pahq_server.memory.table import BlockTable
 
 

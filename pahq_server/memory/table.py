@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pahq_server.memory.pages import Pages
 from pahq_server.memory.pool import PagePool
-from pahq_server.memory.runs import Pages
 
 ABSENT = -1
 

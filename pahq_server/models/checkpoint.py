@@ -1,4 +1,4 @@
-"""Reading safetensors checkpoints: one file or shards, tensor by tensor, never pickle."""
+"""Reading safetensors checkpoints: copies of tensors, views of mapped files, or headers alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.errors import ConflictError, InvalidRequestError
 from pahq_server.models.files import CONFIG, weight_files
 
 # Rows of tensors that are compared at a time.
@@ -155,3 +156,114 @@ def content_digest(path: Path, stamp: tuple[int, ...]) -> bytes:
     """SHA-256 of a file's content, read once as long as its stamp is the same. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
+
+
+_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class Headers(Checkpoint):
+    """Gives tensors of the right shapes on the device ``meta``, and refuses what `Checkpoint` refuses.
+
+    The format's own reader has checked that every file is as long as its header says. No values are read.
+
+    Attributes:
+        bytes_on_disk: of the files with weights.
+        dtypes: of the tensors that were asked for, as they are stored.
+    """
+
+    has_values = False
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._found: dict[str, tuple[str, list[int]]] = {}
+        self.bytes_on_disk = 0
+        self.dtypes: set[torch.dtype] = set()
+        for path in weight_files(directory).paths:
+            self.bytes_on_disk += path.stat().st_size
+            with reading(path), safe_open(path, framework="pt") as shard:
+                for name in shard.keys():  # noqa: SIM118 - not a dictionary
+                    tensor = shard.get_slice(name)
+                    self._found[name] = tensor.get_dtype(), tensor.get_shape()
+
+    def get(self, name: str) -> Tensor:
+        """A tensor's shape, as float32."""
+        if name not in self._found:
+            raise InvalidRequestError("model", f"the checkpoint has no tensor {name!r}")
+        kind, shape = self._found[name]
+        dtype = _DTYPES.get(kind)
+        if dtype not in FLOATS:
+            raise wrong_dtype(name, dtype or kind)
+        tensor = torch.empty(shape, dtype=torch.float32, device="meta")
+        self._sizes[name] = tensor.numel()
+        self.dtypes.add(dtype)
+        return tensor
+
+
+class Mapped(Checkpoint):
+    """Gives tensors as they are stored, without a copy, and refuses what `Checkpoint` refuses.
+
+    Every file is mapped once, for as long as any of its tensors lives. A file that is replaced (another of
+    the same name moved to its place) or deleted goes on to be read as it was. A file that is overwritten or
+    truncated in place is not: `check` finds that out, whatever was done to its times, but a page that is gone
+    when it is read kills the process (SIGBUS), so checkpoints that are served must be replaced, never
+    rewritten. Other changes, such as of times, owner or permissions, do no harm.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._open: dict[Path, safe_open] = {}
+        self._stamps: dict[Path, tuple[int, ...]] = {}
+        self._digests: dict[Path, bytes] = {}
+        for path in weight_files(directory).paths:
+            with reading(path):
+                self._stamps[path] = stamp(path)
+                self._digests[path] = content_digest(path, self._stamps[path])
+                self._open[path] = safe_open(path, framework="pt")
+
+    def get(self, name: str) -> Tensor:
+        """One tensor in its own dtype; copies that adapters make of it are views."""
+        path = self._path(name)
+        with reading(path):
+            view: Tensor = self._view(name, self._open[path]).as_subclass(_View)
+            return view
+
+    def check(self) -> None:
+        """Raises ConflictError if the content of a file is not what was mapped.
+
+        A file that was touched is read again as a whole, once.
+        """
+        for path, before in self._stamps.items():
+            try:
+                now = stamp(path)
+                if now[:2] != before[:2] or now == before:
+                    continue
+                same = content_digest(path, now) == self._digests[path]
+            except OSError:  # deleted: what is mapped stays
+                continue
+            if not same:
+                raise ConflictError(f"{path.name} was changed while the model was served: load it again")
+            self._stamps[path] = now
+
+
+class _View(Tensor):
+    """A view of a mapped file. Whoever wants a copy, for its layout or to let go of a larger one, gets it."""
+
+    def contiguous(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self
+
+    def clone(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self

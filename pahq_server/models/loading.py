@@ -6,48 +6,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
-from pahq_server.models.adapters import (
-    gpt2,
-    gpt_neo,
-    gpt_neox,
-    hooked,
-    llama,
-    mistral,
-    opt,
-    qwen2,
-    qwen3,
-)
 from pahq_server.models.adapters.hooked_config import IRRELEVANT
+from pahq_server.models.adapters.registry import ADAPTERS, HOOKED, REASONS, TRANSFORMERS_ADAPTERS
 from pahq_server.models.architecture import LayerWeights, Model, Rotary, Weights
 from pahq_server.models.building import PLAIN, Transform, build
-from pahq_server.models.checkpoint import Checkpoint, revision_hash
-from pahq_server.models.fields import Fields
+from pahq_server.models.checkpoint import Checkpoint, Headers, Mapped, revision_hash
 from pahq_server.models.files import CONFIG, WeightFiles, locate, read_json, weight_files
-from pahq_server.models.headers import Headers
-from pahq_server.models.leftovers import refuse_leftovers, refuse_other_weights
-from pahq_server.models.mapped import Mapped
-from pahq_server.models.shapes import check_ends, check_layer
+from pahq_server.models.tensor_checks import check_ends, check_layer, refuse_leftovers, refuse_other_weights
 from pahq_server.models.tokenizer import load_tokenizer
-from pahq_server.models.unsupported import REASONS
 
-ADAPTERS: dict[str, ModuleType] = {
-    "gpt2": gpt2,
-    "gpt_neo": gpt_neo,
-    "gpt_neox": gpt_neox,
-    "llama": llama,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "opt": opt,
-    "hooked_transformer": hooked,
-}
 _Checkpoint = TypeVar("_Checkpoint", bound=Checkpoint)
 
 
@@ -160,10 +134,9 @@ def inspect(source: str) -> Inspection:
 
 
 def _is_ignored(model_type: str, name: str) -> bool:
-    if model_type == "hooked_transformer":
+    if model_type == HOOKED:
         return name in IRRELEVANT
-    fields: Fields = ADAPTERS[model_type].FIELDS
-    return fields.does_not_matter(name)
+    return TRANSFORMERS_ADAPTERS[model_type].FIELDS.does_not_matter(name)
 
 
 def _loaded(model: Model, directory: Path) -> LoadedModel:
@@ -202,8 +175,9 @@ def _assemble(
         return found
 
     model = build(architecture, ends, layer, transform)
-    if hasattr(adapter, "BUFFERS"):  # others look for leftovers themselves
-        refuse_leftovers(checkpoint, architecture, rotary, adapter.PREFIX, adapter.BUFFERS)
+    declared = TRANSFORMERS_ADAPTERS.get(config.model_type)
+    if declared is not None:  # the other adapter looks for leftovers itself
+        refuse_leftovers(checkpoint, architecture, rotary, declared.PREFIX, declared.BUFFERS)
     return replace(model, parameters=checkpoint.parameters), checkpoint
 
 
@@ -230,9 +204,9 @@ def _config(directory: Path) -> Any:
         )
     model_type = raw["model_type"]
     _check_supported(model_type)
-    if model_type == "hooked_transformer":
+    if model_type == HOOKED:
         return SimpleNamespace(**raw)
-    fields: Fields = ADAPTERS[model_type].FIELDS
+    fields = TRANSFORMERS_ADAPTERS[model_type].FIELDS
     fields.check_file(model_type, raw)
     try:
         # Imported where it is needed, as all of transformers: 100 MB.

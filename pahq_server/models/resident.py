@@ -1,23 +1,33 @@
-"""A model that stays in memory rounded as a policy says, made piece by piece from its masters.
-
-D: d_model, U: output vocabulary; layers as in `architecture`.
-"""
+"""Weights that stay in memory rounded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pahq_server.models.architecture import Architecture, Rotary
+from pahq_server.models.architecture import Architecture, LayerWeights, Model, Rotary
+from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.folding import ATTENTION, MLP
-from pahq_server.models.masters import Masters
-from pahq_server.models.parts import Parts
 from pahq_server.precision.policy import Format, Policy
 from pahq_server.precision.quantized import Matrix, Quantized, quantize
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Bytes by part of a model. Norms count for what reads them; what two parts share, for the first."""
+
+    embedding: int
+    attention: int
+    mlps: int
+    unembedding: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.attention + self.mlps + self.unembedding
 
 
 @dataclass(frozen=True)
@@ -145,3 +155,25 @@ _CASTS = {Format.FP32: torch.float32, Format.BF16: torch.bfloat16}
 
 def _nbytes(values: Iterable[Matrix | None]) -> int:
     return sum(0 if value is None else value.nbytes for value in values)
+
+
+def round_layers(model: Model, policy: Policy) -> tuple[QuantizedLayer, ...]:
+    """The layers of a folded model; what a policy does not round is shared with it."""
+    return tuple(_round_layer(layer, policy) for layer in model.weights.layers)
+
+
+def round_unembedding(model: Model, policy: Policy) -> Matrix:
+    """``w_u``, [D, U]."""
+    return _round(model.weights.w_u, policy.ends)
+
+
+def _round_layer(layer: LayerWeights, policy: Policy) -> QuantizedLayer:
+    kept = {field.name: getattr(layer, field.name) for field in fields(QuantizedLayer)}
+    for name, value in kept.items():
+        if name.startswith("w_") and value is not None:
+            kept[name] = _round(value, policy.heads if name[2:] in ATTENTION else policy.mlps)
+    return QuantizedLayer(**kept)
+
+
+def _round(w: Tensor, form: Format) -> Matrix:
+    return w if form is Format.FP32 else rounded(w, form)

@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.architecture import Rotary
-from pahq_server.models.kinds import FLAG, SIZE, Kind, check_value, nullable, number, one_of, same, shown
+from pahq_server.models.config_fields import (
+    FLAG,
+    SIZE,
+    Kind,
+    check_value,
+    nullable,
+    number,
+    one_of,
+    same,
+    shown,
+)
 
 _DICTIONARIES = ("rope_parameters", "rope_scaling")
 _POSITIVE = number(above=True)
 _THETA = _POSITIVE
-# The rotated share of each head, where the format's models read it; 1 elsewhere.
-SHARE = number(0, 1, above=True)
-WHOLE = one_of(1.0)
 # The types whose frequencies do not depend on the length of the prompt: what each must hold, and may hold.
 _REQUIRED: dict[str, dict[str, Kind]] = {
     "default": {},
@@ -51,33 +59,58 @@ _BESIDE = {
 }
 
 
-def rope_fields(share: Kind) -> dict[str, Kind]:
-    """Fields of rotary positions that adapters compute with, for `Fields.computed`."""
-    dictionary = Kind("an object, or null", lambda x: x is None or isinstance(x, dict))
-    return {
-        **dict.fromkeys(_DICTIONARIES, dictionary),
-        "rope_theta": _THETA,
-        "partial_rotary_factor": nullable(share),
-        "original_max_position_embeddings": SIZE,
-    }
-
-
-def check_rope_file(model_type: str, raw: Mapping[str, Any], share: Kind) -> None:
-    """Checks the dictionaries of a ``config.json``.
+@dataclass(frozen=True)
+class RopeFields:
+    """The fields of a ``config.json`` that describe rotary positions: `config_fields.FurtherChecks`.
 
     Args:
-        model_type: of the format.
-        raw: all fields.
-        share: what ``partial_rotary_factor`` may be.
-
-    Raises InvalidRequestError (field ``model``).
+        share: what ``partial_rotary_factor``, the rotated share of each head, may be.
     """
-    given = {name: raw[name] for name in _DICTIONARIES if raw.get(name)}
-    for name, found in given.items():
-        _check_dictionary(model_type, name, found, share)
-    if len(given) == 2 and not same(*given.values()):
-        detail = "config.json: rope_scaling and rope_parameters contradict each other; remove one of them"
-        raise InvalidRequestError("model", detail)
+
+    share: Kind
+
+    @property
+    def computed(self) -> dict[str, Kind]:
+        """The fields and what each may hold, for `Fields.computed`."""
+        dictionary = Kind("an object, or null", lambda x: x is None or isinstance(x, dict))
+        return {
+            **dict.fromkeys(_DICTIONARIES, dictionary),
+            "rope_theta": _THETA,
+            "partial_rotary_factor": nullable(self.share),
+            "original_max_position_embeddings": SIZE,
+        }
+
+    def check_file(self, model_type: str, raw: Mapping[str, Any]) -> None:
+        """Checks that the dictionaries of a ``config.json`` are of a known type and agree with each other."""
+        given = {name: raw[name] for name in _DICTIONARIES if raw.get(name)}
+        for name, found in given.items():
+            _check_dictionary(model_type, name, found, self.share)
+        if len(given) == 2 and not same(*given.values()):
+            detail = "config.json: rope_scaling and rope_parameters contradict each other; remove one of them"
+            raise InvalidRequestError("model", detail)
+
+    def check_config(self, raw: Mapping[str, Any], config: Any) -> None:
+        """Checks that every field of the file says what transformers goes by."""
+        taken = config.rope_parameters
+        said = [(name, raw[name], entry) for name, entry in _BESIDE.items() if raw.get(name) is not None]
+        for dictionary in _DICTIONARIES:
+            entries = (raw.get(dictionary) or {}).items()
+            said += [(f"{dictionary}.{name}", value, name) for name, value in entries]
+        for name, value, entry in said:
+            found = taken.get("rope_type" if entry == "type" else entry)
+            if found is None and entry == "partial_rotary_factor":
+                found = 1.0
+            if not same(value, found):
+                detail = (
+                    f"config.json: {name} is {shown(value)}, but transformers goes by {entry}={shown(found)} "
+                    "for this file: let both say the same, or remove the one that is not meant"
+                )
+                raise InvalidRequestError("model", detail)
+
+
+# Formats whose models rotate a share of each head, and those that rotate all of it.
+PARTIAL_ROPE = RopeFields(number(0, 1, above=True))
+WHOLE_ROPE = RopeFields(one_of(1.0))
 
 
 def _check_dictionary(model_type: str, where: str, found: Mapping[str, Any], share: Kind) -> None:
@@ -108,31 +141,6 @@ def _check_dictionary(model_type: str, where: str, found: Mapping[str, Any], sha
             f"{found['low_freq_factor']} and {found['high_freq_factor']}"
         )
         raise InvalidRequestError("model", detail)
-
-
-def check_rope_config(raw: Mapping[str, Any], config: Any) -> None:
-    """Checks that every place of a file says what transformers goes by.
-
-    Args:
-        raw: all fields of the file.
-        config: what transformers made of them.
-
-    Raises InvalidRequestError (field ``model``).
-    """
-    taken = config.rope_parameters
-    said = [(name, raw[name], entry) for name, entry in _BESIDE.items() if raw.get(name) is not None]
-    for dictionary in _DICTIONARIES:
-        said += [(f"{dictionary}.{name}", value, name) for name, value in (raw.get(dictionary) or {}).items()]
-    for name, value, entry in said:
-        found = taken.get("rope_type" if entry == "type" else entry)
-        if found is None and entry == "partial_rotary_factor":
-            found = 1.0
-        if not same(value, found):
-            detail = (
-                f"config.json: {name} is {shown(value)}, but transformers goes by {entry}={shown(found)} "
-                "for this file: let both say the same, or remove the one that is not meant"
-            )
-            raise InvalidRequestError("model", detail)
 
 
 def rotary(embedding: Callable[[Any], Any], config: Any, d_head: int) -> Rotary:

@@ -19,7 +19,7 @@ from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
-from pahq_server.models.parts import Parts
+from pahq_server.models.resident import Parts
 from pahq_server.models.streaming import STORE_SHARE
 from pahq_server.plan.weights import (
     Recording,

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pahq_server.engine.operations import BOOKKEEPING_S
-from pahq_server.models.parts import Parts
+from pahq_server.models.resident import Parts
 from pahq_server.plan.planning import PROCESS_BYTES, ModelPlan, Plan
 
 FORMAT = "pahq.plan.v1"

@@ -15,10 +15,9 @@ from pahq_server.engine.sizing import BYTES
 from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
 from pahq_server.models.building import Transform
+from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.loading import LoadedModel, outline
-from pahq_server.models.masters import Masters
-from pahq_server.models.parts import Parts
-from pahq_server.models.resident import make_resident
+from pahq_server.models.resident import Parts, make_resident
 from pahq_server.precision.policy import Format, Policy
 
 _MLP = ("w_in", "b_in", "w_gate", "b_gate", "w_out", "b_out", "norm2_w", "norm2_b")

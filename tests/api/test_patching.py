@@ -155,7 +155,7 @@ def test_a_call_has_the_base_of_its_arrival(server: RunningServer, engine: FakeE
 
 
 @pytest.mark.parametrize("model", ["nonsense", ""])
-def test_open_checks_as_a_discovery_does(model: str, server: RunningServer) -> None:
+def test_open_checks_as_a_job_does(model: str, server: RunningServer) -> None:
     with refused() as refusal:
         open_session(server, model=model)
     assert (refusal.code, refusal.info.reason) == (Code.NOT_FOUND, "NOT_FOUND")
@@ -206,7 +206,7 @@ def test_a_failing_call_fails_alone(server: RunningServer, engine: FakeEngine) -
     assert score(server, name, removed([])) == [SCORE.of_names(EDGES)]
 
 
-@pytest.mark.parametrize("name", ["", "users/local/sessions/none", "users/local/discoveries/none"])
+@pytest.mark.parametrize("name", ["", "users/local/sessions/none", "users/local/jobs/none"])
 def test_unknown_sessions(name: str, server: RunningServer) -> None:
     calls: list[tuple[Any, Any]] = [
         (server.patching.ScoreCircuits, pb.ScoreCircuitsRequest(name=name)),

@@ -11,8 +11,9 @@ import grpc
 import pytest
 from helpers.api_server import RunningServer, objective, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
+from helpers.scores import SetScore
 from helpers.topology import edge_names
-from pahq.v1 import discovery_pb2
+from pahq.v1 import jobs_pb2
 from pahq.v1 import patching_pb2 as pb
 
 from pahq_server.core.errors import NonFiniteMetricError
@@ -78,7 +79,7 @@ def test_rows_of_sessions_and_jobs_share_their_steps(server: RunningServer, engi
     assert len(engine.steps[-1]) == 3
     engine.release()
     assert [len(call.result().metrics) for call in calls] == [1, 1]
-    assert server.events(job)[-1].state == discovery_pb2.DISCOVERY_STATE_SUCCEEDED
+    assert server.events(job)[-1].state == jobs_pb2.JOB_STATE_SUCCEEDED
 
 
 def test_sessions_need_no_turn_among_the_jobs(server: RunningServer, engine: FakeEngine) -> None:
@@ -107,7 +108,7 @@ def test_a_failing_call_hurts_nobody_else(server: RunningServer, engine: FakeEng
     engine.release()
     assert len(calls[0].result().metrics) == 1
     assert calls[1].exception().code() is Code.FAILED_PRECONDITION
-    assert server.events(job)[-1].state == discovery_pb2.DISCOVERY_STATE_SUCCEEDED
+    assert server.events(job)[-1].state == jobs_pb2.JOB_STATE_SUCCEEDED
     engine.failures["bad"].run = None
     assert len(scoring(server, bad).result().metrics) == 1
 
@@ -268,7 +269,7 @@ def test_many_sessions_at_once(server: RunningServer, engine: FakeEngine) -> Non
     """Every call gets its own answers."""
     names = [opening(server) for _ in range(10)]
     sessions = [call.result().session for call in names]
-    edges = edge_names(engine.graph)
+    edges, score = edge_names(engine.graph), SetScore(engine.graph, 1)
     expected: list[list[float]] = []
     calls = []
     for i, session in enumerate(sessions):
@@ -276,7 +277,7 @@ def test_many_sessions_at_once(server: RunningServer, engine: FakeEngine) -> Non
         hypotheses = [pb.Hypothesis(edges=pb.EdgeList(names=names)) for names in kept]
         request = pb.ScoreCircuitsRequest(name=session.name, hypotheses=hypotheses)
         calls.append(server.patching.ScoreCircuits.future(request, timeout=PATIENCE_S))
-        expected.append([engine._score.of_names(names) for names in kept])  # type: ignore[attr-defined]
+        expected.append([score.of_names(names) for names in kept])
     assert [list(call.result().metrics) for call in calls] == expected
     for session in sessions:
         close(server, session.name)

@@ -29,7 +29,7 @@ from pahq_server.engine.operations import measured_gflops
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
-from pahq_server.models.casting import Placed
+from pahq_server.models.building import Placed
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.streaming import ResidentModel, head_store, load_rounded, streamed
 from pahq_server.precision.head_store import HeadStore
@@ -86,7 +86,7 @@ def gpt2(device: torch.device, size: Size, precision: str) -> Figures:
         "batches": steps,
         "seconds": seconds,
         "seconds_per_evaluation": seconds / count,
-        "rows_per_second": job.search.statistics.rows / seconds,
+        "rows_per_second": job.search.counts["passes"] / seconds,
         "times_needed_at_fp32_rate": seconds / (counter.operations / rate),
         "peak_pages_mib": pages.peak_used * pages.page_bytes / 2**20,
         "peak_device_mib_beside_pages": beside_pages_mib(device, memory),

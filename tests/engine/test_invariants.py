@@ -19,7 +19,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.backends import EXECUTORS
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 
 ABLATIONS = ("resample", "zero", "mean")
 METRICS = ("kl_divergence", "l2", "logit_difference")

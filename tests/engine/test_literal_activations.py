@@ -24,12 +24,12 @@ from pahq_server.engine.literal_activations import (
     RoundedModel,
     promoted_maps,
 )
+from pahq_server.methods.acdc.order import TestOrder
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
-from pahq_server.search.acdc import Acdc
-from pahq_server.methods.acdc.search import AcdcSearch
 
 EXACT = Policy("exact", *[Format.FP32] * 4, "activations", True)
 ROUNDING = ("paper", "rtn-int8", "rtn-fp8", "rtn-int8-weight")
@@ -214,10 +214,12 @@ def test_a_search_compares_circuits_under_the_same_promoted_head(zoo: Zoo, gates
     job, twin = executor(model, POLICIES["paper"]), executor(model, POLICIES["paper"])
     search = AcdcSearch(graph, 0.02, gates, window=4, baseline_depends_on_promotion=True)
     found = answer(search.run(), lambda row: job.score([row])[0])
-    acdc = Acdc(graph, gates)
-    state = acdc.start()
+    order = TestOrder(graph, gates)
+    state = order.start()
     for verdict in found.verdicts:
-        own = state.row.promoted_receiver
-        assert verdict.delta == twin.measure(state.row.circuit, own) - twin.measure(state.circuit, own)
-        state = acdc.advance(state, verdict.kept)
+        own = state.patched_pass.promoted_receiver
+        assert verdict.delta == twin.measure(state.patched_pass.circuit, own) - twin.measure(
+            state.circuit, own
+        )
+        state = order.advance(state, verdict.kept)
     assert 0 < found.circuit.num_kept < graph.num_edges

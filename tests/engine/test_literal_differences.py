@@ -28,7 +28,7 @@ from pahq_server.engine.literal import LiteralExecutor, Map
 from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
 from pahq_server.engine.literal_differences import DifferencesExecutor, Values, composed_mlps
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.models.loading import load
 from pahq_server.precision.policy import POLICIES, Format, Policy

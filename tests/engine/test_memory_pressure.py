@@ -19,6 +19,7 @@ from helpers.zoo import NAMES, Zoo
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import Outcome, Work
 from pahq_server.core.errors import ResourceExhaustedError
+from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.literal import LiteralExecutor
@@ -26,12 +27,11 @@ from pahq_server.engine.sparse import prefix
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import FIRST_PATIENCE, SparseExecutor, score_together
 from pahq_server.engine.sparse.shared import CUT_SHARE, DeviceMemory
-from pahq_server.memory.errors import IntegrityError, OutOfPagesError
-from pahq_server.memory.pool import PagePool
-from pahq_server.memory.runs import Pages
+from pahq_server.memory.pages import Pages
+from pahq_server.memory.pool import IntegrityError, OutOfPagesError, PagePool
 from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.loading import load
 
 ROOMY = 1 << 17  # pages
@@ -636,9 +636,10 @@ def test_memory_is_told_while_the_worker_works(zoo: Zoo) -> None:
     watcher.start()
     try:
         for seed in range(3):
-            session = engine.open(resolved)
-            engine.score([Work(session, SPECS[0].rows(single(zoo, "gpt2"), seed))])
-            engine.close(session)
+            state = engine.open(resolved)
+            passes = SPECS[0].rows(single(zoo, "gpt2"), seed)
+            engine.run([Work(state, ScorePasses(passes))])
+            engine.close(state)
     finally:
         done.set()
         watcher.join()

@@ -15,7 +15,7 @@ from helpers.zoo import NAMES, Zoo
 from pahq_server.core.graph import KvReceivers
 from pahq_server.engine.backends import EXECUTORS
 from pahq_server.engine.literal import LiteralExecutor
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 
 ABLATIONS = ("resample", "zero", "mean")
 # In the other models both treatments give the same graph.

@@ -18,9 +18,9 @@ from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import plan, receivers, sweep
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
 from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.models.architecture import Model
+from pahq_server.models.building import cast
 
 ABLATIONS = ("resample", "zero", "mean")
 

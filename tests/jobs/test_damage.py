@@ -17,8 +17,7 @@ from helpers.fake_engine import OBJECTIVE, PATIENCE_S, Failures, FakeEngine
 from helpers.specs import acdc, changed
 from helpers.waiting import result_of, wait_end, wait_state, wait_until
 
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import new_token
+from pahq_server.access.tokens import TokenTable, new_token
 from pahq_server.core.errors import AlreadyExistsError, StorageError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.jobs.job import Job, JobState

@@ -13,7 +13,7 @@ from helpers.fake_engine import FakeEngine
 from helpers.specs import alone, found
 from helpers.waiting import result_of, wait_end
 
-from pahq_server.access.table import TokenTable
+from pahq_server.access.tokens import TokenTable
 from pahq_server.core.errors import StorageError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.jobs import spec as specs

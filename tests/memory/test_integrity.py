@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from pahq_server.memory.errors import IntegrityError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import IntegrityError, PagePool
 from pahq_server.memory.prefix import PrefixCache
 from pahq_server.memory.table import BlockTable
 

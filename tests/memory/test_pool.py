@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 
 PAGE = 64
 Allocate = Callable[[PagePool, int], np.ndarray]

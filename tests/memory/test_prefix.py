@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.memory.prefix import PrefixCache, chain
 from pahq_server.memory.table import BlockTable
 

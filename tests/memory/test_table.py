@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.memory.table import BlockTable
 
 PAGE = 64

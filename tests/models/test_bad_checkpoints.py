@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.loading import ADAPTERS, load, outline
-from pahq_server.models.masters import Masters
-from pahq_server.models.unsupported import REASONS
+from pahq_server.models.adapters.registry import ADAPTERS, REASONS
+from pahq_server.models.checkpoint_weights import Masters
+from pahq_server.models.loading import load, outline
 
 SUPPORTED = ["gpt2", "gpt_neo", "gpt_neox", "hooked_transformer", "llama", "mistral", "opt", "qwen2", "qwen3"]
 

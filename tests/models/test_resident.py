@@ -19,11 +19,11 @@ from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 
 from pahq_server.core.errors import ConflictError
-from pahq_server.models import folding, masters
+from pahq_server.models import checkpoint_weights, folding
 from pahq_server.models.architecture import Weights
+from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load
-from pahq_server.models.masters import Masters
 from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import DTYPES, Quantized, quantize
@@ -93,7 +93,7 @@ def test_shards_of_any_float_type(dtype: torch.dtype, tied: bool, tmp_path: Path
 
 
 def test_parts_of_the_vocabulary_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (folding, masters):
+    for module in (folding, checkpoint_weights):
         monkeypatch.setattr(module, "OUTPUTS", 8)
     make.gpt2(tie_word_embeddings=False).save_pretrained(tmp_path)
     for policy in FORMATS:
@@ -124,8 +124,8 @@ def test_a_file_that_is_changed_while_it_is_read(tmp_path: Path) -> None:
 MEASURE = """
 import json, sys
 from helpers.anonymous import Peak
-from pahq_server.models.heap import hand_back_freed_memory
-from pahq_server.models.masters import Masters
+from pahq_server.memory.heap import hand_back_freed_memory
+from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.resident import make_resident
 from pahq_server.precision.policy import POLICIES
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.adapters.hooked_config import COMPUTED, IRRELEVANT, REFUSED
+from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.loading import load, outline
-from pahq_server.models.masters import Masters
 
 MODELS = read()
 # What the smallest configuration has.

@@ -12,7 +12,7 @@ from helpers import random_models as make
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.cli import main
-from pahq_server.models.masters import Masters
+from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.resident import make_resident
 from pahq_server.plan.planning import plan_models
 from pahq_server.plan.text import as_json, text

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import linear as reference
 from torch import Tensor
 
 from pahq_server.precision import linear as module
-from pahq_server.precision import reference
 from pahq_server.precision.linear import integer_matmul, linear
 from pahq_server.precision.policy import Format
 from pahq_server.precision.products import matmul

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import linear as reference
 
 from pahq_server.precision import quantized as module
-from pahq_server.precision import reference
 from pahq_server.precision.policy import Format
 from pahq_server.precision.quantized import (
     DTYPES,

@@ -17,8 +17,7 @@ from pahq_server.engine.sparse.base import Base
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.reference import Reference
 from pahq_server.engine.sparse.sweep import Sweep
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.models.loading import load
 
 from .conftest import Figures

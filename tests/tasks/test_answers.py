@@ -10,7 +10,7 @@ from helpers.tokenizers import gpt_like, letters_only, llama_like, words_only
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.models.tokenizer import PretrainedTokenizer
-from pahq_server.tasks.ioi_sentences import NAMES
+from pahq_server.tasks.ioi import NAMES
 from pahq_server.tasks.resolve import Limits, ResolvedTask, resolve, resolve_task
 
 PROMPT = "Lily and Tom went to the park. Lily gave the ball to"

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.tasks.ioi import generate, single_token_names
-from pahq_server.tasks.ioi_sentences import NAMES, PLACES, TEMPLATES, THINGS
+from pahq_server.tasks.ioi import NAMES, PLACES, TEMPLATES, THINGS, generate, single_token_names
 
 STORY_NAMES = "Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo"
 
@@ -96,7 +95,7 @@ def test_prompts_are_distinct() -> None:
 
 def test_more_prompts_than_there_are_distinct_ones_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     for constant in ("TEMPLATES", "PLACES", "THINGS"):
-        monkeypatch.setattr(f"pahq_server.tasks.ioi_sentences.{constant}", globals()[constant][:1])
+        monkeypatch.setattr(f"pahq_server.tasks.ioi.{constant}", globals()[constant][:1])
     clean = generate(Words(NAMES[:5]), 500, seed=0).clean
     assert len(set(clean)) == 5 * 4 * 2
 

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from pahq_server.core.circuit import BaseCircuit, PatchedPass
-from pahq_server.core.engine import Outcome
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.metrics import finite
+from pahq_server.engine.metrics import Scores, finite
 from pahq_server.engine.sparse.base import Base
 from pahq_server.engine.sparse.logits import ExactChanges, LogitChanges, RoundedChanges
 from pahq_server.engine.sparse.maps import Maps
@@ -200,7 +199,7 @@ class SparseExecutor:
 @torch.inference_mode()
 def score_together(
     work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]], scratch_bytes: int = DEFAULT_SCRATCH
-) -> list[Outcome]:
+) -> list[Scores]:
     """Scores rows of several jobs of one model, graph and policy in the same sweeps; one outcome per job.
 
     A row's score has the same bits whatever rows of whatever jobs stand beside it.

@@ -26,8 +26,7 @@ from pahq_server.engine.sparse.promotion import Promotion, promotion_of
 from pahq_server.engine.sparse.variants import Index, as_tensor
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
-from pahq_server.models.resident import QuantizedLayer
-from pahq_server.models.rounding import round_layers, round_unembedding
+from pahq_server.models.resident import QuantizedLayer, round_layers, round_unembedding
 from pahq_server.precision.linear import Operand, linear
 from pahq_server.precision.policy import Policy
 from pahq_server.precision.products import matmul

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pahq_server.engine.sparse.clean import Past, run_pass
 from pahq_server.engine.sparse.tokens import Tokens
+from pahq_server.memory.pages import consecutive
 from pahq_server.memory.prefix import PrefixCache, chain
-from pahq_server.memory.runs import consecutive
 from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import Model
 

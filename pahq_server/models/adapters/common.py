@@ -11,7 +11,7 @@ from torch import Tensor
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.architecture import Activation, Architecture
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.kinds import FLAG, LAYERS, SIZE, Kind
+from pahq_server.models.config_fields import FLAG, LAYERS, SIZE, Kind
 
 _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",

@@ -18,9 +18,8 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import EPSILON, FLAG, LAYERS, NAME, SIZE, nullable
-from pahq_server.models.leftovers import causal_mask, masked_score
+from pahq_server.models.config_fields import EPSILON, FLAG, LAYERS, NAME, SIZE, Fields, nullable
+from pahq_server.models.tensor_checks import causal_mask, masked_score
 
 FIELDS = Fields(
     architectures=("GPT2LMHeadModel", "GPT2Model"),

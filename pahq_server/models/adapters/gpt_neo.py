@@ -20,9 +20,19 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import EPSILON, LAYERS, MAX_LAYERS, NAME, SIZE, Kind, list_of, nullable, one_of
-from pahq_server.models.leftovers import masked_score, window_mask
+from pahq_server.models.config_fields import (
+    EPSILON,
+    LAYERS,
+    MAX_LAYERS,
+    NAME,
+    SIZE,
+    Fields,
+    Kind,
+    list_of,
+    nullable,
+    one_of,
+)
+from pahq_server.models.tensor_checks import masked_score, window_mask
 
 _KIND_OF_LAYER = one_of("global", "local")
 

@@ -23,10 +23,20 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import EPSILON, FLAG, NAME, SIZE, Kind, check_value, list_of, nullable, one_of
-from pahq_server.models.leftovers import frequencies
-from pahq_server.models.rope import WHOLE, rope_fields, rotary
+from pahq_server.models.config_fields import (
+    EPSILON,
+    FLAG,
+    NAME,
+    SIZE,
+    Fields,
+    Kind,
+    check_value,
+    list_of,
+    nullable,
+    one_of,
+)
+from pahq_server.models.rope import WHOLE_ROPE, rotary
+from pahq_server.models.tensor_checks import frequencies
 
 # What Mistral and Qwen have as well.
 COMPUTED: Mapping[str, Kind] = {
@@ -36,7 +46,7 @@ COMPUTED: Mapping[str, Kind] = {
     "intermediate_size": SIZE,
     "hidden_act": NAME,
     "rms_norm_eps": EPSILON,
-    **rope_fields(WHOLE),
+    **WHOLE_ROPE.computed,
     **TIED,
 }
 GROUPS = {("num_attention_heads", "num_key_value_heads"): EVEN_GROUPS}
@@ -51,7 +61,7 @@ FIELDS = Fields(
     fixed=fixed("attention_bias", "mlp_bias"),
     ignored=IGNORED,
     multiples={("hidden_size", "num_attention_heads"): ONE_SHAPE, **GROUPS},
-    rope_share=WHOLE,
+    rope=WHOLE_ROPE,
 )
 BUFFERS = {r"(?:layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq": frequencies}
 PREFIX = "model."

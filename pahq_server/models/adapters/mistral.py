@@ -17,9 +17,8 @@ from pahq_server.models.adapters.llama import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import ANYTHING, SIZE, nullable
-from pahq_server.models.rope import WHOLE
+from pahq_server.models.config_fields import ANYTHING, SIZE, Fields, nullable
+from pahq_server.models.rope import WHOLE_ROPE
 
 __all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
 
@@ -30,7 +29,7 @@ FIELDS = Fields(
     fixed=fixed("sliding_window"),
     ignored=IGNORED,
     multiples=GROUPS,
-    rope_share=WHOLE,
+    rope=WHOLE_ROPE,
 )
 
 

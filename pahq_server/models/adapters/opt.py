@@ -22,8 +22,7 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import FLAG, NAME, SIZE, nullable
+from pahq_server.models.config_fields import FLAG, NAME, SIZE, Fields, nullable
 
 # Rows of the position table before that of the first position.
 _POSITION_OFFSET = 2

@@ -18,9 +18,18 @@ from pahq_server.models.adapters.llama import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import FLAG, INT32_MAX, NAME, SIZE, Kind, integer, list_of, nullable
-from pahq_server.models.rope import WHOLE
+from pahq_server.models.config_fields import (
+    FLAG,
+    INT32_MAX,
+    NAME,
+    SIZE,
+    Fields,
+    Kind,
+    integer,
+    list_of,
+    nullable,
+)
+from pahq_server.models.rope import WHOLE_ROPE
 
 __all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
 
@@ -37,7 +46,7 @@ FIELDS = Fields(
     fixed={name: values for name, values in fixed(*WINDOWS).items() if name != "attention_bias"},
     ignored=IGNORED,
     multiples=GROUPS,
-    rope_share=WHOLE,
+    rope=WHOLE_ROPE,
 )
 
 

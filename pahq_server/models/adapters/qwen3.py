@@ -9,9 +9,8 @@ from pahq_server.models.adapters.llama import BUFFERS, COMPUTED, GROUPS, PREFIX,
 from pahq_server.models.adapters.qwen2 import WINDOWS, architecture
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import FLAG, SIZE
-from pahq_server.models.rope import WHOLE
+from pahq_server.models.config_fields import FLAG, SIZE, Fields
+from pahq_server.models.rope import WHOLE_ROPE
 
 __all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
 
@@ -21,7 +20,7 @@ FIELDS = Fields(
     fixed=fixed("attention_bias", *WINDOWS),
     ignored=IGNORED,
     multiples=GROUPS,
-    rope_share=WHOLE,
+    rope=WHOLE_ROPE,
 )
 
 

@@ -27,18 +27,18 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.maps import Rounded
 from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.memory.heap import hand_back_freed_memory
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
+from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.folding import FOLDING, fold
-from pahq_server.models.heap import hand_back_freed_memory
 from pahq_server.models.loading import load as load_model
-from pahq_server.models.masters import Masters
 from pahq_server.models.resident import make_resident
 from pahq_server.models.streaming import head_store
 from pahq_server.precision import products
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import quantize
-from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.tasks.resolve import Limits, resolve
 
 Figures = dict[str, float]
