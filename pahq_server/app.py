@@ -26,9 +26,9 @@ from pahq_server.config.server import ServerConfig, wants_traces
 from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
+from pahq_server.engine.devices import machine_bytes
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.self_test import MOST_BYTES, self_test
-from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
 from pahq_server.models.building import Placed

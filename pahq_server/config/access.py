@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pahq_server.access import tls
-from pahq_server.access.config import MODES, AccessConfig
+from pahq_server.access.access import AUTH_MODES as MODES
+from pahq_server.access.access import AccessConfig
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.tokens import USER_FORM, is_user
 from pahq_server.config.options import option

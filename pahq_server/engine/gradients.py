@@ -35,9 +35,9 @@ from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import INPUT, Graph
 from pahq_server.core.operations import EdgeGradients, prompt_parts
 from pahq_server.core.task import TokenTask
-from pahq_server.engine import ops
+from pahq_server.engine import transformer as ops
 from pahq_server.engine.metrics import METRICS
-from pahq_server.engine.prompts import PromptBatch
+from pahq_server.engine.transformer import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model
 
 if TYPE_CHECKING:  # runners lists this one

@@ -18,7 +18,8 @@ from pahq_server.models.architecture import LayerWeights, Model, Weights
 from pahq_server.models.building import placed
 from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.loading import LoadedModel
-from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
+from pahq_server.models.resident import QuantizedLayer, make_resident
+from pahq_server.models.resident import ResidentWeights as Resident
 from pahq_server.precision.head_store import Component, HeadStore
 from pahq_server.precision.policy import Policy
 

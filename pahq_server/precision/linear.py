@@ -15,8 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from pahq_server.precision.policy import Format
-from pahq_server.precision.products import TILE_ROWS, matmul, tiles, together
-from pahq_server.precision.quantized import DTYPES, FINER, Quantized, numbers, rounded_rows
+from pahq_server.precision.products import TILE_ROWS, matmul, tiles
+from pahq_server.precision.products import join_tiles as together
+from pahq_server.precision.quantized import DTYPES, Quantized, rounded_rows
+from pahq_server.precision.quantized import SECOND_TERM_FACTOR as FINER
+from pahq_server.precision.quantized import codes_to_floats as numbers
 
 # So many products of two 8-bit integers have a sum that float32 represents, and all partial sums too.
 EXACT_IN_FLOAT32 = 2**24 // 127**2

@@ -24,7 +24,8 @@ from pahq_server.models.architecture import Weights
 from pahq_server.models.checkpoint_weights import Masters
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load
-from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
+from pahq_server.models.resident import QuantizedLayer, make_resident
+from pahq_server.models.resident import ResidentWeights as Resident
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import DTYPES, Quantized, quantize
 

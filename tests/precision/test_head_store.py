@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pahq_server.precision.head_store import Component, HeadStore, Statistics
+from pahq_server.precision.head_store import Component, HeadStore
+from pahq_server.precision.head_store import HeadStoreStatistics as Statistics
 
 COMPONENTS = [
     *(Component(kind, layer, unit) for kind in ("q", "k", "v", "o") for layer in (0, 1) for unit in (0, 1)),

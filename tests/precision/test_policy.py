@@ -7,7 +7,8 @@ from dataclasses import fields
 import pytest
 
 from pahq_server.precision.policy import POLICIES, Format, Policy
-from pahq_server.precision.quantized import DTYPES, FINER, LARGEST
+from pahq_server.precision.quantized import DTYPES, LARGEST
+from pahq_server.precision.quantized import SECOND_TERM_FACTOR as FINER
 
 FP32, BF16, INT8, E4M3 = Format.FP32, Format.BF16, Format.INT8, Format.E4M3
 

@@ -12,15 +12,15 @@ from pahq_server.precision import quantized as module
 from pahq_server.precision.policy import Format
 from pahq_server.precision.quantized import (
     DTYPES,
-    FINER,
     LARGEST,
     SMALLEST,
     Quantized,
-    numbers,
     quantize,
     rounded,
     rounded_rows,
 )
+from pahq_server.precision.quantized import SECOND_TERM_FACTOR as FINER
+from pahq_server.precision.quantized import codes_to_floats as numbers
 
 FORMATS = [Format.INT8, Format.E4M3]
 TYPES = [torch.float32, torch.float64]

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pahq_server.precision.policy import Format
-from pahq_server.precision.quantized import FINER, LARGEST, SMALLEST, Quantized
+from pahq_server.precision.quantized import LARGEST, SMALLEST, Quantized
+from pahq_server.precision.quantized import SECOND_TERM_FACTOR as FINER
 
 
 def linear(x: Tensor, w: Tensor | Quantized, inputs: Format, terms: int = 1) -> Tensor:
