@@ -1,4 +1,4 @@
-"""A circuit: which edges of the graph are kept."""
+"""Circuits: which edges of the graph are kept, and forward passes under them."""
 
 from __future__ import annotations
 
@@ -26,22 +26,24 @@ class Circuit:
 
     @classmethod
     def full(cls, graph: Graph) -> Circuit:
+        """Keeps every edge."""
         return cls(graph, np.ones(graph.num_edges, dtype=bool))
 
     @classmethod
     def empty(cls, graph: Graph) -> Circuit:
+        """Keeps no edge."""
         return cls(graph, np.zeros(graph.num_edges, dtype=bool))
 
     @classmethod
     def from_names(cls, graph: Graph, names: Iterable[str]) -> Circuit:
-        """The circuit of the named edges. Raises InvalidRequestError for a name not in the graph."""
+        """Keeps the named edges. Raises InvalidRequestError for a name that is not in the graph."""
         kept = np.zeros(graph.num_edges, dtype=bool)
         kept[[graph.parse_edge(name) for name in names]] = True
         return cls(graph, kept)
 
     @cached_property
     def key(self) -> bytes:
-        """Equal for equal sets of edges of one graph."""
+        """The kept flags as packed bits: equal for equal sets of edges of one graph."""
         return np.packbits(self.kept).tobytes()
 
     @property
@@ -49,6 +51,7 @@ class Circuit:
         return int(np.count_nonzero(self.kept))
 
     def without(self, edges: Sequence[int]) -> Circuit:
+        """Returns the circuit that lacks these edges, too."""
         if not len(edges):
             return self
         kept = self.kept.copy()
@@ -56,12 +59,12 @@ class Circuit:
         return Circuit(self.graph, kept)
 
     def incoming(self, receiver: int) -> NDArray[np.bool_]:
-        """Kept flags of the receiver's edges by sender: bool, shape [upstream(receiver)]."""
+        """Returns the kept flags of a receiver's edges, by sender: bool, shape [upstream(receiver)]."""
         offsets = self.graph.offsets
         return self.kept[offsets[receiver] : offsets[receiver + 1]]
 
     def on_paths(self) -> NDArray[np.bool_]:
-        """Which kept edges are on a path from ``input`` to ``logits``: bool, shape [graph.num_edges].
+        """Tells which kept edges are on a path from ``input`` to ``logits``: bool, shape [graph.num_edges].
 
         A path goes on from a receiver to every sender that reads it: from a query to its head, from the key
         or value of a group to all heads of the group.
@@ -84,5 +87,52 @@ class Circuit:
         return on_paths
 
     def is_dead(self, sender: int) -> bool:
-        """Whether no outgoing edge of the sender is kept, so that it cannot change anything."""
+        """Tells whether no outgoing edge of the sender is kept, so that it cannot change anything."""
         return not self.kept[self.graph.outgoing(sender)].any()
+
+
+@dataclass(frozen=True, eq=False)
+class BaseCircuit:
+    """A circuit whose activations an executor may keep, to compute other circuits from them by differences.
+
+    A score is a pure function of the chain of base circuits below it and of its own circuit. The chain is
+    therefore chosen by the method and never depends on the server's load.
+
+    Args:
+        circuit: whose activations are kept.
+        parent: the base circuit from which this one is computed; None to compute it from scratch.
+    """
+
+    circuit: Circuit
+    parent: BaseCircuit | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class PatchedPass:
+    """One forward pass under a circuit: that of a base circuit without some of its edges.
+
+    Args:
+        base_circuit: what the pass is computed from.
+        removed: edges that the pass lacks beyond the base circuit; the last one leads into the receiver under
+            investigation.
+        receiver: the receiver under investigation, where no removed edge tells it.
+    """
+
+    base_circuit: BaseCircuit
+    removed: tuple[int, ...] = ()
+    receiver: int | None = None
+
+    @property
+    def promoted_receiver(self) -> int | None:
+        """The receiver under investigation, whose heads some precision policies run in full precision.
+
+        None if the pass has none.
+        """
+        if self.receiver is not None or not self.removed:
+            return self.receiver
+        return self.base_circuit.circuit.graph.edge_ends(self.removed[-1])[1]
+
+    @property
+    def circuit(self) -> Circuit:
+        """The circuit that the pass runs under."""
+        return self.base_circuit.circuit.without(self.removed)

@@ -1,4 +1,4 @@
-"""What a thread or task is working for: set where work begins, read by whoever writes a line of the log."""
+"""Who is being served: the user behind a call, and what a line of the log is about."""
 
 from __future__ import annotations
 
@@ -7,16 +7,38 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
+# The user of a server that asks for no tokens.
+LOCAL_USER = "local"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The user whom a call was found to come from.
+
+    Args:
+        user: name; the part of resource names after ``users/``.
+        admin: whether the call may concern every user's resources, and the server itself.
+    """
+
+    user: str = LOCAL_USER
+    admin: bool = False
+
+    def owns(self, name: str) -> bool:
+        """Says whether the caller may use the resource of this name."""
+        return self.admin or name.startswith(f"users/{self.user}/")
+
 
 @dataclass(frozen=True)
 class Context:
-    """What a line of the log is about; empty where it does not apply. Never what a client wrote but names.
+    """What a line of the log is about. A field is empty where it does not apply.
+
+    Of what a client wrote, only names belong here.
 
     Args:
         request_id: of the call: the client's own if it has the form of one, else made up by the server.
-        method: of the call, such as ``pahq.v1.DiscoveryService/CreateDiscovery``.
+        method: of the call, such as ``pahq.v1.JobService/CreateJob``.
         user: who makes the call, or whose job it is.
-        job: resource name of a discovery.
+        job: resource name of a job.
     """
 
     request_id: str = ""
@@ -29,15 +51,16 @@ _current: ContextVar[Context] = ContextVar("pahq_context", default=Context())  #
 
 
 def current() -> Context:
-    """What this thread or task works for."""
+    """Returns what this thread or asyncio task works for."""
     return _current.get()
 
 
 @contextmanager
-def about(**fields: str) -> Iterator[None]:
-    """Sets fields of the context while the body runs.
+def log_context(**fields: str) -> Iterator[None]:
+    """Sets fields of `Context` while the body runs, and restores them afterwards.
 
-    What was there before is set again rather than reset: a generator may be closed from another task.
+    The previous value is set again rather than reset by token: a generator may be closed from another task,
+    where the token would be refused.
     """
     before = _current.get()
     _current.set(replace(before, **fields))

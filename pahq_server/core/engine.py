@@ -1,19 +1,28 @@
-"""The seam between searches and tensors: what is measured, and who measures it."""
+"""The engine as the rest of the server sees it: what is asked of a model, and who computes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NewType, Protocol
+from typing import NewType, Protocol, TypeAlias
 
-from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import Graph
+from pahq_server.core.operations import Operation
 from pahq_server.core.task import PromptTask, TaskSpec, TokenizedText, TokenTask
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What shapes the hypotheses of a job and how they are scored."""
+    """What is asked of a model, and how circuits of it are measured.
+
+    Args:
+        model: name of a served model.
+        task: its prompts, or how to generate them.
+        metric: name, such as ``kl_divergence``; lower is better.
+        ablation: what removed edges carry: ``resample``, ``zero`` or ``mean``.
+        kv_receivers: ``group`` or ``query``, see `Graph`.
+        precision: name of a precision policy, such as ``fp32``.
+    """
 
     model: str
     task: TaskSpec
@@ -25,10 +34,10 @@ class Objective:
 
 @dataclass
 class CleanRun:
-    """What the full model does on the clean prompts. Filled in by `Engine.open`, before any score.
+    """What the full model does on the clean prompts. Set by `Engine.open`, before any operation runs.
 
     Args:
-        margins: logit[answer] - logit[wrong answer] at every place where the metric is read, prompt by
+        margins: logit[answer] - logit[wrong answer] at every position where the metric is read, prompt by
             prompt, whatever the metric is; None for a task without answers or wrong answers.
     """
 
@@ -37,15 +46,16 @@ class CleanRun:
 
 @dataclass(frozen=True)
 class ResolvedObjective:
-    """A measurement that was found valid: everything that determines its scores.
+    """An objective that was found valid: everything that determines its scores.
 
     Args:
-        measurement: as it was asked for.
+        objective: as it was asked for.
         task: its prompts, as tokens.
         graph: of the model.
         revision: of the model.
-        own_current: whether the score of one circuit depends on which receiver is under investigation, so
-            that a row is to be compared with the current circuit under its own `PatchedPass.receiver`.
+        baseline_depends_on_promotion: whether the score of one circuit depends on which receiver is under
+            investigation. A pass is then to be compared with the current circuit measured under the same
+            `PatchedPass.promoted_receiver`.
         causal: whether a position sees only itself and earlier ones.
         prompts: the task's prompts as they were sent, or as the server generated them; None where an engine
             does not tell.
@@ -64,48 +74,6 @@ class ResolvedObjective:
     prompts: PromptTask | None = None
     warnings: tuple[str, ...] = ()
     clean_run: CleanRun = field(default_factory=CleanRun, compare=False)
-
-
-@dataclass(frozen=True, eq=False)
-class BaseCircuit:
-    """A circuit whose values an executor may keep to compute others from.
-
-    A score is a pure function of the chain of anchors below it and of its own circuit, so the
-    chain is chosen by the search and never by load.
-
-    Args:
-        circuit: the anchored circuit.
-        parent: the anchor it is computed from; None to compute it from scratch.
-    """
-
-    circuit: Circuit
-    parent: BaseCircuit | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class PatchedPass:
-    """One hypothesis: the anchor's circuit without some of its edges.
-
-    Args:
-        anchor: what it is relative to.
-        removed: edges that it lacks; the last one leads into the receiver under investigation.
-        receiver: under investigation, where no removed edge tells it.
-    """
-
-    base_circuit: BaseCircuit
-    removed: tuple[int, ...] = ()
-    receiver: int | None = None
-
-    @property
-    def promoted_receiver(self) -> int | None:
-        """The receiver under investigation; None if the row has none."""
-        if self.receiver is not None or not self.removed:
-            return self.receiver
-        return self.base_circuit.circuit.graph.edge_ends(self.removed[-1])[1]
-
-    @property
-    def circuit(self) -> Circuit:
-        return self.base_circuit.circuit.without(self.removed)
 
 
 @dataclass(frozen=True)
@@ -155,14 +123,14 @@ class HeadStoreUsage:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a discovery will take, roughly; known before it starts.
+    """What a job will take, roughly; known before it starts.
 
     Args:
-        memory_bytes: that its job keeps in the pool of pages.
-        least_seconds, most_seconds: alone on the machine: every verdict needs one head and the unembedding,
-            or every node above its receiver.
-        streams_weights: whether weights are read from the checkpoint's files again and again, which is
-            reckoned for each evaluation in ``most_seconds``.
+        memory_bytes: that the job keeps in the pool of pages.
+        least_seconds, most_seconds: alone on the machine. At least, every test computes one head and the
+            unembedding; at most, every node downstream of its receiver.
+        streams_weights: whether weights are read from the checkpoint's files again and again; the time for
+            that is in ``most_seconds``.
     """
 
     memory_bytes: int
@@ -196,35 +164,42 @@ class MemoryUsage:
     head_store: HeadStoreUsage = HeadStoreUsage()
 
 
-# Names the tensors of one job inside an engine.
+# Names the tensors of one job or session inside an engine.
 EngineStateId = NewType("EngineStateId", int)
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Rows of one job."""
+    """One operation on the tensors of one job or session."""
 
-    session: EngineStateId
-    rows: Sequence[PatchedPass]
+    state: EngineStateId
+    operation: Operation
 
 
-# The metric of every row in order, or why the work failed.
-Outcome = list[float] | Exception
+# The result of an operation, or why it failed (an Exception).
+Outcome: TypeAlias = object
 
 
 class Engine(Protocol):
-    """Runs models. Called from the one worker thread where nothing else is said."""
+    """Runs models. Methods are called from the one worker thread where nothing else is said."""
 
-    def capabilities(self) -> Capabilities: ...
-
-    def memory_usage(self) -> MemoryUsage:
-        """May be called from any thread."""
+    def capabilities(self) -> Capabilities:
+        """Says what can be asked for. May be called from any thread."""
         ...
 
-    def models(self) -> list[ModelInfo]: ...
+    def memory_usage(self) -> MemoryUsage:
+        """Says how full the pool of pages is. May be called from any thread."""
+        ...
+
+    def models(self) -> list[ModelInfo]:
+        """Describes the served models. May be called from any thread."""
+        ...
 
     def resolve(self, objective: Objective) -> ResolvedObjective:
-        """Checks a measurement completely; from any thread. Raises InvalidRequestError or NotFoundError."""
+        """Checks an objective completely. May be called from any thread.
+
+        Raises InvalidRequestError, or NotFoundError where the model is not served.
+        """
         ...
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
@@ -241,24 +216,29 @@ class Engine(Protocol):
         ...
 
     def estimate(self, resolved: ResolvedObjective) -> Estimate:
-        """What a discovery under this measurement will take. May be called from any thread."""
+        """Estimates what a search with this objective takes. May be called from any thread."""
         ...
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
-        """Runs the clean and corrupted passes of a job and keeps what they give.
+        """Runs the clean and corrupted prompts and keeps their activations.
 
-        Raises ResourceExhaustedError if there is no room beside the sessions that are open.
+        Raises ResourceExhaustedError if there is no room beside what is open already.
         """
         ...
 
-    def score(self, work: Sequence[Work]) -> list[Outcome]:
-        """One outcome per work, in order: a failing one does not hurt the others."""
+    def run(self, work: Sequence[Work]) -> list[Outcome]:
+        """Runs operations of one class.
+
+        Returns:
+            One outcome per work, in order. An operation that fails has its exception as the outcome and does
+            not affect the others.
+        """
         ...
 
-    def close(self, session: EngineStateId) -> None:
-        """Frees the tensors of a job."""
+    def close(self, state: EngineStateId) -> None:
+        """Frees the tensors of a job or session."""
         ...
 
     def check(self) -> None:
-        """Computes something whose result is known. Raises where the result is another, or none comes."""
+        """Computes something whose result is known. Raises if the result is wrong or does not come."""
         ...

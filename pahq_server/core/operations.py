@@ -4,32 +4,49 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from pahq_server.core.engine import PatchedPass
+import numpy as np
+
+from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
+from pahq_server.core.task import TokenTask
+
+# Tokens, padding included, that an operation on a part of the prompts should cover: about as much work as a
+# batch of patched passes. Fixed, because sums of other parts have other last bits.
+PART_TOKENS = 128
+# What the gradients of a prompt cost, in patched passes of it: forward passes of the clean and the corrupted
+# prompt, the backward pass, and products of all senders with all receivers.
+GRADIENT_PASSES = 6
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Operation(ABC):
     """A value that says what to compute on the tensors of one job.
 
     Operations of one class, model, precision and graph are given to the engine together, and may share work.
-    An operation takes about as long as a batch of patched passes: others wait meanwhile.
+    One operation should take about as long as a batch of patched passes, because other jobs wait meanwhile.
     """
 
     @property
     @abstractmethod
     def weight(self) -> float:
-        """What it costs, in patched passes: what operations share is charged by it, above 0."""
+        """What the operation costs, in patched passes of the job's task; above 0.
 
-    def check(self, result: object) -> None:
+        The seconds of a batch are divided among its operations by weight times the tokens of the task.
+        """
+
+    def check(self, result: object) -> None:  # noqa: B027 - an operation may have nothing to check
         """Raises ServerError where an engine's result cannot be one of this operation."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScorePasses(Operation):
-    """Measures circuits: the result is the metric of every pass, in order, as a list of floats."""
+    """Measures circuits: the result is the metric of every pass, in order, as a list of finite floats."""
 
     passes: Sequence[PatchedPass]
 
@@ -39,6 +56,73 @@ class ScorePasses(Operation):
 
     def check(self, result: object) -> None:
         if not isinstance(result, list) or len(result) != len(self.passes):
-            raise ServerError(f"the engine gave no {len(self.passes)} scores for as many passes")
+            count = len(result) if isinstance(result, list) else 0
+            raise ServerError(f"the engine gave {count} scores for {len(self.passes)} passes")
         if not all(map(math.isfinite, result)):
             raise NonFiniteMetricError("the engine gave a score that is not finite")
+
+
+@dataclass(frozen=True)
+class EdgeGradients(Operation):
+    """Scores edges by the metric's gradient at the clean run (EAP, arXiv:2310.10348), on some of the prompts.
+
+    The result is the sum over these prompts and their positions, float64 of shape [edges] in the order of
+    `Graph.edge`; the sums over all parts of a task add up to the task's scores.
+
+    Args:
+        first, last: prompts from ``first`` until before ``last``; see `prompt_parts`.
+        prompts: how many the task has.
+        edges: how many the graph has.
+    """
+
+    first: int
+    last: int
+    prompts: int
+    edges: int
+
+    @property
+    def weight(self) -> float:
+        return GRADIENT_PASSES * (self.last - self.first) / self.prompts
+
+    def check(self, result: object) -> None:
+        if not isinstance(result, np.ndarray) or result.shape != (self.edges,) or result.dtype != np.float64:
+            raise ServerError(f"the engine gave no scores of {self.edges} edges")
+        if not np.isfinite(result).all():
+            raise NonFiniteMetricError("the engine gave an edge score that is not finite")
+
+
+def prompt_parts(task: TokenTask) -> list[tuple[int, int]]:
+    """Divides a task's prompts into parts, (first, last) each, of at most `PART_TOKENS` or one prompt.
+
+    Depends on nothing but the task, so that sums over the parts always have the same bits.
+    """
+    parts: list[tuple[int, int]] = []
+    first, longest = 0, 0
+    for prompt, ids in enumerate(task.clean):
+        longest = max(longest, len(ids))
+        if prompt > first and longest * (prompt + 1 - first) > PART_TOKENS:
+            parts.append((first, prompt))
+            first, longest = prompt, len(ids)
+    return [*parts, (first, len(task.clean))]
+
+
+def in_groups(
+    key: Callable[[T], Hashable], items: Sequence[T], work: Callable[[list[T]], Iterable[R]]
+) -> list[R]:
+    """Works on items with equal keys together.
+
+    Args:
+        key: tells which items belong together.
+        items: in any order.
+        work: takes the items of one key, returns one result for each.
+
+    Returns:
+        One result per item, in the order of the items.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for number, item in enumerate(items):
+        groups.setdefault(key(item), []).append(number)
+    results: dict[int, R] = {}
+    for numbers in groups.values():
+        results |= zip(numbers, work([items[number] for number in numbers]), strict=True)
+    return [results[number] for number in range(len(items))]

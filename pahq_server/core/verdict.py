@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pahq_server.core.circuit import Circuit
+
+# 26 bytes per verdict; scores are kept to the last bit.
+_VERDICT = np.dtype(
+    [("gate", "?"), ("index", "<i8"), ("score", "<f8"), ("delta", "<f8"), ("kept", "?")], align=False
+)
+
+VERDICT_BYTES = _VERDICT.itemsize
 
 
 @dataclass(frozen=True)
@@ -46,3 +54,14 @@ class SearchResult:
     metric_value: float
     metric_full: float
     metric_empty: float
+
+
+def pack_verdicts(verdicts: Sequence[Verdict]) -> bytes:
+    """Writes verdicts as `VERDICT_BYTES` each, the records of a journal."""
+    rows = [(v.gate, v.index, v.score, v.delta, v.kept) for v in verdicts]
+    return np.array(rows, dtype=_VERDICT).tobytes()
+
+
+def unpack_verdicts(data: bytes) -> list[Verdict]:
+    """Reads what `pack_verdicts` wrote. Raises ValueError for other bytes."""
+    return [Verdict(*fields) for fields in np.frombuffer(data, dtype=_VERDICT).tolist()]

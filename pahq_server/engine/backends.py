@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
-from pahq_server.core.engine import Outcome, PatchedPass
+from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
-from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
+from pahq_server.engine.literal_rounded import ActivationsExecutor, RoundedModel
+from pahq_server.engine.metrics import Scores
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES, Format, Policy
@@ -65,7 +66,7 @@ class Backend(Protocol[E]):
         """Runs the clean and ablated passes of a job. Raises ResourceExhaustedError."""
         ...
 
-    def score(self, work: Sequence[tuple[E, Sequence[PatchedPass]]]) -> list[Outcome]:
+    def score(self, work: Sequence[tuple[E, Sequence[PatchedPass]]]) -> list[Scores]:
         """One outcome per job, in order: a failing one does not hurt the others."""
         ...
 

@@ -23,16 +23,16 @@ from pahq_server.core.engine import (
     ResolvedObjective,
     Work,
 )
-from pahq_server.core.errors import InvalidRequestError, NotFoundError
+from pahq_server.core.errors import InvalidRequestError, NotFoundError, ServerError
 from pahq_server.core.graph import KvReceivers
-from pahq_server.core.grouping import in_groups
+from pahq_server.core.operations import Operation, in_groups
 from pahq_server.core.task import TaskSpec, TokenizedText, TokenTask
 from pahq_server.engine import devices
-from pahq_server.engine.backends import Backend, Executor, make_backend, precisions
-from pahq_server.engine.estimating import Estimator, slow_policy
+from pahq_server.engine.backends import Backend, make_backend, precisions
+from pahq_server.engine.cost import DEFAULT_SHARE, Estimator, job_bytes, slow_policy, token_bytes
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
-from pahq_server.engine.sizing import DEFAULT_SHARE, job_bytes, token_bytes
-from pahq_server.engine.sparse.shared import DeviceMemory, page_bytes_for
+from pahq_server.engine.runners import RUNNERS, EngineState, Runner
+from pahq_server.engine.sparse.memory import DeviceMemory, page_bytes_for
 from pahq_server.memory.heap import Gaps, kept_free_bytes
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
@@ -63,10 +63,15 @@ class ModelEngine:
         executor: one of `EXECUTORS`; ``literal`` is slow and for comparison.
         memory_bytes: what all jobs together may take beside the weights; None for half of the
             device's.
+        runners: how each class of operation is run.
     """
 
     def __init__(
-        self, served: Mapping[str, LoadedModel], executor: str = "sparse", memory_bytes: int | None = None
+        self,
+        served: Mapping[str, LoadedModel],
+        executor: str = "sparse",
+        memory_bytes: int | None = None,
+        runners: Mapping[type[Operation], Runner] = RUNNERS,
     ) -> None:
         fold_model = fold if TRANSFORMS[executor] is FOLDING else (lambda model: model)
         self._served = {
@@ -80,8 +85,9 @@ class ModelEngine:
         self._memory_bytes = memory_bytes or int(DEFAULT_SHARE * devices.memory_bytes(self._device))
         self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models), self._device)
         self._executor = executor
+        self._runners = runners
         self._backends: dict[tuple[str, str], Backend[Any]] = {}
-        self._executors: dict[EngineStateId, tuple[Backend[Any], Executor]] = {}
+        self._states: dict[EngineStateId, EngineState] = {}
         self._ids = itertools.count()
         self._estimator = Estimator()
         self._gaps = Gaps(kept_free=kept_free_bytes(self.memory.scratch_bytes))
@@ -203,19 +209,22 @@ class ModelEngine:
             except BaseException:
                 executor.release()
                 raise
-        session = EngineStateId(next(self._ids))
-        self._executors[session] = backend, executor
-        return session
+        state = EngineStateId(next(self._ids))
+        self._states[state] = EngineState(resolved, self._served[objective.model], backend, executor)
+        return state
 
-    def score(self, work: Sequence[Work]) -> list[Outcome]:
-        def score(group: list[Work]) -> list[Outcome]:
-            backend = self._executors[group[0].session][0]
-            return backend.score([(self._executors[item.session][1], item.rows) for item in group])
+    def run(self, work: Sequence[Work]) -> list[Outcome]:
+        def run(group: list[Work]) -> Sequence[Outcome]:
+            operation = type(group[0].operation)
+            runner = self._runners.get(operation)
+            if runner is None:
+                return [ServerError(f"the engine has no runner for {operation.__name__}")] * len(group)
+            return runner([(self._states[item.state], item.operation) for item in group])
 
-        return in_groups(lambda item: id(self._executors[item.session][0]), work, score)
+        return in_groups(lambda item: type(item.operation), work, run)
 
-    def close(self, session: EngineStateId) -> None:
-        self._executors.pop(session)[1].release()
+    def close(self, state: EngineStateId) -> None:
+        self._states.pop(state).executor.release()
         self._gaps.hand_back()
 
     def check(self) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from pahq_server.core.task import TokenTask
 
 # A metric of logits [..., N, U]; leading dimensions are kept.
 Metric = Callable[[Tensor], Tensor]
+
+# The metric of each patched pass of a job, in order, or why the job's passes could not be measured.
+Scores: TypeAlias = list[float] | Exception
 
 
 def kl_divergence(task: TokenTask, full_NU: Tensor) -> Metric:

@@ -1,22 +1,76 @@
-"""What a discovery is asked to find, and the search that finds it."""
+"""What a job is asked to do, and the same as JSON in the store.
+
+The JSON has a version, so that a later server reads what an earlier one stored. Prompts are stored apart from
+it, since they may be large.
+"""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from dataclasses import fields as fields_of
+from typing import Any
 
 from pahq_server.core.engine import Objective
-from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.graph import Graph
-from pahq_server.core.task import BuiltinTask
-from pahq_server.core.verdict import Verdict
-from pahq_server.search.acdc_search import AcdcSearch
-from pahq_server.search.base import Search
-from pahq_server.search.single_edge import SingleEdgeSearch
+from pahq_server.core.errors import ServerError, StorageError
+from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
+from pahq_server.methods import registry
+from pahq_server.methods.base import Method
+from pahq_server.store.records import JobRecord
 
-METHODS = ("acdc", "single_edge")
+VERSION = 2
+_FACTS = "facts"
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """A job as requested.
+
+    Args:
+        objective: model, task and metric.
+        method: name of the method.
+        parameters: an instance of `Method.parameters` of that method.
+        include_prompts: whether the artifact comes with the prompts. It has no effect on what is found: equal
+            jobs share their artifact without it.
+    """
+
+    objective: Objective
+    method: str
+    parameters: Any
+    include_prompts: bool = False
+
+    def check(self) -> Method[Any]:
+        """Returns the method. Raises InvalidRequestError if it is unknown or the parameters are not its own.
+
+        What depends on the model is checked by `Engine.resolve`.
+        """
+        method = registry.find(self.method)
+        if not isinstance(self.parameters, method.parameters):
+            raise TypeError(f"parameters of {self.method!r} must be {method.parameters.__name__}")
+        return method
+
+    def task(self, num_prompts: int) -> dict[str, object]:
+        """Describes the task for provenance: name and seed of a built-in one, and how many prompts it has.
+
+        Args:
+            num_prompts: where this spec has been read without its prompts; 0 if unknown.
+        """
+        task = self.objective.task
+        if isinstance(task, BuiltinTask):
+            return {"name": task.name, "seed": task.seed, "num_prompts": task.num_prompts}
+        count = len(task.clean) or num_prompts
+        return {"num_prompts": count} if count else {}
+
+    def choices(self) -> dict[str, object]:
+        """Everything but model, task and precision, for provenance."""
+        return {
+            "method": self.method,
+            "metric": self.objective.metric,
+            "ablation": self.objective.ablation,
+            "kv_receivers": self.objective.kv_receivers,
+            **asdict(self.parameters),
+        }
 
 
 @dataclass(frozen=True)
@@ -33,77 +87,127 @@ class RequestFacts:
 
 
 @dataclass(frozen=True)
-class DiscoverySpec:
-    """A discovery as requested. See the API's description of the fields.
+class StoredSpec:
+    """A spec in the form in which it is stored.
 
-    ``include_prompts`` has no part in what is found: equal discoveries share their result without it.
+    Args:
+        text: JSON of all but the prompts.
+        prompts: JSON of the prompts; None for a built-in task.
     """
 
-    objective: Objective
-    method: str
-    threshold: float | None
-    gates: bool
-    include_prompts: bool = False
+    text: str
+    prompts: str | None
 
-    def check(self) -> None:
-        """Checks what does not depend on a model. Raises InvalidRequestError."""
-        if self.method not in METHODS:
-            raise InvalidRequestError("method", f"unknown method {self.method!r}; one of {list(METHODS)}")
-        if self.threshold is None:
-            if self.method == "acdc":
-                raise InvalidRequestError("threshold", "method 'acdc' needs a threshold")
-        elif not math.isfinite(self.threshold) or self.threshold < 0:
-            raise InvalidRequestError("threshold", f"{self.threshold} is not a finite number >= 0")
+    @property
+    def payload(self) -> bytes:
+        """SHA-256 that tells whether two requests ask for the same."""
+        return hashlib.sha256(f"{self.text}\n{self.prompts}".encode()).digest()
 
-    def task(self, num_prompts: int) -> dict[str, object]:
-        """What the task is, for provenance: name and seed of a built-in one, and how many prompts it has.
+    def with_facts(self, facts: RequestFacts) -> str:
+        """Returns ``text`` with what was found about the request. `decode` reads it as well."""
+        return to_json(json.loads(self.text) | {_FACTS: asdict(facts)})
 
-        Args:
-            num_prompts: where this spec has been read without its prompts; 0 if unknown.
-        """
-        task = self.objective.task
-        if isinstance(task, BuiltinTask):
-            return {"name": task.name, "seed": task.seed, "num_prompts": task.num_prompts}
-        count = len(task.clean) or num_prompts
-        return {"num_prompts": count} if count else {}
 
-    def search(
-        self,
-        graph: Graph,
-        window: int,
-        verdicts: Sequence[Verdict] = (),
-        clock: Callable[[], float] = time.perf_counter,
-        baseline_depends_on_promotion: bool = False,
-    ) -> Search:
-        """The search, at its start or where an earlier one stopped.
+def encode(spec: JobSpec) -> StoredSpec:
+    """Writes a spec as JSON of the present version."""
+    task = spec.objective.task
+    builtin = asdict(task) if isinstance(task, BuiltinTask) else None
+    fields = {
+        "version": VERSION,
+        "objective": {name: value for name, value in vars(spec.objective).items() if name != "task"},
+        "builtin": builtin,
+        "method": spec.method,
+        "parameters": asdict(spec.parameters),
+        "include_prompts": spec.include_prompts,
+    }
+    return StoredSpec(to_json(fields), None if isinstance(task, BuiltinTask) else prompts_to_json(task))
 
-        Args:
-            graph: the full graph.
-            window: how many evaluations it may ask for at once.
-            verdicts: that the earlier one reached.
-            clock: seconds; steers how much is asked for at once, never a result.
-            own_current: see `ResolvedObjective`.
-        """
-        if self.method == "single_edge":
-            return SingleEdgeSearch(graph, self.threshold, window, verdicts, baseline_depends_on_promotion)
-        assert self.threshold is not None
-        return AcdcSearch(
-            graph,
-            self.threshold,
-            self.gates,
-            window,
-            verdicts,
-            clock=clock,
-            baseline_depends_on_promotion=baseline_depends_on_promotion,
-        )
 
-    def parameters(self) -> dict[str, object]:
-        """Everything but model, task and precision, for provenance."""
-        return {
-            "method": self.method,
-            "metric": self.objective.metric,
-            "ablation": self.objective.ablation,
-            "kv_receivers": self.objective.kv_receivers,
-            "threshold": self.threshold,
-            "gates": self.gates if self.method == "acdc" else None,
-        }
+def decode(text: str, prompts: str | None) -> JobSpec:
+    """Reads a spec of any version; without prompts for None.
+
+    Raises ValueError, TypeError, LookupError, AttributeError, RecursionError or ServerError for what is none.
+    """
+    fields: dict[str, Any] = json.loads(text)
+    version = fields.get("version", 1)
+    if version not in (1, VERSION):
+        raise ValueError(f"version {version!r} is of a later server")
+    asked = fields["objective" if version == VERSION else "measurement"]
+    objective = Objective(task=_task(fields["builtin"], prompts), **asked)
+    method = registry.find(fields["method"])
+    if version == VERSION:
+        values = fields["parameters"]
+    else:  # all parameters of all methods beside each other, null for what a method lacks
+        values = {each.name: fields[each.name] for each in fields_of(method.parameters)}
+    include_prompts = fields.get("include_prompts", False)
+    return JobSpec(objective, method.name, method.read(values), include_prompts)
+
+
+def facts(text: str) -> RequestFacts:
+    """Returns what `StoredSpec.with_facts` added; nothing for a spec that an older server stored."""
+    found: dict[str, Any] = json.loads(text).get(_FACTS, {})
+    return RequestFacts(found.get("num_prompts", 0), tuple(found.get("warnings", ())))
+
+
+def read(record: JobRecord, prompts: str | None = None) -> JobSpec:
+    """Reads the spec of a stored job; without prompts for None.
+
+    Raises StorageError, marked as damage, where the job's row, its spec or its prompts cannot be read.
+    """
+    if record.damage:
+        raise StorageError(record.damage, damaged=True)
+    text, spec = record.spec, None
+    for what, part in (("what was asked for", None), ("its prompts", prompts)):
+        try:
+            spec = decode(text, part)
+            facts(text)
+            _check_types(spec)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, ServerError) as error:
+            why = f"{what} cannot be read ({type(error).__name__})"
+            raise StorageError(f"the database is damaged: {why}", damaged=True) from error
+    assert spec is not None
+    return spec
+
+
+def prompts_to_json(task: PromptTask) -> str:
+    """Writes the prompts of a task as they are stored, and sent with an artifact."""
+    return to_json(vars(task))
+
+
+def to_json(value: object) -> str:
+    """Writes JSON that is equal for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def _check_types(spec: JobSpec) -> None:
+    """Raises TypeError for a spec that has values of other types than it should."""
+    asked, task = spec.objective, spec.objective.task
+    if not all(isinstance(text, str) for name, text in vars(asked).items() if name != "task"):
+        raise TypeError("names must be texts")
+    if not isinstance(spec.include_prompts, bool):
+        raise TypeError("choices must be true or false")
+    if isinstance(task, BuiltinTask):
+        if not isinstance(task.name, str) or not all(type(n) is int for n in (task.num_prompts, task.seed)):
+            raise TypeError("a built-in task is a name and two numbers")
+        return
+    for prompts in (task.clean, task.corrupted, task.answers, task.wrong_answers):
+        for prompt in prompts:
+            if not isinstance(prompt, str) and not all(type(token) is int for token in prompt):
+                raise TypeError("a prompt is a text or a list of token ids")
+    if task.positions is not None and not all(type(position) is int for position in task.positions):
+        raise TypeError("positions must be numbers")
+
+
+def _task(builtin: dict[str, Any] | None, prompts: str | None) -> TaskSpec:
+    if builtin is not None:
+        return BuiltinTask(**builtin)
+    if prompts is None:
+        return PromptTask(clean=())
+    fields: dict[str, Any] = json.loads(prompts)
+    positions = fields.pop("positions")
+    lists = {name: tuple(_prompt(prompt) for prompt in values) for name, values in fields.items()}
+    return PromptTask(positions=None if positions is None else tuple(positions), **lists)
+
+
+def _prompt(value: str | list[int]) -> Prompt:
+    return value if isinstance(value, str) else tuple(value)

@@ -1,55 +1,24 @@
-"""What may mislead about an answer although nothing went wrong: said with the answer, in full sentences.
+"""What may mislead about an answer although the request is valid, in full sentences.
 
 Each warning says what was found, what it means and what to do. They count and number prompts and never quote
-them. Prompts are numbered as in the request: ``task.clean[3]``.
+them. Prompts are numbered as in the request: ``task.clean[3]``. Warnings about circuits are in
+`pahq_server.methods.warnings`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import CleanRun, ResolvedObjective
+from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.task import TokenIds, TokenTask
-from pahq_server.core.verdict import SearchResult
 
 # Clean and corrupted prompts.
 Pairs: TypeAlias = Sequence[tuple[TokenIds, TokenIds]]
 
-# Outside of these, a circuit does not do what the full model does.
-LEAST_FAITHFULNESS, MOST_FAITHFULNESS = 0.1, 1.2
-# The full model and the empty circuit are told apart by more than this: of the larger one, and in all.
-LEAST_RELATIVE_GAP, LEAST_GAP = 0.01, 1e-6
-# A circuit with more of all edges than this leaves out next to nothing.
-ALMOST_ALL = 0.95
-
-
-@dataclass(frozen=True)
-class Ends:
-    """The metric of the full model and of the empty circuit.
-
-    Args:
-        name: of the metric.
-        full, empty: its values; lower is better.
-    """
-
-    name: str
-    full: float
-    empty: float
-
-    @property
-    def close(self) -> bool:
-        """Whether the ablation hardly changes the metric, so that there is nothing to explain."""
-        gap = abs(self.full - self.empty)
-        return gap < LEAST_GAP or gap < LEAST_RELATIVE_GAP * max(abs(self.full), abs(self.empty))
-
 
 def of_request(resolved: ResolvedObjective) -> tuple[str, ...]:
-    """What the request alone shows, before anything is computed."""
+    """Returns what the request alone shows, before anything is computed."""
     task, ablation = resolved.task, resolved.objective.ablation
     read_until = _last_positions(resolved)
     found = [*resolved.warnings, *_repetitions(task), *_first_tokens(read_until), *_answers(task)]
@@ -60,48 +29,6 @@ def of_request(resolved: ResolvedObjective) -> tuple[str, ...]:
     elif ablation == "mean":
         found += _means(task, read_until)
     return tuple(found)
-
-
-def of_baseline(ends: Ends, clean_run: CleanRun) -> tuple[str, ...]:
-    """What the full model and the empty circuit show, whatever circuit is measured beside them."""
-    found = [*_margins(clean_run)]
-    if ends.close:
-        found.append(
-            f"The full model and the empty circuit have {'' if ends.full == ends.empty else 'almost '}the "
-            f"same {ends.name} ({_number(ends.full)} and {_number(ends.empty)}): ablation hardly disturbs "
-            "the behaviour, so scores and faithfulness are mostly noise. Use corrupted prompts that break "
-            "the behaviour, another ablation or another metric."
-        )
-    elif ends.empty < ends.full and not found:
-        found.append(
-            f"The empty circuit has a lower, that is better, {ends.name} than the full model "
-            f"({_number(ends.empty)} and {_number(ends.full)}): ablating everything improves the behaviour. "
-            "Check the answers and the corrupted prompts."
-        )
-    return tuple(found)
-
-
-def of_search(resolved: ResolvedObjective, threshold: float | None, found: SearchResult) -> tuple[str, ...]:
-    """What the result of a search shows."""
-    ends = Ends(resolved.objective.metric, found.metric_full, found.metric_empty)
-    return (
-        *of_baseline(ends, resolved.clean_run),
-        *_sizes(found, threshold),
-        *_paths(found.circuit),
-        *_faithfulness(ends, found.metric_value, "Use a smaller threshold"),
-    )
-
-
-def of_evaluation(resolved: ResolvedObjective, circuit: Circuit, value: float, ends: Ends) -> tuple[str, ...]:
-    """What the measurement of a given circuit shows, the request included."""
-    empty = () if circuit.num_kept else ("The circuit has no edges: what was measured is the empty circuit.",)
-    return (
-        *of_request(resolved),
-        *of_baseline(ends, resolved.clean_run),
-        *empty,
-        *_paths(circuit),
-        *_faithfulness(ends, value, "Use a circuit with more edges"),
-    )
 
 
 # The task
@@ -225,86 +152,3 @@ def _in_all(indices: Sequence[int], what: str) -> str:
 
 def _some(indices: Sequence[int], all_: Sequence[object], what: str) -> str:
     return f"{len(indices)} of {len(all_)} {what} (first in task.clean[{indices[0]}])"
-
-
-def _number(value: float, digits: int = 6) -> str:
-    return f"{value + 0.0:.{digits}g}"  # never "-0"
-
-
-# The full model
-
-
-def _margins(clean_run: CleanRun) -> Iterator[str]:
-    margins = np.array(clean_run.margins or ())
-    if not len(margins):
-        return
-    mean, right = float(margins.mean()), int((margins > 0).sum())
-    told = f"the answer has the larger logit at {right} of {len(margins)} positions"
-    if mean <= 0:
-        yield (
-            "The full model does not do the task: its mean logit difference between the answers and the "
-            f"wrong answers is {mean:.4g} on the clean prompts, and {told}. There is no behaviour that a "
-            "circuit could explain. Check whether answers and wrong answers are swapped, or use a model "
-            "that does it."
-        )
-    elif 2 * right < len(margins):
-        yield (
-            f"The full model mostly does not do the task: on the clean prompts {told}, though the mean "
-            f"logit difference is {mean:.4g}. The result is about the few prompts that it does. Leave out "
-            "the others."
-        )
-
-
-# The circuit
-
-
-def _sizes(found: SearchResult, threshold: float | None) -> Iterator[str]:
-    kept, total = found.circuit.num_kept, found.circuit.graph.num_edges
-    if threshold is None:
-        return
-    if not kept:
-        largest = max((verdict.delta for verdict in found.verdicts), default=0.0)
-        advice = (
-            "Use a smaller threshold" if largest > 0 else "Change the task: a smaller threshold does not help"
-        )
-        yield (
-            f"No edge is kept: no removal worsened the metric by the threshold {threshold:g}, the largest "
-            f"change was {_number(largest)}. {advice}."
-        )
-    elif kept >= ALMOST_ALL * total:
-        yield (
-            f"{kept} of {total} edges are kept: nearly every removal changes the metric by the threshold "
-            f"{threshold:g} or more, so the circuit does not tell what matters. Use a larger threshold."
-        )
-
-
-def _paths(circuit: Circuit) -> Iterator[str]:
-    kept = circuit.num_kept
-    if kept and not circuit.on_paths().any():
-        edges = "The only kept edge is not" if kept == 1 else f"None of the {kept} kept edges is"
-        yield (
-            f"{edges} on a path from input to logits: nothing of what is special to a prompt gets through, "
-            "and the circuit does not explain the behaviour. Use a smaller threshold, or another metric or "
-            "ablation."
-        )
-
-
-def _faithfulness(ends: Ends, value: float, advice: str) -> Iterator[str]:
-    """Says nothing where the ends are close: the ratio is noise, and that was said."""
-    if ends.close:
-        return
-    faithfulness = (value - ends.empty) / (ends.full - ends.empty)
-    values = (
-        f"{ends.name} {_number(value)}, of the full model {_number(ends.full)}, of the empty circuit "
-        f"{_number(ends.empty)}"
-    )
-    if faithfulness < LEAST_FAITHFULNESS:
-        # A little below 0 is rounding.
-        worse = "does worse than the empty circuit" if faithfulness < -0.01 else "has lost the behaviour"
-        yield f"The faithfulness is {_number(faithfulness, 3)}: the circuit {worse} ({values}). {advice}."
-    elif faithfulness > MOST_FAITHFULNESS:
-        yield (
-            f"The faithfulness is {_number(faithfulness, 3)}: the circuit goes beyond the full model "
-            f"({values}), since edges that work against the behaviour are missing. {advice}, or the metric "
-            "kl_divergence, which counts every departure from the full model."
-        )

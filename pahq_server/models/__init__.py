@@ -4,7 +4,7 @@ In order of reading:
 
 - `architecture`             what is computed, and with which weights: the form that all executors read
 - `files`, `checkpoint`      which files a checkpoint consists of; reading their tensors
-- `config_fields`, `rope`    account for each field of the configuration, and refuse what nothing computes with
+- `config_fields`, `rope`    account for each field of the configuration, and refuse unknown ones
 - `tensor_checks`            accounts for each tensor in the same way
 - `adapters`                 one module per checkpoint format
 - `building`, `loading`      from a source to a model, piece by piece

@@ -110,7 +110,7 @@ def test_reflection_lists_the_services(server: RunningServer) -> None:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     (response,) = stub.ServerReflectionInfo(iter([request]))
     names = {service.name for service in response.list_services_response.service}
-    assert names >= {"pahq.v1.DiscoveryService", "pahq.v1.ModelService", "pahq.v1.ServerService"}
+    assert names >= {"pahq.v1.JobService", "pahq.v1.ModelService", "pahq.v1.ServerService"}
 
 
 def test_every_method_of_the_protos_is_served(server: RunningServer) -> None:

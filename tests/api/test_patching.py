@@ -15,7 +15,7 @@ from helpers.topology import edge_names
 from pahq.v1 import circuit_pb2
 from pahq.v1 import patching_pb2 as pb
 
-from pahq_server.core.engine import PatchedPass
+from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError
 
 Code = grpc.StatusCode
@@ -91,7 +91,7 @@ def test_open(server: RunningServer, engine: FakeEngine) -> None:
     assert session.num_edges_total == GRAPH.num_edges == len(EDGES)
     assert (session.metric_full, session.metric_empty) == (SCORE.of_names(EDGES), SCORE.of_names([]))
     assert (session.max_hypotheses, session.idle_timeout.ToSeconds()) == (4096, 600)
-    assert len(engine.open_sessions) == 1
+    assert len(engine.open_states) == 1
 
 
 def test_scores_come_in_order_in_both_forms(server: RunningServer, engine: FakeEngine) -> None:
@@ -155,7 +155,7 @@ def test_a_call_has_the_base_of_its_arrival(server: RunningServer, engine: FakeE
 
 
 @pytest.mark.parametrize("model", ["nonsense", ""])
-def test_open_checks_as_a_discovery_does(model: str, server: RunningServer) -> None:
+def test_open_checks_as_a_job_does(model: str, server: RunningServer) -> None:
     with refused() as refusal:
         open_session(server, model=model)
     assert (refusal.code, refusal.info.reason) == (Code.NOT_FOUND, "NOT_FOUND")
@@ -192,12 +192,12 @@ def test_edges_that_are_not_there(
 
 def test_a_failing_call_fails_alone(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server).name
-    engine.failures["toy"].score = NonFiniteMetricError("the metric is nan")
+    engine.failures["toy"].run = NonFiniteMetricError("the metric is nan")
     with refused() as refusal:
         score(server, name, removed([]))
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "NON_FINITE_METRIC")
     assert refusal.message == "the metric is nan"
-    engine.failures["toy"].score = None
+    engine.failures["toy"].run = None
     engine.whole_call_fails = RuntimeError("secret beads")
     with refused() as refusal:
         score(server, name, removed([]))
@@ -206,7 +206,7 @@ def test_a_failing_call_fails_alone(server: RunningServer, engine: FakeEngine) -
     assert score(server, name, removed([])) == [SCORE.of_names(EDGES)]
 
 
-@pytest.mark.parametrize("name", ["", "users/local/sessions/none", "users/local/discoveries/none"])
+@pytest.mark.parametrize("name", ["", "users/local/sessions/none", "users/local/jobs/none"])
 def test_unknown_sessions(name: str, server: RunningServer) -> None:
     calls: list[tuple[Any, Any]] = [
         (server.patching.ScoreCircuits, pb.ScoreCircuitsRequest(name=name)),

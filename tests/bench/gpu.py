@@ -21,15 +21,14 @@ from helpers.synthetic import save_llama
 
 from bench import measure, workloads
 from bench.__main__ import RESULTS, Figures
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import make_backend
-from pahq_server.engine.operations import measured_gflops
+from pahq_server.engine.cost import measured_gflops
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.models.building import ToDevice
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.streaming import ResidentModel, head_store, load_rounded, streamed
@@ -87,7 +86,7 @@ def gpt2(device: torch.device, size: Size, precision: str) -> Figures:
         "batches": steps,
         "seconds": seconds,
         "seconds_per_evaluation": seconds / count,
-        "rows_per_second": job.search.statistics.rows / seconds,
+        "rows_per_second": job.search.counts["passes"] / seconds,
         "times_needed_at_fp32_rate": seconds / (counter.operations / rate),
         "peak_pages_mib": pages.peak_used * pages.page_bytes / 2**20,
         "peak_device_mib_beside_pages": beside_pages_mib(device, memory),

@@ -9,18 +9,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from bench.operations import needed_operations
 from bench.workloads import Workload
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.shared import DeviceMemory
-from pahq_server.engine.sparse.work import needed_operations
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
-from pahq_server.search.acdc_search import AcdcSearch
 
 WINDOW = 32
 # Calls of `SweepJob`.
@@ -155,11 +154,11 @@ def search(workload: Workload) -> dict[str, float]:
     base, needed, start = time.process_time() - start, 0.0, time.process_time()
     with Counter() as counter:
         while job.rows:
-            used = job.search.statistics
-            wasted, rows, before = used.wasted, len(job.rows), counter.operations
+            counts = job.search.counts
+            wasted, rows, before = counts["wasted"], len(job.rows), counter.operations
             step(backend, [job])
             # Wasted rows need as much as the others of their batch, about.
-            needed += (counter.operations - before) * (1 - (used.wasted - wasted) / rows)
+            needed += (counter.operations - before) * (1 - (counts["wasted"] - wasted) / rows)
     seconds, count = time.process_time() - start, len(job.search.verdicts)
     pool = memory.pool.statistics()
     return {
@@ -168,9 +167,9 @@ def search(workload: Workload) -> dict[str, float]:
         "seconds_per_evaluation": seconds / count,
         "needed_operations_per_evaluation": needed / count,
         "base_seconds": base,
-        "rows": job.search.statistics.rows,
-        "wasted": job.search.statistics.wasted,
-        "batches": job.search.statistics.batches,
+        "rows": job.search.counts["passes"],
+        "wasted": job.search.counts["wasted"],
+        "batches": job.search.counts["batches"],
         "memory_budget_mib": MEMORY_BYTES / 2**20,
         "peak_pages_mib": pool.peak_used * pool.page_bytes / 2**20,
     }

@@ -7,8 +7,7 @@ from helpers.topology import on_paths
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import INPUT, Graph
 

@@ -11,17 +11,18 @@ from helpers.jobs import SPECS, Spec
 from helpers.simulated import simulated_device
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, Objective, PatchedPass, Work
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import Objective, Work
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import make_backend
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.models.architecture import Model
 from pahq_server.models.building import ToDevice, cast
 from pahq_server.models.folding import FOLDING, fold
@@ -136,11 +137,11 @@ def test_the_engine_serves_models_where_they_are(device: torch.device, zoo: Zoo)
         assert engine.estimate(resolved).least_seconds > 0
         full = BaseCircuit(Circuit.full(resolved.graph))
         rows = [PatchedPass(full, (edge,)) for edge in range(0, resolved.graph.num_edges, 9)]
-        session = engine.open(resolved)
-        (found,) = engine.score([Work(session, rows)])
+        state = engine.open(resolved)
+        (found,) = engine.run([Work(state, ScorePasses(rows))])
         assert not isinstance(found, Exception)
         assert engine.memory_usage().used > 0
-        engine.close(session)
+        engine.close(state)
         return found
 
     found, expected = scores(load(source, ToDevice(FOLDING, device))), scores(load(source, FOLDING))

@@ -8,9 +8,10 @@ import pytest
 import torch
 from helpers.zoo import Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, Objective, PatchedPass, ResolvedObjective, Work
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import Objective, ResolvedObjective, Work
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, NotFoundError, ServerError
+from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.engine.backends import EXECUTORS
 from pahq_server.engine.engine import ModelEngine
@@ -90,8 +91,8 @@ def test_corrupted_prompts_may_be_left_out_where_nothing_reads_them(
     ablation: str, engine: ModelEngine
 ) -> None:
     resolved = engine.resolve(replace(ASKED, ablation=ablation, task=replace(PROMPTS, corrupted=())))
-    session = engine.open(resolved)
-    (scores,) = engine.score([Work(session, rows(resolved))])
+    state = engine.open(resolved)
+    (scores,) = engine.run([Work(state, ScorePasses(rows(resolved)))])
     assert isinstance(scores, list)
     assert scores[0] == 0.0
     assert scores[2] > 1e-4
@@ -125,10 +126,10 @@ def test_jobs_of_several_models_are_scored_together_as_alone(engine: ModelEngine
         engine.resolve(ASKED),
         engine.resolve(replace(ASKED, model="llama", ablation="zero", metric="l2")),
     )
-    sessions = engine.open(one), engine.open(other)
-    work = [Work(sessions[0], rows(one)), Work(sessions[1], rows(other))]
-    together = engine.score(work)
-    assert together == [engine.score([item])[0] for item in work]
+    states = engine.open(one), engine.open(other)
+    work = [Work(states[0], ScorePasses(rows(one))), Work(states[1], ScorePasses(rows(other)))]
+    together = engine.run(work)
+    assert together == [engine.run([item])[0] for item in work]
     assert together[0] != together[1]
 
 
@@ -137,8 +138,10 @@ def test_a_metric_that_is_no_number_fails_its_own_job_only(engine: ModelEngine) 
     sick = engine.resolve(
         replace(ASKED, model="broken", metric="l2", task=replace(PROMPTS, corrupted=((1, 9, 3), (4, 7))))
     )
-    sessions = engine.open(sick), engine.open(healthy)
-    bad, good = engine.score([Work(sessions[0], rows(sick)), Work(sessions[1], rows(healthy))])
+    states = engine.open(sick), engine.open(healthy)
+    bad, good = engine.run(
+        [Work(states[0], ScorePasses(rows(sick))), Work(states[1], ScorePasses(rows(healthy)))]
+    )
     assert isinstance(bad, NonFiniteMetricError)
     assert isinstance(bad, ServerError)
     assert isinstance(good, list)
@@ -147,9 +150,9 @@ def test_a_metric_that_is_no_number_fails_its_own_job_only(engine: ModelEngine) 
 def test_a_closed_job_leaves_the_others_open(engine: ModelEngine) -> None:
     resolved = engine.resolve(ASKED)
     first, second = engine.open(resolved), engine.open(resolved)
-    (before,) = engine.score([Work(second, rows(resolved))])
+    (before,) = engine.run([Work(second, ScorePasses(rows(resolved)))])
     engine.close(first)
-    assert engine.score([Work(second, rows(resolved))]) == [before]
+    assert engine.run([Work(second, ScorePasses(rows(resolved)))]) == [before]
 
 
 def test_capabilities(engine: ModelEngine) -> None:

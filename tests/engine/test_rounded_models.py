@@ -9,13 +9,14 @@ import pytest
 from helpers.jobs import SPECS, Spec
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, HeadStoreUsage, Objective, PatchedPass, Work
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import HeadStoreUsage, Objective, Work
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
 from pahq_server.engine.backends import make_backend, precisions
 from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import ResidentModel, StreamedWeights, load_rounded
@@ -107,9 +108,9 @@ def test_policies_of_one_model_are_scored_together(zoo: Zoo) -> None:
     resolved = [engine.resolve(replace(ASKED, precision=name)) for name in ("fp32", "pahq-int8")]
     graph = resolved[0].graph
     rows = [PatchedPass(BaseCircuit(Circuit.full(graph)), (edge,)) for edge in range(0, graph.num_edges, 5)]
-    work = [Work(engine.open(job), rows) for job in resolved]
-    exact, rounded = engine.score(work)
-    assert [exact, rounded] == [engine.score([item])[0] for item in work]
+    work = [Work(engine.open(job), ScorePasses(rows)) for job in resolved]
+    exact, rounded = engine.run(work)
+    assert [exact, rounded] == [engine.run([item])[0] for item in work]
     assert exact != rounded
     assert exact == pytest.approx(rounded, rel=0.2, abs=1e-4)
 
@@ -120,11 +121,10 @@ def test_the_engine_tells_what_its_stores_did(zoo: Zoo) -> None:
     resolved = engine.resolve(ASKED)
     assert engine.memory_usage().head_store == HeadStoreUsage()
     for name in served:
-        session = engine.open(engine.resolve(replace(ASKED, model=name)))
+        state = engine.open(engine.resolve(replace(ASKED, model=name)))
         base_circuit = BaseCircuit(Circuit.full(resolved.graph))
-        engine.score(
-            [Work(session, [PatchedPass(base_circuit, (edge,)) for edge in range(resolved.graph.num_edges)])]
-        )
+        passes = [PatchedPass(base_circuit, (edge,)) for edge in range(resolved.graph.num_edges)]
+        engine.run([Work(state, ScorePasses(passes))])
     usage = engine.memory_usage().head_store
     one, other = (loaded.store.statistics for loaded in served.values())
     assert (usage.hits, usage.misses) == (one.hits + other.hits, one.misses + other.misses)
@@ -148,9 +148,10 @@ def test_a_changed_checkpoint_fails_the_job_alone(zoo: Zoo, tmp_path: Path) -> N
     loaded: ResidentModel = load_rounded(str(tmp_path), POLICIES["pahq-int8"])
     engine = ModelEngine({"mine": loaded})
     resolved = engine.resolve(ASKED)
-    session = engine.open(resolved)
+    state = engine.open(resolved)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
-    (outcome,) = engine.score([Work(session, [PatchedPass(BaseCircuit(Circuit.full(resolved.graph)), (0,))])])
+    passes = [PatchedPass(BaseCircuit(Circuit.full(resolved.graph)), (0,))]
+    (outcome,) = engine.run([Work(state, ScorePasses(passes))])
     assert isinstance(outcome, Exception)
     assert "load it again" in str(outcome)

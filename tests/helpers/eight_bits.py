@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers.hypotheses import random_task
-from pahq_server.core.engine import PatchedPass
+from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.models.architecture import LayerWeights, Model, Weights

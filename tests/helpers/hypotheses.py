@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from helpers.outputs import random_prompts
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.models.architecture import Model

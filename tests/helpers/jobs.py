@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from helpers.hypotheses import LENGTHS, random_rows, random_task
-from pahq_server.core.engine import PatchedPass
+from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
 

@@ -11,14 +11,14 @@ import pytest
 from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import listed, result_of, wait_end
 
-from pahq_server.api import responses
+from pahq_server.api import conversion as responses
+from pahq_server.core.artifact import Progress as SearchProgress
 from pahq_server.core.verdict import Verdict
 from pahq_server.jobs import housekeeping
 from pahq_server.jobs.housekeeping import DOUBT_S, DOWNTIME_S, TOLERANCE_S, RetentionClock
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobPolicy, JobService
-from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.search.base import SearchProgress
+from pahq_server.jobs.spec import JobSpec as DiscoverySpec
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import Retention

@@ -10,12 +10,12 @@ import pytest
 from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S
 from hypothesis import given
 from hypothesis import strategies as st
+from pahq_server.jobs.journal import Journal
 
+from pahq_server.core.artifact import Progress as SearchProgress
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.jobs.job import Job, JobState, Snapshot
-from pahq_server.jobs.journal import Journal
-from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.search.base import SearchProgress
+from pahq_server.jobs.spec import JobSpec as DiscoverySpec
 
 SPEC = DiscoverySpec(OBJECTIVE, "acdc", 1.0, gates=True)
 

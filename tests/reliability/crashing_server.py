@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,19 @@ from dying import die_at
 from row_log import LoggedEngine
 
 import pahq_server.app
-from pahq_server.app import ServerConfig
-from pahq_server.cli import main, serve
+from pahq_server.cli import main
 from pahq_server.engine.engine import ModelEngine
+from pahq_server.store.database import Database
+from pahq_server.store.directory import StorageConfig
 
 
 def install_death(place: str) -> None:
-    original = serve._config
+    original = pahq_server.app.opened
 
-    def config(options: argparse.Namespace) -> ServerConfig:
-        made = original(options)
-        return replace(made, storage=replace(made.storage, failpoint=die_at(place)))
+    def opened(config: StorageConfig) -> AbstractContextManager[Database]:
+        return original(replace(config, failpoint=die_at(place)))
 
-    serve._config = config
+    pahq_server.app.opened = opened
 
 
 def install_log(path: Path) -> None:

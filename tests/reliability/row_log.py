@@ -8,7 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pahq_server.core.engine import BaseCircuit, EngineStateId, Outcome, PatchedPass, ResolvedObjective, Work
+from pahq_server.core.circuit import BaseCircuit, PatchedPass
+from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work
+from pahq_server.core.operations import ScorePasses
 
 
 class LoggedEngine:
@@ -24,15 +26,20 @@ class LoggedEngine:
         self.log, self._jobs = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), {}
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
-        session: EngineStateId = super().open(resolved)  # type: ignore[misc]
-        self._jobs[session] = resolved.task.hash
-        return session
+        state: EngineStateId = super().open(resolved)  # type: ignore[misc]
+        self._jobs[state] = resolved.task.hash
+        return state
 
-    def score(self, work: Sequence[Work]) -> list[Outcome]:
-        batch = {self._jobs[item.session]: [describe(row) for row in item.rows] for item in work}
+    def run(self, work: Sequence[Work]) -> list[Outcome]:
+        batch = {self._jobs[item.state]: list(map(describe, _passes(item))) for item in work}
         os.write(self.log, (json.dumps([os.getpid(), batch]) + "\n").encode())
-        outcomes: list[Outcome] = super().score(work)  # type: ignore[misc]
+        outcomes: list[Outcome] = super().run(work)  # type: ignore[misc]
         return outcomes
+
+
+def _passes(work: Work) -> Sequence[PatchedPass]:
+    assert isinstance(work.operation, ScorePasses)
+    return work.operation.passes
 
 
 def describe(row: PatchedPass) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pahq_server.core.context import about, current
+from pahq_server.core.context import current, log_context
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
 from pahq_server.telemetry.logs import ContextFilter, JsonFormatter, TextFormatter
 
@@ -57,25 +57,28 @@ def test_a_line_is_one_object() -> None:
 
 def test_lines_say_what_they_are_about() -> None:
     def write(logger: logging.Logger) -> None:
-        with about(request_id="r1", method="S/M", user="ada"), about(job="users/ada/discoveries/1"):
+        with (
+            log_context(request_id="r1", method="S/M", user="ada"),
+            log_context(job="users/ada/jobs/1"),
+        ):
             logger.info("working")
 
     fields = as_json(write)
     assert fields["request_id"] == "r1"
     assert fields["method"] == "S/M"
     assert fields["user"] == "ada"
-    assert fields["job"] == "users/ada/discoveries/1"
+    assert fields["job"] == "users/ada/jobs/1"
     assert (
         written(TextFormatter(), write)
         .strip()
-        .endswith("working [request_id=r1 method=S/M user=ada job=users/ada/discoveries/1]")
+        .endswith("working [request_id=r1 method=S/M user=ada job=users/ada/jobs/1]")
     )
     assert current().job == ""
 
 
 def test_what_a_call_names_wins_over_the_context() -> None:
     def write(logger: logging.Logger) -> None:
-        with about(job="outer"):
+        with log_context(job="outer"):
             logger.info("working", extra={"job": "inner"})
 
     assert as_json(write)["job"] == "inner"

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 import torch
 
-from pahq_server.core.engine import Outcome, PatchedPass
+from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph
-from pahq_server.core.grouping import in_groups
+from pahq_server.core.operations import in_groups
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.sparse.executor import SparseExecutor, score_together
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory, Shared
+from pahq_server.engine.metrics import Scores
+from pahq_server.engine.sparse.executor import Shared, SparseExecutor, score_together
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.memory.pool import OutOfPagesError
 from pahq_server.models.architecture import Model
 
@@ -64,13 +65,13 @@ class SparseBackend:
                 raise
             raise ResourceExhaustedError(f"not enough memory for the job: {error}", RETRY_S) from error
 
-    def score(self, work: Sequence[Job]) -> list[Outcome]:
+    def score(self, work: Sequence[Job]) -> list[Scores]:
         """One outcome per job, in order: a failing one does not hurt the others."""
         return in_groups(lambda item: item[0].graph, work, self._score_group)
 
-    def _score_group(self, group: Sequence[Job]) -> list[Outcome]:
+    def _score_group(self, group: Sequence[Job]) -> list[Scores]:
         """Jobs of one graph: together if that works, else one by one."""
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, Scores] = {}
         free = [number for number, (job, _) in enumerate(group) if not job.restricted]
         if free:
             together = [group[number] for number in free]

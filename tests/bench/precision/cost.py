@@ -20,15 +20,15 @@ from torch import Tensor
 
 from bench import measure, workloads
 from bench.precision.subjects import subjects
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.memory.heap import hand_back_freed_memory
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
 from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.folding import FOLDING, fold
@@ -39,7 +39,6 @@ from pahq_server.precision import products
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import quantize
-from pahq_server.search.acdc_search import AcdcSearch
 from pahq_server.tasks.resolve import Limits, resolve
 
 Figures = dict[str, float]

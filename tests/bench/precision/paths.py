@@ -10,18 +10,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from bench.precision.subjects import Subject
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import BaseCircuit, PatchedPass
-from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.verdict import SearchResult
+from pahq_server.engine.literal_rounded import ActivationsExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.methods.acdc.order import TestOrder
+from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Policy
-from pahq_server.search.acdc import Acdc
-from pahq_server.search.acdc_search import AcdcSearch
-from pahq_server.search.base import SearchResult
 
 Floats = NDArray[np.float64]
 WINDOW = 32
@@ -84,15 +83,15 @@ class Bench:
 
     def path(self, result: SearchResult) -> list[Step]:
         """The verdicts of the fp32 search."""
-        acdc, steps = Acdc(self.graph, gates=False), []
-        state = acdc.start()
+        order, steps = TestOrder(self.graph, gates=False), []
+        state = order.start()
         for verdict in result.verdicts:
-            if state.anchored:
+            if state.has_new_base:
                 current = PatchedPass(state.base_circuit)
-            steps.append(Step(state.row, current, verdict.delta))
+            steps.append(Step(state.patched_pass, current, verdict.delta))
             if not verdict.kept:
-                current = state.row
-            state = acdc.advance(state, verdict.kept)
+                current = state.patched_pass
+            state = order.advance(state, verdict.kept)
         return steps
 
     def kl(self, circuit: Circuit) -> float:

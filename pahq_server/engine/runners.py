@@ -1,0 +1,84 @@
+"""How the engine runs each class of operation: one runner per class, in one registry.
+
+To add an operation:
+
+1. Define a frozen subclass of `core.operations.Operation` (methods yield it, so it must not import torch).
+2. Write a `Runner` for it in a module of this package. A runner that treats every operation by itself is
+   `one_by_one` of a function from `EngineState` and operation to a result.
+3. Register it in `RUNNERS`.
+
+A test that needs an operation of its own gives `ModelEngine` a mapping with one more entry,
+``ModelEngine(served, runners={**RUNNERS, Toy: run_toy})``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pahq_server.core.engine import Outcome, ResolvedObjective
+from pahq_server.core.operations import EdgeGradients, Operation, ScorePasses, in_groups
+from pahq_server.engine.backends import Backend, Executor
+from pahq_server.engine.gradients import edge_gradients
+from pahq_server.models.loading import LoadedModel
+
+O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class
+
+
+@dataclass(frozen=True, eq=False)
+class EngineState:
+    """What the engine holds for one job or session between `Engine.open` and `Engine.close`.
+
+    Args:
+        resolved: the objective that the state was opened for: tokens, graph, metric, ablation.
+        loaded: the served model, as it is kept in memory: with folded norms under the sparse executor.
+        backend: runs the patched passes of this model under this precision policy, for all jobs.
+        executor: the job's own activations inside ``backend``.
+        kept: what runners keep for the state's next operations, under names of their own; freed with it.
+    """
+
+    resolved: ResolvedObjective
+    loaded: LoadedModel
+    backend: Backend[Any]
+    executor: Executor
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+# Runs operations of one class, which may belong to several jobs and models.
+#
+# Returns one outcome per item, in order: the operation's result, or the exception with which it failed. An
+# exception that a runner raises concerns all of its items.
+Runner = Callable[[Sequence[tuple[EngineState, Any]]], Sequence[Outcome]]
+
+
+def one_by_one(run: Callable[[EngineState, O], object]) -> Runner:
+    """Makes a runner from a function that runs a single operation and returns its result.
+
+    What the function raises becomes the outcome of that operation alone.
+    """
+
+    def outcome(state: EngineState, operation: O) -> Outcome:
+        try:
+            return run(state, operation)
+        except Exception as error:  # noqa: BLE001 - whatever it is concerns this operation alone
+            return error
+
+    return lambda work: [outcome(state, operation) for state, operation in work]
+
+
+def score_passes(work: Sequence[tuple[EngineState, ScorePasses]]) -> list[Outcome]:
+    """Measures the passes of several jobs: jobs of one model and precision share batches."""
+
+    def score(group: list[tuple[EngineState, ScorePasses]]) -> Sequence[Outcome]:
+        backend = group[0][0].backend
+        return backend.score([(state.executor, operation.passes) for state, operation in group])
+
+    return list(in_groups(lambda item: id(item[0].backend), work, score))
+
+
+# All operations that a server runs. An operation's own module holds its runner; this is where it is listed.
+RUNNERS: Mapping[type[Operation], Runner] = {
+    ScorePasses: score_passes,
+    EdgeGradients: one_by_one(edge_gradients),
+}

@@ -1,0 +1,123 @@
+"""How many tests ACDC asks for at once.
+
+All tests of a chain after a wrong prediction are wasted, and a short chain shares the fixed cost of a batch
+among few tests. `KeepPredictor` estimates how likely a prediction is to fail, `CostModel` what tests cost,
+and `SpeculationBudget` says when the next test of a chain would waste more than it saves. They learn while
+the search goes on; verdicts do not depend on them.
+"""
+
+from __future__ import annotations
+
+import math
+
+# What a batch and a new base circuit take, about: seconds that do not depend on the model, and the time of so
+# many passes.
+BATCH_S, BATCH_PASSES = 0.002, 0.3
+BASE_S, BASE_PASSES = 0.015, 2.0
+# The least that a pass is believed to take, in seconds.
+LEAST_PASS_S = 1e-5
+
+
+class KeepPredictor:
+    """Estimates how likely an edge is kept, from what the removal of others did.
+
+    On a scale where the threshold is 0, log(delta / tau), the effect of an edge is taken to be what its
+    sender has lately, plus what the receiver's edges so far had beyond that, with a normal error whose
+    deviation is the geometric mean of the sender's own and that of all.
+
+    Args:
+        threshold: tau. If it is not positive there is no such scale, and verdicts alone are counted.
+    """
+
+    BOUND = 5.0  # what lies further from the threshold is all the same
+    LEAST, MOST = 0.001, 0.98  # probabilities
+    LEAST_VARIANCE = 0.01  # edges may all have the same effect
+    # Weights of the latest observation, and what is left of a receiver's part at the next receiver.
+    OF_SENDER, OF_RECEIVER, LEFT = 0.3, 0.15, 0.5
+    OF_ERRORS, OF_OWN_ERRORS, OF_ALL = 0.02, 0.1, 0.01
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        # Mean and variance of all effects, variance of errors.
+        self._mean, self._spread, self._errors = -3.0, 4.0, 4.0
+        # Per sender, what it does and the variance of its errors.
+        self._of_sender: dict[int, tuple[float, float]] = {}
+        self._receiver, self._of_receiver = -1, 0.0
+
+    def kept(self, sender: int, receiver: int) -> float:
+        """Returns the probability that an edge is kept."""
+        usual, own = self._of_sender.get(sender, (self._mean, self._spread))
+        variance = math.sqrt(own * (self._errors if sender in self._of_sender else self._spread))
+        deviation = math.sqrt(max(variance, self.LEAST_VARIANCE))
+        likely = math.erfc(-(usual + self._at(receiver)) / (math.sqrt(2) * deviation)) / 2
+        return min(max(likely, self.LEAST), self.MOST)
+
+    def decided(self, sender: int, receiver: int, delta: float, kept: bool) -> None:
+        """Learns from one verdict."""
+        effect = self._effect(delta, kept)
+        self._receiver, self._of_receiver = receiver, self._at(receiver)
+        usual, own = self._of_sender.get(sender, (self._mean, self._errors))
+        error = effect - usual - self._of_receiver
+        if sender in self._of_sender:
+            self._errors += self.OF_ERRORS * (error * error - self._errors)
+            own += self.OF_OWN_ERRORS * (error * error - own)
+            self._of_sender[sender] = usual + self.OF_SENDER * error, own
+        else:
+            self._of_sender[sender] = usual + error, own
+        self._of_receiver += self.OF_RECEIVER * error
+        self._spread += self.OF_ALL * ((effect - self._mean) ** 2 - self._spread)
+        self._mean += self.OF_ALL * (effect - self._mean)
+
+    def _at(self, receiver: int) -> float:
+        return self._of_receiver * (1.0 if receiver == self._receiver else self.LEFT)
+
+    def _effect(self, delta: float, kept: bool) -> float:
+        if self._threshold <= 0 or delta <= 0:
+            return self.BOUND if kept else -self.BOUND
+        return min(max(math.log(delta / self._threshold), -self.BOUND), self.BOUND)
+
+
+class SpeculationBudget:
+    """Says whether a chain of speculated tests should have another one.
+
+    A batch that costs c beyond its tests, and whose test i costs w_i and is needed with probability P_i,
+    costs (c + sum of w_i (1 - P_i)) / (sum of P_i) per verdict beyond the test itself. A test that makes
+    this less belongs to the chain; of equal tests that fail with probability p these are about sqrt(2 c / p).
+
+    Args:
+        fixed: c, in passes.
+    """
+
+    def __init__(self, fixed: float) -> None:
+        self._lost, self._used, self._alive = fixed, 0.0, 1.0
+
+    def pays(self, cost: float) -> bool:
+        """Tells whether to add a test of this cost, in passes. The first one always pays."""
+        return cost * (1 - self._alive) * self._used < self._alive * self._lost
+
+    def add(self, cost: float, risk: float) -> None:
+        """Adds a test whose prediction fails with this probability."""
+        self._lost += cost * (1 - self._alive)
+        self._used += self._alive
+        self._alive *= 1 - risk
+
+
+class CostModel:
+    """Estimates what tests cost, in passes, from what batches took."""
+
+    def __init__(self) -> None:
+        self._pass_s = 0.002
+
+    def budget(self) -> SpeculationBudget:
+        """Returns the budget of a new chain."""
+        return SpeculationBudget(BATCH_PASSES + BATCH_S / self._pass_s)
+
+    def cost(self, passes: int, new_base: bool) -> float:
+        """Returns the cost of a test with so many passes, perhaps under a base circuit that is new."""
+        return passes + new_base * (BASE_PASSES + BASE_S / self._pass_s)
+
+    def took(self, passes: int, new_bases: int, seconds: float) -> None:
+        """Learns how long a batch took."""
+        rest = seconds - BATCH_S - BASE_S * new_bases
+        pass_s = max(LEAST_PASS_S, rest / (BATCH_PASSES + passes + BASE_PASSES * new_bases))
+        self._pass_s += (pass_s - self._pass_s) / 4

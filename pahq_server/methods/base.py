@@ -1,0 +1,151 @@
+"""What a method is to the job that runs it, and the job to the method."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
+
+from pahq_server.core.artifact import Artifact, Progress
+from pahq_server.core.engine import ResolvedObjective
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.operations import Operation
+
+P = TypeVar("P")
+
+# Yields operations, receives the result of each, returns the artifact.
+Steps: TypeAlias = Generator[Operation, Any, Artifact]
+
+
+@dataclass(eq=False)
+class MethodContext(Generic[P]):
+    """One run of a method: what it works on, and where it puts what it finds.
+
+    Args:
+        resolved: the objective; its ``clean_run`` is filled in when `Method.run` begins.
+        parameters: of the method.
+        journal: what earlier processes recorded, in order, as one or more pieces that end between records.
+        replayed: how many records these are.
+        window: how many patched passes the method may ask for at once, about.
+        clock: the worker's seconds that were spent on this job. It may steer how much work a method asks for
+            at once, never a result.
+    """
+
+    resolved: ResolvedObjective
+    parameters: P
+    journal: Sequence[bytes] = ()
+    replayed: int = 0
+    window: int = 1
+    clock: Callable[[], float] = time.perf_counter
+    progress: Progress = field(default=Progress(), init=False)
+    counts: Counter[str] = field(default_factory=Counter, init=False)
+    _new: list[tuple[bytes, int]] = field(default_factory=list, init=False)
+
+    def record(self, data: bytes, count: int = 1) -> None:
+        """Appends to the journal, from which a killed method goes on.
+
+        It is stored together with the progress before the next operation runs.
+
+        Args:
+            data: bytes whose meaning only the method knows.
+            count: how many records these are. The sequence numbers of a job's events count records.
+        """
+        self._new.append((data, count))
+
+    def tell(self, progress: Progress) -> None:
+        """Says how far the method is; ``progress.done`` of the method's total."""
+        self.progress = progress
+
+    def count(self, **numbers: int) -> None:
+        """Adds to the counts of this run, which its provenance tells.
+
+        ``passes`` (that were asked for) and ``wasted`` (of these, in vain) are also shown by telemetry.
+        """
+        self.counts.update(numbers)
+
+    def take_records(self) -> tuple[bytes, int]:
+        """Returns what was recorded since the last call, and how many records that is. For the job."""
+        new, self._new = self._new, []
+        return b"".join(data for data, _ in new), sum(count for _, count in new)
+
+
+class Method(ABC, Generic[P]):
+    """A way to find something in a model. Methods have no state: all of it lives in a `MethodContext`.
+
+    Attributes:
+        name: as clients name it.
+        parameters: a frozen dataclass of numbers, truth values and texts. Its fields are those of the
+            method's protobuf message, none of them named like a field of `Objective`. Constructing it raises
+            InvalidRequestError for values that are not allowed.
+        unit: what progress counts, in the plural, such as "edges".
+    """
+
+    name: ClassVar[str]
+    parameters: type[P]
+    unit: ClassVar[str]
+
+    def read(self, fields: Mapping[str, object]) -> P:
+        """Makes parameters of values by name; what is missing has its default.
+
+        Raises InvalidRequestError for an unknown, missing or invalid one.
+        """
+        known = {each.name: each for each in dataclasses.fields(self.parameters)}  # type: ignore[arg-type]
+        for name in fields:
+            if name not in known:
+                detail = f"is no parameter of method {self.name!r}, which has {sorted(known)}"
+                raise InvalidRequestError(name, detail)
+        for name, each in known.items():
+            has_default = each.default is not dataclasses.MISSING or (
+                each.default_factory is not dataclasses.MISSING
+            )
+            if name not in fields and not has_default:
+                raise InvalidRequestError(name, f"method {self.name!r} needs a {name}")
+        return self.parameters(**fields)
+
+    @abstractmethod
+    def total(self, parameters: P, resolved: ResolvedObjective) -> int:
+        """Returns how many units of work there are, at least 1.
+
+        Called before a job is accepted. Raises InvalidRequestError for an objective, valid as such, that the
+        method cannot work on.
+        """
+
+    def warnings(self, parameters: P, resolved: ResolvedObjective) -> tuple[str, ...]:
+        """Returns what may mislead about the answer, as far as request and parameters show it.
+
+        Each warning is full sentences: what was found, what it means, what to do. It never quotes prompts.
+        """
+        return ()
+
+    @abstractmethod
+    def run(self, context: MethodContext[P]) -> Steps:
+        """Does the work, from its beginning or from where the journal ends.
+
+        Equal objectives and parameters give equal artifacts, wherever the method was interrupted before.
+        """
+
+    def partial(self, context: MethodContext[P]) -> Artifact | None:
+        """Returns the artifact of what the journal holds, for a job that did not come to its end.
+
+        None if the method has nothing to show for it. Raises ValueError for a journal that cannot be read.
+        """
+        return None
+
+
+def finite_number(name: str, value: object, at_least: float = 0.0) -> float:
+    """Checks a parameter. Raises InvalidRequestError unless it is a finite number that is large enough."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not at_least <= value < float("inf"):  # type: ignore[operator]
+        raise InvalidRequestError(name, f"must be a finite number >= {at_least:g}, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def truth_value(name: str, value: object) -> bool:
+    """Checks a parameter. Raises InvalidRequestError unless it is true or false."""
+    if not isinstance(value, bool):
+        raise InvalidRequestError(name, f"must be true or false, got {value!r}")
+    return value

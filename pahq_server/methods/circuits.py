@@ -1,0 +1,155 @@
+"""What methods share whose artifact is a circuit: searches by verdicts, their journal and their artifact."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from pahq_server.core.artifact import Artifact, Progress, pack
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.graph import Graph
+from pahq_server.core.operations import ScorePasses
+from pahq_server.core.verdict import SearchResult, Verdict, pack_verdicts
+from pahq_server.methods import warnings
+from pahq_server.methods.base import MethodContext, Steps
+
+KIND, VERSION = "circuit", 1
+
+# Yields passes, receives their scores in the same order, returns the result.
+SearchSteps: TypeAlias = Generator[Sequence[PatchedPass], Sequence[float], SearchResult]
+
+
+class Search(Protocol):
+    """A search over the edges of one graph that decides them by verdicts.
+
+    Attributes:
+        verdicts: reached so far, those of earlier processes included.
+        counts: how many ``batches`` and ``passes`` were asked for, and how many passes were ``wasted``.
+    """
+
+    verdicts: list[Verdict]
+    counts: Counter[str]
+
+    def run(self) -> SearchSteps:
+        """Starts, or goes on after the verdicts that are there already."""
+        ...
+
+    def progress(self) -> Progress:
+        """Says how many edges are decided, and with what figures."""
+        ...
+
+
+def new_counts() -> Counter[str]:
+    """Returns the counts of a search that has not begun."""
+    return Counter(batches=0, passes=0, wasted=0)
+
+
+def search_progress(decided: int, kept: int, metric: float, evaluations: int) -> Progress:
+    """Returns the progress of a search.
+
+    Args:
+        decided: edges that are kept or removed for good.
+        kept: of these.
+        metric: of the current circuit.
+        evaluations: verdicts so far.
+    """
+    return Progress(decided, figures={"kept": kept, "metric": metric, "evaluations": evaluations})
+
+
+def endpoints(graph: Graph, circuit: Circuit) -> tuple[PatchedPass, PatchedPass, PatchedPass]:
+    """Returns passes that measure a circuit, the full model and the empty circuit, each from scratch."""
+    return (
+        PatchedPass(BaseCircuit(circuit)),
+        PatchedPass(BaseCircuit(Circuit.full(graph))),
+        PatchedPass(BaseCircuit(Circuit.empty(graph))),
+    )
+
+
+def run_search(context: MethodContext[Any], search: Search, threshold: float | None) -> Steps:
+    """Runs a search as a method: its verdicts go to the journal, its result becomes a circuit artifact.
+
+    Args:
+        context: of the job.
+        search: at its beginning, or where the journal ends.
+        threshold: by which edges were removed, for warnings; None if none was.
+    """
+    context.counts = search.counts
+    context.tell(search.progress())
+    steps, recorded = search.run(), len(search.verdicts)
+    passes, found = next(steps), None
+    while found is None:
+        scores = yield ScorePasses(passes)
+        try:
+            passes = steps.send(scores)
+        except StopIteration as stop:
+            found = stop.value
+        new = search.verdicts[recorded:]
+        recorded += len(new)
+        if new:
+            context.record(pack_verdicts(new), len(new))
+        context.tell(search.progress())
+    told = warnings.of_search(context.resolved, threshold, found)
+    figures = {
+        "metric": found.metric_value,
+        "metric_full": found.metric_full,
+        "metric_empty": found.metric_empty,
+    }
+    data = circuit_bytes(
+        context.resolved.objective.metric,
+        found.circuit,
+        found.verdicts,
+        (found.metric_value, found.metric_full, found.metric_empty),
+    )
+    return Artifact(KIND, VERSION, data, figures, told)
+
+
+def partial_circuit(
+    context: MethodContext[Any], verdicts: Sequence[Verdict], circuit: Circuit
+) -> Artifact | None:
+    """Returns what an interrupted search had decided; None if that is nothing.
+
+    Args:
+        context: of the job.
+        verdicts: that it had reached.
+        circuit: all edges but those that it had removed by then.
+    """
+    if not verdicts:
+        return None
+    data = circuit_bytes(context.resolved.objective.metric, circuit, verdicts, (None, None, None))
+    return Artifact(KIND, VERSION, data)
+
+
+def circuit_bytes(
+    metric: str,
+    circuit: Circuit,
+    verdicts: Sequence[Verdict],
+    values: tuple[float | None, float | None, float | None],
+) -> bytes:
+    """Packs a circuit as an artifact of kind ``circuit``.
+
+    Args:
+        metric: its name.
+        circuit: the kept edges.
+        verdicts: in order of decision.
+        values: the metric of the circuit, the full model and the empty circuit; None where unknown.
+    """
+    value, full, empty = values
+    header = {
+        "kind": KIND,
+        "version": VERSION,
+        "graph": asdict(circuit.graph),
+        "metric": {"name": metric, "value": value, "full": full, "empty": empty},
+    }
+    arrays = {
+        "kept": circuit.kept,
+        "verdict_gate": np.array([verdict.gate for verdict in verdicts], dtype=np.bool_),
+        "verdict_index": np.array([verdict.index for verdict in verdicts], dtype=np.int64),
+        "verdict_score": np.array([verdict.score for verdict in verdicts], dtype=np.float64),
+        "verdict_delta": np.array([verdict.delta for verdict in verdicts], dtype=np.float64),
+        "verdict_kept": np.array([verdict.kept for verdict in verdicts], dtype=np.bool_),
+    }
+    return pack(header, arrays)

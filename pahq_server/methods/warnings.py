@@ -1,0 +1,167 @@
+"""What may mislead about a circuit or its scores although nothing went wrong, in full sentences.
+
+Each warning says what was found, what it means and what to do. Warnings about the request alone are in
+`pahq_server.jobs.warnings`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.engine import CleanRun, ResolvedObjective
+from pahq_server.core.verdict import SearchResult
+
+# Outside of these, a circuit does not do what the full model does.
+LEAST_FAITHFULNESS, MOST_FAITHFULNESS = 0.1, 1.2
+# The full model and the empty circuit are told apart by more than this: of the larger one, and in all.
+LEAST_RELATIVE_GAP, LEAST_GAP = 0.01, 1e-6
+# A circuit with more of all edges than this leaves out next to nothing.
+ALMOST_ALL = 0.95
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The metric of the full model and of the empty circuit.
+
+    Args:
+        name: of the metric.
+        full, empty: its values; lower is better.
+    """
+
+    name: str
+    full: float
+    empty: float
+
+    @property
+    def indistinct(self) -> bool:
+        """Whether the ablation hardly changes the metric, so that there is nothing to explain."""
+        gap = abs(self.full - self.empty)
+        return gap < LEAST_GAP or gap < LEAST_RELATIVE_GAP * max(abs(self.full), abs(self.empty))
+
+
+def of_baseline(ends: Endpoints, clean_run: CleanRun) -> tuple[str, ...]:
+    """Returns what the full model and the empty circuit show, whatever circuit is measured beside them."""
+    found = [*_margins(clean_run)]
+    if ends.indistinct:
+        found.append(
+            f"The full model and the empty circuit have {'' if ends.full == ends.empty else 'almost '}the "
+            f"same {ends.name} ({_number(ends.full)} and {_number(ends.empty)}): ablation hardly disturbs "
+            "the behaviour, so scores and faithfulness are mostly noise. Use corrupted prompts that break "
+            "the behaviour, another ablation or another metric."
+        )
+    elif ends.empty < ends.full and not found:
+        found.append(
+            f"The empty circuit has a lower, that is better, {ends.name} than the full model "
+            f"({_number(ends.empty)} and {_number(ends.full)}): ablating everything improves the behaviour. "
+            "Check the answers and the corrupted prompts."
+        )
+    return tuple(found)
+
+
+def of_search(resolved: ResolvedObjective, threshold: float | None, found: SearchResult) -> tuple[str, ...]:
+    """Returns what the result of a search shows."""
+    ends = Endpoints(resolved.objective.metric, found.metric_full, found.metric_empty)
+    return (
+        *of_baseline(ends, resolved.clean_run),
+        *_sizes(found, threshold),
+        *_paths(found.circuit),
+        *_faithfulness(ends, found.metric_value, "Use a smaller threshold"),
+    )
+
+
+def of_circuit(clean_run: CleanRun, circuit: Circuit, value: float, ends: Endpoints) -> tuple[str, ...]:
+    """Returns what the measurement of a given circuit shows."""
+    empty = () if circuit.num_kept else ("The circuit has no edges: what was measured is the empty circuit.",)
+    return (
+        *of_baseline(ends, clean_run),
+        *empty,
+        *_paths(circuit),
+        *_faithfulness(ends, value, "Use a circuit with more edges"),
+    )
+
+
+# The full model
+
+
+def _margins(clean_run: CleanRun) -> Iterator[str]:
+    margins = np.array(clean_run.margins or ())
+    if not len(margins):
+        return
+    mean, right = float(margins.mean()), int((margins > 0).sum())
+    told = f"the answer has the larger logit at {right} of {len(margins)} positions"
+    if mean <= 0:
+        yield (
+            "The full model does not do the task: its mean logit difference between the answers and the "
+            f"wrong answers is {mean:.4g} on the clean prompts, and {told}. There is no behaviour that a "
+            "circuit could explain. Check whether answers and wrong answers are swapped, or use a model "
+            "that does it."
+        )
+    elif 2 * right < len(margins):
+        yield (
+            f"The full model mostly does not do the task: on the clean prompts {told}, though the mean "
+            f"logit difference is {mean:.4g}. The result is about the few prompts that it does. Leave out "
+            "the others."
+        )
+
+
+# The circuit
+
+
+def _sizes(found: SearchResult, threshold: float | None) -> Iterator[str]:
+    kept, total = found.circuit.num_kept, found.circuit.graph.num_edges
+    if threshold is None:
+        return
+    if not kept:
+        largest = max((verdict.delta for verdict in found.verdicts), default=0.0)
+        advice = (
+            "Use a smaller threshold" if largest > 0 else "Change the task: a smaller threshold does not help"
+        )
+        yield (
+            f"No edge is kept: no removal worsened the metric by the threshold {threshold:g}, the largest "
+            f"change was {_number(largest)}. {advice}."
+        )
+    elif kept >= ALMOST_ALL * total:
+        yield (
+            f"{kept} of {total} edges are kept: nearly every removal changes the metric by the threshold "
+            f"{threshold:g} or more, so the circuit does not tell what matters. Use a larger threshold."
+        )
+
+
+def _paths(circuit: Circuit) -> Iterator[str]:
+    kept = circuit.num_kept
+    if kept and not circuit.on_paths().any():
+        edges = "The only kept edge is not" if kept == 1 else f"None of the {kept} kept edges is"
+        yield (
+            f"{edges} on a path from input to logits: nothing of what is special to a prompt gets through, "
+            "and the circuit does not explain the behaviour. Use a smaller threshold, or another metric or "
+            "ablation."
+        )
+
+
+def _faithfulness(ends: Endpoints, value: float, advice: str) -> Iterator[str]:
+    """Warns of nothing where the ends are indistinct: the ratio is noise, and that was said."""
+    if ends.indistinct:
+        return
+    faithfulness = (value - ends.empty) / (ends.full - ends.empty)
+    values = (
+        f"{ends.name} {_number(value)}, of the full model {_number(ends.full)}, of the empty circuit "
+        f"{_number(ends.empty)}"
+    )
+    if faithfulness < LEAST_FAITHFULNESS:
+        # A little below 0 is rounding.
+        worse = "does worse than the empty circuit" if faithfulness < -0.01 else "has lost the behaviour"
+        yield f"The faithfulness is {_number(faithfulness, 3)}: the circuit {worse} ({values}). {advice}."
+    elif faithfulness > MOST_FAITHFULNESS:
+        yield (
+            f"The faithfulness is {_number(faithfulness, 3)}: the circuit goes beyond the full model "
+            f"({values}), since edges that work against the behaviour are missing. {advice}, or the metric "
+            "kl_divergence, which counts every departure from the full model."
+        )
+
+
+def _number(value: float, digits: int = 6) -> str:
+    return f"{value + 0.0:.{digits}g}"  # never "-0"

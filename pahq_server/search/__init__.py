@@ -1,1 +1,0 @@
-"""Searches: generators that yield hypotheses and receive scores. They hold no tensor."""
