@@ -31,7 +31,7 @@ from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.self_test import MOST_BYTES, self_test
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
-from pahq_server.models.building import Placed
+from pahq_server.models.building import ToDevice
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan_models
@@ -213,7 +213,7 @@ def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> 
     """Loads a model and compares it with transformers' reading of it; logs what is odd about it."""
     source, weight_policy = config.models.sources[name], config.models.weight_policy
     if weight_policy is None:
-        loaded = load(source, Placed(TRANSFORMS[config.compute.executor], device))
+        loaded = load(source, ToDevice(TRANSFORMS[config.compute.executor], device))
     else:
         loaded = load_rounded(source, POLICIES[weight_policy], device)
     for warning in loaded.warnings:

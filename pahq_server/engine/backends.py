@@ -46,7 +46,7 @@ def policies(executor: str) -> tuple[Policy, ...]:
 
 
 def _formats(policy: Policy) -> tuple[Format, Format, Format]:
-    return policy.heads, policy.mlps, policy.ends
+    return policy.heads, policy.mlps, policy.embeddings
 
 
 class Executor(Protocol):

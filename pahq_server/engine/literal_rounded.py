@@ -23,8 +23,7 @@ from pahq_server.engine.literal import LiteralExecutor, Map, matrix, product
 from pahq_server.models.architecture import Model, Weights
 from pahq_server.models.folding import ATTENTION, fold
 from pahq_server.precision.policy import Format, Policy
-from pahq_server.precision.quantized import LARGEST, quantize, rounded
-from pahq_server.precision.quantized import SECOND_TERM_FACTOR as FINER
+from pahq_server.precision.quantized import LARGEST, SECOND_TERM_FACTOR, quantize, rounded
 
 # Matrices in full precision: (map, layer, receiver or head within the layer).
 Promoted = frozenset[tuple[str, int, int]]
@@ -85,7 +84,7 @@ class RoundedModel:
         # As the other policies do, which run on folded models only.
         model = fold(model)
         self.policy, self.maps = policy, RoundedMaps(model.weights, policy)
-        self.model = _with_rounded_embedding(model, policy.ends)
+        self.model = _with_rounded_embedding(model, policy.embeddings)
 
 
 class RoundedMaps:
@@ -105,7 +104,7 @@ class RoundedMaps:
                 self._round(("in", "out"), layer, policy.mlps)
             if piece.w_gate is not None:
                 self._round(("gate",), layer, policy.mlps)
-        self._round(("u",), len(weights.layers), policy.ends)
+        self._round(("u",), len(weights.layers), policy.embeddings)
 
     def _round(self, names: tuple[Map, ...], layer: int, form: Format) -> None:
         for name in names:
@@ -165,7 +164,7 @@ def rounded_inputs(x: Tensor, form: Format, terms: int = 1) -> Tensor:
     first = rounded(x, scale, form).to(x.dtype) * scale
     if terms == 1:
         return first
-    finer = scale / FINER[form]
+    finer = scale / SECOND_TERM_FACTOR[form]
     return first + rounded(x - first, finer, form).to(x.dtype) * finer
 
 

@@ -32,12 +32,10 @@ from pahq_server.engine.sparse.variants import Index, Merged, as_tensor
 from pahq_server.engine.sparse.weights import ALL_LOW, Low, SparseWeights
 from pahq_server.models.architecture import Model
 from pahq_server.models.resident import QuantizedLayer, round_layers, round_unembedding
-from pahq_server.precision.linear import RoundedInput as Operand
-from pahq_server.precision.linear import linear
+from pahq_server.precision.linear import RoundedInput, linear
 from pahq_server.precision.policy import Policy
 from pahq_server.precision.products import matmul
-from pahq_server.precision.quantized import Matrix, Quantized
-from pahq_server.precision.quantized import to_floats as floats
+from pahq_server.precision.quantized import Matrix, Quantized, to_floats
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class Unembedding:
     """
 
     def __init__(
-        self, w_u: Matrix, inputs: Tensor | Operand, shape: Sequence[int], dtype: torch.dtype
+        self, w_u: Matrix, inputs: Tensor | RoundedInput, shape: Sequence[int], dtype: torch.dtype
     ) -> None:
         self._w_u, self._inputs, self._shape, self._dtype = w_u, inputs, shape, dtype
         # The logits that were asked for last, with their matrix: floats of it are made once for all rows.
@@ -164,7 +162,7 @@ class Unembedding:
         places = self._shape[1]
         some = slice(rows.start * places, min(rows.stop, self._shape[0]) * places)
         w = self._matrix(columns)
-        if isinstance(self._inputs, Operand):
+        if isinstance(self._inputs, RoundedInput):
             inputs = self._inputs.rows(some)
             product = inputs.times(w) if isinstance(w, Quantized) else matmul(inputs.x, w)
         else:
@@ -174,7 +172,7 @@ class Unembedding:
 
     def values(self) -> Tensor:
         """The changes of the input as they are multiplied: [V, N, D]."""
-        inputs = self._inputs.values() if isinstance(self._inputs, Operand) else self._inputs
+        inputs = self._inputs.values() if isinstance(self._inputs, RoundedInput) else self._inputs
         return inputs.view(*self._shape)
 
     def _matrix(self, columns: slice) -> Matrix:
@@ -183,10 +181,10 @@ class Unembedding:
             some = w[:, columns] if isinstance(w, Tensor) else w.outputs(columns.start, columns.stop)
             if (
                 isinstance(some, Quantized)
-                and isinstance(self._inputs, Operand)
+                and isinstance(self._inputs, RoundedInput)
                 and self._inputs.scale is None
             ):
-                some = floats(some, self._dtype)
+                some = to_floats(some, self._dtype)
             self._last = columns, some
         return self._last[1]
 
@@ -252,7 +250,7 @@ class Maps:
         if isinstance(self._w_u, Tensor):
             return Unembedding(self._w_u, flat.to(self._w_u.dtype), dn.shape, dn.dtype)
         inputs = self._policy.inputs_of(self._w_u.data.numel())
-        operand = Operand.of(flat.contiguous(), inputs, self._policy.terms)
+        operand = RoundedInput.of(flat.contiguous(), inputs, self._policy.terms)
         return Unembedding(self._w_u, operand, dn.shape, dn.dtype)
 
     def read_back(self, p: Tensor) -> Tensor | None:
@@ -267,7 +265,7 @@ class Maps:
         total = p.new_zeros(len(p), w.data.shape[0])
         for first in range(0, p.shape[-1], READ_BACK_OUTPUTS):
             outputs = slice(first, first + READ_BACK_OUTPUTS)
-            part = floats(w.outputs(outputs.start, outputs.stop), p.dtype)
+            part = to_floats(w.outputs(outputs.start, outputs.stop), p.dtype)
             total += p[:, outputs] @ part.T
         return total
 
