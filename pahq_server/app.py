@@ -27,9 +27,9 @@ from pahq_server.api.server import ApiServer
 from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
+from pahq_server.engine.devices import machine_bytes
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.self_test import MOST_BYTES, self_test
-from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.calls import SessionLimits
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService

@@ -43,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
 def report(source: str) -> dict[str, Any]:
     """Everything that is known of a checkpoint; ``error`` is why it is refused, or None."""
     # They import torch, which takes seconds.
+    from pahq_server.engine.devices import machine_bytes
     from pahq_server.engine.self_test import self_test
-    from pahq_server.engine.sizing import machine_bytes
     from pahq_server.models.loading import inspect
 
     found: dict[str, Any] = {"source": source, "error": None}

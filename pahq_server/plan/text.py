@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from pahq_server.engine.operations import BOOKKEEPING_S
+from pahq_server.engine.cost import BOOKKEEPING_S
 from pahq_server.models.parts import Parts
 from pahq_server.plan.planning import PROCESS_BYTES, ModelPlan, Plan
 

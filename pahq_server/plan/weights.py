@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.graph import INPUT, Graph
-from pahq_server.engine.sizing import BYTES
+from pahq_server.engine.cost import BYTES
 from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
 from pahq_server.models.building import Transform

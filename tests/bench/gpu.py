@@ -25,10 +25,10 @@ from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import make_backend
-from pahq_server.engine.operations import measured_gflops
+from pahq_server.engine.cost import measured_gflops
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.models.casting import Placed
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.streaming import ResidentModel, head_store, load_rounded, streamed

@@ -21,8 +21,8 @@ from pahq_server.engine.backends import make_backend
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.models.architecture import Model
 from pahq_server.models.casting import Placed, cast
 from pahq_server.models.folding import FOLDING, fold

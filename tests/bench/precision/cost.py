@@ -25,8 +25,8 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import FOLDING, fold
