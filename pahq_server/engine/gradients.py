@@ -226,12 +226,9 @@ class EdgeGradientScorer:
     ) -> Tensor:
         """What some heads take from the values: [P, H, T, K] from `_projections` of these heads."""
         positions = torch.arange(q.shape[2], device=q.device)
-        q = transformer.rotate(
-            self.weights.rotary, transformer.head_norm(self.arch, q, _own(weights.q_norm)), positions
-        )
-        k = transformer.rotate(
-            self.weights.rotary, transformer.head_norm(self.arch, k, _own(weights.k_norm)), positions
-        )
+        q = transformer.head_norm(self.arch, q, _own(weights.q_norm))
+        k = transformer.head_norm(self.arch, k, _own(weights.k_norm))
+        q, k = (transformer.rotate(self.weights.rotary, x, positions) for x in (q, k))
         scores = q @ k.transpose(-1, -2) * self.arch.attention_scales[layer]
         return scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1) @ v
 
