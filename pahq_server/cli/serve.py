@@ -69,10 +69,9 @@ def run(options: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_S)
     # Until the event loop takes the signals over. Nothing has to be kept yet, and the first process of a
     # container, which has no default for SIGTERM, would go on.
-    told = Announcement(options)
-    before = {number: signal.signal(number, told.stop) for number in STOPPING}
+    before = {number: signal.signal(number, _stop_at_once) for number in STOPPING}
     try:
-        return _serve(options, told)
+        return _serve(options)
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         # The machine lacks something, mostly memory, which torch and threads tell by a plain RuntimeError and
         # libraries that are loaded by ImportError.
@@ -84,7 +83,16 @@ def run(options: argparse.Namespace) -> int:
             signal.signal(number, handler)
 
 
-def _serve(options: argparse.Namespace, told: Announcement) -> int:
+def _stop_at_once(*_: object) -> None:
+    """Ends the process while models are loaded: a handler of signals.
+
+    An exception would not do: Python drops those that are raised in callbacks and while objects are deleted,
+    and libraries may leave half of what they make behind.
+    """
+    os._exit(OK)
+
+
+def _serve(options: argparse.Namespace) -> int:
     """Serves until the end; returns the exit code. Raises what tells that the machine lacks something."""
     try:
         from pahq_server.app import serve  # imports torch, which takes seconds
@@ -93,7 +101,7 @@ def _serve(options: argparse.Namespace, told: Announcement) -> int:
     from pahq_server.api.server import ListenError
     from pahq_server.plan.planning import DoesNotFitError
 
-    stopped = False
+    told, stopped = Announcement(options), False
 
     async def until_stopped() -> None:
         nonlocal stopped
@@ -133,12 +141,7 @@ class Announcement:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options, self._stopped = options, False
-
-    def stop(self, *_: object) -> None:
-        """Ends the process while models are loaded: a handler of signals."""
-        self._stopped = True
-        sys.exit(OK)
+        self._options = options
 
     def loaded(self, models: Sequence[ModelInfo]) -> None:
         """What is served, as a table."""
@@ -159,11 +162,6 @@ class Announcement:
 
     def ready(self, address: str) -> None:
         """Where it is served, and a command for a first discovery."""
-        if self._stopped:
-            # What `stop` raised was lost: Python drops what is raised in callbacks and while objects are
-            # deleted. Now the event loop has the signal.
-            signal.raise_signal(signal.SIGTERM)
-            return
         announce(address)
         self._tell([f"try it: {client_line(address, self._options)}"])
 

@@ -20,6 +20,8 @@ from pahq_server.precision.quantized import DTYPES, FINER, Quantized, numbers, r
 
 # So many products of two 8-bit integers have a sum that float32 represents, and all partial sums too.
 EXACT_IN_FLOAT32 = 2**24 // 127**2
+# With so many inputs at most, the sum of both terms of an 8-bit product fits into 32 bits.
+EXACT_INPUTS = (2**31 - 1) // (127**2 * (int(FINER[Format.INT8]) + 1))
 # More weights than this are made floats in parts, more inputs than this are rounded in parts: large temporary
 # tensors come from the kernel page by page, which takes longer than the arithmetic.
 LARGE_WEIGHTS = 1 << 21
@@ -125,6 +127,11 @@ def _by_scaled_floats(x: Tensor, w: Quantized) -> Tensor:
 def _int8(data: Tensor, scale: Tensor, w: Quantized, terms: int, dtype: torch.dtype) -> Tensor:
     """[N, O] for the terms [terms * N, I] of rows and their scales [N, 1]."""
     sums = integer_matmul(data, w.data)
+    if terms == 2 and len(w.data) <= EXACT_INPUTS:
+        # The sum of both terms fits into 32 bits: exact, and half as many numbers become floats.
+        first, second = sums.chunk(2)
+        sums, scale = second.add_(first, alpha=int(FINER[Format.INT8])), scale / FINER[Format.INT8]
+        terms = 1
     # In place where the sizes allow it, as fresh memory costs more than the arithmetic.
     floats = sums.view(dtype).copy_(sums) if dtype == torch.float32 else sums.to(dtype)
     return _together(floats, terms, Format.INT8).mul_(w.scale).mul_(scale)
