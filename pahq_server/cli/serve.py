@@ -90,7 +90,7 @@ def _serve(config: ServerConfig) -> int:
     from pahq_server.api.server import ListenError
     from pahq_server.plan.planning import DoesNotFitError
 
-    told, stopped = Announcement(options), False
+    announcement, stopped = Announcement(config), False
 
     async def until_stopped() -> None:
         nonlocal stopped
