@@ -44,12 +44,12 @@ def run(options: HealthOptions) -> int:
     # Why a connection fails is in the answer; gRPC's core need not write it to stderr as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        from pahq_server.api import health as probe
+        from pahq_server.api import health
     except ModuleNotFoundError as error:  # only the client is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     try:
-        service = probe.RESUMED if options.resumed else ""
-        healthy, answer = probe.serving(
+        service = health.RESUMED if options.resumed else ""
+        healthy, answer = health.probe(
             options.address, _tls(options), min(options.timeout, MAX_TIMEOUT_S), service
         )
     except ServerError as error:
