@@ -22,7 +22,7 @@ import pahq_server.app
 from pahq_server.cli import main
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.store.database import Database
-from pahq_server.store.opening import StorageConfig
+from pahq_server.store.directory import StorageConfig
 
 
 def install_death(place: str) -> None:

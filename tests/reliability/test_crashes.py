@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pahq_client import Client, Task, Unavailable
-from pahq_server.store.failpoints import FAILPOINTS
+from pahq_server.store.database import FAILPOINTS
 
 from .conftest import Figures
 from .crashing import PATIENCE_S, CrashingServer, num_batches, repeated, wait_for

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 
-from pahq_server.store.failpoints import FAILPOINTS
+from pahq_server.store.database import FAILPOINTS
 
 from .crashing import PATIENCE_S, repeated
 
