@@ -144,7 +144,7 @@ def _keep_journal(connection: sqlite3.Connection, job: int, row: dict[str, Any])
 def _convert_result(connection: sqlite3.Connection, log: int) -> None:
     columns = (*_OLD_RESULT, "outcome_sum", "checksum")
     values = connection.execute(f"SELECT {', '.join(columns)} FROM results WHERE log = ?", (log,)).fetchone()
-    if values[-1] != checksum("results", *values[:-1]):
+    if values[-1] != checksum("results", *values[:-2]):  # outcome_sum is no part of it
         return
     row = dict(zip(columns, values, strict=True))
     runs = [np.empty(0, _VERDICT)]
