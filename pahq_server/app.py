@@ -38,8 +38,8 @@ from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
 from pahq_server.store.database import Database
+from pahq_server.store.directory import opened
 from pahq_server.store.jobs import SqliteJobStore
-from pahq_server.store.opening import opened
 from pahq_server.telemetry.metrics import Sources
 from pahq_server.telemetry.telemetry import Telemetry
 

@@ -24,7 +24,7 @@ from pahq_server.config.values import (
 from pahq_server.demo import model_path
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.session_calls import SessionLimits
-from pahq_server.store.opening import StorageConfig
+from pahq_server.store.directory import StorageConfig
 from pahq_server.store.records import Retention
 
 DAY_S = 86_400.0

@@ -10,6 +10,7 @@ import torch
 from helpers.hypotheses import random_task
 from helpers.zoo import NAMES, Zoo
 from numpy.typing import NDArray
+from pahq_server.models.casting import cast
 from reference.edge_gradients import EdgeGradientReference
 
 from pahq_server.core.engine import Objective, Work
@@ -22,7 +23,6 @@ from pahq_server.engine.backends import EXECUTORS
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.gradients import EdgeGradientScorer
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
 from pahq_server.models.folding import fold
 from pahq_server.models.loading import load
 from pahq_server.models.streaming import load_rounded

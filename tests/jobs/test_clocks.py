@@ -11,18 +11,13 @@ import pytest
 from helpers.fake_engine import FakeEngine
 from helpers.specs import acdc
 from helpers.waiting import listed, result_of, wait_end
-from pahq_server.search.base import SearchProgress
 
-from pahq_server.api import responses
+from pahq_server.api import conversion
 from pahq_server.core.artifact import Progress
 from pahq_server.jobs import housekeeping
 from pahq_server.jobs.housekeeping import DOUBT_S, DOWNTIME_S, TOLERANCE_S, RetentionClock
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobPolicy, JobService
-<<<<<<< HEAD
-=======
-from pahq_server.jobs.spec import DiscoverySpec
->>>>>>> redesign
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import Retention
@@ -59,7 +54,7 @@ def test_no_time_left_is_negative_or_absurd(
     left = job.snapshot.eta_s(100)
     assert left is not None
     assert 0 <= left < 600  # this test has not been running for long
-    told = responses.progress(job, job.snapshot)
+    told = conversion.progress(job, job.snapshot)
     assert 0 <= told.eta_seconds < 600
     # More was decided than there is: nothing that a client has to understand.
     job.update(Progress(120), b"x", 10)

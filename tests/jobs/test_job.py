@@ -11,18 +11,11 @@ from helpers.fake_engine import GRAPH, PATIENCE_S
 from helpers.specs import acdc
 from hypothesis import given
 from hypothesis import strategies as st
-from pahq_server.jobs.journal import Journal
-from pahq_server.search.base import SearchProgress
 
 from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.core.errors import NonFiniteMetricError
-<<<<<<< HEAD
 from pahq_server.jobs.job import Job, JobState, Journal, Snapshot
 from pahq_server.store.records import StoredArtifact
-=======
-from pahq_server.jobs.job import Job, JobState, Snapshot
-from pahq_server.jobs.spec import DiscoverySpec
->>>>>>> redesign
 
 SPEC = acdc(1.0, gates=True)
 

@@ -13,11 +13,7 @@ from pahq_server.core.errors import ConflictError, NotFoundError, QuotaExceededE
 from pahq_server.core.operations import ScorePasses
 from pahq_server.jobs import sessions as module
 from pahq_server.jobs.session_calls import (
-<<<<<<< HEAD
     BASE_CIRCUITS_PER_BATCH,
-=======
-    BASE_CIRCUITS_PER_STEP,
->>>>>>> redesign
     Call,
     CallQueue,
     Hypothesis,

@@ -14,8 +14,7 @@ import pytest
 from pahq_server.core.errors import StorageError
 from pahq_server.store import migrations
 from pahq_server.store.database import Database, as_storage_error
-from pahq_server.store.directory import DATABASE, DataDirectory
-from pahq_server.store.opening import StorageConfig, opened
+from pahq_server.store.directory import DATABASE, DataDirectory, StorageConfig, opened
 
 
 @pytest.fixture

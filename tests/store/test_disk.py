@@ -18,9 +18,8 @@ from pahq_server.search.base import SearchProgress
 from pahq_server.core.errors import StorageError
 from pahq_server.store import database as database_module
 from pahq_server.store.database import NEEDS_LOCAL_DISK, Database, as_storage_error
-from pahq_server.store.directory import DATABASE, DataDirectory
+from pahq_server.store.directory import DATABASE, DataDirectory, StorageConfig, opened
 from pahq_server.store.jobs import SqliteJobStore
-from pahq_server.store.opening import StorageConfig, opened
 from pahq_server.store.records import JobState, Snapshot
 
 from .test_jobs import anybody, create, new, running, succeed
