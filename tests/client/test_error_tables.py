@@ -9,7 +9,8 @@ import grpc
 import pytest
 from grpc_status import rpc_status
 
-from pahq_client import Client, errors, status
+from pahq_client import Client, errors
+from pahq_client import _rpc_errors as status
 from pahq_server.api.errors import STATUS, VersionMismatchError, to_status
 from pahq_server.core import errors as server_errors
 

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import model_pb2
+from pahq_client._requests import JobRequest as DiscoveryRequest
 
 import pahq_client
 from pahq_client import (
@@ -35,11 +36,11 @@ from pahq_client import (
     Task,
     compare,
     discover,
-    wire,
 )
+from pahq_client import _responses as wire
 from pahq_client.cli import main
 from pahq_client.embedded import EmbeddedServer
-from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
+from pahq_client.request import EvaluationRequest, SessionRequest
 from pahq_client.text import one_line, printable
 from pahq_client.words import clock_time, local_time
 

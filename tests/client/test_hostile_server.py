@@ -23,6 +23,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2
 from pahq.v1 import discovery_pb2 as pb
+from pahq_client._calls import Caller as Calls
+from pahq_client._calls import run_steps as drive
+from pahq_client._transport import BlockingStream as StreamReader
 
 from pahq_client import (
     AsyncClient,
@@ -34,16 +37,15 @@ from pahq_client import (
     ResourceExhausted,
     ServerFault,
     Session,
-    rpcs,
-    wire,
 )
+from pahq_client import _calls as rpcs
+from pahq_client import _responses as wire
 from pahq_client.cli import main
+from pahq_client.client import ServerCalls as ClientFlows
 from pahq_client.elements import Graph
-from pahq_client.flow import Call, Open, Operation, Pause, Read, drive
-from pahq_client.flows.calls import Calls
-from pahq_client.flows.client import ClientFlows
+from pahq_client.flow import Call, Open, Operation, Pause, Read
 from pahq_client.patience import Backoff
-from pahq_client.stream import INBOX, StreamReader
+from pahq_client.stream import INBOX
 
 from .fake_jobs import circuit_pages
 from .fake_server import Code, FakeServer, Fault
@@ -153,7 +155,7 @@ ACTIONS: dict[str, Callable[[ClientFlows], Any]] = {
 
 
 def _request() -> Any:
-    from pahq_client.request import DiscoveryRequest
+    from pahq_client._requests import JobRequest as DiscoveryRequest
 
     return DiscoveryRequest("m", "ioi", 0.1)
 

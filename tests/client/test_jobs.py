@@ -26,8 +26,8 @@ from pahq_client import (
     ServerFault,
     Task,
     Unavailable,
-    wire,
 )
+from pahq_client import _responses as wire
 
 from .fake_server import Code, FakeServer, Fault
 

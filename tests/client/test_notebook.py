@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from pahq.v1 import discovery_pb2 as pb
+from pahq_client.display.progress import job_to_html as to_html
 
 from pahq_client import AsyncClient, Client, Event, EventKind, JobInfo, JobState
 from pahq_client.notebook import ProgressCard, find_display, shown_in
-from pahq_client.render_job import to_html
 
 from .fake_jobs import STARTED
 from .fake_server import Code, FakeServer, Fault

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from pahq.v1 import discovery_pb2 as pb
+from pahq_client._calls import Caller as Calls
+from pahq_client._calls import run_steps as drive
 
 from pahq_client import (
     Client,
@@ -17,10 +19,9 @@ from pahq_client import (
     RateLimited,
     ResourceExhausted,
     Unavailable,
-    rpcs,
 )
-from pahq_client.flow import Call, Pause, drive
-from pahq_client.flows.calls import Calls
+from pahq_client import _calls as rpcs
+from pahq_client.flow import Call, Pause
 from pahq_client.patience import Backoff
 
 from .fake_server import Code, FakeServer, Fault

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pahq.v1 import discovery_pb2, model_pb2, patching_pb2, server_pb2
 
-from pahq_client import rpcs
+from pahq_client import _calls as rpcs
 
 FILES = (discovery_pb2, model_pb2, patching_pb2, server_pb2)
 METHODS = [

@@ -26,7 +26,7 @@ from pahq_client import (
     Session,
     Unavailable,
 )
-from pahq_client.flows import session as module
+from pahq_client import session as module
 from pahq_server.core.graph import Graph as ServerGraph
 
 from .fake_server import Code, FakeServer, Fault

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pahq_client._requests import JobRequest as DiscoveryRequest
 
-from pahq_client import BuiltinTask, Client, InvalidRequest, Task, wire
-from pahq_client.request import DiscoveryRequest
+from pahq_client import BuiltinTask, Client, InvalidRequest, Task
+from pahq_client import _responses as wire
 
 
 def test_texts_and_ids_of_any_kind() -> None:

@@ -15,16 +15,8 @@ from pathlib import Path
 import pytest
 from pahq.v1.patching_pb2 import CloseSessionRequest
 
-from pahq_client import (
-    Client,
-    InvalidRequest,
-    JobFailed,
-    NotFound,
-    ResourceExhausted,
-    Task,
-    Unavailable,
-    rpcs,
-)
+from pahq_client import Client, InvalidRequest, JobFailed, NotFound, ResourceExhausted, Task, Unavailable
+from pahq_client import _calls as rpcs
 from pahq_client.flow import Call
 from pahq_client.patience import Backoff
 

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1.discovery_pb2_grpc import DiscoveryServiceStub
+from pahq_client._requests import JobRequest as DiscoveryRequest
 
 from pahq_client import (
     Circuit,
@@ -25,10 +26,9 @@ from pahq_client import (
     NotFound,
     Task,
     Unavailable,
-    wire,
 )
+from pahq_client import _responses as wire
 from pahq_client.patience import Backoff
-from pahq_client.request import DiscoveryRequest
 
 from .process import ServerProcess
 

@@ -25,9 +25,9 @@ from pahq_server.demo import model_path
 from pahq_server.engine.engine import TRANSFORMS
 from pahq_server.engine.literal_rounded import RoundedModel
 from pahq_server.engine.sparse import weights as sparse_weights
-from pahq_server.engine.sparse.executor import Shared
+from pahq_server.engine.sparse.executor import SharedModel
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import FOLDING
@@ -195,7 +195,7 @@ def copied_bytes(model: Model, policy: Policy) -> int:
         rounded_model = RoundedModel(model, policy)
         made = (tuple(rounded_model.maps._rounded.values()), rounded_model.model.weights)
     else:
-        rounded = Rounded.of(model, policy)
+        rounded = QuantizedModel.of(model, policy)
         made = () if rounded is None else (tuple(rounded.layers), rounded.w_u)
     return real_bytes((model.weights, made)) - real_bytes(model.weights)
 
@@ -217,7 +217,7 @@ def test_all_policies_share_one_bound_on_products(zoo: Zoo, monkeypatch: pytest.
     products, low = memory.products(b"m"), (True, True)
     for policy in POLICIES.values():
         if policy.operand == "differences":
-            shared = Shared(model, memory, b"m", Rounded.of(model, policy))
+            shared = SharedModel(model, memory, b"m", QuantizedModel.of(model, policy))
             for kv_receivers in ("group", "query"):
                 weights = shared.weights(model.architecture.graph(kv_receivers))
                 exact = weights.composed(1, weights.graph.receiver_of("mlp", 0))
