@@ -70,7 +70,7 @@ def test_open(client: Client, server: FakeServer) -> None:
 def test_defaults_are_those_of_a_discovery(client: Client, session: Session, server: FakeServer) -> None:
     client.submit("demo", "ioi")
     (opened,) = server.called("OpenSession")
-    assert opened.objective == server.called("CreateDiscovery")[0].spec.objective
+    assert opened.objective == server.called("CreateJob")[0].spec.objective
 
 
 def test_score(session: Session, server: FakeServer, circuit: Circuit) -> None:

@@ -318,7 +318,7 @@ def test_a_repeated_request_finds_the_damaged_job(start: Start, tmp_path: Path) 
 
 RUNS = [
     ("UPDATE journal SET data = x'00' WHERE log = 1 AND first = 0", "the journal from record 0 on"),
-    ("UPDATE journal SET data = CAST(x'ff' AS TEXT) WHERE log = 1 AND first = 0", "the journal from record"),
+    (
         "UPDATE journal SET data = CAST(x'ff' AS TEXT) WHERE log = 1 AND first = 0",
         "the journal from record 0",
     ),
