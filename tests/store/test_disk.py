@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from helpers.fake_engine import PATIENCE_S
-from pahq_server.search.base import SearchProgress
 
 from pahq_server.core.artifact import Progress
 from pahq_server.core.errors import StorageError
