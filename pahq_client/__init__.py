@@ -4,7 +4,7 @@
 >>> circuit = pahq_client.discover(model="demo", task="ioi", threshold=0.05)  # doctest: +SKIP
 """
 
-from pahq_client import grpc_log as _grpc_log  # noqa: F401 - before anything imports gRPC
+from pahq_client import _grpc_log
 
 # isort: split
 from pahq_client.aio.client import AsyncClient

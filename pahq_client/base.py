@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from pahq_client import render_job, words
+from pahq_client import render_job
+from pahq_client import formatting as words
 from pahq_client.endpoint import Endpoint, TlsConfig
 from pahq_client.events import JobInfo
-from pahq_client.flows.calls import Calls
-from pahq_client.flows.client import ClientFlows
-from pahq_client.flows.job import JobFlows
-from pahq_client.flows.session import SessionFlows
+from pahq_client._calls import Caller as Calls
+from pahq_client.client import ServerCalls as ClientFlows
+from pahq_client.jobs import JobCalls as JobFlows
+from pahq_client.session import SessionCalls as SessionFlows
 from pahq_client.patience import Backoff
 
 F = TypeVar("F")

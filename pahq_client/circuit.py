@@ -6,8 +6,10 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pahq_client import circuit_file, files, render
-from pahq_client.contents import CircuitContents
+from pahq_client import circuit_file
+from pahq_client import files
+from pahq_client.display import circuits as render
+from pahq_client.circuit import Circuit as CircuitContents
 
 if TYPE_CHECKING:
     import networkx

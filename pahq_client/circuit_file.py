@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from pahq_client.contents import CircuitContents
+from pahq_client.circuit import Circuit as CircuitContents
 from pahq_client.elements import CircuitMetric, Edge, Extra, Graph, Verdict, is_receiver, is_sender
 from pahq_client.errors import InvalidCircuitFile, InvalidRequest
 

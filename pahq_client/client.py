@@ -14,7 +14,9 @@ from pahq_client.endpoint import TlsConfig
 from pahq_client.jobs import JobHandle
 from pahq_client.patience import Backoff
 from pahq_client.progress import ProgressLike
-from pahq_client.request import DiscoveryRequest, MeasurementOptions, SessionRequest
+from pahq_client._requests import JobRequest as DiscoveryRequest
+from pahq_client._requests import EvaluationOptions as MeasurementOptions
+from pahq_client.request import SessionRequest
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.session import Session
 from pahq_client.task import TaskLike

@@ -9,7 +9,7 @@ from pahq_client.base import JobBase
 from pahq_client.circuit import Circuit
 from pahq_client.errors import PahqError
 from pahq_client.events import Event, JobInfo, JobState
-from pahq_client.flows.job import JobFlows
+from pahq_client.jobs import JobCalls as JobFlows
 from pahq_client.progress import ProgressLike
 from pahq_client.transport import Transport
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeAlias
 
-from pahq_client import notebook
+from pahq_client.display import progress as notebook
 from pahq_client.errors import InvalidRequest
 from pahq_client.events import Event
 from pahq_client.words import Speed, describe

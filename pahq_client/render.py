@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-from pahq_client import words
+from pahq_client import formatting as words
 from pahq_client.elements import Edge, Graph
 from pahq_client.errors import InvalidRequest
 from pahq_client.text import one_line, printable
@@ -17,7 +17,7 @@ from pahq_client.text import one_line, printable
 if TYPE_CHECKING:
     import networkx
 
-    from pahq_client.contents import CircuitContents
+    from pahq_client.circuit import Circuit as CircuitContents
 
 # More would take gigabytes, in networkx above all.
 MOST_ARROWS = 5_000_000

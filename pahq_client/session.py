@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from pahq_client.base import SessionBase
-from pahq_client.flows.session import Edges, SessionFlows
+from pahq_client.flows.session import Edges
+from pahq_client.session import SessionCalls as SessionFlows
 from pahq_client.transport import Transport
 
 

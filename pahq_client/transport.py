@@ -13,10 +13,15 @@ from pahq.v1.patching_pb2_grpc import PatchingServiceStub
 from pahq.v1.server_pb2_grpc import ServerServiceStub
 
 from pahq_client.endpoint import Endpoint
-from pahq_client.flow import Call, Flow, Open, Operation, Pause, drive
+from pahq_client.flow import Call
+from pahq_client._calls import Steps as Flow
+from pahq_client.flow import Open
+from pahq_client.flow import Operation
+from pahq_client.flow import Pause
+from pahq_client._calls import run_steps as drive
 from pahq_client.rpcs import Rpc
 from pahq_client.status import to_error
-from pahq_client.stream import StreamReader
+from pahq_client._transport import BlockingStream as StreamReader
 
 T = TypeVar("T")
 

@@ -12,13 +12,16 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
-from pahq_client import checks, words
+from pahq_client import checks
+from pahq_client import formatting as words
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import parse_json
 from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.events import Event, EventKind, JobInfo, JobState
-from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
+from pahq_client._requests import JobRequest as DiscoveryRequest
+from pahq_client.request import EvaluationRequest
+from pahq_client.request import SessionRequest
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
 from pahq_client.text import printable

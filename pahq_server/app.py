@@ -26,20 +26,20 @@ from pahq_server.config.server import ServerConfig, wants_traces
 from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
+from pahq_server.engine.devices import machine_bytes
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.self_test import MOST_BYTES, self_test
-from pahq_server.engine.sizing import machine_bytes
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
-from pahq_server.models.building import Placed
+from pahq_server.models.building import ToDevice
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
 from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
 from pahq_server.store.database import Database
-from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.directory import opened
+from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.telemetry.metrics import Sources
 from pahq_server.telemetry.telemetry import Telemetry
 
@@ -213,7 +213,7 @@ def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> 
     """Loads a model and compares it with transformers' reading of it; logs what is odd about it."""
     source, weight_policy = config.models.sources[name], config.models.weight_policy
     if weight_policy is None:
-        loaded = load(source, Placed(TRANSFORMS[config.compute.executor], device))
+        loaded = load(source, ToDevice(TRANSFORMS[config.compute.executor], device))
     else:
         loaded = load_rounded(source, POLICIES[weight_policy], device)
     for warning in loaded.warnings:

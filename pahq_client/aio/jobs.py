@@ -8,7 +8,7 @@ from pahq_client.aio.transport import AsyncTransport
 from pahq_client.base import JobBase, described_as
 from pahq_client.circuit import Circuit
 from pahq_client.events import Event, JobInfo, JobState
-from pahq_client.flows.job import JobFlows
+from pahq_client.jobs import JobCalls as JobFlows
 from pahq_client.jobs import JobHandle
 from pahq_client.progress import ProgressLike
 

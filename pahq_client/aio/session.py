@@ -9,7 +9,8 @@ from typing import Self
 
 from pahq_client.aio.transport import AsyncTransport
 from pahq_client.base import SessionBase, described_as
-from pahq_client.flows.session import Edges, SessionFlows
+from pahq_client.flows.session import Edges
+from pahq_client.session import SessionCalls as SessionFlows
 from pahq_client.session import Session
 
 

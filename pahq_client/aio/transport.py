@@ -10,7 +10,12 @@ from grpc import aio
 
 from pahq_client.endpoint import Endpoint
 from pahq_client.errors import ServerFault, Unavailable
-from pahq_client.flow import Call, Flow, Open, Operation, Pause, drive_async
+from pahq_client.flow import Call
+from pahq_client._calls import Steps as Flow
+from pahq_client.flow import Open
+from pahq_client.flow import Operation
+from pahq_client.flow import Pause
+from pahq_client._calls import run_steps_async as drive_async
 from pahq_client.status import to_error
 from pahq_client.transport import Stubs, seconds
 

@@ -7,7 +7,8 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from pahq_client import comparison, files
+from pahq_client import circuit as comparison
+from pahq_client import files
 from pahq_client.circuit import Circuit
 from pahq_client.cli.connection import connection, tls
 from pahq_client.cli.jobs import OPTIONS, detach

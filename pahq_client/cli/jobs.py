@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pahq_client import files
-from pahq_client.caution import Cautions
+from pahq_client.errors import WarningDisplay as Cautions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.connection import connection
 from pahq_client.cli.output import (

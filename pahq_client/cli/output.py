@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
-from pahq_client import circuit_file, render, words
+from pahq_client import circuit_file
+from pahq_client.display import circuits as render
+from pahq_client import formatting as words
 from pahq_client.caution import PahqWarning
 from pahq_client.circuit import Circuit
 from pahq_client.events import JobInfo

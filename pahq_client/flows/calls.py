@@ -14,7 +14,11 @@ from pahq_client.errors import (
     StorageUnavailable,
     Unavailable,
 )
-from pahq_client.flow import Call, Flow, Open, Pause, Read
+from pahq_client.flow import Call
+from pahq_client._calls import Steps as Flow
+from pahq_client.flow import Open
+from pahq_client.flow import Pause
+from pahq_client.flow import Read
 from pahq_client.patience import Backoff, Deadline, jittered
 from pahq_client.rpcs import Rpc
 

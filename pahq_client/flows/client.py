@@ -8,8 +8,10 @@ from collections.abc import Iterable
 from pahq.v1 import discovery_pb2 as pb
 from pahq.v1 import model_pb2, server_pb2
 
-from pahq_client import checks, rpcs, wire
-from pahq_client.caution import Cautions
+from pahq_client import checks
+from pahq_client import _calls as rpcs
+from pahq_client import _responses as wire
+from pahq_client.errors import WarningDisplay as Cautions
 from pahq_client.circuit import Circuit
 from pahq_client.elements import Edge
 from pahq_client.errors import (
@@ -21,12 +23,15 @@ from pahq_client.errors import (
     ServerFault,
     Unavailable,
 )
-from pahq_client.flow import Flow
-from pahq_client.flows.calls import Calls
-from pahq_client.flows.job import JobFlows
-from pahq_client.flows.session import SessionFlows
+from pahq_client._calls import Steps as Flow
+from pahq_client._calls import Caller as Calls
+from pahq_client.jobs import JobCalls as JobFlows
+from pahq_client.session import SessionCalls as SessionFlows
 from pahq_client.progress import ProgressLike
-from pahq_client.request import DiscoveryRequest, EvaluationRequest, MeasurementOptions, SessionRequest
+from pahq_client._requests import JobRequest as DiscoveryRequest
+from pahq_client.request import EvaluationRequest
+from pahq_client._requests import EvaluationOptions as MeasurementOptions
+from pahq_client.request import SessionRequest
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.task import TaskLike
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pahq.v1 import discovery_pb2 as pb
 
-from pahq_client import rpcs, wire
-from pahq_client.caution import Cautions
+from pahq_client import _calls as rpcs
+from pahq_client import _responses as wire
+from pahq_client.errors import WarningDisplay as Cautions
 from pahq_client.circuit import Circuit
 from pahq_client.errors import JobCancelled, JobFailed
 from pahq_client.events import Event, JobInfo, JobState
-from pahq_client.flow import Flow
-from pahq_client.flows.calls import Calls
+from pahq_client._calls import Steps as Flow
+from pahq_client._calls import Caller as Calls
 from pahq_client.flows.watch import Watch
 from pahq_client.patience import Deadline
 from pahq_client.progress import ProgressLike, reporter

@@ -10,13 +10,15 @@ from typing import TypeAlias
 from pahq.v1 import patching_pb2 as pb
 from pahq.v1.discovery_pb2 import Objective
 
-from pahq_client import checks, rpcs, wire
+from pahq_client import checks
+from pahq_client import _calls as rpcs
+from pahq_client import _responses as wire
 from pahq_client.circuit import Circuit
 from pahq_client.comparison import check_same_model
 from pahq_client.elements import Edge
 from pahq_client.errors import InvalidRequest, NotFound, ServerFault, Unavailable
-from pahq_client.flow import Flow
-from pahq_client.flows.calls import Calls
+from pahq_client._calls import Steps as Flow
+from pahq_client._calls import Caller as Calls
 
 SCORE_SECONDS = 24 * 3600.0
 CLOSE_SECONDS = 5.0

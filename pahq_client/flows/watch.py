@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from pahq.v1 import discovery_pb2 as pb
 
-from pahq_client import rpcs, wire
+from pahq_client import _calls as rpcs
+from pahq_client import _responses as wire
 from pahq_client.errors import DeadlineExceeded, RateLimited, Unavailable
 from pahq_client.events import Event, EventKind
-from pahq_client.flow import Call, Flow, Open, Pause, Read, Stream
-from pahq_client.flows.calls import Calls, next_delay
+from pahq_client.flow import Call
+from pahq_client._calls import Steps as Flow
+from pahq_client.flow import Open
+from pahq_client.flow import Pause
+from pahq_client.flow import Read
+from pahq_client.flow import Stream
+from pahq_client._calls import Caller as Calls
+from pahq_client.flows.calls import next_delay
 from pahq_client.patience import Deadline
 
 # A stream is opened anew this often, after a short call: so a server that vanished without a word (a cable,

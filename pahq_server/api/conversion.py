@@ -242,7 +242,7 @@ def _num_prompts(value: Job) -> int:
 
 def _artifact_summary(value: Job) -> jobs_pb2.ArtifactSummary | None:
     found = value.summary
-    return found and jobs_pb2.ArtifactSummary(kind=found.kind, figures=found.figures)
+    return None if found is None else jobs_pb2.ArtifactSummary(kind=found.kind, figures=found.figures)
 
 
 def estimate(value: Estimate, warnings: Sequence[str]) -> jobs_pb2.Estimate:

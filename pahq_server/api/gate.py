@@ -41,8 +41,7 @@ class Gate(grpc.aio.ServerInterceptor):
         if handler is None:  # there is no such RPC
             return None
         gated = _GatedHandler(handler, details.method.lstrip("/"), self._access, self._observer)
-        # gRPC takes every request for a stream here, so that no message is read before the handler asks for
-        # it.
+        # As a stream of requests, so that gRPC reads no message before the handler asks for it.
         if handler.response_streaming:
             wrap, answer = grpc.stream_stream_rpc_method_handler, gated.answer_many
         else:
@@ -58,10 +57,12 @@ class _GatedHandler:
         self._has_message = False
 
     async def answer_one(self, messages: AsyncIterator[bytes], context: Any) -> Any:
+        """Handles a call with one answer, and returns it."""
         async with guarded(context, self._method, self._observer), self._admitted(context):
             return await self._handler.unary_unary(await self._one(messages), context)
 
     async def answer_many(self, messages: AsyncIterator[bytes], context: Any) -> None:
+        """Handles a call with a stream of answers, and sends them."""
         async with guarded(context, self._method, self._observer), self._admitted(context):
             if self._handler.request_streaming:
                 answers = self._handler.stream_stream(self._all(messages), context)

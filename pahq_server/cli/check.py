@@ -47,8 +47,8 @@ def run(options: CheckOptions) -> int:
 def report(source: str) -> dict[str, Any]:
     """Returns all that is known of a checkpoint by name; ``error`` says why it is refused, or is None."""
     # These import torch, which takes seconds.
+    from pahq_server.engine.devices import machine_bytes
     from pahq_server.engine.self_test import self_test
-    from pahq_server.engine.sizing import machine_bytes
     from pahq_server.models.loading import inspect
 
     found: dict[str, Any] = {"source": source, "error": None}

@@ -12,7 +12,7 @@ from pahq_server.config.values import Address, File, Name, Seconds
 from pahq_server.core.errors import ServerError
 
 if TYPE_CHECKING:
-    from pahq_server.api.probe import ProbeTls
+    from pahq_server.api.health import ProbeTls
 
 
 # gRPC takes a timeout that is far longer than this for one that has passed.
@@ -44,12 +44,12 @@ def run(options: HealthOptions) -> int:
     # Why a connection fails is in the answer; gRPC's core need not write it to stderr as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
-        from pahq_server.api import probe
+        from pahq_server.api import health
     except ModuleNotFoundError as error:  # only the client is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
     try:
-        service = probe.RESUMED if options.resumed else ""
-        healthy, answer = probe.serving(
+        service = health.RESUMED if options.resumed else ""
+        healthy, answer = health.probe(
             options.address, _tls(options), min(options.timeout, MAX_TIMEOUT_S), service
         )
     except ServerError as error:
@@ -59,7 +59,7 @@ def run(options: HealthOptions) -> int:
 
 
 def _tls(options: HealthOptions) -> ProbeTls | None:
-    from pahq_server.api.probe import ProbeTls
+    from pahq_server.api.health import ProbeTls
 
     if options.tls_ca is None:
         return None

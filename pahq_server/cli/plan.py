@@ -31,7 +31,7 @@ def run(options: PlanOptions) -> int:
     try:
         # These import torch, which takes seconds.
         from pahq_server.engine import devices
-        from pahq_server.engine.operations import measured_gflops
+        from pahq_server.engine.cost import measured_gflops
         from pahq_server.plan import planning, text
     except ModuleNotFoundError as error:  # only the client is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")

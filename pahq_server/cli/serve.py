@@ -45,10 +45,9 @@ def run(config: ServerConfig) -> int:
     _prepare_process()
     # Until the event loop takes the signals over. Nothing has to be stored yet, and the first process of a
     # container, which has no default action for SIGTERM, would go on.
-    announcement = Announcement(config)
-    before = {number: signal.signal(number, announcement.stop) for number in STOP_SIGNALS}
+    before = {number: signal.signal(number, _stop_at_once) for number in STOP_SIGNALS}
     try:
-        return _serve(config, announcement)
+        return _serve(config)
     except (MemoryError, RuntimeError, OSError, ImportError) as error:
         # The machine lacks something, mostly memory. Torch and threads say so by a plain RuntimeError,
         # libraries that cannot be loaded by ImportError.
@@ -58,6 +57,15 @@ def run(config: ServerConfig) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stop_at_once(*_: object) -> None:
+    """Ends the process while models are loaded. A handler of signals.
+
+    An exception would not do: Python drops those that are raised in callbacks and while objects are deleted,
+    and libraries may leave half of what they make behind.
+    """
+    os._exit(OK)
 
 
 def _prepare_process() -> None:
@@ -73,7 +81,7 @@ def _prepare_process() -> None:
     sys.setswitchinterval(SWITCH_S)
 
 
-def _serve(config: ServerConfig, announcement: Announcement) -> int:
+def _serve(config: ServerConfig) -> int:
     """Serves until the end; returns the exit code. Raises whatever shows that the machine lacks something."""
     try:
         from pahq_server.app import serve  # imports torch, which takes seconds
@@ -82,7 +90,7 @@ def _serve(config: ServerConfig, announcement: Announcement) -> int:
     from pahq_server.api.server import ListenError
     from pahq_server.plan.planning import DoesNotFitError
 
-    stopped = False
+    announcement, stopped = Announcement(config), False
 
     async def until_stopped() -> None:
         nonlocal stopped
@@ -119,12 +127,6 @@ class Announcement:
 
     def __init__(self, config: ServerConfig) -> None:
         self._config = config
-        self._stopped = False
-
-    def stop(self, *_: object) -> None:
-        """Ends the process while models are loaded. A handler of signals."""
-        self._stopped = True
-        sys.exit(OK)
 
     def loaded(self, models: Sequence[ModelInfo]) -> None:
         """Shows what is served, as a table."""
@@ -145,11 +147,6 @@ class Announcement:
 
     def ready(self, address: str) -> None:
         """Shows where it is served, and a command for a first discovery."""
-        if self._stopped:
-            # The SystemExit of `stop` was lost: Python drops what is raised in callbacks and while objects
-            # are deleted. By now the event loop handles the signal.
-            signal.raise_signal(signal.SIGTERM)
-            return
         announce(address)
         self._tell([f"try it: {client_command(address, self._config)}"])
 

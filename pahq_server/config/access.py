@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pahq_server.access import tls
-from pahq_server.access.config import MODES, AccessConfig
+from pahq_server.access.access import AUTH_MODES, AccessConfig
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.tokens import USER_FORM, is_user
 from pahq_server.config.options import option
@@ -27,7 +27,7 @@ class AccessOptions:
         "auto",
         "how to know callers: by tokens once there are any (auto), by tokens only, by the common names "
         "of their certificates, or not at all",
-        choices=MODES,
+        choices=AUTH_MODES,
     )
     certificate_admin: tuple[Name, ...] = option(
         (), "common name with admin rights, for --auth certificates; may be repeated"

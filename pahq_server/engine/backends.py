@@ -10,11 +10,11 @@ from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
-from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
+from pahq_server.engine.literal_rounded import ActivationsExecutor, RoundedModel
 from pahq_server.engine.metrics import Scores
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES, Format, Policy
@@ -46,7 +46,7 @@ def policies(executor: str) -> tuple[Policy, ...]:
 
 
 def _formats(policy: Policy) -> tuple[Format, Format, Format]:
-    return policy.heads, policy.mlps, policy.ends
+    return policy.heads, policy.mlps, policy.embeddings
 
 
 class Executor(Protocol):

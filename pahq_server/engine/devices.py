@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import torch
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.engine.sizing import machine_bytes
 
 
 def find(name: str) -> torch.device:
@@ -59,3 +62,31 @@ def kind(device: torch.device) -> dict[str, str]:
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
     name = torch.cuda.get_device_name(device)
     return {"gpu": f"{name}, compute capability {capability}", "cuda": str(torch.version.cuda)}
+
+
+def machine_bytes(root: Path = Path("/")) -> int:
+    """The machine's memory, or as much of it as this process may take: its control groups may set limits.
+
+    Args:
+        root: of the file system where the system tells about groups.
+    """
+    return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_group_limits(root))
+
+
+def _group_limits(root: Path) -> Iterator[int]:
+    """Of every group that this process is in, up to the outermost that can be seen. Both versions count."""
+    yield 1 << 62
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for number, controllers, path in (line.split(":", 2) for line in groups):
+        if number == "0":
+            base, file = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, file = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        for group in (path, *map(str, PurePosixPath(path).parents)):
+            with suppress(OSError, ValueError):  # "max", and groups outside of this container
+                yield int((base / group.lstrip("/") / file).read_text())

@@ -35,9 +35,9 @@ from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import INPUT, Graph
 from pahq_server.core.operations import EdgeGradients, prompt_parts
 from pahq_server.core.task import TokenTask
-from pahq_server.engine import ops
+from pahq_server.engine import transformer
 from pahq_server.engine.metrics import METRICS
-from pahq_server.engine.prompts import PromptBatch
+from pahq_server.engine.transformer import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model
 
 if TYPE_CHECKING:  # runners lists this one
@@ -199,7 +199,7 @@ class EdgeGradientScorer:
         """Which keys a query sees, by the window of the layer: bool, [P, T, T]."""
         layers = {window: layer for layer, window in enumerate(self.arch.windows)}
         return {
-            window: ops.visible(self.arch, layer, batch.lengths).to(self.model.device)
+            window: transformer.visible(self.arch, layer, batch.lengths).to(self.model.device)
             for window, layer in layers.items()
         }
 
@@ -214,7 +214,7 @@ class EdgeGradientScorer:
 
     def _projections(self, weights: LayerWeights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of every query head, as the projections give them: [P, H, T, K] each."""
-        x = ops.norm(self.arch, x, weights.norm1_w, weights.norm1_b)
+        x = transformer.norm(self.arch, x, weights.norm1_w, weights.norm1_b)
         group = self.graph.heads // self.graph.kv_heads
         q = torch.einsum("ptd,hdk->phtk", x, weights.w_q) + weights.b_q[:, None]
         k = torch.einsum("ptd,hdk->phtk", x, weights.w_k) + weights.b_k[:, None]
@@ -226,8 +226,9 @@ class EdgeGradientScorer:
     ) -> Tensor:
         """What some heads take from the values: [P, H, T, K] from `_projections` of these heads."""
         positions = torch.arange(q.shape[2], device=q.device)
-        q = ops.rotate(self.weights.rotary, ops.head_norm(self.arch, q, _own(weights.q_norm)), positions)
-        k = ops.rotate(self.weights.rotary, ops.head_norm(self.arch, k, _own(weights.k_norm)), positions)
+        q = transformer.head_norm(self.arch, q, _own(weights.q_norm))
+        k = transformer.head_norm(self.arch, k, _own(weights.k_norm))
+        q, k = (transformer.rotate(self.weights.rotary, x, positions) for x in (q, k))
         scores = q @ k.transpose(-1, -2) * self.arch.attention_scales[layer]
         return scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1) @ v
 
@@ -246,13 +247,13 @@ class EdgeGradientScorer:
     def _hidden(self, weights: LayerWeights, x: Tensor) -> list[Tensor]:
         """What `_activated` takes: the units of an MLP, after the gate where there is one: [..., M] each."""
         assert weights.w_in is not None
-        x = ops.norm(self.arch, x, weights.norm2_w, weights.norm2_b)
+        x = transformer.norm(self.arch, x, weights.norm2_w, weights.norm2_b)
         units = _affine(x, weights.w_in, weights.b_in)
         return [units] if weights.w_gate is None else [_affine(x, weights.w_gate, weights.b_gate), units]
 
     def _activated(self, first: Tensor, *rest: Tensor) -> Tensor:
         """Hidden units of an MLP before its second matrix: [..., M]."""
-        activated = ops.ACTIVATIONS[self.arch.activation](first)
+        activated = transformer.ACTIVATIONS[self.arch.activation](first)
         return activated * rest[0] if rest else activated
 
     # Differences of senders
@@ -329,7 +330,7 @@ class EdgeGradientScorer:
         """Gradient at the input of ``logits``, which is 0 where the metric is not read: [P, T, D]."""
         prompt, position = batch.metric_prompt, batch.metric_position
         w_u, x_WD = self.weights.w_u, x[prompt, position]
-        normed = ops.norm(self.arch, x_WD, self.weights.norm_w, self.weights.norm_b)
+        normed = transformer.norm(self.arch, x_WD, self.weights.norm_w, self.weights.norm_b)
         logits = _affine(normed, w_u, self.weights.b_u)
         # A metric is a mean over all places where it is read; here are some of them.
         share = len(prompt) / len(self.task.metric_positions())

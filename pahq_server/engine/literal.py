@@ -20,9 +20,9 @@ from torch import Tensor
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
-from pahq_server.engine import ops
+from pahq_server.engine import transformer
 from pahq_server.engine.metrics import METRICS, Scores, answer_margins, finite
-from pahq_server.engine.prompts import PromptBatch
+from pahq_server.engine.transformer import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model, Weights
 
 # Scores that are remembered: a search asks for its current circuit again and again.
@@ -51,7 +51,8 @@ class LiteralExecutor:
         self.batch = PromptBatch.of(task, device)
         self._positions_T = torch.arange(max(self.batch.lengths), device=device)
         self._visible = [
-            ops.visible(self.arch, layer, self.batch.lengths).to(device) for layer in range(graph.layers)
+            transformer.visible(self.arch, layer, self.batch.lengths).to(device)
+            for layer in range(graph.layers)
         ]
         self._full = Circuit.full(graph)
         self._scores: dict[bytes, float] = {}
@@ -98,7 +99,7 @@ class LiteralExecutor:
         """Logits at the metric positions from the outputs of all senders: shape [N, U]."""
         x_PTD = self._inputs(senders_SPTD, circuit, "logits", self.graph.layers)[0]
         x_ND = x_PTD[self.batch.metric_prompt, self.batch.metric_position]
-        x_ND = ops.norm(self.arch, x_ND, self.weights.norm_w, self.weights.norm_b)
+        x_ND = transformer.norm(self.arch, x_ND, self.weights.norm_w, self.weights.norm_b)
         return self._linear(x_ND, "u", self.graph.layers)
 
     def _first_patched_layer(self, circuit: Circuit) -> int:
@@ -182,13 +183,15 @@ class LiteralExecutor:
 
         def project(kind: Literal["q", "k", "v"]) -> Tensor:
             x_RPTD = self._inputs(senders_SPTD, circuit, kind, layer)
-            x_RPTD = ops.norm(self.arch, x_RPTD, weights.norm1_w, weights.norm1_b)
+            x_RPTD = transformer.norm(self.arch, x_RPTD, weights.norm1_w, weights.norm1_b)
             # The receiver of a group feeds several heads.
             return self._linear(x_RPTD, kind, layer).repeat_interleave(heads // len(x_RPTD), 0)
 
-        q_HPTK = ops.head_norm(self.arch, project("q"), weights.q_norm)
-        k_HPTK = ops.head_norm(self.arch, project("k"), weights.k_norm)
-        q_HPTK, k_HPTK = (ops.rotate(self.weights.rotary, x, self._positions_T) for x in (q_HPTK, k_HPTK))
+        q_HPTK = transformer.head_norm(self.arch, project("q"), weights.q_norm)
+        k_HPTK = transformer.head_norm(self.arch, project("k"), weights.k_norm)
+        q_HPTK, k_HPTK = (
+            transformer.rotate(self.weights.rotary, x, self._positions_T) for x in (q_HPTK, k_HPTK)
+        )
         v_HPTK = project("v")
         scores_HPTT = q_HPTK @ k_HPTK.transpose(-1, -2) * self.arch.attention_scales[layer]
         scores_HPTT = scores_HPTT.masked_fill(~self._visible[layer], -torch.inf)
@@ -198,8 +201,8 @@ class LiteralExecutor:
     def _mlp(self, x_PTD: Tensor, layer: int) -> Tensor:
         """Output of an MLP: shape [P, T, D]."""
         weights = self.weights.layers[layer]
-        x_PTD = ops.norm(self.arch, x_PTD, weights.norm2_w, weights.norm2_b)
-        activation = ops.ACTIVATIONS[self.arch.activation]
+        x_PTD = transformer.norm(self.arch, x_PTD, weights.norm2_w, weights.norm2_b)
+        activation = transformer.ACTIVATIONS[self.arch.activation]
         hidden = self._linear(x_PTD, "in", layer)
         if weights.w_gate is None:
             hidden = activation(hidden)

@@ -70,7 +70,7 @@ def one_by_one(run: Callable[[EngineState, O], object]) -> Runner:
 def score_passes(work: Sequence[tuple[EngineState, ScorePasses]]) -> list[Outcome]:
     """Measures the passes of several jobs: jobs of one model and precision share batches."""
 
-    def score(group: list[tuple[EngineState, ScorePasses]]) -> list[Outcome]:
+    def score(group: list[tuple[EngineState, ScorePasses]]) -> Sequence[Outcome]:
         backend = group[0][0].backend
         return backend.score([(state.executor, operation.passes) for state, operation in group])
 

@@ -1,12 +1,12 @@
-"""Telling the C library what to do with freed memory.
+"""Settings of the C library's heap (glibc): when freed memory goes back to the kernel.
 
-While models are loaded, what is kept of them and what is thrown away again are allocated in turn. In one heap
-the gaps between the kept tensors would stay with the process, a quarter of the model and more: freed memory
-is handed back to the kernel.
+While models are loaded, tensors that are kept and tensors that are dropped are allocated in turn. The gaps
+between the kept ones would stay with the process, a quarter of the model's size and more. So freed memory is
+handed back.
 
-Patched passes allocate and free tensors of some megabytes all the time. By default glibc hands blocks of
-that size back to the kernel at once, and every new one is filled page by page again: a tenth of the time
-of a pass and more. Kept, the memory is reused.
+Patched passes allocate and free tensors of some megabytes all the time. By default glibc hands blocks of this
+size back at once, and the kernel fills each new one page by page, which takes a tenth of a pass and more. So
+freed memory is kept.
 """
 
 from __future__ import annotations
@@ -16,57 +16,60 @@ import ctypes
 # Parameters of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
-# glibc's default, which would grow with the blocks that are freed unless it is set.
+# glibc's default. Unless it is set, glibc raises it with the size of freed blocks.
 HANDED_BACK_BYTES = 128 << 10
-# The largest that glibc accepts; larger blocks still go back to the kernel.
+# The largest value that glibc accepts. Larger blocks still go back to the kernel at once.
 KEPT_BLOCK_BYTES = 32 << 20
-# Free memory at the end of the heap that is kept: as much as a sweep may take, which is counted as memory
-# for jobs, within these limits. Less makes passes fetch the same pages from the kernel again and again; more
-# would be the process's own, which a plan has to promise whatever `--memory` is.
+# Limits of the free memory at the end of the heap that is kept. It should be as much as a batch of passes
+# takes, which is part of the memory for jobs: with less, passes would get the same pages from the kernel
+# again and again. More would be memory of the process that `--memory` does not cover.
 LEAST_KEPT_FREE_BYTES, MOST_KEPT_FREE_BYTES = 64 << 20, 512 << 20
-# Free memory between blocks that is kept when a job has ended: the next one needs about as much.
+# Free memory between blocks that is kept when a job has ended, since the next job needs about as much.
 KEPT_GAPS_BYTES = 16 << 20
 
 
 def hand_back_freed_memory() -> bool:
-    """Applies to the whole process, until `keep_freed_memory`. Returns whether the C library knows how."""
+    """Has the process hand freed memory back to the kernel, until `keep_freed_memory` is called.
+
+    Returns whether the C library supports it (glibc does).
+    """
     return _set((_MMAP_THRESHOLD, HANDED_BACK_BYTES))
 
 
 def kept_free_bytes(scratch_bytes: int) -> int:
-    """How much free memory is kept at the end of the heap where sweeps may take so much."""
+    """How many bytes of free memory to keep, if a batch of passes may take ``scratch_bytes``."""
     return min(MOST_KEPT_FREE_BYTES, max(LEAST_KEPT_FREE_BYTES, scratch_bytes))
 
 
 def keep_freed_memory(kept_free: int = MOST_KEPT_FREE_BYTES) -> bool:
-    """Applies to the whole process. Returns whether the C library knows how (glibc does).
+    """Has the process keep freed memory for reuse. Returns whether the C library supports it (glibc does).
 
     Args:
-        kept_free: bytes of free memory at the end of the heap that are kept.
+        kept_free: most bytes of free memory to keep at the end of the heap.
     """
-    # One arena: other threads' would be limited to blocks smaller than these.
+    # One arena for all threads, since further arenas cannot hold blocks of this size.
     return _set((_ARENA_MAX, 1), (_MMAP_THRESHOLD, KEPT_BLOCK_BYTES), (_TRIM_THRESHOLD, kept_free))
 
 
 class Gaps:
-    """Free memory between blocks of the heap that are in use.
+    """Hands free memory between used blocks of the heap back to the kernel, if there is much of it.
 
-    Jobs of other sizes leave gaps that none after them fits into.
+    Jobs of different sizes leave gaps into which the tensors of later jobs do not fit.
 
     Args:
-        kept: bytes of gaps that may come up before they are handed back.
-        kept_free: bytes of free memory at the end of the heap that stay.
+        kept: bytes of gaps that are tolerated.
+        kept_free: bytes of free memory at the end of the heap that are not handed back.
     """
 
     def __init__(self, kept: int = KEPT_GAPS_BYTES, kept_free: int = MOST_KEPT_FREE_BYTES) -> None:
         self._kept, self._kept_free = kept, kept_free
-        # What glibc counts as free although the kernel has it back already.
+        # Bytes that glibc counts as free although they have been handed back.
         self._known = 0
 
     def hand_back(self) -> bool:
-        """Hands gaps back to the kernel if many have come up, and what is free beyond ``kept_free``.
+        """Hands gaps back if there are more than ``kept`` bytes, and free memory beyond ``kept_free``.
 
-        Takes milliseconds, and longer where memory must be fetched again. Returns whether it did so.
+        Takes milliseconds, and the next allocations are slower. Returns whether memory was handed back.
         """
         try:
             libc = ctypes.CDLL(None)
@@ -84,7 +87,7 @@ class Gaps:
 
 
 class _Heap(ctypes.Structure):
-    """What mallinfo2(3) tells."""
+    """The result of mallinfo2(3)."""
 
     _fields_ = [
         (name, ctypes.c_size_t)

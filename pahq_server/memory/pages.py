@@ -1,4 +1,9 @@
-"""Which pages are free, and their bytes."""
+"""Pages: which ones are free (`FreeRuns`), and their bytes (`PageStorage`).
+
+Free pages are kept as runs of consecutive ones. So the bookkeeping grows with the number of holes and not
+with the
+number of pages: the unused end of a pool is one run.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +19,20 @@ Pages = NDArray[np.int32]
 
 
 def as_index(pages: Pages) -> NDArray[np.int64]:
-    """Page numbers as an index, copied. One that stands for an absent block would mean the last page."""
+    """Copies page numbers to int64, to index with. None may be negative, which would mean an absent block."""
     assert not (pages < 0).any(), f"no page numbers: {pages}"
     return pages.astype(np.int64)
 
 
 def consecutive(pages: Pages) -> bool:
-    """Whether the pages are one ascending run, so that their bytes lie side by side."""
+    """Whether pages are one ascending run, so that their bytes are contiguous."""
     if len(pages) < 2:
         return True
     return bool(pages[-1] - pages[0] == len(pages) - 1 and (pages[1:] - pages[:-1] == 1).all())
 
 
 def distinct(pages: Pages) -> Pages:
-    """Each page once, ascending. `numpy.unique` hashes, which takes longer."""
+    """Returns each page once, ascending. Faster than `numpy.unique`, which hashes."""
     if len(pages) < 2:
         return pages
     pages = np.sort(pages)
@@ -35,7 +40,7 @@ def distinct(pages: Pages) -> Pages:
 
 
 def expand(starts: Pages, ends: Pages) -> Pages:
-    """The pages of runs, in the order of the runs: int32, shape [sum(ends - starts)]."""
+    """Lists the pages of runs in the order of the runs: int32 [sum(ends - starts)]."""
     if len(starts) == 1:
         return np.arange(starts[0], ends[0], dtype=np.int32)
     lengths = ends - starts
@@ -44,7 +49,7 @@ def expand(starts: Pages, ends: Pages) -> Pages:
 
 
 def runs_of(pages: Pages) -> tuple[Pages, Pages]:
-    """Starts and ends of the runs that ascending, distinct pages (at least one) form."""
+    """Groups ascending, distinct pages (at least one) into runs: returns starts, and ends (excluded)."""
     breaks = np.flatnonzero(pages[1:] - pages[:-1] != 1)
     starts = pages[np.concatenate(([0], breaks + 1))]
     ends = pages[np.concatenate((breaks, [len(pages) - 1]))] + np.int32(1)
@@ -52,10 +57,12 @@ def runs_of(pages: Pages) -> tuple[Pages, Pages]:
 
 
 class FreeRuns:
-    """The free pages among 0 … pages - 1.
+    """The free pages among 0 to ``pages - 1``.
 
-    Invariant: run i is starts[i] … ends[i] - 1 (int32, shape [runs]); runs ascend, and between two of them
-    lies at least one page in use. ``count`` is the number of free pages.
+    Attributes:
+        starts, ends: run i consists of the pages starts[i] to ends[i] - 1; int32 [runs]. Runs are in
+            ascending order, and between two of them is at least one page in use.
+        count: number of free pages.
     """
 
     def __init__(self, pages: int) -> None:
@@ -64,7 +71,14 @@ class FreeRuns:
         self.count = pages
 
     def take(self, count: int) -> Pages:
-        """The lowest run that is long enough, else the lowest pages. 0 < count <= self.count."""
+        """Takes pages from the first run that is long enough, or else the lowest pages.
+
+        Args:
+            count: of pages, from 1 to ``self.count``.
+
+        Returns:
+            Page numbers, ascending: int32 [count].
+        """
         assert 0 < count <= self.count, f"{count} pages of {self.count}"
         fits = self.ends - self.starts >= count
         run = int(fits.argmax())
@@ -91,7 +105,7 @@ class FreeRuns:
         return pages
 
     def give(self, pages: Pages) -> None:
-        """Takes back pages: ascending, distinct, none of them free."""
+        """Makes pages free: ascending, distinct ones that are in use."""
         if not len(pages):
             return
         starts, ends = runs_of(pages)
@@ -103,36 +117,39 @@ class FreeRuns:
         self.count += len(pages)
 
 
-# Every page starts on a multiple of the widest element, complex128.
+# Pages begin at multiples of the size of the widest element, complex128.
 _ALIGNMENT = 16
 
 
 class PageStorage:
-    """Memory of one device, cut into pages.
+    """Memory of one device, divided into pages.
 
     Args:
         num_pages: number of pages.
-        page_bytes: a positive multiple of 16.
-        device: where the memory is. On a CPU, what was never written takes no room.
+        page_bytes: size of a page, a positive multiple of 16.
+        device: where the memory is. On a CPU, pages take no physical memory before they are written.
 
     Attributes:
-        pages: uint8, shape [num_pages, page_bytes].
+        pages: uint8 [num_pages, page_bytes].
     """
 
     def __init__(self, num_pages: int, page_bytes: int, device: str | torch.device) -> None:
         assert page_bytes > 0, f"page_bytes={page_bytes}"
         assert page_bytes % _ALIGNMENT == 0, f"page_bytes={page_bytes}"
-        with torch.inference_mode(False):  # else it could not be written outside of that mode
+        with torch.inference_mode(False):  # tensors made in this mode cannot be written outside of it
             self.pages = torch.empty(num_pages, page_bytes, dtype=torch.uint8, device=device)
 
     def write(self, pages: Pages, tensor: Tensor, first_byte: int = 0) -> None:
-        """Copies the elements, in their logical order, into the pages from ``first_byte`` on.
+        """Copies a tensor's elements, in row-major order, into pages.
 
-        The tensor may have any dtype, shape, strides and device. The other bytes keep their values.
+        Args:
+            pages: page numbers, int32 [blocks].
+            tensor: of any dtype, shape, strides and device.
+            first_byte: where in the concatenated pages the elements begin. Other bytes keep their values.
         """
         tensor = tensor.detach()
         if tensor.untyped_storage().data_ptr() == self.pages.untyped_storage().data_ptr():
-            tensor = tensor.clone()  # a view of these pages, maybe: copying could overtake itself
+            tensor = tensor.clone()  # it may be a view of the same pages, which a copy must not overlap
         if consecutive(pages):
             _window(self._run(pages), first_byte, tensor.dtype, tensor.shape).copy_(tensor)
             return
@@ -141,17 +158,22 @@ class PageStorage:
         self.pages.index_copy_(0, self._index(pages), gathered)
 
     def read(self, pages: Pages, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        """The tensor that was written to the pages.
+        """Reads the tensor that was written to pages.
 
-        Consecutive pages give a view that later writes change, and that means nothing once the pages are
-        released; others are gathered into a new tensor.
+        Args:
+            pages: page numbers, int32 [blocks].
+            dtype, shape: of the tensor.
+
+        Returns:
+            A view if the pages are consecutive: it shows later writes, and must not be used after the pages
+            were released. Otherwise a copy.
         """
         if consecutive(pages):
             return _window(self._run(pages), 0, dtype, shape)
         return _window(self._gather(pages).view(-1), 0, dtype, shape)
 
     def _run(self, pages: Pages) -> Tensor:
-        """The bytes of consecutive pages, a view: uint8, shape [pages * page_bytes]."""
+        """Returns a view of the bytes of consecutive pages: uint8 [pages * page_bytes]."""
         begin = int(pages[0]) if len(pages) else 0
         return self.pages[begin : begin + len(pages)].view(-1)
 
@@ -163,7 +185,7 @@ class PageStorage:
 
 
 def _window(memory: Tensor, begin: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """The view of one-dimensional bytes, from ``begin`` on, as a tensor."""
+    """Views bytes, uint8 [n], from ``begin`` on as a tensor."""
     end = begin + dtype.itemsize * math.prod(shape)
     assert end <= len(memory), f"bytes {begin}:{end} of {len(memory)}"
     return memory[begin:end].view(dtype).view(tuple(shape))

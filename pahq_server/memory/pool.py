@@ -1,4 +1,8 @@
-"""The pool: pages with reference counts, taken, shared, given back and recounted."""
+"""The pool: equal pages of a device's memory with reference counts.
+
+`PagePool.check_integrity` recounts all references from what their holders say, and names the first page that
+is wrong.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,11 @@ from pahq_server.memory.pages import FreeRuns, Pages, PageStorage, as_index, dis
 
 
 class OutOfPagesError(Exception):
-    """An allocation did not happen, not even in part.
+    """Fewer pages are free than an allocation needs; none was allocated. Callers use smaller batches or wait.
 
     Args:
-        needed: pages asked for.
-        free: pages that were free after all evictors had been asked.
+        needed: pages that were asked for.
+        free: pages that were free after all evictors had been called.
     """
 
     def __init__(self, needed: int, free: int) -> None:
@@ -29,10 +33,10 @@ class OutOfPagesError(Exception):
 
 
 class IntegrityError(Exception):
-    """References and bookkeeping of a pool disagree.
+    """The reference counts of a pool are wrong: a bug in this server.
 
     Args:
-        page: the first page (lowest number) found wrong.
+        page: the lowest page whose count is wrong.
         detail: in which way.
     """
 
@@ -43,15 +47,20 @@ class IntegrityError(Exception):
 
 
 class PageOwner(Protocol):
-    """Who holds references to pages."""
+    """An object that holds references to pages, such as a `BlockTable`."""
 
     def held_pages(self) -> Pages:
-        """Pages, each mentioned once per reference: int32, shape [references]."""
+        """Returns the pages, each as often as there are references: int32 [references]."""
         ...
 
 
 def check_counts(counts: Pages, held: Iterable[Pages]) -> None:
-    """Raises IntegrityError unless every page is mentioned in ``held`` as often as ``counts`` says."""
+    """Raises IntegrityError unless each page is in ``held`` as often as ``counts`` says.
+
+    Args:
+        counts: references to each page, int32 [pages].
+        held: the pages of each holder, int32 [references] each.
+    """
     mentioned = np.concatenate([np.empty(0, dtype=np.int32), *held])
     mentions = np.bincount(mentioned, minlength=len(counts))
     wrong = np.flatnonzero(counts != mentions)
@@ -69,7 +78,10 @@ def _difference(count: int, held: int) -> str:
 
 
 def check_free_runs(free: FreeRuns, counts: Pages) -> None:
-    """Raises IntegrityError unless exactly the pages without references are free, once, in merged runs."""
+    """Raises IntegrityError unless the free runs are exactly the pages without references, each page once.
+
+    Runs must be merged, too: no run may begin where another one ends.
+    """
     changes = np.zeros(len(counts) + 1, dtype=np.int64)
     np.add.at(changes, free.starts, 1)
     np.add.at(changes, free.ends, -1)
@@ -87,21 +99,23 @@ def check_free_runs(free: FreeRuns, counts: Pages) -> None:
         raise IntegrityError(0, f"free list: says {free.count} pages, lists {listed.sum()}")
 
 
-_ONE = np.int32(1)  # of the counts' dtype: numpy's ufunc.at is slow for others
+_ONE = np.int32(1)  # in the dtype of the counts, since numpy's ufunc.at is slow for mixed ones
 
 
 @dataclass(frozen=True)
 class PoolStatistics:
-    """What a pool holds and what it has done.
+    """The state of a pool, and counts since it was made.
 
     Args:
         page_bytes: size of a page.
-        pages: all pages; free + used.
+        pages: all pages, free ones and used ones.
+        free: pages without references.
+        used: pages with references.
         shared: pages with more than one reference.
-        peak_used: most pages ever in use at once.
+        peak_used: most pages that were ever in use at once.
         allocations: successful calls of `PagePool.allocate`.
-        copies_on_write: shared blocks that a write replaced by new ones.
-        evictions: pages that evictors freed for an allocation.
+        copies_on_write: shared blocks that were copied because one holder wrote to them.
+        evictions: pages that evictors freed for allocations.
     """
 
     page_bytes: int
@@ -119,15 +133,16 @@ class PagePool:
     """Equal pages of one device's memory, with reference counts.
 
     Args:
-        capacity_bytes: what is not a whole page of it is not used. On a CPU, memory that was never written
-            takes no room, and low pages are handed out first.
+        capacity_bytes: size of the pool, rounded down to whole pages. On a CPU, pages take no physical memory
+            before they are written, and low pages are handed out first.
         device: where the pages are.
-        page_bytes: a positive multiple of 16.
+        page_bytes: size of a page, a positive multiple of 16.
 
     Attributes:
-        storage: uint8, shape [pages, page_bytes]. Kernels may read it in place through a table's pages.
-        counts: int32, shape [pages]: references to each page; 0 for a free one.
-        copies_on_write: counted by those who write to shared pages.
+        storage: uint8 [pages, page_bytes]. Kernels may read it in place through a table's pages.
+        counts: references to each page, int32 [pages]; 0 for free pages.
+        copies_on_write: shared blocks that were copied because one holder wrote to them; tables count them
+            here.
     """
 
     def __init__(
@@ -145,6 +160,7 @@ class PagePool:
         self._peak_used = self._allocations = self._evictions = 0
 
     def pages_for(self, num_bytes: int) -> int:
+        """How many pages so many bytes take."""
         return -(-num_bytes // self.page_bytes)
 
     @property
@@ -171,20 +187,25 @@ class PagePool:
         )
 
     def register(self, owner: PageOwner) -> None:
-        """Lets `check_integrity` count what the owner holds, as long as the owner lives."""
+        """Has `check_integrity` count the owner's references, as long as the owner is alive."""
         self._owners.add(owner)
 
     def add_evictor(self, evict: Callable[[int], int]) -> None:
-        """Has ``evict(pages_wanted)`` asked, in the order of registration, when pages are missing.
+        """Adds a function that frees pages when an allocation needs more than are free.
 
-        It frees what it can do without and returns how many pages became free.
+        Args:
+            evict: called with how many pages are missing; returns how many pages became free, maybe fewer.
+                Functions are called in the order in which they were added.
         """
         self._evictors.append(evict)
 
     def allocate(self, count: int) -> Pages:
-        """Takes ``count`` pages with one reference each, consecutive if any free run is long enough.
+        """Allocates ``count`` pages with one reference each, consecutive if a free run is long enough.
 
-        All or nothing: raises OutOfPagesError if evictors cannot free enough.
+        Returns:
+            Page numbers, int32 [count].
+
+        Raises OutOfPagesError if evictors cannot free enough pages; nothing is allocated then.
         """
         assert count >= 0, f"{count} pages"
         self._make_room(count)
@@ -197,7 +218,7 @@ class PagePool:
         return pages
 
     def _make_room(self, count: int) -> None:
-        if self.free < count <= self.num_pages:  # for a request beyond the pool nothing need be evicted
+        if self.free < count <= self.num_pages:  # evicting is of no use if the pool is too small anyway
             for evict in self._evictors:
                 if self.free < count:
                     self._evictions += evict(count - self.free)
@@ -205,15 +226,15 @@ class PagePool:
             raise OutOfPagesError(count, self.free)
 
     def retain(self, pages: Pages) -> None:
-        """Adds a reference per mention of a page; none of them may be free."""
+        """Adds a reference to each page, which must be in use; to a page that is given twice, two."""
         index = as_index(pages)
         assert (self.counts[index] > 0).all(), f"free page among {pages}"
         np.add.at(self.counts, index, _ONE)
 
     def release(self, pages: Pages) -> None:
-        """Drops a reference per mention of a page; a page without any left becomes free.
+        """Removes a reference from each page; pages without references become free.
 
-        Raises AssertionError, with nothing changed, if a page has fewer references than mentions.
+        Raises AssertionError and changes nothing if a page is given more often than it has references.
         """
         index = as_index(pages)
         np.subtract.at(self.counts, index, _ONE)
@@ -224,18 +245,18 @@ class PagePool:
         self._free.give(distinct(pages[left == 0]))
 
     def write(self, pages: Pages, tensor: Tensor, first_byte: int = 0) -> None:
-        """See `PageStorage.write`."""
+        """Copies a tensor into pages; see `PageStorage.write`."""
         self._storage.write(pages, tensor, first_byte)
 
     def read(self, pages: Pages, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        """See `PageStorage.read`: a view that later writes change, or a copy of scattered pages."""
+        """Reads a tensor from pages, as a view if they are consecutive; see `PageStorage.read`."""
         return self._storage.read(pages, dtype, shape)
 
     def check_integrity(self, held: Iterable[Pages] = ()) -> None:
         """Recounts all references. Raises IntegrityError for the first page that is wrong.
 
         Args:
-            held: pages that callers of `allocate` hold without a registered owner.
+            held: pages that callers of `allocate` hold and that belong to no registered owner.
         """
         check_free_runs(self._free, self.counts)
         check_counts(self.counts, [*(owner.held_pages() for owner in self._owners), *held])

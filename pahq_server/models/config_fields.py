@@ -1,4 +1,12 @@
-"""Accounts for every field of a ``config.json``."""
+"""Accounts for every field of a ``config.json``: it is used, known to have no effect, or refused.
+
+transformers accepts any field in a configuration, also those that the format's configuration class does not
+know. Some change what a model computes (``is_causal`` changes the attention mask of most models), and forks
+add fields of their own. So each adapter declares, as `Fields`, which fields it computes with and which have
+no effect on logits. A field that it does not declare is refused by name, unless it has its default value.
+
+What a field may hold is a `FieldType`, built from `integer`, `number`, `one_of`, `list_of` and `nullable`.
+"""
 
 from __future__ import annotations
 
@@ -11,71 +19,85 @@ from typing import Any, Protocol
 
 from pahq_server.core.errors import InvalidRequestError
 
-# The largest size that the protocol can tell: its sizes are int32.
+# Sizes are int32 in the protocol.
 INT32_MAX = 2**31 - 1
-# The deepest published models have some 130 layers. Above this a list per layer is an attack on memory.
+# The deepest published models have some 130 layers. Lists with an entry per layer must not exhaust memory.
 MAX_LAYERS = 4096
+_MAX_LABELS = 1 << 20
+# Fields by which libraries mark weights as quantised.
+_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
+_NO_DEFAULT = object()
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
 
+# What a field may hold
+
+
 @dataclass(frozen=True)
-class Kind:
-    """What a field may hold.
+class FieldType:
+    """What a field of a JSON file may hold.
 
     Args:
-        allowed: says it in words, to follow "must be".
-        accepts: tells whether a value as JSON gives it is allowed.
+        allowed: the allowed values in words; messages put it after "must be".
+        accepts: whether a value, as the json module gives it, is allowed.
     """
 
     allowed: str
     accepts: Callable[[Any], bool]
 
 
-def integer(low: int = 1, high: int = INT32_MAX) -> Kind:
-    return Kind(f"an integer from {low} to {high}", lambda x: _is_integer(x) and low <= x <= high)
+def integer(low: int = 1, high: int = INT32_MAX) -> FieldType:
+    """An integer from ``low`` to ``high``, both included."""
+    return FieldType(f"an integer from {low} to {high}", lambda x: is_integer(x) and low <= x <= high)
 
 
-def number(low: float = 0.0, high: float = math.inf, *, above: bool = False) -> Kind:
-    """A finite number of at least ``low``, or of more than it where it must be ``above``."""
+def number(low: float = 0.0, high: float = math.inf, *, above: bool = False) -> FieldType:
+    """A finite number from ``low`` to ``high``, both included; with ``above``, ``low`` itself is excluded."""
     bounds = f"greater than {low:g}" if above else f"of at least {low:g}"
     if math.isfinite(high):
         bounds += f" and at most {high:g}"
-    return Kind(
+    return FieldType(
         f"a number {bounds}", lambda x: _is_number(x) and (x > low if above else x >= low) and x <= high
     )
 
 
-def one_of(*values: object) -> Kind:
+def one_of(*values: object) -> FieldType:
+    """One of these values, compared as JSON: true is not 1."""
     words = " or ".join(as_json(value) for value in values)
-    return Kind(words, lambda x: any(same(x, value) for value in values))
+    return FieldType(words, lambda x: any(same(x, value) for value in values))
 
 
-def list_of(kind: Kind, longest: int = MAX_LAYERS) -> Kind:
-    return Kind(
-        f"a list of at most {longest} values, each {kind.allowed}",
-        lambda x: isinstance(x, list) and len(x) <= longest and all(map(kind.accepts, x)),
+def list_of(item: FieldType, longest: int = MAX_LAYERS) -> FieldType:
+    """A list of at most ``longest`` items."""
+    return FieldType(
+        f"a list of at most {longest} values, each {item.allowed}",
+        lambda x: isinstance(x, list) and len(x) <= longest and all(map(item.accepts, x)),
     )
 
 
-def nullable(kind: Kind) -> Kind:
-    return Kind(f"{kind.allowed}, or null", lambda x: x is None or kind.accepts(x))
+def nullable(value: FieldType) -> FieldType:
+    """The same or null."""
+    return FieldType(f"{value.allowed}, or null", lambda x: x is None or value.accepts(x))
 
 
-def check_value(name: str, value: object, kind: Kind) -> None:
-    """Raises InvalidRequestError (field ``model``) with a field's name, its value, and what is allowed."""
-    if not kind.accepts(value):
-        raise InvalidRequestError("model", f"config.json: {name} must be {kind.allowed}, got {shown(value)}")
+def check_value(name: str, value: object, allowed: FieldType) -> None:
+    """Raises InvalidRequestError (field ``model``) with the field's name, its value, and what is allowed."""
+    if not allowed.accepts(value):
+        raise InvalidRequestError(
+            "model", f"config.json: {name} must be {allowed.allowed}, got {shown(value)}"
+        )
 
 
 def same(one: object, other: object) -> bool:
-    """Whether two values of JSON are equal: true is not 1, but 1.0 is."""
+    """Whether two JSON values are equal: true is not 1, but 1.0 is."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     return one == other
 
 
-def _is_integer(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Whether a JSON value is an integer; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -84,82 +106,83 @@ def _is_number(value: object) -> bool:
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
+    except OverflowError:  # an integer beyond the largest float
         return False
 
 
 def as_json(value: object) -> str:
-    """A value of JSON for a message."""
+    """A JSON value as messages write it."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def shown(value: object) -> str:
-    """A value for a message, cut where it is long or deep."""
+    """A value as messages quote it, shortened where it is long or deeply nested."""
     return _SHORT.repr(value)
 
 
 FLAG = one_of(True, False)
-NAME = Kind("a name", lambda x: isinstance(x, str))
+NAME = FieldType("a name", lambda x: isinstance(x, str))
 SIZE = integer()
 LAYERS = integer(1, MAX_LAYERS)
 EPSILON = number(0, 1)
-# Left to transformers or to a check of its own, which knows more than the type.
-ANYTHING = Kind("anything", lambda x: True)
+# For fields that transformers or a check of their own judges by more than the type.
+ANYTHING = FieldType("anything", lambda x: True)
 
 
-# Fields that say that the weights are quantised, in whichever library's words.
-_QUANTIZATION = ("quantization_config", "compression_config", "quantization")
-_MAX_LABELS = 1 << 20
-_NOTHING = object()
+# Which fields a format has
 
 
 class FurtherChecks(Protocol):
-    """Checks of fields that belong together, beyond what each of them may hold.
+    """Checks of fields that depend on each other, beyond what each of them may hold.
 
     Both methods raise InvalidRequestError (field ``model``).
     """
 
     def check_file(self, model_type: str, raw: Mapping[str, Any]) -> None:
-        """Checks the fields of a ``config.json`` before transformers sees them."""
+        """Checks the fields of a ``config.json`` before transformers reads them."""
         ...
 
     def check_config(self, raw: Mapping[str, Any], config: Any) -> None:
-        """Checks what transformers made of them."""
+        """Checks the configuration that transformers has made of the fields."""
         ...
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What an adapter knows of its format's configuration.
+    """What an adapter knows about its format's configuration.
 
     Args:
-        architectures: classes of transformers whose weights the adapter reads.
-        computed: fields that decide what is computed, by what they may hold.
-        fixed: fields that would change what is computed, by the values with which they don't.
+        architectures: the classes of transformers whose weights the adapter reads.
+        computed: fields that decide what is computed, with what each may hold.
+        fixed: fields that would change what is computed, with the values at which they do not.
         ignored: fields without effect on the logits of an unpadded prompt in evaluation mode.
-        multiples: pairs of fields of which the first is a multiple of the second, with why.
+        multiples: pairs of fields (a, b) for which a must be a multiple of b, with the reason.
         rope: checks of the fields of rotary positions; None for formats without them.
     """
 
     architectures: tuple[str, ...]
-    computed: Mapping[str, Kind]
+    computed: Mapping[str, FieldType]
     fixed: Mapping[str, tuple[object, ...]]
     ignored: Collection[str]
     multiples: Mapping[tuple[str, str], str] = field(default_factory=dict)
     rope: FurtherChecks | None = None
 
     def check_file(self, model_type: str, raw: Mapping[str, Any]) -> None:
-        """Checks a ``config.json`` before transformers sees it.
+        """Checks a ``config.json`` before transformers reads it.
+
+        Args:
+            model_type: of the file.
+            raw: all fields of the file.
 
         Raises InvalidRequestError (field ``model``) for the first field that is not accounted for, or that
-        holds what it may not hold.
+        holds a value that is not allowed.
         """
         for name in _QUANTIZATION:
             if raw.get(name) is not None:
                 refuse_quantized(name, raw[name])
         self._check_classes(model_type, raw)
-        aliases, defaults = _format(model_type)
-        # Without effect, but transformers makes a name for each of so many.
+        aliases, defaults = _aliases_and_defaults(model_type)
+        # The field has no effect, but transformers makes up a name for each of so many labels.
         check_value("num_labels", raw.get("num_labels"), nullable(integer(0, _MAX_LABELS)))
         for name, value in raw.items():
             own_name = aliases.get(name, name)
@@ -167,7 +190,7 @@ class Fields:
                 check_value(name, value, self.computed[own_name])
             elif own_name in self.fixed:
                 _check_fixed(model_type, name, value, self.fixed[own_name])
-            elif not self.does_not_matter(own_name) and not same(value, defaults.get(own_name, _NOTHING)):
+            elif not self.does_not_matter(own_name) and not same(value, defaults.get(own_name, _NO_DEFAULT)):
                 detail = (
                     f"{model_type} with {name}={shown(value)} is not supported: nothing here computes with "
                     f"this field, and it may change what the model computes. Remove it from config.json if "
@@ -179,18 +202,18 @@ class Fields:
             self.rope.check_file(model_type, raw)
 
     def check_config(self, raw: Mapping[str, Any], config: Any) -> None:
-        """Checks what transformers made of a ``config.json``, with all defaults filled in.
+        """Checks the configuration that transformers made of a ``config.json``, with all defaults filled in.
 
         Raises InvalidRequestError (field ``model``) like `check_file`.
         """
-        # Old spellings are gone by now, and some attributes exist only where the file has them.
+        # Transformers has replaced old spellings; some attributes exist only where the file has the field.
         found = vars(config)
-        for name, kind in self.computed.items():
+        for name, allowed in self.computed.items():
             if name in found:
-                check_value(name, found[name], kind)
-        for name, allowed in self.fixed.items():
+                check_value(name, found[name], allowed)
+        for name, values in self.fixed.items():
             if name in found:
-                _check_fixed(config.model_type, name, found[name], allowed)
+                _check_fixed(config.model_type, name, found[name], values)
         self._check_multiples(found)
         if self.rope is not None:
             self.rope.check_config(raw, config)
@@ -198,18 +221,19 @@ class Fields:
     def _check_multiples(self, values: Mapping[str, Any]) -> None:
         for (name, other), why in self.multiples.items():
             whole, part = values.get(name), values.get(other)
-            # Null stands for a value that fits; a default may not be known before transformers fills it in.
+            # Null stands for a value that fits; some defaults are known only after transformers filled them
+            # in.
             if whole is not None and part is not None and whole % part:
                 detail = f"config.json: {name}={whole} is not a multiple of {other}={part}, so {why}"
                 raise InvalidRequestError("model", detail)
 
     def does_not_matter(self, name: str) -> bool:
-        """Whether any value of a field, by the format's own name for it, gives the same logits."""
-        # Token ids say what generation starts and stops with; padding ids matter to padded prompts only.
+        """Whether the logits are the same for any value of a field, given by the format's own name for it."""
+        # Token ids say where generation starts and stops; padding ids matter to padded prompts only.
         return name in self.ignored or name.endswith("_token_id") or name in ("model_type", *_QUANTIZATION)
 
     def _check_classes(self, model_type: str, raw: Mapping[str, Any]) -> None:
-        """Weights of another class are those of another function, and code of a checkpoint is never run."""
+        """Refuses weights of classes that compute something else, and checkpoints with code of their own."""
         classes = raw.get("architectures")
         if classes is not None and not (
             isinstance(classes, list) and all(name in self.architectures for name in classes)
@@ -229,7 +253,10 @@ class Fields:
 
 
 def refuse_quantized(name: str, value: object) -> None:
-    """Raises InvalidRequestError (field ``model``) with the name of the scheme."""
+    """Raises InvalidRequestError (field ``model``) for a field ``name`` that says the weights are quantised.
+
+    The message names the scheme, as far as ``value`` tells it.
+    """
     found = value if isinstance(value, dict) else {}
     scheme = found.get("quant_method") or found.get("quant_type") or found.get("format")
     if scheme is None:
@@ -250,9 +277,9 @@ def _check_fixed(model_type: str, name: str, value: object, allowed: tuple[objec
         raise InvalidRequestError("model", detail)
 
 
-def _format(model_type: str) -> tuple[Mapping[str, str], dict[str, object]]:
-    """Other names of fields, and the defaults, of a format's configuration class."""
-    # Imported where it is needed, as all of transformers: 100 MB.
+def _aliases_and_defaults(model_type: str) -> tuple[Mapping[str, str], dict[str, object]]:
+    """Other names of fields, and default values of fields, in a format's configuration class."""
+    # Imported here because transformers takes 100 MB.
     from transformers import CONFIG_MAPPING
 
     found: Any = CONFIG_MAPPING[model_type]

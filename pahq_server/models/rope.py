@@ -1,7 +1,8 @@
-"""Rotary positions of a configuration: what may stand there, and the frequencies that follow.
+"""Rotary positions: the fields of a ``config.json`` that describe them, and the frequencies that follow.
 
-The frequencies are transformers' own. What is checked here is that a file says one thing: there are two names
-for the dictionary and three for each number, and transformers silently prefers one of them.
+transformers computes the frequencies. What is checked here is that the file does not contradict itself: there
+are two names for the dictionary of settings and up to three for each setting, and transformers silently
+prefers one of them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pahq_server.models.architecture import Rotary
 from pahq_server.models.config_fields import (
     FLAG,
     SIZE,
-    Kind,
+    FieldType,
     check_value,
     nullable,
     number,
@@ -30,14 +31,15 @@ from pahq_server.models.config_fields import (
 _DICTIONARIES = ("rope_parameters", "rope_scaling")
 _POSITIVE = number(above=True)
 _THETA = _POSITIVE
-# The types whose frequencies do not depend on the length of the prompt: what each must hold, and may hold.
-_REQUIRED: dict[str, dict[str, Kind]] = {
+# The supported types, whose frequencies do not depend on the length of the prompt: settings that each must
+# have, and settings that it may have.
+_REQUIRED: dict[str, dict[str, FieldType]] = {
     "default": {},
     "linear": {"factor": _POSITIVE},
     "llama3": {"factor": _POSITIVE, "low_freq_factor": _POSITIVE, "high_freq_factor": _POSITIVE},
     "yarn": {"factor": _POSITIVE},
 }
-_OPTIONAL: dict[str, dict[str, Kind]] = {
+_OPTIONAL: dict[str, dict[str, FieldType]] = {
     "default": {},
     "linear": {},
     "llama3": {"original_max_position_embeddings": SIZE},
@@ -49,7 +51,7 @@ _OPTIONAL: dict[str, dict[str, Kind]] = {
         ),
     },
 }
-# Fields beside the dictionary that say the same as one of its entries.
+# Fields outside the dictionary, and the entry of the dictionary that means the same.
 _BESIDE = {
     "rope_theta": "rope_theta",
     "rotary_emb_base": "rope_theta",
@@ -67,12 +69,12 @@ class RopeFields:
         share: what ``partial_rotary_factor``, the rotated share of each head, may be.
     """
 
-    share: Kind
+    share: FieldType
 
     @property
-    def computed(self) -> dict[str, Kind]:
+    def computed(self) -> dict[str, FieldType]:
         """The fields and what each may hold, for `Fields.computed`."""
-        dictionary = Kind("an object, or null", lambda x: x is None or isinstance(x, dict))
+        dictionary = FieldType("an object, or null", lambda x: x is None or isinstance(x, dict))
         return {
             **dict.fromkeys(_DICTIONARIES, dictionary),
             "rope_theta": _THETA,
@@ -113,7 +115,7 @@ PARTIAL_ROPE = RopeFields(number(0, 1, above=True))
 WHOLE_ROPE = RopeFields(one_of(1.0))
 
 
-def _check_dictionary(model_type: str, where: str, found: Mapping[str, Any], share: Kind) -> None:
+def _check_dictionary(model_type: str, where: str, found: Mapping[str, Any], share: FieldType) -> None:
     names = [found[name] for name in ("rope_type", "type") if name in found]
     rope = names[0] if names else "default"
     if not isinstance(rope, str) or rope not in _REQUIRED:
@@ -124,17 +126,17 @@ def _check_dictionary(model_type: str, where: str, found: Mapping[str, Any], sha
     for name in _REQUIRED[rope]:
         if name not in found:
             raise InvalidRequestError("model", f"config.json: {where} of type {rope!r} needs {name}")
-    kinds = {"rope_theta": _THETA, "partial_rotary_factor": share} | _REQUIRED[rope] | _OPTIONAL[rope]
+    settings = {"rope_theta": _THETA, "partial_rotary_factor": share} | _REQUIRED[rope] | _OPTIONAL[rope]
     for name, value in found.items():
         if name in ("rope_type", "type"):
             continue
-        if name not in kinds:
+        if name not in settings:
             detail = (
                 f"{model_type} with {where}.{name}={shown(value)} is not supported: rope_type={rope!r} "
-                f"has no such parameter, only {sorted(kinds)}"
+                f"has no such parameter, only {sorted(settings)}"
             )
             raise InvalidRequestError("model", detail)
-        check_value(f"{where}.{name}", value, kinds[name])
+        check_value(f"{where}.{name}", value, settings[name])
     if rope == "llama3" and found["low_freq_factor"] >= found["high_freq_factor"]:
         detail = (
             f"config.json: {where}.low_freq_factor must be less than high_freq_factor, got "
@@ -144,12 +146,12 @@ def _check_dictionary(model_type: str, where: str, found: Mapping[str, Any], sha
 
 
 def rotary(embedding: Callable[[Any], Any], config: Any, d_head: int) -> Rotary:
-    """The frequencies of one of transformers' rotary embeddings.
+    """Computes the frequencies of rotary positions with a module of transformers.
 
     Args:
-        embedding: its class.
-        config: what it is made from.
-        d_head: width of a head.
+        embedding: class of the module.
+        config: from which the module is made.
+        d_head: width of a head, in features.
 
     Raises InvalidRequestError (field ``model``) for frequencies that are not finite or too many.
     """

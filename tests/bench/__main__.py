@@ -23,7 +23,7 @@ from bench.workloads import Workload
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.memory.heap import keep_freed_memory
 
 # How long one of several things that are compared goes on before it is the next one's turn.

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from bench.operations import needed_operations
 from bench.workloads import Workload
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.shared import DeviceMemory
-from pahq_server.engine.sparse.work import needed_operations
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model

@@ -1,4 +1,4 @@
-"""The model card: what the shipped checkpoint is, with numbers measured on the saved files."""
+"""The model card: a description of the shipped checkpoint, with figures measured on the saved files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from pathlib import Path
 
 from demo_training.evaluate import Score, evaluate
 from demo_training.names import EXTRA_NAMES, HELD_OUT_NAMES
-
 from pahq_server.tasks.ioi import NAMES
 
 NUM_PROMPTS = 1000
-# Of the test prompts; has nothing to do with the seed of the training text.
+# Seed of the test prompts, independent of that of the training text.
 PROMPT_SEED = 1
 
 _CARD = """\
@@ -36,9 +35,9 @@ indirect object minus repeated name, mean. Measured on these files, read back an
 
 ## Training data
 
-{documents:,} short documents made from templates by `pahq_server/demo/corpus.py` (seed {seed}): about a third
-solve the task, some are its corrupted form, the others are stories about one person, lists, greetings,
-belongings, and scenes without people. There are {num_names} names. These are held out:
+{documents:,} short documents made from templates by `tests/demo_training/corpus.py` (seed {seed}): about a
+third solve the task, some are its corrupted form, the others are stories about one person, lists,
+greetings, belongings, and scenes without people. There are {num_names} names. These are held out:
 
 {held_out}
 
@@ -47,8 +46,8 @@ they do in the other documents.
 
 ## Retrain
 
-`python -m demo_training.train --out DIR --seed {seed} --steps {steps}` takes some minutes on two
-processor cores, and gives the same bytes again on the same machine with the same version of torch.
+`make demo-model OUT=DIR` (seed {seed}, {steps:,} steps) takes some minutes on two processor
+cores, and gives the same bytes again on the same machine with the same version of torch.
 
 ## Licence
 
@@ -57,7 +56,7 @@ MIT, text and weights.
 
 
 def write(path: Path, seed: int, steps: int, documents: int) -> str:
-    """Measure the checkpoint in the folder and put the card beside it. Returns the text."""
+    """Measures the checkpoint in a folder, writes the card there, and returns its text."""
     text = _CARD.format(
         rows="\n".join(row(label, score) for label, score in measure(path).items()),
         documents=documents,
@@ -71,12 +70,12 @@ def write(path: Path, seed: int, steps: int, documents: int) -> str:
 
 
 def measure(path: Path) -> dict[str, Score]:
-    """Scores by what the card calls the set of names."""
+    """Measures a checkpoint with several sets of names; returns scores by the card's labels of these sets."""
     sets = {"held-out only": HELD_OUT_NAMES, "all of the task's": NAMES}
     return {label: evaluate(path, names, NUM_PROMPTS, PROMPT_SEED) for label, names in sets.items()}
 
 
 def row(label: str, score: Score) -> str:
-    """One row of the card's table."""
+    """Formats one row of the card's table."""
     clean, corrupted = score.logit_difference, score.corrupted_logit_difference
     return f"| {label} | {score.num_prompts} | {score.accuracy:.1%} | {clean:z.1f} | {corrupted:z.1f} |"

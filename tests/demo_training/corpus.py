@@ -1,9 +1,10 @@
-"""The training text of the demo model: short documents made from templates, a function of a seed.
+"""The training text of the demo model: short documents made from templates with a seed.
 
-Held-out names never occur in a text of the task's shape: two people, then one of them again, then the
-other. They do occur, like all names, in the other documents: stories about one
-person, lists, greetings, belongings. So their embeddings are trained, and whether the model solves
-the task with them shows that it has learned the rule and not the names.
+Held-out names never occur in a text of the task's shape: two people, then one of them again, then the other.
+Like all
+names they occur in the other documents: stories about one person, lists, greetings, belongings. So their
+    embeddings are
+trained, and if the model solves the task with them it has learned the rule and not the names.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import random
 from collections.abc import Callable
 
 from demo_training.names import ALL_NAMES, TRAINED_NAMES
-
 from pahq_server.tasks.ioi import PLACES, THINGS, Frame, pick, pick_distinct, words
 
 _WORDS = {
@@ -25,9 +25,9 @@ _WORDS = {
     "grown_up": words("Mom Dad Grandma Grandpa"),
     "act": words("ran jumped walked looked came went"),
 }
-# What may follow once the thing has been given; "{name}" is who has it now.
+# Sentences that may follow after the thing was given; "{name}" is the one who has it now.
 _ENDINGS = (" {name} was {feeling}.", " {name} said thank you.", " They were {feeling}.", "")
-# About one person, whose name returns: these teach that a name can be copied, held-out ones too.
+# About one person, whose name is repeated. They teach that a name can be copied, also a held-out one.
 _STORIES = (
     " {name} was {feeling}. {grown_up} gave a {thing} to {name}. {name} said thank you.",
     " One day, {name} saw a {colour} {animal} at the {place}. The {animal} {act} to {name}.",
@@ -37,7 +37,7 @@ _STORIES = (
     " When {name} went to the {place}, {grown_up} {act} to {name}. They were {feeling}.",
     " {grown_up} wanted to give a {thing} to {name}. It was {adjective} and {colour}. {name} was {feeling}.",
 )
-# About several people, nobody giving anything.
+# About several people, without giving.
 _GROUPS = (
     " {a}, {b} and {c} are friends. They went to the {place}. The {animal} saw {a}, {b} and {c}.",
     " {a} has a {colour} {animal}. {b} has a {adjective} {thing}. The {animal} belongs to {a}.",
@@ -55,20 +55,20 @@ _SCENES = (
 
 
 def generate(seed: int, count: int) -> list[str]:
-    """`count` documents, each of a few sentences that start with a space."""
+    """Makes ``count`` documents of a few sentences, each of which begins with a space."""
     rng = random.Random(seed)
     return [pick(rng, _KINDS)(rng) for _ in range(count)]
 
 
 def _given(rng: random.Random) -> str:
-    """The task solved: who is not the subject gets the thing."""
+    """A solved task: the one who is not the subject gets the thing."""
     first, second = pick_distinct(rng, TRAINED_NAMES, 2)
     receiver, subject = pick(rng, [(first, second), (second, first)])
     return Frame.draw(rng).fill(first, second, subject) + f" {receiver}." + _ending(rng, receiver)
 
 
 def _given_by_stranger(rng: random.Random) -> str:
-    """The corrupted form of the task: a third person gives, and either of the two may receive."""
+    """The corrupted form of the task: a third person gives, and either of the two receives."""
     first, second, subject = pick_distinct(rng, TRAINED_NAMES, 3)
     receiver = pick(rng, (first, second))
     return Frame.draw(rng).fill(first, second, subject) + f" {receiver}." + _ending(rng, receiver)
@@ -95,7 +95,7 @@ def _fill(rng: random.Random, template: str, **names: str) -> str:
     return template.format(**names, **{slot: pick(rng, choices) for slot, choices in _WORDS.items()})
 
 
-# Drawn with equal chance: an entry that stands here twice comes twice as often.
+# One is drawn for each document, all entries with equal chance.
 _KINDS: tuple[Callable[[random.Random], str], ...] = (
     *(_given,) * 4,
     _given_by_stranger,

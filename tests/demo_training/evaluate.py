@@ -1,4 +1,4 @@
-"""How well a checkpoint does the built-in task."""
+"""Measures how well a checkpoint does the built-in task "ioi"."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pahq_server.tasks import ioi
 
 @dataclass(frozen=True)
 class Score:
-    """Means over prompts.
+    """Results of one set of prompts, means over prompts.
 
     Args:
-        num_prompts: how many prompts were tested.
-        accuracy: share of prompts whose most likely next token, of all tokens, is the answer.
-        logit_difference: logit of the answer minus logit of the wrong answer.
-        corrupted_logit_difference: the same difference after the corrupted prompts.
+        num_prompts: number of prompts.
+        accuracy: share of prompts for which the answer is the most likely of all tokens.
+        logit_difference: logit of the answer minus that of the wrong answer.
+        corrupted_logit_difference: the same difference for the corrupted prompts.
     """
 
     num_prompts: int
@@ -32,7 +32,7 @@ class Score:
 
 @dataclass(frozen=True)
 class HubTokenizer:
-    """A tokenizer of transformers as the task generator wants it."""
+    """Adapts a tokenizer of transformers to `core.task.Tokenizer`."""
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -44,7 +44,13 @@ class HubTokenizer:
 
 
 def evaluate(path: Path, names: Sequence[str], num_prompts: int, seed: int) -> Score:
-    """Test a saved checkpoint, its weights read back and widened to float32."""
+    """Measures a saved checkpoint, with its weights converted to float32.
+
+    Args:
+        path: folder of the checkpoint.
+        names: to draw prompts from.
+        num_prompts, seed: of the task.
+    """
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = HubTokenizer(AutoTokenizer.from_pretrained(path))
     prompts = ioi.generate(tokenizer, num_prompts, seed, names)
@@ -62,8 +68,8 @@ def evaluate(path: Path, names: Sequence[str], num_prompts: int, seed: int) -> S
 
 @torch.no_grad()
 def _last_logits(model: PreTrainedModel, prompts: list[list[int]]) -> torch.Tensor:
-    """Logits at the last token of each prompt: [prompts, vocabulary]."""
-    # Padding on the right needs no mask: attention is causal, and nothing behind the prompt is read.
+    """Computes the logits at the last token of each prompt: [prompts, vocabulary]."""
+    # Padding on the right needs no mask, since attention is causal and only the prompt's last token is read.
     ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True)
     last = torch.tensor([len(prompt) - 1 for prompt in prompts])
     logits: torch.Tensor = model(input_ids=ids).logits[torch.arange(len(prompts)), last]

@@ -1,14 +1,14 @@
-"""Who lives in the demo model's training text: the task's names, and many more.
+"""The names in the demo model's training text: those of the task, and many more.
 
-With the task's names alone the model learns the names by heart. Two hundred make the rule the easier
-thing to learn.
+With the names of the task alone the model would memorise them. With two hundred names the rule is easier to
+learn.
 """
 
 from __future__ import annotations
 
 from pahq_server.tasks.ioi import NAMES, words
 
-# Never seen in a sentence of the task's shape.
+# These never occur in a training text of the task's shape.
 HELD_OUT_NAMES = NAMES[3::4]
 EXTRA_NAMES = words(
     """

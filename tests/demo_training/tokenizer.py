@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: one token per word or punctuation mark, the space before it included."""
+"""The demo model's tokenizer: one token per word or punctuation mark, with the space before it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SPACE = "▁"
 
 
 def build(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
-    """A tokenizer whose vocabulary is all words of the texts, in alphabetical order.
+    """Makes a tokenizer whose vocabulary is all words of the texts, in alphabetical order.
 
     Args:
-        texts: what the model is trained on.
-        context: the longest input of the model in tokens.
+        texts: the training text.
+        context: longest input of the model, in tokens.
     """
     splitter = _splitter()
     words = {word for text in texts for word, _ in splitter.pre_tokenize_str(text)}
@@ -37,7 +37,7 @@ def build(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
 
 
 def _splitter() -> pre_tokenizers.PreTokenizer:
-    """Spaces belong to the word that follows; a text that starts without one is given one."""
+    """Splits texts into words, each with the space before it; a text without a leading space gets one."""
     spaces = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="first", split=False)
     word_or_mark = Regex(rf"{_SPACE}?\w+|[^\w{_SPACE}]")
     return pre_tokenizers.Sequence([spaces, pre_tokenizers.Split(word_or_mark, "isolated")])

@@ -1,7 +1,7 @@
-"""Train the demo model: ``python -m demo_training.train --out DIR``.
+"""Trains the demo model: ``make demo-model OUT=DIR``, or ``python -m demo_training.train`` in tests/.
 
-A function of its arguments alone, on a given machine and version of torch: fixed seed, fixed number
-of threads, deterministic algorithms.
+With the same arguments it gives the same bytes on the same machine with the same version of torch: the seed
+and the number of threads are fixed, and all algorithms are deterministic.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from demo_training import card, corpus, tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from demo_training import card, corpus, tokenizer
+
 CONTEXT = 64
-# Sums are split by thread: another number would give other last digits.
+# Sums are split between threads, so another number of them would change the last digits.
 THREADS = 2
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the model is trained. Rows are sequences of CONTEXT tokens."""
+    """How the model is trained. A row is a sequence of `CONTEXT` tokens."""
 
     seed: int = 0
     steps: int = 4000
@@ -33,7 +34,7 @@ class Recipe:
 
 
 def train(recipe: Recipe) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """The trained model in float32, and its tokenizer."""
+    """Trains a model; returns it in float32, with its tokenizer."""
     documents = corpus.generate(recipe.seed, recipe.documents)
     words = tokenizer.build(documents, CONTEXT)
     with torch.random.fork_rng(devices=[]):
@@ -60,9 +61,9 @@ def _config(words: PreTrainedTokenizerFast) -> GPT2Config:
 
 
 def _pack(words: PreTrainedTokenizerFast, documents: list[str]) -> torch.Tensor:
-    """Token ids of the documents in rows: [rows, CONTEXT].
+    """Packs the token ids of documents into rows: int64 [rows, CONTEXT].
 
-    Every row starts with a document, as a prompt does, and its last document is cut off.
+    Each row begins with the beginning of a document, as prompts do; the last document of a row is cut off.
     """
     rows: list[list[int]] = []
     row: list[int] = []
@@ -75,7 +76,7 @@ def _pack(words: PreTrainedTokenizerFast, documents: list[str]) -> torch.Tensor:
 
 
 def _fit(model: GPT2LMHeadModel, rows: torch.Tensor, recipe: Recipe) -> None:
-    """Next-token prediction over all positions, several passes over the rows."""
+    """Trains the model to predict the next token at all positions, in several passes over the rows."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
     )
@@ -93,19 +94,19 @@ def _fit(model: GPT2LMHeadModel, rows: torch.Tensor, recipe: Recipe) -> None:
 
 
 def _rate(step: int, recipe: Recipe) -> float:
-    """Share of the learning rate: linear warm-up, then linear decay to zero."""
+    """Returns the factor on the learning rate: linear warm-up, then linear decay to zero."""
     left = (recipe.steps - step) / recipe.steps
     return min(1.0, (step + 1) / recipe.warmup_steps) * left
 
 
 def _shuffled(rows: int, count: int) -> torch.Tensor:
-    """`count` row indices: whole passes, each in a new random order."""
+    """Draws ``count`` indices of rows: passes over all rows, each in a new random order."""
     passes = -(-count // rows)
     return torch.cat([torch.randperm(rows) for _ in range(passes)])[:count]
 
 
 def save(model: GPT2LMHeadModel, words: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the checkpoint in half precision, in the layout that transformers reads."""
+    """Saves a checkpoint of transformers in half precision."""
     model.half().save_pretrained(out)
     words.save_pretrained(out)
 

@@ -11,7 +11,7 @@ import pytest
 from helpers.random_models import save_hooked
 
 from pahq_server.cli import main
-from pahq_server.engine.sizing import machine_bytes
+from pahq_server.engine.devices import machine_bytes
 
 RATE = ("--gflops", "100")
 

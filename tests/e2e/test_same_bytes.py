@@ -17,8 +17,8 @@ from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
 from pahq_server.core.verdict import SearchResult, Verdict
+from pahq_server.engine.cost import job_bytes
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
-from pahq_server.engine.sizing import job_bytes
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.scheduler.queue import Place

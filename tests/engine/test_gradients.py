@@ -22,7 +22,7 @@ from pahq_server.engine.backends import EXECUTORS
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.gradients import EdgeGradientScorer
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.models.loading import load
 from pahq_server.models.streaming import load_rounded

@@ -16,7 +16,7 @@ from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
 from pahq_server.engine.backends import make_backend, precisions
 from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import ResidentModel, StreamedWeights, load_rounded

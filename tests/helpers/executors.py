@@ -9,8 +9,8 @@ from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
-from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.shared import DeviceMemory, Shared
+from pahq_server.engine.sparse.executor import Shared, SparseExecutor
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
 

@@ -10,7 +10,7 @@ from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
 

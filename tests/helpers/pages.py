@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 
-from pahq_server.engine.sparse.shared import SCRATCH_SHARE, DeviceMemory
+from pahq_server.engine.sparse.memory import SCRATCH_SHARE, DeviceMemory
 from pahq_server.memory.pages import Pages
 from pahq_server.memory.pool import PagePool
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from helpers.fake_engine import OBJECTIVE, PATIENCE_S, Failures, FakeEngine
-from helpers.specs import acdc, changed
+from helpers.specs import acdc, changed, found
 from helpers.waiting import result_of, wait_end, wait_state, wait_until
 
 from pahq_server.access.tokens import TokenTable, new_token
@@ -181,21 +181,23 @@ UNREADABLE = [
     ("state = 9", "its state"),
     ("state = 'running'", "its state"),
     ("state = 3", "where it stood"),
-    ("metric = 'nothing'", "its metric"),
-    ("metric = 1e999", "its metric"),
-    ("decided = -1", "how many edges were decided"),
-    ("decided = 3", "where it stood"),
-    ("evaluations = 1 << 60", "its number of evaluations"),
+    ("figures = 'nothing'", "the figures of its progress"),
+    ("figures = '[]'", "the figures of its progress"),
+    ("done = -1", "how much was done"),
+    ("done = 3", "where it stood"),
+    ("records = 1 << 60", "its number of journal records"),
     ("created = -1.0", "when it was created"),
     ("created = 1e18", "when it was created"),
     ("started = 'soon'", "when it began"),
-    ("total = 'many'", "its number of edges"),
+    ("total = 'many'", "its amount of work"),
     ("charged = -3.0", "what it cost"),
     ("error = x'00ff'", "why it failed"),
     ("error = CAST(x'ff' AS TEXT)", "why it failed"),
     ("revision = ''", "what was asked for"),
+    ("unit = x'00'", "the unit of its work"),
+    ("stage = x'00'", "what was being done"),
     ("content = x'00'", "what was asked for"),
-    ("content = 'text'", "the key of its result"),
+    ("content = 'text'", "the key of its artifact"),
     ("user = 'b/ob'", "whose it is"),
     ("user = 'eve'", "whose it is"),
     ("tokens = tokens + 1", "what was asked for"),
@@ -292,7 +294,7 @@ def test_a_job_that_cannot_be_read_fails_and_can_be_deleted(
         server.jobs.delete(found.name)
         assert found.name not in [each.name for each in server.jobs.page(None, 10)[0]]
         with server.database.reading() as connection:
-            for table in ("verdicts", "results"):
+            for table in ("journal", "artifacts"):
                 query = f"SELECT count(*) FROM {table} WHERE log NOT IN (SELECT log FROM jobs)"
                 assert connection.execute(query).fetchone()[0] == 0
     finally:
@@ -314,21 +316,20 @@ def test_a_repeated_request_finds_the_damaged_job(start: Start, tmp_path: Path) 
     server.stop()
 
 
+TEXT_RUN = "UPDATE journal SET data = CAST(x'ff' AS TEXT) WHERE log = 1 AND first = 0"
 RUNS = [
-    ("UPDATE verdicts SET data = x'00' WHERE log = 1 AND first = 0", "the verdicts from number 0 on"),
-    (
-        "UPDATE verdicts SET data = CAST(x'ff' AS TEXT) WHERE log = 1 AND first = 0",
-        "the verdicts from number 0",
-    ),
-    ("UPDATE verdicts SET data = zeroblob(34) WHERE log = 1 AND first = 0", "the verdicts from number 0 on"),
-    ("DELETE FROM verdicts WHERE log = 1 AND first = 0", "verdicts before number"),
-    ("DELETE FROM verdicts WHERE log = 1 AND first > 0", "verdicts instead of"),
-    ("UPDATE verdicts SET first = first + 100 WHERE log = 1 AND first > 0", "verdicts before number"),
+    ("UPDATE journal SET data = x'00' WHERE log = 1 AND first = 0", "the journal from record 0 on"),
+    (TEXT_RUN, "the journal from record 0 on"),
+    ("UPDATE journal SET data = zeroblob(34) WHERE log = 1 AND first = 0", "the journal from record 0 on"),
+    ("UPDATE journal SET count = count + 1 WHERE log = 1 AND first = 0", "the journal from record 0 on"),
+    ("DELETE FROM journal WHERE log = 1 AND first = 0", "journal records before number"),
+    ("DELETE FROM journal WHERE log = 1 AND first > 0", "journal records instead of"),
+    ("UPDATE journal SET first = first + 100 WHERE log = 1 AND first > 0", "journal records before number"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "named"), RUNS, ids=[named for _, named in RUNS])
-def test_verdicts_that_are_damaged_fail_their_job(
+def test_a_journal_that_is_damaged_fails_its_job(
     damage: str, named: str, start: Start, tmp_path: Path
 ) -> None:
     server = start()
@@ -351,27 +352,27 @@ def test_verdicts_that_are_damaged_fail_their_job(
     server.stop()
 
 
-RESULTS = [
-    "UPDATE results SET value = value + 1",
-    "UPDATE results SET empty_circuit = 'x'",
-    "UPDATE results SET run = '{'",
-    "UPDATE results SET run = CAST(x'ff' AS TEXT)",
-    "DELETE FROM results",
-    "UPDATE results SET log = 17",
+SUMMARIES = [
+    "UPDATE artifacts SET figures = replace(figures, '0', '1')",
+    "UPDATE artifacts SET figures = 'x'",
+    "UPDATE artifacts SET kind = 'square'",
+    "UPDATE artifacts SET warnings = '[\"Ha.\"]'",
+    "UPDATE artifacts SET warnings = CAST(x'ff' AS TEXT)",
+    "DELETE FROM artifacts",
+    "UPDATE artifacts SET log = 17",
 ]
 PARTS = [
-    "UPDATE results SET kept = zeroblob(length(kept))",
-    "UPDATE results SET graph = replace(graph, '2', '3')",
-    "UPDATE results SET request = '{}'",
-    "UPDATE results SET metric = 'l2'",
-    "UPDATE results SET checksum = NULL",
-    "UPDATE verdicts SET data = zeroblob(length(data)) WHERE first = 0",
-    "DELETE FROM verdicts WHERE first > 0",
+    "UPDATE artifacts SET data = zeroblob(length(data))",
+    "UPDATE artifacts SET version = 2",
+    "UPDATE artifacts SET request = '{}'",
+    "UPDATE artifacts SET run = '{'",
+    "UPDATE artifacts SET run = CAST(x'ff' AS TEXT)",
+    "UPDATE artifacts SET checksum = NULL",
 ]
 
 
-@pytest.mark.parametrize("damage", RESULTS + PARTS)
-def test_a_result_that_is_damaged_is_not_told(damage: str, start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", SUMMARIES + PARTS)
+def test_an_artifact_that_is_damaged_is_not_told(damage: str, start: Start, tmp_path: Path) -> None:
     server = start()
     server.engine.release()
     job = server.jobs.create(SPEC, "", user="ada")
@@ -383,9 +384,9 @@ def test_a_result_that_is_damaged_is_not_told(damage: str, start: Start, tmp_pat
             server.jobs.artifact(job.name)
         assert caught.value.damaged
         (found,) = server.jobs.page("ada", 10)[0]
-        if damage in RESULTS:  # a list tells of these
+        if damage in SUMMARIES:  # a list tells of these
             assert found.snapshot.state is JobState.FAILED
-            assert "its circuit cannot be read" in found.snapshot.error
+            assert "its artifact cannot be read" in found.snapshot.error
             assert found.summary is None
         # Nobody else gets it.
         computed = len(server.engine.opened)
@@ -408,9 +409,8 @@ def test_rows_that_have_changed_places_are_noticed(start: Start, tmp_path: Path)
         result_of(server.jobs, job)
     swap = "UPDATE {0} SET log = CASE log WHEN 1 THEN -2 ELSE -1 END", "UPDATE {0} SET log = -log"
     with server.database.transaction("test", synced=True) as connection:
-        for table in ("results", "verdicts"):
-            for statement in swap:
-                connection.execute(statement.format(table))
+        for statement in swap:
+            connection.execute(statement.format("artifacts"))
     for job in (first, second):
         with pytest.raises(StorageError) as caught:
             server.jobs.artifact(job.name)
@@ -444,7 +444,7 @@ def test_minus_zero_is_no_damage(start: Start) -> None:
     jobs = service_on(server.database, engine)
     jobs.start()
     job = jobs.create(SPEC, "", user="zoe")
-    assert result_of(jobs, job).search.metric_value == 0
+    assert found(result_of(jobs, job)).metric_value == 0
     assert jobs.find(job.name).snapshot.state is JobState.SUCCEEDED
     jobs.close()
 

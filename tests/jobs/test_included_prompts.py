@@ -19,7 +19,7 @@ from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.jobs import spec as specs
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobService
-from pahq_server.jobs.spec import JobSpec
+from pahq_server.jobs.spec import JobSpec, RequestFacts
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 from pahq_server.store.jobs import SqliteJobStore
@@ -143,26 +143,31 @@ def test_a_later_process_still_tells_all(engine: FakeEngine, new_service: NewSer
         with_database.close()
 
 
-def test_rows_of_an_older_server(new_service: NewService, tmp_path: Path) -> None:
-    """Specs without facts, results without warnings."""
+def test_specs_of_an_older_server(new_service: NewService, tmp_path: Path) -> None:
+    """They have another form and tell nothing about the request; its id is known all the same."""
     database = Database(tmp_path / DATABASE)
     service = new_service(SqliteJobStore(database))
     job = service.create(SPEC, "abc")
     result_of(service, job)
-    text = specs.encode(SPEC).text
+    fields = json.loads(specs.encode(SPEC).text)
+    older = {
+        "measurement": fields["objective"],
+        "builtin": None,
+        "method": "acdc",
+        "threshold": 2.0,
+        "gates": True,
+    }
     with database.transaction("test", synced=True) as connection:
-        connection.execute("UPDATE jobs SET spec = ?", (text,))
-        connection.execute("UPDATE results SET run = json_remove(run, '$.warnings')")
+        connection.execute("UPDATE jobs SET spec = ?, payload = ?", (specs.to_json(older), bytes(32)))
         summed_again(connection)
     found = service.find(job.name)
-    assert (found.warnings, found.facts.num_prompts) == ((), 0)
+    assert (found.spec.parameters, found.facts) == (SPEC.parameters, RequestFacts())
     assert found.summary is not None
     again = result_of(service, found)
-    assert (again.run["task"], again.run["warnings"], again.prompts) == ({}, [], None)
+    assert (again.run["task"], again.prompts) == ({}, None)
     assert service.create(SPEC, "abc").name == job.name
-    with database.transaction("test", synced=True) as connection:
-        connection.execute("UPDATE results SET run = '{'")
-    assert [each.name for each in service.page(None, 10)[0]] == [job.name]
+    with pytest.raises(AlreadyExistsError):
+        service.create(ASKS, "abc")
     service.close()
     database.close()
 

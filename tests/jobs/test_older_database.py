@@ -16,6 +16,7 @@ from helpers.waiting import result_of, wait_end
 from pahq_server.access.tokens import TokenTable
 from pahq_server.core.errors import StorageError
 from pahq_server.core.task import BuiltinTask, PromptTask
+from pahq_server.core.verdict import unpack_verdicts
 from pahq_server.jobs import spec as specs
 from pahq_server.jobs.job import JobState
 from pahq_server.jobs.service import JobPolicy, JobService
@@ -76,7 +77,8 @@ def test_everything_is_there(database: Database) -> None:
     assert specs.read(queued, store.prompts(queued.id)).objective.task == BuiltinTask("ioi", 4, 7)
     task = specs.read(running, store.prompts(running.id)).objective.task
     assert task == PromptTask(((1, 2), (3, 4)), ((1, 5), (3, 6)), positions=(0, 1))
-    assert len(store.journal(running.id)) == running.snapshot.records == 9
+    verdicts = unpack_verdicts(b"".join(store.journal(running.id)))
+    assert len(verdicts) == running.snapshot.records == 9
     assert failed.snapshot.error == "internal error (RuntimeError); see the server's log"
     for record in (reused, done):
         result = store.artifact(record.name)

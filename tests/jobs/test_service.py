@@ -199,7 +199,7 @@ def test_what_a_cancelled_job_had_found(spec: JobSpec, engine: FakeEngine, servi
     assert verdicts == alone(spec).verdicts[: len(verdicts)]
     assert len(verdicts) == job.snapshot.records > 0
     assert result.request["version"] == "1.2.3"
-    assert (result.run["state"], result.run["task"]) == ("cancelled", {"num_prompts": 2})
+    assert (result.run["state"], result.run["task"]) == ("cancelled", {"num_prompts": 1})
     assert job.summary is service.find(job.name).summary is None
 
 

@@ -63,9 +63,9 @@ def test_a_toy_is_queued_watched_killed_resumed_and_gives_its_artifact(
 ) -> None:
     monkeypatch.setitem(METHODS, "toy", Toy())
     (tmp_path / "first").mkdir()
-    killed, engine = start(tmp_path / "first")
+    killed, killed_engine = start(tmp_path / "first")
     job = killed.create(JobSpec(OBJECTIVE, "toy", ToyParameters()), "")
-    engine.let(3)
+    killed_engine.let(3)
     seen = wait_until(job, lambda now: now.progress == Progress(3, "squaring", {"sum": 5.0}))
     assert (seen.state, seen.records, job.unit, job.total) == (JobState.RUNNING, 3, "numbers", 5)
     shutil.copytree(tmp_path / "first", tmp_path / "then", ignore=shutil.ignore_patterns("*-shm"))
@@ -75,4 +75,6 @@ def test_a_toy_is_queued_watched_killed_resumed_and_gives_its_artifact(
     assert (result.artifact.kind, result.artifact.data) == ("squares", bytes([0, 1, 4, 9, 16]))
     assert result.run["counts"] == {"replayed": 3}
     assert sum(map(len, engine.steps)) == 2  # the first three numbers are not squared again
-    service.close()
+    for each, held in ((killed, killed_engine), (service, engine)):
+        held.release()
+        each.close()

@@ -17,7 +17,7 @@ from transformers import CONFIG_MAPPING
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.adapters.registry import ADAPTERS, REASONS
-from pahq_server.models.checkpoint_weights import Masters
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.loading import load, outline
 
 SUPPORTED = ["gpt2", "gpt_neo", "gpt_neox", "hooked_transformer", "llama", "mistral", "opt", "qwen2", "qwen3"]
@@ -32,7 +32,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def refused(source: Path | str, *parts: str) -> str:
     """Asserts that every way to read the model fails and says every part; returns the message."""
     details = []
-    for read in (load, outline, Masters.open):
+    for read in (load, outline, CheckpointWeights.open):
         with pytest.raises(InvalidRequestError) as caught:
             read(str(source))
         assert caught.value.field == "model"

@@ -23,7 +23,7 @@ from pahq_server.models.folding import FOLDING, fold, fold_layers, is_folded
 from pahq_server.models.loading import load
 
 TRANSFORMS = {"plain": PLAIN, "folding": FOLDING}
-# Deep and with few tokens: all layers together are much larger than the ends.
+# Deep and with few tokens: all layers together are much larger than the embeddings.
 LAYERS = 5
 DEEP: dict[str, Callable[[Path], object]] = {
     "gpt2": lambda path: make.gpt2(n_layer=LAYERS).save_pretrained(path),
@@ -70,9 +70,9 @@ class Counting:
     def architecture(self, arch: Architecture) -> Architecture:
         return self._inner.architecture(arch)
 
-    def ends(self, arch: Architecture, ends: Weights) -> Weights:
-        self._count(ends)
-        return self._inner.ends(arch, ends)
+    def embeddings(self, arch: Architecture, weights: Weights) -> Weights:
+        self._count(weights)
+        return self._inner.embeddings(arch, weights)
 
     def layer(self, arch: Architecture, index: int, layer: LayerWeights) -> LayerWeights:
         self._count(layer)
@@ -214,10 +214,10 @@ def test_pieces_are_asked_for_once_in_order(zoo: Zoo) -> None:
     weights = plain.weights
     built = build(
         plain.architecture,
-        lambda: asking(replace(weights, layers=()), "ends"),
+        lambda: asking(replace(weights, layers=()), "embeddings"),
         lambda index: asking(weights.layers[index], index),
     )
-    assert asked == ["ends", 0, 1]
+    assert asked == ["embeddings", 0, 1]
     assert_same(replace(built, parameters=plain.parameters), plain)
 
 
@@ -229,9 +229,9 @@ def test_a_file_that_is_damaged_while_it_is_read(
         (tmp_path / name).write_bytes((zoo.path("gpt2") / name).read_bytes())
 
     class Damaging(Plain):
-        def ends(self, arch: Architecture, ends: Weights) -> Weights:
+        def embeddings(self, arch: Architecture, weights: Weights) -> Weights:
             damage(tmp_path / "model.safetensors")
-            return ends
+            return weights
 
     with pytest.raises(InvalidRequestError, match="cannot be read") as caught:
         load(str(tmp_path), Damaging())

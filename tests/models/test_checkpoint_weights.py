@@ -1,4 +1,4 @@
-"""Masters give, piece by piece, the bits of a model loaded and folded, and read no more than these."""
+"""Weights read piece by piece have the bits of a model loaded and folded, and no more is read than these."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from pahq_server.core.errors import ConflictError
 from pahq_server.models import checkpoint_weights, folding
 from pahq_server.models.architecture import LayerWeights, Weights
-from pahq_server.models.checkpoint import Mapped
-from pahq_server.models.checkpoint_weights import Masters, MlpWeights
+from pahq_server.models.checkpoint import MappedCheckpoint
+from pahq_server.models.checkpoint_weights import CheckpointWeights, MlpWeights
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.precision.head_store import Component, HeadStore
@@ -45,48 +45,48 @@ def same(found: Tensor, expected: Tensor) -> bool:
 
 
 def assert_masters_are(directory: Path, loaded: LoadedModel) -> None:
-    """Asserts that masters of a checkpoint give every piece of what was loaded from it."""
-    found, model = Masters.open(str(directory)), loaded.model
+    """Asserts that the weights of a checkpoint give every piece of what was loaded from it."""
+    found, model = CheckpointWeights.open(str(directory)), loaded.model
     weights = model.weights
     assert (found.architecture, found.layers) == (model.architecture, model.architecture.layers)
     assert (found.parameters, found.revision) == (model.parameters, loaded.revision)
     for index, layer in enumerate(weights.layers):
         assert_layer(found, index, layer)
-    assert_ends(found, weights)
+    assert_embeddings(found, weights)
 
 
-def assert_layer(found: Masters, index: int, layer: LayerWeights) -> None:
+def assert_layer(found: CheckpointWeights, index: int, layer: LayerWeights) -> None:
     assert_same(found.layer(index), layer)
     for kind in ("q", "k", "v"):
         for unit, (w, b) in enumerate(
             zip(getattr(layer, f"w_{kind}"), getattr(layer, f"b_{kind}"), strict=True)
         ):
-            ours = found.attention(index, kind, unit)
+            ours = found.projection(index, kind, unit)
             assert same(ours[0], w)
             assert same(ours[1], b)
-            copies = found.copies(Component(kind, index, unit))
+            copies = found.load_component(Component(kind, index, unit))
             assert copies.keys() == {f"w_{kind}", f"b_{kind}"}
             assert torch.equal(copies[f"w_{kind}"], w)
             assert torch.equal(copies[f"b_{kind}"], b)
     for head, w in enumerate(layer.w_o):
-        assert same(found.writes(index, head), w)
-        assert torch.equal(found.copies(Component("o", index, head))["w_o"], w)
+        assert same(found.output_projection(index, head), w)
+        assert torch.equal(found.load_component(Component("o", index, head))["w_o"], w)
     q_norm, k_norm = found.head_norms(index)
     assert_same(replace(layer, q_norm=q_norm, k_norm=k_norm), layer)
     if layer.w_in is not None:
         assert_same(found.mlp(index), layer)
         names = [f.name for f in fields(MlpWeights) if getattr(layer, f.name) is not None]
-        copies = found.copies(Component("mlp", index))
+        copies = found.load_component(Component("mlp", index))
         assert list(copies) == names
         assert all(same(copies[name], getattr(layer, name)) for name in names)
 
 
-def assert_ends(found: Masters, weights: Weights) -> None:
-    assert_same(found.ends(), weights)
+def assert_embeddings(found: CheckpointWeights, weights: Weights) -> None:
+    assert_same(found.embeddings(), weights)
     ids = torch.tensor([[0, 1, 2], [2, 0, 0]])
     assert same(found.embed(ids), weights.w_e[ids])
     assert same(found.embed(ids[0, :1]), weights.w_e[:1])
-    assert found.positions == (weights.w_pos is not None)
+    assert found.embeds_positions == (weights.w_pos is not None)
     if weights.w_pos is not None:
         assert same(found.embed_positions(torch.arange(3)), weights.w_pos[:3])
     assert (found.rotary is None) == (weights.rotary is None)
@@ -129,7 +129,7 @@ def test_a_vocabulary_of_several_parts(
     monkeypatch.setattr(folding, "OUTPUTS", 8)
     monkeypatch.setattr(checkpoint_weights, "OUTPUTS", 8)
     architecture(tie_word_embeddings=tied).save_pretrained(tmp_path)
-    found = Masters.open(str(tmp_path))
+    found = CheckpointWeights.open(str(tmp_path))
     assert [len(w.T) for w, _ in found.unembedding()] == [8, 8, 7]
     assert_masters_are(tmp_path, load(str(tmp_path), FOLDING))
 
@@ -155,17 +155,17 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_what_is_asked_for_is_read(name: str, zoo: Zoo, read: list[int]) -> None:
-    found = Masters.open(str(zoo.path(name)))
+    found = CheckpointWeights.open(str(zoo.path(name)))
     arch = found.architecture
     head = arch.d_model * arch.d_head
     # Besides its matrix a head takes its bias, or b_o, and norms.
     small = 6 * max(arch.d_model, arch.d_head)
     assert not read
     for ask in (
-        lambda: found.attention(1, "q", 1),
-        lambda: found.attention(1, "k", 0),
-        lambda: found.attention(0, "v", 0),
-        lambda: found.writes(1, 1),
+        lambda: found.projection(1, "q", 1),
+        lambda: found.projection(1, "k", 0),
+        lambda: found.projection(0, "v", 0),
+        lambda: found.output_projection(1, 1),
     ):
         read.clear()
         ask()
@@ -179,9 +179,9 @@ def test_only_what_is_asked_for_is_read(name: str, zoo: Zoo, read: list[int]) ->
 def test_matrices_are_views_of_the_files(name: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever adapters do to them: none is copied before it is asked for."""
     stored: list[Tensor] = []
-    view = Mapped._view
-    monkeypatch.setattr(Mapped, "_view", lambda *args: stored.append(view(*args)) or stored[-1])
-    weights = Masters.open(str(zoo.path(name)))._views
+    view = MappedCheckpoint._view
+    monkeypatch.setattr(MappedCheckpoint, "_view", lambda *args: stored.append(view(*args)) or stored[-1])
+    weights = CheckpointWeights.open(str(zoo.path(name)))._views
     ranges = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in stored]
     for holder in (weights, *weights.layers):
         for field in fields(holder):
@@ -195,22 +195,22 @@ def test_matrices_are_views_of_the_files(name: str, zoo: Zoo, monkeypatch: pytes
     [
         lambda found: found.layer(2),
         lambda found: found.layer(-1),
-        lambda found: found.attention(0, "q", 4),
-        lambda found: found.attention(0, "q", -1),
-        lambda found: found.attention(0, "k", 2),
-        lambda found: found.writes(0, 4),
+        lambda found: found.projection(0, "q", 4),
+        lambda found: found.projection(0, "q", -1),
+        lambda found: found.projection(0, "k", 2),
+        lambda found: found.output_projection(0, 4),
         lambda found: found.mlp(2),
         lambda found: found.embed(torch.tensor([make.VOCABULARY])),
     ],
 )
-def test_what_is_not_there(ask: Callable[[Masters], object], zoo: Zoo) -> None:
+def test_what_is_not_there(ask: Callable[[CheckpointWeights], object], zoo: Zoo) -> None:
     with pytest.raises(IndexError):
-        ask(Masters.open(str(zoo.path("llama"))))
+        ask(CheckpointWeights.open(str(zoo.path("llama"))))
 
 
-def test_a_store_of_copies_reads_from_masters(zoo: Zoo) -> None:
+def test_a_head_store_reads_from_a_checkpoint(zoo: Zoo) -> None:
     layer = load(str(zoo.path("llama")), FOLDING).model.weights.layers[1]
-    store = HeadStore(Masters.open(str(zoo.path("llama"))).copies, 1 << 20)
+    store = HeadStore(CheckpointWeights.open(str(zoo.path("llama"))).load_component, 1 << 20)
     store.prefetch([Component("k", 1, 1), Component("mlp", 1)])
     assert torch.equal(store.get(Component("k", 1, 1))["w_k"], layer.w_k[1])
     assert torch.equal(store.get(Component("mlp", 1))["w_gate"], layer.w_gate)  # type: ignore[arg-type]
@@ -224,14 +224,14 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-ASKS: tuple[Callable[[Masters], object], ...] = (
+ASKS: tuple[Callable[[CheckpointWeights], object], ...] = (
     lambda found: found.layer(0),
     lambda found: found.linear(0, "in"),
-    lambda found: found.attention(0, "q", 0),
-    lambda found: found.writes(0, 0),
+    lambda found: found.projection(0, "q", 0),
+    lambda found: found.output_projection(0, 0),
     lambda found: found.mlp(0),
     lambda found: found.head_norms(0),
-    lambda found: found.ends(),
+    lambda found: found.embeddings(),
     lambda found: found.embed(torch.tensor([0])),
     lambda found: list(found.unembedding()),
 )
@@ -255,7 +255,7 @@ def overwrite_and_restore_the_time(path: Path) -> None:
     "change", [overwrite, overwrite_and_restore_the_time, lambda path: os.truncate(path, 4096)]
 )
 def test_a_file_that_is_changed_in_place_is_noticed(change: Callable[[Path], None], checkpoint: Path) -> None:
-    found = Masters.open(str(checkpoint))
+    found = CheckpointWeights.open(str(checkpoint))
     change(checkpoint / "model.safetensors")
     for ask in ASKS:
         with pytest.raises(ConflictError, match=r"model\.safetensors was changed .* load it again"):
@@ -273,21 +273,21 @@ def test_a_file_that_is_replaced_or_deleted_goes_on_to_be_read(
     change: Callable[[Path], None], checkpoint: Path
 ) -> None:
     expected = load(str(checkpoint), FOLDING).model.weights
-    found = Masters.open(str(checkpoint))
+    found = CheckpointWeights.open(str(checkpoint))
     change(checkpoint / "model.safetensors")
     for index, layer in enumerate(expected.layers):
         assert_layer(found, index, layer)
-    assert_ends(found, expected)
+    assert_embeddings(found, expected)
 
 
 def test_what_was_read_is_not_tied_to_the_files(checkpoint: Path) -> None:
     expected = load(str(checkpoint), FOLDING).model.weights
-    found = Masters.open(str(checkpoint))
-    ends, layer = found.ends(), found.layer(0)
+    found = CheckpointWeights.open(str(checkpoint))
+    outside_layers, layer = found.embeddings(), found.layer(0)
     path = checkpoint / "model.safetensors"
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
-    assert_same(ends, expected)
+    assert_same(outside_layers, expected)
     assert_same(layer, expected.layers[0])
     del found
     maps = Path("/proc/self/maps")
@@ -302,7 +302,7 @@ def test_what_was_read_is_not_tied_to_the_files(checkpoint: Path) -> None:
 def test_a_file_of_the_same_content_goes_on_to_be_read(
     change: Callable[[Path], object], checkpoint: Path
 ) -> None:
-    found = Masters.open(str(checkpoint))
+    found = CheckpointWeights.open(str(checkpoint))
     before = [found.linear(0, name)[0].clone() for name in found.linears(0)]
     change(checkpoint / "model.safetensors")
     for ask in ASKS:

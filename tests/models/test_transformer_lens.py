@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.adapters.hooked_config import COMPUTED, IRRELEVANT, REFUSED
-from pahq_server.models.checkpoint_weights import Masters
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.loading import load, outline
 
 MODELS = read()
@@ -82,7 +82,7 @@ def with_buffer(directory: Path, model: str, name: str, value: Tensor) -> None:
 
 def refused(directory: Path, *parts: str) -> None:
     """Asserts that a model is refused by all that read values, with a message that has every part."""
-    for read_values in (load, Masters.open):
+    for read_values in (load, CheckpointWeights.open):
         with pytest.raises(InvalidRequestError) as caught:
             read_values(str(directory))
         assert caught.value.field == "model"

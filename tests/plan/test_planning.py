@@ -13,16 +13,16 @@ from pahq_server import app
 from pahq_server.app import serve
 from pahq_server.config.server import ModelOptions, ServerConfig
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.operations import (
+from pahq_server.engine.cost import (
     BOOKKEEPING_S,
+    job_bytes,
     least_operations,
     measured_gflops,
     most_operations,
     sample_task,
 )
-from pahq_server.engine.sizing import job_bytes
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.engine import ModelEngine
+from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.loading import load, outline
 from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Load, plan_models

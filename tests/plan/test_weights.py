@@ -23,10 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pahq_server.core.graph import KvReceivers
 from pahq_server.demo import model_path
 from pahq_server.engine.engine import TRANSFORMS
-from pahq_server.engine.literal_activations import RoundedModel
+from pahq_server.engine.literal_rounded import RoundedModel
 from pahq_server.engine.sparse import weights as sparse_weights
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory, Shared
+from pahq_server.engine.sparse.executor import Shared
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import FOLDING

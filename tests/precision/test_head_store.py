@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pahq_server.precision.head_store import Component, HeadStore, Statistics
+from pahq_server.precision.head_store import Component, HeadStore, HeadStoreStatistics
 
 COMPONENTS = [
     *(Component(kind, layer, unit) for kind in ("q", "k", "v", "o") for layer in (0, 1) for unit in (0, 1)),
@@ -106,7 +106,7 @@ def test_the_store_is_its_twin(capacity: int, steps: list[Component | list[Compo
             store.prefetch(step)
         assert {c for c in COMPONENTS if c in store} == set(twin.held)
         assert source.read == twin.read
-        assert store.statistics == Statistics(**twin.counts)
+        assert store.statistics == HeadStoreStatistics(**twin.counts)
         assert store.nbytes == sum(map(Source.nbytes, twin.held)) <= capacity
     # What was given out is still what it was, whatever has been evicted since.
     for component, tensors in given_out:
@@ -123,7 +123,7 @@ def test_what_is_read_ahead_is_there_when_it_is_wanted() -> None:
     for component in wanted:
         store.get(component)
     assert source.read == wanted
-    assert store.statistics == Statistics(hits=4, prefetched=4, bytes_moved=store.nbytes)
+    assert store.statistics == HeadStoreStatistics(hits=4, prefetched=4, bytes_moved=store.nbytes)
 
 
 def test_reading_ahead_never_costs_what_it_has_just_read() -> None:
@@ -142,7 +142,7 @@ def test_a_component_that_is_too_large_is_given_but_not_kept() -> None:
         assert set(store.get(large)) == {"mlp0", "mlp1", "mlp2"}
     assert large not in store
     assert small in store
-    assert store.statistics == Statistics(misses=3, bytes_moved=20 + 2 * 44)
+    assert store.statistics == HeadStoreStatistics(misses=3, bytes_moved=20 + 2 * 44)
 
 
 def test_a_failing_reader_leaves_the_store_as_it_was() -> None:

@@ -26,8 +26,8 @@ from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.methods.acdc.method import AcdcParameters
-from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.directory import StorageConfig, opened
+from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import Retention, StoredArtifact
 
 

@@ -13,10 +13,10 @@ from helpers.random_models import save_hooked
 from pahq_client import Client, JobFailed, JobHandle, Task
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.sparse import executor
-from pahq_server.engine.sparse.base import Base
+from pahq_server.engine.sparse.base_activations import Base
+from pahq_server.engine.sparse.batch_forward import Sweep
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.reference import Reference
-from pahq_server.engine.sparse.sweep import Sweep
+from pahq_server.engine.sparse.unpatched import Reference
 from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.models.loading import load
 

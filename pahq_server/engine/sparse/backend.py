@@ -13,9 +13,9 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.operations import in_groups
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.metrics import Scores
-from pahq_server.engine.sparse.executor import SparseExecutor, score_together
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory, Shared
+from pahq_server.engine.sparse.executor import Shared, SparseExecutor, score_together
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.memory.pool import OutOfPagesError
 from pahq_server.models.architecture import Model
 

@@ -1,4 +1,6 @@
-"""The sparse executor: the literal executor's scores, many rows at a time, for a fraction of the work."""
+"""How much memory a row takes while it is swept, known before it is.
+
+The sparse executor: the literal executor's scores, many rows at a time, for a fraction of the work."""
 
 from __future__ import annotations
 
@@ -13,17 +15,78 @@ from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.metrics import Scores, finite
-from pahq_server.engine.sparse.base import Base
-from pahq_server.engine.sparse.logits import ExactChanges, LogitChanges, RoundedChanges
-from pahq_server.engine.sparse.maps import Maps
-from pahq_server.engine.sparse.reference import FINAL, Reference
-from pahq_server.engine.sparse.rows import Rows
-from pahq_server.engine.sparse.scoring import DIFFERENCE_METRICS, answer_margins
-from pahq_server.engine.sparse.scratch import DEFAULT_SCRATCH, row_bytes
-from pahq_server.engine.sparse.shared import Shared
-from pahq_server.engine.sparse.sweep import Sweep
-from pahq_server.engine.sparse.tokens import Places, Tokens
+from pahq_server.engine.sparse.base_activations import Base
+from pahq_server.engine.sparse.batch import Rows
+from pahq_server.engine.sparse.batch_forward import Sweep
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.positions import CODES, Places, Tokens
+from pahq_server.engine.sparse.quantized import Maps, Rounded
+from pahq_server.engine.sparse.scoring import (
+    DIFFERENCE_METRICS,
+    ExactChanges,
+    LogitChanges,
+    RoundedChanges,
+    answer_margins,
+)
+from pahq_server.engine.sparse.unpatched import FINAL, Reference
 from pahq_server.engine.sparse.variants import as_tensor, pick
+from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.models.architecture import Model
+
+DEFAULT_SCRATCH = 512 << 20
+
+
+def row_bytes(base: Base, keep: bool) -> int:
+    """Most bytes that a row of a base may take: changes of all live nodes and states of their receivers.
+
+    Args:
+        base: of the row.
+        keep: whether the row becomes a base, so that the states of all heads' receivers are kept. Otherwise
+            only those of one layer are there at a time.
+    """
+    graph, arch, plan = base.graph, base.weights.arch, base.plan
+    counts = np.array([0, *(base.tokens.count(places) for places in CODES)], dtype=np.int64)
+    tokens_S = counts[plan.sender_codes][1:].reshape(graph.layers, graph.senders_per_layer)
+    changes = (
+        int(tokens_S[:, : graph.heads].sum()) * arch.d_head
+        + int(tokens_S[:, graph.heads :].sum()) * arch.d_model
+    )
+    tokens_R = counts[plan.receiver_codes][:-1].reshape(graph.layers, graph.receivers_per_layer)
+    states = tokens_R[:, : graph.heads + 2 * graph.kv_units].sum(1) * (2 * arch.d_head + 1)
+    of_states = int(states.sum() if keep else states.max(initial=0))
+    # The input of a receiver and the inputs of the metric come on top.
+    inputs = 3 * int(counts.max()) * arch.d_model
+    return (changes + of_states + inputs) * base.weights.dtype.itemsize
+
+
+class Shared:
+    """A model and what its jobs share.
+
+    Args:
+        model: folded (see `models.folding`).
+        memory: of the device that the model is on.
+        namespace: names the model's weights among all models on the device.
+        rounded: what rows multiply with; None for the model's weights.
+    """
+
+    def __init__(
+        self, model: Model, memory: DeviceMemory, namespace: bytes, rounded: Rounded | None = None
+    ) -> None:
+        self.model, self.memory, self.namespace, self._rounded = model, memory, namespace, rounded
+        self._weights: dict[Graph, SparseWeights] = {}
+
+    def weights(self, graph: Graph) -> SparseWeights:
+        """The model's weights under a graph."""
+        if graph not in self._weights:
+            layers = None if self._rounded is None else self._rounded.layers
+            products = self.memory.products(self.namespace)
+            self._weights[graph] = SparseWeights(self.model, graph, layers, products)
+        return self._weights[graph]
+
+    def maps(self, graph: Graph) -> Maps | None:
+        """The linear maps of rows; None for full precision."""
+        return None if self._rounded is None else Maps(self.weights(graph), self._rounded)
+
 
 # No bound on how many anchors have a base at a time.
 ALL_BASE_CIRCUITS = 1 << 30

@@ -64,13 +64,13 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    # The name of the unembedding has changed over time.
-    embedding, unembedding = tensors.ends(
+    # The unembedding has had two names.
+    embedding, unembedding = tensors.embedding_pair(
         arch, config.tie_word_embeddings, "embed_out.weight", "lm_head.weight"
     )
-    # Imported where it is needed, as all of transformers: 100 MB.
+    # Imported here because transformers takes 100 MB.
     from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 
     return Weights(
@@ -117,7 +117,7 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
 
 
 def _by_kind(fused: Tensor) -> tuple[Tensor, ...]:
-    """q, k and v, head by head, from a tensor with them in turn within each head: [H, 3, ...]."""
+    """Splits a tensor [H, 3, ...], in which each head has its q, k and v, into three of [H, ...]."""
     return tuple(part.contiguous() for part in fused.unbind(1))
 
 

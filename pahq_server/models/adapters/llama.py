@@ -29,7 +29,7 @@ from pahq_server.models.config_fields import (
     NAME,
     SIZE,
     Fields,
-    Kind,
+    FieldType,
     check_value,
     list_of,
     nullable,
@@ -38,8 +38,8 @@ from pahq_server.models.config_fields import (
 from pahq_server.models.rope import WHOLE_ROPE, rotary
 from pahq_server.models.tensor_checks import frequencies
 
-# What Mistral and Qwen have as well.
-COMPUTED: Mapping[str, Kind] = {
+# Fields that Mistral and Qwen have as well.
+COMPUTED: Mapping[str, FieldType] = {
     **SIZES,
     "num_key_value_heads": nullable(SIZE),
     "head_dim": nullable(SIZE),
@@ -68,7 +68,7 @@ PREFIX = "model."
 
 
 def architecture(config: Any) -> Architecture:
-    """That of any model that differs from Llama in its windows, biases or norms of heads alone."""
+    """Reads the configuration of Llama, or of a model that differs in windows, biases or head norms only."""
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     check_value("hidden_size // num_attention_heads", d_head, SIZE)
     return sized(
@@ -83,10 +83,10 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
-    # Imported where it is needed, as all of transformers: 100 MB.
+    embedding, unembedding = tensors.embedding_pair(arch, config.tie_word_embeddings, "lm_head.weight")
+    # Imported here because transformers takes 100 MB.
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     return Weights(
@@ -110,12 +110,12 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
 def layer_with_biases(
     arch: Architecture, index: int, checkpoint: Checkpoint, biased: Collection[str], head_norms: bool = False
 ) -> LayerWeights:
-    """One layer.
+    """Reads one layer.
 
     Args:
         arch: of the model.
         index: of the layer.
-        checkpoint: is read.
+        checkpoint: to read.
         biased: names of the projections that have a bias.
         head_norms: whether each head's queries and keys are normed.
     """

@@ -1,4 +1,7 @@
-"""Which checkpoint formats are read, by ``model_type``, and why some well-known others are not."""
+"""Which checkpoint formats are supported, by ``model_type``, and why some well-known others are not.
+
+A format is one module of this package. To add one, write the module (see `Adapter`) and list it here.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,18 @@ from pahq_server.models.tensor_checks import Buffers
 
 
 class Adapter(Protocol):
-    """What the module of a checkpoint format offers: three functions.
+    """The functions of a module that reads one checkpoint format.
 
-    All raise InvalidRequestError (field ``model``).
+    All raise InvalidRequestError (field ``model``). ``config`` is the configuration with all defaults filled
+    in: that of transformers or, for `HOOKED`, a namespace with the fields of ``config.json``.
     """
 
     def architecture(self, config: Any, /) -> Architecture:
-        """Reads a configuration; refuses whatever an `Architecture` cannot represent exactly."""
+        """Reads a configuration. Refuses whatever an `Architecture` does not represent exactly."""
         ...
 
-    def ends(self, arch: Architecture, config: Any, checkpoint: Checkpoint, /) -> Weights:
-        """Reads embedding, last norm and unembedding, as weights without layers."""
+    def embeddings(self, arch: Architecture, config: Any, checkpoint: Checkpoint, /) -> Weights:
+        """Reads the weights outside the layers: embeddings, last norm and unembedding."""
         ...
 
     def layer(self, arch: Architecture, config: Any, index: int, checkpoint: Checkpoint, /) -> LayerWeights:
@@ -42,23 +46,25 @@ class Adapter(Protocol):
 
 
 class TransformersAdapter(Adapter, Protocol):
-    """An adapter of one of transformers' formats, which declares what is accounted for.
-
-    Attributes:
-        FIELDS: the fields of its ``config.json``.
-        BUFFERS: tensors that may be left when all weights have been read.
-        PREFIX: name of the wrapped module, with a dot, which names of tensors may or may not begin with.
-    """
+    """An adapter for a format of transformers, with declarations of what it accounts for."""
 
     @property
-    def FIELDS(self) -> Fields: ...
+    def FIELDS(self) -> Fields:
+        """The fields of its ``config.json``."""
+        ...
+
     @property
-    def BUFFERS(self) -> Buffers: ...
+    def BUFFERS(self) -> Buffers:
+        """Tensors beside the weights that a checkpoint may have."""
+        ...
+
     @property
-    def PREFIX(self) -> str: ...
+    def PREFIX(self) -> str:
+        """Name of the module that wraps the layers, with a dot: an optional prefix of tensors' names."""
+        ...
 
 
-# The configuration of TransformerLens, which transformers does not read.
+# A directory with the configuration and the parameter names of TransformerLens.
 HOOKED = "hooked_transformer"
 TRANSFORMERS_ADAPTERS: Mapping[str, TransformersAdapter] = {
     "gpt2": gpt2,
@@ -79,8 +85,7 @@ _PAIRS = "rotary positions turn neighbouring features of a head, not halves"
 _STATE = "it has layers without attention heads (recurrent or state-space)"
 _ENCODER = "it is not a decoder-only language model"
 _SOFTCAP = "logits are capped by a tanh"
-
-_REASONS: dict[str, tuple[str, ...]] = {
+_UNSUPPORTED: dict[str, tuple[str, ...]] = {
     _BRANCH_NORMS: ("exaone4", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3"),
     f"{_BRANCH_NORMS}, and {_SOFTCAP}": ("gemma2",),
     _EXPERTS: (
@@ -111,4 +116,5 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "queries, keys and values are fused in layouts that nothing reads yet": ("falcon", "phi3"),
     "windows in some layers only are read for Qwen alone": ("ministral",),
 }
-REASONS = {model_type: reason for reason, model_types in _REASONS.items() for model_type in model_types}
+# By model_type.
+REASONS = {model_type: reason for reason, model_types in _UNSUPPORTED.items() for model_type in model_types}

@@ -25,12 +25,12 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.memory.heap import hand_back_freed_memory
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
-from pahq_server.models.checkpoint_weights import Masters
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.loading import load as load_model
 from pahq_server.models.resident import make_resident
@@ -214,10 +214,10 @@ def resident_shares() -> Figures:
     """Bytes of weights as `pahq-int8` keeps them, head slots included, over the checkpoint's in float32."""
     shares = {}
     for subject in subjects():
-        masters = Masters.open(str(subject.source))
-        resident = make_resident(masters, POLICIES["pahq-int8"])
+        checkpoint = CheckpointWeights.open(str(subject.source))
+        resident = make_resident(checkpoint, POLICIES["pahq-int8"])
         kept = resident.nbytes.total + head_store(resident).capacity
-        shares[subject.name] = kept / (4 * masters.parameters)
+        shares[subject.name] = kept / (4 * checkpoint.parameters)
     return shares
 
 
@@ -249,11 +249,11 @@ def load(directory: str) -> Figures:
     hand_back_freed_memory()
     start = time.perf_counter()
     with Peak().watching() as peak:
-        masters = Masters.open(directory)
-        resident = make_resident(masters, POLICIES["pahq-int8"])
+        checkpoint = CheckpointWeights.open(directory)
+        resident = make_resident(checkpoint, POLICIES["pahq-int8"])
     kept = resident.nbytes.total
     return {
-        "parameters": masters.parameters,
+        "parameters": checkpoint.parameters,
         "resident_mib": kept / 2**20,
         "peak_mib": peak.most / 2**20,
         "peak_of_resident": peak.most / kept,

@@ -12,11 +12,11 @@ from scipy import stats
 from bench.precision.subjects import Subject
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.verdict import SearchResult
-from pahq_server.engine.literal_activations import ActivationsExecutor, RoundedModel
+from pahq_server.engine.literal_rounded import ActivationsExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.maps import Rounded
-from pahq_server.engine.sparse.shared import DeviceMemory
+from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.sparse.quantized import Rounded
 from pahq_server.methods.acdc.order import TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.folding import fold

@@ -1,0 +1,175 @@
+"""The literal executor in low precision: weights rounded, and the inputs of every linear map, as they are.
+
+This is round to nearest, and PAHQ as published (arXiv:2510.23264): one head runs in full precision while the
+rest does not. It runs on the folded model, where norms have no weights.
+Everything the metric refers to comes from this model with no head promoted: the full model's logits and
+what senders contribute along missing edges.
+
+Shape suffixes: as in `literal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pahq_server.core.circuit import Circuit, PatchedPass
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import TokenTask
+from pahq_server.engine.literal import LiteralExecutor, Map, matrix, product
+from pahq_server.models.architecture import Model, Weights
+from pahq_server.models.folding import ATTENTION, fold
+from pahq_server.precision.policy import Format, Policy
+from pahq_server.precision.quantized import LARGEST, SECOND_TERM_FACTOR, quantize, rounded
+
+# Matrices in full precision: (map, layer, receiver or head within the layer).
+Promoted = frozenset[tuple[str, int, int]]
+NOTHING: Promoted = frozenset()
+
+
+class ActivationsExecutor(LiteralExecutor):
+    """Scores circuits of one job under a policy that rounds activations.
+
+    Args:
+        rounded: the model, whose policy's ``operand`` is "activations".
+        graph, task, metric, ablation: as for `LiteralExecutor`.
+    """
+
+    def __init__(
+        self, rounded: RoundedModel, graph: Graph, task: TokenTask, metric: str, ablation: str
+    ) -> None:
+        self._policy, self._maps, self._promoted = rounded.policy, rounded.maps, NOTHING
+        super().__init__(rounded.model, graph, task, metric, ablation)
+
+    def score(self, rows: Sequence[PatchedPass]) -> list[float]:
+        """The metric of every row with its own head promoted, in order. Raises NonFiniteMetricError."""
+        return [self.measure(row.circuit, row.promoted_receiver) for row in rows]
+
+    def measure(self, circuit: Circuit, promoted_receiver: int | None = None) -> float:
+        """The metric of a circuit. Raises NonFiniteMetricError.
+
+        Args:
+            circuit: any.
+            promoted_receiver: promotes what a row with this own receiver promotes.
+        """
+        self._promoted = promoted_maps(self.graph, self._policy, promoted_receiver)
+        try:
+            return super().measure(circuit)
+        finally:
+            self._promoted = NOTHING
+
+    def _key(self, circuit: Circuit) -> bytes:
+        return circuit.key + repr(sorted(self._promoted)).encode()
+
+    def _first_patched_layer(self, circuit: Circuit) -> int:
+        """What is promoted differs from the clean pass even where no edge is missing."""
+        return min([super()._first_patched_layer(circuit), *(layer for _, layer, _ in self._promoted)])
+
+    def _product(self, x: Tensor, name: Map, layer: int) -> Tensor:
+        return self._maps.product(x, name, layer, self._promoted)
+
+
+class RoundedModel:
+    """A model under a policy; all jobs share it.
+
+    Args:
+        model: in full precision.
+        policy: says what is rounded to what.
+    """
+
+    def __init__(self, model: Model, policy: Policy) -> None:
+        # As the other policies do, which run on folded models only.
+        model = fold(model)
+        self.policy, self.maps = policy, RoundedMaps(model.weights, policy)
+        self.model = _with_rounded_embedding(model, policy.embeddings)
+
+
+class RoundedMaps:
+    """Linear maps whose weights and inputs are rounded, some of them in full precision instead.
+
+    Args:
+        weights: of the model, in full precision.
+        policy: says what is rounded to what.
+    """
+
+    def __init__(self, weights: Weights, policy: Policy) -> None:
+        self._weights, self._policy = weights, policy
+        self._rounded: dict[tuple[Map, int], Tensor] = {}
+        for layer, piece in enumerate(weights.layers):
+            self._round(("q", "k", "v", "o"), layer, policy.heads)
+            if piece.w_in is not None:
+                self._round(("in", "out"), layer, policy.mlps)
+            if piece.w_gate is not None:
+                self._round(("gate",), layer, policy.mlps)
+        self._round(("u",), len(weights.layers), policy.embeddings)
+
+    def _round(self, names: tuple[Map, ...], layer: int, form: Format) -> None:
+        for name in names:
+            self._rounded[name, layer] = rounded_weights(matrix(self._weights, name, layer), form)
+
+    def product(
+        self, x: Tensor, name: Map, layer: int, promoted: Promoted, exact_inputs: bool = False
+    ) -> Tensor:
+        """`literal.product` in low precision, and in full precision for what is promoted.
+
+        With ``exact_inputs`` only weights are rounded.
+        """
+        rounded, policy = self._rounded[name, layer], self._policy
+        form = policy.head_inputs if name in ATTENTION else policy.inputs_of(rounded.numel())
+        form = Format.FP32 if exact_inputs else form
+        y = product(rounded_inputs(x, form, policy.terms), rounded)
+        exact = [unit for *place, unit in promoted if place == [name, layer]]
+        if exact:
+            y[exact] = product(x, matrix(self._weights, name, layer))[exact]
+        return y
+
+
+def promoted_maps(graph: Graph, policy: Policy, receiver: int | None) -> Promoted:
+    """What is in full precision in rows with this own receiver.
+
+    That is Q, K, V and O of the heads that a q, k or v receiver feeds: of all heads of a group for the
+    receiver of a group.
+    """
+    if receiver is None or not policy.promotes:
+        return NOTHING
+    layer = graph.receiver(receiver).layer
+    promoted: set[tuple[str, int, int]] = set()
+    for head in graph.heads_behind(receiver):
+        promoted |= {graph.receiver(r) for r in graph.head_receivers(head)}
+        promoted.add(("o", layer, head - graph.head(layer, 0)))
+    return frozenset(promoted)
+
+
+def rounded_weights(w: Tensor, form: Format) -> Tensor:
+    """Matrices [..., I, O] whose values are rounded; 8-bit formats have one scale per output."""
+    if form is Format.FP32:
+        return w
+    if form is Format.BF16:
+        return w.to(torch.bfloat16).to(w.dtype)
+    quantized = quantize(w, form)
+    # Not `dequantized`, whose products are rounded to float32.
+    return quantized.data.to(w.dtype) * quantized.scale.to(w.dtype)
+
+
+def rounded_inputs(x: Tensor, form: Format, terms: int = 1) -> Tensor:
+    """Inputs [..., I] whose values are rounded; 8-bit formats have one scale per token, for all terms."""
+    if form is Format.FP32:
+        return x
+    if form is Format.BF16:
+        return x.to(torch.bfloat16).to(x.dtype)
+    scale = x.abs().amax(-1, keepdim=True) / LARGEST[form]
+    first = rounded(x, scale, form).to(x.dtype) * scale
+    if terms == 1:
+        return first
+    finer = scale / SECOND_TERM_FACTOR[form]
+    return first + rounded(x - first, finer, form).to(x.dtype) * finer
+
+
+def _with_rounded_embedding(model: Model, form: Format) -> Model:
+    """Embeddings of tokens and of positions are linear maps too, of one-hot vectors."""
+    weights = model.weights
+    w_pos = None if weights.w_pos is None else rounded_weights(weights.w_pos, form)
+    return replace(model, weights=replace(weights, w_e=rounded_weights(weights.w_e, form), w_pos=w_pos))

@@ -1,0 +1,210 @@
+"""Tensors that outlive a sweep, in pages: one block table per layer.
+
+What jobs share: the memory of a device, and per model its weights in the form the sweep wants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import Protocol
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pahq_server.engine.sparse.weights import Products
+from pahq_server.memory.pool import PagePool
+from pahq_server.memory.prefix import PrefixCache
+from pahq_server.memory.table import BlockTable
+from pahq_server.models.architecture import Model
+
+# Rows by which a block table grows.
+GROWTH = 16
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+class PagedTensors:
+    """Tensors by layer and name, in pages that other sets may share.
+
+    Whoever makes a set releases it.
+
+    Args:
+        pool: where the pages come from.
+    """
+
+    def __init__(self, pool: PagePool) -> None:
+        self.pool = pool
+        self.tables: dict[int, BlockTable] = {}
+        # Row in its layer's table and shapes of what is stored under a name.
+        self._rows: dict[tuple[int, Hashable], tuple[int, Shapes]] = {}
+        # Rows per table that have been used, the first ones, and those of them that were dropped.
+        self._filled: dict[int, int] = {}
+        self._dropped: dict[int, list[int]] = {}
+        # Tensors that are read in place; they stay good until they are written to or released.
+        self._views: dict[tuple[int, Hashable], tuple[Tensor, ...]] = {}
+
+    def has(self, layer: int, name: Hashable) -> bool:
+        return (layer, name) in self._rows
+
+    def get(self, layer: int, name: Hashable) -> Tensor:
+        """The one tensor of this name, in place if its pages are consecutive. KeyError if there is none."""
+        return self.get_all(layer, name)[0]
+
+    def get_all(self, layer: int, name: Hashable) -> tuple[Tensor, ...]:
+        """The tensors of this name, in place if their pages are consecutive. KeyError if there are none."""
+        views = self._views.get((layer, name))
+        if views is None:
+            row, shapes = self._rows[layer, name]
+            flat = self.tables[layer].get(row)
+            parts = flat.split([math.prod(shape) for shape in shapes])
+            views = tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+            if flat.untyped_storage().data_ptr() == self.pool.storage.untyped_storage().data_ptr():
+                self._views[layer, name] = views
+        return views
+
+    def kept(self, layer: int, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of this name, made and stored if there is none; see `put`."""
+        return self.get(layer, name) if self.has(layer, name) else self.put(layer, name, make())
+
+    def put(self, layer: int, name: Hashable, tensor: Tensor) -> Tensor:
+        """Stores a tensor and returns it as stored. Raises OutOfPagesError and keeps what there was."""
+        return self.put_all(layer, name, (tensor,))[0]
+
+    def put_all(self, layer: int, name: Hashable, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Stores tensors of one dtype under one name, one after the other; see `put`."""
+        table = self.tables.get(layer)
+        if table is None:
+            table = self.tables[layer] = BlockTable(self.pool, GROWTH)
+        row = self._row(layer, name)
+        if row == table.num_rows:
+            table.grow(row)
+        flat = [tensor.flatten() for tensor in tensors]
+        table.put(row, torch.cat(flat) if len(flat) > 1 else flat[0])
+        self._filled[layer] = max(self._filled.get(layer, 0), row + 1)
+        if row in self._dropped.get(layer, ()):
+            self._dropped[layer].remove(row)
+        self._rows[layer, name] = row, tuple(tuple(tensor.shape) for tensor in tensors)
+        self._views.pop((layer, name), None)
+        return self.get_all(layer, name)
+
+    def drop(self, layer: int, name: Hashable) -> None:
+        """Forgets the tensors of a name, if there are any."""
+        if self.has(layer, name):
+            row, _ = self._rows.pop((layer, name))
+            self._views.pop((layer, name), None)
+            self.tables[layer].drop(row)
+            self._dropped.setdefault(layer, []).append(row)
+
+    def _row(self, layer: int, name: Hashable) -> int:
+        """The row of a name, or one for a new name."""
+        if self.has(layer, name):
+            return self._rows[layer, name][0]
+        dropped = self._dropped.get(layer)
+        return dropped[-1] if dropped else self._filled.get(layer, 0)
+
+    def shares(self, other: PagedTensors, layer: int, name: Hashable) -> bool:
+        """Whether both sets have a name's tensors in the same pages."""
+        if not (self.has(layer, name) and other.has(layer, name)):
+            return False
+        pages, others = (each.tables[layer].blocks(each._rows[layer, name][0]) for each in (self, other))
+        return np.array_equal(pages, others)
+
+    def fork(self) -> PagedTensors:
+        """A set with the same tensors in the same pages; writes to either do not show in the other."""
+        fork = PagedTensors(self.pool)
+        fork.tables = {layer: table.fork() for layer, table in self.tables.items()}
+        fork._rows, fork._filled, fork._views = dict(self._rows), dict(self._filled), dict(self._views)
+        fork._dropped = {layer: list(rows) for layer, rows in self._dropped.items()}
+        return fork
+
+    def release(self) -> None:
+        """Forgets all tensors. May be called again."""
+        for table in self.tables.values():
+            table.release()
+        self.tables.clear()
+        self._rows.clear()
+        self._filled.clear()
+        self._dropped.clear()
+        self._views.clear()
+
+
+# Share of the memory for the values of a sweep; the rest is the pool.
+SCRATCH_SHARE = 0.15
+# Share of that for differences which the next sweep may go on from.
+CUT_SHARE = 0.1
+# A page holds so many tokens of one head, within limits.
+PAGE_TOKENS = 256
+MIN_PAGE_BYTES, MAX_PAGE_BYTES = 4 << 10, 256 << 10
+
+
+class Preemptible(Protocol):
+    """A job whose bases can be dropped."""
+
+    def forget(self) -> bool:
+        """Drops what can be computed again; returns whether there was anything."""
+        ...
+
+    def trim_cuts(self, room: int) -> int:
+        """Drops remembered differences until they take at most ``room`` bytes; returns what they take."""
+        ...
+
+
+class DeviceMemory:
+    """The memory of one device: a pool of pages, and scratch memory for sweeps.
+
+    Args:
+        memory_bytes: for both together.
+        page_bytes: a multiple of 16.
+        device: where it is.
+    """
+
+    def __init__(
+        self, memory_bytes: int, page_bytes: int = 64 << 10, device: torch.device | str = "cpu"
+    ) -> None:
+        pages, self.scratch_bytes = divided(memory_bytes, page_bytes)
+        self.pool = PagePool(pages * page_bytes, device, page_bytes)
+        self.prefixes = PrefixCache(self.pool)
+        self.jobs: WeakSet[Preemptible] = WeakSet()
+        self.preemptions = 0
+        self._products: dict[bytes, Products] = {}
+
+    @property
+    def cut_bytes(self) -> int:
+        """Of the scratch memory: for differences that jobs remember between sweeps."""
+        return int(CUT_SHARE * self.scratch_bytes)
+
+    @property
+    def sweep_bytes(self) -> int:
+        """Of the scratch memory: for the values of a sweep."""
+        return self.scratch_bytes - self.cut_bytes
+
+    def products(self, namespace: bytes) -> Products:
+        """What is kept of products of a model's weights, for all who use the model."""
+        return self._products.setdefault(namespace, Products())
+
+    def bound_cuts(self, recent: Sequence[Preemptible]) -> None:
+        """Drops remembered differences beyond `cut_bytes`: those of jobs that are not ``recent`` first."""
+        room = self.cut_bytes
+        for job in [*recent, *(job for job in list(self.jobs) if job not in recent)]:
+            room -= job.trim_cuts(room)
+
+    def preempt(self, keep: Collection[Preemptible]) -> None:
+        """Drops the bases of all jobs but some; they are computed again when these jobs go on."""
+        for job in list(self.jobs):
+            if job not in keep:
+                self.preemptions += job.forget()
+
+
+def divided(memory_bytes: int, page_bytes: int) -> tuple[int, int]:
+    """How many pages there are, at least one, and the bytes that are left for sweeps."""
+    pages = max(1, (memory_bytes - int(memory_bytes * SCRATCH_SHARE)) // page_bytes)
+    return pages, max(0, memory_bytes - pages * page_bytes)
+
+
+def page_bytes_for(models: Collection[Model]) -> int:
+    """A page size that suits the widest heads of these models."""
+    width = max((model.architecture.d_head * model.dtype.itemsize for model in models), default=256)
+    size = 1 << (PAGE_TOKENS * width - 1).bit_length()
+    return min(max(size, MIN_PAGE_BYTES), MAX_PAGE_BYTES)

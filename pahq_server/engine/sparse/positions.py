@@ -1,0 +1,358 @@
+"""Which token positions can change, which are needed, and how they are packed.
+
+Two sets of positions matter:
+
+- the *window*: from the first position where any clean prompt differs from its corrupted one to the
+  last of each prompt where a metric is read. Under causal attention and resample ablation nothing earlier
+  can change; under causal attention nothing later is needed. Without these preconditions it is all of each
+  prompt.
+- the *metric places*: where the metric is read.
+
+Tensors hold the tokens of all prompts of a set one after the other, without padding: [N, d]. Only
+attention needs to know which of them belong together: `Grid`.
+
+Shape suffixes: P prompts, T token positions, C columns of a grid, N packed tokens.
+
+
+Attention of one head in many variants at once.
+
+Shape suffixes: V variants, N packed tokens, P prompts, C columns, T positions, K d_head.
+
+
+Which nodes are live under a circuit, and at which positions they are needed.
+
+A sender is live if a path of kept edges leads from it to the logits; nothing else is ever scheduled.
+A live node is needed at the metric places only, unless a key or a value is computed from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pahq_server.core.circuit import Circuit
+from pahq_server.core.graph import INPUT, Graph
+from pahq_server.core.task import TokenTask
+from pahq_server.engine import transformer
+from pahq_server.engine.transformer import PromptBatch
+from pahq_server.models.architecture import Architecture
+from pahq_server.precision.products import matmul_each
+
+
+class Places(Enum):
+    """The positions at which a node is needed."""
+
+    METRIC = "metric"
+    WINDOW = "window"
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Packed tokens as a rectangle of prompts x columns, for attention.
+
+    Args:
+        positions: token position of every place: int64, [P, C].
+        real: whether the place holds a token of the set: bool, [P, C]. Others repeat the prompt's last one.
+    """
+
+    positions: Tensor
+    real: Tensor
+
+    @cached_property
+    def _packed(self) -> Tensor:
+        """Index of the token in every place: int64, [P * C]."""
+        counts = self.real.sum(1)
+        columns = torch.arange(self.real.shape[1], device=self.real.device).expand(self.real.shape)
+        columns = torch.minimum(columns, counts[:, None] - 1)
+        return (columns + (counts.cumsum(0) - counts)[:, None]).flatten()
+
+    @cached_property
+    def _full(self) -> bool:
+        return bool(self.real.all())
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Index of the place of every token: int64, [N]."""
+        return self.real.flatten().nonzero()[:, 0]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """From packed tokens [..., N, d] to the rectangle [..., P, C, d]."""
+        x = x if self._full else x[..., self._packed, :]
+        return x.view(*x.shape[:-2], *self.real.shape, x.shape[-1])
+
+    def pack(self, x: Tensor) -> Tensor:
+        """From the rectangle [..., P, C, d] to packed tokens [..., N, d]."""
+        x = x.flatten(-3, -2)
+        return x if self._full else x[..., self._places, :]
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token geometry of a job. T is the end of the longest prompt's window.
+
+    Args:
+        clean, corrupted: int64, shape [P, T].
+        real: bool, shape [P, T]: which places hold a token.
+        start: first position of the window.
+        ends: per prompt, where its window ends.
+        metric: int64, shape [P, places]: positions where the metric is read.
+        hidden: per layer, float [P, T, T] (query, key): 0 where visible, -inf where not.
+    """
+
+    clean: Tensor
+    corrupted: Tensor | None
+    real: Tensor
+    start: int
+    ends: tuple[int, ...]
+    metric: Tensor
+    hidden: tuple[Tensor, ...]
+    _masks: dict[tuple[int, Places], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, arch: Architecture, task: TokenTask, ablation: str, device: torch.device | str = "cpu"
+    ) -> Tokens:
+        batch = PromptBatch.of(task)
+        metric = batch.metric_position.view(len(task.clean), -1)
+        ends = (metric.max(1).values + 1).tolist() if arch.causal else batch.lengths
+        end = max(ends)
+        start = _first_change(batch) if arch.causal and ablation == "resample" else 0
+        masks = {window: _hidden(arch, layer, batch, end) for layer, window in enumerate(arch.windows)}
+        masks = {window: mask.to(device) for window, mask in masks.items()}
+        return cls(
+            clean=batch.clean[:, :end].to(device),
+            corrupted=None if batch.corrupted is None else batch.corrupted[:, :end].to(device),
+            real=batch.real[:, :end].to(device),
+            start=min(start, int(metric.min())),
+            ends=tuple(ends),
+            metric=metric.to(device),
+            hidden=tuple(masks[window] for window in arch.windows),
+        )
+
+    @property
+    def prompts(self) -> int:
+        return self.clean.shape[0]
+
+    @property
+    def end(self) -> int:
+        return self.clean.shape[1]
+
+    @cached_property
+    def geometry(self) -> tuple[object, ...]:
+        """Equal for jobs whose attention has the same shapes and masks."""
+        return (self.start, self.ends, tuple(self.metric.flatten().tolist()), self.metric.shape)
+
+    def grid(self, places: Places) -> Grid:
+        return self._metric_grid if places is Places.METRIC else self._window_grid
+
+    @cached_property
+    def _metric_grid(self) -> Grid:
+        return Grid(self.metric, torch.ones_like(self.metric, dtype=torch.bool))
+
+    @cached_property
+    def _window_grid(self) -> Grid:
+        device = self.clean.device
+        positions = torch.arange(self.start, self.end, device=device).expand(self.prompts, -1)
+        return Grid(positions, positions < torch.tensor(self.ends, device=device)[:, None])
+
+    def count(self, places: Places) -> int:
+        """Packed tokens of a set, N."""
+        return self._counts[places]
+
+    @cached_property
+    def _counts(self) -> dict[Places, int]:
+        return {places: int(self.grid(places).real.sum()) for places in Places}
+
+    def pack(self, x: Tensor) -> Tensor:
+        """The window of a tensor over all positions: from [..., P, T, d] to [..., N, d]."""
+        return self._window_grid.pack(x[..., self.start :, :])
+
+    @cached_property
+    def metric_in_window(self) -> Tensor:
+        """Index of every metric place among the packed tokens of the window: int64, [N]."""
+        counts = self._window_grid.real.sum(1)
+        offsets = counts.cumsum(0) - counts
+        return (offsets[:, None] + self.metric - self.start).flatten()
+
+    def narrow(self, x: Tensor, have: Places, want: Places) -> Tensor:
+        """From the tokens of one set, [..., N, d], to those of another."""
+        if have is want:
+            return x
+        assert have is Places.WINDOW, "values are kept wherever any reader needs them"
+        return x[..., self.metric_in_window, :]
+
+    def hidden_at(self, layer: int, places: Places) -> Tensor:
+        """Attention mask of the queries of a grid: [P, C, T], 0 or -inf."""
+        key = (id(self.hidden[layer]), places)
+        if key not in self._masks:
+            rows = torch.arange(self.prompts, device=self.clean.device)[:, None]
+            self._masks[key] = self.hidden[layer][rows, self.grid(places).positions]
+        return self._masks[key]
+
+    def positions(self, places: Places) -> Tensor:
+        """Position of every packed token: int64, [N]."""
+        return self._positions[places]
+
+    @cached_property
+    def _positions(self) -> dict[Places, Tensor]:
+        grids = {places: self.grid(places) for places in Places}
+        return {places: grid.positions[grid.real] for places, grid in grids.items()}
+
+
+def _first_change(batch: PromptBatch) -> int:
+    """First position at which any pair differs; 0 where none does, so that a sweep stays testable."""
+    assert batch.corrupted is not None
+    differs = (batch.clean != batch.corrupted).any(0)
+    return int(differs.to(torch.int64).argmax())
+
+
+def _hidden(arch: Architecture, layer: int, batch: PromptBatch, end: int) -> Tensor:
+    seen = transformer.visible(arch, layer, batch.lengths)[:, :end, :end]
+    return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+
+
+def attend(
+    tokens: Tokens,
+    layer: int,
+    places: Places,
+    qkv: tuple[Tensor, Tensor, Tensor],
+    past: Sequence[Tensor] | None,
+) -> Tensor:
+    """What a head puts out before W_O: [V, N, K].
+
+    Args:
+        tokens: geometry.
+        layer: of the head.
+        places: of the queries.
+        qkv: queries at these places, keys and values in the window, [V or 1, N, K] each.
+        past: keys and values before the window, [V or 1, P, start, K] each; None if there is nothing before.
+    """
+    grid, window = tokens.grid(places), tokens.grid(Places.WINDOW)
+    q, k, v = grid.spread(qkv[0]), window.spread(qkv[1]), window.spread(qkv[2])
+    if past is not None:
+        k, v = _after(past[0], k), _after(past[1], v)
+    # Broadcasting would pick another kernel, with other bits, than a batch of equal keys; so would a single
+    # matrix, which is split among threads.
+    count = max(len(q), len(k), len(v))
+    alone = count * q.shape[1] == 1
+    q, k, v = (x.expand(2 if alone else count, -1, -1, -1).contiguous() for x in (q, k, v))
+    width = v.shape[-1]
+    if width % 4:
+        # The bits of such a product would depend on where its variant stands in the batch.
+        q, k, v = (functional.pad(x, (0, -width % 4)) for x in (q, k, v))
+    scores = matmul_each(q, k.transpose(-1, -2))
+    scores += tokens.hidden_at(layer, places)
+    return grid.pack(matmul_each(scores.softmax(-1), v)[:count, ..., :width])
+
+
+def _after(past: Tensor, x: Tensor) -> Tensor:
+    count = max(len(past), len(x))
+    return torch.cat([past.expand(count, -1, -1, -1), x.expand(count, -1, -1, -1)], -2)
+
+
+# Places as numbers, for arrays; 0 stands for none.
+CODES = {Places.METRIC: 1, Places.WINDOW: 2}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Live nodes of a circuit.
+
+    Args:
+        circuit: what is planned for.
+        needed: per live sender, where its output is needed.
+        receivers: per live receiver, where its input is needed.
+    """
+
+    circuit: Circuit
+    needed: dict[int, Places]
+    receivers: dict[int, Places]
+
+    @classmethod
+    def of(cls, circuit: Circuit) -> Plan:
+        graph = circuit.graph
+        plan = cls(circuit, {}, {graph.logits: Places.METRIC})
+        for layer in reversed(range(graph.layers)):
+            if graph.mlps:
+                plan._visit(graph.mlp(layer))
+            for head in range(graph.heads):
+                plan._visit(graph.head(layer, head))
+        plan._visit(INPUT)
+        return plan
+
+    def _visit(self, sender: int) -> None:
+        """Decides one sender. All its readers have been decided before."""
+        first = self.graph.first_receiver(sender)
+        readers = np.flatnonzero(self.circuit.kept[self.graph.outgoing(sender)]) + first
+        places = {self.receivers[r] for r in readers.tolist() if r in self.receivers}
+        if places:
+            self.needed[sender] = Places.WINDOW if Places.WINDOW in places else Places.METRIC
+            self.receivers.update(self._inputs(sender))
+
+    def _inputs(self, sender: int) -> dict[int, Places]:
+        """The receivers that feed a live sender."""
+        graph = self.graph
+        if sender == INPUT:
+            return {}
+        layer, unit = divmod(sender - 1, graph.senders_per_layer)
+        if unit == graph.heads:
+            return {graph.receiver_of("mlp", layer): self.needed[sender]}
+        kv = unit * graph.kv_units // graph.heads
+        return {
+            graph.receiver_of("q", layer, unit): self.needed[sender],
+            graph.receiver_of("k", layer, kv): Places.WINDOW,
+            graph.receiver_of("v", layer, kv): Places.WINDOW,
+        }
+
+    @property
+    def graph(self) -> Graph:
+        return self.circuit.graph
+
+    @cached_property
+    def sender_codes(self) -> NDArray[np.int8]:
+        """Per sender, 0 if it is not live, else where it is needed: see `CODES`."""
+        return _codes(self.needed, self.graph.num_senders)
+
+    @cached_property
+    def receiver_codes(self) -> NDArray[np.int8]:
+        """Per receiver, 0 if it is not live, else where it is needed: see `CODES`."""
+        return _codes(self.receivers, self.graph.num_receivers)
+
+    @cached_property
+    def kept_heads(self) -> NDArray[np.int64]:
+        """Per receiver, how many heads feed it along kept edges."""
+        kept = self.circuit.kept & self.graph.head_edges
+        # Every receiver has an edge from `input`, so no segment is empty.
+        return np.add.reduceat(kept, self.graph.offsets[:-1], dtype=np.int64)
+
+    def heads(self, layer: int) -> list[int]:
+        """Live heads of a layer."""
+        return [h for h in range(self.graph.heads) if self.graph.head(layer, h) in self.needed]
+
+    def __str__(self) -> str:
+        """One line per layer: live nodes, with * where they are needed at the metric places only."""
+        lines = []
+        for layer in range(self.graph.layers):
+            senders = [self.graph.head(layer, h) for h in self.heads(layer)]
+            if self.graph.mlps and self.graph.mlp(layer) in self.needed:
+                senders.append(self.graph.mlp(layer))
+            names = [
+                self.graph.sender_name(s) + ("*" if self.needed[s] is Places.METRIC else "") for s in senders
+            ]
+            lines.append(f"layer {layer}: {' '.join(names) or '-'}")
+        return "\n".join(lines)
+
+
+def _codes(places: dict[int, Places], count: int) -> NDArray[np.int8]:
+    codes = np.zeros(count, dtype=np.int8)
+    for index, where in places.items():
+        codes[index] = CODES[where]
+    return codes

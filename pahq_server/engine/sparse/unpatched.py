@@ -1,0 +1,424 @@
+"""A plain forward pass, layer by layer: where the clean and the corrupted values come from.
+
+Shape suffixes: P prompts, W columns that are computed, T columns that are attended to, D d_model,
+K d_head, H heads, G key/value heads.
+
+
+Keys and values of the positions before the window, shared by all prompts and jobs that begin alike.
+
+Under resample ablation and causal attention they never change. Full blocks of tokens are computed one by
+one, each from the tokens up to its end alone, so that their bits do not depend on who asks first.
+
+Shape suffixes: G key/value heads, P prompts, B tokens of a block, K d_head.
+
+
+What all bases of a job share: the model, the prompts, and the two unpatched passes.
+
+Shape suffixes: P prompts, N packed tokens of the window, T positions, D d_model, K d_head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pahq_server.core.graph import INPUT, Graph
+from pahq_server.engine import transformer
+from pahq_server.engine.sparse.memory import PagedTensors
+from pahq_server.engine.sparse.positions import Places, Tokens
+from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.memory.pages import consecutive
+from pahq_server.memory.prefix import PrefixCache, chain
+from pahq_server.memory.table import BlockTable
+from pahq_server.models.architecture import LayerWeights, Model
+from pahq_server.precision.products import matmul
+
+# Keys and values of a layer at the columns before those that are computed: [G, P, T - W, K] each.
+Past = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class LayerPass:
+    """What one layer reads and puts out, at the columns that are computed.
+
+    Args:
+        attention_in, mlp_in: the residual stream that the receivers read, [P, W, D].
+        z: head outputs before W_O, [H, P, W, K].
+        keys, values: [G, P, W, K].
+        mlp: MLP output, [P, W, D]; it and ``mlp_in`` are None for attention-only models.
+        out: the residual stream after the layer, [P, W, D].
+    """
+
+    attention_in: Tensor
+    z: Tensor
+    keys: Tensor
+    values: Tensor
+    mlp_in: Tensor | None
+    mlp: Tensor | None
+    out: Tensor
+
+
+def run_pass(
+    model: Model,
+    hidden: Sequence[Tensor],
+    token_ids: Tensor,
+    past: Callable[[int], Past] | None = None,
+    first: int = 0,
+) -> Iterator[LayerPass]:
+    """The layers of a folded model in order.
+
+    Args:
+        model: with folded norms.
+        hidden: per layer, 0 where a computed column sees a key and -inf where not: [P, W, T].
+        token_ids: padded prompts [P, T].
+        past: keys and values of a layer at the columns before ``first``, which are not computed again.
+        first: first column to compute.
+    """
+    arch, weights = model.architecture, model.weights
+    positions = torch.arange(first, token_ids.shape[1], device=token_ids.device)
+    stream = weights.w_e[token_ids[:, first:]]
+    if weights.w_pos is not None:
+        stream = stream + weights.w_pos[positions]
+    for layer, layer_weights in enumerate(weights.layers):
+        before = None if past is None else past(layer)
+        z_HPWK, k_GPWK, v_GPWK = _attention(model, layer_weights, stream, hidden[layer], positions, before)
+        out = stream + layer_weights.b_o + torch.einsum("hptk,hkd->ptd", z_HPWK, layer_weights.w_o)
+        mlp_in = mlp = None
+        if arch.d_mlp:
+            mlp_in = stream if arch.parallel else out
+            mlp = _mlp(model, layer_weights, mlp_in)
+            out = out + mlp
+        yield LayerPass(stream, z_HPWK, k_GPWK, v_GPWK, mlp_in, mlp, out)
+        stream = out
+
+
+def mean_over_prompts(tokens: Tokens) -> Callable[[Tensor], Tensor]:
+    """Replaces every prompt's values by their mean per position, padding excluded: [..., P, T, d]."""
+    real_PT1 = tokens.real[..., None]
+    count_T1 = real_PT1.sum(0)
+    return lambda x: ((x * real_PT1.to(x.dtype)).sum(-3, keepdim=True) / count_T1).expand_as(x)
+
+
+def _attention(
+    model: Model,
+    weights: LayerWeights,
+    stream: Tensor,
+    hidden_PWT: Tensor,
+    positions: Tensor,
+    past: Past | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arch, rotary = model.architecture, model.weights.rotary
+    x_PWD = transformer.norm(arch, stream, None, None)
+
+    def project(w: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("ptd,hdk->hptk", x_PWD, w) + b[:, None, None]
+
+    q_HPWK = transformer.head_norm(arch, project(weights.w_q, weights.b_q), weights.q_norm)
+    k_GPWK = transformer.head_norm(arch, project(weights.w_k, weights.b_k), weights.k_norm)
+    q_HPWK, k_GPWK = (transformer.rotate(rotary, x, positions) for x in (q_HPWK, k_GPWK))
+    v_GPWK = project(weights.w_v, weights.b_v)
+    k_GPTK, v_GPTK = k_GPWK, v_GPWK
+    if past is not None:
+        k_GPTK, v_GPTK = torch.cat([past[0], k_GPWK], 2), torch.cat([past[1], v_GPWK], 2)
+    k_HPTK, v_HPTK = (x.repeat_interleave(arch.heads // arch.kv_heads, 0) for x in (k_GPTK, v_GPTK))
+    scores_HPWT = q_HPWK @ k_HPTK.transpose(-1, -2) + hidden_PWT.to(q_HPWK.dtype)
+    return scores_HPWT.softmax(-1) @ v_HPTK, k_GPWK, v_GPWK
+
+
+def _mlp(model: Model, weights: LayerWeights, stream: Tensor) -> Tensor:
+    assert weights.w_in is not None
+    assert weights.b_in is not None
+    assert weights.w_out is not None
+    assert weights.b_out is not None
+    x = transformer.norm(model.architecture, stream, None, None)
+    activation = transformer.ACTIVATIONS[model.architecture.activation]
+    up = x @ weights.w_in + weights.b_in
+    if weights.w_gate is None:
+        hidden = activation(up)
+    else:
+        assert weights.b_gate is not None
+        hidden = activation(x @ weights.w_gate + weights.b_gate) * up
+    return hidden @ weights.w_out + weights.b_out
+
+
+BLOCK_TOKENS = 64
+
+
+class Prefix:
+    """The full blocks before a job's window.
+
+    Args:
+        cache: of all jobs.
+        namespace: what else determines the values: the model's revision and precision.
+        model: folded.
+        tokens: of the job.
+    """
+
+    def __init__(self, cache: PrefixCache, namespace: bytes, model: Model, tokens: Tokens) -> None:
+        self.length = tokens.start // BLOCK_TOKENS * BLOCK_TOKENS
+        self._blocks: dict[bytes, BlockTable] = {}
+        # Per block and layer, what is read in place, good until the block is released.
+        self._views: dict[tuple[bytes, int], Tensor] = {}
+        # Per prompt, the keys of its blocks; a single entry if all prompts begin alike.
+        self._chains: list[list[bytes]] = []
+        prompts = tokens.clean[:, : self.length].tolist() if self.length else []
+        distinct = {tuple(ids): None for ids in prompts}
+        try:
+            for ids in prompts if len(distinct) > 1 else prompts[:1]:
+                keys = chain(namespace, ids, BLOCK_TOKENS)
+                self._chains.append(keys)
+                self._load(cache, model, tokens, ids, keys)
+        except BaseException:
+            self.release()
+            raise
+
+    def past(self, layer: int, prompts: int) -> Past:
+        """Keys and values of a layer: [G, P, length, K] each."""
+        rows = [torch.cat([self._block(key, layer) for key in keys], 2) for keys in self._chains]
+        both = torch.stack(rows, 2).expand(-1, -1, prompts, -1, -1)
+        return both[0], both[1]
+
+    def of_head(self, layer: int, values: bool, head: int, prompts: int) -> Tensor:
+        """Keys, or values, of one head: [P, length, K]."""
+        place = (int(values), head)
+        rows = [torch.cat([self._block(key, layer)[place] for key in keys]) for keys in self._chains]
+        return torch.stack(rows).expand(prompts, -1, -1)
+
+    def release(self) -> None:
+        """Gives the blocks back; the cache keeps them while there is room. May be called again."""
+        for block in self._blocks.values():
+            block.release()
+        self._blocks.clear()
+        self._views.clear()
+
+    def _block(self, key: bytes, layer: int) -> Tensor:
+        """Keys and values of a block: [2, G, B, K]."""
+        block = self._views.get((key, layer))
+        if block is None:
+            table = self._blocks[key]
+            block = table.get(layer)
+            if consecutive(table.blocks(layer)):
+                self._views[key, layer] = block
+        return block
+
+    def _load(
+        self, cache: PrefixCache, model: Model, tokens: Tokens, ids: list[int], keys: list[bytes]
+    ) -> None:
+        """Makes the blocks of one prompt available, from the cache as far as it goes."""
+        for key, block in zip(keys, cache.lookup(keys), strict=False):
+            if key in self._blocks:
+                block.release()
+            else:
+                self._blocks[key] = block
+        for number, key in enumerate(keys):
+            if key not in self._blocks:
+                self._blocks[key] = self._computed(cache, model, tokens, ids, keys[:number])
+                cache.insert(key, self._blocks[key], keys[number - 1] if number else None)
+
+    def _computed(
+        self, cache: PrefixCache, model: Model, tokens: Tokens, ids: list[int], before: Sequence[bytes]
+    ) -> BlockTable:
+        """The block after some others: per layer, keys and values [2, G, B, K]."""
+        first, end = len(before) * BLOCK_TOKENS, (len(before) + 1) * BLOCK_TOKENS
+
+        def past(layer: int) -> Past:
+            both = torch.cat([self._block(key, layer) for key in before], 2)[:, :, None]
+            return both[0], both[1]
+
+        hidden = [mask[:1, first:end, :end] for mask in tokens.hidden]
+        token_ids = torch.tensor([ids[:end]], device=tokens.clean.device)
+        block = BlockTable(cache.pool, len(hidden))
+        try:
+            layers = run_pass(model, hidden, token_ids, past if before else None, first)
+            for number, layer in enumerate(layers):
+                block.put(number, torch.stack([layer.keys[:, 0], layer.values[:, 0]]))
+        except BaseException:
+            block.release()
+            raise
+        return block
+
+
+Z, MLP, ATTENTION_IN, MLP_IN, FINAL = "z", "mlp", "attention_in", "mlp_in", "final"
+KEYS, VALUES = "keys", "values"
+
+
+class PassValues(Protocol):
+    """Values of an unpatched pass at the packed tokens of the window."""
+
+    def get(self, layer: int, name: str) -> Tensor:
+        """``z`` [H, N, K]; ``mlp``, ``attention_in``, ``mlp_in`` [N, D]; after all, ``final`` [N, D]."""
+        ...
+
+
+class Reference:
+    """What all bases of a job share. Whoever makes one releases it.
+
+    Args:
+        weights: of the model under the job's graph.
+        model: the same model, folded.
+        tokens: the prompts.
+        ablation: ``resample``, ``zero`` or ``mean``.
+        prefixes: keys and values of tokens that prompts begin with.
+        namespace: what determines these besides the tokens.
+
+    Raises OutOfPagesError if the pool of ``prefixes`` has no room.
+    """
+
+    def __init__(
+        self,
+        weights: SparseWeights,
+        model: Model,
+        tokens: Tokens,
+        ablation: str,
+        prefixes: PrefixCache,
+        namespace: bytes,
+    ) -> None:
+        self.weights, self.tokens, self.graph, self.pool = weights, tokens, weights.graph, prefixes.pool
+        self._prefix = Prefix(prefixes, namespace, model, tokens)
+        # Keys and values of the columns between the prefix' last full block and the window.
+        self._rest = PagedTensors(self.pool)
+        self._clean = PagedTensors(self.pool)
+        self._ablated = PagedTensors(self.pool)
+        self.clean: PassValues = self._clean
+        self.ablated: PassValues = self._ablated
+        # What `low_ablation` gave last, and of how many senders.
+        self._low_ablation: tuple[int, Tensor] | None = None
+        try:
+            self._run_passes(model, ablation)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Frees all values. May be called again."""
+        self._prefix.release()
+        for tensors in (self._rest, self._clean, self._ablated):
+            tensors.release()
+
+    def stream(self, values: PassValues, receiver: int) -> Tensor:
+        """The full residual stream that a receiver would read: [N, D]."""
+        kind, layer, _ = self.graph.receiver(receiver)
+        if kind == "logits":
+            return values.get(layer, FINAL)
+        return values.get(layer, MLP_IN if kind == "mlp" else ATTENTION_IN)
+
+    def output(self, values: PassValues, sender: int, places: Places = Places.WINDOW) -> Tensor:
+        """A sender's output in coordinates: [N, K or D]."""
+        if sender == INPUT:
+            x = values.get(0, ATTENTION_IN)
+        else:
+            layer, unit = divmod(sender - 1, self.graph.senders_per_layer)
+            x = values.get(layer, MLP) if unit == self.graph.heads else values.get(layer, Z)[unit]
+        return self.tokens.narrow(x, Places.WINDOW, places)
+
+    def prefix(self, receiver: int) -> Tensor:
+        """Keys or values before the window of a k or v receiver: [P, start, K]."""
+        kind, layer, unit = self.graph.receiver(receiver)
+        head = unit * self.graph.kv_heads // self.graph.kv_units
+        rest = self._rest.get(layer, KEYS if kind == "k" else VALUES)[head]
+        if not self._prefix.length:
+            return rest
+        return torch.cat([self._prefix.of_head(layer, kind == "v", head, self.tokens.prompts), rest], 1)
+
+    def low_ablation(self, receiver: int) -> Tensor:
+        """What ablating all that a receiver hears of the clean pass changes, through rounded W_O: [N, D].
+
+        It is the same for all receivers of a kind in a layer, which follow each other in most searches.
+        """
+        count = self.graph.upstream(receiver)
+        if self._low_ablation is None or self._low_ablation[0] != count:
+            total = self.output(self.ablated, INPUT) - self.output(self.clean, INPUT)
+            for layer in range(-(-(count - 1) // self.graph.senders_per_layer)):
+                z = self.ablated.get(layer, Z) - self.clean.get(layer, Z)
+                writes = self.weights.low_writes(layer)
+                total = total + matmul(z.movedim(0, -2).flatten(-2), writes.flatten(0, 1))
+                if self.graph.mlps and self.graph.mlp(layer) < count:
+                    total = total + (self.ablated.get(layer, MLP) - self.clean.get(layer, MLP))
+            self._low_ablation = count, total
+        return self._low_ablation[1]
+
+    def add_writes(self, x: Tensor, terms: list[tuple[int, Tensor]], low: bool = False) -> Tensor:
+        """``x`` plus what senders write, given coordinates [..., N, K or D]; x is [..., N, D].
+
+        Of heads through their rounded W_O if ``low``.
+        """
+        heads = [(sender, z) for sender, z in terms if is_head(self.graph, sender)]
+        if heads:
+            z = torch.cat([z for _, z in heads], -1)
+            x = x + matmul(z, torch.cat([self.weights.writes(sender, low) for sender, _ in heads]))
+        for sender, value in terms:
+            if not is_head(self.graph, sender):
+                x = x + value
+        return x
+
+    def _run_passes(self, model: Model, ablation: str) -> None:
+        tokens, first = self.tokens, self._prefix.length
+        hidden = [mask[:, first:] for mask in tokens.hidden]
+        past = (lambda layer: self._prefix.past(layer, tokens.prompts)) if first else None
+        mean = mean_over_prompts(tokens)
+        for number, layer in enumerate(run_pass(model, hidden, tokens.clean, past, first)):
+            self._rest.put(number, KEYS, layer.keys[:, :, : tokens.start - first].contiguous())
+            self._rest.put(number, VALUES, layer.values[:, :, : tokens.start - first].contiguous())
+            self._store(self._clean, number, layer, lambda x: x)
+            if ablation == "mean":
+                self._store(self._ablated, number, layer, mean)
+        if ablation == "zero":
+            self.ablated = _Constants(model, self._clean)
+        elif ablation == "resample":
+            assert tokens.corrupted is not None
+            hidden = [mask[:, tokens.start :] for mask in tokens.hidden]
+            before = self._past if tokens.start else None
+            corrupted = run_pass(model, hidden, tokens.corrupted, before, tokens.start)
+            for number, layer in enumerate(corrupted):
+                self._store(self._ablated, number, layer, lambda x: x)
+
+    def _past(self, layer: int) -> Past:
+        """Keys and values before the window: [G, P, start, K] each."""
+        keys, values = self._rest.get(layer, KEYS), self._rest.get(layer, VALUES)
+        if not self._prefix.length:
+            return keys, values
+        before = self._prefix.past(layer, self.tokens.prompts)
+        return torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
+
+    def _store(
+        self, values: PagedTensors, number: int, layer: LayerPass, change: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Keeps the window of a layer's values, after a change."""
+        grid, width = self.tokens.grid(Places.WINDOW), self.tokens.end - self.tokens.start
+        streams: Iterable[tuple[str, Tensor | None]] = (
+            (Z, layer.z),
+            (MLP, layer.mlp),
+            (ATTENTION_IN, layer.attention_in),
+            (MLP_IN, layer.mlp_in),
+        )
+        for name, x in streams:
+            if x is not None:
+                values.put(number, name, grid.pack(change(x)[..., x.shape[-2] - width :, :]))
+        if number == self.graph.layers - 1:
+            x = layer.out
+            values.put(number + 1, FINAL, grid.pack(change(x)[..., x.shape[-2] - width :, :]))
+
+
+class _Constants:
+    """Zero ablation: all that is left in the residual stream are the attention output biases."""
+
+    def __init__(self, model: Model, clean: PagedTensors) -> None:
+        self._model, self._clean = model, clean
+
+    def get(self, layer: int, name: str) -> Tensor:
+        like = self._clean.get(layer, name)
+        if name in (Z, MLP):
+            return like.new_zeros(()).expand_as(like)
+        own = name == MLP_IN and not self._model.architecture.parallel
+        total = torch.zeros_like(like[:1])
+        for weights in self._model.weights.layers[: layer + own]:
+            total = total + weights.b_o
+        return total.expand_as(like)
+
+
+def is_head(graph: Graph, sender: int) -> bool:
+    return sender != INPUT and (sender - 1) % graph.senders_per_layer < graph.heads

@@ -1,0 +1,117 @@
+"""The formulas of a transformer, shared by all executors.
+
+Shape suffixes: P prompts, T tokens, D d_model, K d_head; ``...`` stands for any leading dimensions.
+
+
+Prompts of a task as padded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pahq_server.core.task import TokenIds, TokenTask
+from pahq_server.models.architecture import Activation, Architecture, Rotary
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": functional.silu,
+}
+
+
+def norm(arch: Architecture, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The architecture's norm over the last dimension: layer norm, RMS norm or the identity."""
+    if arch.norm is None:
+        return x
+    if arch.norm == "layer":
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, arch.eps)
+    return functional.rms_norm(x, x.shape[-1:], weight, arch.eps)
+
+
+def head_norm(arch: Architecture, x: Tensor, weight: Tensor | None) -> Tensor:
+    """RMS norm of each head's queries or keys, shape [..., K]; the identity without a weight."""
+    return x if weight is None else functional.rms_norm(x, x.shape[-1:], weight, arch.eps)
+
+
+def rotate(rotary: Rotary | None, x: Tensor, positions_T: Tensor) -> Tensor:
+    """Rotary position embedding of ``x``, shape [..., T, K]; the identity without rotary."""
+    if rotary is None:
+        return x
+    cos, sin = rotation(rotary, positions_T)
+    return apply_rotation(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+def rotation(rotary: Rotary, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine per position and rotated feature, shape [T, dims] each."""
+    angles = positions_T[:, None].to(rotary.inv_freq.dtype) * rotary.inv_freq
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos() * rotary.scaling, angles.sin() * rotary.scaling
+
+
+def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the first ``cos.shape[-1]`` features of ``x``, half-split layout."""
+    dims = cos.shape[-1]
+    turned, rest = x[..., :dims], x[..., dims:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+
+
+def visible(arch: Architecture, layer: int, lengths: list[int]) -> Tensor:
+    """Which keys a query may attend to: bool, shape [P, T, T] (query, key).
+
+    Padding queries see position 0 so that their softmax stays finite; nothing real reads them.
+    """
+    tokens = max(lengths)
+    position = torch.arange(tokens)
+    distance = position[:, None] - position[None, :]
+    seen = torch.ones(tokens, tokens, dtype=torch.bool)
+    if arch.causal:
+        seen &= distance >= 0
+    window = arch.windows[layer]
+    if window is not None:
+        seen &= distance < window
+    real = position[None, :] < torch.tensor(lengths)[:, None]
+    seen_PTT = seen & real[:, None, :]
+    seen_PTT[:, :, 0] |= ~real
+    return seen_PTT
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """The prompts of a task, padded on the right. P prompts, T tokens of the longest, N metric places.
+
+    Args:
+        lengths: real tokens of each prompt.
+        clean, corrupted: int64, shape [P, T]; padding is 0. ``corrupted`` is None if not given.
+        metric_prompt, metric_position: int64, shape [N]: where the metric is read.
+    """
+
+    lengths: list[int]
+    clean: Tensor
+    corrupted: Tensor | None
+    metric_prompt: Tensor
+    metric_position: Tensor
+
+    @classmethod
+    def of(cls, task: TokenTask, device: torch.device | str = "cpu") -> PromptBatch:
+        prompt, position = torch.tensor(task.metric_positions()).T.to(device)
+        corrupted = None if task.corrupted is None else _pad(task.corrupted).to(device)
+        return cls([len(ids) for ids in task.clean], _pad(task.clean).to(device), corrupted, prompt, position)
+
+    @property
+    def real(self) -> Tensor:
+        """Which places hold a token: bool, shape [P, T]."""
+        real = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
+        return real.to(self.clean.device)
+
+
+def _pad(prompts: tuple[TokenIds, ...]) -> Tensor:
+    rows = [torch.tensor(ids) for ids in prompts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
