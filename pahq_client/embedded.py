@@ -1,4 +1,4 @@
-"""A server of one's own: a child process on loopback, for the time of one call."""
+"""The embedded server: a child process on loopback, for the time of one call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import IO, Self
 
 from pahq_client import checks
 from pahq_client.errors import InvalidRequest, NoEmbeddedServer, NotFound
-from pahq_client.patience import Deadline
+from pahq_client.retries import Deadline
 
 DEMO = "demo"
 # Short names that people use, and whose they are on the hub.

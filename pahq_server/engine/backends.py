@@ -10,11 +10,11 @@ from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
-from pahq_server.engine.literal_rounded import ActivationsExecutor, RoundedModel
+from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedModel
 from pahq_server.engine.metrics import Scores
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES, Format, Policy
@@ -86,13 +86,13 @@ def make_backend(
     """
     model, policy = loaded.model, POLICIES[precision]
     if policy.operand == "activations":
-        # Rounded for the first job, and once: it takes as much memory as the model.
+        # QuantizedModel for the first job, and once: it takes as much memory as the model.
         rounded_model = cache(lambda: RoundedModel(model, policy))
-        return LiteralBackend(lambda *job: ActivationsExecutor(rounded_model(), *job))
+        return LiteralBackend(lambda *job: RoundedExecutor(rounded_model(), *job))
     if executor == "literal":
         return LiteralBackend(partial(LiteralExecutor, model))
     if isinstance(loaded, ResidentModel) and precision != "fp32":
-        rounded: Rounded | None = Rounded(policy, loaded.resident.layers, loaded.resident.w_u)
+        rounded: QuantizedModel | None = QuantizedModel(policy, loaded.resident.layers, loaded.resident.w_u)
     else:
-        rounded = Rounded.of(model, policy)
+        rounded = QuantizedModel.of(model, policy)
     return SparseBackend(model, memory, namespace, rounded)

@@ -30,7 +30,7 @@ REMEMBERED = 1000
 
 # A linear map: into queries, keys and values, out of heads, into an MLP's units and gates, out of an MLP, and
 # the unembedding.
-Map = Literal["q", "k", "v", "o", "in", "gate", "out", "u"]
+LinearName = Literal["q", "k", "v", "o", "in", "gate", "out", "u"]
 
 
 class LiteralExecutor:
@@ -210,7 +210,7 @@ class LiteralExecutor:
             hidden = activation(self._linear(x_PTD, "gate", layer)) * hidden
         return self._linear(hidden, "out", layer)
 
-    def _linear(self, x: Tensor, name: Map, layer: int) -> Tensor:
+    def _linear(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
         """Outputs of a linear map, [..., O], from its inputs, [..., I]; see `product`."""
         y = self._product(x, name, layer)
         # The bias of attention outputs belongs to no head: it is one of the constants.
@@ -219,18 +219,18 @@ class LiteralExecutor:
             return y
         return y + (b if b.dim() == 1 else b.repeat_interleave(len(y) // len(b), 0)[:, None, None])
 
-    def _product(self, x: Tensor, name: Map, layer: int) -> Tensor:
+    def _product(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
         """`_linear` without bias."""
         return product(x, matrix(self.weights, name, layer))
 
 
-def matrix(weights: Weights, name: Map, layer: int) -> Tensor:
+def matrix(weights: Weights, name: LinearName, layer: int) -> Tensor:
     """The matrix of a linear map, [I, O], or those of attention's receivers or heads, [W, I, O]."""
     w: Tensor = getattr(_piece(weights, name, layer), f"w_{name}")
     return w
 
 
-def _piece(weights: Weights, name: Map, layer: int) -> Weights | LayerWeights:
+def _piece(weights: Weights, name: LinearName, layer: int) -> Weights | LayerWeights:
     return weights if name == "u" else weights.layers[layer]
 
 

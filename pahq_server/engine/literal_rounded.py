@@ -19,7 +19,7 @@ from torch import Tensor
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.literal import LiteralExecutor, Map, matrix, product
+from pahq_server.engine.literal import LinearName, LiteralExecutor, matrix, product
 from pahq_server.models.architecture import Model, Weights
 from pahq_server.models.folding import ATTENTION, fold
 from pahq_server.precision.policy import Format, Policy
@@ -27,10 +27,10 @@ from pahq_server.precision.quantized import LARGEST, SECOND_TERM_FACTOR, quantiz
 
 # Matrices in full precision: (map, layer, receiver or head within the layer).
 Promoted = frozenset[tuple[str, int, int]]
-NOTHING: Promoted = frozenset()
+NO_PROMOTION: Promoted = frozenset()
 
 
-class ActivationsExecutor(LiteralExecutor):
+class RoundedExecutor(LiteralExecutor):
     """Scores circuits of one job under a policy that rounds activations.
 
     Args:
@@ -41,7 +41,7 @@ class ActivationsExecutor(LiteralExecutor):
     def __init__(
         self, rounded: RoundedModel, graph: Graph, task: TokenTask, metric: str, ablation: str
     ) -> None:
-        self._policy, self._maps, self._promoted = rounded.policy, rounded.maps, NOTHING
+        self._policy, self._linears, self._promoted = rounded.policy, rounded.linears, NO_PROMOTION
         super().__init__(rounded.model, graph, task, metric, ablation)
 
     def score(self, rows: Sequence[PatchedPass]) -> list[float]:
@@ -55,11 +55,11 @@ class ActivationsExecutor(LiteralExecutor):
             circuit: any.
             promoted_receiver: promotes what a row with this own receiver promotes.
         """
-        self._promoted = promoted_maps(self.graph, self._policy, promoted_receiver)
+        self._promoted = promoted_linears(self.graph, self._policy, promoted_receiver)
         try:
             return super().measure(circuit)
         finally:
-            self._promoted = NOTHING
+            self._promoted = NO_PROMOTION
 
     def _key(self, circuit: Circuit) -> bytes:
         return circuit.key + repr(sorted(self._promoted)).encode()
@@ -68,8 +68,8 @@ class ActivationsExecutor(LiteralExecutor):
         """What is promoted differs from the clean pass even where no edge is missing."""
         return min([super()._first_patched_layer(circuit), *(layer for _, layer, _ in self._promoted)])
 
-    def _product(self, x: Tensor, name: Map, layer: int) -> Tensor:
-        return self._maps.product(x, name, layer, self._promoted)
+    def _product(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
+        return self._linears.product(x, name, layer, self._promoted)
 
 
 class RoundedModel:
@@ -83,12 +83,12 @@ class RoundedModel:
     def __init__(self, model: Model, policy: Policy) -> None:
         # As the other policies do, which run on folded models only.
         model = fold(model)
-        self.policy, self.maps = policy, RoundedMaps(model.weights, policy)
+        self.policy, self.linears = policy, RoundedLinears(model.weights, policy)
         self.model = _with_rounded_embedding(model, policy.embeddings)
 
 
-class RoundedMaps:
-    """Linear maps whose weights and inputs are rounded, some of them in full precision instead.
+class RoundedLinears:
+    """Linear linears whose weights and inputs are rounded, some of them in full precision instead.
 
     Args:
         weights: of the model, in full precision.
@@ -97,7 +97,7 @@ class RoundedMaps:
 
     def __init__(self, weights: Weights, policy: Policy) -> None:
         self._weights, self._policy = weights, policy
-        self._rounded: dict[tuple[Map, int], Tensor] = {}
+        self._rounded: dict[tuple[LinearName, int], Tensor] = {}
         for layer, piece in enumerate(weights.layers):
             self._round(("q", "k", "v", "o"), layer, policy.heads)
             if piece.w_in is not None:
@@ -106,12 +106,12 @@ class RoundedMaps:
                 self._round(("gate",), layer, policy.mlps)
         self._round(("u",), len(weights.layers), policy.embeddings)
 
-    def _round(self, names: tuple[Map, ...], layer: int, form: Format) -> None:
+    def _round(self, names: tuple[LinearName, ...], layer: int, form: Format) -> None:
         for name in names:
             self._rounded[name, layer] = rounded_weights(matrix(self._weights, name, layer), form)
 
     def product(
-        self, x: Tensor, name: Map, layer: int, promoted: Promoted, exact_inputs: bool = False
+        self, x: Tensor, name: LinearName, layer: int, promoted: Promoted, exact_inputs: bool = False
     ) -> Tensor:
         """`literal.product` in low precision, and in full precision for what is promoted.
 
@@ -127,14 +127,14 @@ class RoundedMaps:
         return y
 
 
-def promoted_maps(graph: Graph, policy: Policy, receiver: int | None) -> Promoted:
+def promoted_linears(graph: Graph, policy: Policy, receiver: int | None) -> Promoted:
     """What is in full precision in rows with this own receiver.
 
     That is Q, K, V and O of the heads that a q, k or v receiver feeds: of all heads of a group for the
     receiver of a group.
     """
     if receiver is None or not policy.promotes:
-        return NOTHING
+        return NO_PROMOTION
     layer = graph.receiver(receiver).layer
     promoted: set[tuple[str, int, int]] = set()
     for head in graph.heads_behind(receiver):
@@ -169,7 +169,7 @@ def rounded_inputs(x: Tensor, form: Format, terms: int = 1) -> Tensor:
 
 
 def _with_rounded_embedding(model: Model, form: Format) -> Model:
-    """Embeddings of tokens and of positions are linear maps too, of one-hot vectors."""
+    """Embeddings of tokens and of positions are linear linears too, of one-hot vectors."""
     weights = model.weights
     w_pos = None if weights.w_pos is None else rounded_weights(weights.w_pos, form)
     return replace(model, weights=replace(weights, w_e=rounded_weights(weights.w_e, form), w_pos=w_pos))

@@ -1,8 +1,7 @@
 """Pages: which ones are free (`FreeRuns`), and their bytes (`PageStorage`).
 
 Free pages are kept as runs of consecutive ones. So the bookkeeping grows with the number of holes and not
-with the
-number of pages: the unused end of a pool is one run.
+with the number of pages: the unused end of a pool is one run.
 """
 
 from __future__ import annotations

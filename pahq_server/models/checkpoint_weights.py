@@ -1,8 +1,7 @@
 """The full-precision weights of a checkpoint, folded and read piece by piece from its mapped files.
 
 A model whose weights stay in memory rounded (`resident`) still needs single heads in full precision. They
-come from
-here: reading one head costs no more than that head.
+come from here: reading one head costs no more than that head.
 
 Shapes: D d_model, K d_head, H heads of one kind (query heads, or key/value heads), M d_mlp.
 """

@@ -49,9 +49,8 @@ class Policy:
             time: 64 numbers take as long to round as to multiply.
         terms: by how many numbers an 8-bit format represents one input (see `quantized.rounded_rows`). One is
             not enough for differences of MLPs, of which a few are large: its error is far above that of 8-bit
-                weights. Two take
-            twice the arithmetic of one, half that of float32, and leave the weights as the only source of
-            errors.
+            weights. Two take twice the arithmetic of one, half that of float32, and leave the weights as the
+            only source of errors.
     """
 
     name: str

@@ -54,10 +54,6 @@ class Quantized:
         """Copies the matrix to a device."""
         return Quantized(_laid_out(self.data.to(device)), self.scale.to(device))
 
-    def dequantized(self) -> Tensor:
-        """Returns the matrix as float32 [..., I, O]."""
-        return codes_to_floats(self.data, torch.float32).mul_(self.scale)
-
 
 # A matrix in 8 bits, or a tensor in any floating dtype.
 Matrix = Quantized | Tensor

@@ -1,10 +1,9 @@
 """The built-in task "ioi": indirect object identification (Wang et al. 2022, arXiv:2211.00593).
 
 A sentence introduces two people and then names one of them, the subject, again. What comes next is the other
-one, the
-indirect object: " Lily and Tom went to the park. Lily gave the ball to" → " Tom". The corrupted sentence has
-    three other
-names, unrelated to each other: it has the same form and length, but nothing in it tells who gets the ball.
+one, the indirect object: " Lily and Tom went to the park. Lily gave the ball to" → " Tom". The corrupted
+sentence has three other names, unrelated to each other: it has the same form and length, but nothing in it
+tells who gets the ball.
 """
 
 from __future__ import annotations

@@ -102,13 +102,15 @@ class TaskTexts:
     # As a tokenizer
 
     def encode(self, text: str) -> list[int]:
+        """Tokenizes a text with special tokens, without checking its size."""
         return self._encode(text, special=True)
 
     def encode_plain(self, text: str) -> list[int]:
+        """Tokenizes a text without special tokens, without checking its size."""
         return self._encode(text, special=False)
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        """Raises UntokenizableError, OutOfTimeError; ValueError without a tokenizer."""
+        """Raises UntokenizableError, OutOfTimeError, and ValueError if there is no tokenizer."""
         known = self._known.get((text, special))
         if known is not None:
             return known

@@ -77,7 +77,7 @@ def method_fields() -> list[FieldDescriptor]:
 
 def test_the_fields_of_a_method_s_message_are_its_parameters() -> None:
     found = {field.name: [each.name for each in field.message_type.fields] for field in method_fields()}
-    assert {"acdc", "single_edge"} <= found.keys()
+    assert {"acdc", "single_edge", "eap"} == found.keys()
     for name, parameters in found.items():
         assert parameters == [field.name for field in fields(registry.METHODS[name].parameters)]
 
@@ -154,6 +154,7 @@ def test_a_bad_parameter_of_an_extension_is_named(message: jobs_pb2.JobSpec, fie
         spec(),
         spec("single_edge", threshold=None),
         spec("single_edge", threshold=0.0, include_prompts=True),
+        jobs_pb2.JobSpec(objective=objective(), eap={}),
         extension("toy", rounds=3.0, rate=0.25, bound=1.0, note="x", fast=True, limit=None),
     ],
 )

@@ -60,7 +60,7 @@ def executor(workload: Workload) -> SparseExecutor:
 
 
 def single_edge() -> Figures:
-    """Rows of the single-edge sweep, spread evenly over the 32,491 edges, and the literal twin."""
+    """Passes of the single-edge sweep, spread evenly over the 32,491 edges, and the literal twin."""
     workload = workloads.gpt2_shape()
     job = executor(workload)
     full = BaseCircuit(Circuit.full(job.graph))
@@ -99,7 +99,7 @@ def growth() -> Figures:
 def prefix() -> Figures:
     """Candidates at context 512 after a prefix of 256 tokens, against the second half alone.
 
-    Rows share each prompt's prefix; where the prompts begin alike, they share one.
+    Passes share each prompt's prefix; where the prompts begin alike, they share one.
     """
     figures: Figures = {}
     kinds = {"own_prefix": ((300,), 512, 0), "common_prefix": ((300,), 512, 256), "none": ((44,), 256, 0)}

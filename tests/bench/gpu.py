@@ -28,7 +28,7 @@ from pahq_server.engine.backends import make_backend
 from pahq_server.engine.cost import measured_gflops
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.models.building import ToDevice
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.streaming import ResidentModel, head_store, load_rounded, streamed
@@ -71,7 +71,7 @@ def gpt2(device: torch.device, size: Size, precision: str) -> Figures:
     workload = workloads.gpt2_shape(size.layers, size.tokens, (1, 3, 5), prompts=size.prompts)
     model = workload.make_model(ToDevice(FOLDING, device))
     memory = DeviceMemory(size.memory, PAGE_BYTES, device)
-    backend = SparseBackend(model, memory, b"bench", Rounded.of(model, POLICIES[precision]))
+    backend = SparseBackend(model, memory, b"bench", QuantizedModel.of(model, POLICIES[precision]))
     start, steps = time.perf_counter(), 0
     with measure.Counter() as counter:
         job = measure.Job(backend, model.architecture.graph("group"), workload)
@@ -94,7 +94,7 @@ def gpt2(device: torch.device, size: Size, precision: str) -> Figures:
 
 
 def llama(device: torch.device, size: Size, source: str, precision: str) -> Figures:
-    """Rows into the heads halfway up a large model of which only rounded weights are on the device."""
+    """Passes into the heads halfway up a large model of which only rounded weights are on the device."""
     start = time.perf_counter()
     loaded = load_rounded(source, POLICIES[precision], device)
     seconds = time.perf_counter() - start
@@ -114,7 +114,7 @@ def llama(device: torch.device, size: Size, source: str, precision: str) -> Figu
 
 
 def _scoring(loaded: ResidentModel, precision: str, device: torch.device, size: Size) -> Figures:
-    """Rows of every head of a layer, one head after the other, from an empty head store."""
+    """Passes of every head of a layer, one head after the other, from an empty head store."""
     store = head_store(loaded.resident)
     loaded = replace(loaded, model=streamed(loaded.resident, store), store=store)
     arch = loaded.model.architecture

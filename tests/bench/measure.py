@@ -128,18 +128,18 @@ class Counter:
         self.operations = 0.0
 
     def __enter__(self) -> Counter:
-        run = sparse.Sweep.run
+        run = sparse.BatchForward.run
 
-        def counted(sweep: sparse.Sweep) -> None:
+        def counted(sweep: sparse.BatchForward) -> None:
             run(sweep)
             # Anchors are our own means, not needed.
             self.operations += 0.0 if sweep.keep else float(np.sum(needed_operations(sweep)))
 
-        self._run, sparse.Sweep.run = run, counted  # type: ignore[method-assign]
+        self._run, sparse.BatchForward.run = run, counted  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        sparse.Sweep.run = self._run  # type: ignore[method-assign]
+        sparse.BatchForward.run = self._run  # type: ignore[method-assign]
 
 
 def search(workload: Workload) -> dict[str, float]:

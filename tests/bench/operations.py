@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pahq_server.core.graph import Graph
-from pahq_server.engine.sparse.batch_forward import Sweep
+from pahq_server.engine.sparse.batch_forward import BatchForward
 from pahq_server.engine.sparse.unpatched import is_head
 
 
-def needed_operations(sweep: Sweep) -> NDArray[np.float64]:
-    """Multiplications and additions per row, after `Sweep.run`: shape [R]."""
-    arch, rows, graph = sweep.weights.arch, sweep.rows, sweep.graph
+def needed_operations(sweep: BatchForward) -> NDArray[np.float64]:
+    """Multiplications and additions per row, after `BatchForward.run`: shape [R]."""
+    arch, rows, graph = sweep.weights.arch, sweep.batch, sweep.graph
     ends = np.array([base.tokens.end for base in rows.bases], dtype=np.float64)[rows.base_of]
     counts = np.zeros(len(rows))
     counts += rows.counts(graph.logits)[rows.base_of] * (2.0 * arch.d_model * arch.output_vocabulary)

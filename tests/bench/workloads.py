@@ -133,7 +133,7 @@ def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: in
 
 
 def top_candidates(graph: Graph, layers: int, count: int, seed: int = 0) -> list[PatchedPass]:
-    """Rows whose live nodes lie in the top ``layers`` layers: below, every receiver lost its edges."""
+    """Passes whose live nodes lie in the top ``layers`` layers: below, every receiver lost its edges."""
     rng = np.random.default_rng(seed)
     first = int(graph.offsets[graph.receiver_of("q", graph.layers - layers)])
     kept = np.zeros(graph.num_edges, dtype=bool)

@@ -21,7 +21,8 @@ from helpers.fake_engine import FakeEngine
 
 from pahq_client import AsyncClient, Client, InvalidRequest, TlsConfig, Unavailable
 from pahq_client.cli import main
-from pahq_server.access.tls import TlsContents, TlsFiles, read_tls_files
+from pahq_server.access.tls import TlsContents, TlsFiles
+from pahq_server.access.tls import read_tls_files as read
 
 
 class Lab:
@@ -48,7 +49,7 @@ class Lab:
         tls = {
             "plain": lambda: None,
             "old": lambda: TlsContents(self.expired.cert_pem, self.expired.key_pem, None),
-        }.get(kind, lambda: read_tls_files(files))()
+        }.get(kind, lambda: read(files))()
         with RunningServer(FakeEngine(), api={"tls": tls}) as running:
             yield f"127.0.0.1:{running.port}"
 
@@ -134,7 +135,7 @@ def test_a_certificate_of_another_name(tmp_path: Path) -> None:
     """It bears 127.0.0.1 and localhost; the server is called by another address of this machine."""
     authority = Authority(tmp_path)
     own = authority.sign("server")
-    tls = read_tls_files(TlsFiles(own.cert, own.key))
+    tls = read(TlsFiles(own.cert, own.key))
     with RunningServer(FakeEngine(), api={"tls": tls}) as running, forwarded(running.port) as address:
         with pytest.raises(Unavailable, match="is for other names") as raised:
             ask(address, TlsConfig(ca=str(authority.cert)))

@@ -1,10 +1,9 @@
 """The training text of the demo model: short documents made from templates with a seed.
 
 Held-out names never occur in a text of the task's shape: two people, then one of them again, then the other.
-Like all
-names they occur in the other documents: stories about one person, lists, greetings, belongings. So their
-    embeddings are
-trained, and if the model solves the task with them it has learned the rule and not the names.
+Like all names they occur in the other documents: stories about one person, lists, greetings, belongings. So
+their embeddings are trained, and if the model solves the task with them it has learned the rule and not the
+names.
 """
 
 from __future__ import annotations

@@ -25,10 +25,9 @@ from pahq_client import (
     NotFound,
     Task,
     Unavailable,
-    wire,
 )
-from pahq_client.patience import Backoff
-from pahq_client.request import DiscoveryRequest
+from pahq_client._requests import JobRequest, job_spec
+from pahq_client.retries import Backoff
 
 from .process import ServerProcess
 
@@ -190,7 +189,7 @@ def test_evaluate_measures_what_was_found(client: Client) -> None:
 
 def test_a_repeated_request_is_the_same_discovery(server: ServerProcess, client: Client) -> None:
     before = len(client.jobs())
-    spec = wire.spec_message(DiscoveryRequest(**PLAIN))
+    spec = job_spec(JobRequest(**PLAIN))
     request = pb.CreateDiscoveryRequest(spec=spec, request_id="once")
     with grpc.insecure_channel(server.address) as channel:
         stub = DiscoveryServiceStub(channel)

@@ -22,7 +22,7 @@ from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.models.architecture import Model
 from pahq_server.models.building import ToDevice, cast
 from pahq_server.models.folding import FOLDING, fold
@@ -51,7 +51,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 def backend_on(device: torch.device | str, model: Model, policy: str) -> SparseBackend:
     placed = cast(fold(model), model.dtype, device)
     memory = DeviceMemory(1 << 27, 4096, device)
-    return SparseBackend(placed, memory, b"test", Rounded.of(placed, POLICIES[policy]))
+    return SparseBackend(placed, memory, b"test", QuantizedModel.of(placed, POLICIES[policy]))
 
 
 @pytest.mark.parametrize("spec", SPECS[:6], ids=str)
@@ -83,7 +83,7 @@ def test_policies_give_what_they_give_on_the_cpu(
 def test_a_score_has_the_same_bits_in_any_company(
     device: torch.device, zoo: Zoo, name: str, policy: str
 ) -> None:
-    """Rows alone, all rows of a job, and jobs that differ in everything."""
+    """Passes alone, all rows of a job, and jobs that differ in everything."""
     model = cast(zoo[name], torch.float32)
     backend = backend_on(device, model, policy)
     jobs = [(spec.open(backend, model), spec.rows(model, 2)[:24:4]) for spec in SPECS[:5]]

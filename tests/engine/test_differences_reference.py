@@ -14,10 +14,10 @@ from helpers.eight_bits import (
     bare_norm,
     nearest,
 )
-from helpers.hypotheses import LENGTHS, random_circuit, random_rows, random_task
+from helpers.hypotheses import LENGTHS, random_circuit, random_passes, random_task
 from helpers.zoo import NAMES, Zoo
 from reference import differences
-from reference.differences import DifferencesExecutor, Values, composed_mlps
+from reference.differences import CircuitValues, DifferencesExecutor, composed_mlps
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,8 +26,8 @@ from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.demo import model_path
 from pahq_server.engine import transformer
-from pahq_server.engine.literal import LiteralExecutor, Map
-from pahq_server.engine.literal_rounded import ActivationsExecutor, RoundedModel
+from pahq_server.engine.literal import LinearName, LiteralExecutor
+from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedModel
 from pahq_server.models.architecture import Model
 from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
@@ -69,7 +69,7 @@ def test_without_rounding_it_is_the_literal_executor(
         random_circuit(graph, 0.5, seed=8), BaseCircuit(random_circuit(graph, 0.5, seed=9))
     )
     rows = [
-        *random_rows(graph, seed=3),
+        *random_passes(graph, seed=3),
         PatchedPass(unrelated),
         PatchedPass(unrelated, (0, graph.num_edges - 1)),
     ]
@@ -82,7 +82,7 @@ def test_without_rounding_it_is_the_literal_executor(
 def test_every_metric_at_any_positions(zoo: Zoo, metric: str, positions: tuple[int, ...] | None) -> None:
     model, graph = zoo["llama"], zoo["llama"].architecture.graph("group")
     task = replace(random_task(model, (7, 6, 9) if positions else LENGTHS), positions=positions)
-    rows = random_rows(graph, seed=4)
+    rows = random_passes(graph, seed=4)
     expected = LiteralExecutor(model, graph, task, metric, "resample").score(rows)
     found = DifferencesExecutor(model, graph, task, metric, "resample", EXACT).score(rows)
     assert np.allclose(found, expected, rtol=0, atol=1e-9)
@@ -125,7 +125,7 @@ def test_a_row_in_which_nothing_changes_scores_exactly_as_its_anchor(zoo: Zoo, n
 @pytest.mark.parametrize("name", NAMES)
 def test_in_8_bits_scores_are_near_but_not_equal(zoo: Zoo, name: str, policy: str) -> None:
     model = zoo[name]
-    rows = [row for row in random_rows(model.architecture.graph("group"), seed=5) if row.removed]
+    rows = [row for row in random_passes(model.architecture.graph("group"), seed=5) if row.removed]
     expected = literal(model, rows)
     found = executor(model, POLICIES[policy]).score(rows)
     # Where nothing live changes, the two are equal.
@@ -140,7 +140,7 @@ def test_a_prompts_score_does_not_depend_on_its_company(zoo: Zoo, policy: str) -
     def make(task: TokenTask) -> DifferencesExecutor:
         return DifferencesExecutor(model, graph, task, "l2", "resample", POLICIES[policy])
 
-    assert_prompts_are_independent(model, make, random_rows(graph, seed=6)[::5])
+    assert_prompts_are_independent(model, make, random_passes(graph, seed=6)[::5])
 
 
 @pytest.mark.parametrize("policy", EIGHT_BIT)
@@ -246,14 +246,14 @@ def test_with_every_head_promoted_attention_is_in_full_precision(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     model, graph = zoo[name], zoo[name].architecture.graph("group")
-    rows = [row for row in random_rows(graph, seed=7) if row.removed and row.base_circuit.parent is None]
+    rows = [row for row in random_passes(graph, seed=7) if row.removed and row.base_circuit.parent is None]
     policy = replace(EXACT, heads=Format.INT8)
     assert rms(executor(model, policy).score(rows), literal(model, rows)) > 1e-6
     units = {"q": graph.heads, "k": graph.kv_heads, "v": graph.kv_heads, "o": graph.heads}
     everything = frozenset(
         (n, i, u) for n, count in units.items() for i in range(graph.layers) for u in range(count)
     )
-    monkeypatch.setattr(differences, "promoted_maps", lambda *_: everything)
+    monkeypatch.setattr(differences, "promoted_linears", lambda *_: everything)
     assert rms(executor(model, policy).score(rows), literal(model, rows)) < 1e-12
 
 
@@ -266,22 +266,22 @@ def first_receiver(row: PatchedPass) -> int | None:
     return row.base_circuit.circuit.graph.edge_ends(row.removed[0])[1]
 
 
-def cuts_without_promotion(self: DifferencesExecutor, base: Values) -> Tensor:
+def cuts_without_promotion(self: DifferencesExecutor, base: CircuitValues) -> Tensor:
     promoted, self._promoted = self._promoted, frozenset()
     cuts = ORIGINAL_CUTS(self, base)
     self._promoted = promoted
     return cuts
 
 
-ORIGINAL_PROMOTED, ORIGINAL_CUTS = differences.promoted_maps, DifferencesExecutor._cuts
+ORIGINAL_PROMOTED, ORIGINAL_CUTS = differences.promoted_linears, DifferencesExecutor._edge_ablations
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "bug"),
     [
-        (differences, "promoted_maps", only_queries),
+        (differences, "promoted_linears", only_queries),
         (PatchedPass, "promoted_receiver", property(first_receiver)),
-        (DifferencesExecutor, "_cuts", cuts_without_promotion),
+        (DifferencesExecutor, "_edge_ablations", cuts_without_promotion),
     ],
 )
 def test_a_planted_bug_in_promotion_is_caught(
@@ -320,11 +320,11 @@ def test_mlps_that_hear_few_heads_alone_are_composed(zoo: Zoo) -> None:
 class RoundsActivations(DifferencesExecutor):
     """A planted bug: differences of rounded inputs in place of rounded differences of inputs."""
 
-    def _linear(self, x: Tensor, name: Map, layer: int) -> Tensor:
+    def _linear(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
         returned, base, place = super()._linear(x, name, layer), self._base, (name, layer)
         if base is None:
             return returned
-        old, new = (self._maps.product(y, name, layer, self._promoted) for y in (base.inputs[place], x))
+        old, new = (self._linears.product(y, name, layer, self._promoted) for y in (base.inputs[place], x))
         self._values.outputs[place] = base.outputs[place] + new - old
         return new - old if name in ("o", "out") else self._values.outputs[place]
 
@@ -347,4 +347,4 @@ def test_rounding_activations_is_clearly_worse() -> None:
     policy = replace(POLICIES["pahq-int8"], terms=1)
     error = typical_error(DifferencesExecutor(*job, policy))
     assert typical_error(RoundsActivations(*job, policy)) > 5 * error
-    assert typical_error(ActivationsExecutor(RoundedModel(model, POLICIES["rtn-int8"]), *job[1:])) > 5 * error
+    assert typical_error(RoundedExecutor(RoundedModel(model, POLICIES["rtn-int8"]), *job[1:])) > 5 * error

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.eight_bits import PROMOTING, all_but_one_head_in_8_bits, assert_prompts_are_independent
-from helpers.hypotheses import random_circuit, random_rows, random_task
+from helpers.hypotheses import random_circuit, random_passes, random_task
 from helpers.scores import answer
 from helpers.zoo import NAMES, Zoo
 
@@ -18,7 +18,7 @@ from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import literal_rounded
 from pahq_server.engine.literal import LiteralExecutor
-from pahq_server.engine.literal_rounded import ActivationsExecutor, RoundedMaps, RoundedModel, promoted_maps
+from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedLinears, RoundedModel, promoted_linears
 from pahq_server.methods.acdc.order import TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
@@ -36,9 +36,9 @@ def executor(
     kv: KvReceivers = "group",
     ablation: str = "resample",
     metric: str = "kl_divergence",
-) -> ActivationsExecutor:
+) -> RoundedExecutor:
     graph = model.architecture.graph(kv)
-    return ActivationsExecutor(RoundedModel(model, policy), graph, random_task(model), metric, ablation)
+    return RoundedExecutor(RoundedModel(model, policy), graph, random_task(model), metric, ablation)
 
 
 @pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
@@ -48,7 +48,7 @@ def test_without_rounding_it_is_the_literal_executor(
     zoo: Zoo, name: str, kv: KvReceivers, ablation: str
 ) -> None:
     model, graph = zoo[name], zoo[name].architecture.graph(kv)
-    rows = random_rows(graph, seed=3)[::2]
+    rows = random_passes(graph, seed=3)[::2]
     expected = LiteralExecutor(model, graph, random_task(model), "kl_divergence", ablation).score(rows)
     job = executor(model, EXACT, kv, ablation)
     assert np.allclose(job.score(rows), expected, rtol=0, atol=1e-9)
@@ -63,7 +63,7 @@ def test_with_no_head_promoted_the_full_circuit_is_the_full_model(zoo: Zoo, name
         assert executor(cast(model, dtype), POLICIES[policy]).measure(Circuit.full(graph)) == 0
     task = random_task(model)
     task = replace(task, corrupted=task.clean)
-    job = ActivationsExecutor(RoundedModel(model, POLICIES[policy]), graph, task, "l2", "resample")
+    job = RoundedExecutor(RoundedModel(model, POLICIES[policy]), graph, task, "l2", "resample")
     assert abs(job.measure(random_circuit(graph, 0.5, seed=1))) < 1e-12
 
 
@@ -71,7 +71,7 @@ def test_with_no_head_promoted_the_full_circuit_is_the_full_model(zoo: Zoo, name
 @pytest.mark.parametrize("name", NAMES)
 def test_rounded_scores_are_near_but_not_equal(zoo: Zoo, name: str, policy: str) -> None:
     model, graph = zoo[name], zoo[name].architecture.graph("group")
-    rows = [row for row in random_rows(graph, seed=5) if row.removed]
+    rows = [row for row in random_passes(graph, seed=5) if row.removed]
     exact = LiteralExecutor(model, graph, random_task(model), "kl_divergence", "resample").score(rows)
     found = executor(model, POLICIES[policy]).score(rows)
     assert all(a != b for a, b in zip(found, exact, strict=True))
@@ -82,16 +82,16 @@ def test_rounded_scores_are_near_but_not_equal(zoo: Zoo, name: str, policy: str)
 def test_a_prompts_score_does_not_depend_on_its_company(zoo: Zoo, policy: str) -> None:
     model, graph = zoo["llama"], zoo["llama"].architecture.graph("group")
 
-    def make(task: TokenTask) -> ActivationsExecutor:
-        return ActivationsExecutor(RoundedModel(model, POLICIES[policy]), graph, task, "l2", "resample")
+    def make(task: TokenTask) -> RoundedExecutor:
+        return RoundedExecutor(RoundedModel(model, POLICIES[policy]), graph, task, "l2", "resample")
 
-    assert_prompts_are_independent(model, make, random_rows(graph, seed=6)[::5])
+    assert_prompts_are_independent(model, make, random_passes(graph, seed=6)[::5])
 
 
 def names(graph: Graph, receiver: str, promotes: bool = True) -> set[str]:
     """What a receiver promotes in the last layer, in words."""
     policy = replace(POLICIES["paper"], promotes=promotes)
-    promoted = promoted_maps(graph, policy, graph.parse_receiver(receiver))
+    promoted = promoted_linears(graph, policy, graph.parse_receiver(receiver))
     assert {layer for _, layer, _ in promoted} <= {graph.layers - 1}
     return {f"{name}{unit}" for name, _, unit in promoted}
 
@@ -105,7 +105,7 @@ def test_what_a_receiver_promotes() -> None:
     per_head = Graph(layers=2, heads=4, kv_heads=2, kv_receivers="query")
     for kind in "qkv":
         assert names(per_head, f"a1.h3<{kind}>") == {"q3", "k3", "v3", "o3"}
-    assert promoted_maps(graph, POLICIES["paper"], None) == frozenset()
+    assert promoted_linears(graph, POLICIES["paper"], None) == frozenset()
 
 
 def test_the_own_receiver_is_that_of_the_last_edge() -> None:
@@ -122,12 +122,12 @@ def test_the_own_receiver_is_that_of_the_last_edge() -> None:
 def test_promoted_maps_round_neither_weights_nor_inputs(zoo: Zoo, form: Format) -> None:
     weights, kv_units = zoo["llama"].weights, 4
     policy = Policy("all", form, form, form, form, "activations", True, form)
-    low, exact = RoundedMaps(weights, policy), RoundedMaps(weights, EXACT)
+    low, exact = RoundedLinears(weights, policy), RoundedLinears(weights, EXACT)
     x = torch.randn(kv_units, 3, 5, zoo["llama"].architecture.d_model, dtype=torch.float64)
     x[:, :, 2] = 0
     promoted = frozenset([("k", 1, 1), ("k", 1, 2), ("k", 0, 0), ("v", 1, 0)])
     mixed = low.product(x, "k", 1, promoted)
-    rounded, full = (maps.product(x, "k", 1, frozenset()) for maps in (low, exact))
+    rounded, full = (linears.product(x, "k", 1, frozenset()) for linears in (low, exact))
     for unit in range(kv_units):
         assert torch.equal(mixed[unit], full[unit] if unit in (1, 2) else rounded[unit])
     assert not torch.isclose(rounded, full, rtol=1e-6)[:, :, :2].any()
@@ -159,19 +159,19 @@ def only_queries(*args: object) -> frozenset[tuple[str, int, int]]:
     return frozenset(place for place in ORIGINAL_PROMOTED(*args) if place[0] == "q")  # type: ignore[arg-type]
 
 
-def without_promotion(self: ActivationsExecutor, circuit: Circuit) -> int:
+def without_promotion(self: RoundedExecutor, circuit: Circuit) -> int:
     return ORIGINAL_START(self, circuit)
 
 
-ORIGINAL_PROMOTED, ORIGINAL_START = promoted_maps, LiteralExecutor._first_patched_layer
+ORIGINAL_PROMOTED, ORIGINAL_START = promoted_linears, LiteralExecutor._first_patched_layer
 
 
 @pytest.mark.parametrize(
     ("owner", "attribute", "bug"),
     [
-        (literal_rounded, "promoted_maps", only_queries),
-        (ActivationsExecutor, "_first_patched_layer", without_promotion),
-        (ActivationsExecutor, "_key", lambda self, circuit: circuit.key),
+        (literal_rounded, "promoted_linears", only_queries),
+        (RoundedExecutor, "_first_patched_layer", without_promotion),
+        (RoundedExecutor, "_key", lambda self, circuit: circuit.key),
     ],
 )
 def test_a_planted_bug_in_promotion_is_caught(

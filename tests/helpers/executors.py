@@ -9,7 +9,7 @@ from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
-from pahq_server.engine.sparse.executor import Shared, SparseExecutor
+from pahq_server.engine.sparse.executor import SharedModel, SparseExecutor
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
@@ -32,7 +32,7 @@ def sparse_executor(
 ) -> SparseExecutor:
     """A job of its own on a model that is not folded yet."""
     memory = DeviceMemory(MEMORY_BYTES) if memory is None else memory
-    return SparseExecutor(Shared(fold(model), memory, b"test"), graph, task, metric, ablation)
+    return SparseExecutor(SharedModel(fold(model), memory, b"test"), graph, task, metric, ablation)
 
 
 EXECUTORS: dict[str, Callable[[Model, Graph, TokenTask, str, str], Executor]] = {

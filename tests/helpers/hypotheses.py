@@ -31,8 +31,8 @@ def random_circuit(graph: Graph, share: float, seed: int) -> Circuit:
     return Circuit(graph, np.random.default_rng(seed).random(graph.num_edges) < share)
 
 
-def random_rows(graph: Graph, seed: int) -> list[PatchedPass]:
-    """Rows over full, dense and sparse circuits, relative to anchors up to two levels deep."""
+def random_passes(graph: Graph, seed: int) -> list[PatchedPass]:
+    """Passes over full, dense and sparse circuits, relative to anchors up to two levels deep."""
     rng = np.random.default_rng(seed)
 
     def some(circuit: Circuit, count: int) -> tuple[int, ...]:

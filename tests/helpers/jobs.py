@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from helpers.hypotheses import LENGTHS, random_rows, random_task
+from helpers.hypotheses import LENGTHS, random_passes, random_task
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import TokenTask
@@ -38,7 +38,7 @@ class Spec:
         return backend.open(graph, self.task(model), self.metric, self.ablation)
 
     def rows(self, model: Model, seed: int) -> list[PatchedPass]:
-        return random_rows(model.architecture.graph(self.kv), seed)
+        return random_passes(model.architecture.graph(self.kv), seed)
 
 
 # Different in everything: prompts, lengths, where the metric is read, ablations, metrics, graphs.

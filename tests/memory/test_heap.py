@@ -1,4 +1,4 @@
-"""Freed memory stays with the process. In a process of its own: the setting cannot be taken back."""
+"""Freed memory stays with the process. Tested in a process of its own: the setting cannot be undone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def test_a_freed_block_is_reused_without_page_faults() -> None:
     applied, faults = run.stdout.split()
     if applied != "True":
         pytest.skip("this C library has no mallopt")
-    # 50 blocks of 16 MiB are 204,800 pages of 4 KiB. Kernels that take idle ones back cause some faults.
+    # 50 blocks of 16 MiB are 204,800 pages of 4 KiB. Some faults remain where the kernel takes idle pages
+    # back.
     assert int(faults) < 60_000
 
 
@@ -57,7 +58,7 @@ def test_gaps_between_what_is_in_use_are_handed_back_where_they_are_much() -> No
     few, many, again, freed_mib = first.split()
     if many != "True" and not sys.platform.startswith("linux"):
         pytest.skip("this C library has no malloc_trim")
-    # Half of 256 MiB are gaps.
+    # Half of 256 MiB is gaps.
     assert (few, many, again) == ("False", "True", "False")
     assert int(freed_mib) > 100
     assert kept == "True"

@@ -22,7 +22,7 @@ def cache(pool: PagePool) -> PrefixCache:
 
 
 def cached(cache: PrefixCache, key: bytes, parent: bytes | None = None, pages: int = 1) -> None:
-    """Caches a block that nobody else uses."""
+    """Caches a block whose pages only the cache uses."""
     table = BlockTable(cache.pool, 1)
     table.put(0, torch.full((pages * PAGE // 4,), float(key[0])))
     cache.insert(key, table, parent)

@@ -29,7 +29,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def assert_same(found: object, expected: object) -> None:
-    """Asserts that the tensors in two dataclasses have the same bits, and the same places where they lie."""
+    """Asserts that the tensors in two dataclasses have the same bits and the same strides."""
     names = [field.name for field in fields(found)]  # type: ignore[arg-type]
     for name in names:
         ours, theirs = getattr(found, name), getattr(expected, name)
@@ -141,7 +141,7 @@ def test_the_size_of_parts_of_the_vocabulary_does_not_change_their_bits(tmp_path
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many numbers have been copied out of mapped files, copy by copy."""
+    """The number of elements of each copy that is made of a mapped tensor."""
     counts: list[int] = []
     own = checkpoint_weights._own
 
@@ -158,7 +158,7 @@ def test_only_what_is_asked_for_is_read(name: str, zoo: Zoo, read: list[int]) ->
     found = CheckpointWeights.open(str(zoo.path(name)))
     arch = found.architecture
     head = arch.d_model * arch.d_head
-    # Besides its matrix a head takes its bias, or b_o, and norms.
+    # For a head its matrix is read, its bias or b_o, and norms.
     small = 6 * max(arch.d_model, arch.d_head)
     assert not read
     for ask in (
@@ -177,7 +177,7 @@ def test_only_what_is_asked_for_is_read(name: str, zoo: Zoo, read: list[int]) ->
 
 @pytest.mark.parametrize("name", NAMES)
 def test_matrices_are_views_of_the_files(name: str, zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever adapters do to them: none is copied before it is asked for."""
+    """No tensor is copied before it is asked for, whatever adapters do with it."""
     stored: list[Tensor] = []
     view = MappedCheckpoint._view
     monkeypatch.setattr(MappedCheckpoint, "_view", lambda *args: stored.append(view(*args)) or stored[-1])

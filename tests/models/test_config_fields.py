@@ -1,4 +1,4 @@
-"""Every field of config.json is honoured as transformers does, without effect there, or refused by name."""
+"""Each field of config.json has the same effect as in transformers, or none there, or is refused by name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pahq_server.models.adapters.registry import ADAPTERS
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """A checkpoint of each type."""
+    """A checkpoint of each model type."""
     root = tmp_path_factory.mktemp("fields")
     for model_type in TYPES:
         getattr(make, model_type)().save_pretrained(root / model_type)
@@ -36,7 +36,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 @pytest.mark.parametrize("name", HUB_CONFIGS)
 def test_configurations_of_the_hub_are_served_as_they_are(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(HUB_CONFIGS[name]), "utf-8")
-    # Half precision as published would only blur the comparison.
+    # Published dtypes of half precision would only make the comparison less exact.
     make.from_config(tmp_path).float().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(HUB_CONFIGS[name]), "utf-8")
     assert right_or_refused(tmp_path) is None
@@ -174,7 +174,7 @@ BAD_VALUES: list[tuple[str, dict[str, object], str]] = [
     ("opt", {"enable_bias": "no"}, "enable_bias must be true or false, got 'no'"),
     ("opt", {"do_layer_norm_before": None}, "opt with do_layer_norm_before=None is not supported, only true"),
 ]
-# Whatever the type.
+# For all model types.
 BAD_FOR_ALL: list[tuple[dict[str, object], str]] = [
     ({"is_causal": False}, "with is_causal=False is not supported, only true"),
     ({"is_encoder_decoder": True}, "with is_encoder_decoder=True is not supported, only false"),
@@ -234,7 +234,7 @@ def test_every_activation_of_transformers(model_type: str, saved: Mapping[str, P
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_classes_of_models(model_type: str, saved: Mapping[str, Path], tmp_path: Path) -> None:
-    """Those of the language model and of its body are known, no others of transformers are taken for them."""
+    """The language model's class and the bare model's are accepted, and no other class of transformers."""
     config = config_of(saved[model_type])
     known = ADAPTERS[model_type].FIELDS.architectures
     for name in known:
@@ -267,8 +267,8 @@ def test_what_says_nothing_is_served(
     assert right_or_refused(with_config(saved[model_type], tmp_path, config)) is None
 
 
-# The list needs no list: every name that transformers' code reads from a configuration, and every value that
-# such a field could have.
+# Names of fields are found in transformers' own code: each name that it reads from a configuration is tried,
+# with each value that such a field could have.
 
 
 def names_of_fields(model_type: str) -> Iterator[str]:
@@ -285,12 +285,12 @@ def names_of_fields(model_type: str) -> Iterator[str]:
     found |= set(re.findall(r"""kwargs\.(?:pop|get)\(["'](\w+)["']""", text))
     found |= {field.name for field in dataclasses.fields(config_class)} | set(config_class.attribute_map)
     found |= set(vars(config_class())) - {"kwargs"}
-    # Files are another matter than fields.
+    # These name files, not fields.
     return iter(sorted(found - {"transformers_weights", "model_type"}))
 
 
 def plausible_values(value: object) -> list[object]:
-    """Values that a field could have instead of one."""
+    """Other values that a field with this value could have."""
     if isinstance(value, bool):
         return [not value, None, 0, "yes"]
     if isinstance(value, int):
@@ -316,7 +316,7 @@ def test_no_field_is_served_otherwise_than_transformers_reads_it(
     served, refused = set(), set()
     for name in names_of_fields(model_type):
         values = plausible_values(config.get(name))
-        # Two values are enough to see that there is no effect, and most fields have none.
+        # Two values are enough to find out that a field has no effect.
         for value in values[:2] if fields.does_not_matter(name) else values:
             directory = with_config(saved[model_type], tmp_path, config | {name: value})
             loaded = attempt(directory)
@@ -331,7 +331,7 @@ def test_no_field_is_served_otherwise_than_transformers_reads_it(
                 assert fields.does_not_matter(name), f"{name}={value!r} is served"
                 truth = unchanged
             assert agrees(loaded.model, truth), f"{name}={value!r} is served wrong"
-    # The test tests something: fields are refused, and fields are honoured.
+    # Guards the test itself: some fields are refused, and some have an effect.
     assert {"is_causal", "per_layer_config", "vocab_size"} <= refused
     assert {
         "use_cache",
@@ -354,7 +354,7 @@ COMBINED = settings(
 def test_several_fields_at_once(
     model_type: str, saved: Mapping[str, Path], tmp_path: Path, data: st.DataObject
 ) -> None:
-    """Of those that something is computed with: alone each of them is tested above."""
+    """Pairs of fields that decide what is computed. Each of them alone is tested above."""
     config = config_of(saved[model_type])
     names = sorted(ADAPTERS[model_type].FIELDS.computed)
     for name in data.draw(st.lists(st.sampled_from(names), min_size=2, max_size=3, unique=True)):

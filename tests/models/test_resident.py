@@ -1,4 +1,4 @@
-"""Resident models: the numbers they keep, the bytes these take, and what making them takes."""
+"""Resident weights: their values, their bytes, and the memory that making them takes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import DTYPES, Quantized, quantize
 
 INT8, PAPER = POLICIES["pahq-int8"], POLICIES["paper"]
-# Every format in every place.
+# Each format for each part of the model.
 FORMATS = [POLICIES[name] for name in ("fp32", "bf16", "pahq-int8", "pahq-fp8", "paper")]
 
 
 def as_kept(w: Tensor, form: Format) -> Tensor:
-    """A folded matrix as a policy keeps it, in float32."""
+    """A folded matrix as it is kept in a format, converted to float32."""
     if form in DTYPES:
         return quantize(w, form).dequantized()
     return w.to({Format.FP32: torch.float32, Format.BF16: torch.bfloat16}[form]).float()
@@ -53,7 +53,7 @@ def expected_dtype(form: Format) -> torch.dtype:
 
 
 def assert_kept(found: ResidentWeights, weights: Weights) -> None:
-    """Asserts that a resident model is what its policy makes of folded weights."""
+    """Asserts that resident weights are the folded weights, rounded by their policy."""
     policy = found.policy
     for ours, theirs in zip(found.layers, weights.layers, strict=True):
         for field in fields(QuantizedLayer):
@@ -79,7 +79,7 @@ def test_everything_is_rounded_as_the_policy_says(name: str, policy: Policy, zoo
     loaded = load(path, FOLDING).model
     assert found.architecture == loaded.architecture
     assert_kept(found, loaded.weights)
-    # Nothing is a view of something larger.
+    # No tensor is a view of a larger one.
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(found)}
     assert found.nbytes.total == sum(t.nbytes for t in tensors(found)) == sum(held.values())
 
@@ -132,7 +132,7 @@ from pahq_server.precision.policy import POLICIES
 small, large = sys.argv[1:]
 policy = POLICIES["pahq-int8"]
 hand_back_freed_memory()
-# What torch takes once for all.
+# Has torch allocate what it allocates once.
 make_resident(CheckpointWeights.open(small), policy)
 with Peak().watching() as opening:
     found = CheckpointWeights.open(large)
@@ -156,7 +156,7 @@ print(json.dumps({
 
 @pytest.mark.skipif(not STATUS.exists(), reason="needs /proc")
 def test_memory_while_reading_and_loading(tmp_path: Path) -> None:
-    """A model of 104 MB in bfloat16, by what the kernel says of a process of its own."""
+    """Measured on a model of 104 MB in bfloat16, as peak memory of a process of its own."""
     sizes = {"d_model": 384, "d_mlp": 1280, "vocabulary": 8000, "dtype": torch.bfloat16, "tied": False}
     save_llama(tmp_path / "large", layers=24, **sizes)  # type: ignore[arg-type]
     save_llama(tmp_path / "small", layers=1, **sizes)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_memory_while_reading_and_loading(tmp_path: Path) -> None:
     assert found["resident"] <= 0.30 * 4 * found["parameters"]
     assert found["resident"] <= found["loaded"] + slack
     assert found["loading"] <= 1.3 * found["resident"]
-    # A layer is as large as one is in float32, a head as good as nothing, and so is a model that is mapped.
+    # Reading a layer takes one layer in float32. Reading a head, or mapping a model, takes next to nothing.
     assert found["layer"] <= found["layer_bytes"] + slack
     assert found["heads"] <= slack
     assert found["opening"] <= slack

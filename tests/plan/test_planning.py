@@ -1,4 +1,4 @@
-"""The arithmetic of a plan: what is left, what fits, how much work a discovery is."""
+"""The arithmetic of a plan: memory that is left, what fits, and the operations of a discovery."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-# The server asks the plan first
+# The server plans before it loads
 
 
 def run(config: ServerConfig) -> None:

@@ -1,4 +1,4 @@
-"""What is planned for rounded weights is what they take, byte by byte."""
+"""A plan for rounded weights is exact to the byte."""
 
 from __future__ import annotations
 

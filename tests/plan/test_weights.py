@@ -1,4 +1,4 @@
-"""What is planned for weights is what they take, byte by byte, and it is known from headers alone."""
+"""A plan for weights, made from headers alone, is exact to the byte."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from pahq_server.demo import model_path
 from pahq_server.engine.engine import TRANSFORMS
 from pahq_server.engine.literal_rounded import RoundedModel
 from pahq_server.engine.sparse import weights as sparse_weights
-from pahq_server.engine.sparse.executor import Shared
+from pahq_server.engine.sparse.executor import SharedModel
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import FOLDING
@@ -50,7 +50,7 @@ UNTIED: dict[str, Callable[[Path], object]] = {
 
 
 def real_bytes(value: Any) -> int:
-    """What the tensors in nested weights keep alive, told by their addresses."""
+    """Bytes of the storages that the tensors in nested weights keep alive, by address."""
     return sum(
         {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(value)}.values()
     )
@@ -122,7 +122,7 @@ def test_the_dtype_of_the_checkpoint_is_told_and_does_not_matter(dtype: torch.dt
 
 
 class Allocated(TorchDispatchMode):
-    """Most bytes of tensors that were alive at once."""
+    """The most bytes of tensors that were alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,13 +189,13 @@ def test_what_the_first_use_makes(
 
 
 def copied_bytes(model: Model, policy: Policy) -> int:
-    """Memory that the first job under a policy takes beside the model."""
+    """Bytes that the first job under a policy takes beside the model."""
     made: tuple[object, ...]
     if policy.operand == "activations":
         rounded_model = RoundedModel(model, policy)
         made = (tuple(rounded_model.maps._rounded.values()), rounded_model.model.weights)
     else:
-        rounded = Rounded.of(model, policy)
+        rounded = QuantizedModel.of(model, policy)
         made = () if rounded is None else (tuple(rounded.layers), rounded.w_u)
     return real_bytes((model.weights, made)) - real_bytes(model.weights)
 
@@ -217,7 +217,7 @@ def test_all_policies_share_one_bound_on_products(zoo: Zoo, monkeypatch: pytest.
     products, low = memory.products(b"m"), (True, True)
     for policy in POLICIES.values():
         if policy.operand == "differences":
-            shared = Shared(model, memory, b"m", Rounded.of(model, policy))
+            shared = SharedModel(model, memory, b"m", QuantizedModel.of(model, policy))
             for kv_receivers in ("group", "query"):
                 weights = shared.weights(model.architecture.graph(kv_receivers))
                 exact = weights.composed(1, weights.graph.receiver_of("mlp", 0))
@@ -235,7 +235,7 @@ def test_products_of_weights_are_bounded(zoo: Zoo) -> None:
 
 
 def hollow_llama(directory: Path, layers: int = 32, shards: int = 4) -> int:
-    """An 8-billion-parameter checkpoint in bfloat16 whose values are holes; returns its bytes."""
+    """Writes an 8-billion-parameter checkpoint in bfloat16 as a sparse file; returns its size."""
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
     rest = {"num_key_value_heads": 8, "num_hidden_layers": layers, "vocab_size": 128256}
     directory.mkdir()
@@ -289,8 +289,8 @@ def test_a_large_model_is_planned_without_its_values(tmp_path: Path) -> None:
     assert model.bytes_on_disk == total
     assert model.dtypes == ("bfloat16",)
     assert model.resident.embedding == 4 * 128256 * 4096 + 4 * 64
-    # Norms are folded away; biases, which there are none of in the checkpoint, are kept as zeros.
+    # Folding removes norms; biases, which the checkpoint does not have, are kept as zeros.
     assert model.resident.total == pytest.approx(4 * parameters, rel=1e-3)
     assert model.gated == 32 * 4 * 2 * 4096 * 14336
-    # The unembedding, twice and a half, is more than a layer.
+    # Two and a half times the unembedding is more than a layer.
     assert model.resident.total < model.loading < model.resident.total + 3 * model.resident.unembedding

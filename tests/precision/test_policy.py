@@ -1,4 +1,4 @@
-"""The table of policies is a promise: results are stored under their names."""
+"""The table of policies must not change, because results are stored under the names of policies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pahq_server.precision.quantized import DTYPES, LARGEST, SECOND_TERM_FACTOR
 
 FP32, BF16, INT8, E4M3 = Format.FP32, Format.BF16, Format.INT8, Format.E4M3
 
-# Weights, inputs of MLPs and unembedding with the number of terms, inputs of heads.
+# Formats of weights, of inputs of MLPs and unembedding (with the number of terms), and of inputs of heads.
 TABLE = [
     ("fp32", (FP32, FP32, FP32), (FP32, 1), FP32, "differences", False),
     ("bf16", (BF16, BF16, BF16), (BF16, 1), FP32, "differences", False),
@@ -53,14 +53,14 @@ def test_inputs_are_rounded_to_the_format_of_all_weights_or_not_at_all() -> None
 
 
 def test_differences_leave_inputs_of_heads_as_they_are() -> None:
-    """The sparse executor composes heads, and rounds nothing between one and the next."""
+    """The sparse executor multiplies matrices of heads, so inputs between them cannot be rounded."""
     for policy in POLICIES.values():
         assert policy.operand == "activations" or policy.head_inputs is FP32
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_inputs_of_small_matrices_are_not_written_as_two_terms(name: str) -> None:
-    """By a fixed rule: policy and model determine every bit."""
+    """The rule is fixed, since policy and model determine every bit."""
     policy = POLICIES[name]
     two_terms = name in ("pahq-int8", "pahq-fp8")
     # Toy models; a model 128 wide with 512 hidden units; one that is 256 wide; the unembedding of the first.

@@ -10,7 +10,7 @@ activations. Where a norm, which multiplies by f(x), stands before the map, that
 
     output = bias + f(x) / f(base's x) . (output of the base - bias) + f(x) W8 . Q(x - base's x).
 
-Q leaves the inputs of attention heads' maps as they are (`Policy.head_inputs`), and the input of an MLP that
+Q leaves the inputs of attention heads' linears as they are (`Policy.head_inputs`), and the input of an MLP that
 hears few heads and nothing else: the executor that this is the twin of composes W_O with what reads it then.
 
 It runs on the folded model, where norms have no weights. Nothing is reused but bases.
@@ -31,32 +31,32 @@ from torch import Tensor
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import INPUT, Graph, ReceiverKind
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.literal import LiteralExecutor, Map, product
-from pahq_server.engine.literal_rounded import NOTHING, Promoted, RoundedMaps, promoted_maps
+from pahq_server.engine.literal import LinearName, LiteralExecutor, product
+from pahq_server.engine.literal_rounded import NO_PROMOTION, Promoted, RoundedLinears, promoted_linears
 from pahq_server.engine.metrics import METRICS, finite
 from pahq_server.models.architecture import Architecture, Model
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import Policy
 
-# The receivers whose sums linear maps read through a norm.
-_READERS: dict[Map, ReceiverKind] = {"q": "q", "k": "k", "v": "v", "in": "mlp", "gate": "mlp"}
+# The receivers whose sums linear linears read through a norm.
+_READERS: dict[LinearName, ReceiverKind] = {"q": "q", "k": "k", "v": "v", "in": "mlp", "gate": "mlp"}
 
 
 @dataclass(frozen=True, eq=False)
-class Values:
+class CircuitValues:
     """What a circuit computes. Filled while it does; never written to afterwards.
 
     Args:
         circuit: the circuit.
         sums: inputs of receivers before the norm, by kind and layer: [R, P, T, D].
-        inputs, outputs: of linear maps. The outputs of the unembedding are differences from the full
+        inputs, outputs: of linear linears. The outputs of the unembedding are differences from the full
             model's logits.
     """
 
     circuit: Circuit
     sums: dict[tuple[ReceiverKind, int], Tensor] = field(default_factory=dict)
-    inputs: dict[tuple[Map, int], Tensor] = field(default_factory=dict)
-    outputs: dict[tuple[Map, int], Tensor] = field(default_factory=dict)
+    inputs: dict[tuple[LinearName, int], Tensor] = field(default_factory=dict)
+    outputs: dict[tuple[LinearName, int], Tensor] = field(default_factory=dict)
 
 
 class DifferencesExecutor(LiteralExecutor):
@@ -72,16 +72,16 @@ class DifferencesExecutor(LiteralExecutor):
         self, model: Model, graph: Graph, task: TokenTask, metric: str, ablation: str, policy: Policy
     ) -> None:
         model, full = fold(model), Circuit.full(graph)
-        self._policy, self._maps = policy, RoundedMaps(model.weights, policy)
+        self._policy, self._linears = policy, RoundedLinears(model.weights, policy)
         # The few outputs of the unembedding that answers need are in full precision.
         self._exact_answers = metric == "logit_difference"
         # The pass that is under way: what it gives, what it is relative to, what it promotes. The senders
         # of a pass relative to a base are their changes.
-        self._values = Values(full)
-        self._base: Values | None = None
-        self._promoted, self._composed = NOTHING, frozenset[int]()
+        self._values = CircuitValues(full)
+        self._base: CircuitValues | None = None
+        self._promoted, self._composed = NO_PROMOTION, frozenset[int]()
         super().__init__(model, graph, task, metric, ablation)
-        self._of_anchor: WeakKeyDictionary[BaseCircuit, Values] = WeakKeyDictionary()
+        self._of_base_circuit: WeakKeyDictionary[BaseCircuit, CircuitValues] = WeakKeyDictionary()
         clean = self._pass(full, self._new_senders(self.batch.clean))
         self._full_n_ND = clean.inputs["u", graph.layers]
         # The metric is read in float64: added to float32 logits, small differences would be lost.
@@ -103,36 +103,40 @@ class DifferencesExecutor(LiteralExecutor):
         """A row's difference from the full model's logits at the metric positions: [N, U]."""
         values = self.values(row.base_circuit)
         if row.removed:
-            promoted = promoted_maps(self.graph, self._policy, row.promoted_receiver)
+            promoted = promoted_linears(self.graph, self._policy, row.promoted_receiver)
             self._composed = composed_mlps(row, self.arch)
             values = self._derived(values, row.circuit, promoted)
         return values.outputs["u", self.graph.layers]
 
     @torch.inference_mode()
-    def values(self, base_circuit: BaseCircuit) -> Values:
-        """Values of an anchor, kept for as long as the anchor is."""
-        if base_circuit not in self._of_anchor:
-            self._of_anchor[base_circuit] = self._from_scratch(base_circuit.circuit)
-        return self._of_anchor[base_circuit]
+    def values(self, base_circuit: BaseCircuit) -> CircuitValues:
+        """CircuitValues of an anchor, kept for as long as the anchor is."""
+        if base_circuit not in self._of_base_circuit:
+            self._of_base_circuit[base_circuit] = self._from_scratch(base_circuit.circuit)
+        return self._of_base_circuit[base_circuit]
 
-    def _from_scratch(self, circuit: Circuit) -> Values:
+    def _from_scratch(self, circuit: Circuit) -> CircuitValues:
         values, top = self._pass(circuit, self._new_senders(self.batch.clean)), self.graph.layers
         change_ND = values.inputs["u", top] - self._full_n_ND
         values.outputs["u", top] = product(change_ND, self.weights.w_u)
         return values
 
-    def _derived(self, base: Values, circuit: Circuit, promoted: Promoted) -> Values:
-        """Values of a circuit relative to a base's; ``input`` never changes."""
+    def _derived(self, base: CircuitValues, circuit: Circuit, promoted: Promoted) -> CircuitValues:
+        """CircuitValues of a circuit relative to a base's; ``input`` never changes."""
         return self._pass(circuit, torch.zeros_like(self._clean_SPTD), base, promoted)
 
     @torch.inference_mode()
     def _pass(
-        self, circuit: Circuit, senders_SPTD: Tensor, base: Values | None = None, promoted: Promoted = NOTHING
-    ) -> Values:
+        self,
+        circuit: Circuit,
+        senders_SPTD: Tensor,
+        base: CircuitValues | None = None,
+        promoted: Promoted = NO_PROMOTION,
+    ) -> CircuitValues:
         """One pass through all layers, given senders of which only ``input`` is filled in."""
-        self._values, self._base, self._promoted = Values(circuit), base, promoted
+        self._values, self._base, self._promoted = CircuitValues(circuit), base, promoted
         if base is not None:
-            self._cuts_SPTD = self._cuts(base)
+            self._ablation_SPTD = self._edge_ablations(base)
         self._run(senders_SPTD, circuit, 0)
         self._unembed(senders_SPTD, circuit)
         # Whoever asks for `logits` outside of a pass gets them from scratch.
@@ -150,11 +154,11 @@ class DifferencesExecutor(LiteralExecutor):
             cut_RS = was_kept_RS - kept_RS  # -1 where an edge comes back
             fan_in = kept_RS.shape[1]
             x_RPTD = base.sums[kind, layer] + torch.tensordot(kept_RS, senders_SPTD[:fan_in], dims=1)
-            x_RPTD += torch.tensordot(cut_RS, self._cuts_SPTD[:fan_in], dims=1)
+            x_RPTD += torch.tensordot(cut_RS, self._ablation_SPTD[:fan_in], dims=1)
         self._values.sums[kind, layer] = x_RPTD
         return x_RPTD
 
-    def _linear(self, x: Tensor, name: Map, layer: int) -> Tensor:
+    def _linear(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
         base, place = self._base, (name, layer)
         if base is None:
             returned = output = super()._linear(x, name, layer)
@@ -166,13 +170,13 @@ class DifferencesExecutor(LiteralExecutor):
         self._values.inputs[place], self._values.outputs[place] = x, output
         return returned
 
-    def _product_of_change(self, dx: Tensor, name: Map, layer: int) -> Tensor:
+    def _product_of_change(self, dx: Tensor, name: LinearName, layer: int) -> Tensor:
         if name == "u" and self._exact_answers:
             return product(dx, self.weights.w_u)
         exact_inputs = name in ("in", "gate") and layer in self._composed
-        return self._maps.product(dx, name, layer, self._promoted, exact_inputs)
+        return self._linears.product(dx, name, layer, self._promoted, exact_inputs)
 
-    def _change(self, x: Tensor, name: Map, layer: int) -> Tensor:
+    def _change(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
         """What the row changes in the input of a linear map, as the map reads it."""
         assert self._base is not None
         kind = _READERS.get(name)
@@ -181,7 +185,7 @@ class DifferencesExecutor(LiteralExecutor):
         sums, before = self._values.sums[kind, layer], self._base.sums[kind, layer]
         return ((sums - before) * self._factor(sums)).view_as(x)
 
-    def _rescaled(self, name: Map, layer: int) -> Tensor:
+    def _rescaled(self, name: LinearName, layer: int) -> Tensor:
         """The base's output of a linear map, after a norm whose factor may have changed."""
         assert self._base is not None
         output, kind = self._base.outputs[name, layer], _READERS.get(name)
@@ -199,21 +203,21 @@ class DifferencesExecutor(LiteralExecutor):
             return torch.ones_like(x[..., :1])
         return (x.square().mean(-1, keepdim=True) + self.arch.eps).rsqrt()
 
-    def _cuts(self, base: Values) -> Tensor:
+    def _edge_ablations(self, base: CircuitValues) -> Tensor:
         """What cutting an edge of each sender adds to its receiver's input: [S, P, T, D]."""
         graph = self.graph
-        cuts_SPTD = torch.zeros_like(self._clean_SPTD)
-        cuts_SPTD[INPUT] = self._ablated_SPTD[INPUT] - self._clean_SPTD[INPUT]
+        ablation_SPTD = torch.zeros_like(self._clean_SPTD)
+        ablation_SPTD[INPUT] = self._ablated_SPTD[INPUT] - self._clean_SPTD[INPUT]
         for layer in range(graph.layers):
             first, change_HPTK = graph.head(layer, 0), self.ablated_z[layer] - base.inputs["o", layer]
-            heads = self._maps.product(change_HPTK, "o", layer, self._promoted)
-            cuts_SPTD[first : first + graph.heads] = heads
+            heads = self._linears.product(change_HPTK, "o", layer, self._promoted)
+            ablation_SPTD[first : first + graph.heads] = heads
             if graph.mlps:
                 mlp = graph.mlp(layer)
-                cuts_SPTD[mlp] = self._ablated_SPTD[mlp] - base.outputs["out", layer]
-        return cuts_SPTD
+                ablation_SPTD[mlp] = self._ablated_SPTD[mlp] - base.outputs["out", layer]
+        return ablation_SPTD
 
-    def _ablated_heads(self, clean: Values) -> list[Tensor]:
+    def _ablated_heads(self, clean: CircuitValues) -> list[Tensor]:
         """What heads contribute along missing edges, before W_O, per layer: [H, P or 1, T, K]."""
         z = [clean.inputs["o", layer] for layer in range(self.graph.layers)]
         if self.ablation == "zero":

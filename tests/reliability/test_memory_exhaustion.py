@@ -13,10 +13,10 @@ from helpers.random_models import save_hooked
 from pahq_client import Client, JobFailed, JobHandle, Task
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.sparse import executor
-from pahq_server.engine.sparse.base_activations import Base
-from pahq_server.engine.sparse.batch_forward import Sweep
+from pahq_server.engine.sparse.base_activations import BaseActivations
+from pahq_server.engine.sparse.batch_forward import BatchForward
 from pahq_server.engine.sparse.executor import SparseExecutor
-from pahq_server.engine.sparse.unpatched import Reference
+from pahq_server.engine.sparse.unpatched import UnpatchedRuns
 from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.models.loading import load
 
@@ -36,10 +36,10 @@ FAULTS: dict[str, Fault] = {
 }
 # Where it runs out: opening a session, its base passes, pages of anchors, scratch memory of a sweep, logits.
 SITES: dict[str, tuple[Any, str]] = {
-    "open": (executor, "Reference"),
-    "bases": (Base, "from_scratch"),
+    "open": (executor, "UnpatchedRuns"),
+    "bases": (BaseActivations, "from_scratch"),
     "pages": (PagePool, "allocate"),
-    "sweep": (Sweep, "run"),
+    "sweep": (BatchForward, "run"),
     "logits": (SparseExecutor, "metric"),
 }
 
@@ -72,16 +72,16 @@ class Site:
 def is_hit(arguments: tuple[Any, ...]) -> bool:
     """Whether a call is for the discovery that is to be hit: the one with three prompts."""
     first = arguments[0]
-    if isinstance(first, Sweep):
-        return any(base.tokens.prompts == 3 for base in first.rows.bases)
+    if isinstance(first, BatchForward):
+        return any(base.tokens.prompts == 3 for base in first.batch.bases)
     if isinstance(first, SparseExecutor):
-        first = first.reference
-    tokens = first.tokens if isinstance(first, Reference) else arguments[2]
+        first = first.unpatched
+    tokens = first.tokens if isinstance(first, UnpatchedRuns) else arguments[2]
     return bool(tokens.prompts == 3)
 
 
 def rows_of(arguments: tuple[Any, ...]) -> int:
-    return len(arguments[0].rows if isinstance(arguments[0], Sweep) else arguments[2])
+    return len(arguments[0].rows if isinstance(arguments[0], BatchForward) else arguments[2])
 
 
 @pytest.fixture(scope="module")

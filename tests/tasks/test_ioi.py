@@ -28,7 +28,7 @@ class Words:
 
 
 class Letters:
-    """A tokenizer without any name that is one token."""
+    """A tokenizer in which no name is a single token."""
 
     def encode(self, text: str) -> list[int]:
         return self.encode_plain(text)
@@ -38,7 +38,7 @@ class Letters:
 
 
 class LastWordCounts(Words):
-    """Single-token names whose length in a sentence depends on what they are."""
+    """A tokenizer in which names are single tokens, but have different lengths in a sentence."""
 
     def encode(self, text: str) -> list[int]:
         return self.encode_plain(text) + [0] * text.count("Tom")

@@ -1,4 +1,4 @@
-"""The fast executor: many hypotheses per sweep, as differences from an anchored circuit.
+"""The fast executor: removes_most hypotheses per sweep, as differences from an anchored circuit.
 
 Map of the package, in order of use:
 
@@ -15,7 +15,7 @@ What a job needs once:
 What happens in a sweep:
 
 - `rows`      a batch of rows, of any jobs of a model, and the bases they differ from
-- `cuts`      what the removed edges of the rows change directly
+- `ablations`      what the removed edges of the rows change directly
 - `variants`  rows that agree on all inputs of a node are computed once
 - `receivers` what receivers read in them, given the changes of senders; `terms` adds up one sender's
 - `sweep`     carries changes upward through the live nodes, all rows at once; `attention` of one head
@@ -26,7 +26,7 @@ What happens in a sweep:
 What runs it:
 
 - `executor`  one job, and the rows of several in one sweep; behind the literal executor's interface
-- `scratch`   how many rows fit into a sweep
+- `scratch`   how removes_most rows fit into a sweep
 - `shared`    the memory of a device, and what the jobs of a model share
 - `backend`   runs the jobs of a model whatever room there is
 - `work`      counts the operations that rows need, for benchmarks

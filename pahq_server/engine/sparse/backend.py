@@ -13,9 +13,9 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.operations import in_groups
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.metrics import Scores
-from pahq_server.engine.sparse.executor import Shared, SparseExecutor, score_together
+from pahq_server.engine.sparse.executor import SharedModel, SparseExecutor, score_together
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.memory.pool import OutOfPagesError
 from pahq_server.models.architecture import Model
 
@@ -46,9 +46,9 @@ class SparseBackend:
     """
 
     def __init__(
-        self, model: Model, memory: DeviceMemory, namespace: bytes, rounded: Rounded | None = None
+        self, model: Model, memory: DeviceMemory, namespace: bytes, quantized: QuantizedModel | None = None
     ) -> None:
-        self._memory, self._shared = memory, Shared(model, memory, namespace, rounded)
+        self._memory, self._shared = memory, SharedModel(model, memory, namespace, quantized)
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> SparseExecutor:
         """Raises ResourceExhaustedError if there is no room for the job beside those that are open."""
@@ -72,13 +72,13 @@ class SparseBackend:
     def _score_group(self, group: Sequence[Job]) -> list[Scores]:
         """Jobs of one graph: together if that works, else one by one."""
         outcomes: dict[int, Scores] = {}
-        free = [number for number, (job, _) in enumerate(group) if not job.restricted]
+        free = [number for number, (job, _) in enumerate(group) if not job.memory_limited]
         if free:
             together = [group[number] for number in free]
             try:
-                outcomes.update(zip(free, score_together(together, self._memory.sweep_bytes), strict=True))
+                outcomes.update(zip(free, score_together(together, self._memory.batch_bytes), strict=True))
                 for job, _ in together:
-                    job.had_room()
+                    job.note_room()
             except Exception as error:
                 if not _is_memory(error):
                     if len(group) == 1:
@@ -91,17 +91,17 @@ class SparseBackend:
             self._memory.preempt(keep=(job,))
             try:
                 outcomes[number] = self._score_alone(job, rows)
-                job.had_room()
+                job.note_room()
             except Exception as error:  # noqa: BLE001 - reported as the job's outcome
                 outcomes[number] = error
         return [outcomes[number] for number in range(len(group))]
 
     def _score_alone(self, job: SparseExecutor, rows: Sequence[PatchedPass]) -> list[float]:
-        """Rows of one job, in parts as large as there is room for."""
+        """Passes of one job, in parts as large as there is room for."""
         scores: list[float] = []
-        for part in _by_anchors(rows, job.base_circuits_at_once):
+        for part in _split_by_base_circuits(rows, job.max_base_circuits):
             try:
-                scores += job.score(part, self._memory.sweep_bytes)
+                scores += job.score(part, self._memory.batch_bytes)
             except Exception as error:
                 if not _is_memory(error):
                     raise
@@ -111,12 +111,12 @@ class SparseBackend:
     def _score_smaller(
         self, job: SparseExecutor, rows: Sequence[PatchedPass], error: Exception
     ) -> list[float]:
-        """Rows that were too many at once: with fewer anchors at a time, then with fewer rows."""
-        job.forget()
+        """Passes that were too removes_most at once: with fewer anchors at a time, then with fewer rows."""
+        job.drop_bases()
         base_circuits = len({id(row.base_circuit) for row in rows})
-        if base_circuits > 1 or not job.frugal:
-            # The states that a frugal job computes again are a fifth of its time: rather fewer anchors.
-            job.restrict(max(1, base_circuits // 2), frugal=base_circuits == 1)
+        if base_circuits > 1 or not job.recomputes:
+            # The states that a recomputes job computes again are a fifth of its time: rather fewer anchors.
+            job.limit_memory(max(1, base_circuits // 2), recomputes=base_circuits == 1)
             return self._score_alone(job, rows)
         if len(rows) == 1:
             raise ResourceExhaustedError(f"not enough memory for one row: {error}", RETRY_S) from error
@@ -124,8 +124,8 @@ class SparseBackend:
         return self._score_alone(job, rows[:half]) + self._score_alone(job, rows[half:])
 
 
-def _by_anchors(rows: Sequence[PatchedPass], most: int) -> list[list[PatchedPass]]:
-    """The rows in order, in parts with at most so many anchors each."""
+def _split_by_base_circuits(rows: Sequence[PatchedPass], most: int) -> list[list[PatchedPass]]:
+    """The rows in order, in parts with at most so removes_most anchors each."""
     parts: list[list[PatchedPass]] = []
     base_circuits: set[int] = set()
     for row in rows:

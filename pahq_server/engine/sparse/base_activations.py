@@ -18,27 +18,27 @@ from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.engine.sparse.memory import PagedTensors
-from pahq_server.engine.sparse.positions import Places, Plan, attend
-from pahq_server.engine.sparse.unpatched import Reference, is_head
+from pahq_server.engine.sparse.positions import LivenessPlan, PositionSet, attend
+from pahq_server.engine.sparse.unpatched import UnpatchedRuns, is_head
 from pahq_server.precision.products import matmul, sums
 
 # Senders cut from one receiver, latest first.
-Pattern = tuple[int, ...]
+RemovedSenders = tuple[int, ...]
 
 
-class State(NamedTuple):
+class ReceiverState(NamedTuple):
     """A receiver under a circuit: u [N, O], square [N], value [N, O] (hidden units for an MLP)."""
 
-    u: Tensor
-    square: Tensor
+    projection: Tensor
+    squared_norm: Tensor
     value: Tensor
 
 
-class Base:
+class BaseActivations:
     """A circuit's values, in pages. Whoever makes one releases it, after its children.
 
     Args:
-        reference: of the job.
+        unpatched: of the job.
         circuit: the anchored circuit.
         plan: of this circuit, or of a circuit that contains it.
         parent: the base this one differs little from; values that do not differ are taken from it.
@@ -47,38 +47,38 @@ class Base:
 
     def __init__(
         self,
-        reference: Reference,
+        unpatched: UnpatchedRuns,
         circuit: Circuit,
-        plan: Plan,
-        parent: Base | None = None,
+        plan: LivenessPlan,
+        parent: BaseActivations | None = None,
         changed: frozenset[int] = frozenset(),
     ) -> None:
-        self.reference, self.circuit, self.plan, self.parent = reference, circuit, plan, parent
-        self.weights, self.tokens, self.graph = reference.weights, reference.tokens, circuit.graph
-        # Outputs of senders that differ from the clean pass, at ``plan.needed`` places.
-        outputs = PagedTensors(reference.pool) if parent is None else parent._outputs.fork()
+        self.unpatched, self.circuit, self.plan, self.parent = unpatched, circuit, plan, parent
+        self.weights, self.tokens, self.graph = unpatched.weights, unpatched.tokens, circuit.graph
+        # Outputs of senders that differ from the clean pass, at ``plan.needed`` position_set.
+        outputs = PagedTensors(unpatched.pool) if parent is None else parent._outputs.fork()
         self._outputs: PagedTensors = outputs
         # Per sender, whether it has such an output: bool.
         none = np.zeros(self.graph.num_senders, dtype=bool)
         self._patched: NDArray[np.bool_] = none if parent is None else parent._patched.copy()
         # What is computed when first asked for: states, inputs, inner products, heads' outputs.
-        self._own = PagedTensors(reference.pool)
+        self._cache = PagedTensors(unpatched.pool)
         # Under memory pressure: whether inputs of receivers are computed anew whenever they are needed.
-        self.frugal = False
-        # Differences of the last batch of cuts: the next batch of a chain goes on from them.
-        self.known_cuts: dict[tuple[int, object], dict[Pattern, Tensor]] = {}
-        self._cut_bytes = 0
+        self.recomputes = False
+        # Differences of the last batch of ablations: the next batch of a chain goes on from them.
+        self.known_ablations: dict[tuple[int, object], dict[RemovedSenders, Tensor]] = {}
+        self._ablation_bytes = 0
         self._changed = changed
         self._mean_logit_change: Tensor | None = None
-        # What `_hears_all` has found.
-        self._whole: dict[int, bool] = {}
+        # What `_reads_clean_stream` has found.
+        self._clean_inputs: dict[int, bool] = {}
         # Per receiver, the base that holds its state.
-        self._holders: dict[int, Base] = {}
+        self._state_owners: dict[int, BaseActivations] = {}
 
     @classmethod
-    def from_scratch(cls, reference: Reference, circuit: Circuit) -> Base:
+    def from_scratch(cls, unpatched: UnpatchedRuns, circuit: Circuit) -> BaseActivations:
         """Computes all live senders above the first removed edge, layer by layer."""
-        base = cls(reference, circuit, Plan.of(circuit))
+        base = cls(unpatched, circuit, LivenessPlan.of(circuit))
         graph = circuit.graph
         removed = np.flatnonzero(~circuit.kept)
         first = graph.receiver(graph.edge_ends(int(removed[0]))[1]).layer if len(removed) else graph.layers
@@ -96,13 +96,13 @@ class Base:
     @classmethod
     def derived(
         cls,
-        parent: Base,
+        parent: BaseActivations,
         circuit: Circuit,
         outputs: Iterable[tuple[int, Tensor]],
-        states: Mapping[int, State],
+        states: Mapping[int, ReceiverState],
         final_x: Tensor | None,
         changed: frozenset[int],
-    ) -> Base:
+    ) -> BaseActivations:
         """A base that differs from its parent in some outputs and receivers.
 
         Args:
@@ -113,14 +113,14 @@ class Base:
             final_x: input of ``logits`` if it differs.
             changed: receivers that differ.
         """
-        base = cls(parent.reference, circuit, parent.plan, parent, changed)
+        base = cls(parent.unpatched, circuit, parent.plan, parent, changed)
         try:
             for sender, value in outputs:
                 base._put_output(sender, value)
             for receiver, state in states.items():
                 base._put_state(receiver, state)
             if final_x is not None:
-                base._own.put(base.graph.layers, ("x", base.graph.logits), final_x)
+                base._cache.put(base.graph.layers, ("x", base.graph.logits), final_x)
         except BaseException:
             base.release()
             raise
@@ -129,38 +129,38 @@ class Base:
     def release(self) -> None:
         """Frees all values that no other base shares. May be called again."""
         self._outputs.release()
-        self._own.release()
-        self.known_cuts, self._cut_bytes = {}, 0
+        self._cache.release()
+        self.known_ablations, self._ablation_bytes = {}, 0
 
-    def trim_cuts(self, room: int) -> int:
+    def trim_ablations(self, room: int) -> int:
         """Drops remembered differences until they take at most ``room`` bytes; returns what they take.
 
         The latest stay: chains mostly go on from them. A difference that is not remembered is summed up
         again, in the same order, and has the same bits.
         """
-        if self._cut_bytes <= room:
-            return self._cut_bytes
+        if self._ablation_bytes <= room:
+            return self._ablation_bytes
         left, kept_bytes = {}, 0
-        for place, known in self.known_cuts.items():
+        for place, known in self.known_ablations.items():
             size = next(iter(known.values())).nbytes
             kept = list(known.items())[len(known) - min(len(known), (room - kept_bytes) // size) :]
             if kept:
                 # Copies: every one of them is a part of the memory of all.
                 left[place] = {pattern: dx.clone() for pattern, dx in kept}
                 kept_bytes += len(kept) * size
-        self.known_cuts, self._cut_bytes = left, kept_bytes
+        self.known_ablations, self._ablation_bytes = left, kept_bytes
         return kept_bytes
 
-    def remember_cuts(self, place: tuple[int, object], cuts: dict[Pattern, Tensor]) -> None:
+    def remember_ablations(self, place: tuple[int, object], ablations: dict[RemovedSenders, Tensor]) -> None:
         """Remembers the differences of a batch at one place, instead of all others."""
-        self.known_cuts = {place: cuts}
-        self._cut_bytes = sum(dx.nbytes for dx in cuts.values())
+        self.known_ablations = {place: ablations}
+        self._ablation_bytes = sum(dx.nbytes for dx in ablations.values())
 
     def count(self, receiver: int) -> int:
         """Packed tokens at a live receiver, N."""
         return self.tokens.count(self.plan.receivers[receiver])
 
-    def owner(self, *receivers: int) -> Base:
+    def owner(self, *receivers: int) -> BaseActivations:
         """The base that any of these receivers last differed in: its ancestors' values are the same."""
         base = self
         while base.parent is not None and base._changed.isdisjoint(receivers):
@@ -173,87 +173,94 @@ class Base:
         """Whether a sender's output differs from the clean pass."""
         return bool(self._patched[sender])
 
-    def output(self, sender: int, places: Places) -> Tensor:
+    def output(self, sender: int, position_set: PositionSet) -> Tensor:
         """A sender's output in coordinates: [N, K or D]."""
         if self.is_patched(sender):
             value = self._outputs.get(self._layer(sender), sender)
-            return self.tokens.narrow(value, self.plan.needed[sender], places)
-        return self._clean(sender, places)
+            return self.tokens.narrow(value, self.plan.needed[sender], position_set)
+        return self._clean(sender, position_set)
 
-    def ablation(self, sender: int, places: Places) -> Tensor:
+    def ablation(self, sender: int, position_set: PositionSet) -> Tensor:
         """What removing an edge from the sender changes, in coordinates: ablated minus current output."""
-        return self._ablated(sender, places) - self.output(sender, places)
+        return self._ablated(sender, position_set) - self.output(sender, position_set)
 
     # What receivers read
 
-    def x(self, receiver: int) -> Tensor:
+    def receiver_input(self, receiver: int) -> Tensor:
         """A receiver's input: [N, D]. Not kept: it is large, and seldom needed."""
-        places = self.plan.receivers[receiver]
+        position_set = self.plan.receivers[receiver]
         incoming = self.circuit.incoming(receiver)
         removed = np.flatnonzero(~incoming).tolist()
         kept = np.flatnonzero(incoming).tolist()
         patched = self._patched_into(receiver)
         if len(removed) + len(patched) <= len(kept):
-            start, terms = self.reference.clean, [(s, self._ablation_of_clean(s, places)) for s in removed]
-            terms += [(s, self.output(s, places) - self._clean(s, places)) for s in patched]
+            start, terms = (
+                self.unpatched.clean,
+                [(s, self._ablation_of_clean(s, position_set)) for s in removed],
+            )
+            terms += [(s, self.output(s, position_set) - self._clean(s, position_set)) for s in patched]
         else:
-            start, terms = self.reference.ablated, [(s, -self.ablation(s, places)) for s in kept]
-        stream = self.tokens.narrow(self.reference.stream(start, receiver), Places.WINDOW, places)
-        return self.reference.add_writes(stream, terms)
+            start, terms = self.unpatched.ablated, [(s, -self.ablation(s, position_set)) for s in kept]
+        stream = self.tokens.narrow(self.unpatched.stream(start, receiver), PositionSet.WINDOW, position_set)
+        return self.unpatched.add_outputs(stream, terms)
 
-    def empty_x(self, receiver: int) -> Tensor:
+    def ablated_input(self, receiver: int) -> Tensor:
         """The receiver's input when all its edges are removed: [N, D]."""
-        stream = self.reference.stream(self.reference.ablated, receiver)
-        return self.tokens.narrow(stream, Places.WINDOW, self.plan.receivers[receiver])
+        stream = self.unpatched.stream(self.unpatched.ablated, receiver)
+        return self.tokens.narrow(stream, PositionSet.WINDOW, self.plan.receivers[receiver])
 
-    def low_ablation_of_all(self, receiver: int) -> Tensor:
+    def quantized_ablation_of_all(self, receiver: int) -> Tensor:
         """What removing all edges into the receiver changes, through the rounded W_O of heads: [N, D]."""
-        places, incoming = self.plan.receivers[receiver], self.circuit.incoming(receiver)
+        position_set, incoming = self.plan.receivers[receiver], self.circuit.incoming(receiver)
         removed, kept = (np.flatnonzero(edges).tolist() for edges in (~incoming, incoming))
         patched = self._patched_into(receiver)
         if len(removed) + len(patched) <= len(kept):
-            start = self.tokens.narrow(self.reference.low_ablation(receiver), Places.WINDOW, places)
-            terms = [(s, -self._ablation_of_clean(s, places)) for s in removed]
-            terms += [(s, self._clean(s, places) - self.output(s, places)) for s in patched]
+            start = self.tokens.narrow(
+                self.unpatched.quantized_ablation_of_clean(receiver), PositionSet.WINDOW, position_set
+            )
+            terms = [(s, -self._ablation_of_clean(s, position_set)) for s in removed]
+            terms += [(s, self._clean(s, position_set) - self.output(s, position_set)) for s in patched]
         else:
-            start = torch.zeros_like(self.empty_x(receiver))
-            terms = [(s, self.ablation(s, places)) for s in kept]
-        return self.reference.add_writes(start, terms, low=True)
+            start = torch.zeros_like(self.ablated_input(receiver))
+            terms = [(s, self.ablation(s, position_set)) for s in kept]
+        return self.unpatched.add_outputs(start, terms, quantized=True)
 
-    def kept_x(self, receiver: int) -> Tensor:
+    def cached_input(self, receiver: int) -> Tensor:
         """Like `x`, and kept where there is room: rows are computed from it in the residual stream."""
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
-        if owner._hears_all(receiver):
-            return owner.x(receiver)  # which stands in pages as it is
-        if not owner._own.has(layer, ("x", receiver)):
-            x = owner.x(receiver)
-            return x if owner.frugal else owner._own.put(layer, ("x", receiver), x)
-        return owner._own.get(layer, ("x", receiver))
+        if owner._reads_clean_stream(receiver):
+            return owner.receiver_input(receiver)  # which stands in pages as it is
+        if not owner._cache.has(layer, ("x", receiver)):
+            x = owner.receiver_input(receiver)
+            return x if owner.recomputes else owner._cache.put(layer, ("x", receiver), x)
+        return owner._cache.get(layer, ("x", receiver))
 
-    def input_of(self, receiver: int) -> Hashable:
-        """Equal for receivers of a layer, and of the same places, that have the same input."""
+    def input_key(self, receiver: int) -> Hashable:
+        """Equal for receivers of a layer, and of the same position_set, that have the same input."""
         owner, (kind, layer, _) = self.owner(receiver), self.graph.receiver(receiver)
-        if not owner._hears_all(receiver):
+        if not owner._reads_clean_stream(receiver):
             return id(owner), receiver
         return layer, "mlp" if kind == "mlp" else "attention"
 
-    def _hears_all(self, receiver: int) -> bool:
+    def _reads_clean_stream(self, receiver: int) -> bool:
         """Whether a receiver's input is that of the clean pass."""
-        known = self._whole.get(receiver)
+        known = self._clean_inputs.get(receiver)
         if known is None:
             known = bool(self.circuit.incoming(receiver).all()) and not self._patched_into(receiver)
-            self._whole[receiver] = known
+            self._clean_inputs[receiver] = known
         return known
 
     def logit_changes(self, full_ND: Tensor) -> Tensor:
         """Difference of the logits from those of an unembedding's input [N, D], in full precision: [N, U]."""
 
         def changes() -> Tensor:
-            dn = self.weights.normed(self.kept_x(self.graph.logits)) - full_ND
+            dn = self.weights.normed(self.cached_input(self.graph.logits)) - full_ND
             return matmul(dn, self.weights.weights.w_u)
 
         owner = self.owner(self.graph.logits)
-        return changes() if owner.frugal else owner._own.kept(self.graph.layers, "logits", changes)
+        return (
+            changes() if owner.recomputes else owner._cache.get_or_put(self.graph.layers, "logits", changes)
+        )
 
     def mean_logit_change(self, full_ND: Tensor, p_NU: Tensor) -> Tensor:
         """The mean of `logit_changes` under the full model's probabilities: [N]."""
@@ -262,61 +269,63 @@ class Base:
             owner._mean_logit_change = sums(self.logit_changes(full_ND) * p_NU)
         return owner._mean_logit_change
 
-    def state(self, receiver: int) -> State:
-        holder = self._holders.get(receiver)
+    def state(self, receiver: int) -> ReceiverState:
+        holder = self._state_owners.get(receiver)
         if holder is None:
-            holder = self._holders[receiver] = self.owner(receiver)
+            holder = self._state_owners[receiver] = self.owner(receiver)
         layer, name = self.graph.receiver(receiver).layer, ("state", receiver)
-        if not holder._own.has(layer, name):
+        if not holder._cache.has(layer, name):
             holder._put_state(receiver, holder._new_state(receiver))
-        return State(*holder._own.get_all(layer, name))
+        return ReceiverState(*holder._cache.get_all(layer, name))
 
-    def drop_hidden(self) -> None:
+    def drop_mlp_states(self) -> None:
         """Forgets the states of MLPs, the largest of all; they are computed again when they are needed."""
         for layer in range(self.graph.layers if self.graph.mlps else 0):
-            self._own.drop(layer, ("state", self.graph.receiver_of("mlp", layer)))
+            self._cache.drop(layer, ("state", self.graph.receiver_of("mlp", layer)))
 
-    def _put_state(self, receiver: int, state: State) -> None:
-        self._own.put_all(self.graph.receiver(receiver).layer, ("state", receiver), state)
+    def _put_state(self, receiver: int, state: ReceiverState) -> None:
+        self._cache.put_all(self.graph.receiver(receiver).layer, ("state", receiver), state)
 
-    def _new_state(self, receiver: int) -> State:
+    def _new_state(self, receiver: int) -> ReceiverState:
         layer = self.graph.receiver(receiver).layer
-        kept = self._own.has(layer, ("x", receiver))
-        x = self._own.get(layer, ("x", receiver)) if kept else self.x(receiver)
+        kept = self._cache.has(layer, ("x", receiver))
+        x = self._cache.get(layer, ("x", receiver)) if kept else self.receiver_input(receiver)
         # The inner products below need the same input: take them while it is there.
-        heads = self._kept_heads(receiver) if self.composable(receiver) else []
+        heads = self._kept_heads(receiver) if self.pays_to_compose(receiver) else []
         # Bases are derived in full precision, rows computed in that of the policy.
-        for low in (False, True) if heads and self.weights.rounds else (False,) if heads else ():
-            writes = torch.cat([self.weights.writes(sender, low) for sender in heads])
+        for quantized in (False, True) if heads and self.weights.is_quantized else (False,) if heads else ():
+            writes = torch.cat([self.weights.head_output_weight(sender, quantized) for sender in heads])
             dots = matmul(x, writes.T).split(self.weights.arch.d_head, -1)
             for sender, of_head in zip(heads, dots, strict=True):
-                self._own.put(layer, ("dots", receiver, sender, low), of_head)
-        u, square = matmul(x, self.weights.reads(receiver)), sums(x.square())
-        return State(u, square, self.finish(receiver, u, square))
+                self._cache.put(layer, ("dots", receiver, sender, quantized), of_head)
+        u, square = matmul(x, self.weights.receiver_weight(receiver)), sums(x.square())
+        return ReceiverState(u, square, self.receiver_value(receiver, u, square))
 
-    def composable(self, receiver: int) -> bool:
+    def pays_to_compose(self, receiver: int) -> bool:
         """Whether so few heads are kept upstream that products of heads and receiver pay.
 
-        Depends on the plan alone, so that all bases of a sweep agree.
+        Depends on the plan ablate, so that all bases of a sweep agree.
         """
         arch = self.weights.arch
         return bool(self.plan.kept_heads[receiver] * arch.d_head <= arch.d_model)
 
-    def dots(self, receiver: int, head: int, low: bool = False) -> Tensor:
+    def head_products(self, receiver: int, head: int, quantized: bool = False) -> Tensor:
         """Inner products of a receiver's input with what a head writes: x W_O^T, [N, K]."""
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
-        name = ("dots", receiver, head, low)
+        name = ("dots", receiver, head, quantized)
         # Always in this order: what comes with a new state has other bits than what follows from the parent.
-        if not owner._own.has(layer, ("state", receiver)):
+        if not owner._cache.has(layer, ("state", receiver)):
             owner.state(receiver)
-        return owner._own.kept(layer, name, lambda: owner._new_dots(receiver, head, low))
+        return owner._cache.get_or_put(
+            layer, name, lambda: owner._new_head_products(receiver, head, quantized)
+        )
 
     def _kept_heads(self, receiver: int) -> list[int]:
         kept = np.flatnonzero(self.circuit.incoming(receiver)).tolist()
         return [sender for sender in kept if is_head(self.graph, sender)]
 
-    def finish(self, receiver: int, u: Tensor, square: Tensor) -> Tensor:
-        return self.weights.finish(receiver, u, square, self.positions(receiver))
+    def receiver_value(self, receiver: int, u: Tensor, square: Tensor) -> Tensor:
+        return self.weights.receiver_value(receiver, u, square, self.positions(receiver))
 
     def positions(self, receiver: int) -> Tensor:
         """Positions of the tokens at a live receiver: int64, [N]."""
@@ -325,19 +334,19 @@ class Base:
     # What nodes compute
 
     def z(self, head: int) -> Tensor:
-        """A live head's output at the places where it is needed: [N, K]."""
-        places, layer = self.plan.needed[head], self._layer(head)
+        """A live head's output at the position_set where it is needed: [N, K]."""
+        position_set, layer = self.plan.needed[head], self._layer(head)
         if self.is_patched(head):
-            return self.output(head, places)
+            return self.output(head, position_set)
         owner = self.owner(*self.graph.head_receivers(head))
-        return owner._own.kept(layer, ("z", head), lambda: owner._attended(head))
+        return owner._cache.get_or_put(layer, ("z", head), lambda: owner._attended(head))
 
     def _attended(self, head: int) -> Tensor:
         receivers = self.graph.head_receivers(head)
         q, k, v = (self.state(receiver).value[None] for receiver in receivers)
         past = None
         if self.tokens.start:
-            past = tuple(self.reference.prefix(receiver)[None] for receiver in receivers[1:])
+            past = tuple(self.unpatched.prefix(receiver)[None] for receiver in receivers[1:])
         return attend(self.tokens, self._layer(head), self.plan.needed[head], (q, k, v), past)[0]
 
     def _mlp_output(self, layer: int) -> Tensor:
@@ -354,28 +363,28 @@ class Base:
         """The layer of a sender, which is not ``input``."""
         return (sender - 1) // self.graph.senders_per_layer
 
-    def _clean(self, sender: int, places: Places) -> Tensor:
-        return self.reference.output(self.reference.clean, sender, places)
+    def _clean(self, sender: int, position_set: PositionSet) -> Tensor:
+        return self.unpatched.output(self.unpatched.clean, sender, position_set)
 
-    def _ablated(self, sender: int, places: Places) -> Tensor:
-        return self.reference.output(self.reference.ablated, sender, places)
+    def _ablated(self, sender: int, position_set: PositionSet) -> Tensor:
+        return self.unpatched.output(self.unpatched.ablated, sender, position_set)
 
-    def _ablation_of_clean(self, sender: int, places: Places) -> Tensor:
-        return self._ablated(sender, places) - self._clean(sender, places)
+    def _ablation_of_clean(self, sender: int, position_set: PositionSet) -> Tensor:
+        return self._ablated(sender, position_set) - self._clean(sender, position_set)
 
-    def _new_dots(self, receiver: int, head: int, low: bool) -> Tensor:
-        parent, places = self.parent, self.plan.receivers[receiver]
-        moved = [] if parent is None else self._moved_senders(receiver, parent)
+    def _new_head_products(self, receiver: int, head: int, quantized: bool) -> Tensor:
+        parent, position_set = self.parent, self.plan.receivers[receiver]
+        moved = [] if parent is None else self._senders_changed_since(receiver, parent)
         only_heads = all(is_head(self.graph, s) for s in moved)
         if parent is None or not only_heads or not self._same_edges(receiver, parent):
-            return matmul(self.kept_x(receiver), self.weights.writes(head, low).T)
-        dots = parent.dots(receiver, head, low)
+            return matmul(self.cached_input(receiver), self.weights.head_output_weight(head, quantized).T)
+        dots = parent.head_products(receiver, head, quantized)
         for sender in moved:
-            difference = self.output(sender, places) - parent.output(sender, places)
-            dots = dots + matmul(difference, self.weights.overlap(sender, head, (False, low)))
+            difference = self.output(sender, position_set) - parent.output(sender, position_set)
+            dots = dots + matmul(difference, self.weights.overlap(sender, head, (False, quantized)))
         return dots
 
-    def _moved_senders(self, receiver: int, parent: Base) -> list[int]:
+    def _senders_changed_since(self, receiver: int, parent: BaseActivations) -> list[int]:
         """Senders along kept edges whose output differs from the parent's."""
         return [s for s in self._patched_into(receiver) if not self._shares_output(parent, s)]
 
@@ -385,8 +394,8 @@ class Base:
         senders: list[int] = np.flatnonzero(incoming & self._patched[: len(incoming)]).tolist()
         return senders
 
-    def _shares_output(self, parent: Base, sender: int) -> bool:
+    def _shares_output(self, parent: BaseActivations, sender: int) -> bool:
         return self._outputs.shares(parent._outputs, self._layer(sender), sender)
 
-    def _same_edges(self, receiver: int, parent: Base) -> bool:
+    def _same_edges(self, receiver: int, parent: BaseActivations) -> bool:
         return np.array_equal(self.circuit.incoming(receiver), parent.circuit.incoming(receiver))

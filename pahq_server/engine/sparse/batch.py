@@ -1,7 +1,7 @@
 """What the removed edges of rows change directly: one difference per receiver and set of edges.
 
 The difference of a set is the sum over its edges, latest sender first, so that the sets of a chain, each
-the one before it plus an edge, cost one addition each; a set of all kept edges needs no sum at all.
+the one before it add_product an edge, cost one addition each; a set of all kept edges needs no sum at all.
 
 
 Cuts of rows in low precision: what a removed edge changes goes through the rounded W_O of its sender.
@@ -20,12 +20,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.engine.sparse.base_activations import Base, Pattern
-from pahq_server.engine.sparse.positions import CODES, Places
-from pahq_server.engine.sparse.quantized import Maps, Promotion
+from pahq_server.engine.sparse.base_activations import BaseActivations, RemovedSenders
+from pahq_server.engine.sparse.positions import POSITION_CODES, PositionSet
+from pahq_server.engine.sparse.quantized import Promotion, QuantizedLinears
 from pahq_server.engine.sparse.unpatched import is_head
-from pahq_server.engine.sparse.variants import Index, Merged, Values, as_tensor, laid_out, merge, runs
-from pahq_server.engine.sparse.weights import ALL_LOW, EXACT
+from pahq_server.engine.sparse.variants import (
+    Index,
+    MergedVariants,
+    VariantValues,
+    as_tensor,
+    merge,
+    runs,
+    with_layout,
+)
+from pahq_server.engine.sparse.weights import BOTH_EXACT, BOTH_QUANTIZED
 from pahq_server.precision.products import matmul
 
 # Differences of single edges that are remembered while patterns are summed up.
@@ -33,7 +41,7 @@ ALONE_KEPT = 16
 
 
 @dataclass(frozen=True)
-class Cut:
+class EdgeAblation:
     """Cuts at one receiver.
 
     Args:
@@ -42,27 +50,29 @@ class Cut:
         variant: per row, index of its pattern; -1 for rows that cut nothing here.
     """
 
-    patterns: list[Pattern]
-    dx: Values
+    patterns: list[RemovedSenders]
+    dx: VariantValues
     variant: NDArray[np.int64]
 
 
-class Sums(Protocol):
+class AblationSums(Protocol):
     """How the differences of the patterns of one base are made."""
 
-    def __call__(self, base: Base, receiver: int, patterns: list[Pattern], kind: int) -> Tensor:
+    def __call__(
+        self, base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int
+    ) -> Tensor:
         """One difference per pattern: [V, N, D]. ``kind`` is that of the rows."""
         ...
 
 
-def collect(
-    bases: Sequence[Base],
+def collect_ablations(
+    bases: Sequence[BaseActivations],
     base_of: NDArray[np.int64],
     removed: Sequence[Sequence[int]],
-    sums: Sums,
-    kind_of: Callable[[int, Pattern], int] | None = None,
-) -> dict[int, Cut]:
-    """The cuts of a batch by live receiver. Row i lacks ``removed[i]`` of base ``bases[base_of[i]]``.
+    sums: AblationSums,
+    kind_of: Callable[[int, RemovedSenders], int] | None = None,
+) -> dict[int, EdgeAblation]:
+    """The ablations of a batch by live receiver. Row i lacks ``removed[i]`` of base ``bases[base_of[i]]``.
 
     Args:
         bases, base_of, removed: the batch.
@@ -70,7 +80,7 @@ def collect(
         kind_of: which kind of differences a row, given by number, needs for a pattern; without it all rows
             need those of kind -1.
     """
-    wanted: dict[int, dict[tuple[int, int, Pattern], int]] = {}
+    wanted: dict[int, dict[tuple[int, int, RemovedSenders], int]] = {}
     variants: dict[int, NDArray[np.int64]] = {}
     for row, edges in enumerate(removed):
         for receiver, pattern in _by_receiver(bases[base_of[row]], edges):
@@ -78,56 +88,60 @@ def collect(
             numbers = wanted.setdefault(receiver, {})
             number = numbers.setdefault((int(base_of[row]), kind, pattern), len(numbers))
             variants.setdefault(receiver, np.full(len(removed), -1))[row] = number
-    return {r: _cut(bases, r, list(wanted[r]), variants[r], sums) for r in sorted(wanted)}
+    return {r: _ablation_of_receiver(bases, r, list(wanted[r]), variants[r], sums) for r in sorted(wanted)}
 
 
-def sum_up(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
-    """Sums of single cuts in full precision: `Sums`."""
+def sum_ablations(
+    base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int = -1
+) -> Tensor:
+    """Sums of single ablations in full precision: `AblationSums`."""
 
     def everything() -> Tensor:
-        return base.empty_x(receiver) - base.kept_x(receiver)
+        return base.ablated_input(receiver) - base.cached_input(receiver)
 
-    return chained(base, receiver, patterns, None, lambda s: single_cut(base, receiver, s), everything)
+    return sum_chains(base, receiver, patterns, None, lambda s: ablate_edge(base, receiver, s), everything)
 
 
-def sum_up_rest(base: Base, receiver: int, patterns: list[Pattern], kind: int = -1) -> Tensor:
-    """`sum_up` from all kept edges down where fewer are left than go."""
+def sum_ablations_by_complement(
+    base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int = -1
+) -> Tensor:
+    """`sum_ablations` from all kept edges down where fewer are left than go."""
     kept = np.flatnonzero(base.circuit.incoming(receiver))[::-1]
     sums = []
     for pattern in patterns:
         rest = kept[~np.isin(kept, pattern)].tolist()
         if len(rest) >= len(pattern):
-            sums.append(sum_up(base, receiver, [pattern])[0])
+            sums.append(sum_ablations(base, receiver, [pattern])[0])
             continue
-        dx = base.empty_x(receiver) - base.kept_x(receiver)
+        dx = base.ablated_input(receiver) - base.cached_input(receiver)
         for sender in rest:
-            dx -= single_cut(base, receiver, sender)
+            dx -= ablate_edge(base, receiver, sender)
         sums.append(dx)
     return torch.stack(sums)
 
 
-def chained(
-    base: Base,
+def sum_chains(
+    base: BaseActivations,
     receiver: int,
-    patterns: list[Pattern],
+    patterns: list[RemovedSenders],
     key: object,
-    alone: Callable[[int], Tensor],
+    ablate: Callable[[int], Tensor],
     everything: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Sums of single cuts, [V, N, D]; remembered by the base, for chains that go on.
+    """Sums of single ablations, [V, N, D]; remembered by the base, for chains that go on.
 
     Args:
         base: of the rows.
         receiver: whose input is cut.
         patterns: sets of senders.
-        key: what besides the base and the receiver the single cuts depend on.
-        alone: gives the change of the receiver's input for the edge of one sender alone, [N, D].
+        key: what besides the base and the receiver the single ablations depend on.
+        ablate: gives the change of the receiver's input for the edge of one sender ablate, [N, D].
         everything: gives the difference of the pattern of all kept senders, which then needs no sum.
     """
     kept = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
-    known = dict(base.known_cuts.get((receiver, key), {}))
+    known = dict(base.known_ablations.get((receiver, key), {}))
     # One after the other, few at a time: those of all senders together would be the most of a sweep's memory.
-    single = lru_cache(ALONE_KEPT)(alone)
+    single = lru_cache(ALONE_KEPT)(ablate)
     shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
     dx = torch.empty(shape, dtype=base.weights.dtype, device=base.weights.device)
     for i, pattern in enumerate(patterns):
@@ -140,11 +154,11 @@ def chained(
             for sender in pattern[1:]:
                 dx[i] += single(sender)
         known[pattern] = dx[i]
-    base.remember_cuts((receiver, key), dict(zip(patterns, dx, strict=True)))
+    base.remember_ablations((receiver, key), dict(zip(patterns, dx, strict=True)))
     return dx
 
 
-def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
+def _by_receiver(base: BaseActivations, edges: Sequence[int]) -> list[tuple[int, RemovedSenders]]:
     """Edges grouped by live receiver, as patterns."""
     offsets = base.circuit.graph.offsets
     ids = np.sort(np.asarray(edges, dtype=np.int64))[::-1]
@@ -156,14 +170,14 @@ def _by_receiver(base: Base, edges: Sequence[int]) -> list[tuple[int, Pattern]]:
     ]
 
 
-def _cut(
-    bases: Sequence[Base],
+def _ablation_of_receiver(
+    bases: Sequence[BaseActivations],
     receiver: int,
-    keys: list[tuple[int, int, Pattern]],
+    keys: list[tuple[int, int, RemovedSenders]],
     variant: NDArray[np.int64],
-    sums: Sums,
-) -> Cut:
-    # Rows come sorted by base, so the groups of one base stand together.
+    sums: AblationSums,
+) -> EdgeAblation:
+    # Passes come sorted by base, so the groups of one base stand together.
     groups = {group: i for i, group in enumerate(dict.fromkeys(key[:2] for key in keys))}
     order = np.argsort([groups[key[:2]] for key in keys], kind="stable")
     keys = [keys[i] for i in order.tolist()]
@@ -173,92 +187,98 @@ def _cut(
         for number, kind in groups
     ]
     sizes = np.array([bases[number].count(receiver) for number, _, _ in keys])
-    dx = parts[0] if len(parts) == 1 else laid_out(torch.cat([x.flatten(0, 1) for x in parts]), sizes)
-    return Cut([pattern for _, _, pattern in keys], Values(dx, sizes), variant)
+    dx = parts[0] if len(parts) == 1 else with_layout(torch.cat([x.flatten(0, 1) for x in parts]), sizes)
+    return EdgeAblation([pattern for _, _, pattern in keys], VariantValues(dx, sizes), variant)
 
 
-def single_cut(base: Base, receiver: int, sender: int, low: bool = False) -> Tensor:
-    """Change of the receiver's input for one edge alone, [N, D]; through a head's rounded W_O if ``low``."""
+def ablate_edge(base: BaseActivations, receiver: int, sender: int, quantized: bool = False) -> Tensor:
+    """Change of the receiver's input for one edge ablate, [N, D]; through a head's rounded W_O if ``low``."""
     change = base.ablation(sender, base.plan.receivers[receiver])
-    return matmul(change, base.weights.writes(sender, low)) if is_head(base.graph, sender) else change
+    return (
+        matmul(change, base.weights.head_output_weight(sender, quantized))
+        if is_head(base.graph, sender)
+        else change
+    )
 
 
-def collect_low(
-    bases: Sequence[Base],
+def collect_quantized_ablations(
+    bases: Sequence[BaseActivations],
     base_of: NDArray[np.int64],
     removed: Sequence[Sequence[int]],
     promotion: Promotion | None,
-) -> dict[int, Cut]:
-    """`cuts.collect` of rows that may promote heads.
+) -> dict[int, EdgeAblation]:
+    """`ablations.collect_ablations` of rows that may promote heads.
 
     The kind of a difference is the set of heads that it has in full precision. Most rows promote heads that
     they do not cut, and share the differences of all rows that promote none.
     """
 
-    def sums(base: Base, receiver: int, patterns: list[Pattern], kind: int) -> Tensor:
+    def sums(base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int) -> Tensor:
         heads = frozenset[int]() if promotion is None or kind < 0 else promotion.heads[kind]
         everything: Callable[[], Tensor] | None = None
         if not heads:
-            everything = lambda: base.low_ablation_of_all(receiver)  # noqa: E731
+            everything = lambda: base.quantized_ablation_of_all(receiver)  # noqa: E731
 
-        def alone(sender: int) -> Tensor:
-            return single_cut(base, receiver, sender, low=sender not in heads)
+        def ablate(sender: int) -> Tensor:
+            return ablate_edge(base, receiver, sender, quantized=sender not in heads)
 
-        return chained(base, receiver, patterns, heads, alone, everything)
+        return sum_chains(base, receiver, patterns, heads, ablate, everything)
 
-    def kind_of(row: int, pattern: Pattern) -> int:
+    def kind_of(row: int, pattern: RemovedSenders) -> int:
         assert promotion is not None
         kind = int(promotion.of_row[row])
         return kind if kind >= 0 and not promotion.heads[kind].isdisjoint(pattern) else -1
 
-    return collect(bases, base_of, removed, sums, None if promotion is None else kind_of)
+    return collect_ablations(bases, base_of, removed, sums, None if promotion is None else kind_of)
 
 
-METRIC, WINDOW = CODES[Places.METRIC], CODES[Places.WINDOW]
+METRIC, WINDOW = POSITION_CODES[PositionSet.METRIC], POSITION_CODES[PositionSet.WINDOW]
 
 
-class Rows:
+class PassBatch:
     """A batch of rows of any jobs of one model under one graph.
 
     Args:
         bases: what the rows are differences from.
         base_of: per row, index of its base; equal ones stand together.
         removed: per row, the edges of its base's circuit that it lacks.
-        many: whether these are most of the edges into their receivers.
-        maps: linear maps in low precision; None for full precision.
+        removes_most: whether these are most of the edges into their receivers.
+        linears: linear linears in low precision; None for full precision.
     """
 
     def __init__(
         self,
-        bases: Sequence[Base],
+        bases: Sequence[BaseActivations],
         base_of: Index,
         removed: Sequence[Sequence[int]],
-        many: bool = False,
-        maps: Maps | None = None,
+        removes_most: bool = False,
+        linears: QuantizedLinears | None = None,
     ) -> None:
-        self.bases, self.base_of, self.maps = bases, base_of, maps
+        self.bases, self.base_of, self.linears = bases, base_of, linears
         self.weights, self.graph = bases[0].weights, bases[0].circuit.graph
         # Which matrices rows use of heads that they do not promote.
-        self.low = EXACT if maps is None else ALL_LOW
-        self.promotion = None if maps is None else maps.promotion(self.graph, removed)
-        if maps is None:
-            self.cuts = collect(bases, base_of, removed, sum_up_rest if many else sum_up)
+        self.precision = BOTH_EXACT if linears is None else BOTH_QUANTIZED
+        self.promotion = None if linears is None else linears.promotion(self.graph, removed)
+        if linears is None:
+            self.ablations = collect_ablations(
+                bases, base_of, removed, sum_ablations_by_complement if removes_most else sum_ablations
+            )
         else:
-            self.cuts = collect_low(bases, base_of, removed, self.promotion)
+            self.ablations = collect_quantized_ablations(bases, base_of, removed, self.promotion)
         # bool, [bases, edges].
         self.kept = np.stack([base.circuit.kept for base in bases])
-        # `Plan.sender_codes` and `Plan.receiver_codes`, [bases, senders] and [bases, receivers].
+        # `LivenessPlan.sender_codes` and `LivenessPlan.receiver_codes`, [bases, senders] and [bases, receivers].
         self.sender_codes = np.stack([base.plan.sender_codes for base in bases])
         self.receiver_codes = np.stack([base.plan.receiver_codes for base in bases])
-        self.one_job = all(base.reference is bases[0].reference for base in bases)
+        self.one_job = all(base.unpatched is bases[0].unpatched for base in bases)
         # Tokens by base and code, [bases, 3].
         self._counts = np.array(
-            [[0, *(base.tokens.count(places) for places in CODES)] for base in bases], dtype=np.int64
+            [[0, *(base.tokens.count(places) for places in POSITION_CODES)] for base in bases], dtype=np.int64
         )
         self._first_row = np.flatnonzero(np.diff(base_of, prepend=-1))
         self._known_counts: dict[int, Index] = {}
         # By id of the merged variants, which are held so that their ids stay their own.
-        self._known_used: dict[int, tuple[Merged, tuple[list[int], Index]]] = {}
+        self._bases_by_merged: dict[int, tuple[MergedVariants, tuple[list[int], Index]]] = {}
 
     def __len__(self) -> int:
         return len(self.base_of)
@@ -286,31 +306,31 @@ class Rows:
             self._known_counts[receiver] = counts
         return counts
 
-    def sizes(self, merged: Merged, receiver: int) -> Index:
+    def sizes(self, merged: MergedVariants, receiver: int) -> Index:
         """Tokens of merged variants at a receiver: [V]."""
         return self.counts(receiver)[self.base_of[merged.first]]
 
-    def composable(self, receiver: int) -> NDArray[np.bool_]:
-        """Per row, `Base.composable`."""
-        return np.array([base.composable(receiver) for base in self.bases])[self.base_of]
+    def pays_to_compose(self, receiver: int) -> NDArray[np.bool_]:
+        """Per row, `BaseActivations.pays_to_compose`."""
+        return np.array([base.pays_to_compose(receiver) for base in self.bases])[self.base_of]
 
     def by_base(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Per base, whether any of its rows has the flag: [..., bases] for [..., rows]."""
         any_row: NDArray[np.bool_] = np.logical_or.reduceat(flags, self._first_row, axis=-1)
         return any_row
 
-    def merged(self, columns: Sequence[Index]) -> Merged | None:
+    def merged(self, columns: Sequence[Index]) -> MergedVariants | None:
         """Merged by these columns, and so that all rows of a variant promote the same."""
         promotion = self.promotion
         return merge([*columns, promotion.column(columns)] if promotion is not None and columns else columns)
 
-    def inputs(self, receiver: int, merged: Merged) -> Hashable:
+    def inputs(self, receiver: int, merged: MergedVariants) -> Hashable:
         """Equal for receivers that read the same in the bases of merged variants."""
-        return tuple(self.bases[number].input_of(receiver) for number in self._used(merged)[0])
+        return tuple(self.bases[number].input_key(receiver) for number in self._bases_of(merged)[0])
 
-    def of_bases(self, merged: Merged, value: Callable[[Base], Tensor]) -> Tensor:
+    def of_bases(self, merged: MergedVariants, value: Callable[[BaseActivations], Tensor]) -> Tensor:
         """Values of the bases in merged variants, laid out as they are; [1, ...] where all are the same."""
-        numbers, index = self._used(merged)
+        numbers, index = self._bases_of(merged)
         tensors = [value(self.bases[number]) for number in numbers]
         first = tensors[0]
         if all(tensor is first for tensor in tensors):
@@ -320,10 +340,10 @@ class Rows:
         return torch.cat([tensors[i] for i in index.tolist()])[None]
 
     def add_of_bases(
-        self, x: Tensor, merged: Merged, value: Callable[[Base], Tensor], alpha: int = 1
+        self, x: Tensor, merged: MergedVariants, value: Callable[[BaseActivations], Tensor], alpha: int = 1
     ) -> Tensor:
         """Adds values of the bases, times alpha, to those of merged variants in place, and returns these."""
-        numbers, index = self._used(merged)
+        numbers, index = self._bases_of(merged)
         if not x.is_cpu or len(numbers) == 1:
             return x.add_(self.of_bases(merged, value), alpha=alpha)
         # Without copies for every variant.
@@ -335,11 +355,11 @@ class Rows:
             begin = end
         return x
 
-    def _used(self, merged: Merged) -> tuple[list[int], Index]:
+    def _bases_of(self, merged: MergedVariants) -> tuple[list[int], Index]:
         """The bases of merged variants, and the place of each variant's base among them."""
-        if id(merged) not in self._known_used:
+        if id(merged) not in self._bases_by_merged:
             places: dict[int, int] = {}
             bases = self.base_of[merged.first].tolist()
             index = np.array([places.setdefault(number, len(places)) for number in bases])
-            self._known_used[id(merged)] = merged, (list(places), index)
-        return self._known_used[id(merged)][1]
+            self._bases_by_merged[id(merged)] = merged, (list(places), index)
+        return self._bases_by_merged[id(merged)][1]

@@ -10,7 +10,7 @@ unequal sizes are laid out as in `variants`.
 
 Carries the changes of a batch of rows upward through the live nodes of their plans.
 
-A node's change is stored once per *variant*: rows that agree on all inputs of a node share one. Rows may
+A node's change is stored once per *variant*: rows that agree on all inputs of a node share one. Passes may
 be of several jobs: every node is computed once for all rows that need it.
 
 Shape suffixes: V variants, N packed tokens, D d_model, K d_head; values of variants of unequal sizes are
@@ -28,39 +28,45 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
-from pahq_server.engine.sparse.base_activations import Base, State
-from pahq_server.engine.sparse.batch import Rows
-from pahq_server.engine.sparse.contributions import Change, Residual, Sources, Terms, plus
+from pahq_server.engine.sparse.base_activations import BaseActivations, ReceiverState
+from pahq_server.engine.sparse.batch import PassBatch
+from pahq_server.engine.sparse.contributions import (
+    ChangedSenders,
+    Contributions,
+    NodeChange,
+    ResidualSums,
+    add_product,
+)
 from pahq_server.engine.sparse.positions import attend
-from pahq_server.engine.sparse.quantized import by_token
+from pahq_server.engine.sparse.quantized import tokens_by_flag
 from pahq_server.engine.sparse.unpatched import is_head
 from pahq_server.engine.sparse.variants import (
     Index,
-    Merged,
-    Values,
+    MergedVariants,
+    VariantValues,
     as_tensor,
     joined,
-    laid_out,
     layout,
     merge,
     part_of,
     pick,
     token_index,
+    with_layout,
 )
 from pahq_server.precision.products import matmul, sums
 
 
 @dataclass(frozen=True)
-class NewState:
-    """A receiver's state in the variants that change it, as in `State`; ``variant`` as in `Change`."""
+class ChangedReceiver:
+    """A receiver's state in the variants that change it, as in `ReceiverState`; ``variant`` as in `NodeChange`."""
 
-    u: Values
-    square: Values
-    value: Values
+    projection: VariantValues
+    squared_norm: VariantValues
+    value: VariantValues
     variant: Index
 
 
-class Receivers:
+class ReceiverInputs:
     """Inputs of receivers in the rows of a sweep.
 
     Args:
@@ -68,171 +74,198 @@ class Receivers:
         senders: filled by `add` while the sweep goes up.
     """
 
-    def __init__(self, rows: Rows, senders: dict[int, Change]) -> None:
-        self._rows, self._senders = rows, senders
-        self._terms = Terms(rows, senders)
-        self.residual = Residual(rows, self._terms)
-        self._graph, self._weights = rows.graph, rows.weights
-        self._rotary = rows.weights.weights.rotary is not None
+    def __init__(self, batch: PassBatch, senders: dict[int, NodeChange]) -> None:
+        self._batch, self._senders = batch, senders
+        self._contributions = Contributions(batch, senders)
+        self.residual = ResidualSums(batch, self._contributions)
+        self._graph, self._weights = batch.graph, batch.weights
+        self._rotary = batch.weights.weights.rotary is not None
         # Whether any row of a base changes a sender: bool, [bases, senders].
-        self._changed = np.zeros((len(rows.bases), rows.graph.num_senders), dtype=bool)
+        self._changed = np.zeros((len(batch.bases), batch.graph.num_senders), dtype=bool)
 
-    def new_state(self, receiver: int, sources: Sources) -> NewState | None:
+    def changed_state(self, receiver: int, changed_senders: ChangedSenders) -> ChangedReceiver | None:
         """The receiver's state in all rows."""
-        states = [state for state, _ in self.new_states(receiver, sources)]
+        states = [state for state, _ in self.changed_states(receiver, changed_senders)]
         if len(states) < 2:
             return states[0] if states else None
         first, second = states
-        variant = np.where(second.variant < 0, first.variant, second.variant + len(first.u.sizes))
-        pairs = ((first.u, second.u), (first.square, second.square), (first.value, second.value))
+        variant = np.where(second.variant < 0, first.variant, second.variant + len(first.projection.sizes))
+        pairs = (
+            (first.projection, second.projection),
+            (first.squared_norm, second.squared_norm),
+            (first.value, second.value),
+        )
         u, square, value = (joined(pair) for pair in pairs)
-        return NewState(u, square, value, variant)
+        return ChangedReceiver(u, square, value, variant)
 
-    def new_states(
-        self, receiver: int, sources: Sources, most: int | None = None
-    ) -> Iterator[tuple[NewState, Merged]]:
+    def changed_states(
+        self, receiver: int, changed_senders: ChangedSenders, most: int | None = None
+    ) -> Iterator[tuple[ChangedReceiver, MergedVariants]]:
         """The receiver's state in disjoint sets of rows.
 
-        Each row goes through the residual stream or not by what changes in it alone.
+        Each row goes through the residual stream or not by what changes in it ablate.
 
         Args:
             receiver: q, k, v or MLP receiver.
-            sources: `sources` of the receiver.
+            changed_senders: `changed_senders` of the receiver.
             most: variants of one set. Without it there are two sets at most.
         """
-        if not sources and receiver not in self._rows.cuts:
+        if not changed_senders and receiver not in self._batch.ablations:
             return
-        projected = self._needs_projection(receiver, sources)
+        projected = self._needs_projection(receiver, changed_senders)
         if projected.any():
-            yield from self._projected(receiver, sources, projected, most)
+            yield from self._projected(receiver, changed_senders, projected, most)
         if not projected.all():
-            heads = [(s, np.where(projected, -1, v)) for s, v in sources if is_head(self._graph, s)]
+            heads = [(s, np.where(projected, -1, v)) for s, v in changed_senders if is_head(self._graph, s)]
             yield from self._composed(receiver, heads, most)
 
-    def _needs_projection(self, receiver: int, sources: Sources) -> NDArray[np.bool_]:
+    def _needs_projection(self, receiver: int, changed_senders: ChangedSenders) -> NDArray[np.bool_]:
         """Per row, whether its change has no short form in the coordinates of heads."""
-        cut = self._rows.cuts.get(receiver)
-        projected = ~self._rows.composable(receiver)
-        if cut is not None:
-            projected |= cut.variant >= 0
-        for sender, variant in sources:
+        ablation = self._batch.ablations.get(receiver)
+        projected = ~self._batch.pays_to_compose(receiver)
+        if ablation is not None:
+            projected |= ablation.variant >= 0
+        for sender, variant in changed_senders:
             if not is_head(self._graph, sender):
                 projected |= variant >= 0
         return projected
 
-    def _moved_state(self, receiver: int, du: Tensor, dsquare: Tensor, merged: Merged) -> NewState:
-        rows = self._rows
-        u = rows.add_of_bases(du, merged, lambda base: base.state(receiver).u)
-        square = dsquare + rows.of_bases(merged, lambda base: base.state(receiver).square)
-        positions = rows.of_bases(merged, lambda base: base.positions(receiver)) if self._rotary else None
-        value = self._weights.finish(receiver, u, square, positions)
-        sizes = rows.sizes(merged, receiver)
-        return NewState(Values(u, sizes), Values(square, sizes), Values(value, sizes), merged.variant)
+    def _state_of_changes(
+        self, receiver: int, du: Tensor, dsquare: Tensor, merged: MergedVariants
+    ) -> ChangedReceiver:
+        batch = self._batch
+        u = batch.add_of_bases(du, merged, lambda base: base.state(receiver).projection)
+        square = dsquare + batch.of_bases(merged, lambda base: base.state(receiver).squared_norm)
+        positions = batch.of_bases(merged, lambda base: base.positions(receiver)) if self._rotary else None
+        value = self._weights.receiver_value(receiver, u, square, positions)
+        sizes = batch.sizes(merged, receiver)
+        return ChangedReceiver(
+            VariantValues(u, sizes), VariantValues(square, sizes), VariantValues(value, sizes), merged.variant
+        )
 
-    def sources(self, receiver: int) -> Sources:
+    def changed_senders(self, receiver: int) -> ChangedSenders:
         """Changed senders that any row hears, in order, with the variant that each row hears."""
-        rows, cut = self._rows, self._rows.cuts.get(receiver)
+        batch, ablation = self._batch, self._batch.ablations.get(receiver)
         start, count = int(self._graph.offsets[receiver]), self._graph.upstream(receiver)
-        kept_BS = rows.kept[:, start : start + count] & (rows.receiver_codes[:, receiver, None] > 0)
-        heard: Sources = []
+        kept_BS = batch.kept[:, start : start + count] & (batch.receiver_codes[:, receiver, None] > 0)
+        heard: ChangedSenders = []
         for sender in np.flatnonzero((kept_BS & self._changed[:, :count]).any(0)).tolist():
             variant = self._senders[sender].variant
             if not kept_BS[:, sender].all():
-                variant = np.where(kept_BS[rows.base_of, sender], variant, -1)
-            if cut is not None:
-                cuts_it = np.array([sender in pattern for pattern in cut.patterns] + [False])
-                variant = np.where(cuts_it[cut.variant], -1, variant)
+                variant = np.where(kept_BS[batch.base_of, sender], variant, -1)
+            if ablation is not None:
+                removes_it = np.array([sender in pattern for pattern in ablation.patterns] + [False])
+                variant = np.where(removes_it[ablation.variant], -1, variant)
             heard.append((sender, variant))
         return heard
 
-    def changed_in(self, layer: int) -> set[int]:
+    def changed_receivers(self, layer: int) -> set[int]:
         """The q, k and v receivers of a layer that rows change."""
-        graph, rows = self._graph, self._rows
+        graph, batch = self._graph, self._batch
         first, count = graph.receiver_of("q", layer), graph.heads + 2 * graph.kv_units
         senders, start = graph.first_sender(layer), int(graph.offsets[first])
-        kept_BRS = rows.kept[:, start : start + count * senders].reshape(-1, count, senders)
+        kept_BRS = batch.kept[:, start : start + count * senders].reshape(-1, count, senders)
         fed_BR = (kept_BRS & self._changed[:, None, :senders]).any(-1)
-        fed_BR &= rows.receiver_codes[:, first : first + count] > 0
+        fed_BR &= batch.receiver_codes[:, first : first + count] > 0
         fed: list[int] = (np.flatnonzero(fed_BR.any(0)) + first).tolist()
-        return {*fed, *(r for r in rows.cuts if first <= r < first + count)}
+        return {*fed, *(r for r in batch.ablations if first <= r < first + count)}
 
-    def add(self, sender: int, change: Change) -> None:
+    def add(self, sender: int, change: NodeChange) -> None:
         """Makes a sender's change known to the receivers above it."""
         self._senders[sender] = change
-        self._changed[:, sender] = self._rows.by_base(change.variant >= 0)
+        self._changed[:, sender] = self._batch.by_base(change.variant >= 0)
 
     def _composed(
-        self, receiver: int, sources: Sources, most: int | None
-    ) -> Iterator[tuple[NewState, Merged]]:
+        self, receiver: int, changed_senders: ChangedSenders, most: int | None
+    ) -> Iterator[tuple[ChangedReceiver, MergedVariants]]:
         """States without leaving the heads' coordinates.
 
         With x' = x + sum of y_s W_s: u' = u + sum of y_s (W_s W_r), and
         |x'|^2 = |x|^2 + sum of y_s . (2 x W_s^T + y_s W_s W_s^T + 2 sum over s' < s of y_s' W_s' W_s^T).
         """
-        sources = [(sender, variant) for sender, variant in sources if (variant >= 0).any()]
-        merged = self._rows.merged([variant for _, variant in sources])
+        changed_senders = [(sender, variant) for sender, variant in changed_senders if (variant >= 0).any()]
+        merged = self._batch.merged([variant for _, variant in changed_senders])
         if merged is None:
             return
-        heads = [sender for sender, _ in sources]
+        heads = [sender for sender, _ in changed_senders]
         for _, part in merged.parts(most):
             total: Tensor | None = None
-            shape = layout(self._rows.sizes(part, receiver))
+            shape = layout(self._batch.sizes(part, receiver))
             for sender, wanted in zip(heads, part.picks, strict=False):
-                for low, term in self._terms.apart(sender, receiver, wanted, part, receiver):
-                    total = term.add_to(total, self._weights.composed(sender, receiver, low), shape)
+                for precision, contribution in self._contributions.split_by_precision(
+                    sender, receiver, wanted, part, receiver
+                ):
+                    total = contribution.add_to(
+                        total, self._weights.composed(sender, receiver, precision), shape
+                    )
             assert total is not None
             dsquare = total.new_zeros(total.shape[:-1])
             if self._weights.arch.norm is not None:
                 for i in range(len(heads)):
                     self._add_square(dsquare, receiver, heads, i, part)
-            yield self._moved_state(receiver, total, dsquare, part), part
+            yield self._state_of_changes(receiver, total, dsquare, part), part
 
-    def _add_square(self, dsquare: Tensor, receiver: int, heads: list[int], i: int, merged: Merged) -> None:
+    def _add_square(
+        self, dsquare: Tensor, receiver: int, heads: list[int], i: int, merged: MergedVariants
+    ) -> None:
         """Adds the terms of head i in the variants that hear it."""
         sender = heads[i]
-        for (low, _), term in self._terms.apart(sender, receiver, merged.picks[i], merged):
-            some = merged.some(term.variants)
+        for (precision, _), contribution in self._contributions.split_by_precision(
+            sender, receiver, merged.picks[i], merged
+        ):
+            some = merged.some(contribution.variants)
             earlier: Tensor | None = None
             for other, wanted in zip(heads[:i], some.picks, strict=False):
-                for (other_low, _), theirs in self._terms.versions(other, wanted, some):
-                    z = self._terms.heard(other, receiver, theirs, some)
-                    earlier = plus(earlier, z, self._weights.overlap(other, sender, (other_low, low)))
-            products = matmul(term.y, self._weights.overlap(sender, sender, (low, low)))
-            dots = partial(Base.dots, receiver=receiver, head=sender, low=low)
+                for (other_precision, _), theirs in self._contributions.variants_by_precision(
+                    other, wanted, some
+                ):
+                    z = self._contributions.output_delta(other, receiver, theirs, some)
+                    earlier = add_product(
+                        earlier, z, self._weights.overlap(other, sender, (other_precision, precision))
+                    )
+            products = matmul(contribution.y, self._weights.overlap(sender, sender, (precision, precision)))
+            dots = partial(BaseActivations.head_products, receiver=receiver, head=sender, quantized=precision)
             if earlier is None:
-                self._rows.add_of_bases(products, some, dots, alpha=2)
+                self._batch.add_of_bases(products, some, dots, alpha=2)
             else:
-                products.add_(self._rows.add_of_bases(earlier, some, dots), alpha=2)
-            term.scatter(dsquare, sums(products.mul_(term.y)))
+                products.add_(self._batch.add_of_bases(earlier, some, dots), alpha=2)
+            contribution.scatter(dsquare, sums(products.mul_(contribution.y)))
 
     def _projected(
-        self, receiver: int, sources: Sources, rows: NDArray[np.bool_], most: int | None
-    ) -> Iterator[tuple[NewState, Merged]]:
+        self, receiver: int, changed_senders: ChangedSenders, rows: NDArray[np.bool_], most: int | None
+    ) -> Iterator[tuple[ChangedReceiver, MergedVariants]]:
         """States through the residual stream, for some rows."""
-        moved = self.residual.change(receiver, sources, rows)
+        moved = self.residual.input_change(receiver, changed_senders, rows)
         if moved is None:
             return
         dx, merged = moved
-        dsquare, sizes = self.residual.squares(receiver, dx, merged), self._rows.sizes(merged, receiver)
+        dsquare, sizes = (
+            self.residual.squared_norm_change(receiver, dx, merged),
+            self._batch.sizes(merged, receiver),
+        )
         for begin, part in merged.parts(most):
-            some, squares = (part_of(Values(x, sizes), begin, begin + part.count) for x in (dx, dsquare))
-            yield self._moved_state(receiver, self._read(receiver, some, part), squares, part), part
+            some, squares = (
+                part_of(VariantValues(x, sizes), begin, begin + part.count) for x in (dx, dsquare)
+            )
+            yield self._state_of_changes(receiver, self._read(receiver, some, part), squares, part), part
 
-    def _read(self, receiver: int, dx: Tensor, merged: Merged) -> Tensor:
+    def _read(self, receiver: int, dx: Tensor, merged: MergedVariants) -> Tensor:
         """A change of input through a receiver's projection: [V, N, O]."""
-        rows = self._rows
-        if rows.maps is None:
-            return matmul(dx, self._weights.reads(receiver))
-        full = None if rows.promotion is None else rows.promotion.of_receiver(merged, receiver)
-        return rows.maps.read(receiver, dx, by_token(full, rows.sizes(merged, receiver), dx.device))
+        batch = self._batch
+        if batch.linears is None:
+            return matmul(dx, self._weights.receiver_weight(receiver))
+        full = None if batch.promotion is None else batch.promotion.of_receiver(merged, receiver)
+        return batch.linears.project(
+            receiver, dx, tokens_by_flag(full, batch.sizes(merged, receiver), dx.device)
+        )
 
 
 # Hidden units of an MLP that are computed at once: on CPUs 4 MiB, and about three times that in all;
 # elsewhere whole tiles of large models.
-PART_ELEMENTS, DEVICE_PART_ELEMENTS = 1 << 20, 1 << 25
+CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS = 1 << 20, 1 << 25
 
 
-class Sweep:
+class BatchForward:
     """One pass over the layers.
 
     Args:
@@ -241,47 +274,47 @@ class Sweep:
             MLPs are large, and computed again from their inputs where they are needed.
     """
 
-    def __init__(self, rows: Rows, keep: bool = False) -> None:
-        self.rows, self.keep = rows, keep
-        self.graph, self.weights = rows.graph, rows.weights
-        self.senders: dict[int, Change] = {}
-        self.states: dict[int, NewState | None] = {}
+    def __init__(self, batch: PassBatch, keep: bool = False) -> None:
+        self.batch, self.keep = batch, keep
+        self.graph, self.weights = batch.graph, batch.weights
+        self.senders: dict[int, NodeChange] = {}
+        self.states: dict[int, ChangedReceiver | None] = {}
         # Per receiver that changed, except ``logits``: its variant by row.
         self.changed: dict[int, Index] = {}
-        self._receivers = Receivers(rows, self.senders)
+        self._receivers = ReceiverInputs(batch, self.senders)
         # Input of ``logits`` in the rows that change it, [V, N, D].
-        self.final: Change | None = None
+        self.final: NodeChange | None = None
 
     def run(self) -> None:
         """Fills in the changes of all live nodes."""
-        touched = [self.graph.receiver(r).layer for r in self.rows.cuts]
+        touched = [self.graph.receiver(r).layer for r in self.batch.ablations]
         for layer in range(min(touched, default=self.graph.layers), self.graph.layers):
-            changed = self._receivers.changed_in(layer)
-            for head in self.rows.heads(layer) if changed else ():
+            changed = self._receivers.changed_receivers(layer)
+            for head in self.batch.heads(layer) if changed else ():
                 if not changed.isdisjoint(self.graph.head_receivers(head)):
                     self._run_head(head)
-            if self.graph.mlps and self.rows.is_live(self.graph.mlp(layer)):
+            if self.graph.mlps and self.batch.is_live(self.graph.mlp(layer)):
                 self._run_mlp(layer)
             if not self.keep:
                 # Nothing above this layer reads its receivers: their states are the bulk of a sweep's memory.
                 self.states.clear()
         logits = self.graph.logits
-        moved = self._receivers.residual.change(logits, self._receivers.sources(logits))
+        moved = self._receivers.residual.input_change(logits, self._receivers.changed_senders(logits))
         if moved is not None:
             dx, merged = moved
-            dx = dx + self.rows.of_bases(merged, lambda base: base.kept_x(logits))
-            self.final = Change(Values(dx, self.rows.sizes(merged, logits)), merged.variant)
+            dx = dx + self.batch.of_bases(merged, lambda base: base.cached_input(logits))
+            self.final = NodeChange(VariantValues(dx, self.batch.sizes(merged, logits)), merged.variant)
 
-    def as_base(self, row: int, circuit: Circuit) -> Base:
+    def as_base(self, row: int, circuit: Circuit) -> BaseActivations:
         """The base of one row, whose circuit this is."""
-        base = self.rows.bases[self.rows.base_of[row]]
+        base = self.batch.bases[self.batch.base_of[row]]
         outputs = (
             (sender, base.output(sender, base.plan.needed[sender]) + change.values.of(change.variant[row]))
             for sender, change in self.senders.items()
             if change.variant[row] >= 0
         )
         states = {
-            receiver: State(new.u.of(i), new.square.of(i), new.value.of(i))
+            receiver: ReceiverState(new.projection.of(i), new.squared_norm.of(i), new.value.of(i))
             for receiver, new in self.states.items()
             if new is not None and (i := new.variant[row]) >= 0
         }
@@ -290,7 +323,7 @@ class Sweep:
         if self.final is not None and self.final.variant[row] >= 0:
             final_x = self.final.values.of(self.final.variant[row])
             changed.add(self.graph.logits)
-        return Base.derived(base, circuit, outputs, states, final_x, frozenset(changed))
+        return BaseActivations.derived(base, circuit, outputs, states, final_x, frozenset(changed))
 
     # Senders
 
@@ -298,7 +331,7 @@ class Sweep:
         receivers = self.graph.head_receivers(head)
         states = [self._state(receiver) for receiver in receivers]
         # A group's keys may have changed in jobs where this head of the group is not live.
-        columns = [self.rows.where_live(head, s.variant) for s in states if s is not None]
+        columns = [self.batch.where_live(head, s.variant) for s in states if s is not None]
         merged = merge(columns)
         if merged is None:
             return
@@ -308,17 +341,17 @@ class Sweep:
             for receiver, state in zip(receivers, states, strict=True)
         )
         z = self._attend(head, merged, (q, k, v))
-        self.rows.add_of_bases(z, merged, lambda base: base.z(head), alpha=-1)
-        sizes = self.rows.sizes(merged, receivers[0])
-        self._receivers.add(head, Change(Values(z, sizes), merged.variant))
+        self.batch.add_of_bases(z, merged, lambda base: base.z(head), alpha=-1)
+        sizes = self.batch.sizes(merged, receivers[0])
+        self._receivers.add(head, NodeChange(VariantValues(z, sizes), merged.variant))
 
-    def _attend(self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _attend(self, head: int, merged: MergedVariants, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Attention in merged variants, laid out as ``sizes`` at the head's queries."""
-        base_of = self.rows.base_of[merged.first]
+        base_of = self.batch.base_of[merged.first]
         number: dict[object, int] = {}
         kind_of_base = {}
         for i in dict.fromkeys(base_of.tolist()):
-            base = self.rows.bases[i]
+            base = self.batch.bases[i]
             kind_of_base[i] = number.setdefault((base.tokens.geometry, base.plan.needed[head]), len(number))
         if len(number) == 1:
             return self._attend_alike(head, merged, qkv)
@@ -326,16 +359,16 @@ class Sweep:
         return self._attend_by_kind(head, merged, qkv, kinds)
 
     def _attend_by_kind(
-        self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor], kinds: Index
+        self, head: int, merged: MergedVariants, qkv: tuple[Tensor, Tensor, Tensor], kinds: Index
     ) -> Tensor:
         """Attention where variants differ in shape: each kind of shape on its own."""
         receivers = self.graph.head_receivers(head)
-        sizes = self.rows.sizes(merged, receivers[0])
+        sizes = self.batch.sizes(merged, receivers[0])
         starts, out = np.cumsum(sizes) - sizes, qkv[0].new_empty(int(sizes.sum()), qkv[0].shape[-1])
         for kind in range(int(kinds.max()) + 1):
             chosen = np.flatnonzero(kinds == kind)
             q, k, v = (
-                _chosen(x, self.rows.sizes(merged, receiver), chosen)
+                _chosen(x, self.batch.sizes(merged, receiver), chosen)
                 for receiver, x in zip(receivers, qkv, strict=True)
             )
             z = self._attend_alike(head, merged.some(chosen), (q, k, v)).flatten(0, 1)
@@ -343,24 +376,26 @@ class Sweep:
                 out[starts[chosen[0]] : starts[chosen[0]] + len(z)] = z
             else:
                 out[as_tensor(token_index(starts[chosen], sizes[chosen]), z.device)] = z
-        return laid_out(out, sizes)
+        return with_layout(out, sizes)
 
-    def _attend_alike(self, head: int, merged: Merged, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def _attend_alike(self, head: int, merged: MergedVariants, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Attention in variants of one geometry that are needed at the same places."""
-        base = self.rows.bases[self.rows.base_of[merged.first[0]]]
+        base = self.batch.bases[self.batch.base_of[merged.first[0]]]
         _, k, v = self.graph.head_receivers(head)
         past = None
         if base.tokens.start:
             past = (
-                self.rows.of_bases(merged, lambda b: b.reference.prefix(k)),
-                self.rows.of_bases(merged, lambda b: b.reference.prefix(v)),
+                self.batch.of_bases(merged, lambda b: b.unpatched.prefix(k)),
+                self.batch.of_bases(merged, lambda b: b.unpatched.prefix(v)),
             )
         layer = (head - 1) // self.graph.senders_per_layer
         return attend(base.tokens, layer, base.plan.needed[head], qkv, past)
 
     def _run_mlp(self, layer: int) -> None:
         receiver = self.graph.receiver_of("mlp", layer)
-        states = self._receivers.new_states(receiver, self._receivers.sources(receiver), self._most(receiver))
+        states = self._receivers.changed_states(
+            receiver, self._receivers.changed_senders(receiver), self._most(receiver)
+        )
         changes = [self._mlp_part(layer, receiver, state, merged) for state, merged in states]
         if changes:
             change = _joined(changes)
@@ -369,36 +404,42 @@ class Sweep:
 
     def _most(self, receiver: int) -> int:
         """Variants of an MLP whose hidden units stay below what is computed at once."""
-        elements = int(self.rows.counts(receiver).max()) * self.weights.mlp_width
+        elements = int(self.batch.counts(receiver).max()) * self.weights.mlp_width
         return max(
-            1, (PART_ELEMENTS if self.weights.device.type == "cpu" else DEVICE_PART_ELEMENTS) // elements
+            1, (CHUNK_ELEMENTS if self.weights.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS) // elements
         )
 
-    def _mlp_part(self, layer: int, receiver: int, state: NewState, merged: Merged) -> Change:
+    def _mlp_part(
+        self, layer: int, receiver: int, state: ChangedReceiver, merged: MergedVariants
+    ) -> NodeChange:
         """The change of an MLP's output in some variants."""
         change = state.value.data  # nothing else reads it
-        self.rows.add_of_bases(change, merged, lambda base: base.state(receiver).value, alpha=-1)
-        maps = self.rows.maps
-        out = matmul(change, self.weights.mlp_out(layer)) if maps is None else maps.mlp_out(layer, change)
-        return Change(Values(out, state.value.sizes), state.variant)
+        self.batch.add_of_bases(change, merged, lambda base: base.state(receiver).value, alpha=-1)
+        linears = self.batch.linears
+        out = (
+            matmul(change, self.weights.mlp_out(layer)) if linears is None else linears.mlp_out(layer, change)
+        )
+        return NodeChange(VariantValues(out, state.value.sizes), state.variant)
 
-    def _values(self, receiver: int, merged: Merged, state: NewState | None, wanted: Index | None) -> Tensor:
+    def _values(
+        self, receiver: int, merged: MergedVariants, state: ChangedReceiver | None, wanted: Index | None
+    ) -> Tensor:
         """A receiver's value in merged variants: [V or 1, N, K]."""
         if state is None or wanted is None:
-            return self.rows.of_bases(merged, lambda base: base.state(receiver).value)
-        sizes = self.rows.sizes(merged, receiver)
+            return self.batch.of_bases(merged, lambda base: base.state(receiver).value)
+        sizes = self.batch.sizes(merged, receiver)
         picked = pick(state.value, wanted, sizes)
         same = np.flatnonzero(wanted < 0)
         if len(same):
-            unchanged = self.rows.of_bases(merged.some(same), lambda base: base.state(receiver).value)
+            unchanged = self.batch.of_bases(merged.some(same), lambda base: base.state(receiver).value)
             tokens = as_tensor(token_index(picked.starts[same], sizes[same]), picked.data.device)
             unchanged = unchanged.expand(*layout(sizes[same]), -1).flatten(0, 1)
             picked.data.flatten(0, 1)[tokens] = unchanged
         return picked.data
 
-    def _state(self, receiver: int) -> NewState | None:
+    def _state(self, receiver: int) -> ChangedReceiver | None:
         if receiver not in self.states:
-            state = self._receivers.new_state(receiver, self._receivers.sources(receiver))
+            state = self._receivers.changed_state(receiver, self._receivers.changed_senders(receiver))
             self.states[receiver] = state
             if state is not None:
                 self.changed[receiver] = state.variant
@@ -409,10 +450,10 @@ def _chosen(x: Tensor, sizes: Index, chosen: Index) -> Tensor:
     """Some variants of values that may all be the same one, [1, N, K]."""
     if len(x) == 1 and x.shape[1] == sizes[0] and len(sizes) > 1:
         return x
-    return pick(Values(x, sizes), chosen, sizes[chosen]).data
+    return pick(VariantValues(x, sizes), chosen, sizes[chosen]).data
 
 
-def _joined(changes: list[Change]) -> Change:
+def _joined(changes: list[NodeChange]) -> NodeChange:
     """One change from those of disjoint rows."""
     if len(changes) == 1:
         return changes[0]
@@ -421,4 +462,4 @@ def _joined(changes: list[Change]) -> Change:
     for change in changes:
         variant = np.where(change.variant < 0, variant, change.variant + offset)
         offset += len(change.values.sizes)
-    return Change(joined([change.values for change in changes]), variant)
+    return NodeChange(joined([change.values for change in changes]), variant)

@@ -1,6 +1,6 @@
 """How much memory a row takes while it is swept, known before it is.
 
-The sparse executor: the literal executor's scores, many rows at a time, for a fraction of the work."""
+The sparse executor: the literal executor's scores, removes_most rows at a time, for a fraction of the work."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.metrics import Scores, finite
-from pahq_server.engine.sparse.base_activations import Base
-from pahq_server.engine.sparse.batch import Rows
-from pahq_server.engine.sparse.batch_forward import Sweep
+from pahq_server.engine.sparse.base_activations import BaseActivations
+from pahq_server.engine.sparse.batch import PassBatch
+from pahq_server.engine.sparse.batch_forward import BatchForward
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.positions import CODES, Places, Tokens
-from pahq_server.engine.sparse.quantized import Maps, Rounded
+from pahq_server.engine.sparse.positions import POSITION_CODES, PositionSet, TokenLayout
+from pahq_server.engine.sparse.quantized import QuantizedLinears, QuantizedModel
 from pahq_server.engine.sparse.scoring import (
     DIFFERENCE_METRICS,
-    ExactChanges,
+    ExactLogitChanges,
     LogitChanges,
-    RoundedChanges,
+    QuantizedLogitChanges,
     answer_margins,
 )
-from pahq_server.engine.sparse.unpatched import FINAL, Reference
+from pahq_server.engine.sparse.unpatched import FINAL, UnpatchedRuns
 from pahq_server.engine.sparse.variants import as_tensor, pick
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
@@ -36,7 +36,7 @@ from pahq_server.models.architecture import Model
 DEFAULT_SCRATCH = 512 << 20
 
 
-def row_bytes(base: Base, keep: bool) -> int:
+def pass_bytes(base: BaseActivations, keep: bool) -> int:
     """Most bytes that a row of a base may take: changes of all live nodes and states of their receivers.
 
     Args:
@@ -45,7 +45,7 @@ def row_bytes(base: Base, keep: bool) -> int:
             only those of one layer are there at a time.
     """
     graph, arch, plan = base.graph, base.weights.arch, base.plan
-    counts = np.array([0, *(base.tokens.count(places) for places in CODES)], dtype=np.int64)
+    counts = np.array([0, *(base.tokens.count(places) for places in POSITION_CODES)], dtype=np.int64)
     tokens_S = counts[plan.sender_codes][1:].reshape(graph.layers, graph.senders_per_layer)
     changes = (
         int(tokens_S[:, : graph.heads].sum()) * arch.d_head
@@ -59,7 +59,7 @@ def row_bytes(base: Base, keep: bool) -> int:
     return (changes + of_states + inputs) * base.weights.dtype.itemsize
 
 
-class Shared:
+class SharedModel:
     """A model and what its jobs share.
 
     Args:
@@ -70,29 +70,29 @@ class Shared:
     """
 
     def __init__(
-        self, model: Model, memory: DeviceMemory, namespace: bytes, rounded: Rounded | None = None
+        self, model: Model, memory: DeviceMemory, namespace: bytes, quantized: QuantizedModel | None = None
     ) -> None:
-        self.model, self.memory, self.namespace, self._rounded = model, memory, namespace, rounded
+        self.model, self.memory, self.namespace, self._quantized = model, memory, namespace, quantized
         self._weights: dict[Graph, SparseWeights] = {}
 
     def weights(self, graph: Graph) -> SparseWeights:
         """The model's weights under a graph."""
         if graph not in self._weights:
-            layers = None if self._rounded is None else self._rounded.layers
+            layers = None if self._quantized is None else self._quantized.layers
             products = self.memory.products(self.namespace)
             self._weights[graph] = SparseWeights(self.model, graph, layers, products)
         return self._weights[graph]
 
-    def maps(self, graph: Graph) -> Maps | None:
-        """The linear maps of rows; None for full precision."""
-        return None if self._rounded is None else Maps(self.weights(graph), self._rounded)
+    def linears(self, graph: Graph) -> QuantizedLinears | None:
+        """The linear linears of rows; None for full precision."""
+        return None if self._quantized is None else QuantizedLinears(self.weights(graph), self._quantized)
 
 
-# No bound on how many anchors have a base at a time.
-ALL_BASE_CIRCUITS = 1 << 30
-# After how many calls that had room a job that was short of memory tries to do without bounds: at first, and
+# No bound on how removes_most anchors have a base at a time.
+NO_LIMIT = 1 << 30
+# After how removes_most calls that had room a job that was short of memory tries to do without bounds: at first, and
 # at most, where tries fail.
-FIRST_PATIENCE, MOST_PATIENCE = 4, 256
+FIRST_RETRY_CALLS, MAX_RETRY_CALLS = 4, 256
 
 
 class SparseExecutor:
@@ -109,25 +109,31 @@ class SparseExecutor:
     """
 
     @torch.inference_mode()
-    def __init__(self, shared: Shared, graph: Graph, task: TokenTask, metric: str, ablation: str) -> None:
-        self.graph, self.weights, self.maps = graph, shared.weights(graph), shared.maps(graph)
+    def __init__(
+        self, shared: SharedModel, graph: Graph, task: TokenTask, metric: str, ablation: str
+    ) -> None:
+        self.graph, self.weights, self.linears = graph, shared.weights(graph), shared.linears(graph)
         self._task, self.memory = task, shared.memory
-        tokens = Tokens.of(shared.model.architecture, task, ablation, shared.model.device)
+        tokens = TokenLayout.of(shared.model.architecture, task, ablation, shared.model.device)
         prefixes = shared.memory.prefixes
-        self.reference = Reference(self.weights, shared.model, tokens, ablation, prefixes, shared.namespace)
-        # Under memory pressure: how many anchors may have a base at a time, beside their parents, and whether
+        self.unpatched = UnpatchedRuns(
+            self.weights, shared.model, tokens, ablation, prefixes, shared.namespace
+        )
+        # Under memory pressure: how removes_most anchors may have a base at a time, beside their parents, and whether
         # these keep nothing that they can compute again.
-        self.base_circuits_at_once, self.frugal = ALL_BASE_CIRCUITS, False
-        # How many calls in a row there was room for since then, and after how many the bounds are lifted.
-        self._roomy, self._patience = 0, FIRST_PATIENCE
+        self.max_base_circuits, self.recomputes = NO_LIMIT, False
+        # How removes_most calls in a row there was room for since then, and after how removes_most the bounds are lifted.
+        self._calls_with_room, self._calls_before_retry = 0, FIRST_RETRY_CALLS
         # Bases of the last call, by anchor; the anchor is held so that its id stays its own.
-        self._bases: dict[int, tuple[BaseCircuit, Base]] = {}
+        self._bases: dict[int, tuple[BaseCircuit, BaseActivations]] = {}
         try:
-            final = self.reference.clean.get(graph.layers, FINAL)
-            self._full_ND = self.weights.normed(tokens.narrow(final, Places.WINDOW, Places.METRIC)[None])[0]
-            self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND, self.maps)
+            final = self.unpatched.clean.get(graph.layers, FINAL)
+            self._full_ND = self.weights.normed(
+                tokens.narrow(final, PositionSet.WINDOW, PositionSet.METRIC)[None]
+            )[0]
+            self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND, self.linears)
         except BaseException:
-            self.reference.release()
+            self.unpatched.release()
             raise
         shared.memory.jobs.add(self)
 
@@ -145,49 +151,49 @@ class SparseExecutor:
 
     def release(self) -> None:
         """Frees all values. May be called again."""
-        self.forget()
-        self.reference.release()
+        self.drop_bases()
+        self.unpatched.release()
 
     # Memory pressure
 
     @property
-    def restricted(self) -> bool:
+    def memory_limited(self) -> bool:
         """Whether memory was short: such a job is scored by itself."""
-        return self.frugal or self.base_circuits_at_once < ALL_BASE_CIRCUITS
+        return self.recomputes or self.max_base_circuits < NO_LIMIT
 
-    def restrict(self, base_circuits_at_once: int, frugal: bool) -> None:
-        """Bounds what the job takes, until there has been room for a while (see `had_room`)."""
-        if not self.restricted and self._roomy < self._patience:
+    def limit_memory(self, max_base_circuits: int, recomputes: bool) -> None:
+        """Bounds what the job takes, until there has been room for a while (see `note_room`)."""
+        if not self.memory_limited and self._calls_with_room < self._calls_before_retry:
             # The last try without bounds came too early: the next one is later.
-            self._patience = min(MOST_PATIENCE, 2 * self._patience)
-        self.base_circuits_at_once, self.frugal, self._roomy = base_circuits_at_once, frugal, 0
+            self._calls_before_retry = min(MAX_RETRY_CALLS, 2 * self._calls_before_retry)
+        self.max_base_circuits, self.recomputes, self._calls_with_room = max_base_circuits, recomputes, 0
 
-    def had_room(self) -> None:
+    def note_room(self) -> None:
         """Takes note of a call that had room for all; lifts the bounds after some in a row.
 
         What took the memory may be gone. A try that fails costs a call; after each the next comes later.
         Scores do not depend on the bounds.
         """
-        self._roomy += 1
-        if self._roomy < self._patience:
+        self._calls_with_room += 1
+        if self._calls_with_room < self._calls_before_retry:
             return
-        if self.restricted:
-            self.base_circuits_at_once, self.frugal, self._roomy = ALL_BASE_CIRCUITS, False, 0
+        if self.memory_limited:
+            self.max_base_circuits, self.recomputes, self._calls_with_room = NO_LIMIT, False, 0
             for _, base in self._bases.values():
-                base.frugal = False
+                base.recomputes = False
         else:
-            self._patience = FIRST_PATIENCE
+            self._calls_before_retry = FIRST_RETRY_CALLS
 
     # Bases
 
-    def base(self, base_circuit: BaseCircuit) -> Base:
+    def base(self, base_circuit: BaseCircuit) -> BaseActivations:
         """The base of an anchor that has one."""
         return self._bases[id(base_circuit)][1]
 
-    def has(self, base_circuit: BaseCircuit | None) -> bool:
+    def has_base(self, base_circuit: BaseCircuit | None) -> bool:
         return id(base_circuit) in self._bases
 
-    def begin(self, rows: Sequence[PatchedPass]) -> list[BaseCircuit]:
+    def missing_bases(self, rows: Sequence[PatchedPass]) -> list[BaseCircuit]:
         """Forgets bases that these rows do not need; returns the anchors that have none yet."""
         wanted = {id(a): a for row in rows for a in _lineage(row.base_circuit)}
         self._drop([key for key in self._bases if key not in wanted])
@@ -195,25 +201,25 @@ class SparseExecutor:
 
     def read_ahead(self, rows: Sequence[PatchedPass]) -> None:
         """Has heads copied while the device works on bases: those that rows promote, and the next turn's."""
-        if self.maps is None or not self.maps.promotes or not self.weights.copies_ahead:
+        if self.linears is None or not self.linears.promotes or not self.weights.copies_ahead:
             return
         receivers = [r for r in dict.fromkeys(row.promoted_receiver for row in rows) if r is not None]
         # Searches go from the last receiver to the first.
         following = [] if not receivers or not min(receivers) else [min(receivers) - 1]
         self.weights.read_ahead([*receivers, *following])
 
-    def keep(self, base_circuit: BaseCircuit, base: Base) -> None:
-        base.frugal = self.frugal
+    def add_base(self, base_circuit: BaseCircuit, base: BaseActivations) -> None:
+        base.recomputes = self.recomputes
         self._bases[id(base_circuit)] = (base_circuit, base)
 
-    def trim_cuts(self, room: int) -> int:
+    def trim_ablations(self, room: int) -> int:
         """Drops remembered differences until they take at most ``room`` bytes; returns what they take."""
         taken = 0
         for _, base in reversed(self._bases.values()):
-            taken += base.trim_cuts(room - taken)
+            taken += base.trim_ablations(room - taken)
         return taken
 
-    def forget(self) -> bool:
+    def drop_bases(self) -> bool:
         """Drops all bases, which are computed again when rows need them; returns whether there were any."""
         keys = list(self._bases)
         self._drop(keys)
@@ -226,35 +232,35 @@ class SparseExecutor:
 
     # Scores
 
-    def metric(self, sweep: Sweep, rows: Sequence[int]) -> list[float]:
-        """Scores of some rows of a sweep, all of this job. Raises NonFiniteMetricError."""
-        bases = sweep.rows.bases
-        used, base = np.unique(sweep.rows.base_of[list(rows)], return_inverse=True)
-        x_VND = torch.stack([bases[number].kept_x(self.graph.logits) for number in used])
+    def metric(self, forward: BatchForward, rows: Sequence[int]) -> list[float]:
+        """Scores of some rows of a forward, all of this job. Raises NonFiniteMetricError."""
+        bases = forward.batch.bases
+        used, base = np.unique(forward.batch.base_of[list(rows)], return_inverse=True)
+        x_VND = torch.stack([bases[number].cached_input(self.graph.logits) for number in used])
         # Per value, the number of its base; the bases' own come first. Per row, its value.
         base_of_value, index = np.arange(len(used)), base
-        if sweep.final is not None:
-            variant = sweep.final.variant[list(rows)]
+        if forward.final is not None:
+            variant = forward.final.variant[list(rows)]
             changed = np.flatnonzero(variant >= 0)
             moved, first = np.unique(variant[changed], return_index=True)
             sizes = np.full(len(moved), x_VND.shape[1])
             if len(moved):
-                x_VND = torch.cat([x_VND, pick(sweep.final.values, moved, sizes).data])
+                x_VND = torch.cat([x_VND, pick(forward.final.values, moved, sizes).data])
                 base_of_value = np.concatenate([base_of_value, base[changed[first]]])
             index = np.where(variant < 0, index, np.searchsorted(moved, variant) + len(used))
         wanted, index = np.unique(index, return_inverse=True)
         n_VND = self.weights.normed(x_VND[as_tensor(wanted, x_VND.device)])
         dn_VND = n_VND - self._full_ND
         changes: LogitChanges
-        if self.maps is None:
-            changes = ExactChanges(dn_VND, self.weights.weights.w_u)
+        if self.linears is None:
+            changes = ExactLogitChanges(dn_VND, self.weights.weights.w_u)
         else:
             of_value = base_of_value[wanted]
             n_of_bases = self.weights.normed(x_VND[: len(used)])
             of_bases = [partial(bases[number].logit_changes, self._full_ND) for number in used]
             moved_VND = n_VND - n_of_bases[as_tensor(of_value, n_VND.device)]
             means = [partial(bases[number].mean_logit_change, self._full_ND) for number in used]
-            changes = RoundedChanges(of_bases, means, of_value.tolist(), moved_VND, self.maps)
+            changes = QuantizedLogitChanges(of_bases, means, of_value.tolist(), moved_VND, self.linears)
         values = self._metric(dn_VND, changes).tolist()
         return [finite(values[i]) for i in index]
 
@@ -269,11 +275,11 @@ def score_together(
 
     Args:
         work: jobs and their rows.
-        scratch_bytes: what the values of one sweep may take, about; at least one row is swept at a time.
+        scratch_bytes: what the values of one forward may take, about; at least one row is swept at a time.
 
     Raises OutOfPagesError if the pool has no room for the rows' bases.
     """
-    _make_bases(work, scratch_bytes)
+    _compute_bases(work, scratch_bytes)
     for job, rows in work:
         job.read_ahead(rows)
     numbered = [(number, row) for number, (_, rows) in enumerate(work) for row in rows]
@@ -282,68 +288,75 @@ def score_together(
     failed: dict[int, Exception] = {}
     first_of = np.cumsum([0, *(len(rows) for _, rows in work)])
     for part in _parts(bases, scratch_bytes, keep=False):
-        sweep = _swept([bases[i] for i in part], [numbered[i][1].removed for i in part], work[0][0].maps)
+        forward = _forward(
+            [bases[i] for i in part], [numbered[i][1].removed for i in part], work[0][0].linears
+        )
         for number in dict.fromkeys(numbered[i][0] for i in part):
             places = [place for place, i in enumerate(part) if numbered[i][0] == number]
             try:
-                found = work[number][0].metric(sweep, places)
+                found = work[number][0].metric(forward, places)
             except NonFiniteMetricError as error:
                 failed[number] = error
                 continue
             for place, score in zip(places, found, strict=True):
                 scores[number][part[place] - first_of[number]] = score
-        del sweep  # before the next one takes as much
-        work[0][0].memory.bound_cuts([job for job, _ in work])
+        del forward  # before the next one takes as much
+        work[0][0].memory.bound_ablations([job for job, _ in work])
     return [failed.get(number, found) for number, found in enumerate(scores)]
 
 
-def _make_bases(work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]], scratch_bytes: int) -> None:
+def _compute_bases(work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]], scratch_bytes: int) -> None:
     """Bases of all anchors of the rows and of their ancestors."""
-    pending = [(job, base_circuit) for job, rows in work for base_circuit in job.begin(rows)]
+    pending = [(job, base_circuit) for job, rows in work for base_circuit in job.missing_bases(rows)]
     for job, base_circuit in pending:
         if base_circuit.parent is None:
-            job.keep(base_circuit, Base.from_scratch(job.reference, base_circuit.circuit))
-    while pending := [(job, base_circuit) for job, base_circuit in pending if not job.has(base_circuit)]:
-        ready = [(job, base_circuit) for job, base_circuit in pending if job.has(base_circuit.parent)]
+            job.add_base(base_circuit, BaseActivations.from_scratch(job.unpatched, base_circuit.circuit))
+    while pending := [(job, base_circuit) for job, base_circuit in pending if not job.has_base(base_circuit)]:
+        ready = [(job, base_circuit) for job, base_circuit in pending if job.has_base(base_circuit.parent)]
         parents = [
             job.base(base_circuit.parent) for job, base_circuit in ready if base_circuit.parent is not None
         ]
         for part in _parts(parents, scratch_bytes, keep=True):
             _derive([ready[i] for i in part], [parents[i] for i in part])
-            work[0][0].memory.bound_cuts([job for job, _ in work])
+            work[0][0].memory.bound_ablations([job for job, _ in work])
 
 
-def _derive(base_circuits: Sequence[tuple[SparseExecutor, BaseCircuit]], parents: Sequence[Base]) -> None:
+def _derive(
+    base_circuits: Sequence[tuple[SparseExecutor, BaseCircuit]], parents: Sequence[BaseActivations]
+) -> None:
     """Bases of anchors whose parents have one: each a row of its parent."""
     removed = [
         np.flatnonzero(parent.circuit.kept & ~base_circuit.circuit.kept).tolist()
         for (_, base_circuit), parent in zip(base_circuits, parents, strict=True)
     ]
-    sweep = _swept(parents, removed, keep=True)
+    forward = _forward(parents, removed, keep=True)
     for row, (job, base_circuit) in enumerate(base_circuits):
-        job.keep(base_circuit, sweep.as_base(row, base_circuit.circuit))
+        job.add_base(base_circuit, forward.as_base(row, base_circuit.circuit))
     for (job, _), parent in zip(base_circuits, parents, strict=True):
-        if job.frugal:
-            parent.drop_hidden()
+        if job.recomputes:
+            parent.drop_mlp_states()
 
 
-def _swept(
-    bases: Sequence[Base], removed: Sequence[Sequence[int]], maps: Maps | None = None, keep: bool = False
-) -> Sweep:
+def _forward(
+    bases: Sequence[BaseActivations],
+    removed: Sequence[Sequence[int]],
+    linears: QuantizedLinears | None = None,
+    keep: bool = False,
+) -> BatchForward:
     distinct = {id(base): base for base in bases}
     number = {key: i for i, key in enumerate(distinct)}
     base_of = np.array([number[id(base)] for base in bases])
-    sweep = Sweep(Rows(list(distinct.values()), base_of, removed, keep, maps), keep)
-    sweep.run()
-    return sweep
+    forward = BatchForward(PassBatch(list(distinct.values()), base_of, removed, keep, linears), keep)
+    forward.run()
+    return forward
 
 
-def _parts(bases: Sequence[Base], scratch_bytes: int, keep: bool) -> list[list[int]]:
+def _parts(bases: Sequence[BaseActivations], scratch_bytes: int, keep: bool) -> list[list[int]]:
     """Numbers of rows with these bases, equal bases together, in parts that fit into the scratch memory."""
     parts: list[list[int]] = []
     room = 0
     distinct = {id(base): base for base in bases}
-    bytes_of = {key: row_bytes(base, keep) for key, base in distinct.items()}
+    bytes_of = {key: pass_bytes(base, keep) for key, base in distinct.items()}
     for i in _by_base(bases):
         needed = bytes_of[id(bases[i])]
         if not parts or needed > room:
@@ -354,7 +367,7 @@ def _parts(bases: Sequence[Base], scratch_bytes: int, keep: bool) -> list[list[i
     return parts
 
 
-def _by_base(bases: Sequence[Base]) -> list[int]:
+def _by_base(bases: Sequence[BaseActivations]) -> list[int]:
     """Numbers of the bases, equal ones together."""
     groups: dict[int, list[int]] = {}
     for i, base in enumerate(bases):

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pahq_server.engine.sparse.weights import Products
+from pahq_server.engine.sparse.weights import WeightProducts
 from pahq_server.memory.pool import PagePool
 from pahq_server.memory.prefix import PrefixCache
 from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import Model
 
-# Rows by which a block table grows.
+# Passes by which a block table grows.
 GROWTH = 16
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -39,7 +39,7 @@ class PagedTensors:
         self.tables: dict[int, BlockTable] = {}
         # Row in its layer's table and shapes of what is stored under a name.
         self._rows: dict[tuple[int, Hashable], tuple[int, Shapes]] = {}
-        # Rows per table that have been used, the first ones, and those of them that were dropped.
+        # Passes per table that have been used, the first ones, and those of them that were dropped.
         self._filled: dict[int, int] = {}
         self._dropped: dict[int, list[int]] = {}
         # Tensors that are read in place; they stay good until they are written to or released.
@@ -64,7 +64,7 @@ class PagedTensors:
                 self._views[layer, name] = views
         return views
 
-    def kept(self, layer: int, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    def get_or_put(self, layer: int, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of this name, made and stored if there is none; see `put`."""
         return self.get(layer, name) if self.has(layer, name) else self.put(layer, name, make())
 
@@ -133,8 +133,8 @@ class PagedTensors:
 # Share of the memory for the values of a sweep; the rest is the pool.
 SCRATCH_SHARE = 0.15
 # Share of that for differences which the next sweep may go on from.
-CUT_SHARE = 0.1
-# A page holds so many tokens of one head, within limits.
+ABLATION_SHARE = 0.1
+# A page holds so removes_most tokens of one head, within limits.
 PAGE_TOKENS = 256
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 4 << 10, 256 << 10
 
@@ -142,11 +142,11 @@ MIN_PAGE_BYTES, MAX_PAGE_BYTES = 4 << 10, 256 << 10
 class Preemptible(Protocol):
     """A job whose bases can be dropped."""
 
-    def forget(self) -> bool:
+    def drop_bases(self) -> bool:
         """Drops what can be computed again; returns whether there was anything."""
         ...
 
-    def trim_cuts(self, room: int) -> int:
+    def trim_ablations(self, room: int) -> int:
         """Drops remembered differences until they take at most ``room`` bytes; returns what they take."""
         ...
 
@@ -168,37 +168,37 @@ class DeviceMemory:
         self.prefixes = PrefixCache(self.pool)
         self.jobs: WeakSet[Preemptible] = WeakSet()
         self.preemptions = 0
-        self._products: dict[bytes, Products] = {}
+        self._products: dict[bytes, WeightProducts] = {}
 
     @property
-    def cut_bytes(self) -> int:
+    def ablation_bytes(self) -> int:
         """Of the scratch memory: for differences that jobs remember between sweeps."""
-        return int(CUT_SHARE * self.scratch_bytes)
+        return int(ABLATION_SHARE * self.scratch_bytes)
 
     @property
-    def sweep_bytes(self) -> int:
+    def batch_bytes(self) -> int:
         """Of the scratch memory: for the values of a sweep."""
-        return self.scratch_bytes - self.cut_bytes
+        return self.scratch_bytes - self.ablation_bytes
 
-    def products(self, namespace: bytes) -> Products:
+    def products(self, namespace: bytes) -> WeightProducts:
         """What is kept of products of a model's weights, for all who use the model."""
-        return self._products.setdefault(namespace, Products())
+        return self._products.setdefault(namespace, WeightProducts())
 
-    def bound_cuts(self, recent: Sequence[Preemptible]) -> None:
-        """Drops remembered differences beyond `cut_bytes`: those of jobs that are not ``recent`` first."""
-        room = self.cut_bytes
+    def bound_ablations(self, recent: Sequence[Preemptible]) -> None:
+        """Drops remembered differences beyond `ablation_bytes`: those of jobs that are not ``recent`` first."""
+        room = self.ablation_bytes
         for job in [*recent, *(job for job in list(self.jobs) if job not in recent)]:
-            room -= job.trim_cuts(room)
+            room -= job.trim_ablations(room)
 
     def preempt(self, keep: Collection[Preemptible]) -> None:
         """Drops the bases of all jobs but some; they are computed again when these jobs go on."""
         for job in list(self.jobs):
             if job not in keep:
-                self.preemptions += job.forget()
+                self.preemptions += job.drop_bases()
 
 
 def divided(memory_bytes: int, page_bytes: int) -> tuple[int, int]:
-    """How many pages there are, at least one, and the bytes that are left for sweeps."""
+    """How removes_most pages there are, at least one, and the bytes that are left for sweeps."""
     pages = max(1, (memory_bytes - int(memory_bytes * SCRATCH_SHARE)) // page_bytes)
     return pages, max(0, memory_bytes - pages * page_bytes)
 

@@ -6,15 +6,15 @@ Two sets of positions matter:
   last of each prompt where a metric is read. Under causal attention and resample ablation nothing earlier
   can change; under causal attention nothing later is needed. Without these preconditions it is all of each
   prompt.
-- the *metric places*: where the metric is read.
+- the *metric position_set*: where the metric is read.
 
 Tensors hold the tokens of all prompts of a set one after the other, without padding: [N, d]. Only
-attention needs to know which of them belong together: `Grid`.
+attention needs to know which of them belong together: `TokenGrid`.
 
 Shape suffixes: P prompts, T token positions, C columns of a grid, N packed tokens.
 
 
-Attention of one head in many variants at once.
+Attention of one head in removes_most variants at once.
 
 Shape suffixes: V variants, N packed tokens, P prompts, C columns, T positions, K d_head.
 
@@ -22,7 +22,7 @@ Shape suffixes: V variants, N packed tokens, P prompts, C columns, T positions, 
 Which nodes are live under a circuit, and at which positions they are needed.
 
 A sender is live if a path of kept edges leads from it to the logits; nothing else is ever scheduled.
-A live node is needed at the metric places only, unless a key or a value is computed from it.
+A live node is needed at the metric position_set only, unless a key or a value is computed from it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from pahq_server.models.architecture import Architecture
 from pahq_server.precision.products import matmul_each
 
 
-class Places(Enum):
+class PositionSet(Enum):
     """The positions at which a node is needed."""
 
     METRIC = "metric"
@@ -55,7 +55,7 @@ class Places(Enum):
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
+class TokenGrid:
     """Packed tokens as a rectangle of prompts x columns, for attention.
 
     Args:
@@ -95,15 +95,15 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Tokens:
+class TokenLayout:
     """Token geometry of a job. T is the end of the longest prompt's window.
 
     Args:
         clean, corrupted: int64, shape [P, T].
-        real: bool, shape [P, T]: which places hold a token.
+        real: bool, shape [P, T]: which position_set hold a token.
         start: first position of the window.
         ends: per prompt, where its window ends.
-        metric: int64, shape [P, places]: positions where the metric is read.
+        metric: int64, shape [P, position_set]: positions where the metric is read.
         hidden: per layer, float [P, T, T] (query, key): 0 where visible, -inf where not.
     """
 
@@ -113,13 +113,13 @@ class Tokens:
     start: int
     ends: tuple[int, ...]
     metric: Tensor
-    hidden: tuple[Tensor, ...]
-    _masks: dict[tuple[int, Places], Tensor] = field(default_factory=dict)
+    masks: tuple[Tensor, ...]
+    _masks: dict[tuple[int, PositionSet], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls, arch: Architecture, task: TokenTask, ablation: str, device: torch.device | str = "cpu"
-    ) -> Tokens:
+    ) -> TokenLayout:
         batch = PromptBatch.of(task)
         metric = batch.metric_position.view(len(task.clean), -1)
         ends = (metric.max(1).values + 1).tolist() if arch.causal else batch.lengths
@@ -134,7 +134,7 @@ class Tokens:
             start=min(start, int(metric.min())),
             ends=tuple(ends),
             metric=metric.to(device),
-            hidden=tuple(masks[window] for window in arch.windows),
+            masks=tuple(masks[window] for window in arch.windows),
         )
 
     @property
@@ -150,26 +150,26 @@ class Tokens:
         """Equal for jobs whose attention has the same shapes and masks."""
         return (self.start, self.ends, tuple(self.metric.flatten().tolist()), self.metric.shape)
 
-    def grid(self, places: Places) -> Grid:
-        return self._metric_grid if places is Places.METRIC else self._window_grid
+    def grid(self, position_set: PositionSet) -> TokenGrid:
+        return self._metric_grid if position_set is PositionSet.METRIC else self._window_grid
 
     @cached_property
-    def _metric_grid(self) -> Grid:
-        return Grid(self.metric, torch.ones_like(self.metric, dtype=torch.bool))
+    def _metric_grid(self) -> TokenGrid:
+        return TokenGrid(self.metric, torch.ones_like(self.metric, dtype=torch.bool))
 
     @cached_property
-    def _window_grid(self) -> Grid:
+    def _window_grid(self) -> TokenGrid:
         device = self.clean.device
         positions = torch.arange(self.start, self.end, device=device).expand(self.prompts, -1)
-        return Grid(positions, positions < torch.tensor(self.ends, device=device)[:, None])
+        return TokenGrid(positions, positions < torch.tensor(self.ends, device=device)[:, None])
 
-    def count(self, places: Places) -> int:
+    def count(self, position_set: PositionSet) -> int:
         """Packed tokens of a set, N."""
-        return self._counts[places]
+        return self._counts[position_set]
 
     @cached_property
-    def _counts(self) -> dict[Places, int]:
-        return {places: int(self.grid(places).real.sum()) for places in Places}
+    def _counts(self) -> dict[PositionSet, int]:
+        return {position_set: int(self.grid(position_set).real.sum()) for position_set in PositionSet}
 
     def pack(self, x: Tensor) -> Tensor:
         """The window of a tensor over all positions: from [..., P, T, d] to [..., N, d]."""
@@ -182,29 +182,29 @@ class Tokens:
         offsets = counts.cumsum(0) - counts
         return (offsets[:, None] + self.metric - self.start).flatten()
 
-    def narrow(self, x: Tensor, have: Places, want: Places) -> Tensor:
+    def narrow(self, x: Tensor, have: PositionSet, want: PositionSet) -> Tensor:
         """From the tokens of one set, [..., N, d], to those of another."""
         if have is want:
             return x
-        assert have is Places.WINDOW, "values are kept wherever any reader needs them"
+        assert have is PositionSet.WINDOW, "values are kept wherever any reader needs them"
         return x[..., self.metric_in_window, :]
 
-    def hidden_at(self, layer: int, places: Places) -> Tensor:
+    def mask_at(self, layer: int, position_set: PositionSet) -> Tensor:
         """Attention mask of the queries of a grid: [P, C, T], 0 or -inf."""
-        key = (id(self.hidden[layer]), places)
+        key = (id(self.masks[layer]), position_set)
         if key not in self._masks:
             rows = torch.arange(self.prompts, device=self.clean.device)[:, None]
-            self._masks[key] = self.hidden[layer][rows, self.grid(places).positions]
+            self._masks[key] = self.masks[layer][rows, self.grid(position_set).positions]
         return self._masks[key]
 
-    def positions(self, places: Places) -> Tensor:
+    def positions(self, position_set: PositionSet) -> Tensor:
         """Position of every packed token: int64, [N]."""
-        return self._positions[places]
+        return self._positions[position_set]
 
     @cached_property
-    def _positions(self) -> dict[Places, Tensor]:
-        grids = {places: self.grid(places) for places in Places}
-        return {places: grid.positions[grid.real] for places, grid in grids.items()}
+    def _positions(self) -> dict[PositionSet, Tensor]:
+        grids = {position_set: self.grid(position_set) for position_set in PositionSet}
+        return {position_set: grid.positions[grid.real] for position_set, grid in grids.items()}
 
 
 def _first_change(batch: PromptBatch) -> int:
@@ -220,9 +220,9 @@ def _hidden(arch: Architecture, layer: int, batch: PromptBatch, end: int) -> Ten
 
 
 def attend(
-    tokens: Tokens,
+    tokens: TokenLayout,
     layer: int,
-    places: Places,
+    position_set: PositionSet,
     qkv: tuple[Tensor, Tensor, Tensor],
     past: Sequence[Tensor] | None,
 ) -> Tensor:
@@ -231,25 +231,25 @@ def attend(
     Args:
         tokens: geometry.
         layer: of the head.
-        places: of the queries.
-        qkv: queries at these places, keys and values in the window, [V or 1, N, K] each.
+        position_set: of the queries.
+        qkv: queries at these position_set, keys and values in the window, [V or 1, N, K] each.
         past: keys and values before the window, [V or 1, P, start, K] each; None if there is nothing before.
     """
-    grid, window = tokens.grid(places), tokens.grid(Places.WINDOW)
+    grid, window = tokens.grid(position_set), tokens.grid(PositionSet.WINDOW)
     q, k, v = grid.spread(qkv[0]), window.spread(qkv[1]), window.spread(qkv[2])
     if past is not None:
         k, v = _after(past[0], k), _after(past[1], v)
     # Broadcasting would pick another kernel, with other bits, than a batch of equal keys; so would a single
     # matrix, which is split among threads.
     count = max(len(q), len(k), len(v))
-    alone = count * q.shape[1] == 1
-    q, k, v = (x.expand(2 if alone else count, -1, -1, -1).contiguous() for x in (q, k, v))
+    ablate = count * q.shape[1] == 1
+    q, k, v = (x.expand(2 if ablate else count, -1, -1, -1).contiguous() for x in (q, k, v))
     width = v.shape[-1]
     if width % 4:
         # The bits of such a product would depend on where its variant stands in the batch.
         q, k, v = (functional.pad(x, (0, -width % 4)) for x in (q, k, v))
     scores = matmul_each(q, k.transpose(-1, -2))
-    scores += tokens.hidden_at(layer, places)
+    scores += tokens.mask_at(layer, position_set)
     return grid.pack(matmul_each(scores.softmax(-1), v)[:count, ..., :width])
 
 
@@ -258,12 +258,12 @@ def _after(past: Tensor, x: Tensor) -> Tensor:
     return torch.cat([past.expand(count, -1, -1, -1), x.expand(count, -1, -1, -1)], -2)
 
 
-# Places as numbers, for arrays; 0 stands for none.
-CODES = {Places.METRIC: 1, Places.WINDOW: 2}
+# Positions as numbers, for arrays; 0 stands for none.
+POSITION_CODES = {PositionSet.METRIC: 1, PositionSet.WINDOW: 2}
 
 
 @dataclass(frozen=True)
-class Plan:
+class LivenessPlan:
     """Live nodes of a circuit.
 
     Args:
@@ -273,13 +273,13 @@ class Plan:
     """
 
     circuit: Circuit
-    needed: dict[int, Places]
-    receivers: dict[int, Places]
+    needed: dict[int, PositionSet]
+    receivers: dict[int, PositionSet]
 
     @classmethod
-    def of(cls, circuit: Circuit) -> Plan:
+    def of(cls, circuit: Circuit) -> LivenessPlan:
         graph = circuit.graph
-        plan = cls(circuit, {}, {graph.logits: Places.METRIC})
+        plan = cls(circuit, {}, {graph.logits: PositionSet.METRIC})
         for layer in reversed(range(graph.layers)):
             if graph.mlps:
                 plan._visit(graph.mlp(layer))
@@ -292,12 +292,14 @@ class Plan:
         """Decides one sender. All its readers have been decided before."""
         first = self.graph.first_receiver(sender)
         readers = np.flatnonzero(self.circuit.kept[self.graph.outgoing(sender)]) + first
-        places = {self.receivers[r] for r in readers.tolist() if r in self.receivers}
-        if places:
-            self.needed[sender] = Places.WINDOW if Places.WINDOW in places else Places.METRIC
+        position_set = {self.receivers[r] for r in readers.tolist() if r in self.receivers}
+        if position_set:
+            self.needed[sender] = (
+                PositionSet.WINDOW if PositionSet.WINDOW in position_set else PositionSet.METRIC
+            )
             self.receivers.update(self._inputs(sender))
 
-    def _inputs(self, sender: int) -> dict[int, Places]:
+    def _inputs(self, sender: int) -> dict[int, PositionSet]:
         """The receivers that feed a live sender."""
         graph = self.graph
         if sender == INPUT:
@@ -308,8 +310,8 @@ class Plan:
         kv = unit * graph.kv_units // graph.heads
         return {
             graph.receiver_of("q", layer, unit): self.needed[sender],
-            graph.receiver_of("k", layer, kv): Places.WINDOW,
-            graph.receiver_of("v", layer, kv): Places.WINDOW,
+            graph.receiver_of("k", layer, kv): PositionSet.WINDOW,
+            graph.receiver_of("v", layer, kv): PositionSet.WINDOW,
         }
 
     @property
@@ -318,17 +320,17 @@ class Plan:
 
     @cached_property
     def sender_codes(self) -> NDArray[np.int8]:
-        """Per sender, 0 if it is not live, else where it is needed: see `CODES`."""
+        """Per sender, 0 if it is not live, else where it is needed: see `POSITION_CODES`."""
         return _codes(self.needed, self.graph.num_senders)
 
     @cached_property
     def receiver_codes(self) -> NDArray[np.int8]:
-        """Per receiver, 0 if it is not live, else where it is needed: see `CODES`."""
+        """Per receiver, 0 if it is not live, else where it is needed: see `POSITION_CODES`."""
         return _codes(self.receivers, self.graph.num_receivers)
 
     @cached_property
     def kept_heads(self) -> NDArray[np.int64]:
-        """Per receiver, how many heads feed it along kept edges."""
+        """Per receiver, how removes_most heads feed it along kept edges."""
         kept = self.circuit.kept & self.graph.head_edges
         # Every receiver has an edge from `input`, so no segment is empty.
         return np.add.reduceat(kept, self.graph.offsets[:-1], dtype=np.int64)
@@ -338,21 +340,22 @@ class Plan:
         return [h for h in range(self.graph.heads) if self.graph.head(layer, h) in self.needed]
 
     def __str__(self) -> str:
-        """One line per layer: live nodes, with * where they are needed at the metric places only."""
+        """One line per layer: live nodes, with * where they are needed at the metric position_set only."""
         lines = []
         for layer in range(self.graph.layers):
             senders = [self.graph.head(layer, h) for h in self.heads(layer)]
             if self.graph.mlps and self.graph.mlp(layer) in self.needed:
                 senders.append(self.graph.mlp(layer))
             names = [
-                self.graph.sender_name(s) + ("*" if self.needed[s] is Places.METRIC else "") for s in senders
+                self.graph.sender_name(s) + ("*" if self.needed[s] is PositionSet.METRIC else "")
+                for s in senders
             ]
             lines.append(f"layer {layer}: {' '.join(names) or '-'}")
         return "\n".join(lines)
 
 
-def _codes(places: dict[int, Places], count: int) -> NDArray[np.int8]:
+def _codes(position_set: dict[int, PositionSet], count: int) -> NDArray[np.int8]:
     codes = np.zeros(count, dtype=np.int8)
-    for index, where in places.items():
-        codes[index] = CODES[where]
+    for index, where in position_set.items():
+        codes[index] = POSITION_CODES[where]
     return codes

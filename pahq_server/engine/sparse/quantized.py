@@ -4,16 +4,16 @@ A row under a policy that promotes runs the head that its last removed edge lead
 Q, K, V and O, wherever they act in the row. With grouped keys and values these are all heads of the group.
 
 
-The linear maps of rows under a policy: what is multiplied with what a row changes.
+The linear linears of rows under a policy: what is multiplied with what a row changes.
 
-Bases are in full precision whatever the policy. A row changes inputs of linear maps, and only these
+Bases are in full precision whatever the policy. A row changes inputs of linear linears, and only these
 differences are multiplied with rounded weights. Norms, attention and activations are exact, so an error is in
 proportion to what a row changes, and what does not change has none.
 
-What differences are rounded depends on where the arithmetic is. The maps of heads have d_head inputs or
-outputs: 8-bit products of that size take as long as those of float32, once their inputs are rounded. So heads
+What differences are rounded depends on where the arithmetic is. The linears of heads have d_head inputs or
+outputs: 8-bit products of that size take as long as those of float32, once their inputs are quantized. So heads
 are composed as without a policy, y (W_O8 W_r8) from a head to whatever reads it, with all but the weights in
-full precision; an MLP that hears few heads and nothing else, too. The large maps act on rounded inputs: Q(dx)
+full precision; an MLP that hears few heads and nothing else, too. The large linears act on rounded inputs: Q(dx)
 W_in8 where an MLP's input changes otherwise, Q(h' - h) W_out8, and Q(dn) W_U8.
 """
 
@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pahq_server.core.graph import Graph
-from pahq_server.engine.sparse.variants import Index, Merged, as_tensor
-from pahq_server.engine.sparse.weights import ALL_LOW, Low, SparseWeights
+from pahq_server.engine.sparse.variants import Index, MergedVariants, as_tensor
+from pahq_server.engine.sparse.weights import BOTH_QUANTIZED, PairPrecision, SparseWeights
 from pahq_server.models.architecture import Model
 from pahq_server.models.resident import QuantizedLayer, round_layers, round_unembedding
 from pahq_server.precision.linear import RoundedInput, linear
@@ -57,20 +57,20 @@ class Promotion:
     def column(self, columns: Sequence[Index]) -> Index:
         """A further column to merge by, so that rows of one variant promote the same.
 
-        Rows that no column changes stay unchanged.
+        Passes that no column changes stay unchanged.
         """
         active = np.logical_or.reduce([column >= 0 for column in columns])
         column: Index = np.where(active, self.of_row, -1)
         return column
 
-    def of_receiver(self, merged: Merged, receiver: int) -> NDArray[np.bool_] | None:
+    def of_receiver(self, merged: MergedVariants, receiver: int) -> NDArray[np.bool_] | None:
         """Per merged variant, whether it promotes this receiver; None if none does."""
         return self._flags(merged, self.receivers, receiver)
 
-    def apart(
-        self, wanted: Index, merged: Merged, sender: int, reader: int | None
-    ) -> list[tuple[Low, Index]]:
-        """Variants of a head apart by what is promoted: which matrices are rounded, and who wants it then.
+    def split_by_precision(
+        self, wanted: Index, merged: MergedVariants, sender: int, reader: int | None
+    ) -> list[tuple[PairPrecision, Index]]:
+        """Variants of a head split_by_precision by what is promoted: which matrices are rounded, and who wants it then.
 
         Args:
             wanted: per merged variant, the head's, or -1.
@@ -82,13 +82,15 @@ class Promotion:
         readers = None if reader is None else self._flags(merged, self.receivers, reader)
         parts, rest = [], wanted
         # Nobody promotes both: promoted heads are of one layer, and do not read each other.
-        for low, flags in (((False, True), heads), ((True, False), readers)):
+        for precision, flags in (((False, True), heads), ((True, False), readers)):
             if flags is not None:
-                parts.append((low, np.where(flags, wanted, -1)))
+                parts.append((precision, np.where(flags, wanted, -1)))
                 rest = np.where(flags, -1, rest)
-        return [*parts, (ALL_LOW, rest)]
+        return [*parts, (BOTH_QUANTIZED, rest)]
 
-    def _flags(self, merged: Merged, promoted: NDArray[np.bool_], node: int) -> NDArray[np.bool_] | None:
+    def _flags(
+        self, merged: MergedVariants, promoted: NDArray[np.bool_], node: int
+    ) -> NDArray[np.bool_] | None:
         flags: NDArray[np.bool_] = promoted[self.of_row[merged.first], node]
         return flags if flags.any() else None
 
@@ -114,17 +116,17 @@ def promotion_of(graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion:
     return Promotion(tuple(sets), senders, receivers, of_row)
 
 
-# Outputs of the unembedding that are made floats at a time for `Maps.read_back`.
+# Outputs of the unembedding that are made floats at a time for `QuantizedLinears.probability_weighted_columns`.
 READ_BACK_OUTPUTS = 4096
 
 
 @dataclass(frozen=True)
-class Rounded:
+class QuantizedModel:
     """A model's matrices under a policy.
 
     Args:
         policy: what is rounded and promoted.
-        layers: rounded.
+        layers: quantized.
         w_u: rounded unembedding, [D, U].
     """
 
@@ -133,19 +135,19 @@ class Rounded:
     w_u: Matrix
 
     @classmethod
-    def of(cls, model: Model, policy: Policy) -> Rounded | None:
+    def of(cls, model: Model, policy: Policy) -> QuantizedModel | None:
         """A folded model's; None for ``fp32``, which takes the model as it is."""
         if policy.name == "fp32":
             return None
         return cls(policy, round_layers(model, policy), round_unembedding(model, policy))
 
 
-class Unembedding:
+class QuantizedUnembedding:
     """The unembedding of changes of its input, some rows and logits at a time.
 
     Args:
         w_u: rounded, [D, U].
-        inputs: the changes, as the policy rounds them.
+        inputs: the changes, as the policy is_quantized them.
         shape: of the changes, [V, N, D].
         dtype: of the changes.
     """
@@ -189,17 +191,17 @@ class Unembedding:
         return self._last[1]
 
 
-class Maps:
-    """Linear maps of rows.
+class QuantizedLinears:
+    """Linear linears of rows.
 
     Args:
         weights: of the model in full precision, for what is promoted.
         rounded: the same model's matrices.
     """
 
-    def __init__(self, weights: SparseWeights, rounded: Rounded) -> None:
-        self._weights, self._layers, self._w_u = weights, rounded.layers, rounded.w_u
-        self._policy = rounded.policy
+    def __init__(self, weights: SparseWeights, quantized: QuantizedModel) -> None:
+        self._weights, self._layers, self._w_u = weights, quantized.layers, quantized.w_u
+        self._policy = quantized.policy
 
     @property
     def promotes(self) -> bool:
@@ -209,7 +211,7 @@ class Maps:
     def promotion(self, graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion | None:
         return promotion_of(graph, removed) if self._policy.promotes else None
 
-    def read(self, receiver: int, dx: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
+    def project(self, receiver: int, dx: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
         """A change of a receiver's input through its projection: [..., D] to [..., O].
 
         Args:
@@ -221,14 +223,14 @@ class Maps:
         if kind == "mlp":
             return self._mlp_in(layer, dx)
         if tokens is None:
-            return matmul(dx, self._weights.reads(receiver, low=True))
+            return matmul(dx, self._weights.receiver_weight(receiver, quantized=True))
         flat = dx.flatten(0, -2)
         full, rest = tokens
-        promoted = matmul(flat[full], self._weights.reads(receiver))
+        promoted = matmul(flat[full], self._weights.receiver_weight(receiver))
         out = promoted.new_empty(len(flat), promoted.shape[-1])
         out[full] = promoted
         if len(rest):
-            out[rest] = matmul(flat[rest], self._weights.reads(receiver, low=True))
+            out[rest] = matmul(flat[rest], self._weights.receiver_weight(receiver, quantized=True))
         return out.view(*dx.shape[:-1], -1)
 
     def _mlp_in(self, layer: int, dx: Tensor) -> Tensor:
@@ -244,16 +246,16 @@ class Maps:
         assert w is not None
         return self._linear(change, w)
 
-    def unembedding(self, dn: Tensor) -> Unembedding:
+    def unembedding(self, dn: Tensor) -> QuantizedUnembedding:
         """Changes of the unembedding's input, [V, N, D], ready to be multiplied with it."""
         flat = dn.flatten(0, 1)
         if isinstance(self._w_u, Tensor):
-            return Unembedding(self._w_u, flat.to(self._w_u.dtype), dn.shape, dn.dtype)
+            return QuantizedUnembedding(self._w_u, flat.to(self._w_u.dtype), dn.shape, dn.dtype)
         inputs = self._policy.inputs_of(self._w_u.data.numel())
         operand = RoundedInput.of(flat.contiguous(), inputs, self._policy.terms)
-        return Unembedding(self._w_u, operand, dn.shape, dn.dtype)
+        return QuantizedUnembedding(self._w_u, operand, dn.shape, dn.dtype)
 
-    def read_back(self, p: Tensor) -> Tensor | None:
+    def probability_weighted_columns(self, p: Tensor) -> Tensor | None:
         """Mean rows of the transposed unembedding: ``p @ w_u.T``, [N, D] for [N, U].
 
         With it the mean of changes of logits under p follows from changes of the unembedding's input. None
@@ -275,7 +277,7 @@ class Maps:
         return linear(x, w, self._policy.inputs_of(w.data.numel()), self._policy.terms)
 
 
-def by_token(
+def tokens_by_flag(
     flags: NDArray[np.bool_] | None, sizes: Index, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
     """Numbers of the tokens of flagged variants and of the others: int64; None without flags.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.sparse.quantized import Maps, Unembedding
+from pahq_server.engine.sparse.quantized import QuantizedLinears, QuantizedUnembedding
 from pahq_server.engine.sparse.variants import as_tensor, runs
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.precision import products
@@ -45,7 +45,7 @@ class LogitChanges(Protocol):
         ...
 
 
-class ExactChanges:
+class ExactLogitChanges:
     """In full precision.
 
     Args:
@@ -63,7 +63,7 @@ class ExactChanges:
         return products.sums(self._dn * read_ND)
 
 
-class RoundedChanges:
+class QuantizedLogitChanges:
     """In low precision from the rows' bases, whose own are exact.
 
     Args:
@@ -71,7 +71,7 @@ class RoundedChanges:
         means: give the means of these, [N] each, for probabilities [N, U].
         base: per row, the number of its base among them: int64, [V].
         dn: difference of the unembedding's input from the base's, [V, N, D].
-        maps: the policy's.
+        linears: the policy's.
     """
 
     def __init__(
@@ -80,18 +80,18 @@ class RoundedChanges:
         means: Sequence[Callable[[Tensor], Tensor]],
         base: Sequence[int],
         dn: Tensor,
-        maps: Maps,
+        linears: QuantizedLinears,
     ) -> None:
         self._of_bases, self._means = of_bases, means
-        self._base, self._dn, self._maps = np.asarray(base), dn, maps
+        self._base, self._dn, self._linears = np.asarray(base), dn, linears
 
     @cached_property
     def _known(self) -> list[Tensor]:
         return [of_base() for of_base in self._of_bases]
 
     @cached_property
-    def _unembedding(self) -> Unembedding:
-        return self._maps.unembedding(self._dn)
+    def _unembedding(self) -> QuantizedUnembedding:
+        return self._linears.unembedding(self._dn)
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         changes = self._unembedding(rows, columns)
@@ -115,7 +115,7 @@ DEVICE_COLUMNS, DEVICE_LOGITS = 1 << 14, 1 << 25
 
 
 def kl_divergence(
-    weights: SparseWeights, task: TokenTask, full_ND: Tensor, maps: Maps | None
+    weights: SparseWeights, task: TokenTask, full_ND: Tensor, linears: QuantizedLinears | None
 ) -> DifferenceMetric:
     """KL(p || p') = log(sum of p exp(dL - c)) - sum of p (dL - c) with dL the difference of logits.
 
@@ -126,10 +126,13 @@ def kl_divergence(
     w_u = weights.weights.w_u
     log_p_NU = _logits(weights, full_ND).log_softmax(-1)
     p_NU = log_p_NU.exp()
-    read_back = None if maps is None else maps.read_back(p_NU)
-    read_ND, vocabulary = p_NU @ w_u.T if read_back is None else read_back, w_u.shape[-1]
-    knows_mean = maps is None or read_back is not None
-    del w_u, read_back  # it may have been read for this alone
+    probability_weighted_columns = None if linears is None else linears.probability_weighted_columns(p_NU)
+    read_ND, vocabulary = (
+        p_NU @ w_u.T if probability_weighted_columns is None else probability_weighted_columns,
+        w_u.shape[-1],
+    )
+    knows_mean = linears is None or probability_weighted_columns is not None
+    del w_u, probability_weighted_columns  # it may have been read for this ablate
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
         mean_VN = changes.mean(p_NU, read_ND) if knows_mean else products.sums(dn_VND * read_ND)
@@ -152,7 +155,9 @@ def kl_divergence(
     return measure
 
 
-def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor, maps: Maps | None) -> DifferenceMetric:
+def l2(
+    weights: SparseWeights, task: TokenTask, full_ND: Tensor, linears: QuantizedLinears | None
+) -> DifferenceMetric:
     """Mean squared difference of logits."""
     count = weights.arch.output_vocabulary
 
@@ -166,9 +171,9 @@ def l2(weights: SparseWeights, task: TokenTask, full_ND: Tensor, maps: Maps | No
 
 
 def logit_difference(
-    weights: SparseWeights, task: TokenTask, full_ND: Tensor, maps: Maps | None
+    weights: SparseWeights, task: TokenTask, full_ND: Tensor, linears: QuantizedLinears | None
 ) -> DifferenceMetric:
-    """The full model's plus a linear function of the difference: no logits are needed."""
+    """The full model's add_product a linear function of the difference: no logits are needed."""
     assert task.answers is not None
     assert task.wrong_answers is not None
     places = [prompt for prompt, _ in task.metric_positions()]
@@ -194,7 +199,9 @@ def answer_margins(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> 
     return tuple((margins_N if b_u is None else margins_N + (b_u[right] - b_u[wrong])).tolist())
 
 
-DIFFERENCE_METRICS: dict[str, Callable[[SparseWeights, TokenTask, Tensor, Maps | None], DifferenceMetric]] = {
+DIFFERENCE_METRICS: dict[
+    str, Callable[[SparseWeights, TokenTask, Tensor, QuantizedLinears | None], DifferenceMetric]
+] = {
     "kl_divergence": kl_divergence,
     "logit_difference": logit_difference,
     "l2": l2,
@@ -220,7 +227,7 @@ def _sum_over_vocabulary(
         dn_VND: change of the unembedding's input.
         vocabulary: number of logits, U.
         part: the sums over some columns for some rows: [v, N, count].
-        count: how many sums.
+        count: how removes_most sums.
     """
     rows, places, _ = dn_VND.shape
     block, logits = (BLOCK_COLUMNS, BLOCK_LOGITS) if dn_VND.is_cpu else (DEVICE_COLUMNS, DEVICE_LOGITS)

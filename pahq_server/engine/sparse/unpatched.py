@@ -7,7 +7,7 @@ K d_head, H heads, G key/value heads.
 Keys and values of the positions before the window, shared by all prompts and jobs that begin alike.
 
 Under resample ablation and causal attention they never change. Full blocks of tokens are computed one by
-one, each from the tokens up to its end alone, so that their bits do not depend on who asks first.
+one, each from the tokens up to its end ablate, so that their bits do not depend on who asks first.
 
 Shape suffixes: G key/value heads, P prompts, B tokens of a block, K d_head.
 
@@ -29,7 +29,7 @@ from torch import Tensor
 from pahq_server.core.graph import INPUT, Graph
 from pahq_server.engine import transformer
 from pahq_server.engine.sparse.memory import PagedTensors
-from pahq_server.engine.sparse.positions import Places, Tokens
+from pahq_server.engine.sparse.positions import PositionSet, TokenLayout
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.memory.pages import consecutive
 from pahq_server.memory.prefix import PrefixCache, chain
@@ -38,11 +38,11 @@ from pahq_server.models.architecture import LayerWeights, Model
 from pahq_server.precision.products import matmul
 
 # Keys and values of a layer at the columns before those that are computed: [G, P, T - W, K] each.
-Past = tuple[Tensor, Tensor]
+KeysAndValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class LayerPass:
+class LayerActivations:
     """What one layer reads and puts out, at the columns that are computed.
 
     Args:
@@ -62,13 +62,13 @@ class LayerPass:
     out: Tensor
 
 
-def run_pass(
+def run_layers(
     model: Model,
-    hidden: Sequence[Tensor],
+    masks: Sequence[Tensor],
     token_ids: Tensor,
-    past: Callable[[int], Past] | None = None,
+    past: Callable[[int], KeysAndValues] | None = None,
     first: int = 0,
-) -> Iterator[LayerPass]:
+) -> Iterator[LayerActivations]:
     """The layers of a folded model in order.
 
     Args:
@@ -85,18 +85,18 @@ def run_pass(
         stream = stream + weights.w_pos[positions]
     for layer, layer_weights in enumerate(weights.layers):
         before = None if past is None else past(layer)
-        z_HPWK, k_GPWK, v_GPWK = _attention(model, layer_weights, stream, hidden[layer], positions, before)
+        z_HPWK, k_GPWK, v_GPWK = _attention(model, layer_weights, stream, masks[layer], positions, before)
         out = stream + layer_weights.b_o + torch.einsum("hptk,hkd->ptd", z_HPWK, layer_weights.w_o)
         mlp_in = mlp = None
         if arch.d_mlp:
             mlp_in = stream if arch.parallel else out
             mlp = _mlp(model, layer_weights, mlp_in)
             out = out + mlp
-        yield LayerPass(stream, z_HPWK, k_GPWK, v_GPWK, mlp_in, mlp, out)
+        yield LayerActivations(stream, z_HPWK, k_GPWK, v_GPWK, mlp_in, mlp, out)
         stream = out
 
 
-def mean_over_prompts(tokens: Tokens) -> Callable[[Tensor], Tensor]:
+def mean_over_prompts(tokens: TokenLayout) -> Callable[[Tensor], Tensor]:
     """Replaces every prompt's values by their mean per position, padding excluded: [..., P, T, d]."""
     real_PT1 = tokens.real[..., None]
     count_T1 = real_PT1.sum(0)
@@ -107,9 +107,9 @@ def _attention(
     model: Model,
     weights: LayerWeights,
     stream: Tensor,
-    hidden_PWT: Tensor,
+    mask_PWT: Tensor,
     positions: Tensor,
-    past: Past | None,
+    past: KeysAndValues | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     arch, rotary = model.architecture, model.weights.rotary
     x_PWD = transformer.norm(arch, stream, None, None)
@@ -125,7 +125,7 @@ def _attention(
     if past is not None:
         k_GPTK, v_GPTK = torch.cat([past[0], k_GPWK], 2), torch.cat([past[1], v_GPWK], 2)
     k_HPTK, v_HPTK = (x.repeat_interleave(arch.heads // arch.kv_heads, 0) for x in (k_GPTK, v_GPTK))
-    scores_HPWT = q_HPWK @ k_HPTK.transpose(-1, -2) + hidden_PWT.to(q_HPWK.dtype)
+    scores_HPWT = q_HPWK @ k_HPTK.transpose(-1, -2) + mask_PWT.to(q_HPWK.dtype)
     return scores_HPWT.softmax(-1) @ v_HPTK, k_GPWK, v_GPWK
 
 
@@ -148,7 +148,7 @@ def _mlp(model: Model, weights: LayerWeights, stream: Tensor) -> Tensor:
 BLOCK_TOKENS = 64
 
 
-class Prefix:
+class SharedPrefix:
     """The full blocks before a job's window.
 
     Args:
@@ -158,7 +158,7 @@ class Prefix:
         tokens: of the job.
     """
 
-    def __init__(self, cache: PrefixCache, namespace: bytes, model: Model, tokens: Tokens) -> None:
+    def __init__(self, cache: PrefixCache, namespace: bytes, model: Model, tokens: TokenLayout) -> None:
         self.length = tokens.start // BLOCK_TOKENS * BLOCK_TOKENS
         self._blocks: dict[bytes, BlockTable] = {}
         # Per block and layer, what is read in place, good until the block is released.
@@ -176,7 +176,7 @@ class Prefix:
             self.release()
             raise
 
-    def past(self, layer: int, prompts: int) -> Past:
+    def past(self, layer: int, prompts: int) -> KeysAndValues:
         """Keys and values of a layer: [G, P, length, K] each."""
         rows = [torch.cat([self._block(key, layer) for key in keys], 2) for keys in self._chains]
         both = torch.stack(rows, 2).expand(-1, -1, prompts, -1, -1)
@@ -206,7 +206,7 @@ class Prefix:
         return block
 
     def _load(
-        self, cache: PrefixCache, model: Model, tokens: Tokens, ids: list[int], keys: list[bytes]
+        self, cache: PrefixCache, model: Model, tokens: TokenLayout, ids: list[int], keys: list[bytes]
     ) -> None:
         """Makes the blocks of one prompt available, from the cache as far as it goes."""
         for key, block in zip(keys, cache.lookup(keys), strict=False):
@@ -220,20 +220,20 @@ class Prefix:
                 cache.insert(key, self._blocks[key], keys[number - 1] if number else None)
 
     def _computed(
-        self, cache: PrefixCache, model: Model, tokens: Tokens, ids: list[int], before: Sequence[bytes]
+        self, cache: PrefixCache, model: Model, tokens: TokenLayout, ids: list[int], before: Sequence[bytes]
     ) -> BlockTable:
         """The block after some others: per layer, keys and values [2, G, B, K]."""
         first, end = len(before) * BLOCK_TOKENS, (len(before) + 1) * BLOCK_TOKENS
 
-        def past(layer: int) -> Past:
+        def past(layer: int) -> KeysAndValues:
             both = torch.cat([self._block(key, layer) for key in before], 2)[:, :, None]
             return both[0], both[1]
 
-        hidden = [mask[:1, first:end, :end] for mask in tokens.hidden]
+        masks = [mask[:1, first:end, :end] for mask in tokens.masks]
         token_ids = torch.tensor([ids[:end]], device=tokens.clean.device)
-        block = BlockTable(cache.pool, len(hidden))
+        block = BlockTable(cache.pool, len(masks))
         try:
-            layers = run_pass(model, hidden, token_ids, past if before else None, first)
+            layers = run_layers(model, masks, token_ids, past if before else None, first)
             for number, layer in enumerate(layers):
                 block.put(number, torch.stack([layer.keys[:, 0], layer.values[:, 0]]))
         except BaseException:
@@ -246,7 +246,7 @@ Z, MLP, ATTENTION_IN, MLP_IN, FINAL = "z", "mlp", "attention_in", "mlp_in", "fin
 KEYS, VALUES = "keys", "values"
 
 
-class PassValues(Protocol):
+class RunActivations(Protocol):
     """Values of an unpatched pass at the packed tokens of the window."""
 
     def get(self, layer: int, name: str) -> Tensor:
@@ -254,7 +254,7 @@ class PassValues(Protocol):
         ...
 
 
-class Reference:
+class UnpatchedRuns:
     """What all bases of a job share. Whoever makes one releases it.
 
     Args:
@@ -272,21 +272,21 @@ class Reference:
         self,
         weights: SparseWeights,
         model: Model,
-        tokens: Tokens,
+        tokens: TokenLayout,
         ablation: str,
         prefixes: PrefixCache,
         namespace: bytes,
     ) -> None:
         self.weights, self.tokens, self.graph, self.pool = weights, tokens, weights.graph, prefixes.pool
-        self._prefix = Prefix(prefixes, namespace, model, tokens)
+        self._prefix = SharedPrefix(prefixes, namespace, model, tokens)
         # Keys and values of the columns between the prefix' last full block and the window.
         self._rest = PagedTensors(self.pool)
         self._clean = PagedTensors(self.pool)
         self._ablated = PagedTensors(self.pool)
-        self.clean: PassValues = self._clean
-        self.ablated: PassValues = self._ablated
-        # What `low_ablation` gave last, and of how many senders.
-        self._low_ablation: tuple[int, Tensor] | None = None
+        self.clean: RunActivations = self._clean
+        self.ablated: RunActivations = self._ablated
+        # What `quantized_ablation_of_clean` gave last, and of how removes_most senders.
+        self._quantized_ablation: tuple[int, Tensor] | None = None
         try:
             self._run_passes(model, ablation)
         except BaseException:
@@ -299,21 +299,21 @@ class Reference:
         for tensors in (self._rest, self._clean, self._ablated):
             tensors.release()
 
-    def stream(self, values: PassValues, receiver: int) -> Tensor:
+    def stream(self, values: RunActivations, receiver: int) -> Tensor:
         """The full residual stream that a receiver would read: [N, D]."""
         kind, layer, _ = self.graph.receiver(receiver)
         if kind == "logits":
             return values.get(layer, FINAL)
         return values.get(layer, MLP_IN if kind == "mlp" else ATTENTION_IN)
 
-    def output(self, values: PassValues, sender: int, places: Places = Places.WINDOW) -> Tensor:
+    def output(self, values: RunActivations, sender: int, places: PositionSet = PositionSet.WINDOW) -> Tensor:
         """A sender's output in coordinates: [N, K or D]."""
         if sender == INPUT:
             x = values.get(0, ATTENTION_IN)
         else:
             layer, unit = divmod(sender - 1, self.graph.senders_per_layer)
             x = values.get(layer, MLP) if unit == self.graph.heads else values.get(layer, Z)[unit]
-        return self.tokens.narrow(x, Places.WINDOW, places)
+        return self.tokens.narrow(x, PositionSet.WINDOW, places)
 
     def prefix(self, receiver: int) -> Tensor:
         """Keys or values before the window of a k or v receiver: [P, start, K]."""
@@ -324,32 +324,34 @@ class Reference:
             return rest
         return torch.cat([self._prefix.of_head(layer, kind == "v", head, self.tokens.prompts), rest], 1)
 
-    def low_ablation(self, receiver: int) -> Tensor:
+    def quantized_ablation_of_clean(self, receiver: int) -> Tensor:
         """What ablating all that a receiver hears of the clean pass changes, through rounded W_O: [N, D].
 
         It is the same for all receivers of a kind in a layer, which follow each other in most searches.
         """
         count = self.graph.upstream(receiver)
-        if self._low_ablation is None or self._low_ablation[0] != count:
+        if self._quantized_ablation is None or self._quantized_ablation[0] != count:
             total = self.output(self.ablated, INPUT) - self.output(self.clean, INPUT)
             for layer in range(-(-(count - 1) // self.graph.senders_per_layer)):
                 z = self.ablated.get(layer, Z) - self.clean.get(layer, Z)
-                writes = self.weights.low_writes(layer)
+                writes = self.weights.layer_output_weight(layer)
                 total = total + matmul(z.movedim(0, -2).flatten(-2), writes.flatten(0, 1))
                 if self.graph.mlps and self.graph.mlp(layer) < count:
                     total = total + (self.ablated.get(layer, MLP) - self.clean.get(layer, MLP))
-            self._low_ablation = count, total
-        return self._low_ablation[1]
+            self._quantized_ablation = count, total
+        return self._quantized_ablation[1]
 
-    def add_writes(self, x: Tensor, terms: list[tuple[int, Tensor]], low: bool = False) -> Tensor:
-        """``x`` plus what senders write, given coordinates [..., N, K or D]; x is [..., N, D].
+    def add_outputs(self, x: Tensor, terms: list[tuple[int, Tensor]], quantized: bool = False) -> Tensor:
+        """``x`` add_product what senders write, given coordinates [..., N, K or D]; x is [..., N, D].
 
         Of heads through their rounded W_O if ``low``.
         """
         heads = [(sender, z) for sender, z in terms if is_head(self.graph, sender)]
         if heads:
             z = torch.cat([z for _, z in heads], -1)
-            x = x + matmul(z, torch.cat([self.weights.writes(sender, low) for sender, _ in heads]))
+            x = x + matmul(
+                z, torch.cat([self.weights.head_output_weight(sender, quantized) for sender, _ in heads])
+            )
         for sender, value in terms:
             if not is_head(self.graph, sender):
                 x = x + value
@@ -357,26 +359,26 @@ class Reference:
 
     def _run_passes(self, model: Model, ablation: str) -> None:
         tokens, first = self.tokens, self._prefix.length
-        hidden = [mask[:, first:] for mask in tokens.hidden]
+        masks = [mask[:, first:] for mask in tokens.masks]
         past = (lambda layer: self._prefix.past(layer, tokens.prompts)) if first else None
         mean = mean_over_prompts(tokens)
-        for number, layer in enumerate(run_pass(model, hidden, tokens.clean, past, first)):
+        for number, layer in enumerate(run_layers(model, masks, tokens.clean, past, first)):
             self._rest.put(number, KEYS, layer.keys[:, :, : tokens.start - first].contiguous())
             self._rest.put(number, VALUES, layer.values[:, :, : tokens.start - first].contiguous())
             self._store(self._clean, number, layer, lambda x: x)
             if ablation == "mean":
                 self._store(self._ablated, number, layer, mean)
         if ablation == "zero":
-            self.ablated = _Constants(model, self._clean)
+            self.ablated = _ZeroAblation(model, self._clean)
         elif ablation == "resample":
             assert tokens.corrupted is not None
-            hidden = [mask[:, tokens.start :] for mask in tokens.hidden]
+            masks = [mask[:, tokens.start :] for mask in tokens.masks]
             before = self._past if tokens.start else None
-            corrupted = run_pass(model, hidden, tokens.corrupted, before, tokens.start)
+            corrupted = run_layers(model, masks, tokens.corrupted, before, tokens.start)
             for number, layer in enumerate(corrupted):
                 self._store(self._ablated, number, layer, lambda x: x)
 
-    def _past(self, layer: int) -> Past:
+    def _past(self, layer: int) -> KeysAndValues:
         """Keys and values before the window: [G, P, start, K] each."""
         keys, values = self._rest.get(layer, KEYS), self._rest.get(layer, VALUES)
         if not self._prefix.length:
@@ -385,10 +387,10 @@ class Reference:
         return torch.cat([before[0], keys], 2), torch.cat([before[1], values], 2)
 
     def _store(
-        self, values: PagedTensors, number: int, layer: LayerPass, change: Callable[[Tensor], Tensor]
+        self, values: PagedTensors, number: int, layer: LayerActivations, change: Callable[[Tensor], Tensor]
     ) -> None:
         """Keeps the window of a layer's values, after a change."""
-        grid, width = self.tokens.grid(Places.WINDOW), self.tokens.end - self.tokens.start
+        grid, width = self.tokens.grid(PositionSet.WINDOW), self.tokens.end - self.tokens.start
         streams: Iterable[tuple[str, Tensor | None]] = (
             (Z, layer.z),
             (MLP, layer.mlp),
@@ -403,7 +405,7 @@ class Reference:
             values.put(number + 1, FINAL, grid.pack(change(x)[..., x.shape[-2] - width :, :]))
 
 
-class _Constants:
+class _ZeroAblation:
     """Zero ablation: all that is left in the residual stream are the attention output biases."""
 
     def __init__(self, model: Model, clean: PagedTensors) -> None:

@@ -1,6 +1,6 @@
 """Grouping rows that agree on all inputs of a node, so that each distinct input is computed once.
 
-The values of V variants stand one after the other in one tensor: [V, N, d] where all have equally many
+The values of V variants stand one after the other in one tensor: [V, N, d] where all have equally removes_most
 tokens, [1, sum of N, d] where they belong to jobs of different sizes. Arithmetic does not notice.
 """
 
@@ -19,15 +19,15 @@ from torch import Tensor
 
 Index = NDArray[np.int64]
 
-# Up to so many rows are merged one by one.
-FEW_ROWS = 96
+# Up to so removes_most rows are merged one by one.
+FEW_PASSES = 96
 # Numbers of combinations above this are made small again before they can overflow.
 _LARGE = 1 << 40
 
 
 @dataclass(frozen=True)
-class Merged:
-    """Rows grouped by the variants of several inputs.
+class MergedVariants:
+    """Passes grouped by the variants of several inputs.
 
     Args:
         count: number of merged variants, V.
@@ -41,12 +41,12 @@ class Merged:
     variant: Index
     first: Index
 
-    def some(self, chosen: Index) -> Merged:
+    def some(self, chosen: Index) -> MergedVariants:
         """Only the chosen variants; ``variant`` keeps the old numbers."""
-        return Merged(len(chosen), [p[chosen] for p in self.picks], self.variant, self.first[chosen])
+        return MergedVariants(len(chosen), [p[chosen] for p in self.picks], self.variant, self.first[chosen])
 
-    def parts(self, most: int | None) -> Iterator[tuple[int, Merged]]:
-        """All variants, at most so many at a time, each part with the number of its first one."""
+    def parts(self, most: int | None) -> Iterator[tuple[int, MergedVariants]]:
+        """All variants, at most so removes_most at a time, each part with the number of its first one."""
         if most is None or self.count <= most:
             yield 0, self
             return
@@ -55,11 +55,11 @@ class Merged:
             first = self.first[chosen]
             mine = (self.variant >= begin) & (self.variant < begin + len(first))
             variant = np.where(mine, self.variant - begin, -1)
-            yield begin, Merged(len(first), [p[chosen] for p in self.picks], variant, first)
+            yield begin, MergedVariants(len(first), [p[chosen] for p in self.picks], variant, first)
 
 
 @dataclass(frozen=True)
-class Values:
+class VariantValues:
     """One value per variant.
 
     Args:
@@ -101,16 +101,16 @@ def as_tensor(numbers: NDArray[Any], device: torch.device) -> Tensor:
     return index.to(device)
 
 
-def laid_out(flat: Tensor, sizes: Index) -> Tensor:
+def with_layout(flat: Tensor, sizes: Index) -> Tensor:
     """The tokens of all variants, [sum of N, ...], as values of variants with these sizes."""
     return flat.view(*layout(sizes), *flat.shape[1:])
 
 
-def merge(columns: Sequence[Index]) -> Merged | None:
+def merge(columns: Sequence[Index]) -> MergedVariants | None:
     """Groups rows by their inputs' variants, which are of one base each; None if no row changes any input."""
     if not columns:
         return None
-    if len(columns[0]) <= FEW_ROWS:
+    if len(columns[0]) <= FEW_PASSES:
         return _merge_few(columns)
     # One number per row that is equal for equal combinations of variants.
     combined = columns[0] + 1
@@ -127,10 +127,10 @@ def merge(columns: Sequence[Index]) -> Merged | None:
     variant = np.full(len(combined), -1)
     variant[active] = np.argsort(order)[inverse]
     first = active[first[order]]
-    return Merged(len(first), [column[first] for column in columns], variant, first)
+    return MergedVariants(len(first), [column[first] for column in columns], variant, first)
 
 
-def _merge_few(columns: Sequence[Index]) -> Merged | None:
+def _merge_few(columns: Sequence[Index]) -> MergedVariants | None:
     """`merge`, row by row: with few rows every call of numpy takes longer than a row."""
     numbers: dict[tuple[int, ...], int] = {(-1,) * len(columns): -1}
     variant: list[int] = []
@@ -144,43 +144,47 @@ def _merge_few(columns: Sequence[Index]) -> Merged | None:
     if not first:
         return None
     rows = np.array(first)
-    return Merged(len(first), [column[rows] for column in columns], np.array(variant), rows)
+    return MergedVariants(len(first), [column[rows] for column in columns], np.array(variant), rows)
 
 
-def pick(values: Values, wanted: Index, sizes: Index) -> Values:
+def pick(values: VariantValues, wanted: Index, sizes: Index) -> VariantValues:
     """Values by merged variant, which have the given sizes; zero where -1 is wanted. A view if it can be."""
     first, last = int(wanted[0]), int(wanted[0]) + len(wanted)
     if first >= 0 and bool((wanted == np.arange(first, last)).all()):
-        return values if last - first == len(values.sizes) else Values(part_of(values, first, last), sizes)
+        return (
+            values
+            if last - first == len(values.sizes)
+            else VariantValues(part_of(values, first, last), sizes)
+        )
     unchanged = np.flatnonzero(wanted < 0)
     shape, device = layout(sizes), values.data.device
     if values.even and shape[0] == len(sizes) and values.data.shape[1] == shape[1]:
         data = values.data[as_tensor(np.maximum(wanted, 0), device)]
         if len(unchanged):
             data[as_tensor(unchanged, device)] = 0
-        return Values(data, sizes)
+        return VariantValues(data, sizes)
     data = values.data.new_zeros(int(sizes.sum()), *values.data.shape[2:])
     changed = np.flatnonzero(wanted >= 0)
     here = token_index((np.cumsum(sizes) - sizes)[changed], sizes[changed])
     there = token_index(values.starts[wanted[changed]], sizes[changed])
     data[as_tensor(here, device)] = values.data.flatten(0, 1)[as_tensor(there, device)]
-    return Values(laid_out(data, sizes), sizes)
+    return VariantValues(with_layout(data, sizes), sizes)
 
 
-def part_of(values: Values, begin: int, end: int) -> Tensor:
+def part_of(values: VariantValues, begin: int, end: int) -> Tensor:
     """Consecutive variants, laid out as their sizes are."""
     if end - begin == len(values.sizes):
         return values.data
     starts = values.starts
     last = starts[end - 1] + values.sizes[end - 1]
-    return laid_out(values.data.flatten(0, 1)[starts[begin] : last], values.sizes[begin:end])
+    return with_layout(values.data.flatten(0, 1)[starts[begin] : last], values.sizes[begin:end])
 
 
-def joined(parts: Sequence[Values]) -> Values:
+def joined(parts: Sequence[VariantValues]) -> VariantValues:
     """The variants of all parts, one after the other."""
     sizes = np.concatenate([part.sizes for part in parts])
     data = torch.cat([part.data.flatten(0, 1) for part in parts])
-    return Values(laid_out(data, sizes), sizes)
+    return VariantValues(with_layout(data, sizes), sizes)
 
 
 def token_index(starts: Index, sizes: Index) -> Index:

@@ -73,15 +73,15 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 COMPOSED_BYTES = 64 * 1024 * 1024
 
 # Numbers of a rounded W_O up to which it is kept as floats, too, among these products.
-KEPT_WRITES = 1 << 13
+KEPT_HEAD_WEIGHT = 1 << 13
 
 # Of two matrices that are multiplied, which are those of a policy instead of full precision.
-Low = tuple[bool, bool]
-EXACT: Low = (False, False)
-ALL_LOW: Low = (True, True)
+PairPrecision = tuple[bool, bool]
+BOTH_EXACT: PairPrecision = (False, False)
+BOTH_QUANTIZED: PairPrecision = (True, True)
 
 
-class Products:
+class WeightProducts:
     """What is made of one model's weights and kept for reuse, for all of its graphs and precision policies.
 
     Products of weights are dropped, the least recently used first, where they exceed `COMPOSED_BYTES`
@@ -131,7 +131,7 @@ class SparseWeights:
     Args:
         model: with folded norms.
         graph: which receivers there are.
-        rounded: the layers as a policy rounds them, for rows; None where rows are in full precision.
+        rounded: the layers as a policy is_quantized them, for rows; None where rows are in full precision.
         products: of this model, shared with its other graphs and policies; None for its own.
     """
 
@@ -139,28 +139,28 @@ class SparseWeights:
         self,
         model: Model,
         graph: Graph,
-        rounded: Sequence[QuantizedLayer] | None = None,
-        products: Products | None = None,
+        quantized_layers: Sequence[QuantizedLayer] | None = None,
+        products: WeightProducts | None = None,
     ) -> None:
         self.arch, self.graph, self.weights = model.architecture, graph, model.weights
         self.dtype, self.device = model.dtype, model.device
-        self._rounded = rounded
-        self._products = Products() if products is None else products
+        self._quantized = quantized_layers
+        self._products = WeightProducts() if products is None else products
         # Products of rounded matrices are those of one policy.
-        self._space, self._rounded_space = self._products.space(graph), self._products.new_space()
+        self._space, self._quantized_space = self._products.space(graph), self._products.new_space()
         # Or read from files when they are used: then nothing large is kept here.
         self._in_memory = isinstance(model.weights, Weights)
 
     @property
-    def rounds(self) -> bool:
-        """Whether there are rounded matrices: ``low`` ones."""
-        return self._rounded is not None
+    def is_quantized(self) -> bool:
+        """Whether there are rounded matrices: ``quantized`` ones."""
+        return self._quantized is not None
 
-    def reads(self, receiver: int, low: bool = False) -> Tensor:
+    def receiver_weight(self, receiver: int, quantized: bool = False) -> Tensor:
         """Matrix from the normed input to the receiver's value before its bias: [D, O]."""
         kind, layer, unit = self.graph.receiver(receiver)
-        if low:
-            return self._rounded_reads(kind, layer, unit)
+        if quantized:
+            return self._quantized_receiver_weight(kind, layer, unit)
         weights = self.weights.layers[layer]
         if kind == "q":
             return weights.w_q[unit]
@@ -181,9 +181,9 @@ class SparseWeights:
             self._products.gated[layer] = both
         return both
 
-    def _rounded_reads(self, kind: ReceiverKind, layer: int, unit: int) -> Tensor:
-        assert self._rounded is not None
-        weights = self._rounded[layer]
+    def _quantized_receiver_weight(self, kind: ReceiverKind, layer: int, unit: int) -> Tensor:
+        assert self._quantized is not None
+        weights = self._quantized[layer]
         if kind != "mlp":
             stack = {"q": weights.w_q, "k": weights.w_k, "v": weights.w_v}[kind]
             return self._floats(stack[unit if kind == "q" else self.kv_head(unit)])
@@ -217,22 +217,22 @@ class SparseWeights:
         assert weights.b_in is not None
         return weights.b_in if weights.b_gate is None else torch.cat([weights.b_gate, weights.b_in])
 
-    def writes(self, head: int, low: bool = False) -> Tensor:
+    def head_output_weight(self, head: int, quantized: bool = False) -> Tensor:
         """W_O of a head, by sender index: [K, D]."""
         layer, unit = divmod(head - 1, self.graph.senders_per_layer)
-        if low:
-            assert self._rounded is not None
-            stack = self._rounded[layer].w_o
-            if self.arch.d_head * self.arch.d_model > KEPT_WRITES:
+        if quantized:
+            assert self._quantized is not None
+            stack = self._quantized[layer].w_o
+            if self.arch.d_head * self.arch.d_model > KEPT_HEAD_WEIGHT:
                 return self._floats(stack[unit])
             # To make floats of a small matrix takes as long as to multiply with it.
-            return self._product((head, -1, ALL_LOW), lambda: self._floats(stack[unit]))
+            return self._product((head, -1, BOTH_QUANTIZED), lambda: self._floats(stack[unit]))
         return self.weights.layers[layer].w_o[unit]
 
-    def low_writes(self, layer: int) -> Tensor:
-        """Rounded W_O of all heads of a layer: [H, K, D]."""
-        assert self._rounded is not None
-        return self._floats(self._rounded[layer].w_o)
+    def layer_output_weight(self, layer: int) -> Tensor:
+        """QuantizedModel W_O of all heads of a layer: [H, K, D]."""
+        assert self._quantized is not None
+        return self._floats(self._quantized[layer].w_o)
 
     @property
     def copies_ahead(self) -> bool:
@@ -244,22 +244,28 @@ class SparseWeights:
         heads = dict.fromkeys(head for receiver in receivers for head in self.graph.heads_behind(receiver))
         self.weights.read_ahead(divmod(head - 1, self.graph.senders_per_layer) for head in heads)
 
-    def composed(self, head: int, receiver: int, low: Low = EXACT) -> Tensor:
+    def composed(self, head: int, receiver: int, precision: PairPrecision = BOTH_EXACT) -> Tensor:
         """From a head's z straight to a receiver: W_O times `reads`, [K, O].
 
         The product itself is in full precision, whatever its factors are.
         """
         return self._product(
-            (head, receiver, low), lambda: matmul(self.writes(head, low[0]), self.reads(receiver, low[1]))
+            (head, receiver, precision),
+            lambda: matmul(
+                self.head_output_weight(head, precision[0]), self.receiver_weight(receiver, precision[1])
+            ),
         )
 
-    def overlap(self, first: int, second: int, low: Low = EXACT) -> Tensor:
+    def overlap(self, first: int, second: int, precision: PairPrecision = BOTH_EXACT) -> Tensor:
         """Inner products of what two heads write: W_O W_O'^T, [K, K]."""
         return self._product(
-            (-1 - first, second, low), lambda: self.writes(first, low[0]) @ self.writes(second, low[1]).T
+            (-1 - first, second, precision),
+            lambda: (
+                self.head_output_weight(first, precision[0]) @ self.head_output_weight(second, precision[1]).T
+            ),
         )
 
-    def finish(self, receiver: int, u: Tensor, square: Tensor, positions: Tensor | None) -> Tensor:
+    def receiver_value(self, receiver: int, u: Tensor, square: Tensor, positions: Tensor | None) -> Tensor:
         """A receiver's value, or an MLP's hidden units, from its unnormed projection and sum of squares.
 
         Args:
@@ -322,6 +328,6 @@ class SparseWeights:
         shape = (*positions.shape, -1)
         return cos.to(self.dtype).view(shape), sin.to(self.dtype).view(shape)
 
-    def _product(self, key: tuple[int, int, Low], make: Callable[[], Tensor]) -> Tensor:
-        space = self._space if key[2] == EXACT else self._rounded_space
+    def _product(self, key: tuple[int, int, PairPrecision], make: Callable[[], Tensor]) -> Tensor:
+        space = self._space if key[2] == BOTH_EXACT else self._quantized_space
         return self._products.get((space, key), make)

@@ -239,12 +239,14 @@ class Settings:
         return self._values.get(name, default)
 
     def integer(self, name: str, least: int = 1, most: int = _MOST, default: object = ...) -> int:
+        """Returns an integer from ``least`` to ``most``."""
         value = self.get(name, default)
         if not is_integer(value) or not least <= value <= most:
             raise self.invalid(name, f"must be an integer from {least} to {most}")
         return int(value)
 
     def number(self, name: str, default: float) -> float:
+        """Returns a positive number."""
         value = self.get(name, default)
         # The inverse must be a normal number in float32, too.
         if not _is_number(value) or not 1e-30 <= value <= 1e30:
@@ -252,12 +254,14 @@ class Settings:
         return float(value)
 
     def flag(self, name: str, default: object = ...) -> bool:
+        """Returns true or false."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.invalid(name, "must be true or false")
         return value
 
     def choice(self, name: str, allowed: tuple[str | None, ...]) -> Any:
+        """Returns one of the allowed values."""
         value = self.get(name)
         if not (value is None or isinstance(value, str)) or value not in allowed:
             raise self.unsupported(name, f", only {', '.join(map(_quoted, allowed))}")
@@ -272,6 +276,7 @@ class Settings:
         return _NORMS[kind]
 
     def activation(self) -> Activation:
+        """Returns the activation of the MLPs."""
         name = self.get("act_fn")
         if not isinstance(name, str) or name not in _ACTIVATIONS:
             only = ", ".join(map(_quoted, _ACTIVATIONS))
@@ -281,6 +286,7 @@ class Settings:
 
     @property
     def rotates(self) -> bool:
+        """Whether positions are rotary, not learned."""
         return bool(self.get("positional_embedding_type") == "rotary")
 
     @property

@@ -26,7 +26,7 @@ from pahq_server.core.task import BuiltinTask, TokenTask
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.memory.heap import hand_back_freed_memory
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
@@ -44,7 +44,7 @@ from pahq_server.tasks.resolve import Limits, resolve
 Figures = dict[str, float]
 # Share of edges that are kept in the circuit whose edges are tested.
 KEPT = 0.03
-# Rows of a batch, as in `measure`, and how often each is measured.
+# Passes of a batch, as in `measure`, and how often each is measured.
 WINDOW, ROUNDS = 32, 5
 # GPT-2 shapes of several widths, with heads of 64.
 WIDTHS, WIDTH_LAYERS, WIDTH_ROUNDS = (128, 256, 512, 768), 8, 9
@@ -60,7 +60,9 @@ def speed() -> dict[str, Figures]:
     searched, scattered = batches_of_a_search(graph), scattered_rows(graph)
     jobs = {}
     for name in ("fp32", "bf16", "pahq-int8", "pahq-int8-weight", "pahq-fp8"):
-        backend = SparseBackend(model, DeviceMemory(1 << 30), b"bench", Rounded.of(model, POLICIES[name]))
+        backend = SparseBackend(
+            model, DeviceMemory(1 << 30), b"bench", QuantizedModel.of(model, POLICIES[name])
+        )
         jobs[name] = backend.open(graph, workload.task, "kl_divergence", "resample")
     results: dict[str, Figures] = {name: {} for name in jobs}
     for rows, prefix in ((scattered, "scattered_"), (searched, "")):
@@ -91,7 +93,9 @@ def of_fp32(model: Model, task: TokenTask) -> Figures:
     graph = model.architecture.graph("group")
     jobs = {}
     for name in ("fp32", "bf16", "pahq-int8"):
-        backend = SparseBackend(model, DeviceMemory(1 << 30), b"bench", Rounded.of(model, POLICIES[name]))
+        backend = SparseBackend(
+            model, DeviceMemory(1 << 30), b"bench", QuantizedModel.of(model, POLICIES[name])
+        )
         jobs[name] = backend.open(graph, task, "kl_divergence", "resample")
     seconds = seconds_per_evaluation(jobs, batches_of_a_search(graph), WIDTH_ROUNDS)
     return ratios(seconds)
@@ -107,7 +111,7 @@ def narrow_search() -> dict[str, Figures]:
     loaded = load_model(str(workloads.TINYTALK))
     arch, model = loaded.model.architecture, fold(loaded.model)
     limits = Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
-    rounded = {name: Rounded.of(model, POLICIES[name]) for name in ("fp32", "bf16", "pahq-int8")}
+    rounded = {name: QuantizedModel.of(model, POLICIES[name]) for name in ("fp32", "bf16", "pahq-int8")}
     results: dict[str, Figures] = {}
     for seed in NARROW_SEEDS:
         task = resolve(BuiltinTask("ioi", 16, seed), loaded.tokenizer, limits)

@@ -12,11 +12,11 @@ from scipy import stats
 from bench.precision.subjects import Subject
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.verdict import SearchResult
-from pahq_server.engine.literal_rounded import ActivationsExecutor, RoundedModel
+from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.methods.acdc.order import TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.folding import fold
@@ -46,22 +46,22 @@ class Bench:
         self.fp32 = self.sparse(POLICIES["fp32"])
         self._edges: dict[str, Floats] = {}
 
-    def executor(self, policy: Policy) -> SparseExecutor | ActivationsExecutor:
+    def executor(self, policy: Policy) -> SparseExecutor | RoundedExecutor:
         return self.literal(policy) if policy.operand == "activations" else self.sparse(policy)
 
     def sparse(self, policy: Policy) -> SparseExecutor:
         """A new executor of a policy that rounds differences."""
-        rounded = Rounded.of(self.folded, policy)
+        rounded = QuantizedModel.of(self.folded, policy)
         backend = SparseBackend(self.folded, DeviceMemory(MEMORY_BYTES), b"bench", rounded)
         return backend.open(self.graph, self.subject.task, "kl_divergence", "resample")
 
-    def literal(self, policy: Policy) -> ActivationsExecutor:
+    def literal(self, policy: Policy) -> RoundedExecutor:
         rounded = RoundedModel(self.plain, policy)
-        return ActivationsExecutor(rounded, self.graph, self.subject.task, "kl_divergence", "resample")
+        return RoundedExecutor(rounded, self.graph, self.subject.task, "kl_divergence", "resample")
 
     def search(
         self,
-        job: SparseExecutor | ActivationsExecutor,
+        job: SparseExecutor | RoundedExecutor,
         threshold: float,
         baseline_depends_on_promotion: bool = False,
     ) -> SearchResult:
@@ -116,7 +116,7 @@ def deltas_of_differences(job: SparseExecutor, steps: Sequence[Step]) -> Floats:
     return found[0::2] - found[1::2]
 
 
-def deltas_of_activations(job: ActivationsExecutor, steps: Sequence[Step]) -> Floats:
+def deltas_of_activations(job: RoundedExecutor, steps: Sequence[Step]) -> Floats:
     """What a policy that rounds activations finds, the current circuit measured under the same promotion."""
     deltas = []
     for step in steps:
@@ -126,7 +126,7 @@ def deltas_of_activations(job: ActivationsExecutor, steps: Sequence[Step]) -> Fl
     return np.array(deltas)
 
 
-def in_batches(job: SparseExecutor | ActivationsExecutor, rows: Sequence[PatchedPass]) -> Floats:
+def in_batches(job: SparseExecutor | RoundedExecutor, rows: Sequence[PatchedPass]) -> Floats:
     return np.array([score for i in range(0, len(rows), 64) for score in job.score(rows[i : i + 64])])
 
 

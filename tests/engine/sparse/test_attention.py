@@ -9,7 +9,7 @@ import torch
 from helpers.hypotheses import random_task
 from helpers.zoo import Zoo
 
-from pahq_server.engine.sparse.positions import Places, Tokens, attend
+from pahq_server.engine.sparse.positions import PositionSet, TokenLayout, attend
 
 VARIANTS = 12
 
@@ -23,17 +23,17 @@ def restored_threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("lengths", [(90, 81, 150), (135,)], ids=str)
-@pytest.mark.parametrize("places", Places)
+@pytest.mark.parametrize("places", PositionSet)
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 6, 10, 15, 64])
 def test_a_variant_has_the_same_bits_in_any_company(
-    width: int, places: Places, lengths: tuple[int, ...], threads: int, zoo: Zoo, restored_threads: None
+    width: int, places: PositionSet, lengths: tuple[int, ...], threads: int, zoo: Zoo, restored_threads: None
 ) -> None:
     torch.set_num_threads(threads)
     model = zoo["gpt2"]
     task = random_task(model, lengths)
-    tokens = Tokens.of(model.architecture, task, "resample")
+    tokens = TokenLayout.of(model.architecture, task, "resample")
     torch.manual_seed(0)
-    count, before = tokens.count(Places.WINDOW), (tokens.prompts, tokens.start)
+    count, before = tokens.count(PositionSet.WINDOW), (tokens.prompts, tokens.start)
     q, k, v = (torch.randn(VARIANTS, n, width) for n in (tokens.count(places), count, count))
     past = [torch.randn(VARIANTS, *before, width) for _ in "kv"] if tokens.start else None
     together = attend(tokens, 0, places, (q, k, v), past)

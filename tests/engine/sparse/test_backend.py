@@ -1,4 +1,4 @@
-"""Rows of several jobs in one sweep: every job gets what it would get alone."""
+"""Passes of several jobs in one sweep: every job gets what it would get alone."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_scores_do_not_depend_on_what_was_asked_before(zoo: Zoo, name: str) -> N
         job, rows = spec.open(backend_of(model), model), spec.rows(model, seed)
         first = job.score(rows)
         assert job.score(rows) == first
-        job.forget()
+        job.drop_bases()
         assert job.score(rows[::-1]) == first[::-1]
 
 

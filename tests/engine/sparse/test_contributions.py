@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pahq_server.engine.sparse import contributions
-from pahq_server.engine.sparse.contributions import Term
-from pahq_server.engine.sparse.variants import laid_out
+from pahq_server.engine.sparse.contributions import Contribution
+from pahq_server.engine.sparse.variants import with_layout
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=40), st.booleans())
@@ -20,16 +20,16 @@ def test_runs_of_tokens_are_those_of_the_index(variants: list[tuple[int, bool]],
     if not len(heard):
         return
     generator = torch.Generator().manual_seed(len(variants))
-    y = laid_out(torch.randn(int(sizes[heard].sum()), 2, generator=generator), sizes[heard])
+    y = with_layout(torch.randn(int(sizes[heard].sum()), 2, generator=generator), sizes[heard])
     w = torch.randn(2, 5, generator=generator)
-    before = laid_out(torch.randn(int(sizes.sum()), 5, generator=generator), sizes)
+    before = with_layout(torch.randn(int(sizes.sum()), 5, generator=generator), sizes)
     totals, runs = [], int((np.diff(heard, prepend=-2) > 1).sum())
     for most in (0, 1 << 30):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(contributions, "MOST_RUNS", most)
+            patch.setattr(contributions, "MAX_RUNS", most)
             tokens = contributions._places(heard, sizes, y.device)
         assert isinstance(tokens, torch.Tensor) if most == 0 else len(tokens) == runs
-        totals.append(Term(y, heard, tokens).add_to(before.clone(), w, before.shape[:2]))
+        totals.append(Contribution(y, heard, tokens).add_to(before.clone(), w, before.shape[:2]))
     assert torch.equal(*totals)
     # One variant after the other.
     expected, product, first = before.flatten(0, 1).clone(), (y @ w).flatten(0, 1), 0

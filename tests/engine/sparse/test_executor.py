@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.executors import sparse_executor
-from helpers.hypotheses import LENGTHS, random_rows, random_task
+from helpers.hypotheses import LENGTHS, random_passes, random_task
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
@@ -47,7 +47,7 @@ def test_scores_equal_the_literal_executors(
     if kv_receivers == "query" and graph.heads == graph.kv_heads:
         pytest.skip("the same graph as with one receiver per group")
     task = random_task(model)
-    rows = random_rows(graph, seed=3)
+    rows = random_passes(graph, seed=3)
     literal = LiteralExecutor(model, graph, task, "kl_divergence", ablation).score(rows)
     double = executor(model, graph, task, ablation).score(rows)
     single = executor(cast(model, torch.float32), graph, task, ablation).score(rows)
@@ -62,7 +62,7 @@ def test_every_metric_at_any_positions(zoo: Zoo, metric: str, positions: tuple[i
     graph = model.architecture.graph("group")
     lengths = LENGTHS if positions in (None, (0,)) else (7, 6, 9)
     task = replace(random_task(model, lengths), positions=positions)
-    rows = random_rows(graph, seed=4)
+    rows = random_passes(graph, seed=4)
     literal = LiteralExecutor(model, graph, task, metric, "resample").score(rows)
     assert np.allclose(
         executor(model, graph, task, metric=metric).score(rows), literal, rtol=1e-9, atol=1e-10
@@ -78,8 +78,8 @@ def test_a_shared_prefix_is_not_recomputed_but_attended_to(zoo: Zoo, shared: int
     corrupted = tuple(a[:shared] + b[shared:] for a, b in zip(task.clean, task.corrupted, strict=True))
     task = replace(task, corrupted=corrupted)
     sparse = executor(model, graph, task)
-    assert sparse.reference.tokens.start >= shared
-    rows = random_rows(graph, seed=5)
+    assert sparse.unpatched.tokens.start >= shared
+    rows = random_passes(graph, seed=5)
     literal = LiteralExecutor(model, graph, task, "kl_divergence", "resample").score(rows)
     assert np.allclose(sparse.score(rows), literal, rtol=1e-9, atol=1e-10)
 
@@ -91,7 +91,7 @@ def test_the_whole_prompt_is_live_where_positions_cannot_be_reused(zoo: Zoo) -> 
     same_start = replace(task, corrupted=tuple(a[:1] + b[1:] for a, b in pairs))
     for name, ablation in (("hooked bidirectional", "resample"), ("gpt2", "zero"), ("gpt2", "mean")):
         graph = zoo[name].architecture.graph("group")
-        assert executor(zoo[name], graph, same_start, ablation).reference.tokens.start == 0
+        assert executor(zoo[name], graph, same_start, ablation).unpatched.tokens.start == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -111,7 +111,7 @@ def test_no_change_scores_exactly_zero(zoo: Zoo, name: str) -> None:
 def test_a_score_has_the_same_bits_in_any_company(zoo: Zoo, name: str) -> None:
     model = cast(zoo[name], torch.float32)
     graph, task = model.architecture.graph("group"), random_task(model)
-    rows = random_rows(graph, seed=6)
+    rows = random_passes(graph, seed=6)
     together = executor(model, graph, task).score(rows)
     alone = executor(model, graph, task)
     assert [alone.score([row])[0] for row in rows] == together
@@ -123,9 +123,9 @@ def test_a_score_has_the_same_bits_in_any_company(zoo: Zoo, name: str) -> None:
 def test_mlps_in_small_parts_give_the_same_bits(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cast(zoo["llama"], torch.float32)
     graph, task = model.architecture.graph("group"), random_task(model)
-    rows = random_rows(graph, seed=8)
+    rows = random_passes(graph, seed=8)
     together = executor(model, graph, task).score(rows)
-    monkeypatch.setattr(batch_forward, "PART_ELEMENTS", 1)
+    monkeypatch.setattr(batch_forward, "CHUNK_ELEMENTS", 1)
     assert executor(model, graph, task).score(rows) == together
 
 
@@ -156,27 +156,30 @@ def run(search: AcdcSearch, score: Callable[[Sequence[PatchedPass]], list[float]
             return
 
 
-def drop_last_head(self: positions.Plan, layer: int) -> list[int]:
+def drop_last_head(self: positions.LivenessPlan, layer: int) -> list[int]:
     return ORIGINAL_HEADS(self, layer)[:-1]
 
 
-def drop_last_source(self: batch_forward.Receivers, receiver: int) -> list[tuple[int, np.ndarray]]:
-    return ORIGINAL_SOURCES(self, receiver)[:-1]
+def drop_last_sender(self: batch_forward.ReceiverInputs, receiver: int) -> list[tuple[int, np.ndarray]]:
+    return ORIGINAL_SENDERS(self, receiver)[:-1]
 
 
-ORIGINAL_HEADS, ORIGINAL_SOURCES = positions.Plan.heads, batch_forward.Receivers.sources
+ORIGINAL_HEADS, ORIGINAL_SENDERS = positions.LivenessPlan.heads, batch_forward.ReceiverInputs.changed_senders
 
 
 @pytest.mark.parametrize(
     ("owner", "attribute", "bug"),
-    [(positions.Plan, "heads", drop_last_head), (batch_forward.Receivers, "sources", drop_last_source)],
+    [
+        (positions.LivenessPlan, "heads", drop_last_head),
+        (batch_forward.ReceiverInputs, "changed_senders", drop_last_sender),
+    ],
 )
 def test_a_planted_bug_is_caught(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, owner: type, attribute: str, bug: Callable[..., object]
 ) -> None:
     model = zoo["gpt2"]
     graph, task = model.architecture.graph("group"), random_task(model)
-    rows = random_rows(graph, seed=3)
+    rows = random_passes(graph, seed=3)
     literal = LiteralExecutor(model, graph, task, "kl_divergence", "resample").score(rows)
     monkeypatch.setattr(owner, attribute, bug)
     assert not within(executor(model, graph, task).score(rows), literal).all()
@@ -186,7 +189,7 @@ def test_the_plan_prints_what_is_live(zoo: Zoo) -> None:
     graph = zoo["gpt2"].architecture.graph("group")
     top = graph.layers - 1
     circuit = Circuit.from_names(graph, ["input->m0", f"m0->a{top}.h1<v>", f"a{top}.h1->logits"])
-    lines = str(positions.Plan.of(circuit)).splitlines()
+    lines = str(positions.LivenessPlan.of(circuit)).splitlines()
     assert lines[0] == "layer 0: m0"
     assert lines[top] == f"layer {top}: a{top}.h1*"
     assert all(line.endswith(": -") for line in lines[1:top])

@@ -25,8 +25,8 @@ from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import unpatched
 from pahq_server.engine.sparse.backend import SparseBackend
-from pahq_server.engine.sparse.executor import FIRST_PATIENCE, SparseExecutor, score_together
-from pahq_server.engine.sparse.memory import CUT_SHARE, DeviceMemory
+from pahq_server.engine.sparse.executor import FIRST_RETRY_CALLS, SparseExecutor, score_together
+from pahq_server.engine.sparse.memory import ABLATION_SHARE, DeviceMemory
 from pahq_server.memory.pages import Pages
 from pahq_server.memory.pool import IntegrityError, OutOfPagesError, PagePool
 from pahq_server.memory.table import BlockTable
@@ -45,7 +45,7 @@ def single(zoo: Zoo, name: str) -> Model:
 
 
 def some_rows(spec: Spec, model: Model, seed: int = 1) -> list[PatchedPass]:
-    """Rows over two lineages of anchors, and one from scratch."""
+    """Passes over two lineages of anchors, and one from scratch."""
     return spec.rows(model, seed)[:30:4]
 
 
@@ -111,7 +111,7 @@ def test_a_job_that_just_fits_has_the_same_bits(zoo: Zoo, name: str) -> None:
             backend, ((job, rows),) = open_jobs(model, memory, [spec])
             assert backend.score([(job, rows)]) == [expected]
             assert_intact(memory)
-            job.forget()
+            job.drop_bases()
             assert backend.score([(job, rows[::-1])]) == [expected[::-1]]
             job.release()
             assert_intact(memory, used=0)
@@ -178,13 +178,13 @@ def score_alone(model: Model, task: TokenTask) -> Outcome:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """First positions of the blocks that were computed."""
     firsts: list[int] = []
-    run_pass = unpatched.run_pass
+    run_layers = unpatched.run_layers
 
     def counted(*arguments: Any) -> Any:
         firsts.append(arguments[4])
-        return run_pass(*arguments)
+        return run_layers(*arguments)
 
-    monkeypatch.setattr(unpatched, "run_pass", counted)
+    monkeypatch.setattr(unpatched, "run_layers", counted)
     return firsts
 
 
@@ -207,7 +207,7 @@ def check_sharing(model: Model, tasks: Sequence[TokenTask], computed: list[int],
     rows = some_rows(SPECS[0], model)
     assert backend.score([(first, rows), (second, rows)]) == expected
     first.release()
-    second.forget()
+    second.drop_bases()
     assert_intact(memory)
     assert backend.score([(second, rows)]) == [expected[1]]
     second.release()
@@ -383,7 +383,7 @@ def remembered(memory: DeviceMemory) -> int:
         dx.untyped_storage().data_ptr(): dx.untyped_storage().nbytes()
         for job in jobs
         for _, base in job._bases.values()
-        for known in base.known_cuts.values()
+        for known in base.known_ablations.values()
         for dx in known.values()
     }
     return sum(held.values())
@@ -396,16 +396,16 @@ def test_remembered_differences_stay_within_the_scratch_memory(zoo: Zoo, name: s
     backend, jobs = open_jobs(model, memory, specs)
     expected = backend.score(jobs)
     everything = remembered(memory)
-    assert 0 < everything <= memory.cut_bytes
+    assert 0 < everything <= memory.ablation_bytes
     for share in (2, 8, 50, everything):
-        memory = device_memory(ROOMY, int(everything / share / CUT_SHARE))
+        memory = device_memory(ROOMY, int(everything / share / ABLATION_SHARE))
         backend, jobs = open_jobs(model, memory, specs)
         for _ in range(2):
             # One by one: what other jobs remember stays while a job is scored.
             assert [backend.score([job])[0] for job in jobs] == expected
-            assert remembered(memory) <= memory.cut_bytes
+            assert remembered(memory) <= memory.ablation_bytes
         assert backend.score(jobs) == expected
-        assert remembered(memory) <= memory.cut_bytes
+        assert remembered(memory) <= memory.ablation_bytes
 
 
 def test_a_job_that_was_short_of_memory_shares_sweeps_again(
@@ -423,17 +423,17 @@ def test_a_job_that_was_short_of_memory_shares_sweeps_again(
 
     monkeypatch.setattr("pahq_server.engine.sparse.backend.score_together", noted)
     # All but what the first job needs with few anchors is taken by somebody else for a while.
-    jobs[0][0].forget()
-    jobs[1][0].forget()
+    jobs[0][0].drop_bases()
+    jobs[1][0].drop_bases()
     free = memory.pool.num_pages - memory.pool.statistics().used
     taken = memory.pool.allocate(free - least_pages(model, specs, tolerance=20) + used_by_all(model, specs))
     assert backend.score(jobs) == expected
-    assert any(job.restricted for job, _ in jobs)
+    assert any(job.memory_limited for job, _ in jobs)
     for page in taken:
         memory.pool.release(taken[taken == page])
-    for _ in range(2 * FIRST_PATIENCE):
+    for _ in range(2 * FIRST_RETRY_CALLS):
         assert backend.score(jobs) == expected
-    assert not any(job.restricted for job, _ in jobs)
+    assert not any(job.memory_limited for job, _ in jobs)
     together.clear()
     assert backend.score(jobs) == expected
     assert together == [2]
@@ -478,7 +478,7 @@ def test_a_job_in_small_parts_does_not_keep_others_apart(zoo: Zoo, monkeypatch: 
         return score_together(work, scratch_bytes)
 
     monkeypatch.setattr("pahq_server.engine.sparse.backend.score_together", noted)
-    jobs[1][0].restrict(1, frugal=True)
+    jobs[1][0].limit_memory(1, recomputes=True)
     assert backend.score(jobs) == expected
     assert together == [2]
 

@@ -16,7 +16,7 @@ from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.engine.sparse.quantized import Rounded
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.models.architecture import Model
 from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
@@ -30,7 +30,7 @@ NOTHING = Policy("nothing", *[Format.FP32] * 4, "differences", True)
 def backend_of(model: Model, policy: Policy, memory: DeviceMemory | None = None) -> SparseBackend:
     folded = fold(model)
     memory = memory or DeviceMemory(1 << 27, 4096)
-    return SparseBackend(folded, memory, b"test", Rounded.of(folded, policy))
+    return SparseBackend(folded, memory, b"test", QuantizedModel.of(folded, policy))
 
 
 def scores(model: Model, spec: Spec, policy: Policy, rows: Sequence[PatchedPass]) -> list[float]:
@@ -60,7 +60,7 @@ def test_scores_equal_the_slow_twins(zoo: Zoo, name: str, spec: Spec, policy: st
 @pytest.mark.parametrize("policy", ["bf16", *DIFFERENCES])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "hooked attention only"])
 def test_a_score_has_the_same_bits_in_any_company(zoo: Zoo, name: str, policy: str) -> None:
-    """Rows alone, all rows of a job, and jobs that differ in everything."""
+    """Passes alone, all rows of a job, and jobs that differ in everything."""
     model = cast(zoo[name], torch.float32)
     backend = backend_of(model, POLICIES[policy])
     jobs = [(spec.open(backend, model), spec.rows(model, 2)[:24:3]) for spec in SPECS[:5]]

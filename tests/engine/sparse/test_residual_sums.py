@@ -36,15 +36,15 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Model:
 def counting(monkeypatch: pytest.MonkeyPatch, least: int) -> Iterator[list[object]]:
     """Collects the terms that are added while sums of fewer terms are not remembered."""
     added: list[object] = []
-    add = contributions.Residual._add
+    add = contributions.ResidualSums._add
 
-    def counted(self: contributions.Residual, *args: object) -> None:
+    def counted(self: contributions.ResidualSums, *args: object) -> None:
         added.append(args)
         add(self, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(contributions, "REMEMBERED_TERMS", least)
-        patch.setattr(contributions.Residual, "_add", counted)
+        patch.setattr(contributions, "MIN_REMEMBERED_TERMS", least)
+        patch.setattr(contributions.ResidualSums, "_add", counted)
         yield added
 
 

@@ -24,7 +24,7 @@ def columns(rng: np.random.Generator, rows: int, count: int) -> list[Index]:
 def test_rows_share_a_variant_where_they_agree_on_all_inputs(seed: int, few: int) -> None:
     rng = np.random.default_rng(seed)
     inputs = columns(rng, int(rng.integers(1, 120)), int(rng.integers(1, 6)))
-    with mock.patch.object(variants, "FEW_ROWS", few):
+    with mock.patch.object(variants, "FEW_PASSES", few):
         merged = merge(inputs)
     combinations = list(zip(*(column.tolist() for column in inputs), strict=True))
     distinct = [c for c in dict.fromkeys(combinations) if any(number >= 0 for number in c)]
@@ -40,7 +40,7 @@ def test_rows_share_a_variant_where_they_agree_on_all_inputs(seed: int, few: int
 
 @pytest.mark.parametrize("few", [0, 1 << 30])
 def test_nothing_to_merge(few: int) -> None:
-    with mock.patch.object(variants, "FEW_ROWS", few):
+    with mock.patch.object(variants, "FEW_PASSES", few):
         assert merge([]) is None
         assert merge([np.full(3, -1), np.full(3, -1)]) is None
 

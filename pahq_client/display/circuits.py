@@ -1,23 +1,24 @@
-"""Circuits for people and for other tools: networkx, Graphviz, one line, a table for notebooks."""
+"""Shows circuits and edge scores: as a networkx graph, for Graphviz, in one line, as an HTML table."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
-from pahq_client import formatting as words
-from pahq_client.elements import Edge, Graph
+from pahq_client import formatting
 from pahq_client.errors import InvalidRequest
-from pahq_client.text import one_line, printable
+from pahq_client.formatting import one_line, printable
+from pahq_client.graph import Edge, Graph
 
 if TYPE_CHECKING:
     import networkx
 
-    from pahq_client.circuit import Circuit as CircuitContents
+    from pahq_client.circuit import Circuit
+    from pahq_client.scores import EdgeScores
 
 # More would take gigabytes, in networkx above all.
 MOST_ARROWS = 5_000_000
@@ -29,7 +30,7 @@ _RECEIVER = re.compile(r"(a\d{1,9})\.([hg])(\d{1,9})<([qkv])>", re.ASCII)
 _NODE = re.compile(r"([am])(\d{1,9})(?:\.h(\d{1,9}))?", re.ASCII)
 
 
-class Link(NamedTuple):
+class Arrow(NamedTuple):
     """One arrow between nodes. ``receiver`` is q, k, v, mlp or logits."""
 
     source: str
@@ -38,7 +39,7 @@ class Link(NamedTuple):
     edge: Edge
 
 
-def links(circuit: CircuitContents) -> Iterator[Link]:
+def arrows(circuit: Circuit) -> Iterator[Arrow]:
     """The arrows of a circuit: one per edge, or one per head that a shared k or v receiver feeds.
 
     Raises:
@@ -48,13 +49,13 @@ def links(circuit: CircuitContents) -> Iterator[Link]:
     if fed > MOST_ARROWS:
         detail = f"has {fed} arrows between nodes; a graph takes at most {MOST_ARROWS}"
         raise InvalidRequest("circuit", detail)
-    return _links(circuit)
+    return _arrows(circuit)
 
 
-def _links(circuit: CircuitContents) -> Iterator[Link]:
+def _arrows(circuit: Circuit) -> Iterator[Arrow]:
     for edge in circuit.edges:
         for target, receiver in _ends(edge.target, circuit.graph):
-            yield Link(edge.source, target, receiver, edge)
+            yield Arrow(edge.source, target, receiver, edge)
 
 
 def _ends(receiver: str, graph: Graph) -> list[tuple[str, str]]:
@@ -66,7 +67,7 @@ def _ends(receiver: str, graph: Graph) -> list[tuple[str, str]]:
     return [(f"{layer}.h{head}", kind) for head in heads]
 
 
-def to_networkx(circuit: CircuitContents) -> networkx.MultiDiGraph[str]:
+def to_networkx(circuit: Circuit) -> networkx.MultiDiGraph[str]:
     """The circuit as a graph whose nodes are the senders and ``logits``.
 
     Several arrows may join two nodes, since a head reads through q, k and v apart: hence a
@@ -77,21 +78,21 @@ def to_networkx(circuit: CircuitContents) -> networkx.MultiDiGraph[str]:
     import networkx  # takes longer to import than everything else here together
 
     graph: networkx.MultiDiGraph[str] = networkx.MultiDiGraph()
-    for source, target, receiver, edge in links(circuit):
+    for source, target, receiver, edge in arrows(circuit):
         score = {} if edge.score is None else {"score": edge.score}
         graph.add_edge(source, target, key=receiver, edge=str(edge), receiver=receiver, **score)
     return graph
 
 
-def to_dot(circuit: CircuitContents) -> str:
+def to_dot(circuit: Circuit) -> str:
     """The circuit in Graphviz's language.
 
     Nodes of a layer stand side by side, layers one above the other, the input at the bottom. The larger the
     score of an edge, the wider and darker its arrow; one that makes the metric better when it goes is red,
     one that was never tested is dashed.
     """
-    arrows = list(links(circuit))
-    nodes = sorted({node for arrow in arrows for node in arrow[:2]}, key=_order)
+    drawn = list(arrows(circuit))
+    nodes = sorted({node for arrow in drawn for node in arrow[:2]}, key=_order)
     ranks: dict[tuple[int, int], list[str]] = {}
     for node in nodes:
         ranks.setdefault(_order(node)[:2], []).append(_quote(node))
@@ -101,16 +102,16 @@ def to_dot(circuit: CircuitContents) -> str:
     first = [names[0] for names in ranks.values()]
     lines += [f"  {low} -> {high} [style=invis];" for low, high in itertools.pairwise(first)]
     most = max((abs(score) for edge in circuit.edges if (score := _score(edge)) is not None), default=0.0)
-    lines += [_dot_arrow(arrow, most) for arrow in arrows]
+    lines += [_dot_arrow(arrow, most) for arrow in drawn]
     return "\n".join([*lines, "}", ""])
 
 
-def _dot_arrow(arrow: Link, most: float) -> str:
+def _dot_arrow(arrow: Arrow, most: float) -> str:
     label = arrow.receiver if arrow.receiver in ("q", "k", "v") else ""
     score = _score(arrow.edge)
-    words = "untested" if score is None else f"{score:.6g}"
-    told = f"label={_quote(label)}, tooltip={_quote(f'{arrow.edge} {words}')}"
-    return f"  {_quote(arrow.source)} -> {_quote(arrow.target)} [{told}, {_dot_style(score, most)}];"
+    shown = "untested" if score is None else f"{score:.6g}"
+    texts = f"label={_quote(label)}, tooltip={_quote(f'{arrow.edge} {shown}')}"
+    return f"  {_quote(arrow.source)} -> {_quote(arrow.target)} [{texts}, {_dot_style(score, most)}];"
 
 
 def _dot_style(score: float | None, most: float) -> str:
@@ -137,39 +138,57 @@ def _order(node: str) -> tuple[int, int, int]:
 
 
 def _quote(text: str) -> str:
-    # Of what is not printable, no byte gets into the picture.
+    # A picture holds no character that is not printable.
     escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
     return f'"{escaped}"'
 
 
-def summary(circuit: CircuitContents) -> str:
-    """A circuit in one line."""
-    run = circuit.provenance.get("run", {})
-    task = words.task(run.get("task"))
-    known = {**circuit.parameters, "model": run.get("model"), "task": task or None}
-    asked = [
-        one_line(f"{key}={known[key]!r}")
-        for key in ("model", "task", "method", "threshold")
-        if known.get(key) is not None
-    ]
+def summary(circuit: Circuit) -> str:
+    """Describes a circuit in one line."""
     size = f"{len(circuit.edges)} of {circuit.num_edges_total} edges"
     paths = f"{len(circuit.on_paths)} on a path from input to logits"
     metric = f"{one_line(circuit.metric.name)}={circuit.metric_value:.6g}"
-    faithfulness = words.faithfulness(circuit.faithfulness)
+    faithfulness = formatting.faithfulness(circuit.faithfulness)
     evaluations = f"{circuit.num_evaluations} evaluations"
-    told = words.count_warnings(circuit.warnings)
-    return ", ".join([size, paths, metric, faithfulness, evaluations, *asked, *told])
+    if circuit.partial:
+        undecided = len(circuit.undecided)
+        size = f"partial: {circuit.num_edges_total - undecided} of {circuit.num_edges_total} edges decided"
+        kept = len(circuit.edges) - undecided
+        parts = [size, f"{kept} of them kept", f"metric {one_line(circuit.metric.name)}", evaluations]
+    else:
+        parts = [size, paths, metric, faithfulness, evaluations]
+    return ", ".join([*parts, *_asked(circuit), *formatting.count_warnings(circuit.warnings)])
 
 
-def to_html(circuit: CircuitContents) -> str:
+def _asked(result: Circuit | EdgeScores) -> list[str]:
+    """The model and what was asked for, as far as they are known."""
+    run = result.provenance.get("run", {})
+    run = run if isinstance(run, Mapping) else {}
+    task = formatting.task(run.get("task"))
+    known = {**result.parameters, "model": run.get("model"), "task": task or None}
+    names = ("model", "task", "method", "threshold")
+    return [one_line(f"{key}={known[key]!r}") for key in names if known.get(key) is not None]
+
+
+def summarize_scores(scores: EdgeScores) -> str:
+    """Describes edge scores in one line."""
+    head = ["partial"] if scores.partial else []
+    size, metric = f"{len(scores.scores)} edges", f"metric={one_line(scores.metric)!r}"
+    ends = f"full={scores.full:.6g}, empty={scores.empty:.6g}"
+    asked = [part for part in _asked(scores) if not part.startswith("method=")]
+    method = f"method={one_line(scores.method)!r}"
+    return ", ".join([*head, size, method, metric, ends, *asked, *formatting.count_warnings(scores.warnings)])
+
+
+def to_html(circuit: Circuit) -> str:
     """A summary and the edges that matter most, for notebooks."""
     ranked = sorted(circuit.edges, key=_weight, reverse=True)
     rows = "".join(_row(edge) for edge in ranked[:_ROWS])
     more = len(ranked) - _ROWS
     rest = f"<p>… and {more} more</p>" if more > 0 else ""
     head = f"<p><b>Circuit</b>: {escape(summary(circuit))}</p>"
-    told = "".join(f"<p><b>Warning</b>: {escape(text)}</p>" for text in circuit.warnings)
-    return f"{head}{told}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
+    warnings = "".join(f"<p><b>Warning</b>: {escape(text)}</p>" for text in circuit.warnings)
+    return f"{head}{warnings}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
 
 
 def _weight(edge: Edge) -> float:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pahq_client import Circuit, CircuitMetric, Edge, Graph
-from pahq_client.paths import edges_on_paths
+from pahq_client.graph import edges_on_paths
 from pahq_server.core import graph as server_graph
 
 SMALL = Graph(layers=2, heads=4, kv_heads=2, kv_receivers="group", parallel=False)

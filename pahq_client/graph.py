@@ -1,14 +1,16 @@
-"""The parts of a circuit.
+"""The computational graph of a model, and the parts of a circuit in it: edges, verdicts, a metric.
 
-``extra`` holds keys of a circuit file that this version does not know, so that saving keeps them; it
-has no part in comparisons.
+Senders (``input``, ``a0.h1``, ``m0``) write into the residual stream, receivers (``a5.h5<q>``, ``m0``,
+``logits``) read from it, and an edge leads from one to the other. ``extra`` of a class holds keys of a
+circuit file that this version does not know, so that saving keeps them; it has no part in comparisons.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -24,6 +26,9 @@ _RECEIVER = re.compile(
     rf"a(?P<al>{_NUMBER})\.(?P<letter>[hg])(?P<unit>{_NUMBER})<(?P<kind>[qkv])>|m(?P<ml>{_NUMBER})|logits",
     re.ASCII,
 )
+
+# Of names in files: Python refuses to read very long numbers.
+_HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})", re.ASCII)
 
 # Of layers, heads and key/value heads. Far beyond any model; what is larger comes from damage or malice, and
 # would take more memory than there is before anybody noticed.
@@ -140,16 +145,19 @@ class Graph:
         sender, receiver = _SENDER.fullmatch(source), _RECEIVER.fullmatch(target)
         if sender is None or receiver is None:
             return False
-        start, end = self._sender_place(sender), self._receiver_place(receiver)
+        start, end = self._sender_moment(sender), self._receiver_moment(receiver)
         return start is not None and end is not None and start < end
 
     def has_receiver(self, name: str) -> bool:
         """Whether the full graph has this receiver."""
         receiver = _RECEIVER.fullmatch(name)
-        return receiver is not None and self._receiver_place(receiver) is not None
+        return receiver is not None and self._receiver_moment(receiver) is not None
 
-    def _sender_place(self, match: re.Match[str]) -> tuple[int, int] | None:
-        """Layer and moment in it at which a sender speaks: 0 before, 1 with and 2 after attention."""
+    def _sender_moment(self, match: re.Match[str]) -> tuple[int, int] | None:
+        """Layer and moment in it at which a sender writes: 0 before, 1 with and 2 after attention.
+
+        None if the graph has no such sender.
+        """
         if match["head"] is not None:
             layer, known = int(match["al"]), int(match["head"]) < self.heads
             return (layer, 1) if known and layer < self.layers else None
@@ -158,8 +166,8 @@ class Graph:
             return (layer, 2) if self.mlps and layer < self.layers else None
         return -1, 0
 
-    def _receiver_place(self, match: re.Match[str]) -> tuple[int, int] | None:
-        """Layer and moment in it before which its senders have spoken; None if there is no such receiver."""
+    def _receiver_moment(self, match: re.Match[str]) -> tuple[int, int] | None:
+        """Layer and moment in it before which its senders have written; None if there is no such receiver."""
         if match["unit"] is not None:
             layer, unit = int(match["al"]), int(match["unit"])
             units = {(kind, letter): count for kind, letter, count in self._attention_units()}
@@ -167,7 +175,7 @@ class Graph:
             return (layer, 0) if known and layer < self.layers else None
         if match["ml"] is not None:
             layer = int(match["ml"])
-            # Beside parallel attention, an MLP hears what came before the layer.
+            # Beside parallel attention, an MLP reads what came before the layer.
             return (layer, 0 if self.parallel else 2) if self.mlps and layer < self.layers else None
         return self.layers, 0
 
@@ -184,24 +192,43 @@ class Graph:
         Raises:
             InvalidRequest: there are too many to be listed.
         """
+        self._check_listable()
+        return (f"{sender}->{receiver}" for sender, receiver in self._edges())
+
+    def edges(self) -> Iterator[tuple[str, str]]:
+        """All edges of the full graph as (sender, receiver), in the order of `edge_names`.
+
+        Each node's name is one object, however many edges it has. Raises as `edge_names`.
+        """
+        self._check_listable()
+        return self._edges()
+
+    def receivers(self) -> Iterator[str]:
+        """All receivers of the full graph, in the order in which the model computes them."""
+        for layer in range(self.layers):
+            yield from self._attention_receivers(layer)
+            if self.mlps:
+                yield f"m{layer}"
+        yield "logits"
+
+    def _check_listable(self) -> None:
         if self.num_edges > MOST_LISTED:
             raise InvalidRequest(
                 "graph", f"has {self.num_edges} edges; at most {MOST_LISTED} can be listed by their names"
             )
-        return self._edge_names()
 
-    def _edge_names(self) -> Iterator[str]:
+    def _edges(self) -> Iterator[tuple[str, str]]:
         senders = ["input"]
         for layer in range(self.layers):
             heads = [f"a{layer}.h{head}" for head in range(self.heads)]
             mlp = [f"m{layer}"] if self.mlps else []
             for receiver in self._attention_receivers(layer):
-                yield from (f"{sender}->{receiver}" for sender in senders)
+                yield from ((sender, receiver) for sender in senders)
             for receiver in mlp:
-                heard = senders if self.parallel else senders + heads
-                yield from (f"{sender}->{receiver}" for sender in heard)
+                earlier = senders if self.parallel else senders + heads
+                yield from ((sender, receiver) for sender in earlier)
             senders += heads + mlp
-        yield from (f"{sender}->logits" for sender in senders)
+        yield from ((sender, "logits") for sender in senders)
 
     def _attention_receivers(self, layer: int) -> Iterator[str]:
         for kind, letter, count in self._attention_units():
@@ -216,7 +243,16 @@ class Graph:
 
 @dataclass(frozen=True)
 class CircuitMetric:
-    """A metric, measured on the circuit, the full model and the empty circuit. Lower is better."""
+    """A metric, measured on the circuit, the full model and the empty circuit. Lower is better.
+
+    Args:
+        name: of the metric, for example ``kl_divergence``.
+        value: of the circuit.
+        full: of the full model.
+        empty: of the empty circuit, in which every edge is ablated.
+
+    A value is NaN where a partial circuit does not know it.
+    """
 
     name: str
     value: float
@@ -234,3 +270,50 @@ class CircuitMetric:
         way = self.full - self.empty
         share = (self.value - self.empty) / way if way else math.nan
         return share + 0.0 if math.isfinite(share) else None  # never -0.0
+
+
+def edges_on_paths(edges: Sequence[Edge], graph: Graph) -> tuple[Edge, ...]:
+    """The edges on a path from ``input`` to ``logits``, in their order.
+
+    A path goes on from a receiver to each sender that reads it: from ``a1.h2<q>`` to ``a1.h2``, from
+    ``a1.g0<k>`` to every head of the group, from ``m1`` to itself.
+    """
+    # Nodes are prefixed, since an MLP is a receiver and a sender of one name.
+    following: dict[str, list[str]] = defaultdict(list)
+    leading: dict[str, list[str]] = defaultdict(list)
+    arrows = [(f"s:{edge.source}", f"r:{edge.target}") for edge in edges]
+    inner = (
+        (f"r:{receiver}", f"s:{sender}")
+        for sender in {edge.source for edge in edges}
+        for receiver in _read_by(sender, graph)
+    )
+    for start, end in (*arrows, *inner):
+        following[start].append(end)
+        leading[end].append(start)
+    reached, used = _reachable("s:input", following), _reachable("r:logits", leading)
+    pairs = zip(edges, arrows, strict=True)
+    return tuple(edge for edge, (start, end) in pairs if start in reached and end in used)
+
+
+def _read_by(sender: str, graph: Graph) -> Iterator[str]:
+    """The receivers that a sender reads."""
+    match = _HEAD.fullmatch(sender)
+    if match is None:
+        if sender != "input":
+            yield sender  # an MLP
+        return
+    layer, head = int(match[1]), int(match[2])
+    size = graph.heads // max(graph.kv_heads, 1)
+    yield from (f"a{layer}.h{head}<{kind}>" for kind in "qkv")
+    if size:
+        yield from (f"a{layer}.g{head // size}<{kind}>" for kind in "kv")
+
+
+def _reachable(start: str, arrows: Mapping[str, Iterable[str]]) -> set[str]:
+    reached, pending = {start}, [start]
+    while pending:
+        for node in arrows.get(pending.pop(), ()):
+            if node not in reached:
+                reached.add(node)
+                pending.append(node)
+    return reached

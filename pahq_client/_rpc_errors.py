@@ -1,4 +1,4 @@
-"""One table from gRPC failures to this package's errors.
+"""Turns failed gRPC calls into this package's errors: one table.
 
 The server puts a ``google.rpc.Status`` with an ``ErrorInfo`` of domain ``pahq`` into every error. Its
 reason decides; failures without one (from proxies, from gRPC itself) are told apart by status code.
@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from pahq import __version__
 
 from pahq_client import errors
-from pahq_client.text import printable
+from pahq_client.formatting import printable
 
 DOMAIN = "pahq"
 _LONGEST_TEXT = 10_000
