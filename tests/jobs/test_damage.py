@@ -316,12 +316,10 @@ def test_a_repeated_request_finds_the_damaged_job(start: Start, tmp_path: Path) 
     server.stop()
 
 
+TEXT_RUN = "UPDATE journal SET data = CAST(x'ff' AS TEXT) WHERE log = 1 AND first = 0"
 RUNS = [
     ("UPDATE journal SET data = x'00' WHERE log = 1 AND first = 0", "the journal from record 0 on"),
-    (
-        "UPDATE journal SET data = CAST(x'ff' AS TEXT) WHERE log = 1 AND first = 0",
-        "the journal from record 0",
-    ),
+    (TEXT_RUN, "the journal from record 0 on"),
     ("UPDATE journal SET data = zeroblob(34) WHERE log = 1 AND first = 0", "the journal from record 0 on"),
     ("UPDATE journal SET count = count + 1 WHERE log = 1 AND first = 0", "the journal from record 0 on"),
     ("DELETE FROM journal WHERE log = 1 AND first = 0", "journal records before number"),

@@ -142,11 +142,11 @@ def _keep_journal(connection: sqlite3.Connection, job: int, row: dict[str, Any])
 
 
 def _convert_result(connection: sqlite3.Connection, log: int) -> None:
-    columns = (*_OLD_RESULT, "outcome_sum", "checksum")
-    values = connection.execute(f"SELECT {', '.join(columns)} FROM results WHERE log = ?", (log,)).fetchone()
-    if values[-1] != checksum("results", *values[:-2]):  # outcome_sum is no part of it
+    query = f"SELECT {', '.join(_OLD_RESULT)}, checksum FROM results WHERE log = ?"
+    *values, found_sum = connection.execute(query, (log,)).fetchone()
+    if found_sum != checksum("results", *values):
         return
-    row = dict(zip(columns, values, strict=True))
+    row = dict(zip(_OLD_RESULT, values, strict=True))
     runs = [np.empty(0, _VERDICT)]
     for first, sealed in _runs(connection, log):
         verdicts = _verdicts(log, first, sealed)
