@@ -27,7 +27,7 @@ class JobState(StrEnum):
 
 
 class EventKind(StrEnum):
-    """What an event tells: a new state, progress, or the end."""
+    """What an event reports: a new state, progress, or the end."""
 
     STATE = "STATE"
     PROGRESS = "PROGRESS"
