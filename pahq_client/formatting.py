@@ -69,7 +69,7 @@ def describe(event: Event, speed: float | None) -> str:
         speed: as `Speed.update` returned it for ``event.progress.work``; None while unknown.
     """
     progress = event.progress
-    if not progress.total:
+    if not event.has_begun:
         return ", ".join([event.state.lower(), *_queue_position(event)])
     parts = [*_counts(progress), *_figures(progress)]
     if speed is not None:
@@ -153,7 +153,7 @@ def _figures(progress: Progress) -> Iterator[str]:
 
 
 def _results(info: JobInfo) -> Iterator[str]:
-    if info.total:
+    if info.has_begun:
         yield from _counts(info.progress)
         if info.metric_value is not None:
             yield f"{one_line(info.metric) or 'metric'} {info.metric_value:.4g}"
