@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-precision proto clean
+.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-precision demo-model proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -35,6 +35,9 @@ bench-gpu: .venv/dev.stamp ## measure on a CUDA device, into tests/bench/results
 
 bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed loading" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.precision $(PARTS)
+
+demo-model: .venv/dev.stamp ## train the demo model anew, some minutes, into OUT (default: demo-model)
+	PYTHONPATH=tests $(BIN)/python -m demo_training.train --out "$(or $(OUT),demo-model)"
 
 proto: $(PROTO)/venv.stamp ## generate the stubs anew
 	rm -f proto/gen/pahq/v1/*_pb2*

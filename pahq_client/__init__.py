@@ -4,19 +4,15 @@
 >>> circuit = pahq_client.discover(model="demo", task="ioi", threshold=0.05)  # doctest: +SKIP
 """
 
-from pahq_client import grpc_log as _grpc_log  # noqa: F401 - before anything imports gRPC
+from pahq_client import _grpc_log  # noqa: F401 - before anything imports gRPC
 
 # isort: split
-from pahq_client.aio.client import AsyncClient
-from pahq_client.aio.jobs import AsyncJobHandle
-from pahq_client.aio.session import AsyncSession
-from pahq_client.caution import PahqWarning
-from pahq_client.circuit import Circuit
+from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
+from pahq_client.artifacts import Artifact
+from pahq_client.circuit import Circuit, Comparison, compare
 from pahq_client.client import Client
-from pahq_client.comparison import Comparison, compare
+from pahq_client.connection import TlsConfig
 from pahq_client.discover import discover
-from pahq_client.elements import CircuitMetric, Edge, Graph, Verdict
-from pahq_client.endpoint import TlsConfig
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
@@ -29,6 +25,7 @@ from pahq_client.errors import (
     NotFound,
     OtherModel,
     PahqError,
+    PahqWarning,
     PermissionDenied,
     QuotaExceeded,
     RateLimited,
@@ -39,14 +36,17 @@ from pahq_client.errors import (
     Unavailable,
     VersionMismatch,
 )
-from pahq_client.events import Event, EventKind, JobInfo, JobState
+from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
+from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
+from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
 
 __all__ = [
     "AlreadyExists",
+    "Artifact",
     "AsyncClient",
     "AsyncJobHandle",
     "AsyncSession",
@@ -58,6 +58,7 @@ __all__ = [
     "Conflict",
     "DeadlineExceeded",
     "Edge",
+    "EdgeScores",
     "Estimate",
     "Evaluation",
     "Event",
@@ -79,6 +80,7 @@ __all__ = [
     "PahqError",
     "PahqWarning",
     "PermissionDenied",
+    "Progress",
     "QuotaExceeded",
     "RateLimited",
     "ResourceExhausted",

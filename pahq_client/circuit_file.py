@@ -1,22 +1,29 @@
-"""The file format ``pahq.circuit``, version 1: UTF-8 JSON with sorted keys."""
+"""The file format ``pahq.circuit``: UTF-8 JSON with sorted keys. Also reads strict JSON for other modules.
+
+Version 2 added ``partial``, which is written for partial circuits only and lets the values of ``metric`` be
+null. Version 1 is still read.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from pahq_client.contents import CircuitContents
-from pahq_client.elements import CircuitMetric, Edge, Extra, Graph, Verdict, is_receiver, is_sender
 from pahq_client.errors import InvalidCircuitFile, InvalidRequest
+from pahq_client.graph import CircuitMetric, Edge, Extra, Graph, Verdict, is_receiver, is_sender
+
+if TYPE_CHECKING:
+    from pahq_client.circuit import Circuit
 
 FORMAT = "pahq.circuit"
-VERSION = 1
+VERSION = 2  # that is written
+READABLE = (1, 2)
 MOST_LEVELS = 100
 
 
-def encode(circuit: CircuitContents, origin: str, run: bool = True) -> bytes:
+def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
     """The circuit as JSON, on one line.
 
     Args:
@@ -36,11 +43,12 @@ def encode(circuit: CircuitContents, origin: str, run: bool = True) -> bytes:
         raise InvalidCircuitFile(origin, f"the circuit cannot be written: {error}") from None
 
 
-def document(circuit: CircuitContents, run: bool = True) -> dict[str, Any]:
+def document(circuit: Circuit, run: bool = True) -> dict[str, Any]:
     """The circuit as a JSON object."""
     graph, metric = circuit.graph, circuit.metric
     return {
         **dict(circuit.extra),
+        **({"partial": True} if circuit.partial else {}),
         "format": FORMAT,
         "version": VERSION,
         "graph": {
@@ -58,14 +66,16 @@ def document(circuit: CircuitContents, run: bool = True) -> dict[str, Any]:
         "metric": {
             **dict(metric.extra),
             "name": metric.name,
-            "value": float(metric.value),
-            "full": float(metric.full),
-            "empty": float(metric.empty),
+            **{key: _number_out(getattr(metric, key), circuit.partial) for key in ("value", "full", "empty")},
         },
         "num_evaluations": circuit.num_evaluations,
         "num_edges_total": circuit.num_edges_total,
         "provenance": {k: v for k, v in circuit.provenance.items() if run or k != "run"},
     }
+
+
+def _number_out(value: float, partial: bool) -> float | None:
+    return None if partial and math.isnan(value) else float(value)
 
 
 def _edge_out(edge: Edge) -> dict[str, Any]:
@@ -90,7 +100,7 @@ def decode(data: bytes, origin: str) -> dict[str, Any]:
         InvalidCircuitFile: it is not a circuit file, is damaged, or has an unknown version.
     """
     try:
-        return _circuit(_Object(parse_json(data), "the file"))
+        return _circuit(JsonObject(parse_json(data), "the file"))
     except (ValueError, OverflowError, InvalidRequest) as error:
         raise InvalidCircuitFile(origin, f"not a readable circuit file: {error}") from None
     except MemoryError:
@@ -136,8 +146,8 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _refuse(text)
 
 
-class _Object:
-    """A JSON object being read. Its methods raise ValueError that says where it is wrong."""
+class JsonObject:
+    """Reads a JSON object key by key. Its methods raise ValueError that says where the object is wrong."""
 
     def __init__(self, value: object, where: str) -> None:
         if not isinstance(value, dict):
@@ -145,6 +155,9 @@ class _Object:
         self._value: Mapping[str, Any] = value
         self._where = where
         self._seen: set[str] = set()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._value
 
     def get(self, key: str, *types: type) -> Any:
         """The key's value, of exactly one of the types (so that true is no integer)."""
@@ -156,35 +169,46 @@ class _Object:
             raise ValueError(f"{key!r} of {self._where} must not be {type(value).__name__}")
         return value
 
-    def float(self, key: str) -> float:
+    def number(self, key: str) -> float:
+        """The key's number."""
         return float(self.get(key, float, int))
 
-    def object(self, key: str) -> _Object:
-        return _Object(self.get(key, dict), key)
+    def optional_number(self, key: str) -> float:
+        """The key's number; NaN for null."""
+        value = self.get(key, float, int, type(None))
+        return math.nan if value is None else float(value)
 
-    def objects(self, key: str) -> list[_Object]:
-        return [_Object(item, f"{key}[{i}]") for i, item in enumerate(self.get(key, list))]
+    def object(self, key: str) -> JsonObject:
+        """The key's object."""
+        return JsonObject(self.get(key, dict), key)
+
+    def objects(self, key: str) -> list[JsonObject]:
+        """The key's list of objects."""
+        return [JsonObject(item, f"{key}[{i}]") for i, item in enumerate(self.get(key, list))]
 
     def rest(self) -> Extra:
-        """What nobody asked for: keys of later versions, or of other tools."""
+        """The keys that were not read, with their values: those of later versions, or of other tools."""
         return tuple((k, v) for k, v in self._value.items() if k not in self._seen)
 
 
-def _circuit(top: _Object) -> dict[str, Any]:
+def _circuit(top: JsonObject) -> dict[str, Any]:
     if top.get("format", str) != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     version = top.get("version", int)
-    if version != VERSION:
-        raise ValueError(f"it has version {version}, this client reads version {VERSION}: update pahq")
+    if version not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise ValueError(f"it has version {version}, this client reads versions {readable}: update pahq")
+    partial = top.get("partial", bool) if "partial" in top else False
     fields = {
-        "graph": _graph(top.object("graph")),
+        "graph": read_graph(top.object("graph")),
         "edges": _edges(top.objects("edges")),
         "gates_kept": tuple(_name(name, is_receiver) for name in top.get("gates_kept", list)),
         "verdicts": tuple(_verdict(item) for item in top.objects("verdicts")),
-        "metric": _metric(top.object("metric")),
+        "metric": _metric(top.object("metric"), partial),
         "num_evaluations": top.get("num_evaluations", int),
         "num_edges_total": top.get("num_edges_total", int),
         "provenance": _provenance(top.get("provenance", dict)),
+        "partial": partial,
     }
     return {**fields, "extra": top.rest()}
 
@@ -196,7 +220,8 @@ def _provenance(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _graph(item: _Object) -> Graph:
+def read_graph(item: JsonObject) -> Graph:
+    """Reads a graph. Raises ValueError for other types, InvalidRequest for sizes that no model has."""
     return Graph(
         layers=item.get("layers", int),
         heads=item.get("heads", int),
@@ -208,12 +233,13 @@ def _graph(item: _Object) -> Graph:
     )
 
 
-def _metric(item: _Object) -> CircuitMetric:
-    name, value, full, empty = item.get("name", str), *map(item.float, ("value", "full", "empty"))
+def _metric(item: JsonObject, partial: bool) -> CircuitMetric:
+    read = item.optional_number if partial else item.number
+    name, value, full, empty = item.get("name", str), *map(read, ("value", "full", "empty"))
     return CircuitMetric(name, value, full, empty, item.rest())
 
 
-def _edges(items: list[_Object]) -> tuple[Edge, ...]:
+def _edges(items: list[JsonObject]) -> tuple[Edge, ...]:
     edges = tuple(_edge(item) for item in items)
     seen: set[str] = set()
     for name in map(str, edges):
@@ -223,14 +249,14 @@ def _edges(items: list[_Object]) -> tuple[Edge, ...]:
     return edges
 
 
-def _edge(item: _Object) -> Edge:
+def _edge(item: JsonObject) -> Edge:
     score = item.get("score", float, int, type(None))
     source, target = _name(item.get("source", str), is_sender), _name(item.get("target", str), is_receiver)
     return Edge(source, target, None if score is None else float(score), item.rest())
 
 
-def _verdict(item: _Object) -> Verdict:
-    subject, delta = item.get("subject", str), item.float("delta")
+def _verdict(item: JsonObject) -> Verdict:
+    subject, delta = item.get("subject", str), item.number("delta")
     return Verdict(subject, delta, item.get("kept", bool), item.get("gate", bool), item.rest())
 
 

@@ -1,24 +1,73 @@
-"""A connection to a PAHQ server."""
+"""The blocking client: a connection to a PAHQ server, and what can be asked of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from pahq_client.base import ClientBase
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import model_pb2, server_pb2
+
+from pahq_client import _requests as requests
+from pahq_client import _responses as responses
+from pahq_client import checks
+from pahq_client._calls import CREATE, EVALUATE, INFO, LIST, MODELS, OPEN, TOKENIZE, Caller, Steps
+from pahq_client._requests import EvaluationOptions, EvaluationRequest, JobRequest, SessionRequest
+from pahq_client._transport import Transport
+from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
-from pahq_client.elements import Edge
-from pahq_client.endpoint import TlsConfig
-from pahq_client.jobs import JobHandle
-from pahq_client.patience import Backoff
-from pahq_client.progress import ProgressLike
-from pahq_client.request import DiscoveryRequest, MeasurementOptions, SessionRequest
+from pahq_client.connection import Endpoint, TlsConfig
+from pahq_client.display.progress import ProgressLike
+from pahq_client.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    JobCancelled,
+    JobFailed,
+    PahqError,
+    ServerFault,
+    Unavailable,
+    WarningDisplay,
+)
+from pahq_client.graph import Edge
+from pahq_client.jobs import JobCalls, JobHandle
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
-from pahq_client.session import Session
+from pahq_client.retries import Backoff
+from pahq_client.session import Session, SessionCalls
 from pahq_client.task import TaskLike
-from pahq_client.transport import Transport
+
+# An interrupted user waits this long at most for the job to be cancelled.
+CANCEL_SECONDS = 5.0
+# Of an evaluation and of opening a session, waiting for their turn included.
+EVALUATE_SECONDS = 3600.0
+MOST_PER_PAGE = 1000
+MOST_EMPTY_PAGES = 100
+MOST_JOBS = 1_000_000
+
+
+class ClientBase:
+    """Arguments and address of a client."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        tls: bool | TlsConfig | None = None,
+        timeout: float = 30.0,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._endpoint = Endpoint(address, token, tls, timeout)
+        self._calls = ServerCalls(Caller(self.address, self._endpoint.timeout, backoff or Backoff()))
+
+    @property
+    def address(self) -> str:
+        """Where the server is."""
+        return self._endpoint.address
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address!r})"
 
 
 class Client(ClientBase):
@@ -53,8 +102,8 @@ class Client(ClientBase):
         self._transport = Transport(self._endpoint)
 
     def models(self) -> list[Model]:
-        """The served models."""
-        return self._transport.run(self._flows.models())
+        """Lists the served models."""
+        return self._transport.run(self._calls.models())
 
     @known_arguments
     def tokenize(
@@ -78,11 +127,11 @@ class Client(ClientBase):
             InvalidRequest: an argument is wrong, or a text cannot be tokenized.
             NotFound: the server does not serve the model.
         """
-        return self._transport.run(self._flows.tokenize(model, texts, prompt, special_tokens))
+        return self._transport.run(self._calls.tokenize(model, texts, prompt, special_tokens))
 
     def server_info(self) -> ServerInfo:
-        """What the server is and can do."""
-        return self._transport.run(self._flows.server_info())
+        """Asks what the server is and can do."""
+        return self._transport.run(self._calls.server_info())
 
     @known_arguments
     def evaluate(
@@ -105,7 +154,7 @@ class Client(ClientBase):
             circuit: a Circuit, or edges or their names, in any order.
             metric: name of the metric. What is None, here and below, is taken from the Circuit, so that it is
                 measured as it was found; for a list of edges it is the default of `discover`. The Evaluation
-                tells what was used.
+                says what was used.
             ablation: ``resample``, ``zero`` or ``mean``.
             kv_receivers: ``group`` or ``query``.
             precision: name of a precision policy.
@@ -117,14 +166,14 @@ class Client(ClientBase):
             NotFound: the server does not serve the model.
             JobFailed: the metric is not finite.
         """
-        options: MeasurementOptions = {
+        options: EvaluationOptions = {
             "metric": metric,
             "ablation": ablation,
             "kv_receivers": kv_receivers,
             "precision": precision,
             "allow_other_model": allow_other_model,
         }
-        return self._transport.run(self._flows.evaluate(model, task, circuit, options))
+        return self._transport.run(self._calls.evaluate(model, task, circuit, options))
 
     @known_arguments
     def estimate(
@@ -140,29 +189,33 @@ class Client(ClientBase):
         kv_receivers: str = "group",
         precision: str = "fp32",
         include_prompts: bool = False,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Estimate:
-        """Checks a discovery and tells what it would take.
+        """Checks what a job would be asked to do, and estimates what it would take.
 
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
             threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
-            method: ``acdc``, or ``single_edge`` (the effect of every edge alone).
+            method: ``acdc``, ``single_edge`` (the effect of every edge alone), ``eap`` (its estimate from one
+                backward pass, which gives EdgeScores), or another one that the server knows.
             metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
             ablation: ``resample``, ``zero`` or ``mean``.
             gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
             kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
             precision: name of a precision policy.
-            include_prompts: whether the circuit, and the file it is saved to, hold the prompts as well.
+            include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
+            parameters: of methods without arguments of their own, by name.
 
         Raises:
             InvalidRequest: an argument is wrong.
             NotFound: the server does not serve the model.
         """
-        request = DiscoveryRequest(
-            model, task, threshold, method, metric, ablation, gates, kv_receivers, precision, include_prompts
+        request = JobRequest(
+            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
+            *(include_prompts, parameters),
         )
-        return self._transport.run(self._flows.estimate(request))
+        return self._transport.run(self._calls.estimate(request))
 
     @known_arguments
     def submit(
@@ -178,30 +231,34 @@ class Client(ClientBase):
         kv_receivers: str = "group",
         precision: str = "fp32",
         include_prompts: bool = False,
+        parameters: Mapping[str, Any] | None = None,
     ) -> JobHandle:
-        """Starts a discovery and returns at once.
+        """Starts a job and returns at once.
 
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
             threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
-            method: ``acdc``, or ``single_edge`` (the effect of every edge alone).
+            method: ``acdc``, ``single_edge`` (the effect of every edge alone), ``eap`` (its estimate from one
+                backward pass, which gives EdgeScores), or another one that the server knows.
             metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
             ablation: ``resample``, ``zero`` or ``mean``.
             gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
             kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
             precision: name of a precision policy.
-            include_prompts: whether the circuit, and the file it is saved to, hold the prompts as well.
+            include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
+            parameters: of methods without arguments of their own, by name.
 
         Raises:
             InvalidRequest: an argument is wrong.
             NotFound: the server does not serve the model.
-            QuotaExceeded: as many discoveries wait or run as this user may have.
+            QuotaExceeded: as many jobs wait or run as this user may have.
         """
-        request = DiscoveryRequest(
-            model, task, threshold, method, metric, ablation, gates, kv_receivers, precision, include_prompts
+        request = JobRequest(
+            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
+            *(include_prompts, parameters),
         )
-        return JobHandle(self._transport, self._transport.run(self._flows.submit(request)))
+        return JobHandle(self._transport, self._transport.run(self._calls.submit(request)))
 
     @known_arguments
     def discover(
@@ -219,31 +276,35 @@ class Client(ClientBase):
         include_prompts: bool = False,
         timeout: float | None = None,
         progress: ProgressLike = None,
-    ) -> Circuit:
-        """Finds a circuit; errors as of `pahq_client.discover`.
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AnyArtifact:
+        """Finds a circuit, or scores of edges; errors as of `pahq_client.discover`.
 
-        The discovery is this call's own: whatever ends the call before the circuit is there (Ctrl-C, the
-        timeout, a cancelled task, an error in ``progress``) also cancels it. Only when the server cannot be
-        reached any more does it go on; the error then carries a note with its name.
+        The job belongs to this call: whatever ends the call before the result is there (Ctrl-C, the
+        timeout, a cancelled task, an error in ``progress``) also cancels the job. Only when the server cannot
+        be reached any more does it go on; the error then carries a note with its name.
 
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
             threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
-            method: ``acdc``, or ``single_edge`` (the effect of every edge alone).
+            method: ``acdc``, ``single_edge`` (the effect of every edge alone), ``eap`` (its estimate from one
+                backward pass, which gives EdgeScores), or another one that the server knows.
             metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
             ablation: ``resample``, ``zero`` or ``mean``.
             gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
             kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
             precision: name of a precision policy.
-            include_prompts: whether the circuit, and the file it is saved to, hold the prompts as well.
+            include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
             timeout: seconds for all of it.
             progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+            parameters: of methods without arguments of their own, by name.
         """
-        request = DiscoveryRequest(
-            model, task, threshold, method, metric, ablation, gates, kv_receivers, precision, include_prompts
+        request = JobRequest(
+            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
+            *(include_prompts, parameters),
         )
-        return self._transport.run(self._flows.discover(request, timeout, progress))
+        return self._transport.run(self._calls.discover(request, timeout, progress))
 
     @known_arguments
     def session(
@@ -256,7 +317,7 @@ class Client(ClientBase):
         kv_receivers: str = "group",
         precision: str = "fp32",
     ) -> Session:
-        """Keeps a model and a task ready to measure many circuits: for search algorithms of one's own.
+        """Keeps a model and a task ready to measure many circuits: for search algorithms of your own.
 
         Args:
             model: name of a served model.
@@ -273,23 +334,23 @@ class Client(ClientBase):
             ResourceExhausted: the server holds as many sessions as it may.
         """
         request = SessionRequest(model, task, metric, ablation, kv_receivers, precision)
-        return Session(self._transport, self._transport.run(self._flows.session(request)))
+        return Session(self._transport, self._transport.run(self._calls.session(request)))
 
     def job(self, name: str) -> JobHandle:
-        """A discovery by name, also of another process. Whether it exists shows at the first use."""
-        return JobHandle(self._transport, self._flows.job(name))
+        """Returns a job by name, also of another process. Whether it exists shows at the first use."""
+        return JobHandle(self._transport, self._calls.job(name))
 
     @known_arguments
     def jobs(self, limit: int | None = None) -> list[JobHandle]:
-        """The discoveries of this user, newest first, at most so many. Each knows its `latest` state.
+        """Lists the jobs of this user, newest first, at most so many. Each knows its `latest` state.
 
         Raises:
             InvalidRequest: the limit is negative or no integer.
         """
-        return [JobHandle(self._transport, job) for job in self._transport.run(self._flows.jobs(limit))]
+        return [JobHandle(self._transport, job) for job in self._transport.run(self._calls.jobs(limit))]
 
     def close(self) -> None:
-        """Ends the connection. Discoveries go on."""
+        """Ends the connection. Jobs go on."""
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -299,3 +360,136 @@ class Client(ClientBase):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class ServerCalls:
+    """What can be asked of a server, as steps; described at `Client`."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def models(self) -> Steps[list[Model]]:
+        response = yield from self._caller.call(MODELS, model_pb2.ListModelsRequest())
+        return responses.models(response)
+
+    def tokenize(
+        self, model: str, texts: str | Iterable[str], prompt: str | None, special_tokens: bool
+    ) -> Steps[list[TokenizedText]]:
+        request = requests.tokenize_message(model, texts, prompt, special_tokens)
+        return responses.tokenized_texts(request, (yield from self._caller.call(TOKENIZE, request)))
+
+    def server_info(self) -> Steps[ServerInfo]:
+        response = yield from self._caller.call(INFO, server_pb2.GetServerInfoRequest())
+        return responses.server_info(response.server_info)
+
+    def evaluate(
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: Circuit | Iterable[str | Edge],
+        options: EvaluationOptions,
+    ) -> Steps[Evaluation]:
+        request = requests.evaluation_message(EvaluationRequest.of(model, task, circuit, options))
+        response = yield from self._caller.call(EVALUATE, request, EVALUATE_SECONDS)
+        evaluation = responses.evaluation(request.objective, response)
+        WarningDisplay().show(evaluation.warnings)
+        return evaluation
+
+    def estimate(self, request: JobRequest) -> Steps[Estimate]:
+        message = pb.CreateJobRequest(spec=requests.job_spec(request), validate_only=True)
+        estimate = responses.estimate((yield from self._call_create(message)).estimate)
+        WarningDisplay().show(estimate.warnings)
+        return estimate
+
+    def submit(self, request: JobRequest) -> Steps[JobCalls]:
+        job = yield from self._create(_creation(request))
+        job.show_warnings()
+        return job
+
+    def discover(
+        self, request: JobRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[AnyArtifact]:
+        creation = _creation(request)
+        job: JobCalls | None = None
+        try:
+            job = yield from self._create(creation)
+            job.show_warnings()  # before hours of work, not only after
+            return (yield from job.result(timeout, progress))
+        except BaseException as error:
+            if isinstance(error, Unavailable) and job is not None:
+                error.add_note(f"{job.name} may go on; Client.job(name).result() fetches it")
+            elif _leaves_it_running(error, job):
+                yield from self._cancel(job, creation)
+            raise
+
+    def session(self, request: SessionRequest) -> Steps[SessionCalls]:
+        message = requests.session_message(request)
+        response = yield from self._caller.call(OPEN, message, EVALUATE_SECONDS)
+        WarningDisplay().show(responses.warnings(response.session.warnings))
+        return SessionCalls(self._caller, response.session, message.objective)
+
+    def job(self, name: str) -> JobCalls:
+        return JobCalls(self._caller, checks.text("name", name))
+
+    def jobs(self, limit: int | None) -> Steps[list[JobCalls]]:
+        if limit is not None and checks.integer("limit", limit) < 0:
+            raise InvalidRequest("limit", f"must be at least 0, got {limit}")
+        found: list[JobCalls] = []
+        token, seen, fruitless = "", set[str](), 0
+        while limit is None or len(found) < limit:
+            size = MOST_PER_PAGE if limit is None else min(limit - len(found), MOST_PER_PAGE)
+            request = pb.ListJobsRequest(page_size=size, page_token=token)
+            page = yield from self._caller.call(LIST, request)
+            if len(page.jobs) > size:
+                raise ServerFault(f"the server sent {len(page.jobs)} jobs, asked for {size}")
+            found += (JobCalls(self._caller, job.name, responses.job_info(job)) for job in page.jobs)
+            token = page.next_page_token
+            if not token:
+                break
+            fruitless = 0 if page.jobs else fruitless + 1
+            # A list that begins again, or has empty pages only, would be read for ever.
+            if token in seen or fruitless > MOST_EMPTY_PAGES or len(found) > MOST_JOBS:
+                raise ServerFault("the server's list of jobs has no end")
+            seen.add(token)
+        return found
+
+    def _create(self, request: pb.CreateJobRequest, timeout: float | None = None) -> Steps[JobCalls]:
+        """Creates a job, once, however often the same request is sent: the server recognizes its id."""
+        response = yield from self._call_create(request, timeout)
+        return JobCalls(self._caller, response.job.name, responses.job_info(response.job))
+
+    def _call_create(
+        self, request: pb.CreateJobRequest, timeout: float | None = None
+    ) -> Steps[pb.CreateJobResponse]:
+        try:
+            return (yield from self._caller.call(CREATE, request, timeout))
+        except InvalidRequest as error:
+            field = requests.argument_of(error.field)
+            if field == error.field:
+                raise
+            raise InvalidRequest(field, error.detail) from None
+
+    def _cancel(self, job: JobCalls | None, request: pb.CreateJobRequest) -> Steps[None]:
+        try:
+            # Interrupted before the name came back: ask for it again, or the job could not be cancelled.
+            job = job or (yield from self._create(request, CANCEL_SECONDS))
+            yield from job.cancel(CANCEL_SECONDS)
+        except PahqError:
+            pass  # the error that led here is the one to report
+
+
+def _leaves_it_running(error: BaseException, job: JobCalls | None) -> bool:
+    """Whether the job would go on although its caller stops waiting, and can be cancelled."""
+    if isinstance(error, GeneratorExit):  # operations are not performed any more
+        return False
+    if (
+        isinstance(error, DeadlineExceeded) and job is None
+    ):  # the server may have it, under a name unknown here
+        return True
+    if isinstance(error, PahqError):
+        return job is not None and not isinstance(error, Unavailable | JobFailed | JobCancelled)
+    return True
+
+
+def _creation(request: JobRequest) -> pb.CreateJobRequest:
+    return pb.CreateJobRequest(spec=requests.job_spec(request), request_id=str(uuid.uuid4()))

@@ -1,19 +1,20 @@
-"""The one-call interface."""
+"""`discover`: the whole client in one call, with a server of its own if none is named."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
-from pahq_client.circuit import Circuit
 from pahq_client.client import Client
+from pahq_client.connection import TlsConfig
+from pahq_client.display.progress import ProgressLike
 from pahq_client.embedded import EmbeddedServer, check_served, served_model
-from pahq_client.endpoint import TlsConfig
 from pahq_client.errors import InvalidRequest
-from pahq_client.patience import Backoff, Deadline
-from pahq_client.progress import ProgressLike
+from pahq_client.retries import Backoff, Deadline
 from pahq_client.task import TaskLike
 
 
@@ -34,23 +35,25 @@ def discover(
     tls: bool | TlsConfig | None = None,
     timeout: float | None = None,
     progress: ProgressLike = None,
-) -> Circuit:
-    """Finds the circuit of a task in a model.
+    parameters: Mapping[str, Any] | None = None,
+) -> AnyArtifact:
+    """Finds the circuit of a task in a model, or scores of its edges.
 
-    Whatever may mislead about it is in ``warnings`` of the Circuit, and shown as PahqWarning.
+    Whatever may mislead about the result is in its ``warnings``, and shown as PahqWarning.
 
     Args:
         model: name of a model that the server serves; ``demo`` always is. With an embedded server also a
             directory, or a hub id ``owner/name``.
         task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
         threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
-        method: ``acdc``, or ``single_edge`` (the effect of every edge alone).
+        method: ``acdc``, ``single_edge`` (the effect of every edge alone), ``eap`` (its estimate from one
+            backward pass, which gives EdgeScores), or another one that the server knows.
         metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
         ablation: ``resample``, ``zero`` or ``mean``.
         gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
         kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
         precision: name of a precision policy.
-        include_prompts: whether the circuit, and the file it is saved to, hold the prompts as well; without,
+        include_prompts: whether the result, and the file it is saved to, hold the prompts as well; without,
             they hold the name of a built-in task, the number of prompts and a hash.
         server: HOST:PORT; None for $PAHQ_SERVER, else for an embedded server, started for this call on
             this machine (needs ``pip install 'pahq[server]'``).
@@ -58,14 +61,15 @@ def discover(
         tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds for all of it.
         progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+        parameters: of methods without arguments of their own, by name.
 
     Raises:
         InvalidRequest: an argument is wrong.
         NotFound: the server does not serve the model.
-        JobFailed: the discovery ended without a circuit, for example because the metric is not finite.
-        JobCancelled: somebody else stopped it.
-        TimeoutError: it took longer than ``timeout``. The discovery is cancelled, too, as nobody else
-            knows of it; so it is on Ctrl-C. To let it outlive the wait, use `Client.submit`.
+        JobFailed: the job ended without a result, for example because the metric is not finite.
+        JobCancelled: somebody else stopped the job.
+        TimeoutError: it took longer than ``timeout``. The job is cancelled, too, as nothing else knows
+            of it; so it is on Ctrl-C. To let it outlive the wait, use `Client.submit`.
         Unavailable: there is no server, or it went away and stayed away.
         PahqError: others of its kind concern access, limits and versions.
     """
@@ -84,6 +88,7 @@ def discover(
             include_prompts=include_prompts,
             timeout=deadline.left,
             progress=progress,
+            parameters=parameters,
         )
 
 
@@ -95,7 +100,10 @@ def connect(
     tls: bool | TlsConfig | None,
     deadline: Deadline | None = None,
 ) -> Iterator[tuple[Client, str]]:
-    """A client, and the model's name on its server: the named one, $PAHQ_SERVER, or an embedded one."""
+    """Connects to the named server, that in $PAHQ_SERVER or an embedded one.
+
+    Gives a client, and the model's name on its server.
+    """
     address = server or os.environ.get("PAHQ_SERVER")
     if address:
         with Client(address, token, tls) as client:

@@ -17,18 +17,24 @@ PahqError
  ├─ VersionMismatch      client and server do not fit together; carries both versions
  ├─ Unauthenticated      the server wants a token, or another one
  ├─ PermissionDenied     the token does not allow the call
- ├─ JobFailed            the discovery ended without a circuit
- ├─ JobCancelled         the discovery was stopped on request
+ ├─ JobFailed            the job ended without a result
+ ├─ JobCancelled         the job was stopped on request
  └─ ServerFault          the server broke: a defect, please report it
 
 All of them survive pickling: ``args`` are the constructor's arguments.
 
-`caution.PahqWarning` is shown and not raised; it is a PahqError where a filter of warnings makes it an error.
+`PahqWarning` is shown and not raised; it is a PahqError where a filter of warnings makes it an error.
 """
 
 from __future__ import annotations
 
-from pahq_client.text import printable
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from pahq_client.formatting import one_line, printable
 
 
 class PahqError(Exception):
@@ -94,7 +100,7 @@ class NotFound(PahqError):
 
 
 class Conflict(PahqError):
-    """The state of the thing forbids the call, for example deleting a discovery that runs."""
+    """The state of the thing forbids the call, for example deleting a job that runs."""
 
 
 class AlreadyExists(Conflict):
@@ -229,11 +235,11 @@ class PermissionDenied(PahqError):
 
 
 class JobFailed(PahqError):
-    """The discovery or evaluation ended without a result.
+    """The job or evaluation ended without a result.
 
     Args:
         message: why.
-        name: of the discovery; empty for an evaluation.
+        name: of the job; empty for an evaluation.
     """
 
     def __init__(self, message: str, name: str = "") -> None:
@@ -246,10 +252,10 @@ class JobFailed(PahqError):
 
 
 class JobCancelled(PahqError):
-    """The discovery was stopped on request.
+    """The job was stopped on request.
 
     Args:
-        name: of the discovery.
+        name: of the job.
     """
 
     def __init__(self, name: str) -> None:
@@ -262,3 +268,40 @@ class JobCancelled(PahqError):
 
 class ServerFault(PahqError):
     """The server broke: a defect of the server, not of the request."""
+
+
+class PahqWarning(PahqError, UserWarning):
+    """Something about an answer may mislead; the text says what it means and what to do.
+
+    Each answer gives its warnings once. They are shown and not raised, unless `warnings.filterwarnings` says
+    otherwise.
+    """
+
+
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
+
+# Python shows equal texts from one line of a program only once, as if another answer could not have the same
+# fault. Appended: whatever filter a program sets comes first.
+warnings.filterwarnings("always", category=PahqWarning, append=True)
+
+
+class WarningDisplay:
+    """Shows the warnings of one answer, each text once, however often they come in."""
+
+    def __init__(self) -> None:
+        self._shown: set[str] = set()
+
+    def show(self, texts: Iterable[str]) -> None:
+        """Shows what has not been shown. Raises PahqWarning where a filter makes it an error."""
+        for text in texts:
+            if text not in self._shown:
+                self._shown.add(text)
+                warnings.warn(one_line(text), PahqWarning, stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` of the first frame outside of this package, as seen from the caller."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -1,10 +1,54 @@
-"""What a server tells apart from circuits: evaluations, its models, itself."""
+"""What a server answers apart from circuits and scores: evaluations, estimates, its models, itself."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from pahq_client.elements import CircuitMetric
+from pahq_client.graph import CircuitMetric
+from pahq_client.task import BuiltinTask, Task, task_of
+
+
+class WithProvenance:
+    """Reads the ``provenance`` of what a job found: what was asked for, and what happened in the run.
+
+    A file may hold anything there, so every property copes with values of other types.
+    """
+
+    provenance: Mapping[str, Any]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may mislead about the result, in the words of the server, each with what to do."""
+        found = self._run.get("warnings")
+        return tuple(text for text in found if isinstance(text, str)) if isinstance(found, list) else ()
+
+    @property
+    def model_revision(self) -> str:
+        """The revision of the model that the job ran on; empty if it is not known."""
+        request = self.provenance.get("request", {})
+        revision = request.get("model_revision") if isinstance(request, Mapping) else None
+        return revision if isinstance(revision, str) else ""
+
+    @property
+    def task(self) -> Task | BuiltinTask | None:
+        """The task of the job, to measure on it again.
+
+        None unless it is a built-in one, or the job was asked to include its prompts.
+        """
+        return task_of(self._run)
+
+    @property
+    def _run(self) -> Mapping[str, Any]:
+        run = self.provenance.get("run", {})
+        return run if isinstance(run, Mapping) else {}
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """What the job was asked for (method, threshold, ablation, ...), as far as it is known."""
+        parameters = self.provenance.get("request", {}).get("parameters", {})
+        return parameters if isinstance(parameters, Mapping) else {}
 
 
 @dataclass(frozen=True)
@@ -19,7 +63,7 @@ class Evaluation:
         num_edges_total: edges of the graph.
         model: name of the model that it was measured on.
         ablation, kv_receivers, precision: how it was measured, also where the caller left it open.
-        warnings: what may mislead about the figures; each tells what to do.
+        warnings: what may mislead about the figures, each with what to do.
     """
 
     metric: str
@@ -61,14 +105,14 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a discovery would take, roughly.
+    """What a job would take, roughly.
 
     Args:
         memory_bytes: kept on the server, beside the model, while it runs.
         least_seconds, most_seconds: bounds, if it were alone on the server.
         streams_weights: whether weights are read from files again and again, which makes it slow: the server
-            keeps rounded ones only, and the discovery asks for full precision.
-        warnings: what may mislead about the answer, as far as the request shows it; each tells what to do.
+            keeps rounded ones only, and the job asks for full precision.
+        warnings: what may mislead about the answer, as far as the request shows it, each with what to do.
     """
 
     memory_bytes: int
@@ -168,10 +212,10 @@ class Limits:
     """What each user may have; None where there is no limit.
 
     Args:
-        running_jobs: discoveries that are worked on at a time; further ones wait.
-        queued_jobs: discoveries that wait.
-        prompt_tokens: of all prompts of unfinished discoveries.
-        stored_results: that are kept, and discoveries that may still give one.
+        running_jobs: jobs that are worked on at a time; further ones wait.
+        queued_jobs: jobs that wait.
+        prompt_tokens: of all prompts of unfinished jobs.
+        stored_results: results that are kept, and jobs that may still give one.
         requests_per_second: calls, over time.
         burst: calls at once after a pause.
         concurrent_calls: under way at the same time, streams apart.
@@ -195,7 +239,7 @@ class ServerInfo:
     Args:
         version: of the pahq distribution.
         device: that the models run on, in words.
-        methods: search methods.
+        methods: names of methods that jobs can run.
         metrics: names of metrics.
         ablations: names of ablations.
         precisions: names of precision policies.

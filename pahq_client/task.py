@@ -96,9 +96,9 @@ def as_task(task: TaskLike) -> Task | BuiltinTask:
 
 
 def task_of(run: Mapping[str, Any]) -> Task | BuiltinTask | None:
-    """The task in a circuit's account of its run; None if it does not say enough, or nothing of use.
+    """Returns the task that ``run`` of a provenance describes; None if there is none.
 
-    Prompts that came with the circuit are preferred to the name of a built-in task: another tokenizer gives
+    Prompts that came with the result are preferred to the name of a built-in task: another tokenizer gives
     other prompts for it.
     """
     prompts, about = run.get("prompts"), run.get("task")

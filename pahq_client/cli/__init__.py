@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pahq_client import errors
 from pahq_client.cli.output import warnings_on_stderr
 from pahq_client.cli.parser import make_parser
-from pahq_client.text import one_line
+from pahq_client.formatting import one_line
 
 # The first that fits decides.
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (

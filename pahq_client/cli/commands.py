@@ -7,25 +7,26 @@ from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 
-from pahq_client import comparison, files
+from pahq_client import files
+from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
-from pahq_client.cli.connection import connection, tls
+from pahq_client.circuit import compare as compare_circuits
 from pahq_client.cli.jobs import OPTIONS, detach
+from pahq_client.cli.options import connection, read_task, tls
 from pahq_client.cli.output import (
     count,
     print_answer,
-    print_circuit,
+    print_artifact,
     print_json,
     print_table,
     print_values,
     put,
 )
-from pahq_client.cli.task_file import read_task
 from pahq_client.discover import discover as find
 from pahq_client.errors import InvalidRequest
 from pahq_client.results import Model
 
-# Of a revision, so much as tells it from others.
+# So many digits of a revision are shown.
 SHORT_REVISION = 12
 _MODEL_COLUMNS = (
     *("name", "architecture", "layers", "heads", "width", "context", "parameters", "edges"),
@@ -34,7 +35,7 @@ _MODEL_COLUMNS = (
 
 
 def discover(arguments: Namespace) -> None:
-    """Finds a circuit, prints it and writes the files asked for."""
+    """Finds a circuit or scores, prints them and writes the files asked for."""
     if arguments.detach:
         detach(arguments)
         return
@@ -44,12 +45,12 @@ def discover(arguments: Namespace) -> None:
     _check_targets(arguments)  # before hours of work, not after
     names = ("model", "threshold", *OPTIONS, "server", "token", "timeout")
     options = {name: getattr(arguments, name) for name in names}
-    circuit = find(task=read_task(arguments), tls=tls(arguments), progress=not arguments.quiet, **options)
-    _write_and_print(circuit, arguments)
+    found = find(task=read_task(arguments), tls=tls(arguments), progress=not arguments.quiet, **options)
+    _write_and_print(found, arguments)
 
 
 def estimate(arguments: Namespace) -> None:
-    """Tells what a discovery would take."""
+    """Estimates what a job would take."""
     options = {name: getattr(arguments, name) for name in OPTIONS}
     with connection(arguments, arguments.model) as (client, model):
         found = client.estimate(model, read_task(arguments), arguments.threshold, **options)
@@ -58,7 +59,8 @@ def estimate(arguments: Namespace) -> None:
 
 def evaluate(arguments: Namespace) -> None:
     """Measures a circuit file."""
-    circuit, task = Circuit.load(arguments.circuit), read_task(arguments)
+    circuit = Circuit.load(arguments.circuit, allow_partial=arguments.allow_partial)
+    task = read_task(arguments)
     names = ("metric", "ablation", "kv_receivers", "precision", "allow_other_model")
     options: Any = {name: getattr(arguments, name) for name in names}
     with connection(arguments, arguments.model) as (client, model):
@@ -102,7 +104,8 @@ def info(arguments: Namespace) -> None:
 
 def compare(arguments: Namespace) -> None:
     """Compares two circuit files."""
-    result = comparison.compare(Circuit.load(arguments.a), Circuit.load(arguments.b))
+    a, b = (Circuit.load(p, allow_partial=arguments.allow_partial) for p in (arguments.a, arguments.b))
+    result = compare_circuits(a, b)
     lists = dataclasses.asdict(result)
     if arguments.json:
         print_json({**lists, "jaccard": result.jaccard})
@@ -133,15 +136,20 @@ def _model_row(model: Model) -> tuple[object, ...]:
 def _check_targets(arguments: Namespace) -> None:
     given = {f"--{name}": getattr(arguments, name) for name in ("out", "dot")}
     paths = {field: path for field, path in given.items() if path is not None}
+    if paths and arguments.method == "eap":
+        raise InvalidRequest(next(iter(paths)), "is for circuits; method 'eap' gives scores, see --json")
     for field, path in paths.items():
         files.check_target(field, path)
     if len(paths) == 2 and files.same_target(*paths.values()):
         raise InvalidRequest("--dot", f"is the same file as --out: {arguments.dot!r}")
 
 
-def _write_and_print(circuit: Circuit, arguments: Namespace) -> None:
-    """Does all of it, whatever goes wrong with a part: a full disk must not lose the result."""
-    failed: list[OSError] = []
+def _write_and_print(found: AnyArtifact, arguments: Namespace) -> None:
+    """Writes the files asked for and prints the result.
+
+    Does all of it before it raises the first OSError: a full disk must not lose the result.
+    """
+    failed: list[Exception] = []
 
     def attempt(write: Callable[[], None]) -> None:
         try:
@@ -149,10 +157,13 @@ def _write_and_print(circuit: Circuit, arguments: Namespace) -> None:
         except OSError as error:
             failed.append(error)
 
-    if arguments.out is not None:
-        attempt(lambda: circuit.save(arguments.out))
-    if arguments.dot is not None:
-        attempt(lambda: files.write(arguments.dot, circuit.to_dot().encode()))
-    print_circuit(circuit, arguments.json)
+    if isinstance(found, Circuit):
+        if arguments.out is not None:
+            attempt(lambda: found.save(arguments.out))
+        if arguments.dot is not None:
+            attempt(lambda: files.write(arguments.dot, found.to_dot().encode()))
+    elif arguments.out is not None or arguments.dot is not None:
+        failed.append(InvalidRequest("--out", f"and --dot are for circuits; {arguments.method!r} gave none"))
+    print_artifact(found, arguments.json)
     if failed:
         raise failed[0]

@@ -1,8 +1,7 @@
-"""Commands about discoveries on a server: ``jobs``, ``watch``, ``cancel``, ``show`` and ``--detach``."""
+"""Commands about jobs on a server: ``jobs``, ``watch``, ``cancel``, ``show`` and ``--detach``."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
@@ -11,42 +10,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pahq_client import files
-from pahq_client.caution import Cautions
 from pahq_client.circuit import Circuit
-from pahq_client.cli.connection import connection
+from pahq_client.cli.options import connection, read_task
 from pahq_client.cli.output import (
     fields,
     note,
     number,
     print_answer,
+    print_artifact,
     print_circuit,
     print_json,
     print_table,
     put,
 )
-from pahq_client.cli.task_file import read_task
 from pahq_client.client import Client
-from pahq_client.errors import InvalidRequest, JobCancelled, JobFailed, NotFound
+from pahq_client.display.progress import reporter
+from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed, NotFound, WarningDisplay
 from pahq_client.events import Event, JobInfo, JobState
+from pahq_client.formatting import local_time, one_line, stands, summarize
 from pahq_client.jobs import JobHandle
-from pahq_client.progress import reporter
-from pahq_client.text import one_line
-from pahq_client.words import local_time, stands, summarize
 
-_NAME = re.compile(r"users/[^/]+/discoveries/[^/]+")
+_NAME = re.compile(r"users/[^/]+/jobs/[^/]+")
 _ID = re.compile(r"[A-Za-z0-9_-]+")
-# Of the table of discoveries, after the name.
+# Columns of the table of jobs, after the name.
 _COLUMNS = (
     *("model", "task", "method", "threshold", "edges kept", "metric", "faithfulness"),
     *("created", "state"),
 )
-# So much of an id is shown in a terminal, and so much at least is needed to find a discovery by it.
+# So many characters of an id are shown in a terminal, and so many at least are needed to find a job by it.
 _SHOWN_ID, _LEAST_ID = 12, 4
 OPTIONS = ("method", "metric", "ablation", "gates", "kv_receivers", "precision", "include_prompts")
 
 
 def detach(arguments: Namespace) -> None:
-    """Starts a discovery and prints its name."""
+    """Starts a job and prints its name."""
     for option in ("out", "dot", "timeout"):
         if getattr(arguments, option) is not None:
             raise InvalidRequest(option, "does not go with --detach, which waits for nothing")
@@ -57,14 +54,14 @@ def detach(arguments: Namespace) -> None:
 
 
 def jobs(arguments: Namespace) -> None:
-    """Lists the user's discoveries, newest first."""
+    """Lists the user's jobs, newest first."""
     with _named_server(arguments) as client:
         infos = [job.latest for job in client.jobs(arguments.limit) if job.latest is not None]
     if arguments.json:
         print_json([fields(info, as_json=True) for info in infos])
         return
     if not infos:
-        note("there are no discoveries")
+        note("there are no jobs")
         return
     in_terminal = sys.stdout.isatty()
     names = _short(infos) if in_terminal else [info.name for info in infos]
@@ -74,7 +71,7 @@ def jobs(arguments: Namespace) -> None:
 
 
 def watch(arguments: Namespace) -> None:
-    """Follows a discovery to its end. That this command ends does nothing to the discovery."""
+    """Follows a job to its end. Ending this command does nothing to the job."""
     with _named_server(arguments) as client:
         job = client.job(_full_name(client, arguments.name))
         last = _follow(job, arguments)
@@ -83,13 +80,13 @@ def watch(arguments: Namespace) -> None:
         if last is not None and last.state is JobState.CANCELLED:
             raise JobCancelled(job.name)
         info = job.info
-        Cautions().show(info.warnings)
+        WarningDisplay().show(info.warnings)
         if not arguments.json:
             put(job.name, one_line(summarize(info)))
 
 
 def cancel(arguments: Namespace) -> None:
-    """Asks a discovery to stop, and prints its state."""
+    """Asks a job to stop, and prints its state."""
     with _named_server(arguments) as client:
         name = _full_name(client, arguments.name)
         state = client.job(name).cancel()
@@ -100,43 +97,56 @@ def cancel(arguments: Namespace) -> None:
 
 
 def show(arguments: Namespace) -> None:
-    """Prints a circuit file, or a discovery: its circuit, or where it stands as long as it has none."""
+    """Prints a circuit file, or a job: what it gave, or how it stands as long as it gave nothing."""
     what = files.path_text("NAME_OR_FILE", arguments.what)
     if os.path.exists(what) or not (_NAME.fullmatch(what) or (_ID.fullmatch(what) and arguments.server)):
         circuit = _load(what)
-        Cautions().show(circuit.warnings)
+        WarningDisplay().show(circuit.warnings)
         print_circuit(circuit, arguments.json)
         return
     with _named_server(arguments) as client:
         job = client.job(_full_name(client, what, "there is no file of this name, either"))
         info = job.info
         if info.state is JobState.SUCCEEDED:
-            print_circuit(job.result(), arguments.json)
+            print_artifact(job.artifact(), arguments.json)
+        elif info.state.is_final and _print_partial(job, info, arguments):
+            return
         else:
-            Cautions().show(info.warnings)
+            WarningDisplay().show(info.warnings)
             print_answer(info, arguments.json)
+
+
+def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
+    """Prints what a cancelled or failed job had found. Returns whether it had found anything."""
+    try:
+        artifact = job.artifact()
+    except (NotFound, Conflict):
+        return False
+    note(f"the job did not come to its end ({stands(info)}): this is what it had found")
+    print_artifact(artifact, arguments.json)
+    return True
 
 
 def _load(path: str) -> Circuit:
     try:
-        return Circuit.load(path)
+        return Circuit.load(path, allow_partial=True)
     except FileNotFoundError as error:
-        if _ID.fullmatch(path):  # may as well be a discovery
-            error.add_note("to show a discovery, name its server with --server or $PAHQ_SERVER")
+        if _ID.fullmatch(path):  # may as well be a job
+            error.add_note("to show a job, name its server with --server or $PAHQ_SERVER")
         raise
 
 
 def _full_name(client: Client, name: str, hint: str = "") -> str:
-    """The resource name of a discovery that is given by it, by the id at its end, or by how the id begins.
+    """Returns the resource name of a job that is given by it, by the id at its end, or by how the id begins.
 
     Raises:
         InvalidRequest: the name has none of these forms, or several ids begin so.
-        NotFound: the user has no discovery with this id.
+        NotFound: the user has no job with this id.
     """
     if _NAME.fullmatch(name):
         return name
     if not _ID.fullmatch(name):
-        raise InvalidRequest("NAME", f"must be users/.../discoveries/ID, or ID alone, got {name!r}")
+        raise InvalidRequest("NAME", f"must be users/.../jobs/ID, or ID alone, got {name!r}")
     found = []
     for job in client.jobs():
         id = job.name.rpartition("/")[2]
@@ -145,17 +155,15 @@ def _full_name(client: Client, name: str, hint: str = "") -> str:
         if id.startswith(name) and len(name) >= _LEAST_ID:
             found.append(job.name)
     if len(found) > 1:
-        raise InvalidRequest(
-            "NAME", f"{len(found)} discoveries have ids that begin with {name!r}; give more of it"
-        )
+        raise InvalidRequest("NAME", f"{len(found)} jobs have ids that begin with {name!r}; give more of it")
     if not found:
-        detail = f"no discovery with the id {name}; see pahq jobs"
+        detail = f"no job with the id {name}; see pahq jobs"
         raise NotFound(name, "; ".join(filter(None, [detail, hint])))
     return found[0]
 
 
 def _short(infos: list[JobInfo]) -> list[str]:
-    """The ids of discoveries, cut as far as they still differ; with their users where there are several."""
+    """Returns the ids of jobs, cut as long as they still differ, or full names if there are several users."""
     parts = [info.name.split("/") for info in infos]
     ids = [part[-1] for part in parts]
     short = [id[:_SHOWN_ID] for id in ids]
@@ -165,14 +173,14 @@ def _short(infos: list[JobInfo]) -> list[str]:
 
 
 def _row(info: JobInfo) -> tuple[object, ...]:
-    """What `jobs` shows of a discovery after its name, in the order of `_COLUMNS`."""
+    """Returns what `jobs` shows of a job after its name, in the order of `_COLUMNS`."""
     return (
         info.model,
         info.task or None,
         info.method,
         number(info.threshold),
-        f"{info.kept}/{info.total}" if info.total else None,
-        f"{info.metric or 'metric'} {number(info.metric_value)}" if info.total else None,
+        f"{info.kept}/{info.total}" if info.total and "kept" in info.progress.figures else None,
+        f"{info.metric or 'metric'} {number(info.metric_value)}" if info.metric_value is not None else None,
         number(info.faithfulness) if info.metric_full is not None else None,
         local_time(info.created, "%m-%d %H:%M") if info.created is not None else None,
         one_line(stands(info)),
@@ -185,14 +193,14 @@ def _follow(job: JobHandle, arguments: Namespace) -> Event | None:
         for last in job.watch():
             report(last)
             if arguments.json:
-                print_json(dataclasses.asdict(last))
+                print_json(fields(last, as_json=True))
     return last
 
 
 @contextmanager
 def _named_server(arguments: Namespace) -> Iterator[Client]:
     if not arguments.server:
-        detail = "is needed (or $PAHQ_SERVER): a server started for this command would have no discoveries"
+        detail = "is needed (or $PAHQ_SERVER): a server started for this command would have no jobs"
         raise InvalidRequest("--server", detail)
     with connection(arguments) as (client, _):
         yield client

@@ -1,6 +1,7 @@
 """How results are printed: as lines, as tables, or as one JSON document; warnings go to stderr.
 
-All that the command prints goes through `put` or `print_json`: parts of it come from servers and from files.
+Parts of what is printed come from servers and from files, so all of it goes through `put` or `print_json`,
+which escape what a terminal would obey.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
-from pahq_client import circuit_file, render, words
-from pahq_client.caution import PahqWarning
+from pahq_client import circuit_file, formatting
+from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
-from pahq_client.events import JobInfo
+from pahq_client.display import circuits
+from pahq_client.errors import PahqWarning
+from pahq_client.events import Event, JobInfo
+from pahq_client.formatting import local_time, one_line, printable
 from pahq_client.results import Estimate, Evaluation
-from pahq_client.text import one_line, printable
-from pahq_client.words import local_time
+from pahq_client.scores import EdgeScores
 
-# Of a table that nobody looks at in a terminal: nothing is broken or cut off.
+# Columns of a table outside of a terminal: nothing is broken or cut off.
 _WIDE = 1_000_000
 
 
@@ -32,35 +35,76 @@ def put(*cells: object) -> None:
     print("\t".join(printable(str(cell)).replace("\n", " ") for cell in cells))
 
 
+def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
+    """Prints what a job gave: a circuit, scores, or a line about an artifact of another kind."""
+    if isinstance(artifact, Circuit):
+        print_circuit(artifact, as_json)
+    elif isinstance(artifact, EdgeScores):
+        _print_scores(artifact, as_json)
+    else:
+        values = {"kind": artifact.kind, "version": artifact.version, "partial": artifact.partial}
+        print_values({**values, "bytes": len(artifact.data)}, as_json)
+
+
 def print_circuit(circuit: Circuit, as_json: bool) -> None:
-    """A summary, then an edge per line."""
+    """Prints a summary, then an edge per line. Of a partial circuit, only edges that were decided."""
     if as_json:
         print(circuit_file.encode(circuit, "circuit").decode())
         return
-    put(f"# {render.summary(circuit)}")
+    put(f"# {circuits.summary(circuit)}")
+    undecided = set(map(str, circuit.undecided))
     for edge in circuit.edges:
-        put(edge) if edge.score is None else put(edge, f"{edge.score:.6g}")
+        if str(edge) not in undecided:
+            put(edge) if edge.score is None else put(edge, f"{edge.score:.6g}")
+
+
+def _print_scores(scores: EdgeScores, as_json: bool) -> None:
+    """Prints a summary, then an edge and its score per line, in the order of the graph."""
+    by_name = zip(scores.graph.edge_names(), scores.scores.tolist(), strict=True)
+    if as_json:
+        values = {name: getattr(scores, name) for name in ("method", "metric", "full", "empty", "partial")}
+        graph = {key: value for key, value in dataclasses.asdict(scores.graph).items() if key != "extra"}
+        print_json({**values, "graph": graph, "scores": dict(by_name), "provenance": scores.provenance})
+        return
+    put(f"# {circuits.summarize_scores(scores)}")
+    for name, score in by_name:
+        put(name, f"{score:.6g}")
 
 
 def print_answer(answer: Evaluation | Estimate | JobInfo, as_json: bool) -> None:
-    """What a server told, a line per value. Its warnings are on stderr, and in the JSON if there are any."""
+    """Prints an answer, a line per value. Warnings are on stderr, and in the JSON if there are any."""
     print_values(fields(answer, as_json), as_json)
 
 
-def fields(answer: Evaluation | Estimate | JobInfo, as_json: bool) -> dict[str, Any]:
-    """The fields of an answer by name, with what is computed from them."""
+def fields(answer: Evaluation | Estimate | JobInfo | Event, as_json: bool) -> dict[str, Any]:
+    """Returns the fields of an answer by name, with what is computed from them."""
     values = dataclasses.asdict(answer)
-    if not (as_json and answer.warnings):
+    if isinstance(answer, Event | JobInfo):
+        values = _with_progress(answer, values, as_json)
+    if "warnings" in values and not (as_json and values["warnings"]):
         del values["warnings"]
     if isinstance(answer, Evaluation) or (isinstance(answer, JobInfo) and answer.metric_full is not None):
         values["faithfulness"] = answer.faithfulness
         if not as_json and answer.faithfulness is None:
-            values["faithfulness"] = words.NO_FAITHFULNESS
+            values["faithfulness"] = formatting.NO_FAITHFULNESS
     return values
 
 
+def _with_progress(answer: Event | JobInfo, values: dict[str, Any], as_json: bool) -> dict[str, Any]:
+    """Puts progress and figures on one level with the other fields."""
+    progress = values.pop("progress")
+    figures = {**progress["figures"], **values.pop("figures", {})}
+    known = {name: getattr(answer, name) for name in ("decided", "total", "kept", "evaluations", "eta_s")}
+    known |= {"unit": progress["unit"], "stage": progress["stage"]}
+    if isinstance(answer, Event):
+        known["metric"] = answer.metric
+    else:
+        known |= {name: getattr(answer, name) for name in ("metric_value", "metric_full", "metric_empty")}
+    return {**values, **known, **({"figures": figures} if as_json else {})}
+
+
 def print_values(values: dict[str, Any], as_json: bool) -> None:
-    """One thing: a line per value."""
+    """Prints one thing: a line per value."""
     if as_json:
         print_json(values)
         return
@@ -69,7 +113,7 @@ def print_values(values: dict[str, Any], as_json: bool) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = ()) -> None:
-    """Many things: a line per thing under a line of headings; empty cells where nothing is known.
+    """Prints many things: a line for each under a line of headings, with empty cells for what is unknown.
 
     In a terminal, a table that is too wide is folded. Elsewhere every row is one line, still aligned.
 
@@ -87,7 +131,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
         side: Literal["right", "left"] = "right" if column in numbers else "left"
-        # The first one is what the rows are called by, and may be copied.
+        # The first column names the rows, and may be copied.
         table.add_column(column, justify=side, overflow="fold", no_wrap=index == 0)
     for row in rows:
         # As Text: nothing in a cell is taken for markup.
@@ -102,13 +146,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], right:
 
 
 def print_json(value: object) -> None:
-    """One document, on one line. Times are written as in ISO 8601; a number that JSON has not is null."""
+    """Prints one document on one line. Times are as in ISO 8601; a number that JSON does not have is null."""
     print(json.dumps(_finite(value), default=_time, allow_nan=False), flush=True)
 
 
 @contextmanager
 def warnings_on_stderr() -> Iterator[None]:
-    """While the body runs, a PahqWarning is a line on stderr that tells no place in the code."""
+    """Shows a PahqWarning as a line on stderr, without a place in the code, while the body runs."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
@@ -123,17 +167,17 @@ def warnings_on_stderr() -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Tells something beside the result: on stderr."""
+    """Prints a remark on stderr."""
     print(f"pahq: {one_line(text)}", file=sys.stderr)
 
 
 def number(value: float | None) -> str | None:
-    """A number as people read it."""
+    """Writes a number for people."""
     return None if value is None else f"{value:.4g}"
 
 
 def count(value: int) -> str:
-    """A large number as people read it, such as 1,519."""
+    """Writes a large number for people, such as 1,519."""
     return f"{value:,}"
 
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 from pahq import __version__
 
 from pahq_client.cli import commands, jobs
-from pahq_client.text import printable
+from pahq_client.formatting import printable
 
 _EPILOG = """\
 exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or wrong version,
@@ -46,7 +46,7 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=commands.discover)
     _add_measured(parser)
     parser.add_argument("--threshold", type=float, help="remove an edge if that costs less than this")
-    parser.add_argument("--method", default="acdc", help="acdc (default) or single_edge")
+    parser.add_argument("--method", default="acdc", help="acdc (default), single_edge or eap")
     parser.add_argument(
         "--metric", default="kl_divergence", help="kl_divergence (default), logit_difference or l2"
     )
@@ -63,7 +63,7 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--detach", action="store_true", help="do not wait: print the discovery's name, for watch and show"
+        "--detach", action="store_true", help="do not wait: print the job's name, for watch and show"
     )
     instead.add_argument(
         "--estimate", action="store_true", help="find nothing: check it all, and tell what it would take"
@@ -73,7 +73,7 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _jobs(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("jobs", help="list discoveries, newest first")
+    parser = subparsers.add_parser("jobs", help="list jobs, newest first")
     parser.set_defaults(run=jobs.jobs)
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many (default: all)")
     _add_server(parser)
@@ -81,7 +81,7 @@ def _jobs(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _watch(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("watch", help="follow a discovery to its end")
+    parser = subparsers.add_parser("watch", help="follow a job to its end")
     parser.set_defaults(run=jobs.watch)
     parser.add_argument(
         "name",
@@ -94,9 +94,9 @@ def _watch(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _cancel(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("cancel", help="stop a discovery")
+    parser = subparsers.add_parser("cancel", help="stop a job")
     parser.set_defaults(run=jobs.cancel)
-    parser.add_argument("name", metavar="NAME", help="a discovery's name or id")
+    parser.add_argument("name", metavar="NAME", help="a job's name or id")
     _add_server(parser)
     _add_json(parser)
 
@@ -113,6 +113,7 @@ def _evaluate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="measure the circuit although it was found in another model",
     )
+    _add_allow_partial(parser)
     _add_server(parser)
     _add_json(parser)
 
@@ -154,13 +155,14 @@ def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=commands.compare)
     parser.add_argument("a", help="circuit file")
     parser.add_argument("b", help="circuit file")
+    _add_allow_partial(parser)
     _add_json(parser)
 
 
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("show", help="print a circuit, or where its discovery stands")
+    parser = subparsers.add_parser("show", help="print a circuit, or how its job stands")
     parser.set_defaults(run=jobs.show)
-    parser.add_argument("what", metavar="NAME_OR_FILE", help="a discovery's name or id, or a circuit file")
+    parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a circuit file")
     _add_server(parser)
     _add_json(parser)
 
@@ -189,6 +191,12 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-ca", metavar="FILE", help="encrypt, trust these authorities")
     parser.add_argument("--tls-cert", metavar="FILE", help="client certificate")
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
+
+
+def _add_allow_partial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-partial", action="store_true", help="take circuits of jobs that did not come to their end"
+    )
 
 
 def _add_json(parser: argparse.ArgumentParser, meaning: str = "print one JSON document") -> None:

@@ -1,15 +1,24 @@
-"""The one place that decides whether a call may go on."""
+"""The one place that decides whether a call is admitted, and the configuration that it is built from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
-from pahq_server.access.admission import AnonymousPermits, Permits
-from pahq_server.access.identity import Anyone, Authenticator, Credentials
-from pahq_server.access.limits import CallLimits
+from pahq_server.access.identity import (
+    Authenticator,
+    CertificateAuthenticator,
+    Credentials,
+    LocalUserAuthenticator,
+    TokenAuthenticator,
+)
+from pahq_server.access.limits import AnonymousPermits, CallLimits, FailedCallLimiter, Permits, RateLimiter
 from pahq_server.access.policy import POLICY, Scope
-from pahq_server.access.rates import Failures, Rates
+from pahq_server.access.tls import TlsFiles
+from pahq_server.access.tokens import Token, TokenTable
 from pahq_server.core.context import Caller
 from pahq_server.core.errors import (
     PermissionDeniedError,
@@ -20,18 +29,80 @@ from pahq_server.core.errors import (
 )
 from pahq_server.core.observer import Observer
 
-# Who calls what needs no credentials: no user can have this name.
-NOBODY = Caller("")
+logger = logging.getLogger(__name__)
+
+# The caller of an RPC that needs no credentials. No user can have the empty name.
+ANONYMOUS = Caller("")
+
+# How callers are identified: "auto" by tokens as soon as one exists and until then not at all, "tokens" by
+# tokens only, "certificates" by client certificates, "none" not at all.
+AUTH_MODES = ("auto", "tokens", "certificates", "none")
+
+
+@dataclass(frozen=True)
+class AccessConfig:
+    """Who may call a server, and how much.
+
+    Args:
+        auth: one of `AUTH_MODES`.
+        certificate_admins: users with admin rights, for the mode "certificates".
+        limits: of calls.
+        tls: files of certificates; None to serve plaintext.
+    """
+
+    auth: str = "auto"
+    certificate_admins: tuple[str, ...] = ()
+    limits: CallLimits = field(default_factory=CallLimits)
+    tls: TlsFiles | None = None
+
+    @contextmanager
+    def authenticating(self, table: TokenTable) -> Iterator[Authenticator]:
+        """Gives an authenticator for a server that never makes a caller wait for the database.
+
+        Args:
+            table: tokens of the server; read in a thread of its own while the body runs.
+
+        Raises:
+            StorageError: tokens are needed and cannot be read.
+        """
+        authenticator = self.authenticator(table)
+        with authenticator.refreshing() if isinstance(authenticator, TokenAuthenticator) else nullcontext():
+            yield authenticator
+
+    def authenticator(self, table: TokenTable) -> Authenticator:
+        """Makes the authenticator of the configured mode.
+
+        Raises:
+            StorageError: tokens are needed and cannot be read.
+        """
+        if self.auth == "none":
+            return LocalUserAuthenticator()
+        if self.auth == "certificates":
+            return CertificateAuthenticator(self.certificate_admins)
+        if self.auth == "tokens":
+            _warn_without_valid_token(table.all())
+        return TokenAuthenticator(table, LocalUserAuthenticator() if self.auth == "auto" else None)
+
+
+def _warn_without_valid_token(tokens: Sequence[Token]) -> None:
+    if not tokens:
+        logger.warning("no token exists: every call is refused until one is created (pahq-server token)")
+    elif not any(token.valid(time.time()) for token in tokens):
+        logger.warning(
+            "all %d tokens have expired or were revoked: every call is refused until one is created "
+            "(pahq-server token)",
+            len(tokens),
+        )
 
 
 class Access:
-    """Decides about calls. Used from one thread.
+    """Decides whether calls are admitted. Used from one thread, the event loop's.
 
     Args:
-        authenticator: finds callers; by default everyone is the local user.
+        authenticator: finds the caller of a call; by default everybody is the local user.
         limits: of calls.
-        observer: hears of refusals.
-        policy: what every call asks of its caller.
+        observer: is told of refusals.
+        policy: what every RPC asks of its caller.
     """
 
     def __init__(
@@ -42,17 +113,17 @@ class Access:
         policy: Mapping[str, Scope] = POLICY,
     ) -> None:
         self.limits = limits or CallLimits()
-        self._authenticator = authenticator or Anyone()
+        self._authenticator = authenticator or LocalUserAuthenticator()
         self._observer = observer or Observer()
         self._policy = policy
-        self._rates = Rates(self.limits.rate, self.limits.burst)
-        self._failures = Failures(self.limits.failure_rate, self.limits.failure_burst)
+        self._rates = RateLimiter(self.limits.rate, self.limits.burst)
+        self._failures = FailedCallLimiter(self.limits.failure_rate, self.limits.failure_burst)
         self._calls = Permits("calls", self.limits.calls, self.limits.user_calls)
         self._streams = Permits("streams", self.limits.streams, self.limits.user_streams)
-        # An address without a name has no more than a user would have.
+        # An address without credentials gets no more than a user would.
         self._anonymous_calls, self._anonymous_streams = (
-            AnonymousPermits(what, self.limits.anonymous, min(self.limits.address_anonymous, of_user))
-            for what, of_user in (("calls", self.limits.user_calls), ("streams", self.limits.user_streams))
+            AnonymousPermits(kind, self.limits.anonymous, min(self.limits.address_anonymous, per_user))
+            for kind, per_user in (("calls", self.limits.user_calls), ("streams", self.limits.user_streams))
         )
 
     @contextmanager
@@ -63,17 +134,20 @@ class Access:
         credentials: Credentials,
         end: Callable[[], bool] | None = None,
     ) -> Iterator[Caller]:
-        """Who makes the call; it counts as under way while the body runs.
+        """Admits a call and gives its caller; the call counts as under way while the body runs.
 
         Args:
-            method: such as ``pahq.v1.DiscoveryService/GetDiscovery``.
-            stream: whether it has a stream of answers.
+            method: full name of the RPC, such as ``pahq.v1.JobService/GetJob``.
+            stream: whether the RPC answers with a stream.
             credentials: what the call shows.
-            end: ends the call soon, and tells whether it does; used for calls without a name, to make room
-                for others of them.
+            end: asks the call to end soon, and returns whether it will. Only used for calls without
+                credentials, to make room for others of them.
 
-        Raises UnauthenticatedError, PermissionDeniedError and ResourceExhaustedError, the latter also from
-        the body, which is counted as a refusal, too.
+        Raises:
+            UnauthenticatedError: the call needs credentials and shows no valid ones.
+            PermissionDeniedError: the caller may not make this call.
+            ResourceExhaustedError: a limit is reached. Also passed on from the body, and counted as a
+                refusal.
         """
         try:
             caller = self._check(method, credentials)
@@ -94,45 +168,46 @@ class Access:
             raise
 
     def check_again(self, method: str, credentials: Credentials) -> None:
-        """For a call that goes on. Raises as `admit`, if its credentials are worth nothing any more."""
+        """Checks that the credentials of a call that goes on are still valid. Raises as `admit` does."""
         self._identify(method, credentials)
 
     def _permit(
         self, caller: Caller, stream: bool, credentials: Credentials, end: Callable[[], bool] | None
     ) -> AbstractContextManager[None]:
-        if caller is not NOBODY:
+        if caller is not ANONYMOUS:
             return (self._streams if stream else self._calls).hold(caller.user)
-        # Apart from those of users: whoever needs no name must not keep out who has one.
+        # These permits are apart from those of users, so that calls without credentials keep no user out.
         permits = self._anonymous_streams if stream else self._anonymous_calls
-        return permits.hold(credentials.host, end and self._counted(end))
+        return permits.hold(credentials.host, end and self._reporting(end))
 
-    def _counted(self, end: Callable[[], bool]) -> Callable[[], bool]:
-        def counted() -> bool:
+    def _reporting(self, end: Callable[[], bool]) -> Callable[[], bool]:
+        def end_and_report() -> bool:
             ends = end()
             if ends:
                 self._observer.rejected("anonymous")
             return ends
 
-        return counted
+        return end_and_report
 
     def _check(self, method: str, credentials: Credentials) -> Caller:
         try:
             caller = self._identify(method, credentials)
         except UnauthenticatedError as error:
-            # Only now: whoever shows valid credentials gets in, whatever else comes from the same address.
+            # Only after the credentials were found to be invalid: valid ones are admitted whatever else comes
+            # from the same address.
             try:
                 self._failures.take(credentials.host, str(error.__cause__ or "no valid credentials"))
             except RateLimitedError as limited:
                 raise limited from error
             raise
-        if caller is not NOBODY:
+        if caller is not ANONYMOUS:
             self._rates.take(caller.user)
         return caller
 
     def _identify(self, method: str, credentials: Credentials) -> Caller:
         scope = self._policy.get(method)
         if scope is Scope.PUBLIC:
-            return NOBODY
+            return ANONYMOUS
         caller = self._authenticator.identify(credentials)
         if scope is None or (scope is Scope.ADMIN and not caller.admin):
             raise PermissionDeniedError(f"{method} is not for {caller.user}")

@@ -1,4 +1,4 @@
-"""Certificates: read and checked before the server starts, and watched while it runs."""
+"""TLS certificates: read and checked before a server starts, and watched for their expiry while it runs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from typing import TYPE_CHECKING
 
 from pahq_server.core.errors import InvalidRequestError
 
-if TYPE_CHECKING:  # a client alone is installed without it
+if TYPE_CHECKING:  # an installation of the client only has no cryptography
     from cryptography.x509 import Certificate
 
 logger = logging.getLogger(__name__)
 
 DAY_S = 86_400.0
-# So long before a certificate expires the log begins to say so.
+# The log begins to warn this long before a certificate expires,
 SOON_S = 14 * DAY_S
-# The same is said again after so long.
+# and repeats a warning after this long.
 REPEAT_S = DAY_S
 
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """Paths of PEM files.
+    """Paths of the PEM files for TLS.
 
     Args:
-        cert: the server's certificate, with those in between up to the root's.
+        cert: the server's certificate, followed by the intermediate ones that lead to its root.
         key: its private key, not encrypted.
-        client_ca: certificates that must have signed the clients'; None to ask clients for none.
+        client_ca: certificates of the authorities one of which must have signed a client's certificate; None
+            if clients need none.
     """
 
     cert: Path
@@ -42,14 +43,14 @@ class TlsFiles:
 
 
 @dataclass(frozen=True)
-class Dates:
-    """From when to when a certificate is valid, in seconds since the epoch.
+class CertificateValidity:
+    """The time in which a certificate is valid.
 
     Args:
-        option: of the command line that names its file.
+        option: command line option that names its file, without the dashes.
         path: of its file.
-        subject: whom it is for.
-        begin, end: the first and the last moment.
+        subject: whom it is for, in the form of RFC 4514.
+        begin, end: first and last moment, in seconds since the epoch.
     """
 
     option: str
@@ -60,14 +61,14 @@ class Dates:
 
     @property
     def of_clients(self) -> bool:
-        """Whether it is an authority of clients, not the server's."""
+        """Whether it belongs to an authority of clients, not to the server."""
         return self.option == "tls-client-ca"
 
     def __str__(self) -> str:
         return f"the certificate of {self.subject} in {self.path}"
 
-    def fault(self, now: float) -> str | None:
-        """What is wrong at this moment, with the dates; None if it is valid."""
+    def problem(self, now: float) -> str | None:
+        """Says why the certificate is not valid at the time ``now``, with the dates; None if it is."""
         if now > self.end:
             return f"{self} has expired on {_date(self.end)}; it is {_date(now)} now"
         if now < self.begin:
@@ -77,45 +78,49 @@ class Dates:
 
 @dataclass(frozen=True)
 class TlsContents:
-    """What the files hold.
+    """What `TlsFiles` contain.
 
     Args:
-        cert, key, client_ca: in PEM.
-        server_dates: of the certificates that the server shows; its own comes first.
-        client_dates: of the certificates that must have signed the clients'.
+        cert, key, client_ca: the bytes of the files, PEM.
+        server_validity: of the certificates that the server shows; its own is the first.
+        client_validity: of the authorities one of which must have signed a client's certificate.
     """
 
     cert: bytes
     key: bytes
     client_ca: bytes | None
-    server_dates: tuple[Dates, ...] = ()
-    client_dates: tuple[Dates, ...] = ()
+    server_validity: tuple[CertificateValidity, ...] = ()
+    client_validity: tuple[CertificateValidity, ...] = ()
 
     @property
     def server_expiry(self) -> float:
         """When the first of the server's certificates expires, in seconds since the epoch."""
-        return min((each.end for each in self.server_dates), default=math.nan)
+        return min((each.end for each in self.server_validity), default=math.nan)
 
     @property
     def client_ca_expiry(self) -> float:
-        """When the last of the clients' authorities expires: then nobody can connect. NaN without any."""
-        return max((each.end for each in self.client_dates), default=math.nan)
+        """When the last authority of clients expires, in seconds since the epoch; NaN if there is none.
+
+        From then on no client can connect.
+        """
+        return max((each.end for each in self.client_validity), default=math.nan)
 
 
-def read(files: TlsFiles, now: float | None = None) -> TlsContents:
-    """Reads certificates and checks that they can be used.
+def read_tls_files(files: TlsFiles, now: float | None = None) -> TlsContents:
+    """Reads certificates and checks that a server can use them.
 
     Args:
         files: where they are.
         now: seconds since the epoch; None to ask the clock.
 
-    Raises InvalidRequestError for files that cannot be read, are no PEM, or do not go together, and for
-    certificates that are not valid now, with their dates.
+    Raises:
+        InvalidRequestError: a file cannot be read or is not PEM, the files do not go together, or a
+            certificate is not valid now. The field is the command line option.
     """
     contents = TlsContents(
-        cert=_bytes("tls-cert", files.cert),
-        key=_bytes("tls-key", files.key),
-        client_ca=None if files.client_ca is None else _bytes("tls-client-ca", files.client_ca),
+        cert=_read("tls-cert", files.cert),
+        key=_read("tls-key", files.key),
+        client_ca=None if files.client_ca is None else _read("tls-client-ca", files.client_ca),
     )
     _check_pair(files)
     if files.client_ca is not None:
@@ -123,12 +128,12 @@ def read(files: TlsFiles, now: float | None = None) -> TlsContents:
     now = time.time() if now is None else now
     return replace(
         contents,
-        server_dates=_server_dates(files.cert, contents.cert, now),
-        client_dates=_client_dates(files.client_ca, contents.client_ca, now),
+        server_validity=_server_validity(files.cert, contents.cert, now),
+        client_validity=_client_validity(files.client_ca, contents.client_ca, now),
     )
 
 
-def _bytes(option: str, path: Path) -> bytes:
+def _read(option: str, path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
@@ -159,39 +164,45 @@ def _check_ca(path: Path) -> None:
         raise InvalidRequestError("tls-client-ca", f"{path} holds no certificate of an authority, in PEM")
 
 
-def _server_dates(path: Path, data: bytes, now: float) -> tuple[Dates, ...]:
-    """Of all certificates in the file. Raises InvalidRequestError where clients could not accept them."""
+def _server_validity(path: Path, data: bytes, now: float) -> tuple[CertificateValidity, ...]:
+    """Returns the validity of the certificates that clients need of a file.
+
+    Raises:
+        InvalidRequestError: clients could not accept the server's certificate.
+    """
     own, *others = _certificates("tls-cert", path, data)
-    dates = [_dates("tls-cert", path, each) for each in (own, *others)]
-    if fault := dates[0].fault(now):
-        raise InvalidRequestError("tls-cert", f"{fault}. Renew it, and start the server again")
-    # What signed it is needed, unless that is a root: clients have those themselves.
-    signers = [
-        found
-        for each, found in zip(others, dates[1:], strict=True)
-        if each.subject == own.issuer and each.subject != each.issuer
+    own_validity = _validity("tls-cert", path, own)
+    if problem := own_validity.problem(now):
+        raise InvalidRequestError("tls-cert", f"{problem}. Renew it, and start the server again")
+    # Roots in the file do not matter, since clients use their own copies of them. Intermediates do.
+    intermediates = [
+        (each, _validity("tls-cert", path, each)) for each in others if each.subject != each.issuer
     ]
-    if signers and (fault := signers[0].fault(now)) and all(each.fault(now) for each in signers):
-        detail = f"{fault}. It signed {dates[0]}: get both anew, and start the server again"
+    signers = [validity for each, validity in intermediates if each.subject == own.issuer]
+    problems = [validity.problem(now) for validity in signers]
+    if problems and all(problems):
+        detail = f"{problems[0]}. It signed {own_validity}: get both anew, and start the server again"
         raise InvalidRequestError("tls-cert", detail)
-    # A root in the file is of no consequence: clients trust their own copies.
-    needed = [found for each, found in zip(others, dates[1:], strict=True) if each.subject != each.issuer]
-    return (dates[0], *needed)
+    return (own_validity, *(validity for _, validity in intermediates))
 
 
-def _client_dates(path: Path | None, data: bytes | None, now: float) -> tuple[Dates, ...]:
-    """Of all authorities in the file. Raises InvalidRequestError where none is valid."""
+def _client_validity(path: Path | None, data: bytes | None, now: float) -> tuple[CertificateValidity, ...]:
+    """Returns the validity of all authorities in a file.
+
+    Raises:
+        InvalidRequestError: none of them is valid.
+    """
     if path is None or data is None:
         return ()
-    dates = tuple(
-        _dates("tls-client-ca", path, each)
+    validity = tuple(
+        _validity("tls-client-ca", path, each)
         for each in _certificates("tls-client-ca", path, data)
         if _is_authority(each)
     )
-    faults = [each.fault(now) for each in dates]
-    if faults and all(faults):
-        raise InvalidRequestError("tls-client-ca", f"{faults[0]}. No client could connect: renew it")
-    return dates
+    problems = [each.problem(now) for each in validity]
+    if problems and all(problems):
+        raise InvalidRequestError("tls-client-ca", f"{problems[0]}. No client could connect: renew it")
+    return validity
 
 
 def _certificates(option: str, path: Path, data: bytes) -> list[Certificate]:
@@ -213,12 +224,12 @@ def _is_authority(certificate: Certificate) -> bool:
 
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError):  # as old roots are
+    except (x509.ExtensionNotFound, ValueError):  # roots of X.509 version 1 have no extensions
         return certificate.subject == certificate.issuer
 
 
-def _dates(option: str, path: Path, certificate: Certificate) -> Dates:
-    return Dates(
+def _validity(option: str, path: Path, certificate: Certificate) -> CertificateValidity:
+    return CertificateValidity(
         option,
         path,
         certificate.subject.rfc4514_string() or "nobody",
@@ -231,39 +242,39 @@ def _date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
+_RENEW = "Renew it, and restart the server: it reads certificates at its start"
+
+
 class ExpiryWatch:
-    """Tells the log of certificates that have expired or soon will, once a day each.
+    """Writes into the log which certificates have expired or soon will, once a day for each.
 
     Args:
-        dates: of the certificates in use.
+        validity: of the certificates in use.
     """
 
-    def __init__(self, dates: Sequence[Dates]) -> None:
-        self._dates = tuple(dates)
-        self._said: dict[Dates, tuple[str, float]] = {}  # what was said last of each, and when
+    def __init__(self, validity: Sequence[CertificateValidity]) -> None:
+        self._validity = tuple(validity)
+        # The kind of the last warning about each certificate, and when it was written.
+        self._warned: dict[CertificateValidity, tuple[str, float]] = {}
 
     def check(self, now: float) -> None:
-        """To be called now and then, with the seconds since the epoch."""
-        for each in self._dates:
-            if fault := each.fault(now):
-                effect = "clients with certificates of this authority" if each.of_clients else "clients"
-                self._say(
-                    each,
-                    logging.ERROR,
-                    "invalid",
-                    f"{fault}. New connections of {effect} fail. {_RENEW}",
-                    now,
-                )
+        """Writes the warnings that are due. To be called about once a minute.
+
+        Args:
+            now: seconds since the epoch.
+        """
+        for each in self._validity:
+            if problem := each.problem(now):
+                whose = "clients with certificates of this authority" if each.of_clients else "clients"
+                text = f"{problem}. New connections of {whose} fail. {_RENEW}"
+                self._log(each, logging.ERROR, "invalid", text, now)
             elif each.end - now < SOON_S:
                 days = (each.end - now) / DAY_S
                 text = f"{each} expires on {_date(each.end)}, in {days:.1f} days. {_RENEW}"
-                self._say(each, logging.WARNING, "soon", text, now)
+                self._log(each, logging.WARNING, "soon", text, now)
 
-    def _say(self, dates: Dates, level: int, kind: str, text: str, now: float) -> None:
-        last, at = self._said.get(dates, ("", 0.0))
-        if last != kind or not 0 <= now - at < REPEAT_S:
-            self._said[dates] = (kind, now)
-            logger.log(level, "--%s: %s", dates.option, text)
-
-
-_RENEW = "Renew it, and restart the server: it reads certificates at its start"
+    def _log(self, validity: CertificateValidity, level: int, kind: str, text: str, now: float) -> None:
+        last_kind, last_time = self._warned.get(validity, ("", 0.0))
+        if last_kind != kind or not 0 <= now - last_time < REPEAT_S:
+            self._warned[validity] = (kind, now)
+            logger.log(level, "--%s: %s", validity.option, text)

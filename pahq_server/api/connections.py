@@ -1,7 +1,7 @@
-"""Connections of clients: how many there may be, and how long those that are of no use are kept.
+"""Limits of clients' connections: how many there may be, and how long idle ones are kept.
 
-Each takes a file of the process. Where no file is left, nobody can connect, and the database cannot be opened
-either. gRPC counts connections in all, but not by where they come from: that is a firewall's work.
+Every connection takes one open file of the process. Without a free one nobody can connect, and the database
+cannot be opened either. gRPC bounds connections in all but not per address; a firewall can do that.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
-# Files that are not for connections: models, the database, the log, the page of metrics.
+# Open files that are kept for other uses than connections: models, the database, the log, metrics.
 RESERVED_FILES = 256
-# Where the system sets no limit, or a very high one.
+# The most connections where the system sets no limit on open files, or a very high one.
 MOST_CONNECTIONS = 100_000
 
 
@@ -24,8 +24,8 @@ class ConnectionLimits:
 
     Args:
         connections: at the same time; further ones are closed at once. None for as many as the process may
-            have files, less `RESERVED_FILES`.
-        idle_s: seconds without a call after which a connection is closed; clients connect again when needed.
+            have open files, less `RESERVED_FILES`.
+        idle_s: seconds without a call after which a connection is closed. Clients connect again when needed.
         handshake_s: seconds that a client may take for TLS and the beginning of HTTP/2.
     """
 
@@ -34,12 +34,12 @@ class ConnectionLimits:
     handshake_s: float = 10.0
 
     def channel_options(self, streams: int) -> list[tuple[str, int]]:
-        """Options for a gRPC server.
+        """Returns options for a gRPC server.
 
         Args:
-            streams: calls that may be under way on one connection; clients wait with further ones.
+            streams: calls that may be under way on one connection; a client waits with further ones.
         """
-        most = connections_of(file_limit()) if self.connections is None else self.connections
+        most = most_connections(file_limit()) if self.connections is None else self.connections
         return [
             ("grpc.max_allowed_incoming_connections", most),
             ("grpc.max_connection_idle_ms", _milliseconds(self.idle_s)),
@@ -49,27 +49,27 @@ class ConnectionLimits:
 
 
 def _milliseconds(seconds: float) -> int:
-    return round(min(seconds * 1000, (1 << 31) - 1))  # gRPC takes the largest number for never
+    return round(min(seconds * 1000, (1 << 31) - 1))  # gRPC takes the largest number for "never"
 
 
 def file_limit() -> int:
-    """How many files the process may have open."""
+    """Returns how many files the process may have open."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return MOST_CONNECTIONS + RESERVED_FILES if soft == resource.RLIM_INFINITY else soft
 
 
-def connections_of(files: int) -> int:
-    """How many of so many files are for connections: half of them where there are very few."""
+def most_connections(files: int) -> int:
+    """Returns how many of so many open files may be connections: half of them where there are few."""
     return min(max(files - RESERVED_FILES, files // 2, 1), MOST_CONNECTIONS)
 
 
 def raise_file_limit() -> None:
-    """Lets the process have as many files open as it may: many systems start it with 1,024."""
+    """Raises the limit of open files as far as the system allows. Many systems start processes with 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard or soft == resource.RLIM_INFINITY:
         return
     wanted = hard
-    if hard == resource.RLIM_INFINITY:  # macOS says so, but allows less than that
+    if hard == resource.RLIM_INFINITY:  # macOS reports this and allows less
         wanted = max(soft, MOST_CONNECTIONS + RESERVED_FILES)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

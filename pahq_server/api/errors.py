@@ -1,4 +1,4 @@
-"""One table from the server's errors to gRPC status, and the guard that applies it to every call."""
+"""The table from the server's errors to gRPC status, and the guard that applies it to every call."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ DOMAIN = "pahq"
 VERSION_HEADER = "pahq-version"
 REQUEST_ID_HEADER = "x-request-id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
-# Errors travel as HTTP/2 headers, which hold 8 KiB by default. A text is there up to three times (message,
-# description, name), escaped (three bytes for one) or in base64.
+# Errors travel as HTTP/2 headers, which hold 8 KiB by default. A text occurs up to three times in them (as
+# message, description and name), with three bytes for one where it is escaped.
 MAX_TEXT_BYTES = 800
 MEMORY_RETRY_S = 10.0
-# A very low rate gives waits that no message can hold.
+# A very low rate gives waits that a Duration cannot hold.
 MAX_RETRY_S = 365 * 86_400.0
 
 
 class VersionMismatchError(errors.ServerError):
-    """Client and server do not speak the same version of the API."""
+    """The client speaks another minor version of the protocol than the server."""
 
     def __init__(self, client: str, server: str) -> None:
         super().__init__(f"client version {client} does not fit server version {server}")
         self.client, self.server = client, server
 
 
-# Error class -> (status code, reason). The first class that fits wins.
+# Error class, status code, reason. The first class that an error is an instance of decides.
 STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
     (errors.OtherModelError, grpc.StatusCode.INVALID_ARGUMENT, "OTHER_MODEL"),
     (errors.InvalidRequestError, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
@@ -68,10 +68,10 @@ STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
 
 
 def to_status(error: errors.ServerError) -> Status:
-    """The rich status (google.rpc.Status) of an error."""
+    """Returns the rich status (google.rpc.Status) of an error: code, message and typed details."""
     code, reason = next((code, reason) for kind, code, reason in STATUS if isinstance(error, kind))
     if isinstance(error, errors.StorageError) and error.damaged:
-        code = grpc.StatusCode.DATA_LOSS  # to try again is of no use
+        code = grpc.StatusCode.DATA_LOSS  # to try again would not help
     status = Status(code=code.value[0], message=_shorten(str(error)))
     for detail in (ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(error)), *_details(error)):
         packed = AnyMessage()
@@ -93,7 +93,10 @@ def _metadata(error: errors.ServerError) -> dict[str, str]:
 
 
 def _shorten(text: str) -> str:
-    """The text, or its start and its end: they say what is wrong, and what would be right."""
+    """Returns a text of at most about `MAX_TEXT_BYTES`.
+
+    A longer one keeps its start, which says what is wrong, and its end, which says what is allowed.
+    """
     data = text.encode(errors="replace")
     if len(data) <= MAX_TEXT_BYTES:
         return text
@@ -103,7 +106,7 @@ def _shorten(text: str) -> str:
 
 def _details(error: errors.ServerError) -> list[Message]:
     if isinstance(error, errors.InvalidRequestError):
-        violation = BadRequest.FieldViolation(field=error.field, description=_shorten(error.detail))
+        violation = BadRequest.FieldViolation(field=_shorten(error.field), description=_shorten(error.detail))
         return [BadRequest(field_violations=[violation])]
     if isinstance(error, errors.ResourceExhaustedError):
         delay = Duration()
@@ -120,7 +123,11 @@ def _quota_failure(error: errors.ResourceExhaustedError) -> list[Message]:
 
 
 def check_version(metadata: Any) -> None:
-    """Raises VersionMismatchError for a client of another minor version. Clients without one pass."""
+    """Checks the version that a client sends. Clients that send none pass.
+
+    Raises:
+        VersionMismatchError: its major or minor version is not the server's.
+    """
     client = dict(metadata or ()).get(VERSION_HEADER)
     if client is not None and client.split(".")[:2] != __version__.split(".")[:2]:
         raise VersionMismatchError(str(client), __version__)
@@ -128,12 +135,12 @@ def check_version(metadata: Any) -> None:
 
 @asynccontextmanager
 async def guarded(context: Any, method: str, observer: Observer) -> AsyncIterator[None]:
-    """Turns errors of the body into gRPC status, and tells the observer and the log what the call is.
+    """Turns errors of the body into gRPC status, and tells observer and log about the call.
 
     Args:
         context: of the call, from gRPC.
-        method: full name, such as ``pahq.v1.DiscoveryService/GetDiscovery``.
-        observer: hears of the call.
+        method: full name of the RPC, such as ``pahq.v1.JobService/GetJob``.
+        observer: is told of the begin and the end of the call.
     """
     started = time.monotonic()
     request_id = _request_id(context.invocation_metadata())
@@ -166,7 +173,7 @@ async def _reported(context: Any, trailing: Any) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise
     except grpc.aio.InternalError:
-        # An answer could not be sent: the connection has gone, and gRPC has not yet said so.
+        # An answer could not be sent, because the connection is lost and gRPC has not cancelled the call yet.
         raise asyncio.CancelledError from None
     except Exception:
         logger.exception("a call failed")
@@ -180,7 +187,7 @@ async def _refuse(context: Any, trailing: Any, error: errors.ServerError) -> Non
 
 
 def _request_id(metadata: Any) -> str:
-    """The client's own, if it can be trusted in a log; else a new one."""
+    """Returns the request id that the client chose if it may be written into a log, else a new one."""
     asked = [value for key, value in metadata or () if key == REQUEST_ID_HEADER]
     if len(asked) == 1 and isinstance(asked[0], str) and _REQUEST_ID.fullmatch(asked[0]):
         return asked[0]
@@ -188,7 +195,12 @@ def _request_id(metadata: Any) -> str:
 
 
 def _code(context: Any, given_up: bool) -> str:
-    """Name of the status that a call ends with; ``given_up`` if nobody waits for it any more."""
+    """Returns the name of the status that a call ends with.
+
+    Args:
+        context: of the call.
+        given_up: whether the call was cancelled.
+    """
     if given_up or context.cancelled():
         left = context.time_remaining()
         return "DEADLINE_EXCEEDED" if left is not None and left <= 0 else "CANCELLED"

@@ -1,4 +1,4 @@
-"""The gate that the calls of all services go through: a message is read when its call has been admitted."""
+"""The gate of all services: admits calls, and reads the message of a call only after its admission."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from pahq_server.access.access import NOBODY, Access
-from pahq_server.access.admission import RETRY_AFTER_S
+from pahq_server.access.access import ANONYMOUS, Access
 from pahq_server.access.identity import Credentials
+from pahq_server.access.limits import RETRY_AFTER_S
 from pahq_server.api.calls import Call, ExpiredError, current_call, set_call
 from pahq_server.api.errors import check_version, guarded
 from pahq_server.core.context import log_context
@@ -26,11 +26,11 @@ Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 class Gate(grpc.aio.ServerInterceptor):
-    """Stands before the handlers of all services.
+    """Interceptor before the handlers of all services.
 
     Args:
-        access: decides.
-        observer: hears of calls.
+        access: decides which calls are admitted.
+        observer: is told of calls.
     """
 
     def __init__(self, access: Access, observer: Observer) -> None:
@@ -38,10 +38,10 @@ class Gate(grpc.aio.ServerInterceptor):
 
     async def intercept_service(self, continuation: Continuation, details: grpc.HandlerCallDetails) -> Any:
         handler = await continuation(details)
-        if handler is None:  # nothing goes by this name
+        if handler is None:  # there is no such RPC
             return None
-        gated = _Gated(handler, details.method.lstrip("/"), self._access, self._observer)
-        # To gRPC every request is a stream: so its message is read when the gate has opened, not before.
+        gated = _GatedHandler(handler, details.method.lstrip("/"), self._access, self._observer)
+        # As a stream of requests, so that gRPC reads no message before the handler asks for it.
         if handler.response_streaming:
             wrap, answer = grpc.stream_stream_rpc_method_handler, gated.answer_many
         else:
@@ -49,37 +49,42 @@ class Gate(grpc.aio.ServerInterceptor):
         return wrap(answer, request_deserializer=None, response_serializer=handler.response_serializer)
 
 
-class _Gated:
-    """One call: its handler, behind the gate."""
+class _GatedHandler:
+    """The handler of one call, behind the gate."""
 
     def __init__(self, handler: Any, method: str, access: Access, observer: Observer) -> None:
         self._handler, self._method, self._access, self._observer = handler, method, access, observer
         self._has_message = False
 
     async def answer_one(self, messages: AsyncIterator[bytes], context: Any) -> Any:
+        """Handles a call with one answer, and returns it."""
         async with guarded(context, self._method, self._observer), self._admitted(context):
             return await self._handler.unary_unary(await self._one(messages), context)
 
     async def answer_many(self, messages: AsyncIterator[bytes], context: Any) -> None:
+        """Handles a call with a stream of answers, and sends them."""
         async with guarded(context, self._method, self._observer), self._admitted(context):
             if self._handler.request_streaming:
                 answers = self._handler.stream_stream(self._all(messages), context)
             else:
                 answers = self._handler.unary_stream(await self._one(messages), context)
-            if asyncio.iscoroutine(answers):  # a handler that writes by itself
+            if asyncio.iscoroutine(answers):  # the handler of the health service writes its answers itself
                 await answers
             else:
                 await self._send(answers, context)
 
     @asynccontextmanager
     async def _admitted(self, context: Any) -> AsyncIterator[None]:
-        """The call counts as under way while the body runs. Others like it may end it, if it has no name."""
+        """Admits the call, which counts as under way while the body runs.
+
+        A call without credentials may be ended meanwhile, to make room for another one without credentials.
+        """
         limits, stream = self._access.limits, self._handler.response_streaming
         timer, displaced = asyncio.timeout(None), False
 
         def end() -> bool:
             nonlocal displaced
-            if timer.expired() or (self._has_message and not stream):  # it ends by itself, at once
+            if timer.expired() or (self._has_message and not stream):  # it is about to end by itself
                 return False
             displaced = True
             timer.reschedule(asyncio.get_running_loop().time())
@@ -91,7 +96,7 @@ class _Gated:
                     self._access.admit(self._method, stream, _credentials(context), end) as caller,
                     log_context(user=caller.user),
                 ):
-                    if caller is NOBODY and not stream:
+                    if caller is ANONYMOUS and not stream:
                         timer.reschedule(asyncio.get_running_loop().time() + limits.anonymous_s)
                     left = context.time_remaining()
                     set_call(Call(caller, float("inf") if left is None else time.monotonic() + left))
@@ -106,11 +111,11 @@ class _Gated:
             raise ResourceExhaustedError(detail, RETRY_AFTER_S) from None
 
     async def _send(self, answers: Any, context: Any) -> None:
-        """Sends answers one by one: the next is asked for when the one before has left for the network."""
+        """Sends a stream of answers. The next is computed when the one before was handed to the network."""
         credentials = _credentials(context)
         try:
             async for answer in answers:
-                # A stream may outlive the token that it was asked for with.
+                # A stream may outlive the token that it was admitted with.
                 self._access.check_again(self._method, credentials)
                 await context.write(answer)
         finally:
@@ -118,7 +123,7 @@ class _Gated:
 
     async def _one(self, messages: AsyncIterator[bytes]) -> Message:
         try:
-            async with asyncio.timeout(self._patience_s()):
+            async with asyncio.timeout(self._message_timeout_s()):
                 data = await anext(messages)
         except StopAsyncIteration:
             raise InvalidRequestError("request", "there is no message") from None
@@ -129,10 +134,10 @@ class _Gated:
             raise ExpiredError
         return self._parse(data)
 
-    def _patience_s(self) -> float:
-        """Seconds that the message of the present call may take."""
+    def _message_timeout_s(self) -> float:
+        """Returns the seconds that the message of the present call may take to arrive."""
         limits = self._access.limits
-        return limits.anonymous_s if current_call().caller is NOBODY else limits.read_s
+        return limits.anonymous_s if current_call().caller is ANONYMOUS else limits.read_s
 
     async def _all(self, messages: AsyncIterator[bytes]) -> AsyncIterator[Message]:
         async for data in messages:
@@ -152,14 +157,14 @@ def _credentials(context: Any) -> Credentials:
 
 
 def host_of(peer: str) -> str:
-    """The host that a call comes from, by what limits per address count.
+    """Returns the host that a call comes from, as the limits per address count it.
 
     Args:
-        peer: as gRPC tells it, such as ``ipv4:127.0.0.1:50412`` or ``ipv6:%5B::1%5D:50412``.
+        peer: as gRPC gives it, such as ``ipv4:127.0.0.1:50412`` or ``ipv6:%5B::1%5D:50412``.
 
     Returns:
-        Address without the port. Of IPv6 the first 64 bits: who has one such address has all of them. What is
-        no IP address comes back as it is.
+        The address without the port. Of an IPv6 address the network of its first 64 bits, since whoever has
+        one address of that network has all of them. A peer that is no IP address is returned as it is.
     """
     text = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
     try:

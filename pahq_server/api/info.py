@@ -1,4 +1,4 @@
-"""ModelService and ServerService."""
+"""The gRPC ModelService and ServerService: what is served, and what the server can do."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from typing import Any
 from pahq import __version__
 from pahq.v1 import model_pb2, model_pb2_grpc, server_pb2, server_pb2_grpc
 
-from pahq_server.api import responses
-from pahq_server.api.threads import Threads
+from pahq_server.api import conversion
+from pahq_server.api.calls import FairThreadPool
 from pahq_server.core.engine import Engine
 from pahq_server.core.errors import NotFoundError
-from pahq_server.jobs.spec import METHODS
+from pahq_server.methods.registry import METHODS
 
 
-class ModelService(model_pb2_grpc.ModelServiceServicer):
-    """Tells which models an engine serves, and how they tokenize.
+class ModelServicer(model_pb2_grpc.ModelServiceServicer):
+    """Answers the calls of ModelService.
 
     Args:
-        engine: serves them.
-        threads: where texts are tokenized.
+        engine: whose models are described.
+        threads: in which texts are tokenized.
     """
 
-    def __init__(self, engine: Engine, threads: Threads) -> None:
+    def __init__(self, engine: Engine, threads: FairThreadPool) -> None:
         self._engine, self._threads = engine, threads
 
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Any
     ) -> model_pb2.ListModelsResponse:
-        return model_pb2.ListModelsResponse(models=map(responses.model, self._engine.models()))
+        return model_pb2.ListModelsResponse(models=map(conversion.model, self._engine.models()))
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Any) -> model_pb2.GetModelResponse:
         for info in self._engine.models():
             if info.name == request.name:
-                return model_pb2.GetModelResponse(model=responses.model(info))
+                return model_pb2.GetModelResponse(model=conversion.model(info))
         raise NotFoundError(f"model {request.name!r}")
 
     async def TokenizeTexts(
@@ -42,17 +42,17 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         def tokenize() -> model_pb2.TokenizeTextsResponse:
             special = not request.omit_special_tokens
             found = self._engine.tokenize(request.model, request.texts, special, request.prompt)
-            return model_pb2.TokenizeTextsResponse(texts=map(responses.tokenized_text, found))
+            return model_pb2.TokenizeTextsResponse(texts=map(conversion.tokenized_text, found))
 
         return await self._threads.run(tokenize, slow=True)
 
 
-class ServerService(server_pb2_grpc.ServerServiceServicer):
-    """Tells what the server is and can do.
+class ServerServicer(server_pb2_grpc.ServerServiceServicer):
+    """Answers the calls of ServerService.
 
     Args:
-        engine: describes itself.
-        max_message_bytes: of a request.
+        engine: what it can do is told of the server.
+        max_message_bytes: size of the largest accepted request.
         limits: of each user.
     """
 
@@ -66,13 +66,13 @@ class ServerService(server_pb2_grpc.ServerServiceServicer):
         info = server_pb2.ServerInfo(
             version=__version__,
             device=can.device,
-            methods=METHODS,
+            methods=sorted(METHODS),
             metrics=can.metrics,
             ablations=can.ablations,
             precisions=can.precisions,
             tasks=can.tasks,
             max_message_bytes=self._max_message_bytes,
-            memory=responses.memory(self._engine.memory_usage()),
+            memory=conversion.memory(self._engine.memory_usage()),
             limits=self._limits,
         )
         return server_pb2.GetServerInfoResponse(server_info=info)

@@ -1,52 +1,60 @@
-"""PatchingService."""
+"""The gRPC PatchingService: sessions that score circuits, and the evaluation of a single circuit."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 from pahq.v1 import patching_pb2 as pb
 from pahq.v1 import patching_pb2_grpc
 
-from pahq_server.api import requests, responses
-from pahq_server.api.calls import check_owner, current_call
-from pahq_server.api.threads import Threads
-from pahq_server.jobs.session import Session
-from pahq_server.jobs.sessions import SessionService
+from pahq_server.api import conversion
+from pahq_server.api.calls import ExpiredError, FairThreadPool, check_owner, current_call
+from pahq_server.jobs.evaluation import Evaluation, EvaluationService
+from pahq_server.jobs.sessions import PatchingSession, SessionService
+
+# Longest time that an evaluation may take, most of which it waits for its turn.
+EVALUATION_S = 3600.0
+
+T = TypeVar("T")
 
 
-class PatchingService(patching_pb2_grpc.PatchingServiceServicer):
-    """Speaks for a `SessionService`.
+class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
+    """Answers the calls of PatchingService.
 
-    What takes long runs in threads. It has no effect there, except for commits: a call that is cancelled
-    meanwhile leaves nothing behind.
+    Work that runs in threads has no effect there, except for commits: a call that is cancelled meanwhile
+    leaves nothing behind.
 
     Args:
         sessions: of all users.
-        threads: where what takes long happens.
+        evaluations: of all users.
+        threads: for what takes long: tokenizing, and messages with thousands of edges.
     """
 
-    def __init__(self, sessions: SessionService, threads: Threads) -> None:
-        self._sessions, self._threads = sessions, threads
+    def __init__(
+        self, sessions: SessionService, evaluations: EvaluationService, threads: FairThreadPool
+    ) -> None:
+        self._sessions, self._evaluations, self._threads = sessions, evaluations, threads
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:
         resolved = await self._threads.run(
-            lambda: self._sessions.resolve(requests.objective(request.objective)), slow=True
+            lambda: self._sessions.resolve(conversion.read_objective(request.objective)), slow=True
         )
-        session, ends = self._sessions.open(resolved, user=current_call().caller.user)
-        full, empty = await asyncio.wrap_future(ends)
+        session, endpoints = self._sessions.open(resolved, user=current_call().caller.user)
+        full, empty = await asyncio.wrap_future(endpoints)
         found = await self._threads.run(lambda: session.warnings(full, empty))
-        return pb.OpenSessionResponse(session=responses.session(session, full, empty, found))
+        return pb.OpenSessionResponse(session=conversion.session(session, full, empty, found))
 
     async def ScoreCircuits(self, request: pb.ScoreCircuitsRequest, context: Any) -> pb.ScoreCircuitsResponse:
         session = self._find(request.name)
-        call = await self._threads.run(lambda: session.read(requests.hypotheses(request.hypotheses)))
+        call = await self._threads.run(lambda: session.read(conversion.read_hypotheses(request.hypotheses)))
         metrics = await asyncio.wrap_future(session.submit(call))
         return pb.ScoreCircuitsResponse(metrics=metrics)
 
     async def CommitCircuit(self, request: pb.CommitCircuitRequest, context: Any) -> pb.CommitCircuitResponse:
         session = self._find(request.name)
-        circuit = requests.hypothesis("circuit", request.circuit)
+        circuit = conversion.read_hypothesis("circuit", request.circuit)
         num_edges = await self._threads.run(lambda: session.commit(circuit))
         return pb.CommitCircuitResponse(num_edges=num_edges)
 
@@ -54,7 +62,43 @@ class PatchingService(patching_pb2_grpc.PatchingServiceServicer):
         self._find(request.name).close()
         return pb.CloseSessionResponse()
 
-    def _find(self, name: str) -> Session:
-        """The caller's session of this name. Raises NotFoundError."""
+    async def EvaluateCircuit(
+        self, request: pb.EvaluateCircuitRequest, context: Any
+    ) -> pb.EvaluateCircuitResponse:
+        user = current_call().caller.user
+
+        def start() -> Evaluation:
+            objective = conversion.read_objective(request.objective)
+            origin = conversion.read_origin(request)
+            return self._evaluations.evaluate(objective, request.edges, user, origin)
+
+        evaluation = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
+        metrics = await _within(EVALUATION_S, evaluation.future)
+        resolved = evaluation.resolved
+        return pb.EvaluateCircuitResponse(
+            metric=conversion.metric(resolved.objective.metric, metrics),
+            num_edges_total=resolved.graph.num_edges,
+            warnings=await self._threads.run(evaluation.warnings),
+        )
+
+    def _find(self, name: str) -> PatchingSession:
+        """Returns the caller's session of this name.
+
+        Raises:
+            NotFoundError: the caller has no such session.
+        """
         check_owner("session", name)
         return self._sessions.find(name)
+
+
+async def _within(seconds: float, future: Future[T]) -> T:
+    """Waits for the result of a future, which is cancelled if that takes longer.
+
+    Raises:
+        ExpiredError: it took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(future)
+    except TimeoutError:
+        raise ExpiredError from None

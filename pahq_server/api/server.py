@@ -1,13 +1,14 @@
-"""The gRPC server: services, health, and an orderly stop."""
+"""The gRPC server: its services on one port, their health, and an orderly stop."""
 
 from __future__ import annotations
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health as standard_health
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pahq.v1 import (
-    discovery_pb2,
-    discovery_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
     patching_pb2,
@@ -19,15 +20,14 @@ from pahq.v1 import (
 from pahq_server.access.access import Access
 from pahq_server.access.limits import CallLimits
 from pahq_server.access.tls import TlsContents
-from pahq_server.api import responses
+from pahq_server.api import conversion
+from pahq_server.api.calls import FairThreadPool
 from pahq_server.api.connections import ConnectionLimits
-from pahq_server.api.discovery import DiscoveryService
 from pahq_server.api.gate import Gate
-from pahq_server.api.health import Health
-from pahq_server.api.info import ModelService, ServerService
-from pahq_server.api.patching import PatchingService
-from pahq_server.api.probe import RESUMED
-from pahq_server.api.threads import Threads
+from pahq_server.api.health import RESUMED, HealthService, Status
+from pahq_server.api.info import ModelServicer, ServerServicer
+from pahq_server.api.jobs import JobServicer
+from pahq_server.api.patching import PatchingServicer
 from pahq_server.core.engine import Engine
 from pahq_server.core.observer import Observer
 from pahq_server.jobs.service import JobService
@@ -36,7 +36,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 SERVICES = tuple(
     file.services_by_name[name].full_name
     for file in (
-        discovery_pb2.DESCRIPTOR,
+        jobs_pb2.DESCRIPTOR,
         model_pb2.DESCRIPTOR,
         patching_pb2.DESCRIPTOR,
         server_pb2.DESCRIPTOR,
@@ -44,18 +44,22 @@ SERVICES = tuple(
     for name in file.services_by_name
 )
 
-# Requests are small, or numbers that compress badly; what is sent compressed could be anything when unpacked.
-NO_COMPRESSION = 1  # a set of algorithms, with "none" in it alone
+# A set of algorithms with only "none" in it. Requests are small, or numbers that compress badly, and the size
+# of a compressed one is only known after it was unpacked.
+NO_COMPRESSION = 1
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 
 
 def _streams_per_connection(limits: CallLimits) -> int:
-    """All that one user may have under way, and some more: what is too much is to be refused, not to wait."""
+    """Returns how many calls may be under way on one connection.
+
+    That is more than one user may have: a call beyond the user's limit is to be refused, not to wait unheard.
+    """
     return limits.user_calls + limits.user_streams + 2 * limits.address_anonymous
 
 
 class ListenError(RuntimeError):
-    """The address that the server is to listen on cannot be had."""
+    """The server cannot listen on the address: it is in use, or not of this machine."""
 
 
 class ApiServer:
@@ -63,12 +67,13 @@ class ApiServer:
 
     Args:
         engine: describes models and capabilities.
-        jobs: creates and keeps discoveries and sessions.
+        jobs: runs jobs and sessions.
         listen: address such as ``127.0.0.1:7300``; port 0 picks a free one.
         reflect: whether to offer server reflection.
-        access: decides about calls; by default everyone is the local user, within the usual limits.
+        access: decides which calls are admitted; by default everybody is the local user, within the usual
+            limits.
         tls: to encrypt connections; None for plaintext.
-        observer: hears of calls.
+        observer: is told of calls.
         connections: bounds of connections.
     """
 
@@ -89,37 +94,42 @@ class ApiServer:
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
             ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),
-            # Without these, the streams of clients that vanished would stay open for hours.
+            # Without these, the streams of clients that have vanished would stay open for hours.
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
-            # Two servers on one port would each get some of the calls.
+            # Otherwise a second server could listen on the same port, and each would get some of the calls.
             ("grpc.so_reuseport", 0),
             *connections.channel_options(_streams_per_connection(access.limits)),
         ]
         gate = Gate(access, observer or Observer())
         self._server = grpc.aio.server(interceptors=(gate,), options=options)
-        self._threads = Threads(access.limits.threads)
-        self._health, self._jobs = Health(), jobs
+        self._threads = FairThreadPool(access.limits.threads)
+        self._health, self._jobs = HealthService(), jobs
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_services(engine, jobs, access)
         if reflect:
-            names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (*SERVICES, standard_health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         self.port = self._bind(listen, tls)
 
     def _add_services(self, engine: Engine, jobs: JobService, access: Access) -> None:
         server, threads = self._server, self._threads
-        discovery_pb2_grpc.add_DiscoveryServiceServicer_to_server(DiscoveryService(jobs, threads), server)
+        limits = conversion.limits(jobs.quotas, access.limits)
+        jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs, threads), server)
         patching_pb2_grpc.add_PatchingServiceServicer_to_server(
-            PatchingService(jobs.sessions, threads), server
+            PatchingServicer(jobs.sessions, jobs.evaluations, threads), server
         )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(engine, threads), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(engine, threads), server)
         server_pb2_grpc.add_ServerServiceServicer_to_server(
-            ServerService(engine, MAX_MESSAGE_BYTES, responses.limits(jobs.quotas, access.limits)), server
+            ServerServicer(engine, MAX_MESSAGE_BYTES, limits), server
         )
 
     def _bind(self, listen: str, tls: TlsContents | None) -> int:
-        """Raises ListenError for an address that cannot be bound."""
+        """Binds the address and returns the port.
+
+        Raises:
+            ListenError: the address cannot be bound.
+        """
         try:
             if tls is None:
                 return int(self._server.add_insecure_port(listen))
@@ -133,18 +143,22 @@ class ApiServer:
             raise ListenError(str(error)) from error
 
     async def start(self) -> None:
+        """Takes calls from now on."""
         await self._server.start()
         for name in ("", *SERVICES):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set(name, Status.SERVING)
         await self.tell_resumed()
 
     async def tell_resumed(self) -> None:
-        """Tells whether the jobs that an earlier process left are worked on again; call it when they are."""
-        status = health_pb2.HealthCheckResponse
-        await self._health.set(RESUMED, status.SERVING if self._jobs.resumed else status.NOT_SERVING)
+        """Updates `RESUMED` in the health service. To be called when `JobService.resumed` becomes true."""
+        await self._health.set(RESUMED, Status.SERVING if self._jobs.resumed else Status.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
-        """Tells health watchers, takes no new calls, and gives running ones ``grace_s`` seconds."""
+        """Tells watchers of the health service, takes no new calls, and lets running ones end.
+
+        Args:
+            grace_s: seconds that running calls may take before they are cancelled.
+        """
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
         self._threads.close()

@@ -1,12 +1,13 @@
-"""``pahq-server check``: whether a checkpoint would be served as the model that it is, without serving it."""
+"""``pahq-server check``: says whether a checkpoint would be served as the model that it is."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pahq_server.cli.output import FAILED, OK, complain
+from pahq_server.config.options import Reader, option
 from pahq_server.core.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -14,35 +15,38 @@ if TYPE_CHECKING:
 
 # Tokenized to show what a tokenizer does.
 _SAMPLE = " Lily gave the ball to Tom"
-# Of a list, so many are shown to people.
-_SHOWN = 6
+# How many items of a list the report for people shows.
+_MAX_SHOWN = 6
+
+Source = Annotated[str, Reader(str, "PATH_OR_HUB_ID")]
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        metavar="PATH_OR_HUB_ID",
-        help="a checkpoint's directory, or a hub id, with @REVISION if need be",
+@dataclass(frozen=True)
+class CheckOptions:
+    """Which checkpoints to check, and how to tell."""
+
+    sources: tuple[Source, ...] = option(
+        MISSING, "a checkpoint's directory, or a hub id, with @REVISION if need be", positional=True
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object per checkpoint and line")
+    json: bool = option(False, "print one JSON object per checkpoint and line")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: CheckOptions) -> int:
+    """Prints a report per checkpoint; returns the exit code, `FAILED` if one of them is refused."""
+    code = OK
     try:
-        reports = map(report, options.sources)
-        code = OK
-        for found in reports:
+        for source in options.sources:
+            found = report(source)
             code = FAILED if found["error"] else code
             print(json.dumps(found) if options.json else text(found), flush=True)
-        return code
-    except ModuleNotFoundError as error:  # the client alone is installed
+    except ModuleNotFoundError as error:  # only the client is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
+    return code
 
 
 def report(source: str) -> dict[str, Any]:
-    """Everything that is known of a checkpoint; ``error`` is why it is refused, or None."""
-    # They import torch, which takes seconds.
+    """Returns all that is known of a checkpoint by name; ``error`` says why it is refused, or is None."""
+    # These import torch, which takes seconds.
     from pahq_server.engine.devices import machine_bytes
     from pahq_server.engine.self_test import self_test
     from pahq_server.models.loading import inspect
@@ -51,7 +55,7 @@ def report(source: str) -> dict[str, Any]:
     try:
         inspection = inspect(source)
         found |= _described(inspection)
-        # Half of the machine: the model itself is in memory, too.
+        # The model itself is in memory too, so the comparison may only take half of the machine.
         found["self-test"] = str(self_test(inspection.loaded, machine_bytes() // 2))
     except InvalidRequestError as error:
         found["error"] = error.detail
@@ -78,12 +82,12 @@ def _described(inspection: Inspection) -> dict[str, Any]:
 def _tokenized(tokenizer: Any) -> str:
     try:
         return f"{_SAMPLE!r} is {tokenizer.encode(_SAMPLE)}"
-    except Exception as error:  # noqa: BLE001 - of whatever kind, texts like it are refused when they come
+    except Exception as error:  # noqa: BLE001 - whatever it is, the server refuses such texts
         return f"cannot tokenize {_SAMPLE!r}: {error}"
 
 
 def text(found: dict[str, Any]) -> str:
-    """The report for people."""
+    """Writes the report for people: a line per fact."""
     lines = [f"{found['source']}: {'refused' if found['error'] else 'ok'}"]
     for name, value in found.items():
         if name not in ("source", "error") and value:
@@ -97,6 +101,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key}={json.dumps(item)}" for key, item in value.items())
     if isinstance(value, list):
-        more = f" and {len(value) - _SHOWN} more" if len(value) > _SHOWN else ""
-        return ", ".join(map(str, value[:_SHOWN])) + more
+        more = f" and {len(value) - _MAX_SHOWN} more" if len(value) > _MAX_SHOWN else ""
+        return ", ".join(map(str, value[:_MAX_SHOWN])) + more
     return str(value)

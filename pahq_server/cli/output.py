@@ -1,25 +1,27 @@
-"""What the command prints, and its exit codes."""
+"""Prints messages and tables of the commands; defines their exit codes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
 
+# FAILED: not here and now, so that trying again may help. USAGE: what was asked for cannot be.
 OK, FAILED, USAGE = 0, 1, 2
 
 
 def complain(message: str, code: int = USAGE) -> int:
-    """Prints why it does not go on; returns the exit code."""
+    """Prints to stderr why the command does not go on; returns the exit code."""
     print(f"pahq-server: {message}", file=sys.stderr)
     return code
 
 
 def announce(address: str) -> None:
+    """Prints to stdout where a server listens: the one line that programs read."""
     print(f"pahq-server listening on {address}", flush=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> list[str]:
-    """Aligned lines, under a line of headings; every row is one line.
+    """Draws aligned lines under a line of headings; every row is one line.
 
     Args:
         columns: headings.

@@ -1,60 +1,50 @@
-"""``pahq-server plan``: what serving models would take."""
+"""``pahq-server plan``: says what serving models would take, without loading them."""
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from pahq_server.cli import values
-from pahq_server.cli.options import models
 from pahq_server.cli.output import FAILED, OK, complain
+from pahq_server.config.options import option
+from pahq_server.config.server import ModelOptions
+from pahq_server.config.values import Count, Rate
 from pahq_server.core.errors import ServerError
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    models.add(parser)
-    parser.add_argument(
-        "--prompts",
-        type=values.count,
-        default=16,
-        metavar="N",
-        help="prompts of a job (default: %(default)s)",
+@dataclass(frozen=True)
+class PlanOptions:
+    """Which models to plan for, what a job is like, and how to tell."""
+
+    models: ModelOptions = field(default_factory=ModelOptions)
+    prompts: Count = option(16, "prompts of a job")
+    tokens: Count = option(16, "tokens of a prompt")
+    gflops: Rate | None = option(
+        None,
+        "billions of operations per second to reckon with (default: measured in a fraction of a second)",
     )
-    parser.add_argument(
-        "--tokens",
-        type=values.count,
-        default=16,
-        metavar="N",
-        help="tokens of a prompt (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--gflops",
-        type=values.rate,
-        metavar="RATE",
-        help="billions of operations per second to reckon with (default: measured in a fraction of a second)",
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    json: bool = option(False, "print one JSON object")
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: PlanOptions) -> int:
+    """Prints the plan; returns the exit code, `FAILED` if the models do not fit."""
     try:
-        # They import torch, which takes seconds.
+        # These import torch, which takes seconds.
         from pahq_server.engine import devices
         from pahq_server.engine.cost import measured_gflops
         from pahq_server.plan import planning, text
-    except ModuleNotFoundError as error:  # the client alone is installed
+    except ModuleNotFoundError as error:  # only the client is installed
         return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
-    load, precision = planning.Load(options.prompts, options.tokens), models.WEIGHTS[options.weights]
+    models = options.models
     try:
-        device = devices.find(options.device)
+        device = devices.find(models.device)
         plan = planning.plan_models(
-            models.sources(options),
-            options.memory,
-            load=load,
+            models.sources,
+            models.memory,
+            load=planning.Load(options.prompts, options.tokens),
             machine=devices.memory_bytes(device),
             device=str(device),
-            precision=precision,
+            precision=models.weight_policy,
         )
     except ServerError as error:
         return complain(str(error))

@@ -1,45 +1,92 @@
-"""``pahq-server token``: create, list and revoke API tokens. A running server notices within seconds."""
+"""``pahq-server token``: creates, lists and revokes API tokens. A running server notices within seconds."""
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import SCOPES, Token, new_token
-from pahq_server.cli.options import storage
+from pahq_server.access.tokens import SCOPES, Token, TokenTable, new_token
 from pahq_server.cli.output import FAILED, OK, complain
+from pahq_server.config.options import Reader, option
+from pahq_server.config.server import DAY_S, DataDirOptions
+from pahq_server.config.values import Lifetime
 from pahq_server.core.errors import ServerError
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE, make
 
-DAY_S, MINUTE_S = 86_400.0, 60.0
+
+@dataclass(frozen=True)
+class CreateOptions:
+    """What a new token is for."""
+
+    user: Annotated[str, Reader(str, "user")] = option(
+        MISSING, "whose it will be: up to 63 of a-z, 0-9, '.', '_' and '-'", positional=True
+    )
+    scope: str = option("user", choices=SCOPES)
+    days: Lifetime | None = option(None, "how long it is valid (default: for ever)")
+    storage: DataDirOptions = field(default_factory=DataDirOptions)
 
 
-def add(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
-    create = actions.add_parser("create", help="create a token and print it, once")
-    create.add_argument("user", help="whose it will be: up to 63 of a-z, 0-9, '.', '_' and '-'")
-    create.add_argument("--scope", choices=SCOPES, default="user", help="default: %(default)s")
-    create.add_argument("--days", type=_days, metavar="N", help="how long it is valid (default: for ever)")
-    actions.add_parser("list", help="list tokens, without their secrets")
-    revoke = actions.add_parser("revoke", help="revoke a token")
-    revoke.add_argument("id", help="as `list` shows it")
-    for action in actions.choices.values():
-        storage.add_data_dir(action)
+@dataclass(frozen=True)
+class ListOptions:
+    """Which tokens to list."""
+
+    storage: DataDirOptions = field(default_factory=DataDirOptions)
 
 
-def run(options: argparse.Namespace) -> int:
+@dataclass(frozen=True)
+class RevokeOptions:
+    """Which token to revoke."""
+
+    id: Annotated[str, Reader(str, "id")] = option(MISSING, "as `list` shows it", positional=True)
+    storage: DataDirOptions = field(default_factory=DataDirOptions)
+
+
+def create(options: CreateOptions) -> int:
+    """Prints a new token; returns the exit code. Only its digest is kept, so it cannot be shown again."""
+    now = time.time()
+    expires = None if options.days is None else now + options.days * DAY_S
     try:
-        with _table(options.data_dir) as table:
-            actions = {"create": _create, "list": _list, "revoke": _revoke}
-            return actions[options.action](table, options)
+        with _table(options.storage.data_dir) as table:
+            text, token = new_token(options.user, options.scope, now, expires)
+            table.add(token)
     except (ServerError, ValueError) as error:
         return complain(str(error))
+    print(text)
+    return OK
+
+
+def list_tokens(options: ListOptions) -> int:
+    """Prints a line per token: id, user, scope, when it was created, and whether it is valid."""
+    try:
+        with _table(options.storage.data_dir) as table:
+            tokens = table.all()
+    except ServerError as error:
+        return complain(str(error))
+    if not tokens:
+        complain(f"there are no tokens in {options.storage.data_dir}: is that the server's --data-dir?")
+    now = time.time()
+    for token in tokens:
+        if token.damaged:
+            print("\t".join((ascii(token.id)[1:-1], "", "", "", "damaged: revoke it, and create another")))
+            continue
+        print("\t".join((token.id, token.user, token.scope, _date(token.created), _state(token, now))))
+    return OK
+
+
+def revoke(options: RevokeOptions) -> int:
+    """Makes a token invalid from now on; returns the exit code."""
+    try:
+        with _table(options.storage.data_dir) as table:
+            found = table.revoke(options.id, time.time())
+    except ServerError as error:
+        return complain(str(error))
+    return OK if found else complain(f"there is no token {options.id!r}", FAILED)
 
 
 @contextmanager
@@ -52,33 +99,6 @@ def _table(directory: Path) -> Iterator[TokenTable]:
         database.close()
 
 
-def _create(table: TokenTable, options: argparse.Namespace) -> int:
-    now = time.time()
-    expires = None if options.days is None else now + options.days * DAY_S
-    text, token = new_token(options.user, options.scope, now, expires)
-    table.add(token)
-    print(text)
-    return OK
-
-
-def _list(table: TokenTable, options: argparse.Namespace) -> int:
-    now, tokens = time.time(), table.all()
-    if not tokens:
-        complain(f"there are no tokens in {options.data_dir}: is that the server's --data-dir?")
-    for token in tokens:
-        if token.damaged:
-            print("\t".join((ascii(token.id)[1:-1], "", "", "", "damaged: revoke it, and create another")))
-            continue
-        print("\t".join((token.id, token.user, token.scope, _date(token.created), _state(token, now))))
-    return OK
-
-
-def _revoke(table: TokenTable, options: argparse.Namespace) -> int:
-    if not table.revoke(options.id, time.time()):
-        return complain(f"there is no token {options.id!r}", FAILED)
-    return OK
-
-
 def _state(token: Token, now: float) -> str:
     if token.revoked is not None:
         return f"revoked {_date(token.revoked)}"
@@ -89,13 +109,3 @@ def _state(token: Token, now: float) -> str:
 
 def _date(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _days(text: str) -> float:
-    try:
-        days = float(text)
-    except ValueError:
-        days = 0.0
-    if MINUTE_S / DAY_S <= days <= 36_500:
-        return days
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of days from a minute (0.0007) to 36500")

@@ -18,11 +18,18 @@ class Observer:
         ``seconds`` is 0 for one that never ran.
         """
 
-    def batch(self, rows: int, seconds: float) -> None:
-        """The executor computed a batch of rows, of all jobs and sessions together."""
+    def batch(self, passes: float, seconds: float) -> None:
+        """The engine ran a batch of operations, of all jobs and sessions together.
 
-    def search_advanced(self, evaluations: int, rows: int, wasted: int) -> None:
-        """A search reached verdicts: evaluations that count, and rows asked for, of which some in vain."""
+        ``passes`` is their weight: patched passes, or what cost as much.
+        """
+
+    def method_advanced(self, records: int, passes: int, wasted: int) -> None:
+        """A method came further.
+
+        ``records`` were added to its journal (of a search, evaluations that count), and ``passes`` asked for,
+        of which some were ``wasted``.
+        """
 
     def preempted(self) -> None:
         """A running job gave its place to another user's."""
@@ -38,7 +45,7 @@ class Observer:
     def call_started(self, method: str) -> None:
         """An RPC began; `call_ended` follows.
 
-        ``method`` is its full name, such as ``pahq.v1.DiscoveryService/CreateDiscovery``.
+        ``method`` is its full name, such as ``pahq.v1.JobService/CreateJob``.
         """
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:

@@ -57,8 +57,13 @@ class TokenTask:
         """SHA-256 of the content, hexadecimal."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all prompts, clean and corrupted."""
+        return sum(len(ids) for ids in (*self.clean, *(self.corrupted or ())))
+
     def metric_positions(self) -> list[tuple[int, int]]:
-        """(prompt, position) of every place where the metric is read, prompt by prompt."""
+        """Returns (prompt, position) of every place where the metric is read, prompt by prompt."""
         return [
             (prompt, position)
             for prompt, ids in enumerate(self.clean)

@@ -1,7 +1,7 @@
 """The demo model: a tiny GPT-2 that ships with the server and does indirect object identification.
 
-It lets anyone discover a circuit within seconds of installing, with nothing to download. Importing
-this package does not import torch: finding the files must stay cheap.
+With it a circuit can be discovered right after installing, with nothing to download. It is trained by
+``tests/demo_training``, which is not installed. Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -11,5 +11,5 @@ from pathlib import Path
 
 
 def model_path() -> Path:
-    """The folder of the shipped checkpoint, in the layout that transformers reads."""
+    """Returns the folder of the shipped checkpoint, in the format of transformers."""
     return Path(str(files(__name__).joinpath("model")))

@@ -1,12 +1,14 @@
-"""Backends: what runs the patched passes of one model under one precision policy."""
+"""Backends: what runs the patched passes of one model under one precision policy, and the state of a job."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
 from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
@@ -46,7 +48,7 @@ def policies(executor: str) -> tuple[Policy, ...]:
 
 
 def _formats(policy: Policy) -> tuple[Format, Format, Format]:
-    return policy.heads, policy.mlps, policy.ends
+    return policy.heads, policy.mlps, policy.embeddings
 
 
 class Executor(Protocol):
@@ -76,6 +78,25 @@ class Backend(Protocol[E]):
         Returns one outcome per job, in order: a job that fails does not affect the others.
         """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class EngineState:
+    """What the engine holds for one job or session between `Engine.open` and `Engine.close`.
+
+    Args:
+        resolved: the objective that the state was opened for: tokens, graph, metric, ablation.
+        loaded: the served model, as it is kept in memory: with folded norms under the sparse executor.
+        backend: runs the patched passes of this model under this precision policy, for all jobs.
+        executor: the job's own activations inside ``backend``.
+        kept: what runners keep for the state's next operations, under names of their own; freed with it.
+    """
+
+    resolved: ResolvedObjective
+    loaded: LoadedModel
+    backend: Backend[Any]
+    executor: Executor
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def make_backend(

@@ -180,7 +180,7 @@ class Estimator:
         """Returns the seconds to read all weights of a model from its files."""
         if name not in self._bytes_s:
             begin = time.perf_counter()
-            layer = loaded.resident.masters.layer(0)
+            layer = loaded.resident.checkpoint.layer(0)
             values = (getattr(layer, field.name) for field in fields(layer))
             size = sum(value.nbytes for value in values if isinstance(value, Tensor))
             self._bytes_s[name] = size / (time.perf_counter() - begin)

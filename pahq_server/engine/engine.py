@@ -28,15 +28,15 @@ from pahq_server.core.graph import KvReceivers
 from pahq_server.core.operations import Operation, in_groups
 from pahq_server.core.task import TaskSpec, TokenizedText, TokenTask
 from pahq_server.engine import devices
-from pahq_server.engine.backends import Backend, make_backend, precisions
+from pahq_server.engine.backends import Backend, EngineState, make_backend, precisions
 from pahq_server.engine.cost import DEFAULT_SHARE, Estimator, job_bytes, slow_policy, token_bytes
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
-from pahq_server.engine.runners import RUNNERS, EngineState, Runner
+from pahq_server.engine.runners import RUNNERS, Runner
 from pahq_server.engine.sparse.memory import DeviceMemory, page_bytes_for
+from pahq_server.memory.heap import Gaps, kept_free_bytes
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.building import PLAIN, Transform
 from pahq_server.models.folding import FOLDING, fold
-from pahq_server.models.heap import Gaps, kept_free_bytes
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision import products

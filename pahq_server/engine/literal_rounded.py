@@ -23,7 +23,7 @@ from pahq_server.engine.literal import LinearName, LiteralExecutor, matrix, prod
 from pahq_server.models.architecture import Model, Weights
 from pahq_server.models.folding import ATTENTION, fold
 from pahq_server.precision.policy import Format, Policy
-from pahq_server.precision.quantized import FINER, LARGEST, quantize, rounded
+from pahq_server.precision.quantized import LARGEST, SECOND_TERM_FACTOR, quantize, rounded
 
 # Matrices in full precision: (linear map, layer, receiver or head within the layer).
 Promoted = frozenset[tuple[str, int, int]]
@@ -86,7 +86,7 @@ class RoundedModel:
         # The other policies run on folded models only, so this one does too.
         model = fold(model)
         self.policy, self.linears = policy, RoundedLinears(model.weights, policy)
-        self.model = _with_rounded_embedding(model, policy.ends)
+        self.model = _with_rounded_embedding(model, policy.embeddings)
 
 
 class RoundedLinears:
@@ -106,7 +106,7 @@ class RoundedLinears:
                 self._round(("in", "out"), layer, policy.mlps)
             if piece.w_gate is not None:
                 self._round(("gate",), layer, policy.mlps)
-        self._round(("u",), len(weights.layers), policy.ends)
+        self._round(("u",), len(weights.layers), policy.embeddings)
 
     def _round(self, names: tuple[LinearName, ...], layer: int, form: Format) -> None:
         for name in names:
@@ -170,7 +170,7 @@ def rounded_inputs(x: Tensor, form: Format, terms: int = 1) -> Tensor:
     first = rounded(x, scale, form).to(x.dtype) * scale
     if terms == 1:
         return first
-    finer = scale / FINER[form]
+    finer = scale / SECOND_TERM_FACTOR[form]
     return first + rounded(x - first, finer, form).to(x.dtype) * finer
 
 

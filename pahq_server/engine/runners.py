@@ -14,34 +14,14 @@ A test that needs an operation of its own gives `ModelEngine` a mapping with one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pahq_server.core.engine import Outcome, ResolvedObjective
-from pahq_server.core.operations import Operation, ScorePasses, in_groups
-from pahq_server.engine.backends import Backend, Executor
-from pahq_server.models.loading import LoadedModel
+from pahq_server.core.engine import Outcome
+from pahq_server.core.operations import EdgeGradients, Operation, ScorePasses, in_groups
+from pahq_server.engine.backends import EngineState
+from pahq_server.engine.gradients import edge_gradients
 
 O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class
-
-
-@dataclass(frozen=True, eq=False)
-class EngineState:
-    """What the engine holds for one job or session between `Engine.open` and `Engine.close`.
-
-    Args:
-        resolved: the objective that the state was opened for: tokens, graph, metric, ablation.
-        loaded: the served model, as it is kept in memory: with folded norms under the sparse executor.
-        backend: runs the patched passes of this model under this precision policy, for all jobs.
-        executor: the job's own activations inside ``backend``.
-        kept: what runners keep for the state's next operations, under names of their own; freed with it.
-    """
-
-    resolved: ResolvedObjective
-    loaded: LoadedModel
-    backend: Backend[Any]
-    executor: Executor
-    kept: dict[str, Any] = field(default_factory=dict)
 
 
 # Runs operations of one class, which may belong to several jobs and models.
@@ -73,10 +53,11 @@ def score_passes(work: Sequence[tuple[EngineState, ScorePasses]]) -> list[Outcom
         backend = group[0][0].backend
         return backend.score([(state.executor, operation.passes) for state, operation in group])
 
-    return in_groups(lambda item: id(item[0].backend), work, score)
+    return list(in_groups(lambda item: id(item[0].backend), work, score))
 
 
 # All operations that a server runs. An operation's own module holds its runner; this is where it is listed.
 RUNNERS: Mapping[type[Operation], Runner] = {
     ScorePasses: score_passes,
+    EdgeGradients: one_by_one(edge_gradients),
 }

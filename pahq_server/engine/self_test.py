@@ -22,9 +22,9 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import TokenIds, TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.models.architecture import LayerWeights, Model, Weights
-from pahq_server.models.casting import placed
+from pahq_server.models.building import to_device
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.loading import LoadedModel
-from pahq_server.models.masters import Masters
 from pahq_server.models.streaming import ResidentModel
 
 # Lengths of the two prompts; shorter where the model's context is.
@@ -176,7 +176,7 @@ def _unrounded(loaded: LoadedModel) -> Model:
         **{
             name: getattr(kept, name) for name in ("w_e", "w_pos", "w_u", "b_u", "rotary", "norm_w", "norm_b")
         },
-        layers=_WholeLayers(loaded.resident.masters, kept.layers, loaded.model.device),
+        layers=_WholeLayers(loaded.resident.checkpoint, kept.layers, loaded.model.device),
     )
     return Model(loaded.model.architecture, cast(Weights, weights), loaded.model.parameters)
 
@@ -187,12 +187,14 @@ class _WholeLayers(Sequence[LayerWeights]):
     A slice gives layers with biases and norms only, which is all that is read of several layers at a time.
     """
 
-    def __init__(self, masters: Masters, small: Sequence[LayerWeights], device: torch.device) -> None:
-        self._masters, self._small, self._device = masters, small, device
+    def __init__(
+        self, checkpoint: CheckpointWeights, small: Sequence[LayerWeights], device: torch.device
+    ) -> None:
+        self._checkpoint, self._small, self._device = checkpoint, small, device
         self._last: tuple[int, LayerWeights] | None = None
 
     def __len__(self) -> int:
-        return self._masters.layers
+        return self._checkpoint.layers
 
     @overload
     def __getitem__(self, index: int) -> LayerWeights: ...
@@ -203,5 +205,5 @@ class _WholeLayers(Sequence[LayerWeights]):
             return self._small[index]
         if self._last is None or self._last[0] != index:
             self._last = None  # freed before the next layer is read
-            self._last = index, placed(self._masters.layer(index), self._device)
+            self._last = index, to_device(self._checkpoint.layer(index), self._device)
         return self._last[1]

@@ -14,30 +14,32 @@ from pahq_server.store.records import Retention
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two tries to store an end.
 RETRY_S = 1.0
-# At least so long between two looks at old jobs.
+# Least seconds between two searches for jobs to delete.
 PAUSE_S = 0.2
-# Of a user whose job has ended, others may have to go at once; of all users so often, since jobs grow old.
+# When a job ends, its user's older jobs may have to go at once. The jobs of all users are looked at after so
+# many seconds, since jobs also grow too old.
 PRUNE_S = 600.0
-# Between two portions of old jobs: others want to write, too.
+# Seconds between deleting two portions of old jobs: others want to write, too.
 PORTION_PAUSE_S = 0.01
 
-# By how much the clock may run ahead before it is taken to have jumped; the same since the last time that an
-# earlier process wrote down, which may have ended a while ago; and how long a jump is not believed.
+# A clock that is ahead by more than the tolerance has jumped; after a restart, one that is ahead of the last
+# stored time by more than the downtime as well. A jump is believed once it has lasted as long as the doubt.
 TOLERANCE_S, DOWNTIME_S, DOUBT_S = 600.0, 86_400.0, 86_400.0
 
 
 def steady_clock() -> float:
-    """Seconds that pass whatever is set, also while the machine sleeps, where the system has such a clock."""
+    """Returns seconds that pass whatever is set, also while the machine sleeps, where the system can tell."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
 class RetentionClock:
-    """The time by which finished jobs grow old.
+    """Tells the time by which finished jobs grow old.
 
     It is the wall clock's, but where that jumps ahead, the jump is believed only when it has lasted a day: a
-    clock that was set wrong for a moment must not delete every result. Where it is set back, jobs are kept
+    clock that was set wrong for a moment must not delete every artifact. Where it is set back, jobs are kept
     longer.
 
     Args:
@@ -58,7 +60,7 @@ class RetentionClock:
         self._doubted: float | None = None  # since when it is ahead, on the steady clock
 
     def now(self) -> float:
-        """Seconds since the epoch."""
+        """Returns seconds since the epoch."""
         wall, steady = self._wall(), self._steady()
         expected = self._at + steady - self._since
         if wall > expected + TOLERANCE_S:
@@ -76,7 +78,7 @@ class RetentionClock:
 
 
 class Housekeeper:
-    """A thread of its own, so that neither the worker nor a call waits for it.
+    """Stores late ends and deletes old jobs, in a thread of its own, for which nothing else waits.
 
     Args:
         store: that is kept in order.
@@ -95,6 +97,7 @@ class Housekeeper:
         self._thread = threading.Thread(target=self._loop, name="pahq-housekeeper", daemon=True)
 
     def start(self) -> None:
+        """Starts the thread."""
         self._thread.start()
 
     def later(self, job: Job, end: Callable[[], None]) -> None:
@@ -134,7 +137,7 @@ class Housekeeper:
             logger.exception("housekeeping failed, and is tried again")
 
     def _wait(self) -> bool:
-        """Until there is something to do; False at the end."""
+        """Waits until there is something to do; returns False at the end."""
         with self._wake:
             if self._pending:
                 self._wake.wait_for(lambda: self._closing, self._retry_s)

@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from pahq_server.core.context import log_context
 from pahq_server.core.engine import Engine, ResolvedObjective
 from pahq_server.core.errors import ServerError, StorageError
-from pahq_server.jobs import spec_json
-from pahq_server.jobs.job import Job, JobState
-from pahq_server.jobs.journal import StoredJournal
-from pahq_server.jobs.runs import DiscoveryRun, Surroundings
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs import spec as specs
+from pahq_server.jobs.job import Job, JobState, StoredJournal
+from pahq_server.jobs.run import MethodRun, RunContext
+from pahq_server.jobs.spec import JobSpec
 from pahq_server.store.base import JobStore
 from pahq_server.store.records import JobRecord
 
-# So often a job may be there when the server dies: else one that kills it would do so for ever.
-MOST_DEATHS = 5
-# Until a database that cannot be used now is tried again.
+# A job that was running at more crashes than this fails: else a job that crashes the server did so for ever.
+MOST_CRASHES = 5
+# Seconds until a database that cannot be used now is tried again.
 RETRY_S = 1.0
-# Finished jobs that are looked at in one go, and the pause until the next: others read as well.
+# How many finished jobs are inspected in one go, and the seconds until the next: others read as well.
 PORTION, PORTION_PAUSE_S = 200, 0.01
 
 logger = logging.getLogger(__name__)
@@ -31,24 +30,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class _Left:
-    """A job that an earlier process left: as it was stored, and as this process knows it."""
+    """A job that an earlier process left unfinished: as it was stored, and as this process knows it."""
 
     record: JobRecord
     job: Job
-    journal: StoredJournal
 
 
 class Resumption:
-    """Makes runs of stored jobs, one after another. A job that cannot go on ends, and says why.
+    """Makes runs of jobs that are stored unfinished, one after another. One that cannot go on fails.
 
     Users take turns, and each user's jobs keep their order: what a user creates while older jobs of theirs
     wait here, waits behind them. A job can be asked about, watched and cancelled from `find` on.
 
     Args:
-        engine: checks their measurements again.
-        store: holds their verdicts.
-        around: what all runs share.
-        content: key of all that determines a job's result.
+        engine: checks their objectives again.
+        store: holds their journals.
+        shared: what all runs share.
+        content: computes the key of all that determines a job's artifact.
         submit: takes a run to be worked on.
     """
 
@@ -56,42 +54,43 @@ class Resumption:
         self,
         engine: Engine,
         store: JobStore,
-        around: Surroundings,
-        content: Callable[[DiscoverySpec, ResolvedObjective], bytes],
-        submit: Callable[[DiscoveryRun], None],
+        shared: RunContext,
+        content: Callable[[JobSpec, ResolvedObjective], bytes],
+        submit: Callable[[MethodRun], None],
     ) -> None:
-        self._engine, self._store, self._around, self._content = engine, store, around, content
+        self._engine, self._store, self._shared, self._content = engine, store, shared, content
         self._submit = submit
         # What waits, by user; whose turn it is comes first.
-        self._lines: OrderedDict[str, deque[_Left | DiscoveryRun]] = OrderedDict()
+        self._lines: OrderedDict[str, deque[_Left | MethodRun]] = OrderedDict()
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._work, name="pahq-resumption", daemon=True)
 
     def find(self) -> list[Job]:
-        """The jobs that were left. Those whose record cannot be read end here. Raises StorageError."""
+        """Returns the jobs that were left. Those whose record cannot be read end. Raises StorageError."""
         jobs: list[Job] = []
-        for record in self._store.left():
+        for record in self._store.unfinished():
             if record.damage:
                 self._condemn(record, record.damage)
                 continue
             try:
-                spec = spec_json.read(record)
+                spec = specs.read(record)
             except StorageError as error:
                 self._condemn(record, str(error))
                 continue
-            journal = StoredJournal(self._store, record.id)
+            journal = StoredJournal(self._store, record.id, record.snapshot.records)
             job = Job(
                 record.name,
                 spec,
                 record.total,
+                record.unit,
                 record.snapshot,
                 journal,
-                self._around.ended,
-                spec_json.facts(record.spec),
+                self._shared.ended,
+                specs.facts(record.spec),
             )
-            self._lines.setdefault(job.user, deque()).append(_Left(record, job, journal))
+            self._lines.setdefault(job.user, deque()).append(_Left(record, job))
             jobs.append(job)
         return jobs
 
@@ -123,11 +122,11 @@ class Resumption:
             return sum(map(len, self._lines.values()))
 
     def waiting_of(self, user: str) -> int:
-        """Of these, one user's."""
+        """Returns how many of these are one user's."""
         with self._lock:
             return len(self._lines.get(user, ()))
 
-    def submit(self, run: DiscoveryRun) -> None:
+    def submit(self, run: MethodRun) -> None:
         """Hands on a new run, behind what waits of the same user."""
         with self._lock:
             line = self._lines.get(run.user)
@@ -173,8 +172,11 @@ class Resumption:
 
     # One after another
 
-    def _next(self) -> _Left | DiscoveryRun | None:
-        """What comes next. Its line stays until `_settled`: what comes meanwhile waits behind it."""
+    def _next(self) -> _Left | MethodRun | None:
+        """Returns what comes next; None at the end.
+
+        Its line stays until `_settled`: what comes meanwhile waits behind it.
+        """
         with self._lock:
             while self._lines and not self._closing.is_set():
                 user, line = next(iter(self._lines.items()))
@@ -185,13 +187,13 @@ class Resumption:
             return None
 
     def _settled(self, user: str) -> None:
-        """Nothing of a user is at hand any more."""
+        """Notes that nothing of a user is at hand any more."""
         with self._lock:
             if not self._lines.get(user, True):
                 del self._lines[user]
 
-    def _take_up(self, item: _Left | DiscoveryRun) -> None:
-        if isinstance(item, DiscoveryRun):
+    def _take_up(self, item: _Left | MethodRun) -> None:
+        if isinstance(item, MethodRun):
             self._submit(item)
             return
         job = item.job
@@ -212,30 +214,28 @@ class Resumption:
             except Exception as error:  # noqa: BLE001 - no reason to leave all others
                 self._fail(job, error)
 
-    def _run_of(self, item: _Left) -> DiscoveryRun:
+    def _run_of(self, item: _Left) -> MethodRun:
         record, job = item.record, item.job
-        spec = spec_json.read(record, self._store.prompts(record.id))
-        resolved = self._prepare(record, spec)
+        spec = specs.read(record, self._store.prompts(record.id))
+        resolved = self._resolve(record, spec)
         job.spec = spec
         content = self._content(spec, resolved)
         if content != record.content:
-            # Scores of another version or other hardware are not mixed with new ones.
+            # What another version or other hardware found is not mixed with what this one finds.
             logger.warning("%s begins again: another version or other hardware began it", record.name)
             job.begin_again(content)
-        verdicts = self._store.verdicts(record.id)
-        item.journal.resume(len(verdicts))
-        run = DiscoveryRun(job, resolved, self._around, verdicts)
-        logger.info("%s goes on after %d evaluations", record.name, len(verdicts))
+        run = MethodRun(job, resolved, self._shared, self._store.journal(record.id))
+        logger.info("%s goes on after %d journal records", record.name, job.snapshot.records)
         return run
 
-    def _prepare(self, record: JobRecord, spec: DiscoverySpec) -> ResolvedObjective:
-        if record.snapshot.deaths > MOST_DEATHS:
-            deaths = record.snapshot.deaths
-            raise ServerError(f"the server died {deaths} times while it ran, without coming further")
+    def _resolve(self, record: JobRecord, spec: JobSpec) -> ResolvedObjective:
+        if record.snapshot.crash_count > MOST_CRASHES:
+            crashes = record.snapshot.crash_count
+            raise ServerError(f"the server crashed {crashes} times while it ran, without coming further")
         resolved = self._engine.resolve(spec.objective)
         if resolved.revision != record.revision:
             raise ServerError(
-                f"model {spec.objective.model!r} has revision {resolved.revision} now; the discovery was "
+                f"model {spec.objective.model!r} has revision {resolved.revision} now; the job was "
                 f"accepted for {record.revision}"
             )
         return resolved
@@ -255,7 +255,7 @@ class Resumption:
             if error.damaged:
                 job.fail_unstored(error)
             else:
-                self._around.later(job, end)
+                self._shared.later(job, end)
 
     def _condemn(self, record: JobRecord, reason: str) -> None:
         logger.error("%s cannot be read, and has failed: %s", record.name, reason)
@@ -276,14 +276,14 @@ class Resumption:
                 if not record.snapshot.state.final:
                     continue
                 try:
-                    spec_json.read(record)
+                    specs.read(record)
                 except StorageError as error:
                     if record.snapshot.state is not JobState.FAILED or record.damage:
                         self._condemn(record, str(error))
 
 
 def _explained(error: Exception) -> Exception:
-    """The error, which says since when, and what to do about damage."""
+    """Returns the error as one that says since when it concerns the job, and what to do about damage."""
     if not isinstance(error, ServerError):
         return error
     advice = ": delete it, and submit it again" if isinstance(error, StorageError) and error.damaged else ""

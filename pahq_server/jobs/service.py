@@ -1,4 +1,4 @@
-"""The job service: creates, finds, lists, cancels and deletes discoveries."""
+"""The job service: creates, finds, lists, cancels and deletes jobs of any method."""
 
 from __future__ import annotations
 
@@ -6,47 +6,52 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from pahq_server.core.circuit import Circuit
 from pahq_server.core.context import LOCAL_USER
 from pahq_server.core.engine import Engine, Estimate, Objective, ResolvedObjective
 from pahq_server.core.errors import (
     AlreadyExistsError,
+    ConflictError,
+    InvalidRequestError,
     NotFoundError,
-    ResourceExhaustedError,
     ServerError,
     StorageError,
     WorkerFailedError,
 )
 from pahq_server.core.observer import Observer
 from pahq_server.core.task import PromptTask
-from pahq_server.jobs import arguments, spec_json, warnings
-from pahq_server.jobs.arguments import CircuitOrigin
-from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs import spec as specs
+from pahq_server.jobs import warnings
+from pahq_server.jobs.evaluation import EvaluationService
 from pahq_server.jobs.housekeeping import Housekeeper
-from pahq_server.jobs.job import Job, JobState
-from pahq_server.jobs.journal import StoredJournal
-from pahq_server.jobs.quotas import Quotas
-from pahq_server.jobs.result import DiscoveryResult, content_key, of_job, request_provenance
+from pahq_server.jobs.job import Job, JobState, StoredJournal
+from pahq_server.jobs.provenance import content_key, request_provenance
+from pahq_server.jobs.quotas import Admission, Quotas
 from pahq_server.jobs.resuming import Resumption
-from pahq_server.jobs.runs import DiscoveryRun, EvaluationRun, Surroundings
+from pahq_server.jobs.run import MethodRun, RunContext
+from pahq_server.jobs.session_calls import SessionLimits
 from pahq_server.jobs.sessions import SessionService
-from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
+from pahq_server.jobs.spec import JobSpec, RequestFacts, StoredSpec
+from pahq_server.methods.base import Method, MethodContext
 from pahq_server.scheduler.scheduler import Scheduler
 from pahq_server.store.base import JobStore
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
-from pahq_server.store.records import JobRecord, NewJob, Retention, Usage
+from pahq_server.store.records import JobRecord, NewJob, Retention, StoredArtifact, Usage
 from pahq_server.store.rows import condemned
 
 logger = logging.getLogger(__name__)
 
+USUAL_PAGE, MAX_PAGE = 50, 1000
+# Characters. They are stored as they come, with every job.
+MAX_REQUEST_ID = 256
+
 # What is told of a job of which cannot be read what was asked for.
-UNREADABLE = DiscoverySpec(Objective("", PromptTask(clean=()), "", "", "", ""), "", None, False)
+UNREADABLE = JobSpec(Objective("", PromptTask(clean=()), "", "", "", ""), "", None)
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,15 @@ class JobPolicy:
     """How a service treats jobs.
 
     Args:
-        window: how many evaluations a search may ask for at once.
+        window: how many patched passes a method may ask for at once, about.
         max_queued: how many runs of all users may wait; twice as many if each is its user's only one.
         quotas: of every user.
         slots: how many jobs have tensors in memory at a time.
         user_weights: shares of users in the engine's time; 1 for those that are missing.
         retention: of finished jobs.
-        reuse: whether a job takes over the result of an equal one of the same user.
-        environment: what computes besides the engine's hardware: results are only reused, and searches only
-            go on, where it is the same.
+        reuse: whether a job takes over the artifact of an equal one of the same user.
+        environment: what computes besides the engine's hardware: artifacts are only reused, and journals only
+            gone on with, where it is the same.
     """
 
     window: int = 1
@@ -76,12 +81,13 @@ class JobPolicy:
 
 
 class JobService:
-    """Discoveries of one server. Methods may be called from any thread, and raise StorageError.
+    """Jobs of one server. Methods may be called from any thread, and raise StorageError.
 
-    ``sessions`` is the service of sessions that share its worker. Finished jobs are only in the store.
+    ``sessions`` and ``evaluations`` are services of calls that share its worker and leave nothing behind.
+    Finished jobs are only in the store.
 
     Args:
-        engine: checks and scores.
+        engine: checks objectives and runs operations.
         version: of the server, for provenance.
         policy: how jobs are treated.
         session_limits: what sessions may take.
@@ -113,15 +119,11 @@ class JobService:
             failed=failed,
         )
         window, limits = self._policy.window, session_limits or SessionLimits()
-        self.sessions = SessionService(engine, self._scheduler, window, limits)
         self._housekeeper = Housekeeper(self._store, self._policy.retention)
         self._jobs: dict[str, Job] = {}  # those that are not final in the store
         self._lock = threading.Lock()
         self._closing = False
-        # Evaluations that are under way: they count towards their users' quotas, and no store knows them.
-        self._evaluating: set[EvaluationRun] = set()
-        self._evaluations_lock = threading.Lock()
-        self._around = Surroundings(
+        self._shared = RunContext(
             window,
             engine.capabilities(),
             version,
@@ -131,13 +133,23 @@ class JobService:
             self._forget,
         )
         self._resumption = Resumption(
-            engine, self._store, self._around, self._content, self._scheduler.submit
+            engine, self._store, self._shared, self._content, self._scheduler.submit
         )
+        self._admission = Admission(
+            self._policy.quotas,
+            self._policy.max_queued,
+            lambda: self._scheduler.queued + self._resumption.waiting,
+            lambda user: self._scheduler.queued_of(user) + self._resumption.waiting_of(user),
+        )
+        self.sessions = SessionService(engine, self._scheduler, window, limits)
+        self.evaluations = EvaluationService(engine, self._scheduler, self._store, self._admission)
 
     @property
     def quotas(self) -> Quotas:
         """Of every user."""
         return self._policy.quotas
+
+    # Life of the service
 
     def start(self, wait: bool = True) -> None:
         """Goes on with the jobs that an earlier process left, and takes new ones.
@@ -174,156 +186,183 @@ class JobService:
         self._scheduler.close()
         self._housekeeper.close()
 
-    def check(self, spec: DiscoverySpec, request_id: str, user: str = LOCAL_USER) -> tuple[Job, Estimate]:
-        """What `create` would accept, without a name, and what it would take. Raises as `create` does."""
-        spec.check()
-        arguments.check_request_id(request_id)
-        self._known(spec_json.payload(*spec_json.encode(spec)), request_id, user)
-        resolved = self._engine.resolve(spec.objective)
-        job = Job("", spec, resolved.graph.num_edges, facts=_facts(resolved))
-        return job, self._engine.estimate(resolved)
+    # Creating
 
-    def create(self, spec: DiscoverySpec, request_id: str, user: str = LOCAL_USER) -> Job:
-        """Accepts a discovery, or returns the one that the same request id of the user created before.
+    def check(self, spec: JobSpec, request_id: str, user: str = LOCAL_USER) -> tuple[Job, Estimate]:
+        """Returns the job that `create` would accept, without a name, and its estimate. Raises like it."""
+        method = spec.check()
+        _check_request_id(request_id)
+        self._known(specs.encode(spec), request_id, user)
+        resolved = self._engine.resolve(spec.objective)
+        total = method.total(spec.parameters, resolved)
+        return Job("", spec, total, method.unit, facts=_facts(spec, method, resolved)), self._engine.estimate(
+            resolved
+        )
+
+    def create(self, spec: JobSpec, request_id: str, user: str = LOCAL_USER) -> Job:
+        """Accepts a job, or returns the one that the same request id of the user created before.
 
         It is stored when this returns. Raises InvalidRequestError, NotFoundError (model), AlreadyExistsError
         (the request id came with another spec) and ResourceExhaustedError.
         """
-        spec.check()
-        arguments.check_request_id(request_id)
-        text, prompts = spec_json.encode(spec)
-        payload = spec_json.payload(text, prompts)
-        known = self._known(payload, request_id, user)
+        method = spec.check()
+        _check_request_id(request_id)
+        stored = specs.encode(spec)
+        known = self._known(stored, request_id, user)
         if known is not None:
             return self._job(known)
         resolved = self._engine.resolve(spec.objective)
-        facts = _facts(resolved)
-        if spec.include_prompts:
-            prompts = spec_json.prompts_to_json(_prompts(resolved))
+        facts = _facts(spec, method, resolved)
         new = NewJob(
-            name=f"users/{user}/discoveries/{uuid.uuid4().hex}",
+            name=f"users/{user}/jobs/{uuid.uuid4().hex}",
             user=user,
             request_id=request_id,
-            payload=payload,
-            spec=spec_json.with_facts(text, facts),
-            prompts=prompts,
-            total=resolved.graph.num_edges,
-            tokens=_tokens(resolved),
+            payload=stored.payload,
+            spec=stored.with_facts(facts),
+            prompts=specs.prompts_to_json(_prompts(resolved)) if spec.include_prompts else stored.prompts,
+            total=method.total(spec.parameters, resolved),
+            unit=method.unit,
+            tokens=resolved.task.num_tokens,
             revision=resolved.revision,
             content=self._content(spec, resolved),
             created=time.time(),
         )
         return self._create(new, spec, resolved, facts)
 
-    def _create(
-        self, new: NewJob, spec: DiscoverySpec, resolved: ResolvedObjective, facts: RequestFacts
-    ) -> Job:
+    def _create(self, new: NewJob, spec: JobSpec, resolved: ResolvedObjective, facts: RequestFacts) -> Job:
         def admit(usage: Usage, computed: bool) -> None:
-            if computed:
-                self._check_room(new.user)
-            with self._evaluations_lock:
-                usage = self._with_evaluations(usage, new.user)
-            self._policy.quotas.check(new.user, usage, new.tokens, computed)
+            self._admission.admit_job(new.user, usage, new.tokens, computed)
 
         # Whoever finds the job in the store must find it here as well.
         with self._lock:
             record, created = self._store.create(new, admit, self._policy.reuse)
             if created and not record.snapshot.state.final:
                 journal = StoredJournal(self._store, record.id)
-                job = Job(record.name, spec, record.total, record.snapshot, journal, self._forget, facts)
+                job = Job(
+                    record.name,
+                    spec,
+                    record.total,
+                    record.unit,
+                    record.snapshot,
+                    journal,
+                    self._forget,
+                    facts,
+                )
                 self._jobs[job.name] = job
         if created and record.snapshot.state.final:
             self._observer.job_ended(record.name, record.snapshot.state.name.lower(), 0.0)
-            record = self._store.find(record.name)  # with its outcome, which is another job's
+            record = self._store.find(record.name)  # with the summary of its artifact, which is another job's
             self._housekeeper.ended(new.user)
         if not created or record.snapshot.state.final:
             return self._job(record)
-        self._resumption.submit(DiscoveryRun(job, resolved, self._around))
+        self._resumption.submit(MethodRun(job, resolved, self._shared))
         return job
 
-    def _known(self, payload: bytes, request_id: str, user: str) -> JobRecord | None:
-        """The job that a request id created before. Raises AlreadyExistsError if that had another payload."""
+    def _known(self, asked: StoredSpec, request_id: str, user: str) -> JobRecord | None:
+        """Returns the job that a request id created before.
+
+        Raises AlreadyExistsError if that asked for something else.
+        """
         known = self._store.by_request(user, request_id) if request_id else None
-        if known is not None and known.payload != payload and not known.damage:
-            raise AlreadyExistsError(f"request id {request_id!r} was used for another discovery")
+        if known is not None and known.payload != asked.payload and not known.damage:
+            # An earlier version may have written the same request in another form.
+            with suppress(StorageError):
+                again = specs.encode(specs.read(known, self._store.prompts(known.id)))
+                if again == asked:
+                    return known
+            raise AlreadyExistsError(f"request id {request_id!r} was used for another job")
         return known
 
-    def evaluate(
-        self,
-        objective: Objective,
-        edges: Sequence[str],
-        user: str = LOCAL_USER,
-        origin: CircuitOrigin | None = None,
-    ) -> tuple[ResolvedObjective, Future[tuple[float, float, float]]]:
-        """Measures a circuit given by edge names.
-
-        The future gives its metric, the full model's and the empty circuit's. To cancel it is to give the
-        evaluation up; nothing of it is stored. Raises OtherModelError if the circuit was found in another
-        model, where that is known, and ResourceExhaustedError.
-        """
-        resolved = self._engine.resolve(objective)
-        if origin is not None:
-            origin.check(resolved)
-        run = EvaluationRun(resolved, Circuit.from_names(resolved.graph, edges), user, _tokens(resolved))
-        self._check_room(user)
-        usage = self._store.usage(user)
-        with self._evaluations_lock:
-            self._policy.quotas.check_run(user, self._with_evaluations(usage, user), run.tokens)
-            self._evaluating.add(run)
-        run.future.add_done_callback(lambda future: self._evaluated(run))
-        self._scheduler.submit(run)
-        return resolved, run.future
-
-    def _with_evaluations(self, usage: Usage, user: str) -> Usage:
-        """What a user has, with evaluations that are under way. Their lock is held."""
-        runs = [run for run in self._evaluating if run.user == user]
-        waiting, tokens = sum(not run.begun for run in runs), sum(run.tokens for run in runs)
-        return replace(usage, queued=usage.queued + waiting, tokens=usage.tokens + tokens)
-
-    def _evaluated(self, run: EvaluationRun) -> None:
-        with self._evaluations_lock:
-            self._evaluating.discard(run)
+    # Finding
 
     def find(self, name: str) -> Job:
-        """Raises NotFoundError."""
+        """Returns a job. Raises NotFoundError."""
         job = self._jobs.get(name)
         return self._job(self._store.find(name)) if job is None else job
 
     def page(self, user: str | None, size: int, token: str = "") -> tuple[list[Job], str]:
-        """Jobs of a user, or None for all, newest first, and the token of the next page; empty on the last.
+        """Returns jobs, newest first, and the token of the next page; empty on the last one.
 
         Args:
-            user: whose.
+            user: whose; None for all users'.
             size: at most so many, up to 1000; 0 for 50.
             token: of the page before, empty for the first.
 
         Raises InvalidRequestError.
         """
-        size = arguments.page_size(size)
-        records = self._store.page(user, size + 1, arguments.before(token))
+        if not 0 <= size <= MAX_PAGE:
+            raise InvalidRequestError("page_size", f"{size} is outside of [0, {MAX_PAGE}]")
+        size = size or USUAL_PAGE
+        records = self._store.page(user, size + 1, _before(token))
         jobs: list[Job] = []
         for record in records[:size]:
             with suppress(NotFoundError):  # deleted in between
                 jobs.append(self._job(record))
         return jobs, f"{records[size - 1].id}" if len(records) > size else ""
 
-    def result(self, name: str) -> DiscoveryResult | None:
-        """The result as the answer to this job; None for a job that has none. Raises NotFoundError."""
-        result = self._store.result(name)
-        if result is None:
-            return None
-        record = self._store.find(name)
-        spec, facts = spec_json.read(record), spec_json.facts(record.spec)
-        prompts = self._store.prompts(record.id) if spec.include_prompts else None
-        return of_job(result, spec, facts, prompts)
-
     def count_by_state(self) -> dict[str, int]:
-        """How many jobs of all users are in each state, by its name in lower case."""
+        """Returns how many jobs of all users are in each state, by its name in lower case."""
         counts = self._store.count_by_state()
         return {state.name.lower(): counts.get(state, 0) for state in JobState}
 
+    def artifact(self, name: str) -> StoredArtifact | None:
+        """Returns the artifact as the answer to this job; None for a job that has none.
+
+        For a cancelled or failed job it is what its method makes of the journal, which takes as long as to
+        check a request. Raises NotFoundError, and ConflictError where the model that is needed to read the
+        journal is not served any more.
+        """
+        stored = self._store.artifact(name)
+        record = self._store.find(name)
+        if stored is None:
+            stored = self._partial(record)
+        if stored is None:
+            return None
+        # The artifact may be another job's as well.
+        spec, facts = specs.read(record), specs.facts(record.spec)
+        told = tuple(dict.fromkeys((*facts.warnings, *stored.warnings)))
+        about_job = {"task": spec.task(facts.num_prompts), "warnings": list(told)}
+        return replace(
+            stored,
+            artifact=replace(stored.artifact, warnings=told),
+            run=stored.run | about_job,
+            prompts=self._store.prompts(record.id) if spec.include_prompts else None,
+        )
+
+    def _partial(self, record: JobRecord) -> StoredArtifact | None:
+        """Returns what a job that was cancelled or has failed had found by then."""
+        if record.damage or record.snapshot.state not in (JobState.CANCELLED, JobState.FAILED):
+            return None
+        journal = self._store.journal(record.id)
+        if not journal:
+            return None
+        spec = specs.read(record, self._store.prompts(record.id))
+        why_not = f"what {record.name} had found cannot be read"
+        try:
+            resolved = self._engine.resolve(spec.objective)
+        except ServerError as error:
+            raise ConflictError(f"{why_not}: {error}") from error
+        if resolved.revision != record.revision:
+            detail = f"it was found with revision {record.revision} of the model, which is not served"
+            raise ConflictError(f"{why_not}: {detail}")
+        context: MethodContext[Any] = MethodContext(
+            resolved, spec.parameters, journal, record.snapshot.records
+        )
+        found = spec.check().partial(context)
+        if found is None:
+            return None
+        same = self._content(spec, resolved) == record.content
+        request = request_provenance(spec, resolved, self._version if same else "")
+        run: dict[str, object] = {
+            "model": spec.objective.model,
+            "state": record.snapshot.state.name.lower(),
+        }
+        return StoredArtifact(found, request, run, partial=True)
+
+    # Changing
+
     def cancel(self, name: str) -> Job:
-        """Raises NotFoundError."""
+        """Asks a job to stop. Raises NotFoundError."""
         job = self.find(name)
         job.cancel()
         self._resumption.cancelled(job)
@@ -335,7 +374,7 @@ class JobService:
         self._jobs.pop(name, None)
 
     def _job(self, record: JobRecord) -> Job:
-        """The job of a record; the one that is worked on if it is."""
+        """Returns the job of a record; the one that is worked on if it is."""
         with self._lock:
             job = self._jobs.get(record.name)
         if job is not None:
@@ -343,12 +382,20 @@ class JobService:
         if not record.snapshot.state.final:
             record = self._store.find(record.name)  # it has ended in between
         try:
-            spec, facts = spec_json.read(record), spec_json.facts(record.spec)
+            spec, facts = specs.read(record), specs.facts(record.spec)
         except StorageError as error:  # of a job that cannot be read, the others must not know
             spec, facts = UNREADABLE, RequestFacts()
             if record.snapshot.state is not JobState.FAILED:  # else it says why
                 record = condemned(record, str(error))
-        job = Job(record.name, spec, record.total, record.snapshot, facts=facts, outcome=record.outcome)
+        job = Job(
+            record.name,
+            spec,
+            record.total,
+            record.unit,
+            record.snapshot,
+            facts=facts,
+            summary=record.summary,
+        )
         if not record.snapshot.state.final:
             # Nobody here knows it, so nobody here works on it: those who watch must not wait for that.
             logger.error("%s is left to a later process", record.name)
@@ -366,38 +413,40 @@ class JobService:
         self._housekeeper.ended(job.user)
 
     def _leave(self, error: Exception) -> bool:
-        """Whether a later process goes on with a job that ended with this error."""
+        """Tells whether a later process goes on with a job that ended with this error."""
         stopped = self._closing and type(error) is ServerError
         return self._store.durable and (stopped or isinstance(error.__cause__, WorkerFailedError))
 
-    def _content(self, spec: DiscoverySpec, resolved: ResolvedObjective) -> bytes:
+    def _content(self, spec: JobSpec, resolved: ResolvedObjective) -> bytes:
         request = request_provenance(spec, resolved, self._version)
-        capabilities = self._around.capabilities
+        capabilities = self._shared.capabilities
         engine = {"device": capabilities.device, "hardware": capabilities.hardware}
         return content_key(request, spec.objective.model, engine | self._policy.environment)
 
-    def _check_room(self, user: str) -> None:
-        """Lets in who has nothing in the queue: no other user can fill it alone."""
-        left = self._resumption
-        most = self._policy.max_queued * (1 if self._scheduler.queued_of(user) + left.waiting_of(user) else 2)
-        if self._scheduler.queued + left.waiting >= most:
-            raise ResourceExhaustedError(f"{most} runs are waiting already", retry_after_s=30)
+
+def _check_request_id(request_id: str) -> None:
+    if len(request_id) > MAX_REQUEST_ID:
+        raise InvalidRequestError("request_id", f"has more than {MAX_REQUEST_ID} characters")
 
 
-def _facts(resolved: ResolvedObjective) -> RequestFacts:
-    return RequestFacts(len(resolved.task.clean), warnings.of_request(resolved))
+def _before(token: str) -> int | None:
+    """Returns the id that a page begins below; None for the first page. Raises InvalidRequestError."""
+    if not token:
+        return None
+    if not (token.isascii() and token.isdigit() and len(token) < 19):
+        raise InvalidRequestError("page_token", "is not from an earlier response")
+    return int(token)
+
+
+def _facts(spec: JobSpec, method: Method[Any], resolved: ResolvedObjective) -> RequestFacts:
+    found = (*warnings.of_request(resolved), *method.warnings(spec.parameters, resolved))
+    return RequestFacts(len(resolved.task.clean), found)
 
 
 def _prompts(resolved: ResolvedObjective) -> PromptTask:
-    """The prompts in words where these are known, else as token ids."""
+    """Returns the prompts in words where these are known, else as token ids."""
     if resolved.prompts is not None:
         return resolved.prompts
     task = resolved.task
     answers, wrong = ([(token,) for token in ids or ()] for ids in (task.answers, task.wrong_answers))
     return PromptTask(task.clean, task.corrupted or (), tuple(answers), tuple(wrong), task.positions)
-
-
-def _tokens(resolved: ResolvedObjective) -> int:
-    """Tokens of all prompts, clean and corrupted."""
-    task = resolved.task
-    return sum(len(ids) for ids in (*task.clean, *(task.corrupted or ())))

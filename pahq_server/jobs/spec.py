@@ -17,6 +17,7 @@ from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec
 from pahq_server.methods import registry
 from pahq_server.methods.base import Method
+from pahq_server.store.records import JobRecord
 
 VERSION = 2
 _FACTS = "facts"
@@ -148,12 +149,14 @@ def facts(text: str) -> RequestFacts:
     return RequestFacts(found.get("num_prompts", 0), tuple(found.get("warnings", ())))
 
 
-def read(text: str, prompts: str | None = None) -> JobSpec:
-    """Reads the spec of a stored job, or without prompts for None.
+def read(record: JobRecord, prompts: str | None = None) -> JobSpec:
+    """Reads the spec of a stored job; without prompts for None.
 
-    Raises StorageError, marked as damage, where the spec or its prompts cannot be read.
+    Raises StorageError, marked as damage, where the job's row, its spec or its prompts cannot be read.
     """
-    spec = None
+    if record.damage:
+        raise StorageError(record.damage, damaged=True)
+    text, spec = record.spec, None
     for what, part in (("what was asked for", None), ("its prompts", prompts)):
         try:
             spec = decode(text, part)

@@ -1,16 +1,14 @@
-"""Paged memory: one pool per device for tensors that outlive one batch.
+"""Paged memory: one pool of equal pages per device, for tensors that outlive one batch.
 
-Map of the package, from the bottom up:
+In order of reading:
 
-- `errors`    what can go wrong
-- `runs`      which pages are free, as runs of consecutive ones
-- `storage`   the bytes of pages: reading and writing tensors
-- `pool`      pages with reference counts: taking, sharing, giving back
-- `integrity` recounts the references of a pool and names the first page that is wrong
-- `table`     the block table of one layer of one set of values; copies shared blocks on write
-- `prefix`    blocks found by the tokens that they and everything before them stand for
+- `pages`   which pages are free, and the bytes of pages: reading and writing tensors
+- `pool`    pages with reference counts: allocating, sharing, releasing, and checking the counts
+- `table`   the block table: which pages hold the tensors of one layer; copies shared blocks on write
+- `prefix`  the prefix cache: finds blocks by the tokens that they were computed from
+- `heap`    what the C library does with memory that is freed outside the pool
 
-A page is a piece of the pool; a block is a page seen from the row of a table that it belongs to. Every
-reference to a page is held by a `BlockTable` (prefix cache included: its entries are tables) or by whoever
-called `PagePool.allocate`. Nothing here locks: all users of a pool live on one thread.
+A block is a page as a part of a table's row. Each reference to a page is held by a `BlockTable` (the entries
+of the prefix cache are tables, too) or by a caller of `PagePool.allocate`. Nothing here locks: a pool and all
+that uses it belong to one thread.
 """

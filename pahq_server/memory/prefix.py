@@ -1,4 +1,9 @@
-"""The prefix cache: blocks of values found by the tokens that they were computed from."""
+"""The prefix cache: finds blocks of activations by the tokens from which they were computed.
+
+Activations at a position depend on the tokens up to it. So prompts that begin with the same tokens share
+blocks, whatever job they belong to. As in vLLM, a block's key is a hash over its tokens and the key of the
+block before it.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pahq_server.memory.pages import Pages
 from pahq_server.memory.pool import PagePool
-from pahq_server.memory.runs import Pages
 from pahq_server.memory.table import BlockTable
 
 
 def chain(namespace: bytes, token_ids: Sequence[int], block_tokens: int) -> list[bytes]:
-    """One key per full block of tokens; equal exactly if namespace and all tokens up to its end are.
+    """Computes the keys of a prompt's full blocks, which identify all tokens up to the end of the block.
 
     Args:
-        namespace: whatever else determines the values: model, revision, policy.
+        namespace: everything else that the activations depend on, such as model, revision and policy.
         token_ids: of one prompt, from its start.
-        block_tokens: tokens per block, positive; what is left over at the end has no key.
+        block_tokens: tokens per block, at least 1. An incomplete block at the end gets no key.
     """
     assert block_tokens > 0, f"block_tokens={block_tokens}"
     tokens = np.asarray(token_ids, dtype="<i8")
@@ -34,7 +39,13 @@ def chain(namespace: bytes, token_ids: Sequence[int], block_tokens: int) -> list
 
 @dataclass(frozen=True)
 class PrefixStatistics:
-    """Blocks that are cached, that lookups found, that they did not find, and that were evicted."""
+    """The size of a prefix cache, and counts since it was made.
+
+    Args:
+        entries: blocks in the cache.
+        hits, misses: blocks that lookups found, and did not find.
+        evicted: blocks that were dropped for allocations.
+    """
 
     entries: int
     hits: int
@@ -50,10 +61,11 @@ class _Entry:
 
 
 class PrefixCache:
-    """Tables by key, kept until their pages are needed for something else.
+    """Block tables by key, kept until their pages are needed for something else.
 
-    Invariants: the parent of an entry is an entry; in the order of use it comes after (is more recent than)
-    its children, so one pass from the least recently used on meets children before parents.
+    The block before another one is its parent. Invariants: the parent of an entry is an entry, and was used
+    more recently than its children. So going through entries from the least recently used one meets children
+    before parents.
 
     Args:
         pool: whose allocations may evict entries that nobody else uses.
@@ -62,7 +74,7 @@ class PrefixCache:
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        # References by entries, per page: what a page counts beyond them is someone else's.
+        # References of entries to each page. A page with more references than these is in use elsewhere.
         self._own = np.zeros(pool.num_pages, dtype=np.int32)
         self._hits = self._misses = self._evicted = 0
         pool.add_evictor(self.evict)
@@ -74,7 +86,14 @@ class PrefixCache:
         return PrefixStatistics(len(self._entries), self._hits, self._misses, self._evicted)
 
     def lookup(self, keys: Sequence[bytes]) -> list[BlockTable]:
-        """Forks of the tables of the longest cached run of keys; the caller releases them."""
+        """Finds the longest cached beginning of a prompt.
+
+        Args:
+            keys: of the prompt's blocks, from `chain`.
+
+        Returns:
+            Forks of the tables of these blocks, in order. The caller must release them.
+        """
         found: list[BlockTable] = []
         for key in keys:
             if key not in self._entries:
@@ -87,13 +106,14 @@ class PrefixCache:
         return found
 
     def insert(self, key: bytes, table: BlockTable, parent: bytes | None = None) -> None:
-        """Caches a fork of the table, unless the key is cached already; the caller keeps its own.
+        """Adds a block, unless its key is cached already.
 
         Args:
             key: of the block, from `chain`.
-            table: the values of the block.
-            parent: key of the block before it; None for the first. Raises KeyError if it is not cached,
-                since then no lookup could reach the block.
+            table: the block's activations. The cache keeps a fork, the caller keeps the table.
+            parent: key of the block before it; None for the first one.
+
+        Raises KeyError if the parent is not cached: no lookup would find the block.
         """
         if key not in self._entries:
             if parent is not None:
@@ -103,9 +123,10 @@ class PrefixCache:
         self._touch(key)
 
     def evict(self, pages_wanted: int) -> int:
-        """Drops least recently used entries until so many pages became free; returns how many did.
+        """Drops entries, the least recently used ones first, until ``pages_wanted`` pages became free.
 
-        Entries that anyone else holds pages of stay, and so do their parents.
+        Entries whose pages are in use elsewhere stay, and so do their parents. Returns how many pages became
+        free.
         """
         before = self.pool.free
         for key in list(self._entries):
@@ -117,12 +138,12 @@ class PrefixCache:
         return self.pool.free - before
 
     def clear(self) -> None:
-        """Drops all entries; pages that others hold stay theirs."""
+        """Drops all entries. Pages that are in use elsewhere stay allocated."""
         for key in list(self._entries):
             self._drop(key)
 
     def _touch(self, key: bytes) -> None:
-        """Marks the entry and then its parents up to the first as used."""
+        """Marks an entry, and then its ancestors up to the first block, as used."""
         at: bytes | None = key
         while at is not None:
             self._entries.move_to_end(at)

@@ -1,4 +1,8 @@
-"""Block tables: which pages hold which tensor."""
+"""Block tables: which pages of a pool hold which tensors.
+
+As in vLLM's paged attention, tensors are cut into blocks of one page each, and tables may share pages. A
+shared page is copied when one of its holders writes to it.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pahq_server.memory.pages import Pages
 from pahq_server.memory.pool import PagePool
-from pahq_server.memory.runs import Pages
 
 ABSENT = -1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a row is stored: its tensor's dtype and shape, in the row's first ``blocks`` pages."""
+    """How a row's tensor is stored.
+
+    Args:
+        dtype, shape: of the tensor.
+        blocks: how many pages it takes, the first ones of the row.
+    """
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -29,17 +38,19 @@ class Layout:
 
 
 class BlockTable:
-    """The tensors of one layer of one set of values, a row each, in pages that other tables may share.
+    """A list of tensors, one per row, in pages that other tables may share.
 
-    Whoever makes a table releases it; one that is only forgotten leaks its pages.
+    Executors keep one table for each layer and kind of activation. The owner of a table must call `release`:
+    a table that is only garbage-collected leaks its pages.
 
     Args:
-        pool: where the pages come from.
-        rows: number of rows; all are absent at first.
+        pool: whose pages are used.
+        rows: number of rows, which have no tensor at first ("absent" rows).
 
     Attributes:
-        pages: int32, shape [rows, width]: page of each block of each row, -1 where there is none. Width
-            grows with the longest row.
+        pool: as given.
+        pages: page of each block of each row, int32 [rows, width]; -1 where there is none. The width grows
+            with the longest row.
     """
 
     def __init__(self, pool: PagePool, rows: int) -> None:
@@ -49,7 +60,7 @@ class BlockTable:
         pool.register(self)
 
     def held_pages(self) -> Pages:
-        """The page of every block: int32, shape [blocks]."""
+        """Returns the pages of all blocks: int32 [blocks]."""
         held: Pages = self.pages[self.pages != ABSENT]
         return held
 
@@ -57,7 +68,7 @@ class BlockTable:
         return 0 <= row < len(self._layouts) and self._layouts[row] is not None
 
     def rows(self) -> list[int]:
-        """The rows that hold a tensor, ascending."""
+        """Returns the rows that have a tensor, ascending."""
         return [row for row, layout in enumerate(self._layouts) if layout is not None]
 
     @property
@@ -65,12 +76,12 @@ class BlockTable:
         return len(self._layouts)
 
     def grow(self, rows: int) -> None:
-        """Adds so many absent rows."""
+        """Adds ``rows`` absent rows."""
         self.pages = np.pad(self.pages, ((0, rows), (0, 0)), constant_values=ABSENT)
         self._layouts += [None] * rows
 
     def get(self, row: int) -> Tensor:
-        """The row's tensor: a view that is good until the row changes, or a copy if its pages are scattered.
+        """Reads a row's tensor: a view, valid until the row changes, or a copy if its pages are scattered.
 
         Raises KeyError if the row is absent.
         """
@@ -78,9 +89,10 @@ class BlockTable:
         return self.pool.read(self.blocks(row), layout.dtype, layout.shape)
 
     def put(self, row: int, tensor: Tensor) -> None:
-        """Stores a tensor of any dtype and shape in the row, in place of what it held.
+        """Stores a tensor of any dtype and shape in a row, instead of the one that the row had.
 
-        Pages that nobody shares are overwritten if they suffice. Raises OutOfPagesError and leaves the row.
+        The row's pages are overwritten if they are enough and not shared. Raises OutOfPagesError and leaves
+        the row as it was.
         """
         assert 0 <= row < len(self._layouts), f"row {row} of {len(self._layouts)}"
         old, count = self.blocks(row), self.pool.pages_for(tensor.nbytes)
@@ -99,7 +111,7 @@ class BlockTable:
         self._set(row, pages, Layout(tensor.dtype, tuple(tensor.shape), count))
 
     def _written(self, count: int, tensor: Tensor) -> Pages:
-        """New pages that hold the tensor."""
+        """Allocates pages and writes a tensor to them."""
         pages = self.pool.allocate(count)
         try:
             self.pool.write(pages, tensor)
@@ -109,10 +121,14 @@ class BlockTable:
         return pages
 
     def put_range(self, row: int, first: int, tensor: Tensor) -> None:
-        """Overwrites elements first … first + n - 1 of the flattened row with the n elements of the tensor.
+        """Overwrites a range of a row's elements. Shared blocks in the range are copied first.
 
-        Of the blocks touched, those that are shared are copied first; all others stay shared. The dtype is
-        the row's. Raises KeyError if the row is absent; OutOfPagesError and leaves the row.
+        Args:
+            row: which must have a tensor; KeyError otherwise.
+            first: index of the range's first element in the flattened row.
+            tensor: the new elements, in the row's dtype.
+
+        Raises OutOfPagesError and leaves the row as it was.
         """
         layout = self._layout(row)
         assert tensor.dtype == layout.dtype, f"{tensor.dtype} into {layout.dtype}"
@@ -125,7 +141,7 @@ class BlockTable:
         self.pool.write(self.pages[row, low:high], tensor, begin - low * self.pool.page_bytes)
 
     def _own(self, row: int, low: int, high: int) -> None:
-        """Replaces the shared ones among blocks low … high - 1 of the row by copies."""
+        """Replaces shared blocks among ``low`` to ``high - 1`` of a row by copies."""
         blocks = low + np.flatnonzero(self.pool.counts[self.pages[row, low:high]] > 1)
         if not len(blocks):
             return
@@ -137,13 +153,13 @@ class BlockTable:
         self.pool.copies_on_write += len(blocks)
 
     def drop(self, row: int) -> None:
-        """Makes the row absent. Raises KeyError if it is already."""
+        """Makes a row absent. Raises KeyError if it is absent already."""
         self._layout(row)
         self.pool.release(self.blocks(row))
         self.pages[row], self._layouts[row] = ABSENT, None
 
     def share(self, row: int, other: BlockTable, other_row: int) -> None:
-        """Lets the row hold what another table's row holds, in the same pages.
+        """Gives a row the tensor of another table's row, in the same pages.
 
         Raises KeyError if the other row is absent.
         """
@@ -155,14 +171,14 @@ class BlockTable:
         self._set(row, pages, layout)
 
     def fork(self) -> BlockTable:
-        """A table with the same content in the same pages; writes to either do not show in the other."""
+        """Returns a table with the same tensors in the same pages. Writes to one do not change the other."""
         self.pool.retain(self.held_pages())
         fork = BlockTable(self.pool, 0)
         fork.pages, fork._layouts = self.pages.copy(), self._layouts.copy()
         return fork
 
     def release(self) -> None:
-        """Makes all rows absent. May be called again."""
+        """Makes all rows absent and releases their pages. May be called more than once."""
         self.pool.release(self.held_pages())
         self.pages.fill(ABSENT)
         self._layouts = [None] * len(self._layouts)
@@ -174,7 +190,7 @@ class BlockTable:
         return layout
 
     def blocks(self, row: int) -> Pages:
-        """The row's pages, a view: int32, shape [blocks]; empty for an absent row."""
+        """Returns a view of a row's pages, int32 [blocks]; empty for an absent row."""
         layout = self._layouts[row]
         return self.pages[row, : layout.blocks if layout else 0]
 

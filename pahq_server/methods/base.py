@@ -108,7 +108,11 @@ class Method(ABC, Generic[P]):
 
     @abstractmethod
     def total(self, parameters: P, resolved: ResolvedObjective) -> int:
-        """Returns how many units of work there are, at least 1."""
+        """Returns how many units of work there are, at least 1.
+
+        Called before a job is accepted. Raises InvalidRequestError for an objective, valid as such, that the
+        method cannot work on.
+        """
 
     def warnings(self, parameters: P, resolved: ResolvedObjective) -> tuple[str, ...]:
         """Returns what may mislead about the answer, as far as request and parameters show it.

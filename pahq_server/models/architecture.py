@@ -1,4 +1,8 @@
-"""What a transformer computes, as values: everything an executor needs besides the weights."""
+"""What a transformer computes (`Architecture`) and with which weights (`Weights`).
+
+All executors read models in this form, whatever the checkpoint's format: weights of attention are stacks with
+one matrix per head, and all matrices map inputs to outputs as ``x @ w``.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +21,23 @@ Activation = Literal["gelu", "gelu_tanh", "relu", "silu"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape and the formulas of a decoder (or bidirectional) transformer.
+    """The sizes and formulas of a decoder (or bidirectional) transformer.
 
     Args:
         model_type: name of the checkpoint format, for example ``gpt2``.
-        layers, heads, kv_heads, d_model, d_head: sizes; ``kv_heads`` divides ``heads``.
+        layers, heads, d_model, d_head: sizes; ``heads`` per layer.
+        kv_heads: heads of keys and values per layer; divides ``heads``.
         d_mlp: hidden units of an MLP; 0 for attention-only models.
-        vocabulary, output_vocabulary: number of token ids and of logits.
+        vocabulary, output_vocabulary: number of token ids, and of logits.
         context: longest prompt, in tokens.
-        norm: kind of the norm before each block, or None.
+        norm: kind of the norms before attention, MLP and unembedding; None for models without.
         eps: added to the variance (layer norm) or mean square (RMS norm).
-        activation: of the MLP.
-        gated: the MLP is ``W_out(act(W_gate x) * (W_in x))``.
-        attention_scales: factor on attention scores, per layer.
+        activation: of the MLPs.
+        attention_scales: per layer, the factor on attention scores.
         windows: per layer, how many keys a query sees including itself; None for all.
+        gated: whether the MLP is ``W_out(act(W_gate x) * (W_in x))``.
         causal: whether a position sees only itself and earlier ones.
-        parallel: attention and MLP read the same residual stream.
+        parallel: whether attention and MLP of a layer read the same residual stream.
     """
 
     model_type: str
@@ -55,6 +60,7 @@ class Architecture:
     parallel: bool = False
 
     def graph(self, kv_receivers: KvReceivers) -> Graph:
+        """Returns the model's graph, with key and value receivers per key/value head or per query head."""
         return Graph(
             layers=self.layers,
             heads=self.heads,
@@ -70,7 +76,7 @@ class Rotary:
     """Rotary position embedding in the half-split layout (arXiv:2104.09864).
 
     Args:
-        inv_freq: float, shape [dims / 2]; the first ``dims`` features of a head are rotated.
+        inv_freq: angle per position, float [dims / 2]; the first ``dims`` features of a head are rotated.
         scaling: factor on cosine and sine.
     """
 
@@ -82,9 +88,10 @@ class Rotary:
 class LayerWeights:
     """Weights of one layer. D: d_model, H: heads, G: kv heads, K: d_head, M: d_mlp.
 
-    Norm weights are None in models without norm, norm biases in RMS norms, and the MLP's
-    tensors in attention-only models. ``w_gate`` and ``b_gate`` exist in gated MLPs only, ``q_norm`` and
-    ``k_norm`` where an RMS norm is applied to each head's queries and keys, before they are rotated.
+    Tensors that a model does not have are None: norm weights in models without norms, norm biases in RMS
+    norms, all of the MLP in attention-only models, the gate in MLPs that are not gated. ``norm1`` comes
+    before attention, ``norm2`` before the MLP. ``q_norm`` and ``k_norm`` are RMS norms of each head's queries
+    and keys, before rotation.
     """
 
     w_q: Tensor  # [H, D, K]
@@ -111,7 +118,10 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a model. V: vocabulary, N: context, U: output vocabulary."""
+    """All weights of a model. V: vocabulary, N: context, U: output vocabulary.
+
+    While a model is built, the weights outside its layers are a value of this class with no layers.
+    """
 
     w_e: Tensor  # [V, D]
     layers: tuple[LayerWeights, ...]
@@ -124,16 +134,22 @@ class Weights:
 
     @property
     def copies_ahead(self) -> bool:
-        """Whether `read_ahead` is of use: here all weights are where they are used."""
+        """Whether `read_ahead` has an effect. Not here: all weights are in memory on their device."""
         return False
 
     def read_ahead(self, heads: Iterable[tuple[int, int]]) -> None:
-        """Tells which heads, by layer and index, will be used next."""
+        """Announces the heads, as (layer, head), that will be used next, so that they can be copied ahead."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """An architecture with its weights, all of one dtype on one device."""
+    """An architecture with its weights.
+
+    Args:
+        architecture: sizes and formulas.
+        weights: all of one dtype on one device.
+        parameters: how many numbers the checkpoint has; a tied embedding counts once.
+    """
 
     architecture: Architecture
     weights: Weights

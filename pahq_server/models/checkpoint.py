@@ -1,4 +1,12 @@
-"""Reading safetensors checkpoints: one file or shards, tensor by tensor, never pickle."""
+"""Reading safetensors checkpoints, one file or many shards; pickle files are never read.
+
+There are three ways to read one:
+
+- `Checkpoint` gives each tensor as a float32 copy;
+- `MappedCheckpoint` gives views of the mapped files, in the dtype in which they are stored, so that weights
+  take no memory but the page cache;
+- `CheckpointHeaders` gives shapes alone, to plan memory before anything is loaded.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +15,48 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.errors import ConflictError, InvalidRequestError
 from pahq_server.models.files import CONFIG, weight_files
 
-# Rows of tensors that are compared at a time.
-_ROWS = 4096
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Two tensors are compared so many rows at a time, to bound the memory that takes.
+_ROWS = 4096
+# The names that headers of safetensors files give to dtypes.
+_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 
 
 class Checkpoint:
-    """The tensors of a checkpoint directory by name. Its files are open only while one is read.
+    """The tensors of a checkpoint directory by name. A file is open only while a tensor of it is read.
 
-    Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or
-    damaged shard, a tensor that is missing or in two files, or a tensor that is not floating point.
+    The checkpoint keeps track of which tensors have been read, so that the loader can refuse those that no
+    adapter has asked for.
+
+    Raises InvalidRequestError (field ``model``) for a directory without safetensors, a missing or damaged
+    shard, a tensor that is missing or is in two files, or a tensor that is not floating point.
 
     Attributes:
-        has_values: whether tensors have values, rather than shapes alone.
+        directory: of the checkpoint.
+        has_values: whether tensors have values, or shapes alone.
     """
 
     has_values = True
@@ -35,6 +64,7 @@ class Checkpoint:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._shard_of: dict[str, Path] = {}
+        # Number of elements of each tensor that has been read.
         self._sizes: dict[str, int] = {}
         for path in weight_files(directory).paths:
             with reading(path), safe_open(path, framework="pt") as shard:
@@ -51,9 +81,9 @@ class Checkpoint:
         return iter(self._shard_of)
 
     def get(self, name: str) -> Tensor:
-        """One tensor as float32, in memory of its own."""
+        """Reads a tensor as float32, into memory of its own."""
         path = self._path(name)
-        # Tensors of an open file are views of its mapping. A copy lets go of the pages that were read.
+        # Tensors of an open file are views of its mapping. After a copy the kernel may drop the pages again.
         with reading(path), safe_open(path, framework="pt") as shard:
             return self._view(name, shard).to(torch.float32, copy=True)
 
@@ -63,7 +93,7 @@ class Checkpoint:
         return self._shard_of[name]
 
     def _view(self, name: str, shard: safe_open) -> Tensor:
-        """A tensor of an open file, as a view of its mapping; counted as read."""
+        """Returns a tensor of an open file as a view of its mapping, and counts it as read."""
         mapped: Tensor = shard.get_tensor(name)
         if mapped.dtype not in FLOATS:
             raise wrong_dtype(name, mapped.dtype)
@@ -72,13 +102,13 @@ class Checkpoint:
 
     @property
     def unread(self) -> list[str]:
-        """Names of tensors that nobody has asked for, in order."""
+        """Names of the tensors that have not been asked for, sorted."""
         return sorted(self._shard_of.keys() - self._sizes.keys())
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same numbers, whatever they are stored as; False without values.
+        """Whether two tensors hold the same numbers, in whatever dtypes; False where there are no values.
 
-        If they do, the other one counts as read from now on, but not as parameters.
+        If they do, ``other`` counts as read from now on, but not as parameters of the model.
         """
         if not self.has_values or self.shape(one) != self.shape(other):
             return False
@@ -91,23 +121,24 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many numbers have been read, each tensor counted once."""
+        """How many numbers have been read; a tensor that was read twice counts once."""
         return sum(self._sizes.values())
 
     def find(self, name: str) -> Tensor | None:
-        """Like `get`, or None where the tensor is absent."""
+        """Reads a tensor like `get`; None where the checkpoint has none of this name."""
         return self.get(name) if name in self else None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor of any dtype, which is not counted as read."""
+        """The shape of a tensor of any dtype. Does not count it as read."""
         path = self._path(name)
         with reading(path), safe_open(path, framework="pt") as shard:
             return tuple(shard.get_slice(name).get_shape())
 
     def rows(self, name: str, count: int) -> Iterator[tuple[int, Tensor]]:
-        """A tensor of any dtype that is no parameter, as it is stored, in copies of so many rows.
+        """Reads a tensor of any dtype in pieces of ``count`` rows. Does not count it as read.
 
-        Gives the number of the first row with each; a scalar is one row. It is not counted as read.
+        Yields:
+            The index of the piece's first row, and a copy of the piece in its own dtype. A scalar is one row.
         """
         path, shape = self._path(name), self.shape(name)
         for first in range(0, shape[0] if shape else 1, count):
@@ -116,8 +147,107 @@ class Checkpoint:
                 yield first, part.clone()
 
 
+class CheckpointHeaders(Checkpoint):
+    """A checkpoint without values: tensors of the right shapes on the device ``meta``.
+
+    Only the headers of the files are read, and the same checkpoints are refused as by `Checkpoint`:
+    safetensors itself checks that each file is as long as its header says.
+
+    Attributes:
+        bytes_on_disk: size of the files with weights.
+        dtypes: in which the tensors are stored that were asked for.
+    """
+
+    has_values = False
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._found: dict[str, tuple[str, list[int]]] = {}
+        self.bytes_on_disk = 0
+        self.dtypes: set[torch.dtype] = set()
+        for path in weight_files(directory).paths:
+            self.bytes_on_disk += path.stat().st_size
+            with reading(path), safe_open(path, framework="pt") as shard:
+                for name in shard.keys():  # noqa: SIM118 - not a dictionary
+                    tensor = shard.get_slice(name)
+                    self._found[name] = tensor.get_dtype(), tensor.get_shape()
+
+    def get(self, name: str) -> Tensor:
+        """Returns a float32 tensor of this shape, without values."""
+        if name not in self._found:
+            raise InvalidRequestError("model", f"the checkpoint has no tensor {name!r}")
+        stored_as, shape = self._found[name]
+        dtype = _DTYPES.get(stored_as)
+        if dtype not in FLOATS:
+            raise wrong_dtype(name, dtype or stored_as)
+        tensor = torch.empty(shape, dtype=torch.float32, device="meta")
+        self._sizes[name] = tensor.numel()
+        self.dtypes.add(dtype)
+        return tensor
+
+
+class MappedCheckpoint(Checkpoint):
+    """A checkpoint whose tensors are views of its mapped files, in the dtype in which they are stored.
+
+    Every file is mapped once, and stays mapped as long as any of its tensors lives. A file that is deleted,
+    or replaced by another one of the same name, goes on to be read as it was. A file that is overwritten or
+    truncated in place does not: `check` notices it, whatever its modification times say, but reading a page
+    that is gone kills the process (SIGBUS). So checkpoints that are served must be replaced, never rewritten.
+    Other changes, such as of times, owner or permissions, do no harm.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._open: dict[Path, safe_open] = {}
+        self._stamps: dict[Path, tuple[int, ...]] = {}
+        self._digests: dict[Path, bytes] = {}
+        for path in weight_files(directory).paths:
+            with reading(path):
+                self._stamps[path] = stamp(path)
+                self._digests[path] = content_digest(path, self._stamps[path])
+                self._open[path] = safe_open(path, framework="pt")
+
+    def get(self, name: str) -> Tensor:
+        """Returns a view of a tensor in its own dtype. What adapters copy of it is a view, too."""
+        path = self._path(name)
+        with reading(path):
+            view: Tensor = self._view(name, self._open[path]).as_subclass(_View)
+            return view
+
+    def check(self) -> None:
+        """Raises ConflictError if the content of a file is not what was mapped.
+
+        A file whose times or size have changed is read again as a whole, once.
+        """
+        for path, before in self._stamps.items():
+            try:
+                now = stamp(path)
+                # Another device or inode is another file: the mapped one is as it was.
+                if now[:2] != before[:2] or now == before:
+                    continue
+                same = content_digest(path, now) == self._digests[path]
+            except OSError:  # deleted: the mapped content stays
+                continue
+            if not same:
+                raise ConflictError(f"{path.name} was changed while the model was served: load it again")
+            self._stamps[path] = now
+
+
+class _View(Tensor):
+    """A view of a mapped file, of which no copy is made.
+
+    Adapters copy tensors for their layout or to release a larger one; neither matters for a mapped file.
+    """
+
+    def contiguous(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self
+
+    def clone(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self
+
+
 def wrong_dtype(name: str, dtype: object) -> InvalidRequestError:
-    """The error for a tensor that is not of one of `FLOATS`."""
+    """The error for a tensor whose dtype is none of `FLOATS`."""
     allowed = "expected a float of 16, 32 or 64 bits: quantised weights are not read"
     detail = f"tensor {name!r} has dtype {dtype}, {allowed}"
     return InvalidRequestError("model", detail)
@@ -125,7 +255,7 @@ def wrong_dtype(name: str, dtype: object) -> InvalidRequestError:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raises InvalidRequestError (field ``model``) where this file cannot be read."""
+    """Turns errors of reading this file into InvalidRequestError (field ``model``)."""
     try:
         yield
     except (SafetensorError, OSError) as error:
@@ -133,7 +263,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def revision_hash(directory: Path) -> str:
-    """SHA-256 over names and contents of the configuration and the weights, hexadecimal."""
+    """SHA-256 over the names and contents of the configuration and the weight files, hexadecimal."""
     digest = hashlib.sha256()
     for path in [directory / CONFIG, *weight_files(directory).paths]:
         digest.update(path.name.encode())
@@ -142,9 +272,9 @@ def revision_hash(directory: Path) -> str:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Device, inode, size, and the times of the last change of content and of anything; raises OSError.
+    """Device, inode, size, modification time and status change time of a file. Raises OSError.
 
-    Programs can set the time of the content back after a change, but not the other one.
+    The status change time is part of it because a program can set the modification time back after a change.
     """
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
@@ -152,6 +282,6 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=512)
 def content_digest(path: Path, stamp: tuple[int, ...]) -> bytes:
-    """SHA-256 of a file's content, read once as long as its stamp is the same. Raises OSError."""
+    """SHA-256 of a file's content, read again only when its `stamp` has changed. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -1,8 +1,9 @@
-"""Which files of a checkpoint are read: found and looked at before any of them is opened by a library.
+"""Finding a checkpoint and choosing its files, before a library opens any of them.
 
-The choice is that of transformers 5 (``_get_resolved_checkpoint_files``), so that the same directory is the
-same model in both: the file that ``transformers_weights`` of ``config.json`` names, else
-``model.safetensors``, else the shards that ``model.safetensors.index.json`` names. Pickle files never count.
+The weights are chosen as transformers 5 chooses them (``_get_resolved_checkpoint_files``), so that a
+directory is the same model in both: the file that ``transformers_weights`` in ``config.json`` names, else
+``model.safetensors``, else the shards that ``model.safetensors.index.json`` names. Pickle files are never
+chosen.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ WEIGHTS = "model.safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 INDEX = f"model{INDEX_SUFFIX}"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-# Weights in formats that are not read, by what they are called.
+# Formats of weights that are not read, by the ending of their files.
 _OTHER_FORMATS = {".gguf": "GGUF", ".msgpack": "Flax", ".h5": "TensorFlow", ".onnx": "ONNX"}
-# What a hub repository is downloaded for besides its weights, which are chosen by what these say.
+# Files of a hub repository that are downloaded before its weights: they decide which weights are chosen.
 _HUB_TEXTS = ["*.json", "*.txt", "*.model", "*.jinja"]
-# Larger JSON files than this are no configuration and no index: an index takes about 100 bytes per tensor.
+# Larger JSON files are refused. An index, the largest of them, takes about 100 bytes per tensor.
 _MAX_JSON_BYTES = 64 << 20
 _LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The chosen files with weights.
+    """The files with weights that were chosen.
 
     Args:
-        paths: safetensors files, in order of their names.
-        chosen_by: the name of the file, or the field of ``config.json``, that decides.
-        warnings: sentences about files that are there and not read.
+        paths: safetensors files, sorted by name.
+        chosen_by: the file or the field of ``config.json`` that decided.
+        warnings: sentences about weight files that are not read.
     """
 
     paths: tuple[Path, ...]
@@ -47,15 +48,15 @@ class WeightFiles:
 
 
 def locate(source: str) -> Path:
-    """The directory of a checkpoint.
+    """Finds the directory of a checkpoint.
 
     Args:
-        source: a directory, or a hub id ``owner/name`` or ``owner/name@revision``, which is downloaded unless
-            it is in the hub's cache.
+        source: a directory, or a hub id ``owner/name`` or ``owner/name@revision``. What a hub id names is
+            downloaded unless it is in the hub's cache.
 
     Raises InvalidRequestError (field ``model``).
     """
-    # A name too long for the file system, or with a NUL in it, is no directory either.
+    # Names that are too long for the file system or contain NUL raise an error.
     try:
         path = Path(source)
         if path.is_dir():
@@ -75,7 +76,7 @@ def locate(source: str) -> Path:
 
 
 def _download(source: str, repository: str, revision: str | None) -> Path:
-    """The local copy of a hub repository: its texts first, then the weights that they choose."""
+    """Downloads a hub repository: first its text files, then the weights that these choose."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -96,7 +97,7 @@ def _download(source: str, repository: str, revision: str | None) -> Path:
 
 
 def wanted_weights(directory: Path) -> list[str]:
-    """Names of the files that `weight_files` may choose, by the texts of a checkpoint alone."""
+    """Names of the files that `weight_files` may choose, as far as the text files of a checkpoint tell."""
     named = _named_weights(directory)
     if named is None:
         index = directory / INDEX
@@ -105,10 +106,11 @@ def wanted_weights(directory: Path) -> list[str]:
 
 
 def weight_files(directory: Path) -> WeightFiles:
-    """Chooses the files with weights.
+    """Chooses the files with weights of a checkpoint directory.
 
-    Raises InvalidRequestError (field ``model``) where there are none, where one is missing or is not a
-    regular file, and for pointers of Git LFS, broken indices, and adapters that are meant for another model.
+    Raises InvalidRequestError (field ``model``) if there are none, if one is missing, is not a regular file
+    or is only a pointer of Git LFS, if an index is broken, and for adapters such as LoRA, which are no
+    models.
     """
     if (directory / "adapter_config.json").exists():
         detail = (
@@ -143,7 +145,7 @@ def weight_files(directory: Path) -> WeightFiles:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object from a file. Raises InvalidRequestError (field ``model``)."""
+    """Reads a file with a JSON object. Raises InvalidRequestError (field ``model``)."""
     unreadable = f"{path.parent.name!r} has no readable {path.name}"
     if not path.exists() and not path.is_symlink():
         raise InvalidRequestError("model", f"{unreadable}: there is no such file")
@@ -160,7 +162,12 @@ def read_json(path: Path) -> Mapping[str, Any]:
 
 
 def check_regular(path: Path, hint: str = "") -> None:
-    """Raises InvalidRequestError (field ``model``) unless a path is a regular file, and no mere pointer."""
+    """Raises InvalidRequestError (field ``model``) unless a path is a regular file and no Git LFS pointer.
+
+    Args:
+        path: of the file.
+        hint: is added to the message if the file is missing.
+    """
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -180,11 +187,14 @@ def check_regular(path: Path, hint: str = "") -> None:
 
 
 def _refuse_special_files(directory: Path) -> None:
-    """Libraries open more files than are named here, and would wait for ever for a writer to a FIFO."""
+    """Refuses a directory with FIFOs, sockets or devices.
+
+    Libraries open files that are not chosen here, and would wait for ever for a writer to a FIFO.
+    """
     for entry in directory.iterdir():
         try:
             mode = entry.stat().st_mode
-        except OSError:  # a link to nothing is as good as a missing file
+        except OSError:  # a broken link: the same as a missing file
             continue
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise InvalidRequestError("model", f"{entry.name} is not a regular file but {_kind(mode)}")
@@ -196,7 +206,7 @@ def _kind(mode: int) -> str:
 
 
 def _named_weights(directory: Path) -> str | None:
-    """The file that ``transformers_weights`` of the configuration names, if there is such a field."""
+    """The file that ``transformers_weights`` in the configuration names; None without this field."""
     name = read_json(directory / CONFIG).get("transformers_weights")
     if name is None:
         return None
@@ -207,7 +217,7 @@ def _named_weights(directory: Path) -> str | None:
 
 
 def _shard_names(index: Path) -> list[str]:
-    """The files that an index names, in order."""
+    """Names of the files that an index lists, sorted."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise InvalidRequestError("model", f"{index.name} has no weight_map from tensors to files")
@@ -215,7 +225,7 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def _inside(name: str, origin: str) -> str:
-    """A name of a file in the checkpoint's directory or below it."""
+    """Returns the name of a file, given by ``origin``, if it is inside the checkpoint and no pickle file."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or os.sep * 2 in name:
         raise InvalidRequestError("model", f"{origin} names {name!r}, which is not inside the checkpoint")
@@ -225,7 +235,7 @@ def _inside(name: str, origin: str) -> str:
 
 
 def _listed(repository: str, revision: str | None) -> list[str]:
-    """Names of a hub repository's files; none where the hub cannot be asked."""
+    """Names of a hub repository's files; empty if the hub does not answer."""
     from huggingface_hub import list_repo_files
 
     try:
@@ -235,7 +245,7 @@ def _listed(repository: str, revision: str | None) -> list[str]:
 
 
 def _in_other_formats(names: list[str]) -> str:
-    """What is there instead of weights that can be read, for the end of a message."""
+    """The end of a message that no weights were found: which other weight files there are."""
     pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
     if pickles:
         return (

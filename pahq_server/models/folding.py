@@ -1,12 +1,13 @@
-"""Rewriting a model so that norms are bare RMS norms or absent, and attention scores unscaled.
+"""Folding: rewriting a model so that its norms have no weights and its attention scores no factor.
 
-Layer norm is RMS norm of the centred input, scaled and shifted (arXiv:1607.06450). Centring can be done
-by whatever writes to the residual stream, scale and shift by whatever reads it. The result computes the
-same logits in real arithmetic; only its residual stream differs, by a constant per token. The factor on
-attention scores goes into the query weights, or into the weight of the queries' own norm.
+A layer norm is an RMS norm of the centred input, scaled and shifted (arXiv:1607.06450). Maps that write to
+the residual stream can centre what they write; maps that read it can scale and shift. So a folded model has
+bare RMS norms or none. In real arithmetic it computes the same logits; only its residual stream differs, by a
+constant per token. The factor on attention scores goes into the query weights, or into the weight of the
+queries' own norm.
 
-Any linear map of a layer, head of attention, or part of the vocabulary may be folded alone, with the same
-bits.
+One linear map, one head, or some outputs of the unembedding can be folded alone, and get the same bits as
+when the whole model is folded. "Plain" is a model that has not been folded.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from torch import Tensor
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
 from pahq_server.models.building import build
 
-# The linear maps of a layer: ``w_q`` and ``b_q`` of `LayerWeights` are ``q``.
+# The linear maps of a layer: "q" names ``w_q`` and ``b_q`` of `LayerWeights`.
 Linear = Literal["q", "k", "v", "o", "in", "gate", "out"]
 ATTENTION: tuple[Linear, ...] = ("q", "k", "v", "o")
 MLP: tuple[Linear, ...] = ("in", "gate", "out")
-# The unembedding may be folded in parts that begin at multiples of so many outputs, with the same bits.
+# The unembedding may be folded in parts of so many outputs, with the same bits as when it is folded whole.
 OUTPUTS = 1 << 12
 
 
 class Folding:
-    """Keeps of a model what computes the same function without norm weights: a `building.Transform`."""
+    """A `building.Transform` that folds each piece of a model."""
 
     def architecture(self, arch: Architecture) -> Architecture:
         norm = "rms" if arch.norm == "layer" else arch.norm
         return replace(arch, norm=norm, attention_scales=(1.0,) * arch.layers)
 
-    def ends(self, arch: Architecture, ends: Weights) -> Weights:
-        w_u, b_u = fold_unembedding(ends)
-        w_pos = None if ends.w_pos is None else fold_embedding(arch, ends.w_pos)
-        w_e = fold_embedding(arch, ends.w_e)
-        return replace(ends, w_e=w_e, w_pos=w_pos, w_u=_by_output(w_u), b_u=b_u, norm_w=None, norm_b=None)
+    def embeddings(self, arch: Architecture, weights: Weights) -> Weights:
+        w_u, b_u = fold_unembedding(weights)
+        w_pos = None if weights.w_pos is None else fold_embedding(arch, weights.w_pos)
+        w_e = fold_embedding(arch, weights.w_e)
+        return replace(weights, w_e=w_e, w_pos=w_pos, w_u=_by_output(w_u), b_u=b_u, norm_w=None, norm_b=None)
 
     def layer(self, arch: Architecture, index: int, layer: LayerWeights) -> LayerWeights:
         return fold_layer(arch, index, layer, lambda name: fold_linear(arch, index, layer, name))
@@ -50,22 +51,22 @@ FOLDING = Folding()
 
 
 def fold(model: Model) -> Model:
-    """The same function with ``norm`` None or ``rms``, no norm weights, centred writers, scale 1."""
+    """Folds a model in memory. A folded model is returned as it is."""
     if is_folded(model):
         return model
-    ends = replace(model.weights, layers=())
-    folded = fold_layers(model.architecture, ends, model.weights.layers)
+    outside_layers = replace(model.weights, layers=())
+    folded = fold_layers(model.architecture, outside_layers, model.weights.layers)
     return replace(folded, parameters=model.parameters)
 
 
-def fold_layers(arch: Architecture, ends: Weights, layers: Iterable[LayerWeights]) -> Model:
-    """A folded model from weights without layers and plain layers, of which one is held at a time."""
+def fold_layers(arch: Architecture, outside_layers: Weights, layers: Iterable[LayerWeights]) -> Model:
+    """Builds a folded model from plain pieces; takes one layer after the other from ``layers``."""
     plain = iter(layers)
-    return build(arch, lambda: ends, lambda _: next(plain), FOLDING)
+    return build(arch, lambda: outside_layers, lambda _: next(plain), FOLDING)
 
 
 def is_folded(model: Model) -> bool:
-    """Whether `fold` has nothing to do."""
+    """Whether the norms of a model have no weights and its attention scores no factor."""
     arch, weights = model.architecture, model.weights
     norms = [weights.norm_w, *(w for layer in weights.layers for w in (layer.norm1_w, layer.norm2_w))]
     bare = arch.norm != "layer" and all(w is None for w in norms)
@@ -78,13 +79,13 @@ def fold_layer(
     layer: LayerWeights,
     linear: Callable[[Linear], tuple[Tensor, Tensor | None]],
 ) -> LayerWeights:
-    """A folded layer.
+    """Puts a folded layer together from its folded linear maps.
 
     Args:
         arch: of the plain model.
         index: of the layer.
-        layer: plain; of its linear maps only their presence matters.
-        linear: gives the folded maps that the layer has, each asked for once.
+        layer: plain. Its norms are folded; of its linear maps only their presence matters.
+        linear: returns weights and bias of a folded map; called once for each map that the layer has.
     """
     folded: dict[str, Tensor | None] = {}
     for name in linears(layer):
@@ -95,21 +96,24 @@ def fold_layer(
 
 
 def linears(layer: LayerWeights) -> tuple[Linear, ...]:
-    """The linear maps that a layer has."""
+    """Names of the linear maps that a layer has."""
     return tuple(name for name in ATTENTION + MLP if getattr(layer, f"w_{name}") is not None)
 
 
 def fold_linear(
     arch: Architecture, index: int, layer: LayerWeights, name: Linear
 ) -> tuple[Tensor, Tensor | None]:
-    """Weights and bias of one linear map of a folded layer.
+    """Folds one linear map of a layer.
 
     Args:
         arch: of the plain model.
         index: of the layer.
-        layer: plain; only this map and the norm before it are looked at. Of attention it may have any of
-            the heads, in stacks as in `LayerWeights`.
-        name: a map that the layer has.
+        layer: plain. Only this map and the norm before it are used. The stack of a map of attention may hold
+            some of the heads only.
+        name: of a map that the layer has.
+
+    Returns:
+        Weights and bias, in the shapes of ``layer``.
     """
     w, b = getattr(layer, f"w_{name}"), getattr(layer, f"b_{name}")
     if name in ("o", "out"):
@@ -129,30 +133,30 @@ def fold_linear(
 def fold_head_norms(
     arch: Architecture, index: int, layer: LayerWeights
 ) -> tuple[Tensor | None, Tensor | None]:
-    """``q_norm`` and ``k_norm`` of a folded layer. ``arch`` is the plain one."""
+    """Folds ``q_norm`` and ``k_norm`` of layer ``index``; ``arch`` is that of the plain model."""
     q_norm = None if layer.q_norm is None else layer.q_norm * arch.attention_scales[index]
     return q_norm, layer.k_norm
 
 
 def fold_embedding(arch: Architecture, rows: Tensor) -> Tensor:
-    """Any rows of the folded embedding of tokens or positions, from the plain ones: [..., D]."""
+    """Folds rows [..., D] of the embedding of tokens or positions, any number of them."""
     return _centre(rows) if arch.norm == "layer" else rows
 
 
-def fold_unembedding(ends: Weights) -> tuple[Tensor, Tensor | None]:
-    """Weights and bias of the folded unembedding, whole or (see `OUTPUTS`) for some outputs."""
-    return _fold(ends.w_u, ends.b_u, ends.norm_w, ends.norm_b)
+def fold_unembedding(weights: Weights) -> tuple[Tensor, Tensor | None]:
+    """Folds weights and bias of the unembedding, [D, n] and [n]: the whole one, or a part (see `OUTPUTS`)."""
+    return _fold(weights.w_u, weights.b_u, weights.norm_w, weights.norm_b)
 
 
 def _centre(x: Tensor) -> Tensor:
-    """Of vectors that are written to the residual stream, [..., D]: the same with mean zero."""
+    """Subtracts from each vector [..., D] that is written to the residual stream its mean."""
     return x - x.mean(-1, keepdim=True)
 
 
 def _fold(
     w: Tensor, b: Tensor | None, scale: Tensor | None, shift: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Weights and bias that give ``(x * scale + shift) @ w + b`` from ``x``. ``w`` is [..., D, out]."""
+    """Returns weights and bias of the map ``x -> (x * scale + shift) @ w + b``, for ``w`` [..., D, out]."""
     if shift is not None:
         extra = _shifted(shift, w)
         b = extra if b is None else b + extra
@@ -162,9 +166,10 @@ def _fold(
 
 
 def _shifted(shift: Tensor, w: Tensor) -> Tensor:
-    """``shift @ w``, in the pieces that may be asked for alone.
+    """Computes ``shift @ w`` head by head, or part by part of the unembedding (see `OUTPUTS`).
 
-    Of each piece a copy: libraries may round by where in memory a matrix begins.
+    So a piece that is folded alone gets the same bits. Each piece is copied first, because libraries may
+    round differently for matrices that begin at another address.
     """
     if w.dim() == 2:
         return torch.cat([shift @ part.clone() for part in w.split(OUTPUTS, -1)])
@@ -172,5 +177,5 @@ def _shifted(shift: Tensor, w: Tensor) -> Tensor:
 
 
 def _by_output(w: Tensor) -> Tensor:
-    """The same matrix, stored output by output: large products are fastest with it."""
+    """Stores a matrix [I, O] output by output, the layout in which large products are fastest."""
     return w.T.contiguous().T

@@ -1,4 +1,10 @@
-"""From a directory or hub id to a model with its tokenizer."""
+"""Loading a model and its tokenizer from a checkpoint directory or a hub id.
+
+The order of the steps: find the directory (`files`), read and check its ``config.json`` (`config_fields`),
+let the format's adapter read the architecture and then piece by piece the weights (`adapters`, `building`),
+and refuse what nothing has read (`tensor_checks`). `load` keeps the weights as float32, `map_files` as views
+of the files, `outline` only their shapes.
+"""
 
 from __future__ import annotations
 
@@ -6,61 +12,40 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Tokenizer
-from pahq_server.models.adapters import (
-    gpt2,
-    gpt_neo,
-    gpt_neox,
-    hooked,
-    llama,
-    mistral,
-    opt,
-    qwen2,
-    qwen3,
-)
 from pahq_server.models.adapters.hooked_config import IRRELEVANT
+from pahq_server.models.adapters.registry import ADAPTERS, HOOKED, REASONS, TRANSFORMERS_ADAPTERS
 from pahq_server.models.architecture import LayerWeights, Model, Rotary, Weights
 from pahq_server.models.building import PLAIN, Transform, build
-from pahq_server.models.checkpoint import Checkpoint, revision_hash
-from pahq_server.models.fields import Fields
+from pahq_server.models.checkpoint import Checkpoint, CheckpointHeaders, MappedCheckpoint, revision_hash
 from pahq_server.models.files import CONFIG, WeightFiles, locate, read_json, weight_files
-from pahq_server.models.headers import Headers
-from pahq_server.models.leftovers import refuse_leftovers, refuse_other_weights
-from pahq_server.models.mapped import Mapped
-from pahq_server.models.shapes import check_ends, check_layer
+from pahq_server.models.tensor_checks import (
+    check_embeddings,
+    check_layer,
+    refuse_leftovers,
+    refuse_other_weights,
+)
 from pahq_server.models.tokenizer import load_tokenizer
-from pahq_server.models.unsupported import REASONS
 
-ADAPTERS: dict[str, ModuleType] = {
-    "gpt2": gpt2,
-    "gpt_neo": gpt_neo,
-    "gpt_neox": gpt_neox,
-    "llama": llama,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "opt": opt,
-    "hooked_transformer": hooked,
-}
 _Checkpoint = TypeVar("_Checkpoint", bound=Checkpoint)
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be served: float32 unless it is of `map_files`, on the CPU unless it was placed.
+    """A model with its tokenizer.
 
     Args:
-        model: the model.
-        tokenizer: None for a model that takes token ids only.
+        model: float32 on the CPU, unless `map_files` or a transform of `load` says otherwise.
+        tokenizer: None if the model takes token ids only.
         revision: SHA-256 of configuration and weights, hexadecimal.
         directory: of the checkpoint.
-        warnings: sentences about the checkpoint that whoever serves it should read.
+        warnings: sentences about the checkpoint for the operator of the server.
     """
 
     model: Model
@@ -72,12 +57,12 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class Outline:
-    """A model without values.
+    """A model without the values of its weights.
 
     Args:
-        model: what `load` would give, with its tensors on the device ``meta``.
-        bytes_on_disk: of the files with weights.
-        dtypes: of the tensors that would be read, as they are stored.
+        model: what `load` would give, with all tensors on the device ``meta``.
+        bytes_on_disk: size of the files with weights.
+        dtypes: in which the weights are stored.
     """
 
     model: Model
@@ -90,7 +75,7 @@ def load(source: str, transform: Transform = PLAIN) -> LoadedModel:
 
     Args:
         source: directory or hub id.
-        transform: what is kept of each layer as soon as it has been read.
+        transform: what is kept of each piece of the model as soon as it has been read.
 
     Raises InvalidRequestError (field ``model``) for anything that is missing, damaged or unsupported.
     """
@@ -99,39 +84,42 @@ def load(source: str, transform: Transform = PLAIN) -> LoadedModel:
     return _loaded(model, directory)
 
 
-def map_files(source: str) -> tuple[LoadedModel, Mapped]:
-    """The plain model that `load` would give, with its tensors as they are stored: views of mapped files.
+def map_files(source: str) -> tuple[LoadedModel, MappedCheckpoint]:
+    """Maps the files of a checkpoint instead of reading them.
 
-    They take no memory beyond the page cache. With them comes what says whether the files are still the same.
+    Returns:
+        The model with tensors in the dtypes in which they are stored, views of the mapped files that take no
+        memory beyond the page cache; and the mapped checkpoint, which can tell whether the files have changed
+        since.
 
     Raises InvalidRequestError as `load` does.
     """
     directory = locate(source)
-    model, files = _assemble(directory, Mapped, PLAIN)
+    model, files = _assemble(directory, MappedCheckpoint, PLAIN)
     return _loaded(model, directory), files
 
 
 def outline(source: str, transform: Transform = PLAIN) -> Outline:
-    """What `load` would give, from the configuration and the headers of the weights alone.
+    """Describes what `load` would give, from the configuration and the headers of the weight files alone.
 
     Raises InvalidRequestError as `load` does, except for what is wrong with values or the tokenizer.
     """
     with torch.device("meta"):
-        model, headers = _assemble(locate(source), Headers, transform)
+        model, headers = _assemble(locate(source), CheckpointHeaders, transform)
     return Outline(model, headers.bytes_on_disk, frozenset(headers.dtypes))
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What loading a checkpoint made of each of its parts.
+    """How a checkpoint was read: which files, fields and tensors.
 
     Args:
         loaded: the model.
-        files: that were read, and what decided so.
-        computed: fields of ``config.json`` that decide what is computed, with their values.
-        ignored: names of fields that are there and have no effect on logits.
+        files: the files that were read, and why these.
+        computed: the fields of ``config.json`` that decide what is computed, with their values.
+        ignored: names of the fields that have no effect on logits.
         read: number of tensors that were read.
-        buffers: names of tensors beside them, which hold what follows from the configuration.
+        buffers: names of the tensors that were only checked, since they follow from the configuration.
     """
 
     loaded: LoadedModel
@@ -143,7 +131,7 @@ class Inspection:
 
 
 def inspect(source: str) -> Inspection:
-    """Loads a checkpoint and tells what became of each field, file and tensor. Raises as `load` does."""
+    """Loads a checkpoint and reports how each field, file and tensor was read. Raises as `load` does."""
     directory = locate(source)
     model, checkpoint = _assemble(directory, Checkpoint, PLAIN)
     raw = read_json(directory / CONFIG)
@@ -160,10 +148,9 @@ def inspect(source: str) -> Inspection:
 
 
 def _is_ignored(model_type: str, name: str) -> bool:
-    if model_type == "hooked_transformer":
+    if model_type == HOOKED:
         return name in IRRELEVANT
-    fields: Fields = ADAPTERS[model_type].FIELDS
-    return fields.does_not_matter(name)
+    return TRANSFORMERS_ADAPTERS[model_type].FIELDS.does_not_matter(name)
 
 
 def _loaded(model: Model, directory: Path) -> LoadedModel:
@@ -177,6 +164,7 @@ def _loaded(model: Model, directory: Path) -> LoadedModel:
 def _assemble(
     directory: Path, open_checkpoint: Callable[[Path], _Checkpoint], transform: Transform
 ) -> tuple[Model, _Checkpoint]:
+    """Reads the configuration and then the model, from a checkpoint opened by ``open_checkpoint``."""
     config = _config(directory)
     adapter = ADAPTERS[config.model_type]
     try:
@@ -187,28 +175,30 @@ def _assemble(
     refuse_other_weights(checkpoint)
     rotary: Rotary | None = None
 
-    def ends() -> Weights:
+    def embeddings() -> Weights:
         with _reshaping():
-            found: Weights = adapter.ends(architecture, config, checkpoint)
-        check_ends(architecture, found)
+            found = adapter.embeddings(architecture, config, checkpoint)
+        check_embeddings(architecture, found)
         nonlocal rotary
         rotary = found.rotary
         return found
 
     def layer(index: int) -> LayerWeights:
         with _reshaping():
-            found: LayerWeights = adapter.layer(architecture, config, index, checkpoint)
+            found = adapter.layer(architecture, config, index, checkpoint)
         check_layer(architecture, index, found)
         return found
 
-    model = build(architecture, ends, layer, transform)
-    if hasattr(adapter, "BUFFERS"):  # others look for leftovers themselves
-        refuse_leftovers(checkpoint, architecture, rotary, adapter.PREFIX, adapter.BUFFERS)
+    model = build(architecture, embeddings, layer, transform)
+    declared = TRANSFORMERS_ADAPTERS.get(config.model_type)
+    if declared is not None:  # `hooked` checks for leftovers by itself
+        refuse_leftovers(checkpoint, architecture, rotary, declared.PREFIX, declared.BUFFERS)
     return replace(model, parameters=checkpoint.parameters), checkpoint
 
 
 @contextmanager
 def _reshaping() -> Iterator[None]:
+    """Turns errors of torch about shapes into InvalidRequestError (field ``model``)."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -217,7 +207,12 @@ def _reshaping() -> Iterator[None]:
 
 
 def _config(directory: Path) -> Any:
-    """The configuration with the format's defaults filled in. Never runs code from the checkpoint."""
+    """Reads and checks ``config.json``; never runs code of the checkpoint.
+
+    Returns:
+        The configuration of transformers with all defaults filled in, or for `HOOKED` a namespace of the
+        fields.
+    """
     raw = read_json(directory / CONFIG)
     if "model_type" not in raw:
         raise InvalidRequestError(
@@ -230,18 +225,18 @@ def _config(directory: Path) -> Any:
         )
     model_type = raw["model_type"]
     _check_supported(model_type)
-    if model_type == "hooked_transformer":
+    if model_type == HOOKED:
         return SimpleNamespace(**raw)
-    fields: Fields = ADAPTERS[model_type].FIELDS
+    fields = TRANSFORMERS_ADAPTERS[model_type].FIELDS
     fields.check_file(model_type, raw)
     try:
-        # Imported where it is needed, as all of transformers: 100 MB.
+        # Imported here because transformers takes 100 MB.
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
-    # Some configurations are those of another format than they say.
+    # transformers takes some configurations for another format than they name.
     _check_supported(config.model_type)
     fields.check_config(raw, config)
     return config

@@ -1,30 +1,50 @@
-"""A model that stays in memory rounded as a policy says, made piece by piece from its masters.
+"""Weights that stay in memory rounded as a precision policy says.
 
-D: d_model, U: output vocabulary; layers as in `architecture`.
+There are two ways to make them. `make_resident` reads a checkpoint piece by piece and keeps only the rounded
+weights, for a server started with rounded weights. `round_layers` and `round_unembedding` round a model that
+is in memory in full precision, for a job that asks for another policy than the model is served in.
+
+Shapes: D d_model, U output vocabulary; layers have the shapes of `architecture.LayerWeights`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pahq_server.models.architecture import Architecture, Rotary
+from pahq_server.models.architecture import Architecture, LayerWeights, Model, Rotary
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.folding import ATTENTION, MLP
-from pahq_server.models.masters import Masters
-from pahq_server.models.parts import Parts
 from pahq_server.precision.policy import Format, Policy
 from pahq_server.precision.quantized import Matrix, Quantized, quantize
+
+_CASTS = {Format.FP32: torch.float32, Format.BF16: torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class WeightBytes:
+    """Bytes of a model's weights by part. A norm counts to what reads it; a shared tensor counts once."""
+
+    embedding: int
+    attention: int
+    mlps: int
+    unembedding: int
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.attention + self.mlps + self.unembedding
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A folded layer, with names and shapes of `LayerWeights`. Biases and norms are float32.
+    """The rounded weights of a folded layer, with the names and shapes of `LayerWeights`.
 
-    Stacks of heads are rounded head by head: ``w_q[head]`` is the matrix of one.
+    Biases and norms stay float32. Stacks of heads are rounded head by head: ``w_q[head]`` is the matrix of
+    one head.
     """
 
     w_q: Matrix
@@ -46,38 +66,38 @@ class QuantizedLayer:
 
 
 @dataclass(frozen=True)
-class Resident:
-    """What masters hold, rounded. Biases and norms are float32.
+class ResidentWeights:
+    """The rounded weights of a checkpoint. Biases and norms are float32.
 
-    The embeddings are not there: only passes in full precision look tokens and positions up, and read the few
-    rows that they need from the masters.
+    Embeddings are not among them: only passes in full precision look tokens and positions up, and they read
+    the few rows that they need from the checkpoint.
 
     Args:
-        architecture: folded.
-        policy: whose formats the weights have.
-        device: where they are.
-        masters: in full precision, for copies.
+        architecture: of the folded model.
+        policy: in whose formats the weights are.
+        device: on which they are.
+        checkpoint: the same weights in full precision, to be read when they are needed.
         layers: of the model.
         w_u: unembedding, [D, U].
-        b_u: [U].
-        rotary: of models that rotate queries and keys.
+        b_u: its bias, [U].
+        rotary: frequencies of models that rotate queries and keys.
     """
 
     architecture: Architecture
     policy: Policy
     device: torch.device
-    masters: Masters
+    checkpoint: CheckpointWeights
     layers: tuple[QuantizedLayer, ...]
     w_u: Matrix
     b_u: Tensor | None
     rotary: Rotary | None
 
     @property
-    def nbytes(self) -> Parts:
-        """What is kept in memory, which the masters are not."""
+    def nbytes(self) -> WeightBytes:
+        """The memory that these weights take; those of the checkpoint stay in its files."""
         layers = [vars(layer).items() for layer in self.layers]
         mlps = _nbytes(value for layer in layers for name, value in layer if name.partition("_")[2] in MLP)
-        return Parts(
+        return WeightBytes(
             embedding=0 if self.rotary is None else self.rotary.inv_freq.nbytes,
             attention=_nbytes(value for layer in layers for _, value in layer) - mlps,
             mlps=mlps,
@@ -85,62 +105,92 @@ class Resident:
         )
 
 
-def make_resident(masters: Masters, policy: Policy, device: torch.device | str = "cpu") -> Resident:
-    """Rounds a model. In full precision there is one linear map at a time, or a part of the vocabulary.
+def make_resident(
+    checkpoint: CheckpointWeights, policy: Policy, device: torch.device | str = "cpu"
+) -> ResidentWeights:
+    """Rounds the weights of a checkpoint.
 
-    Raises ConflictError as `Masters` does.
+    At no time is more in full precision than one linear map, or one part of the unembedding.
+
+    Raises ConflictError if a file of the checkpoint was changed in place.
     """
     device = torch.device(device)
-    # First what is largest by itself, while little else is there.
-    w_u, b_u = _unembedding(masters, policy.ends, device)
-    arch, rotary = masters.architecture, masters.rotary
-    return Resident(
+    # The largest matrix comes first, while little else is in memory.
+    w_u, b_u = _resident_unembedding(checkpoint, policy.embeddings, device)
+    arch, rotary = checkpoint.architecture, checkpoint.rotary
+    return ResidentWeights(
         architecture=arch,
         policy=policy,
         device=device,
-        masters=masters,
-        layers=tuple(_layer(masters, index, policy, device) for index in range(masters.layers)),
+        checkpoint=checkpoint,
+        layers=tuple(
+            _resident_layer(checkpoint, index, policy, device) for index in range(checkpoint.layers)
+        ),
         w_u=w_u,
         b_u=b_u,
         rotary=rotary and Rotary(rotary.inv_freq.to(device), rotary.scaling),
     )
 
 
-def _layer(masters: Masters, index: int, policy: Policy, device: torch.device) -> QuantizedLayer:
+def _resident_layer(
+    checkpoint: CheckpointWeights, index: int, policy: Policy, device: torch.device
+) -> QuantizedLayer:
     kept: dict[str, Any] = {}
-    for linear in masters.linears(index):
-        w, b = masters.linear(index, linear)
+    for linear in checkpoint.linears(index):
+        w, b = checkpoint.linear(index, linear)
         kept[f"w_{linear}"] = rounded(w, policy.heads if linear in ATTENTION else policy.mlps).to(device)
         kept[f"b_{linear}"] = None if b is None else b.to(device)
-    for name, norm in zip(("q_norm", "k_norm"), masters.head_norms(index), strict=True):
+    for name, norm in zip(("q_norm", "k_norm"), checkpoint.head_norms(index), strict=True):
         kept[name] = None if norm is None else norm.to(device)
     return QuantizedLayer(**kept)
 
 
-def _unembedding(masters: Masters, form: Format, device: torch.device) -> tuple[Matrix, Tensor | None]:
-    """``w_u`` and ``b_u``."""
-    whole, biases = [], []
-    for w, b in masters.unembedding():
-        whole.append(rounded(w, form))
+def _resident_unembedding(
+    checkpoint: CheckpointWeights, form: Format, device: torch.device
+) -> tuple[Matrix, Tensor | None]:
+    """Returns ``w_u`` and ``b_u`` of `ResidentWeights`."""
+    parts, biases = [], []
+    for w, b in checkpoint.unembedding():
+        parts.append(rounded(w, form))
         biases += [] if b is None else [b]
-    return _joined(whole).to(device), torch.cat(biases).to(device) if biases else None
+    return _joined(parts).to(device), torch.cat(biases).to(device) if biases else None
 
 
 def _joined(parts: list[Matrix]) -> Matrix:
-    """Matrices with other outputs of the same inputs as one."""
-    whole = [part for part in parts if isinstance(part, Quantized)]
-    if not whole:
-        # Stored output by output, as folding leaves it.
+    """Joins matrices of the same inputs along their outputs."""
+    quantized = [part for part in parts if isinstance(part, Quantized)]
+    if not quantized:
+        # Stored output by output, as folding leaves matrices.
         return torch.cat([part.T for part in parts if isinstance(part, Tensor)]).T
-    return Quantized(torch.cat([w.data for w in whole], -1), torch.cat([w.scale for w in whole], -1))
+    return Quantized(torch.cat([w.data for w in quantized], -1), torch.cat([w.scale for w in quantized], -1))
+
+
+def round_layers(model: Model, policy: Policy) -> tuple[QuantizedLayer, ...]:
+    """Rounds the layers of a folded model. Tensors that the policy does not round are not copied."""
+    return tuple(_round_layer(layer, policy) for layer in model.weights.layers)
+
+
+def round_unembedding(model: Model, policy: Policy) -> Matrix:
+    """Rounds ``w_u`` of a folded model, [D, U]."""
+    return _round(model.weights.w_u, policy.embeddings)
+
+
+def _round_layer(layer: LayerWeights, policy: Policy) -> QuantizedLayer:
+    kept = {field.name: getattr(layer, field.name) for field in fields(QuantizedLayer)}
+    for name, value in kept.items():
+        if name.startswith("w_") and value is not None:
+            kept[name] = _round(value, policy.heads if name[2:] in ATTENTION else policy.mlps)
+    return QuantizedLayer(**kept)
+
+
+def _round(w: Tensor, form: Format) -> Matrix:
+    """Like `rounded`, but shares the tensor where nothing is rounded, whatever its dtype."""
+    return w if form is Format.FP32 else rounded(w, form)
 
 
 def rounded(w: Tensor, form: Format) -> Matrix:
-    """[..., I, O] in the format, one scale per output."""
+    """Rounds matrices [..., I, O] to a format; 8-bit formats get one scale per output."""
     return w.to(_CASTS[form]) if form in _CASTS else quantize(w, form)
-
-
-_CASTS = {Format.FP32: torch.float32, Format.BF16: torch.bfloat16}
 
 
 def _nbytes(values: Iterable[Matrix | None]) -> int:

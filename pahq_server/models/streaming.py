@@ -1,8 +1,9 @@
-"""A model in full precision that is read from its checkpoint's files piece by piece, whenever it is used.
+"""A full-precision model whose matrices are read from its checkpoint's files whenever they are used.
 
-It looks like a folded model in memory: its weights have the attributes of `Weights` and its layers those of
-`LayerWeights`, but every matrix is read when it is asked for. Biases and norms, which are small, are those of
-a resident model.
+It serves passes in full precision beside rounded weights (`resident`). It looks like a folded model in
+memory: its weights have the attributes of `Weights` and its layers those of `LayerWeights`, but each matrix
+is read when it is asked for, single heads and MLPs through a `HeadStore` that keeps the most recent ones.
+Biases and norms, which are small, are those of the resident weights.
 """
 
 from __future__ import annotations
@@ -15,56 +16,56 @@ import torch
 from torch import Tensor
 
 from pahq_server.models.architecture import LayerWeights, Model, Weights
-from pahq_server.models.casting import placed
+from pahq_server.models.building import to_device
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.loading import LoadedModel
-from pahq_server.models.masters import Masters
-from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
+from pahq_server.models.resident import QuantizedLayer, ResidentWeights, make_resident
 from pahq_server.precision.head_store import Component, HeadStore
 from pahq_server.precision.policy import Policy
 
-# Of a head, in the order in which it uses them.
+# The matrices of a head in the order in which a pass uses them.
 KINDS: tuple[Literal["q", "k", "v", "o"], ...] = ("q", "k", "v", "o")
-# What the head store may take, as a share of the weights in full precision.
+# Capacity of the head store, as a share of the model's bytes in float32.
 STORE_SHARE = 0.015
 
 
-def streamed(resident: Resident, store: HeadStore) -> Model:
-    """The full-precision model of a resident one.
+def streamed(resident: ResidentWeights, store: HeadStore) -> Model:
+    """Returns the full-precision model of resident weights.
 
     Args:
-        resident: its masters are read.
-        store: keeps copies of single heads, made with the masters' `Masters.copies`.
+        resident: whose checkpoint is read.
+        store: keeps copies of single heads; must load them with `CheckpointWeights.load_component`.
     """
     weights = StreamedWeights(resident, store)
-    return Model(resident.architecture, cast(Weights, weights), resident.masters.parameters)
+    return Model(resident.architecture, cast(Weights, weights), resident.checkpoint.parameters)
 
 
-def head_store(resident: Resident) -> HeadStore:
-    """A store that takes `STORE_SHARE` of what the model has in float32."""
-    capacity = int(resident.masters.parameters * 4 * STORE_SHARE)
-    return HeadStore(resident.masters.copies, capacity, resident.device)
+def head_store(resident: ResidentWeights) -> HeadStore:
+    """Makes an empty store with a capacity of `STORE_SHARE` of the model in float32."""
+    capacity = int(resident.checkpoint.parameters * 4 * STORE_SHARE)
+    return HeadStore(resident.checkpoint.load_component, capacity, resident.device)
 
 
 class StreamedWeights:
     """Has the attributes of `Weights`."""
 
-    def __init__(self, resident: Resident, store: HeadStore) -> None:
-        masters, device = resident.masters, resident.device
-        self._masters, self._device, self.store = masters, device, store
+    def __init__(self, resident: ResidentWeights, store: HeadStore) -> None:
+        checkpoint, device = resident.checkpoint, resident.device
+        self._checkpoint, self._device, self.store = checkpoint, device, store
         self.layers = StreamedLayers(resident, store)
-        self.w_e = _Embedding(masters.embed, device)
-        self.w_pos = _Embedding(masters.embed_positions, device) if masters.positions else None
+        self.w_e = _Embedding(checkpoint.embed, device)
+        self.w_pos = _Embedding(checkpoint.embed_positions, device) if checkpoint.embeds_positions else None
         self.b_u, self.rotary = resident.b_u, resident.rotary
         self.norm_w = self.norm_b = None
 
     @property
     def copies_ahead(self) -> bool:
-        """As `Weights.copies_ahead`."""
+        """Whether `read_ahead` copies while the device computes."""
         return self.store.overlaps
 
     def read_ahead(self, heads: Iterable[tuple[int, int]]) -> None:
-        """As `Weights.read_ahead`: their copies are under way when this returns."""
-        arch = self._masters.architecture
+        """Starts copying the matrices of heads, given as (layer, head), that will be used next."""
+        arch = self._checkpoint.architecture
         group = arch.heads // arch.kv_heads
         self.store.prefetch(
             Component(kind, layer, head // group if kind in ("k", "v") else head)
@@ -74,20 +75,24 @@ class StreamedWeights:
 
     @property
     def w_u(self) -> Tensor:
-        """[D, U], as float32 for as long as it is held."""
-        arch = self._masters.architecture
+        """The unembedding, float32 [D, U]. Read anew each time, and not kept."""
+        arch = self._checkpoint.architecture
         by_output, first = torch.empty(arch.output_vocabulary, arch.d_model, device=self._device), 0
-        for w, _ in self._masters.unembedding():
+        for w, _ in self._checkpoint.unembedding():
             by_output[first : first + w.shape[-1]].copy_(w.T)
             first += w.shape[-1]
         return by_output.T
 
 
 class StreamedLayers(Sequence["LayerWeights"]):
-    """Layers by number, whose matrices are read when they are asked for; whole ones in a loop."""
+    """The layers of `StreamedWeights`.
 
-    def __init__(self, resident: Resident, store: HeadStore) -> None:
-        self._masters, self._device = resident.masters, resident.device
+    ``layers[i]`` is a `StreamedLayer`, whose matrices are read one by one when they are asked for. Iterating
+    gives whole layers on the device, one at a time.
+    """
+
+    def __init__(self, resident: ResidentWeights, store: HeadStore) -> None:
+        self._checkpoint, self._device = resident.checkpoint, resident.device
         self._layers = [
             cast(LayerWeights, StreamedLayer(small, store, index))
             for index, small in enumerate(resident.layers)
@@ -97,7 +102,7 @@ class StreamedLayers(Sequence["LayerWeights"]):
         return len(self._layers)
 
     def __iter__(self) -> Iterator[LayerWeights]:
-        return (placed(self._masters.layer(index), self._device) for index in range(len(self)))
+        return (to_device(self._checkpoint.layer(index), self._device) for index in range(len(self)))
 
     @overload
     def __getitem__(self, index: int) -> LayerWeights: ...
@@ -108,7 +113,7 @@ class StreamedLayers(Sequence["LayerWeights"]):
 
 
 class StreamedLayer:
-    """Has the attributes of `LayerWeights`."""
+    """Has the attributes of `LayerWeights`. Stacks of heads can only be indexed by a head."""
 
     def __init__(self, small: QuantizedLayer, store: HeadStore, index: int) -> None:
         self._store, self._index, self._gated = store, index, small.w_gate is not None
@@ -136,7 +141,7 @@ class StreamedLayer:
 
 @dataclass(frozen=True)
 class _Heads:
-    """Matrices of one kind by head."""
+    """The matrices of one kind of a layer, each read from the store by the index of its head."""
 
     store: HeadStore
     kind: Literal["q", "k", "v", "o"]
@@ -148,7 +153,7 @@ class _Heads:
 
 @dataclass(frozen=True)
 class _Embedding:
-    """Rows by token or position."""
+    """An embedding matrix of which only the rows are read that are indexed by a tensor of ids."""
 
     read: Callable[[Tensor], Tensor]
     device: torch.device
@@ -160,34 +165,37 @@ class _Embedding:
 
 @dataclass(frozen=True)
 class ResidentModel(LoadedModel):
-    """A model of which only rounded weights stay in memory; ``model`` reads the others when they are used.
+    """A served model of which only rounded weights stay in memory.
 
-    Single heads that are read so are kept for a while in ``store``.
+    Args:
+        resident: the rounded weights.
+        store: keeps full-precision copies of recently used heads. ``model`` is in full precision and reads
+            through it.
     """
 
-    resident: Resident
+    resident: ResidentWeights
     store: HeadStore
 
 
 def load_rounded(source: str, policy: Policy, device: torch.device | str = "cpu") -> ResidentModel:
-    """Loads a checkpoint directory or hub id piece by piece, each rounded before the next is read.
+    """Loads a model whose weights stay in memory rounded, each piece rounded before the next one is read.
 
     Args:
-        source: directory or hub id.
+        source: checkpoint directory or hub id.
         policy: how weights are rounded.
-        device: where they are kept.
+        device: on which the rounded weights are kept.
 
-    Raises InvalidRequestError (field ``model``) as `load` does.
+    Raises InvalidRequestError (field ``model``) as `loading.load` does.
     """
-    masters = Masters.open(source)
-    resident = make_resident(masters, policy, device)
+    checkpoint = CheckpointWeights.open(source)
+    resident = make_resident(checkpoint, policy, device)
     store = head_store(resident)
     return ResidentModel(
         streamed(resident, store),
-        masters.tokenizer,
-        masters.revision,
+        checkpoint.tokenizer,
+        checkpoint.revision,
         resident,
         store,
-        directory=masters.directory,
-        warnings=masters.warnings,
+        directory=checkpoint.directory,
+        warnings=checkpoint.warnings,
     )

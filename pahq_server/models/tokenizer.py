@@ -1,4 +1,4 @@
-"""Tokenizing text exactly as the model's own tokenizer does."""
+"""The tokenizer of a served model: that of its checkpoint, loaded by transformers."""
 
 from __future__ import annotations
 
@@ -15,31 +15,34 @@ from pahq_server.models.files import CONFIG, check_regular, read_json
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# What stands for a space in vocabularies.
+# The characters that stand for a space in vocabularies (SentencePiece, GPT-2).
 _SPACES = "\u2581\u0120"
 
 
 class PretrainedTokenizer:
-    """A tokenizer loaded by transformers.
+    """A tokenizer of transformers, as a `core.task.VocabularyTokenizer`.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: as transformers has loaded it.
+
+    Attributes:
+        longest_token_bytes: length of the longest token in UTF-8.
+        unknown_id: id of the token that stands for any unknown text; None if there is none.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        # The tokenizers library otherwise tokenizes in a pool of threads that all tokenizers share: one that
-        # hangs would keep all others waiting.
+        # Otherwise all tokenizers share one pool of threads, and one that hangs would block all others.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._tokenizer = tokenizer
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         self.longest_token_bytes = max((len(token.encode()) for token in vocabulary), default=1)
-        # The library below; tokenizers that are written in Python have none.
+        # The Rust tokenizer inside; None for tokenizers that are written in Python.
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self.unknown_id = self._find_unknown_id()
         self._complete = self._has_every_byte(vocabulary)
         self._lost: dict[str, bool] = {}
-        # The first call changes settings that the configuration may hold, such as truncation. That must not
-        # happen while another thread tokenizes.
+        # The first call resets settings such as truncation. That must not happen while another thread
+        # tokenizes.
         with suppress(UntokenizableError):
             self.encode("")
 
@@ -57,21 +60,21 @@ class PretrainedTokenizer:
             detail = f"it holds half of a surrogate pair, U+{ord(half[0]):04X}, at character {half.start()}"
             raise UntokenizableError(f"{detail}, which is no character")
         try:
-            # transformers calls the library's `encode_batch`, which lets other threads run meanwhile.
+            # transformers calls `encode_batch` of the tokenizers library, which releases the GIL.
             found = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
             raise
-        # The tokenizers library is written in Rust: what it panics on is no Exception.
+        # A panic of the tokenizers library, which is written in Rust, is no Exception.
         except BaseException as error:  # noqa: BLE001
             raise UntokenizableError(_reason(error)) from None
         ids = list(found)
-        # Booleans and floats are no ids, nor is the None of tokens that the vocabulary lacks.
+        # Some tokenizers return None for tokens that the vocabulary lacks. Booleans are no ids either.
         if not all(type(token) is int for token in ids):
             raise UntokenizableError(f"the tokenizer gave {ids[:8]} instead of token ids")
         return ids
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
-        """The tokens as the vocabulary writes them; "<7>" for an id that it does not have."""
+        """Returns tokens as the vocabulary writes them; "<7>" for an id that it does not have."""
         return [self._token_string(token) for token in ids]
 
     def _token_string(self, token: int) -> str:
@@ -82,9 +85,9 @@ class PretrainedTokenizer:
         return found if isinstance(found, str) else f"<{token}>"
 
     def left_out(self, text: str) -> str:
-        """The characters of a text, each once, that have no token and go without a trace.
+        """Returns the characters of a text, each once, that the tokenizer silently leaves out.
 
-        Only byte pair encodings do so that have neither an unknown token nor tokens of all bytes.
+        Only byte pair encodings without an unknown token and without tokens for all bytes leave anything out.
         """
         if self._complete:
             return ""
@@ -99,12 +102,12 @@ class PretrainedTokenizer:
         return known
 
     def _units(self, char: str) -> str:
-        """What the encoding looks up for a character: itself, what it is normalized to, or its bytes."""
+        """What byte pair encoding looks up for a character: itself, its normal form, or its bytes."""
         normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
         units = char if normalizer is None else normalizer.normalize_str(char)
         if splitter is not None:
             units = "".join(word for word, _ in splitter.pre_tokenize_str(units))
-        # Spaces that are put before every text say nothing about this character.
+        # A space that the tokenizer puts before every text is no part of this character.
         return units if char.isspace() else units.lstrip(_SPACES)
 
     def _has_token(self, unit: str) -> bool:
@@ -120,13 +123,13 @@ class PretrainedTokenizer:
         if self._backend is None or type(self._backend.model).__name__ == "Unigram":
             found = self._tokenizer.unk_token_id
         else:
-            # What transformers calls the unknown token may be another one, which the encoding never uses.
+            # The unknown token that transformers names may be one that the encoding never uses.
             name = getattr(self._backend.model, "unk_token", None)
             found = self._backend.token_to_id(name) if name else None
         return found if isinstance(found, int) else None
 
     def _has_every_byte(self, vocabulary: dict[str, int]) -> bool:
-        """Whether no character can be left out without a trace."""
+        """Whether every character has tokens, or is replaced by the unknown token."""
         model: Any = None if self._backend is None else self._backend.model
         if type(model).__name__ != "BPE" or model.unk_token:
             return True
@@ -139,7 +142,7 @@ class PretrainedTokenizer:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     text = str(error).strip() or repr(error)
     if "UNK" in text or "unk_id" in text or "Unk token" in text:
         text = f"{text}. Some of the text has no token, and the tokenizer no unknown token to stand for it"
@@ -147,14 +150,14 @@ def _reason(error: BaseException) -> str:
 
 
 def load_tokenizer(directory: Path, warn: Callable[[str], None]) -> Tokenizer | None:
-    """The tokenizer of a checkpoint directory.
+    """Loads the tokenizer of a checkpoint.
 
     Args:
         directory: of the checkpoint.
-        warn: called with a sentence that says why there is none, if there are files of one.
+        warn: called with a sentence for the operator if there are files of a tokenizer that cannot be loaded.
 
     Returns:
-        None where there is none that can be used: the model then takes token ids, and no text.
+        None if there is no usable tokenizer. The model then takes token ids only.
     """
     if not any((directory / name).exists() for name in _TOKENIZER_FILES):
         return None
@@ -165,7 +168,7 @@ def load_tokenizer(directory: Path, warn: Callable[[str], None]) -> Tokenizer | 
         return PretrainedTokenizer(_pretrained(directory))
     except (KeyboardInterrupt, SystemExit):
         raise
-    # The tokenizers library is written in Rust: what it panics on is no Exception.
+    # A panic of the tokenizers library, which is written in Rust, is no Exception.
     except BaseException as error:  # noqa: BLE001
         why = error.detail if isinstance(error, InvalidRequestError) else str(error).strip() or repr(error)
         if not (directory / "tokenizer.json").exists():
@@ -178,11 +181,11 @@ def load_tokenizer(directory: Path, warn: Callable[[str], None]) -> Tokenizer | 
 
 
 def _pretrained(directory: Path) -> Any:
-    """The tokenizer as transformers reads it. Raises whatever transformers raises."""
-    # Imported where it is needed, as all of transformers: 100 MB.
+    """Loads a tokenizer with transformers. Raises whatever transformers raises."""
+    # Imported here because transformers takes 100 MB.
     from transformers import AutoTokenizer, PretrainedConfig
 
     model_type = read_json(directory / CONFIG).get("model_type")
-    # transformers would read the configuration, too, and fail on some that are not its own.
+    # transformers would also read config.json, which is not in its format here.
     config = {"config": PretrainedConfig()} if model_type == "hooked_transformer" else {}
     return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, **config)

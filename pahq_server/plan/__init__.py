@@ -1,5 +1,6 @@
-"""What serving models will take, told before anything is loaded.
+"""Plans how much memory and time serving models takes, before anything is loaded.
 
-``weights`` and ``work`` are arithmetic on architectures and shapes, ``planning`` puts it together, ``text``
-says it.
+- `planning`  the plan of models and jobs on a machine, from configurations and headers of weights
+- `weights`   how many bytes a model's weights take: resident, on first use, and while they are loaded
+- `text`      a plan as text and as JSON
 """

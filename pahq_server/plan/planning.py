@@ -1,4 +1,4 @@
-"""The plan: what models, jobs and discoveries will take on a machine."""
+"""The plan: how much memory and time models, their jobs and discoveries take on a machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
-from pahq_server.models.parts import Parts
+from pahq_server.models.resident import WeightBytes
 from pahq_server.models.streaming import STORE_SHARE
 from pahq_server.plan.weights import (
     Recording,
@@ -27,22 +27,27 @@ from pahq_server.plan.weights import (
 )
 from pahq_server.precision.policy import POLICIES
 
-# Of what the weights leave, unless the operator says otherwise.
+# Share of the memory beside the weights that jobs get, unless the operator says otherwise.
 DEFAULT_SHARE = 0.5
-# Interpreter, torch and transformers take about 300 MiB once models have been compared at load. On top come,
-# with jobs of ever other sizes, kernels that libraries keep per shape (bounded, see `cli.serve`), free memory
-# of the heap (bounded, see `models.heap`), threads, requests and results: 570 MiB in all after 200 varied
-# jobs of the demo model.
+# Memory of the process beside weights and jobs. Interpreter, torch and transformers take about 300 MiB after
+# the self-test at load. Jobs of varied sizes add kernels that libraries keep per shape (bounded, see
+# `cli.serve`), free memory of the heap (bounded, see `memory.heap`), threads, requests and results: 570 MiB
+# in all after 200 varied jobs of the demo model.
 PROCESS_BYTES = 640 << 20
 
 
 class DoesNotFitError(Exception):
-    """Models and memory for jobs are more than the machine has. The message is the plan that says so."""
+    """Models and memory for jobs do not fit into the machine. The message is the plan as text."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """The jobs that are planned for: so many prompts of so many tokens, the metric read at the last ones."""
+    """The jobs to plan for.
+
+    Args:
+        prompts: number of prompts.
+        tokens: length of each prompt; the metric is read at the last position.
+    """
 
     prompts: int = 16
     tokens: int = 16
@@ -50,23 +55,25 @@ class Load:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """What one model takes.
+    """The memory and time that one model takes.
 
     Args:
         name: as clients call it.
         architecture: of the checkpoint.
-        parameters: numbers in the checkpoint that are read.
+        parameters: how many numbers of the checkpoint are read.
         bytes_on_disk, dtypes: of the checkpoint.
-        resident: bytes of the weights as they are kept.
-        rounded: bytes of the weights if they are kept as the plan's precision policy rounds them; None for
-            full precision.
+        resident: bytes of the weights in float32.
+        gated: bytes that gated MLPs take when a job first uses the model.
+        composed: most bytes of products of weights that are kept when jobs use the model.
+        loading: most bytes at any time while the model is loaded.
+        edges_group: edges of the graph whose receivers of keys and values are key/value heads.
+        edges_query: edges of the graph whose receivers of keys and values are query heads.
+        job: bytes that a job takes; None if its prompts are longer than the model's context.
+        operations: least and most floating-point operations of a discovery; None if ``job`` is None.
+        rounded: bytes of the weights rounded by the plan's precision policy; None for full precision.
         store: bytes of full-precision copies of single heads that are kept beside rounded weights.
-        gated, composed: bytes made when a job first uses the model, the latter at the most.
-        loading: most bytes at a time while it is loaded.
-        edges_group, edges_query: of the graph, by ``kv_receivers``.
-        job: bytes of a job; None if its prompts are longer than the model's context.
-        operations: of a discovery on the group graph, between these; None as ``job``.
-        copies: bytes of rounded copies, made when jobs first ask for other precisions than ``fp32``.
+        copies: bytes of rounded copies, which are made when jobs first ask for other precisions than
+            ``fp32``.
     """
 
     name: str
@@ -74,7 +81,7 @@ class ModelPlan:
     parameters: int
     bytes_on_disk: int
     dtypes: tuple[str, ...]
-    resident: Parts
+    resident: WeightBytes
     gated: int
     composed: int
     loading: int
@@ -82,34 +89,35 @@ class ModelPlan:
     edges_query: int
     job: int | None
     operations: tuple[int, int] | None
-    rounded: Parts | None = None
+    rounded: WeightBytes | None = None
     store: int = 0
     copies: int = 0
 
     @property
     def weights(self) -> int:
-        """All that the model takes once jobs have used it."""
+        """Bytes that the model takes once jobs have used it."""
         return self.kept + self.gated + self.composed
 
     @property
     def kept(self) -> int:
-        """Of its weights, once it is loaded."""
+        """Bytes that the model takes right after it was loaded."""
         return self.resident.total if self.rounded is None else self.rounded.total + self.store
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What models, in the order in which they are loaded, and their jobs take together.
+    """The memory and time that models and their jobs take together.
 
     Args:
-        models: the models.
-        load: the jobs that are planned for.
-        machine: bytes that there are on the device.
-        memory: bytes for jobs and sessions; ``given`` if the operator said so.
-        page_bytes: of the pool.
-        gflops: billions of operations per second; None if not known.
-        precision: name of the policy by which weights are kept rounded; None for full precision.
-        device: name of what models are kept on.
+        models: in the order in which they are loaded.
+        load: the jobs to plan for.
+        machine: bytes of memory of the device.
+        memory: bytes for jobs and sessions.
+        given: whether the operator has chosen ``memory``.
+        page_bytes: size of a page of the pool.
+        gflops: speed of the machine in billions of operations per second; None if it is not known.
+        precision: name of the policy by which weights are rounded; None for full precision.
+        device: name of the device, such as "cpu".
     """
 
     models: tuple[ModelPlan, ...]
@@ -124,25 +132,28 @@ class Plan:
 
     @property
     def weights(self) -> int:
+        """Bytes of all models once jobs have used them."""
         return sum(model.weights for model in self.models)
 
     @property
     def scratch(self) -> int:
+        """Bytes of ``memory`` for temporary tensors of passes."""
         return divided(self.memory, self.page_bytes)[1]
 
     @property
     def pages(self) -> int:
+        """Pages of the pool, which takes the rest of ``memory``."""
         return divided(self.memory, self.page_bytes)[0]
 
     @property
     def serving(self) -> int:
-        """Bytes of the process when all of it is used, with jobs in one precision."""
+        """Most bytes of the process, if all jobs ask for the same precision."""
         return PROCESS_BYTES + self.weights + self.memory
 
     @property
     def every_precision(self) -> int:
-        """Bytes of the process once jobs have used every precision: `serving` and all rounded copies."""
-        # Products of rounded weights are kept beside the others, within the same bound.
+        """Most bytes of the process once jobs have used every precision: `serving` and all rounded copies."""
+        # Products of rounded weights share the bound with those of full-precision weights.
         more = (COMPOSED_BYTES - model.composed for model in self.models if model.copies and model.composed)
         return self.serving + sum(model.copies for model in self.models) + sum(more)
 
@@ -151,21 +162,22 @@ class Plan:
         """Most bytes of the process while it loads."""
         before, peak = 0, 0
         for model in self.models:
-            # Elsewhere than on the CPU, only what is kept ever arrives.
+            # Other devices than the CPU only get what is kept.
             peak = max(peak, before + (model.loading if self.device == "cpu" else model.kept))
             before += model.kept
         return PROCESS_BYTES + peak
 
     @property
     def fits(self) -> bool:
+        """Whether everything fits into the machine."""
         return self.memory > 0 and max(self.serving, self.loading) <= self.machine
 
     def jobs(self, model: ModelPlan) -> int:
-        """How many jobs of a model there is room for at once."""
+        """How many jobs of a model fit into ``memory`` at once."""
         return self.memory // model.job if model.job else 0
 
     def seconds(self, model: ModelPlan) -> tuple[float, float] | None:
-        """A discovery, between these."""
+        """Least and most seconds that a discovery takes; None if that is not known."""
         if self.gflops is None or model.operations is None:
             return None
         least, most = (count / self.gflops / 1e9 for count in model.operations)
@@ -182,16 +194,16 @@ def plan_models(
     precision: str | None = None,
     device: str = "cpu",
 ) -> Plan:
-    """The plan for models, from their configurations and the headers of their weights.
+    """Plans for models, from their configurations and the headers of their weights.
 
     Args:
-        sources: directory or hub id by name.
+        sources: directory or hub id of each model, by name.
         memory: bytes for jobs and sessions; None for half of what the weights leave.
-        load: the jobs to plan for.
-        machine: bytes that there are on the device; None for the machine's memory.
+        load: the jobs to plan for; None for `Load` with its defaults.
+        machine: bytes of memory of the device; None for the machine's memory.
         executor: one of `engine.EXECUTORS`.
-        precision: name of the policy by which weights are to be kept rounded; None for full precision.
-        device: name of what models are kept on.
+        precision: name of the policy by which weights are rounded; None for full precision.
+        device: name of the device on which models are kept.
 
     Raises InvalidRequestError (field ``model``) for a model that cannot be served.
     """
@@ -218,7 +230,7 @@ def plan_models(
 
 
 def _rounded(model: ModelPlan, source: str, recording: Recording, precision: str) -> ModelPlan:
-    """The plan of a model whose weights are kept rounded: one linear map at a time is in full precision."""
+    """Changes the plan of a model to weights that are rounded, of which one linear map at a time is read."""
     parts = rounded(source, POLICIES[precision])
     in_work = 3 * max(piece.largest for piece in recording.pieces)
     store = int(STORE_SHARE * 4 * model.parameters)

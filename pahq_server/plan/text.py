@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pahq_server.engine.cost import BOOKKEEPING_S
-from pahq_server.models.parts import Parts
+from pahq_server.models.resident import WeightBytes
 from pahq_server.plan.planning import PROCESS_BYTES, ModelPlan, Plan
 
 FORMAT = "pahq.plan.v1"
@@ -20,12 +20,12 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def text(plan: Plan) -> str:
-    """Some lines per model, what all take together, and whether it fits."""
+    """Describes a plan: some lines per model, what all of them take together, and whether it fits."""
     return "\n".join([*(line for model in plan.models for line in _model(plan, model)), *_machine(plan)])
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as an object of numbers and strings; sizes are bytes."""
+    """Returns a plan as a JSON object of numbers and strings; sizes are bytes."""
     return {
         "format": FORMAT,
         "prompts": plan.load.prompts,
@@ -73,7 +73,7 @@ def _model_json(plan: Plan, model: ModelPlan) -> dict[str, Any]:
     }
 
 
-def _parts_json(parts: Parts) -> dict[str, int]:
+def _parts_json(parts: WeightBytes) -> dict[str, int]:
     return {**asdict(parts), "total": parts.total}
 
 
@@ -97,7 +97,7 @@ def _model(plan: Plan, model: ModelPlan) -> list[str]:
     return lines
 
 
-def _parts(parts: Parts) -> str:
+def _parts(parts: WeightBytes) -> str:
     return (
         f"embedding {size(parts.embedding)}, attention {size(parts.attention)}, MLPs {size(parts.mlps)}, "
         f"unembedding {size(parts.unembedding)}"
@@ -151,7 +151,7 @@ def _every_precision(plan: Plan) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in the unit that leaves few digits."""
+    """Writes a number of bytes in a unit that needs few digits."""
     value, unit = float(count), 0
     while value >= 1024 and unit < len(_UNITS) - 1:
         value, unit = value / 1024, unit + 1
@@ -159,6 +159,7 @@ def size(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Writes a number of seconds in a unit that needs few digits."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Bytes of a model's weights: resident, on first use, and while they are loaded."""
+"""How many bytes a model's weights take: resident, on first use, and while they are loaded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from pahq_server.engine.cost import BYTES
 from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
 from pahq_server.models.building import Transform
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.loading import LoadedModel, outline
-from pahq_server.models.masters import Masters
-from pahq_server.models.parts import Parts
-from pahq_server.models.resident import make_resident
+from pahq_server.models.resident import WeightBytes, make_resident
 from pahq_server.precision.policy import Format, Policy
 
 _MLP = ("w_in", "b_in", "w_gate", "b_gate", "w_out", "b_out", "norm2_w", "norm2_b")
@@ -26,12 +25,12 @@ _MLP = ("w_in", "b_in", "w_gate", "b_gate", "w_out", "b_out", "norm2_w", "norm2_
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a model while it is loaded (see `models.building`).
+    """The memory of one piece of a model while it is loaded (see `models.building`).
 
     Args:
         kept: bytes that stay.
-        both: bytes of the piece as it came and as it is kept.
-        largest: bytes of the largest tensor among them.
+        both: bytes of the piece as it was read and as it is kept, together.
+        largest: bytes of the largest tensor of both.
     """
 
     kept: int
@@ -40,7 +39,7 @@ class Piece:
 
 
 class Recording:
-    """Does what another `building.Transform` does and notes the pieces' sizes."""
+    """Applies another `building.Transform` and records the sizes of the pieces."""
 
     def __init__(self, inner: Transform) -> None:
         self._inner = inner
@@ -49,9 +48,9 @@ class Recording:
     def architecture(self, arch: Architecture) -> Architecture:
         return self._inner.architecture(arch)
 
-    def ends(self, arch: Architecture, ends: Weights) -> Weights:
-        kept = self._inner.ends(arch, ends)
-        self._note(ends, kept)
+    def embeddings(self, arch: Architecture, weights: Weights) -> Weights:
+        kept = self._inner.embeddings(arch, weights)
+        self._note(weights, kept)
         return kept
 
     def layer(self, arch: Architecture, index: int, layer: LayerWeights) -> LayerWeights:
@@ -64,50 +63,50 @@ class Recording:
         self.pieces.append(Piece(sum(storages([kept]).values()), sum(both.values()), max(both.values())))
 
 
-def resident(weights: Weights) -> Parts:
-    """What stays in memory of weights."""
+def resident(weights: Weights) -> WeightBytes:
+    """Counts the bytes of weights by part."""
     groups: list[list[object]] = [
         [weights.w_e, weights.w_pos, weights.rotary],
         [getattr(layer, name) for layer in weights.layers for name in _MLP],
         [weights.layers],
         [weights.norm_w, weights.norm_b, weights.w_u, weights.b_u],
     ]
-    # What has been counted is not counted again: of the layers, attention is left.
+    # Memory that has been counted is not counted again. So of the layers, attention is left.
     totals = [0] + [sum(storages(chain(*groups[: i + 1])).values()) for i in range(len(groups))]
     embedding, mlps, attention, unembedding = (after - before for before, after in pairwise(totals))
-    return Parts(embedding, attention, mlps, unembedding)
+    return WeightBytes(embedding, attention, mlps, unembedding)
 
 
-def rounded(source: str, policy: Policy) -> Parts:
-    """What stays in memory of a model whose weights a policy rounds. Raises as `outline` does."""
+def rounded(source: str, policy: Policy) -> WeightBytes:
+    """Counts the bytes of a model's weights rounded by a policy. Raises as `loading.outline` does."""
     with torch.device("meta"):
-        masters = Masters(LoadedModel(outline(source).model, None, ""), lambda: None)
-        return make_resident(masters, policy, "meta").nbytes
+        checkpoint = CheckpointWeights(LoadedModel(outline(source).model, None, ""), lambda: None)
+        return make_resident(checkpoint, policy, "meta").nbytes
 
 
-def copies_bytes(arch: Architecture, parts: Parts, policies: Iterable[Policy]) -> int:
-    """The most that rounded copies of a model take, which are made for the first job of each policy.
+def copies_bytes(arch: Architecture, parts: WeightBytes, policies: Iterable[Policy]) -> int:
+    """Counts the most bytes of rounded copies of a model, which are made for the first job of each policy.
 
     Args:
         arch: of the model.
-        parts: what the model takes in float32.
-        policies: that jobs ask for, besides that of the model.
+        parts: bytes of the model in float32.
+        policies: for which jobs may ask.
     """
     matrices = parts.total - parts.embedding
     total = 0
     for policy in policies:
         if policy.operand == "activations":
-            total += parts.total  # rounded numbers in float32
+            total += parts.total  # rounded values are stored as float32
         elif policy.heads is Format.BF16:
             total += matrices // 2
         elif policy.heads is not Format.FP32:
-            # Numbers of a byte, and a scale of float32 for at least d_head of them.
+            # One byte per weight, and a float32 scale for every d_head weights or more.
             total += matrices // 4 + matrices // arch.d_head
     return total
 
 
 def loading_peak(pieces: Sequence[Piece]) -> int:
-    """Most bytes at a time: what is kept so far, one piece twice, and a step between the two."""
+    """Counts the most bytes at any time: earlier pieces as kept, one piece twice, and temporary tensors."""
     kept = peak = 0
     for piece in pieces:
         peak = max(peak, kept + piece.both + 2 * piece.largest)
@@ -116,13 +115,13 @@ def loading_peak(pieces: Sequence[Piece]) -> int:
 
 
 def gated_bytes(model: Model) -> int:
-    """The copies in which gated MLPs have gate and input side by side, made when a job first uses them."""
+    """Counts the bytes of copies with gate and input of gated MLPs side by side, made on first use."""
     pairs = [(layer.w_gate, layer.w_in) for layer in model.weights.layers]
     return sum(g.nbytes + w.nbytes for g, w in pairs if g is not None and w is not None)
 
 
 def composed_bytes(arch: Architecture, graph: Graph) -> int:
-    """The most that products of weights take which are kept for reuse."""
+    """Counts the most bytes of products of weights that are kept for reuse."""
     width = (2 if arch.gated else 1) * arch.d_mlp
     elements = sum(
         _heads_upstream(graph, r) * arch.d_head * (width if graph.receiver(r).kind == "mlp" else arch.d_head)
@@ -140,9 +139,9 @@ def _heads_upstream(graph: Graph, receiver: int) -> int:
 
 
 def storages(values: Iterable[object]) -> dict[int, int]:
-    """Bytes of everything that the tensors in these values keep alive, each piece of memory once."""
+    """Returns the bytes of each storage that the tensors in some values keep alive, by its id."""
     held = [tensor.untyped_storage() for value in values for tensor in _tensors(value)]
-    # torch has one object per piece of memory while any reference to it is held.
+    # torch has one Python object per storage as long as there is a reference to it, so `id` identifies it.
     return {id(storage): storage.nbytes() for storage in held}
 
 

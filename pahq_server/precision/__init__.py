@@ -1,8 +1,8 @@
-"""Low precision: policies, number formats, and linear maps in them. A map of the package:
+"""Arithmetic in low precision, and full precision where it is needed. In order of reading:
 
-- `policy`: what a job asks for by name, as values
-- `quantized`: matrices of 8-bit numbers with one scale per output, and how they are made
-- `products`: full-precision products whose rows do not depend on each other
-- `linear`: products with such matrices, chosen by device; `reference` is their slow, obvious twin
-- `head_store`: full-precision copies of single heads, read when they are wanted
+- `policy`     precision policies: in which formats weights and inputs are, by the name that a job gives
+- `quantized`  matrices of 8-bit numbers with one scale per output
+- `products`   matrix products in full precision whose rows do not depend on each other
+- `linear`     products of rounded inputs with rounded matrices, on CPUs and CUDA devices
+- `head_store` a cache of full-precision copies of single heads
 """

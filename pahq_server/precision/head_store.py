@@ -1,4 +1,4 @@
-"""Full-precision copies of single heads and MLPs, read when they are wanted and kept while there is room."""
+"""A cache of full-precision weights of single heads and MLPs, read when they are needed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Component:
-    """What is copied as one.
+    """A part of a model that is read and kept as a whole.
 
     Args:
-        kind: the queries, keys, values or W_O of one head, or the MLP of a layer.
+        kind: the projection into queries, keys or values of one head, its output projection W_O, or the MLP
+            of a layer.
         layer: index of the layer.
         unit: query head for ``q`` and ``o``, key/value head for ``k`` and ``v``, 0 for ``mlp``.
     """
@@ -26,21 +27,22 @@ class Component:
     unit: int = 0
 
 
-# The tensors of a component by name.
-Copy = Mapping[str, Tensor]
-# Reads a component into memory of its own, on the CPU.
-Loader = Callable[[Component], Copy]
+# The tensors of a component by their names in `models.architecture.LayerWeights`.
+ComponentTensors = Mapping[str, Tensor]
+# Reads a component, to memory of its own on the CPU.
+LoadComponent = Callable[[Component], ComponentTensors]
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """Since the store was made.
+class HeadStoreStatistics:
+    """Counts since the store was made.
 
     Args:
-        hits, misses: components that `HeadStore.get` found, and that it had to wait for.
-        prefetched: components that were read ahead.
-        evictions: components that were let go of for others.
-        bytes_moved: of all that was read.
+        hits: calls of `HeadStore.get` that found the component.
+        misses: calls of `HeadStore.get` that had to read it.
+        prefetched: components that `HeadStore.prefetch` read.
+        evictions: components that were dropped to make room.
+        bytes_moved: bytes of all components that were read.
     """
 
     hits: int = 0
@@ -51,42 +53,48 @@ class Statistics:
 
 
 class HeadStore:
-    """A cache of components on a device; the least recently wanted go first.
+    """A cache of components on a device that evicts the least recently used ones.
 
-    What `get` gives belongs to whoever got it: evicting only drops the store's own reference, so nothing is
-    overwritten while it is in use, and the memory that callers hold of evicted components comes on top of
-    the capacity. For one thread alone: nothing is locked.
+    Evicting a component only drops the store's reference to its tensors. Callers may go on using them; the
+    memory of evicted tensors that are still in use comes on top of the capacity. Not thread-safe: use it from
+    one thread.
 
-    On CUDA, components are copied through pinned memory on a stream of the store's own, beside what the
-    device computes; `get` makes the caller's current stream wait for the copy, never the caller. On other
-    devices `prefetch` reads at once.
+    On CUDA, components are copied through pinned memory on a stream of the store's own while the device
+    computes. `get` makes the caller's current stream wait for the copy, but not the caller. On other devices
+    `prefetch` copies at once.
 
     Args:
-        load: reads a component; what it raises goes to whoever asked, and the store stays as it was.
-        capacity: bytes that the store keeps at most. A component that is larger alone is never kept.
-        device: where copies are kept.
+        load: reads a component. Its errors are raised to the caller and leave the store unchanged.
+        capacity: most bytes to keep. A component that alone is larger is never kept.
+        device: where the tensors are kept.
+
+    Attributes:
+        nbytes: bytes of the components that are kept.
+        statistics: counts since the store was made.
     """
 
-    def __init__(self, load: Loader, capacity: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, load: LoadComponent, capacity: int, device: torch.device | str = "cpu") -> None:
         self.capacity = capacity
         self.nbytes = 0
-        self.statistics = Statistics()
+        self.statistics = HeadStoreStatistics()
         self._load = load
         self._entries: OrderedDict[Component, _Entry] = OrderedDict()
         device = torch.device(device)
-        self._transfer = _Streamed(device) if device.type == "cuda" else _Direct(device)
+        self._transfer = (
+            _OverlappedTransfer(device) if device.type == "cuda" else _SynchronousTransfer(device)
+        )
 
     @property
     def overlaps(self) -> bool:
-        """Whether `prefetch` copies beside what the device computes."""
-        return isinstance(self._transfer, _Streamed)
+        """Whether `prefetch` copies while the device computes."""
+        return isinstance(self._transfer, _OverlappedTransfer)
 
     def __contains__(self, component: Component) -> bool:
-        """Whether a component is kept. Does not count as wanting it."""
+        """Whether a component is kept. Does not count as a use."""
         return component in self._entries
 
-    def get(self, component: Component) -> Copy:
-        """A component's tensors on the device, ready for the current stream. Not to be written to."""
+    def get(self, component: Component) -> ComponentTensors:
+        """Returns a component's tensors on the device, ready for the current stream. Do not write to them."""
         entry = self._entries.get(component)
         if entry is None:
             self._count(misses=1)
@@ -99,7 +107,10 @@ class HeadStore:
         return entry.tensors
 
     def prefetch(self, components: Iterable[Component]) -> None:
-        """Reads ahead what is not there yet: in order, and as many as fit together. Others go for them."""
+        """Reads components ahead, in order, until the next one would no longer fit beside those before it.
+
+        Other components are evicted for them.
+        """
         together = 0
         for component in dict.fromkeys(components):
             entry = self._entries.get(component)
@@ -132,32 +143,32 @@ class HeadStore:
 
 @dataclass(frozen=True)
 class _Entry:
-    tensors: Copy
+    tensors: ComponentTensors
     copied: torch.cuda.Event | None = None
 
 
-class _Direct:
-    """Copies at once, or not at all where tensors are on the device as they come."""
+class _SynchronousTransfer:
+    """Copies at once; tensors that are on the device already are not copied."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def start(self, tensors: Copy) -> _Entry:
+    def start(self, tensors: ComponentTensors) -> _Entry:
         return _Entry({name: tensor.to(self._device) for name, tensor in tensors.items()})
 
     def wait(self, entry: _Entry) -> None:
-        """What was started is done."""
+        """Does nothing: `start` has finished the copy."""
 
 
-class _Streamed:
-    """Copies to a CUDA device on a stream of its own."""
+class _OverlappedTransfer:
+    """Copies to a CUDA device on a stream of its own, while other streams compute."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._stream = device, torch.cuda.Stream(device)
 
-    def start(self, tensors: Copy) -> _Entry:
+    def start(self, tensors: ComponentTensors) -> _Entry:
         with torch.cuda.stream(self._stream):
-            # torch keeps pinned memory from being used again until the copies out of it are done.
+            # torch does not reuse the pinned memory before the copy out of it is done.
             moved = {
                 name: tensor.pin_memory().to(self._device, non_blocking=True)
                 for name, tensor in tensors.items()
@@ -169,9 +180,10 @@ class _Streamed:
         assert entry.copied is not None
         stream.wait_event(entry.copied)
         for tensor in entry.tensors.values():
-            # Evicted while this stream still reads it, its memory would go to the next copy.
+            # Otherwise the memory of a component that is evicted now could be reused while this stream reads
+            # it.
             tensor.record_stream(stream)
 
 
-def _nbytes(tensors: Copy) -> int:
+def _nbytes(tensors: ComponentTensors) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())

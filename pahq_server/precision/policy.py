@@ -1,4 +1,9 @@
-"""Precision policies: what weights are kept in, what is rounded, and what runs in full precision."""
+"""Precision policies: formats of weights and inputs, and what runs in full precision.
+
+`POLICIES` lists them by name. Most work on *differences*: the full circuit runs in full precision once, and
+only what a patched pass changes against it is computed with rounded weights. Differences are small, so their
+rounding errors are, too, and an unchanged value has an error of exactly zero.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +11,13 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-# Of matrices with so many weights, writing differences as two 8-bit terms and putting their products together
-# takes longer than 8-bit arithmetic saves: there, differences are multiplied as they are, in float32, by the
-# rounded weights. Smaller matrices, of toy models, take no time either way and are treated as large ones, so
-# that what rounding does can be studied on them.
+# Matrices with so many weights are too small for 8-bit arithmetic to save time, as inputs must first be
+# written as two 8-bit terms: their inputs stay float32. Still smaller matrices, of toy models, take no time
+# either way and are treated like large ones, so that the effect of rounding can be studied on them.
 SMALL_WEIGHTS = range(1 << 12, 1 << 17)
 
-# What linear maps act on: what a row changes against its base, or the activations themselves.
+# What linear maps are applied to: the difference between a patched pass and its base circuit, or the
+# activations.
 Operand = Literal["differences", "activations"]
 
 
@@ -27,30 +32,31 @@ class Format(Enum):
 
 @dataclass(frozen=True)
 class Policy:
-    """How the rows of a job are computed. Its name alone determines its arithmetic, on every device.
+    """How the patched passes of a job are computed; the name alone determines it, on every device.
 
     Args:
-        name: what jobs ask for.
-        heads: what weights of attention heads are rounded to, 8-bit formats with one scale per output.
-        mlps: the same for MLPs.
-        ends: the same for embedding and unembedding.
-        inputs: what inputs of MLPs and of the unembedding are rounded to, 8-bit formats with one scale per
-            token; maps in bfloat16 give bfloat16. See `inputs_of` for those of small matrices.
-        head_inputs: the same for inputs of attention heads' maps. These are too short for 8-bit arithmetic
-            to gain anything: 64 numbers in or out take as long to round as to multiply.
-        terms: as how many rounded numbers an input of an 8-bit format is written; see `rounded_rows`. One is
-            not enough for the differences of MLPs, which are all small but for a few: the error of one term
-            exceeds that of 8-bit weights by far. Two cost twice the arithmetic of one, half of that of
-            float32, and leave the weights as the only source of errors.
-        operand: what is rounded. With ``differences`` the values of bases are in full precision.
-        promotes: whether the head that a row's last edge leads into runs in full precision (PAHQ,
+        name: by which jobs ask for the policy.
+        heads: format of the weights of attention heads. 8-bit formats have one scale per output.
+        mlps: format of the weights of MLPs.
+        embeddings: format of the weights of embedding and unembedding.
+        inputs: format to which inputs of MLPs and of the unembedding are rounded; 8-bit formats have one
+            scale per token. Products in bfloat16 have outputs in bfloat16. See `inputs_of` for small
+            matrices.
+        operand: what linear maps are applied to. With ``differences`` base circuits run in full precision.
+        promotes: whether the head into which the removed edge leads runs in full precision (PAHQ,
             arXiv:2510.23264).
+        head_inputs: format of the inputs of attention heads. Heads are too small for 8-bit arithmetic to save
+            time: 64 numbers take as long to round as to multiply.
+        terms: by how many numbers an 8-bit format represents one input (see `quantized.rounded_rows`). One is
+            not enough for differences of MLPs, of which a few are large: its error is far above that of 8-bit
+            weights. Two take twice the arithmetic of one, half that of float32, and leave the weights as the
+            only source of errors.
     """
 
     name: str
     heads: Format
     mlps: Format
-    ends: Format
+    embeddings: Format
     inputs: Format
     operand: Operand
     promotes: bool
@@ -58,7 +64,7 @@ class Policy:
     terms: int = 1
 
     def inputs_of(self, weights: int) -> Format:
-        """What inputs of an MLP's map or of the unembedding are rounded to, by the number of its weights."""
+        """Returns the format of inputs of an MLP's matrix or of the unembedding, by its number of weights."""
         return Format.FP32 if self.terms > 1 and weights in SMALL_WEIGHTS else self.inputs
 
 
@@ -67,7 +73,7 @@ def _of_differences(name: str, weights: Format, inputs: Format, promotes: bool, 
 
 
 def _to_nearest(name: str, weights: Format, inputs: Format) -> Policy:
-    """Everything is rounded as it is, once."""
+    """Rounds weights and activations to nearest (RTN), as is usual for quantised models."""
     return Policy(name, weights, weights, weights, inputs, "activations", False, inputs)
 
 
@@ -77,7 +83,8 @@ _ALL = (
     _of_differences("pahq-int8", Format.INT8, Format.INT8, True, terms=2),
     _of_differences("pahq-int8-weight", Format.INT8, Format.FP32, True),
     _of_differences("pahq-fp8", Format.E4M3, Format.E4M3, True, terms=2),
-    # Heads in fp8 and MLPs in bf16, rounded as they are, one head at a time promoted: PAHQ as published.
+    # PAHQ as published: heads in fp8 and MLPs in bf16, activations are rounded, one head at a time is
+    # promoted.
     Policy("paper", Format.E4M3, Format.BF16, Format.FP32, Format.FP32, "activations", True),
     _to_nearest("rtn-int8", Format.INT8, Format.INT8),
     _to_nearest("rtn-fp8", Format.E4M3, Format.E4M3),

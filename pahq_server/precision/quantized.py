@@ -1,4 +1,8 @@
-"""Matrices of 8-bit numbers with one scale per output, and rows of them with one scale per row."""
+"""Rounding to 8 bits: matrices with one scale per output, and inputs with one scale per row.
+
+The formats are int8 and the 8-bit float E4M3 (``torch.float8_e4m3fn``). "Codes" are the 8-bit numbers
+themselves, before they are multiplied by their scale.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +14,32 @@ from torch import Tensor
 from pahq_server.precision.policy import Format
 
 DTYPES = {Format.INT8: torch.int8, Format.E4M3: torch.float8_e4m3fn}
-# The largest number of each format.
+# The largest code of each format.
 LARGEST = {Format.INT8: 127.0, Format.E4M3: 448.0}
-# What a second term is divided by. What the first leaves, at most half its largest step of 1 or 32, then has
-# the range of the format.
-FINER = {Format.INT8: 254.0, Format.E4M3: 16.0}
-# Rows of smaller numbers are rounded as if this was their largest: the scale of zeros must not be 0, nor any
-# scale so small that dividing by it overflows.
+# A value may be written as ``first + second / SECOND_TERM_FACTOR``. The first term's error is at most half of
+# the format's largest step (1 or 32); times this factor it has the range of the format.
+SECOND_TERM_FACTOR = {Format.INT8: 254.0, Format.E4M3: 16.0}
+# Rows whose largest number is smaller are rounded as if it were this one, so that dividing by the scale never
+# overflows and never divides by 0.
 SMALLEST = 2.0**-100
-# From so many numbers on, reading them twice is faster than writing their magnitudes.
-MANY = 1 << 17
+# From so many numbers on, two reductions are faster than one after writing all magnitudes to memory.
+MANY_NUMBERS = 1 << 17
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """``data * scale`` stands for a matrix [..., I, O] that maps I inputs to O outputs.
+    """A matrix ``data * scale`` [..., I, O] that maps I inputs to O outputs.
 
     Args:
-        data: int8 or float8_e4m3fn, [..., I, O].
-        scale: float32, [..., 1, O].
+        data: codes, int8 or float8_e4m3fn [..., I, O].
+        scale: of each output, float32 [..., 1, O].
     """
 
     data: Tensor
     scale: Tensor
 
     def __getitem__(self, index: int) -> Quantized:
-        """One of a stack of matrices."""
+        """Returns one matrix of a stack."""
         return Quantized(self.data[index], self.scale[index])
 
     @property
@@ -43,33 +47,30 @@ class Quantized:
         return self.data.nbytes + self.scale.nbytes
 
     def outputs(self, first: int, last: int) -> Quantized:
-        """The matrix of some outputs alone, ``last`` excluded."""
+        """Returns the matrix of outputs ``first`` to ``last``, the latter excluded."""
         return Quantized(self.data[..., first:last], self.scale[..., first:last])
 
     def to(self, device: torch.device) -> Quantized:
+        """Copies the matrix to a device."""
         return Quantized(_laid_out(self.data.to(device)), self.scale.to(device))
 
-    def dequantized(self) -> Tensor:
-        """float32, [..., I, O]."""
-        return numbers(self.data, torch.float32).mul_(self.scale)
 
-
-# A matrix in 8 bits with a scale per output, or a tensor as it is.
+# A matrix in 8 bits, or a tensor in any floating dtype.
 Matrix = Quantized | Tensor
 
 
-def floats(matrix: Matrix, dtype: torch.dtype) -> Tensor:
-    """What a matrix stands for, in float32 or float64: [..., I, O]."""
+def to_floats(matrix: Matrix, dtype: torch.dtype) -> Tensor:
+    """Returns a matrix as float32 or float64 [..., I, O]."""
     if isinstance(matrix, Quantized):
-        return numbers(matrix.data, dtype).mul_(matrix.scale)
+        return codes_to_floats(matrix.data, dtype).mul_(matrix.scale)
     return matrix.to(dtype)
 
 
 def quantize(w: Tensor, form: Format) -> Quantized:
-    """Rounds to nearest with the scale of each output's largest weight.
+    """Rounds a matrix to nearest, with a scale that maps each output's largest weight to the largest code.
 
     Args:
-        w: float, [..., I, O]; outputs of zeros have scale 0 and give 0.
+        w: float [..., I, O]. Outputs whose weights are all zero have scale 0.
         form: `Format.INT8` or `Format.E4M3`.
     """
     scale = w.abs().amax(-2, keepdim=True).to(torch.float32) / LARGEST[form]
@@ -77,7 +78,7 @@ def quantize(w: Tensor, form: Format) -> Quantized:
 
 
 def rounded(x: Tensor, scale: Tensor, form: Format) -> Tensor:
-    """``x / scale`` in the format; 0 where the scale is 0."""
+    """Returns the codes of ``x / scale``; 0 where the scale is 0."""
     scaled = x / torch.where(scale > 0, scale, 1.0)
     if form is Format.INT8:
         scaled = scaled.round_()
@@ -85,67 +86,70 @@ def rounded(x: Tensor, scale: Tensor, form: Format) -> Tensor:
 
 
 def rounded_rows(x: Tensor, form: Format, terms: int = 1) -> tuple[Tensor, Tensor]:
-    """Rounds to nearest with the scale of each row's largest number.
+    """Rounds rows to nearest, with a scale that maps each row's largest magnitude to the largest code.
 
-    With two terms, a row is ``scale * (first + second / FINER[form])``: the second is what the first leaves,
-    rounded in its turn. That is as good as 16-bit integers, or 8-bit floats with twice the fraction.
-    What is not finite is lost in the numbers, but makes the scale of its row infinite or NaN.
+    With two terms a row is ``scale * (first + second / SECOND_TERM_FACTOR[form])``, where the second term is
+    the rounded error of the first. That is as accurate as 16-bit integers, or as 8-bit floats with twice the
+    bits of fraction. Numbers that are not finite make the scale of their row infinite or NaN.
 
     Args:
-        x: float32 or float64, [N, I], with I > 0.
+        x: float32 or float64 [N, I], with I > 0.
         form: `Format.INT8` or `Format.E4M3`.
         terms: 1 or 2.
 
     Returns:
-        [terms * N, I] in the format, all first terms before the second, and scales as in ``x``, [N, 1].
+        Codes [terms * N, I], all first terms before all second terms; and scales [N, 1] in the dtype of
+        ``x``.
     """
     scale = _largest(x).clamp_(min=SMALLEST).div_(LARGEST[form])
-    # No clamp: with such a scale no quotient lies so far beyond the largest number that it rounds elsewhere.
+    # No clamp is needed: with this scale no quotient exceeds the largest code by enough to round to another
+    # number.
     scaled = x / scale
     if terms == 1:
         return _nearest(scaled, form), scale
     data = torch.empty(2 * len(x), x.shape[-1], dtype=DTYPES[form], device=x.device)
     first, second = data.chunk(2)
     if form is Format.INT8:
-        numbers_of_first = scaled.round()
-        first.copy_(numbers_of_first)
+        first_term = scaled.round()
+        first.copy_(first_term)
     else:
         first.copy_(scaled)
-        numbers_of_first = numbers(first, x.dtype)
-    rest = scaled.sub_(numbers_of_first).mul_(FINER[form])
+        first_term = codes_to_floats(first, x.dtype)
+    rest = scaled.sub_(first_term).mul_(SECOND_TERM_FACTOR[form])
     second.copy_(rest.round_() if form is Format.INT8 else rest)
     return data, scale
 
 
 def _nearest(scaled: Tensor, form: Format) -> Tensor:
-    """In the format, for numbers in its range, which are lost."""
+    """Returns the codes of numbers in the format's range. Overwrites its argument."""
     return (scaled.round_() if form is Format.INT8 else scaled).to(DTYPES[form])
 
 
 def _largest(x: Tensor) -> Tensor:
-    """The largest magnitude of each row, [N, 1] for x [N, I]."""
-    if x.numel() < MANY:
+    """Returns the largest magnitude of each row: [N, 1] for x [N, I]."""
+    if x.numel() < MANY_NUMBERS:
         return x.abs().amax(-1, keepdim=True)
     return torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_())
 
 
-def numbers(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """8-bit numbers as float32 or float64, in new memory; NaN of float8_e4m3fn becomes 480 on CPUs."""
+def codes_to_floats(data: Tensor, dtype: torch.dtype) -> Tensor:
+    """Converts codes to float32 or float64, in new memory. On CPUs, the NaN of float8_e4m3fn becomes 480."""
     if data.dtype == torch.float8_e4m3fn and data.device.type == "cpu":
-        return _e4m3_numbers(data).to(dtype)
+        return _e4m3_to_floats(data).to(dtype)
     return data.to(dtype)
 
 
-def _e4m3_numbers(data: Tensor) -> Tensor:
-    """float32. A tenth of the time of a conversion by torch, which takes the numbers one at a time."""
-    # Three bits of fraction below four of exponent, moved to where half precision has them: its exponents
-    # are larger by 8. The conversion to 16 bits copied the sign upwards, and one copy must go.
+def _e4m3_to_floats(data: Tensor) -> Tensor:
+    """Converts E4M3 codes to float32 in a tenth of torch's time, which converts them one by one."""
+    # The three bits of fraction and four bits of exponent are moved to where half precision has them, whose
+    # exponents are larger by 8. The conversion to 16 bits has copied the sign into the bit above the
+    # exponent, which is cleared.
     halves = data.view(torch.int8).to(torch.int16).mul_(1 << 7).bitwise_and_(~(1 << 14))
     return halves.view(torch.float16).to(torch.float32).mul_(2.0**8)
 
 
 def _laid_out(data: Tensor) -> Tensor:
-    """The same in the order that products read fastest: on CUDA, all inputs of an output in a row."""
+    """Stores codes in the order in which products read them: on CUDA, all inputs of an output in a row."""
     if data.device.type == "cuda":
         return data.mT.contiguous().mT
     return data.contiguous()

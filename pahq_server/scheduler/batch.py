@@ -1,77 +1,81 @@
-"""One batch: rows of several jobs to the engine, their outcomes and what each of them cost."""
+"""One batch: operations of several jobs go to the engine, which gives their outcomes and what each cost."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.engine import Engine, Outcome, ResolvedObjective, Work
-from pahq_server.core.errors import NonFiniteMetricError, ServerError
+from pahq_server.core.errors import ServerError
 from pahq_server.core.operations import in_groups
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Rows of one job or session in a batch."""
+    """An operation of one job or session in a batch."""
 
     resolved: ResolvedObjective
     work: Work
 
     @property
     def group(self) -> Hashable:
-        """What is computed together: the engine sweeps rows of one model, precision and graph at once."""
+        """What runs together: the engine may share work between operations with equal groups."""
         objective = self.resolved.objective
-        return objective.model, objective.precision, self.resolved.graph
+        return objective.model, objective.precision, self.resolved.graph, type(self.work.operation)
 
     @property
-    def tokens(self) -> int:
-        """Of all rows: within a group, what a row costs goes by its tokens."""
-        return len(self.work.rows) * sum(map(len, self.resolved.task.clean))
+    def cost(self) -> float:
+        """Share of the group's seconds, before division by the sum of all: patched passes times tokens."""
+        return self.work.operation.weight * sum(map(len, self.resolved.task.clean))
 
 
 @dataclass(frozen=True)
-class Scored:
+class Finished:
     """The outcome of a part, and how many seconds it cost."""
 
     outcome: Outcome
     seconds: float
 
 
-def score(engine: Engine, parts: Sequence[Part], clock: Callable[[], float]) -> list[Scored]:
-    """One outcome per part, in order. Never raises: a dead worker would leave every job hanging.
+def run_batch(engine: Engine, parts: Sequence[Part], clock: Callable[[], float]) -> list[Finished]:
+    """Runs the operations of a batch.
 
     Args:
-        engine: scores.
-        parts: what to score.
+        engine: runs them.
+        parts: what to run.
         clock: seconds.
+
+    Returns:
+        One outcome per part, in order. A failure of the engine becomes the outcome of all parts that it was
+        given together: if it were raised here, the worker would end and every job would hang.
     """
 
-    def score_group(group: list[Part]) -> Iterable[Scored]:
+    def run_group(group: list[Part]) -> Iterable[Finished]:
         started = clock()
         outcomes = _outcomes(engine, [part.work for part in group])
         seconds = clock() - started
-        tokens = sum(part.tokens for part in group)
-        return map(Scored, outcomes, [seconds * part.tokens / tokens for part in group])
+        total = sum(part.cost for part in group)
+        return map(Finished, outcomes, [seconds * part.cost / total for part in group])
 
-    return in_groups(lambda part: part.group, parts, score_group)
+    return in_groups(lambda part: part.group, parts, run_group)
 
 
 def _outcomes(engine: Engine, work: Sequence[Work]) -> list[Outcome]:
     try:
-        outcomes = engine.score(work)
+        outcomes = engine.run(work)
     except Exception as error:  # noqa: BLE001 - it concerns all of them
         return [error] * len(work)
     if len(outcomes) != len(work):
-        return [ServerError(f"the engine gave {len(outcomes)} outcomes for {len(work)} jobs")] * len(work)
+        wrong = ServerError(f"the engine gave {len(outcomes)} outcomes for {len(work)} operations")
+        return [wrong] * len(work)
     return [_checked(outcome, item) for outcome, item in zip(outcomes, work, strict=True)]
 
 
 def _checked(outcome: Outcome, work: Work) -> Outcome:
     if isinstance(outcome, Exception):
         return outcome
-    if len(outcome) != len(work.rows):
-        return ServerError(f"the engine gave {len(outcome)} scores for {len(work.rows)} rows")
-    if not all(map(math.isfinite, outcome)):
-        return NonFiniteMetricError("the engine gave a score that is not finite")
+    try:
+        work.operation.check(outcome)
+    except Exception as error:  # noqa: BLE001 - it concerns this operation alone
+        return error
     return outcome

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 # In a batch take part all users that are ahead of the least charged one by no more than so many batches.
 BATCHES_AHEAD = 2.0
 # A slot moves between users that hold at most one only when their charges differ by what so many openings of
-# a session, or so many batches, take: so reopening takes about a tenth of all work at most.
+# a state, or so many batches, take: so reopening takes about a tenth of all work at most.
 OPENINGS, BATCHES = 8.0, 4.0
 # A user that waited long catches up on no more than so many times the difference that moves a slot.
 BEHIND = 8.0
@@ -49,11 +49,11 @@ class Accounts:
         self._absent: dict[str, float] = {}  # charges that are ahead of now
         self._order = itertools.count()
         self.now = 0.0
-        # Means of what was measured: a batch, and opening a session.
+        # Means of what was measured: a batch, and opening a state.
         self.batch_s, self.opening_s = 0.0, 0.0
 
     @property
-    def patience(self) -> float:
+    def switch_margin(self) -> float:
         """Difference of charges at which a slot moves between users that hold at most one."""
         return max(OPENINGS * self.opening_s, BATCHES * self.batch_s)
 
@@ -63,7 +63,7 @@ class Accounts:
         return self._present.keys()
 
     def attend(self, users: Iterable[str]) -> None:
-        """Tells who has work at present."""
+        """Sets who has work at present."""
         wanted = dict.fromkeys(users)
         for user in [user for user in self._present if user not in wanted]:
             self._absent[user] = self._present.pop(user).charge
@@ -78,7 +78,7 @@ class Accounts:
         return self._weights.get(user, 1.0)
 
     def charge(self, user: str) -> float:
-        """Seconds per weight. What a user has that is neither present nor in debt is now."""
+        """Returns a user's charge, in seconds per weight; `now` for one neither present nor in debt."""
         account = self._present.get(user)
         return account.charge if account else max(self.now, self._absent.get(user, 0.0))
 
@@ -86,7 +86,7 @@ class Accounts:
         return self._present[user].since
 
     def due(self, user: str) -> bool:
-        """Whether the user has come and had no slot yet."""
+        """Tells whether the user has come and had no slot yet."""
         return self._present[user].due
 
     def has_slot(self, user: str) -> None:
@@ -104,7 +104,7 @@ class Accounts:
         self.opening_s = running_mean(self.opening_s or None, seconds)
 
     def turn(self, users: Collection[str]) -> set[str]:
-        """Those of some users, all present and ready for a batch, that take part in it: never none."""
+        """Returns those of some users, all present and ready, that take part in a batch: at least one."""
         if not users:
             return set()
         self._proceed(users)
@@ -113,7 +113,7 @@ class Accounts:
 
     def _proceed(self, served: Iterable[str]) -> None:
         accounts = [self._present[user] for user in served]
-        oldest = max(account.charge for account in accounts) - BEHIND * self.patience
+        oldest = max(account.charge for account in accounts) - BEHIND * self.switch_margin
         for account in accounts:
             account.charge = max(account.charge, oldest)
         self.now = min(account.charge for account in accounts)
@@ -121,11 +121,11 @@ class Accounts:
     # Slots: what a job needs to be in batches
 
     def projected(self, user: str, held: int) -> float:
-        """The charge after one more batch with so many slots, about."""
+        """Returns the charge after one more batch with so many slots, about."""
         return self.charge(user) + held * self.batch_s / self.weight(user)
 
     def first(self, waiting: Collection[str], held: Mapping[str, int]) -> str | None:
-        """Which of the users gets a free slot: the least charged, then who has least, then who came first.
+        """Returns which user gets a free slot: the least charged, then who has least, then who came first.
 
         Args:
             waiting: users, all present.
@@ -141,10 +141,10 @@ class Accounts:
     def switch(
         self, waiting: Collection[str], held: Mapping[str, int], ready: Collection[str], slots: int
     ) -> tuple[str, str] | None:
-        """A user without a slot that shall get one, and the user that gives it; None if all stays as it is.
+        """Returns a user without a slot that shall get one, and the user that gives it; None for no change.
 
         Whoever has just come takes from any user with more than its share, at once; so does everyone from a
-        user that keeps another slot. Between others, charges must differ by `patience`.
+        user that keeps another slot. Between others, charges must differ by `switch_margin`.
 
         Args:
             waiting: users that want a slot, all present.
@@ -161,17 +161,17 @@ class Accounts:
         none = [user for user in waiting if not held.get(user)]
         for user in sorted(none, key=lambda user: (not self.due(user), self.charge(user), self.since(user))):
             ahead = lead - self.charge(user)
-            if ahead > self.patience or ((self.due(user) or keeps) and ahead >= 0):
+            if ahead > self.switch_margin or ((self.due(user) or keeps) and ahead >= 0):
                 return user, giver
         return None
 
 
 def jain(shares: Collection[float]) -> float:
-    """Jain's index of fairness: 1 if all are equal, 1/n if one has everything."""
+    """Returns Jain's index of fairness: 1 if all are equal, 1/n if one has everything."""
     squares = sum(share * share for share in shares)
     return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
 def running_mean(mean: float | None, news: float) -> float:
-    """A mean with one more measurement; None before the first one."""
+    """Returns a mean with one more measurement; the mean is None before the first one."""
     return news if mean is None else mean + NEWS * (news - mean)

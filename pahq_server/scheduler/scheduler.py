@@ -1,4 +1,4 @@
-"""The scheduler: one worker thread that feeds the rows of all jobs and held sessions to the engine."""
+"""The scheduler: one worker thread that feeds the operations of all jobs and sessions to the engine."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from pahq_server.core.context import log_context
 from pahq_server.core.engine import Engine, EngineStateId, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError, ServerError, WorkerFailedError
 from pahq_server.core.observer import Observer
-from pahq_server.scheduler.batch import Part, Scored, score
-from pahq_server.scheduler.entry import Entry
+from pahq_server.core.operations import Operation
+from pahq_server.scheduler.batch import Finished, Part, run_batch
 from pahq_server.scheduler.fairness import Accounts
-from pahq_server.scheduler.held import HeldSessions, Holder
-from pahq_server.scheduler.run import Run
+from pahq_server.scheduler.interactive import InteractiveSession, InteractiveSessions
+from pahq_server.scheduler.queue import QueueNotifier
+from pahq_server.scheduler.run import Entry, Run
 from pahq_server.scheduler.slots import Close, Limits, Slots
-from pahq_server.scheduler.telling import Teller
 
 logger = logging.getLogger(__name__)
 
-# How often an idle worker looks for held sessions that were given up without a word...
+# How often an idle worker looks for sessions that expired, which nobody reports...
 TICK_S = 5.0
 # ...and, where a job waits for their memory, whether the job was stopped or fits by now.
 BLOCKED_TICK_S = 0.5
@@ -33,14 +33,14 @@ CHECKS, CHECK_PAUSE_S = 6, 0.5
 
 
 class Scheduler:
-    """Runs several jobs at a time beside held sessions; who gets slots and turns is up to `fairness`.
+    """Runs several jobs at a time beside interactive sessions; `fairness` decides who gets slots and turns.
 
-    A step is one batch: rows of all jobs whose user has a turn. A job without a slot keeps its search and
-    the rows that it wants scored, and no tensors: it goes on later with the same result.
+    A step is one batch: one operation of every job whose user has a turn. A job without a slot keeps its run
+    and the operation that it wants next, and no tensors: it goes on later with the same result.
 
     Args:
-        engine: scores rows; used from the worker thread only.
-        max_running: how many jobs hold tensors at the same time. Held sessions do not count.
+        engine: runs operations; used from the worker thread only.
+        max_running: how many jobs hold tensors at the same time. Interactive sessions do not count.
         max_running_per_user: the same, of one user; None for no other limit.
         weights: of users; see `Accounts`.
         observer: is told of batches, starts and preemptions.
@@ -63,15 +63,15 @@ class Scheduler:
         self._engine, self._observer, self._clock = engine, observer or Observer(), clock
         self._accounts = Accounts(weights)
         self._slots: Slots[Entry] = Slots(self._accounts, Limits(max_running, max_running_per_user))
-        self._held = HeldSessions(engine, self._open_session, clock)
-        self._teller = Teller(self._slots, self._accounts, clock)
+        self._sessions = InteractiveSessions(engine, self._open_state, clock)
+        self._notifier = QueueNotifier(self._slots, self._accounts, clock)
         self._failed, self._check_pause_s = failed, check_pause_s
         self._new: deque[Entry] = deque()  # since the last step
         # All that have not ended. Where the worker fails halfway through a step, nothing else may know them.
         self._entries: dict[int, Entry] = {}
         self._queued = 0
         self._queued_of: Counter[str] = Counter()
-        # Whether a job waits for the memory of held sessions alone: for one to be given up, or expire.
+        # Whether a job waits for memory that only sessions hold: until one is closed or expires.
         self._blocked = False
         self._wake = threading.Condition()
         self._closing = False
@@ -95,28 +95,28 @@ class Scheduler:
         if closing:
             _end(run, self._over)
 
-    def hold(self, holder: Holder) -> None:
-        """Opens a session before a step soon; after `close` it ends at once. From any thread."""
+    def add_session(self, session: InteractiveSession) -> None:
+        """Opens the state of a session soon; after `close` the session ends at once. From any thread."""
         with self._wake:
             closing = self._closing
             if not closing:
-                self._held.add(holder)
+                self._sessions.add(session)
                 self._wake.notify()
         if closing:
-            holder.end(self._over)
+            session.end(self._over)
 
     def wake(self) -> None:
-        """To be called when a holder begins to wait. May be called from any thread."""
+        """To be called when a session begins to wait. May be called from any thread."""
         with self._wake:
             self._wake.notify()
 
     @property
     def queued(self) -> int:
-        """Runs that were not begun yet."""
+        """How many runs were not begun yet."""
         return self._queued
 
     def queued_of(self, user: str) -> int:
-        """Of these, one user's."""
+        """Returns how many of the `queued` runs are one user's."""
         return self._queued_of.get(user, 0)
 
     def close(self) -> None:
@@ -133,7 +133,7 @@ class Scheduler:
             error = ServerError("the server stopped")
             for entry in [*self._slots.open, *self._slots.waiting(), *self._new]:
                 self._finish(entry, error)
-            self._held.close(error)
+            self._sessions.close(error)
         except BaseException as raised:  # noqa: BLE001 - a thread that ends without a word leaves all waiting
             self._fail(raised)
 
@@ -153,27 +153,27 @@ class Scheduler:
                 entries = list(self._entries.values())
             for entry in entries:
                 _end(entry.run, error)
-            self._held.abandon(error)
+            self._sessions.abandon(error)
         finally:
             self._failed()
 
     def _wait_for_work(self) -> bool:
         with self._wake:
             tick = BLOCKED_TICK_S if self._blocked else TICK_S
-            self._wake.wait_for(self._has_work, tick if len(self._held) else None)
+            self._wake.wait_for(self._has_work, tick if len(self._sessions) else None)
             return not self._closing
 
     def _has_work(self) -> bool:
         jobs = self._new or (self._slots and not self._blocked)
-        return bool(self._closing or jobs or self._held.waiting())
+        return bool(self._closing or jobs or self._sessions.waiting())
 
     def _step(self) -> None:
         self._take_in()
-        holders = self._held.users()
-        self._accounts.attend([*self._slots.users, *sorted(holders)])
+        waiting = self._sessions.users()
+        self._accounts.attend([*self._slots.users, *sorted(waiting)])
         self._arrange()
-        self._teller.tell()
-        self._batch(holders)
+        self._notifier.notify()
+        self._batch(waiting)
 
     def _take_in(self) -> None:
         """Takes new runs in; ends those that were stopped, also where they wait: it may be for hours."""
@@ -186,14 +186,14 @@ class Scheduler:
     # Slots
 
     def _arrange(self) -> None:
-        """Opens and closes sessions. Not without end: openings that fail must not hold up the others."""
+        """Opens and closes states. Not without end: openings that fail must not hold up the others."""
         self._blocked = False
         for _ in range(4 * self._slots.limits.slots):
             change = self._slots.next()
             if change is None or self._blocked:
                 return
             if isinstance(change, Close):
-                if change.heir.user != change.claim.user:
+                if change.successor.user != change.claim.user:
                     self._observer.preempted()
                 self._suspend(change.claim)
             else:
@@ -206,7 +206,7 @@ class Scheduler:
         started = self._clock()
         error: Exception | None = None
         try:
-            entry.session = self._open_session(entry.run.resolved)
+            entry.state = self._open_state(entry.run.resolved)
         except WorkerFailedError:
             raise
         except Exception as raised:  # noqa: BLE001 - a job that cannot start must not stop the others
@@ -219,8 +219,8 @@ class Scheduler:
         elif not (isinstance(error, OUT_OF_MEMORY) and self._waits_for_memory(entry)):
             self._finish(entry, error)
 
-    def _open_session(self, resolved: ResolvedObjective) -> EngineStateId:
-        """Opens a session, once more if the engine failed for a moment. Raises what the engine raises."""
+    def _open_state(self, resolved: ResolvedObjective) -> EngineStateId:
+        """Opens a state, once more if the engine failed for a moment. Raises what the engine raises."""
         try:
             return self._engine.open(resolved)
         except ServerError:
@@ -247,9 +247,9 @@ class Scheduler:
         raise WorkerFailedError(f"the engine fails on what it should compute: {last}") from last
 
     def _waits_for_memory(self, entry: Entry) -> bool:
-        """Whether there may be room for an entry when another job or a held session has ended."""
+        """Tells whether there may be room for an entry when another job or a session has ended."""
         waits = self._slots.refused(entry)
-        self._blocked = not waits and len(self._held) > 0
+        self._blocked = not waits and len(self._sessions) > 0
         return waits or self._blocked
 
     def _opened(self, entry: Entry) -> None:
@@ -258,66 +258,73 @@ class Scheduler:
         if first:
             self._count_out(entry.user)
             self._observer.job_started(self._clock() - entry.submitted)
-            self._advance(entry, None)
+            self._advance(entry, entry.run.begin)
 
-    def _suspend(self, entry: Entry, crowded: bool = False) -> None:
-        """Takes an entry's slot; it keeps its rows."""
+    def _suspend(self, entry: Entry, for_memory: bool = False) -> None:
+        """Takes an entry's slot; the entry keeps its operation."""
         self._close(entry)
-        self._slots.pause(entry, crowded)
+        self._slots.pause(entry, for_memory)
 
     # Batches
 
-    def _batch(self, holders: set[str]) -> None:
+    def _batch(self, waiting: set[str]) -> None:
+        """Runs one batch.
+
+        Args:
+            waiting: users whose sessions wait.
+        """
         # A copy: those that are finished leave the list.
         ready = [entry for entry in [*self._slots.open] if not self._finished_if_stopped(entry)]
-        turn = self._accounts.turn({entry.user for entry in ready} | holders)
+        turn = self._accounts.turn({entry.user for entry in ready} | waiting)
         entries = [entry for entry in ready if entry.user in turn]
-        held = self._held.collect(turn, self._accounts.spend)
-        parts = [Part(entry.run.resolved, Work(_session(entry), entry.rows)) for entry in entries]
-        parts += [Part(holder.resolved, work) for holder, work in held]
+        asked = self._sessions.collect(turn, self._accounts.spend)
+        parts = [_part(entry) for entry in entries]
+        parts += [Part(session.resolved, work) for session, work in asked]
         if not parts:
             return
         started = self._clock()
-        scored = score(self._engine, parts, self._clock)
+        finished = run_batch(self._engine, parts, self._clock)
         # Failures that have no name may be of the machine, and then every job would meet them.
-        unknown = any(_unknown_failure(part) for part in scored)
+        unknown = any(_unknown_failure(part) for part in finished)
         recovered = unknown and self._recovered()
         seconds = self._clock() - started
         self._accounts.measured_batch(seconds)
-        self._observer.batch(sum(len(part.work.rows) for part in parts), seconds)
+        self._observer.batch(sum(part.work.operation.weight for part in parts), seconds)
         crowd = len(self._slots.open) > 1
-        pairs = list(zip(entries, scored, strict=False))
-        self._slots.batch_passed([entry for entry, part in pairs if not _crowded_out(part)])
+        pairs = list(zip(entries, finished, strict=False))
+        self._slots.batch_passed([entry for entry, part in pairs if not _out_of_memory(part)])
         for entry, part in pairs:
             self._spend(entry, part.seconds)
             if recovered and _unknown_failure(part):
-                self._suspend(entry)  # it keeps its rows, and has them scored by a session of its own again
+                self._suspend(entry)  # it keeps its operation, which a new state of its own runs again
             else:
                 self._deliver(entry, part, crowd)
-        for (holder, _), part in zip(held, scored[len(entries) :], strict=True):
-            self._accounts.spend(holder.user, part.seconds)
-            holder.deliver(part.outcome)
+        for (session, _), part in zip(asked, finished[len(entries) :], strict=True):
+            self._accounts.spend(session.user, part.seconds)
+            session.deliver(part.outcome)
 
-    def _deliver(self, entry: Entry, part: Scored, crowd: bool) -> None:
-        """Hands an outcome to its run."""
-        if crowd and _crowded_out(part):
-            self._suspend(entry, crowded=True)
+    def _deliver(self, entry: Entry, part: Finished, crowd: bool) -> None:
+        """Hands an outcome to its run; one that lacked memory beside others waits for a better moment."""
+        if crowd and _out_of_memory(part):
+            self._suspend(entry, for_memory=True)
         elif isinstance(part.outcome, Exception):
             self._finish(entry, part.outcome)
         else:
-            self._advance(entry, part.outcome)
+            outcome = part.outcome
+            self._advance(entry, lambda: entry.run.deliver(outcome))
 
-    def _advance(self, entry: Entry, scores: Sequence[float] | None) -> None:
+    def _advance(self, entry: Entry, step: Callable[[], Operation | None]) -> None:
+        """Takes the next operation of a run, which ends where there is none."""
         started = self._clock()
         error: Exception | None = None
         try:
-            entry.rows = entry.run.begin() if scores is None else entry.run.deliver(scores)
-        except Exception as raised:  # noqa: BLE001 - a search that breaks must not stop the others
+            entry.operation = _valid(step())
+        except Exception as raised:  # noqa: BLE001 - a method that breaks must not stop the others
             error = raised
         self._spend(entry, self._clock() - started)
-        if error is None and not entry.rows:
-            self._teller.ended(entry)
-        if error is not None or not entry.rows:
+        if error is None and entry.operation is None:
+            self._notifier.ended(entry)
+        if error is not None or entry.operation is None:
             self._finish(entry, error)
 
     def _spend(self, entry: Entry, seconds: float) -> None:
@@ -352,26 +359,34 @@ class Scheduler:
             self._queued_of += Counter()  # drops those that have none
 
     def _close(self, entry: Entry) -> None:
-        session, entry.session = entry.session, None
-        if session is None:
+        state, entry.state = entry.state, None
+        if state is None:
             return
         try:
-            self._engine.close(session)
+            self._engine.close(state)
         except Exception:
-            logger.exception("a session could not be closed")
+            logger.exception("the state of a run could not be closed")
 
 
-def _session(entry: Entry) -> EngineStateId:
-    assert entry.session is not None, "an entry with a slot has a session"
-    return entry.session
+def _valid(operation: Operation | None) -> Operation | None:
+    """Raises ValueError for an operation that nobody could be charged for."""
+    if operation is not None and not operation.weight > 0:
+        raise ValueError(f"the weight of an operation must be above 0, got {operation.weight}")
+    return operation
 
 
-def _unknown_failure(part: Scored) -> bool:
-    """Whether a part failed with something that no rule of the service raises."""
+def _part(entry: Entry) -> Part:
+    assert entry.state is not None, "an entry with a slot has a state"
+    assert entry.operation is not None, "an entry that has begun wants something, or has ended"
+    return Part(entry.run.resolved, Work(entry.state, entry.operation))
+
+
+def _unknown_failure(part: Finished) -> bool:
+    """Tells whether a part failed with something that no rule of the service raises."""
     return isinstance(part.outcome, Exception) and not isinstance(part.outcome, ServerError)
 
 
-def _crowded_out(part: Scored) -> bool:
+def _out_of_memory(part: Finished) -> bool:
     return isinstance(part.outcome, OUT_OF_MEMORY)
 
 

@@ -1,6 +1,7 @@
 """Which jobs have a slot, which wait for one, and what should change next.
 
-Pure, like `fairness`: whoever uses it opens and closes sessions as `next` says, and tells what came of it.
+A slot is the right to hold tensors. Like `fairness`, this has no threads, engine or clock: the scheduler
+opens and closes engine states as `Slots.next` says, and reports what came of it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Claim:
     charged: float = 0.0  # seconds that it took
     batches: int = 0  # that were done since it got its slot
     begun: bool = False
-    crowded: bool = False  # lost its slot to lack of memory, and was in no batch since
+    evicted_for_memory: bool = False  # lost its slot to lack of memory, and was in no batch since
 
 
 C = TypeVar("C", bound=Claim)
@@ -57,12 +58,12 @@ class Close(Generic[C]):
     """Takes the slot from a claim, which goes on later, for another one. To be answered by `Slots.pause`."""
 
     claim: C
-    heir: C
+    successor: C
 
 
 @dataclass
 class _Line(Generic[C]):
-    """What waits of one user."""
+    """What waits, of one user."""
 
     new: OrderedDict[int, C] = field(default_factory=OrderedDict)
     paused: dict[int, C] = field(default_factory=dict)
@@ -92,7 +93,7 @@ class Slots(Generic[C]):
         self.open: list[C] = []
         self._lines: dict[str, _Line[C]] = {}
         self._arrivals = 0
-        # How many sessions fit into memory, once it was full; unknown again when one was closed.
+        # How many jobs fit into memory, once it was full; unknown again when one was closed.
         self._room: int | None = None
         self._promised: C | None = None  # gets the slot that was closed for it
 
@@ -132,7 +133,7 @@ class Slots(Generic[C]):
     # What should change
 
     def next(self) -> Open[C] | Close[C] | None:
-        """The next change; None if all is as it should be. All users of claims must be present."""
+        """Returns the next change; None if all is as it should be. All users of claims must be present."""
         if self._promised is not None:
             return Open(self._promised)
         held = self.held()
@@ -142,7 +143,7 @@ class Slots(Generic[C]):
         return self._switched(held) or self._rotated(held)
 
     def _switched(self, held: Counter[str]) -> Close[C] | None:
-        """A slot for a user without one."""
+        """Returns the change that gives a slot to a user without one."""
         ready = {claim.user for claim in self.open if claim.batches}
         capacity = min(len(self.open), self.limits.slots)
         switch = self._accounts.switch(self._lines, held, ready, capacity)
@@ -153,7 +154,7 @@ class Slots(Generic[C]):
         return Close(self._last(giver), self._promised)
 
     def _rotated(self, held: Counter[str]) -> Close[C] | None:
-        """A slot for the next job of a user from another one that had its slice."""
+        """Returns the change that gives a slot from a job that had its time slice to the user's next job."""
         for user in self._lines:
             if not held[user]:
                 continue
@@ -175,7 +176,7 @@ class Slots(Generic[C]):
         return int(claim.charged // self.limits.slice_s)
 
     def _head(self, user: str) -> C:
-        """The claim that gets the user's next slot."""
+        """Returns the claim that gets the user's next slot."""
         line = self._lines[user]
         heads = [*line.paused.values()]
         if line.new and not (heads and self._enough_begun(user)):
@@ -186,51 +187,54 @@ class Slots(Generic[C]):
         return self.held()[user] + len(self._lines[user].paused) >= self.limits.begun_per_user
 
     def _last(self, user: str) -> C:
-        """The claim that gives a slot of the user, of those that used theirs."""
+        """Returns the claim that gives up a slot of the user, of those that used theirs."""
         own = [claim for claim in self.open if claim.user == user]
         return max(own, key=lambda claim: (claim.batches > 0, self._round(claim), claim.arrival))
 
     # What came of it
 
     def opened(self, claim: C) -> None:
-        """A claim has its slot now."""
+        """Notes that a claim has its slot now."""
         self._forget(claim)
         claim.batches, claim.begun = 0, True
         self.open.append(claim)
         self._accounts.has_slot(claim.user)
-        if claim.crowded:
+        if claim.evicted_for_memory:
             # What lost its slot to lack of memory comes back alone, or all would lose theirs in turn.
             self._room = len(self.open)
 
     def refused(self, claim: C) -> bool:
-        """There was no memory for a claim beside those that are open. Returns whether it waits for some."""
+        """Notes that there was no memory for a claim beside those that are open.
+
+        Returns whether the claim waits for memory: False if nothing is open that could free some.
+        """
         self._promised = None
         self._room = len(self.open)
         return bool(self.open)
 
-    def pause(self, claim: C, crowded: bool = False) -> None:
-        """A claim lost its slot; ``crowded`` if to lack of memory."""
+    def pause(self, claim: C, for_memory: bool = False) -> None:
+        """Notes that a claim lost its slot; ``for_memory`` if to lack of memory."""
         self.open.remove(claim)
-        self._room = len(self.open) if crowded else None
-        claim.crowded = claim.crowded or crowded
+        self._room = len(self.open) if for_memory else None
+        claim.evicted_for_memory = claim.evicted_for_memory or for_memory
         self._line(claim.user).add(claim)
 
     def leave(self, claim: C) -> None:
-        """A claim is over, wherever it stands."""
+        """Notes that a claim is over, wherever it stands."""
         if claim in self.open:
             self.open.remove(claim)
             self._room = None
         self._forget(claim)
 
     def batch_passed(self, parts: Collection[C]) -> None:
-        """A batch was done, in which some claims took part, and for these there was memory."""
+        """Notes that a batch was done, in which these claims took part and had enough memory."""
         for claim in self.open:
             claim.batches += 1
         for claim in parts:
-            claim.crowded = False
+            claim.evicted_for_memory = False
 
     def _forget(self, claim: C) -> None:
-        """A claim waits no more."""
+        """Removes a claim from those that wait."""
         if claim is self._promised:
             self._promised = None
         line = self._lines.get(claim.user)

@@ -11,29 +11,31 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from pahq_server.core.errors import InvalidRequestError, StorageError
-from pahq_server.store.database import reported
+from pahq_server.store.database import storage_errors
 from pahq_server.store.directory import DATABASE, LOCK
 from pahq_server.store.migrations import APPLICATION
 
-# What SQLite may put beside a file that it writes.
-_BESIDE = ("", "-journal", "-wal", "-shm")
-# The first bytes of a SQLite file, and where the number of the program that owns it stands.
-_MAGIC, _OWNER = b"SQLite format 3\x00", slice(68, 72)
+# The ends of the names of files that SQLite may put beside a file that it writes.
+_SIDE_FILES = ("", "-journal", "-wal", "-shm")
+# The first bytes of a SQLite file, and where in it the id of the application stands that owns it.
+_MAGIC, _APPLICATION_ID = b"SQLite format 3\x00", slice(68, 72)
 
 
 def back_up(directory: Path, copy: Path) -> None:
     """Copies the database of a data directory as it is at one moment, and checks the copy.
 
-    The copy appears under its name when it is complete; one that was there before is replaced then. A copy
-    that fails leaves everything as it was.
+    The copy appears under its name when it is complete, and replaces an earlier copy only then. Where copying
+    fails, everything stays as it was.
 
     Args:
         directory: the data directory; a server may be using it.
-        copy: where the copy goes. A link is followed.
+        copy: path of the file that the copy becomes. A link is followed.
 
-    Raises InvalidRequestError for a copy that cannot go there, before anything is touched: onto a file of the
-    data directory by any path, link or hard link, onto what is no regular file. Raises StorageError: there is
-    no database, it is damaged, or the copy cannot be written.
+    Raises:
+        InvalidRequestError: the copy cannot go there, because the path leads (also by links) to what the
+            server keeps in the data directory, or to something that is not a regular file. Nothing was
+            touched.
+        StorageError: there is no database, it is damaged, or the copy cannot be written.
     """
     source = directory / DATABASE
     target = _target(directory, copy)
@@ -41,27 +43,27 @@ def back_up(directory: Path, copy: Path) -> None:
         raise StorageError(f"there is no database in {str(directory)!r}")
     with _unfinished(target) as unfinished:
         with (
-            reported(),
+            storage_errors(),
             closing(sqlite3.connect(source)) as reading,
             closing(sqlite3.connect(unfinished)) as writing,
         ):
-            # One moment for the whole copy: else it would begin again with every write of a server. The
-            # write-ahead log lets that go on meanwhile.
+            # A read transaction fixes one moment for the whole copy: without it, copying would begin again
+            # with every write of a server. The write-ahead log lets the server write meanwhile.
             reading.execute("BEGIN")
             reading.execute("SELECT count(*) FROM sqlite_master").fetchone()
             reading.backup(writing)
-            # The copy is one file: without a log of its own beside it.
+            # The copy must be one file, without a write-ahead log beside it.
             writing.execute("PRAGMA journal_mode = DELETE")
             (found,) = writing.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
             raise StorageError("the copy is damaged, so the database is", damaged=True)
-        with reported():
+        with storage_errors():
             os.replace(unfinished, target)
             _sync_directory(target.parent)
 
 
 def _target(directory: Path, copy: Path) -> Path:
-    """The file that a copy becomes, with every link followed. Raises as `back_up` does."""
+    """Returns the file that a copy becomes, with every link followed. Raises as `back_up` does."""
     if not copy.name:
         raise _refused(copy, "it names a directory; name the file that the copy shall become")
     try:
@@ -81,7 +83,7 @@ def _target(directory: Path, copy: Path) -> Path:
 
 
 def _check_apart(directory: Path, copy: Path, target: Path) -> None:
-    """Refuses a target that is, by whatever path, what the server keeps in its data directory."""
+    """Raises InvalidRequestError for a target that is, by whatever path, a file that the server keeps."""
     if not directory.is_dir():
         return
     advice = "a copy there would destroy the database; name a file elsewhere"
@@ -91,20 +93,20 @@ def _check_apart(directory: Path, copy: Path, target: Path) -> None:
         for own in directory.iterdir():
             if own.exists() and own.samefile(target) and not _earlier_copy(own):
                 raise _refused(copy, f"it is the file {own.name!r} of the data directory: {advice}")
-    # Files that SQLite makes and removes as it needs them are not there all the time.
+    # SQLite makes and removes some files as it needs them, so names count even where no file is.
     if target.parent.samefile(directory) and (target.name == LOCK or target.name.startswith(DATABASE)):
         raise _refused(copy, f"the name {target.name!r} in the data directory is the server's: {advice}")
 
 
 def _earlier_copy(path: Path) -> bool:
-    """Whether a file of the data directory is a copy that was made before, and so may be replaced."""
+    """Says whether a file of the data directory is an earlier copy, which may be replaced."""
     if path.name == LOCK or path.name.startswith(DATABASE) or not path.is_file():
         return False
     if path.samefile(path.with_name(DATABASE)):
         return False
     with path.open("rb") as file:
         head = file.read(100)
-    return head.startswith(_MAGIC) and head[_OWNER] == APPLICATION.to_bytes(4, "big")
+    return head.startswith(_MAGIC) and head[_APPLICATION_ID] == APPLICATION.to_bytes(4, "big")
 
 
 def _kind(path: Path) -> str:
@@ -124,7 +126,7 @@ def _refused(copy: Path, why: str) -> InvalidRequestError:
 
 @contextmanager
 def _unfinished(target: Path) -> Iterator[Path]:
-    """A new file beside the target, which is gone at the end unless it has become the target."""
+    """Makes a new file beside the target, which is removed at the end unless it has become the target."""
     try:
         handle, name = tempfile.mkstemp(".unfinished", f".{target.name[:100]}.", target.parent)
     except OSError as error:
@@ -137,13 +139,13 @@ def _unfinished(target: Path) -> Iterator[Path]:
     except StorageError as error:
         raise StorageError(f"no copy was made at {str(target)!r}: {error}", error.damaged) from error
     finally:
-        for end in _BESIDE:
+        for end in _SIDE_FILES:
             with suppress(OSError):
                 os.unlink(name + end)
 
 
 def _sync_directory(path: Path) -> None:
-    """Makes a new name survive a power failure, where the system can."""
+    """Makes a new directory entry survive a power failure, where the filesystem can."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with suppress(OSError):  # some filesystems cannot

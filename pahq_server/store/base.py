@@ -1,26 +1,39 @@
-"""What jobs need of a store."""
+"""What jobs need of a store, whatever keeps them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
-from pahq_server.core.verdict import Verdict
-from pahq_server.store.records import DiscoveryResult, JobRecord, JobState, NewJob, Retention, Snapshot, Usage
+from pahq_server.store.records import (
+    JobRecord,
+    JobState,
+    NewJob,
+    Retention,
+    Snapshot,
+    StoredArtifact,
+    Usage,
+)
 
-# Is shown what a user has before a new job, and whether that has to be computed; raises to refuse it.
+# Is shown what a user has before a new job, and whether that job has to be computed; raises to refuse it.
 Admission = Callable[[Usage, bool], None]
 
 
 class JobStore(Protocol):
-    """Keeps jobs. Methods may be called from any thread, and raise StorageError as well as what they name.
+    """Keeps jobs, their journals and their artifacts, and knows nothing about methods.
+
+    A journal is a sequence of records whose bytes only the job's method can read: from them, a method that
+    was interrupted goes on. It is written in runs, each of one or more records. An artifact may belong to
+    several jobs: equal jobs of one user share it.
+
+    Methods may be called from any thread. Besides what they name, they raise StorageError.
 
     What is read is what was written, or it is found to be damaged: of a job's record, `JobRecord.damage` says
-    so, and everything else raises StorageError.
+    so, and everything else raises StorageError with ``damaged`` set.
 
-    A method either has done all that it says when it returns, or, where it raises, nothing. What it did is
+    A method has done all that it says when it returns; where it raises, it has done nothing. What it did is
     not lost when the process dies right after. `create`, `cancel` and `delete`, which clients rely on,
-    survive a power failure too; a search that loses its last verdicts to one finds them again.
+    survive a power failure too; a method that loses its last records to one computes them again.
     """
 
     @property
@@ -28,67 +41,122 @@ class JobStore(Protocol):
         """Whether a later process finds what is stored."""
         ...
 
+    # Creating
+
     def create(self, new: NewJob, admit: Admission, reuse: bool) -> tuple[JobRecord, bool]:
-        """Adds a job, or finds the one that the same request id created; tells whether it is new.
+        """Adds a job, or finds the one that the same request id created before; tells whether it is new.
 
         Args:
             new: the job.
-            admit: is asked first; what it raises is raised.
-            reuse: whether to take over the result of a job of the same user and content, if there is one.
-                The new job has succeeded then.
+            admit: is asked before the job is added; what it raises is raised.
+            reuse: whether to take over the artifact of a succeeded job of the same user and content, if there
+                is one. The new job has succeeded then.
 
         Raises AlreadyExistsError where the request id came with another payload.
         """
         ...
 
-    def by_request(self, user: str, request_id: str) -> JobRecord | None: ...
+    # Finding
+
+    def by_request(self, user: str, request_id: str) -> JobRecord | None:
+        """Finds the job that a request id of a user created, if one did."""
+        ...
 
     def find(self, name: str) -> JobRecord:
-        """Raises NotFoundError."""
+        """Finds a job by its resource name. Raises NotFoundError."""
         ...
 
     def page(self, user: str | None, size: int, before: int | None) -> list[JobRecord]:
-        """Jobs of a user, or None for all, newest first: those with an id below ``before``."""
+        """Lists jobs, newest first.
+
+        Args:
+            user: whose; None for all users.
+            size: how many at most.
+            before: only jobs with an id below this; None for all.
+        """
         ...
 
     def count_by_state(self) -> dict[JobState, int]:
-        """How many jobs of all users are in each state; states without any may be missing."""
+        """Counts the jobs of all users in each state; a state without any may be missing."""
         ...
 
-    def unfinished(self) -> list[str]:
-        """Names, oldest first."""
-        ...
-
-    def left(self) -> list[JobRecord]:
-        """All unfinished jobs, oldest first. Among them may be damaged ones."""
+    def unfinished(self) -> list[JobRecord]:
+        """Lists all unfinished jobs, oldest first. Among them may be damaged ones."""
         ...
 
     def after(self, job: int, size: int) -> list[JobRecord]:
-        """The next jobs of all users after one with this id, oldest first."""
+        """Lists the next jobs of all users after the one with this id, oldest first."""
         ...
 
     def latest(self) -> float | None:
-        """The latest time that was written down of one of the newest jobs, in seconds since the epoch."""
+        """Returns the latest time that was written about the newest jobs, in seconds since the epoch."""
         ...
 
     def usage(self, user: str) -> Usage:
-        """What a user has at present."""
+        """Counts what a user has at present."""
         ...
 
     def prompts(self, job: int) -> str | None:
-        """JSON as it was created with. Raises NotFoundError, and StorageError where it is damaged."""
+        """Reads the JSON of the prompts that a job was created with.
+
+        Raises NotFoundError, and StorageError where it is damaged.
+        """
         ...
 
-    def verdicts(self, job: int) -> list[Verdict]:
-        """All verdicts of an unfinished job, in order."""
+    def journal(self, job: int) -> list[bytes]:
+        """Reads the runs of a job that has not succeeded, in order.
+
+        They hold `Snapshot.records` records in all; else StorageError says that some are missing.
+        """
+        ...
+
+    def artifact(self, name: str) -> StoredArtifact | None:
+        """Reads the artifact of a job; None for a job that has none. Raises NotFoundError."""
+        ...
+
+    # Changing
+
+    def advance(self, job: int, now: Snapshot, first: int, data: bytes) -> None:
+        """Stores where a job stands, together with new records of its journal.
+
+        Args:
+            job: its id.
+            now: where it stands; ``now.records`` counts the new records, too.
+            first: the number of the first new record, counted from 0: how many records are stored already.
+            data: the new records; empty if there are none.
+        """
+        ...
+
+    def cancel(self, job: int, now: Snapshot) -> None:
+        """Stores where a job stands, which was asked to stop."""
         ...
 
     def begin_again(self, job: int, content: bytes, now: Snapshot) -> None:
-        """Gives up the verdicts of an unfinished job, whose content is another one now."""
+        """Deletes the journal of an unfinished job.
+
+        Args:
+            job: its id.
+            content: the new SHA-256 of all that determines its artifact.
+            now: where it stands, without any records.
+        """
+        ...
+
+    def finish(
+        self, job: int, now: Snapshot, first: int, data: bytes, artifact: StoredArtifact | None
+    ) -> None:
+        """Stores the end of a job.
+
+        With an artifact, the journal is deleted. Without one it is kept with the new records: a partial
+        artifact can be made from it.
+
+        Args:
+            job, now, first, data: as of `advance`.
+            artifact: what it found; None unless it succeeded.
+        """
         ...
 
     def condemn(self, job: JobRecord, reason: str) -> JobRecord:
-        """Lets a job fail that is damaged, whatever state it was in; returns what is stored of it then.
+        """Lets a damaged job fail, whatever state it was in; returns what is stored of it then.
 
         Args:
             job: as it was read.
@@ -96,33 +164,27 @@ class JobStore(Protocol):
         """
         ...
 
-    def advance(self, job: int, now: Snapshot, first: int, verdicts: Sequence[Verdict]) -> None:
-        """Sets what changes about a job, and adds verdicts, of which the first has the number ``first``."""
-        ...
-
-    def cancel(self, job: int, now: Snapshot) -> None:
-        """As `advance`, without verdicts."""
-        ...
-
-    def finish(
-        self, job: int, now: Snapshot, first: int, verdicts: Sequence[Verdict], result: DiscoveryResult | None
-    ) -> None:
-        """As `advance`, for the last time. Without a result the verdicts are dropped."""
-        ...
-
-    def result(self, name: str) -> DiscoveryResult | None:
-        """None for a job that has none. Raises NotFoundError."""
-        ...
+    # Deleting
 
     def delete(self, name: str) -> None:
-        """Raises NotFoundError, and ConflictError for an unfinished job."""
-        ...
+        """Deletes a finished job, and its artifact if no other job shares it.
 
-    def prune(self, retention: Retention, now: float, user: str | None = None) -> int:
-        """Deletes what need not be kept any more, of one user or all, so much that nobody waits long.
-
-        Returns how many jobs that were: 0 when nothing is left to delete.
+        Raises NotFoundError, and ConflictError for an unfinished job.
         """
         ...
 
-    def close(self) -> None: ...
+    def prune(self, retention: Retention, now: float, user: str | None = None) -> int:
+        """Deletes jobs that need not be kept any more: a portion of them, so that others need not wait long.
+
+        Args:
+            retention: what is kept.
+            now: seconds since the epoch.
+            user: whose jobs; None for all users.
+
+        Returns how many jobs were deleted: 0 when nothing is left to delete.
+        """
+        ...
+
+    def close(self) -> None:
+        """Closes the store."""
+        ...

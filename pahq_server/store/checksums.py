@@ -1,17 +1,16 @@
-"""Checksums of rows: what was damaged on the disk is found when it is read, and never taken for what it was.
+"""Checksums of rows: what was damaged on the disk is noticed when it is read, and never taken for the truth.
 
-SQLite notices damage to its own structures, not to the values between them. So every row that says something
-carries a checksum of all of it, together with the names of its table and its keys: a row that has changed
-places with another one shows, too. They are made by whoever writes a row, from what it meant to write, and
-never from what is on the disk (but once, by the migration that introduced them).
+SQLite notices damage to its own structures, but not to the values between them. Therefore every row that says
+something carries a checksum of all of it, together with the names of its table and its keys: a row that has
+changed places with another one is noticed, too. Whoever writes a row makes its checksum, from what it means
+to write and never from what is on the disk.
 
-Prompts have the SHA-256 that comes with a job (`NewJob.payload`): they are large, and read only to be used.
+The prompts of a job have a checksum of their own, since they are large and rarely read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import struct
 
 from pahq_server.core.errors import StorageError
@@ -22,7 +21,9 @@ Value = None | int | float | str | bytes
 
 
 def checksum(table: str, *values: Value) -> bytes:
-    """Of a row, or of a part of it that is written on its own.
+    """Returns the checksum of a row, or of a part of it that is written on its own: `SIZE` bytes.
+
+    Stored databases depend on it, so it never changes.
 
     Args:
         table: name of the table, or of the part.
@@ -37,9 +38,10 @@ def checksum(table: str, *values: Value) -> bytes:
 
 
 def _encoded(value: Value) -> tuple[bytes, bytes]:
-    """Equal for values that SQLite does not tell apart: it keeps 2.0 and -0.0 as the integers 2 and 0.
+    """Returns a kind and bytes: equal for values that SQLite does not tell apart.
 
-    Texts are bytes here: the migration cannot hand over as text what is none.
+    SQLite keeps 2.0 and -0.0 as the integers 2 and 0. Texts count as bytes, since damage may have made a text
+    something that cannot be decoded.
     """
     if value is None:
         return b"n", b""
@@ -48,36 +50,31 @@ def _encoded(value: Value) -> tuple[bytes, bytes]:
     if isinstance(value, int | float):
         return b"i", b"%d" % int(value)
     if isinstance(value, str):
-        # What was no text any more when it was read must be encoded as well, if only to be found out.
         return b"b", value.encode("utf-8", "surrogateescape")
     return b"b", bytes(value)
 
 
 def damage(what: str) -> StorageError:
-    """The error that says what is not what was written."""
+    """Returns the error that says which part of the database is not what was written."""
     return StorageError(f"the database is damaged: {what}", damaged=True)
 
 
-def seal(log: int, first: int, data: bytes) -> bytes:
-    """A run of verdicts with its checksum behind it.
+def seal(log: int, first: int, count: int, data: bytes) -> bytes:
+    """Appends to a run of journal records the checksum under which it is stored.
 
     Args:
-        log: whose run it is.
-        first: number of its first verdict.
-        data: the verdicts.
+        log: whose journal it belongs to.
+        first: number of its first record.
+        count: how many records it has.
+        data: the records.
     """
-    return bytes(data) + checksum("verdicts", log, first, bytes(data))
+    return data + checksum("journal", log, first, count, data)
 
 
-def unseal(log: int, first: int, sealed: bytes) -> bytes:
-    """The run that was sealed. Raises StorageError where it is not what it was."""
-    data, end = sealed[:-SIZE], sealed[-SIZE:]
-    if end != checksum("verdicts", log, first, data):
-        raise damage(f"the verdicts from number {first} on cannot be read")
-    return data
-
-
-def register(connection: sqlite3.Connection) -> None:
-    """Makes `checksum` and `seal` known to SQL, for the migration."""
-    connection.create_function("row_checksum", -1, checksum, deterministic=True)
-    connection.create_function("sealed_run", 3, seal, deterministic=True)
+def unseal(log: int, first: int, count: int, sealed: bytes) -> bytes:
+    """Returns the data of a run that `seal` made. Raises StorageError where anything of it is different."""
+    if isinstance(sealed, bytes):
+        data, end = sealed[:-SIZE], sealed[-SIZE:]
+        if end == checksum("journal", log, first, count, data):
+            return data
+    raise damage(f"the journal from record {first} on cannot be read")

@@ -1,4 +1,4 @@
-"""The data directory: who may read it, and that one server alone uses it."""
+"""The data directory of a server: opens its database, and keeps other users and other servers out."""
 
 from __future__ import annotations
 
@@ -7,26 +7,83 @@ import fcntl
 import mmap
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from pahq_server.core.errors import StorageError
-from pahq_server.store.database import NEEDS_LOCAL_DISK
+from pahq_server.store.database import NEEDS_LOCAL_DISK, Database, Failpoint, no_failpoint
+from pahq_server.store.records import Retention
 
 DATABASE = "pahq.sqlite3"
 LOCK = "lock"
 OWNER_ONLY = 0o700
 
 
+@dataclass(frozen=True)
+class StorageConfig:
+    """What is kept, and where.
+
+    Args:
+        directory: for the database; None to keep everything in memory.
+        retention: how long finished jobs are kept.
+        reuse: whether a job takes over the artifact of an equal one of the same user.
+        failpoint: called at named places of every transaction; for tests.
+    """
+
+    directory: Path | None = None
+    retention: Retention = field(default_factory=Retention)
+    reuse: bool = True
+    failpoint: Failpoint = no_failpoint
+
+
+@contextmanager
+def opened(config: StorageConfig) -> Iterator[Database]:
+    """Opens the database, which no other server uses while the context lasts.
+
+    Raises StorageError where the directory cannot be used, or the database is damaged or was written by a
+    newer version.
+    """
+    if config.directory is None:
+        database = Database(None, config.failpoint)
+        try:
+            yield database
+        finally:
+            database.close()
+        return
+    with DataDirectory(config.directory) as directory:
+        database = _checked(directory.database, config.failpoint)
+        try:
+            yield database
+        finally:
+            database.close()
+
+
+def _checked(path: Path, failpoint: Failpoint) -> Database:
+    try:
+        database = Database(path, failpoint)
+        try:
+            database.check()
+        except StorageError:
+            database.close()
+            raise
+    except StorageError as error:
+        hint = "; restore a backup, or move the file away to begin with an empty one" if error.damaged else ""
+        raise StorageError(f"{str(path)!r}: {error}{hint}", error.damaged) from error
+    return database
+
+
 class DataDirectory:
-    """Locks a directory for one server while the context lasts; makes it where there is none.
+    """Locks a directory for one server while the context lasts, and makes it where there is none.
 
     Args:
         path: of the directory.
 
-    Raises (on entry) StorageError: it cannot be made or written, or another server uses it.
+    Raises (on entry) StorageError where it cannot be made or written, where another server uses it, or where
+    its filesystem lacks what SQLite needs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,6 +92,7 @@ class DataDirectory:
 
     @property
     def database(self) -> Path:
+        """Path of the database's file."""
         return self.path / DATABASE
 
     def __enter__(self) -> Self:
@@ -42,11 +100,11 @@ class DataDirectory:
         try:
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise _refusal(self.path, error) from error
+            raise _unusable(self.path, error) from error
         try:
             with suppress(OSError):  # such as a full disk: the database may do with what it has
-                _check_mappings(self.path)
-            # Held by the open file: the system lets go of it however the process ends.
+                _check_shared_mappings(self.path)
+            # The lock belongs to the open file: the system releases it however the process ends.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except StorageError:
             os.close(self._lock)
@@ -54,7 +112,7 @@ class DataDirectory:
         except OSError as error:
             os.close(self._lock)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise _wrong_disk(self.path, error) from error
+                raise _unusable(self.path, error, f"; {NEEDS_LOCAL_DISK}") from error
             raise StorageError(
                 f"another server uses the data directory {str(self.path)!r}: stop it, or give this one a "
                 "--data-dir of its own"
@@ -68,28 +126,22 @@ class DataDirectory:
 
 
 def make(path: Path) -> None:
-    """Makes the directory, for its owner alone. Raises StorageError."""
+    """Makes a directory that only its owner may enter, unless it is there. Raises StorageError."""
     try:
         path.mkdir(mode=OWNER_ONLY, parents=True, exist_ok=True)
     except OSError as error:
-        raise _refusal(path, error) from error
+        raise _unusable(path, error) from error
 
 
-def _check_mappings(path: Path) -> None:
-    """Raises StorageError where processes cannot share memory by a file, as SQLite lets them."""
+def _check_shared_mappings(path: Path) -> None:
+    """Raises StorageError where processes cannot share memory by mapping a file, as SQLite's log needs."""
     with tempfile.TemporaryFile(dir=path) as file:
         file.truncate(mmap.PAGESIZE)
         try:
             mmap.mmap(file.fileno(), mmap.PAGESIZE, mmap.MAP_SHARED).close()
         except OSError as error:
-            raise _wrong_disk(path, error) from error
+            raise _unusable(path, error, f"; {NEEDS_LOCAL_DISK}") from error
 
 
-def _wrong_disk(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"the data directory {str(path)!r} cannot be used: {error.strerror}; {NEEDS_LOCAL_DISK}"
-    )
-
-
-def _refusal(path: Path, error: OSError) -> StorageError:
-    return StorageError(f"the data directory {str(path)!r} cannot be used: {error.strerror}")
+def _unusable(path: Path, error: OSError, advice: str = "") -> StorageError:
+    return StorageError(f"the data directory {str(path)!r} cannot be used: {error.strerror}{advice}")

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 
+from pahq_server.core.artifact import Progress
 from pahq_server.core.errors import AlreadyExistsError, ConflictError, NotFoundError, StorageError
-from pahq_server.core.verdict import Verdict
-from pahq_server.search.base import SearchProgress
-from pahq_server.store import checksums, codec, rows
+from pahq_server.store import checksums, rows
 from pahq_server.store.base import Admission
 from pahq_server.store.database import Database
 from pahq_server.store.records import (
-    DiscoveryResult,
     JobRecord,
     JobState,
     NewJob,
     Retention,
     Snapshot,
+    StoredArtifact,
     Usage,
 )
 
-FINAL = JobState.CANCELLED.value
-SUCCEEDED = JobState.SUCCEEDED.value
-# Jobs that are deleted in one transaction: others wait for it.
-PORTION = 100
+_FIRST_FINAL = JobState.CANCELLED.value
+_SUCCEEDED = JobState.SUCCEEDED.value
+# How many jobs are deleted in one transaction, for which others wait.
+_PORTION = 100
 
 
 class SqliteJobStore:
-    """A `JobStore`.
+    """A `JobStore` in a database.
+
+    Jobs, journals and artifacts are rows of the tables of these names. ``jobs.log`` is the id under which a
+    job's journal and artifact are kept: its own, or that of the equal job whose artifact it took over.
 
     Args:
         database: holds the tables; closed with the store.
@@ -56,14 +57,14 @@ class SqliteJobStore:
                 known = _by_request(connection, new.user, new.request_id)
                 if known is not None:
                     if known.payload != new.payload and not known.damage:
-                        detail = f"request id {new.request_id!r} was used for another discovery"
+                        detail = f"request id {new.request_id!r} was used for another job"
                         raise AlreadyExistsError(detail)
                     return known, False
                 equal = _equal(connection, new) if reuse else None
                 admit(_usage(connection, new.user), equal is None)
                 return _insert(connection, new, equal), True
         except StorageError:
-            # It may be there, and only not on the disk for certain: nobody would know of it.
+            # It may be committed, and only not on the disk for certain: nobody would know that it exists.
             with suppress(StorageError), self._database.transaction("undo", synced=False) as connection:
                 connection.execute("DELETE FROM jobs WHERE name = ?", (new.name,))
             raise
@@ -99,15 +100,10 @@ class SqliteJobStore:
                 found[state] = found.get(state, 0) + count
             return found
 
-    def unfinished(self) -> list[str]:
-        with self._database.reading() as connection:
-            found = connection.execute("SELECT name FROM jobs WHERE state < ? ORDER BY id", (FINAL,))
-            return [name for (name,) in found]
-
-    def left(self) -> list[JobRecord]:
+    def unfinished(self) -> list[JobRecord]:
         query = f"SELECT {rows.COLUMNS} FROM jobs WHERE state < ? ORDER BY id"
         with self._database.reading() as connection:
-            return [rows.record(row) for row in connection.execute(query, (FINAL,))]
+            return [rows.record(row) for row in connection.execute(query, (_FIRST_FINAL,))]
 
     def after(self, job: int, size: int) -> list[JobRecord]:
         query = f"SELECT {rows.COLUMNS} FROM jobs WHERE id > ? ORDER BY id LIMIT ?"
@@ -135,73 +131,78 @@ class SqliteJobStore:
             raise checksums.damage("its prompts cannot be read")
         return text
 
-    def verdicts(self, job: int) -> list[Verdict]:
-        with self._database.reading() as connection:
-            row = connection.execute("SELECT evaluations FROM jobs WHERE id = ?", (job,)).fetchone()
-            runs = _runs(connection, job)
-        verdicts = _verdicts(job, runs)
-        # There may be more: a process that could not store where a job stood stores its verdicts at the end.
-        if row is not None and len(verdicts) < row["evaluations"]:
-            raise _too_few(verdicts, row["evaluations"])
-        return verdicts
+    def journal(self, job: int) -> list[bytes]:
+        query = "SELECT first, count, data FROM journal WHERE log = ? ORDER BY first"
+        with self._database.snapshot() as connection:
+            row = connection.execute("SELECT records FROM jobs WHERE id = ?", (job,)).fetchone()
+            stored = connection.execute(query, (job,)).fetchall()
+        runs, records = [], 0
+        for first, count, data in stored:
+            if first != records:
+                raise checksums.damage(f"journal records before number {first} are missing")
+            runs.append(checksums.unseal(job, first, count, data))
+            records += count
+        if row is not None and records != row["records"]:
+            raise checksums.damage(f"there are {records} journal records instead of {row['records']}")
+        return runs
 
-    def result(self, name: str) -> DiscoveryResult | None:
+    def artifact(self, name: str) -> StoredArtifact | None:
         with self._database.snapshot() as connection:
             job = _find(connection, name)
             row = connection.execute(
-                "SELECT results.* FROM jobs JOIN results USING (log) WHERE jobs.id = ?", (job.id,)
+                "SELECT artifacts.* FROM jobs JOIN artifacts USING (log) WHERE jobs.id = ?", (job.id,)
             ).fetchone()
-            runs = [] if row is None else _runs(connection, row["log"])
         if job.damage:
-            raise StorageError(f"{name} has no circuit: {job.snapshot.error}", damaged=True)
+            raise StorageError(f"{name} has no artifact: {job.snapshot.error}", damaged=True)
         if job.snapshot.state is not JobState.SUCCEEDED:
             return None
-        # Unpacking takes seconds for millions of verdicts: others read meanwhile.
         try:
             if row is None:
-                raise checksums.damage("the circuit is missing")
-            return _result(row, runs, job)
+                raise checksums.damage("the artifact is missing")
+            found = rows.artifact(row)
         except StorageError as error:
-            why = f"{error}; delete {name}, and submit it again"
-            raise StorageError(why, damaged=True) from error
+            raise StorageError(f"{error}; delete {name}, and submit it again", damaged=True) from error
+        if row["log"] != job.id:
+            found.run["from_cache"] = True
+        return found
 
     # Changing
+
+    def advance(self, job: int, now: Snapshot, first: int, data: bytes) -> None:
+        with self._database.transaction("advance", synced=False) as connection:
+            _set(connection, job, now)
+            _append(connection, job, now, first, data)
+
+    def cancel(self, job: int, now: Snapshot) -> None:
+        with self._database.transaction("cancel", synced=True) as connection:
+            _set(connection, job, now)
 
     def begin_again(self, job: int, content: bytes, now: Snapshot) -> None:
         with self._database.transaction("advance", synced=False) as connection:
             row = connection.execute(f"SELECT {rows.COLUMNS} FROM jobs WHERE id = ?", (job,)).fetchone()
             if row is None:
                 raise NotFoundError(f"job {job}")
-            if damage := rows.record(row).damage:  # must not get the checksum of what it should have been
+            if damage := rows.record(row).damage:  # what is damaged must not get a right checksum
                 raise StorageError(damage, damaged=True)
             values = {name: row[name] for name in row.keys()} | {"content": content}  # noqa: SIM118
-            connection.execute("DELETE FROM verdicts WHERE log = ?", (job,))
+            connection.execute("DELETE FROM journal WHERE log = ?", (job,))
             connection.execute(f"UPDATE jobs SET {rows.SET_FIXED} WHERE id = :id", rows.fixed(job, values))
             _set(connection, job, now)
+
+    def finish(
+        self, job: int, now: Snapshot, first: int, data: bytes, artifact: StoredArtifact | None
+    ) -> None:
+        with self._database.transaction("finish", synced=False) as connection:
+            _set(connection, job, now)
+            if artifact is None:
+                _append(connection, job, now, first, data)
+            else:
+                connection.execute("DELETE FROM journal WHERE log = ?", (job,))
+                connection.execute(rows.INSERT_ARTIFACT, rows.artifact_values(job, artifact))
 
     def condemn(self, job: JobRecord, reason: str) -> JobRecord:
         with self._database.transaction("finish", synced=False) as connection:
             return _condemn(connection, job, reason)
-
-    def advance(self, job: int, now: Snapshot, first: int, verdicts: Sequence[Verdict]) -> None:
-        with self._database.transaction("advance", synced=False) as connection:
-            _set(connection, job, now)
-            _append(connection, job, first, verdicts)
-
-    def cancel(self, job: int, now: Snapshot) -> None:
-        with self._database.transaction("cancel", synced=True) as connection:
-            _set(connection, job, now)
-
-    def finish(
-        self, job: int, now: Snapshot, first: int, verdicts: Sequence[Verdict], result: DiscoveryResult | None
-    ) -> None:
-        with self._database.transaction("finish", synced=False) as connection:
-            _set(connection, job, now)
-            if result is None:
-                connection.execute("DELETE FROM verdicts WHERE log = ?", (job,))
-            else:
-                _append(connection, job, first, verdicts)
-                _keep(connection, job, result)
 
     # Deleting
 
@@ -210,7 +211,7 @@ class SqliteJobStore:
             job = _find(connection, name)
             if not job.snapshot.state.final:
                 raise ConflictError(f"{name} is {job.snapshot.state.name}: cancel it first")
-            if job.damage:  # what it says about where its result is may be wrong
+            if job.damage:  # where it says that its artifact is may be wrong
                 _condemn(connection, job, job.damage)
             _delete(connection, [job.id])
 
@@ -227,7 +228,7 @@ class SqliteJobStore:
 def _find(connection: sqlite3.Connection, name: str) -> JobRecord:
     row = connection.execute(f"SELECT {rows.COLUMNS} FROM jobs WHERE name = ?", (name,)).fetchone()
     if row is None:
-        raise NotFoundError(f"discovery {name!r}")
+        raise NotFoundError(f"job {name!r}")
     return rows.record(row)
 
 
@@ -240,155 +241,93 @@ def _by_request(connection: sqlite3.Connection, user: str, request_id: str) -> J
 
 
 def _equal(connection: sqlite3.Connection, new: NewJob) -> sqlite3.Row | None:
-    """The latest job of the user with the result that the new one would have, if it can be read."""
+    """Finds the latest job of the user with the artifact that a new one would have, if it is undamaged."""
     query = (
         f"SELECT {rows.COLUMNS} FROM jobs "
         "WHERE user = ? AND content = ? AND state = ? ORDER BY id DESC LIMIT 1"
     )
-    row: sqlite3.Row | None = connection.execute(query, (new.user, new.content, SUCCEEDED)).fetchone()
-    return row if row is not None and _sound(connection, row) else None
-
-
-def _sound(connection: sqlite3.Connection, row: sqlite3.Row) -> bool:
-    """Whether a job and its result are what was written. What is damaged must not be passed on."""
-    if rows.record(row).damage:
-        return False
-    kept = connection.execute("SELECT * FROM results WHERE log = ?", (row["log"],)).fetchone()
-    if kept is None:
-        return False
+    row: sqlite3.Row | None = connection.execute(query, (new.user, new.content, _SUCCEEDED)).fetchone()
+    if row is None or rows.record(row).damage:
+        return None
+    kept = connection.execute("SELECT * FROM artifacts WHERE log = ?", (row["log"],)).fetchone()
     try:
-        rows.check_result(kept)
-        runs = _runs(connection, row["log"])
-        size = sum(len(checksums.unseal(row["log"], first, data)) for first, data in runs)
+        rows.check_artifact(kept)
     except StorageError:
-        return False
-    return bool(size == row["evaluations"] * codec.VERDICT_BYTES)
+        return None
+    return row
 
 
 def _usage(connection: sqlite3.Connection, user: str) -> Usage:
-    # One statement: each waits for the interpreter, which the engine is busy with.
+    # One statement instead of three: after each, this thread waits for the interpreter's lock.
     row = connection.execute(
         "SELECT count(*) FILTER (WHERE state = :queued), "
         "coalesce(sum(tokens) FILTER (WHERE state < :final), 0), "
         "count(*) FILTER (WHERE state < :final OR state = :succeeded) FROM jobs WHERE user = :user",
-        {"user": user, "queued": JobState.QUEUED.value, "final": FINAL, "succeeded": SUCCEEDED},
+        {"user": user, "queued": JobState.QUEUED.value, "final": _FIRST_FINAL, "succeeded": _SUCCEEDED},
     ).fetchone()
     return Usage(*row)
 
 
 def _insert(connection: sqlite3.Connection, new: NewJob, equal: sqlite3.Row | None) -> JobRecord:
-    now = Snapshot(JobState.QUEUED, SearchProgress(0, 0, 0.0), new.created)
+    now = Snapshot(JobState.QUEUED, Progress(), new.created)
     if equal is not None:
         before = rows.snapshot(equal)
-        now = Snapshot(
-            before.state,
-            before.progress,
-            new.created,
-            before.evaluations,
-            started=new.created,
-            ended=new.created,
-        )
-    # Its number is part of its checksums. It is the one that SQLite would give it: numbers never come again.
+        created = new.created
+        now = Snapshot(before.state, before.progress, created, before.records, started=created, ended=created)
+    # The id is part of the checksums, so it is chosen here, as SQLite would: an id is never used again.
     (job,) = connection.execute(
         "SELECT 1 + max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'jobs'), 0), "
         "coalesce((SELECT max(id) FROM jobs), 0))"
     ).fetchone()
     log = job if equal is None else equal["log"]
     connection.execute(rows.INSERT, rows.inserting(job, new, now, log))
-    return JobRecord(
-        job, new.name, new.user, new.payload, new.spec, new.total, new.revision, new.content, now
-    )
+    asked = (new.name, new.user, new.payload, new.spec, new.total, new.unit, new.revision, new.content)
+    return JobRecord(job, *asked, now)
 
 
 def _set(connection: sqlite3.Connection, job: int, now: Snapshot) -> None:
     connection.execute(f"UPDATE jobs SET {rows.SET} WHERE id = :id", rows.changing(job, now))
 
 
+def _append(connection: sqlite3.Connection, log: int, now: Snapshot, first: int, data: bytes) -> None:
+    """Adds the records of a journal that are new in a snapshot."""
+    count = now.records - first
+    if count < 0 or (data and not count):
+        raise ValueError(f"{now.records} records cannot include new ones from number {first} on")
+    if count:
+        run = (log, first, count, checksums.seal(log, first, count, data))
+        connection.execute("INSERT INTO journal (log, first, count, data) VALUES (?, ?, ?, ?)", run)
+
+
 def _condemn(connection: sqlite3.Connection, job: JobRecord, reason: str) -> JobRecord:
-    """Makes a whole row of a damaged one: that of a job that has failed."""
+    """Makes an undamaged row of a damaged one: that of a job that has failed."""
     failed = rows.condemned(job, reason)
     failed = replace(failed, snapshot=replace(failed.snapshot, ended=max(time.time(), job.snapshot.created)))
-    asked = rows.fixed(job.id, rows.asked_of(failed))
+    asked = rows.fixed(job.id, rows.believed_of(failed))
     connection.execute(f"UPDATE jobs SET {rows.SET_FIXED} WHERE id = :id", asked)
+    connection.execute("DELETE FROM journal WHERE log = ?", (job.id,))
     _set(connection, job.id, failed.snapshot)
     return replace(failed, damage="")
-
-
-def _append(connection: sqlite3.Connection, log: int, first: int, verdicts: Sequence[Verdict]) -> None:
-    if verdicts:
-        data = checksums.seal(log, first, codec.pack_verdicts(verdicts))
-        connection.execute("INSERT INTO verdicts (log, first, data) VALUES (?, ?, ?)", (log, first, data))
-
-
-def _runs(connection: sqlite3.Connection, log: int) -> list[tuple[int, bytes]]:
-    """Verdicts as they are stored: the number of the first one of each run, and the run."""
-    query = "SELECT first, data FROM verdicts WHERE log = ? ORDER BY first"
-    return [(first, data) for first, data in connection.execute(query, (log,))]
-
-
-def _verdicts(log: int, runs: Iterable[tuple[int, bytes]]) -> list[Verdict]:
-    """Verdicts from the first one on. Raises StorageError where they are damaged."""
-    verdicts: list[Verdict] = []
-    for first, sealed in runs:
-        if first != len(verdicts):
-            raise checksums.damage(f"verdicts before number {first} are missing")
-        try:
-            verdicts += codec.unpack_verdicts(checksums.unseal(log, first, sealed))
-        except (ValueError, TypeError) as error:  # damaged before there were checksums
-            raise checksums.damage(f"the verdicts from number {first} on cannot be read") from error
-    return verdicts
-
-
-def _too_few(verdicts: Sequence[Verdict], number: int) -> StorageError:
-    return checksums.damage(f"there are {len(verdicts)} verdicts instead of {number}")
-
-
-def _keep(connection: sqlite3.Connection, log: int, result: DiscoveryResult) -> None:
-    found = result.search
-    values = rows.result_values(
-        *(log, found.metric_value, found.metric_full, found.metric_empty, codec.pack_circuit(found.circuit)),
-        *(codec.graph_to_json(result.graph), result.metric),
-        *(codec.to_json(result.request), codec.to_json(result.run)),
-    )
-    connection.execute(rows.INSERT_RESULT, values)
-
-
-def _result(row: sqlite3.Row, runs: Iterable[tuple[int, bytes]], job: JobRecord) -> DiscoveryResult:
-    """Raises StorageError for what cannot be read."""
-    rows.check_result(row)
-    verdicts = _verdicts(row["log"], runs)
-    if len(verdicts) != job.snapshot.evaluations:
-        raise _too_few(verdicts, job.snapshot.evaluations)
-    try:
-        graph = codec.graph_from_json(row["graph"])
-        circuit = codec.unpack_circuit(graph, row["kept"])
-        request, run = json.loads(row["request"]), json.loads(row["run"])
-        metrics = row["value"], row["full_model"], row["empty_circuit"]
-        if row["log"] != job.id:
-            run["from_cache"] = True
-        return DiscoveryResult(graph, row["metric"], codec.found(circuit, verdicts, *metrics), request, run)
-    except (ValueError, TypeError, LookupError, RecursionError) as error:  # before there were checksums
-        raise checksums.damage(f"the circuit cannot be read ({type(error).__name__})") from error
 
 
 def _outdated(
     connection: sqlite3.Connection, retention: Retention, now: float, user: str | None
 ) -> list[int]:
-    """Ids of finished jobs that need not be kept, not too many."""
+    """Lists ids of finished jobs that need not be kept, a portion of them at most."""
     query = (
-        "SELECT id FROM (SELECT id, ended, row_number() OVER (PARTITION BY user ORDER BY id DESC) AS place "
-        "FROM jobs WHERE state >= ? AND (? IS NULL OR user = ?)) WHERE place > ? OR ended < ? LIMIT ?"
+        "SELECT id FROM (SELECT id, ended, row_number() OVER (PARTITION BY user ORDER BY id DESC) AS age "
+        "FROM jobs WHERE state >= ? AND (? IS NULL OR user = ?)) WHERE age > ? OR ended < ? LIMIT ?"
     )
     most = 1 << 62 if retention.jobs is None else retention.jobs
     oldest = 0.0 if retention.seconds is None else now - retention.seconds
-    return [job for (job,) in connection.execute(query, (FINAL, user, user, most, oldest, PORTION))]
+    return [job for (job,) in connection.execute(query, (_FIRST_FINAL, user, user, most, oldest, _PORTION))]
 
 
 def _delete(connection: sqlite3.Connection, jobs: Iterable[int]) -> None:
-    """Deletes jobs, and the verdicts and results that no other job has."""
+    """Deletes jobs, and the journals and artifacts that no other job shares."""
     for job in jobs:
         (log,) = connection.execute("SELECT log FROM jobs WHERE id = ?", (job,)).fetchone()
         connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
         if connection.execute("SELECT 1 FROM jobs WHERE log = ?", (log,)).fetchone() is None:
-            connection.execute("DELETE FROM verdicts WHERE log = ?", (log,))
-            connection.execute("DELETE FROM results WHERE log = ?", (log,))
+            connection.execute("DELETE FROM journal WHERE log = ?", (log,))
+            connection.execute("DELETE FROM artifacts WHERE log = ?", (log,))

@@ -1,18 +1,17 @@
-"""What is kept of a job."""
+"""The values that a store of jobs takes and gives."""
 
 from __future__ import annotations
 
 import enum
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from pahq_server.core.graph import Graph
-from pahq_server.core.verdict import SearchResult
-from pahq_server.search.base import SearchProgress
+from pahq_server.core.artifact import Artifact, Progress
 
 
 class JobState(enum.Enum):
-    """Life of a job. The last three are final."""
+    """Where a job stands. States only go forward, and the last three are final."""
 
     QUEUED = 1
     RUNNING = 2
@@ -23,6 +22,7 @@ class JobState(enum.Enum):
 
     @property
     def final(self) -> bool:
+        """Whether a job in this state will never change again."""
         return self.value >= JobState.CANCELLED.value
 
 
@@ -31,43 +31,51 @@ class Snapshot:
     """Everything about a job that changes, at one moment. Times are seconds since the epoch.
 
     Args:
-        state, progress: where it stands.
-        created, started, ended: when; None for what has not happened.
-        evaluations: that count.
-        error: why it failed.
-        dropped: evaluations of earlier tries, whose verdicts were given up.
-        charged: seconds of work.
-        deaths: processes that took it up since its last verdict, and were not stopped in good order.
-        begun: when this process took it up, on the monotonic clock, and how many edges were decided then;
-            None if it did not. Never stored.
+        state: where it stands.
+        progress: how far its method is.
+        created: when it was accepted.
+        records: how many records its journal holds.
+        started, ended: when it began to run and when it ended; None for what has not happened.
+        error: why it failed; empty unless it did.
+        dropped: by how much earlier attempts, which were given up, had made `sequence` grow.
+        charged: seconds of the worker's time that it took.
+        crash_count: how many processes took it up since its last record, and were killed.
+        begun: when this process took it up, in seconds of the monotonic clock, and how many units were done
+            then; None if it did not. Never stored.
     """
 
     state: JobState
-    progress: SearchProgress
+    progress: Progress
     created: float
-    evaluations: int = 0
+    records: int = 0
     started: float | None = None
     ended: float | None = None
     error: str = ""
     dropped: int = 0
     charged: float = 0.0
-    deaths: int = 0
+    crash_count: int = 0
     begun: tuple[float, int] | None = None
 
     @property
     def sequence(self) -> int:
-        """Grows with every change: one per evaluation and one per change of state."""
-        return self.dropped + self.evaluations + min(self.state.value, JobState.CANCELLED.value)
+        """A number that grows with every record, every unit that is done and every change of state."""
+        return (
+            self.dropped + self.records + self.progress.done + min(self.state.value, JobState.CANCELLED.value)
+        )
 
     def eta_s(self, total: int) -> float | None:
-        """Estimated seconds to the end, from the pace so far; None while there is none."""
+        """Estimates the seconds until the end from the pace so far; None while there is no pace.
+
+        Args:
+            total: units of work in all.
+        """
         if self.begun is None or self.state.final:
             return None
         since, before = self.begun
-        if self.progress.decided <= before:
+        if self.progress.done <= before:
             return None
-        pace = (time.monotonic() - since) / (self.progress.decided - before)
-        return max(0.0, pace * (total - self.progress.decided))
+        pace = (time.monotonic() - since) / (self.progress.done - before)
+        return max(0.0, pace * (total - self.progress.done))
 
 
 @dataclass(frozen=True)
@@ -75,16 +83,17 @@ class NewJob:
     """A job that is about to be created.
 
     Args:
-        name: resource name.
+        name: resource name, ``users/{user}/jobs/{id}``.
         user: whose it is.
         request_id: chosen by the client; empty if none was.
         payload: SHA-256 of what was asked for: 32 bytes.
         spec: JSON of what was asked for, without prompts, and of what was found about it.
-        prompts: JSON of the prompts; None for a built-in task, unless its prompts are to be in the result.
-        total: edges of the graph.
-        tokens: of all prompts.
+        prompts: JSON of the prompts; None where nothing needs them, as for most built-in tasks.
+        total: units of work in all.
+        unit: what the units of work are, in the plural, such as "edges".
+        tokens: of all prompts together.
         revision: of the model.
-        content: SHA-256 of all that determines the result: 32 bytes.
+        content: SHA-256 of all that determines the artifact: 32 bytes.
         created: seconds since the epoch.
     """
 
@@ -95,6 +104,7 @@ class NewJob:
     spec: str
     prompts: str | None
     total: int
+    unit: str
     tokens: int
     revision: str
     content: bytes
@@ -102,27 +112,62 @@ class NewJob:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a list of jobs tells of a result.
+class ArtifactSummary:
+    """What a list of jobs tells of an artifact, without its bytes.
 
     Args:
-        value, full, empty: the metric of the circuit, the full model and the empty circuit.
+        kind: as of `Artifact`.
+        figures: by name: finite numbers.
         warnings: what may mislead about it.
     """
 
-    value: float
-    full: float
-    empty: float
+    kind: str
+    figures: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class JobRecord:
-    """A job as it is stored; ``id`` grows with every new one. The prompts are read on their own.
+class StoredArtifact:
+    """An artifact, and where it comes from.
 
-    ``outcome`` is that of the result, if there is one.
-    ``damage`` says what of the row cannot be read; it is empty if all can. A damaged job has failed, says so
-    in its snapshot, and has only those other values that can still be believed.
+    Args:
+        artifact: what the method found.
+        request: provenance: what determines the artifact. Equal requests give equal artifacts.
+        run: provenance: what happened in the run that found it.
+        prompts: JSON of the prompts, for a job that asked to have them with its artifact. Not stored here, as
+            several jobs may share one artifact: whoever answers a job adds it.
+        partial: whether the job did not come to its end, so that this is what it had found by then. Never
+            true of what is stored: whoever answers a job makes partial artifacts from its journal.
+    """
+
+    artifact: Artifact
+    request: dict[str, object]
+    run: dict[str, object]
+    prompts: str | None = None
+    partial: bool = False
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may mislead about the artifact."""
+        return self.artifact.warnings
+
+    @property
+    def summary(self) -> ArtifactSummary:
+        """What a list of jobs tells of the artifact."""
+        return ArtifactSummary(self.artifact.kind, self.artifact.figures, self.artifact.warnings)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job as it is stored. Its prompts, its journal and its artifact are read on their own.
+
+    Args:
+        id: grows with every new job, and is never used again.
+        name, user, payload, spec, total, unit, revision, content: as of `NewJob`.
+        snapshot: where it stands.
+        summary: of its artifact, if it has one.
+        damage: says what of the stored row cannot be read; empty if all of it can. A damaged job has failed,
+            says so in its snapshot, and has only those other values that can still be believed.
     """
 
     id: int
@@ -131,21 +176,22 @@ class JobRecord:
     payload: bytes
     spec: str
     total: int
+    unit: str
     revision: str
     content: bytes
     snapshot: Snapshot
-    outcome: Outcome | None = None
+    summary: ArtifactSummary | None = None
     damage: str = ""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a user has in the store.
+    """What a user has in the store, for quotas.
 
     Args:
         queued: jobs that wait for their turn.
         tokens: of the prompts of all unfinished jobs.
-        results: that are kept, and jobs that may still give one.
+        results: artifacts that are kept, and jobs that may still give one.
     """
 
     queued: int
@@ -158,47 +204,9 @@ class Retention:
     """How long finished jobs are kept.
 
     Args:
-        jobs: the newest so many of each user; None for all.
-        seconds: since their end; None for ever.
+        jobs: how many of each user, the newest; None for all.
+        seconds: how long after their end; None for ever.
     """
 
     jobs: int | None = 10_000
     seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class DiscoveryResult:
-    """A circuit and where it comes from.
-
-    Args:
-        graph: that it is part of.
-        metric: name of what was measured.
-        search: what was found.
-        request: determines the result; equal requests give equal results.
-        run: what happened in this run.
-        prompts: JSON of the prompts, for a job that asked to have them with the result. Not stored with it:
-            the result may be another job's as well.
-    """
-
-    graph: Graph
-    metric: str
-    search: SearchResult
-    request: dict[str, object]
-    run: dict[str, object]
-    prompts: str | None = None
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What may mislead about it; none for results of servers that gave no warnings."""
-        return warnings_of(self.run)
-
-    @property
-    def outcome(self) -> Outcome:
-        found = self.search
-        return Outcome(found.metric_value, found.metric_full, found.metric_empty, self.warnings)
-
-
-def warnings_of(run: object) -> tuple[str, ...]:
-    """The warnings in a result's account of its run."""
-    found = run.get("warnings") if isinstance(run, dict) else None
-    return tuple(map(str, found)) if isinstance(found, list) else ()

@@ -1,4 +1,9 @@
-"""Rows of the tables of jobs and results, the values they stand for, and what of them cannot be read."""
+"""Rows of the tables ``jobs`` and ``artifacts``, what they stand for, and what of them cannot be read.
+
+A row of ``jobs`` has three checksums: ``fixed_sum`` of what was asked for, ``state_sum`` of where the job
+stands, which changes often, and ``prompts_sum`` of the prompts. A row of ``artifacts`` has two: `checksum` of
+all of it, and ``summary_sum`` of what lists of jobs tell, so that they need not read the artifact's bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,47 +16,64 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from pahq_server.search.base import SearchProgress
+from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.store.checksums import checksum, damage
-from pahq_server.store.records import JobRecord, JobState, NewJob, Outcome, Snapshot, warnings_of
-
-# What changes about a job.
-_CHANGING = (
-    *("state", "started", "ended", "error", "decided", "kept", "metric", "evaluations"),
-    *("dropped", "charged", "deaths"),
+from pahq_server.store.records import (
+    ArtifactSummary,
+    JobRecord,
+    JobState,
+    NewJob,
+    Snapshot,
+    StoredArtifact,
 )
+
+# The columns of jobs under each checksum, in the order of the checksum.
 _FIXED = (
-    *("name", "user", "request_id", "payload", "spec", "total", "tokens", "revision"),
-    *("content", "log", "created"),
+    *("name", "user", "request_id", "payload", "spec", "total", "unit", "tokens", "revision", "content"),
+    *("log", "created"),
 )
+_CHANGING = (
+    *("state", "started", "ended", "error", "done", "stage", "figures", "records", "dropped", "charged"),
+    "crash_count",
+)
+# The columns of artifacts in the order of their checksums, and those that lists of jobs tell.
+_ARTIFACT = (
+    "log",
+    "kind",
+    "version",
+    "data",
+    "figures",
+    "warnings",
+    "request",
+    "run",
+    "summary_sum",
+    "checksum",
+)
+_SUMMARY = ("log", "kind", "figures", "warnings", "summary_sum")
 
-# What a record tells of a result; all but the last have a checksum of their own in the last.
-_OUTCOME = ("log", "value", "full_model", "empty_circuit", "run", "outcome_sum")
-# All that a record needs; prompts may be large, and stay where they are.
+# Everything that `record` needs; prompts may be large, so they are read on their own.
 COLUMNS = ", ".join(
     (
         *("id", *_FIXED, *_CHANGING, "fixed_sum", "state_sum"),
         *(
-            f"(SELECT {column} FROM results WHERE results.log = jobs.log) AS result_{column}"
-            for column in _OUTCOME
+            f"(SELECT {column} FROM artifacts WHERE artifacts.log = jobs.log) AS artifact_{column}"
+            for column in _SUMMARY
         ),
     )
 )
+# Assignments of an UPDATE; their parameters come from `changing` and `fixed`.
 SET = ", ".join(f"{name} = :{name}" for name in (*_CHANGING, "state_sum"))
 SET_FIXED = ", ".join(f"{name} = :{name}" for name in (*_FIXED, "fixed_sum"))
 _ALL = ("id", *_FIXED, "prompts", *_CHANGING, "fixed_sum", "prompts_sum", "state_sum")
 INSERT = f"INSERT INTO jobs ({', '.join(_ALL)}) VALUES ({', '.join(f':{name}' for name in _ALL)})"
-
-# Of a result, in the order of its columns.
-_RESULT = (
-    *("log", "value", "full_model", "empty_circuit", "kept", "graph", "metric", "request", "run"),
-    *("outcome_sum", "checksum"),
+INSERT_ARTIFACT = (
+    f"INSERT INTO artifacts ({', '.join(_ARTIFACT)}) VALUES ({', '.join('?' for _ in _ARTIFACT)})"
 )
-INSERT_RESULT = f"INSERT INTO results ({', '.join(_RESULT)}) VALUES ({', '.join('?' for _ in _RESULT)})"
 
-# What a job whose row is damaged says; the user can do nothing else about it.
+# What a job whose row is damaged says; its user can do nothing else about it.
 ADVICE = "delete it, and submit it again"
-# Damage may have made the sequence of a job anything: whoever watched it must hear of its end all the same.
+# Damage may have made the sequence of a job's events anything: whoever watches must hear of its end all the
+# same, so the end of a damaged job comes after every sequence that a job can reach.
 _BEYOND_ALL = 1 << 53
 _YEAR_10000_S = 253_402_300_800
 _STATES = frozenset(state.value for state in JobState)
@@ -59,8 +81,11 @@ _STATES = frozenset(state.value for state in JobState)
 _NAME = re.compile(r"users(/[!-.0-~]+){3}")
 
 
+# Reading
+
+
 def record(row: sqlite3.Row) -> JobRecord:
-    """The job of a row, also of one that is damaged; see `JobRecord`."""
+    """Returns the job of a row, also of a damaged one; see `JobRecord`."""
     if wrong := _damage(row):
         return _damaged(row, wrong)
     return JobRecord(
@@ -70,152 +95,120 @@ def record(row: sqlite3.Row) -> JobRecord:
         payload=row["payload"],
         spec=row["spec"],
         total=row["total"],
+        unit=row["unit"],
         revision=row["revision"],
         content=row["content"],
-        snapshot=_snapshot(row),
-        outcome=_outcome(row),
+        snapshot=snapshot(row),
+        summary=_summary(row),
     )
 
 
-def _outcome(row: sqlite3.Row) -> Outcome | None:
-    """Of a job with a result."""
+def snapshot(row: sqlite3.Row) -> Snapshot:
+    """Returns where the job of an undamaged row stands."""
+    return Snapshot(
+        state=JobState(row["state"]),
+        progress=Progress(row["done"], row["stage"], json.loads(row["figures"])),
+        created=row["created"],
+        records=row["records"],
+        started=row["started"],
+        ended=row["ended"],
+        error=row["error"],
+        dropped=row["dropped"],
+        charged=row["charged"],
+        crash_count=row["crash_count"],
+    )
+
+
+def _summary(row: sqlite3.Row) -> ArtifactSummary | None:
+    """Returns what is told of the artifact of an undamaged row; None for a job without one."""
     if row["state"] != JobState.SUCCEEDED.value:
         return None
-    try:
-        warnings = warnings_of(json.loads(row["result_run"]))
-    except (ValueError, TypeError, AttributeError):  # damaged before there were checksums
-        warnings = ()
-    return Outcome(row["result_value"], row["result_full_model"], row["result_empty_circuit"], warnings)
+    figures, warnings = json.loads(row["artifact_figures"]), json.loads(row["artifact_warnings"])
+    return ArtifactSummary(row["artifact_kind"], figures, tuple(warnings))
 
 
-def condemned(found: JobRecord, reason: str) -> JobRecord:
-    """A job that has failed because something of it cannot be read. Says nothing that is not known."""
-    before = found.snapshot
-    ended = before.ended if before.ended is not None else max(time.time(), before.created)
-    error = f"{reason}: {ADVICE}"
-    now = replace(before, state=JobState.FAILED, error=error, ended=ended, deaths=0)
-    return replace(found, snapshot=now, outcome=None, damage=found.damage or reason)
+def check_artifact(row: sqlite3.Row) -> None:
+    """Raises StorageError for a row of artifacts that is not what was written."""
+    *values, found = (row[name] for name in _ARTIFACT)
+    if found != checksum("artifacts", *values):
+        raise damage("the artifact cannot be read")
 
 
-def snapshot(row: sqlite3.Row) -> Snapshot:
-    """Where the job of a row that is not damaged stands."""
-    return _snapshot(row)
+def artifact(row: sqlite3.Row) -> StoredArtifact:
+    """Returns the artifact of a row. Raises StorageError where it is damaged."""
+    check_artifact(row)
+    figures, warnings = json.loads(row["figures"]), json.loads(row["warnings"])
+    found = Artifact(row["kind"], row["version"], row["data"], figures, tuple(warnings))
+    return StoredArtifact(found, json.loads(row["request"]), json.loads(row["run"]))
+
+
+# Writing
 
 
 def changing(job: int, now: Snapshot) -> dict[str, object]:
-    """Parameters of `SET`."""
+    """Returns the parameters of `SET`.
+
+    Raises ValueError for a figure that is not finite.
+    """
     values: dict[str, Any] = {
         "state": now.state.value,
         "started": now.started,
         "ended": now.ended,
         "error": now.error,
-        "decided": now.progress.decided,
-        "kept": now.progress.kept,
-        "metric": now.progress.metric,
-        "evaluations": now.evaluations,
+        "done": now.progress.done,
+        "stage": now.progress.stage,
+        "figures": _figures_json(now.progress.figures),
+        "records": now.records,
         "dropped": now.dropped,
         "charged": now.charged,
-        "deaths": now.deaths,
+        "crash_count": now.crash_count,
     }
     return values | {"id": job, "state_sum": _state_sum(job, values)}
 
 
 def fixed(job: int, values: Mapping[str, Any]) -> dict[str, object]:
-    """Parameters of `SET_FIXED`, from values by the names of columns."""
+    """Returns the parameters of `SET_FIXED`, from values by the names of columns."""
     return {name: values[name] for name in _FIXED} | {"id": job, "fixed_sum": _fixed_sum(job, values)}
 
 
 def inserting(job: int, new: NewJob, now: Snapshot, log: int) -> dict[str, object]:
-    """Parameters of `INSERT`."""
+    """Returns the parameters of `INSERT`.
+
+    Args:
+        job: the id of the new job.
+        new: the job.
+        now: where it stands.
+        log: the job whose artifact it has; its own id unless it takes over an equal job's.
+    """
     asked = vars(new) | {"request_id": new.request_id or None, "log": log}
-    sums = {"prompts": new.prompts, "prompts_sum": prompts_sum(job, new.prompts)}
-    return fixed(job, asked) | changing(job, now) | sums
-
-
-def asked_of(found: JobRecord) -> dict[str, Any]:
-    """The same of a damaged one: what can still be believed. It shares no result with another job."""
-    values = {name: value for name, value in vars(found).items() if name not in ("id", "snapshot", "damage")}
-    created = found.snapshot.created
-    return values | {"request_id": None, "tokens": 0, "log": found.id, "created": created}
+    prompts = {"prompts": new.prompts, "prompts_sum": prompts_sum(job, new.prompts)}
+    return fixed(job, asked) | prompts | changing(job, now)
 
 
 def prompts_sum(job: int, text: str | None) -> bytes:
-    """The checksum of the prompts of a job."""
+    """Returns the checksum of the prompts of a job."""
     return checksum("jobs.prompts", job, text)
 
 
-def result_values(*values: Any) -> tuple[Any, ...]:
-    """Parameters of `INSERT_RESULT`, from all but the checksums, in the order of its columns."""
-    of = dict(zip(_RESULT, values, strict=False))
-    outcome = checksum("results.outcome", *(of[name] for name in _OUTCOME[:-1]))
-    return (*values, outcome, checksum("results", *values))
+def artifact_values(log: int, stored: StoredArtifact) -> tuple[Any, ...]:
+    """Returns the parameters of `INSERT_ARTIFACT`.
+
+    Raises ValueError for a figure that is not finite.
+    """
+    found = stored.artifact
+    figures, warnings = _figures_json(found.figures), _to_json(list(found.warnings))
+    provenance = _to_json(stored.request), _to_json(stored.run)
+    summary = _summary_sum(log, found.kind, figures, warnings)
+    values = (log, found.kind, found.version, found.data, figures, warnings, *provenance, summary)
+    return (*values, checksum("artifacts", *values))
 
 
-def check_result(row: sqlite3.Row) -> None:
-    """Raises StorageError for a row of the table of results that is not what was written."""
-    *values, _, found = (row[name] for name in _RESULT)
-    if found != checksum("results", *values):
-        raise damage("the circuit cannot be read")
+def _figures_json(figures: Mapping[str, float]) -> str:
+    return _to_json({name: float(value) for name, value in figures.items()})
 
 
-# What is wrong with a row
-
-
-def _damage(row: sqlite3.Row) -> str:
-    """Which parts of a row of the table of jobs cannot be read, for people; empty if all can."""
-    parts = [what for name, (what, right) in _RIGHT.items() if not right(row[name])]
-    if not parts and not row["name"].startswith(f"users/{row['user']}/"):
-        parts = ["whose it is"]
-    if not parts and row["fixed_sum"] != _fixed_sum(row["id"], row):
-        parts = ["what was asked for (its checksum is another one)"]
-    if not parts and row["state_sum"] != _state_sum(row["id"], row):
-        parts = ["where it stood (its checksum is another one)"]
-    if not parts and row["state"] == JobState.SUCCEEDED.value:
-        *outcome, found = (row[f"result_{name}"] for name in _OUTCOME)
-        if found != checksum("results.outcome", *outcome):
-            parts = ["its circuit"]
-    return f"the database is damaged: {', '.join(parts)} cannot be read" if parts else ""
-
-
-def _damaged(row: sqlite3.Row, wrong: str) -> JobRecord:
-    job = int(row["id"])
-    fixed_right = row["fixed_sum"] == _fixed_sum(job, row)
-
-    def believed(name: str, otherwise: Any) -> Any:
-        return row[name] if _RIGHT[name][1](row[name]) else otherwise
-
-    user, name = _whose(row)
-    created = believed("created", 0.0)
-    now = Snapshot(JobState.FAILED, SearchProgress(0, 0, 0.0), created, dropped=_BEYOND_ALL, ended=created)
-    found = JobRecord(
-        id=job,
-        name=name,
-        user=user,
-        payload=believed("payload", b""),
-        spec=believed("spec", "") if fixed_right else "",
-        total=believed("total", 0),
-        revision=believed("revision", ""),
-        content=believed("content", b""),
-        snapshot=now,
-        damage=wrong,
-    )
-    return condemned(found, wrong)
-
-
-def _whose(row: sqlite3.Row) -> tuple[str, str]:
-    """User and name of a damaged row: what fits its checksum, else the user, in whose list it is."""
-    right = {column: _RIGHT[column][1](row[column]) for column in ("user", "name")}
-    user = row["user"] if right["user"] else None
-    _, of_name, *rest = row["name"].split("/") if right["name"] else ("", None, "discoveries", "")
-    if of_name is None:
-        return user or "unknown", f"users/{user or 'unknown'}/discoveries/damaged-{row['id']}"
-    for each in (user, of_name):
-        if each is not None:
-            guess = {"user": each, "name": "/".join(("users", each, *rest))}
-            values = {name: row[name] for name in _FIXED} | guess
-            if row["fixed_sum"] == _fixed_sum(row["id"], values):
-                return each, guess["name"]
-    return user or of_name, "/".join(("users", user or of_name, *rest))
+def _to_json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def _fixed_sum(job: int, values: Mapping[str, Any] | sqlite3.Row) -> bytes:
@@ -226,68 +219,156 @@ def _state_sum(job: int, values: Mapping[str, Any] | sqlite3.Row) -> bytes:
     return checksum("jobs.state", job, *(values[name] for name in _CHANGING))
 
 
-def _snapshot(row: sqlite3.Row) -> Snapshot:
-    return Snapshot(
-        state=JobState(row["state"]),
-        progress=SearchProgress(row["decided"], row["kept"], row["metric"]),
-        created=row["created"],
-        evaluations=row["evaluations"],
-        started=row["started"],
-        ended=row["ended"],
-        error=row["error"],
-        dropped=row["dropped"],
-        charged=row["charged"],
-        deaths=row["deaths"],
+def _summary_sum(*values: Any) -> bytes:
+    return checksum("artifacts.summary", *values)
+
+
+# Damage
+
+
+def condemned(found: JobRecord, reason: str) -> JobRecord:
+    """Returns a job that has failed because something of it cannot be read. Its journal counts no more."""
+    before = found.snapshot
+    now = replace(
+        before,
+        state=JobState.FAILED,
+        error=f"{reason}: {ADVICE}",
+        ended=before.ended if before.ended is not None else max(time.time(), before.created),
+        records=0,
+        dropped=before.dropped + before.records,
+        crash_count=0,
     )
+    return replace(found, snapshot=now, summary=None, damage=found.damage or reason)
 
 
-def _text(value: object) -> bool:
-    """Whether it can be told to clients: bytes that are no text become lone surrogates when read."""
+def believed_of(found: JobRecord) -> dict[str, object]:
+    """Returns the values of `fixed` for a damaged job: what can still be believed.
+
+    It shares no artifact with another job, and its request id, which may be damaged, is forgotten.
+    """
+    values = {name: value for name, value in vars(found).items() if name not in ("id", "snapshot", "damage")}
+    created = found.snapshot.created
+    return values | {"request_id": None, "tokens": 0, "log": found.id, "created": created}
+
+
+def _damage(row: sqlite3.Row) -> str:
+    """Says which parts of a row of jobs cannot be read, for people; empty if all can."""
+    parts = [what for name, (what, valid) in _VALID.items() if not valid(row[name])]
+    if not parts and not row["name"].startswith(f"users/{row['user']}/"):
+        parts = ["whose it is"]
+    if not parts and row["fixed_sum"] != _fixed_sum(row["id"], row):
+        parts = ["what was asked for (its checksum is wrong)"]
+    if not parts and row["state_sum"] != _state_sum(row["id"], row):
+        parts = ["where it stood (its checksum is wrong)"]
+    if not parts and row["state"] == JobState.SUCCEEDED.value:
+        *summary, found = (row[f"artifact_{name}"] for name in _SUMMARY)
+        if found != _summary_sum(*summary):
+            parts = ["its artifact"]
+    return f"the database is damaged: {', '.join(parts)} cannot be read" if parts else ""
+
+
+def _damaged(row: sqlite3.Row, wrong: str) -> JobRecord:
+    """Returns the job of a damaged row, with every value that can still be believed."""
+    job = int(row["id"])
+    fixed_right = row["fixed_sum"] == _fixed_sum(job, row)
+
+    def believed(name: str, otherwise: Any) -> Any:
+        return row[name] if _VALID[name][1](row[name]) else otherwise
+
+    user, name = _owner(row)
+    created = believed("created", 0.0)
+    now = Snapshot(JobState.FAILED, Progress(), created, dropped=_BEYOND_ALL, ended=created)
+    found = JobRecord(
+        id=job,
+        name=name,
+        user=user,
+        payload=believed("payload", b""),
+        spec=believed("spec", "") if fixed_right else "",
+        total=believed("total", 0),
+        unit=believed("unit", ""),
+        revision=believed("revision", ""),
+        content=believed("content", b""),
+        snapshot=now,
+        damage=wrong,
+    )
+    return condemned(found, wrong)
+
+
+def _owner(row: sqlite3.Row) -> tuple[str, str]:
+    """Returns user and name of a damaged row, which tells the user twice.
+
+    That is what fits its checksum, or else the user in whose list it is.
+    """
+    valid = {column: _VALID[column][1](row[column]) for column in ("user", "name")}
+    user = row["user"] if valid["user"] else None
+    _, of_name, *rest = row["name"].split("/") if valid["name"] else ("", None, "jobs", "")
+    if of_name is None:
+        return user or "unknown", f"users/{user or 'unknown'}/jobs/damaged-{row['id']}"
+    for each in (user, of_name):
+        if each is not None:
+            guess = {"user": each, "name": "/".join(("users", each, *rest))}
+            values = {name: row[name] for name in _FIXED} | guess
+            if row["fixed_sum"] == _fixed_sum(row["id"], values):
+                return each, guess["name"]
+    return user or of_name, "/".join(("users", user or of_name, *rest))
+
+
+def _is_text(value: object) -> bool:
+    """Whether clients can be told it: bytes that are no text are read as lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
-def _count(value: object) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and 0 <= value <= _BEYOND_ALL
 
 
-def _number(value: object) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _time(value: object) -> bool:
+def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and 0 <= value < _YEAR_10000_S
 
 
-def _optional(right: Callable[[object], bool]) -> Callable[[object], bool]:
-    return lambda value: value is None or right(value)
-
-
-def _bytes(value: object) -> bool:
+def _is_bytes(value: object) -> bool:
     return isinstance(value, bytes)
 
 
-# Of every column: what it is to people, and whether a value can be one of it.
-_RIGHT: dict[str, tuple[str, Callable[[object], bool]]] = {
-    "name": ("its name", lambda value: _text(value) and _NAME.fullmatch(str(value)) is not None),
-    "user": ("whose it is", lambda value: _text(value) and value != "" and "/" not in str(value)),
-    "request_id": ("its request id", _optional(_text)),
-    "payload": ("the checksum of what was asked for", _bytes),
-    "spec": ("what was asked for", _text),
-    "total": ("its number of edges", _count),
-    "tokens": ("its number of tokens", _count),
-    "revision": ("its model's revision", _text),
-    "content": ("the key of its result", _bytes),
-    "log": ("where its verdicts are", _optional(_count)),
-    "created": ("when it was created", _time),
+def _is_figures(value: object) -> bool:
+    try:
+        figures = json.loads(value) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(figures, dict) and all(map(_is_number, figures.values()))
+
+
+def _optional(valid: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: value is None or valid(value)
+
+
+# Of every column of jobs: what it is called towards people, and whether a value can be one of it.
+_VALID: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "name": ("its name", lambda value: _is_text(value) and _NAME.fullmatch(str(value)) is not None),
+    "user": ("whose it is", lambda value: _is_text(value) and value != "" and "/" not in str(value)),
+    "request_id": ("its request id", _optional(_is_text)),
+    "payload": ("the checksum of what was asked for", _is_bytes),
+    "spec": ("what was asked for", _is_text),
+    "total": ("its amount of work", _is_count),
+    "unit": ("the unit of its work", _is_text),
+    "tokens": ("its number of tokens", _is_count),
+    "revision": ("its model's revision", _is_text),
+    "content": ("the key of its artifact", _is_bytes),
+    "log": ("where its artifact is", _optional(_is_count)),
+    "created": ("when it was created", _is_time),
     "state": ("its state", lambda value: value in _STATES),
-    "started": ("when it began", _optional(_time)),
-    "ended": ("when it ended", _optional(_time)),
-    "error": ("why it failed", _text),
-    "decided": ("how many edges were decided", _count),
-    "kept": ("how many edges were kept", _count),
-    "metric": ("its metric", _number),
-    "evaluations": ("its number of evaluations", _count),
-    "dropped": ("its number of earlier evaluations", _count),
-    "charged": ("what it cost", lambda value: _number(value) and float(str(value)) >= 0),
-    "deaths": ("its number of crashes", _count),
+    "started": ("when it began", _optional(_is_time)),
+    "ended": ("when it ended", _optional(_is_time)),
+    "error": ("why it failed", _is_text),
+    "done": ("how much was done", _is_count),
+    "stage": ("what was being done", _is_text),
+    "figures": ("the figures of its progress", _is_figures),
+    "records": ("its number of journal records", _is_count),
+    "dropped": ("its number of earlier records", _is_count),
+    "charged": ("what it cost", lambda value: _is_number(value) and float(str(value)) >= 0),
+    "crash_count": ("its number of crashes", _is_count),
 }

@@ -1,14 +1,14 @@
 """Which token a text is as an answer.
 
-An answer is one token. Which one depends on the tokenizer and on the prompt: "Tom" and " Tom" are different
-tokens of GPT-2. Tokenizers like that of Llama 2 put a space before every text: "Tom" alone is already "▁Tom",
-and " Tom" is two tokens alone, but one after a prompt. The rule:
+An answer is one token. Which one depends on the tokenizer and on the prompt. For GPT-2, "Tom" and " Tom" are
+different tokens. Tokenizers like that of Llama 2 put a space before every text: there, "Tom" alone is already
+"▁Tom", and " Tom" is two tokens alone but one after a prompt. The rule:
 
 1. A text that is one token by itself is that token.
 2. Otherwise it is the token that follows the prompt when both are tokenized together, if that is exactly one.
 
-Where the two disagree, or where the same word with or without a space would follow the prompt better, the
-client is warned.
+If the two disagree, or if the same word with or without a space would fit the prompt better, the client gets
+a warning.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pahq_server.tasks.texts import TaskTexts, quoted
 
 
 @dataclass(frozen=True)
-class _Joined:
-    """A prompt and a text, tokenized together.
+class _AfterPrompt:
+    """How a text is tokenized together with the prompt before it.
 
     Args:
-        tail: tokens after those that the prompt has by itself.
-        merged: whether the prompt's own tokens are not there any more, since one crosses the border. Then the
-            tail begins where the two differ.
+        tail: the tokens after those that the prompt has by itself.
+        merged: whether the prompt's own tokens have changed because a token crosses the border between the
+            two. The tail then begins at the first token that differs.
     """
 
     tail: TokenIds
@@ -36,7 +36,7 @@ class _Joined:
 
     @property
     def single(self) -> int | None:
-        """The one token that follows the prompt, if it is one."""
+        """The token that follows the prompt; None unless it is exactly one."""
         return self.tail[0] if len(self.tail) == 1 and not self.merged else None
 
 
@@ -44,9 +44,10 @@ class AnswerReader:
     """Finds the tokens of answers.
 
     Args:
-        texts: of the task.
-        prompt: that is answered; None, or token ids, where nothing is known about what comes before.
-        at_end: whether the answer follows the end of the prompt: metrics may be read elsewhere.
+        texts: tokenizes and collects warnings.
+        prompt: which is answered. Without it, or if it is given as token ids, only the answer by itself is
+            considered.
+        at_end: whether the metric is read at the last position, so that the answer follows the prompt.
     """
 
     def __init__(self, texts: TaskTexts, prompt: Prompt | None, at_end: bool = True) -> None:
@@ -54,7 +55,14 @@ class AnswerReader:
         self._prompt = prompt if isinstance(prompt, str) and prompt else None
 
     def read(self, field: str, answer: str) -> int:
-        """The token of an answer. Raises InvalidRequestError that says what it was tokenized to."""
+        """Finds the token of an answer.
+
+        Args:
+            field: of the request, for errors and warnings.
+            answer: the text.
+
+        Raises InvalidRequestError with the tokens that the text consists of, if it is not one token.
+        """
         self._texts.check_tokenizer(field)
         self._check_size(field, answer)
         try:
@@ -68,18 +76,18 @@ class AnswerReader:
                 f"the model's tokenizer has no token for {quoted(lost)} and leaves it out of {quoted(answer)}"
             )
             raise InvalidRequestError(field, f"{detail}; write another word or send a token id")
-        joined = self._join(answer)
-        token = alone[0] if len(alone) == 1 else joined.single if joined else None
+        after = self._after_prompt(answer)
+        token = alone[0] if len(alone) == 1 else after.single if after else None
         if token is None:
-            raise InvalidRequestError(field, self._not_single(answer, alone, joined))
+            raise InvalidRequestError(field, self._not_single(answer, alone, after))
         if self._stands_for_any(token, answer):
             detail = (
                 f"{quoted(answer)} is not in the model's vocabulary: it becomes {self._texts.shown([token])}"
             )
             detail = f"{detail}, as any other unknown text does{self._advice(answer)}"
             raise InvalidRequestError(field, detail)
-        if joined is not None and self._at_end:
-            self._warn(field, answer, token, joined)
+        if after is not None and self._at_end:
+            self._warn(field, answer, token, after)
         return token
 
     def _check_size(self, field: str, answer: str) -> None:
@@ -88,8 +96,8 @@ class AnswerReader:
             detail = f"the text has {size} bytes; an answer is exactly one token, of which none has {most}"
             raise InvalidRequestError(field, detail)
 
-    def _join(self, answer: str) -> _Joined | None:
-        """None without a prompt that is text, or where the two cannot be tokenized together."""
+    def _after_prompt(self, answer: str) -> _AfterPrompt | None:
+        """Tokenizes prompt and text together; None without a text prompt, or if that is not possible."""
         if self._prompt is None:
             return None
         try:
@@ -99,60 +107,60 @@ class AnswerReader:
             return None
         merged = both[: len(before)] != before
         start = first_difference(before, both) if merged else len(before)
-        return _Joined(tuple(both[start:]), merged)
+        return _AfterPrompt(tuple(both[start:]), merged)
 
     def _stands_for_any(self, token: int, answer: str) -> bool:
-        """Whether it is the unknown token, which was not asked for by its own name."""
+        """Whether a token is the unknown token, and the answer is not that token's own name."""
         vocabulary = self._texts.vocabulary
         if vocabulary is None or token != vocabulary.unknown_id:
             return False
         return vocabulary.token_strings([token]) != [answer.strip()]
 
-    # What is told about an answer
+    # Warnings and messages
 
-    def _warn(self, field: str, answer: str, token: int, joined: _Joined) -> None:
-        """Warns where the token is not what follows the prompt, or probably not what was meant."""
-        if joined.single == token and not self._continues_a_word(answer):
-            return  # as nearly always: nothing else is tokenized for it
+    def _warn(self, field: str, answer: str, token: int, after: _AfterPrompt) -> None:
+        """Warns if the token is not the one that follows the prompt, or probably not what was meant."""
+        if after.single == token and not self._continues_a_word(answer):
+            return  # the usual case, for which nothing else is tokenized
         other = _with_other_space(answer)
         then = self._follows(other)
         is_token = f"{field}: {quoted(answer)} is {self._named(token)}"
-        if joined.single is not None and joined.single != token:
+        if after.single is not None and after.single != token:
             message = (
                 f"{is_token} by itself, which is used; right after the prompt, with no space between them,"
             )
-            message = f"{message} the same text is {self._named(joined.single)}. Send the token id to choose."
+            message = f"{message} the same text is {self._named(after.single)}. Send the token id to choose."
             self._texts.warn("differs", message)
-        elif joined.single is None and then != token:
-            message = f"{is_token}, but it does not follow the prompt: {self._ending(joined)}."
+        elif after.single is None and then != token:
+            message = f"{is_token}, but it does not follow the prompt: {self._ending(after)}."
             if then is not None:
                 message = f"{message} {quoted(other)} does, as {self._named(then)}."
             self._texts.warn("does not follow", message)
-        elif joined.single == token and then not in (None, token):
+        elif after.single == token and then not in (None, token):
             message = f"{is_token} and goes on with the last word of the prompt, as in"
             message = f"{message} {quoted(self._last_word() + answer)}; {quoted(other)}, with a space, is"
             self._texts.warn("continues a word", f"{message} {self._named(then)}.")
 
-    def _not_single(self, answer: str, alone: Sequence[int], joined: _Joined | None) -> str:
+    def _not_single(self, answer: str, alone: Sequence[int], after: _AfterPrompt | None) -> str:
         quotes = self._texts.vocabulary is not None
         detail = f"{quoted(answer)} is {len(alone)} tokens"
         if quotes and alone:
             detail = f"{detail}: {self._texts.shown(alone)}"
         elif quotes and answer:
             detail = f"{detail}: the tokenizer leaves all of it out"
-        if quotes and joined is not None and (joined.merged or joined.tail != tuple(alone)):
-            detail = f"{detail} ({self._ending(joined)})"
+        if quotes and after is not None and (after.merged or after.tail != tuple(alone)):
+            detail = f"{detail} ({self._ending(after)})"
         return f"{detail}; an answer is exactly one token{self._advice(answer) if quotes else ''}"
 
-    def _ending(self, joined: _Joined) -> str:
-        shown = self._texts.shown(joined.tail) if joined.tail else "nothing"
-        if joined.merged:
+    def _ending(self, after: _AfterPrompt) -> str:
+        shown = self._texts.shown(after.tail) if after.tail else "nothing"
+        if after.merged:
             ending = f"tokenized together, they do not begin with the tokens of the prompt but end in {shown}"
             return f"{ending}; leave out spaces at the end of the prompt" if self._ends_in_space() else ending
-        return f"after the prompt it is {len(joined.tail)} tokens: {shown}"
+        return f"after the prompt it is {len(after.tail)} tokens: {shown}"
 
     def _advice(self, answer: str) -> str:
-        """What to write instead, tried out."""
+        """Suggests a text that would be accepted."""
         bare = answer.strip()
         for text in (f" {bare}", bare) if answer[:1].isspace() else (bare, f" {bare}"):
             if bare and text != answer and self._works(text):
@@ -169,11 +177,11 @@ class AnswerReader:
         return token is not None and not lost and not self._stands_for_any(token, text)
 
     def _follows(self, text: str) -> int | None:
-        """The one token that a text is after the prompt, unless it stands for anything."""
-        joined = self._join(text)
-        if joined is None or joined.single is None or self._stands_for_any(joined.single, text):
+        """The token that a text is after the prompt; None unless it is exactly one, and known."""
+        after = self._after_prompt(text)
+        if after is None or after.single is None or self._stands_for_any(after.single, text):
             return None
-        return joined.single
+        return after.single
 
     def _named(self, token: int | None) -> str:
         assert token is not None
@@ -184,7 +192,7 @@ class AnswerReader:
     def _continues_a_word(self, answer: str) -> bool:
         assert self._prompt is not None
         border = self._prompt[-1] + answer[:1]
-        # The rest of a number is often meant to be just that.
+        # Digits after digits are usually meant to continue the number.
         return len(border) == 2 and border.isalnum() and not border.isdigit()
 
     def _last_word(self) -> str:
@@ -196,10 +204,10 @@ class AnswerReader:
 
 
 def _with_other_space(text: str) -> str:
-    """With a space in front if it has none, else without."""
+    """Adds a leading space, or removes it if there is one."""
     return text.lstrip() if text[:1].isspace() else f" {text}"
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    """The first position at which two lists differ; the length of the shorter one if it begins the other."""
+    """Returns the first position at which two lists differ; the shorter length if one begins the other."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

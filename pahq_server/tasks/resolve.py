@@ -1,4 +1,7 @@
-"""From a task as sent by a client to token ids, with every check that needs no model run."""
+"""Resolving a task: from prompts and answers as a client sent them to token ids.
+
+Everything is checked here that can be checked without running the model.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ from pahq_server.tasks.answers import AnswerReader, first_difference
 from pahq_server.tasks.texts import Limits, TaskTexts, never, quoted
 
 BUILTIN_TASKS = ("ioi",)
-# Largest number of prompts that a built-in task generates.
+# Most prompts that a built-in task generates.
 MAX_GENERATED = 10_000
-# Of one call that shows how texts are tokenized: its response must fit into a message.
+# Limits of one call that shows how texts are tokenized, so that its response fits into a message.
 MAX_SHOWN_TEXTS, MAX_SHOWN_TOKENS, MAX_SHOWN_BYTES = 1000, 100_000, 8 * 2**20
 
 
 def has_text(spec: TaskSpec) -> bool:
-    """Whether resolving the task needs a tokenizer."""
+    """Whether a task contains text, so that resolving it needs a tokenizer."""
     if isinstance(spec, BuiltinTask):
         return True
     return any(
@@ -40,12 +43,12 @@ def has_text(spec: TaskSpec) -> bool:
 
 @dataclass(frozen=True)
 class ResolvedTask:
-    """A task that has been tokenized and found valid.
+    """A task that has been tokenized and checked.
 
     Args:
-        task: its token ids.
-        prompts: as they were sent, or as they were generated.
-        warnings: what is allowed and probably not meant, in sentences for the client.
+        task: the token ids.
+        prompts: the prompts and answers as they were sent or generated.
+        warnings: sentences for the client about what is allowed but probably not meant.
     """
 
     task: TokenTask
@@ -54,7 +57,7 @@ class ResolvedTask:
 
 
 def resolve(spec: TaskSpec, tokenizer: Tokenizer | None, limits: Limits) -> TokenTask:
-    """Tokenizes and checks a task. Arguments and errors as in `resolve_task`."""
+    """Tokenizes and checks a task like `resolve_task`, and returns the token ids alone."""
     return resolve_task(spec, tokenizer, limits).task
 
 
@@ -67,11 +70,11 @@ def resolve_task(
         spec: as the client sent it.
         tokenizer: of the model; None if it has none.
         limits: of the model.
-        out_of_time: whether to give up, asked before each text.
+        out_of_time: called before each text; True if nobody waits for the result any more.
 
     Raises:
-        InvalidRequestError: names field, prompt and value.
-        OutOfTimeError: it was given up.
+        InvalidRequestError: with field, prompt and value.
+        OutOfTimeError: if ``out_of_time`` returned True.
     """
     texts = TaskTexts(tokenizer, limits, out_of_time)
     prompts = _generate(spec, tokenizer, texts) if isinstance(spec, BuiltinTask) else spec
@@ -100,15 +103,15 @@ def tokenize(
 
     Args:
         texts: to tokenize.
-        special: whether prompts get the special tokens that the tokenizer adds by itself, as in tasks.
-        prompt: that the texts would answer; empty for none.
+        special: whether to add the tokenizer's special tokens to prompts, as tasks do.
+        prompt: to which the texts would be answers; empty for none.
         tokenizer: of the model; None if it has none.
         limits: of the model.
-        out_of_time: whether to give up, asked before each text.
+        out_of_time: called before each text; True if nobody waits for the result any more.
 
     Raises:
-        InvalidRequestError: names the text.
-        OutOfTimeError: it was given up.
+        InvalidRequestError: with the text.
+        OutOfTimeError: if ``out_of_time`` returned True.
     """
     if not texts:
         raise InvalidRequestError("texts", "at least one text is needed")
@@ -136,6 +139,8 @@ def tokenize(
 
 
 def _shown(text: str, ids: TokenIds, prompt: str, reading: TaskTexts) -> TokenizedText:
+    """Describes the tokens of a text, and which token it is as an answer or why it is none."""
+
     def strings(ids: Sequence[int]) -> tuple[str, ...]:
         known = reading.vocabulary
         return tuple(map(str, ids) if known is None else known.token_strings(ids))
@@ -195,18 +200,16 @@ def _prompt(field: str, prompt: Prompt, texts: TaskTexts) -> TokenIds:
 
 
 def _warn_about_losses(field: str, prompt: str, ids: TokenIds, texts: TaskTexts) -> None:
-    """Tells of what the model will not see of a text."""
+    """Warns about what the model will not see of a text: unknown tokens, characters that are left out."""
     vocabulary = texts.vocabulary
     if vocabulary is None:
         return
     at = [i for i, token in enumerate(ids) if token == vocabulary.unknown_id]
     if at and vocabulary.token_strings([ids[at[0]]])[0] not in prompt:
-        places = ", ".join(map(str, at[:5])) + (", …" if len(at) > 5 else "")
+        where = ", ".join(map(str, at[:5])) + (", …" if len(at) > 5 else "")
         detail = (
-            f"{quoted(prompt)} has something that is not in the model's vocabulary: at position {places} is"
-        )
-        detail = (
-            f"{detail} the unknown token {texts.shown([ids[at[0]]])}, which says nothing. Use other words."
+            f"{quoted(prompt)} has something that is not in the model's vocabulary: at position {where} is "
+            f"the unknown token {texts.shown([ids[at[0]]])}, which says nothing. Use other words."
         )
         texts.warn("unknown", f"{field}: {detail}")
     lost = vocabulary.left_out(prompt)
@@ -243,7 +246,7 @@ def _answer(field: str, answer: Prompt, reader: AnswerReader, texts: TaskTexts) 
 
 
 def _check_ids(field: str, ids: Sequence[int], vocabulary: int, texts: TaskTexts | None) -> None:
-    """Raises InvalidRequestError. Of ids that come from texts, the tokens are quoted."""
+    """Raises InvalidRequestError for ids outside the vocabulary; quotes tokens that come from text."""
     for token in ids:
         if not 0 <= token < vocabulary:
             detail = f"token id {token} is outside of [0, {vocabulary})"

@@ -1,7 +1,7 @@
-"""The texts of one task: turned into token ids within the limits of the model, and quoted in messages.
+"""Tokenizes the texts of one task within the limits of the model, and quotes texts and tokens in messages.
 
-Nothing is tokenized before its size is checked: a tokenizer takes hundreds of bytes of memory for each byte
-of a text. Whatever a tokenizer raises becomes an InvalidRequestError that names the field and the text.
+The size of a text is checked before it is tokenized, because tokenizers take hundreds of bytes of memory for
+each byte of a text. Errors of a tokenizer become an InvalidRequestError with the field and the text.
 """
 
 from __future__ import annotations
@@ -12,28 +12,34 @@ from dataclasses import dataclass
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Prompt, TokenIds, Tokenizer, UntokenizableError, VocabularyTokenizer
 
-# A text may have so many bytes whatever the model: small contexts and vocabularies would leave very little.
+# A text may have so many bytes with any model. Limits by context and vocabulary alone would be too low for
+# small models.
 MIN_TEXT_BYTES = 64 * 1024
-# Beyond the most that the context could hold in the longest tokens, for what tokenizers leave out or shorten,
-# such as spaces between words.
+# A text may have so many times the bytes that a context of longest tokens holds, because tokenizers may leave
+# out or shorten parts of it, such as spaces between words.
 SHRINKING = 2
-# Of a tokenizer that does not tell: longer than any token that is a word.
+# Assumed length in bytes of the longest token, if a tokenizer does not tell it. Longer than any word.
 USUAL_LONGEST_TOKEN = 128
-# Texts beyond so many characters per token of the context are tokenized in growing pieces from the front.
+# A text with more characters per token of the context is first tokenized in growing pieces from its
+# beginning, so that a text with far too many tokens is refused early.
 _USUAL_CHARACTERS, _MIN_PIECE = 8, 4096
-# Characters of a text, and tokens of a list, that messages quote at most.
+# Most characters of a text, and most tokens of a list, that messages quote.
 _QUOTED, _SHOWN_TOKENS = 80, 12
-# Warnings of one kind that are told one by one.
+# Most warnings of one kind that are given in full.
 _MOST_OF_A_KIND = 3
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model accepts: token ids below ``vocabulary``, at most ``context`` tokens per prompt.
+    """What a model accepts.
 
-    Answers are outputs: their ids are below ``output_vocabulary``. A job may take ``memory`` bytes, of which
-    each token of a clean prompt needs ``token_bytes``; 0 where nothing is known of that.
+    Args:
+        vocabulary: token ids of prompts are below this.
+        output_vocabulary: token ids of answers are below this.
+        context: most tokens of a prompt.
+        memory: bytes that a job may take.
+        token_bytes: bytes that a job takes for each token of a clean prompt; 0 if that is not known.
     """
 
     vocabulary: int
@@ -44,27 +50,33 @@ class Limits:
 
     @property
     def tokens(self) -> int | None:
-        """How many tokens all clean prompts together may have; None for any number."""
+        """Most tokens of all clean prompts together; None for any number."""
         return self.memory // self.token_bytes if self.token_bytes else None
 
 
 class OutOfTimeError(Exception):
-    """Nobody waits for the token ids any more."""
+    """Tokenizing was given up, because nobody waits for the result any more."""
 
 
 def never() -> bool:
-    """For those who have all the time in the world."""
+    """An ``out_of_time`` without a limit."""
     return False
 
 
 class TaskTexts:
-    """Tokenizes the texts of one task. Itself a `Tokenizer`, for generators.
+    """Tokenizes the texts of one task, each once, and collects warnings for the client.
+
+    It is a `core.task.Tokenizer` itself, for built-in tasks, which generate their texts.
 
     Args:
         tokenizer: of the model; None if it has none.
         limits: of the model.
-        out_of_time: whether to give up, asked before each text.
-        most_shown: of texts that are only shown, how many tokens; None for texts of a task.
+        out_of_time: called before each text; True if nobody waits for the result any more.
+        most_shown: for texts that are only shown, most tokens of a text; None for texts of a task.
+
+    Attributes:
+        limits: as given.
+        vocabulary: the tokenizer, if it can tell about its vocabulary; otherwise None.
     """
 
     def __init__(
@@ -82,7 +94,7 @@ class TaskTexts:
         self._warnings: dict[str, list[str]] = {}
 
     def separate_warnings(self) -> TaskTexts:
-        """The same texts and limits, with warnings of its own."""
+        """Returns an object for the same texts and limits that collects its own warnings."""
         other = TaskTexts(self._tokenizer, self.limits, self._out_of_time)
         other._room, other._why, other._known = self._room, self._why, self._known
         return other
@@ -90,13 +102,15 @@ class TaskTexts:
     # As a tokenizer
 
     def encode(self, text: str) -> list[int]:
+        """Tokenizes a text with special tokens, without checking its size."""
         return self._encode(text, special=True)
 
     def encode_plain(self, text: str) -> list[int]:
+        """Tokenizes a text without special tokens, without checking its size."""
         return self._encode(text, special=False)
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        """Raises UntokenizableError, OutOfTimeError; ValueError without a tokenizer."""
+        """Raises UntokenizableError, OutOfTimeError, and ValueError if there is no tokenizer."""
         known = self._known.get((text, special))
         if known is not None:
             return known
@@ -108,7 +122,7 @@ class TaskTexts:
         self._known[text, special] = ids
         return ids
 
-    # With sizes checked and errors that name the field
+    # Checks, with errors that name the field
 
     def check_tokenizer(self, field: str) -> None:
         """Raises InvalidRequestError if there is no tokenizer."""
@@ -116,12 +130,14 @@ class TaskTexts:
             raise InvalidRequestError(field, "is text, but the model has no tokenizer: send token ids")
 
     def ids(self, field: str, text: str, special: bool = True) -> TokenIds:
-        """Token ids of a text as large as a prompt. Raises InvalidRequestError.
+        """Tokenizes a prompt, after checking its size.
 
         Args:
-            field: that holds it.
+            field: of the request, for errors.
             text: to tokenize.
-            special: whether to add the special tokens that the tokenizer adds by itself.
+            special: whether to add the tokenizer's special tokens.
+
+        Raises InvalidRequestError if the text is too large or cannot be tokenized.
         """
         self.check_tokenizer(field)
         self._check_bytes(field, text)
@@ -133,7 +149,7 @@ class TaskTexts:
             raise InvalidRequestError(field, detail) from None
 
     def check_total(self, field: str, prompts: Iterable[Prompt]) -> None:
-        """Checks the bytes of all texts of a field, before any of them is tokenized."""
+        """Raises InvalidRequestError if a field's texts are too large, before any of them is tokenized."""
         size = 0
         for i, prompt in enumerate(prompts):
             if isinstance(prompt, str):
@@ -154,12 +170,12 @@ class TaskTexts:
 
     @property
     def most_bytes(self) -> int:
-        """The bytes that a text may have."""
+        """Most bytes of a text."""
         return max(MIN_TEXT_BYTES, SHRINKING * self._room * self._longest)
 
     @property
     def most_answer_bytes(self) -> int:
-        """The bytes that the text of an answer may have: it is one token."""
+        """Most bytes of the text of an answer, which is one token."""
         return max(1024, 4 * self._longest)
 
     def _check_bytes(self, field: str, text: str) -> None:
@@ -169,22 +185,22 @@ class TaskTexts:
             raise InvalidRequestError(field, f"{detail}: shorten it")
 
     def _check_beginnings(self, field: str, text: str) -> None:
-        """Refuses a text by its beginning where that has too many tokens: memory goes by their number."""
+        """Refuses a long text if its beginning has too many tokens already: they, not bytes, take memory."""
         length = max(_MIN_PIECE, _USUAL_CHARACTERS * self._room)
         while length < len(text):
             count = self._count_beginning(text, length)
-            # Where a text is cut, words may fall into more tokens than they have in one piece.
+            # A word that is cut may have more tokens than as a whole.
             if count > max(_MIN_PIECE // 4, 2 * self._room):
                 detail = f"its first {length} characters are {count} tokens already, but {self._why}"
                 raise InvalidRequestError(field, detail)
             length *= 4
 
     def _count_beginning(self, text: str, length: int) -> int:
-        """How many tokens the first characters of a text are."""
+        """Counts the tokens of the first ``length`` characters of a text."""
         try:
             return len(self._encode_once(text[:length]))
         except UntokenizableError:
-            # The cut may go through a word that has a token as a whole only.
+            # The cut may split a word that only has a token as a whole.
             end = length
             while end and text[end - 1].isalnum():
                 end -= 1
@@ -200,11 +216,11 @@ class TaskTexts:
     # Messages
 
     def shown(self, ids: Sequence[int], mark: int | None = None) -> str:
-        """Tokens such as ``'▁', '▁Tom'``, or ids where the vocabulary is not known; long lists are shortened.
+        """Quotes tokens, such as ``'▁', '▁Tom'``, or ids if the vocabulary is not known. Shortens long lists.
 
         Args:
             ids: of the tokens.
-            mark: position to put between >> and <<; what is left out is far from it.
+            mark: position of a token that is put between >> and <<, and is always shown.
         """
         around = 0 if mark is None else max(0, min(mark - _SHOWN_TOKENS // 2, len(ids) - _SHOWN_TOKENS))
         window = range(around, min(around + _SHOWN_TOKENS, len(ids)))
@@ -219,18 +235,18 @@ class TaskTexts:
         return ", ".join(parts)
 
     def strings(self, ids: Sequence[int]) -> list[str]:
-        """Each token in quotes; its id where the vocabulary is not known."""
+        """Quotes each token; gives its id if the vocabulary is not known."""
         if self.vocabulary is None:
             return [str(token) for token in ids]
         return [repr(token) for token in self.vocabulary.token_strings(ids)]
 
     def warn(self, kind: str, message: str) -> None:
-        """Keeps a warning for the client; of each kind only the first few are told in full."""
+        """Adds a warning for the client. Of each kind only the first few are given in full."""
         self._warnings.setdefault(kind, []).append(message)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is to be told to the client."""
+        """The warnings for the client, in sentences."""
         told: list[str] = []
         for messages in self._warnings.values():
             told += messages[:_MOST_OF_A_KIND]
@@ -240,7 +256,7 @@ class TaskTexts:
 
 
 def _room(limits: Limits, most_shown: int | None) -> tuple[int, str]:
-    """How many tokens a text may have at most, and why."""
+    """Returns the most tokens that a text may have, and the reason in words."""
     bounds = [(limits.context, f"the model's context is {limits.context} tokens")]
     if most_shown is not None:
         bounds.append((most_shown, f"at most {most_shown} tokens are shown at a time"))
@@ -250,13 +266,13 @@ def _room(limits: Limits, most_shown: int | None) -> tuple[int, str]:
 
 
 def too_large(needed: int, allowed: int) -> InvalidRequestError:
-    """The error of a task that needs more memory than a job may take."""
+    """The error for a task that needs more memory than a job may take; both in bytes."""
     detail = f"needs about {needed / GIB:.1f} GiB; a job may take {allowed / GIB:.1f}"
     return InvalidRequestError("task", f"{detail}: use fewer or shorter prompts")
 
 
 def quoted(text: str) -> str:
-    """The text in quotes, or its start and its end."""
+    """Quotes a text; of a long one its beginning and end."""
     if len(text) <= _QUOTED:
         return repr(text)
     return f"{text[: _QUOTED // 2]!r}…{text[-_QUOTED // 2 :]!r}"

@@ -1,9 +1,9 @@
 """A time limit for tokenizing.
 
-The expressions of a tokenizer.json can take exponential time, and the tokenizers library, written in Rust,
-cannot be interrupted. So whatever tokenizes runs in a thread of its own. After the limit nobody waits for the
-thread any more, and the call that waited fails. The thread ends before its next text; only within one text it
-cannot be stopped. A tokenizer that holds several such threads is taken for broken until one comes back.
+Regular expressions in a tokenizer.json can take exponential time, and the tokenizers library, written in
+Rust, cannot be interrupted. So tokenizing runs in a thread of its own. After the limit the call that waits
+for the thread fails, and the thread ends before its next text; within one text it cannot be stopped. While
+several threads of a tokenizer are stuck like this, further requests are refused at once.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ class Bounds:
     """How long tokenizing may take.
 
     Args:
-        text_s: seconds of computing for one text; what fits into a context takes a fraction of one.
-        all_s: seconds of computing for all texts of a request.
-        waiting: a busy machine does not make texts fail: it is the thread's own computing time that counts,
-            up to so many times the seconds by the clock.
-        stuck: threads that may be left behind before everything is refused at once; each keeps a core busy.
+        text_s: seconds of CPU time for one text. A text that fits into a context takes a fraction of a
+            second.
+        all_s: seconds of CPU time for all texts of a request.
+        waiting: limit on wall-clock time, as a multiple of these. CPU time alone would never run out on a
+            machine that is busy with other work.
+        stuck: so many threads that cannot be stopped, each of which keeps a core busy, make further requests
+            fail.
     """
 
     text_s: float = 5.0
@@ -42,10 +44,10 @@ class Bounds:
 
 
 class TimeLimit:
-    """Runs the tokenizing of one model. Used from any thread.
+    """Runs the tokenizing of one model. May be used from any thread.
 
     Args:
-        bounds: of all that it runs.
+        bounds: for each call of `run`.
     """
 
     def __init__(self, bounds: Bounds | None = None) -> None:
@@ -56,16 +58,16 @@ class TimeLimit:
         self._lock = threading.Lock()
 
     def run(self, work: Callable[[Callable[[], bool]], T], field: str = "task") -> T:
-        """Returns what the work returns, or raises what it raises.
+        """Runs a function in a thread; returns its result or raises its error.
 
         Args:
-            work: what to do; gets a function to be asked before each text: whether it was given up.
+            work: tokenizes; must call its argument, ``out_of_time``, before each text.
             field: of the request, for the error.
 
         Raises:
-            InvalidRequestError: it took too long.
-            ResourceExhaustedError: the tokenizer still holds threads that took too long.
-            ServerError: this was closed.
+            InvalidRequestError: if it took too long.
+            ResourceExhaustedError: if too many threads of this tokenizer are stuck.
+            ServerError: if the server stops.
         """
         with self._lock:
             self._check()
@@ -85,7 +87,7 @@ class TimeLimit:
         return attempt.result()
 
     def close(self) -> None:
-        """Waits for nothing any more: whoever does is told that the server stops."""
+        """Makes all calls of `run` fail now, because the server stops."""
         with self._lock:
             self._closed = True
             for attempt in self._running:
@@ -103,7 +105,7 @@ class TimeLimit:
 
 
 class _Attempt(Generic[T]):
-    """Work in a thread that nobody has to wait for, not even the end of the process."""
+    """A call of a function in a daemon thread, which may be abandoned."""
 
     def __init__(self, work: Callable[[Callable[[], bool]], T], bounds: Bounds) -> None:
         self._work: Callable[[Callable[[], bool]], T] | None = work
@@ -112,8 +114,8 @@ class _Attempt(Generic[T]):
         self._error: BaseException | None = None
         self._wake = threading.Event()
         self._given_up = self.ended = False
-        self._clock: int | None = None  # counts the time that the thread computes
-        # Of the text that is tokenized now: by that clock, and by everybody's.
+        self._clock: int | None = None  # of the thread's CPU time
+        # When the present text began: CPU time and wall-clock time.
         self._text_computed, self._text_began = 0.0, time.monotonic()
 
     def start(self) -> None:
@@ -121,7 +123,7 @@ class _Attempt(Generic[T]):
         threading.Thread(target=lambda: context.run(self._run), name="tokenizing", daemon=True).start()
 
     def wait(self) -> str | None:
-        """Waits until it has ended, was abandoned, or has taken too long; then tells how long that is."""
+        """Waits until the thread has ended or was abandoned; returns what it exceeded if it took too long."""
         began, left = time.monotonic(), min(self._bounds.text_s, self._bounds.all_s)
         while not self._wake.wait(max(left, _LEAST_WAIT_S)):
             text_left = self._left(self._bounds.text_s, self._text_computed, self._text_began)
@@ -135,7 +137,7 @@ class _Attempt(Generic[T]):
         return None
 
     def abandon(self) -> None:
-        """Nobody waits any more."""
+        """Makes `wait` return now."""
         self._given_up = True
         self._wake.set()
 
@@ -145,30 +147,30 @@ class _Attempt(Generic[T]):
             try:
                 raise error
             finally:
-                del error  # it knows this frame
+                del error  # it refers to this frame: a cycle
         return self._value  # type: ignore[return-value]
 
     def _left(self, seconds: float, computed: float, began: float) -> float:
-        """Seconds that are left: of computing since ``computed``, and by the clock since ``began``."""
+        """Seconds that are left, of CPU time since ``computed`` and of wall-clock time since ``began``."""
         by_clock = began + self._bounds.waiting * seconds - time.monotonic()
         now = self._computed()
         return by_clock if now is None else min(by_clock, computed + seconds - now)
 
     def _computed(self) -> float | None:
-        """Seconds that the thread has computed; None where the system does not tell."""
+        """CPU time of the thread in seconds; None if the system does not tell."""
         try:
             return None if self._clock is None else time.clock_gettime(self._clock)
-        except OSError:  # it has ended this very moment
+        except OSError:  # the thread has just ended
             return None
 
     def _out_of_time(self) -> bool:
-        """Called by the thread before each text."""
+        """Called by the thread before each text; restarts its time. True if the thread was given up."""
         self._text_computed, self._text_began = self._computed() or 0.0, time.monotonic()
         return self._given_up
 
     def _run(self) -> None:
         assert self._work is not None
-        # By the thread itself: of one that has ended, nobody may ask for the clock.
+        # The thread does this itself, because asking for the clock of a thread that has ended is undefined.
         if hasattr(time, "pthread_getcpuclockid"):
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
@@ -177,7 +179,7 @@ class _Attempt(Generic[T]):
             self._error = error
         finally:
             self._work = None
-            if self._given_up:  # nobody asks
+            if self._given_up:  # the result will not be used
                 self._value = self._error = None
             self.ended = True
             self._wake.set()

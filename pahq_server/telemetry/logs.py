@@ -1,7 +1,7 @@
-"""Lines of the log: as text, or one JSON object each. What clients sent does not get into them.
+"""Writes the log: lines of text, or a JSON object per line. Nothing that clients sent gets into it.
 
-Exceptions are written with their frames. Their message is written if its type can be trusted not to quote a
-request: of others, only the type is.
+Exceptions are written with their frames. Their message is written only if their type is trusted not to quote
+a request; otherwise just the type is written.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import threading
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import IO, Literal
+from typing import IO
 
 from pahq_server.core import errors
 from pahq_server.core.context import current
 
 logger = logging.getLogger(__name__)
 
-Format = Literal["text", "json"]
 # Attributes of records that say what a line is about, in the order in which they are written.
 ATTRIBUTES = ("request_id", "method", "user", "job")
 
@@ -29,14 +28,15 @@ _QUOTING = (errors.InvalidRequestError, errors.NotFoundError, errors.AlreadyExis
 _TRUSTED = (errors.ServerError, OSError, MemoryError, RuntimeError, sqlite3.Error, ImportError)
 
 
-def configure(level: str, format: Format, stream: IO[str] | None = None) -> None:
-    """Makes everything that is logged in this process go to ``stream`` (default: stderr), in one form.
+def configure(level: str, format: str, stream: IO[str] | None = None) -> None:
+    """Sends everything that is logged in this process to one stream, in one format.
 
     That includes warnings, and exceptions that nobody caught. Has no effect where logging is set up already.
 
     Args:
         level: name of the lowest level that is written.
-        format: of lines.
+        format: of the lines, ``text`` or ``json``.
+        stream: where they go; None for stderr.
     """
     if logging.getLogger().handlers:
         return
@@ -49,13 +49,18 @@ def configure(level: str, format: Format, stream: IO[str] | None = None) -> None
     threading.excepthook = lambda args: _uncaught("a thread has ended", args.exc_value)
 
 
+def writes_json() -> bool:
+    """Whether every line of this process's log is a JSON object."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
 def _uncaught(text: str, error: BaseException | None) -> None:
     if not isinstance(error, KeyboardInterrupt | SystemExit):
         logger.critical(text, exc_info=error)
 
 
 class ContextFilter(logging.Filter):
-    """Lets everything pass, with what `core.context` says it is about as attributes."""
+    """Adds to every record, as attributes, what `core.context` says it is about. Drops nothing."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         about = current()
@@ -67,13 +72,13 @@ class ContextFilter(logging.Filter):
 
 
 class TextFormatter(logging.Formatter):
-    """``time level logger: message [job=… user=…]``, then the exception."""
+    """Writes ``time level logger: message [job=… user=…]``, then the exception."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        # A line break in a message would let it look like a line of its own.
+        # With a line break, part of a message would look like a line of its own.
         line = super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
         about = " ".join(f"{name}={value}" for name, value in _attributes(record))
         return f"{line} [{about}]" if about else line
@@ -84,7 +89,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object: time (RFC 3339, UTC), level, logger, message, `ATTRIBUTES` that apply, and exception."""
+    """Writes an object: time (RFC 3339, UTC), level, logger, message, `ATTRIBUTES` that apply, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
@@ -102,7 +107,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def describe(error: BaseException) -> str:
-    """Frames and types of an exception and of what led to it, first things first; messages if trusted."""
+    """Writes an exception and its causes, the first cause first: frames, types, and messages if trusted."""
     return "\n".join(
         "".join(traceback.format_tb(link.__traceback__)) + _headline(link)
         for link in reversed(list(_chain(error)))

@@ -1,17 +1,27 @@
-"""What is counted while the server works, for Prometheus.
+"""Metrics for Prometheus: what is counted while the server works, and what is read when Prometheus asks.
 
 Labels come from fixed, small sets: methods of the API, codes, reasons, states. Never users, jobs or models.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Collection
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from pahq_server.core.engine import MemoryUsage
 from pahq_server.core.observer import Observer
 
+logger = logging.getLogger(__name__)
+
+# The label of everything that is none of the known few.
 OTHER = "other"
 # Names of gRPC's status codes; anything else is counted as UNKNOWN.
 CODES = frozenset(
@@ -37,21 +47,24 @@ CODES = frozenset(
 )
 ENDS = ("succeeded", "failed", "cancelled")
 REASONS = ("auth", "auth_limit", "rate_limit", "quota", "queue_full", "anonymous")
-# Of this many different reasons, the first ones that come are told apart.
+# So many different reasons are counted apart, the first ones that come.
 MAX_REASONS = 32
-WATCH = "pahq.v1.DiscoveryService/WatchDiscovery"
+WATCH = "pahq.v1.JobService/WatchJob"
 
 _WAITS_S = (0.01, 0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 _CALLS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 600)
 _BATCHES_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_PASSES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics(Observer):
-    """Counts in a registry of its own, ``registry``.
+    """Counts what happens, in a registry of its own.
+
+    ``registry`` is what Prometheus reads.
 
     Args:
-        methods: the API's, such as ``pahq.v1.DiscoveryService/CreateDiscovery``; others are counted together.
+        methods: names of the API's methods, such as ``pahq.v1.JobService/CreateJob``. Others are counted
+            together, so that no client can add labels.
     """
 
     def __init__(self, methods: Collection[str]) -> None:
@@ -78,7 +91,7 @@ class Metrics(Observer):
         )
         self._preemptions = Counter(
             "pahq_job_preemptions",
-            "Running jobs that gave their place to another user's.",
+            "Running jobs that made room for another user's.",
             registry=self.registry,
         )
         for state in ENDS:
@@ -90,18 +103,18 @@ class Metrics(Observer):
             "Edges and gates that searches have decided.",
             registry=self.registry,
         )
-        rows = Counter(
-            "pahq_search_rows",
-            "Rows that searches asked for, by whether a verdict needed them: wasted ones were asked for "
-            "ahead, in vain.",
+        passes = Counter(
+            "pahq_search_passes",
+            "Patched passes that searches asked for, by whether a verdict needed them: wasted ones were "
+            "asked for ahead, in vain.",
             ["outcome"],
             registry=self.registry,
         )
-        self._accepted, self._wasted = rows.labels("accepted"), rows.labels("wasted")
-        self._batch_rows = Histogram(
-            "pahq_batch_rows",
-            "Rows per batch of the executor, of all jobs and sessions together.",
-            buckets=_ROWS,
+        self._accepted, self._wasted = passes.labels("accepted"), passes.labels("wasted")
+        self._batch_passes = Histogram(
+            "pahq_batch_passes",
+            "Patched passes per batch of the executor, of all jobs and sessions together.",
+            buckets=_PASSES,
             registry=self.registry,
         )
         self._batch_seconds = Histogram(
@@ -128,7 +141,7 @@ class Metrics(Observer):
         self._running = Gauge(
             "pahq_rpcs_in_flight", "Calls that are being answered.", ["method"], registry=self.registry
         )
-        self._watchers = Gauge("pahq_watchers", "Streams that watch a discovery.", registry=self.registry)
+        self._watchers = Gauge("pahq_watchers", "Streams that watch a job.", registry=self.registry)
 
     def _add_certificates(self) -> None:
         self._server_expiry = Gauge(
@@ -155,13 +168,13 @@ class Metrics(Observer):
     def job_ended(self, name: str, state: str, seconds: float) -> None:
         self._ended.labels(state if state in ENDS else OTHER).inc()
 
-    def batch(self, rows: int, seconds: float) -> None:
-        self._batch_rows.observe(rows)
+    def batch(self, passes: float, seconds: float) -> None:
+        self._batch_passes.observe(passes)
         self._batch_seconds.observe(seconds)
 
-    def search_advanced(self, evaluations: int, rows: int, wasted: int) -> None:
-        self._evaluations.inc(evaluations)
-        self._accepted.inc(rows - wasted)
+    def method_advanced(self, records: int, passes: int, wasted: int) -> None:
+        self._evaluations.inc(records)
+        self._accepted.inc(passes - wasted)
         self._wasted.inc(wasted)
 
     def preempted(self) -> None:
@@ -187,3 +200,99 @@ class Metrics(Observer):
 
     def _method(self, method: str) -> str:
         return method if method in self._methods else OTHER
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where numbers come from that are read rather than counted. All may be called from any thread.
+
+    Args:
+        memory: of the engine.
+        jobs: how many there are, by the name of their state, for every state.
+        sessions: how many patching sessions are open.
+        data_dir: folder of the store; None where nothing is stored.
+    """
+
+    memory: Callable[[], MemoryUsage]
+    jobs: Callable[[], Mapping[str, int]]
+    sessions: Callable[[], int]
+    data_dir: Path | None = None
+
+
+class PulledMetrics(Collector):
+    """Reads `Sources` at every scrape. A source that fails is left out of that scrape and logged."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+
+    def collect(self) -> Iterator[Metric]:
+        for read in (self._jobs, self._sessions, self._memory, self._disk):
+            try:
+                yield from read()
+            except Exception:
+                logger.exception("metrics could not be read")
+
+    def _jobs(self) -> Iterable[Metric]:
+        jobs = GaugeMetricFamily(
+            "pahq_jobs",
+            "Jobs that the server knows, by state. Final ones are among them until they are deleted.",
+            labels=["state"],
+        )
+        for state, number in self._sources.jobs().items():
+            jobs.add_metric([state], number)
+        return [jobs]
+
+    def _sessions(self) -> Iterable[Metric]:
+        return [_gauge("pahq_sessions_open", "Patching sessions that are open.", self._sources.sessions())]
+
+    def _memory(self) -> Iterable[Metric]:
+        now = self._sources.memory()
+        pages = GaugeMetricFamily(
+            "pahq_pages",
+            "Pages of the pool by state: used + free are all; shared ones are used, by several owners.",
+            labels=["state"],
+        )
+        for state, number in (("used", now.used), ("shared", now.shared), ("free", now.pages - now.used)):
+            pages.add_metric([state], number)
+        return [
+            pages,
+            _gauge(
+                "pahq_pages_peak", "The most pages that were used at a time, since the start.", now.peak_used
+            ),
+            _gauge("pahq_page_size_bytes", "Size of a page.", now.page_bytes),
+            _gauge("pahq_scratch_bytes", "Memory for the values of one batch.", now.scratch_bytes),
+            _counter(
+                "pahq_memory_preemptions",
+                "How often a job's values were dropped to make room, and computed again later.",
+                now.preemptions,
+            ),
+            *_head_store(now),
+        ]
+
+    def _disk(self) -> Iterable[Metric]:
+        if self._sources.data_dir is None:
+            return []
+        disk = shutil.disk_usage(self._sources.data_dir)
+        return [
+            _gauge("pahq_data_dir_free_bytes", "Free space where jobs are stored.", disk.free),
+            _gauge("pahq_data_dir_size_bytes", "All space where jobs are stored.", disk.total),
+        ]
+
+
+def _head_store(now: MemoryUsage) -> Iterable[Metric]:
+    store = now.head_store
+    return [
+        _counter("pahq_head_store_hits", "Full-precision heads that were there when wanted.", store.hits),
+        _counter("pahq_head_store_misses", "Full-precision heads that had to be read.", store.misses),
+        _counter(
+            "pahq_head_store_moved_bytes", "Bytes of full-precision heads that were read.", store.bytes_moved
+        ),
+    ]
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)

@@ -1,39 +1,25 @@
-"""Metrics, traces and lines of the log about one server, as it was asked for them."""
+"""Metrics, traces and log lines about one server, behind one observer."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Info, ProcessCollector
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.observer import Observer
 from pahq_server.telemetry.endpoint import MetricsEndpoint
-from pahq_server.telemetry.events import Events
-from pahq_server.telemetry.fanout import Observers
-from pahq_server.telemetry.metrics import Metrics
-from pahq_server.telemetry.pulled import PulledMetrics, Sources
+from pahq_server.telemetry.metrics import Metrics, PulledMetrics, Sources
 
 if TYPE_CHECKING:
     from pahq_server.telemetry.tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class TelemetryConfig:
-    """What to tell, and where.
-
-    Args:
-        metrics_listen: ``host:port`` of the page for Prometheus; None for none.
-        tracing: whether to send spans to where the ``OTEL_EXPORTER_OTLP_…`` variables say.
-    """
-
-    metrics_listen: str | None = None
-    tracing: bool = False
+# gRPC status codes that say that the server is at fault.
+FAULT_CODES = ("UNKNOWN", "INTERNAL", "DATA_LOSS")
 
 
 class Telemetry:
@@ -42,25 +28,33 @@ class Telemetry:
     ``observer`` is to be told what happens.
 
     Args:
-        config: what to tell.
-        methods: of the API, as `Observer.call_started` names them.
+        methods: names of the API's methods, as `Observer.call_started` is given them.
         build: what the server is made of, by name; its ``version`` among it.
+        metrics_listen: ``HOST:PORT`` of the page for Prometheus; None for no page.
+        tracing: whether to send spans to where the ``OTEL_EXPORTER_OTLP_…`` variables say.
 
-    Raises InvalidRequestError for an address that cannot be bound, and for tracing without its packages.
+    Raises:
+        InvalidRequestError: the address cannot be bound, or the packages for tracing are not installed.
     """
 
-    def __init__(self, config: TelemetryConfig, methods: Collection[str], build: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        methods: Collection[str],
+        build: Mapping[str, str],
+        metrics_listen: str | None = None,
+        tracing: bool = False,
+    ) -> None:
         self._metrics = Metrics(methods)
         # By convention, metrics of the process have the same names for every program.
         ProcessCollector(registry=self._metrics.registry)
         Info("pahq_build", "What runs.", registry=self._metrics.registry).info(dict(build))
-        self._tracing = _tracing(build["version"]) if config.tracing else None
-        self._endpoint = self._listen(config.metrics_listen) if config.metrics_listen else None
-        observers = (Events(), self._metrics if self._endpoint else None, self._tracing)
-        self.observer: Observer = Observers(*(observer for observer in observers if observer))
+        self._tracing = _tracing(build["version"]) if tracing else None
+        self._endpoint = self._listen(metrics_listen) if metrics_listen else None
+        observers = (EventLog(), self._metrics if self._endpoint else None, self._tracing)
+        self.observer: Observer = Observers([observer for observer in observers if observer])
 
     def read(self, sources: Sources) -> None:
-        """From now on, also tells what these say."""
+        """Shows on the page, from now on, also what can be read from these sources."""
         self._metrics.registry.register(PulledMetrics(sources))
 
     def close(self) -> None:
@@ -88,3 +82,33 @@ def _tracing(version: str) -> Tracing:
         detail = f"{error.name} is not installed: pip install 'pahq[tracing]', or unset OTEL_EXPORTER_OTLP_*"
         raise InvalidRequestError("tracing", detail) from error
     return otlp_tracing(version)
+
+
+class Observers(Observer):
+    """Passes each call of a method of `Observer` on to several observers, in order."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        for name in vars(Observer):
+            if not name.startswith("_"):
+                setattr(self, name, _call_each([getattr(observer, name) for observer in observers]))
+
+
+def _call_each(functions: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def call(*arguments: Any, **named: Any) -> None:
+        for function in functions:
+            function(*arguments, **named)
+
+    return call
+
+
+class EventLog(Observer):
+    """Writes the events that deserve a line of the log. The context adds which call the line is about."""
+
+    def job_ended(self, name: str, state: str, seconds: float) -> None:
+        _, _, rest = name.partition("/")
+        fields = {"job": name, "user": rest.partition("/")[0]}
+        logger.info("job %s after %.3f s", state, seconds, extra=fields)
+
+    def call_ended(self, method: str, code: str, seconds: float) -> None:
+        level = logging.WARNING if code in FAULT_CODES else logging.DEBUG
+        logger.log(level, "call ended with %s after %.3f s", code, seconds, extra={"method": method})

@@ -1,7 +1,8 @@
 """Traces, with OpenTelemetry: a span for every call, job and batch. Needs the extra ``tracing``.
 
-Spans are made when their work has ended, from how long it took: nothing has to be carried along. So each is
-the root of its own trace; ``pahq.request_id`` and ``pahq.job`` tie them together, and to the log.
+A span is made when its work has ended, from how long that took, so that no span has to be passed along with
+the work. Each is therefore the root of a trace of its own; ``pahq.request_id`` and ``pahq.job`` tie them
+together, and to the log.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from opentelemetry.trace import SpanKind, StatusCode
 from pahq_server.core.context import current
 from pahq_server.core.observer import Observer
 
-# How long a stop waits for spans that are left: their receiver may be gone.
+# How long closing waits for spans to be sent: their receiver may be gone.
 CLOSE_S = 3.0
 # Codes of calls that failed by a fault of the server, as OpenTelemetry's conventions for gRPC have it.
 _FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 
 
 class Tracing(Observer):
-    """Makes spans of what ends, with a provider of its own.
+    """Makes a span of whatever ends, with a provider of its own.
 
     Args:
         version: of the server.
-        processor: gets the spans.
-        clock: now, in nanoseconds since the epoch.
+        processor: receives the spans.
+        clock: returns the time in nanoseconds since the epoch.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Tracing(Observer):
         self._clock = clock
 
     def close(self) -> None:
-        """Sends what is left, or gives it up after `CLOSE_S`; later spans are dropped."""
+        """Sends the spans that are left, or gives them up after `CLOSE_S`. Later spans are dropped."""
         sending = threading.Thread(target=self._provider.shutdown, name="pahq-traces", daemon=True)
         sending.start()
         sending.join(CLOSE_S)
@@ -56,8 +57,8 @@ class Tracing(Observer):
         attributes = {"pahq.job": name, "pahq.state": state}
         self._span("job", SpanKind.INTERNAL, seconds, attributes, failed=state == "failed")
 
-    def batch(self, rows: int, seconds: float) -> None:
-        self._span("batch", SpanKind.INTERNAL, seconds, {"pahq.rows": rows})
+    def batch(self, passes: float, seconds: float) -> None:
+        self._span("batch", SpanKind.INTERNAL, seconds, {"pahq.passes": passes})
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         service, _, name = method.rpartition("/")
@@ -75,7 +76,7 @@ class Tracing(Observer):
         name: str,
         kind: SpanKind,
         seconds: float,
-        attributes: Mapping[str, str | int],
+        attributes: Mapping[str, str | float],
         failed: bool = False,
     ) -> None:
         end = self._clock()
@@ -88,5 +89,5 @@ class Tracing(Observer):
 
 
 def otlp_tracing(version: str) -> Tracing:
-    """Spans to where the standard ``OTEL_EXPORTER_OTLP_…`` variables say, which the exporter reads."""
+    """Sends spans to where the standard ``OTEL_EXPORTER_OTLP_…`` variables say, which the exporter reads."""
     return Tracing(version, BatchSpanProcessor(OTLPSpanExporter()))

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pahq_server.access.config import AccessConfig
+from pahq_server.access.access import AccessConfig
 from pahq_server.access.identity import (
     REFRESH_S,
-    Anyone,
-    CertificateHolders,
+    CertificateAuthenticator,
     Credentials,
-    TokenHolders,
+    LocalUserAuthenticator,
+    TokenAuthenticator,
 )
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import new_token
+from pahq_server.access.tokens import TokenTable, new_token
 from pahq_server.core.context import Caller
 from pahq_server.core.errors import ServerError, UnauthenticatedError
 from pahq_server.store.database import Database
@@ -63,7 +62,7 @@ def bearer(text: str) -> Credentials:
 
 def test_a_token_tells_who_calls(table: TokenTable, clock: Clock) -> None:
     ada, root = create(table), create(table, "root", "admin")
-    holders = TokenHolders(table, clock=clock)
+    holders = TokenAuthenticator(table, clock=clock)
     assert holders.identify(bearer(ada)) == Caller("ada")
     assert holders.identify(Credentials([f"bearer {root}"])) == Caller("root", admin=True)
 
@@ -91,7 +90,7 @@ def test_everybody_else_is_told_the_same(table: TokenTable, clock: Clock) -> Non
     good = create(table)
     expired, revoked = create(table, expires=clock.now), create(table)
     table.revoke(revoked[5:21], clock.now)
-    holders, texts = TokenHolders(table, clock=clock), set()
+    holders, texts = TokenAuthenticator(table, clock=clock), set()
     for credentials in [*bad_credentials(good), bearer(expired), bearer(revoked)]:
         with pytest.raises(UnauthenticatedError) as caught:
             holders.identify(credentials)
@@ -101,7 +100,7 @@ def test_everybody_else_is_told_the_same(table: TokenTable, clock: Clock) -> Non
 
 
 def test_what_changes_is_noticed_soon(table: TokenTable, clock: Clock) -> None:
-    holders = TokenHolders(table, clock=clock)
+    holders = TokenAuthenticator(table, clock=clock)
     with pytest.raises(UnauthenticatedError):
         holders.identify(Credentials())
     text = create(table, expires=clock.now + 100)
@@ -115,7 +114,7 @@ def test_what_changes_is_noticed_soon(table: TokenTable, clock: Clock) -> None:
 
 def test_a_token_expires_while_the_server_runs(table: TokenTable, clock: Clock) -> None:
     text = create(table, expires=clock.now + REFRESH_S / 2)
-    holders = TokenHolders(table, clock=clock)
+    holders = TokenAuthenticator(table, clock=clock)
     assert holders.identify(bearer(text)) == Caller("ada")
     clock.now += REFRESH_S / 2
     with pytest.raises(UnauthenticatedError):
@@ -124,7 +123,7 @@ def test_a_token_expires_while_the_server_runs(table: TokenTable, clock: Clock) 
 
 def test_a_clock_that_is_set_back_does_not_keep_old_tokens(table: TokenTable, clock: Clock) -> None:
     text = create(table)
-    holders = TokenHolders(table, clock=clock)
+    holders = TokenAuthenticator(table, clock=clock)
     assert holders.identify(bearer(text)) == Caller("ada")
     table.revoke(text[5:21], clock.now)
     clock.now -= 500
@@ -133,7 +132,7 @@ def test_a_clock_that_is_set_back_does_not_keep_old_tokens(table: TokenTable, cl
 
 
 def test_the_first_token_closes_an_open_server_for_good(table: TokenTable, clock: Clock) -> None:
-    holders = TokenHolders(table, Anyone(), clock)
+    holders = TokenAuthenticator(table, LocalUserAuthenticator(), clock)
     assert holders.identify(Credentials()) == Caller("local", admin=True)
     text = create(table)
     clock.now += REFRESH_S
@@ -150,7 +149,7 @@ def test_nobody_comes_in_while_tokens_cannot_be_read(
     table: TokenTable, database: Database, clock: Clock
 ) -> None:
     text = create(table)
-    holders = TokenHolders(table, Anyone(), clock)
+    holders = TokenAuthenticator(table, LocalUserAuthenticator(), clock)
     holders.identify(bearer(text))
     database.close()
     clock.now += REFRESH_S
@@ -191,8 +190,8 @@ def eventually(identify: Callable[[], object], outcome: object) -> None:
 
 def test_a_thread_notices_what_changes(table: TokenTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pahq_server.access.identity.REFRESH_S", 0.05)
-    holders = TokenHolders(table)
-    with holders.kept_fresh():
+    holders = TokenAuthenticator(table)
+    with holders.refreshing():
         text = create(table)
         eventually(lambda: holders.identify(bearer(text)), Caller("ada"))
         table.revoke(text[5:21], time.time())
@@ -204,8 +203,8 @@ def test_no_caller_waits_for_the_database(
 ) -> None:
     monkeypatch.setattr("pahq_server.access.identity.REFRESH_S", 0.01)
     text = create(table)
-    holders = TokenHolders(table)
-    with holders.kept_fresh():
+    holders = TokenAuthenticator(table)
+    with holders.refreshing():
         with held(database):
             time.sleep(0.1)  # what was read is older than it should be by now
             assert holders.identify(bearer(text)) == Caller("ada")
@@ -223,8 +222,8 @@ def test_nobody_comes_in_while_the_thread_cannot_read(
 ) -> None:
     monkeypatch.setattr("pahq_server.access.identity.REFRESH_S", 0.01)
     text = create(table)
-    holders = TokenHolders(table, Anyone())
-    with holders.kept_fresh():
+    holders = TokenAuthenticator(table, LocalUserAuthenticator())
+    with holders.refreshing():
         assert holders.identify(bearer(text)) == Caller("ada")
         database.close()
         for credentials in (bearer(text), Credentials()):
@@ -236,7 +235,7 @@ def test_the_log_alone_is_told_why_a_call_is_refused(table: TokenTable, clock: C
     unknown, _ = new_token("eve", "user", 0.0)
     expired, revoked = create(table, "bob", expires=clock.now), create(table)
     table.revoke(revoked[5:21], clock.now)
-    holders, told = TokenHolders(table, clock=clock), []
+    holders, told = TokenAuthenticator(table, clock=clock), []
     for credentials in (Credentials(), bearer("x"), bearer(unknown), bearer(expired), bearer(revoked)):
         with pytest.raises(UnauthenticatedError) as caught:
             holders.identify(credentials)
@@ -251,7 +250,7 @@ def test_the_log_alone_is_told_why_a_call_is_refused(table: TokenTable, clock: C
 
 
 def test_certificates_tell_who_calls() -> None:
-    holders = CertificateHolders(["root"])
+    holders = CertificateAuthenticator(["root"])
     assert holders.identify(Credentials(common_names=["ada"])) == Caller("ada")
     assert holders.identify(Credentials(common_names=["root"])) == Caller("root", admin=True)
     for names in ([], ["ada", "root"], ["Ada Lovelace"], [""], ["a/b"], ["*"]):
@@ -262,10 +261,10 @@ def test_certificates_tell_who_calls() -> None:
 @pytest.mark.parametrize(
     ("auth", "kind"),
     [
-        ("none", Anyone),
-        ("certificates", CertificateHolders),
-        ("auto", TokenHolders),
-        ("tokens", TokenHolders),
+        ("none", LocalUserAuthenticator),
+        ("certificates", CertificateAuthenticator),
+        ("auto", TokenAuthenticator),
+        ("tokens", TokenAuthenticator),
     ],
 )
 def test_modes(auth: str, kind: type, table: TokenTable, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Rates, permits, and the order in which a call is checked."""
+"""RateLimiter, permits, and the order in which a call is checked."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ from contextlib import ExitStack
 
 import pytest
 
-from pahq_server.access.access import NOBODY, Access
-from pahq_server.access.admission import AnonymousPermits, Permits
+from pahq_server.access.access import ANONYMOUS, Access
 from pahq_server.access.identity import Credentials
-from pahq_server.access.limits import CallLimits
+from pahq_server.access.limits import (
+    LINES_BURST,
+    MAX_ADDRESSES,
+    MAX_BUCKETS,
+    AnonymousPermits,
+    CallLimits,
+    FailedCallLimiter,
+    Permits,
+    RateLimiter,
+)
 from pahq_server.access.policy import Scope
-from pahq_server.access.rates import LINES_BURST, MAX_ADDRESSES, MAX_BUCKETS, Failures, Rates
 from pahq_server.core.context import Caller
 from pahq_server.core.errors import (
     ConflictError,
@@ -53,7 +60,7 @@ class Refusals(Observer):
 
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
     clock = Clock()
-    rates = Rates(rate=4.0, burst=3, clock=clock)
+    rates = RateLimiter(rate=4.0, burst=3, clock=clock)
     for _ in range(3):
         rates.take("ada")
     with pytest.raises(RateLimitedError) as caught:
@@ -73,7 +80,7 @@ def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
 
 def test_who_waits_as_told_is_let_in() -> None:
     clock = Clock()
-    rates = Rates(rate=3.0, burst=1, clock=clock)
+    rates = RateLimiter(rate=3.0, burst=1, clock=clock)
     for _ in range(100):
         rates.take("ada")
         with pytest.raises(RateLimitedError) as caught:
@@ -83,7 +90,7 @@ def test_who_waits_as_told_is_let_in() -> None:
 
 def test_buckets_of_users_who_are_gone_are_forgotten() -> None:
     clock = Clock()
-    rates = Rates(rate=1.0, burst=2, clock=clock)
+    rates = RateLimiter(rate=1.0, burst=2, clock=clock)
     for number in range(MAX_BUCKETS):
         rates.take(f"user{number}")
     clock.now += 3
@@ -106,7 +113,7 @@ def test_permits_are_counted_per_user_and_in_total() -> None:
             assert not isinstance(full.value, QuotaExceededError)
         assert permits.held == 2
     assert permits.held == 0
-    assert permits._held == {}
+    assert permits._held_by_user == {}
 
 
 def test_a_permit_is_given_back_however_a_call_ends() -> None:
@@ -125,7 +132,7 @@ def admitted(access: Access, method: str, *user: str, stream: bool = False) -> C
 def test_what_a_call_asks_of_its_caller() -> None:
     refusals = Refusals()
     access = Access(Names(), observer=refusals, policy=POLICY)
-    assert admitted(access, "open") == NOBODY
+    assert admitted(access, "open") == ANONYMOUS
     assert admitted(access, "own", "ada") == Caller("ada")
     assert admitted(access, "all", "root") == Caller("root", admin=True)
     for method in ("own", "all", "unheard of"):
@@ -212,7 +219,7 @@ def test_without_a_name_the_oldest_call_of_the_same_address_makes_room() -> None
         assert ended == ["a1", "a2"]
         assert permits.held == 3
     assert permits.held == 0
-    assert permits._held == {}
+    assert permits._held_by_address == {}
 
 
 def test_in_all_the_address_with_most_calls_makes_room() -> None:
@@ -258,7 +265,7 @@ def test_floods_without_a_name_take_no_permit_of_a_user() -> None:
 
 def test_an_address_may_fail_so_often() -> None:
     clock = Clock()
-    failures = Failures(rate=2.0, burst=3, clock=clock)
+    failures = FailedCallLimiter(rate=2.0, burst=3, clock=clock)
     for _ in range(3):
         failures.take("10.0.0.7", "")
     with pytest.raises(RateLimitedError, match="check the token") as caught:
@@ -270,7 +277,7 @@ def test_an_address_may_fail_so_often() -> None:
 
 
 def test_the_log_names_the_address_once_for_each_power_of_ten(caplog: pytest.LogCaptureFixture) -> None:
-    failures = Failures(1e9, 10**9, clock=Clock(), now=lambda: 0.0)
+    failures = FailedCallLimiter(1e9, 10**9, clock=Clock(), now=lambda: 0.0)
     for _ in range(1234):
         failures.take("10.0.0.7", "it shows no token")
     failures.take("10.0.0.8", "its token is unknown")
@@ -288,7 +295,7 @@ def test_the_log_names_the_address_once_for_each_power_of_ten(caplog: pytest.Log
 
 def test_many_addresses_fill_neither_memory_nor_log(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    failures = Failures(1.0, 1, clock=clock)
+    failures = FailedCallLimiter(1.0, 1, clock=clock)
     for number in range(2 * MAX_ADDRESSES):
         failures.take(f"address {number}", "it shows no token")
     assert len(failures._failing) == MAX_ADDRESSES

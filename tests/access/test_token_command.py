@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pahq_server.access.identity import Credentials, TokenHolders
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import token_id
+from pahq_server.access.identity import Credentials, TokenAuthenticator
+from pahq_server.access.tokens import TokenTable, token_id
 from pahq_server.cli import main
 from pahq_server.core.context import Caller
 from pahq_server.store.database import Database
@@ -37,7 +36,7 @@ def test_a_token_that_is_created_lets_its_user_in(command: Command) -> None:
     code, out, err = command("create", "ada", "--scope", "admin")
     assert (code, err) == (0, "")
     database = Database(command.data / DATABASE)
-    caller = TokenHolders(TokenTable(database)).identify(Credentials([f"Bearer {out.strip()}"]))
+    caller = TokenAuthenticator(TokenTable(database)).identify(Credentials([f"Bearer {out.strip()}"]))
     database.close()
     assert caller == Caller("ada", admin=True)
 
@@ -81,7 +80,8 @@ def test_what_is_no_number_of_days(days: str, command: Command, capsys: pytest.C
     with pytest.raises(SystemExit) as exit:
         command("create", "ada", f"--days={days}")
     assert exit.value.code == 2
-    assert f"{days!r} is no number of days" in capsys.readouterr().err
+    allowed = "must be a number of days from a minute (0.0007) to 36500"
+    assert f"argument --days: {allowed}, got {days!r}" in capsys.readouterr().err
 
 
 def test_a_list_of_nothing_says_where_it_looked(command: Command) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import digest, is_user, new_token, token_id
+from pahq_server.access.tokens import TokenTable, digest, is_user, new_token, token_id
 from pahq_server.core.context import Caller
 from pahq_server.store.database import Database
 

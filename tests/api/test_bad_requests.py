@@ -6,30 +6,64 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, objective, refused, spec
+from helpers.api_server import RunningServer, extension, objective, refused, spec
 from helpers.fake_engine import FakeEngine
-from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import model_pb2, task_pb2
-
-from pahq_server.core.errors import NonFiniteMetricError
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import model_pb2, patching_pb2, task_pb2
 
 Code = grpc.StatusCode
 Ask = Callable[[RunningServer], object]
-NOBODY = "users/local/discoveries/none"
+NOBODY = "users/local/jobs/none"
 BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
-    "method": (lambda s: s.create(spec(method="eap")), "method", "unknown method 'eap'; one of ['acdc', "),
-    "no method": (
-        lambda s: s.create(pb.DiscoverySpec(objective=objective())),
+    "method": (
+        lambda s: s.create(extension("magic")),
         "method",
-        "unknown method ''",
+        "unknown method 'magic'; one of ['acdc', ",
+    ),
+    "no method": (
+        lambda s: s.create(pb.JobSpec(objective=objective())),
+        "method",
+        "is missing; one of ['acdc', ",
     ),
     "metric": (lambda s: s.create(spec(metric="charm")), "metric", "unknown metric 'charm'"),
-    "no threshold": (lambda s: s.create(spec(threshold=None)), "threshold", "needs a threshold"),
-    "NaN": (lambda s: s.create(spec(threshold=float("nan"))), "threshold", "nan is not a finite number >= 0"),
-    "infinite": (lambda s: s.create(spec(threshold=float("inf"))), "threshold", "inf is not a finite number"),
-    "negative": (lambda s: s.create(spec(threshold=-0.5)), "threshold", "-0.5 is not a finite number >= 0"),
+    "no threshold": (
+        lambda s: s.create(spec(threshold=None)),
+        "acdc.threshold",
+        "method 'acdc' needs a threshold",
+    ),
+    "NaN": (
+        lambda s: s.create(spec(threshold=float("nan"))),
+        "acdc.threshold",
+        "finite number >= 0, got nan",
+    ),
+    "infinite": (
+        lambda s: s.create(spec(threshold=float("inf"))),
+        "acdc.threshold",
+        "finite number >= 0, got inf",
+    ),
+    "negative": (lambda s: s.create(spec(threshold=-0.5)), "acdc.threshold", "finite number >= 0, got -0.5"),
+    "negative of single edges": (
+        lambda s: s.create(spec("single_edge", threshold=-0.5)),
+        "single_edge.threshold",
+        "finite number >= 0, got -0.5",
+    ),
+    "parameter of an extension": (
+        lambda s: s.create(extension("acdc", threshold="much")),
+        "extension.parameters.threshold",
+        "finite number >= 0, got 'much'",
+    ),
+    "unknown parameter": (
+        lambda s: s.create(extension("acdc", treshold=1.0)),
+        "extension.parameters.treshold",
+        "is no parameter of method 'acdc', which has ['gates', 'threshold']",
+    ),
+    "list as a parameter": (
+        lambda s: s.create(extension("acdc", threshold=[1.0])),
+        "extension.parameters.threshold",
+        "must be a number, a text, true or false",
+    ),
     "no task": (lambda s: s.create(spec(task=None)), "task", "is missing"),
-    "nothing at all": (lambda s: s.create(pb.DiscoverySpec()), "task", "is missing"),
+    "nothing at all": (lambda s: s.create(pb.JobSpec()), "method", "is missing"),
     "unset prompt": (
         lambda s: s.create(spec(task=prompts(clean=[task_pb2.Prompt(text="a"), task_pb2.Prompt()]))),
         "task.clean[1]",
@@ -41,29 +75,29 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
         "has neither text nor token ids",
     ),
     "edge": (
-        lambda s: s.discovery.EvaluateCircuit(
-            pb.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits", "m7->logits"])
+        lambda s: s.patching.EvaluateCircuit(
+            patching_pb2.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits", "m7->logits"])
         ),
         "edges",
         "the graph has no sender 'm7'",
     ),
     "evaluation without a task": (
-        lambda s: s.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest()),
+        lambda s: s.patching.EvaluateCircuit(patching_pb2.EvaluateCircuitRequest()),
         "task",
         "is missing",
     ),
     "page size": (
-        lambda s: s.discovery.ListDiscoveries(pb.ListDiscoveriesRequest(page_size=1001)),
+        lambda s: s.job_stub.ListJobs(pb.ListJobsRequest(page_size=1001)),
         "page_size",
         "1001 is outside of [0, 1000]",
     ),
     "negative page size": (
-        lambda s: s.discovery.ListDiscoveries(pb.ListDiscoveriesRequest(page_size=-1)),
+        lambda s: s.job_stub.ListJobs(pb.ListJobsRequest(page_size=-1)),
         "page_size",
         "-1 is outside of [0, 1000]",
     ),
     "page token": (
-        lambda s: s.discovery.ListDiscoveries(pb.ListDiscoveriesRequest(page_token="made up")),
+        lambda s: s.job_stub.ListJobs(pb.ListJobsRequest(page_token="made up")),
         "page_token",
         "is not from an earlier response",
     ),
@@ -87,14 +121,15 @@ def test_a_bad_request_names_its_field(name: str, server: RunningServer) -> None
 
 
 NOT_THERE: dict[str, Ask] = {
-    "GetDiscovery": lambda s: s.discovery.GetDiscovery(pb.GetDiscoveryRequest(name=NOBODY)),
-    "CancelDiscovery": lambda s: s.discovery.CancelDiscovery(pb.CancelDiscoveryRequest(name=NOBODY)),
-    "DeleteDiscovery": lambda s: s.discovery.DeleteDiscovery(pb.DeleteDiscoveryRequest(name=NOBODY)),
-    "GetCircuit": lambda s: s.circuit(NOBODY),
+    "GetJob": lambda s: s.job_stub.GetJob(pb.GetJobRequest(name=NOBODY)),
+    "WatchJob": lambda s: s.events(NOBODY),
+    "CancelJob": lambda s: s.job_stub.CancelJob(pb.CancelJobRequest(name=NOBODY)),
+    "DeleteJob": lambda s: s.job_stub.DeleteJob(pb.DeleteJobRequest(name=NOBODY)),
+    "GetArtifact": lambda s: s.artifact(NOBODY),
     "GetModel": lambda s: s.models.GetModel(model_pb2.GetModelRequest(name=NOBODY)),
-    "CreateDiscovery": lambda s: s.create(spec(model=NOBODY)),
-    "EvaluateCircuit": lambda s: s.discovery.EvaluateCircuit(
-        pb.EvaluateCircuitRequest(objective=objective(model="/models/gpt2"))
+    "CreateJob": lambda s: s.create(spec(model=NOBODY)),
+    "EvaluateCircuit": lambda s: s.patching.EvaluateCircuit(
+        patching_pb2.EvaluateCircuitRequest(objective=objective(model="/models/gpt2"))
     ),
 }
 
@@ -109,30 +144,45 @@ def test_what_is_not_there(name: str, server: RunningServer) -> None:
     assert asked in refusal.info.metadata["name"]
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED", "FAILED"])
-def test_only_a_succeeded_discovery_has_a_circuit(
-    state: str, engine: FakeEngine, server: RunningServer
-) -> None:
-    engine.failures["bad"].score = NonFiniteMetricError("nan") if state == "FAILED" else None
+def test_a_job_that_has_not_ended_has_no_artifact(engine: FakeEngine, server: RunningServer) -> None:
     engine.hold()
-    name = server.create(spec(model="bad")).name
+    name = server.create(spec()).name
     engine.wait_for_call()
-    if state == "CANCELLED":
-        server.discovery.CancelDiscovery(pb.CancelDiscoveryRequest(name=name))
-    if state != "RUNNING":
+    with refused() as refusal:
+        server.artifact(name)
+    assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "CONFLICT")
+    assert refusal.message == f"{name} has no artifact yet: it is RUNNING"
+
+
+def test_a_job_that_was_cancelled_before_it_began_has_no_artifact(engine: FakeEngine) -> None:
+    with RunningServer(engine, slots=1) as server:
+        engine.hold()
+        server.create(spec())
+        engine.wait_for_call()
+        name = server.create(spec()).name
+        server.job_stub.CancelJob(pb.CancelJobRequest(name=name))
         engine.release()
         server.events(name)
-    with refused() as refusal:
-        server.circuit(name)
+        with refused() as refusal:
+            server.artifact(name)
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "CONFLICT")
-    assert refusal.message == f"{name} has no circuit: it is {state}"
+    assert refusal.message == f"{name} had found nothing that could be given: it is CANCELLED"
 
 
-def test_only_a_finished_discovery_can_be_deleted(engine: FakeEngine, server: RunningServer) -> None:
+def test_a_name_of_an_older_server_is_not_there(server: RunningServer) -> None:
+    """The migration renames jobs: their old names are gone."""
+    name = server.finish(spec()).replace("/jobs/", "/discoveries/")
+    for ask in (server.artifact, server.events):
+        with refused() as refusal:
+            ask(name)
+        assert (refusal.code, refusal.info.reason) == (Code.NOT_FOUND, "NOT_FOUND")
+
+
+def test_only_a_finished_job_can_be_deleted(engine: FakeEngine, server: RunningServer) -> None:
     engine.hold()
     name = server.create(spec()).name
     with refused() as refusal:
-        server.discovery.DeleteDiscovery(pb.DeleteDiscoveryRequest(name=name))
+        server.job_stub.DeleteJob(pb.DeleteJobRequest(name=name))
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "CONFLICT")
     assert "cancel it first" in refusal.message
 
@@ -152,8 +202,10 @@ def test_a_full_queue_says_when_to_come_back(engine: FakeEngine) -> None:
 def test_a_deadline_that_passes_leaves_nothing_behind(engine: FakeEngine, server: RunningServer) -> None:
     engine.hold()
     with refused() as refusal:
-        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(objective=objective()), timeout=0.2)
+        server.patching.EvaluateCircuit(
+            patching_pb2.EvaluateCircuitRequest(objective=objective()), timeout=0.2
+        )
     assert refusal.code is Code.DEADLINE_EXCEEDED
     engine.release()
     server.finish(spec())
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}

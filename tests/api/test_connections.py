@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers.api_server import RunningServer, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2, model_pb2_grpc
 
 from pahq_server.api import connections
@@ -20,7 +20,7 @@ from pahq_server.api.connections import (
     MOST_CONNECTIONS,
     RESERVED_FILES,
     ConnectionLimits,
-    connections_of,
+    most_connections,
     raise_file_limit,
 )
 
@@ -67,7 +67,7 @@ def test_a_connection_with_a_stream_stays(engine: FakeEngine) -> None:
     with RunningServer(engine, api={"connections": BRIEF}) as server, connect(server, PREFACE) as other:
         engine.hold()
         name = server.create(spec()).name
-        stream = server.discovery.WatchDiscovery(pb.WatchDiscoveryRequest(name=name), timeout=PATIENCE_S)
+        stream = server.job_stub.WatchJob(pb.WatchJobRequest(name=name), timeout=PATIENCE_S)
         next(stream)
         wait_for_end(other)  # which began later: by now the first would have been closed, too
         time.sleep(BRIEF.idle_s)
@@ -121,8 +121,8 @@ def test_a_connection_has_room_for_all_that_a_user_may_have(engine: FakeEngine) 
     """What is too much is refused: with less room it would wait, and nobody would know for what."""
     with RunningServer(engine) as server:
         engine.hold()
-        watch = pb.WatchDiscoveryRequest(name=server.create(spec()).name)
-        streams = [server.discovery.WatchDiscovery(watch, timeout=PATIENCE_S) for _ in range(257)]
+        watch = pb.WatchJobRequest(name=server.create(spec()).name)
+        streams = [server.job_stub.WatchJob(watch, timeout=PATIENCE_S) for _ in range(257)]
         told = [next(stream) for stream in streams[:256]]
         assert len(told) == 256
         with pytest.raises(grpc.RpcError) as caught:
@@ -146,7 +146,7 @@ def test_a_connection_has_room_for_all_that_a_user_may_have(engine: FakeEngine) 
     ],
 )
 def test_some_files_are_kept_for_other_uses(files: int, most: int) -> None:
-    assert connections_of(files) == most
+    assert most_connections(files) == most
 
 
 def test_the_limit_of_files_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from helpers.api_server import RunningServer, objective, refused, spec
 from helpers.fake_engine import FakeEngine
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import patching_pb2
 
 from pahq_server.api.errors import STATUS, VersionMismatchError, to_status
 from pahq_server.core import errors
@@ -125,23 +125,23 @@ def test_an_unexpected_error_tells_nothing_about_itself(engine: FakeEngine, serv
     server.assert_alive()
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_an_evaluation_that_fails_while_it_runs(
     place: str, engine: FakeEngine, server: RunningServer
 ) -> None:
     setattr(engine.failures["bad"], place, errors.NonFiniteMetricError("the metric is nan"))
     with refused() as refusal:
-        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(objective=objective(model="bad")))
+        server.patching.EvaluateCircuit(patching_pb2.EvaluateCircuitRequest(objective=objective(model="bad")))
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "NON_FINITE_METRIC")
     assert refusal.message == "the metric is nan"
     server.assert_alive()
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_an_evaluation_without_memory(place: str, engine: FakeEngine, server: RunningServer) -> None:
     setattr(engine.failures["bad"], place, MemoryError())
     with refused() as refusal:
-        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(objective=objective(model="bad")))
+        server.patching.EvaluateCircuit(patching_pb2.EvaluateCircuitRequest(objective=objective(model="bad")))
     assert (refusal.code, refusal.message) == (Code.RESOURCE_EXHAUSTED, "not enough memory")
     assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() == 10_000
     server.assert_alive()

@@ -15,14 +15,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers.api_server import RunningServer, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2
 
 from pahq_server.access.access import Access
-from pahq_server.access.identity import Credentials, TokenHolders
+from pahq_server.access.identity import Credentials, TokenAuthenticator
 from pahq_server.access.limits import CallLimits
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import new_token
+from pahq_server.access.tokens import TokenTable, new_token
 from pahq_server.api.errors import guarded
 from pahq_server.api.gate import host_of
 from pahq_server.core.context import Caller
@@ -32,7 +31,7 @@ from pahq_server.store.database import Database
 
 Code = grpc.StatusCode
 LIST = model_pb2.ListModelsRequest()
-DISCOVERY = "pahq.v1.DiscoveryService"
+JOBS = "pahq.v1.JobService"
 
 
 class Names:
@@ -121,15 +120,15 @@ def test_refusals_have_a_request_id_too(server: RunningServer) -> None:
 
 
 def test_jobs_and_sessions_belong_to_the_caller(server: RunningServer, engine: FakeEngine) -> None:
-    request = pb.CreateDiscoveryRequest(spec=spec(), request_id="same")
-    names = [server.discovery.CreateDiscovery(request, **by(user)).discovery.name for user in ("ada", "bob")]
+    request = pb.CreateJobRequest(spec=spec(), request_id="same")
+    names = [server.job_stub.CreateJob(request, **by(user)).job.name for user in ("ada", "bob")]
     assert [name.split("/")[1] for name in names] == ["ada", "bob"]
     listed = {}
     for user in ("ada", "bob", "cy", "root"):
-        answer = server.discovery.ListDiscoveries(pb.ListDiscoveriesRequest(), **by(user))
-        listed[user] = {job.name for job in answer.discoveries}
+        answer = server.job_stub.ListJobs(pb.ListJobsRequest(), **by(user))
+        listed[user] = {job.name for job in answer.jobs}
     assert listed == {"ada": {names[0]}, "bob": {names[1]}, "cy": set(), "root": set(names)}
-    found = server.discovery.GetDiscovery(pb.GetDiscoveryRequest(name=names[0]), **by("root")).discovery
+    found = server.job_stub.GetJob(pb.GetJobRequest(name=names[0]), **by("root")).job
     assert found.name == names[0]
 
 
@@ -137,21 +136,19 @@ def test_a_user_has_so_many_calls_and_streams_at_once(
     server: RunningServer, engine: FakeEngine, heard: Heard
 ) -> None:
     engine.hold()
-    name = server.discovery.CreateDiscovery(
-        pb.CreateDiscoveryRequest(spec=spec()), **by("ada")
-    ).discovery.name
-    watch = pb.WatchDiscoveryRequest(name=name)
-    stream = server.discovery.WatchDiscovery(watch, **by("ada"))
+    name = server.job_stub.CreateJob(pb.CreateJobRequest(spec=spec()), **by("ada")).job.name
+    watch = pb.WatchJobRequest(name=name)
+    stream = server.job_stub.WatchJob(watch, **by("ada"))
     next(stream)
     with refused() as refusal:
-        list(server.discovery.WatchDiscovery(watch, **by("ada")))
+        list(server.job_stub.WatchJob(watch, **by("ada")))
     assert (refusal.code, refusal.info.reason) == (Code.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
     assert refusal.details["QuotaFailure"].violations[0].subject == "users/ada"
     assert refusal.details["RetryInfo"].retry_delay.ToSeconds() > 0
-    next(server.discovery.WatchDiscovery(watch, **by("root")))
+    next(server.job_stub.WatchJob(watch, **by("root")))
     stream.cancel()
-    heard.wait_for("ended", "WatchDiscovery", "CANCELLED")
-    next(server.discovery.WatchDiscovery(watch, **by("ada")))
+    heard.wait_for("ended", "WatchJob", "CANCELLED")
+    next(server.job_stub.WatchJob(watch, **by("ada")))
     assert ("rejected", "quota") in heard.calls
 
 
@@ -180,10 +177,8 @@ def test_health_needs_no_credentials_and_has_no_rate(server: RunningServer) -> N
 
 def test_a_stream_ends_with_its_credentials(server: RunningServer, engine: FakeEngine, names: Names) -> None:
     engine.hold()
-    name = server.discovery.CreateDiscovery(
-        pb.CreateDiscoveryRequest(spec=spec()), **by("ada")
-    ).discovery.name
-    stream = server.discovery.WatchDiscovery(pb.WatchDiscoveryRequest(name=name), **by("ada"))
+    name = server.job_stub.CreateJob(pb.CreateJobRequest(spec=spec()), **by("ada")).job.name
+    stream = server.job_stub.WatchJob(pb.WatchJobRequest(name=name), **by("ada"))
     next(stream)
     names.gone.add("ada")
     engine.release()
@@ -196,19 +191,19 @@ def test_what_observers_hear(server: RunningServer, heard: Heard) -> None:
     server.models.ListModels(LIST, **by("ada"))
     heard.wait_for("ended", "ListModels", "OK")
     with refused():
-        server.discovery.GetDiscovery(pb.GetDiscoveryRequest(name="x"), **by("ada"))
-    heard.wait_for("ended", "GetDiscovery", "NOT_FOUND")
+        server.job_stub.GetJob(pb.GetJobRequest(name="x"), **by("ada"))
+    heard.wait_for("ended", "GetJob", "NOT_FOUND")
     with refused():
-        server.discovery.DeleteDiscovery(pb.DeleteDiscoveryRequest(name="x"))
-    heard.wait_for("ended", "DeleteDiscovery", "UNAUTHENTICATED")
+        server.job_stub.DeleteJob(pb.DeleteJobRequest(name="x"))
+    heard.wait_for("ended", "DeleteJob", "UNAUTHENTICATED")
     assert heard.calls == [
         ("started", "ListModels"),
         ("ended", "ListModels", "OK"),
-        ("started", "GetDiscovery"),
-        ("ended", "GetDiscovery", "NOT_FOUND"),
-        ("started", "DeleteDiscovery"),
+        ("started", "GetJob"),
+        ("ended", "GetJob", "NOT_FOUND"),
+        ("started", "DeleteJob"),
         ("rejected", "auth"),
-        ("ended", "DeleteDiscovery", "UNAUTHENTICATED"),
+        ("ended", "DeleteJob", "UNAUTHENTICATED"),
     ]
 
 
@@ -217,18 +212,16 @@ def test_a_call_that_ends_in_time_is_not_an_error(
 ) -> None:
     """Neither a client that leaves nor one whose time is up is worth a line of the log."""
     engine.hold()
-    name = server.discovery.CreateDiscovery(
-        pb.CreateDiscoveryRequest(spec=spec()), **by("ada")
-    ).discovery.name
-    watch = pb.WatchDiscoveryRequest(name=name)
+    name = server.job_stub.CreateJob(pb.CreateJobRequest(spec=spec()), **by("ada")).job.name
+    watch = pb.WatchJobRequest(name=name)
     with refused() as refusal:
-        list(server.discovery.WatchDiscovery(watch, metadata=[("authorization", "ada")], timeout=0.1))
+        list(server.job_stub.WatchJob(watch, metadata=[("authorization", "ada")], timeout=0.1))
     assert refusal.code is Code.DEADLINE_EXCEEDED
-    heard.wait_for("ended", "WatchDiscovery", "DEADLINE_EXCEEDED")
-    stream = server.discovery.WatchDiscovery(watch, **by("ada"))
+    heard.wait_for("ended", "WatchJob", "DEADLINE_EXCEEDED")
+    stream = server.job_stub.WatchJob(watch, **by("ada"))
     next(stream)
     stream.cancel()
-    heard.wait_for("ended", "WatchDiscovery", "CANCELLED")
+    heard.wait_for("ended", "WatchJob", "CANCELLED")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
@@ -259,19 +252,19 @@ def test_a_connection_that_breaks_while_an_answer_is_sent_is_no_fault(
 
 
 def raw(server: RunningServer, method: str) -> Any:
-    return server.channel.unary_unary(f"/{DISCOVERY}/{method}")
+    return server.channel.unary_unary(f"/{JOBS}/{method}")
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x01\xff", b"\x0f" * 9])
 def test_what_is_no_message(data: bytes, server: RunningServer) -> None:
     with refused() as refusal:
-        raw(server, "GetDiscovery")(data, **by("ada"))
+        raw(server, "GetJob")(data, **by("ada"))
     assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "request")
 
 
 def test_a_call_without_a_message(server: RunningServer) -> None:
     with refused() as refusal:
-        server.channel.stream_unary(f"/{DISCOVERY}/GetDiscovery")(iter(()), **by("ada"))
+        server.channel.stream_unary(f"/{JOBS}/GetJob")(iter(()), **by("ada"))
     assert (refusal.code, refusal.violation) == (Code.INVALID_ARGUMENT, ("request", "there is no message"))
 
 
@@ -282,7 +275,7 @@ def test_a_message_that_does_not_come(engine: FakeEngine) -> None:
         held, patience = threading.Event(), {"timeout": PATIENCE_S}
         never = (b"" for _ in range(1) if not held.wait(PATIENCE_S))
         with refused() as refusal:
-            server.channel.stream_unary(f"/{DISCOVERY}/GetDiscovery")(never, **patience)
+            server.channel.stream_unary(f"/{JOBS}/GetJob")(never, **patience)
         held.set()
         assert (refusal.code, refusal.message) == (Code.DEADLINE_EXCEEDED, "the deadline has passed")
         server.models.ListModels(LIST, **patience)
@@ -296,7 +289,7 @@ def test_an_unknown_call(server: RunningServer) -> None:
 
 def test_compressed_messages_are_refused_unread(server: RunningServer) -> None:
     with refused() as refusal:
-        raw(server, "GetDiscovery")(bytes(1_000_000), compression=grpc.Compression.Gzip, **by("ada"))
+        raw(server, "GetJob")(bytes(1_000_000), compression=grpc.Compression.Gzip, **by("ada"))
     assert refusal.code is Code.UNIMPLEMENTED
 
 
@@ -346,7 +339,7 @@ class TokenServer:
         table = TokenTable(self.database)
         self.text, token = new_token("ada", "user", 0.0)
         table.add(token)
-        self.holders = TokenHolders(table)
+        self.holders = TokenAuthenticator(table)
 
 
 def test_a_call_with_a_token_is_answered_while_the_database_is_locked(
@@ -356,7 +349,7 @@ def test_a_call_with_a_token_is_answered_while_the_database_is_locked(
     tokens = TokenServer(tmp_path)
     access = Access(tokens.holders)
     with (
-        tokens.holders.kept_fresh(),
+        tokens.holders.refreshing(),
         RunningServer(engine, api={"access": access}) as server,
         tokens.database._writing,  # held by this thread
         tokens.database._reading,

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers.api_server import RunningServer
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 
-from pahq_server.api.health import Health, Status
+from pahq_server.api.health import HealthService, Status
 from pahq_server.api.server import SERVICES
 
 Request = health_pb2.HealthCheckRequest
@@ -68,7 +68,7 @@ class Context:
 
 
 @asynccontextmanager
-async def watching(health: Health, service: str) -> AsyncIterator[asyncio.Queue[int]]:
+async def watching(health: HealthService, service: str) -> AsyncIterator[asyncio.Queue[int]]:
     context = Context()
     task = asyncio.create_task(health.Watch(Request(service=service), context))
     yield context.told
@@ -77,7 +77,7 @@ async def watching(health: Health, service: str) -> AsyncIterator[asyncio.Queue[
 
 def test_every_change_is_told_once_and_nothing_after_the_end() -> None:
     async def run() -> list[int]:
-        health, told = Health(), []
+        health, told = HealthService(), []
         async with watching(health, "x") as changes:
             told.append(await changes.get())
             for status in (Status.SERVING, Status.SERVING, Status.NOT_SERVING, Status.SERVING):

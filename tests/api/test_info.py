@@ -50,7 +50,7 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
     assert info == server_pb2.ServerInfo(
         version=__version__,
         device="abacus",
-        methods=["acdc", "single_edge"],
+        methods=["acdc", "eap", "single_edge"],
         metrics=["kl_divergence", "l2"],
         ablations=["resample", "zero"],
         precisions=["fp32"],
@@ -110,7 +110,7 @@ def test_reflection_lists_the_services(server: RunningServer) -> None:
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     (response,) = stub.ServerReflectionInfo(iter([request]))
     names = {service.name for service in response.list_services_response.service}
-    assert names >= {"pahq.v1.DiscoveryService", "pahq.v1.ModelService", "pahq.v1.ServerService"}
+    assert names >= {"pahq.v1.JobService", "pahq.v1.ModelService", "pahq.v1.ServerService"}
 
 
 def test_every_method_of_the_protos_is_served(server: RunningServer) -> None:

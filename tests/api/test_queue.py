@@ -1,4 +1,4 @@
-"""Places in the queue as clients see them."""
+"""Positions in the queue as clients see them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from helpers.api_server import RunningServer, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
-from pahq_server.scheduler import telling
+from pahq_server.scheduler import queue
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(autouse=True)
 def _always_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where places were told just now, there would be no other batch to tell them again."""
-    monkeypatch.setattr(telling, "TELL_AGAIN", 0)
+    """Where positions were told just now, there would be no other batch to tell them again."""
+    monkeypatch.setattr(queue, "TELL_AGAIN", 0)
 
 
 def three_jobs(server: RunningServer) -> list[str]:
-    """The first one runs. Places are told between batches."""
+    """The first one runs. Positions are told between batches."""
     names = [server.create(spec()).name for _ in range(3)]
     server.engine.wait_for_call()
     server.engine.let()
@@ -37,8 +37,8 @@ def three_jobs(server: RunningServer) -> list[str]:
 
 
 def watch(server: RunningServer, name: str, after: int = 0) -> Iterator[pb.Event]:
-    request = pb.WatchDiscoveryRequest(name=name, after_sequence=after)
-    for response in server.discovery.WatchDiscovery(request, timeout=PATIENCE_S):
+    request = pb.WatchJobRequest(name=name, after_sequence=after)
+    for response in server.job_stub.WatchJob(request, timeout=PATIENCE_S):
         yield response.event
 
 
@@ -54,15 +54,15 @@ def told(events: Iterator[pb.Event], position: int) -> pb.Event:
 
 
 def cancel(server: RunningServer, name: str) -> None:
-    server.discovery.CancelDiscovery(pb.CancelDiscoveryRequest(name=name))
+    server.job_stub.CancelJob(pb.CancelJobRequest(name=name))
 
 
-def test_a_new_place_in_the_queue_is_an_event_of_the_same_sequence(server: RunningServer) -> None:
+def test_a_new_position_in_the_queue_is_an_event_of_the_same_sequence(server: RunningServer) -> None:
     first, second, third = three_jobs(server)
     events = watch(server, third)
     before = told(events, 2)
-    assert (before.kind, before.state) == (pb.EVENT_KIND_STATE, pb.DISCOVERY_STATE_QUEUED)
-    found = server.discovery.GetDiscovery(pb.GetDiscoveryRequest(name=third)).discovery
+    assert (before.kind, before.state) == (pb.EVENT_KIND_STATE, pb.JOB_STATE_QUEUED)
+    found = server.job_stub.GetJob(pb.GetJobRequest(name=third)).job
     assert (found.queue_position, found.HasField("start_time")) == (2, False)
     cancel(server, second)
     server.engine.let()
@@ -75,7 +75,7 @@ def test_a_new_place_in_the_queue_is_an_event_of_the_same_sequence(server: Runni
     last = list(events)[-1]
     assert last.kind == pb.EVENT_KIND_END
     assert not last.HasField("queue_position")
-    found = server.discovery.GetDiscovery(pb.GetDiscoveryRequest(name=third)).discovery
+    found = server.job_stub.GetJob(pb.GetJobRequest(name=third)).job
     assert not found.HasField("queue_position")
     assert not found.HasField("estimated_start_time")
     assert found.charged_seconds > 0
@@ -86,7 +86,7 @@ def test_starts_are_estimated_from_the_pace_of_the_job_that_runs(server: Running
     for _ in range(3):
         server.engine.let()
         server.engine.wait_for_call()
-    found = {d.name: d for d in server.discovery.ListDiscoveries(pb.ListDiscoveriesRequest()).discoveries}
+    found = {d.name: d for d in server.job_stub.ListJobs(pb.ListJobsRequest()).jobs}
     first, second, third = (found[name] for name in names)
     assert not first.HasField("estimated_start_time")
     assert first.charged_seconds > 0

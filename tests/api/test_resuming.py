@@ -10,20 +10,21 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
-from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import discovery_pb2_grpc
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import jobs_pb2_grpc
 
-from pahq_server.api import probe
+from pahq_server.api import health as health_module
 from pahq_server.api.health import Status
 from pahq_server.api.server import ApiServer
 from pahq_server.cli import main
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.jobs.service import JobPolicy, JobService
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.spec import JobSpec
+from pahq_server.methods.acdc.method import AcdcParameters
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
+SPEC = JobSpec(OBJECTIVE, "acdc", AcdcParameters(threshold=2.0))
 
 
 class Waiting(FakeEngine):
@@ -58,18 +59,18 @@ async def _ask(engine: Waiting, jobs: JobService, name: str, capsys: pytest.Capt
     address = f"127.0.0.1:{api.port}"
     async with grpc.aio.insecure_channel(address) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        for service, status in (("", Status.SERVING), (probe.RESUMED, Status.NOT_SERVING)):
+        for service, status in (("", Status.SERVING), (health_module.RESUMED, Status.NOT_SERVING)):
             request = health_pb2.HealthCheckRequest(service=service)
             assert (await health.Check(request, timeout=PATIENCE_S)).status == status
         assert await asyncio.to_thread(main, ["health", "--address", address]) == 0
         assert await asyncio.to_thread(main, ["health", "--address", address, "--resumed"]) == 1
         assert capsys.readouterr().out.split() == ["SERVING", "NOT_SERVING"]
-        watching = health.Watch(health_pb2.HealthCheckRequest(service=probe.RESUMED))
+        watching = health.Watch(health_pb2.HealthCheckRequest(service=health_module.RESUMED))
         assert (await watching.read()).status == Status.NOT_SERVING
-        discovery = discovery_pb2_grpc.DiscoveryServiceStub(channel)
-        found = await discovery.GetDiscovery(pb.GetDiscoveryRequest(name=name), timeout=PATIENCE_S)
-        assert found.discovery.state == pb.DISCOVERY_STATE_QUEUED
-        events = discovery.WatchDiscovery(pb.WatchDiscoveryRequest(name=name), timeout=PATIENCE_S)
+        stub = jobs_pb2_grpc.JobServiceStub(channel)
+        found = await stub.GetJob(pb.GetJobRequest(name=name), timeout=PATIENCE_S)
+        assert found.job.state == pb.JOB_STATE_QUEUED
+        events = stub.WatchJob(pb.WatchJobRequest(name=name), timeout=PATIENCE_S)
         engine.go.set()
         assert await asyncio.to_thread(jobs.wait_resumed)
         await api.tell_resumed()

@@ -11,12 +11,13 @@ import grpc
 import pytest
 from helpers.api_server import RunningServer, objective, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
+from helpers.scores import SetScore
 from helpers.topology import edge_names
-from pahq.v1 import discovery_pb2
+from pahq.v1 import jobs_pb2
 from pahq.v1 import patching_pb2 as pb
 
 from pahq_server.core.errors import NonFiniteMetricError
-from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs.session_calls import SessionLimits
 from pahq_server.scheduler import scheduler
 
 Code = grpc.StatusCode
@@ -36,15 +37,15 @@ def opening(server: RunningServer, model: str = "toy") -> Any:
 
 def open_session(server: RunningServer, model: str = "toy") -> str:
     name: str = opening(server, model).result().session.name
-    for _ in range(2):  # the full model, the empty circuit: a step has one row here
+    for _ in range(2):  # the full model, the empty circuit: a step has one pass here
         server.engine.wait_for_call()
     return name
 
 
-def scoring(server: RunningServer, name: str, rows: int = 1) -> Any:
+def scoring(server: RunningServer, name: str, passes: int = 1) -> Any:
     """A call that scores circuits, under way."""
     hypothesis = pb.Hypothesis(removed=pb.EdgeList(names=[EDGE]))
-    request = pb.ScoreCircuitsRequest(name=name, hypotheses=[hypothesis] * rows)
+    request = pb.ScoreCircuitsRequest(name=name, hypotheses=[hypothesis] * passes)
     return server.patching.ScoreCircuits.future(request, timeout=PATIENCE_S)
 
 
@@ -65,7 +66,7 @@ def wait_queued(server: RunningServer, name: str, calls: int) -> None:
     eventually(lambda: len(session._calls._calls) == calls)
 
 
-def test_rows_of_sessions_and_jobs_share_their_steps(server: RunningServer, engine: FakeEngine) -> None:
+def test_passes_of_sessions_and_jobs_share_their_steps(server: RunningServer, engine: FakeEngine) -> None:
     names = [open_session(server), open_session(server)]
     engine.hold()
     job = server.create(spec()).name
@@ -78,7 +79,7 @@ def test_rows_of_sessions_and_jobs_share_their_steps(server: RunningServer, engi
     assert len(engine.steps[-1]) == 3
     engine.release()
     assert [len(call.result().metrics) for call in calls] == [1, 1]
-    assert server.events(job)[-1].state == discovery_pb2.DISCOVERY_STATE_SUCCEEDED
+    assert server.events(job)[-1].state == jobs_pb2.JOB_STATE_SUCCEEDED
 
 
 def test_sessions_need_no_turn_among_the_jobs(server: RunningServer, engine: FakeEngine) -> None:
@@ -97,7 +98,7 @@ def test_sessions_need_no_turn_among_the_jobs(server: RunningServer, engine: Fak
 
 def test_a_failing_call_hurts_nobody_else(server: RunningServer, engine: FakeEngine) -> None:
     good, bad = open_session(server), open_session(server, "bad")
-    engine.failures["bad"].score = NonFiniteMetricError("the metric is nan")
+    engine.failures["bad"].run = NonFiniteMetricError("the metric is nan")
     engine.hold()
     job = server.create(spec()).name
     engine.wait_for_call()
@@ -107,20 +108,20 @@ def test_a_failing_call_hurts_nobody_else(server: RunningServer, engine: FakeEng
     engine.release()
     assert len(calls[0].result().metrics) == 1
     assert calls[1].exception().code() is Code.FAILED_PRECONDITION
-    assert server.events(job)[-1].state == discovery_pb2.DISCOVERY_STATE_SUCCEEDED
-    engine.failures["bad"].score = None
+    assert server.events(job)[-1].state == jobs_pb2.JOB_STATE_SUCCEEDED
+    engine.failures["bad"].run = None
     assert len(scoring(server, bad).result().metrics) == 1
 
 
-def test_a_cancelled_call_leaves_its_rows_undone(server: RunningServer, engine: FakeEngine) -> None:
+def test_a_cancelled_call_leaves_its_passes_undone(server: RunningServer, engine: FakeEngine) -> None:
     """Also those of a call that was begun."""
     name = open_session(server)
     engine.hold()
-    begun = scoring(server, name, rows=50)
+    begun = scoring(server, name, passes=50)
     engine.wait_for_call()
-    waiting = scoring(server, name, rows=50)
+    waiting = scoring(server, name, passes=50)
     wait_queued(server, name, 2)
-    last = scoring(server, name, rows=2)
+    last = scoring(server, name, passes=2)
     wait_queued(server, name, 3)
     begun.cancel()
     waiting.cancel()
@@ -132,7 +133,7 @@ def test_a_cancelled_call_leaves_its_rows_undone(server: RunningServer, engine: 
     assert len(engine.steps) == before + 2
 
 
-def test_a_call_that_is_too_late_leaves_its_rows_undone(server: RunningServer, engine: FakeEngine) -> None:
+def test_a_call_that_is_too_late_leaves_its_passes_undone(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server)
     engine.hold()
     hypotheses = [pb.Hypothesis(removed=pb.EdgeList())] * 100
@@ -155,10 +156,10 @@ def test_an_opening_that_is_cancelled_leaves_no_session(server: RunningServer, e
     sessions = server.jobs.sessions
     eventually(lambda: all(session.gone for session in sessions._sessions.values()))
     engine.release()
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_a_session_that_cannot_be_opened_is_none(
     place: str, server: RunningServer, engine: FakeEngine
 ) -> None:
@@ -166,22 +167,22 @@ def test_a_session_that_cannot_be_opened_is_none(
     with refused() as refusal:
         opening(server, "bad").result()
     assert (refusal.code, refusal.message) == (Code.FAILED_PRECONDITION, "the metric is nan")
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
     setattr(engine.failures["bad"], place, KeyError("secret"))
     with refused() as refusal:
         opening(server, "bad").result()
     assert (refusal.code, "secret" in refusal.message) == (Code.INTERNAL, False)
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
 
 
 def test_close_frees_the_session_and_fails_its_calls(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server)
     engine.hold()
-    call = scoring(server, name, rows=50)
+    call = scoring(server, name, passes=50)
     engine.wait_for_call()
     close(server, name)
     engine.release()
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
     assert len(engine.steps) == 3
     with refused() as refusal:
         call.result()
@@ -195,7 +196,7 @@ def test_close_frees_the_session_and_fails_its_calls(server: RunningServer, engi
 def test_a_session_that_cannot_be_closed_hurts_nobody(server: RunningServer, engine: FakeEngine) -> None:
     engine.failures["bad"].close = OSError("stuck")
     close(server, open_session(server, "bad"))
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})
     assert len(scoring(server, open_session(server)).result().metrics) == 1
 
 
@@ -216,12 +217,12 @@ def test_calls_are_limited_in_size_and_number(engine: FakeEngine) -> None:
     with RunningServer(engine, session_limits=limits) as server:
         name = open_session(server)
         with refused() as refusal:
-            scoring(server, name, rows=4).result()
+            scoring(server, name, passes=4).result()
         assert refusal.violation == ("hypotheses", "4 are too many for one call: 3")
         engine.hold()
         calls = []
         for number in (1, 2):
-            calls.append(scoring(server, name, rows=3))
+            calls.append(scoring(server, name, passes=3))
             wait_queued(server, name, number)
         with refused() as refusal:
             scoring(server, name).result()
@@ -234,7 +235,7 @@ def test_calls_are_limited_in_size_and_number(engine: FakeEngine) -> None:
 def test_a_session_that_is_not_used_expires(engine: FakeEngine) -> None:
     with RunningServer(engine, session_limits=SessionLimits(idle_s=0.2)) as server:
         name = open_session(server)
-        eventually(lambda: engine.open_sessions == {})  # though nobody asked
+        eventually(lambda: engine.open_states == {})  # though nobody asked
         with refused() as refusal:
             scoring(server, name).result()
         assert refusal.code is Code.NOT_FOUND
@@ -245,7 +246,7 @@ def test_a_session_that_is_not_used_expires(engine: FakeEngine) -> None:
 def test_a_stopping_server_ends_sessions_and_calls(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server)
     engine.hold()
-    call = scoring(server, name, rows=50)
+    call = scoring(server, name, passes=50)
     engine.wait_for_call()
     late = opening(server)
     eventually(lambda: len(server.jobs.sessions._sessions) == 2)
@@ -258,7 +259,7 @@ def test_a_stopping_server_ends_sessions_and_calls(server: RunningServer, engine
         with refused() as refusal:
             stopped.result()
         assert (refusal.code, refusal.message) == (Code.UNAVAILABLE, "the server stopped")
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
     with refused() as refusal:
         scoring(server, name).result()
     assert refusal.message == f"session {name!r} not found; the server stopped"
@@ -268,7 +269,7 @@ def test_many_sessions_at_once(server: RunningServer, engine: FakeEngine) -> Non
     """Every call gets its own answers."""
     names = [opening(server) for _ in range(10)]
     sessions = [call.result().session for call in names]
-    edges = edge_names(engine.graph)
+    edges, score = edge_names(engine.graph), SetScore(engine.graph, 1)
     expected: list[list[float]] = []
     calls = []
     for i, session in enumerate(sessions):
@@ -276,8 +277,8 @@ def test_many_sessions_at_once(server: RunningServer, engine: FakeEngine) -> Non
         hypotheses = [pb.Hypothesis(edges=pb.EdgeList(names=names)) for names in kept]
         request = pb.ScoreCircuitsRequest(name=session.name, hypotheses=hypotheses)
         calls.append(server.patching.ScoreCircuits.future(request, timeout=PATIENCE_S))
-        expected.append([engine._score.of_names(names) for names in kept])  # type: ignore[attr-defined]
+        expected.append([score.of_names(names) for names in kept])
     assert [list(call.result().metrics) for call in calls] == expected
     for session in sessions:
         close(server, session.name)
-    eventually(lambda: engine.open_sessions == {})
+    eventually(lambda: engine.open_states == {})

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, objective, refused, spec
-from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import server_pb2, task_pb2
+from helpers.api_server import RunningServer, extension, objective, refused, spec
+from pahq.v1 import patching_pb2, server_pb2, task_pb2
 
 Code = grpc.StatusCode
 
@@ -39,5 +38,14 @@ def test_a_strange_name_is_refused_like_any_other(name: str, server: RunningServ
     assert refusal.message.endswith("not found; served models: toy")
     with refused() as refusal:
         edges = [f"{name}->logits"]
-        server.discovery.EvaluateCircuit(pb.EvaluateCircuitRequest(objective=objective(), edges=edges))
+        server.patching.EvaluateCircuit(
+            patching_pb2.EvaluateCircuitRequest(objective=objective(), edges=edges)
+        )
     assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "edges")
+    with refused() as refusal:
+        server.create(extension("acdc", **{name: 1.0}))
+    assert (refusal.code, refusal.info.reason) == (Code.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert refusal.violation[0].startswith("extension.parameters.")
+    with refused() as refusal:
+        server.create(extension(name))
+    assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "method")

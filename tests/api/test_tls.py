@@ -11,12 +11,12 @@ import pytest
 from helpers.api_server import RunningServer, refused, spec
 from helpers.certificates import Authority, Pair
 from helpers.fake_engine import PATIENCE_S, FakeEngine
-from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import discovery_pb2_grpc, model_pb2, model_pb2_grpc
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import jobs_pb2_grpc, model_pb2, model_pb2_grpc
 
 from pahq_server.access.access import Access
-from pahq_server.access.identity import CertificateHolders
-from pahq_server.access.tls import TlsFiles, read
+from pahq_server.access.identity import CertificateAuthenticator
+from pahq_server.access.tls import TlsFiles, read_tls_files
 
 Code = grpc.StatusCode
 
@@ -30,8 +30,8 @@ def authority(tmp_path: Path) -> Authority:
 def port(engine: FakeEngine, authority: Authority) -> Iterator[int]:
     """Of a server that knows callers by their certificates."""
     own = authority.sign("server")
-    tls = read(TlsFiles(own.cert, own.key, authority.cert))
-    access = Access(CertificateHolders(["root"]))
+    tls = read_tls_files(TlsFiles(own.cert, own.key, authority.cert))
+    access = Access(CertificateAuthenticator(["root"]))
     with RunningServer(engine, api={"access": access, "tls": tls}) as running:
         yield running.port
 
@@ -54,14 +54,14 @@ def test_the_certificate_tells_whose_a_job_is(port: int, authority: Authority) -
     names = {}
     for user in ("ada", "bob"):
         with connect(port, authority, authority.sign(user)) as channel:
-            stub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
-            names[user] = stub.CreateDiscovery(pb.CreateDiscoveryRequest(spec=spec())).discovery.name
-            seen = stub.ListDiscoveries(pb.ListDiscoveriesRequest()).discoveries
+            stub = jobs_pb2_grpc.JobServiceStub(channel)
+            names[user] = stub.CreateJob(pb.CreateJobRequest(spec=spec())).job.name
+            seen = stub.ListJobs(pb.ListJobsRequest()).jobs
             assert [job.name for job in seen] == [names[user]]
             assert names[user].startswith(f"users/{user}/")
     with connect(port, authority, authority.sign("root")) as channel:
-        seen = discovery_pb2_grpc.DiscoveryServiceStub(channel).ListDiscoveries(pb.ListDiscoveriesRequest())
-        assert {job.name for job in seen.discoveries} == set(names.values())
+        seen = jobs_pb2_grpc.JobServiceStub(channel).ListJobs(pb.ListJobsRequest())
+        assert {job.name for job in seen.jobs} == set(names.values())
 
 
 def test_a_name_that_no_user_can_have(port: int, authority: Authority) -> None:
@@ -92,7 +92,7 @@ def test_who_does_not_get_a_connection(
 
 def test_without_an_authority_clients_need_no_certificate(engine: FakeEngine, authority: Authority) -> None:
     own = authority.sign("server")
-    tls = read(TlsFiles(own.cert, own.key))
+    tls = read_tls_files(TlsFiles(own.cert, own.key))
     with (
         RunningServer(engine, api={"tls": tls}) as running,
         connect(running.port, authority, None) as channel,

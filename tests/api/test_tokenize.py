@@ -10,7 +10,7 @@ from helpers.api_server import RunningServer, refused, spec
 from helpers.fake_engine import FakeEngine
 from helpers.random_models import llama
 from helpers.tokenizers import llama_like, with_bomb
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2, task_pb2
 from transformers import PreTrainedTokenizerFast
 
@@ -91,7 +91,7 @@ def test_warnings_of_a_task_come_with_its_estimate_and_its_job(directory: Path) 
     texts = {"clean": ["to"], "corrupted": ["go"], "answers": ["Tom"], "wrong_answers": [" Ben"]}
     asked = spec(task=task(**texts), metric="logit_difference", threshold=1e9)
     with RunningServer(RealEngine(directory)) as server:  # type: ignore[arg-type]
-        checked = server.discovery.CreateDiscovery(pb.CreateDiscoveryRequest(spec=asked, validate_only=True))
+        checked = server.job_stub.CreateJob(pb.CreateJobRequest(spec=asked, validate_only=True))
         created = server.create(asked)
         server.events(created.name)
     for warnings in (checked.estimate.warnings, created.warnings):

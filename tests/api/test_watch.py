@@ -1,4 +1,4 @@
-"""Watching a discovery."""
+"""Watching a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from helpers.api_server import RunningServer, refused, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from helpers.waiting import wait_end
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
 from pahq_server.core.errors import NonFiniteMetricError
 
@@ -19,26 +19,26 @@ def test_events_go_forward_and_the_last_is_the_end(server: RunningServer, engine
     engine.hold()
     name = server.create(spec()).name
     engine.wait_for_call()
-    stream = server.discovery.WatchDiscovery(pb.WatchDiscoveryRequest(name=name), timeout=PATIENCE_S)
+    stream = server.job_stub.WatchJob(pb.WatchJobRequest(name=name), timeout=PATIENCE_S)
     first = next(stream).event
-    assert (first.kind, first.state) == (pb.EVENT_KIND_STATE, pb.DISCOVERY_STATE_RUNNING)
+    assert (first.kind, first.state) == (pb.EVENT_KIND_STATE, pb.JOB_STATE_RUNNING)
     engine.let(3)
     second = next(stream).event
     assert second.kind == pb.EVENT_KIND_PROGRESS
-    assert second.progress.evaluations > 0
+    assert second.progress.figures["evaluations"] > 0
     engine.release()
     events = [first, second, *(message.event for message in stream)]
     assert all(a.sequence < b.sequence for a, b in pairwise(events))
-    assert all(a.progress.decided <= b.progress.decided for a, b in pairwise(events))
+    assert all(a.progress.done <= b.progress.done for a, b in pairwise(events))
     assert [event.kind for event in events].index(pb.EVENT_KIND_END) == len(events) - 1
-    assert events[-1].state == pb.DISCOVERY_STATE_SUCCEEDED
+    assert events[-1].state == pb.JOB_STATE_SUCCEEDED
 
 
-def test_a_discovery_that_has_ended_has_one_event(server: RunningServer) -> None:
+def test_a_job_that_has_ended_has_one_event(server: RunningServer) -> None:
     name = server.finish(spec())
     (event,) = server.events(name)
-    assert (event.kind, event.state) == (pb.EVENT_KIND_END, pb.DISCOVERY_STATE_SUCCEEDED)
-    assert event.progress.decided == event.progress.total
+    assert (event.kind, event.state) == (pb.EVENT_KIND_END, pb.JOB_STATE_SUCCEEDED)
+    assert event.progress.done == event.progress.total
 
 
 def test_watching_goes_on_after_any_event(server: RunningServer) -> None:
@@ -57,8 +57,8 @@ def test_a_watcher_that_resumes_sees_nothing_twice(server: RunningServer, engine
     seen = []
     for _ in range(4):
         after = seen[-1].sequence if seen else 0
-        request = pb.WatchDiscoveryRequest(name=name, after_sequence=after)
-        stream = server.discovery.WatchDiscovery(request, timeout=PATIENCE_S)
+        request = pb.WatchJobRequest(name=name, after_sequence=after)
+        stream = server.job_stub.WatchJob(request, timeout=PATIENCE_S)
         engine.let()
         seen.append(next(stream).event)
         stream.cancel()
@@ -72,24 +72,24 @@ def test_cancelling_is_seen(server: RunningServer, engine: FakeEngine) -> None:
     engine.hold()
     name = server.create(spec()).name
     engine.wait_for_call()
-    stream = server.discovery.WatchDiscovery(pb.WatchDiscoveryRequest(name=name), timeout=PATIENCE_S)
-    assert next(stream).event.state == pb.DISCOVERY_STATE_RUNNING
-    server.discovery.CancelDiscovery(pb.CancelDiscoveryRequest(name=name))
+    stream = server.job_stub.WatchJob(pb.WatchJobRequest(name=name), timeout=PATIENCE_S)
+    assert next(stream).event.state == pb.JOB_STATE_RUNNING
+    server.job_stub.CancelJob(pb.CancelJobRequest(name=name))
     cancelling = next(stream).event
-    assert (cancelling.kind, cancelling.state) == (pb.EVENT_KIND_STATE, pb.DISCOVERY_STATE_CANCELLING)
+    assert (cancelling.kind, cancelling.state) == (pb.EVENT_KIND_STATE, pb.JOB_STATE_CANCELLING)
     engine.release()
     # The step that was under way may bring one more verdict.
     *_, end = [message.event for message in stream]
-    assert (end.kind, end.state) == (pb.EVENT_KIND_END, pb.DISCOVERY_STATE_CANCELLED)
+    assert (end.kind, end.state) == (pb.EVENT_KIND_END, pb.JOB_STATE_CANCELLED)
 
 
-def test_the_end_of_a_failed_discovery_says_why(server: RunningServer, engine: FakeEngine) -> None:
-    engine.failures["bad"].score = NonFiniteMetricError("the metric is nan")
+def test_the_end_of_a_failed_job_says_why(server: RunningServer, engine: FakeEngine) -> None:
+    engine.failures["bad"].run = NonFiniteMetricError("the metric is nan")
     name = server.create(spec(model="bad")).name
     *_, end = server.events(name)
-    assert (end.kind, end.state) == (pb.EVENT_KIND_END, pb.DISCOVERY_STATE_FAILED)
+    assert (end.kind, end.state) == (pb.EVENT_KIND_END, pb.JOB_STATE_FAILED)
     assert end.error_message == "the metric is nan"
-    found = server.discovery.GetDiscovery(pb.GetDiscoveryRequest(name=name)).discovery
+    found = server.job_stub.GetJob(pb.GetJobRequest(name=name)).job
     assert found.error_message == "the metric is nan"
 
 
@@ -112,7 +112,7 @@ def test_a_watcher_that_leaves_is_forgotten(server: RunningServer, engine: FakeE
     name = server.create(spec()).name
     job = server.jobs.find(name)
     before = len(job._listeners)
-    stream = server.discovery.WatchDiscovery(pb.WatchDiscoveryRequest(name=name), timeout=PATIENCE_S)
+    stream = server.job_stub.WatchJob(pb.WatchJobRequest(name=name), timeout=PATIENCE_S)
     next(stream)
     assert len(job._listeners) == before + 1
     stream.cancel()
@@ -127,7 +127,7 @@ def test_a_watcher_that_leaves_is_forgotten(server: RunningServer, engine: FakeE
 
 def test_what_is_not_there(server: RunningServer) -> None:
     with refused() as refusal:
-        server.events("users/local/discoveries/none")
+        server.events("users/local/jobs/none")
     assert (refusal.code, refusal.info.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
 
 
@@ -135,7 +135,7 @@ def test_stopping_the_server_ends_the_streams(engine: FakeEngine) -> None:
     with RunningServer(engine) as server:
         engine.hold()
         name = server.create(spec()).name
-        stream = server.discovery.WatchDiscovery(pb.WatchDiscoveryRequest(name=name), timeout=PATIENCE_S)
+        stream = server.job_stub.WatchJob(pb.WatchJobRequest(name=name), timeout=PATIENCE_S)
         next(stream)
         server.stop()
         with pytest.raises(grpc.RpcError) as caught:
@@ -143,13 +143,13 @@ def test_stopping_the_server_ends_the_streams(engine: FakeEngine) -> None:
     assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)  # type: ignore[attr-defined]
 
 
-def test_the_estimate_is_there_while_a_discovery_runs(server: RunningServer, engine: FakeEngine) -> None:
+def test_the_estimate_is_there_while_a_job_runs(server: RunningServer, engine: FakeEngine) -> None:
     engine.hold()
     name = server.create(spec()).name
     engine.wait_for_call()
-    stream = server.discovery.WatchDiscovery(pb.WatchDiscoveryRequest(name=name), timeout=PATIENCE_S)
+    stream = server.job_stub.WatchJob(pb.WatchJobRequest(name=name), timeout=PATIENCE_S)
     assert not next(stream).event.progress.HasField("eta_seconds")
     engine.let(8)
     moving = next(stream).event
-    assert moving.progress.decided > 0
+    assert moving.progress.done > 0
     assert moving.progress.eta_seconds >= 0

@@ -17,13 +17,14 @@ import torch
 
 from bench import measure, workloads
 from bench.measure import MEMORY_BYTES, Job, SweepJob
-from bench.tables import markdown
+from bench.pages import write_table
+from bench.tables import markdown, targets
 from bench.workloads import Workload
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.memory import DeviceMemory
-from pahq_server.models.heap import keep_freed_memory
+from pahq_server.memory.heap import keep_freed_memory
 
 # How long one of several things that are compared goes on before it is the next one's turn.
 TURN_S = 0.4
@@ -225,6 +226,7 @@ def main() -> None:
         stored.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     table = markdown(results)
     (RESULTS / "bench.md").write_text(table, "utf-8")
+    write_table("speed", targets(results))
     print(table)
 
 

@@ -29,7 +29,7 @@ from pahq_server.engine.cost import measured_gflops
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
-from pahq_server.models.casting import Placed
+from pahq_server.models.building import ToDevice
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.streaming import ResidentModel, head_store, load_rounded, streamed
 from pahq_server.precision.head_store import HeadStore
@@ -69,7 +69,7 @@ SMALL = Size(2, 3, 6, 3, TINY, 8, 1 << 28)
 def gpt2(device: torch.device, size: Size, precision: str) -> Figures:
     """ACDC over all edges of a GPT-2 small shape, prompts as in the IOI task."""
     workload = workloads.gpt2_shape(size.layers, size.tokens, (1, 3, 5), prompts=size.prompts)
-    model = workload.make_model(Placed(FOLDING, device))
+    model = workload.make_model(ToDevice(FOLDING, device))
     memory = DeviceMemory(size.memory, PAGE_BYTES, device)
     backend = SparseBackend(model, memory, b"bench", QuantizedModel.of(model, POLICIES[precision]))
     start, steps = time.perf_counter(), 0

@@ -17,9 +17,9 @@ from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
-from pahq_server.models.heap import hand_back_freed_memory, keep_freed_memory
 
 WINDOW = 32
 # Calls of `SweepJob`.

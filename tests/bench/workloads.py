@@ -106,7 +106,7 @@ def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: in
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator) * 0.02
 
-    def ends() -> Weights:
+    def embeddings() -> Weights:
         embedding, positions = normal(VOCABULARY, d_model), normal(1024, d_model)
         return Weights(embedding, (), embedding.T, None, positions, one, zero)
 
@@ -129,7 +129,7 @@ def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: in
         "gpt2", layers, heads, heads, d_model, d_head, d_mlp, VOCABULARY, VOCABULARY, 1024, "layer", 1e-5,
         "gelu_tanh", (d_head**-0.5,) * layers, (None,) * layers,
     )  # fmt: skip
-    return build(arch, ends, layer, transform)
+    return build(arch, embeddings, layer, transform)
 
 
 def top_candidates(graph: Graph, layers: int, count: int, seed: int = 0) -> list[PatchedPass]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pahq_client import AsyncClient, Circuit, CircuitMetric, Client, Edge, Graph, Verdict
-from pahq_client.patience import Backoff
+from pahq_client.retries import Backoff
 
 from .blocking import Blocking
 from .fake_server import FakeServer

@@ -10,12 +10,12 @@ from typing import Any
 
 import grpc
 from pahq.v1 import circuit_pb2, model_pb2, patching_pb2, server_pb2
-from pahq.v1.discovery_pb2_grpc import add_DiscoveryServiceServicer_to_server
+from pahq.v1.jobs_pb2_grpc import add_JobServiceServicer_to_server
 from pahq.v1.model_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
 from pahq.v1.patching_pb2_grpc import PatchingServiceServicer, add_PatchingServiceServicer_to_server
 from pahq.v1.server_pb2_grpc import ServerServiceServicer, add_ServerServiceServicer_to_server
 
-from .fake_jobs import FakeDiscoveries
+from .fake_jobs import FakeJobs
 from .faults import Code, Fault
 
 __all__ = ["Code", "FakeServer", "Fault"]
@@ -36,7 +36,7 @@ class _Answering:
         return answer
 
 
-class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer, ServerServiceServicer):
+class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, ServerServiceServicer):
     """Set its fields before calls; look at ``calls`` after them.
 
     Args:
@@ -68,7 +68,7 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
         # By method: what answers instead of the method here.
         self.replies: dict[str, Callable[[Any, Any], Any]] = {}
         answering: Any = _Answering(self)
-        add_DiscoveryServiceServicer_to_server(answering, self._server)
+        add_JobServiceServicer_to_server(answering, self._server)
         add_ModelServiceServicer_to_server(answering, self._server)
         add_PatchingServiceServicer_to_server(answering, self._server)
         add_ServerServiceServicer_to_server(answering, self._server)
@@ -133,6 +133,11 @@ class FakeServer(FakeDiscoveries, ModelServiceServicer, PatchingServiceServicer,
     def CloseSession(self, request: Any, context: Any) -> Any:
         self._enter("CloseSession", request, context)
         return patching_pb2.CloseSessionResponse()
+
+    def EvaluateCircuit(self, request: Any, context: Any) -> Any:
+        self._enter("EvaluateCircuit", request, context)
+        metric = circuit_pb2.Metric(name=request.objective.metric, value=1.0, full=0.0, empty=4.0)
+        return patching_pb2.EvaluateCircuitResponse(metric=metric, num_edges_total=7, warnings=self.warnings)
 
     def ListModels(self, request: Any, context: Any) -> Any:
         self._enter("ListModels", request, context)

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import AsyncClient, Event, InvalidRequest, JobCancelled, JobState, NotFound
-from pahq_client.patience import Backoff
+from pahq_client.retries import Backoff
 
 from .fake_server import Code, FakeServer, Fault
 
@@ -90,11 +90,11 @@ def test_a_cancelled_discover_cancels_its_job(server: FakeServer) -> None:
             await task
 
     run(server, body)
-    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+    assert [job.state for job in server.jobs.values()] == [pb.JOB_STATE_CANCELLED]
 
 
 def test_a_discover_cancelled_before_its_name_is_known_cancels_its_job(server: FakeServer) -> None:
-    server.outcome, server.held, server.hold = None, threading.Event(), "CreateDiscovery"
+    server.outcome, server.held, server.hold = None, threading.Event(), "CreateJob"
 
     async def body(client: AsyncClient) -> None:
         task = asyncio.create_task(client.discover("demo", "ioi"))
@@ -108,7 +108,7 @@ def test_a_discover_cancelled_before_its_name_is_known_cancels_its_job(server: F
         run(server, body)
     finally:
         server.held.set()
-    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+    assert [job.state for job in server.jobs.values()] == [pb.JOB_STATE_CANCELLED]
 
 
 def test_a_cancelled_result_leaves_the_job_alone(server: FakeServer) -> None:
@@ -138,7 +138,7 @@ def test_a_timeout_around_discover_cancels_its_job(server: FakeServer) -> None:
                 await client.discover("demo", "ioi")
 
     run(server, body)
-    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+    assert [job.state for job in server.jobs.values()] == [pb.JOB_STATE_CANCELLED]
 
 
 def test_one_of_many_that_fails_leaves_the_others_alone(server: FakeServer) -> None:

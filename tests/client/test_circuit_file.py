@@ -74,7 +74,7 @@ def test_save_and_load(circuit: Circuit, tmp_path: Path) -> None:
     assert Circuit.load(str(path)) == circuit
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["format"] == "pahq.circuit"
-    assert content["version"] == 1
+    assert content["version"] == 2
     assert content["edges"][2] == {"source": "a0.h1", "target": "a1.g1<v>", "score": 1 / 3}
     assert content["provenance"]["run"] == {"model": "tinytalk", "seconds": 3.5}
     assert os.listdir(tmp_path) == ["c.json"]
@@ -132,7 +132,7 @@ def _change(path: list[str | int], value: object) -> object:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (["version"], 2, "version 2.*reads version 1"),
+        (["version"], 3, "version 3.*reads versions 1 and 2"),
         (["version"], True, "version"),
         (["format"], "tar", "format"),
         (["format"], ..., "format"),

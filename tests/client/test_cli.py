@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pahq import __version__
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import Circuit
 from pahq_client.cli import main
@@ -30,7 +30,7 @@ def test_discover(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*DISCOVER, "--server", server.address, *files, *options]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[0].startswith(
-        "# 2 of 10 edges, 1 on a path from input to logits, kl_divergence=0.1, faithfulness=0.95, "
+        "# 2 of 82 edges, 1 on a path from input to logits, kl_divergence=0.1, faithfulness=0.95, "
         "3 evaluations, model='demo'"
     )
     assert out.splitlines()[1:] == ["a0.h1->a1.h0<q>\t0.25", "input->logits"]
@@ -38,8 +38,8 @@ def test_discover(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "5 kept" in err
     assert len(Circuit.load(tmp_path / "c.json").edges) == 2
     assert (tmp_path / "c.dot").read_text().startswith("digraph")
-    spec = server.called("CreateDiscovery")[0].spec
-    assert (spec.gates, spec.threshold, spec.objective.kv_receivers) == (False, 0.1, "query")
+    spec = server.called("CreateJob")[0].spec
+    assert (spec.acdc.gates, spec.acdc.threshold, spec.objective.kv_receivers) == (False, 0.1, "query")
     assert (spec.objective.task.builtin.num_prompts, spec.objective.task.builtin.seed) == (3, 5)
 
 
@@ -55,7 +55,7 @@ def test_a_task_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureF
     path.write_text(json.dumps({"clean": ["ü", [1, 2]], "answers": [3, "x"], "positions": [0]}))
     arguments = ["discover", "--model", "demo", "--task", str(path), "--server", server.address, "--quiet"]
     assert main(arguments) == 0
-    task = server.called("CreateDiscovery")[0].spec.objective.task.prompts
+    task = server.called("CreateJob")[0].spec.objective.task.prompts
     assert (task.clean[0].text, list(task.clean[1].token_ids.ids), list(task.positions.indices)) == (
         "ü",
         [1, 2],
@@ -96,7 +96,7 @@ def test_a_task_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureF
 def test_exit_codes_of_faults(
     server: FakeServer, capsys: pytest.CaptureFixture[str], fault: Fault, code: int
 ) -> None:
-    server.faults["CreateDiscovery"] = [fault]
+    server.faults["CreateJob"] = [fault]
     assert main([*DISCOVER, "--server", server.address]) == code
     out, err = capsys.readouterr()
     assert out == ""
@@ -108,8 +108,8 @@ def test_exit_codes_of_faults(
 def test_exit_codes_of_jobs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*DISCOVER, "--server", server.address, "--quiet"]
     for state, words in (
-        (pb.DISCOVERY_STATE_FAILED, "metric is NaN"),
-        (pb.DISCOVERY_STATE_CANCELLED, "cancelled"),
+        (pb.JOB_STATE_FAILED, "metric is NaN"),
+        (pb.JOB_STATE_CANCELLED, "cancelled"),
     ):
         server.outcome = state, "metric is NaN"
         assert main(arguments) == 1
@@ -205,7 +205,7 @@ def test_show_and_compare(circuit: Circuit, tmp_path: Path, capsys: pytest.Captu
     assert main(["show", path]) == 0
     assert "m1->logits\t0.75" in capsys.readouterr().out
     assert main(["show", path, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["version"] == 1
+    assert json.loads(capsys.readouterr().out)["version"] == 2
     assert main(["compare", path, path]) == 0
     assert capsys.readouterr().out.splitlines()[:3] == ["jaccard 1", "shared 4", "  m1->logits"]
     assert main(["compare", path, path, "--json"]) == 0

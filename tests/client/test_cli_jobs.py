@@ -1,4 +1,4 @@
-"""Commands about discoveries that are on a server."""
+"""Commands about jobs that are on a server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import Circuit
 from pahq_client.cli import main
@@ -15,7 +15,7 @@ from .fake_jobs import STARTED
 from .fake_server import FakeServer
 
 DISCOVER = ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--no-gates"]
-NAME = "users/me/discoveries/0"
+NAME = "users/me/jobs/0"
 COLUMNS = ("task", "method", "threshold", "edges", "kept", "metric", "faithfulness", "created", "state")
 
 
@@ -27,7 +27,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, server: FakeServer) -> None:
 
 @pytest.fixture
 def job(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> str:
-    """The name of a discovery that runs."""
+    """The name of a job that runs."""
     server.outcome = None
     assert main([*DISCOVER, "--detach"]) == 0
     assert capsys.readouterr() == (f"{NAME}\n", "")
@@ -35,12 +35,12 @@ def job(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_detach(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (request,) = server.called("CreateDiscovery")
-    assert (request.spec.threshold, request.spec.gates) == (0.1, False)
-    assert not server.called("WatchDiscovery")
-    assert not server.called("CancelDiscovery")
+    (request,) = server.called("CreateJob")
+    assert (request.spec.acdc.threshold, request.spec.acdc.gates) == (0.1, False)
+    assert not server.called("WatchJob")
+    assert not server.called("CancelJob")
     assert main([*DISCOVER, "--detach", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"name": "users/me/discoveries/1"}
+    assert json.loads(capsys.readouterr().out) == {"name": "users/me/jobs/1"}
     for option in (["--out", str(tmp_path / "c")], ["--dot", str(tmp_path / "c")], ["--timeout", "3"]):
         assert main([*DISCOVER, "--detach", *option]) == 2
         assert "--detach" in capsys.readouterr().err
@@ -50,16 +50,16 @@ def test_estimate(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*DISCOVER, "--estimate", "--json"]) == 0
     expected = {"memory_bytes": 1 << 20, "least_seconds": 2, "most_seconds": 90, "streams_weights": True}
     assert json.loads(capsys.readouterr().out) == expected
-    (request,) = server.called("CreateDiscovery")
+    (request,) = server.called("CreateJob")
     assert request.validate_only
-    assert (request.spec.threshold, request.spec.gates) == (0.1, False)
+    assert (request.spec.acdc.threshold, request.spec.acdc.gates) == (0.1, False)
     assert main([*DISCOVER, "--estimate"]) == 0
     assert "most_seconds: 90" in capsys.readouterr().out
 
 
 def test_jobs(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) -> None:
     server.jobs[job].move(2, STARTED)
-    server.list_pages = [[job], ["users/me/discoveries/x"]]
+    server.list_pages = [[job], ["users/me/jobs/x"]]
     assert main(["jobs"]) == 0
     heading, first, second = capsys.readouterr().out.splitlines()
     assert heading.split() == ["name", "model", *COLUMNS]
@@ -67,14 +67,14 @@ def test_jobs(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) 
     assert first.split()[: len(cells)] == cells
     assert "  running, number 2 in the queue, starts about " in first
     assert first.index("running") == heading.index("state")
-    assert second.split() == ["users/me/discoveries/x", "succeeded"]
+    assert second.split() == ["users/me/jobs/x", "succeeded"]
     assert main(["jobs", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [info["state"] for info in listed] == ["RUNNING", "SUCCEEDED"]
     assert (listed[0]["created"], listed[0]["queue_position"]) == (STARTED.isoformat(), 2)
     assert main(["jobs", "--limit", "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2  # one below the heading
-    assert server.called("ListDiscoveries")[-1].page_size == 1
+    assert server.called("ListJobs")[-1].page_size == 1
     assert main(["jobs", "--limit", "-1"]) == 2
 
 
@@ -86,7 +86,7 @@ def test_no_jobs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_watch(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) -> None:
-    server.jobs[job].end(pb.DISCOVERY_STATE_SUCCEEDED)
+    server.jobs[job].end(pb.JOB_STATE_SUCCEEDED)
     assert main(["watch", job]) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{job}\tsucceeded, 10/10 edges, 5 kept, ")
@@ -105,8 +105,8 @@ def test_watch_tells_by_its_exit_code_how_it_ended(
     server: FakeServer, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
     for state, words in (
-        (pb.DISCOVERY_STATE_FAILED, "metric is NaN"),
-        (pb.DISCOVERY_STATE_CANCELLED, "was cancelled"),
+        (pb.JOB_STATE_FAILED, "metric is NaN"),
+        (pb.JOB_STATE_CANCELLED, "was cancelled"),
     ):
         server.outcome = state, "metric is NaN"
         assert main([*DISCOVER, "--detach"]) == 0
@@ -129,14 +129,14 @@ def test_show(
     assert "state: RUNNING\n" in capsys.readouterr().out
     assert main(["show", job, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["decided"] == 4
-    server.jobs[job].end(pb.DISCOVERY_STATE_SUCCEEDED)
+    server.jobs[job].end(pb.JOB_STATE_SUCCEEDED)
     assert main(["show", job]) == 0
     assert "a0.h1->a1.h0<q>\t0.25\n" in capsys.readouterr().out
     assert main(["show", job, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "pahq.circuit"
 
 
-def test_a_file_is_shown_before_a_discovery_of_its_name(
+def test_a_file_is_shown_before_a_job_of_its_name(
     circuit: Circuit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,9 +148,9 @@ def test_a_file_is_shown_before_a_discovery_of_its_name(
 
 @pytest.mark.parametrize("command", [["watch"], ["cancel"], ["show"]])
 def test_what_is_not_there(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*command, "users/me/discoveries/none"]) == 2
+    assert main([*command, "users/me/jobs/none"]) == 2
     out, err = capsys.readouterr()
-    assert "no users/me/discoveries/none" in err.splitlines()[-1]
+    assert "no users/me/jobs/none" in err.splitlines()[-1]
     assert out == ""
 
 

@@ -12,7 +12,7 @@ import pytest
 import pahq_client
 from pahq_client import InvalidRequest, NoEmbeddedServer, TlsConfig, Unavailable, discover
 from pahq_client.embedded import EmbeddedServer, served_model
-from pahq_client.patience import Deadline
+from pahq_client.retries import Deadline
 
 from .fake_server import FakeServer
 
@@ -75,7 +75,7 @@ def test_server_of_the_environment(server: FakeServer, monkeypatch: pytest.Monke
 
 def test_a_path_is_sent_to_a_named_server_as_it_is(server: FakeServer, tmp_path: Path) -> None:
     discover(tmp_path, "ioi", server=server.address)  # for the server to refuse
-    assert server.called("CreateDiscovery")[0].spec.objective.model == str(tmp_path)
+    assert server.called("CreateJob")[0].spec.objective.model == str(tmp_path)
 
 
 def test_embedded_server(stand_in: Path) -> None:

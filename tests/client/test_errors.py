@@ -10,7 +10,7 @@ import pytest
 from pahq import __version__
 
 from pahq_client import Client, TlsConfig, errors
-from pahq_client.endpoint import Endpoint
+from pahq_client.connection import Endpoint
 
 from .fake_server import Code, FakeServer, Fault
 
@@ -179,6 +179,6 @@ def test_a_closed_client_says_so(server: FakeServer) -> None:
 
 def test_a_message_beyond_the_limit_is_an_error_not_a_crash(server: FakeServer, client: Client) -> None:
     job = client.submit("demo", "ioi")
-    server.pages[1].edges.extend(server.pages[1].edges[:] * 600_000)
+    server.artifact.prompts = ["x" * (20 << 20)]
     with pytest.raises(errors.ResourceExhausted):
         job.result()

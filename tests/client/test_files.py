@@ -138,7 +138,7 @@ def test_stdout_by_its_name(name: str, to: str, server: FakeServer, tmp_path: Pa
     assert (done.returncode, err) == (0, "")
     written, *printed = out.splitlines()
     assert written.startswith('{"edges":')
-    assert printed[0].startswith("# 2 of 10 edges")
+    assert printed[0].startswith("# 2 of 82 edges")
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".pahq")]
 
 

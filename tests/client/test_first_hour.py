@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2
 
 import pahq_client
@@ -35,17 +35,15 @@ from pahq_client import (
     Task,
     compare,
     discover,
-    wire,
 )
+from pahq_client._requests import EvaluationRequest, JobRequest, SessionRequest, edge_set
 from pahq_client.cli import main
 from pahq_client.embedded import EmbeddedServer
-from pahq_client.request import DiscoveryRequest, EvaluationRequest, SessionRequest
-from pahq_client.text import one_line, printable
-from pahq_client.words import clock_time, local_time
+from pahq_client.formatting import clock_time, local_time, one_line, printable
 
 from .fake_server import FakeServer
 
-NAME = "users/me/discoveries/0"
+NAME = "users/me/jobs/0"
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +94,7 @@ def _defaults(function: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_signatures_have_the_arguments_of_requests(kind: Any) -> None:
     """What an editor shows is what is asked for: the same names in the same order, with the same defaults."""
-    asked = _defaults(DiscoveryRequest)
+    asked = _defaults(JobRequest)
     assert _defaults(kind.submit) == _defaults(kind.estimate) == asked
     assert _defaults(kind.discover) == {**asked, "timeout": None, "progress": None}
     assert _defaults(kind.session) == _defaults(SessionRequest)
@@ -135,8 +133,9 @@ def test_each_argument_reaches_the_request(client: Any, server: FakeServer) -> N
     client.estimate("m", "ioi", 0.25, method="single_edge", gates=False, **values)
     client.session("m", "ioi", **values)
     client.evaluate("m", "ioi", ["m0->logits"], **values)
-    created = [request.spec for request in server.called("CreateDiscovery")]
-    assert [(s.method, s.gates, s.threshold) for s in created] == [("single_edge", False, 0.25)] * 3
+    created = [request.spec for request in server.called("CreateJob")]
+    assert [s.WhichOneof("method") for s in created] == ["single_edge"] * 3
+    assert [s.single_edge.threshold for s in created] == [0.25] * 3
     asked = [spec.objective for spec in created]
     for method in ("OpenSession", "EvaluateCircuit"):
         asked += [request.objective for request in server.called(method)]
@@ -152,7 +151,7 @@ def test_edges_have_no_order(client: Any, server: FakeServer) -> None:
         client.evaluate("m", "ioi", edges)
     sent = [list(request.edges) for request in server.called("EvaluateCircuit")]
     assert sent == [sorted(names), sorted(names), names]
-    assert wire.edge_set("x", set(names)) == sorted(names)
+    assert edge_set("x", set(names)) == sorted(names)
     for wrong in ({"m0->logits": 1}, "m0->logits", 3, None, [3], {3}):
         with pytest.raises(InvalidRequest, match="circuit"):
             client.evaluate("m", "ioi", wrong)
@@ -239,30 +238,30 @@ def test_addresses_are_explained(address: str, meant: str | None) -> None:
     assert str(raised.value).endswith(f"did you mean {meant}?" if meant else f"got {address!r}")
 
 
-# Discoveries by their ids.
+# Jobs by their ids.
 
 
 def _jobs(server: FakeServer, *ids: str) -> None:
-    names = [f"users/me/discoveries/{id}" for id in ids]
+    names = [f"users/me/jobs/{id}" for id in ids]
     server.list_pages = [names[:1], names[1:]]
-    server.replies["GetDiscovery"] = lambda request, context: pb.GetDiscoveryResponse(
-        discovery=pb.Discovery(name=request.name, state=pb.DISCOVERY_STATE_RUNNING)
+    server.replies["GetJob"] = lambda request, context: pb.GetJobResponse(
+        job=pb.Job(name=request.name, state=pb.JOB_STATE_RUNNING)
     )
-    server.replies["CancelDiscovery"] = lambda request, context: pb.CancelDiscoveryResponse(
-        discovery=pb.Discovery(name=request.name, state=pb.DISCOVERY_STATE_CANCELLED)
+    server.replies["CancelJob"] = lambda request, context: pb.CancelJobResponse(
+        job=pb.Job(name=request.name, state=pb.JOB_STATE_CANCELLED)
     )
 
 
-@pytest.mark.parametrize("given", ["users/me/discoveries/abcdef99", "abcdef99", "abcdef9"])
+@pytest.mark.parametrize("given", ["users/me/jobs/abcdef99", "abcdef99", "abcdef9"])
 def test_an_id_is_enough(given: str, server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     _jobs(server, "abcdef12", "abcdef99")
     at = ["--server", server.address]
     assert main(["show", given, *at]) == 0
-    assert "name: users/me/discoveries/abcdef99\n" in capsys.readouterr().out
+    assert "name: users/me/jobs/abcdef99\n" in capsys.readouterr().out
     assert main(["cancel", given, *at]) == 0
-    assert capsys.readouterr().out == "users/me/discoveries/abcdef99\tCANCELLED\n"
+    assert capsys.readouterr().out == "users/me/jobs/abcdef99\tCANCELLED\n"
     assert main(["cancel", given, *at, "--json"]) == 0
-    assert '"users/me/discoveries/abcdef99"' in capsys.readouterr().out
+    assert '"users/me/jobs/abcdef99"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["show", "watch", "cancel"])
@@ -272,16 +271,16 @@ def test_ids_that_are_none_or_several(
     _jobs(server, "abcdef12", "abcdef99")
     at = ["--server", server.address]
     for given, words in (
-        ("abcdef", "2 discoveries have ids that begin with 'abcdef'"),
-        ("abc", "no discovery with the id abc"),  # too short to be meant so
-        ("feedbeef", "no discovery with the id feedbeef; see pahq jobs"),
+        ("abcdef", "2 jobs have ids that begin with 'abcdef'"),
+        ("abc", "no job with the id abc"),  # too short to be meant so
+        ("feedbeef", "no job with the id feedbeef; see pahq jobs"),
     ):
         assert main([command, given, *at]) == 2
         assert words in capsys.readouterr().err
     if command != "show":
         for given in ("", "users/me", "a/b", "abcdef12\n"):
             assert main([command, given, *at]) == 2
-            assert "NAME: must be users/.../discoveries/ID, or ID alone" in capsys.readouterr().err
+            assert "NAME: must be users/.../jobs/ID, or ID alone" in capsys.readouterr().err
 
 
 def test_an_id_without_a_server(capsys: pytest.CaptureFixture[str]) -> None:
@@ -324,7 +323,7 @@ def test_a_table_that_nobody_looks_at_is_not_cut(
 def test_a_table_in_a_terminal(command: str, server: FakeServer) -> None:
     """Folded where it is too wide, with nothing lost."""
     _models(server, 2)
-    server.list_pages = [["users/me/discoveries/0123456789abcdef0123456789abcdef"]]
+    server.list_pages = [["users/me/jobs/0123456789abcdef0123456789abcdef"]]
     ours, theirs = pty.openpty()
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm", "COLUMNS": "70"}
     process = subprocess.Popen(
@@ -352,9 +351,9 @@ def test_a_table_in_a_terminal(command: str, server: FakeServer) -> None:
         assert "0123456789abc" not in squeezed
 
 
-def test_no_discoveries(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_jobs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["jobs", "--server", server.address]) == 0
-    assert capsys.readouterr() == ("", "pahq: there are no discoveries\n")
+    assert capsys.readouterr() == ("", "pahq: there are no jobs\n")
 
 
 # Errors.
@@ -364,7 +363,7 @@ def test_python_errors_are_one(server: FakeServer) -> None:
     """As a person sees them, who calls from the top."""
     code = "import pahq_client, sys; pahq_client.discover('x', 'ioi', 0.1, server=sys.argv[1], timeout=5)"
     for address in ("127.0.0.1:1", server.address):
-        server.outcome = pb.DISCOVERY_STATE_FAILED, "metric is NaN"
+        server.outcome = pb.JOB_STATE_FAILED, "metric is NaN"
         run = subprocess.run(
             [sys.executable, "-c", code, address],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import math
 import random
 import threading
@@ -13,16 +14,19 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct, Value
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pahq.v1 import circuit_pb2, discovery_pb2, model_pb2, patching_pb2, server_pb2
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, server_pb2
+from pahq.v1 import jobs_pb2 as pb
+from safetensors.numpy import save
 
 from pahq_client import (
     AsyncClient,
@@ -34,18 +38,18 @@ from pahq_client import (
     ResourceExhausted,
     ServerFault,
     Session,
-    rpcs,
-    wire,
+    artifacts,
 )
+from pahq_client import _calls as rpcs
+from pahq_client._calls import Call, Caller, Open, Operation, Pause, Read, run_steps
+from pahq_client._requests import JobRequest, SessionRequest
+from pahq_client._transport import INBOX, BlockingStream
 from pahq_client.cli import main
-from pahq_client.elements import Graph
-from pahq_client.flow import Call, Open, Operation, Pause, Read, drive
-from pahq_client.flows.calls import Calls
-from pahq_client.flows.client import ClientFlows
-from pahq_client.patience import Backoff
-from pahq_client.stream import INBOX, StreamReader
+from pahq_client.client import ServerCalls
+from pahq_client.graph import Edge, Graph
+from pahq_client.retries import Backoff
 
-from .fake_jobs import circuit_pages
+from .fake_artifact import FakeArtifact
 from .fake_server import Code, FakeServer, Fault
 
 EVIL = "\x1b]0;pwned\x07\x1b[31m\x9b2J\u202etxt.exe\u2066\r[bold]x[/bold]\u200b\x00"
@@ -58,13 +62,15 @@ NAMES = (
     "a0.h1->m1",
     "group",
     "query",
-    "users/me/discoveries/0",
+    "circuit",
+    "edge_scores",
+    "users/me/jobs/0",
     "{}",
 )
 RESPONSES: dict[str, type[Message]] = {
     rpc.name: getattr(module, f"{rpc.name}Response")
     for rpc in rpcs.ALL
-    for module in (discovery_pb2, model_pb2, patching_pb2, server_pb2)
+    for module in (jobs_pb2, model_pb2, patching_pb2, server_pb2)
     if hasattr(module, f"{rpc.name}Response")
 }
 
@@ -78,16 +84,23 @@ def clean(text: str) -> bool:
 texts = (
     st.sampled_from([*NAMES, EVIL, "", "[" * 5000, '{"a": NaN}', "m" + "9" * 5000, "x" * 20_000]) | st.text()
 )
+utf8_texts = texts.filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text))
 floats = st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -1.0, 1e308, 0.5]) | st.floats()
 INTEGERS = {
-    FieldDescriptor.TYPE_INT32: st.sampled_from([0, 1, 2, 4, -1, 2**31 - 1, -(2**31), 10**9]),
+    FieldDescriptor.TYPE_INT32: st.sampled_from(
+        [0, 1, 2, 4, -1, 2**31 - 1, -(2**31), 10**9, len(FakeArtifact().bytes())]
+    ),
     FieldDescriptor.TYPE_ENUM: st.integers(0, 7) | st.just(99),
-    FieldDescriptor.TYPE_INT64: st.sampled_from([0, 1, 2, 11, -1, 2**63 - 1, -(2**63), 253402300799]),
+    FieldDescriptor.TYPE_INT64: st.sampled_from(
+        [0, 1, 2, 11, len(FakeArtifact().bytes()), -1, 2**63 - 1, -(2**63), 253402300799]
+    ),
 }
 
 
 def messages(kind: type[Message], depth: int = 0) -> st.SearchStrategy[Message]:
     """Messages of a kind with any fields, each left out at times."""
+    if kind is Struct:  # it may hold itself, and is not read
+        return st.just(Struct(fields={"threshold": Value(number_value=math.nan)}))
     fields = {f.name: _field(f, depth) for f in kind.DESCRIPTOR.fields}
     return st.fixed_dictionaries({}, optional=fields).map(lambda values: _message(kind, values))
 
@@ -101,12 +114,16 @@ def _message(kind: type[Message], values: dict[str, Any]) -> Message:
 
 def _field(field: Any, depth: int) -> st.SearchStrategy[Any]:
     one: st.SearchStrategy[Any]
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        return st.dictionaries(utf8_texts, floats, max_size=3)
     if field.type == FieldDescriptor.TYPE_MESSAGE:
         one = messages(field.message_type._concrete_class, depth + 1)
     elif field.type in INTEGERS:
         one = INTEGERS[field.type]
     elif field.type == FieldDescriptor.TYPE_STRING:
-        one = texts.filter(lambda text: not any("\ud800" <= c <= "\udfff" for c in text))
+        one = utf8_texts
+    elif field.type == FieldDescriptor.TYPE_BYTES:
+        one = st.binary() | st.just(FakeArtifact().bytes())
     else:
         one = st.booleans() if field.type == FieldDescriptor.TYPE_BOOL else floats
     return st.lists(one, max_size=3) if field.is_repeated else one
@@ -138,29 +155,26 @@ def outcome(act: Callable[[], Any]) -> Exception | None:
 
 
 # What a client may ask for, as flows: with them no socket is needed.
-ACTIONS: dict[str, Callable[[ClientFlows], Any]] = {
+ACTIONS: dict[str, Callable[[ServerCalls], Any]] = {
     "models": lambda c: c.models(),
     "server_info": lambda c: c.server_info(),
     "evaluate": lambda c: c.evaluate("m", "ioi", ["m0->logits"], {}),
     "estimate": lambda c: c.estimate(_request()),
     "discover": lambda c: c.discover(_request(), 60.0, lambda event: look(event)),
     "jobs": lambda c: c.jobs(None),
-    "info": lambda c: c.job("users/me/discoveries/0").info(),
-    "result": lambda c: c.job("users/me/discoveries/0").result(60.0, None),
-    "cancel": lambda c: c.job("users/me/discoveries/0").cancel(None),
+    "info": lambda c: c.job("users/me/jobs/0").info(),
+    "result": lambda c: c.job("users/me/jobs/0").result(60.0, None),
+    "artifact": lambda c: c.job("users/me/jobs/0").artifact(),
+    "cancel": lambda c: c.job("users/me/jobs/0").cancel(None),
     "session": lambda c: _session(c),
 }
 
 
 def _request() -> Any:
-    from pahq_client.request import DiscoveryRequest
-
-    return DiscoveryRequest("m", "ioi", 0.1)
+    return JobRequest("m", "ioi", 0.1)
 
 
-def _session(flows: ClientFlows) -> Any:
-    from pahq_client.request import SessionRequest
-
+def _session(flows: ServerCalls) -> Any:
     session = yield from flows.session(SessionRequest("m", "ioi"))
     scores = yield from session.score([["m0->logits"]])
     edges = session.edges
@@ -194,8 +208,8 @@ def test_any_messages(data: st.DataObject, action: str) -> None:
         assert isinstance(operation, Read)
         return data.draw(st.none() | messages(RESPONSES[opened[-1].name]))
 
-    flows = ClientFlows(Calls("h:1", 1.0, Backoff(2, 0.001)))
-    assert clean(str(outcome(lambda: look(drive(ACTIONS[action](flows), perform)))))
+    flows = ServerCalls(Caller("h:1", 1.0, Backoff(2, 0.001)))
+    assert clean(str(outcome(lambda: look(run_steps(ACTIONS[action](flows), perform)))))
 
 
 # Over sockets: bytes that are no messages.
@@ -214,7 +228,7 @@ class RawServer(grpc.GenericRpcHandler):
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
         name = details.method.rpartition("/")[2]
-        if name in ("WatchDiscovery", "GetCircuit"):
+        if name in ("WatchJob", "GetArtifact"):
             return grpc.unary_stream_rpc_method_handler(lambda request, context: iter(self.answers[name]))
         return grpc.unary_unary_rpc_method_handler(lambda request, context: self.answers[name][0])
 
@@ -226,9 +240,9 @@ class RawServer(grpc.GenericRpcHandler):
 def good() -> dict[str, list[Message]]:
     """Right answers, to be damaged."""
     graph = circuit_pb2.Graph(layers=1, heads=2, kv_heads=1, kv_receivers="group", mlps=True)
-    job = pb.Discovery(name="users/me/discoveries/0", state=pb.DISCOVERY_STATE_SUCCEEDED)
+    job = pb.Job(name="users/me/jobs/0", state=pb.JOB_STATE_SUCCEEDED)
     job.create_time.seconds = 1_700_000_000
-    end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.DISCOVERY_STATE_SUCCEEDED)
+    end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_SUCCEEDED)
     session = patching_pb2.Session(
         name="users/me/sessions/0", graph=graph, num_edges_total=11, max_hypotheses=5
     )
@@ -237,12 +251,12 @@ def good() -> dict[str, list[Message]]:
         "GetServerInfo": [
             server_pb2.GetServerInfoResponse(server_info=server_pb2.ServerInfo(version="1", metrics=["l2"]))
         ],
-        "CreateDiscovery": [pb.CreateDiscoveryResponse(discovery=job)],
-        "GetDiscovery": [pb.GetDiscoveryResponse(discovery=job)],
-        "CancelDiscovery": [pb.CancelDiscoveryResponse(discovery=job)],
-        "ListDiscoveries": [pb.ListDiscoveriesResponse(discoveries=[job])],
-        "WatchDiscovery": [pb.WatchDiscoveryResponse(event=end)],
-        "GetCircuit": list(circuit_pages()),
+        "CreateJob": [pb.CreateJobResponse(job=job)],
+        "GetJob": [pb.GetJobResponse(job=job)],
+        "CancelJob": [pb.CancelJobResponse(job=job)],
+        "ListJobs": [pb.ListJobsResponse(jobs=[job])],
+        "WatchJob": [pb.WatchJobResponse(event=end)],
+        "GetArtifact": list(FakeArtifact().messages()),
         "OpenSession": [patching_pb2.OpenSessionResponse(session=session)],
         "ScoreCircuits": [patching_pb2.ScoreCircuitsResponse(metrics=[1.0])],
         "CommitCircuit": [patching_pb2.CommitCircuitResponse(num_edges=10)],
@@ -274,7 +288,7 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "server_info": lambda c: c.server_info(),
     "discover": lambda c: c.discover("m", "ioi", 0.1, timeout=5, progress=lambda event: look(event)),
     "jobs": lambda c: [job.latest for job in c.jobs()],
-    "cancel": lambda c: c.job("users/me/discoveries/0").cancel(),
+    "cancel": lambda c: c.job("users/me/jobs/0").cancel(),
     "session": lambda c: _used(c.session("m", "ioi")),
 }
 
@@ -312,16 +326,16 @@ def test_damaged_bytes() -> None:
 
 def test_damaged_bytes_of_an_asynchronous_client() -> None:
     server = RawServer()
-    server.answers = {"ListModels": [b"\xff" * 20], "GetCircuit": [b"\x0a\xff\xff\xff\xff\x0f"]}
-    job = pb.Discovery(name="a", state=pb.DISCOVERY_STATE_SUCCEEDED)
-    server.answers["GetDiscovery"] = [pb.GetDiscoveryResponse(discovery=job).SerializeToString()]
+    server.answers = {"ListModels": [b"\xff" * 20], "GetArtifact": [b"\x0a\xff\xff\xff\xff\x0f"]}
+    job = pb.Job(name="a", state=pb.JOB_STATE_SUCCEEDED)
+    server.answers["GetJob"] = [pb.GetJobResponse(job=job).SerializeToString()]
 
     async def main() -> None:
         async with AsyncClient(server.address, timeout=5) as client:
             with pytest.raises(ServerFault):
                 await client.models()
             with pytest.raises(ServerFault):
-                await client.job("users/me/discoveries/0").result()
+                await client.job("users/me/jobs/0").result()
 
     try:
         asyncio.run(main())
@@ -332,63 +346,132 @@ def test_damaged_bytes_of_an_asynchronous_client() -> None:
 # What each kind of malice comes to.
 
 
-def test_names_are_checked_like_those_of_files(client: Client, server: FakeServer) -> None:
-    job = client.submit("demo", "ioi")
-    for change, words in (
-        (lambda p: setattr(p[1].edges[0], "source", EVIL), "not in its graph"),
-        (lambda p: setattr(p[1].edges[0], "source", "a2.h0"), "not in its graph"),
-        (lambda p: setattr(p[1].edges[0], "target", "a0.h0<q>"), "not in its graph"),
-        (lambda p: setattr(p[1].edges[0], "source", "a00.h1"), "not in its graph"),
-        (lambda p: setattr(p[1].edges[0], "source", f"m{'9' * 5000}"), "not in its graph"),
-        (lambda p: p[2].edges.append(p[1].edges[0]), "twice"),
-        (lambda p: setattr(p[1].verdicts[0], "subject", EVIL), "not in its graph"),
-        (lambda p: setattr(p[1].verdicts[0], "gate", False), "not in its graph"),
-        (lambda p: p[0].summary.gates_kept.append("a9.h0<q>"), "not in its graph"),
-        (lambda p: setattr(p[1].edges[0], "score", math.nan), "finite"),
-        (lambda p: setattr(p[1].verdicts[0], "delta", math.inf), "finite"),
-        (lambda p: setattr(p[0].summary.metric, "empty", math.nan), "finite"),
-        (lambda p: setattr(p[0].summary, "num_edges_total", -1), "negative"),
-        (lambda p: p.pop(), "did not arrive whole"),
-        (lambda p: setattr(p[0].summary.graph, "layers", 10**9), "from 0 to 10000"),
-        (lambda p: setattr(p[0].summary.graph, "heads", -1), "from 0 to 10000"),
-        (lambda p: setattr(p[0].summary.graph, "kv_receivers", EVIL), "kv_receivers"),
-        (lambda p: setattr(p[0].summary, "provenance_run_json", "[" * 100_000), "levels deep"),
-        (
-            lambda p: setattr(p[0].summary, "provenance_run_json", '{"a":' * 200 + "1" + "}" * 200),
-            "levels deep",
+def _set(name: str, index: int, value: object) -> Callable[[FakeArtifact], None]:
+    return lambda a: a.arrays[name].__setitem__(index, value)
+
+
+def _replace(name: str, change: Callable[[Any], Any]) -> Callable[[FakeArtifact], None]:
+    return lambda a: a.arrays.update({name: change(a.arrays[name])})
+
+
+def _lay(*path: Any) -> Callable[[FakeArtifact], None]:
+    """Sets a value of the layout."""
+    *keys, last, value = path
+
+    def change(artifact: FakeArtifact) -> None:
+        inner = artifact.layout
+        for key in keys:
+            inner = inner[key]
+        inner[last] = value
+
+    return change
+
+
+def _cut(artifact: FakeArtifact) -> None:
+    artifact.header.size_bytes, artifact.data = len(artifact.bytes()), artifact.bytes()[:-1]
+
+
+DECEIT: tuple[tuple[Callable[[FakeArtifact], Any], str], ...] = (
+    (_set("verdict_index", 0, -1), "outside of its 19 receivers"),
+    (_set("verdict_index", 0, 19), "outside of its 19 receivers"),
+    (_set("verdict_index", 1, 82), "outside of its 82 edges"),
+    (_set("verdict_index", 1, -(2**63)), "outside of its 82 edges"),
+    (lambda a: _set("verdict_index", 2, a.arrays["verdict_index"][1])(a), "two verdicts on one of its edges"),
+    (_set("verdict_kept", 1, False), "contradicts the verdicts"),
+    (_set("verdict_delta", 0, math.inf), "'verdict_delta' holds a number that is not finite"),
+    (_set("verdict_score", 0, math.nan), "'verdict_score' holds a number that is not finite"),
+    (_replace("verdict_delta", lambda x: x[:2]), r"'verdict_delta' is float64\[2\], expected float64\[3\]"),
+    (_replace("verdict_index", lambda x: x.astype("int32")), "int32"),
+    (_replace("verdict_gate", lambda x: x.astype("uint8")), r"uint8\[3\], expected bool"),
+    (_replace("verdict_gate", lambda x: x.reshape(1, 3)), r"bool\[1, 3\]"),
+    (_replace("kept", lambda x: x[:-1]), r"bool\[81\], expected bool\[82\]"),
+    (lambda a: a.arrays.pop("kept"), "no array 'kept'"),
+    (_lay("graph", "layers", 10**9), "from 0 to 10000"),
+    (_lay("graph", "heads", -1), "from 0 to 10000"),
+    (_lay("graph", "heads", True), "must not be bool"),
+    (
+        _lay(
+            "graph",
+            {
+                "layers": 9000,
+                "heads": 9000,
+                "kv_heads": 1,
+                "kv_receivers": "group",
+                "parallel": False,
+                "mlps": True,
+            },
         ),
-        (lambda p: p.append(pb.GetCircuitResponse(summary=p[0].summary)), "two summaries"),
-        (lambda p: p.extend([pb.GetCircuitResponse()] * 2000), "hold nothing"),
-    ):
-        server.pages = circuit_pages()
-        change(server.pages)  # type: ignore[no-untyped-call]
-        with pytest.raises(ServerFault, match=words) as raised:
-            job.result()
-        assert clean(str(raised.value))
-    server.pages = circuit_pages()
+        "reads at most 20000000",
+    ),
+    (_lay("graph", "kv_receivers", EVIL), "kv_receivers"),
+    (_lay("graph", None), "must not be NoneType"),
+    (_lay("metric", "value", None), "must not be NoneType"),
+    (_lay("metric", "empty", 10**400), "too large"),
+    (_lay("kind", "edge_scores"), "something else than version 1 of 'circuit'"),
+    (_lay("version", 2), "something else than version 1 of 'circuit'"),
+    (_lay("graph", "extra", json.loads("[" * 200 + "]" * 200)), "levels deep"),
+    (lambda a: setattr(a, "data", b""), "not a safetensors file"),
+    (lambda a: setattr(a, "data", b"\xff" * 40), "not a safetensors file"),
+    (lambda a: setattr(a, "data", a.bytes()[:-1]), "not a readable safetensors file"),
+    (lambda a: setattr(a, "data", save({"x": np.zeros(3)}, {"artifact": "{}"})), "no 'kind'"),
+    (lambda a: setattr(a, "data", save({"x": np.zeros(3)}, {"other": "{}"})), "no 'artifact'"),
+    (lambda a: setattr(a, "data", save({"x": np.zeros(3)}, {"artifact": '{"kind": NaN}'})), "finite"),
+    (lambda a: setattr(a.header, "version", 2), "version 2 of 'circuit'; this client reads version 1"),
+    (lambda a: setattr(a.header, "provenance_run_json", "[" * 100_000), "levels deep"),
+    (lambda a: setattr(a.header, "provenance_run_json", '{"a":' * 200 + "1" + "}" * 200), "levels deep"),
+    (_cut, "did not arrive whole"),
+    (lambda a: setattr(a.header, "size_bytes", 50), "more than the 50 bytes"),
+    (lambda a: setattr(a.header, "size_bytes", -1), "announced an artifact of -1 bytes"),
+    (lambda a: setattr(a.header, "size_bytes", 1 << 40), "reads at most 268435456"),
+    (lambda a: setattr(a, "prompts", [""] * 2000), "hold nothing"),
+)
+
+
+@pytest.mark.parametrize("number", range(len(DECEIT)))
+def test_artifacts_are_checked_like_files(client: Client, server: FakeServer, number: int) -> None:
+    change, words = DECEIT[number]
+    job = client.submit("demo", "ioi")
+    change(server.artifact)
+    with pytest.raises(ServerFault, match=words) as raised:
+        job.result()
+    assert clean(str(raised.value))
+    server.artifact = FakeArtifact()
     assert len(job.result().edges) == 2
 
 
-def test_a_circuit_without_end_is_left_before_it_is_all_there(
+def test_streams_of_artifacts_begin_with_their_header(client: Client, server: FakeServer) -> None:
+    job = client.submit("demo", "ioi")
+    header, *rest = FakeArtifact().messages()
+    for messages, words in (
+        ([header, header, *rest], "two headers"),
+        (rest, "without a header"),
+        ([], "without a header"),
+    ):
+        server.replies["GetArtifact"] = lambda request, context, sent=messages: iter(sent)
+        with pytest.raises(ServerFault, match=words):
+            job.result()
+
+
+def test_prompts_without_end_are_left_before_they_are_all_there(
     client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "MOST_EDGES", 100)
-    job = client.submit("demo", "ioi")
-    sent = []
+    monkeypatch.setattr(artifacts, "MOST_PROMPT_BYTES", 100)
+    server.artifact.prompts = ["x" * 60] * 1000
+    with pytest.raises(ServerFault, match="more than 100 bytes of prompts"):
+        client.submit("demo", "ioi").result()
 
-    def pages() -> Iterator[pb.GetCircuitResponse]:
-        summary = circuit_pages()[0]
-        summary.summary.graph.CopyFrom(
-            circuit_pb2.Graph(layers=9999, heads=1, kv_heads=1, kv_receivers="query")
-        )
-        yield summary
-        for layer in range(9999):
-            sent.append(layer)
-            yield pb.GetCircuitResponse(edges=[circuit_pb2.Edge(source=f"a{layer}.h0", target="logits")])
 
-    server.pages = pages()  # type: ignore[assignment]
-    with pytest.raises(ServerFault, match="more than 100 edges"):
-        job.result()
+@given(st.data())
+@settings(max_examples=300)
+def test_damaged_artifacts(data: st.DataObject) -> None:
+    artifact = FakeArtifact()
+    if data.draw(st.booleans()):
+        artifact.make_scores()
+    damage = random.Random(data.draw(st.integers(0, 2**32)))
+    found = outcome(
+        lambda: look(artifacts.decode(artifact.header.kind, 1, damaged(artifact.bytes(), damage), {}))
+    )
+    assert clean(str(found))
 
 
 def test_a_graph_that_nobody_could_list(client: Client, server: FakeServer) -> None:
@@ -410,7 +493,7 @@ def test_a_graph_that_nobody_could_list(client: Client, server: FakeServer) -> N
 
 def test_one_shared_receiver_of_many_heads_is_no_bomb(circuit: Circuit) -> None:
     graph = Graph(10_000, 10_000, 1, "group", False, True)
-    edges = tuple(wire.Edge(f"a0.h{i}", f"a{j}.g0<v>") for i in range(30) for j in range(1, 31))
+    edges = tuple(Edge(f"a0.h{i}", f"a{j}.g0<v>") for i in range(30) for j in range(1, 31))
     big = dataclasses.replace(circuit, graph=graph, edges=edges)
     for draw in (big.to_dot, big.to_networkx):
         with pytest.raises(InvalidRequest, match="9000000 arrows"):
@@ -486,7 +569,7 @@ def test_pauses_that_nobody_could_keep(
         return
     for method, call in (
         ("GetServerInfo", client.server_info),
-        ("WatchDiscovery", lambda: list(job.watch())),
+        ("WatchJob", lambda: list(job.watch())),
     ):
         server.faults[method] = [fault]
         with pytest.raises(RateLimited if reason == "RATE_LIMITED" else ResourceExhausted) as raised:
@@ -511,23 +594,23 @@ def test_a_list_that_begins_again_has_no_end(client: Client, server: FakeServer)
     token = ["again"]
 
     def listed(request: Any, context: Any) -> Any:
-        server._enter("ListDiscoveries", request, context)
-        return pb.ListDiscoveriesResponse(
-            discoveries=[pb.Discovery(name="a", state=pb.DISCOVERY_STATE_SUCCEEDED)] * count[0],
+        server._enter("ListJobs", request, context)
+        return pb.ListJobsResponse(
+            jobs=[pb.Job(name="a", state=pb.JOB_STATE_SUCCEEDED)] * count[0],
             next_page_token=token[0] or str(len(server.calls)),
         )
 
     count = [1]
-    server.replies["ListDiscoveries"] = listed
+    server.replies["ListJobs"] = listed
     with pytest.raises(ServerFault, match="no end"):
         client.jobs()
-    assert len(server.called("ListDiscoveries")) == 2
+    assert len(server.called("ListJobs")) == 2
     assert len(client.jobs(limit=1)) == 1  # what was asked for is there
     token[0], count[0] = "", 0  # always another page, never anything on it
     with pytest.raises(ServerFault, match="no end"):
         client.jobs()
     count[0] = 3
-    with pytest.raises(ServerFault, match="sent 3 discoveries, asked for 2"):
+    with pytest.raises(ServerFault, match="sent 3 jobs, asked for 2"):
         client.jobs(limit=2)
 
 
@@ -556,14 +639,14 @@ def test_a_flood_of_events_waits_for_its_reader(threads_client: Client, server: 
 
     def flood(request: Any, context: Any) -> Iterator[Any]:
         event = pb.Event(
-            kind=pb.EVENT_KIND_PROGRESS, state=pb.DISCOVERY_STATE_RUNNING, error_message="x" * 1_000_000
+            kind=pb.EVENT_KIND_PROGRESS, state=pb.JOB_STATE_RUNNING, error_message="x" * 1_000_000
         )
         while context.is_active():
             sent[0] += 1
             event.sequence = sent[0]
-            yield pb.WatchDiscoveryResponse(event=event)
+            yield pb.WatchJobResponse(event=event)
 
-    server.replies["WatchDiscovery"] = flood
+    server.replies["WatchJob"] = flood
     events = job.watch()
     next(events)
     before = -1
@@ -587,7 +670,7 @@ def test_a_reader_that_leaves_lets_its_thread_go() -> None:
 
     made: list[int] = []
     cancelled = threading.Event()
-    reader = StreamReader(EndlessCall)
+    reader = BlockingStream(EndlessCall)
     assert reader.read() == 1
     while len(made) < INBOX + 2:  # as many as it takes before it waits: one read, the inbox, one in its hands
         threading.Event().wait(0.01)
@@ -636,8 +719,8 @@ def test_an_error_has_one_traceback(client: Client, server: FakeServer) -> None:
     def errors() -> Iterator[BaseException]:
         job = client.submit("demo", "ioi")
         server.faults["GetServerInfo"] = [Fault(Code.INTERNAL)]
-        server.faults["WatchDiscovery"] = [Fault(Code.PERMISSION_DENIED)]
-        server.faults["GetCircuit"] = [Fault(Code.PERMISSION_DENIED)]
+        server.faults["WatchJob"] = [Fault(Code.PERMISSION_DENIED)]
+        server.faults["GetArtifact"] = [Fault(Code.PERMISSION_DENIED)]
         server.faults["OpenSession"] = [Fault(Code.INVALID_ARGUMENT)]
         for call in (
             client.server_info,
@@ -646,7 +729,7 @@ def test_an_error_has_one_traceback(client: Client, server: FakeServer) -> None:
             lambda: client.session("demo", "ioi"),
             lambda: client.submit("demo", 3),  # type: ignore[arg-type]
             lambda: client.evaluate("demo", "ioi", 3),  # type: ignore[arg-type]
-            lambda: client.job("users/me/discoveries/none").state,
+            lambda: client.job("users/me/jobs/none").state,
         ):
             with pytest.raises(PahqError) as raised:
                 call()  # type: ignore[operator]
@@ -662,9 +745,9 @@ def test_an_error_has_one_traceback(client: Client, server: FakeServer) -> None:
         ["models"],
         ["info"],
         ["jobs"],
-        ["show", "users/me/discoveries/evil"],
-        ["watch", "users/me/discoveries/evil"],
-        ["cancel", "users/me/discoveries/evil"],
+        ["show", "users/me/jobs/evil"],
+        ["watch", "users/me/jobs/evil"],
+        ["cancel", "users/me/jobs/evil"],
         ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1"],
         ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--detach"],
         ["evaluate", "--circuit", "c.json", "--model", "demo", "--task", "ioi"],
@@ -682,12 +765,14 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     circuit.save("c.json")
-    name = "users/me/discoveries/evil"
-    spec = pb.DiscoverySpec(method=EVIL)
+    name = "users/me/jobs/evil"
+    spec = pb.JobSpec(extension=methods_pb2.ExtensionParameters(method=EVIL))
     spec.objective.model = spec.objective.metric = EVIL
-    job = pb.Discovery(name=name, spec=spec, state=pb.DISCOVERY_STATE_FAILED, error_message=EVIL)
+    job = pb.Job(name=name, spec=spec, state=pb.JOB_STATE_FAILED, error_message=EVIL)
     job.progress.total = 5
-    event = pb.Event(sequence=1, kind=pb.EVENT_KIND_END, state=pb.DISCOVERY_STATE_FAILED, error_message=EVIL)
+    job.progress.unit = job.progress.stage = EVIL
+    job.progress.figures[EVIL] = 1.0
+    event = pb.Event(sequence=1, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_FAILED, error_message=EVIL)
     metric = circuit_pb2.Metric(name=EVIL, value=1.0, full=0.0, empty=2.0)
     replies: dict[str, Any] = {
         "ListModels": model_pb2.ListModelsResponse(
@@ -696,12 +781,12 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
         "GetServerInfo": server_pb2.GetServerInfoResponse(
             server_info=server_pb2.ServerInfo(version=EVIL, device=EVIL, methods=[EVIL, EVIL])
         ),
-        "CreateDiscovery": pb.CreateDiscoveryResponse(discovery=job),
-        "GetDiscovery": pb.GetDiscoveryResponse(discovery=job),
-        "CancelDiscovery": pb.CancelDiscoveryResponse(discovery=job),
-        "ListDiscoveries": pb.ListDiscoveriesResponse(discoveries=[job]),
-        "WatchDiscovery": iter([pb.WatchDiscoveryResponse(event=event)]),
-        "EvaluateCircuit": pb.EvaluateCircuitResponse(metric=metric),
+        "CreateJob": pb.CreateJobResponse(job=job),
+        "GetJob": pb.GetJobResponse(job=job),
+        "CancelJob": pb.CancelJobResponse(job=job),
+        "ListJobs": pb.ListJobsResponse(jobs=[job]),
+        "WatchJob": iter([pb.WatchJobResponse(event=event)]),
+        "EvaluateCircuit": patching_pb2.EvaluateCircuitResponse(metric=metric),
     }
     server.replies.update({key: lambda request, context, r=reply: r for key, reply in replies.items()})
     main([*command, "--server", server.address, *(["--json"] if json else [])])

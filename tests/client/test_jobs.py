@@ -1,12 +1,12 @@
-"""Discoveries on a server: submit, discover, cancel, results; and the calls beside them."""
+"""Jobs on a server: submit, discover, cancel, results; and the calls beside them."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from pahq.v1 import circuit_pb2, server_pb2
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import server_pb2
 
 from pahq_client import (
     Client,
@@ -26,8 +26,8 @@ from pahq_client import (
     ServerFault,
     Task,
     Unavailable,
-    wire,
 )
+from pahq_client import _responses as responses
 
 from .fake_server import Code, FakeServer, Fault
 
@@ -39,20 +39,24 @@ def test_discover(client: Client, server: FakeServer) -> None:
     assert circuit.edges == (Edge("a0.h1", "a1.h0<q>", 0.25), Edge("input", "logits"))
     assert [v.subject for v in circuit.verdicts] == ["a1.h0<q>", "a0.h1->a1.h0<q>", "input->m0"]
     assert circuit.gates_kept == ("a1.h0<q>",)
-    assert (circuit.num_evaluations, circuit.num_edges_total, circuit.removed_without_test) == (3, 10, 8)
+    assert (circuit.num_evaluations, circuit.num_edges_total, circuit.removed_without_test) == (3, 82, 80)
     assert circuit.parameters == {"method": "acdc", "threshold": 0.1, "ablation": "zero"}
     assert circuit.provenance["run"] == {"model": "demo", "seconds": 1.5}
     assert [event.sequence for event in seen] == [1, 2, 3, 4]
-    assert not server.called("CancelDiscovery")
-    spec = server.called("CreateDiscovery")[0].spec
-    assert (spec.threshold, spec.gates, spec.objective.task.prompts.clean[0].text) == (0.1, False, "a")
+    assert not server.called("CancelJob")
+    spec = server.called("CreateJob")[0].spec
+    assert (spec.acdc.threshold, spec.acdc.gates, spec.objective.task.prompts.clean[0].text) == (
+        0.1,
+        False,
+        "a",
+    )
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_failed_and_cancelled(client: Client, server: FakeServer, late: bool) -> None:
     for state, kind in (
-        (pb.DISCOVERY_STATE_FAILED, JobFailed),
-        (pb.DISCOVERY_STATE_CANCELLED, JobCancelled),
+        (pb.JOB_STATE_FAILED, JobFailed),
+        (pb.JOB_STATE_CANCELLED, JobCancelled),
     ):
         server.outcome = None if late else (state, "metric is NaN")
         job = client.submit("demo", "ioi")
@@ -76,7 +80,7 @@ def test_discover_cancels_on_interrupt(client: Client, server: FakeServer) -> No
 
     with pytest.raises(KeyboardInterrupt):
         client.discover("demo", "ioi", progress=interrupt)
-    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+    assert [job.state for job in server.jobs.values()] == [pb.JOB_STATE_CANCELLED]
 
 
 def test_discover_cancels_on_timeout_and_on_errors_of_the_caller(client: Client, server: FakeServer) -> None:
@@ -85,19 +89,19 @@ def test_discover_cancels_on_timeout_and_on_errors_of_the_caller(client: Client,
         client.discover("demo", "ioi", timeout=0.1)
     with pytest.raises(ZeroDivisionError):
         client.discover("demo", "ioi", progress=lambda event: 1 / 0)
-    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED] * 2
+    assert [job.state for job in server.jobs.values()] == [pb.JOB_STATE_CANCELLED] * 2
 
 
 def test_discover_cancels_when_nobody_would_know_of_the_job(client: Client, server: FakeServer) -> None:
     server.outcome = None
-    server.faults["GetDiscovery"] = [Fault(Code.PERMISSION_DENIED)]
+    server.faults["GetJob"] = [Fault(Code.PERMISSION_DENIED)]
     with pytest.raises(PermissionDenied):
         client.discover("demo", "ioi")
-    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
-    server.faults["CreateDiscovery"] = [Fault(Code.PERMISSION_DENIED)]
+    assert [job.state for job in server.jobs.values()] == [pb.JOB_STATE_CANCELLED]
+    server.faults["CreateJob"] = [Fault(Code.PERMISSION_DENIED)]
     with pytest.raises(PermissionDenied):
         client.discover("demo", "ioi")
-    assert len(server.called("CancelDiscovery")) == 1  # what was refused is not there
+    assert len(server.called("CancelJob")) == 1  # what was refused is not there
 
 
 def test_an_interrupt_before_the_name_is_known_still_cancels(
@@ -116,22 +120,22 @@ def test_an_interrupt_before_the_name_is_known_still_cancels(
     monkeypatch.setattr(threads_client._transport, "perform", lose_the_answer)
     with pytest.raises(KeyboardInterrupt):
         threads_client.discover("demo", "ioi")
-    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+    assert [job.state for job in server.jobs.values()] == [pb.JOB_STATE_CANCELLED]
 
 
 def test_discover_leaves_the_job_when_the_server_is_away(client: Client, server: FakeServer) -> None:
     server.outcome, server.cuts = None, [0] * 20
     with pytest.raises(Unavailable) as raised:
         client.discover("demo", "ioi")
-    assert "users/me/discoveries/0" in raised.value.__notes__[0]
-    assert not server.called("CancelDiscovery")
+    assert "users/me/jobs/0" in raised.value.__notes__[0]
+    assert not server.called("CancelJob")
 
 
 def test_a_lost_answer_does_not_create_twice(client: Client, server: FakeServer) -> None:
-    server.faults["CreateDiscovery"] = [Fault(Code.UNAVAILABLE)]
+    server.faults["CreateJob"] = [Fault(Code.UNAVAILABLE)]
     job = client.submit("demo", "ioi")
     assert list(server.jobs) == [job.name]
-    assert len({r.request_id for r in server.called("CreateDiscovery")}) == 1
+    assert len({r.request_id for r in server.called("CreateJob")}) == 1
     client.submit("demo", "ioi")
     assert len(server.jobs) == 2
 
@@ -148,7 +152,7 @@ def test_handles(client: Client, server: FakeServer) -> None:
     with pytest.raises(NotFound) as raised:
         print(job.state)
     assert raised.value.name == job.name
-    server.faults["DeleteDiscovery"] = [Fault(Code.FAILED_PRECONDITION, "runs", "CONFLICT")]
+    server.faults["DeleteJob"] = [Fault(Code.FAILED_PRECONDITION, "runs", "CONFLICT")]
     with pytest.raises(Conflict):
         job.delete()
 
@@ -156,7 +160,7 @@ def test_handles(client: Client, server: FakeServer) -> None:
 def test_jobs_are_listed_over_pages(client: Client, server: FakeServer) -> None:
     server.list_pages = [["a", "b"], [], ["c"]]
     assert [job.name for job in client.jobs()] == ["a", "b", "c"]
-    assert [r.page_token for r in server.called("ListDiscoveries")] == ["", "1", "2"]
+    assert [r.page_token for r in server.called("ListJobs")] == ["", "1", "2"]
 
 
 def test_evaluate_measures_a_circuit_as_it_was_found(client: Client, server: FakeServer) -> None:
@@ -204,18 +208,13 @@ def test_models_and_info(client: Client) -> None:
 
 
 def test_a_server_that_does_not_tell_its_memory() -> None:
-    assert wire.server_info(server_pb2.ServerInfo(version="9.9")).memory is None
+    assert responses.server_info(server_pb2.ServerInfo(version="9.9")).memory is None
 
 
 def test_a_server_that_breaks_the_protocol(client: Client, server: FakeServer) -> None:
     job = client.submit("demo", "ioi")
-    pages = server.pages
-    server.pages = pages[1:]
-    with pytest.raises(ServerFault, match="summary"):
-        job.result()
     for text in ("{", "[]", json.dumps({"x": float("nan")})):
-        summary = circuit_pb2.CircuitSummary(provenance_run_json=text)
-        server.pages = [pb.GetCircuitResponse(summary=summary)]
+        server.artifact.header.provenance_run_json = text
         with pytest.raises(ServerFault, match="provenance"):
             job.result()
     server.jobs[job.name].end(77)

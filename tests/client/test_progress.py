@@ -9,19 +9,30 @@ from pathlib import Path
 import grpc
 import pytest
 
-from pahq_client import Client, Event, EventKind, InvalidRequest, JobState, TlsConfig, Unavailable
-from pahq_client.patience import Backoff, Deadline
-from pahq_client.progress import reporter
-from pahq_client.words import Speed, describe
+from pahq_client import Client, Event, EventKind, InvalidRequest, JobState, Progress, TlsConfig, Unavailable
+from pahq_client.display.progress import reporter
+from pahq_client.formatting import Speed, describe
+from pahq_client.retries import Backoff, Deadline
 
 from .fake_server import FakeServer
 
-EVENT = Event(3, EventKind.PROGRESS, JobState.RUNNING, 40, 100, 7, 0.03125, 40, 3725.4)
+FIGURES = {"kept": 7, "metric": 0.03125, "evaluations": 40}
+PROGRESS = Progress(40, 100, "edges", figures=FIGURES, eta_s=3725.4)
+EVENT = Event(3, EventKind.PROGRESS, JobState.RUNNING, PROGRESS)
 
 
 def test_words_beside_the_bar() -> None:
     assert describe(EVENT, 12.5) == "40/100 edges, 7 kept, metric 0.03125, 12 eval/s, 1:02:05 left"
     assert describe(Event(1, EventKind.STATE, JobState.QUEUED), None) == "queued"
+    queued = Event(1, EventKind.STATE, JobState.QUEUED, Progress(0, 100, "edges"), queue_position=3)
+    assert describe(queued, None) == "queued, number 3 in the queue"
+
+
+def test_words_of_another_method() -> None:
+    progress = Progress(3, 8, "prompts", "computing gradients", {"loss": 0.5})
+    event = Event(3, EventKind.PROGRESS, JobState.RUNNING, progress)
+    assert describe(event, 2.5) == "computing gradients, 3/8 prompts, loss 0.5, 2.5 prompts/s"
+    assert (event.kept, event.metric, event.evaluations, progress.work) == (0, 0.0, 0, 3)
 
 
 def test_speed_counts_from_the_first_event() -> None:

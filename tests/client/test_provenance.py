@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pahq.v1 import discovery_pb2 as pb
 
 from pahq_client import BuiltinTask, Circuit, InvalidRequest, ServerFault, Task
 from pahq_client.cli import main
@@ -68,14 +67,14 @@ def test_damaged_tasks_are_none(circuit: Circuit, run: dict[str, object]) -> Non
 
 def test_prompts_come_in_parts(client: Any, server: FakeServer, tmp_path: Path) -> None:
     text = json.dumps(PROMPTS)
-    server.pages += [pb.GetCircuitResponse(prompts_json=text[i : i + 7]) for i in range(0, len(text), 7)]
+    server.artifact.prompts = [text[i : i + 7] for i in range(0, len(text), 7)]
     circuit = client.discover("demo", "ioi", 0.1, include_prompts=True)
-    assert server.called("CreateDiscovery")[0].spec.include_prompts
+    assert server.called("CreateJob")[0].spec.include_prompts
     assert circuit.provenance["run"]["prompts"] == PROMPTS
     circuit.save(tmp_path / "c.json")
     assert Circuit.load(tmp_path / "c.json").task == Task(["ü a", [1, 2]], ["b c", [1, 3]], ["x", 7])
     assert b"\\u00fc" not in circuit.canonical_bytes()
-    server.pages[-1].prompts_json = "]"
+    server.artifact.prompts[-1] = "]"
     with pytest.raises(ServerFault, match="prompts that is not JSON"):
         client.discover("demo", "ioi", 0.1)
 
@@ -85,7 +84,7 @@ def test_they_are_not_asked_for_unless_they_are(client: Any, server: FakeServer)
     client.submit("demo", "ioi", 0.1, include_prompts=True)
     with pytest.raises(InvalidRequest, match="include_prompts"):
         client.submit("demo", "ioi", 0.1, include_prompts="yes")
-    assert [c.spec.include_prompts for c in server.called("CreateDiscovery")] == [False, True]
+    assert [c.spec.include_prompts for c in server.called("CreateJob")] == [False, True]
 
 
 def test_the_option_of_the_command(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,5 +92,5 @@ def test_the_option_of_the_command(server: FakeServer, capsys: pytest.CaptureFix
     for option in ("--detach", "--estimate", "--quiet"):
         assert main([*command, option, "--include-prompts"]) == 0
         assert main([*command, option]) == 0
-    asked = [request.spec.include_prompts for request in server.called("CreateDiscovery")]
+    asked = [request.spec.include_prompts for request in server.called("CreateJob")]
     assert asked == [True, False] * 3

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import (
     Client,
@@ -17,11 +17,10 @@ from pahq_client import (
     RateLimited,
     ResourceExhausted,
     Unavailable,
-    rpcs,
 )
-from pahq_client.flow import Call, Pause, drive
-from pahq_client.flows.calls import Calls
-from pahq_client.patience import Backoff
+from pahq_client import _calls as rpcs
+from pahq_client._calls import Call, Caller, Pause, run_steps
+from pahq_client.retries import Backoff
 
 from .fake_server import Code, FakeServer, Fault
 
@@ -30,12 +29,12 @@ SLOW = Fault(Code.RESOURCE_EXHAUSTED, "too fast", "RATE_LIMITED", retry_s=0.05)
 
 # Every call that a client makes beside the streams; the name of its method, and how it is made.
 USES: dict[str, Callable[[Any, Any, Any], object]] = {
-    "CreateDiscovery": lambda client, job, session: client.submit("demo", "ioi"),
-    "GetDiscovery": lambda client, job, session: job.state,
-    "ListDiscoveries": lambda client, job, session: client.jobs(),
-    "CancelDiscovery": lambda client, job, session: job.cancel(),
-    "DeleteDiscovery": lambda client, job, session: job.delete(),
-    "GetCircuit": lambda client, job, session: job.result(),
+    "CreateJob": lambda client, job, session: client.submit("demo", "ioi"),
+    "GetJob": lambda client, job, session: job.state,
+    "ListJobs": lambda client, job, session: client.jobs(),
+    "CancelJob": lambda client, job, session: job.cancel(),
+    "DeleteJob": lambda client, job, session: job.delete(),
+    "GetArtifact": lambda client, job, session: job.result(),
     "EvaluateCircuit": lambda client, job, session: client.evaluate("demo", "ioi", []),
     "ListModels": lambda client, job, session: client.models(),
     "TokenizeTexts": lambda client, job, session: client.tokenize("demo", ["a"]),
@@ -49,7 +48,7 @@ USES: dict[str, Callable[[Any, Any, Any], object]] = {
 
 def test_every_call_is_tried_here() -> None:
     """The stream of events has tests of its own; no client asks for one model."""
-    assert set(USES) | {"WatchDiscovery", "GetModel"} == {rpc.name for rpc in rpcs.ALL}
+    assert set(USES) | {"WatchJob", "GetModel"} == {rpc.name for rpc in rpcs.ALL}
 
 
 @pytest.mark.parametrize("name", USES)
@@ -70,9 +69,9 @@ def test_idempotent_calls_are_made_again(client: Client, server: FakeServer, nam
 
 def test_a_deletion_whose_answer_was_lost_is_done(client: Client, server: FakeServer) -> None:
     job = client.submit("demo", "ioi")
-    server.faults["DeleteDiscovery"] = [DOWN, Fault(Code.NOT_FOUND, "gone", "NOT_FOUND", {"name": job.name})]
+    server.faults["DeleteJob"] = [DOWN, Fault(Code.NOT_FOUND, "gone", "NOT_FOUND", {"name": job.name})]
     job.delete()
-    server.faults["DeleteDiscovery"] = [Fault(Code.NOT_FOUND, "gone", "NOT_FOUND", {"name": job.name})]
+    server.faults["DeleteJob"] = [Fault(Code.NOT_FOUND, "gone", "NOT_FOUND", {"name": job.name})]
     with pytest.raises(NotFound):
         job.delete()
 
@@ -82,12 +81,12 @@ def test_full_queues_and_quotas_are_the_callers_to_handle(client: Client, server
     full = Fault(Code.RESOURCE_EXHAUSTED, "full", "RESOURCE_EXHAUSTED", retry_s=0.01)
     quota = Fault(Code.RESOURCE_EXHAUSTED, "two jobs", "QUOTA_EXCEEDED", metadata, retry_s=0.01)
     for fault, kind in ((full, ResourceExhausted), (quota, QuotaExceeded)):
-        server.faults["CreateDiscovery"] = [fault]
+        server.faults["CreateJob"] = [fault]
         with pytest.raises(ResourceExhausted) as raised:
             client.submit("demo", "ioi")
         assert type(raised.value) is kind
     assert (raised.value.quota, raised.value.subject) == ("queued_jobs", "users/ada")
-    assert len(server.called("CreateDiscovery")) == 2
+    assert len(server.called("CreateJob")) == 2
 
 
 def test_no_wait_beyond_the_callers_time(server: FakeServer) -> None:
@@ -98,7 +97,7 @@ def test_no_wait_beyond_the_callers_time(server: FakeServer) -> None:
 
 
 def test_a_watch_waits_when_it_is_asked_to(client: Client, server: FakeServer) -> None:
-    server.faults["WatchDiscovery"] = [SLOW] * 5  # more than the tries after an interruption
+    server.faults["WatchJob"] = [SLOW] * 5  # more than the tries after an interruption
     assert [event.sequence for event in client.submit("demo", "ioi").watch()] == [1, 2, 3, 4]
 
 
@@ -121,13 +120,13 @@ class Script:
         return result
 
 
-def _ask(script: Script, calls: Calls) -> object:
-    return drive(calls.call(rpcs.GET, pb.GetDiscoveryRequest(name="x")), script.perform)
+def _ask(script: Script, calls: Caller) -> object:
+    return run_steps(calls.call(rpcs.GET, pb.GetJobRequest(name="x")), script.perform)
 
 
 def test_pauses_grow_and_a_server_that_once_answered_gets_more_tries() -> None:
     away = Unavailable("a:1")
-    calls = Calls("a:1", 60.0, Backoff(attempts=5, first_s=1.0, most_s=4.0))
+    calls = Caller("a:1", 60.0, Backoff(attempts=5, first_s=1.0, most_s=4.0))
     script = Script(*[away] * 9)
     with pytest.raises(Unavailable):
         _ask(script, calls)
@@ -149,9 +148,9 @@ def test_all_tries_share_one_time_limit(monkeypatch: pytest.MonkeyPatch) -> None
         now[0] += 4.0
         return script.perform(operation)
 
-    calls = Calls("a:1", 10.0, Backoff(first_s=0.5))
+    calls = Caller("a:1", 10.0, Backoff(first_s=0.5))
     with pytest.raises(Unavailable):
-        drive(calls.call(rpcs.GET, pb.GetDiscoveryRequest(name="x")), perform)
+        run_steps(calls.call(rpcs.GET, pb.GetJobRequest(name="x")), perform)
     assert script.limits == [10.0, 2.0]
 
 
@@ -159,10 +158,10 @@ def test_a_discover_whose_creation_is_not_answered_in_time_cancels_its_job(
     client: Client, server: FakeServer
 ) -> None:
     server.outcome = None
-    server.faults["CreateDiscovery"].append(Fault(Code.DEADLINE_EXCEEDED))
+    server.faults["CreateJob"].append(Fault(Code.DEADLINE_EXCEEDED))
     with pytest.raises(DeadlineExceeded):
         client.discover("demo", "ioi", 0.1)
-    assert [job.state for job in server.jobs.values()] == [pb.DISCOVERY_STATE_CANCELLED]
+    assert [job.state for job in server.jobs.values()] == [pb.JOB_STATE_CANCELLED]
 
 
 @pytest.mark.parametrize("rpc", [rpcs.EVALUATE, rpcs.SCORE], ids=lambda rpc: rpc.name)
@@ -171,20 +170,20 @@ def test_hours_of_work_are_not_begun_again(
     rpc: rpcs.Rpc[Any, Any], took_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that computes for long is repeated only if it broke off within the time of a usual call."""
-    calls, script, passed = Calls("a:1", 60.0, Backoff()), Script(Unavailable("a:1"), "here"), [0.0]
+    calls, script, passed = Caller("a:1", 60.0, Backoff()), Script(Unavailable("a:1"), "here"), [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: passed[0])
 
     def perform(operation: object) -> object:
         passed[0] += took_s if isinstance(operation, Call) else 0.0
         return script.perform(operation)
 
-    flow = calls.call(rpc, None, 86_400.0)
+    steps = calls.call(rpc, None, 86_400.0)
     if took_s > calls.timeout:
         with pytest.raises(Unavailable):
-            drive(flow, perform)
+            run_steps(steps, perform)
         assert script.results == ["here"]
     else:
-        assert drive(flow, perform) == "here"
+        assert run_steps(steps, perform) == "here"
 
 
 def test_calls_that_compute_for_long_are_known() -> None:

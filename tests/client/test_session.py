@@ -26,7 +26,7 @@ from pahq_client import (
     Session,
     Unavailable,
 )
-from pahq_client.flows import session as module
+from pahq_client import session as module
 from pahq_server.core.graph import Graph as ServerGraph
 
 from .fake_server import Code, FakeServer, Fault
@@ -70,7 +70,7 @@ def test_open(client: Client, server: FakeServer) -> None:
 def test_defaults_are_those_of_a_discovery(client: Client, session: Session, server: FakeServer) -> None:
     client.submit("demo", "ioi")
     (opened,) = server.called("OpenSession")
-    assert opened.objective == server.called("CreateDiscovery")[0].spec.objective
+    assert opened.objective == server.called("CreateJob")[0].spec.objective
 
 
 def test_score(session: Session, server: FakeServer, circuit: Circuit) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pahq_client import BuiltinTask, Client, InvalidRequest, Task, wire
-from pahq_client.request import DiscoveryRequest
+from pahq_client import BuiltinTask, Client, InvalidRequest, Task
+from pahq_client import _requests as requests
+from pahq_client._requests import JobRequest
 
 
 def test_texts_and_ids_of_any_kind() -> None:
@@ -19,7 +20,7 @@ def test_texts_and_ids_of_any_kind() -> None:
         wrong_answers=[[9], "y", (1, 2)],
         positions=np.array([0, 2]),
     )
-    message = wire.task_message(task).prompts
+    message = requests.task_message(task).prompts
     assert [p.text or list(p.token_ids.ids) for p in message.clean] == ["a b", [1, 2], [3, 4]]
     assert [p.text or list(p.token_ids.ids) for p in message.corrupted] == [[5], "c", []]
     assert [p.text or list(p.token_ids.ids) for p in message.answers] == ["x", [7], [8]]
@@ -29,13 +30,13 @@ def test_texts_and_ids_of_any_kind() -> None:
 
 
 def test_positions_last_is_absent_and_an_empty_list_is_not() -> None:
-    assert not wire.task_message(Task(["a"])).prompts.HasField("positions")
-    assert wire.task_message(Task(["a"], positions=[])).prompts.HasField("positions")
+    assert not requests.task_message(Task(["a"])).prompts.HasField("positions")
+    assert requests.task_message(Task(["a"], positions=[])).prompts.HasField("positions")
 
 
 def test_builtin_tasks() -> None:
-    assert wire.task_message("ioi") == wire.task_message(Task.ioi())
-    message = wire.task_message(Task.ioi(num_prompts=np.int64(3), seed=-5)).builtin  # type: ignore[arg-type]
+    assert requests.task_message("ioi") == requests.task_message(Task.ioi())
+    message = requests.task_message(Task.ioi(num_prompts=np.int64(3), seed=-5)).builtin  # type: ignore[arg-type]
     assert (message.name, message.num_prompts, message.seed) == ("ioi", 3, -5)
 
 
@@ -91,7 +92,7 @@ def test_the_place_in_a_prompt_is_in_the_detail() -> None:
 )
 def test_wrong_types_of_other_arguments(field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as raised:
-        wire.spec_message(DiscoveryRequest(**{"model": "m", "task": "ioi", field: value}))
+        requests.job_spec(JobRequest(**{"model": "m", "task": "ioi", field: value}))
     assert raised.value.field == field
 
 
@@ -109,9 +110,9 @@ def test_unknown_keywords_are_type_errors(client: Client) -> None:
 
 
 def test_defaults_and_numbers_reach_the_message() -> None:
-    spec = wire.spec_message(DiscoveryRequest("m", "ioi", np.float32(0.5)))  # type: ignore[arg-type]
+    spec = requests.job_spec(JobRequest("m", "ioi", np.float32(0.5)))  # type: ignore[arg-type]
     measured = spec.objective
-    assert (spec.method, spec.threshold, spec.gates) == ("acdc", 0.5, True)
+    assert (spec.WhichOneof("method"), spec.acdc.threshold, spec.acdc.gates) == ("acdc", 0.5, True)
     assert (measured.model, measured.metric, measured.ablation) == ("m", "kl_divergence", "resample")
     assert (measured.kv_receivers, measured.precision) == ("group", "fp32")
-    assert not wire.spec_message(DiscoveryRequest("m", "ioi")).HasField("threshold")
+    assert not requests.job_spec(JobRequest("m", "ioi")).acdc.HasField("threshold")

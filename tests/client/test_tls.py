@@ -21,7 +21,8 @@ from helpers.fake_engine import FakeEngine
 
 from pahq_client import AsyncClient, Client, InvalidRequest, TlsConfig, Unavailable
 from pahq_client.cli import main
-from pahq_server.access.tls import TlsContents, TlsFiles, read
+from pahq_server.access.tls import TlsContents, TlsFiles
+from pahq_server.access.tls import read_tls_files as read
 
 
 class Lab:

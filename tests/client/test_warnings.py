@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pahq.v1 import circuit_pb2
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import Circuit, Client, JobState, PahqWarning
 from pahq_client.cli import main
 
-from .fake_jobs import circuit_pages
 from .fake_server import FakeServer
 
 EARLY, LATE = "The prompts are the same. Change them.", "The faithfulness is 0. Use a smaller threshold."
@@ -64,7 +62,7 @@ def test_a_job_tells_early_what_is_known_early(client: Any, server: FakeServer) 
         job = client.submit("demo", "ioi", 0.1)
         assert shown(caught) == [EARLY]
         assert job.latest.warnings == (EARLY,)
-        server.jobs[job.name].end(pb.DISCOVERY_STATE_SUCCEEDED)
+        server.jobs[job.name].end(pb.JOB_STATE_SUCCEEDED)
         for _ in range(2):
             job.result()
         assert shown(caught) == [EARLY, LATE]
@@ -221,7 +219,7 @@ def test_a_warning_made_an_error_ends_the_command(
 @pytest.fixture
 def measured(server: FakeServer) -> FakeServer:
     server.warnings = []
-    server.measured = circuit_pb2.Metric(name="kl_divergence", value=0.5, full=0.0, empty=2.0)
+    server.figures = {"metric": 0.5, "metric_full": 0.0, "metric_empty": 2.0}
     return server
 
 
@@ -251,8 +249,7 @@ def test_jobs_tell_the_faithfulness(
 
 
 def test_there_is_none_before_the_end_and_where_the_ends_are_equal(measured: FakeServer, client: Any) -> None:
-    assert measured.measured is not None
-    measured.measured.empty = 0.0
+    measured.figures["metric_empty"] = 0.0
     job = client.submit("demo", "ioi", 0.1)
     assert job.latest.faithfulness is None
     assert "faithfulness undefined (full = empty)" in job._repr_html_()
@@ -266,8 +263,6 @@ def test_the_commands_print_it(server: FakeServer, capsys: pytest.CaptureFixture
     server.warnings = []
     assert main([*DISCOVER, "--quiet"]) == 0
     assert ", faithfulness=0.95, " in capsys.readouterr().out.splitlines()[0]
-    summary = circuit_pages()[0]
-    summary.summary.metric.empty = 0.0
-    server.pages[0] = summary
+    server.artifact.layout["metric"]["empty"] = 0.0
     assert main([*DISCOVER, "--quiet"]) == 0
     assert ", faithfulness undefined (full = empty), " in capsys.readouterr().out.splitlines()[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import (
     Client,
@@ -14,19 +14,24 @@ from pahq_client import (
     InvalidRequest,
     JobState,
     PermissionDenied,
+    Progress,
     Unavailable,
 )
-from pahq_client.patience import Backoff
+from pahq_client.retries import Backoff
 
 from .fake_jobs import STARTED
 from .fake_server import Code, FakeServer, Fault
+
+PROGRESS = Progress(4, 10, "edges", figures={"kept": 2, "metric": 0.5, "evaluations": 4})
 
 
 def test_events(client: Client, server: FakeServer) -> None:
     events = list(client.submit("demo", "ioi").watch())
     assert [event.sequence for event in events] == [1, 2, 3, 4]
     assert [event.kind for event in events] == ["STATE", "STATE", "PROGRESS", "END"]
-    assert events[2] == Event(3, EventKind.PROGRESS, JobState.RUNNING, 4, 10, 2, 0.5, 4)
+    assert events[2] == Event(3, EventKind.PROGRESS, JobState.RUNNING, PROGRESS)
+    assert (events[2].decided, events[2].total, events[2].kept) == (4, 10, 2)
+    assert (events[2].metric, events[2].evaluations) == (0.5, 4)
     assert events[3].state.is_final
 
 
@@ -39,7 +44,7 @@ def test_watch_from_a_sequence(client: Client) -> None:
 def test_watch_survives_interruptions(client: Client, server: FakeServer) -> None:
     server.cuts = [1, 0, 2]
     assert [event.sequence for event in client.submit("demo", "ioi").watch()] == [1, 2, 3, 4]
-    assert [r.after_sequence for r in server.called("WatchDiscovery")] == [0, 1, 1, 3]
+    assert [r.after_sequence for r in server.called("WatchJob")] == [0, 1, 1, 3]
 
 
 def test_watch_survives_a_stream_that_just_ends(client: Client, server: FakeServer) -> None:
@@ -67,9 +72,9 @@ def test_new_places_in_the_queue_repeat_the_sequence(client: Client, server: Fak
     fake.move(2, STARTED)
     moved = next(events)
     assert (moved.sequence, moved.queue_position, moved.estimated_start) == (3, 2, STARTED)
-    fake.end(pb.DISCOVERY_STATE_SUCCEEDED)
+    fake.end(pb.JOB_STATE_SUCCEEDED)
     assert [(event.sequence, event.queue_position) for event in events] == [(4, None)]
-    assert [request.after_sequence for request in server.called("WatchDiscovery")] == [0, 3]
+    assert [request.after_sequence for request in server.called("WatchJob")] == [0, 3]
 
 
 def test_watch_gives_up_after_its_tries(client: Client, server: FakeServer) -> None:
@@ -80,7 +85,7 @@ def test_watch_gives_up_after_its_tries(client: Client, server: FakeServer) -> N
     with pytest.raises(Unavailable) as raised:
         next(events)
     assert raised.value.address == server.address
-    assert len(server.called("WatchDiscovery")) == 1 + 3
+    assert len(server.called("WatchJob")) == 1 + 3
 
 
 def test_tries_start_over_with_every_event(client: Client, server: FakeServer) -> None:
@@ -88,8 +93,8 @@ def test_tries_start_over_with_every_event(client: Client, server: FakeServer) -
     job = client.submit("demo", "ioi")
     fake = server.jobs[job.name]
     for number in range(10):
-        fake.add(pb.DISCOVERY_STATE_RUNNING, pb.EVENT_KIND_PROGRESS, decided=number)
-    fake.end(pb.DISCOVERY_STATE_SUCCEEDED)
+        fake.add(pb.JOB_STATE_RUNNING, pb.EVENT_KIND_PROGRESS, decided=number)
+    fake.end(pb.JOB_STATE_SUCCEEDED)
     server.cuts = [1] * 13
     assert len(list(job.watch())) == 14
 
@@ -98,7 +103,7 @@ def test_other_errors_end_a_watch_at_once(client: Client, server: FakeServer) ->
     server.cuts, server.cut_fault = [1], Fault(Code.PERMISSION_DENIED)
     with pytest.raises(PermissionDenied):
         list(client.submit("demo", "ioi").watch())
-    assert len(server.called("WatchDiscovery")) == 1
+    assert len(server.called("WatchJob")) == 1
 
 
 def test_result_survives_a_restart_of_the_server() -> None:
@@ -114,11 +119,11 @@ def test_result_survives_a_restart_of_the_server() -> None:
                     first.stop()
                     second.append(FakeServer(first.port))
                     second[0].jobs = first.jobs
-                    first.jobs[job.name].end(pb.DISCOVERY_STATE_SUCCEEDED)
+                    first.jobs[job.name].end(pb.JOB_STATE_SUCCEEDED)
 
             try:
                 assert len(job.result(progress=restart).edges) == 2
-                assert second[0].called("WatchDiscovery")[0].after_sequence == 3
+                assert second[0].called("WatchJob")[0].after_sequence == 3
             finally:
                 for server in second:
                     server.stop()
@@ -129,7 +134,7 @@ def test_result_survives_a_restart_of_the_server() -> None:
 def test_a_long_stream_is_opened_anew(
     client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pahq_client.flows.watch.STREAM_SECONDS", 0.05)
+    monkeypatch.setattr("pahq_client.jobs.STREAM_SECONDS", 0.05)
     server.outcome = None
     job = client.submit("demo", "ioi")
     events = job.watch()
@@ -137,10 +142,10 @@ def test_a_long_stream_is_opened_anew(
         next(events)
 
     def end_later() -> None:
-        while len(server.called("WatchDiscovery")) < 4:
+        while len(server.called("WatchJob")) < 4:
             server.watching.clear()
             server.watching.wait()
-        server.jobs[job.name].end(pb.DISCOVERY_STATE_SUCCEEDED)
+        server.jobs[job.name].end(pb.JOB_STATE_SUCCEEDED)
 
     ender = threading.Thread(target=end_later)
     ender.start()
@@ -155,8 +160,8 @@ def test_result_timeout_leaves_the_job_alone(client: Client, server: FakeServer)
         with pytest.raises(TimeoutError, match=job.name):
             job.result(timeout=timeout)
     assert job.state is JobState.RUNNING
-    assert not server.called("CancelDiscovery")
-    server.jobs[job.name].end(pb.DISCOVERY_STATE_SUCCEEDED)
+    assert not server.called("CancelJob")
+    server.jobs[job.name].end(pb.JOB_STATE_SUCCEEDED)
     assert len(job.result(timeout=0).edges) == 2
     for wrong in (-1, float("nan"), "1"):
         with pytest.raises(InvalidRequest, match="timeout"):

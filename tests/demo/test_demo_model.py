@@ -8,14 +8,15 @@ import sys
 
 import pytest
 import torch
+from demo_training import card, corpus
+from demo_training.evaluate import evaluate
+from demo_training.names import ALL_NAMES, HELD_OUT_NAMES
+from demo_training.train import Recipe, train
 from transformers import AutoConfig, AutoTokenizer
 from transformers.utils import logging
 
-from pahq_server.demo import card, corpus, model_path
-from pahq_server.demo.evaluate import evaluate
-from pahq_server.demo.names import ALL_NAMES, HELD_OUT_NAMES
-from pahq_server.demo.train import Recipe, train
-from pahq_server.tasks.ioi_sentences import NAMES
+from pahq_server.demo import model_path
+from pahq_server.tasks.ioi import NAMES
 
 logging.disable_progress_bar()
 

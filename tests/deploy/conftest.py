@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from deploy.files import DEPLOY
-from pahq_server.cli.options import access
+from pahq_server.cli.flags import build
+from pahq_server.config.server import ServerConfig
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,6 @@ def refusal(certificates: Path) -> Callable[[argparse.Namespace], str | None]:
         for name, file in (("tls_cert", "tls.crt"), ("tls_key", "tls.key"), ("tls_client_ca", "ca.crt")):
             if getattr(there, name) is not None:
                 setattr(there, name, certificates / file)
-        return access.refusal(there)
+        return build(ServerConfig, there).refusal()
 
     return refusal

@@ -15,12 +15,11 @@ from prometheus_client import CollectorRegistry
 from deploy.files import DEPLOY, load_yaml
 from pahq_server.core.engine import MemoryUsage
 from pahq_server.jobs.job import JobState
-from pahq_server.telemetry.metrics import CODES, ENDS, Metrics
-from pahq_server.telemetry.pulled import PulledMetrics, Sources
+from pahq_server.telemetry.metrics import CODES, ENDS, Metrics, PulledMetrics, Sources
 
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "pahq.json"
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
-METHODS = ("pahq.v1.DiscoveryService/CreateDiscovery", "pahq.v1.DiscoveryService/WatchDiscovery")
+METHODS = ("pahq.v1.JobService/CreateJob", "pahq.v1.JobService/WatchJob")
 # What Prometheus adds to every sample, and the variables of the dashboard.
 ADDED = {"job", "instance", "le"}
 # From the library's collector of the process, and from Prometheus itself.

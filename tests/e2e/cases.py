@@ -1,4 +1,4 @@
-"""The circuits with known answers that lie beside the repository; tests skip where they are absent."""
+"""Circuits with known answers: those in tests/cases, and more that may lie beside the repository."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.shared import MODELS
 
 from pahq_client import Task
 
-CASES = MODELS.parent / "cases"
+SHIPPED, BESIDE = Path(__file__).parents[1] / "cases", MODELS.parent / "cases"
 ABSENT = pytest.param(
     None, marks=pytest.mark.skip(reason="needs ../shared/cases, which is not part of the repository"), id="-"
 )
@@ -69,11 +69,17 @@ class Case:
         path = self.directory / "scores.json"
         return list(json.loads(path.read_text("utf-8"))) if path.is_file() else []
 
+    @property
+    def attribution(self) -> dict[str, Any]:
+        """Expected edge scores from gradients, with the edges that they belong to."""
+        content: dict[str, Any] = json.loads((self.directory / "attribution.json").read_text("utf-8"))
+        return content
+
 
 def load_cases() -> list[Case]:
-    """All cases by name; none where they are absent."""
-    paths = sorted(CASES.glob("*/case.json"))
-    return [Case(path.parent, json.loads(path.read_text("utf-8"))) for path in paths]
+    """All cases by name."""
+    found = {path.parent.name: path for folder in (BESIDE, SHIPPED) for path in folder.glob("*/case.json")}
+    return [Case(path.parent, json.loads(path.read_text("utf-8"))) for _, path in sorted(found.items())]
 
 
 def run_parameters() -> Iterator[Any]:
@@ -91,3 +97,12 @@ def score_parameters() -> Iterator[Any]:
     for case in load_cases():
         for scores in case.scores:
             yield pytest.param((case, scores), id=f"{case.name}-{scores['ablation']}-{scores['kv']}")
+
+
+def eap_parameters() -> Iterator[Any]:
+    """One parameter (case, edges, entry) per expected ``eap``; see ``attribution.json``."""
+    for case in load_cases():
+        for entry in case.attribution["scores"]:
+            if entry["method"] == "eap" and entry["stable"]:
+                name = f"{case.name}-{entry['ablation']}-{entry['kv']}"
+                yield pytest.param((case, case.attribution["edges"][entry["kv"]], entry), id=name)

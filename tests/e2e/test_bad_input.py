@@ -23,7 +23,7 @@ from pahq_client import (
     VersionMismatch,
 )
 from pahq_client.cli import main
-from pahq_client.patience import Backoff
+from pahq_client.retries import Backoff
 
 from .process import ServerProcess
 
@@ -185,7 +185,7 @@ def test_a_metric_that_is_not_finite_fails_the_job(client: Client) -> None:
 
 @pytest.mark.parametrize("version", ["99.0.0", "0.0.9"])
 def test_another_version(server: ServerProcess, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    monkeypatch.setattr("pahq_client.endpoint.__version__", version)
+    monkeypatch.setattr("pahq_client.connection.__version__", version)
     with Client(server.address) as client, pytest.raises(VersionMismatch) as error:
         client.submit(**PLAIN)
     assert (error.value.client, error.value.server) == (version, __version__)
@@ -194,7 +194,7 @@ def test_another_version(server: ServerProcess, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_another_patch_level_fits(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pahq_client.endpoint.__version__", ".".join([*__version__.split(".")[:2], "999"]))
+    monkeypatch.setattr("pahq_client.connection.__version__", ".".join([*__version__.split(".")[:2], "999"]))
     with Client(server.address) as client:
         assert client.server_info().version == __version__
 
@@ -230,7 +230,7 @@ def test_exit_codes(
     assert (code, message.startswith("pahq: error: threshold: ")) == (2, True)
     code, message = run("plain", "--server", "127.0.0.1:1")
     assert (code, "pahq-server serve --listen 127.0.0.1:1" in message) == (3, True)
-    monkeypatch.setattr("pahq_client.endpoint.__version__", "99.0.0")
+    monkeypatch.setattr("pahq_client.connection.__version__", "99.0.0")
     code, message = run()
     assert (code, "99.0.0" in message) == (3, True)
 

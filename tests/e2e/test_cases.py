@@ -34,7 +34,7 @@ def close(expected: Any) -> Any:
     return pytest.approx(expected, abs=1e-4, rel=1e-4)
 
 
-@pytest.mark.parametrize("expected", list(run_parameters()) or [ABSENT])
+@pytest.mark.parametrize("expected", list(run_parameters()))
 def test_discovery(client: Client, expected: tuple[Case, dict[str, Any]]) -> None:
     case, run = expected
     circuit = discover(client, case, run)
@@ -48,7 +48,7 @@ def test_discovery(client: Client, expected: tuple[Case, dict[str, Any]]) -> Non
 SINGLE_MODE = [c for c in load_cases() if {run["kv"] for run in c.runs} == {"query"}]
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in SINGLE_MODE] or [ABSENT])
+@pytest.mark.parametrize("case", [pytest.param(c, id=c.name) for c in SINGLE_MODE])
 def test_both_kv_modes_are_one_where_every_head_has_its_own(client: Client, case: Case) -> None:
     run = case.runs[0]
     assert_expected(discover(client, case, run, kv_receivers="group"), run)

@@ -11,7 +11,7 @@ import pytest
 
 import pahq_client
 from pahq_client import Client, InvalidRequest, Task, Unavailable
-from pahq_client.patience import Backoff
+from pahq_client.retries import Backoff
 
 TASK = Task([[1, 2, 3], [4, 5]], [[4, 6, 3], [7, 5]])
 

@@ -23,6 +23,7 @@ SERVE = [sys.executable, "-m", "pahq_server", "serve", "--ephemeral", "--listen"
 # Runs the command after something in it was replaced.
 PREPARED = """if True:
     import signal, sys, threading
+    from asyncio import BaseEventLoop
     from pahq_server import app
     from pahq_server.cli import main
     from pahq_server.jobs.service import JobService
@@ -114,7 +115,10 @@ def test_a_stop_without_memory_for_a_thread() -> None:
     preparation = "announce = app.logger.info\n"
     preparation += "    def stopping(message, *rest):\n"
     preparation += '        def refuse(self): raise RuntimeError("can\'t start new thread")\n'
-    preparation += "        if message == 'stopping': threading.Thread.start = refuse\n"
+    preparation += "        if message != 'stopping': return announce(message, *rest)\n"
+    preparation += "        threading.Thread.start = refuse\n"
+    # The threads that the loop has already are all at work.
+    preparation += "        BaseEventLoop.run_in_executor = lambda self, *_: refuse(self)\n"
     preparation += "        announce(message, *rest)\n"
     preparation += "    app.logger.info = stopping"
     process = start([sys.executable, "-c", PREPARED.format(preparation=preparation)])

@@ -23,10 +23,9 @@ from pahq_client import (
     ResourceExhausted,
     Task,
     Unavailable,
-    rpcs,
+    _calls,
 )
-from pahq_client.flow import Call
-from pahq_client.patience import Backoff
+from pahq_client.retries import Backoff
 
 from .greedy_example import THRESHOLD, prune
 from .process import ServerProcess
@@ -190,6 +189,6 @@ def test_an_interrupted_session_frees_the_server(client: Client) -> None:
         process.send_signal(signal.SIGINT)
         _, log = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in log
-    close = Call(rpcs.CLOSE, CloseSessionRequest(name=name), timeout=30.0)
+    close = _calls.Call(_calls.CLOSE, CloseSessionRequest(name=name), timeout=30.0)
     with pytest.raises(NotFound, match="it was closed"):
         client._transport.perform(close)

@@ -136,7 +136,8 @@ def test_what_is_no_number(option: str, value: str, capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as exit:
         main(["plan", f"{option}={value}"])
     assert exit.value.code == 2
-    assert f"{value!r} is no" in capsys.readouterr().err
+    least = "a number > 0" if option == "--gflops" else "an integer ≥ 1"
+    assert f"argument {option}: must be {least}, got {value!r}" in capsys.readouterr().err
 
 
 def test_a_client_alone_cannot_plan() -> None:

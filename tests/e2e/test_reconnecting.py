@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pahq_client import AsyncClient, Client, Event, EventKind, JobState
-from pahq_client.patience import Backoff
+from pahq_client.retries import Backoff
 
 from .process import ServerProcess
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import Objective, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.operations import ScorePasses
@@ -21,10 +20,10 @@ from pahq_server.engine.cost import job_bytes
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.loading import LoadedModel, load
-from pahq_server.scheduler.places import Place
+from pahq_server.scheduler.run import QueuePosition
 from pahq_server.scheduler.scheduler import Scheduler
 
-from .cases import ABSENT, Case, load_cases
+from .cases import Case, load_cases
 
 JOBS = 10
 PATIENCE_S = 600.0
@@ -91,7 +90,7 @@ LARGE = ("tinytalk-gptneo-hf", "stories260K-hf")
 
 def parameters(every: Sequence[Known]) -> list[Any]:
     marks = {known.name: pytest.mark.long if known.case.model in LARGE else () for known in every}
-    return [pytest.param(k, id=k.name, marks=marks[k.name]) for k in every] or [ABSENT]
+    return [pytest.param(k, id=k.name, marks=marks[k.name]) for k in every]
 
 
 @dataclass(frozen=True)
@@ -121,15 +120,16 @@ class SearchRun:
         self.error: Exception | None = None
         self._ended = threading.Event()
 
-    def begin(self) -> Sequence[PatchedPass]:
-        return next(self._steps)
+    def begin(self) -> ScorePasses:
+        return ScorePasses(next(self._steps))
 
-    def deliver(self, scores: Sequence[float]) -> Sequence[PatchedPass]:
+    def deliver(self, result: object) -> ScorePasses | None:
+        assert isinstance(result, list)
         try:
-            return self._steps.send(scores)
+            return ScorePasses(self._steps.send(result))
         except StopIteration as stop:
             self.found = Outcome.of(stop.value)
-            return ()
+            return None
 
     def stopped(self) -> bool:
         return False
@@ -144,7 +144,7 @@ class SearchRun:
     def charge(self, seconds: float) -> None:
         """Nobody pays."""
 
-    def place(self, place: Place) -> None:
+    def queued_at(self, position: QueuePosition) -> None:
         """Nobody asks."""
 
     def wait(self) -> Outcome:
@@ -181,12 +181,12 @@ def followed(engine: ModelEngine, resolved: ResolvedObjective, search: AcdcSearc
     state = engine.open(resolved)
     try:
         run = SearchRun(resolved, search)
-        rows = run.begin()
-        while rows:
-            (scores,) = engine.run([Work(state, ScorePasses(rows))])
+        operation: ScorePasses | None = run.begin()
+        while operation is not None:
+            (scores,) = engine.run([Work(state, operation)])
             if isinstance(scores, Exception):
                 raise scores
-            rows = run.deliver(scores)
+            operation = run.deliver(scores)
     finally:
         engine.close(state)
     assert run.found is not None
@@ -271,8 +271,7 @@ def test_the_smallest_memory(engine: ModelEngine, served: dict[str, LoadedModel]
     [
         pytest.param(jobs, id=model, marks=pytest.mark.long if model in LARGE else ())
         for model, jobs in by_model().items()
-    ]
-    or [ABSENT],
+    ],
 )
 def test_ten_jobs_of_one_model(engine: ModelEngine, jobs: list[Known]) -> None:
     """Their rows share sweeps. Where a case has fewer runs, some run twice."""

@@ -8,10 +8,10 @@ import pytest
 
 from pahq_client import Circuit, Client, Edge, Task, Verdict
 
-from .cases import ABSENT, Case, score_parameters
+from .cases import Case, score_parameters
 
 
-@pytest.mark.parametrize("expected", list(score_parameters()) or [ABSENT])
+@pytest.mark.parametrize("expected", list(score_parameters()))
 def test_single_edge(client: Client, expected: tuple[Case, dict[str, Any]]) -> None:
     case, scores = expected
     options = {"metric": case.metric, "ablation": scores["ablation"], "kv_receivers": scores["kv"]}

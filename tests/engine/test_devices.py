@@ -24,7 +24,7 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import Placed, cast
+from pahq_server.models.building import ToDevice, cast
 from pahq_server.models.folding import FOLDING, fold
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
@@ -121,7 +121,7 @@ def test_literal_policies(device: torch.device, zoo: Zoo, policy: str) -> None:
         found: list[float] = job.score(spec.rows(loaded.model, 1)[:30:5])
         return found
 
-    found, expected = scores(load(source, Placed(FOLDING, device))), scores(load(source, FOLDING))
+    found, expected = scores(load(source, ToDevice(FOLDING, device))), scores(load(source, FOLDING))
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-7)
 
 
@@ -144,7 +144,7 @@ def test_the_engine_serves_models_where_they_are(device: torch.device, zoo: Zoo)
         engine.close(state)
         return found
 
-    found, expected = scores(load(source, Placed(FOLDING, device))), scores(load(source, FOLDING))
+    found, expected = scores(load(source, ToDevice(FOLDING, device))), scores(load(source, FOLDING))
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-7)
 
 

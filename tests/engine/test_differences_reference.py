@@ -29,7 +29,7 @@ from pahq_server.engine import transformer
 from pahq_server.engine.literal import LinearName, LiteralExecutor
 from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedModel
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.models.loading import load
 from pahq_server.precision.policy import POLICIES, Format, Policy
@@ -148,7 +148,10 @@ def test_a_cut_into_the_logits_by_hand(zoo: Zoo, policy: str) -> None:
     form = POLICIES[policy]
     job = executor(zoo["gpt2"], form)
     graph, model, top = job.graph, job.model, job.graph.layers
-    w_u, places = nearest(job.weights.w_u, form.ends, 0), (job.batch.metric_prompt, job.batch.metric_position)
+    w_u, places = (
+        nearest(job.weights.w_u, form.embeddings, 0),
+        (job.batch.metric_prompt, job.batch.metric_position),
+    )
     full = BaseCircuit(Circuit.full(graph))
     x, exact_change = job.values(full).sums["logits", top][0][places], torch.zeros(())
     base_circuit = full
@@ -216,7 +219,7 @@ def change_by_hand(job: DifferencesExecutor, form: Policy, head: int) -> Tensor:
     dn = (bare_norm(x + dx, job.model) - bare_norm(x, job.model))[
         job.batch.metric_prompt, job.batch.metric_position
     ]
-    return low(dn, job.weights.w_u, form.ends)
+    return low(dn, job.weights.w_u, form.embeddings)
 
 
 def inexact(model: Model) -> set[str]:

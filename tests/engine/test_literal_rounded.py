@@ -22,7 +22,7 @@ from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedLinears, 
 from pahq_server.methods.acdc.order import TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
 

@@ -16,20 +16,20 @@ import pahq.v1
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import (
-    circuit_pb2,
-    discovery_pb2_grpc,
+    jobs_pb2_grpc,
     model_pb2_grpc,
     patching_pb2_grpc,
     server_pb2_grpc,
     task_pb2,
 )
-from pahq.v1 import discovery_pb2 as pb
 
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from pahq_server.api.server import ApiServer
-from pahq_server.jobs.calls import SessionLimits
+from pahq_server.core.artifact import unpack
 from pahq_server.jobs.service import JobPolicy, JobService
+from pahq_server.jobs.session_calls import SessionLimits
 
 DETAILS = (
     error_details_pb2.ErrorInfo,
@@ -75,7 +75,7 @@ class RunningServer:
         self._thread.start()
         assert self._ready.wait(PATIENCE_S)
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
-        self.discovery = discovery_pb2_grpc.DiscoveryServiceStub(self.channel)
+        self.job_stub = jobs_pb2_grpc.JobServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
         self.patching = patching_pb2_grpc.PatchingServiceStub(self.channel)
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
@@ -95,33 +95,58 @@ class RunningServer:
 
     # Whole conversations
 
-    def create(self, spec: pb.DiscoverySpec, **fields: Any) -> pb.Discovery:
-        request = pb.CreateDiscoveryRequest(spec=spec, **fields)
-        discovery: pb.Discovery = self.discovery.CreateDiscovery(request).discovery
-        return discovery
+    def create(self, spec: pb.JobSpec, **fields: Any) -> pb.Job:
+        request = pb.CreateJobRequest(spec=spec, **fields)
+        job: pb.Job = self.job_stub.CreateJob(request).job
+        return job
 
     def events(self, name: str, after: int = 0) -> list[pb.Event]:
         """All events up to the end."""
-        request = pb.WatchDiscoveryRequest(name=name, after_sequence=after)
-        return [message.event for message in self.discovery.WatchDiscovery(request, timeout=PATIENCE_S)]
+        request = pb.WatchJobRequest(name=name, after_sequence=after)
+        return [message.event for message in self.job_stub.WatchJob(request, timeout=PATIENCE_S)]
 
-    def finish(self, spec: pb.DiscoverySpec) -> str:
-        """Creates a discovery and waits for its end; returns its name."""
+    def finish(self, spec: pb.JobSpec) -> str:
+        """Creates a job and waits for its end; returns its name."""
         name: str = self.create(spec).name
         assert self.events(name)[-1].kind == pb.EVENT_KIND_END
         return name
 
     def assert_alive(self) -> None:
-        """A whole discovery still works."""
-        assert self.circuit(self.finish(spec()))[0].num_edges_total == self.engine.graph.num_edges
+        """Asserts that a whole job still works."""
+        kept = self.artifact(self.finish(spec())).arrays["kept"]
+        assert len(kept) == self.engine.graph.num_edges
 
-    def circuit(
-        self, name: str
-    ) -> tuple[circuit_pb2.CircuitSummary, list[circuit_pb2.Edge], list[circuit_pb2.Verdict]]:
-        pages = list(self.discovery.GetCircuit(pb.GetCircuitRequest(name=name)))
-        assert [page.HasField("summary") for page in pages] == [True] + [False] * (len(pages) - 1)
-        edges = [edge for page in pages for edge in page.edges]
-        return pages[0].summary, edges, [verdict for page in pages for verdict in page.verdicts]
+    def artifact(self, name: str) -> FetchedArtifact:
+        """The artifact of a job, put together from its chunks."""
+        first, *rest = self.job_stub.GetArtifact(pb.GetArtifactRequest(name=name), timeout=PATIENCE_S)
+        assert first.HasField("header")
+        assert not any(message.HasField("header") for message in rest)
+        data = b"".join(message.data for message in (first, *rest))
+        assert len(data) == first.header.size_bytes
+        return FetchedArtifact(first.header, data, "".join(message.prompts_json for message in rest))
+
+
+class FetchedArtifact:
+    """What GetArtifact gave.
+
+    Args:
+        header: of the stream.
+        data: its bytes.
+        prompts_json: JSON of the prompts; empty if they were not asked for.
+    """
+
+    def __init__(self, header: pb.ArtifactHeader, data: bytes, prompts_json: str) -> None:
+        self.header, self.data, self.prompts_json = header, data, prompts_json
+        self.content, self.arrays = unpack(data)
+
+    def kept_edges(self) -> list[tuple[int, float]]:
+        """Index and score of every kept edge of a circuit, in the order of their verdicts."""
+        columns = (self.arrays[f"verdict_{name}"] for name in ("gate", "index", "delta", "kept"))
+        return [
+            (int(index), float(delta))
+            for gate, index, delta, kept in zip(*columns, strict=True)
+            if kept and not gate
+        ]
 
 
 @dataclass
@@ -183,13 +208,23 @@ def objective(**changes: Any) -> pb.Objective:
     return pb.Objective(**(fields | changes))
 
 
-def spec(**changes: Any) -> pb.DiscoverySpec:
-    """A discovery that the fake engine can do; changes go to the measurement where they belong."""
-    own = {"method": "acdc", "threshold": 2.0, "gates": True}
-    own |= {name: changes.pop(name) for name in list(changes) if name in own}
-    if own["threshold"] is None:
-        del own["threshold"]
-    return pb.DiscoverySpec(objective=objective(**changes), **own)
+def spec(
+    method: str = "acdc", threshold: float | None = 2.0, gates: bool = True, **changes: Any
+) -> pb.JobSpec:
+    """A job that the fake engine can do; further changes are of the objective."""
+    parameters: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
+    if method == "acdc":
+        parameters["gates"] = gates
+    include_prompts = changes.pop("include_prompts", False)
+    return pb.JobSpec(objective=objective(**changes), include_prompts=include_prompts, **{method: parameters})
+
+
+def extension(method: str, **parameters: Any) -> pb.JobSpec:
+    """A job of a method that the protocol has no message for."""
+    message = pb.JobSpec(objective=objective())
+    message.extension.method = method
+    message.extension.parameters.update(parameters)
+    return message
 
 
 Call = Callable[..., Any]

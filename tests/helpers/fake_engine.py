@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from helpers.scores import SetScore
 from pahq_server.core.circuit import PatchedPass
@@ -23,6 +24,7 @@ from pahq_server.core.engine import (
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
 from pahq_server.core.graph import Graph
+from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.core.task import PromptTask, TokenizedText, TokenTask
 
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
@@ -39,20 +41,20 @@ class Failures:
 
     resolve: Exception | None = None
     open: Exception | None = None
-    score: Exception | None = None
+    run: Exception | None = None
     close: Exception | None = None
 
 
 class FakeEngine:
     """Serves "toy" and whatever else a test names in ``failures``.
 
-    ``steps`` records which sessions each call of `score` worked for. While the engine is held, `score`
-    waits; `let` allows a number of calls. ``room`` limits how many sessions can be open at once.
-    ``request_warnings`` are found in every request.
+    ``operations`` says what a class of operations gives; a test may add its own. ``steps`` records which
+    states each call of `run` worked for. While the engine is held, `run` waits; `let` allows some calls.
+    ``room`` limits how many states can be open at once. ``request_warnings`` are found in every request.
 
     Args:
         graph: of every model.
-        score: of a row; by default made up from the kept edges.
+        score: of a pass; by default made up from the kept edges.
     """
 
     def __init__(self, graph: Graph = GRAPH, score: Callable[[PatchedPass], float] | None = None) -> None:
@@ -63,11 +65,15 @@ class FakeEngine:
         self.checks = 0
         self.room: int | None = None
         self.request_warnings: tuple[str, ...] = ()
+        self.revision = "c0ffee"  # of every model
         self.steps: list[list[EngineStateId]] = []
-        self.open_sessions: dict[EngineStateId, ResolvedObjective] = {}
+        self.open_states: dict[EngineStateId, ResolvedObjective] = {}
         self.opened: list[ResolvedObjective] = []
         self.threads: set[str] = set()
-        self._score = score or SetScore(graph, 1)
+        score_pass = score or SetScore(graph, 1)
+        self.operations: dict[type[Operation], Callable[[Any], object]] = {
+            ScorePasses: lambda operation: [score_pass(each) for each in operation.passes]
+        }
         self._ids = itertools.count()
         self._held = False
         self._allowed = 0
@@ -75,7 +81,7 @@ class FakeEngine:
         self._asked = threading.Semaphore(0)
 
     def hold(self) -> None:
-        """From now on, `score` waits for `let`."""
+        """From now on, `run` waits for `let`."""
         self._held = True
 
     def let(self, calls: int = 1) -> None:
@@ -84,8 +90,8 @@ class FakeEngine:
             self._changed.notify_all()
 
     def wait_for_call(self) -> None:
-        """Waits until `score` has been entered once more than this was called."""
-        assert self._asked.acquire(timeout=PATIENCE_S), "the engine was not asked for scores"
+        """Waits until `run` has been entered once more than this was called."""
+        assert self._asked.acquire(timeout=PATIENCE_S), "the engine was not asked to run anything"
 
     def release(self) -> None:
         """Ends holding, for good."""
@@ -122,7 +128,7 @@ class FakeEngine:
             ModelInfo(
                 name=name,
                 architecture="fake",
-                revision="c0ffee",
+                revision=self.revision,
                 layers=self.graph.layers,
                 heads=self.graph.heads,
                 kv_heads=self.graph.kv_heads,
@@ -144,7 +150,7 @@ class FakeEngine:
         if objective.metric not in self.capabilities().metrics:
             raise InvalidRequestError("metric", f"unknown metric {objective.metric!r}")
         task = TokenTask(((1, 2),), ((1, 3),))
-        return ResolvedObjective(objective, task, self.graph, "c0ffee", warnings=self.request_warnings)
+        return ResolvedObjective(objective, task, self.graph, self.revision, warnings=self.request_warnings)
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
         """A token for each letter, with 0 before them; single letters other than the prompt are answers."""
@@ -161,16 +167,16 @@ class FakeEngine:
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
         self.threads.add(threading.current_thread().name)
         _raise(self.failures[resolved.objective.model].open)
-        if self.room is not None and len(self.open_sessions) >= self.room:
+        if self.room is not None and len(self.open_states) >= self.room:
             raise ResourceExhaustedError("no room on the abacus", 1.0)
-        session = EngineStateId(next(self._ids))
-        self.open_sessions[session] = resolved
+        state = EngineStateId(next(self._ids))
+        self.open_states[state] = resolved
         self.opened.append(resolved)
-        return session
+        return state
 
-    def score(self, work: Sequence[Work]) -> list[Outcome]:
+    def run(self, work: Sequence[Work]) -> list[Outcome]:
         self.threads.add(threading.current_thread().name)
-        self.steps.append([item.session for item in work])
+        self.steps.append([item.state for item in work])
         self._asked.release()
         with self._changed:
             allowed = self._changed.wait_for(lambda: not self._held or self._allowed, PATIENCE_S)
@@ -179,8 +185,8 @@ class FakeEngine:
         _raise(self.whole_call_fails)
         return [self._outcome(item) for item in work]
 
-    def close(self, session: EngineStateId) -> None:
-        resolved = self.open_sessions.pop(session)
+    def close(self, state: EngineStateId) -> None:
+        resolved = self.open_states.pop(state)
         _raise(self.failures[resolved.objective.model].close)
 
     def check(self) -> None:
@@ -188,8 +194,8 @@ class FakeEngine:
         _raise(self.broken)
 
     def _outcome(self, work: Work) -> Outcome:
-        failure = self.failures[self.open_sessions[work.session].objective.model].score
-        return failure if failure is not None else [self._score(row) for row in work.rows]
+        failure = self.failures[self.open_states[work.state].objective.model].run
+        return failure if failure is not None else self.operations[type(work.operation)](work.operation)
 
 
 def _tokenized(text: str, special: bool, prompt: str) -> TokenizedText:

@@ -6,8 +6,8 @@ import gc
 import math
 
 from pahq_server.engine.sparse.memory import SCRATCH_SHARE, DeviceMemory
+from pahq_server.memory.pages import Pages
 from pahq_server.memory.pool import PagePool
-from pahq_server.memory.runs import Pages
 
 # So small that most tensors of the small models take several pages.
 PAGE_BYTES = 64

@@ -183,15 +183,15 @@ class Reference:
         outputs = [outputs for _, outputs in self.full]
         if ablation == "resample":
             assert corrupted is not None
-            self._ablated: list[Outputs] = [self._plain(ids)[1] for ids in corrupted]
+            self.ablated: list[Outputs] = [self._plain(ids)[1] for ids in corrupted]
         elif ablation == "zero":
-            self._ablated = [{s: torch.zeros_like(x) for s, x in out.items()} for out in outputs]
+            self.ablated = [{s: torch.zeros_like(x) for s, x in out.items()} for out in outputs]
         else:
-            self._ablated = [{s: _mean(outputs, s, len(ids)) for s in outputs[0]} for ids in clean]
+            self.ablated = [{s: _mean(outputs, s, len(ids)) for s in outputs[0]} for ids in clean]
 
     def logits(self, kept: Collection[str]) -> list[Tensor]:
         """Per prompt: [tokens, outputs]."""
-        pairs = zip(self._clean, self._ablated, strict=True)
+        pairs = zip(self._clean, self.ablated, strict=True)
         return [Pass(self._model, self._kv, ids, kept, ablated).run() for ids, ablated in pairs]
 
     def _plain(self, ids: TokenIds) -> tuple[Tensor, Outputs]:

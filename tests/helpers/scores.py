@@ -14,7 +14,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult
 from pahq_server.methods.circuits import SearchSteps
 
-ScoreRow = Callable[[PatchedPass], float]
+ScorePass = Callable[[PatchedPass], float]
 
 
 class SetScore:
@@ -52,41 +52,41 @@ class SetScore:
     def of_circuit(self, circuit: Circuit) -> float:
         return self.of_names({name for name, kept in zip(self._code, circuit.kept, strict=True) if kept})
 
-    def __call__(self, row: PatchedPass) -> float:
-        return self.of_circuit(row.circuit)
+    def __call__(self, patched: PatchedPass) -> float:
+        return self.of_circuit(patched.circuit)
 
 
-class AnchoredScore:
-    """A metric that also depends on the anchors, as a rounded one does.
+class BasedScore:
+    """A metric that also depends on the base circuits, as a rounded one does.
 
-    Searches may rely on nothing more: a score is a pure function of the chain of anchors and of the row.
+    Searches may rely on nothing more: a score is a pure function of the chain of base circuits and the pass.
     """
 
     def __init__(self, graph: Graph, seed: int) -> None:
         self._seed = seed
         self._set_score = SetScore(graph, seed)
 
-    def __call__(self, row: PatchedPass) -> float:
-        chain = b"".join([*_anchor_keys(row.base_circuit), row.circuit.key])
+    def __call__(self, patched: PatchedPass) -> float:
+        chain = b"".join([*_base_keys(patched.base_circuit), patched.circuit.key])
         rounding = _digest(chain + bytes([self._seed])) % 1000 / 1024
-        return self._set_score(row) + rounding
+        return self._set_score(patched) + rounding
 
 
-def answer(steps: SearchSteps, score: ScoreRow, sizes: list[int] | None = None) -> SearchResult:
-    """Runs a search to its end; ``sizes`` collects how many rows each step asks for."""
-    rows = next(steps)
+def answer(steps: SearchSteps, score: ScorePass, sizes: list[int] | None = None) -> SearchResult:
+    """Runs a search to its end; ``sizes`` collects how many passes each step asks for."""
+    passes = next(steps)
     while True:
         if sizes is not None:
-            sizes.append(len(rows))
+            sizes.append(len(passes))
         try:
-            rows = steps.send([score(row) for row in rows])
+            passes = steps.send([score(patched) for patched in passes])
         except StopIteration as stop:
             result: SearchResult = stop.value
             return result
 
 
-def _anchor_keys(base_circuit: BaseCircuit | None) -> list[bytes]:
-    return [] if base_circuit is None else [base_circuit.circuit.key, *_anchor_keys(base_circuit.parent)]
+def _base_keys(base_circuit: BaseCircuit | None) -> list[bytes]:
+    return [] if base_circuit is None else [base_circuit.circuit.key, *_base_keys(base_circuit.parent)]
 
 
 def _digest(data: bytes) -> int:

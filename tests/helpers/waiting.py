@@ -8,8 +8,8 @@ from collections.abc import Callable
 from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 from pahq_server.core.errors import NotFoundError
 from pahq_server.jobs.job import Job, JobState, Snapshot
-from pahq_server.jobs.result import DiscoveryResult
 from pahq_server.jobs.service import JobService
+from pahq_server.store.records import StoredArtifact
 
 
 def wait_until(job: Job, condition: Callable[[Snapshot], bool]) -> Snapshot:
@@ -50,10 +50,10 @@ def wait_until_forgotten(service: JobService, name: str) -> None:
     raise AssertionError(f"{name} is still there")
 
 
-def result_of(service: JobService, job: Job) -> DiscoveryResult:
-    """The result of a job, once it has ended."""
+def result_of(service: JobService, job: Job) -> StoredArtifact:
+    """The artifact of a job, once it has ended."""
     wait_end(job)
-    result = service.result(job.name)
+    result = service.artifact(job.name)
     assert result is not None, job.snapshot
     return result
 
@@ -63,7 +63,7 @@ def close_in_mid_step(service: JobService, engine: FakeEngine) -> None:
     closing = threading.Thread(target=service.close)
     closing.start()
     # What is asked for now is turned away at once, or it waits: the engine is held.
-    while not service.evaluate(OBJECTIVE, [])[1].done():
+    while not service.evaluations.evaluate(OBJECTIVE, []).future.done():
         threading.Event().wait(0.001)
     engine.release()
     closing.join(PATIENCE_S)

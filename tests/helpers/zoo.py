@@ -12,7 +12,7 @@ import torch
 from helpers import random_models as make
 from helpers import transformer_lens
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.loading import load
 
 

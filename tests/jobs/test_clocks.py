@@ -8,22 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers.fake_engine import OBJECTIVE, FakeEngine
+from helpers.fake_engine import FakeEngine
+from helpers.specs import acdc
 from helpers.waiting import listed, result_of, wait_end
 
-from pahq_server.api import responses
-from pahq_server.core.verdict import Verdict
+from pahq_server.api import conversion
+from pahq_server.core.artifact import Progress
 from pahq_server.jobs import housekeeping
 from pahq_server.jobs.housekeeping import DOUBT_S, DOWNTIME_S, TOLERANCE_S, RetentionClock
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobPolicy, JobService
-from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.search.base import SearchProgress
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import Retention
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
+SPEC = acdc(2.0, gates=False)
 DAY_S = 86_400.0
 
 
@@ -39,34 +38,31 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return by
 
 
-VERDICT = Verdict(False, 3, 0.5, 0.25, True)
-
-
 @pytest.mark.parametrize("seconds", [-12_917.0, -40 * 365 * DAY_S, 3600.0, 365 * DAY_S])
 @pytest.mark.parametrize("moment", ["queued", "running"])
 def test_no_time_left_is_negative_or_absurd(
     moment: str, seconds: float, set_clock: Callable[[float], None]
 ) -> None:
-    job = Job("users/ada/discoveries/1", SPEC, 100)
+    job = Job("users/ada/jobs/1", SPEC, 100, "edges")
     if moment == "queued":
         set_clock(seconds)
     job.start()
-    job.update(SearchProgress(10, 1, 0.5), 10, [VERDICT])
+    job.update(Progress(10), b"x", 10)
     if moment == "running":
         set_clock(seconds)
-    job.update(SearchProgress(20, 1, 0.5), 20, [VERDICT])
+    job.update(Progress(20), b"x", 10)
     left = job.snapshot.eta_s(100)
     assert left is not None
     assert 0 <= left < 600  # this test has not been running for long
-    told = responses.progress(job, job.snapshot)
+    told = conversion.progress(job, job.snapshot)
     assert 0 <= told.eta_seconds < 600
     # More was decided than there is: nothing that a client has to understand.
-    job.update(SearchProgress(120, 1, 0.5), 30, [VERDICT])
+    job.update(Progress(120), b"x", 10)
     assert job.snapshot.eta_s(100) == 0
 
 
 def test_the_time_left_counts_from_when_this_process_took_the_job_up() -> None:
-    job = Job("users/ada/discoveries/1", SPEC, 100)
+    job = Job("users/ada/jobs/1", SPEC, 100, "edges")
     assert job.snapshot.eta_s(100) is None
     job.start()
     now = job.snapshot

@@ -14,25 +14,23 @@ from typing import Any
 
 import pytest
 from helpers.fake_engine import OBJECTIVE, PATIENCE_S, Failures, FakeEngine
+from helpers.specs import acdc, changed, found
 from helpers.waiting import result_of, wait_end, wait_state, wait_until
 
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import new_token
+from pahq_server.access.tokens import TokenTable, new_token
 from pahq_server.core.errors import AlreadyExistsError, StorageError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.jobs.job import Job, JobState
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobPolicy, JobService
-from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.store.directory import DATABASE
+from pahq_server.store.directory import DATABASE, StorageConfig, opened
 from pahq_server.store.jobs import SqliteJobStore
-from pahq_server.store.opening import StorageConfig, opened
-from pahq_server.store.records import DiscoveryResult
+from pahq_server.store.records import StoredArtifact
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
+SPEC = acdc(2.0, gates=False)
 TEXTS = PromptTask(clean=("Mary had a", (3, 4)), corrupted=("John had a", (3, 6)), positions=(1,))
-ASKING = replace(SPEC, objective=replace(OBJECTIVE, task=TEXTS), threshold=1.5, include_prompts=True)
-BUILTIN = replace(SPEC, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 4, 7)), threshold=0.25)
+ASKING = replace(acdc(1.5, objective=replace(OBJECTIVE, task=TEXTS)), include_prompts=True)
+BUILTIN = acdc(0.25, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 4, 7)))
 
 
 def service_on(database: Any, engine: FakeEngine | None = None, **policy: Any) -> JobService:
@@ -66,15 +64,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         engine.hold()
         jobs = service_on(database, engine)
         jobs.start()
-        running = jobs.create(replace(ASKING, threshold=0.75), "running", user="ada")
+        running = jobs.create(changed(ASKING, threshold=0.75), "running", user="ada")
         wait_state(running, JobState.RUNNING)
-        while running.snapshot.evaluations < 8:
+        while running.snapshot.records < 8:
             engine.wait_for_call()
             before = running.snapshot
             engine.let()
             wait_until(running, lambda now, before=before: now != before)  # type: ignore[misc]
-        for spec in (replace(ASKING, threshold=3.0), replace(BUILTIN, threshold=4.0)):
-            jobs.create(spec, f"{spec.threshold}", user="bob")
+        for spec in (changed(ASKING, threshold=3.0), changed(BUILTIN, threshold=4.0)):
+            jobs.create(spec, f"{spec.parameters.threshold}", user="bob")
         closing = threading.Thread(target=jobs.close)
         closing.start()
         while not jobs._scheduler._closing:
@@ -86,16 +84,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def told_of(job: Job) -> tuple[object, ...]:
-    return job.name, job.spec, job.facts, job.total, job.snapshot, job.outcome, job.warnings
+    return job.name, job.spec, job.facts, job.total, job.snapshot, job.summary, job.warnings
 
 
-def told_of_result(result: DiscoveryResult) -> tuple[object, ...]:
-    found = result.search
-    return (
-        *(result.graph, result.metric, result.request, result.run, result.prompts),
-        *(found.circuit.key, found.verdicts, found.scores.tobytes()),
-        *(found.metric_value, found.metric_full, found.metric_empty),
-    )
+def told_of_result(result: StoredArtifact) -> tuple[object, ...]:
+    return result.artifact, result.partial, result.request, result.run, result.prompts
 
 
 def everything(folder: Path) -> dict[str, object]:
@@ -120,14 +113,14 @@ def everything(folder: Path) -> dict[str, object]:
             if job.snapshot.state is JobState.SUCCEEDED:
 
                 def of_result(name: str = name) -> object:
-                    result = jobs.result(name)
+                    result = jobs.artifact(name)
                     return None if result is None else told_of_result(result)
 
                 ask(f"{name} result", of_result)
-        for record in store.left():
+        for record in store.unfinished():
             if not record.damage:
                 ask(f"{record.name} prompts", lambda record=record: store.prompts(record.id))  # type: ignore[misc]
-                ask(f"{record.name} verdicts", lambda record=record: store.verdicts(record.id))  # type: ignore[misc]
+                ask(f"{record.name} journal", lambda record=record: store.journal(record.id))  # type: ignore[misc]
         for token in TokenTable(database).all():
             told[f"token {token.id}"] = DAMAGED if token.damaged else token
     return told
@@ -188,28 +181,30 @@ UNREADABLE = [
     ("state = 9", "its state"),
     ("state = 'running'", "its state"),
     ("state = 3", "where it stood"),
-    ("metric = 'nothing'", "its metric"),
-    ("metric = 1e999", "its metric"),
-    ("decided = -1", "how many edges were decided"),
-    ("decided = 3", "where it stood"),
-    ("evaluations = 1 << 60", "its number of evaluations"),
+    ("figures = 'nothing'", "the figures of its progress"),
+    ("figures = '[]'", "the figures of its progress"),
+    ("done = -1", "how much was done"),
+    ("done = 3", "where it stood"),
+    ("records = 1 << 60", "its number of journal records"),
     ("created = -1.0", "when it was created"),
     ("created = 1e18", "when it was created"),
     ("started = 'soon'", "when it began"),
-    ("total = 'many'", "its number of edges"),
+    ("total = 'many'", "its amount of work"),
     ("charged = -3.0", "what it cost"),
     ("error = x'00ff'", "why it failed"),
     ("error = CAST(x'ff' AS TEXT)", "why it failed"),
     ("revision = ''", "what was asked for"),
+    ("unit = x'00'", "the unit of its work"),
+    ("stage = x'00'", "what was being done"),
     ("content = x'00'", "what was asked for"),
-    ("content = 'text'", "the key of its result"),
+    ("content = 'text'", "the key of its artifact"),
     ("user = 'b/ob'", "whose it is"),
     ("user = 'eve'", "whose it is"),
     ("tokens = tokens + 1", "what was asked for"),
     ("log = log + 1", "what was asked for"),
     ("fixed_sum = NULL", "what was asked for"),
     ("state_sum = x'0011223344556677'", "where it stood"),
-    ("name = 'users/ada/discoveries/' || x'ff'", "its name"),
+    ("name = 'users/ada/jobs/' || x'ff'", "its name"),
 ]
 
 
@@ -267,7 +262,7 @@ def test_a_job_that_cannot_be_read_fails_and_can_be_deleted(
     damage: str, named: str, start: Start, tmp_path: Path
 ) -> None:
     server = start()
-    other = server.jobs.create(replace(ASKING, threshold=4.0), "other", user="ada")
+    other = server.jobs.create(changed(ASKING, threshold=4.0), "other", user="ada")
     wait_state(other, JobState.RUNNING)
     job = server.jobs.create(ASKING, "damaged", user="ada")
     server.stop()
@@ -299,7 +294,7 @@ def test_a_job_that_cannot_be_read_fails_and_can_be_deleted(
         server.jobs.delete(found.name)
         assert found.name not in [each.name for each in server.jobs.page(None, 10)[0]]
         with server.database.reading() as connection:
-            for table in ("verdicts", "results"):
+            for table in ("journal", "artifacts"):
                 query = f"SELECT count(*) FROM {table} WHERE log NOT IN (SELECT log FROM jobs)"
                 assert connection.execute(query).fetchone()[0] == 0
     finally:
@@ -308,7 +303,7 @@ def test_a_job_that_cannot_be_read_fails_and_can_be_deleted(
 
 def test_a_repeated_request_finds_the_damaged_job(start: Start, tmp_path: Path) -> None:
     server = start()
-    blocking = server.jobs.create(replace(ASKING, threshold=4.0), "other", user="ada")
+    blocking = server.jobs.create(changed(ASKING, threshold=4.0), "other", user="ada")
     wait_state(blocking, JobState.RUNNING)
     job = server.jobs.create(ASKING, "again", user="ada")
     server.stop()
@@ -321,27 +316,26 @@ def test_a_repeated_request_finds_the_damaged_job(start: Start, tmp_path: Path) 
     server.stop()
 
 
+TEXT_RUN = "UPDATE journal SET data = CAST(x'ff' AS TEXT) WHERE log = 1 AND first = 0"
 RUNS = [
-    ("UPDATE verdicts SET data = x'00' WHERE log = 1 AND first = 0", "the verdicts from number 0 on"),
-    (
-        "UPDATE verdicts SET data = CAST(x'ff' AS TEXT) WHERE log = 1 AND first = 0",
-        "the verdicts from number 0",
-    ),
-    ("UPDATE verdicts SET data = zeroblob(34) WHERE log = 1 AND first = 0", "the verdicts from number 0 on"),
-    ("DELETE FROM verdicts WHERE log = 1 AND first = 0", "verdicts before number"),
-    ("DELETE FROM verdicts WHERE log = 1 AND first > 0", "verdicts instead of"),
-    ("UPDATE verdicts SET first = first + 100 WHERE log = 1 AND first > 0", "verdicts before number"),
+    ("UPDATE journal SET data = x'00' WHERE log = 1 AND first = 0", "the journal from record 0 on"),
+    (TEXT_RUN, "the journal from record 0 on"),
+    ("UPDATE journal SET data = zeroblob(34) WHERE log = 1 AND first = 0", "the journal from record 0 on"),
+    ("UPDATE journal SET count = count + 1 WHERE log = 1 AND first = 0", "the journal from record 0 on"),
+    ("DELETE FROM journal WHERE log = 1 AND first = 0", "journal records before number"),
+    ("DELETE FROM journal WHERE log = 1 AND first > 0", "journal records instead of"),
+    ("UPDATE journal SET first = first + 100 WHERE log = 1 AND first > 0", "journal records before number"),
 ]
 
 
 @pytest.mark.parametrize(("damage", "named"), RUNS, ids=[named for _, named in RUNS])
-def test_verdicts_that_are_damaged_fail_their_job(
+def test_a_journal_that_is_damaged_fails_its_job(
     damage: str, named: str, start: Start, tmp_path: Path
 ) -> None:
     server = start()
     job = server.jobs.create(ASKING, "", user="ada")
     wait_state(job, JobState.RUNNING)
-    while job.snapshot.evaluations < 4:
+    while job.snapshot.records < 4:
         server.engine.wait_for_call()
         before = job.snapshot
         server.engine.let()
@@ -358,27 +352,27 @@ def test_verdicts_that_are_damaged_fail_their_job(
     server.stop()
 
 
-RESULTS = [
-    "UPDATE results SET value = value + 1",
-    "UPDATE results SET empty_circuit = 'x'",
-    "UPDATE results SET run = '{'",
-    "UPDATE results SET run = CAST(x'ff' AS TEXT)",
-    "DELETE FROM results",
-    "UPDATE results SET log = 17",
+SUMMARIES = [
+    "UPDATE artifacts SET figures = replace(figures, '0', '1')",
+    "UPDATE artifacts SET figures = 'x'",
+    "UPDATE artifacts SET kind = 'square'",
+    "UPDATE artifacts SET warnings = '[\"Ha.\"]'",
+    "UPDATE artifacts SET warnings = CAST(x'ff' AS TEXT)",
+    "DELETE FROM artifacts",
+    "UPDATE artifacts SET log = 17",
 ]
 PARTS = [
-    "UPDATE results SET kept = zeroblob(length(kept))",
-    "UPDATE results SET graph = replace(graph, '2', '3')",
-    "UPDATE results SET request = '{}'",
-    "UPDATE results SET metric = 'l2'",
-    "UPDATE results SET checksum = NULL",
-    "UPDATE verdicts SET data = zeroblob(length(data)) WHERE first = 0",
-    "DELETE FROM verdicts WHERE first > 0",
+    "UPDATE artifacts SET data = zeroblob(length(data))",
+    "UPDATE artifacts SET version = 2",
+    "UPDATE artifacts SET request = '{}'",
+    "UPDATE artifacts SET run = '{'",
+    "UPDATE artifacts SET run = CAST(x'ff' AS TEXT)",
+    "UPDATE artifacts SET checksum = NULL",
 ]
 
 
-@pytest.mark.parametrize("damage", RESULTS + PARTS)
-def test_a_result_that_is_damaged_is_not_told(damage: str, start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", SUMMARIES + PARTS)
+def test_an_artifact_that_is_damaged_is_not_told(damage: str, start: Start, tmp_path: Path) -> None:
     server = start()
     server.engine.release()
     job = server.jobs.create(SPEC, "", user="ada")
@@ -387,19 +381,19 @@ def test_a_result_that_is_damaged_is_not_told(damage: str, start: Start, tmp_pat
         connection.execute(damage)
     for _ in range(2):
         with pytest.raises(StorageError, match="delete") as caught:
-            server.jobs.result(job.name)
+            server.jobs.artifact(job.name)
         assert caught.value.damaged
         (found,) = server.jobs.page("ada", 10)[0]
-        if damage in RESULTS:  # a list tells of these
+        if damage in SUMMARIES:  # a list tells of these
             assert found.snapshot.state is JobState.FAILED
-            assert "its circuit cannot be read" in found.snapshot.error
-            assert found.outcome is None
+            assert "its artifact cannot be read" in found.snapshot.error
+            assert found.summary is None
         # Nobody else gets it.
         computed = len(server.engine.opened)
         again = server.jobs.create(SPEC, "", user="ada")
         assert wait_end(again).state is JobState.SUCCEEDED
         assert len(server.engine.opened) == computed + 1
-        assert server.jobs.result(again.name) is not None
+        assert server.jobs.artifact(again.name) is not None
         server.jobs.delete(again.name)
     server.jobs.delete(job.name)
     assert server.jobs.page(None, 10)[0] == []
@@ -409,18 +403,17 @@ def test_rows_that_have_changed_places_are_noticed(start: Start, tmp_path: Path)
     server = start()
     server.engine.release()
     first, second = (
-        server.jobs.create(spec, "", user="ada") for spec in (SPEC, replace(SPEC, threshold=3.0))
+        server.jobs.create(spec, "", user="ada") for spec in (SPEC, changed(SPEC, threshold=3.0))
     )
     for job in (first, second):
         result_of(server.jobs, job)
     swap = "UPDATE {0} SET log = CASE log WHEN 1 THEN -2 ELSE -1 END", "UPDATE {0} SET log = -log"
     with server.database.transaction("test", synced=True) as connection:
-        for table in ("results", "verdicts"):
-            for statement in swap:
-                connection.execute(statement.format(table))
+        for statement in swap:
+            connection.execute(statement.format("artifacts"))
     for job in (first, second):
         with pytest.raises(StorageError) as caught:
-            server.jobs.result(job.name)
+            server.jobs.artifact(job.name)
         assert caught.value.damaged
 
 
@@ -429,7 +422,7 @@ def test_finished_jobs_that_are_damaged_count_as_failed(start: Start, tmp_path: 
     server = start()
     server.engine.release()
     for threshold in (2.0, 3.0):
-        result_of(server.jobs, server.jobs.create(replace(SPEC, threshold=threshold), "", user="ada"))
+        result_of(server.jobs, server.jobs.create(changed(SPEC, threshold=threshold), "", user="ada"))
     server.stop()
     change(tmp_path / "data", "UPDATE jobs SET spec = '{' WHERE id = 1")
     server = Server(tmp_path / "data", quotas=Quotas(stored_results=2))
@@ -439,7 +432,7 @@ def test_finished_jobs_that_are_damaged_count_as_failed(start: Start, tmp_path: 
         threading.Event().wait(0.01)
     assert server.jobs.count_by_state()["failed"] == 1
     server.engine.release()
-    assert wait_end(server.jobs.create(replace(SPEC, threshold=4.0), "", user="ada")).ended is not None
+    assert wait_end(server.jobs.create(changed(SPEC, threshold=4.0), "", user="ada")).ended is not None
     server.stop()
 
 
@@ -451,7 +444,7 @@ def test_minus_zero_is_no_damage(start: Start) -> None:
     jobs = service_on(server.database, engine)
     jobs.start()
     job = jobs.create(SPEC, "", user="zoe")
-    assert result_of(jobs, job).search.metric_value == 0
+    assert found(result_of(jobs, job)).metric_value == 0
     assert jobs.find(job.name).snapshot.state is JobState.SUCCEEDED
     jobs.close()
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore
+from helpers.specs import acdc, changed
 from helpers.topology import edge_names
 from helpers.waiting import close_in_mid_step, listed, wait_end, wait_state
 
@@ -18,65 +19,67 @@ from pahq_server.core.errors import (
     QuotaExceededError,
     ServerError,
 )
+from pahq_server.jobs.evaluation import CircuitMetrics
 from pahq_server.jobs.job import JobState
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobService
-from pahq_server.jobs.spec import DiscoverySpec
 
 EDGES = ["m1->logits", "a0.h1->m1", "input->a0.h1<q>"]
 
 
 def test_the_circuit_the_full_model_and_the_empty_circuit(service: JobService) -> None:
-    resolved, future = service.evaluate(OBJECTIVE, EDGES)
+    evaluation = service.evaluations.evaluate(OBJECTIVE, EDGES)
     metric = SetScore(GRAPH, 1)
     expected = metric.of_names(EDGES), metric.of_names(edge_names(GRAPH)), metric.of_names([])
-    assert future.result(PATIENCE_S) == expected
-    assert resolved.graph is GRAPH
-    assert listed(service) == []  # it is no discovery
+    assert evaluation.future.result(PATIENCE_S) == CircuitMetrics(*expected)
+    assert evaluation.resolved.graph is GRAPH
+    assert listed(service) == []  # it is no job
 
 
 def test_no_edges_is_the_empty_circuit(service: JobService) -> None:
-    value, _, empty = service.evaluate(OBJECTIVE, [])[1].result(PATIENCE_S)
-    assert value == empty
+    evaluation = service.evaluations.evaluate(OBJECTIVE, [])
+    measured = evaluation.future.result(PATIENCE_S)
+    assert measured.value == measured.empty
+    assert any("has no edges" in text for text in evaluation.warnings())
 
 
 @pytest.mark.parametrize("edge", ["m9->logits", "m1", "m1->m0", ""])
 def test_an_unknown_edge_is_named(edge: str, service: JobService, engine: FakeEngine) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        service.evaluate(OBJECTIVE, [*EDGES, edge])
+        service.evaluations.evaluate(OBJECTIVE, [*EDGES, edge])
     assert caught.value.field == "edges"
     assert repr(edge) in caught.value.detail or repr(edge.partition("->")[0]) in caught.value.detail
     assert engine.opened == []
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_a_failure_is_the_callers(place: str, engine: FakeEngine, service: JobService) -> None:
     error = NonFiniteMetricError("the metric is nan")
     setattr(engine.failures["bad"], place, error)
-    _, future = service.evaluate(replace(OBJECTIVE, model="bad"), EDGES)
+    future = service.evaluations.evaluate(replace(OBJECTIVE, model="bad"), EDGES).future
     assert future.exception(PATIENCE_S) is error
-    assert service.evaluate(OBJECTIVE, EDGES)[1].result(PATIENCE_S)
+    assert service.evaluations.evaluate(OBJECTIVE, EDGES).future.result(PATIENCE_S)
 
 
 def test_a_caller_that_leaves_stops_it(engine: FakeEngine, service: JobService) -> None:
     engine.hold()
-    first = service.evaluate(OBJECTIVE, EDGES)[1]
+    first = service.evaluations.evaluate(OBJECTIVE, EDGES).future
     engine.wait_for_call()
-    abandoned = service.evaluate(OBJECTIVE, EDGES)[1]
+    abandoned = service.evaluations.evaluate(OBJECTIVE, EDGES).future
     assert abandoned.cancel()
     engine.release()
     assert first.result(PATIENCE_S)
     with pytest.raises(CancelledError):
         abandoned.result(PATIENCE_S)
-    assert service.evaluate(OBJECTIVE, EDGES)[1].result(PATIENCE_S)
+    assert service.evaluations.evaluate(OBJECTIVE, EDGES).future.result(PATIENCE_S)
     assert len(engine.opened) == 2
 
 
 def test_close_ends_it(engine: FakeEngine, service: JobService) -> None:
     engine.hold()
-    running = service.evaluate(OBJECTIVE, EDGES)[1]
+    running = service.evaluations.evaluate(OBJECTIVE, EDGES).future
     engine.wait_for_call()
-    waiting = [service.evaluate(OBJECTIVE, EDGES)[1] for _ in range(5)]
+    waiting = [service.evaluations.evaluate(OBJECTIVE, EDGES).future for _ in range(5)]
     close_in_mid_step(service, engine)
     assert running.result(PATIENCE_S)  # its only step was under way
     for future in waiting:
@@ -87,35 +90,37 @@ def test_close_ends_it(engine: FakeEngine, service: JobService) -> None:
 
 # Quotas
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
+SPEC = acdc(2.0, gates=False)
 TOKENS = 4  # of the prompts of the fake engine's task
 
 
-def test_evaluations_that_wait_count_like_discoveries(
+def test_evaluations_that_wait_count_like_jobs(
     engine: FakeEngine, new_service: Callable[..., JobService]
 ) -> None:
     service = new_service(quotas=Quotas(queued_jobs=2, running_jobs=1))
     engine.hold()
     job = service.create(SPEC, "", user="ada")
     wait_state(job, JobState.RUNNING)  # holds her only place
-    first = service.evaluate(OBJECTIVE, EDGES, user="ada")[1]
-    queued = service.create(replace(SPEC, threshold=3.0), "", user="ada")
+    first = service.evaluations.evaluate(OBJECTIVE, EDGES, user="ada").future
+    queued = service.create(changed(SPEC, threshold=3.0), "", user="ada")
     for _ in range(2):
         with pytest.raises(QuotaExceededError, match="3 queued jobs would be more than the 2") as caught:
-            service.evaluate(OBJECTIVE, EDGES, user="ada")
+            service.evaluations.evaluate(OBJECTIVE, EDGES, user="ada")
         assert (caught.value.quota, caught.value.subject) == ("queued_jobs", "users/ada")
         with pytest.raises(QuotaExceededError):
             service.create(SPEC, "", user="ada")
-    other = service.evaluate(OBJECTIVE, EDGES, user="bob")[1]
+    other = service.evaluations.evaluate(OBJECTIVE, EDGES, user="bob").future
     assert first.cancel()
-    again = service.evaluate(OBJECTIVE, EDGES, user="ada")[1]  # what was given up does not count
+    again = service.evaluations.evaluate(
+        OBJECTIVE, EDGES, user="ada"
+    ).future  # what was given up does not count
     engine.release()
     assert again.result(PATIENCE_S)
     assert other.result(PATIENCE_S)
     wait_end(job)
     wait_end(queued)
-    assert service.evaluate(OBJECTIVE, EDGES, user="ada")[1].result(PATIENCE_S)
-    assert not service._evaluating
+    assert service.evaluations.evaluate(OBJECTIVE, EDGES, user="ada").future.result(PATIENCE_S)
+    assert not service._admission._unstored
 
 
 def test_prompts_of_evaluations_count_until_they_end(
@@ -123,10 +128,10 @@ def test_prompts_of_evaluations_count_until_they_end(
 ) -> None:
     service = new_service(quotas=Quotas(prompt_tokens=2 * TOKENS))
     engine.hold()
-    futures = [service.evaluate(OBJECTIVE, EDGES, user="ada")[1] for _ in range(2)]
+    futures = [service.evaluations.evaluate(OBJECTIVE, EDGES, user="ada").future for _ in range(2)]
     engine.wait_for_call()
     with pytest.raises(QuotaExceededError, match=f"{3 * TOKENS} prompt tokens") as caught:
-        service.evaluate(OBJECTIVE, EDGES, user="ada")
+        service.evaluations.evaluate(OBJECTIVE, EDGES, user="ada")
     assert caught.value.quota == "prompt_tokens"
     with pytest.raises(QuotaExceededError, match="prompt tokens"):
         service.create(SPEC, "", user="ada")
@@ -139,21 +144,21 @@ def test_prompts_of_evaluations_count_until_they_end(
 def test_evaluations_leave_no_result_that_would_count(new_service: Callable[..., JobService]) -> None:
     service = new_service(quotas=Quotas(stored_results=1))
     wait_end(service.create(SPEC, "", user="ada"))
-    assert service.evaluate(OBJECTIVE, EDGES, user="ada")[1].result(PATIENCE_S)
+    assert service.evaluations.evaluate(OBJECTIVE, EDGES, user="ada").future.result(PATIENCE_S)
     with pytest.raises(QuotaExceededError, match="stored results"):
-        service.create(replace(SPEC, threshold=3.0), "", user="ada")
+        service.create(changed(SPEC, threshold=3.0), "", user="ada")
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_an_evaluation_that_fails_counts_no_more(
     place: str, engine: FakeEngine, new_service: Callable[..., JobService]
 ) -> None:
     service = new_service(quotas=Quotas(queued_jobs=1, prompt_tokens=TOKENS))
     setattr(engine.failures["bad"], place, NonFiniteMetricError("the metric is nan"))
     for _ in range(3):
-        future = service.evaluate(replace(OBJECTIVE, model="bad"), EDGES, user="ada")[1]
+        future = service.evaluations.evaluate(replace(OBJECTIVE, model="bad"), EDGES, user="ada").future
         assert isinstance(future.exception(PATIENCE_S), NonFiniteMetricError)
-    assert not service._evaluating
+    assert not service._admission._unstored
 
 
 def test_many_callers_at_once_get_no_more_than_the_quota(
@@ -161,12 +166,12 @@ def test_many_callers_at_once_get_no_more_than_the_quota(
 ) -> None:
     service = new_service(quotas=Quotas(queued_jobs=3))
     engine.hold()
-    running = service.evaluate(OBJECTIVE, EDGES, "bob")[1]
+    running = service.evaluations.evaluate(OBJECTIVE, EDGES, "bob").future
     engine.wait_for_call()
 
     def ask(_: int) -> bool:
         try:
-            service.evaluate(OBJECTIVE, EDGES, "ada")
+            service.evaluations.evaluate(OBJECTIVE, EDGES, "ada")
         except QuotaExceededError:
             return False
         return True

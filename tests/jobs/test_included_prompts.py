@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from helpers.damage import summed_again
 from helpers.fake_engine import OBJECTIVE, FakeEngine
+from helpers.specs import acdc
 from helpers.waiting import result_of
 
 from pahq_server.core.errors import AlreadyExistsError
 from pahq_server.core.task import BuiltinTask, PromptTask
-from pahq_server.jobs import spec_json
+from pahq_server.jobs import spec as specs
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.service import JobService
-from pahq_server.jobs.spec import DiscoverySpec, RequestFacts
+from pahq_server.jobs.spec import JobSpec, RequestFacts
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 from pahq_server.store.jobs import SqliteJobStore
@@ -26,7 +27,7 @@ from pahq_server.store.jobs import SqliteJobStore
 NewService = Callable[..., JobService]
 
 TASK = PromptTask(("Mary had a", (3, 4)), ("John had a", (3, 6)), ("lamb", (7,)), positions=(1,))
-SPEC = DiscoverySpec(replace(OBJECTIVE, task=TASK), "acdc", 2.0, gates=True)
+SPEC = acdc(2.0, gates=True, objective=replace(OBJECTIVE, task=TASK))
 ASKS = replace(SPEC, include_prompts=True)
 BUILTIN = replace(SPEC, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 1, 5)))
 
@@ -87,7 +88,7 @@ def test_an_engine_that_tells_none_leaves_token_ids(engine: FakeEngine) -> None:
 
 @pytest.mark.parametrize("first", [SPEC, ASKS])
 def test_equal_discoveries_share_a_result_and_not_the_prompts(
-    first: DiscoverySpec, engine: FakeEngine, new_service: NewService
+    first: JobSpec, engine: FakeEngine, new_service: NewService
 ) -> None:
     service = new_service(reuse=True)
     second = SPEC if first is ASKS else ASKS
@@ -120,22 +121,11 @@ def test_jobs_of_one_result_tell_their_own_task(engine: FakeEngine, new_service:
 # What is stored
 
 
-def test_a_request_without_the_choice_is_stored_as_ever() -> None:
-    """So a request that came to an older server is still known by its id."""
-    text, prompts = spec_json.encode(SPEC)
-    assert "include_prompts" not in text
-    assert spec_json.decode(text, prompts) == SPEC
-    assert spec_json.decode(*spec_json.encode(ASKS)) == ASKS
-    assert spec_json.payload(text, prompts) != spec_json.payload(*spec_json.encode(ASKS))
-
-
-def test_facts_are_stored_with_the_spec() -> None:
-    text, prompts = spec_json.encode(ASKS)
-    facts = RequestFacts(2, ("Watch out.",))
-    stored = spec_json.with_facts(text, facts)
-    assert spec_json.facts(stored) == facts
-    assert spec_json.decode(stored, prompts) == ASKS
-    assert spec_json.facts(text) == RequestFacts()
+def test_the_choice_is_part_of_the_request() -> None:
+    text, asks = specs.encode(SPEC), specs.encode(ASKS)
+    assert specs.decode(text.text, text.prompts) == SPEC
+    assert specs.decode(asks.text, asks.prompts) == ASKS
+    assert text.payload != asks.payload
 
 
 def test_a_later_process_still_tells_all(engine: FakeEngine, new_service: NewService, tmp_path: Path) -> None:
@@ -148,31 +138,36 @@ def test_a_later_process_still_tells_all(engine: FakeEngine, new_service: NewSer
         assert json.loads(found.prompts or "") == EXPECTED
         assert found.run["task"] == {"num_prompts": 1}
         assert service.find(job.name).facts.num_prompts == 1
-        assert service.find(job.name).outcome is not None
+        assert service.find(job.name).summary is not None
         service.close()
         with_database.close()
 
 
-def test_rows_of_an_older_server(new_service: NewService, tmp_path: Path) -> None:
-    """Specs without facts, results without warnings."""
+def test_specs_of_an_older_server(new_service: NewService, tmp_path: Path) -> None:
+    """They have another form and tell nothing about the request; its id is known all the same."""
     database = Database(tmp_path / DATABASE)
     service = new_service(SqliteJobStore(database))
     job = service.create(SPEC, "abc")
     result_of(service, job)
-    text, _ = spec_json.encode(SPEC)
+    fields = json.loads(specs.encode(SPEC).text)
+    older = {
+        "measurement": fields["objective"],
+        "builtin": None,
+        "method": "acdc",
+        "threshold": 2.0,
+        "gates": True,
+    }
     with database.transaction("test", synced=True) as connection:
-        connection.execute("UPDATE jobs SET spec = ?", (text,))
-        connection.execute("UPDATE results SET run = json_remove(run, '$.warnings')")
+        connection.execute("UPDATE jobs SET spec = ?, payload = ?", (specs.to_json(older), bytes(32)))
         summed_again(connection)
     found = service.find(job.name)
-    assert (found.warnings, found.facts.num_prompts) == ((), 0)
-    assert found.outcome is not None
+    assert (found.spec.parameters, found.facts) == (SPEC.parameters, RequestFacts())
+    assert found.summary is not None
     again = result_of(service, found)
-    assert (again.run["task"], again.run["warnings"], again.prompts) == ({}, [], None)
+    assert (again.run["task"], again.prompts) == ({}, None)
     assert service.create(SPEC, "abc").name == job.name
-    with database.transaction("test", synced=True) as connection:
-        connection.execute("UPDATE results SET run = '{'")
-    assert [each.name for each in service.page(None, 10)[0]] == [job.name]
+    with pytest.raises(AlreadyExistsError):
+        service.create(ASKS, "abc")
     service.close()
     database.close()
 

@@ -7,33 +7,34 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
-from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S
+from helpers.fake_engine import GRAPH, PATIENCE_S
+from helpers.specs import acdc
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.core.errors import NonFiniteMetricError
-from pahq_server.jobs.job import Job, JobState, Snapshot
-from pahq_server.jobs.journal import Journal
-from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.search.base import SearchProgress
+from pahq_server.jobs.job import Job, JobState, Journal, Snapshot
+from pahq_server.store.records import StoredArtifact
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 1.0, gates=True)
+SPEC = acdc(1.0, gates=True)
+
+ARTIFACT = StoredArtifact(Artifact("circuit", 1, b""), {}, {})
 
 
 def new_job() -> Job:
-    return Job("users/local/discoveries/1", SPEC, GRAPH.num_edges)
+    return Job("users/local/jobs/1", SPEC, GRAPH.num_edges, "edges")
 
 
 def advance(job: Job) -> None:
-    done = job.snapshot.evaluations + 1
-    job.update(SearchProgress(decided=done, kept=0, metric=0.5), done)
+    job.update(Progress(job.snapshot.records + 1), b"x", 1)
 
 
 OPERATIONS: dict[str, Callable[[Job], None]] = {
     "start": Job.start,
     "advance": advance,
     "cancel": Job.cancel,
-    "succeed": lambda job: job.succeed(result=None),  # type: ignore[arg-type]
+    "succeed": lambda job: job.succeed(ARTIFACT),
     "fail": lambda job: job.fail(NonFiniteMetricError("the metric is nan")),
     "end_cancelled": Job.end_cancelled,
 }
@@ -69,7 +70,7 @@ def test_states_and_sequences_only_go_forward(operations: list[str]) -> None:
         OPERATIONS[operation](job)
         now = job.snapshot
         assert now.state.value >= before.state.value
-        grown = (now.state, now.evaluations) != (before.state, before.evaluations)
+        grown = (now.state, now.records) != (before.state, before.records)
         assert (now.sequence > before.sequence) == grown
         if before.state.final:
             assert now == before
@@ -86,6 +87,16 @@ def test_sequences_of_a_whole_life_strictly_increase() -> None:
     assert sequences[0] > 0  # so that "after 0" means everything
 
 
+def test_progress_without_records_is_an_event_too() -> None:
+    job = new_job()
+    job.start()
+    before = job.snapshot
+    job.update(Progress(3, "training"))
+    assert job.snapshot.sequence > before.sequence
+    job.update(Progress(2, "what was done is not taken back"))
+    assert job.snapshot.progress.done == 3
+
+
 def test_concurrent_calls_never_take_a_job_back() -> None:
     job, go, over = new_job(), threading.Event(), threading.Event()
     seen: list[Snapshot] = []
@@ -100,7 +111,7 @@ def test_concurrent_calls_never_take_a_job_back() -> None:
         go.wait()
         job.start()
         for done in range(1, 2000):
-            job.update(SearchProgress(done, 0, 0.0), done)
+            job.update(Progress(done), b"x", 1)
         job.end_cancelled()
 
     def cancel() -> None:
@@ -118,7 +129,7 @@ def test_concurrent_calls_never_take_a_job_back() -> None:
     threads[0].join(PATIENCE_S)
     assert [s.sequence for s in seen] == sorted(s.sequence for s in seen)
     assert [s.state.value for s in seen] == sorted(s.state.value for s in seen)
-    assert (seen[-1].state, seen[-1].evaluations) == (JobState.CANCELLED, 1999)
+    assert (seen[-1].state, seen[-1].records) == (JobState.CANCELLED, 1999)
 
 
 def test_listeners_hear_every_change_until_they_stop_listening() -> None:
@@ -140,7 +151,7 @@ def test_who_begins_to_listen_does_not_wait_for_the_disk() -> None:
             storing.set()
             assert stored.wait(PATIENCE_S)
 
-    job = Job("users/local/discoveries/1", SPEC, GRAPH.num_edges, journal=Slow())
+    job = Job("users/local/jobs/1", SPEC, GRAPH.num_edges, "edges", journal=Slow())
     worker = threading.Thread(target=job.start)
     worker.start()
     assert storing.wait(PATIENCE_S)
@@ -158,7 +169,7 @@ def test_times() -> None:
     job = new_job()
     assert (job.snapshot.started, job.snapshot.ended) == (None, None)
     job.start()
-    job.succeed(result=None)  # type: ignore[arg-type]
+    job.succeed(ARTIFACT)
     now = job.snapshot
     assert now.started is not None
     assert now.ended is not None

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.fake_engine import GRAPH, FakeEngine
-from helpers.scores import SetScore, answer
+from helpers.fake_engine import FakeEngine
+from helpers.specs import alone, found
 from helpers.waiting import result_of, wait_end
 
-from pahq_server.access.table import TokenTable
+from pahq_server.access.tokens import TokenTable
 from pahq_server.core.errors import StorageError
 from pahq_server.core.task import BuiltinTask, PromptTask
-from pahq_server.jobs import spec_json
+from pahq_server.core.verdict import unpack_verdicts
+from pahq_server.jobs import spec as specs
 from pahq_server.jobs.job import JobState
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.store import migrations
@@ -73,16 +74,17 @@ def test_everything_is_there(database: Database) -> None:
     assert [(record.user, record.snapshot.state) for record in records] == JOBS
     assert [record.damage for record in records] == [""] * len(JOBS)
     queued, _, running, failed, reused, done = records
-    assert spec_json.read(queued, store.prompts(queued.id)).objective.task == BuiltinTask("ioi", 4, 7)
-    task = spec_json.read(running, store.prompts(running.id)).objective.task
+    assert specs.read(queued, store.prompts(queued.id)).objective.task == BuiltinTask("ioi", 4, 7)
+    task = specs.read(running, store.prompts(running.id)).objective.task
     assert task == PromptTask(((1, 2), (3, 4)), ((1, 5), (3, 6)), positions=(0, 1))
-    assert len(store.verdicts(running.id)) == running.snapshot.evaluations == 9
+    verdicts = unpack_verdicts(b"".join(store.journal(running.id)))
+    assert len(verdicts) == running.snapshot.records == 9
     assert failed.snapshot.error == "internal error (RuntimeError); see the server's log"
     for record in (reused, done):
-        result = store.result(record.name)
+        result = store.artifact(record.name)
         assert result is not None
-        assert result.search.circuit.key == FOUND
-        assert len(result.search.verdicts) == record.snapshot.evaluations == 28
+        assert found(result).circuit.key == FOUND
+        assert len(found(result).verdicts) == record.snapshot.records == 28
     tokens = {token.user: token for token in TokenTable(database).all()}
     assert not tokens["ada"].damaged
     assert tokens["ada"].valid(1.8e9)
@@ -101,9 +103,9 @@ def test_its_jobs_go_on(database: Database) -> None:
     engine.release()
     for job in (queued, running):
         result = result_of(service, job)
-        undisturbed = answer(job.spec.search(GRAPH, window=1).run(), SetScore(GRAPH, 1))
-        assert result.search.verdicts == undisturbed.verdicts
-        assert np.array_equal(result.search.scores, undisturbed.scores, equal_nan=True)
+        undisturbed = alone(job.spec)
+        assert found(result).verdicts == undisturbed.verdicts
+        assert np.array_equal(found(result).scores, undisturbed.scores, equal_nan=True)
     again = service.create(running.spec, "running", user="ada")
     assert again.name == running.name
     for name in [job.name for job in service.page(None, 10)[0]]:
@@ -137,7 +139,7 @@ def test_what_was_damaged_before_is_damaged(damage: str, path: Path) -> None:
         assert job.snapshot.state is JobState.FAILED
         assert "the database is damaged" in job.snapshot.error
         with suppress(StorageError):
-            assert service.result(job.name) is None
+            assert service.artifact(job.name) is None
         service.delete(job.name)
     assert len(service.page(None, 10)[0]) == len(JOBS) - 2
     service.close()
@@ -153,9 +155,9 @@ def test_damaged_verdicts_and_results_of_before(path: Path) -> None:
     store = SqliteJobStore(database)
     records = store.page(None, 10, None)
     with pytest.raises(StorageError) as caught:
-        store.result(records[-1].name)
+        store.artifact(records[-1].name)
     assert caught.value.damaged
     with pytest.raises(StorageError) as caught:
-        store.verdicts(records[2].id)
+        store.journal(records[2].id)
     assert caught.value.damaged
     database.close()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.fake_engine import OBJECTIVE, FakeEngine
+from helpers.specs import acdc, changed
 from helpers.waiting import listed, wait_end, wait_until_forgotten
 
 from pahq_server.core.errors import (
@@ -16,14 +17,14 @@ from pahq_server.core.errors import (
 )
 from pahq_server.jobs.job import Job, JobState
 from pahq_server.jobs.service import JobService
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.spec import JobSpec
 from pahq_server.store.records import Retention
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=True)
+SPEC = acdc(2.0, gates=True)
 NewService = Callable[..., JobService]
 
 
-def create(service: JobService, spec: DiscoverySpec = SPEC, request_id: str = "") -> Job:
+def create(service: JobService, spec: JobSpec = SPEC, request_id: str = "") -> Job:
     return service.create(spec, request_id)
 
 
@@ -45,7 +46,7 @@ def test_requests_without_an_id_are_never_the_same(service: JobService) -> None:
 def test_a_request_id_for_another_discovery_is_refused(service: JobService) -> None:
     first = create(service, request_id="abc")
     with pytest.raises(AlreadyExistsError, match="'abc'"):
-        create(service, replace(SPEC, threshold=0.5), request_id="abc")
+        create(service, changed(SPEC, threshold=0.5), request_id="abc")
     assert listed(service) == [first.name]
 
 
@@ -59,18 +60,18 @@ def test_a_forgotten_jobs_request_id_may_be_used_again(service: JobService) -> N
     first = create(service, request_id="abc")
     wait_end(first)
     service.delete(first.name)
-    assert create(service, replace(SPEC, threshold=0.5), request_id="abc").name != first.name
+    assert create(service, changed(SPEC, threshold=0.5), request_id="abc").name != first.name
 
 
 def test_validating_only_checks_and_creates_nothing(engine: FakeEngine, service: JobService) -> None:
     job, _ = service.check(SPEC, "abc")
     assert (job.name, listed(service), engine.opened) == ("", [], [])
     with pytest.raises(InvalidRequestError):
-        service.check(replace(SPEC, threshold=None), "")
+        service.check(replace(SPEC, method="nothing"), "")
     created = create(service, request_id="abc")
     assert service.check(SPEC, "abc")[0].name == ""
     with pytest.raises(AlreadyExistsError):
-        service.check(replace(SPEC, threshold=0.5), "abc")
+        service.check(changed(SPEC, threshold=0.5), "abc")
     assert listed(service) == [created.name]
 
 
@@ -82,7 +83,7 @@ def test_a_full_queue_turns_requests_away_until_there_is_room(
     jobs = [create(service)]
     engine.wait_for_call()  # the first has left the queue; the rest wait
     jobs += [create(service), create(service)]
-    for refused in (lambda: create(service), lambda: service.evaluate(OBJECTIVE, [])):
+    for refused in (lambda: create(service), lambda: service.evaluations.evaluate(OBJECTIVE, [])):
         with pytest.raises(ResourceExhaustedError, match="2 runs are waiting already") as caught:
             refused()
         assert caught.value.retry_after_s > 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S, FakeEngine
-from helpers.scores import SetScore, answer
+from helpers.specs import acdc, alone, changed, found, single_edge
 from helpers.waiting import listed, result_of, wait_end, wait_state, wait_until
 
 from pahq_server.core.engine import Objective, ResolvedObjective
@@ -23,22 +23,16 @@ from pahq_server.core.errors import (
     StorageError,
 )
 from pahq_server.core.task import BuiltinTask, PromptTask
-from pahq_server.core.verdict import SearchResult
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.quotas import Quotas
-from pahq_server.jobs.resuming import MOST_DEATHS
+from pahq_server.jobs.resuming import MOST_CRASHES
 from pahq_server.jobs.service import JobPolicy, JobService
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.spec import JobSpec
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=False)
-SINGLE = replace(SPEC, method="single_edge", threshold=None)
-
-
-def alone(spec: DiscoverySpec) -> SearchResult:
-    """What the search finds without a service."""
-    return answer(spec.search(GRAPH, window=1).run(), SetScore(GRAPH, 1))
+SPEC = acdc(2.0, gates=False)
+SINGLE = single_edge()
 
 
 class Process:
@@ -55,12 +49,12 @@ class Process:
         )
         self.jobs.start()
 
-    def create(self, spec: DiscoverySpec = SPEC, request_id: str = "", user: str = "local") -> Job:
+    def create(self, spec: JobSpec = SPEC, request_id: str = "", user: str = "local") -> Job:
         return self.jobs.create(spec, request_id, user=user)
 
     def work(self, job: Job, evaluations: int) -> None:
         """Lets the engine go on until a job has so many evaluations."""
-        while job.snapshot.evaluations < evaluations:
+        while job.snapshot.records < evaluations:
             self.engine.wait_for_call()
             before = job.snapshot
             self.engine.let()
@@ -107,9 +101,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.database.close()
 
 
-@pytest.mark.parametrize("spec", [SPEC, replace(SPEC, gates=True), SINGLE])
+@pytest.mark.parametrize("spec", [SPEC, changed(SPEC, gates=True), SINGLE])
 @pytest.mark.parametrize("evaluations", [0, 1, 7])
-def test_a_job_goes_on_where_it_stopped(spec: DiscoverySpec, evaluations: int, start: Start) -> None:
+def test_a_job_goes_on_where_it_stopped(spec: JobSpec, evaluations: int, start: Start) -> None:
     first = start()
     job = first.create(spec)
     wait_state(job, JobState.RUNNING)
@@ -119,16 +113,16 @@ def test_a_job_goes_on_where_it_stopped(spec: DiscoverySpec, evaluations: int, s
     assert job.snapshot.state is JobState.RUNNING
     second = start()
     again = second.jobs.find(job.name)
-    assert again.snapshot.evaluations >= evaluations
+    assert again.snapshot.records >= evaluations
     assert again.snapshot.sequence >= job.snapshot.sequence
     assert again.snapshot.started == job.snapshot.started
-    replayed = again.snapshot.evaluations
+    replayed = again.snapshot.records
     second.engine.release()
     result = result_of(second.jobs, again)
     undisturbed = alone(spec)
-    assert result.search.verdicts == undisturbed.verdicts
-    assert result.search.circuit.key == undisturbed.circuit.key
-    assert np.array_equal(result.search.scores, undisturbed.scores, equal_nan=True)
+    assert found(result).verdicts == undisturbed.verdicts
+    assert found(result).circuit.key == undisturbed.circuit.key
+    assert np.array_equal(found(result).scores, undisturbed.scores, equal_nan=True)
     counts = result.run["counts"]
     assert isinstance(counts, dict)
     assert counts["replayed"] == replayed
@@ -136,7 +130,7 @@ def test_a_job_goes_on_where_it_stopped(spec: DiscoverySpec, evaluations: int, s
 
 def test_queued_jobs_keep_their_order(start: Start) -> None:
     first = start()
-    jobs = [first.create(replace(SPEC, threshold=float(number))) for number in range(7)]
+    jobs = [first.create(changed(SPEC, threshold=float(number))) for number in range(7)]
     first.engine.wait_for_call()
     first.stop()
     second = start()
@@ -194,7 +188,11 @@ def test_a_job_that_was_to_stop_stops(start: Start, tmp_path: Path) -> None:
     first.jobs.cancel(job.name)
     second = start(path=first.crashed(tmp_path / "copy"))
     now = second.jobs.find(job.name).snapshot
-    assert (now.state, second.jobs.result(job.name)) == (JobState.CANCELLED, None)
+    assert now.state is JobState.CANCELLED
+    result = second.jobs.artifact(job.name)
+    assert result is not None
+    assert result.partial
+    assert found(result).verdicts == alone(SPEC).verdicts[: now.records]
     assert now.sequence > job.snapshot.sequence
     assert second.engine.opened == []
 
@@ -212,9 +210,7 @@ def test_a_crash_loses_nothing_that_was_told(start: Start, tmp_path: Path) -> No
         assert again.snapshot.sequence >= seen.sequence
         second.engine.release()
         result = result_of(second.jobs, again)
-        assert (
-            result.search.verdicts == answer(SPEC.search(GRAPH, window=1).run(), SetScore(GRAPH, 1)).verdicts
-        )
+        assert found(result).verdicts == alone(SPEC).verdicts
 
 
 # What cannot go on
@@ -238,7 +234,7 @@ class Broken(FakeEngine):
 @pytest.mark.parametrize(
     ("engine", "reason"),
     [
-        (OtherRevision, "model 'toy' has revision beef now; the discovery was accepted for c0ffee"),
+        (OtherRevision, "model 'toy' has revision beef now; the job was accepted for c0ffee"),
         (NoModel, "cannot go on after a restart: model 'toy' not found; served models: none"),
         (Broken, "internal error (RuntimeError); see the server's log"),
     ],
@@ -270,7 +266,7 @@ def test_scores_of_another_version_are_not_mixed_with_new_ones(
     first.stop()
     second = start(**change)
     again = second.jobs.find(job.name)
-    assert (again.snapshot.evaluations, again.snapshot.progress.decided) == (0, 0)
+    assert (again.snapshot.records, again.snapshot.progress.done) == (0, 0)
     assert again.snapshot.sequence >= job.snapshot.sequence
     second.engine.release()
     result = result_of(second.jobs, again)
@@ -307,20 +303,20 @@ def test_watchers_hear_that_the_process_stops(start: Start) -> None:
 # Results that are there already
 
 
-def test_an_equal_discovery_of_the_same_user_is_not_computed_again(start: Start) -> None:
+def test_an_equal_job_of_the_same_user_is_not_computed_again(start: Start) -> None:
     process = start(reuse=True)
     process.engine.release()
     first = process.create(user="ada")
-    found = result_of(process.jobs, first)
+    one = result_of(process.jobs, first)
     assert process.create(user="ada").snapshot.state is JobState.SUCCEEDED
-    again = process.create(replace(SPEC, gates=SPEC.gates), user="ada")
-    reused = process.jobs.result(again.name)
+    again = process.create(changed(SPEC, gates=False), user="ada")
+    reused = process.jobs.artifact(again.name)
     assert reused is not None
-    assert reused.search.verdicts == found.search.verdicts
-    assert reused.request == found.request
+    assert reused.artifact == one.artifact
+    assert reused.request == one.request
     assert len(process.engine.opened) == 1
     wait_end(process.create(user="bob"))
-    wait_end(process.create(replace(SPEC, threshold=2.5), user="ada"))
+    wait_end(process.create(changed(SPEC, threshold=2.5), user="ada"))
     assert len(process.engine.opened) == 3
     process.stop()
     other = start(reuse=True, environment={"executor": "literal"})
@@ -407,14 +403,14 @@ def test_a_running_job_goes_on_and_is_stored_later(operation: str, start: Start)
     process.fail = fail
     process.engine.release()
     assert failed.wait(PATIENCE_S)
-    while process.engine.open_sessions or not process.engine.opened:
+    while process.engine.open_states or not process.engine.opened:
         threading.Event().wait(0.001)
     if operation == "finish":
         assert not job.snapshot.state.final
-        assert process.jobs.result(job.name) is None
+        assert process.jobs.artifact(job.name) is None
     process.fail = lambda name: None
     result = result_of(process.jobs, job)
-    assert result.search.verdicts == alone(SPEC).verdicts
+    assert found(result).verdicts == alone(SPEC).verdicts
     assert job.snapshot.started is not None
 
 
@@ -423,7 +419,7 @@ def test_an_end_that_was_not_stored_is_reached_again(start: Start) -> None:
     job = first.create()
     first.fail = lambda name: disk_full(name) if name.startswith("finish") else None
     first.engine.release()
-    wait_until(job, lambda now: now.progress.decided == GRAPH.num_edges)
+    wait_until(job, lambda now: now.progress.done == GRAPH.num_edges)
     first.jobs.close()
     assert job.interrupted
     assert not job.snapshot.state.final
@@ -431,7 +427,7 @@ def test_an_end_that_was_not_stored_is_reached_again(start: Start) -> None:
     second = start()
     second.engine.release()
     result = result_of(second.jobs, second.jobs.find(job.name))
-    assert result.search.verdicts == alone(SPEC).verdicts
+    assert found(result).verdicts == alone(SPEC).verdicts
 
 
 def test_a_damaged_database_fails_the_job_alone(start: Start) -> None:
@@ -456,18 +452,18 @@ def test_a_damaged_database_fails_the_job_alone(start: Start) -> None:
 # Jobs that may be what the server dies of
 
 
-def test_a_job_at_which_the_server_dies_again_and_again_is_given_up(start: Start, tmp_path: Path) -> None:
+def test_a_job_at_which_the_server_crashes_again_and_again_is_given_up(start: Start, tmp_path: Path) -> None:
     process = start()
     job = process.create()
     wait_state(job, JobState.RUNNING)
-    for death in range(MOST_DEATHS):
+    for death in range(MOST_CRASHES):
         process = start(path=process.crashed(tmp_path / f"copy {death}"))
         assert process.jobs.find(job.name).snapshot.state is JobState.RUNNING
         process.engine.wait_for_call()
     process = start(path=process.crashed(tmp_path / "copy last"))
     now = process.jobs.find(job.name).snapshot
     assert now.state is JobState.FAILED
-    assert f"the server died {MOST_DEATHS + 1} times while it ran, without coming further" in now.error
+    assert f"the server crashed {MOST_CRASHES + 1} times while it ran, without coming further" in now.error
     assert process.engine.opened == []
 
 
@@ -475,15 +471,15 @@ def test_a_job_that_comes_further_or_is_stopped_in_good_order_may_go_on(start: S
     process = start()
     job = process.create()
     wait_state(job, JobState.RUNNING)
-    for death in range(2 * MOST_DEATHS - 1):
-        if death == MOST_DEATHS - 1:
+    for death in range(2 * MOST_CRASHES - 1):
+        if death == MOST_CRASHES - 1:
             process.stop()
             process = start(path=process.database.path)
         else:
             process = start(path=process.crashed(tmp_path / f"copy {death}"))
         job = process.jobs.find(job.name)
         if death == 2:
-            process.work(job, job.snapshot.evaluations + 1)
+            process.work(job, job.snapshot.records + 1)
     assert job.snapshot.state is JobState.RUNNING
     process.engine.release()
-    assert result_of(process.jobs, job).search.verdicts == alone(SPEC).verdicts
+    assert found(result_of(process.jobs, job)).verdicts == alone(SPEC).verdicts

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from helpers.fake_engine import GRAPH, OBJECTIVE, PATIENCE_S, FakeEngine
-from helpers.scores import SetScore, answer
+from helpers.specs import acdc, alone, changed, found, single_edge
 from helpers.waiting import close_in_mid_step, listed, result_of, wait_end, wait_state
 
 from pahq_server.core.errors import (
@@ -21,40 +21,44 @@ from pahq_server.core.errors import (
 )
 from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.service import JobService
-from pahq_server.jobs.spec import DiscoverySpec
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.jobs.spec import JobSpec
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 2.0, gates=True)
+SPEC = acdc(2.0, gates=True)
 BAD = replace(SPEC, objective=replace(OBJECTIVE, model="bad"))
 NewService = Callable[..., JobService]
 
 
-def create(service: JobService, spec: DiscoverySpec = SPEC, request_id: str = "") -> Job:
+def create(service: JobService, spec: JobSpec = SPEC, request_id: str = "") -> Job:
     return service.create(spec, request_id)
 
 
 def test_a_job_finds_what_its_search_finds(service: JobService) -> None:
     job = create(service)
     result, now = result_of(service, job), job.snapshot
-    alone = answer(AcdcSearch(GRAPH, 2.0, gates=True).run(), SetScore(GRAPH, 1))
+    expected = alone(SPEC)
     assert now.state is JobState.SUCCEEDED
-    assert result.search.verdicts == alone.verdicts
-    assert result.search.circuit.key == alone.circuit.key
-    assert np.array_equal(result.search.scores, alone.scores, equal_nan=True)
-    assert now.evaluations == len(alone.verdicts)
-    assert (now.progress.decided, now.progress.kept) == (GRAPH.num_edges, alone.circuit.num_kept)
+    assert found(result).verdicts == expected.verdicts
+    assert found(result).circuit.key == expected.circuit.key
+    assert np.array_equal(found(result).scores, expected.scores, equal_nan=True)
+    assert now.records == now.progress.figures["evaluations"] == len(expected.verdicts)
+    assert (now.progress.done, now.progress.figures["kept"]) == (GRAPH.num_edges, expected.circuit.num_kept)
+    assert (job.total, job.unit) == (GRAPH.num_edges, "edges")
+    assert job.summary is not None
+    assert job.summary.figures == {
+        "metric": expected.metric_value,
+        "metric_full": expected.metric_full,
+        "metric_empty": expected.metric_empty,
+    }
 
 
 def test_several_jobs_advance_together_and_do_not_mix(engine: FakeEngine, service: JobService) -> None:
     engine.hold()
-    specs = [replace(SPEC, threshold=t, gates=g) for t in (1.0, 3.0) for g in (True, False)]
-    specs += [replace(SPEC, method="single_edge", threshold=None)]
+    specs = [changed(SPEC, threshold=t, gates=g) for t in (1.0, 3.0) for g in (True, False)]
+    specs += [single_edge()]
     jobs = [create(service, spec) for spec in specs]
     engine.release()
     for job in jobs:
-        result = result_of(service, job)
-        alone = answer(job.spec.search(GRAPH, window=1).run(), SetScore(GRAPH, 1))
-        assert result.search.verdicts == alone.verdicts
+        assert found(result_of(service, job)).verdicts == alone(job.spec).verdicts
     assert max(map(len, engine.steps)) == 4  # as many as may run at a time
 
 
@@ -66,7 +70,7 @@ def test_the_window_changes_nothing_but_the_number_of_steps(
     steps = len(engine.steps)
     longer = new_service(window=window)
     other = result_of(longer, create(longer))
-    assert other.search.verdicts == one.search.verdicts
+    assert found(other).verdicts == found(one).verdicts
     assert other.request == one.request
     assert len(engine.steps) - steps < steps
 
@@ -77,7 +81,14 @@ def test_provenance(engine: FakeEngine, service: JobService) -> None:
     assert result.request == {
         "model_revision": "c0ffee",
         "task_hash": engine.resolve(OBJECTIVE).task.hash,
-        "parameters": SPEC.parameters(),
+        "parameters": {
+            "method": "acdc",
+            "metric": "kl_divergence",
+            "ablation": "resample",
+            "kv_receivers": "group",
+            "threshold": 2.0,
+            "gates": True,
+        },
         "policy": "fp32",
         "version": "1.2.3",
     }
@@ -85,7 +96,7 @@ def test_provenance(engine: FakeEngine, service: JobService) -> None:
     assert (result.run["device"], result.run["hardware"]) == ("abacus", {"beads": "100"})
     counts = result.run["counts"]
     assert isinstance(counts, dict)
-    assert counts["rows"] >= counts["batches"] >= 1
+    assert counts["passes"] >= counts["batches"] >= 1
 
 
 # Cancelling
@@ -99,7 +110,8 @@ def test_cancelling_a_running_job(engine: FakeEngine, service: JobService) -> No
     assert job.snapshot.state is JobState.CANCELLING
     engine.release()
     now = wait_end(job)
-    assert (now.state, service.result(job.name), now.error) == (JobState.CANCELLED, None, "")
+    assert (now.state, now.error) == (JobState.CANCELLED, "")
+    assert job.summary is None
     assert now.ended is not None
 
 
@@ -113,7 +125,7 @@ def test_cancelling_a_waiting_job_does_not_wait_for_its_turn(engine: FakeEngine,
         engine.let()
         engine.wait_for_call()
     now = wait_end(waiting)
-    assert (now.state, now.started, now.evaluations) == (JobState.CANCELLED, None, 0)
+    assert (now.state, now.started, now.records) == (JobState.CANCELLED, None, 0)
     assert not any(job.snapshot.state.final for job in running)
     engine.release()
     assert {wait_end(job).state for job in running} == {JobState.SUCCEEDED}
@@ -154,16 +166,84 @@ def test_cancels_from_many_threads_never_take_a_job_back(service: JobService) ->
         steps = [*seen[job.name], end]
         assert all(a.sequence <= b.sequence for a, b in pairwise(steps))
         assert all(a.state.value <= b.state.value for a, b in pairwise(steps))
-        assert (end.state is JobState.SUCCEEDED) == (service.result(job.name) is not None)
+        artifact = service.artifact(job.name)
+        assert (end.state is JobState.SUCCEEDED) == (artifact is not None and not artifact.partial)
         assert end.state in (JobState.SUCCEEDED, JobState.CANCELLED)
         assert job.snapshot == end
     assert ends[1].state is ends[5].state is JobState.SUCCEEDED  # nobody cancelled these
 
 
+# What a job had found that did not come to its end
+
+
+def interrupted(engine: FakeEngine, service: JobService, spec: JobSpec = SPEC, steps: int = 5) -> Job:
+    """A job that was cancelled after some batches."""
+    engine.hold()
+    job = create(service, spec)
+    engine.let(steps)
+    for _ in range(steps + 1):
+        engine.wait_for_call()
+    service.cancel(job.name)
+    engine.release()
+    assert wait_end(job).state is JobState.CANCELLED
+    return job
+
+
+@pytest.mark.parametrize("spec", [SPEC, single_edge()])
+def test_what_a_cancelled_job_had_found(spec: JobSpec, engine: FakeEngine, service: JobService) -> None:
+    job = interrupted(engine, service, spec)
+    result = service.artifact(job.name)
+    assert result is not None
+    assert result.partial
+    verdicts = found(result).verdicts
+    assert verdicts == alone(spec).verdicts[: len(verdicts)]
+    assert len(verdicts) == job.snapshot.records > 0
+    assert result.request["version"] == "1.2.3"
+    assert (result.run["state"], result.run["task"]) == ("cancelled", {"num_prompts": 1})
+    assert job.summary is service.find(job.name).summary is None
+
+
+def test_what_a_failed_job_had_found(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    job = create(service, BAD)
+    for _ in range(3):
+        engine.wait_for_call()
+        engine.let()
+    engine.wait_for_call()
+    engine.failures["bad"].run = NonFiniteMetricError("the metric is nan")
+    engine.release()
+    assert wait_end(job).state is JobState.FAILED
+    result = service.artifact(job.name)
+    assert result is not None
+    assert result.partial
+    assert found(result).verdicts == alone(SPEC).verdicts[: job.snapshot.records]
+
+
+def test_a_job_that_had_found_nothing(engine: FakeEngine, service: JobService) -> None:
+    engine.hold()
+    running, waiting = [create(service) for _ in range(4)], create(service)
+    assert service.artifact(waiting.name) is None
+    service.cancel(waiting.name)
+    engine.release()
+    assert wait_end(waiting).state is JobState.CANCELLED
+    assert service.artifact(waiting.name) is None
+    assert {wait_end(job).state for job in running} == {JobState.SUCCEEDED}
+
+
+def test_what_was_found_needs_its_model(engine: FakeEngine, service: JobService) -> None:
+    job = interrupted(engine, service, BAD)
+    engine.revision = "beef"
+    with pytest.raises(ConflictError, match="was found with revision c0ffee of the model, which is not"):
+        service.artifact(job.name)
+    del engine.failures["bad"]
+    with pytest.raises(ConflictError, match="cannot be read: model 'bad' not found"):
+        service.artifact(job.name)
+
+
 # Failures
 
 
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 @pytest.mark.parametrize(
     ("error", "text"),
     [
@@ -177,9 +257,9 @@ def test_a_failing_job_fails_alone_and_says_why(
     setattr(engine.failures["bad"], place, error)
     good, bad, other = create(service), create(service, BAD), create(service)
     now = wait_end(bad)
-    assert (now.state, now.error, service.result(bad.name)) == (JobState.FAILED, text, None)
+    assert (now.state, now.error, service.artifact(bad.name)) == (JobState.FAILED, text, None)
     assert {wait_end(job).state for job in (good, other)} == {JobState.SUCCEEDED}
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, service: JobService) -> None:
@@ -187,8 +267,8 @@ def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, s
         create(service, replace(SPEC, objective=replace(OBJECTIVE, model="nobody")))
     with pytest.raises(InvalidRequestError, match="unknown metric"):
         create(service, replace(SPEC, objective=replace(OBJECTIVE, metric="charm")))
-    with pytest.raises(InvalidRequestError, match="threshold"):
-        create(service, replace(SPEC, threshold=-1.0))
+    with pytest.raises(InvalidRequestError, match="unknown method"):
+        create(service, replace(SPEC, method="charm"))
     assert listed(service) == []
     assert engine.opened == []
 
@@ -198,15 +278,15 @@ def test_a_request_that_cannot_be_prepared_creates_nothing(engine: FakeEngine, s
 
 def test_names_are_resource_names_and_jobs_are_listed_newest_first(service: JobService) -> None:
     jobs = [create(service) for _ in range(3)]
-    assert all(job.name.startswith("users/local/discoveries/") for job in jobs)
+    assert all(job.name.startswith("users/local/jobs/") for job in jobs)
     assert listed(service) == [job.name for job in jobs[::-1]]
     assert all(service.find(job.name).name == job.name for job in jobs)
 
 
 @pytest.mark.parametrize("method", [JobService.find, JobService.cancel, JobService.delete])
 def test_what_is_not_there(method: Callable[[JobService, str], object], service: JobService) -> None:
-    with pytest.raises(NotFoundError, match="discovery 'users/me/discoveries/7' not found"):
-        method(service, "users/me/discoveries/7")
+    with pytest.raises(NotFoundError, match="job 'users/me/jobs/7' not found"):
+        method(service, "users/me/jobs/7")
 
 
 def test_only_finished_jobs_can_be_deleted(engine: FakeEngine, service: JobService) -> None:
@@ -234,4 +314,4 @@ def test_close_fails_what_is_left(engine: FakeEngine, service: JobService) -> No
     assert {(job.snapshot.state, job.snapshot.error) for job in jobs} == {
         (JobState.FAILED, "the server stopped")
     }
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}

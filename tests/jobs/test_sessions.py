@@ -10,11 +10,18 @@ from helpers.fake_engine import GRAPH, OBJECTIVE, FakeEngine
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.errors import ConflictError, NotFoundError, QuotaExceededError, ServerError
+from pahq_server.core.operations import ScorePasses
 from pahq_server.jobs import sessions as module
-from pahq_server.jobs.calls import BASE_CIRCUITS_PER_STEP, Call, CallQueue, SessionLimits
-from pahq_server.jobs.hypotheses import Hypothesis, HypothesisReader, Reading
-from pahq_server.jobs.session import Session
-from pahq_server.jobs.sessions import SessionService
+from pahq_server.jobs.session_calls import (
+    BASE_CIRCUITS_PER_BATCH,
+    Call,
+    CallQueue,
+    Hypothesis,
+    HypothesisReader,
+    Reading,
+    SessionLimits,
+)
+from pahq_server.jobs.sessions import PatchingSession, SessionService
 from pahq_server.scheduler.scheduler import Scheduler
 
 LIMITS = SessionLimits(idle_s=10)
@@ -38,8 +45,15 @@ def queue(clock: Clock) -> CallQueue:
     return CallQueue("users/me/sessions/1", resolved, LIMITS, batch=2, clock=clock, wake=lambda: None)
 
 
-def a_call(rows: int = 3) -> Call:
-    return Call(iter([PatchedPass(BaseCircuit(Circuit.full(GRAPH)))] * rows), rows)
+def a_call(passes: int = 3) -> Call:
+    return Call(iter([PatchedPass(BaseCircuit(Circuit.full(GRAPH)))] * passes), passes)
+
+
+def passes_of(queue: CallQueue) -> int:
+    """How many passes the queue asks for next."""
+    operation = queue.next_operation()
+    assert operation is None or isinstance(operation, ScorePasses)
+    return 0 if operation is None else len(operation.passes)
 
 
 def test_use_keeps_a_session(queue: CallQueue, clock: Clock) -> None:
@@ -59,12 +73,12 @@ def test_a_session_does_not_expire_under_a_call(queue: CallQueue, clock: Clock) 
     call = a_call()
     queue.submit(call)
     clock.now = 1000
-    assert len(queue.next_rows()) == 2
+    assert passes_of(queue) == 2
     queue.deliver([1.0, 2.0])
     clock.now = 2000
     assert queue.waiting()
     assert not queue.released()
-    assert len(queue.next_rows()) == 1
+    assert passes_of(queue) == 1
     queue.deliver([3.0])
     assert call.future.result() == [1.0, 2.0, 3.0]
     clock.now = 2009
@@ -73,30 +87,30 @@ def test_a_session_does_not_expire_under_a_call(queue: CallQueue, clock: Clock) 
     assert queue.waiting()  # to be released
 
 
-def test_a_step_has_few_anchors(clock: Clock) -> None:
+def test_a_batch_has_few_base_circuits(clock: Clock) -> None:
     """Each takes memory in the engine."""
     resolved = FakeEngine().resolve(OBJECTIVE)
     queue = CallQueue("users/me/sessions/1", resolved, LIMITS, batch=32, clock=clock, wake=lambda: None)
     full = BaseCircuit(Circuit.full(GRAPH))
-    rows = [PatchedPass(full, (edge,)) for edge in range(10)] + [
+    passes = [PatchedPass(full, (edge,)) for edge in range(10)] + [
         PatchedPass(BaseCircuit(Circuit.empty(GRAPH))) for _ in range(6)
     ]
-    queue.submit(Call(iter(rows), len(rows)))
+    queue.submit(Call(iter(passes), len(passes)))
     steps = []
-    while taken := queue.next_rows():
-        steps.append(len(taken))
-        queue.deliver([0.0] * len(taken))
-    assert steps == [10 + BASE_CIRCUITS_PER_STEP - 1, 3]
+    while taken := passes_of(queue):
+        steps.append(taken)
+        queue.deliver([0.0] * taken)
+    assert steps == [10 + BASE_CIRCUITS_PER_BATCH - 1, 3]
 
 
 def test_a_failure_ends_its_call_at_once(queue: CallQueue) -> None:
     failing, next_one = a_call(), a_call(1)
     queue.submit(failing)
     queue.submit(next_one)
-    queue.next_rows()
+    queue.next_operation()
     queue.deliver(KeyError("x"))
     assert isinstance(failing.future.exception(), KeyError)
-    assert len(queue.next_rows()) == 1
+    assert passes_of(queue) == 1
     queue.deliver([0.5])
     assert next_one.future.result() == [0.5]
 
@@ -116,7 +130,7 @@ def test_the_end_fails_what_waits(error: Exception, reason: str, queue: CallQueu
 
 
 def test_two_commits_at_the_same_time(queue: CallQueue, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = Session("users/me/sessions/1", queue, LIMITS)
+    session = PatchingSession("users/me/sessions/1", queue, LIMITS)
     cut = Hypothesis(["input->logits"], complete=False)
     read = HypothesisReader.read
 

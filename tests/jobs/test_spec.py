@@ -1,71 +1,120 @@
+"""Specs as JSON: what was stored comes back, whatever version stored it."""
+
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
-from helpers.fake_engine import GRAPH, OBJECTIVE
+from helpers.fake_engine import OBJECTIVE
+from helpers.specs import acdc, single_edge
 
-from pahq_server.core.errors import InvalidRequestError
-from pahq_server.jobs.spec import METHODS, DiscoverySpec
-from pahq_server.search.acdc_search import AcdcSearch
-from pahq_server.search.single_edge import SingleEdgeSearch
+from pahq_server.core.artifact import Progress
+from pahq_server.core.errors import InvalidRequestError, StorageError
+from pahq_server.core.task import BuiltinTask
+from pahq_server.jobs import spec as specs
+from pahq_server.jobs.provenance import content_key
+from pahq_server.jobs.spec import JobSpec, RequestFacts
+from pahq_server.methods.acdc.method import AcdcParameters
+from pahq_server.store.records import JobRecord, JobState, Snapshot
 
-SPEC = DiscoverySpec(OBJECTIVE, "acdc", 0.1, gates=True)
-
-
-@pytest.mark.parametrize("method", ["", "ACDC", "eap"])
-def test_unknown_methods(method: str) -> None:
-    _refused(
-        replace(SPEC, method=method), "method", f"unknown method {method!r}; one of ['acdc', 'single_edge']"
-    )
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf, -1e-9, -5.0])
-def test_thresholds_that_are_no_thresholds(threshold: float, method: str) -> None:
-    spec = replace(SPEC, method=method, threshold=threshold)
-    _refused(spec, "threshold", f"{threshold} is not a finite number >= 0")
+BUILTIN = replace(OBJECTIVE, task=BuiltinTask("ioi", 4, 7))
+SPECS = [
+    acdc(0.1, gates=True),
+    acdc(3.0, objective=BUILTIN),
+    single_edge(),
+    single_edge(0.5),
+    replace(acdc(1.0), include_prompts=True),
+]
 
 
-def test_acdc_needs_a_threshold_and_the_sweep_does_not() -> None:
-    _refused(replace(SPEC, threshold=None), "threshold", "method 'acdc' needs a threshold")
-    replace(SPEC, method="single_edge", threshold=None).check()
+def record(text: str) -> JobRecord:
+    now = Snapshot(JobState.QUEUED, Progress(), 0.0)
+    return JobRecord(1, "users/ada/jobs/1", "ada", b"", text, 1, "edges", "r", b"", now)
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1e-300, 1e300])
-def test_good_thresholds(threshold: float) -> None:
-    replace(SPEC, threshold=threshold).check()
-
-
-@pytest.mark.parametrize("gates", [True, False])
-def test_the_search_that_was_asked_for(gates: bool) -> None:
-    acdc = replace(SPEC, gates=gates).search(GRAPH, window=3)
-    assert isinstance(acdc, AcdcSearch)
-    assert (acdc.threshold, acdc.window, acdc.graph) == (0.1, 3, GRAPH)
-    tests_a_gate = any(
-        state.gate
-        for state in acdc._acdc.turns  # what else would tell without running it
-    )
-    assert tests_a_gate is gates
-    sweep = replace(SPEC, method="single_edge", threshold=None).search(GRAPH, window=7)
-    assert isinstance(sweep, SingleEdgeSearch)
-    assert (sweep.threshold, sweep.window) == (None, 7)
-
-
-def test_parameters_leave_out_what_has_no_effect() -> None:
-    assert SPEC.parameters() == {
-        "method": "acdc",
-        "metric": "kl_divergence",
-        "ablation": "resample",
-        "kv_receivers": "group",
-        "threshold": 0.1,
-        "gates": True,
+def older(spec: JobSpec) -> str:
+    """The spec as the first version wrote it."""
+    task = spec.objective.task
+    fields: dict[str, Any] = {
+        "measurement": {name: value for name, value in vars(spec.objective).items() if name != "task"},
+        "builtin": asdict(task) if isinstance(task, BuiltinTask) else None,
+        "method": spec.method,
+        "threshold": spec.parameters.threshold,
+        "gates": getattr(spec.parameters, "gates", False),
     }
-    assert replace(SPEC, method="single_edge").parameters()["gates"] is None
+    if spec.include_prompts:
+        fields["include_prompts"] = True
+    return specs.to_json(fields)
 
 
-def _refused(spec: DiscoverySpec, field: str, detail: str) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        spec.check()
-    assert (caught.value.field, caught.value.detail) == (field, detail)
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_was_stored_comes_back(spec: JobSpec) -> None:
+    stored = specs.encode(spec)
+    assert specs.read(record(stored.text), stored.prompts) == spec
+    assert specs.encode(specs.decode(stored.text, stored.prompts)) == stored
+    assert json.loads(stored.text)["version"] == specs.VERSION
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_what_an_older_server_stored_is_read(spec: JobSpec) -> None:
+    assert specs.read(record(older(spec)), specs.encode(spec).prompts) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("version", 3),
+        ("version", "2"),
+        ("method", "unheard of"),
+        ("method", None),
+        ("parameters", {"threshold": "much", "gates": False}),
+        ("parameters", {"threshold": 1.0, "gates": []}),
+        ("parameters", {"threshold": None, "gates": True}),
+        ("parameters", {"gates": True}),
+        ("parameters", {"threshold": 1.0, "gates": True, "colour": 3}),
+        ("parameters", None),
+        ("objective", {}),
+        ("builtin", []),
+        ("include_prompts", 3),
+    ],
+)
+def test_what_cannot_be_read_is_damage(change: str, value: object) -> None:
+    fields = json.loads(specs.encode(acdc(1.0)).text)
+    with pytest.raises(StorageError, match="what was asked for cannot be read") as caught:
+        specs.read(record(specs.to_json(fields | {change: value})))
+    assert caught.value.damaged
+
+
+@pytest.mark.parametrize("method", ["", "ACDC", "nothing"])
+def test_unknown_methods(method: str) -> None:
+    with pytest.raises(InvalidRequestError, match="unknown method") as caught:
+        replace(acdc(1.0), method=method).check()
+    assert caught.value.field == "method"
+    assert "'acdc'" in caught.value.detail
+
+
+def test_parameters_of_another_method() -> None:
+    with pytest.raises(TypeError, match="must be SingleEdgeParameters"):
+        JobSpec(OBJECTIVE, "single_edge", AcdcParameters(1.0)).check()
+
+
+def test_choices_are_those_of_the_method() -> None:
+    shared = {"metric": "kl_divergence", "ablation": "resample", "kv_receivers": "group"}
+    assert acdc(0.1, gates=True).choices() == shared | {"method": "acdc", "threshold": 0.1, "gates": True}
+    assert single_edge().choices() == shared | {"method": "single_edge", "threshold": None}
+
+
+def test_keys_of_artifacts_differ_by_parameters_and_nothing_else() -> None:
+    keys = [content_key({"parameters": spec.choices()}, "toy", {}) for spec in SPECS]
+    assert len(set(keys)) == 5
+    assert keys[-1] == content_key({"parameters": acdc(1.0).choices()}, "toy", {})
+
+
+def test_facts_are_stored_with_the_spec() -> None:
+    stored, facts = specs.encode(SPECS[-1]), RequestFacts(2, ("Watch out.",))
+    text = stored.with_facts(facts)
+    assert specs.facts(text) == facts
+    assert specs.decode(text, stored.prompts) == SPECS[-1]
+    assert specs.facts(stored.text) == RequestFacts()

@@ -1,4 +1,4 @@
-"""Thousands of random operations, compared with a twin that keeps plain copies in dicts."""
+"""Thousands of random operations, compared with a simple model that keeps tensors in dicts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.memory.prefix import PrefixCache, chain
 from pahq_server.memory.table import BlockTable
 
@@ -24,7 +23,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
 
 
 class Machine:
-    """Does each operation to the pool's tables and to plain dicts of tensors."""
+    """Applies each operation to tables and to plain dicts of tensors."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
@@ -41,7 +40,7 @@ class Machine:
         operations += [self.evict, self.take_pages, self.give_pages]
         try:
             self.random.choice(operations)()
-        except OutOfPagesError:  # nothing but evictions may have happened, as the next check shows
+        except OutOfPagesError:  # nothing may have changed but evictions, which the next check shows
             self.refused += 1
         self.forget_evicted()
 
@@ -101,7 +100,7 @@ class Machine:
             self.tables.append((BlockTable(self.pool, ROWS), {}))
 
     def keys(self) -> list[bytes]:
-        """Of one of few prompts that begin alike."""
+        """The keys of one of few prompts that begin with the same tokens."""
         return chain(b"", [self.random.randrange(2) for _ in range(self.random.randint(1, 4))], 1)
 
     def insert(self) -> None:

@@ -1,4 +1,4 @@
-"""Bugs planted into a pool's bookkeeping, each found and named."""
+"""Each error that is made in a pool's bookkeeping is found, and its page is named."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from pahq_server.memory.errors import IntegrityError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import IntegrityError, PagePool
 from pahq_server.memory.prefix import PrefixCache
 from pahq_server.memory.table import BlockTable
 
 
 def filled() -> tuple[PagePool, BlockTable, BlockTable]:
-    """A pool where pages 0 … 5 are in use; 2 and 3 by both tables, 4 and 5 by the second one's own row."""
+    """A pool whose pages 0 to 5 are in use: 2 and 3 by both tables, 4 and 5 by a row of the second table."""
     pool = PagePool(16 * 64, page_bytes=64)
     table = BlockTable(pool, 3)
     table.put(0, torch.zeros(32))

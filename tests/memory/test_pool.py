@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 
 PAGE = 64
 Allocate = Callable[[PagePool, int], np.ndarray]
@@ -24,7 +23,7 @@ def numbers(count: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def scattered(pool: PagePool, count: int) -> np.ndarray:
-    """Every other page of a pool that is otherwise full."""
+    """A pool in which every other page is free."""
     pages = pool.allocate(pool.num_pages)
     pool.release(pages[: 2 * count : 2])
     return pool.allocate(count)
@@ -36,7 +35,7 @@ def test_the_lowest_pages_come_first_and_lie_side_by_side() -> None:
     assert first.dtype == np.int32
     assert (first.tolist(), second.tolist()) == ([0, 1, 2], [3, 4])
     pool.release(first)
-    assert pool.allocate(4).tolist() == [5, 6, 7, 8]  # no room before
+    assert pool.allocate(4).tolist() == [5, 6, 7, 8]  # lower free runs are too short
     assert pool.allocate(2).tolist() == [0, 1]
 
 

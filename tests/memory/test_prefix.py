@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.memory.prefix import PrefixCache, chain
 from pahq_server.memory.table import BlockTable
 
@@ -23,7 +22,7 @@ def cache(pool: PagePool) -> PrefixCache:
 
 
 def cached(cache: PrefixCache, key: bytes, parent: bytes | None = None, pages: int = 1) -> None:
-    """Caches a block that nobody else uses."""
+    """Caches a block whose pages only the cache uses."""
     table = BlockTable(cache.pool, 1)
     table.put(0, torch.full((pages * PAGE // 4,), float(key[0])))
     cache.insert(key, table, parent)

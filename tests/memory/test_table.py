@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pahq_server.memory.errors import OutOfPagesError
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.memory.table import BlockTable
 
 PAGE = 64
@@ -101,7 +100,7 @@ def test_a_range_copies_only_the_shared_blocks_that_it_touches(pool: PagePool) -
     assert pool.statistics().copies_on_write == 3
     expected = numbers(6)
     expected[first : first + ELEMENTS + 5] = -1
-    assert torch.equal(fork.get(0), expected.view(3, -1))  # pages no longer side by side
+    assert torch.equal(fork.get(0), expected.view(3, -1))  # the pages are no longer consecutive
     assert torch.equal(table.get(0), numbers(6).view(3, -1))
     fork.put_range(0, first, torch.zeros(ELEMENTS + 5))
     assert pool.statistics().copies_on_write == 3

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.graphs import graphs
-from helpers.scores import AnchoredScore, SetScore, answer
+from helpers.scores import BasedScore, SetScore, answer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pahq_server.core.graph import Graph
 from pahq_server.core.verdict import SearchResult, Verdict
-from pahq_server.search import acdc
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc import order
+from pahq_server.methods.acdc.search import AcdcSearch
 
 from .naive_acdc import NaiveAcdc
 
@@ -51,10 +51,10 @@ def test_the_window_changes_nothing(
 ) -> None:
     """Nor does the predictor: not even the last bit of a score that depends on its anchors."""
 
-    def predictor(test: acdc.Test) -> bool:
+    def predictor(test: order.Test) -> bool:
         return optimistic and test.index % 3 == 0
 
-    score = AnchoredScore(graph, seed)
+    score = BasedScore(graph, seed)
     one_by_one = answer(AcdcSearch(graph, threshold, gates).run(), score)
     batched = answer(AcdcSearch(graph, threshold, gates, window, predictor=predictor).run(), score)
     assert batched.verdicts == one_by_one.verdicts
@@ -66,7 +66,7 @@ def test_the_window_changes_nothing(
 def test_resumes_from_any_prefix_of_its_log(
     graph: Graph, threshold: float, gates: bool, seed: int, window: int, data: st.DataObject
 ) -> None:
-    score = AnchoredScore(graph, seed)
+    score = BasedScore(graph, seed)
     whole = answer(AcdcSearch(graph, threshold, gates).run(), score)
     prefix = whole.verdicts[: data.draw(st.integers(0, len(whole.verdicts)))]
     resumed = answer(AcdcSearch(graph, threshold, gates, window, verdicts=prefix).run(), score)
@@ -77,7 +77,7 @@ def test_resumes_from_any_prefix_of_its_log(
 def test_resumes_from_every_prefix_where_the_full_model_does_not_score_zero() -> None:
     """The first verdicts keep their edges: only the full model's own score says what to compare with."""
     graph = Graph(2, 2, 1)
-    score = AnchoredScore(graph, seed=9)
+    score = BasedScore(graph, seed=9)
     whole = answer(AcdcSearch(graph, 2.0, gates=True).run(), score)
     assert whole.verdicts[0].kept
     assert whole.metric_full != 0
@@ -93,7 +93,7 @@ def test_a_delta_equal_to_the_threshold_keeps_the_edge() -> None:
 
     def kept(threshold: float) -> bool:
         search = AcdcSearch(graph, threshold, gates=False)
-        found = answer(search.run(), lambda row: 0.0 if row.circuit.kept[important] else 0.5)
+        found = answer(search.run(), lambda patched: 0.0 if patched.circuit.kept[important] else 0.5)
         return bool(found.circuit.kept[important])
 
     assert kept(0.5)
@@ -102,7 +102,7 @@ def test_a_delta_equal_to_the_threshold_keeps_the_edge() -> None:
 
 def test_a_threshold_of_zero_keeps_what_makes_no_difference() -> None:
     graph = Graph(2, 2, 2)
-    found = answer(AcdcSearch(graph, 0.0, gates=True).run(), lambda row: 1.25)
+    found = answer(AcdcSearch(graph, 0.0, gates=True).run(), lambda patched: 1.25)
     assert found.circuit.num_kept == graph.num_edges
     assert all(v.kept and v.delta == 0 for v in found.verdicts)
 
@@ -110,7 +110,8 @@ def test_a_threshold_of_zero_keeps_what_makes_no_difference() -> None:
 def test_a_removal_that_helps_has_a_negative_delta_and_lowers_the_bar() -> None:
     graph = Graph(1, 1, 1, mlps=False)
     found = answer(
-        AcdcSearch(graph, 0.25, gates=False).run(), lambda row: -float(graph.num_edges - row.circuit.num_kept)
+        AcdcSearch(graph, 0.25, gates=False).run(),
+        lambda patched: -float(graph.num_edges - patched.circuit.num_kept),
     )
     assert found.circuit.num_kept == 0
     # Head and input into the logits; q, k and v die with the head.
@@ -127,7 +128,7 @@ def test_what_a_gate_or_death_removed_is_not_evaluated(gates: bool, evaluations:
     graph = Graph(2, 1, 1)
     important = graph.parse_edge("a1.h0->logits")
     search = AcdcSearch(graph, 0.5, gates)
-    found = answer(search.run(), lambda row: 0.0 if row.circuit.kept[important] else 1.0)
+    found = answer(search.run(), lambda patched: 0.0 if patched.circuit.kept[important] else 1.0)
     assert [graph.edge_name(e) for e in np.flatnonzero(found.circuit.kept)] == ["a1.h0->logits"]
     assert len(found.verdicts) == evaluations
 

@@ -6,12 +6,12 @@ import pytest
 from helpers.scores import answer
 
 from pahq_server.core.graph import Graph
-from pahq_server.search.acdc_search import AcdcSearch
+from pahq_server.methods.acdc.search import AcdcSearch
 
 
 def subjects(graph: Graph, gates: bool) -> list[str]:
     """What is tested when everything is kept."""
-    found = answer(AcdcSearch(graph, 0.0, gates).run(), lambda row: 0.0)
+    found = answer(AcdcSearch(graph, 0.0, gates).run(), lambda patched: 0.0)
     names = {True: graph.receiver_name, False: graph.edge_name}
     return [names[v.gate](v.index) for v in found.verdicts]
 
@@ -63,7 +63,7 @@ def test_a_group_receiver_lives_as_long_as_one_of_its_heads(group_survives: bool
     needed = graph.parse_edge("a0.h1->logits")
     found = answer(
         AcdcSearch(graph, 0.5, gates=True).run(),
-        lambda row: 1.0 if group_survives and not row.circuit.kept[needed] else 0.0,
+        lambda patched: 1.0 if group_survives and not patched.circuit.kept[needed] else 0.0,
     )
     gates = [graph.receiver_name(v.index) for v in found.verdicts if v.gate]
     assert gates == (["a0.g0<v>", "a0.g0<k>", "a0.h1<q>"] if group_survives else [])
@@ -74,6 +74,6 @@ def test_edges_that_input_cannot_reach_are_not_pruned() -> None:
     # Only m0 -> logits matters: m0 keeps its edge although nothing flows into it any more.
     needed = graph.parse_edge("m0->logits")
     found = answer(
-        AcdcSearch(graph, 0.5, gates=True).run(), lambda row: 0.0 if row.circuit.kept[needed] else 1.0
+        AcdcSearch(graph, 0.5, gates=True).run(), lambda patched: 0.0 if patched.circuit.kept[needed] else 1.0
     )
     assert found.circuit.kept.nonzero()[0].tolist() == [needed]

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
-from pahq_server.search.acdc import Test as Question
-from pahq_server.search.acdc_search import AcdcSearch
-from pahq_server.search.base import Search
-from pahq_server.search.single_edge import SingleEdgeSearch
+from pahq_server.methods.acdc.order import Test as Question
+from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.circuits import Search
+from pahq_server.methods.single_edge.method import SingleEdgeSearch
 
 GRAPH = Graph(2, 2, 1)
 
@@ -29,15 +29,15 @@ GRAPH = Graph(2, 2, 1)
 )
 def test_decided_edges_only_grow_up_to_all_of_them(search: Search) -> None:
     score, steps = SetScore(GRAPH, 4), search.run()
-    rows, seen = next(steps), [search.progress()]
+    passes, seen = next(steps), [search.progress()]
     while True:
         try:
-            rows = steps.send([score(row) for row in rows])
+            passes = steps.send([score(patched) for patched in passes])
         except StopIteration as stop:
             result = stop.value
             break
         seen.append(search.progress())
-    decided, kept = [p.decided for p in seen], [p.kept for p in seen]
+    decided, kept = [p.done for p in seen], [p.figures["kept"] for p in seen]
     assert decided == sorted(decided)
     assert kept == sorted(kept)
     assert decided[0] == 0
@@ -47,11 +47,11 @@ def test_decided_edges_only_grow_up_to_all_of_them(search: Search) -> None:
 def test_the_metric_of_acdc_is_that_of_the_full_graph_without_what_was_removed() -> None:
     score, search = SetScore(GRAPH, 4), AcdcSearch(GRAPH, 3.0, gates=False)
     steps = search.run()
-    rows = next(steps)
+    passes = next(steps)
     for _ in range(10):
-        rows = steps.send([score(row) for row in rows])
+        passes = steps.send([score(patched) for patched in passes])
         removed = [v.index for v in search.verdicts if not v.kept]
-        assert search.progress().metric == score.of_circuit(Circuit.full(GRAPH).without(removed))
+        assert search.progress().figures["metric"] == score.of_circuit(Circuit.full(GRAPH).without(removed))
     assert len({v.score for v in search.verdicts if not v.kept}) > 1
 
 
@@ -59,21 +59,21 @@ def test_the_metric_of_acdc_is_that_of_the_full_graph_without_what_was_removed()
 def test_a_right_prediction_wastes_nothing(window: int, gates: bool) -> None:
     search = AcdcSearch(GRAPH, 1.0, gates, window)
     sizes: list[int] = []
-    answer(search.run(), lambda row: 0.0, sizes)  # nothing matters: all is removed, as predicted
+    answer(search.run(), lambda patched: 0.0, sizes)  # nothing matters: all is removed, as predicted
     *steps, endpoints = sizes
     assert endpoints == 3
-    assert (search.statistics.batches, search.statistics.rows) == (len(steps), sum(steps))
-    assert search.statistics.wasted == 0
-    # A test asks for one row, and for its anchor's if it is the first of its turn.
+    assert (search.counts["batches"], search.counts["passes"]) == (len(steps), sum(steps))
+    assert search.counts["wasted"] == 0
+    # A test asks for one pass, and for its base circuit's if it is the first of its group.
     assert max(steps) <= 2 * window
     assert (len(steps) < len(search.verdicts)) == (window > 1)
 
 
-def test_a_wrong_prediction_costs_rows_but_no_verdict() -> None:
+def test_a_wrong_prediction_costs_passes_but_no_verdict() -> None:
     middle = GRAPH.num_edges - 4  # into the logits, which are tested first
 
-    def score(row: PatchedPass) -> float:
-        return 0.0 if row.circuit.kept[middle] else 9.0  # one edge matters
+    def score(patched: PatchedPass) -> float:
+        return 0.0 if patched.circuit.kept[middle] else 9.0  # one edge matters
 
     search = AcdcSearch(GRAPH, 1.0, gates=False, window=GRAPH.num_edges, clock=lambda: 0.0)
     answer(search.run(), score)
@@ -81,9 +81,9 @@ def test_a_wrong_prediction_costs_rows_but_no_verdict() -> None:
     answer(plain.run(), score)
     assert search.verdicts == plain.verdicts
     assert [verdict.index for verdict in search.verdicts if verdict.kept] == [middle]
-    assert search.statistics.wasted > 0
-    assert search.statistics.rows == plain.statistics.rows + search.statistics.wasted
-    assert search.statistics.batches < plain.statistics.batches
+    assert search.counts["wasted"] > 0
+    assert search.counts["passes"] == plain.counts["passes"] + search.counts["wasted"]
+    assert search.counts["batches"] < plain.counts["batches"]
 
 
 def test_a_predictor_that_is_always_wrong_is_not_followed() -> None:
@@ -91,9 +91,9 @@ def test_a_predictor_that_is_always_wrong_is_not_followed() -> None:
         return True
 
     search = AcdcSearch(GRAPH, 1.0, gates=False, window=4, predictor=predict_keeping)
-    answer(search.run(), lambda row: 0.0)
+    answer(search.run(), lambda patched: 0.0)
     plain = AcdcSearch(GRAPH, 1.0, gates=False)
-    answer(plain.run(), lambda row: 0.0)
+    answer(plain.run(), lambda patched: 0.0)
     assert search.verdicts == plain.verdicts
-    assert search.statistics.batches == len(search.verdicts)
-    assert search.statistics.wasted == 0
+    assert search.counts["batches"] == len(search.verdicts)
+    assert search.counts["wasted"] == 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pahq_server.core.graph import Graph
-from pahq_server.search.single_edge import SingleEdgeSearch
+from pahq_server.methods.single_edge.method import SingleEdgeSearch
 
 GRAPH = Graph(2, 2, 1)
 
@@ -57,12 +57,12 @@ def test_resumes_from_any_prefix_of_its_log(window: int) -> None:
         assert resumed.verdicts == whole.verdicts
         assert resumed.circuit.key == whole.circuit.key
         left = GRAPH.num_edges - length
-        assert search.statistics.rows == (left + 1 if left else 0)
+        assert search.counts["passes"] == (left + 1 if left else 0)
 
 
 def test_asks_for_at_most_a_window_of_edges_per_step() -> None:
     sizes: list[int] = []
-    answer(SingleEdgeSearch(GRAPH, None, window=8).run(), lambda row: 0.0, sizes)
+    answer(SingleEdgeSearch(GRAPH, None, window=8).run(), lambda patched: 0.0, sizes)
     rest = GRAPH.num_edges % 8
     # The full model before the first edges, the sweep, and the three circuits of the result.
     assert sizes == [9, *[8] * (GRAPH.num_edges // 8 - 1), *([rest] if rest else []), 3]

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be served: each is refused with what is wrong, none runs code or crashes."""
+"""Checkpoints that cannot be served are refused with the reason. None of them runs code or crashes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.models.loading import ADAPTERS, load, outline
-from pahq_server.models.masters import Masters
-from pahq_server.models.unsupported import REASONS
+from pahq_server.models.adapters.registry import ADAPTERS, REASONS
+from pahq_server.models.checkpoint_weights import CheckpointWeights
+from pahq_server.models.loading import load, outline
 
 SUPPORTED = ["gpt2", "gpt_neo", "gpt_neox", "hooked_transformer", "llama", "mistral", "opt", "qwen2", "qwen3"]
 
@@ -30,9 +30,9 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def refused(source: Path | str, *parts: str) -> str:
-    """Asserts that every way to read the model fails and says every part; returns the message."""
+    """Asserts that every way to read the model fails with all parts in the message; returns the message."""
     details = []
-    for read in (load, outline, Masters.open):
+    for read in (load, outline, CheckpointWeights.open):
         with pytest.raises(InvalidRequestError) as caught:
             read(str(source))
         assert caught.value.field == "model"
@@ -125,7 +125,7 @@ def test_reasons_are_for_formats_that_exist_and_are_not_supported() -> None:
 )
 def test_a_missing_tensor_is_named(name: str, checkpoint: Path) -> None:
     change_tensors(checkpoint, lambda tensors: tensors.pop(name))
-    # Without the prefixed embedding the names are taken for those of the bare model.
+    # Without an embedding that has the prefix, names are taken for those of a bare model.
     wanted = name if "wte" not in name else "wte.weight"
     refused(checkpoint, f"the checkpoint has no tensor {wanted!r}")
 
@@ -172,7 +172,7 @@ def test_a_header_that_claims_to_be_enormous(checkpoint: Path) -> None:
 
 
 class Bomb:
-    """Leaves a mark when unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self._mark = mark
@@ -199,7 +199,7 @@ def test_pickle_files_of_other_names_are_named(name: str, checkpoint: Path) -> N
 def test_a_pickle_file_as_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
     refused(tmp_path / "model.bin", "is not a directory", "pickle files are never loaded")
-    # What exists is not asked of the hub.
+    # The hub is not asked for a path that exists.
     monkeypatch.chdir(tmp_path)
     refused("model.bin", "'model.bin' is not a directory; pickle files are never loaded")
     assert not (tmp_path / "mark").exists()
@@ -324,7 +324,7 @@ def test_norms_of_queries_and_keys_must_be_there_and_fit(kind: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        # What sets the 350m model apart.
+        # How OPT-350m differs.
         ({"do_layer_norm_before": False}, "opt with do_layer_norm_before=False is not supported"),
         ({"word_embed_proj_dim": 5}, "opt with word_embed_proj_dim=5 is not supported"),
         ({"_remove_final_layer_norm": True}, "_remove_final_layer_norm=True is not supported"),

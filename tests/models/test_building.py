@@ -1,4 +1,4 @@
-"""Models are built piece by piece: what is kept, and that plain pieces do not pile up."""
+"""Models are built piece by piece: the right tensors are kept, and never more than one plain piece."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pahq_server.models.folding import FOLDING, fold, fold_layers, is_folded
 from pahq_server.models.loading import load
 
 TRANSFORMS = {"plain": PLAIN, "folding": FOLDING}
-# Deep and with few tokens: all layers together are much larger than the ends.
+# Deep and with a small vocabulary, so that the layers together are much larger than the embeddings.
 LAYERS = 5
 DEEP: dict[str, Callable[[Path], object]] = {
     "gpt2": lambda path: make.gpt2(n_layer=LAYERS).save_pretrained(path),
@@ -39,7 +39,7 @@ DEEP: dict[str, Callable[[Path], object]] = {
 
 
 def tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in nested weights, with a name."""
+    """All tensors in nested weights, with their names."""
     if isinstance(value, Tensor):
         yield "", value
     elif isinstance(value, tuple):
@@ -60,7 +60,7 @@ def assert_same(found: Model, expected: Model) -> None:
 
 
 class Counting:
-    """Another transform, that counts the plain pieces that are alive whenever it is given one."""
+    """Applies another transform, and counts how many plain pieces are alive when it is given one."""
 
     def __init__(self, inner: Transform) -> None:
         self._inner = inner
@@ -70,23 +70,24 @@ class Counting:
     def architecture(self, arch: Architecture) -> Architecture:
         return self._inner.architecture(arch)
 
-    def ends(self, arch: Architecture, ends: Weights) -> Weights:
-        self._count(ends)
-        return self._inner.ends(arch, ends)
+    def embeddings(self, arch: Architecture, weights: Weights) -> Weights:
+        self._count(weights)
+        return self._inner.embeddings(arch, weights)
 
     def layer(self, arch: Architecture, index: int, layer: LayerWeights) -> LayerWeights:
         self._count(layer)
         return self._inner.layer(arch, index, layer)
 
     def _count(self, piece: Any) -> None:
-        # Tensors take the memory, not what holds them. Folding replaces these where there is a norm's shift.
+        # References to tensors, which take the memory, and not to the dataclass around them. Folding keeps
+        # neither of these two in models with layer norms.
         self._pieces.append(weakref.ref(piece.w_e if isinstance(piece, Weights) else piece.w_q))
         self.alive.append(sum(ref() is not None for ref in self._pieces))
 
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Without reference cycles nothing waits for the collector."""
+    """Disables the garbage collector: pieces must be freed without it, so may not be part of a cycle."""
     gc.collect()
     gc.disable()
     yield
@@ -99,7 +100,7 @@ def test_one_plain_piece_is_alive_while_loading(architecture: str, tmp_path: Pat
     DEEP[architecture](tmp_path)
     counting = Counting(FOLDING)
     load(str(tmp_path), counting)
-    # Of models with RMS norms the embedding is kept as it came.
+    # In models with RMS norms folding keeps the embedding as it is.
     kept = 1 if architecture in ("llama", "qwen3") else 0
     assert counting.alive == [1] + [kept + 1] * LAYERS
 
@@ -109,7 +110,7 @@ def test_one_plain_piece_is_alive_while_loading(architecture: str, tmp_path: Pat
 def test_tensors_of_one_piece_are_alive_while_loading(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same as seen from the checkpoint, whoever may hold what it gave."""
+    """The same, counted by the tensors that the checkpoint has returned."""
     DEEP[architecture](tmp_path)
     plain = load(str(tmp_path)).model.weights
     pieces = [replace(plain, layers=()), *plain.layers]
@@ -176,7 +177,7 @@ def test_folding_leaves_the_plain_model_as_it_was(name: str, zoo: Zoo) -> None:
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_is_kept_but_what_is_used(name: str, transform: str, zoo: Zoo) -> None:
-    """No tensor is a view of something larger, such as fused weights or a mapped file."""
+    """No tensor is a view of a larger one, such as fused weights or a mapped file."""
     weights = load(str(zoo.path(name)), TRANSFORMS[transform]).model.weights
     found = dict(tensors(weights))
     used: dict[int, int] = {}
@@ -214,10 +215,10 @@ def test_pieces_are_asked_for_once_in_order(zoo: Zoo) -> None:
     weights = plain.weights
     built = build(
         plain.architecture,
-        lambda: asking(replace(weights, layers=()), "ends"),
+        lambda: asking(replace(weights, layers=()), "embeddings"),
         lambda index: asking(weights.layers[index], index),
     )
-    assert asked == ["ends", 0, 1]
+    assert asked == ["embeddings", 0, 1]
     assert_same(replace(built, parameters=plain.parameters), plain)
 
 
@@ -229,9 +230,9 @@ def test_a_file_that_is_damaged_while_it_is_read(
         (tmp_path / name).write_bytes((zoo.path("gpt2") / name).read_bytes())
 
     class Damaging(Plain):
-        def ends(self, arch: Architecture, ends: Weights) -> Weights:
+        def embeddings(self, arch: Architecture, weights: Weights) -> Weights:
             damage(tmp_path / "model.safetensors")
-            return ends
+            return weights
 
     with pytest.raises(InvalidRequestError, match="cannot be read") as caught:
         load(str(tmp_path), Damaging())

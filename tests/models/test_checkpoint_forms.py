@@ -1,4 +1,4 @@
-"""Tensors under other names, in other shapes, missing, doubled or left over: right, or refused by name."""
+"""Checkpoints with renamed, reshaped, missing or additional tensors are read right, or refused by name."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Form:
         getattr(make, model_type)(tie_word_embeddings=tied).save_pretrained(directory)
         self.config: dict[str, Any] = json.loads((directory / "config.json").read_text("utf-8"))
         saved = load_file(directory / "model.safetensors")
-        # transformers saves the head of GPT-NeoX under the name that it had first.
+        # transformers still saves the unembedding of GPT-NeoX under its old name.
         self.tensors = {
             HEAD if name == "embed_out.weight" else name: tensor for name, tensor in saved.items()
         }
@@ -50,7 +50,7 @@ class Form:
         self.embedding = self.prefix + EMBEDDING.get(model_type, "embed_tokens.weight")
 
     def layer(self, index: int) -> str:
-        """How names of tensors of a layer begin."""
+        """The prefix of names of a layer's tensors."""
         return f"{self.prefix}{LAYERS.get(self.model_type, 'layers')}.{index}."
 
     def another_head(self) -> Tensor:
@@ -61,7 +61,7 @@ class Form:
         self.tensors = {rule(name): tensor for name, tensor in self.tensors.items()}
 
     def strip(self, every: int = 1) -> None:
-        """Takes the prefix from one of so many names."""
+        """Removes the prefix from one of so many names."""
         names = sorted(self.tensors)[::every]
         self.rename(lambda name: name.removeprefix(self.prefix) if name in names else name)
 
@@ -196,7 +196,7 @@ def test_the_default_decides_where_nothing_is_said(form: str, model_type: str, t
     assert refusal is None or "the checkpoint has no tensor" in refusal
 
 
-# What is refused, with what names the culprit; a {layer} is the last one.
+# Tensors that are refused, with the part of the message that names the reason. {layer} is the last layer.
 TIED_REFUSALS: dict[str, tuple[Change, str]] = {
     "neither embedding nor head": (without("embedding"), "no tensor "),
     "the embedding twice": (embedding_twice, "does not read"),
@@ -261,7 +261,7 @@ def test_untied_forms_that_are_refused(form: str, model_type: str, tmp_path: Pat
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_fewer_layers_than_the_file_has(model_type: str, tmp_path: Path) -> None:
-    """transformers would cut the model short; a wrong number in config.json looks the same."""
+    """transformers would drop the additional layers; but the number in config.json may be wrong."""
     changed = Form(model_type, tmp_path, tied=True)
     (name,) = changed.config.keys() & {"n_layer", "num_layers", "num_hidden_layers"}
     changed.config[name] = 1
@@ -273,7 +273,7 @@ def test_fewer_layers_than_the_file_has(model_type: str, tmp_path: Path) -> None
     assert changed.layer(1) in refusal
 
 
-# Shapes: every tensor in the forms that hold as many numbers.
+# Shapes: each tensor in all other shapes with as many numbers.
 
 
 def reshaped(tensor: Tensor) -> list[Tensor]:
@@ -304,7 +304,7 @@ def test_tensors_of_any_other_shape_are_refused(model_type: str, tmp_path: Path)
     assert tried > 20
 
 
-# Biases: what the configuration says decides.
+# Biases: the configuration decides whether there are any.
 
 BIASES = {
     "gpt_neox": ("attention_bias", ["attention.query_key_value", "attention.dense"]),
@@ -328,7 +328,7 @@ def test_biases_are_where_the_configuration_says(of: str, bias: str, said: bool,
         del tensors[name]
         culprit = f"no tensor {name!r}"
     else:
-        # Of zeros: also a bias that does nothing was not meant to be there.
+        # A bias of zeros is refused as well: it contradicts the configuration.
         tensors[name] = torch.zeros(len(tensors[weight]))
         culprit = repr(name)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -356,7 +356,7 @@ def test_biases_that_no_configuration_gives(model_type: str, name: str, tmp_path
     assert repr(name) in (right_or_refused(changed.save()) or "served")
 
 
-# Buffers that earlier versions saved.
+# Buffers that earlier versions of transformers saved.
 
 CONTEXT = make.CONTEXT
 MASK = torch.ones(CONTEXT, CONTEXT).tril()[None, None]
@@ -367,7 +367,7 @@ def frequencies(dims: int, theta: float = 10000.0) -> Tensor:
     return 1 / theta ** (torch.arange(0, dims, 2) / dims)
 
 
-# Of the second layer, whose attention is local in GPT-Neo.
+# The buffers of the second layer, whose attention is local in GPT-Neo.
 BUFFERS: dict[str, tuple[str, str, Tensor, Tensor]] = {
     "gpt2 mask": ("gpt2", "{layer}attn.bias", MASK.to(torch.uint8), torch.ones_like(MASK)),
     "gpt2 mask of booleans": ("gpt2", "{layer}attn.bias", MASK.bool(), ~MASK.bool()),
@@ -441,11 +441,11 @@ def test_buffers_that_say_something_else(buffer: str, tmp_path: Path) -> None:
         refused = attempt(tmp_path, read)
         assert isinstance(refused, InvalidRequestError)
         assert f"tensor {name!r} is not the buffer that follows from config.json" in refused.detail
-    # The headers alone do not tell.
+    # Headers alone do not tell that.
     assert outline(str(tmp_path)).model.architecture.model_type == model_type
 
 
-# What the memory of a tied head is.
+# Memory of tied embeddings.
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -456,5 +456,5 @@ def test_an_equal_head_is_the_embedding(model_type: str, tmp_path: Path) -> None
     twice = load(str(changed.save())).model
     assert twice.weights.w_u.data_ptr() == twice.weights.w_e.data_ptr()
     assert twice.parameters == alone.parameters
-    # Without values nobody knows; a plan must not promise too little.
+    # Headers do not tell whether the two are equal, and a plan must not be too low.
     assert outline(str(tmp_path)).model.parameters == alone.parameters + changed.tensors[HEAD].numel()

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint are read: those of transformers, or a refusal that says why."""
+"""The files that are read are those that transformers reads, or the checkpoint is refused with the reason."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from pahq_server.models.loading import LoadedModel, load
 from .test_bad_checkpoints import change_config, refused
 
 PROMPTS = random_prompts(make.VOCABULARY, (9, 4))
-# Serves a directory as every repository of the hub; gives the list of what is asked for.
+# Replaces the hub: every repository has the files of a directory. Returns the list of requests.
 Hub = Callable[[Path], list[tuple[str, str | None]]]
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """One file with weights."""
+    """A checkpoint with one file of weights."""
     make.llama(seed=1).save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """Several files with other weights than those of ``checkpoint``, and their index."""
+    """Shards with other weights than those of ``checkpoint``, and their index."""
     make.llama(seed=2).save_pretrained(tmp_path / "shards", max_shard_size="4KB")
     return tmp_path / "shards"
 
@@ -188,7 +188,7 @@ def test_other_formats_are_named(name: str, message: str, checkpoint: Path) -> N
 
 
 def test_an_adapter_beside_a_model_or_alone(checkpoint: Path) -> None:
-    # transformers would add it to the model, where peft is installed.
+    # transformers would apply the adapter if peft is installed.
     (checkpoint / "adapter_config.json").write_text("{}", "utf-8")
     refused(checkpoint, "adapter_config.json", "PEFT adapter", "merge_and_unload")
 

@@ -1,4 +1,4 @@
-"""Configurations and tensors of ``hooked_transformer`` that are refused, each with the reason."""
+"""Configurations and tensors of ``hooked_transformer`` that are refused, with the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pahq_server.models.loading import load
 NAN, INFINITE, HUGE = float("nan"), float("inf"), 10**400
 MODELS = read()
 
-# Values of `REFUSED` settings that have an effect, or might.
+# Values of `REFUSED` settings that are not off.
 EFFECTS: dict[str, tuple[object, ...]] = {
     "attn_scores_soft_cap": (50.0, 1e-9, NAN, "50", None, True),
     "decoder_start_token_id": (0, 1),
@@ -41,7 +41,7 @@ FLAGS = (
     *("use_attn_scale", "use_local_attn", "use_qk_norm", "use_NTK_by_parts_rope"),
 )
 NTK = {"use_NTK_by_parts_rope": True}
-# Of `COMPUTED` settings: a stored model that uses each, and values that it cannot have.
+# For each of the `COMPUTED` settings: a stored model that uses it, and values that are not allowed.
 BAD_VALUES: dict[str, tuple[str, tuple[object, ...]]] = {
     **dict.fromkeys(SIZES, ("layer norm", NO_SIZE)),
     **dict.fromkeys(FLAGS, ("like Llama", NO_FLAG)),
@@ -72,7 +72,7 @@ BAD = [(name, model, value) for name, (model, values) in BAD_VALUES.items() for 
 
 
 def shown(value: object) -> str:
-    """How a message shows a value, or the beginning of it."""
+    """How a message quotes a value, or its beginning."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return repr(value)[:12]

@@ -1,4 +1,4 @@
-"""What comes with a model: its revision, its tokenizer, its dtype."""
+"""The revision, the tokenizer and the dtype of a loaded model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.loading import load
 
 WORDS = {"[BOS]": 0, "[UNK]": 1, "the": 2, "cat": 3, "sat": 4}
@@ -50,7 +50,7 @@ def test_every_shard_is_part_of_the_revision(tmp_path: Path) -> None:
     revisions = set()
     for seed, name in enumerate(("one", "other")):
         make.llama(seed).save_pretrained(tmp_path / name, max_shard_size="4KB")
-        # All but the last shard are made equal.
+        # All shards but the last are made equal.
         *first, _ = sorted((tmp_path / name).glob("model-*.safetensors"))
         for shard in first:
             shard.write_bytes((tmp_path / "one" / shard.name).read_bytes())

@@ -1,4 +1,4 @@
-"""Models that others trained."""
+"""Published models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from helpers.shared import shared_model
 
 from pahq_server.models.loading import load
 
-# Parameters as their authors count them; see PROVENANCE.md beside the models.
+# Number of parameters as published; see PROVENANCE.md beside the models.
 PARAMETERS = {
     "tinytalk-gptneo-hf": 3_410_560,
     "stories260K-hf": 260_032,

@@ -1,4 +1,4 @@
-"""Resident models: the numbers they keep, the bytes these take, and what making them takes."""
+"""Resident weights: their values, their bytes, and the memory that making them takes."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 
 from pahq_server.core.errors import ConflictError
-from pahq_server.models import folding, masters
+from pahq_server.models import checkpoint_weights, folding
 from pahq_server.models.architecture import Weights
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load
-from pahq_server.models.masters import Masters
-from pahq_server.models.resident import QuantizedLayer, Resident, make_resident
+from pahq_server.models.resident import QuantizedLayer, ResidentWeights, make_resident
 from pahq_server.precision.policy import POLICIES, Format, Policy
 from pahq_server.precision.quantized import DTYPES, Quantized, quantize
 
 INT8, PAPER = POLICIES["pahq-int8"], POLICIES["paper"]
-# Every format in every place.
+# Each format for each part of the model.
 FORMATS = [POLICIES[name] for name in ("fp32", "bf16", "pahq-int8", "pahq-fp8", "paper")]
 
 
 def as_kept(w: Tensor, form: Format) -> Tensor:
-    """A folded matrix as a policy keeps it, in float32."""
+    """A folded matrix as it is kept in a format, converted to float32."""
     if form in DTYPES:
         return quantize(w, form).dequantized()
     return w.to({Format.FP32: torch.float32, Format.BF16: torch.bfloat16}[form]).float()
@@ -52,8 +52,8 @@ def expected_dtype(form: Format) -> torch.dtype:
     return {Format.FP32: torch.float32, Format.BF16: torch.bfloat16, **DTYPES}[form]
 
 
-def assert_kept(found: Resident, weights: Weights) -> None:
-    """Asserts that a resident model is what its policy makes of folded weights."""
+def assert_kept(found: ResidentWeights, weights: Weights) -> None:
+    """Asserts that resident weights are the folded weights, rounded by their policy."""
     policy = found.policy
     for ours, theirs in zip(found.layers, weights.layers, strict=True):
         for field in fields(QuantizedLayer):
@@ -66,8 +66,8 @@ def assert_kept(found: Resident, weights: Weights) -> None:
             assert torch.equal(values(kept), as_kept(plain, form)), field.name
             if plain.dim() == 3:
                 assert torch.equal(values(kept[len(plain) - 1]), values(kept)[-1])
-    assert dtype_of(found.w_u) is expected_dtype(policy.ends)
-    assert torch.equal(values(found.w_u), as_kept(weights.w_u, policy.ends))
+    assert dtype_of(found.w_u) is expected_dtype(policy.embeddings)
+    assert torch.equal(values(found.w_u), as_kept(weights.w_u, policy.embeddings))
     assert (found.b_u is weights.b_u is None) or torch.equal(found.b_u, weights.b_u)
 
 
@@ -75,11 +75,11 @@ def assert_kept(found: Resident, weights: Weights) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_is_rounded_as_the_policy_says(name: str, policy: Policy, zoo: Zoo) -> None:
     path = str(zoo.path(name))
-    found = make_resident(Masters.open(path), policy)
+    found = make_resident(CheckpointWeights.open(path), policy)
     loaded = load(path, FOLDING).model
     assert found.architecture == loaded.architecture
     assert_kept(found, loaded.weights)
-    # Nothing is a view of something larger.
+    # No tensor is a view of a larger one.
     held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(found)}
     assert found.nbytes.total == sum(t.nbytes for t in tensors(found)) == sum(held.values())
 
@@ -88,16 +88,16 @@ def test_everything_is_rounded_as_the_policy_says(name: str, policy: Policy, zoo
 @pytest.mark.parametrize("tied", [False, True])
 def test_shards_of_any_float_type(dtype: torch.dtype, tied: bool, tmp_path: Path) -> None:
     make.gpt2(tie_word_embeddings=tied).to(dtype).save_pretrained(tmp_path, max_shard_size="2KB")
-    found = make_resident(Masters.open(str(tmp_path)), INT8)
+    found = make_resident(CheckpointWeights.open(str(tmp_path)), INT8)
     assert_kept(found, load(str(tmp_path), FOLDING).model.weights)
 
 
 def test_parts_of_the_vocabulary_are_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (folding, masters):
+    for module in (folding, checkpoint_weights):
         monkeypatch.setattr(module, "OUTPUTS", 8)
     make.gpt2(tie_word_embeddings=False).save_pretrained(tmp_path)
     for policy in FORMATS:
-        found = make_resident(Masters.open(str(tmp_path)), policy)
+        found = make_resident(CheckpointWeights.open(str(tmp_path)), policy)
         assert_kept(found, load(str(tmp_path), FOLDING).model.weights)
 
 
@@ -107,14 +107,14 @@ def test_outputs_of_zeros_stay_zero(tmp_path: Path) -> None:
         model.get_input_embeddings().weight[5] = 0
         model.model.layers[0].mlp.up_proj.weight[3] = 0
     model.save_pretrained(tmp_path)
-    found = make_resident(Masters.open(str(tmp_path)), INT8)
+    found = make_resident(CheckpointWeights.open(str(tmp_path)), INT8)
     assert not values(found.w_u)[:, 5].any()
     assert not values(found.layers[0].w_in)[:, 3].any()
 
 
 def test_a_file_that_is_changed_while_it_is_read(tmp_path: Path) -> None:
     make.llama().save_pretrained(tmp_path)
-    found = Masters.open(str(tmp_path))
+    found = CheckpointWeights.open(str(tmp_path))
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-64] + bytes(64))
     with pytest.raises(ConflictError, match="load it again"):
@@ -124,21 +124,21 @@ def test_a_file_that_is_changed_while_it_is_read(tmp_path: Path) -> None:
 MEASURE = """
 import json, sys
 from helpers.anonymous import Peak
-from pahq_server.models.heap import hand_back_freed_memory
-from pahq_server.models.masters import Masters
+from pahq_server.memory.heap import hand_back_freed_memory
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.resident import make_resident
 from pahq_server.precision.policy import POLICIES
 
 small, large = sys.argv[1:]
 policy = POLICIES["pahq-int8"]
 hand_back_freed_memory()
-# What torch takes once for all.
-make_resident(Masters.open(small), policy)
+# Has torch allocate what it allocates once.
+make_resident(CheckpointWeights.open(small), policy)
 with Peak().watching() as opening:
-    found = Masters.open(large)
+    found = CheckpointWeights.open(large)
 with Peak().watching() as heads:
     for layer in range(found.layers):
-        found.attention(layer, "q", 1), found.writes(layer, 1)
+        found.projection(layer, "q", 1), found.output_projection(layer, 1)
 with Peak().watching() as one_layer:
     layer = found.layer(0)
     kept = one_layer.look()
@@ -156,7 +156,7 @@ print(json.dumps({
 
 @pytest.mark.skipif(not STATUS.exists(), reason="needs /proc")
 def test_memory_while_reading_and_loading(tmp_path: Path) -> None:
-    """A model of 104 MB in bfloat16, by what the kernel says of a process of its own."""
+    """Measured on a model of 104 MB in bfloat16, as peak memory of a process of its own."""
     sizes = {"d_model": 384, "d_mlp": 1280, "vocabulary": 8000, "dtype": torch.bfloat16, "tied": False}
     save_llama(tmp_path / "large", layers=24, **sizes)  # type: ignore[arg-type]
     save_llama(tmp_path / "small", layers=1, **sizes)  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_memory_while_reading_and_loading(tmp_path: Path) -> None:
     assert found["resident"] <= 0.30 * 4 * found["parameters"]
     assert found["resident"] <= found["loaded"] + slack
     assert found["loading"] <= 1.3 * found["resident"]
-    # A layer is as large as one is in float32, a head as good as nothing, and so is a model that is mapped.
+    # Reading a layer takes one layer in float32. Reading a head, or mapping a model, takes next to nothing.
     assert found["layer"] <= found["layer_bytes"] + slack
     assert found["heads"] <= slack
     assert found["opening"] <= slack

@@ -1,4 +1,4 @@
-"""What tokenizers raise and return: token ids, or an UntokenizableError that says why."""
+"""Tokenizers return token ids, or raise UntokenizableError with the reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fail(why: str) -> None:
 
 
 class Odd:
-    """As transformers' tokenizers, but it does what it is told."""
+    """A stand-in for a tokenizer of transformers, which does what a test tells it to do."""
 
     unk_token_id = None
 
@@ -42,7 +42,7 @@ def raises(error: BaseException) -> Callable[[], Any]:
 
 
 class Panic(BaseException):
-    """What Rust panics on is no Exception."""
+    """Like the panics of Rust, this is no Exception."""
 
 
 NO_UNKNOWN = {
@@ -81,7 +81,7 @@ def test_whatever_is_raised(error: BaseException) -> None:
 
 
 def test_what_is_no_fault_of_the_text_stays_what_it_is() -> None:
-    error: BaseException = ValueError()  # while it is made
+    error: BaseException = ValueError()  # for the first call, in the constructor
     tokenizer = PretrainedTokenizer(Odd(lambda: raises(error)()))
     for error in (MemoryError(), KeyboardInterrupt(), SystemExit()):
         with pytest.raises(type(error)):
@@ -114,7 +114,7 @@ def test_what_a_vocabulary_tells() -> None:
     assert tokenizer.unknown_id == 0
     assert words_only(["A"], "<unk>").unknown_id == 1
     assert words_only(["A"]).unknown_id is None
-    # transformers may call a token the unknown one that the encoding never uses as such.
+    # The unknown token of transformers may be one that the encoding never uses.
     end = Tokenizer(models.BPE({"a": 0, "<end>": 1}, []))
     assert loaded(end, unk_token="<end>").unknown_id is None
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.adapters.hooked_config import COMPUTED, IRRELEVANT, REFUSED
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.loading import load, outline
-from pahq_server.models.masters import Masters
 
 MODELS = read()
-# What the smallest configuration has.
+# The settings of the smallest configuration.
 REQUIRED = {
     *("n_layers", "n_heads", "d_model", "d_head", "d_mlp", "d_vocab", "d_vocab_out", "n_ctx", "act_fn"),
     *("normalization_type", "attention_dir", "attn_only", "positional_embedding_type"),
@@ -81,8 +81,8 @@ def with_buffer(directory: Path, model: str, name: str, value: Tensor) -> None:
 
 
 def refused(directory: Path, *parts: str) -> None:
-    """Asserts that a model is refused by all that read values, with a message that has every part."""
-    for read_values in (load, Masters.open):
+    """Asserts that every way to read values refuses a model, with all these parts in the message."""
+    for read_values in (load, CheckpointWeights.open):
         with pytest.raises(InvalidRequestError) as caught:
             read_values(str(directory))
         assert caught.value.field == "model"
@@ -135,11 +135,15 @@ def test_buffers_that_change_the_function_are_refused(case: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("model", "name", "value"),
     [
-        ("layer norm", "mask", CAUSAL),  # as numbers
-        ("local", "mask", torch.ones(40, 40).tril().triu(-2).bool()),  # after a longer prompt
-        ("layer norm", "IGNORE", torch.tensor(-1e5)),  # of older versions
+        ("layer norm", "mask", CAUSAL),  # as numbers, not booleans
+        ("local", "mask", torch.ones(40, 40).tril().triu(-2).bool()),  # of a larger context
+        ("layer norm", "IGNORE", torch.tensor(-1e5)),  # of older versions of TransformerLens
         ("rotary", "rotary_cos", MODELS["rotary"].buffers["blocks.1.attn.rotary_cos"].bfloat16()),
-        ("bidirectional", "mask", torch.zeros(16, 16, dtype=torch.bool)),  # not used
+        (
+            "bidirectional",
+            "mask",
+            torch.zeros(16, 16, dtype=torch.bool),
+        ),  # not used
     ],
 )
 def test_buffers_that_do_not_change_the_function(
@@ -155,7 +159,7 @@ def test_tables_of_rotation_in_a_model_that_does_not_rotate(tmp_path: Path) -> N
     refused(tmp_path, "'blocks.0.attn.rotary_sin'", "not known")
 
 
-# How TransformerLens describes models of its kind.
+# The configuration that TransformerLens makes for models of this kind.
 GPT_NEO: dict[str, Any] = MODELS["local, unscaled"].config | {
     "original_architecture": "GPTNeoForCausalLM",
     "act_fn": "gelu_new",

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pahq_server.models.loading import load
 
-# Right-padded to the longest; all but one shorter than GPT-Neo's window times two.
+# Padded on the right. All but one are shorter than twice GPT-Neo's window.
 LENGTHS = (9, 1, 16, 4)
 PROMPTS = random_prompts(make.VOCABULARY, LENGTHS)
 
@@ -142,7 +142,7 @@ def test_sharded_checkpoints(architecture: Callable[[], PreTrainedModel], tmp_pa
 def test_the_base_models_names_are_read_too(
     architecture: Callable[[], PreTrainedModel], tmp_path: Path
 ) -> None:
-    """GPT-2's original checkpoint, among others, was saved without the wrapping module's prefix."""
+    """GPT-2's original checkpoint, like others, has names without the wrapping module's prefix."""
     original = architecture()
     original.save_pretrained(tmp_path / "wrapped")
     original.base_model.save_pretrained(tmp_path / "base")
@@ -175,7 +175,7 @@ def test_both_names_of_an_unembedding(name: str, tmp_path: Path) -> None:
 def test_a_window_shorter_than_the_prompt_matters(
     windowed: Callable[[int], PreTrainedModel], tmp_path: Path
 ) -> None:
-    """Guards the tests above: with the whole prompt in the window they would prove nothing."""
+    """Guards the tests above, which prove nothing if whole prompts fit into the window."""
     narrow, wide = windowed(4), windowed(16)
     narrow.save_pretrained(tmp_path / "narrow")
     wide.save_pretrained(tmp_path / "wide")

@@ -1,4 +1,4 @@
-"""The arithmetic of a plan: what is left, what fits, how much work a discovery is."""
+"""The arithmetic of a plan: memory that is left, what fits, and the operations of a discovery."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server import app
-from pahq_server.app import ServerConfig, serve
+from pahq_server.app import serve
+from pahq_server.config.server import ModelOptions, ServerConfig
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine.cost import (
     BOOKKEEPING_S,
@@ -182,7 +183,7 @@ def test_durations(seconds: float, said: str) -> None:
     assert duration(seconds) == said
 
 
-# The server asks the plan first
+# The server plans before it loads
 
 
 def run(config: ServerConfig) -> None:
@@ -200,10 +201,11 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_nothing_is_loaded")
 @pytest.mark.parametrize("memory", [None, 1 << 20])
 def test_a_server_on_a_small_machine_loads_nothing(memory: int | None, sources: dict[str, str]) -> None:
-    config = ServerConfig(sources, "127.0.0.1:0", memory_bytes=memory, machine_bytes=PROCESS_BYTES + 2000)
+    models = ModelOptions(model=tuple(sources.items()), memory=memory)
+    config = ServerConfig(models, machine_bytes=PROCESS_BYTES + 2000)
     with pytest.raises(DoesNotFitError) as caught:
         run(config)
-    plan = plan_models(sources, memory, machine=PROCESS_BYTES + 2000)
+    plan = plan_models(models.sources, memory, machine=PROCESS_BYTES + 2000)
     assert text(plan) in str(caught.value)
     assert "llama: llama" in str(caught.value)
 
@@ -211,4 +213,4 @@ def test_a_server_on_a_small_machine_loads_nothing(memory: int | None, sources: 
 @pytest.mark.usefixtures("_nothing_is_loaded")
 def test_a_damaged_model_is_found_before_another_is_loaded(sources: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="nowhere' is not a directory"):
-        run(ServerConfig(sources | {"mine": str(tmp_path / "nowhere")}, "127.0.0.1:0"))
+        run(ServerConfig(ModelOptions(model=(*sources.items(), ("mine", str(tmp_path / "nowhere"))))))

@@ -1,4 +1,4 @@
-"""What is planned for rounded weights is what they take, byte by byte."""
+"""A plan for rounded weights is exact to the byte."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers import random_models as make
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.cli import main
-from pahq_server.models.masters import Masters
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.resident import make_resident
 from pahq_server.plan.planning import plan_models
 from pahq_server.plan.text import as_json, text
@@ -24,7 +24,10 @@ from pahq_server.precision.policy import POLICIES
 @pytest.mark.parametrize("name", NAMES)
 def test_every_part_is_that_of_the_resident_model(name: str, policy: str, zoo: Zoo) -> None:
     source = str(zoo.path(name))
-    assert rounded(source, POLICIES[policy]) == make_resident(Masters.open(source), POLICIES[policy]).nbytes
+    assert (
+        rounded(source, POLICIES[policy])
+        == make_resident(CheckpointWeights.open(source), POLICIES[policy]).nbytes
+    )
 
 
 @pytest.mark.parametrize(("architecture", "rotated"), [(make.gpt2, False), (make.llama, True)])

@@ -1,4 +1,4 @@
-"""What is planned for weights is what they take, byte by byte, and it is known from headers alone."""
+"""A plan for weights, made from headers alone, is exact to the byte."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ UNTIED: dict[str, Callable[[Path], object]] = {
 
 
 def real_bytes(value: Any) -> int:
-    """What the tensors in nested weights keep alive, told by their addresses."""
+    """Bytes of the storages that the tensors in nested weights keep alive, by address."""
     return sum(
         {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(value)}.values()
     )
@@ -122,7 +122,7 @@ def test_the_dtype_of_the_checkpoint_is_told_and_does_not_matter(dtype: torch.dt
 
 
 class Allocated(TorchDispatchMode):
-    """Most bytes of tensors that were alive at once."""
+    """The most bytes of tensors that were alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ def test_what_the_first_use_makes(
 
 
 def copied_bytes(model: Model, policy: Policy) -> int:
-    """Memory that the first job under a policy takes beside the model."""
+    """Bytes that the first job under a policy takes beside the model."""
     made: tuple[object, ...]
     if policy.operand == "activations":
         rounded_model = RoundedModel(model, policy)
@@ -235,7 +235,7 @@ def test_products_of_weights_are_bounded(zoo: Zoo) -> None:
 
 
 def hollow_llama(directory: Path, layers: int = 32, shards: int = 4) -> int:
-    """An 8-billion-parameter checkpoint in bfloat16 whose values are holes; returns its bytes."""
+    """Writes an 8-billion-parameter checkpoint in bfloat16 as a sparse file; returns its size."""
     sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
     rest = {"num_key_value_heads": 8, "num_hidden_layers": layers, "vocab_size": 128256}
     directory.mkdir()
@@ -289,8 +289,8 @@ def test_a_large_model_is_planned_without_its_values(tmp_path: Path) -> None:
     assert model.bytes_on_disk == total
     assert model.dtypes == ("bfloat16",)
     assert model.resident.embedding == 4 * 128256 * 4096 + 4 * 64
-    # Norms are folded away; biases, which there are none of in the checkpoint, are kept as zeros.
+    # Folding removes norms; biases, which the checkpoint does not have, are kept as zeros.
     assert model.resident.total == pytest.approx(4 * parameters, rel=1e-3)
     assert model.gated == 32 * 4 * 2 * 4096 * 14336
-    # The unembedding, twice and a half, is more than a layer.
+    # Two and a half times the unembedding is more than a layer.
     assert model.resident.total < model.loading < model.resident.total + 3 * model.resident.unembedding

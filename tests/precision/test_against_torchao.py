@@ -1,4 +1,4 @@
-"""The rounding and the products of PyTorch's quantization library: the same numbers as ours."""
+"""Rounding and products give the same numbers as torchao, PyTorch's quantization library."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SHAPES = [(768, 64), (64, 768), (33, 5)]
 
 
 def _matrix(rows: int, columns: int) -> Tensor:
-    """Rows of very different size."""
+    """Rows whose numbers have very different magnitudes."""
     torch.manual_seed(0)
     return torch.randn(rows, columns) * 10.0 ** torch.randint(-5, 5, (rows, 1))
 
 
 def _int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Its numbers and scales, symmetric per row."""
+    """Codes and scales of torchao, symmetric per row."""
     block, span = [1, x.shape[1]], {"quant_min": -127, "quant_max": 127}
     scale, zero = primitives.choose_qparams_affine(
         x,
@@ -44,7 +44,7 @@ def _float8(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _assert_same(data: Tensor, expected: Tensor, ratio: Tensor) -> None:
-    """Equal, but for what lies between two numbers: it multiplies by 1 / scale where we divide."""
+    """Equal, except halfway between two codes: torchao multiplies by 1 / scale instead of dividing."""
     between = ((ratio - ratio.floor()) - 0.5).abs() < 1e-4
     assert between.float().mean() < 1e-3
     assert torch.equal(data[~between], expected[~between])
@@ -77,7 +77,7 @@ def test_e4m3_has_the_same_numbers(rows: int, columns: int) -> None:
 @pytest.mark.parametrize(("inner", "outer"), SHAPES)
 def test_int8_products_are_the_same(inner: int, outer: int) -> None:
     x, w = _matrix(20, inner), quantize(torch.randn(inner, outer), Format.INT8)
-    # Without the scales of outputs, which it would multiply with last and we multiply with first.
+    # Without scales of outputs, which torchao and this server multiply in another order.
     unscaled = Quantized(w.data, torch.ones(1, outer))
     data, scale = rounded_rows(x, Format.INT8)
     expected = kernel.int_scaled_matmul(data, w.data, scale)

@@ -1,4 +1,4 @@
-"""The store of full-precision copies, against a twin that is a list."""
+"""The head store, compared with a simple model of it that keeps a list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pahq_server.precision.head_store import Component, HeadStore, Statistics
+from pahq_server.precision.head_store import Component, HeadStore, HeadStoreStatistics
 
 COMPONENTS = [
     *(Component(kind, layer, unit) for kind in ("q", "k", "v", "o") for layer in (0, 1) for unit in (0, 1)),
@@ -23,7 +23,7 @@ SIZES = {"q": (3, 2), "k": (2, 2), "v": (2, 2), "o": (3,), "mlp": (5, 5, 1)}
 
 
 class Source:
-    """Reads components whose numbers say what they are, and notes which were read.
+    """Makes components whose numbers identify them, and records which ones were read.
 
     A query head takes 20 bytes, keys and values 16, W_O 12 and an MLP 44.
     """
@@ -43,7 +43,7 @@ class Source:
 
 
 class Twin:
-    """What the store should hold: components, the one that goes first at the front."""
+    """What the store should hold: a list of components, the next one to be evicted first."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -106,9 +106,9 @@ def test_the_store_is_its_twin(capacity: int, steps: list[Component | list[Compo
             store.prefetch(step)
         assert {c for c in COMPONENTS if c in store} == set(twin.held)
         assert source.read == twin.read
-        assert store.statistics == Statistics(**twin.counts)
+        assert store.statistics == HeadStoreStatistics(**twin.counts)
         assert store.nbytes == sum(map(Source.nbytes, twin.held)) <= capacity
-    # What was given out is still what it was, whatever has been evicted since.
+    # Tensors that were returned are unchanged, even if they have been evicted since.
     for component, tensors in given_out:
         expected = Source()(component)
         assert tensors.keys() == expected.keys()
@@ -123,12 +123,12 @@ def test_what_is_read_ahead_is_there_when_it_is_wanted() -> None:
     for component in wanted:
         store.get(component)
     assert source.read == wanted
-    assert store.statistics == Statistics(hits=4, prefetched=4, bytes_moved=store.nbytes)
+    assert store.statistics == HeadStoreStatistics(hits=4, prefetched=4, bytes_moved=store.nbytes)
 
 
 def test_reading_ahead_never_costs_what_it_has_just_read() -> None:
     store = HeadStore(Source(), 50)
-    store.prefetch(c for c in COMPONENTS if c.kind == "q")  # 20 bytes each, and there are four
+    store.prefetch(c for c in COMPONENTS if c.kind == "q")  # four of 20 bytes each
     assert [c for c in COMPONENTS if c in store] == COMPONENTS[:2]
     assert store.statistics.evictions == 0
 
@@ -142,7 +142,7 @@ def test_a_component_that_is_too_large_is_given_but_not_kept() -> None:
         assert set(store.get(large)) == {"mlp0", "mlp1", "mlp2"}
     assert large not in store
     assert small in store
-    assert store.statistics == Statistics(misses=3, bytes_moved=20 + 2 * 44)
+    assert store.statistics == HeadStoreStatistics(misses=3, bytes_moved=20 + 2 * 44)
 
 
 def test_a_failing_reader_leaves_the_store_as_it_was() -> None:
@@ -168,7 +168,7 @@ def test_a_failing_reader_leaves_the_store_as_it_was() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_copies_on_a_device_are_whole_under_eviction() -> None:
-    """Each copy is used while later ones are on their way and the store has room for two."""
+    """Each component is used while later ones are being copied, in a store with room for two."""
     size = 1 << 20
 
     def read(component: Component) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Products with rounded matrices: the numbers of the twin, and rows that do not depend on each other."""
+"""Products with rounded matrices equal the reference's, and their rows do not depend on each other."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import linear as reference
 from torch import Tensor
 
 from pahq_server.precision import linear as module
-from pahq_server.precision import reference
 from pahq_server.precision.linear import integer_matmul, linear
 from pahq_server.precision.policy import Format
 from pahq_server.precision.products import matmul
-from pahq_server.precision.quantized import Quantized, quantize, rounded_rows
+from pahq_server.precision.quantized import Quantized, quantize, rounded_rows, to_floats
 
 INT8, E4M3, FP32 = Format.INT8, Format.E4M3, Format.FP32
 # Formats of weights and inputs, and the number of terms.
@@ -91,10 +91,10 @@ def test_rounded_products_are_close_to_those_of_full_precision(
 @pytest.mark.parametrize("form", [INT8, E4M3])
 def test_a_second_term_leaves_only_the_error_of_the_weights(form: Format) -> None:
     torch.manual_seed(0)
-    # Nearly all small but for a few, as changes of hidden units are.
+    # Nearly all numbers are small and a few are large, as in differences of hidden units.
     x, w = torch.randn(100, 768) ** 5, torch.randn(768, 64)
     q = quantize(w, form)
-    exact = x @ q.dequantized()
+    exact = x @ to_floats(q, torch.float32)
     one, two = (float((linear(x, q, form, terms) - exact).norm() / exact.norm()) for terms in (1, 2))
     assert two < one / 15
     assert two < 0.2 * float((exact - x @ w).norm() / exact.norm())
@@ -126,7 +126,7 @@ def test_all_but_the_last_size_are_kept(
     assert torch.equal(product.reshape(-1, 12), linear(x.reshape(-1, 64), w, inputs, terms))
 
 
-# Not inputs of float64 that are not rounded: `products` promises nothing for their sums.
+# Without unrounded inputs in float64, for whose sums `products` promises nothing.
 @pytest.mark.parametrize(
     ("weights", "inputs", "terms", "dtype"),
     [
@@ -272,6 +272,16 @@ def test_products_of_integers_are_exact(multiply: Callable[[Tensor, Tensor], Ten
     assert torch.equal(product, (a.to(torch.int64) @ b.to(torch.int64)).to(torch.int32))
 
 
+@pytest.mark.parametrize("inner", [module.EXACT_INPUTS - 1, module.EXACT_INPUTS, module.EXACT_INPUTS + 1])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_terms_do_not_overflow(inner: int, sign: int) -> None:
+    """All codes of both terms are as large as possible; terms are summed as integers or as floats."""
+    data = torch.full((2 * 3, inner), sign * 127, dtype=torch.int8)
+    w = Quantized(torch.full((inner, 5), 127, dtype=torch.int8), torch.ones(1, 5))
+    product = module._int8(data, torch.ones(3, 1), w, 2, torch.float32)
+    assert product == pytest.approx(sign * inner * 127**2 * (1 + 1 / 254), rel=1e-6)
+
+
 @types
 def test_the_bits_do_not_depend_on_how_integers_are_multiplied(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -317,7 +327,7 @@ def test_products_on_cuda_are_those_on_cpus(
     torch.manual_seed(0)
     x, q = torch.randn(100, inner), quantize(torch.randn(inner, outer), weights)
     product = linear(x.cuda(), q.to(torch.device("cuda")), inputs, terms).cpu()
-    # A scale may differ in its last bit, and then some inputs are rounded the other way.
+    # A scale may differ in its last bit, so that some inputs are rounded to the next code.
     expected = linear(x, q, inputs, terms)
     assert float((product - expected).norm()) <= 2e-3 * float(expected.norm())
 
@@ -347,12 +357,12 @@ def test_products_of_integers_are_exact_on_cuda(rows: int, inner: int, outer: in
 
 
 def _assert_as_twin(x: Tensor, w: Quantized, inputs: Format, terms: int = 1) -> None:
-    """Up to rounding errors of the sums; with integers there are none but in the scaling."""
+    """Equal up to rounding errors of sums; with integers only scaling has any."""
     product, expected = linear(x, w, inputs, terms), reference.linear(x, w, inputs, terms)
     assert (product.shape, product.dtype) == (expected.shape, expected.dtype)
     if inputs is INT8 and terms == 1:
         size = expected.abs()
     else:
-        largest = x.abs().to(torch.float64) @ w.dequantized().abs().to(torch.float64)
+        largest = x.abs().to(torch.float64) @ to_floats(w, torch.float32).abs().to(torch.float64)
         size = largest.to(x.dtype)
     assert ((product - expected).abs() <= EPSILON[x.dtype] * size + 1e-42).all()

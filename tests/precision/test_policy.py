@@ -1,4 +1,4 @@
-"""The table of policies is a promise: results are stored under their names."""
+"""The table of policies must not change, because results are stored under the names of policies."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import fields
 import pytest
 
 from pahq_server.precision.policy import POLICIES, Format, Policy
-from pahq_server.precision.quantized import DTYPES, FINER, LARGEST
+from pahq_server.precision.quantized import DTYPES, LARGEST, SECOND_TERM_FACTOR
 
 FP32, BF16, INT8, E4M3 = Format.FP32, Format.BF16, Format.INT8, Format.E4M3
 
-# Weights, inputs of MLPs and unembedding with the number of terms, inputs of heads.
+# Formats of weights, of inputs of MLPs and unembedding (with the number of terms), and of inputs of heads.
 TABLE = [
     ("fp32", (FP32, FP32, FP32), (FP32, 1), FP32, "differences", False),
     ("bf16", (BF16, BF16, BF16), (BF16, 1), FP32, "differences", False),
@@ -35,7 +35,7 @@ def test_a_policy_is_what_its_name_says(
     promotes: bool,
 ) -> None:
     policy = POLICIES[name]
-    assert (policy.heads, policy.mlps, policy.ends) == weights
+    assert (policy.heads, policy.mlps, policy.embeddings) == weights
     assert ((policy.inputs, policy.terms), policy.head_inputs) == (inputs, head_inputs)
     assert (policy.operand, policy.promotes) == (operand, promotes)
 
@@ -48,19 +48,19 @@ def test_there_are_no_others_and_each_has_its_own_name() -> None:
 
 def test_inputs_are_rounded_to_the_format_of_all_weights_or_not_at_all() -> None:
     for policy in POLICIES.values():
-        formats = {policy.heads, policy.mlps, policy.ends}
+        formats = {policy.heads, policy.mlps, policy.embeddings}
         assert policy.inputs is FP32 or formats == {policy.inputs}
 
 
 def test_differences_leave_inputs_of_heads_as_they_are() -> None:
-    """The sparse executor composes heads, and rounds nothing between one and the next."""
+    """The sparse executor multiplies matrices of heads, so inputs between them cannot be rounded."""
     for policy in POLICIES.values():
         assert policy.operand == "activations" or policy.head_inputs is FP32
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_inputs_of_small_matrices_are_not_written_as_two_terms(name: str) -> None:
-    """By a fixed rule: policy and model determine every bit."""
+    """The rule is fixed, since policy and model determine every bit."""
     policy = POLICIES[name]
     two_terms = name in ("pahq-int8", "pahq-fp8")
     # Toy models; a model 128 wide with 512 hidden units; one that is 256 wide; the unembedding of the first.
@@ -70,7 +70,7 @@ def test_inputs_of_small_matrices_are_not_written_as_two_terms(name: str) -> Non
 
 
 def test_formats_of_8_bits_are_known_in_full() -> None:
-    assert set(DTYPES) == set(LARGEST) == set(FINER) == {INT8, E4M3}
+    assert set(DTYPES) == set(LARGEST) == set(SECOND_TERM_FACTOR) == {INT8, E4M3}
     assert all(dtype.itemsize == 1 for dtype in DTYPES.values())
 
 

@@ -1,4 +1,4 @@
-"""Rows of a matrix product must not depend on each other: scores rest on it."""
+"""Rows of a matrix product must not depend on each other, so that scores do not depend on batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pahq_server.precision.products import (
 
 @pytest.fixture(params=[1, 2, 7], autouse=True)
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Libraries split products among threads, and few rows go another way than many."""
+    """Libraries split products among threads, and use other kernels for few rows than for many."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield
@@ -87,7 +87,7 @@ def test_a_product_has_the_same_bits_at_any_address(rows: int, inner: int, outer
 
 
 def _moved(x: torch.Tensor, offset: int) -> torch.Tensor:
-    """The same values so many elements further on in memory than where an allocation begins."""
+    """The same values, so many elements after the beginning of an allocation."""
     return torch.cat([torch.zeros(offset), x.flatten()])[offset:].view(x.shape)
 
 
@@ -117,7 +117,7 @@ def test_matrices_elsewhere_are_multiplied_in_tiles(count: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 24])
 def test_tiles_are_alike(count: int) -> None:
-    """Also in their strides, however what they are made of is laid out."""
+    """Tiles have the same strides, whatever the layout of the tensor."""
     found = tiles(torch.randn(count, 3, 5).mT, 8)
     assert {(tile.shape, tile.stride()) for tile in found} == {((8, 5, 3), (15, 3, 1))}
     assert len(found) == max(1, -(-count // 8))

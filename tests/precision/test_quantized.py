@@ -1,4 +1,4 @@
-"""Rounding to 8 bits: to the nearest number, with the right scale, and nothing lost on the way back."""
+"""Rounding to 8 bits: to the nearest code, with the right scale; converting back is exact."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import linear as reference
 
 from pahq_server.precision import quantized as module
-from pahq_server.precision import reference
 from pahq_server.precision.policy import Format
 from pahq_server.precision.quantized import (
     DTYPES,
-    FINER,
     LARGEST,
+    SECOND_TERM_FACTOR,
     SMALLEST,
     Quantized,
-    numbers,
+    codes_to_floats,
     quantize,
     rounded,
     rounded_rows,
+    to_floats,
 )
 
 FORMATS = [Format.INT8, Format.E4M3]
@@ -41,14 +42,14 @@ def test_weights_are_rounded_to_nearest_per_output(
     assert torch.equal(q.scale[0], w.abs().amax(0) / LARGEST[form])
     ratio = torch.where(q.scale > 0, w / q.scale, 0)
     assert torch.equal(q.data.to(torch.float32), reference.nearest(ratio, form))
-    assert torch.equal(q.dequantized(), q.data.to(torch.float32) * q.scale)
+    assert torch.equal(to_floats(q, torch.float32), q.data.to(torch.float32) * q.scale)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_largest_weight_of_each_output_is_kept(form: Format) -> None:
     torch.manual_seed(0)
     w = torch.randn(300, 200) * torch.rand(200) ** 8
-    kept = quantize(w, form).dequantized()
+    kept = to_floats(quantize(w, form), torch.float32)
     largest = w.abs().argmax(0, keepdim=True)
     assert torch.allclose(kept.gather(0, largest), w.gather(0, largest), rtol=1e-6, atol=0)
 
@@ -57,7 +58,9 @@ def test_the_largest_weight_of_each_output_is_kept(form: Format) -> None:
 def test_the_error_of_gaussian_weights_is_what_the_format_allows(form: Format, error: float) -> None:
     torch.manual_seed(0)
     w = torch.randn(768, 400)
-    assert float((quantize(w, form).dequantized() - w).norm() / w.norm()) == pytest.approx(error, rel=0.05)
+    assert float((to_floats(quantize(w, form), torch.float32) - w).norm() / w.norm()) == pytest.approx(
+        error, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -85,7 +88,7 @@ def test_weights_lie_in_one_order_whatever_order_they_came_in(form: Format) -> N
 def test_a_weight_that_is_no_number_spoils_its_output_alone(form: Format, number: float) -> None:
     w = torch.ones(5, 3)
     w[2, 1] = number
-    kept = quantize(w, form).dequantized()
+    kept = to_floats(quantize(w, form), torch.float32)
     assert not kept[2, 1].isfinite()
     assert torch.equal(kept[:, [0, 2]], torch.ones(5, 2))
 
@@ -112,7 +115,7 @@ def test_rows_are_rounded_as_by_the_reference(
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_numbers_of_rows_stay_in_range(form: Format) -> None:
     torch.manual_seed(0)
-    # Not only round numbers: 127 or 448 times the rounded scale may lie above the largest number.
+    # Random numbers, since the largest code times the rounded scale may be above the largest number.
     largest = torch.rand(100_000, 1) * 10.0 ** torch.randint(-44, 38, (100_000, 1))
     data, _ = rounded_rows(torch.cat([largest, -largest], -1), form)
     assert (data.to(torch.float32).abs() <= LARGEST[form]).all()
@@ -125,7 +128,7 @@ def test_few_and_many_rows_are_rounded_alike(form: Format, monkeypatch: pytest.M
     x = torch.randn(50, 40) * 10.0 ** torch.randint(-44, 38, (50, 1))
     x[0] = 0
     few = rounded_rows(x, form)
-    monkeypatch.setattr(module, "MANY", 0)
+    monkeypatch.setattr(module, "MANY_NUMBERS", 0)
     many = rounded_rows(x, form)
     assert all(torch.equal(a.float(), b.float()) for a, b in zip(few, many, strict=True))
 
@@ -136,7 +139,7 @@ def test_few_and_many_rows_are_rounded_alike(form: Format, monkeypatch: pytest.M
 def test_rows_that_are_no_numbers_have_a_scale_that_is_none(
     form: Format, dtype: torch.dtype, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MANY", many)
+    monkeypatch.setattr(module, "MANY_NUMBERS", many)
     x = torch.ones(4, 3, dtype=dtype)
     x[1, 0], x[2, 1], x[3, 2] = float("nan"), float("inf"), -float("inf")
     _, scale = rounded_rows(x, form)
@@ -146,12 +149,12 @@ def test_rows_that_are_no_numbers_have_a_scale_that_is_none(
 @pytest.mark.parametrize("dtype", TYPES)
 def test_every_8_bit_number_is_read_as_what_it_is(dtype: torch.dtype) -> None:
     codes = torch.arange(256).to(torch.uint8)
-    assert torch.equal(numbers(codes.view(torch.int8), dtype), codes.view(torch.int8).to(dtype))
+    assert torch.equal(codes_to_floats(codes.view(torch.int8), dtype), codes.view(torch.int8).to(dtype))
     floats = codes.view(torch.float8_e4m3fn)
-    read, expected = numbers(floats, dtype), floats.to(dtype)
+    read, expected = codes_to_floats(floats, dtype), floats.to(dtype)
     assert read.dtype == dtype
     assert torch.equal(read[~expected.isnan()], expected[~expected.isnan()])
-    assert torch.equal(numbers(floats.view(16, 16).mT, dtype), read.view(16, 16).mT)
+    assert torch.equal(codes_to_floats(floats.view(16, 16).mT, dtype), read.view(16, 16).mT)
 
 
 def _assert_same(a: Quantized, b: Quantized) -> None:
@@ -171,7 +174,7 @@ def test_a_second_term_is_what_the_first_leaves(form: Format, error: float, dtyp
     assert torch.equal(same_scale, scale)
     assert torch.equal(first.to(dtype), one.to(dtype))
     assert float(second.to(dtype).abs().max()) <= LARGEST[form]
-    left = (x / scale - first.to(dtype) - second.to(dtype) / FINER[form]).abs()
-    # Of 8-bit floats, half a step of the second term: 16 at most where the first has steps of 32.
+    left = (x / scale - first.to(dtype) - second.to(dtype) / SECOND_TERM_FACTOR[form]).abs()
+    # For 8-bit floats the error is half a step of the second term.
     assert float(left.max()) <= error * (1 + 1e-4)
     assert not both[7].to(dtype).any()

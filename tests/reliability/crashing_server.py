@@ -1,6 +1,6 @@
 """A real server for tests: dies where it is told, and writes down what it has to score and what it opens.
 
-Run as a script: ``crashing_server.py [--die-at FAILPOINT:N] [--rows FILE] [--audit FILE] serve …``.
+Run as a script: ``crashing_server.py [--die-at FAILPOINT:N] [--passes FILE] [--audit FILE] serve …``.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dying import die_at
-from row_log import LoggedEngine
+from pass_log import LoggedEngine
 
 import pahq_server.app
-from pahq_server.app import ServerConfig
-from pahq_server.cli import main, serve
+from pahq_server.cli import main
 from pahq_server.engine.engine import ModelEngine
+from pahq_server.store.database import Database
+from pahq_server.store.directory import StorageConfig
 
 
 def install_death(place: str) -> None:
-    original = serve._config
+    original = pahq_server.app.opened
 
-    def config(options: argparse.Namespace) -> ServerConfig:
-        made = original(options)
-        return replace(made, storage=replace(made.storage, failpoint=die_at(place)))
+    def opened(config: StorageConfig) -> AbstractContextManager[Database]:
+        return original(replace(config, failpoint=die_at(place)))
 
-    serve._config = config
+    pahq_server.app.opened = opened
 
 
 def install_log(path: Path) -> None:
@@ -59,14 +60,14 @@ def install_audit(path: Path) -> None:
 def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--die-at")
-    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--passes", type=Path)
     parser.add_argument("--audit", type=Path)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     if options.die_at:
         install_death(options.die_at)
-    if options.rows:
-        install_log(options.rows)
+    if options.passes:
+        install_log(options.passes)
     if options.audit:
         install_audit(options.audit)
     return main(options.command)

@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 
-from pahq_server.store.failpoints import Failpoint
+from pahq_server.store.database import Failpoint
 
 
 def die_at(place: str) -> Failpoint:

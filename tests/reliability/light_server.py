@@ -6,6 +6,7 @@ each with one line on standard output.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import threading
@@ -18,15 +19,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dying import die_at
 from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import wait_end, wait_until_forgotten
-from row_log import LoggedEngine
+from pass_log import LoggedEngine
 
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.jobs.service import JobPolicy, JobService
-from pahq_server.jobs.spec import DiscoverySpec
+from pahq_server.jobs.spec import JobSpec
+from pahq_server.methods.acdc.method import AcdcParameters
+from pahq_server.store.directory import StorageConfig, opened
 from pahq_server.store.jobs import SqliteJobStore
-from pahq_server.store.opening import StorageConfig, opened
-from pahq_server.store.records import DiscoveryResult, Retention
+from pahq_server.store.records import Retention, StoredArtifact
 
 
 class Engine(LoggedEngine, FakeEngine):
@@ -38,19 +40,17 @@ class Engine(LoggedEngine, FakeEngine):
         return replace(resolved, task=TokenTask(objective.task.clean))  # type: ignore[arg-type]
 
 
-def spec_of(threshold: float, prompt: int) -> DiscoverySpec:
+def spec_of(threshold: float, prompt: int) -> JobSpec:
     task = replace(OBJECTIVE.task, clean=((1, prompt),), corrupted=((1, 5),))  # type: ignore[type-var]
-    return DiscoverySpec(replace(OBJECTIVE, task=task), "acdc", threshold, gates=False)
+    return JobSpec(replace(OBJECTIVE, task=task), "acdc", AcdcParameters(threshold))
 
 
-def canonical(result: DiscoveryResult | None) -> str | None:
-    """All that must be the same, to the last bit."""
-    if result is None:
+def canonical(found: StoredArtifact | None) -> str | None:
+    """All that must be the same of a job that succeeded, to the last bit."""
+    if found is None or found.partial:
         return None
-    found = result.search
-    return repr(
-        (found.circuit.key, found.verdicts, found.metric_value, found.metric_full, found.metric_empty)
-    )
+    artifact = found.artifact
+    return repr((artifact.kind, artifact.version, hashlib.sha256(artifact.data).hexdigest()))
 
 
 class Commands:
@@ -64,7 +64,7 @@ class Commands:
 
     def result(self, name: str) -> list[Any]:
         now = wait_end(self._jobs.find(name))
-        return [now.state.name, now.sequence, canonical(self._jobs.result(name))]
+        return [now.state.name, now.sequence, canonical(self._jobs.artifact(name))]
 
     def list(self) -> list[str]:
         return [job.name for job in self._jobs.page(None, 1000)[0]]
@@ -91,7 +91,7 @@ class Commands:
 def main(settings: dict[str, Any]) -> None:
     config = StorageConfig(Path(settings["data"]), failpoint=die_at(settings["die_at"] or ":0"))
     engine = Engine()
-    engine.log_into(Path(settings["rows"]))
+    engine.log_into(Path(settings["passes"]))
     with opened(config) as database:
         policy = JobPolicy(window=4, retention=Retention(jobs=settings["keep"]))
         jobs = JobService(engine, "1", policy, store=SqliteJobStore(database))

@@ -14,17 +14,17 @@ import pytest
 from e2e.process import ServerProcess
 from helpers.certificates import Authority
 from pahq.v1 import (
-    discovery_pb2,
-    discovery_pb2_grpc,
+    jobs_pb2,
+    jobs_pb2_grpc,
     model_pb2_grpc,
+    patching_pb2,
     patching_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
     task_pb2,
 )
 
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import new_token
+from pahq_server.access.tokens import TokenTable, new_token
 from pahq_server.cli import main
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
@@ -45,7 +45,7 @@ class Stubs:
     def __init__(self, channel: grpc.Channel, token: str | None) -> None:
         self.channel = channel
         self.metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-        self.discovery = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+        self.job_stub = jobs_pb2_grpc.JobServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.patching = patching_pb2_grpc.PatchingServiceStub(channel)
         self.server = server_pb2_grpc.ServerServiceStub(channel)
@@ -54,23 +54,23 @@ class Stubs:
         return method(request, metadata=self.metadata, timeout=timeout)
 
     def create(self, **fields: Any) -> str:
-        """Name of a new discovery."""
-        request = discovery_pb2.CreateDiscoveryRequest(spec=spec(**fields))
-        return str(self.ask(self.discovery.CreateDiscovery, request).discovery.name)
+        """Name of a new job."""
+        request = jobs_pb2.CreateJobRequest(spec=spec(**fields))
+        return str(self.ask(self.job_stub.CreateJob, request).job.name)
 
     def create_long(self) -> str:
-        """Name of a new discovery that takes many seconds."""
+        """Name of a new job that takes many seconds."""
         task = task_pb2.Task(builtin=task_pb2.BuiltinTask(name="ioi", num_prompts=128, seed=0))
         return self.create(method="single_edge", objective=objective(task=task))
 
-    def get(self, name: str) -> discovery_pb2.Discovery:
-        request = discovery_pb2.GetDiscoveryRequest(name=name)
-        found: discovery_pb2.Discovery = self.ask(self.discovery.GetDiscovery, request).discovery
+    def get(self, name: str) -> jobs_pb2.Job:
+        request = jobs_pb2.GetJobRequest(name=name)
+        found: jobs_pb2.Job = self.ask(self.job_stub.GetJob, request).job
         return found
 
-    def jobs(self) -> list[discovery_pb2.Discovery]:
-        request = discovery_pb2.ListDiscoveriesRequest(page_size=1000)
-        return list(self.ask(self.discovery.ListDiscoveries, request).discoveries)
+    def jobs(self) -> list[jobs_pb2.Job]:
+        request = jobs_pb2.ListJobsRequest(page_size=1000)
+        return list(self.ask(self.job_stub.ListJobs, request).jobs)
 
     def cancel_all(self) -> None:
         """Cancels every job that has not ended, and waits for the end of each."""
@@ -78,8 +78,8 @@ class Stubs:
             if job.HasField("end_time"):
                 continue
             name = job.name
-            self.ask(self.discovery.CancelDiscovery, discovery_pb2.CancelDiscoveryRequest(name=name))
-            list(self.ask(self.discovery.WatchDiscovery, discovery_pb2.WatchDiscoveryRequest(name=name)))
+            self.ask(self.job_stub.CancelJob, jobs_pb2.CancelJobRequest(name=name))
+            list(self.ask(self.job_stub.WatchJob, jobs_pb2.WatchJobRequest(name=name)))
 
     def info(self) -> server_pb2.ServerInfo:
         found: server_pb2.ServerInfo = self.ask(
@@ -159,8 +159,8 @@ class SecuredServer:
         """The process has not ended, and computes."""
         assert self.process.process.poll() is None, self.process.log()
         with self.as_user("root") as root:
-            request = discovery_pb2.EvaluateCircuitRequest(objective=objective(), edges=[])
-            assert root.ask(root.discovery.EvaluateCircuit, request).num_edges_total == 1519
+            request = patching_pb2.EvaluateCircuitRequest(objective=objective(), edges=[])
+            assert root.ask(root.patching.EvaluateCircuit, request).num_edges_total == 1519
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +173,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredServer]
         assert token[-43:] not in log
 
 
-def objective(**changes: Any) -> discovery_pb2.Objective:
+def objective(**changes: Any) -> jobs_pb2.Objective:
     builtin = task_pb2.BuiltinTask(name="ioi", num_prompts=2, seed=0)
     fields = {
         "model": "demo",
@@ -183,12 +183,13 @@ def objective(**changes: Any) -> discovery_pb2.Objective:
         "kv_receivers": "group",
         "precision": "fp32",
     }
-    return discovery_pb2.Objective(**(fields | changes))
+    return jobs_pb2.Objective(**(fields | changes))
 
 
-def spec(**changes: Any) -> discovery_pb2.DiscoverySpec:
-    fields = {"objective": objective(), "method": "acdc", "threshold": 0.1}
-    return discovery_pb2.DiscoverySpec(**(fields | changes))
+def spec(method: str = "acdc", threshold: float = 0.1, **changes: Any) -> jobs_pb2.JobSpec:
+    """A job of the demo model."""
+    fields = {"objective": objective(), method: {"threshold": threshold}}
+    return jobs_pb2.JobSpec(**(fields | changes))
 
 
 def wait_until(condition: Any, what: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2, patching_pb2, server_pb2
 
 from pahq_server.access.policy import POLICY, Scope
@@ -104,15 +104,15 @@ def ada(secured: SecuredServer) -> Iterator[Stubs]:
         stubs.cancel_all()
 
 
-def named_requests(discovery: str, session: str) -> dict[str, Any]:
+def named_requests(job: str, session: str) -> dict[str, Any]:
     """A request of every RPC that takes a resource's name."""
     removed = patching_pb2.Hypothesis(removed=patching_pb2.EdgeList(names=["m3->logits"]))
     return {
-        "GetDiscovery": pb.GetDiscoveryRequest(name=discovery),
-        "CancelDiscovery": pb.CancelDiscoveryRequest(name=discovery),
-        "DeleteDiscovery": pb.DeleteDiscoveryRequest(name=discovery),
-        "WatchDiscovery": pb.WatchDiscoveryRequest(name=discovery),
-        "GetCircuit": pb.GetCircuitRequest(name=discovery),
+        "GetJob": pb.GetJobRequest(name=job),
+        "CancelJob": pb.CancelJobRequest(name=job),
+        "DeleteJob": pb.DeleteJobRequest(name=job),
+        "WatchJob": pb.WatchJobRequest(name=job),
+        "GetArtifact": pb.GetArtifactRequest(name=job),
         "ScoreCircuits": patching_pb2.ScoreCircuitsRequest(name=session, hypotheses=[removed]),
         "CommitCircuit": patching_pb2.CommitCircuitRequest(name=session, circuit=removed),
         "CloseSession": patching_pb2.CloseSessionRequest(name=session),
@@ -130,10 +130,10 @@ def open_session(stubs: Stubs) -> str:
 
 def test_what_is_anothers_is_not_there(secured: SecuredServer, ada: Stubs) -> None:
     # Long enough to still run when the others have tried.
-    discovery, session = ada.create_long(), open_session(ada)
-    missing = [re.sub("[0-9a-f]{32}$", "0" * 32, name) for name in (discovery, session)]
+    job, session = ada.create_long(), open_session(ada)
+    missing = [re.sub("[0-9a-f]{32}$", "0" * 32, name) for name in (job, session)]
     requests = {name: method for name, method in METHODS.items() if takes_a_name(method.input_type)}
-    theirs, nobodys = named_requests(discovery, session), named_requests(*missing)
+    theirs, nobodys = named_requests(job, session), named_requests(*missing)
     assert {name.rpartition("/")[2] for name in requests} == set(theirs)
     own = [REQUEST_ID, ("authorization", f"Bearer {secured.tokens['bob']}")]
     with secured.channel() as channel:
@@ -143,11 +143,11 @@ def test_what_is_anothers_is_not_there(secured: SecuredServer, ada: Stubs) -> No
             expected = answer(channel, method, nobodys[short].SerializeToString(), own)
             assert found[0] is Code.NOT_FOUND, (method, found)
             # The name that was asked for is the only difference: in the text, and in its details.
-            for name, other in zip((discovery, session), missing, strict=True):
+            for name, other in zip((job, session), missing, strict=True):
                 found = _replaced(found, name, other)
             assert found == expected, method
-    assert ada.get(discovery).state in (pb.DISCOVERY_STATE_QUEUED, pb.DISCOVERY_STATE_RUNNING)
-    score = named_requests(discovery, session)["ScoreCircuits"]
+    assert ada.get(job).state in (pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING)
+    score = named_requests(job, session)["ScoreCircuits"]
     assert len(ada.ask(ada.patching.ScoreCircuits, score).metrics) == 1
     ada.ask(ada.patching.CloseSession, patching_pb2.CloseSessionRequest(name=session))
 
@@ -175,10 +175,10 @@ def test_a_session_that_is_gone_is_so_for_its_owner_alone(secured: SecuredServer
 
 
 def test_lists_and_request_ids_are_each_users_own(secured: SecuredServer, ada: Stubs) -> None:
-    request = pb.CreateDiscoveryRequest(spec=spec(threshold=50.0), request_id="the same")
-    mine = ada.ask(ada.discovery.CreateDiscovery, request).discovery.name
+    request = pb.CreateJobRequest(spec=spec(threshold=50.0), request_id="the same")
+    mine = ada.ask(ada.job_stub.CreateJob, request).job.name
     with secured.as_user("bob") as bob, secured.as_user("root") as root:
-        theirs = bob.ask(bob.discovery.CreateDiscovery, request).discovery.name
+        theirs = bob.ask(bob.job_stub.CreateJob, request).job.name
         assert mine != theirs
         assert mine not in {job.name for job in bob.jobs()}
         assert theirs not in {job.name for job in ada.jobs()}
@@ -199,7 +199,7 @@ def test_a_token_ends_while_the_server_runs(secured: SecuredServer) -> None:
 
         wait_until(works, "the new token")
         name = brief.create_long()
-        stream = brief.ask(brief.discovery.WatchDiscovery, pb.WatchDiscoveryRequest(name=name))
+        stream = brief.ask(brief.job_stub.WatchJob, pb.WatchJobRequest(name=name))
         next(stream)
         secured.revoke("brief")
         wait_until(lambda: not works(), "the end of the token")

@@ -14,10 +14,10 @@ from helpers.api_server import RunningServer
 from helpers.api_server import objective as toy_measurement
 from helpers.api_server import spec as toy_spec
 from helpers.fake_engine import FakeEngine
-from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import discovery_pb2_grpc, patching_pb2, patching_pb2_grpc
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import jobs_pb2_grpc, patching_pb2, patching_pb2_grpc
 
-from pahq_server.jobs.calls import SessionLimits
+from pahq_server.jobs.session_calls import SessionLimits
 
 from .conftest import Figures
 from .secured import SecuredServer, objective, spec, wait_until
@@ -35,19 +35,19 @@ def test_no_work_is_started_for_calls_whose_time_is_up(figures: Figures) -> None
         busy = server.create(toy_spec())
         engine.wait_for_call()
         opened = len(engine.opened)
-        evaluate = pb.EvaluateCircuitRequest(objective=toy_measurement())
+        evaluate = patching_pb2.EvaluateCircuitRequest(objective=toy_measurement())
         session = patching_pb2.OpenSessionRequest(objective=toy_measurement())
         asked = [
             method.future(request, timeout=0.05)
             for _ in range(calls // 2)
             for method, request in (
-                (server.discovery.EvaluateCircuit, evaluate),
+                (server.patching.EvaluateCircuit, evaluate),
                 (server.patching.OpenSession, session),
             )
         ]
         assert {call.code() for call in asked} == {Code.DEADLINE_EXCEEDED}
         # The server hears of it a moment later than the client.
-        server.discovery.GetDiscovery(pb.GetDiscoveryRequest(name=busy.name))
+        server.job_stub.GetJob(pb.GetJobRequest(name=busy.name))
         engine.release()
         server.events(busy.name)
         server.assert_alive()
@@ -73,15 +73,15 @@ class Storm:
         async with grpc.aio.secure_channel(
             self._server.process.address, self._server.credentials()
         ) as channel:
-            discovery = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+            jobs = jobs_pb2_grpc.JobServiceStub(channel)
             patching = patching_pb2_grpc.PatchingServiceStub(channel)
             kinds = (
-                (discovery.EvaluateCircuit, pb.EvaluateCircuitRequest(objective=objective())),
-                (discovery.CreateDiscovery, pb.CreateDiscoveryRequest(spec=spec())),
+                (patching.EvaluateCircuit, patching_pb2.EvaluateCircuitRequest(objective=objective())),
+                (jobs.CreateJob, pb.CreateJobRequest(spec=spec())),
                 (patching.OpenSession, patching_pb2.OpenSessionRequest(objective=objective())),
             )
             storms = [self._late(gate, *kinds[i % 3], chance.uniform(0.001, 0.05)) for i in range(late)]
-            storms += [self._cancelled(gate, discovery) for _ in range(cancelled)]
+            storms += [self._cancelled(gate, jobs) for _ in range(cancelled)]
             chance.shuffle(storms)
             await asyncio.gather(*storms)
 
@@ -105,12 +105,12 @@ class Storm:
 
     async def _cancelled(self, gate: asyncio.Semaphore, stub: Any) -> None:
         async with gate:
-            created = await stub.CreateDiscovery(
-                pb.CreateDiscoveryRequest(spec=spec()), metadata=self._metadata, timeout=60
+            created = await stub.CreateJob(
+                pb.CreateJobRequest(spec=spec()), metadata=self._metadata, timeout=60
             )
-            name = created.discovery.name
-            cancel = pb.CancelDiscoveryRequest(name=name)
-            await stub.CancelDiscovery(cancel, metadata=self._metadata, timeout=60)
+            name = created.job.name
+            cancel = pb.CancelJobRequest(name=name)
+            await stub.CancelJob(cancel, metadata=self._metadata, timeout=60)
             self.codes["cancelled"] += 1
 
 
@@ -128,7 +128,7 @@ def storm(server: SecuredServer, late: int, cancelled: int, figures: Figures) ->
         wait_until(lambda: ada.info().memory.used_pages <= before, "pages to be given back")
         taken = time.monotonic() - begin
         states = {job.state for job in ada.jobs()}
-    assert states <= {pb.DISCOVERY_STATE_CANCELLED, pb.DISCOVERY_STATE_SUCCEEDED}
+    assert states <= {pb.JOB_STATE_CANCELLED, pb.JOB_STATE_SUCCEEDED}
     assert set(weather.codes) <= {"OK", "DEADLINE_EXCEEDED", "CANCELLED", "RESOURCE_EXHAUSTED", "cancelled"}
     assert weather.codes["DEADLINE_EXCEEDED"] > late / 10
     assert weather.codes["cancelled"] == cancelled

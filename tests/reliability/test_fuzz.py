@@ -15,7 +15,7 @@ import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
 
 from pahq_server.access.policy import POLICY
@@ -36,7 +36,7 @@ FINE = {
     Code.DEADLINE_EXCEEDED,  # of the test: what happens to make sense can take long
 }
 GROWTH_MIB = 64
-NAME = "users/ada/discoveries/0123456789abcdef0123456789abcdef"
+NAME = "users/ada/jobs/0123456789abcdef0123456789abcdef"
 
 
 def seeds() -> dict[str, Message]:
@@ -58,19 +58,19 @@ def seeds() -> dict[str, Message]:
     computed = objective(task=task_pb2.Task(prompts=right))
     edges = patching_pb2.EdgeList(names=["m3->logits", "a3.h7->m3"])
     hypothesis = patching_pb2.Hypothesis(removed=edges)
-    discovery, patching = "pahq.v1.DiscoveryService", "pahq.v1.PatchingService"
+    jobs, patching = "pahq.v1.JobService", "pahq.v1.PatchingService"
     reflection = "grpc.reflection.v1alpha.ServerReflection"
     return {
-        f"{discovery}/CreateDiscovery": pb.CreateDiscoveryRequest(
-            spec=spec(), request_id="a", validate_only=True
+        f"{jobs}/CreateJob": pb.CreateJobRequest(spec=spec(), request_id="a", validate_only=True),
+        f"{jobs}/GetJob": pb.GetJobRequest(name=NAME),
+        f"{jobs}/ListJobs": pb.ListJobsRequest(page_size=3, page_token="7"),
+        f"{jobs}/CancelJob": pb.CancelJobRequest(name=NAME),
+        f"{jobs}/DeleteJob": pb.DeleteJobRequest(name=NAME),
+        f"{jobs}/WatchJob": pb.WatchJobRequest(name=NAME, after_sequence=5),
+        f"{jobs}/GetArtifact": pb.GetArtifactRequest(name=NAME),
+        f"{patching}/EvaluateCircuit": patching_pb2.EvaluateCircuitRequest(
+            objective=computed, edges=["m3->logits"]
         ),
-        f"{discovery}/GetDiscovery": pb.GetDiscoveryRequest(name=NAME),
-        f"{discovery}/ListDiscoveries": pb.ListDiscoveriesRequest(page_size=3, page_token="7"),
-        f"{discovery}/CancelDiscovery": pb.CancelDiscoveryRequest(name=NAME),
-        f"{discovery}/DeleteDiscovery": pb.DeleteDiscoveryRequest(name=NAME),
-        f"{discovery}/WatchDiscovery": pb.WatchDiscoveryRequest(name=NAME, after_sequence=5),
-        f"{discovery}/GetCircuit": pb.GetCircuitRequest(name=NAME),
-        f"{discovery}/EvaluateCircuit": pb.EvaluateCircuitRequest(objective=computed, edges=["m3->logits"]),
         f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(objective=own),
         f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(
             name=NAME, hypotheses=[hypothesis] * 3
@@ -86,9 +86,19 @@ def seeds() -> dict[str, Message]:
         "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="pahq.v1.ModelService"),
         "grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest(service="nothing"),
         f"{reflection}/ServerReflectionInfo": reflection_pb2.ServerReflectionRequest(
-            file_containing_symbol="pahq.v1.Discovery"
+            file_containing_symbol="pahq.v1.Job"
         ),
     }
+
+
+def extension_seed() -> tuple[str, Message]:
+    """A request for a method by name, with all kinds of parameters."""
+    asked = pb.JobSpec(objective=objective())
+    asked.extension.method = "acdc"
+    asked.extension.parameters.update(
+        {"threshold": 0.1, "gates": True, "note": "x", "list": [1.0, None], "object": {"a": "b"}}
+    )
+    return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
 
 
 Mutation = Callable[[random.Random, bytes], bytes]
@@ -160,7 +170,7 @@ MUTATIONS: tuple[Mutation, ...] = (_flip, _cut, _splice, _noise, _insert, _neste
 
 
 def cases(number: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    chance, messages = random.Random(seed), list(seeds().items())
+    chance, messages = random.Random(seed), [*seeds().items(), extension_seed()]
     assert {method for method, _ in messages} == set(POLICY)
     for case in range(number):
         method, message = messages[case % len(messages)]

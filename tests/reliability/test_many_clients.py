@@ -17,8 +17,7 @@ from e2e.cases import Case, load_cases
 from e2e.process import ServerProcess
 
 from pahq_client import Client, JobHandle, Task
-from pahq_server.access.table import TokenTable
-from pahq_server.access.tokens import new_token
+from pahq_server.access.tokens import TokenTable, new_token
 from pahq_server.scheduler.fairness import jain
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE

@@ -14,7 +14,7 @@ import h2.exceptions
 import pytest
 from e2e.process import ServerProcess
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 
 from pahq_server.cli import main
 
@@ -84,8 +84,8 @@ def test_a_flood_without_credentials_keeps_nobody_out(
                 with secured.as_user(user) as stubs:
                     assert stubs.info().version
                     name = stubs.create(threshold=50.0)
-                    watch = pb.WatchDiscoveryRequest(name=name)
-                    assert list(stubs.ask(stubs.discovery.WatchDiscovery, watch))
+                    watch = pb.WatchJobRequest(name=name)
+                    assert list(stubs.ask(stubs.job_stub.WatchJob, watch))
     assert probe(secured) == 0
     secured.assert_alive()
 

@@ -10,7 +10,7 @@ from statistics import median
 import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
 
 from .conftest import Figures
@@ -19,7 +19,7 @@ from .secured import SecuredServer, objective
 
 LIMIT_MIB = 16
 MIB = 1 << 20
-METHODS = ("CreateDiscovery", "WatchDiscovery", "EvaluateCircuit")  # one answer, a stream of them, computing
+METHODS = ("CreateJob", "WatchJob", "EvaluateCircuit")  # one answer, a stream of them, computing
 REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], grpc.StatusCode.UNIMPLEMENTED.value[0]}
 
 # Bytes of a call, and how they are said to be compressed.
@@ -38,7 +38,7 @@ def attack(client: RawClient, method: str, name: str) -> tuple[Stream, float]:
     """What came, and after how many seconds."""
     data, encoding = ATTACKS[name]
     begin = time.monotonic()
-    stream = client.open(f"pahq.v1.DiscoveryService/{method}", grpc_encoding=encoding)
+    stream = client.open(f"pahq.v1.JobService/{method}", grpc_encoding=encoding)
     # The rest of what was said to come does not: a refusal must not wait for it.
     client.send(stream, data, end=False)
     return client.wait(stream), time.monotonic() - begin
@@ -74,7 +74,7 @@ def test_strangers_message_is_read(secured: SecuredServer, figures: Figures) -> 
     stranger._token = "pahq_nobody"
     with stranger as client, secured.peak() as peak:
         for _ in range(20):
-            stream = client.open("pahq.v1.DiscoveryService/CreateDiscovery")
+            stream = client.open("pahq.v1.JobService/CreateJob")
             client.send(stream, data, end=False)
             assert client.wait(stream).status == grpc.StatusCode.UNAUTHENTICATED.value[0]
     assert peak[0] <= 2 * LIMIT_MIB
@@ -85,7 +85,7 @@ def test_a_compressed_flag_without_an_encoding(secured: SecuredServer) -> None:
     bomb = framed(gzip.compress(bytes(1 << 28)), compressed=True)
     with RawClient(secured) as client, secured.peak() as peak:
         for encoding in ("identity", "br", "gzip, gzip", ""):
-            stream = client.open("pahq.v1.DiscoveryService/GetDiscovery", grpc_encoding=encoding)
+            stream = client.open("pahq.v1.JobService/GetJob", grpc_encoding=encoding)
             client.send(stream, bomb)
             assert client.wait(stream).status not in (None, 0)
     secured.assert_alive()
@@ -96,7 +96,7 @@ def test_a_message_that_never_comes(secured: SecuredServer) -> None:
     """Whoever does not send what was announced holds a call, and nothing else."""
     with RawClient(secured) as client, secured.peak() as peak:
         for _ in range(50):
-            stream = client.open("pahq.v1.DiscoveryService/GetDiscovery")
+            stream = client.open("pahq.v1.JobService/GetJob")
             client.send(stream, framed(b"x" * 10, length=LIMIT_MIB * MIB), end=False)
         secured.assert_alive()
     assert peak[0] <= 2 * LIMIT_MIB
@@ -156,9 +156,9 @@ SHAPES: dict[str, tuple[task_pb2.PromptTask, str]] = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_that_do_not_fit(name: str, secured: SecuredServer) -> None:
     prompts, field = SHAPES[name]
-    request = pb.EvaluateCircuitRequest(objective=objective(task=task_pb2.Task(prompts=prompts)))
+    request = patching_pb2.EvaluateCircuitRequest(objective=objective(task=task_pb2.Task(prompts=prompts)))
     with secured.as_user("ada") as ada, secured.peak() as peak, pytest.raises(grpc.RpcError) as caught:
-        ada.ask(ada.discovery.EvaluateCircuit, request)
+        ada.ask(ada.patching.EvaluateCircuit, request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
     assert field in caught.value.details()  # type: ignore[attr-defined]
     assert peak[0] <= 2 * LIMIT_MIB

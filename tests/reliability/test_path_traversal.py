@@ -20,7 +20,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2_grpc
-from pahq.v1 import discovery_pb2_grpc, model_pb2_grpc, patching_pb2_grpc, server_pb2_grpc
+from pahq.v1 import jobs_pb2_grpc, model_pb2_grpc, patching_pb2_grpc, server_pb2_grpc
 
 from pahq_server.demo import model_path
 
@@ -30,7 +30,7 @@ from .secured import LIMITS
 from .test_fuzz import seeds
 
 STUBS = {
-    "DiscoveryService": discovery_pb2_grpc.DiscoveryServiceStub,
+    "JobService": jobs_pb2_grpc.JobServiceStub,
     "ModelService": model_pb2_grpc.ModelServiceStub,
     "PatchingService": patching_pb2_grpc.PatchingServiceStub,
     "ServerService": server_pb2_grpc.ServerServiceStub,
@@ -52,7 +52,7 @@ def payloads(outside: Path) -> list[str]:
         "/dev/fd/",
         f"{outside}/",
         f"{outside}/data/../",
-        "users/local/discoveries/",
+        "users/local/jobs/",
     ]
     roots += ["hf://", "$HOME/", "`pwd`/", "models--x--y/snapshots/", "\u202e/", "-", "--data-dir="]
     found = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pahq.v1 import discovery_pb2, discovery_pb2_grpc
+from pahq.v1 import jobs_pb2, jobs_pb2_grpc
 
 from pahq_client import Client, Task, Unavailable
 from pahq_server.store.database import Database
@@ -86,14 +86,14 @@ def stop_in_mid_work(server: CrashingServer, name: str) -> int:
     with grpc.insecure_channel(server.address) as channel:
         states = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert next(states).status == SERVING
-        request = discovery_pb2.WatchDiscoveryRequest(name=name)
-        events = discovery_pb2_grpc.DiscoveryServiceStub(channel).WatchDiscovery(request)
+        request = jobs_pb2.WatchJobRequest(name=name)
+        events = jobs_pb2_grpc.JobServiceStub(channel).WatchJob(request)
         last = next(events).event.sequence
         server.process.terminate()
         with pytest.raises(grpc.RpcError) as caught:
             last = max(message.event.sequence for message in events)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert "the discovery goes on when it starts again" in caught.value.details()
+        assert "the job goes on when it starts again" in caught.value.details()
         assert next(states).status == NOT_SERVING
         return int(last)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from pahq.v1 import discovery_pb2 as pb
+from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import task_pb2
 
 from .conftest import Figures
@@ -21,7 +21,7 @@ from .secured import SecuredServer, Stubs, objective, wait_until
 
 SHORT, FULL = 20, 200
 MIB_PER_STREAM = 1.0
-WATCH = "pahq.v1.DiscoveryService/WatchDiscovery"
+WATCH = "pahq.v1.JobService/WatchJob"
 ROUNDS = 5
 # Takes several times as long as opening all streams, which so many first evaluations are left for.
 UNCOUNTED = 500
@@ -40,7 +40,7 @@ class NeverReading:
     def __init__(self, client: RawClient, name: str, count: int) -> None:
         self._client = client
         self.streams = [client.open(WATCH) for _ in range(count)]
-        request = framed(pb.WatchDiscoveryRequest(name=name).SerializeToString())
+        request = framed(pb.WatchJobRequest(name=name).SerializeToString())
         for stream in self.streams:
             client.send_at_once(stream, request)
 
@@ -55,7 +55,7 @@ def events_of(data: bytes) -> list[pb.Event]:
     events = []
     while data:
         size = int.from_bytes(data[1:5], "big")
-        events.append(pb.WatchDiscoveryResponse.FromString(data[5 : 5 + size]).event)
+        events.append(pb.WatchJobResponse.FromString(data[5 : 5 + size]).event)
         data = data[5 + size :]
     return events
 
@@ -71,8 +71,8 @@ class Slow:
             thread.start()
 
     def _watch(self, seen: list[pb.Event]) -> None:
-        request = pb.WatchDiscoveryRequest(name=self._name)
-        for answer in self._stubs.ask(self._stubs.discovery.WatchDiscovery, request, timeout=600):
+        request = pb.WatchJobRequest(name=self._name)
+        for answer in self._stubs.ask(self._stubs.job_stub.WatchJob, request, timeout=600):
             seen.append(answer.event)
             if answer.event.kind != pb.EVENT_KIND_END:
                 time.sleep(self._pause_s)
@@ -86,18 +86,23 @@ class Slow:
 def check(events: list[pb.Event]) -> None:
     """They go forward, and the last is the end."""
     assert events[-1].kind == pb.EVENT_KIND_END
-    assert events[-1].state == pb.DISCOVERY_STATE_SUCCEEDED
+    assert events[-1].state == pb.JOB_STATE_SUCCEEDED
     assert [event.kind for event in events].count(pb.EVENT_KIND_END) == 1
     assert all(a.sequence < b.sequence or a.queue_position != b.queue_position for a, b in pairwise(events))
 
 
-def finish(stubs: Stubs, name: str) -> int:
+def evaluations(stubs: Stubs, name: str) -> float:
+    """How many evaluations a job has behind it."""
+    return stubs.get(name).progress.figures["evaluations"]
+
+
+def finish(stubs: Stubs, name: str) -> float:
     """Waits for the end; returns the number of evaluations."""
-    for _ in stubs.ask(stubs.discovery.WatchDiscovery, pb.WatchDiscoveryRequest(name=name), timeout=600):
+    for _ in stubs.ask(stubs.job_stub.WatchJob, pb.WatchJobRequest(name=name), timeout=600):
         pass
     job = stubs.get(name)
-    assert job.state == pb.DISCOVERY_STATE_SUCCEEDED
-    return job.progress.evaluations
+    assert job.state == pb.JOB_STATE_SUCCEEDED
+    return job.progress.figures["evaluations"]
 
 
 def create(stubs: Stubs, number: int, task: task_pb2.Task | None = None) -> str:
@@ -172,17 +177,17 @@ def cost(server: SecuredServer, stubs: Stubs, number: int, watchers: int) -> flo
             NeverReading(client, name, watchers)
             slow = Slow(stubs, name, watchers, pause_s=0.3)
             stack.callback(slow.join)
-        wait_until(lambda: stubs.get(name).progress.evaluations >= UNCOUNTED, "the first evaluations")
+        wait_until(lambda: evaluations(stubs, name) >= UNCOUNTED, "the first evaluations")
         assert not watchers or all(slow.seen), "streams are still being opened"
-        before, done = cpu_by_thread(server), stubs.get(name).progress.evaluations
-        evaluations = finish(stubs, name) - done
+        before, done = cpu_by_thread(server), evaluations(stubs, name)
+        evaluated = finish(stubs, name) - done
         after = cpu_by_thread(server)
-    assert evaluations > UNCOUNTED, "too few were left to measure"
+    assert evaluated > UNCOUNTED, "too few were left to measure"
     spent = {thread: after[thread] - before.get(thread, 0.0) for thread in after}
     for events in slow.seen if watchers else ():
         check(events)
     # The thread that computes, by what it does.
-    return max(spent.values()) * 1000 / evaluations
+    return max(spent.values()) * 1000 / evaluated
 
 
 def cpu_by_thread(server: SecuredServer) -> dict[str, float]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
-from pahq_server.scheduler.places import Place
+from pahq_server.core.operations import Operation, ScorePasses
+from pahq_server.scheduler.run import QueuePosition
 from pahq_server.scheduler.scheduler import Scheduler
 
 # Starts a scheduler with some runs queued.
@@ -17,7 +18,7 @@ Start = Callable[..., Scheduler]
 
 
 class FakeRun:
-    """Asks for one row, so many times.
+    """Asks for one patched pass, so many times.
 
     Args:
         engine: prepares it.
@@ -27,9 +28,9 @@ class FakeRun:
     """
 
     def __init__(self, engine: FakeEngine, steps: int = 3, model: str = "toy", user: str = "local") -> None:
-        self.user, self.name = user, f"users/{user}/discoveries/1"
+        self.user, self.name = user, f"users/{user}/jobs/1"
         self.charged = 0.0
-        self.places: list[Place] = []
+        self.positions: list[QueuePosition] = []
         self.resolved = engine.resolve(replace(OBJECTIVE, model=model))
         self.steps, self.delivered = steps, 0
         self.at_end: Callable[[], None] = lambda: None
@@ -40,17 +41,18 @@ class FakeRun:
         self.breaks_at_begin = False
         self.breaks_at_end = False
 
-    def begin(self) -> Sequence[PatchedPass]:
+    def begin(self) -> Operation | None:
         if self.breaks_at_begin:
             raise KeyError("begin")
-        return self._rows()
+        return self._operation()
 
-    def deliver(self, scores: Sequence[float]) -> Sequence[PatchedPass]:
-        assert len(scores) == 1
+    def deliver(self, result: object) -> Operation | None:
+        assert isinstance(result, list)
+        assert len(result) == 1
         self.delivered += 1
         if self.breaks is not None:
             raise self.breaks
-        return self._rows() if self.delivered < self.steps else ()
+        return self._operation() if self.delivered < self.steps else None
 
     def stopped(self) -> bool:
         return self.stop_asked
@@ -68,8 +70,8 @@ class FakeRun:
     def charge(self, seconds: float) -> None:
         self.charged += seconds
 
-    def place(self, place: Place) -> None:
-        self.places.append(place)
+    def queued_at(self, position: QueuePosition) -> None:
+        self.positions.append(position)
 
     def wait(self) -> Exception | None:
         """The error that it ended with."""
@@ -77,5 +79,5 @@ class FakeRun:
         (error,) = self.ends
         return error
 
-    def _rows(self) -> Sequence[PatchedPass]:
-        return (PatchedPass(BaseCircuit(Circuit.full(self.resolved.graph))),)
+    def _operation(self) -> Operation | None:
+        return ScorePasses((PatchedPass(BaseCircuit(Circuit.full(self.resolved.graph))),))

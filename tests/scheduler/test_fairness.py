@@ -60,7 +60,7 @@ def test_charges_of_users_that_always_want_more_stay_close(
     patience = 0.0
     for _ in range(800):
         machine.step()
-        patience = max(patience, machine.accounts.patience)
+        patience = max(patience, machine.accounts.switch_margin)
     charges = [machine.seconds[user] / weight for user, weight in of_user.items()]
     assert max(charges) - min(charges) <= 2 * (patience + single)
 
@@ -185,7 +185,7 @@ def test_nobody_catches_up_without_end() -> None:
     accounts.measured_batch(1.0)
     accounts.spend("a", 1000.0)
     accounts.turn({"a", "b"})
-    assert 1000.0 - accounts.charge("b") == pytest.approx(8 * accounts.patience)
+    assert 1000.0 - accounts.charge("b") == pytest.approx(8 * accounts.switch_margin)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])

@@ -19,17 +19,17 @@ def test_a_run_gets_its_scores_and_ends_once(engine: FakeEngine, start: Start) -
     start(run)
     assert run.wait() is None
     assert run.delivered == 5
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
     assert engine.threads == {"pahq-worker"}
 
 
 def test_a_run_that_needs_nothing_ends_at_once(engine: FakeEngine, start: Start) -> None:
     run = FakeRun(engine)
-    run._rows = lambda: ()  # type: ignore[method-assign]
+    run._operation = lambda: None  # type: ignore[method-assign]
     start(run)
     assert run.wait() is None
     assert run.delivered == 0
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_runs_take_every_step_together(engine: FakeEngine, start: Start) -> None:
@@ -65,7 +65,7 @@ def test_a_run_that_comes_later_joins(engine: FakeEngine, start: Start) -> None:
 @pytest.mark.parametrize(
     "error", [NonFiniteMetricError("the metric is nan"), MemoryError("full"), KeyError("x")]
 )
-@pytest.mark.parametrize("place", ["open", "score"])
+@pytest.mark.parametrize("place", ["open", "run"])
 def test_a_failure_in_the_engine_ends_its_own_run_only(
     place: str, error: Exception, engine: FakeEngine, start: Start
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_failure_in_the_engine_ends_its_own_run_only(
     assert bad.wait() is error
     assert (good.wait(), other.wait()) == (None, None)
     assert (good.delivered, bad.delivered) == (3, 0)
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_a_run_without_room_waits_for_the_others_and_keeps_its_place(
@@ -88,7 +88,7 @@ def test_a_run_without_room_waits_for_the_others_and_keeps_its_place(
     assert [run.delivered for run in runs] == [3, 5, 1, 1]
     assert [resolved is run.resolved for resolved, run in zip(engine.opened, runs, strict=True)] == [True] * 4
     assert [sessions for sessions in engine.steps if sessions] == [[0, 1], [0, 1], [0, 1], [1, 2], [1, 3]]
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_a_run_that_waits_for_room_can_be_stopped(engine: FakeEngine, start: Start) -> None:
@@ -116,12 +116,12 @@ def test_a_run_that_fits_not_even_alone_fails_and_the_next_one_runs(engine: Fake
 
 
 def test_a_run_that_runs_out_of_room_on_its_way_fails_alone(engine: FakeEngine, start: Start) -> None:
-    error = engine.failures["bad"].score = ResourceExhaustedError("no beads left", 1.0)
+    error = engine.failures["bad"].run = ResourceExhaustedError("no beads left", 1.0)
     good, bad = FakeRun(engine), FakeRun(engine, model="bad")
     start(good, bad)
     assert bad.wait() is error
     assert (good.wait(), good.delivered) == (None, 3)
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 @pytest.mark.parametrize("place", ["begin", "deliver"])
@@ -134,7 +134,7 @@ def test_a_failure_in_a_search_ends_its_own_run_only(place: str, engine: FakeEng
     start(bad, good)
     assert isinstance(bad.wait(), KeyError if place == "begin" else ZeroDivisionError)
     assert good.wait() is None
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_a_session_that_cannot_be_closed_hurts_nobody(engine: FakeEngine, start: Start) -> None:
@@ -179,7 +179,7 @@ def test_a_stopped_run_gets_nothing_more(engine: FakeEngine, start: Start) -> No
     engine.release()
     assert (run.wait(), other.wait()) == (None, None)
     assert (run.delivered, other.delivered) == (1, 3)
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_a_run_that_is_stopped_before_a_batch_takes_no_other_out_of_it(
@@ -220,7 +220,7 @@ def test_close_ends_running_and_waiting_runs(engine: FakeEngine, start: Start) -
         error = run.wait()
         assert isinstance(error, ServerError)
         assert str(error) == "the server stopped"
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_after_close_a_run_ends_at_once(engine: FakeEngine, start: Start) -> None:

@@ -93,8 +93,8 @@ def test_a_claim_that_does_not_fit_alone_has_nothing_to_wait_for() -> None:
 def test_claims_that_lost_their_slot_to_lack_of_memory_come_back_one_at_a_time() -> None:
     slots, claims, _ = make(Limits(slots=4), *"aaaa")
     assert open_all(slots) == claims
-    slots.pause(claims[3], crowded=True)
-    slots.pause(claims[2], crowded=True)
+    slots.pause(claims[3], for_memory=True)
+    slots.pause(claims[2], for_memory=True)
     assert slots.next() is None
     slots.leave(claims[0])
     assert open_all(slots) == [claims[2]]
@@ -107,7 +107,7 @@ def test_when_all_lost_their_slots_one_goes_on() -> None:
     slots, claims, _ = make(Limits(slots=4), *"ab")
     open_all(slots)
     for claim in claims:
-        slots.pause(claim, crowded=True)
+        slots.pause(claim, for_memory=True)
     assert open_all(slots) == claims[:1]
 
 

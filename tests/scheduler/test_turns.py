@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import pytest
 from helpers.fake_engine import Failures, FakeEngine
@@ -11,21 +12,22 @@ from helpers.fake_engine import Failures, FakeEngine
 from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work
 from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
 from pahq_server.core.observer import Observer
+from pahq_server.core.operations import Operation
 from pahq_server.scheduler.scheduler import Scheduler
 
 from .fake_run import FakeRun
-from .test_held import FakeHolder
+from .test_interactive import FakeSession
 
-OPENING_S, ROW_S = 0.25, 1.0
+OPENING_S, PASS_S = 0.25, 1.0
 
 
 class TimedEngine(FakeEngine):
-    """Opening a session and scoring a row take pretended time; ``row_s`` says how much, by model."""
+    """Opening a session and scoring a pass take pretended time; ``pass_s`` says how much, by model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.row_s = {"toy": ROW_S}
+        self.pass_s = {"toy": PASS_S}
         self.after: Callable[[Work, Outcome], Outcome] = lambda work, outcome: outcome
         self.log: list[list[ResolvedObjective]] = []
 
@@ -36,24 +38,24 @@ class TimedEngine(FakeEngine):
         self.now += OPENING_S
         return super().open(resolved)
 
-    def score(self, work: Sequence[Work]) -> list[Outcome]:
-        self.log.append([self.open_sessions[item.session] for item in work])
+    def run(self, work: Sequence[Work]) -> list[Outcome]:
+        self.log.append([self.open_states[item.state] for item in work])
         for item in work:
-            self.now += self.row_s[self.open_sessions[item.session].objective.model] * len(item.rows)
-        return [self.after(*pair) for pair in zip(work, super().score(work), strict=True)]
+            self.now += self.pass_s[self.open_states[item.state].objective.model] * item.operation.weight
+        return [self.after(*pair) for pair in zip(work, super().run(work), strict=True)]
 
 
 class Counting(Observer):
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
         self.waited: list[float] = []
-        self.rows, self.seconds = 0, 0.0
+        self.passes, self.seconds = 0.0, 0.0
 
     def job_started(self, waited: float) -> None:
         self.waited.append(waited)
 
-    def batch(self, rows: int, seconds: float) -> None:
-        self.rows += rows
+    def batch(self, passes: float, seconds: float) -> None:
+        self.passes += passes
         self.seconds += seconds
 
     def preempted(self) -> None:
@@ -68,7 +70,7 @@ def engine() -> TimedEngine:
     engine = TimedEngine()
     for model in ("bad", "dear"):
         engine.failures[model] = Failures()
-    engine.row_s |= {"bad": ROW_S, "dear": 10 * ROW_S}
+    engine.pass_s |= {"bad": PASS_S, "dear": 10 * PASS_S}
     return engine
 
 
@@ -134,8 +136,8 @@ def test_a_preempted_run_goes_on_where_it_was(engine: TimedEngine, make: Make) -
     assert (long.delivered, short.delivered) == (40, 40)
     assert observer.seen["preempted"] == len(engine.opened) - 2 >= 2  # they take turns
     assert observer.waited == [OPENING_S, pytest.approx(observer.waited[1])]
-    assert (len(engine.log), observer.rows) == (80, 80)  # no row was scored twice
-    assert engine.open_sessions == {}
+    assert (len(engine.log), observer.passes) == (80, 80)  # no pass was scored twice
+    assert engine.open_states == {}
 
 
 def test_a_run_that_was_preempted_can_be_stopped(engine: TimedEngine, make: Make) -> None:
@@ -146,7 +148,7 @@ def test_a_run_that_was_preempted_can_be_stopped(engine: TimedEngine, make: Make
     scheduler.submit(second)
     engine.let()
     engine.wait_for_call()
-    assert list(engine.open_sessions.values()) == [second.resolved]
+    assert list(engine.open_states.values()) == [second.resolved]
     first.stop_asked = True
     engine.let()
     assert first.wait() is None
@@ -178,9 +180,9 @@ def test_all_time_is_charged_to_whose_work_it_was(engine: TimedEngine, make: Mak
     cheap, dear = many(engine, 2, "a", steps=8), many(engine, 1, "b", steps=4, model="dear")
     make(*cheap, *dear)
     assert [run.wait() for run in (*cheap, *dear)] == [None] * 3
-    assert [run.charged for run in cheap] == [pytest.approx(8 * ROW_S + OPENING_S)] * 2
+    assert [run.charged for run in cheap] == [pytest.approx(8 * PASS_S + OPENING_S)] * 2
     # The engine sweeps models apart: no part of what the dear one takes is charged to the others.
-    assert dear[0].charged == pytest.approx(40 * ROW_S + OPENING_S)
+    assert dear[0].charged == pytest.approx(40 * PASS_S + OPENING_S)
     assert sum(run.charged for run in (*cheap, *dear)) == pytest.approx(engine.now)
 
 
@@ -214,24 +216,24 @@ def test_a_user_has_no_more_slots_than_allowed(engine: TimedEngine, make: Make) 
 
 
 def test_a_session_that_always_asks_shares_with_jobs(engine: TimedEngine, make: Make) -> None:
-    class Eager(FakeHolder):
-        def next_rows(self) -> Sequence[object]:  # type: ignore[override]
+    class Eager(FakeSession):
+        def next_operation(self) -> Operation | None:
             self.wanted = 20
-            rows = super().next_rows()
+            operation = super().next_operation()
             self.wanted = 20
-            return rows
+            return operation
 
     engine.hold()
     eager, run = Eager(engine, user="eager"), FakeRun(engine, 100, user="a")
     eager.wanted = 20
     scheduler = make(run)
-    scheduler.hold(eager)  # type: ignore[arg-type]
+    scheduler.add_session(eager)  # type: ignore[arg-type]
     calls: list[int] = []
     run.at_end = lambda: calls.append(len(eager.outcomes))
     engine.release()
     assert run.wait() is None
     # It is one batch behind or two ahead.
-    assert abs(calls[0] * 20 * ROW_S - run.charged) <= 2 * 20 * ROW_S + 2 * OPENING_S
+    assert abs(calls[0] * 20 * PASS_S - run.charged) <= 2 * 20 * PASS_S + 2 * OPENING_S
     eager.given_up = True
     eager.wait_end()
 
@@ -241,20 +243,20 @@ def test_queued_runs_are_told_their_places(engine: TimedEngine, make: Make) -> N
     mine = many(engine, 5, "a", steps=4)
     scheduler = make(*mine, max_running=1)
     engine.wait_for_call()
-    assert [run.places[-1].position for run in mine[1:]] == [1, 2, 3, 4]
-    assert mine[1].places[-1].start_s is None  # nothing is known of any pace
-    assert mine[0].places == []
+    assert [run.positions[-1].position for run in mine[1:]] == [1, 2, 3, 4]
+    assert mine[1].positions[-1].start_s is None  # nothing is known of any pace
+    assert mine[0].positions == []
     after = many(engine, 2, "b", steps=4)
     for run in after:
         scheduler.submit(run)
     engine.let()
     engine.wait_for_call()  # b has its slot now
     waiting = [*mine[1:], after[1]]
-    assert sorted(run.places[-1].position for run in waiting) == [1, 2, 3, 4, 5]
+    assert sorted(run.positions[-1].position for run in waiting) == [1, 2, 3, 4, 5]
     engine.let(4)
     for _ in range(4):
         engine.wait_for_call()
-    starts = [run.places[-1].start_s for run in mine[2:]]
+    starts = [run.positions[-1].start_s for run in mine[2:]]
     assert all(start is not None for start in starts)
     assert starts == sorted(starts)  # type: ignore[type-var]
     for run in (*mine, *after):
@@ -267,8 +269,8 @@ def test_queued_runs_are_told_their_places(engine: TimedEngine, make: Make) -> N
 @pytest.mark.parametrize(
     ("wrong", "kind", "text"),
     [
-        ([], ServerError, "0 scores for 1 rows"),
-        ([1.0, 2.0], ServerError, "2 scores for 1 rows"),
+        ([], ServerError, "0 scores for 1 passes"),
+        ([1.0, 2.0], ServerError, "2 scores for 1 passes"),
         ([float("nan")], NonFiniteMetricError, "not finite"),
         ([float("-inf")], NonFiniteMetricError, "not finite"),
         (KeyError("x"), KeyError, "x"),
@@ -278,27 +280,25 @@ def test_a_wrong_outcome_ends_its_own_run_only(
     wrong: Outcome, kind: type[Exception], text: str, engine: TimedEngine, make: Make
 ) -> None:
     good, bad, other = (FakeRun(engine, user=user) for user in "aba")
-    engine.after = lambda work, outcome: (
-        wrong if engine.open_sessions[work.session] is bad.resolved else outcome
-    )
+    engine.after = lambda work, outcome: wrong if engine.open_states[work.state] is bad.resolved else outcome
     make(good, bad, other)
     error = bad.wait()
     assert isinstance(error, kind)
     assert text in str(error)
     assert (good.wait(), other.wait()) == (None, None)
     assert (good.delivered, bad.delivered) == (3, 0)
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
-def test_too_few_outcomes_end_what_was_scored_and_nothing_else(
+def test_too_few_outcomes_end_what_was_run_and_nothing_else(
     engine: TimedEngine, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = engine.score
-    monkeypatch.setattr(engine, "score", lambda work: score(work)[1:])
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda work: run(work)[1:])
     runs = many(engine, 2, "a")
     scheduler = make(*runs)
-    for run in runs:
-        assert str(run.wait()) == "the engine gave 1 outcomes for 2 jobs"
+    for each in runs:
+        assert str(each.wait()) == "the engine gave 1 outcomes for 2 operations"
     monkeypatch.undo()
     (late,) = many(engine, 1, "a")
     scheduler.submit(late)
@@ -351,11 +351,65 @@ def test_a_run_that_loses_its_memory_comes_back(engine: TimedEngine, make: Make)
     """Where two cannot be scored at once, each is scored while the other waits, and both end well."""
 
     def short(work: Work, outcome: Outcome) -> Outcome:
-        return ResourceExhaustedError("no beads", 1.0) if len(engine.open_sessions) > 1 else outcome
+        return ResourceExhaustedError("no beads", 1.0) if len(engine.open_states) > 1 else outcome
 
     engine.after = short
     runs = [FakeRun(engine, 3, user=user) for user in "ab"]
     make(*runs)
     assert [run.wait() for run in runs] == [None, None]
     assert [run.delivered for run in runs] == [3, 3]
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
+
+
+@dataclass(frozen=True)
+class Dear(Operation):
+    """An operation that is no scoring, and costs as much as so many patched passes."""
+
+    cost: float
+
+    @property
+    def weight(self) -> float:
+        return self.cost
+
+    def check(self, result: object) -> None:
+        if result != "done":
+            raise ServerError("it was not done")
+
+
+def run_of(engine: TimedEngine, operation: Operation, user: str) -> FakeRun:
+    run = FakeRun(engine, steps=4, user=user)
+    run.deliver = lambda result: FakeRun.deliver(run, [result])  # type: ignore[method-assign]
+    run._operation = lambda: operation  # type: ignore[method-assign]
+    return run
+
+
+def test_operations_of_one_class_run_together_and_are_charged_by_weight(
+    engine: TimedEngine, make: Make
+) -> None:
+    engine.operations[Dear] = lambda operation: "done"
+    light, heavy = run_of(engine, Dear(1.0), "a"), run_of(engine, Dear(3.0), "b")
+    scoring = FakeRun(engine, steps=4, user="c")
+    engine.hold()
+    make(light, heavy, scoring)
+    engine.release()
+    assert (light.wait(), heavy.wait(), scoring.wait()) == (None, None, None)
+    # A class at a time: nothing of another class is in a call of the engine.
+    assert {(light.resolved, heavy.resolved), (scoring.resolved,)} == {tuple(parts) for parts in engine.log}
+    assert [run.charged - OPENING_S for run in (light, heavy, scoring)] == [4.0, 12.0, 4.0]
+
+
+def test_an_operation_says_what_its_results_are(engine: TimedEngine, make: Make) -> None:
+    engine.operations[Dear] = lambda operation: "done" if operation.cost < 2 else "half done"
+    good, bad = run_of(engine, Dear(1.0), "a"), run_of(engine, Dear(2.0), "a")
+    make(good, bad)
+    assert str(bad.wait()) == "it was not done"
+    assert good.wait() is None
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_an_operation_that_costs_nothing_ends_its_run(weight: float, engine: TimedEngine, make: Make) -> None:
+    engine.operations[Dear] = lambda operation: "done"
+    good, free = run_of(engine, Dear(1.0), "a"), run_of(engine, Dear(weight), "a")
+    make(good, free)
+    assert "must be above 0" in str(free.wait())
+    assert good.wait() is None

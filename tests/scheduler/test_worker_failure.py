@@ -14,16 +14,16 @@ from pahq_server.core.observer import Observer
 from pahq_server.scheduler.scheduler import CHECKS, Scheduler
 
 from .fake_run import FakeRun
-from .test_held import FakeHolder
+from .test_interactive import FakeSession
 
 # What the worker calls, by the part that it belongs to.
 CALLS = [
     *(f"_slots.{name}" for name in ("add", "next", "opened", "leave", "batch_passed", "waiting", "lines")),
     *(f"_accounts.{name}" for name in ("attend", "turn", "spend", "measured_opening", "measured_batch")),
-    *(f"_teller.{name}" for name in ("tell", "ended")),
-    *(f"_held.{name}" for name in ("users", "collect", "waiting", "close")),
+    *(f"_notifier.{name}" for name in ("notify", "ended")),
+    *(f"_sessions.{name}" for name in ("users", "collect", "waiting", "close")),
     *(f"_observer.{name}" for name in ("batch", "job_started")),
-    *(f"_engine.{name}" for name in ("open", "score", "close")),
+    *(f"_engine.{name}" for name in ("open", "run", "close")),
     *(f"_{name}" for name in ("_take_in", "_arrange", "_open", "_batch", "_deliver", "_advance", "_finish")),
 ]
 ERRORS = [MemoryError("full"), RuntimeError("could not create a primitive"), SystemExit(3)]
@@ -66,9 +66,9 @@ def test_every_run_and_session_ends_whatever_breaks(call: str, at: int, error: B
     scheduler = Scheduler(engine, max_running=2, observer=Observer(), failed=told.set, check_pause_s=0)
     break_call(scheduler, call, error, at)
     runs = [FakeRun(engine, steps=3, user=user) for user in ("ada", "bob", "ada", "eve")]
-    holder = FakeHolder(engine)
-    holder.wanted = 1
-    scheduler.hold(holder)
+    session = FakeSession(engine)
+    session.wanted = 1
+    scheduler.add_session(session)
     for run in runs:
         scheduler.submit(run)
     scheduler.start()
@@ -77,14 +77,14 @@ def test_every_run_and_session_ends_whatever_breaks(call: str, at: int, error: B
     scheduler.submit(late)
     ends.append(late.wait())
     scheduler.close()
-    holder.wait_end()
+    session.wait_end()
     # The thread has ended: if it failed, it has told so by now.
     if not told.is_set():  # what broke concerned some jobs alone, or was never called
         assert all(end is None or end is error for end in ends)
     else:
         assert all(end is None or isinstance(end, ServerError) for end in ends)
     assert all(len(run.ends) == 1 for run in (*runs, late))
-    assert len(holder.ends) == 1
+    assert len(session.ends) == 1
 
 
 def test_what_comes_after_the_failure_ends_at_once() -> None:
@@ -96,11 +96,11 @@ def test_what_comes_after_the_failure_ends_at_once() -> None:
     scheduler.start()
     assert failed(first.wait())
     assert told.wait(PATIENCE_S)
-    late, holder = FakeRun(engine), FakeHolder(engine)
+    late, session = FakeRun(engine), FakeSession(engine)
     scheduler.submit(late)
-    scheduler.hold(holder)
+    scheduler.add_session(session)
     assert late.wait() is not None
-    assert holder.wait_end() is not None
+    assert session.wait_end() is not None
     scheduler.close()
 
 
@@ -141,7 +141,7 @@ def test_an_engine_that_recovers_scores_the_same_rows_again() -> None:
     assert engine.checks == 2
     scheduler.close()
     assert not told.is_set()
-    assert engine.open_sessions == {}
+    assert engine.open_states == {}
 
 
 def test_a_failure_of_a_job_alone_is_its_own() -> None:

@@ -14,8 +14,7 @@ from pahq_server.core.errors import InvalidRequestError, StorageError
 from pahq_server.store import backup
 from pahq_server.store.backup import back_up
 from pahq_server.store.database import Database
-from pahq_server.store.directory import DATABASE, LOCK
-from pahq_server.store.opening import StorageConfig, opened
+from pahq_server.store.directory import DATABASE, LOCK, StorageConfig, opened
 
 
 @pytest.fixture

@@ -14,8 +14,7 @@ import pytest
 from pahq_server.core.errors import StorageError
 from pahq_server.store import migrations
 from pahq_server.store.database import Database, as_storage_error
-from pahq_server.store.directory import DATABASE, DataDirectory
-from pahq_server.store.opening import StorageConfig, opened
+from pahq_server.store.directory import DATABASE, DataDirectory, StorageConfig, opened
 
 
 @pytest.fixture
@@ -38,28 +37,10 @@ def test_a_new_file_has_the_present_schema_and_a_second_start_changes_nothing(pa
     Database(path).close()
     version, tables = schema(path)
     assert version == len(migrations.scripts())
-    assert tables >= {"jobs", "verdicts", "results"}
+    assert tables >= {"jobs", "journal", "artifacts"}
     before = path.read_bytes()
     Database(path).close()
     assert path.read_bytes() == before
-
-
-def test_an_older_file_is_brought_up_and_keeps_what_it_holds(path: Path) -> None:
-    steps = migrations.scripts()
-    connection = sqlite3.connect(path, isolation_level=None)
-    migrations._run(connection, steps[0], 1)
-    connection.execute(
-        "INSERT INTO jobs (name, user, payload, state, created, error, decided, kept, metric, evaluations, "
-        "dropped, charged, deaths, total, tokens, revision, content, spec) VALUES "
-        "('users/a/discoveries/1', 'a', x'00', 6, 1.0, 'why', 0, 0, 0.0, 0, 0, 0.0, 0, 9, 1, 'r', x'00', '')"
-    )
-    connection.close()
-    assert schema(path)[0] == 1
-    database = Database(path)
-    with database.reading() as reader:
-        assert reader.execute("SELECT error FROM jobs").fetchone()[0] == "why"
-    database.close()
-    assert schema(path)[0] == len(steps)
 
 
 def test_a_migration_is_done_as_a_whole_or_not_at_all(path: Path) -> None:
@@ -137,7 +118,9 @@ def test_a_directory_that_cannot_be(where: str) -> None:
 def test_damage_is_found_at_the_start(path: Path) -> None:
     database = Database(path)
     with database.transaction("create", synced=True) as connection:
-        connection.executemany("INSERT INTO verdicts VALUES (?, 0, ?)", [(n, b"x" * 500) for n in range(500)])
+        connection.executemany(
+            "INSERT INTO journal VALUES (?, 0, 1, ?)", [(n, b"x" * 500) for n in range(500)]
+        )
     database.close()
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2 // 4096 * 4096)
@@ -158,16 +141,16 @@ def test_a_full_disk_is_no_damage_and_undoes_the_whole_transaction(path: Path) -
             _write_much(database, synced)
         assert not caught.value.damaged
         with database.reading() as reader:
-            assert reader.execute("SELECT count(*) FROM verdicts").fetchone()[0] == 0
+            assert reader.execute("SELECT count(*) FROM journal").fetchone()[0] == 0
     with database.transaction("create", synced=True) as it:
-        it.execute("INSERT INTO verdicts VALUES (1, 0, x'00')")
+        it.execute("INSERT INTO journal VALUES (1, 0, 1, x'00')")
     database.close()
 
 
 def _write_much(database: Database, synced: bool) -> None:
     with database.transaction("create", synced=synced) as connection:
         for number in range(1000):
-            connection.execute("INSERT INTO verdicts VALUES (?, 0, ?)", (number, b"x" * 4000))
+            connection.execute("INSERT INTO journal VALUES (?, 0, 1, ?)", (number, b"x" * 4000))
 
 
 @pytest.mark.parametrize(
@@ -195,10 +178,10 @@ def test_readers_do_not_wait_for_a_writer(path: Path) -> None:
 
     def read() -> None:
         with database.reading() as reader:
-            seen.append(reader.execute("SELECT count(*) FROM verdicts").fetchone()[0])
+            seen.append(reader.execute("SELECT count(*) FROM journal").fetchone()[0])
 
     with database.transaction("create", synced=True) as connection:
-        connection.execute("INSERT INTO verdicts VALUES (1, 0, x'00')")
+        connection.execute("INSERT INTO journal VALUES (1, 0, 1, x'00')")
         thread = threading.Thread(target=read)
         thread.start()
         thread.join(30)
@@ -213,8 +196,8 @@ def test_what_is_read_together_is_of_one_moment(path: Path, together: str, expec
     database, seen = Database(path), list[int]()
     with getattr(database, together)() as reader:
         for _ in range(2):
-            seen.append(reader.execute("SELECT count(*) FROM verdicts").fetchone()[0])
+            seen.append(reader.execute("SELECT count(*) FROM journal").fetchone()[0])
             with database.transaction("create", synced=True) as connection:
-                connection.execute("INSERT INTO verdicts VALUES (?, 0, x'00')", (len(seen),))
+                connection.execute("INSERT INTO journal VALUES (?, 0, 1, x'00')", (len(seen),))
     assert seen == expected
     database.close()

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 from helpers.fake_engine import PATIENCE_S
 
+from pahq_server.core.artifact import Progress
 from pahq_server.core.errors import StorageError
-from pahq_server.search.base import SearchProgress
 from pahq_server.store import database as database_module
 from pahq_server.store.database import NEEDS_LOCAL_DISK, Database, as_storage_error
-from pahq_server.store.directory import DATABASE, DataDirectory
+from pahq_server.store.directory import DATABASE, DataDirectory, StorageConfig, opened
 from pahq_server.store.jobs import SqliteJobStore
-from pahq_server.store.opening import StorageConfig, opened
 from pahq_server.store.records import JobState, Snapshot
 
 from .test_jobs import anybody, create, new, running, succeed
@@ -55,7 +54,7 @@ def test_the_worker_does_not_wait_for_the_disk_of_a_call(
 ) -> None:
     store = SqliteJobStore(Database(path))
     working, old = create(store, new(1)), create(store, new(2))
-    store.finish(old.id, Snapshot(JobState.FAILED, SearchProgress(0, 0, 0.0), 1.0, ended=2.0), 0, (), None)
+    store.finish(old.id, Snapshot(JobState.FAILED, Progress(), 1.0, ended=2.0), 0, b"", None)
     disk = SlowDisk(monkeypatch)
     calls: dict[str, Any] = {
         "create": lambda: create(store, new(3)),
@@ -66,7 +65,7 @@ def test_the_worker_does_not_wait_for_the_disk_of_a_call(
     call.start()
     assert disk.syncing.wait(PATIENCE_S), "the call does not wait for the disk"
     # All of this goes on meanwhile, here, while the call waits.
-    store.advance(working.id, running(working, 0), 0, ())
+    store.advance(working.id, running(working, 0), 0, b"")
     assert store.find(working.name).snapshot.state is JobState.RUNNING
     assert call.is_alive()
     disk.go.set()
@@ -106,9 +105,9 @@ def test_a_sync_reaches_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     database = Database(path)
     for _ in range(2):
         with database.transaction("create", synced=True) as connection:
-            connection.execute("INSERT OR REPLACE INTO verdicts VALUES (1, 0, x'00')")
+            connection.execute("INSERT OR REPLACE INTO journal VALUES (1, 0, 1, x'00')")
     with database.transaction("advance", synced=False) as connection:
-        connection.execute("DELETE FROM verdicts")
+        connection.execute("DELETE FROM journal")
     assert synced == [f"{path}-wal", str(path.parent), f"{path}-wal"]
     database.close()
 
@@ -273,9 +272,9 @@ def test_indexes_that_do_not_fit_are_made_again(path: Path, caplog: pytest.LogCa
     "damage",
     [
         "DROP INDEX jobs_by_log",
-        "ALTER TABLE results DROP COLUMN checksum",
+        "ALTER TABLE artifacts DROP COLUMN checksum",
         "CREATE TABLE more (x)",
-        "ALTER TABLE jobs RENAME COLUMN deaths TO drafts",
+        "ALTER TABLE jobs RENAME COLUMN crash_count TO crash_court",
     ],
 )
 def test_tables_that_are_not_those_of_this_version_are_refused(damage: str, path: Path) -> None:

@@ -5,33 +5,48 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers.fake_engine import GRAPH
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.errors import AlreadyExistsError, ConflictError, NotFoundError, ResourceExhaustedError
-from pahq_server.core.verdict import SearchResult, Verdict
-from pahq_server.search.base import SearchProgress
+from pahq_server.core.artifact import Artifact, Progress
+from pahq_server.core.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    NotFoundError,
+    ResourceExhaustedError,
+    StorageError,
+)
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 from pahq_server.store.jobs import SqliteJobStore
-from pahq_server.store.records import DiscoveryResult, JobRecord, JobState, NewJob, Retention, Snapshot, Usage
+from pahq_server.store.records import (
+    ArtifactSummary,
+    JobRecord,
+    JobState,
+    NewJob,
+    Retention,
+    Snapshot,
+    StoredArtifact,
+    Usage,
+)
 
-VERDICTS = [
-    Verdict(False, edge, edge / 3, edge / 7, edge % 3 == 0) for edge in reversed(range(GRAPH.num_edges))
-]
+# Of a method that nobody knows: the store does not read records, so they may be anything.
+RECORDS = [bytes([number]) * (number % 3) for number in range(46)]
+
+
+def packed(first: int, end: int) -> bytes:
+    return b"".join(RECORDS[first:end])
 
 
 def new(number: int, user: str = "ada", **changes: object) -> NewJob:
     job = NewJob(
-        name=f"users/{user}/discoveries/{number}",
+        name=f"users/{user}/jobs/{number}",
         user=user,
         request_id="",
         payload=b"p" * 32,
         spec="{}",
         prompts=None,
-        total=GRAPH.num_edges,
+        total=46,
+        unit="neurons",
         tokens=10,
         revision="r",
         content=b"c" * 32,
@@ -50,30 +65,25 @@ def create(store: SqliteJobStore, job: NewJob, reuse: bool = False) -> JobRecord
     return record
 
 
-def result() -> DiscoveryResult:
-    kept = np.zeros(GRAPH.num_edges, dtype=bool)
-    kept[[v.index for v in VERDICTS if v.kept]] = True
-    scores = np.array([v.delta for v in reversed(VERDICTS)])
-    search = SearchResult(Circuit(GRAPH, kept), scores, tuple(VERDICTS), 0.1, 0.0, 3.0)
-    return DiscoveryResult(GRAPH, "l2", search, {"version": "1"}, {"seconds": 2.5})
+def artifact(data: bytes = b"\0found") -> StoredArtifact:
+    found = Artifact("neuron_set", 3, data, {"metric": 0.1, "size": 7}, ("Watch out.", "Über all."))
+    return StoredArtifact(found, {"version": "1"}, {"seconds": 2.5})
 
 
-def running(record: JobRecord, evaluations: int) -> Snapshot:
-    progress = SearchProgress(evaluations, 1, 0.25)
-    return replace(
-        record.snapshot, state=JobState.RUNNING, started=1.5, progress=progress, evaluations=evaluations
-    )
+def running(record: JobRecord, records: int) -> Snapshot:
+    progress = Progress(records, "looking", {"kept": 1, "metric": 0.25})
+    return replace(record.snapshot, state=JobState.RUNNING, started=1.5, progress=progress, records=records)
 
 
 def succeed(store: SqliteJobStore, record: JobRecord, ended: float = 2000.0) -> None:
-    store.advance(record.id, running(record, 10), 0, VERDICTS[:10])
-    store.advance(record.id, running(record, 30), 10, VERDICTS[10:30])
-    now = replace(running(record, len(VERDICTS)), state=JobState.SUCCEEDED, ended=ended)
-    store.finish(record.id, now, 30, VERDICTS[30:], result())
+    store.advance(record.id, running(record, 10), 0, packed(0, 10))
+    store.advance(record.id, running(record, 30), 10, packed(10, 30))
+    now = replace(running(record, len(RECORDS)), state=JobState.SUCCEEDED, ended=ended)
+    store.finish(record.id, now, 30, packed(30, 46), artifact())
 
 
 def end(store: SqliteJobStore, record: JobRecord, state: JobState, ended: float = 2000.0) -> None:
-    store.finish(record.id, replace(record.snapshot, state=state, ended=ended), 0, (), None)
+    store.finish(record.id, replace(record.snapshot, state=state, ended=ended), 0, b"", None)
 
 
 def rows(store: SqliteJobStore, table: str) -> int:
@@ -91,8 +101,9 @@ def test_what_is_created_is_found(store: SqliteJobStore) -> None:
         '{"a": 1}',
     )
     assert store.prompts(record.id) == '{"clean": []}'
-    assert store.unfinished() == [record.name]
-    for missing in ("users/ada/discoveries/2", ""):
+    assert (record.total, record.unit) == (46, "neurons")
+    assert store.unfinished() == [record]
+    for missing in ("users/ada/jobs/2", ""):
         with pytest.raises(NotFoundError):
             store.find(missing)
 
@@ -123,73 +134,126 @@ def test_usage_is_each_users_own(store: SqliteJobStore) -> None:
     one, two, three = (create(store, new(number, tokens=number)) for number in (1, 2, 3))
     succeed(store, one)
     end(store, two, JobState.FAILED)
-    store.advance(three.id, running(three, 0), 0, ())
+    store.advance(three.id, running(three, 0), 0, b"")
     create(store, new(4, tokens=4))
     for user in ("ada", "bob"):
         store.create(new(9, user), lambda usage, computed: shown.append((usage, computed)), reuse=False)
     assert shown == [(Usage(queued=1, tokens=7, results=3), True), (Usage(0, 0, 0), True)]
 
 
-def test_verdicts_and_result_come_back(store: SqliteJobStore) -> None:
+def test_journal_and_artifact_come_back(store: SqliteJobStore) -> None:
     record = create(store, new(1))
-    assert store.result(record.name) is None
-    store.advance(record.id, running(record, 10), 0, VERDICTS[:10])
-    assert store.verdicts(record.id) == VERDICTS[:10]
-    assert store.find(record.name).snapshot == running(record, 10)
-    store.advance(record.id, running(record, 10), 10, ())
-    store.finish(
-        record.id,
-        replace(running(record, len(VERDICTS)), state=JobState.SUCCEEDED, ended=9.0),
-        10,
-        VERDICTS[10:],
-        result(),
+    assert store.artifact(record.name) is None
+    assert store.journal(record.id) == []
+    store.advance(record.id, running(record, 10), 0, packed(0, 10))
+    store.advance(record.id, running(record, 11), 10, packed(10, 11))
+    assert store.journal(record.id) == [packed(0, 10), packed(10, 11)]
+    assert store.find(record.name).snapshot == running(record, 11)
+    store.advance(record.id, running(record, 11), 11, b"")
+    now = replace(running(record, len(RECORDS)), state=JobState.SUCCEEDED, ended=9.0)
+    store.finish(record.id, now, 11, packed(11, 46), artifact())
+    assert store.artifact(record.name) == artifact()
+    found = store.find(record.name)
+    assert found.summary == artifact().summary
+    assert found.summary == ArtifactSummary(
+        "neuron_set", {"metric": 0.1, "size": 7}, ("Watch out.", "Über all.")
     )
-    found, expected = store.result(record.name), result()
-    assert found is not None
-    assert (found.graph, found.metric, found.request, found.run) == (
-        GRAPH,
-        "l2",
-        expected.request,
-        expected.run,
-    )
-    assert found.search.verdicts == expected.search.verdicts
-    assert found.search.circuit.key == expected.search.circuit.key
-    assert np.array_equal(found.search.scores, expected.search.scores)
-    assert (found.search.metric_value, found.search.metric_full, found.search.metric_empty) == (0.1, 0.0, 3.0)
+    assert found.snapshot == now
     assert store.unfinished() == []
+    assert rows(store, "journal") == 0  # the artifact holds it all
 
 
-def test_jobs_that_found_nothing_leave_no_verdicts(store: SqliteJobStore) -> None:
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.FAILED])
+def test_a_job_without_an_artifact_keeps_its_journal(state: JobState, store: SqliteJobStore) -> None:
     record = create(store, new(1))
-    store.advance(record.id, running(record, 10), 0, VERDICTS[:10])
-    end(store, record, JobState.CANCELLED)
-    assert rows(store, "verdicts") == 0
-    assert store.result(record.name) is None
+    store.advance(record.id, running(record, 10), 0, packed(0, 10))
+    store.finish(record.id, replace(running(record, 12), state=state, ended=9.0), 10, packed(10, 12), None)
+    assert store.journal(record.id) == [packed(0, 10), packed(10, 12)]
+    assert store.artifact(record.name) is None
+    assert store.find(record.name).summary is None
+    store.delete(record.name)
+    assert rows(store, "journal") == 0
 
 
-def test_beginning_again_drops_verdicts_and_keeps_the_job(store: SqliteJobStore) -> None:
+def test_a_snapshot_counts_the_records_that_come_with_it(store: SqliteJobStore) -> None:
     record = create(store, new(1))
-    store.advance(record.id, running(record, 10), 0, VERDICTS[:10])
+    for now, first in ((running(record, 0), 0), (running(record, 3), 4)):
+        with pytest.raises(ValueError, match="cannot include new ones"):
+            store.advance(record.id, now, first, b"x")
+    assert store.find(record.name) == record
+    assert store.journal(record.id) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("DELETE FROM journal WHERE first = 0", "before number 10 are missing"),
+        ("DELETE FROM journal WHERE first = 10", "before number 12 are missing"),
+        ("DELETE FROM journal WHERE first = 12", "12 journal records instead of 15"),
+        ("UPDATE journal SET log = 2", "0 journal records instead of 15"),
+        ("UPDATE journal SET first = first + 1", "before number 1 are missing"),
+        ("UPDATE journal SET count = count + 1 WHERE first = 12", "from record 12 on cannot be read"),
+        ("UPDATE journal SET data = zeroblob(length(data))", "from record 0 on cannot be read"),
+        ("UPDATE journal SET data = 'text'", "from record 0 on cannot be read"),
+        ("UPDATE journal SET data = x''", "from record 0 on cannot be read"),
+    ],
+)
+def test_a_damaged_journal_is_noticed(damage: str, named: str, store: SqliteJobStore) -> None:
+    record = create(store, new(1))
+    for first, end in ((0, 10), (10, 12), (12, 15)):
+        store.advance(record.id, running(record, end), first, packed(first, end))
+    with store._database.transaction("test", synced=True) as connection:
+        connection.execute(damage)
+    with pytest.raises(StorageError, match=named) as caught:
+        store.journal(record.id)
+    assert caught.value.damaged
+
+
+def test_figures_that_are_not_finite_are_not_stored(store: SqliteJobStore) -> None:
+    record = create(store, new(1))
+    now = replace(record.snapshot, progress=Progress(1, "", {"metric": float("nan")}))
+    with pytest.raises(ValueError, match="JSON"):
+        store.advance(record.id, now, 0, b"")
+    assert store.find(record.name) == record
+
+
+def test_beginning_again_drops_the_journal_and_keeps_the_job(store: SqliteJobStore) -> None:
+    record = create(store, new(1))
+    store.advance(record.id, running(record, 10), 0, packed(0, 10))
     now = replace(running(record, 0), dropped=10)
     store.begin_again(record.id, b"d" * 32, now)
-    assert store.verdicts(record.id) == []
+    assert store.journal(record.id) == []
     assert (store.find(record.name).content, store.find(record.name).snapshot) == (b"d" * 32, now)
 
 
-# Reusing results
+def test_a_condemned_job_fails_and_says_why(store: SqliteJobStore) -> None:
+    record = create(store, new(1))
+    store.advance(record.id, running(record, 10), 0, packed(0, 10))
+    failed = store.condemn(store.find(record.name), "its prompts cannot be read")
+    assert store.find(record.name) == failed
+    assert failed.snapshot.state is JobState.FAILED
+    assert failed.snapshot.error.startswith("its prompts cannot be read: delete it")
+    assert failed.snapshot.sequence > running(record, 10).sequence
+    assert store.journal(record.id) == []
+    store.delete(record.name)
+    assert rows(store, "jobs") == rows(store, "journal") == 0
 
 
-def test_an_equal_job_of_the_same_user_takes_the_result_over(store: SqliteJobStore) -> None:
+# Reusing artifacts
+
+
+def test_an_equal_job_of_the_same_user_takes_the_artifact_over(store: SqliteJobStore) -> None:
     first = create(store, new(1))
-    assert create(store, new(2), reuse=True).snapshot.state is JobState.QUEUED  # there is no result yet
+    assert create(store, new(2), reuse=True).snapshot.state is JobState.QUEUED  # there is no artifact yet
     succeed(store, first)
     again = create(store, new(3), reuse=True)
     assert again.snapshot.state is JobState.SUCCEEDED
-    assert again.snapshot.evaluations == len(VERDICTS)
+    assert again.snapshot.records == len(RECORDS)
     assert again.snapshot.created == again.snapshot.ended == 1003.0
-    found = store.result(again.name)
+    found = store.artifact(again.name)
     assert found is not None
-    assert found.search.verdicts == tuple(VERDICTS)
+    assert found.artifact == artifact().artifact
+    assert store.find(again.name).summary == artifact().summary
     assert found.run == {"seconds": 2.5, "from_cache": True}
     others = [new(4, "bob"), new(5, content=b"d" * 32)]
     assert [create(store, job, reuse=True).snapshot.state for job in others] == [JobState.QUEUED] * 2
@@ -197,21 +261,21 @@ def test_an_equal_job_of_the_same_user_takes_the_result_over(store: SqliteJobSto
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_a_result_lives_as_long_as_one_job_has_it(order: tuple[int, int], store: SqliteJobStore) -> None:
+def test_an_artifact_lives_as_long_as_one_job_has_it(order: tuple[int, int], store: SqliteJobStore) -> None:
     first = create(store, new(1))
     succeed(store, first)
     names = [first.name, create(store, new(2), reuse=True).name]
     store.delete(names[order[0]])
-    found = store.result(names[order[1]])
+    found = store.artifact(names[order[1]])
     assert found is not None
-    assert found.search.verdicts == tuple(VERDICTS)
-    assert rows(store, "results") == 1
+    assert found.artifact == artifact().artifact
+    assert rows(store, "artifacts") == 1
     store.delete(names[order[1]])
-    assert rows(store, "results") == rows(store, "verdicts") == rows(store, "jobs") == 0
+    assert rows(store, "artifacts") == rows(store, "journal") == rows(store, "jobs") == 0
 
 
 def test_ids_are_never_used_twice(store: SqliteJobStore) -> None:
-    """Else a new job could come by the verdicts of an old one."""
+    """Else a new job could come by the records of an old one."""
     first = create(store, new(1))
     succeed(store, first)
     store.delete(first.name)
@@ -240,7 +304,7 @@ def test_unfinished_jobs_cannot_be_deleted(store: SqliteJobStore) -> None:
     with pytest.raises(ConflictError, match="is CANCELLING"):
         store.delete(record.name)
     with pytest.raises(NotFoundError):
-        store.delete("users/ada/discoveries/7")
+        store.delete("users/ada/jobs/7")
 
 
 def test_retention_counts_each_users_finished_jobs(store: SqliteJobStore) -> None:
@@ -250,10 +314,10 @@ def test_retention_counts_each_users_finished_jobs(store: SqliteJobStore) -> Non
     end(store, create(store, new(5, "bob")), JobState.FAILED)
     assert store.prune(Retention(jobs=2), 3000.0, user="bob") == 0
     assert store.prune(Retention(jobs=2), 3000.0) == 2
-    left = ["users/bob/discoveries/5", waiting.name, "users/ada/discoveries/3", "users/ada/discoveries/2"]
+    left = ["users/bob/jobs/5", waiting.name, "users/ada/jobs/3", "users/ada/jobs/2"]
     assert [record.name for record in store.page(None, 10, None)] == left
     assert store.prune(Retention(jobs=2), 3000.0) == 0
-    assert rows(store, "results") == 2
+    assert rows(store, "artifacts") == 2
 
 
 def test_many_old_jobs_go_in_portions(store: SqliteJobStore) -> None:
@@ -274,7 +338,7 @@ def test_retention_goes_by_the_end_of_a_job(store: SqliteJobStore) -> None:
     assert store.prune(Retention(jobs=None, seconds=None), 1e9) == 0
 
 
-def test_a_result_is_read_whole_while_its_job_is_deleted(tmp_path: Path) -> None:
+def test_an_artifact_is_read_whole_while_its_job_is_deleted(tmp_path: Path) -> None:
     store = SqliteJobStore(Database(tmp_path / DATABASE))
     other = SqliteJobStore(Database(tmp_path / DATABASE))
     record = create(store, new(1))
@@ -284,17 +348,17 @@ def test_a_result_is_read_whole_while_its_job_is_deleted(tmp_path: Path) -> None
 
     def delete(statement: str) -> None:
         nonlocal deleting
-        if "FROM verdicts" in statement and not deleting:
+        if "JOIN artifacts" in statement and not deleting:
             deleting = True
             other.delete(record.name)
 
     reader.set_trace_callback(delete)
-    found = store.result(record.name)
+    found = store.artifact(record.name)
     reader.set_trace_callback(None)
     assert deleting
     assert found is not None
-    assert found.search.verdicts == tuple(VERDICTS)
+    assert found.artifact == artifact().artifact
     with pytest.raises(NotFoundError):
-        store.result(record.name)
+        store.artifact(record.name)
     store.close()
     other.close()

@@ -1,4 +1,4 @@
-"""Which token a text is as an answer, and what is said where that is not what somebody would expect."""
+"""Which token a text is as an answer, and the warnings where that may not be what was meant."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helpers.tokenizers import gpt_like, letters_only, llama_like, words_only
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import BuiltinTask, PromptTask
 from pahq_server.models.tokenizer import PretrainedTokenizer
-from pahq_server.tasks.ioi_sentences import NAMES
+from pahq_server.tasks.ioi import NAMES
 from pahq_server.tasks.resolve import Limits, ResolvedTask, resolve, resolve_task
 
 PROMPT = "Lily and Tom went to the park. Lily gave the ball to"
@@ -25,7 +25,7 @@ def ask(tokenizer: PretrainedTokenizer, answer: Any, prompt: Any = PROMPT, **mor
 
 
 def found(tokenizer: PretrainedTokenizer, answer: str, prompt: Any = PROMPT, **more: Any) -> str:
-    """The token of an answer about which nothing is said."""
+    """Returns the token of an answer that gives no warning."""
     resolved = ask(tokenizer, answer, prompt, **more)
     assert resolved.warnings == ()
     assert resolved.task.answers is not None
@@ -33,7 +33,7 @@ def found(tokenizer: PretrainedTokenizer, answer: str, prompt: Any = PROMPT, **m
 
 
 def warned(tokenizer: PretrainedTokenizer, answer: str, prompt: Any = PROMPT) -> tuple[str, str]:
-    """The token of an answer, and the one warning."""
+    """Returns the token of an answer that gives one warning, and the warning."""
     resolved = ask(tokenizer, answer, prompt)
     assert resolved.task.answers is not None
     (warning,) = resolved.warnings
@@ -119,7 +119,7 @@ def test_a_space_at_the_end_of_a_prompt() -> None:
     assert "does not follow the prompt: tokenized together, they" in warning
     assert "end in 'ĠTom'; leave out spaces at the end of the prompt." in warning
     assert "' Tom' does, as the token 'ĠTom'" in warning
-    # What Llama's tokenizer makes of "Tom" is what would follow a space anyway.
+    # For Llama's tokenizer "Tom" by itself is the token that would also follow a space.
     assert found(LLAMA, "Tom", prompt=f"{PROMPT} ") == "▁Tom"
 
 
@@ -188,7 +188,7 @@ def test_letters_that_are_left_out_of_answers() -> None:
 
 def test_long_answers_are_not_tokenized() -> None:
     class Counting:
-        """As the tokenizer, with counts of what it was asked."""
+        """Counts the calls of a tokenizer."""
 
         longest_token_bytes, unknown_id = GPT.longest_token_bytes, None
         encode, token_strings, left_out = GPT.encode, GPT.token_strings, GPT.left_out

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.tasks.ioi import generate, single_token_names
-from pahq_server.tasks.ioi_sentences import NAMES, PLACES, TEMPLATES, THINGS
+from pahq_server.tasks.ioi import NAMES, PLACES, TEMPLATES, THINGS, generate, single_token_names
 
 STORY_NAMES = "Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo"
 
@@ -29,7 +28,7 @@ class Words:
 
 
 class Letters:
-    """A tokenizer without any name that is one token."""
+    """A tokenizer in which no name is a single token."""
 
     def encode(self, text: str) -> list[int]:
         return self.encode_plain(text)
@@ -39,7 +38,7 @@ class Letters:
 
 
 class LastWordCounts(Words):
-    """Single-token names whose length in a sentence depends on what they are."""
+    """A tokenizer in which names are single tokens, but have different lengths in a sentence."""
 
     def encode(self, text: str) -> list[int]:
         return self.encode_plain(text) + [0] * text.count("Tom")
@@ -96,7 +95,7 @@ def test_prompts_are_distinct() -> None:
 
 def test_more_prompts_than_there_are_distinct_ones_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     for constant in ("TEMPLATES", "PLACES", "THINGS"):
-        monkeypatch.setattr(f"pahq_server.tasks.ioi_sentences.{constant}", globals()[constant][:1])
+        monkeypatch.setattr(f"pahq_server.tasks.ioi.{constant}", globals()[constant][:1])
     clean = generate(Words(NAMES[:5]), 500, seed=0).clean
     assert len(set(clean)) == 5 * 4 * 2
 

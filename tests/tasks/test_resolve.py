@@ -1,4 +1,4 @@
-"""From what a client sends to token ids: every bad input names its field, its prompt and the value."""
+"""Resolving a task. Errors name the field, the prompt and the value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_TOKENIZER = "is text, but the model has no tokenizer: send token ids"
 
 
 class Letters:
-    """One token per letter: its place in the alphabet. Puts 0 before every prompt, as BOS."""
+    """One token per letter, numbered by the alphabet. Puts 0 before each prompt, as a BOS token."""
 
     def encode(self, text: str) -> list[int]:
         return [0, *self.encode_plain(text)]
@@ -23,7 +23,7 @@ class Letters:
 
 
 class Silent:
-    """Has no special tokens, so that an empty text is an empty prompt."""
+    """Without special tokens, so that an empty text is an empty prompt."""
 
     def encode(self, text: str) -> list[int]:
         return Letters().encode_plain(text)

@@ -1,4 +1,4 @@
-"""Sizes of texts are checked before they are tokenized; messages quote tokens; losses are told."""
+"""Sizes are checked before texts are tokenized; messages quote tokens; lost characters give warnings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GPT = gpt_like(["Tom", "Lily"])
 
 
 class Recording:
-    """One token per character; keeps the lengths of the texts that it was given."""
+    """One token per character; records the lengths of the texts that it tokenizes."""
 
     longest_token_bytes, unknown_id = 4, None
 
@@ -86,7 +86,7 @@ def test_texts_are_no_longer_than_a_job_has_memory_for() -> None:
     assert TaskTexts(tokenizer, limits).most_bytes == 2 * 4 * 10_000
     error = refusal(PromptTask(clean=("a" * 80_001,)), tokenizer, limits)
     assert error.detail.endswith("are taken, as a job has memory for 10000 tokens: shorten it")
-    # What is only shown needs no memory of a job, but has to fit into a message.
+    # Texts that are only shown take no memory of a job, but must fit into a message.
     assert TaskTexts(tokenizer, limits, most_shown=20_000).most_bytes == 2 * 4 * 20_000
 
 
@@ -223,7 +223,7 @@ def test_long_texts_are_quoted_by_both_ends() -> None:
     assert quoted("a" * 500 + "\n") == f"'{'a' * 40}'…'{'a' * 39}\\n'"
 
 
-# What is shown on request
+# Showing how texts are tokenized
 
 
 def test_a_text_is_shown_as_a_prompt_and_as_an_answer() -> None:
@@ -283,7 +283,7 @@ def test_no_more_tokens_are_shown_than_a_message_holds() -> None:
 
 def test_no_more_bytes_are_shown_than_a_message_holds() -> None:
     class LongTokens(Recording):
-        """Its vocabulary writes a token with very many characters."""
+        """A vocabulary in which one token is written with very many characters."""
 
         def token_strings(self, ids: list[int]) -> list[str]:
             return ["\u0120" * (MAX_SHOWN_BYTES // 8) for _ in ids]

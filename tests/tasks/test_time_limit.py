@@ -1,4 +1,4 @@
-"""Tokenizing has a time limit, and what cannot be stopped holds up nobody else."""
+"""Tokenizing has a time limit, and a thread that cannot be stopped does not delay others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Work = Callable[[Callable[[], bool]], str]
 
 
 class Stuck:
-    """Work that does not end before the test says so."""
+    """Work that ends only when the test allows it."""
 
     def __init__(self) -> None:
         self.go_on, self.ended = threading.Event(), threading.Event()
@@ -100,7 +100,7 @@ def test_a_tokenizer_that_hangs_is_refused_at_once_until_it_comes_back(stuck: St
 
 
 def _when_free(limit: TimeLimit) -> str:
-    """The thread is counted for a moment after its work has ended."""
+    """A thread still counts as stuck for a moment after its work has ended."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         try:
@@ -111,7 +111,7 @@ def _when_free(limit: TimeLimit) -> str:
 
 
 def test_a_real_expression_that_explodes() -> None:
-    """Seconds within one text, in a library that cannot be interrupted."""
+    """One text takes seconds in a library that cannot be interrupted."""
     bomb, other = loaded(with_bomb()), gpt_like(["Tom"])
     limit, task = TimeLimit(Bounds(text_s=SHORT_S, stuck=1)), PromptTask((("a" * 29 + "!") * 40,))
 
@@ -121,7 +121,7 @@ def test_a_real_expression_that_explodes() -> None:
     assert "took longer than" in give_up(limit, work).detail
     with pytest.raises(ResourceExhaustedError):
         limit.run(work)
-    # Meanwhile other tokenizers work, in this thread as well.
+    # Other tokenizers work meanwhile, also in this thread.
     assert len(other.encode(" Tom")) == 1
     assert _when_free(limit) == "back"
 
@@ -159,7 +159,7 @@ def test_who_waits_is_told_when_the_server_stops(stuck: Stuck) -> None:
 
 
 def test_waiting_for_a_processor_does_not_count() -> None:
-    """Twice the limit by the clock, and next to nothing of computing."""
+    """Takes twice the limit of wall-clock time, and hardly any CPU time."""
 
     def work(out_of_time: Callable[[], bool]) -> str:
         time.sleep(2 * 10 * SHORT_S)
@@ -169,7 +169,7 @@ def test_waiting_for_a_processor_does_not_count() -> None:
 
 
 def test_generating_prompts_counts() -> None:
-    """Each text is quick, all together are not."""
+    """Each text is fast, but all of them together are not."""
     given_up = threading.Event()
 
     class Slow:

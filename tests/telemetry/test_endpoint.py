@@ -12,7 +12,7 @@ import pytest
 from helpers.scrape import scrape, value
 from prometheus_client import CollectorRegistry, Gauge
 
-from pahq_server.telemetry.endpoint import READERS, MetricsEndpoint
+from pahq_server.telemetry.endpoint import MAX_CONNECTIONS, MetricsEndpoint
 
 
 @pytest.fixture
@@ -63,12 +63,12 @@ def test_silent_and_rude_readers_do_not_keep_others_waiting(endpoint: MetricsEnd
 def test_many_readers_at_once_take_no_more_threads_than_there_are(endpoint: MetricsEndpoint) -> None:
     host, _, port = endpoint.address.rpartition(":")
     before = threading.active_count()
-    silent = [socket.create_connection((host, int(port))) for _ in range(3 * READERS)]
+    silent = [socket.create_connection((host, int(port))) for _ in range(3 * MAX_CONNECTIONS)]
     # Those beyond the limit are sent away at once.
-    for connection in silent[READERS:]:
+    for connection in silent[MAX_CONNECTIONS:]:
         connection.settimeout(30)
         assert connection.recv(1) == b""
-    assert threading.active_count() <= before + READERS
+    assert threading.active_count() <= before + MAX_CONNECTIONS
     for connection in silent:
         connection.close()
     deadline = time.monotonic() + 30
@@ -96,7 +96,7 @@ class Drip:
 
 def test_dripping_readers_do_not_keep_others_out(endpoint: MetricsEndpoint) -> None:
     """As many as there are threads: the oldest makes room for a scrape."""
-    drips = [Drip(endpoint.address) for _ in range(READERS)]
+    drips = [Drip(endpoint.address) for _ in range(MAX_CONNECTIONS)]
     try:
         value_found, end = None, time.monotonic() + 30
         while value_found is None and time.monotonic() < end:
@@ -108,7 +108,7 @@ def test_dripping_readers_do_not_keep_others_out(endpoint: MetricsEndpoint) -> N
                 time.sleep(0.05)
         assert value_found == 42
         # Only as many were sent away as had to be.
-        assert sum(drip.drip() for drip in drips) >= READERS // 2
+        assert sum(drip.drip() for drip in drips) >= MAX_CONNECTIONS // 2
     finally:
         for drip in drips:
             drip.connection.close()

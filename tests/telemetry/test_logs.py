@@ -59,7 +59,7 @@ def test_lines_say_what_they_are_about() -> None:
     def write(logger: logging.Logger) -> None:
         with (
             log_context(request_id="r1", method="S/M", user="ada"),
-            log_context(job="users/ada/discoveries/1"),
+            log_context(job="users/ada/jobs/1"),
         ):
             logger.info("working")
 
@@ -67,11 +67,11 @@ def test_lines_say_what_they_are_about() -> None:
     assert fields["request_id"] == "r1"
     assert fields["method"] == "S/M"
     assert fields["user"] == "ada"
-    assert fields["job"] == "users/ada/discoveries/1"
+    assert fields["job"] == "users/ada/jobs/1"
     assert (
         written(TextFormatter(), write)
         .strip()
-        .endswith("working [request_id=r1 method=S/M user=ada job=users/ada/discoveries/1]")
+        .endswith("working [request_id=r1 method=S/M user=ada job=users/ada/jobs/1]")
     )
     assert current().job == ""
 

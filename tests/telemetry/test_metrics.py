@@ -1,14 +1,29 @@
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from helpers.scrape import parse, value
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 
-from pahq_server.telemetry.metrics import MAX_REASONS, REASONS, WATCH, Metrics
+from pahq_server.core.engine import HeadStoreUsage, MemoryUsage
+from pahq_server.telemetry.metrics import MAX_REASONS, REASONS, WATCH, Metrics, PulledMetrics, Sources
 
-CREATE = "pahq.v1.DiscoveryService/CreateDiscovery"
+CREATE = "pahq.v1.JobService/CreateJob"
+
+USAGE = MemoryUsage(
+    page_bytes=16,
+    pages=70,
+    used=60,
+    shared=50,
+    peak_used=65,
+    scratch_bytes=400,
+    preemptions=3,
+    head_store=HeadStoreUsage(hits=7, misses=2, bytes_moved=1024),
+)
 
 
 @pytest.fixture
@@ -22,24 +37,24 @@ def told(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float
 
 def test_what_happens_is_counted(metrics: Metrics) -> None:
     metrics.job_started(2.0)
-    metrics.batch(rows=3, seconds=0.25)
-    metrics.batch(rows=64, seconds=0.5)
-    metrics.search_advanced(evaluations=5, rows=8, wasted=2)
+    metrics.batch(passes=3, seconds=0.25)
+    metrics.batch(passes=64, seconds=0.5)
+    metrics.method_advanced(records=5, passes=8, wasted=2)
     metrics.preempted()
     metrics.rejected("quota")
     metrics.rejected("quota")
-    metrics.job_ended("users/ada/discoveries/1", "failed", 3.0)
+    metrics.job_ended("users/ada/jobs/1", "failed", 3.0)
     now = told(metrics)
     assert value(now, "pahq_queue_wait_seconds_sum") == 2.0
     assert value(now, "pahq_queue_wait_seconds_bucket", le="1.0") == 0
     assert value(now, "pahq_queue_wait_seconds_bucket", le="5.0") == 1
-    assert value(now, "pahq_batch_rows_sum") == 67
-    assert value(now, "pahq_batch_rows_bucket", le="4.0") == 1
+    assert value(now, "pahq_batch_passes_sum") == 67
+    assert value(now, "pahq_batch_passes_bucket", le="4.0") == 1
     assert value(now, "pahq_batch_duration_seconds_count") == 2
     assert value(now, "pahq_batch_duration_seconds_sum") == 0.75
     assert value(now, "pahq_evaluations_total") == 5
-    assert value(now, "pahq_search_rows_total", outcome="accepted") == 6
-    assert value(now, "pahq_search_rows_total", outcome="wasted") == 2
+    assert value(now, "pahq_search_passes_total", outcome="accepted") == 6
+    assert value(now, "pahq_search_passes_total", outcome="wasted") == 2
     assert value(now, "pahq_job_preemptions_total") == 1
     assert value(now, "pahq_rejections_total", reason="quota") == 2
     assert value(now, "pahq_rejections_total", reason="auth") == 0
@@ -67,7 +82,7 @@ def test_no_client_can_make_the_server_remember_more_and_more(metrics: Metrics) 
         metrics.call_started(f"any.Service/Method{number}")
         metrics.call_ended(f"any.Service/Method{number}", f"CODE{number}", 0.1)
         metrics.rejected(f"reason {number}")
-        metrics.job_ended(f"users/u{number}/discoveries/{number}", f"state {number}", 1.0)
+        metrics.job_ended(f"users/u{number}/jobs/{number}", f"state {number}", 1.0)
 
     for number in range(MAX_REASONS + 1):
         everything(number)
@@ -92,3 +107,48 @@ def test_names_help_and_labels_follow_the_rules(metrics: Metrics) -> None:
         assert labels <= {"method", "code", "reason", "state", "outcome", "le"}
         if family.type == "histogram" and "duration" in family.name:
             assert family.name.endswith("_seconds")
+
+
+# What is read when Prometheus asks
+
+
+def pulled(sources: Sources) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    registry = CollectorRegistry()
+    registry.register(PulledMetrics(sources))
+    return parse(generate_latest(registry).decode())
+
+
+def test_sources_are_read_at_every_scrape(tmp_path: Path) -> None:
+    jobs = {"queued": 2, "running": 1}
+    sources = Sources(lambda: USAGE, lambda: jobs, lambda: 4, tmp_path)
+    now = pulled(sources)
+    assert value(now, "pahq_jobs", state="queued") == 2
+    assert value(now, "pahq_sessions_open") == 4
+    states = {state: value(now, "pahq_pages", state=state) for state in ("used", "shared", "free")}
+    assert states == {"used": 60, "shared": 50, "free": 10}
+    assert value(now, "pahq_pages_peak") == 65
+    assert value(now, "pahq_page_size_bytes") == 16
+    assert value(now, "pahq_scratch_bytes") == 400
+    assert value(now, "pahq_memory_preemptions_total") == 3
+    assert value(now, "pahq_head_store_hits_total") == 7
+    assert value(now, "pahq_head_store_misses_total") == 2
+    assert value(now, "pahq_head_store_moved_bytes_total") == 1024
+    assert 0 < value(now, "pahq_data_dir_free_bytes") <= value(now, "pahq_data_dir_size_bytes")
+    jobs["queued"] = 0
+    assert value(pulled(sources), "pahq_jobs", state="queued") == 0
+
+
+def test_a_server_that_stores_nothing_tells_of_no_disk() -> None:
+    now = pulled(Sources(lambda: USAGE, dict, lambda: 0))
+    assert not [name for name, _ in now if name.startswith("pahq_data_dir")]
+
+
+def test_a_source_that_fails_does_not_hide_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> Mapping[str, int]:
+        raise RuntimeError("no database")
+
+    with caplog.at_level(logging.ERROR):
+        now = pulled(Sources(lambda: USAGE, broken, lambda: 4))
+    assert value(now, "pahq_sessions_open") == 4
+    assert not [name for name, _ in now if name == "pahq_jobs"]
+    assert "metrics could not be read" in caplog.text

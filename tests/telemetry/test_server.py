@@ -15,8 +15,8 @@ import grpc
 import pytest
 from e2e.process import ServerProcess
 from helpers.scrape import Samples, scrape, value
-from pahq.v1 import discovery_pb2 as pb
-from pahq.v1 import discovery_pb2_grpc, task_pb2
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import jobs_pb2_grpc, methods_pb2, task_pb2
 
 from pahq_client import Circuit, Client, PahqError, Task
 from pahq_server.cli import main
@@ -27,7 +27,7 @@ PAIR = {
     "clean": [" When Mary and John went, John gave it to"],
     "corrupted": [" When Mary and John went, Mary gave it to"],
 }
-CREATE = "pahq.v1.DiscoveryService/CreateDiscovery"
+CREATE = "pahq.v1.JobService/CreateJob"
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def test_a_discovery_shows_in_the_metrics(told: Told) -> None:
     assert value(now, "pahq_jobs_ended_total", state="succeeded") == 1
     assert value(now, "pahq_queue_wait_seconds_count") == 1
     assert value(now, "pahq_evaluations_total") == told.circuit.num_evaluations
-    rows = sum(value(now, "pahq_search_rows_total", outcome=name) for name in ("accepted", "wasted"))
+    passes = sum(value(now, "pahq_search_passes_total", outcome=name) for name in ("accepted", "wasted"))
     # Also the full model and the empty circuit are computed.
-    assert told.circuit.num_evaluations <= rows < value(now, "pahq_batch_rows_sum")
+    assert told.circuit.num_evaluations <= passes < value(now, "pahq_batch_passes_sum")
     assert value(now, "pahq_batch_duration_seconds_sum") > 0
     assert value(now, "pahq_rpc_duration_seconds_count", method=CREATE, code="OK") == 1
     assert value(now, "pahq_rpcs_in_flight", method=CREATE) == 0
@@ -126,7 +126,7 @@ def _fail_in_many_ways(address: str, token: str) -> None:
             with suppress(PahqError):
                 client.evaluate(model, marked(PAIR), edges)
         with suppress(PahqError):
-            client.job(f"users/ada/discoveries/{MARK}").result(timeout=5)
+            client.job(f"users/ada/jobs/{MARK}").result(timeout=5)
     with Client(address, token=WRONG_TOKEN) as client, suppress(PahqError):
         client.submit("demo", marked(PAIR), threshold=0.5)
     _send_odd_messages(address, token)
@@ -141,13 +141,14 @@ def _send_odd_messages(address: str, token: str) -> None:
     )
     prompts = task_pb2.PromptTask(clean=[task_pb2.Prompt(text=MARK)], corrupted=[task_pb2.Prompt(text=MARK)])
     objective = pb.Objective(model="demo", task=task_pb2.Task(prompts=prompts), metric=MARK)
-    request = pb.CreateDiscoveryRequest(spec=pb.DiscoverySpec(objective=objective, method=MARK))
+    method = methods_pb2.ExtensionParameters(method=MARK)
+    request = pb.CreateJobRequest(spec=pb.JobSpec(objective=objective, extension=method))
     with grpc.insecure_channel(address) as channel:
-        stub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+        stub = jobs_pb2_grpc.JobServiceStub(channel)
         for extra in ((), metadata[:1], metadata[:2], metadata):
             with suppress(grpc.RpcError):
-                stub.CreateDiscovery(request, metadata=extra, timeout=30)
-        raw = channel.unary_unary("/pahq.v1.DiscoveryService/CreateDiscovery")
+                stub.CreateJob(request, metadata=extra, timeout=30)
+        raw = channel.unary_unary("/pahq.v1.JobService/CreateJob")
         with suppress(grpc.RpcError):
             raw(b"\xff" + MARK.encode() + request.SerializeToString()[:20], metadata=metadata[:1], timeout=30)
         with suppress(grpc.RpcError):

@@ -5,12 +5,11 @@ import re
 import pytest
 from helpers.scrape import scrape, value
 
-from pahq_server.cli.command import make_parser
-from pahq_server.cli.options import telemetry as options
 from pahq_server.core.engine import MemoryUsage
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.telemetry.pulled import Sources
-from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
+from pahq_server.core.observer import Observer
+from pahq_server.telemetry.metrics import Sources
+from pahq_server.telemetry.telemetry import Observers, Telemetry
 
 BUILD = {"version": "1.2.3", "torch": "9"}
 USAGE = MemoryUsage(page_bytes=16, pages=7, used=6, shared=5, peak_used=6, scratch_bytes=4, preemptions=3)
@@ -24,7 +23,7 @@ def address_of(caplog: pytest.LogCaptureFixture) -> str:
 
 def test_everything_is_on_one_page(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        telemetry = Telemetry(TelemetryConfig("127.0.0.1:0"), ["S/M"], BUILD)
+        telemetry = Telemetry(["S/M"], BUILD, "127.0.0.1:0")
     telemetry.read(Sources(lambda: USAGE, lambda: {"queued": 1}, lambda: 0))
     telemetry.observer.call_started("S/M")
     telemetry.observer.call_ended("S/M", "OK", 0.1)
@@ -40,9 +39,9 @@ def test_everything_is_on_one_page(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_two_servers_in_one_process_count_for_themselves(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        first = Telemetry(TelemetryConfig("127.0.0.1:0"), [], BUILD)
+        first = Telemetry([], BUILD, "127.0.0.1:0")
         address = address_of(caplog)
-        second = Telemetry(TelemetryConfig("127.0.0.1:0"), [], BUILD)
+        second = Telemetry([], BUILD, "127.0.0.1:0")
     second.observer.preempted()
     assert value(scrape(address), "pahq_job_preemptions_total") == 0
     first.close()
@@ -50,7 +49,7 @@ def test_two_servers_in_one_process_count_for_themselves(caplog: pytest.LogCaptu
 
 
 def test_nothing_listens_unless_asked_to(caplog: pytest.LogCaptureFixture) -> None:
-    telemetry = Telemetry(TelemetryConfig(), [], BUILD)
+    telemetry = Telemetry([], BUILD)
     telemetry.observer.batch(1, 0.1)
     telemetry.close()
     assert "metrics on" not in caplog.text
@@ -58,38 +57,32 @@ def test_nothing_listens_unless_asked_to(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_taken_address_is_refused(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        telemetry = Telemetry(TelemetryConfig("127.0.0.1:0"), [], BUILD)
+        telemetry = Telemetry([], BUILD, "127.0.0.1:0")
     with pytest.raises(InvalidRequestError, match="metrics_listen"):
-        Telemetry(TelemetryConfig(address_of(caplog)), [], BUILD)
+        Telemetry([], BUILD, address_of(caplog))
     telemetry.close()
 
 
-ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
+class Notes(Observer):
+    """Writes down some of what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def batch(self, passes: int, seconds: float) -> None:
+        self.told.append((passes, seconds))
+
+    def preempted(self) -> None:
+        self.told.append("preempted")
 
 
-@pytest.mark.parametrize(
-    ("environment", "traces"),
-    [
-        ({}, False),
-        (ENDPOINT, True),
-        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4317"}, True),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
-        (ENDPOINT | {"OTEL_SDK_DISABLED": "TRUE"}, False),
-        (ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"}, False),
-        (ENDPOINT | {"OTEL_TRACES_EXPORTER": "otlp"}, True),
-    ],
-)
-def test_the_environment_asks_for_traces(environment: dict[str, str], traces: bool) -> None:
-    given = make_parser().parse_args(["serve", "--metrics-listen", "127.0.0.1:7301"])
-    assert options.config(given, environment) == TelemetryConfig("127.0.0.1:7301", traces)
-
-
-@pytest.mark.parametrize("text", ["7301", ":7301", "host:", "host:x", "::1:7301", "[host]:1", "host:70000"])
-def test_addresses_that_are_none(text: str) -> None:
-    with pytest.raises(SystemExit):
-        make_parser().parse_args(["serve", "--metrics-listen", text])
-
-
-@pytest.mark.parametrize("text", ["127.0.0.1:7301", "[::1]:0", "0.0.0.0:65535", "metrics.lab:80"])
-def test_addresses(text: str) -> None:
-    assert make_parser().parse_args(["serve", "--metrics-listen", text]).metrics_listen == text
+def test_every_observer_is_told_everything() -> None:
+    first, second = Notes(), Notes()
+    both = Observers([first, second])
+    both.batch(3, seconds=0.5)
+    both.preempted()
+    both.rejected("quota")  # none of them overrides it
+    assert first.told == second.told == [(3, 0.5), "preempted"]
+    public = [name for name in vars(Observer) if not name.startswith("_")]
+    assert len(public) > 5
+    assert all(name in vars(both) for name in public)

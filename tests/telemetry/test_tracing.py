@@ -14,11 +14,11 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from pahq_server.core.context import log_context
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.telemetry.telemetry import Telemetry, TelemetryConfig
+from pahq_server.telemetry.telemetry import Telemetry
 from pahq_server.telemetry.tracing import Tracing, otlp_tracing
 
 NOW_NS = 5_000_000_000
-CREATE = "pahq.v1.DiscoveryService/CreateDiscovery"
+CREATE = "pahq.v1.JobService/CreateJob"
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def test_a_call_is_a_span_that_ends_now(tracing: Tracing, exporter: InMemorySpan
     assert (span.start_time, span.end_time) == (NOW_NS - 2_000_000_000, NOW_NS)
     assert span.attributes == {
         "rpc.system": "grpc",
-        "rpc.service": "pahq.v1.DiscoveryService",
-        "rpc.method": "CreateDiscovery",
+        "rpc.service": "pahq.v1.JobService",
+        "rpc.method": "CreateJob",
         "rpc.response.status_code": "OK",
         "pahq.request_id": "r1",
     }
@@ -63,11 +63,11 @@ def test_faults_of_the_server_are_errors(
 
 
 def test_jobs_and_batches_are_spans(tracing: Tracing, exporter: InMemorySpanExporter) -> None:
-    tracing.batch(rows=32, seconds=0.5)
-    tracing.job_ended("users/ada/discoveries/1", "failed", 3.0)
+    tracing.batch(passes=32, seconds=0.5)
+    tracing.job_ended("users/ada/jobs/1", "failed", 3.0)
     batch, job = exporter.get_finished_spans()
-    assert (batch.name, batch.attributes) == ("batch", {"pahq.rows": 32})
-    assert job.attributes == {"pahq.job": "users/ada/discoveries/1", "pahq.state": "failed"}
+    assert (batch.name, batch.attributes) == ("batch", {"pahq.passes": 32})
+    assert job.attributes == {"pahq.job": "users/ada/jobs/1", "pahq.state": "failed"}
     assert job.status.status_code is StatusCode.ERROR
 
 
@@ -99,7 +99,7 @@ def test_spans_reach_a_collector_by_the_end(monkeypatch: pytest.MonkeyPatch) -> 
     server.start()
     monkeypatch.setattr("pahq_server.telemetry.tracing.CLOSE_S", 30.0)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    telemetry = Telemetry(TelemetryConfig(tracing=True), (), {"version": "1"})
+    telemetry = Telemetry((), {"version": "1"}, tracing=True)
     telemetry.observer.batch(1, 0.1)
     telemetry.observer.call_ended(CREATE, "OK", 0.1)
     telemetry.close()
@@ -121,4 +121,4 @@ def test_without_its_packages_asking_for_traces_is_refused(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "pahq_server.telemetry.tracing")
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(InvalidRequestError, match=r"pahq\[tracing\]"):
-        Telemetry(TelemetryConfig(tracing=True), (), {"version": "1"})
+        Telemetry((), {"version": "1"}, tracing=True)

@@ -16,7 +16,7 @@ from pahq_server.engine.metrics import Scores
 from pahq_server.engine.sparse.executor import SharedModel, SparseExecutor, score_together
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
-from pahq_server.memory.errors import OutOfPagesError
+from pahq_server.memory.pool import OutOfPagesError
 from pahq_server.models.architecture import Model
 
 logger = logging.getLogger(__name__)

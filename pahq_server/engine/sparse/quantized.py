@@ -29,12 +29,11 @@ from pahq_server.core.graph import Graph
 from pahq_server.engine.sparse.variants import Index, MergedVariants, as_tensor
 from pahq_server.engine.sparse.weights import BOTH_QUANTIZED, PairPrecision, SparseWeights
 from pahq_server.models.architecture import Model
-from pahq_server.models.resident import QuantizedLayer
-from pahq_server.models.rounding import round_layers, round_unembedding
-from pahq_server.precision.linear import Operand, linear
+from pahq_server.models.resident import QuantizedLayer, round_layers, round_unembedding
+from pahq_server.precision.linear import RoundedInput, linear
 from pahq_server.precision.policy import Policy
 from pahq_server.precision.products import matmul
-from pahq_server.precision.quantized import Matrix, Quantized, floats
+from pahq_server.precision.quantized import Matrix, Quantized, to_floats
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class QuantizedUnembedding:
     """
 
     def __init__(
-        self, w_u: Matrix, inputs: Tensor | Operand, shape: Sequence[int], dtype: torch.dtype
+        self, w_u: Matrix, inputs: Tensor | RoundedInput, shape: Sequence[int], dtype: torch.dtype
     ) -> None:
         self._w_u, self._inputs, self._shape, self._dtype = w_u, inputs, shape, dtype
         # The columns that were asked for last, with their matrix, which is converted once for all passes.
@@ -169,7 +168,7 @@ class QuantizedUnembedding:
         positions = self._shape[1]
         some = slice(passes.start * positions, min(passes.stop, self._shape[0]) * positions)
         w = self._matrix(columns)
-        if isinstance(self._inputs, Operand):
+        if isinstance(self._inputs, RoundedInput):
             inputs = self._inputs.rows(some)
             product = inputs.times(w) if isinstance(w, Quantized) else matmul(inputs.x, w)
         else:
@@ -179,7 +178,7 @@ class QuantizedUnembedding:
 
     def values(self) -> Tensor:
         """Returns the changes of the input as they are multiplied, after rounding: [V, N, D]."""
-        inputs = self._inputs.values() if isinstance(self._inputs, Operand) else self._inputs
+        inputs = self._inputs.values() if isinstance(self._inputs, RoundedInput) else self._inputs
         return inputs.view(*self._shape)
 
     def _matrix(self, columns: slice) -> Matrix:
@@ -188,10 +187,10 @@ class QuantizedUnembedding:
             some = w[:, columns] if isinstance(w, Tensor) else w.outputs(columns.start, columns.stop)
             if (
                 isinstance(some, Quantized)
-                and isinstance(self._inputs, Operand)
+                and isinstance(self._inputs, RoundedInput)
                 and self._inputs.scale is None
             ):
-                some = floats(some, self._dtype)
+                some = to_floats(some, self._dtype)
             self._last = columns, some
         return self._last[1]
 
@@ -261,7 +260,7 @@ class QuantizedLinears:
         if isinstance(self._w_u, Tensor):
             return QuantizedUnembedding(self._w_u, flat.to(self._w_u.dtype), dn.shape, dn.dtype)
         inputs = self._policy.inputs_of(self._w_u.data.numel())
-        operand = Operand.of(flat.contiguous(), inputs, self._policy.terms)
+        operand = RoundedInput.of(flat.contiguous(), inputs, self._policy.terms)
         return QuantizedUnembedding(self._w_u, operand, dn.shape, dn.dtype)
 
     def probability_weighted_columns(self, p: Tensor) -> Tensor | None:
@@ -277,7 +276,7 @@ class QuantizedLinears:
         total = p.new_zeros(len(p), w.data.shape[0])
         for first in range(0, p.shape[-1], WEIGHTED_COLUMNS):
             outputs = slice(first, first + WEIGHTED_COLUMNS)
-            part = floats(w.outputs(outputs.start, outputs.stop), p.dtype)
+            part = to_floats(w.outputs(outputs.start, outputs.stop), p.dtype)
             total += p[:, outputs] @ part.T
         return total
 

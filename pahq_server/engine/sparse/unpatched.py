@@ -22,8 +22,8 @@ from pahq_server.engine import transformer
 from pahq_server.engine.sparse.memory import PagedTensors
 from pahq_server.engine.sparse.positions import PositionSet, TokenLayout
 from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.memory.pages import consecutive
 from pahq_server.memory.prefix import PrefixCache, chain
-from pahq_server.memory.runs import consecutive
 from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import LayerWeights, Model
 from pahq_server.precision.products import matmul

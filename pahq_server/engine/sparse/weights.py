@@ -20,7 +20,7 @@ from pahq_server.engine import transformer
 from pahq_server.models.architecture import Activation, Model, Weights
 from pahq_server.models.resident import QuantizedLayer
 from pahq_server.precision.products import inner, matmul, sums
-from pahq_server.precision.quantized import Matrix, floats
+from pahq_server.precision.quantized import Matrix, to_floats
 
 # How many values are worked on at once: 512 KiB of them stay in a core's cache.
 CACHED = 1 << 17
@@ -201,7 +201,7 @@ class SparseWeights:
         return torch.cat([self._floats(weights.w_gate), self._floats(weights.w_in)], 1)
 
     def _floats(self, matrix: Matrix) -> Tensor:
-        return floats(matrix, self.dtype)
+        return to_floats(matrix, self.dtype)
 
     def mlp_out(self, layer: int) -> Tensor:
         """Returns W_out of an MLP: [M, D]."""

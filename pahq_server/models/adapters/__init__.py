@@ -1,10 +1,8 @@
-"""One module per checkpoint format; each offers ``architecture``, ``ends`` and ``layer``.
+"""One module per checkpoint format, listed in `registry`, which also says what such a module has to offer.
 
-``architecture(config)`` reads a configuration and raises InvalidRequestError (field ``model``) for
-anything it cannot represent exactly; ``ends(architecture, config, checkpoint)`` reads all weights but the
-layers', ``layer(architecture, config, index, checkpoint)`` those of one layer.
-
-Formats of transformers declare what they account for: ``FIELDS``, the fields of their ``config.json``;
-``BUFFERS``, tensors that may be left when all weights have been read; ``PREFIX``, the name of the wrapped
-module, which names of tensors may or may not begin with.
+A module of a transformers format declares the fields of the configuration (``FIELDS``), the tensors that may
+stand beside the weights (``BUFFERS``) and the prefix of names of tensors (``PREFIX``), and has three short
+functions: ``architecture`` reads the configuration, ``embeddings`` the weights outside the layers, ``layer``
+those of one layer. `common` holds what several formats share. `hooked` and `hooked_config` read the format of
+TransformerLens.
 """

@@ -1,4 +1,4 @@
-"""Steps that several checkpoint formats share."""
+"""What several checkpoint formats share: fields of configurations, names of tensors, splitting into heads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.architecture import Activation, Architecture
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.kinds import FLAG, LAYERS, SIZE, Kind
+from pahq_server.models.config_fields import FLAG, LAYERS, SIZE, FieldType
 
 _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
@@ -26,7 +26,8 @@ _ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 
-# Fields of any format without effect on the logits of an unpadded prompt in evaluation mode.
+# Fields of any format that have no effect on the logits of an unpadded prompt in evaluation mode: names and
+# types, how models are run and trained, and how text is generated.
 _NAMES = frozenset(
     [
         "_name_or_path",
@@ -72,7 +73,6 @@ _RUNNING = frozenset(
         "_attn_implementation_autoset",
     ]
 )
-# Settings of generation, which transformers drops from the configuration of a model.
 _GENERATION = frozenset(
     [
         "assistant_confidence_threshold",
@@ -110,7 +110,7 @@ _GENERATION = frozenset(
     ]
 )
 IGNORED = _NAMES | _RUNNING | _GENERATION
-# What GPT-2 and its descendants say of heads that nothing here has.
+# Settings of GPT-2's classification head, which language models do not have.
 SUMMARY = frozenset(
     [
         "summary_type",
@@ -123,7 +123,8 @@ SUMMARY = frozenset(
 )
 
 _ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-# Fields of other formats and of forks that would change the function, with the values that say "not here".
+# Fields of other formats and of forks that would change what is computed, with the values at which they do
+# not.
 FIXED: Mapping[str, tuple[object, ...]] = {
     "is_causal": (True,),
     "is_encoder_decoder": (False,),
@@ -156,35 +157,36 @@ FIXED: Mapping[str, tuple[object, ...]] = {
     "is_llama_config": (True,),
 }
 
-# Sizes by the names that most configurations give them, and what nearly all of them say besides.
-SIZES: Mapping[str, Kind] = {
+# Sizes under the names that most formats give them.
+SIZES: Mapping[str, FieldType] = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": SIZE,
     "hidden_size": SIZE,
     "vocab_size": SIZE,
     "max_position_embeddings": SIZE,
 }
-# For `Fields.multiples`.
+# Reasons for `Fields.multiples`.
 ONE_SHAPE = "attention cannot be cut into heads of one shape"
 EVEN_GROUPS = "the query heads cannot share the key/value heads evenly"
-TIED: Mapping[str, Kind] = {"tie_word_embeddings": FLAG}
+TIED: Mapping[str, FieldType] = {"tie_word_embeddings": FLAG}
 
 
 def fixed(*computed: str, **others: tuple[object, ...]) -> dict[str, tuple[object, ...]]:
-    """`FIXED` without fields that an adapter computes with, and with those of its format."""
+    """Returns `FIXED` with ``others``, without the fields ``computed`` that an adapter computes with."""
     return {name: values for name, values in FIXED.items() if name not in computed} | others
 
 
 class Tensors:
-    """The tensors of a checkpoint by their names in transformers' language model, however they are spelled.
+    """The tensors of a checkpoint by their names in transformers' language model, with or without prefix.
 
-    A bare model's checkpoint lacks the name of the module that wraps it. Like transformers, this takes either
-    spelling, tensor by tensor.
+    transformers wraps the bare model in a module, whose name begins the names of tensors unless the bare
+    model was saved. Like transformers, this class accepts either name, tensor by tensor.
 
     Args:
-        checkpoint: is read.
-        prefix: the name of the wrapped module, with a dot.
-        embedding: name of the token embedding without the prefix. How it is spelled is how messages spell.
+        checkpoint: to read.
+        prefix: name of the wrapping module, with a dot.
+        embedding: name of the token embedding without prefix. If the checkpoint has it with prefix, error
+            messages name tensors with prefix.
     """
 
     def __init__(self, checkpoint: Checkpoint, prefix: str, embedding: str) -> None:
@@ -192,11 +194,11 @@ class Tensors:
         self._spelling = prefix if f"{prefix}{embedding}" in checkpoint else ""
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """A tensor of the wrapped module by its name in there.
+        """Reads a tensor of the wrapped module.
 
         Args:
             name: without prefix.
-            shape: that it must have as it is stored; none to leave that to whoever takes it.
+            shape: which the stored tensor must have; not checked if left out.
 
         Raises InvalidRequestError (field ``model``) if it is missing, of no float type, or of another shape.
         """
@@ -209,16 +211,18 @@ class Tensors:
             raise InvalidRequestError("model", detail)
         return tensor
 
-    def ends(self, arch: Architecture, tied: bool, *heads: str) -> tuple[Tensor, Tensor]:
-        """The token embedding and the unembedding, both [V, D] and maybe one tensor.
+    def embedding_pair(self, arch: Architecture, tied: bool, *heads: str) -> tuple[Tensor, Tensor]:
+        """Reads the token embedding and the unembedding, [V, D] each; tied ones are the same tensor.
 
-        What transformers does: tied weights are shared if one of them is in the files, and stay apart if both
-        are and differ. Weights that are not tied must both be there: transformers draws a missing one.
+        As in transformers, tied weights are shared if only one of them is in the files or both are equal, and
+        stay apart if they differ. Weights that are not tied must both be in the files (transformers would
+        initialise a missing one at random).
 
         Args:
-            arch: says their shape.
-            tied: what the configuration says.
-            heads: names of the unembedding, the library's last; the first is the one that messages give.
+            arch: of the model; gives V and D.
+            tied: whether the configuration ties them.
+            heads: names of the unembedding's tensor. Error messages give the first; transformers' own name is
+                last.
 
         Raises InvalidRequestError (field ``model``) as `get` does.
         """
@@ -248,6 +252,7 @@ class Tensors:
 
 
 def activation(name: str) -> Activation:
+    """Returns the activation that transformers calls ``name``."""
     if name not in _ACTIVATIONS:
         raise InvalidRequestError(
             "model", f"activation {name!r} is not supported, only {sorted(_ACTIVATIONS)}"
@@ -256,7 +261,7 @@ def activation(name: str) -> Activation:
 
 
 def refuse(config: Any, **expected: object) -> None:
-    """Raises InvalidRequestError if an attribute is present and differs from what is supported."""
+    """Raises InvalidRequestError if an attribute of a configuration differs from the one supported value."""
     for name, value in expected.items():
         found = getattr(config, name, value)
         if found != value:
@@ -264,12 +269,13 @@ def refuse(config: Any, **expected: object) -> None:
 
 
 def sized(config: Any, d_head: int, **others: Any) -> Architecture:
-    """An architecture whose sizes have the names that most configurations give them.
+    """Makes an architecture from a configuration that names its sizes as most formats do (`SIZES`).
 
     Args:
         config: of the checkpoint.
-        d_head: width of a head, by whose root attention scores are divided.
-        others: the remaining fields, and those that differ from one key/value head for every head.
+        d_head: width of a head; attention scores are divided by its square root.
+        others: the other fields of `Architecture`; ``kv_heads`` is the number of heads unless it is among
+            them.
     """
     heads = config.num_attention_heads
     return Architecture(
@@ -289,7 +295,7 @@ def sized(config: Any, d_head: int, **others: Any) -> Architecture:
 
 
 def windows(config: Any) -> tuple[int | None, ...]:
-    """`Architecture.windows` of a configuration that names the kind of attention of every layer."""
+    """Makes `Architecture.windows` from ``layer_types`` and ``sliding_window`` of a configuration."""
     sizes = {"full_attention": None, "sliding_attention": config.sliding_window}
     for kind in config.layer_types:
         if kind not in sizes:
@@ -302,11 +308,11 @@ def windows(config: Any) -> tuple[int | None, ...]:
 
 
 def split_in(weight: Tensor, heads: int) -> Tensor:
-    """A projection into heads: from [D, heads·K] to [heads, D, K]."""
+    """Splits a projection into heads: from [D, heads * K] to [heads, D, K]."""
     d_model = weight.shape[0]
     return weight.reshape(d_model, heads, -1).permute(1, 0, 2).contiguous()
 
 
 def split_out(weight: Tensor, heads: int) -> Tensor:
-    """A projection out of heads: from [heads·K, D] to [heads, K, D]."""
+    """Splits a projection out of heads: from [heads * K, D] to [heads, K, D]."""
     return weight.reshape(heads, -1, weight.shape[-1]).contiguous()

@@ -18,9 +18,8 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import EPSILON, FLAG, LAYERS, NAME, SIZE, nullable
-from pahq_server.models.leftovers import causal_mask, masked_score
+from pahq_server.models.config_fields import EPSILON, FLAG, LAYERS, NAME, SIZE, Fields, nullable
+from pahq_server.models.tensor_checks import causal_mask, masked_score
 
 FIELDS = Fields(
     architectures=("GPT2LMHeadModel", "GPT2Model"),
@@ -41,7 +40,7 @@ FIELDS = Fields(
     ignored=IGNORED
     | SUMMARY
     | {"resid_pdrop", "embd_pdrop", "attn_pdrop"}
-    # The order of exact operations, and what only the first implementations read.
+    # The order of operations that are exact anyway, and fields that only the first implementations read.
     | {"reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens"},
     multiples={("n_embd", "n_head"): ONE_SHAPE},
 )
@@ -72,9 +71,9 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
+    embedding, unembedding = tensors.embedding_pair(arch, config.tie_word_embeddings, "lm_head.weight")
     return Weights(
         w_e=embedding,
         w_pos=tensors.get("wpe.weight"),

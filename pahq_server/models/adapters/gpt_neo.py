@@ -20,15 +20,25 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import EPSILON, LAYERS, MAX_LAYERS, NAME, SIZE, Kind, list_of, nullable, one_of
-from pahq_server.models.leftovers import masked_score, window_mask
+from pahq_server.models.config_fields import (
+    EPSILON,
+    LAYERS,
+    MAX_LAYERS,
+    NAME,
+    SIZE,
+    Fields,
+    FieldType,
+    list_of,
+    nullable,
+    one_of,
+)
+from pahq_server.models.tensor_checks import masked_score, window_mask
 
 _KIND_OF_LAYER = one_of("global", "local")
 
 
 def _repeated(value: object) -> bool:
-    """Whether this is a list of [kinds, times], which gives no more layers than there may be."""
+    """Whether a value is a list of [kinds, times] with no more layers in all than `MAX_LAYERS`."""
     if not isinstance(value, list | tuple) or not all(
         isinstance(x, list | tuple) and len(x) == 2 for x in value
     ):
@@ -48,7 +58,7 @@ FIELDS = Fields(
         "vocab_size": SIZE,
         "window_size": SIZE,
         "attention_types": nullable(
-            Kind(f'[[["global", "local"], times], ...] for at most {MAX_LAYERS} layers', _repeated)
+            FieldType(f'[[["global", "local"], times], ...] for at most {MAX_LAYERS} layers', _repeated)
         ),
         "attention_layers": list_of(_KIND_OF_LAYER),
         "activation_function": NAME,
@@ -94,9 +104,9 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
+    embedding, unembedding = tensors.embedding_pair(arch, config.tie_word_embeddings, "lm_head.weight")
     return Weights(
         w_e=embedding,
         w_pos=tensors.get("wpe.weight"),

@@ -20,10 +20,9 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import EPSILON, FLAG, NAME, SIZE, number
-from pahq_server.models.leftovers import causal_mask, frequencies, masked_score
-from pahq_server.models.rope import SHARE, rope_fields, rotary
+from pahq_server.models.config_fields import EPSILON, FLAG, NAME, SIZE, Fields, number
+from pahq_server.models.rope import PARTIAL_ROPE, rotary
+from pahq_server.models.tensor_checks import causal_mask, frequencies, masked_score
 
 FIELDS = Fields(
     architectures=("GPTNeoXForCausalLM", "GPTNeoXModel"),
@@ -34,15 +33,15 @@ FIELDS = Fields(
         "layer_norm_eps": EPSILON,
         "use_parallel_residual": FLAG,
         "attention_bias": FLAG,
-        "rotary_pct": SHARE,
+        "rotary_pct": PARTIAL_ROPE.share,
         "rotary_emb_base": number(above=True),
-        **rope_fields(SHARE),
+        **PARTIAL_ROPE.computed,
         **TIED,
     },
     fixed=fixed("attention_bias"),
     ignored=IGNORED
     | {"hidden_dropout", "classifier_dropout", "attention_probs_dropout_prob", "hidden_dropout_prob"},
-    rope_share=SHARE,
+    rope=PARTIAL_ROPE,
     multiples={("hidden_size", "num_attention_heads"): ONE_SHAPE},
 )
 BUFFERS = {
@@ -65,13 +64,13 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    # The name of the unembedding has changed over time.
-    embedding, unembedding = tensors.ends(
+    # The unembedding has had two names.
+    embedding, unembedding = tensors.embedding_pair(
         arch, config.tie_word_embeddings, "embed_out.weight", "lm_head.weight"
     )
-    # Imported where it is needed, as all of transformers: 100 MB.
+    # Imported here because transformers takes 100 MB.
     from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXRotaryEmbedding
 
     return Weights(
@@ -118,7 +117,7 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
 
 
 def _by_kind(fused: Tensor) -> tuple[Tensor, ...]:
-    """q, k and v, head by head, from a tensor with them in turn within each head: [H, 3, ...]."""
+    """Splits a tensor [H, 3, ...], in which each head has its q, k and v, into three of [H, ...]."""
     return tuple(part.contiguous() for part in fused.unbind(1))
 
 

@@ -1,7 +1,7 @@
-"""``hooked_transformer``: a directory with TransformerLens' configuration and parameter names.
+"""``hooked_transformer``: a checkpoint with the configuration and the parameter names of TransformerLens.
 
-A file has the parameters that the configuration asks for and perhaps the buffers that TransformerLens saves
-beside them, which must agree with the configuration. Nothing else may be there.
+The files hold exactly the parameters that the configuration describes. Buffers that TransformerLens saves
+beside them may be there, too, and must agree with the configuration; other tensors are refused.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from pahq_server.models.adapters.hooked_config import FORMAT, Settings, architec
 from pahq_server.models.architecture import Architecture, LayerWeights, Rotary, Weights
 from pahq_server.models.checkpoint import Checkpoint
 
-__all__ = ["architecture", "ends", "layer"]
+__all__ = ["architecture", "embeddings", "layer"]
 
-# Scores at or below this have no weight beside any other in a softmax over float32.
+# An attention score at or below this one adds nothing to a softmax in float32.
 _IGNORED = -1e4
-# Rotary tables may have been rounded to 16 bits; those of other frequencies differ by far more.
+# Allowed error of rotary tables, which may have been rounded to 16 bits. Other frequencies give far larger
+# errors.
 _TABLE_ERROR = 0.01
-# Rows of a buffer that are compared at a time.
+# A buffer is compared so many rows at a time.
 _ROWS = 1024
 _NORM_MODULES = ("ln1", "ln2", "ln_final")
 
 
-def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
-    """Embedding, last norm and unembedding. Refuses a file that has anything but the model's tensors."""
+def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+    """Reads the weights outside the layers, after checking that the files hold the model's tensors only."""
     settings = Settings(vars(config))
     rotary = rotary_embedding(settings, arch)
     _check_tensors(arch, settings, checkpoint)
@@ -48,9 +49,10 @@ def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
 
 
 def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:
-    """One layer. `ends` has checked that its tensors are those that the configuration asks for."""
+    """Reads one layer, whose tensors `embeddings` has checked."""
     prefix = f"blocks.{index}."
-    # Of models that have a number of key/value heads, even if it is that of all heads.
+    # TransformerLens names them so in models with a number of key/value heads, even if it equals that of
+    # heads.
     kv = "attn._" if f"{prefix}attn._W_K" in checkpoint else "attn."
 
     def get(name: str) -> Tensor:
@@ -79,7 +81,7 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
 
 
 def _mlp(arch: Architecture, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
-    """The tensors of an MLP by their names in `LayerWeights`."""
+    """Reads the tensors of an MLP, by their names in `LayerWeights`."""
     w_in, b_in, w_out, b_out = (get(f"mlp.{name}") for name in ("W_in", "b_in", "W_out", "b_out"))
     plain = {"w_in": w_in, "b_in": b_in, "w_out": w_out, "b_out": b_out}
     if not arch.gated:
@@ -88,16 +90,16 @@ def _mlp(arch: Architecture, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
     fits = (b_in.shape, w_out.shape) == ((arch.d_mlp,), (arch.d_mlp, arch.d_model))
     if b_in.is_meta or not fits or not b_in.any():
         return plain | gate
-    # TransformerLens adds b_in to the product of both branches, where it is a part of the MLP's output bias.
+    # TransformerLens adds b_in to the product of gate and input. There it acts as a part of the output bias.
     shift = (b_in.to(torch.float32)[:, None] * w_out.to(torch.float32)).sum(0)
     return plain | gate | {"b_in": torch.zeros(arch.d_mlp), "b_out": b_out.to(torch.float32) + shift}
 
 
-# What is in a file
+# Which tensors the files hold
 
 
 def _parameters(arch: Architecture, settings: Settings) -> list[str]:
-    """The tensors that a model has, in order."""
+    """Names of the model's parameters, in order."""
     norm = settings.norm()[1]
     kv = "_" if settings.groups_heads else ""
     attention = ["W_Q", f"{kv}W_K", f"{kv}W_V", "W_O", "b_Q", f"{kv}b_K", f"{kv}b_V", "b_O"]
@@ -114,12 +116,12 @@ def _parameters(arch: Architecture, settings: Settings) -> list[str]:
 
 
 def _buffers(arch: Architecture, rotates: bool) -> list[str]:
-    """The tensors that TransformerLens may have saved beside them, of each layer's attention."""
+    """Names of the buffers of a layer's attention that TransformerLens may have saved."""
     return ["mask", "IGNORE", "rotary_sin", "rotary_cos"] if rotates else ["mask", "IGNORE"]
 
 
 def _check_tensors(arch: Architecture, settings: Settings, checkpoint: Checkpoint) -> None:
-    """Raises InvalidRequestError unless the file has the model's parameters and at most its buffers."""
+    """Raises InvalidRequestError unless all parameters are there, and nothing else but buffers."""
     parameters = _parameters(arch, settings)
     buffers = _buffers(arch, settings.rotates)
     allowed = set(parameters).union(
@@ -149,7 +151,7 @@ def _check_tensors(arch: Architecture, settings: Settings, checkpoint: Checkpoin
 
 
 def _listed(names: list[str]) -> str:
-    """Some names, and how many more there are."""
+    """The first names, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more
 

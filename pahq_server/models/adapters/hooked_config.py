@@ -1,8 +1,8 @@
-"""The configuration of a ``hooked_transformer``: that of TransformerLens 2.18, as an architecture.
+"""Reading the configuration of a ``hooked_transformer``: the settings of TransformerLens 2.18.
 
-Every setting of TransformerLens is in one of three sets: those that an architecture is computed from, those
-that do not change the function from token ids to logits, and those that the engine cannot compute, which are
-refused unless they have no effect. A setting in none of them is refused.
+Each setting is in one of three sets. `COMPUTED` decide what is computed. `IRRELEVANT` have no effect on the
+logits of given token ids. `REFUSED` ask for something that the engine cannot compute, and are refused unless
+they are off. A setting in none of these sets is refused as well.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.models.architecture import Activation, Architecture, Norm, Rotary
+from pahq_server.models.config_fields import is_integer
 
 FORMAT = "a hooked_transformer"
-# By normalization_type: the kind of norm, and which parameters it has.
+# By normalization_type: the kind of norm, and the names of its parameters.
 _NORMS: dict[str | None, tuple[Norm | None, tuple[str, ...]]] = {
     None: (None, ()),
     "LN": ("layer", ("w", "b")),
@@ -35,16 +36,16 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "silu": "silu",
 }
-# Sizes are 32-bit in answers to clients. Layers and features of a head take memory before the tensors show
-# whether they are there; no model comes near their bounds.
+# Sizes are int32 in the protocol. Layers and features of a head have lower bounds, far above those of any
+# model, since they take memory before the tensors are seen.
 _MOST, _MOST_LAYERS, _MOST_FEATURES = 2**31 - 1, 10_000, 2**16
 
 IRRELEVANT = frozenset(
     {
-        # Of the file.
+        # About the file.
         "architectures",
         "model_type",
-        # Where the model comes from, and how it was initialised.
+        # Where the model comes from and how it was initialised.
         "checkpoint_index",
         "checkpoint_label_type",
         "checkpoint_value",
@@ -56,23 +57,24 @@ IRRELEVANT = frozenset(
         "n_params",
         "original_architecture",
         "seed",
-        # Where and in what precision TransformerLens would compute. The weights are what the file says.
+        # Where and in which precision TransformerLens computes. The dtype of the weights is that of the
+        # files.
         "device",
         "dtype",
         "n_devices",
-        # Which activations TransformerLens shows to hooks; what it computes is the same.
+        # Which activations TransformerLens shows to hooks.
         "ungroup_grouped_query_attention",
         "use_attn_in",
         "use_attn_result",
         "use_hook_mlp_in",
         "use_hook_tokens",
         "use_split_qkv_input",
-        # How TransformerLens makes token ids of text; here the directory's tokenizer does it, as it is.
+        # How TransformerLens tokenizes. Here the tokenizer of the checkpoint is used as it is.
         "default_prepend_bos",
         "tokenizer_name",
         "tokenizer_prepends_bos",
         "trust_remote_code",
-        # Only encoder-decoder models look at it: the unembedding is always a tensor of its own.
+        # Matters to encoder-decoder models only: the unembedding is always a tensor of its own.
         "tie_word_embeddings",
     }
 )
@@ -90,14 +92,15 @@ def _no_cap(value: object) -> bool:
     return _is_number(value) and value <= 0  # type: ignore[operator]
 
 
-# Settings that the engine cannot compute: when they have no effect, which value that is, and what others do.
+# Settings that the engine cannot compute: whether a value is off, how messages write that value, and what
+# other values do.
 _NEUTRAL: dict[str, tuple[Callable[[object], bool], str, str]] = {
     "attn_scores_soft_cap": (_no_cap, "-1", "attention scores would be capped by a tanh"),
     "decoder_start_token_id": (_null, "null", "it belongs to encoder-decoder models"),
     "experts_per_token": (_null, "null", "its MLPs would be mixtures of experts"),
     "load_in_4bit": (_off, "false", "its weights would be quantised by bitsandbytes"),
     "num_experts": (
-        lambda value: value is None or (_is_integer(value) and value == 0),
+        lambda value: value is None or (is_integer(value) and value == 0),
         "null",
         "its MLPs would be mixtures of experts",
     ),
@@ -153,7 +156,7 @@ REFUSED = frozenset(_NEUTRAL)
 
 
 def architecture(config: Any) -> Architecture:
-    """What a configuration describes.
+    """Reads a configuration.
 
     Raises InvalidRequestError (field ``model``) for a setting that is missing, malformed or not supported.
     """
@@ -195,13 +198,16 @@ def architecture(config: Any) -> Architecture:
 
 
 class Settings:
-    """The values of a configuration, each checked when it is asked for."""
+    """The settings of a configuration, each checked when it is read.
+
+    Methods raise InvalidRequestError (field ``model``) for values that are not allowed.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
 
     def check_names(self) -> None:
-        """Raises InvalidRequestError for a setting that is unknown or has an unsupported effect."""
+        """Refuses settings that are unknown, or in `REFUSED` and not off."""
         known = COMPUTED | IRRELEVANT | REFUSED
         for name, value in self._values.items():
             if name not in known:
@@ -216,49 +222,53 @@ class Settings:
                     raise self.unsupported(name, f", only {only}: {effect}")
 
     def unsupported(self, name: str, detail: str) -> InvalidRequestError:
-        """Says of a value that is there that it is not supported."""
+        """The error that a setting has a value that is not supported."""
         separator = "" if detail[0] in ",:" else " "
         said = f"config.json: {name}={_quoted(self._values[name])} is not supported{separator}{detail}"
         return InvalidRequestError("model", said)
 
     def invalid(self, name: str, rule: str) -> InvalidRequestError:
-        """Says what is allowed, and what the value is instead."""
+        """The error that a setting breaks a rule, such as "must be true or false"."""
         found = f"got {_quoted(self._values[name])}" if name in self._values else "but it is missing"
         return InvalidRequestError("model", f"config.json: {name} {rule}, {found}")
 
     def get(self, name: str, default: object = ...) -> Any:
-        """A value as it is. Raises InvalidRequestError where it is missing and has no default."""
+        """Returns a value unchecked. A setting that is missing and has no default is refused."""
         if name not in self._values and default is ...:
             raise InvalidRequestError("model", f"config.json lacks {name!r}, which {FORMAT} must have")
         return self._values.get(name, default)
 
     def integer(self, name: str, least: int = 1, most: int = _MOST, default: object = ...) -> int:
+        """Returns an integer from ``least`` to ``most``."""
         value = self.get(name, default)
-        if not _is_integer(value) or not least <= value <= most:
+        if not is_integer(value) or not least <= value <= most:
             raise self.invalid(name, f"must be an integer from {least} to {most}")
         return int(value)
 
     def number(self, name: str, default: float) -> float:
+        """Returns a positive number."""
         value = self.get(name, default)
-        # Also the inverse must be a normal number of float32.
+        # The inverse must be a normal number in float32, too.
         if not _is_number(value) or not 1e-30 <= value <= 1e30:
             raise self.invalid(name, "must be a number from 1e-30 to 1e30")
         return float(value)
 
     def flag(self, name: str, default: object = ...) -> bool:
+        """Returns true or false."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.invalid(name, "must be true or false")
         return value
 
     def choice(self, name: str, allowed: tuple[str | None, ...]) -> Any:
+        """Returns one of the allowed values."""
         value = self.get(name)
         if not (value is None or isinstance(value, str)) or value not in allowed:
             raise self.unsupported(name, f", only {', '.join(map(_quoted, allowed))}")
         return value
 
     def norm(self) -> tuple[Norm | None, tuple[str, ...]]:
-        """The kind of norm, and the names of its parameters."""
+        """Returns the kind of norm and the names of its parameters."""
         kind = self.choice("normalization_type", tuple(_NORMS))
         if self.flag("final_rms", False) and kind in ("LN", "LNPre"):
             mixed = f"with normalization_type={kind!r}: the last norm would be of another kind than the rest"
@@ -266,6 +276,7 @@ class Settings:
         return _NORMS[kind]
 
     def activation(self) -> Activation:
+        """Returns the activation of the MLPs."""
         name = self.get("act_fn")
         if not isinstance(name, str) or name not in _ACTIVATIONS:
             only = ", ".join(map(_quoted, _ACTIVATIONS))
@@ -275,16 +286,17 @@ class Settings:
 
     @property
     def rotates(self) -> bool:
+        """Whether positions are rotary, not learned."""
         return bool(self.get("positional_embedding_type") == "rotary")
 
     @property
     def groups_heads(self) -> bool:
-        """Whether keys and values have a number of heads of their own, be it that of all heads."""
+        """Whether the number of key/value heads is set, even to the number of heads."""
         return self.get("n_key_value_heads", None) is not None
 
 
 def _quoted(value: object) -> str:
-    """A value as it is written in a message, cut where it is long."""
+    """A value as messages quote it, shortened where it is long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return reprlib.repr(value)
@@ -300,7 +312,7 @@ def _kv_heads(settings: Settings, heads: int) -> int:
 
 
 def _attention_scales(settings: Settings, layers: int, d_head: int) -> tuple[float, ...]:
-    """`Architecture.attention_scales`, by whose inverse TransformerLens divides scores."""
+    """Makes `Architecture.attention_scales`; TransformerLens has divisors instead."""
     divisor = 1.0
     if settings.flag("use_attn_scale", True):
         given = settings.get("attn_scale", -1.0)
@@ -311,12 +323,12 @@ def _attention_scales(settings: Settings, layers: int, d_head: int) -> tuple[flo
 
 
 def _windows(settings: Settings, layers: int, causal: bool) -> tuple[int | None, ...]:
-    """`Architecture.windows`."""
+    """Makes `Architecture.windows`."""
     everywhere = (None,) * layers
     if not settings.flag("use_local_attn", False):
         return everywhere
     kinds = settings.get("attn_types", None)
-    # There may be more, in a model that was cut off after some layers.
+    # There may be more entries than layers, in a model of which only the first layers were kept.
     used = kinds[:layers] if isinstance(kinds, list) else []
     if len(used) < layers or any(kind not in ("global", "local") for kind in used):
         rule = f"must be a list of 'global' and 'local', one for each of n_layers={layers}"
@@ -324,7 +336,7 @@ def _windows(settings: Settings, layers: int, causal: bool) -> tuple[int | None,
     if "local" not in used:
         return everywhere
     window = settings.integer("window_size", default=None)
-    # Attention in both directions has no mask in TransformerLens, so no windows.
+    # In TransformerLens bidirectional attention has no mask, and so no windows.
     return tuple(window if kind == "local" and causal else None for kind in used)
 
 
@@ -332,7 +344,7 @@ def _windows(settings: Settings, layers: int, causal: bool) -> tuple[int | None,
 
 
 def _check_positions(settings: Settings, d_head: int) -> None:
-    """Raises InvalidRequestError for positions that are not supported."""
+    """Refuses settings of positions that are not supported."""
     settings.choice("positional_embedding_type", ("standard", "rotary"))
     if settings.get("rotary_base_local", None) not in (None, settings.get("rotary_base", 10000)):
         several = ", only null: layers would rotate by different frequencies"
@@ -357,7 +369,7 @@ def _check_positions(settings: Settings, d_head: int) -> None:
 
 
 def rotary_embedding(settings: Settings, arch: Architecture) -> Rotary | None:
-    """The frequencies, as TransformerLens computes them in float32."""
+    """Computes the rotary frequencies as TransformerLens does, in float32; None for learned positions."""
     if not settings.rotates:
         return None
     dims = settings.get("rotary_dim", None) or arch.d_head
@@ -367,7 +379,7 @@ def rotary_embedding(settings: Settings, arch: Architecture) -> Rotary | None:
 
 
 def _by_parts(settings: Settings, inv_freq: Tensor) -> Tensor:
-    """Divides low frequencies by a factor, keeps high ones, and does some of both between (Llama 3.1)."""
+    """Divides low frequencies by a factor, keeps high ones, and interpolates between (as Llama 3.1 does)."""
     factor = settings.number("NTK_by_parts_factor", 8.0)
     low = settings.number("NTK_by_parts_low_freq_factor", 1.0)
     high = settings.number("NTK_by_parts_high_freq_factor", 4.0)
@@ -376,13 +388,6 @@ def _by_parts(settings: Settings, inv_freq: Tensor) -> Tensor:
     return (1 - kept) * inv_freq / factor + kept * inv_freq
 
 
-# Numbers
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _is_number(value: object) -> bool:
-    """Whether it is an integer or a finite float."""
-    return _is_integer(value) or (isinstance(value, float) and math.isfinite(value))
+    """Whether a JSON value is an integer or a finite float."""
+    return is_integer(value) or (isinstance(value, float) and math.isfinite(value))

@@ -23,20 +23,30 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import EPSILON, FLAG, NAME, SIZE, Kind, check_value, list_of, nullable, one_of
-from pahq_server.models.leftovers import frequencies
-from pahq_server.models.rope import WHOLE, rope_fields, rotary
+from pahq_server.models.config_fields import (
+    EPSILON,
+    FLAG,
+    NAME,
+    SIZE,
+    Fields,
+    FieldType,
+    check_value,
+    list_of,
+    nullable,
+    one_of,
+)
+from pahq_server.models.rope import WHOLE_ROPE, rotary
+from pahq_server.models.tensor_checks import frequencies
 
-# What Mistral and Qwen have as well.
-COMPUTED: Mapping[str, Kind] = {
+# Fields that Mistral and Qwen have as well.
+COMPUTED: Mapping[str, FieldType] = {
     **SIZES,
     "num_key_value_heads": nullable(SIZE),
     "head_dim": nullable(SIZE),
     "intermediate_size": SIZE,
     "hidden_act": NAME,
     "rms_norm_eps": EPSILON,
-    **rope_fields(WHOLE),
+    **WHOLE_ROPE.computed,
     **TIED,
 }
 GROUPS = {("num_attention_heads", "num_key_value_heads"): EVEN_GROUPS}
@@ -51,14 +61,14 @@ FIELDS = Fields(
     fixed=fixed("attention_bias", "mlp_bias"),
     ignored=IGNORED,
     multiples={("hidden_size", "num_attention_heads"): ONE_SHAPE, **GROUPS},
-    rope_share=WHOLE,
+    rope=WHOLE_ROPE,
 )
 BUFFERS = {r"(?:layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq": frequencies}
 PREFIX = "model."
 
 
 def architecture(config: Any) -> Architecture:
-    """That of any model that differs from Llama in its windows, biases or norms of heads alone."""
+    """Reads the configuration of Llama, or of a model that differs in windows, biases or head norms only."""
     d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     check_value("hidden_size // num_attention_heads", d_head, SIZE)
     return sized(
@@ -73,10 +83,10 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
-    # Imported where it is needed, as all of transformers: 100 MB.
+    embedding, unembedding = tensors.embedding_pair(arch, config.tie_word_embeddings, "lm_head.weight")
+    # Imported here because transformers takes 100 MB.
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     return Weights(
@@ -100,12 +110,12 @@ def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -
 def layer_with_biases(
     arch: Architecture, index: int, checkpoint: Checkpoint, biased: Collection[str], head_norms: bool = False
 ) -> LayerWeights:
-    """One layer.
+    """Reads one layer.
 
     Args:
         arch: of the model.
         index: of the layer.
-        checkpoint: is read.
+        checkpoint: to read.
         biased: names of the projections that have a bias.
         head_norms: whether each head's queries and keys are normed.
     """

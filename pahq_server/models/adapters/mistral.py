@@ -12,25 +12,24 @@ from pahq_server.models.adapters.llama import (
     COMPUTED,
     GROUPS,
     PREFIX,
-    ends,
+    embeddings,
     layer_with_biases,
 )
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import ANYTHING, SIZE, nullable
-from pahq_server.models.rope import WHOLE
+from pahq_server.models.config_fields import ANYTHING, SIZE, Fields, nullable
+from pahq_server.models.rope import WHOLE_ROPE
 
-__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
+__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "embeddings", "layer"]
 
 FIELDS = Fields(
     architectures=("MistralForCausalLM", "MistralModel"),
-    # With layer_types transformers takes the model for a Ministral.
+    # transformers takes a configuration with layer_types for a Ministral, which is refused later.
     computed={**COMPUTED, "sliding_window": nullable(SIZE), "layer_types": ANYTHING},
     fixed=fixed("sliding_window"),
     ignored=IGNORED,
     multiples=GROUPS,
-    rope_share=WHOLE,
+    rope=WHOLE_ROPE,
 )
 
 

@@ -1,4 +1,4 @@
-"""OPT: learned positions from the third row of their table, biases everywhere, norms before blocks."""
+"""OPT: learned positions (from the third row of their table), biases everywhere, norms before blocks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from pahq_server.models.adapters.common import (
 )
 from pahq_server.models.architecture import Architecture, LayerWeights, Weights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import FLAG, NAME, SIZE, nullable
+from pahq_server.models.config_fields import FLAG, NAME, SIZE, Fields, nullable
 
-# Rows of the position table before that of the first position.
+# Rows of the position table before the row of position 0.
 _POSITION_OFFSET = 2
 FIELDS = Fields(
     architectures=("OPTForCausalLM", "OPTModel"),
@@ -37,7 +36,7 @@ FIELDS = Fields(
         "enable_bias": FLAG,
         **TIED,
     },
-    # The 350m model has its norms after the blocks and projects its narrower embeddings up and down.
+    # OPT-350m differs: its norms come after the blocks, and its embeddings are narrower than the model.
     fixed={
         **FIXED,
         "do_layer_norm_before": (True,),
@@ -63,9 +62,9 @@ def architecture(config: Any) -> Architecture:
     )
 
 
-def ends(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
+def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weights:
     tensors = _tensors(checkpoint)
-    embedding, unembedding = tensors.ends(arch, config.tie_word_embeddings, "lm_head.weight")
+    embedding, unembedding = tensors.embedding_pair(arch, config.tie_word_embeddings, "lm_head.weight")
     positions = tensors.get("decoder.embed_positions.weight")
     return Weights(
         w_e=embedding,

@@ -13,18 +13,27 @@ from pahq_server.models.adapters.llama import (
     COMPUTED,
     GROUPS,
     PREFIX,
-    ends,
+    embeddings,
     layer_with_biases,
 )
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import FLAG, INT32_MAX, NAME, SIZE, Kind, integer, list_of, nullable
-from pahq_server.models.rope import WHOLE
+from pahq_server.models.config_fields import (
+    FLAG,
+    INT32_MAX,
+    NAME,
+    SIZE,
+    Fields,
+    FieldType,
+    integer,
+    list_of,
+    nullable,
+)
+from pahq_server.models.rope import WHOLE_ROPE
 
-__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
+__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "embeddings", "layer"]
 
-WINDOWS: Mapping[str, Kind] = {
+WINDOWS: Mapping[str, FieldType] = {
     "use_sliding_window": FLAG,
     "sliding_window": nullable(SIZE),
     "max_window_layers": integer(0, INT32_MAX),
@@ -32,12 +41,12 @@ WINDOWS: Mapping[str, Kind] = {
 }
 FIELDS = Fields(
     architectures=("Qwen2ForCausalLM", "Qwen2Model"),
-    # transformers divides the width of the model by the heads only where there is no head_dim, not for null.
+    # Null is not allowed: transformers computes head_dim only if the field is missing.
     computed={**COMPUTED, "head_dim": SIZE, **WINDOWS},
     fixed={name: values for name, values in fixed(*WINDOWS).items() if name != "attention_bias"},
     ignored=IGNORED,
     multiples=GROUPS,
-    rope_share=WHOLE,
+    rope=WHOLE_ROPE,
 )
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from pahq_server.models.adapters.common import IGNORED, fixed
-from pahq_server.models.adapters.llama import BUFFERS, COMPUTED, GROUPS, PREFIX, ends, layer_with_biases
+from pahq_server.models.adapters.llama import BUFFERS, COMPUTED, GROUPS, PREFIX, embeddings, layer_with_biases
 from pahq_server.models.adapters.qwen2 import WINDOWS, architecture
 from pahq_server.models.architecture import Architecture, LayerWeights
 from pahq_server.models.checkpoint import Checkpoint
-from pahq_server.models.fields import Fields
-from pahq_server.models.kinds import FLAG, SIZE
-from pahq_server.models.rope import WHOLE
+from pahq_server.models.config_fields import FLAG, SIZE, Fields
+from pahq_server.models.rope import WHOLE_ROPE
 
-__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "ends", "layer"]
+__all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "embeddings", "layer"]
 
 FIELDS = Fields(
     architectures=("Qwen3ForCausalLM", "Qwen3Model"),
@@ -21,7 +20,7 @@ FIELDS = Fields(
     fixed=fixed("attention_bias", *WINDOWS),
     ignored=IGNORED,
     multiples=GROUPS,
-    rope_share=WHOLE,
+    rope=WHOLE_ROPE,
 )
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from bench.__main__ import RESULTS, machine
+from bench.pages import write_table
 from bench.precision import cost, faithfulness
 from bench.precision.subjects import subjects
-from bench.precision.tables import markdown
-from pahq_server.models.heap import keep_freed_memory
+from bench.precision.tables import by_width, markdown, targets
+from pahq_server.memory.heap import keep_freed_memory
 
 PARTS: dict[str, Callable[[], Any]] = {
     "faithfulness": lambda: faithfulness.measure(subjects()),
@@ -49,6 +50,8 @@ def main() -> None:
         stored.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     table = markdown(results)
     (RESULTS / "precision.md").write_text(table, "utf-8")
+    write_table("precision", targets(results))
+    write_table("width", by_width(results))
     print(table)
 
 

@@ -27,12 +27,12 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
+from pahq_server.memory.heap import hand_back_freed_memory
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.folding import FOLDING, fold
-from pahq_server.models.heap import hand_back_freed_memory
 from pahq_server.models.loading import load as load_model
-from pahq_server.models.masters import Masters
 from pahq_server.models.resident import make_resident
 from pahq_server.models.streaming import head_store
 from pahq_server.precision import products
@@ -218,10 +218,10 @@ def resident_shares() -> Figures:
     """Bytes of weights as `pahq-int8` keeps them, head slots included, over the checkpoint's in float32."""
     shares = {}
     for subject in subjects():
-        masters = Masters.open(str(subject.source))
-        resident = make_resident(masters, POLICIES["pahq-int8"])
+        checkpoint = CheckpointWeights.open(str(subject.source))
+        resident = make_resident(checkpoint, POLICIES["pahq-int8"])
         kept = resident.nbytes.total + head_store(resident).capacity
-        shares[subject.name] = kept / (4 * masters.parameters)
+        shares[subject.name] = kept / (4 * checkpoint.parameters)
     return shares
 
 
@@ -253,11 +253,11 @@ def load(directory: str) -> Figures:
     hand_back_freed_memory()
     start = time.perf_counter()
     with Peak().watching() as peak:
-        masters = Masters.open(directory)
-        resident = make_resident(masters, POLICIES["pahq-int8"])
+        checkpoint = CheckpointWeights.open(directory)
+        resident = make_resident(checkpoint, POLICIES["pahq-int8"])
     kept = resident.nbytes.total
     return {
-        "parameters": masters.parameters,
+        "parameters": checkpoint.parameters,
         "resident_mib": kept / 2**20,
         "peak_mib": peak.most / 2**20,
         "peak_of_resident": peak.most / kept,

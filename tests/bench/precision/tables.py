@@ -46,6 +46,15 @@ def targets(results: Results) -> list[str]:
     ]
 
 
+def by_width(results: Results) -> list[str]:
+    """What rounding gains at several widths, as shares of the time in ``fp32``."""
+    lines = ["| | bf16 | pahq-int8 |", "|---|---|---|"]
+    for part, what in (("width", "width {}"), ("narrow", "tinytalk IOI, seed {}")):
+        for name, own in results[part]["figures"].items() if part in results else ():
+            lines.append(f"| {what.format(name)} | {own['bf16']:.2f} | {own['pahq-int8']:.2f} |")
+    return lines
+
+
 def _targets(results: Results) -> Iterator[tuple[str, str, str, bool]]:
     if "faithfulness" in results:
         figures = results["faithfulness"]["figures"]

@@ -20,7 +20,7 @@ from pahq_server.engine.sparse import batch_forward, positions
 from pahq_server.engine.sparse.executor import SparseExecutor
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 
 ABLATIONS = ("resample", "zero", "mean")
 

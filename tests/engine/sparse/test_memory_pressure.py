@@ -27,12 +27,11 @@ from pahq_server.engine.sparse import unpatched
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import FIRST_RETRY_CALLS, SparseExecutor, score_together
 from pahq_server.engine.sparse.memory import ABLATION_SHARE, DeviceMemory
-from pahq_server.memory.errors import IntegrityError, OutOfPagesError
-from pahq_server.memory.pool import PagePool
-from pahq_server.memory.runs import Pages
+from pahq_server.memory.pages import Pages
+from pahq_server.memory.pool import IntegrityError, OutOfPagesError, PagePool
 from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.loading import load
 
 ROOMY = 1 << 17  # pages

@@ -18,7 +18,7 @@ from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Format, Policy
 

@@ -17,7 +17,7 @@ from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.engine.sparse import contributions
 from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.models.architecture import Model
-from pahq_server.models.casting import cast
+from pahq_server.models.building import cast
 from pahq_server.models.loading import load
 
 # Models of which several receivers hear two changed senders or more.

@@ -1,0 +1,301 @@
+"""The client for asyncio: the classes of the blocking client once more, with ``await``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pahq_client._requests import EvaluationOptions, JobRequest, SessionRequest
+from pahq_client._transport import AsyncTransport
+from pahq_client.artifacts import AnyArtifact
+from pahq_client.checks import known_arguments
+from pahq_client.circuit import Circuit
+from pahq_client.client import Client, ClientBase
+from pahq_client.connection import TlsConfig
+from pahq_client.display.progress import ProgressLike
+from pahq_client.events import Event, JobInfo, JobState
+from pahq_client.graph import Edge
+from pahq_client.jobs import JobBase, JobCalls, JobHandle
+from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
+from pahq_client.retries import Backoff
+from pahq_client.session import Edges, Session, SessionBase, SessionCalls
+from pahq_client.task import TaskLike
+
+F = TypeVar("F")
+
+
+def described_as(original: Any) -> Callable[[F], F]:
+    """Gives a method the docstring of its blocking twin, so that there is one text to maintain."""
+
+    def describe(twin: F) -> F:
+        twin.__doc__ = original.__doc__
+        return twin
+
+    return describe
+
+
+class AsyncClient(ClientBase):
+    """A `Client` for asyncio: the same methods and arguments, with ``await`` wherever the server is asked.
+
+    An asynchronous context manager. It belongs to the event loop in which it makes its first call; any
+    number of tasks may use it at a time. A task that is cancelled ends its call, and if that is `discover`,
+    its job. ``progress`` is called in the event loop and must not block.
+    """
+
+    @known_arguments
+    def __init__(
+        self,
+        address: str | None = None,
+        token: str | None = None,
+        tls: bool | TlsConfig | None = None,
+        timeout: float = 30.0,
+        backoff: Backoff | None = None,
+    ) -> None:
+        super().__init__(address, token, tls, timeout, backoff)
+        self._transport = AsyncTransport(self._endpoint)
+
+    @described_as(Client.models)
+    async def models(self) -> list[Model]:
+        return await self._transport.run(self._calls.models())
+
+    @described_as(Client.tokenize)
+    @known_arguments
+    async def tokenize(
+        self,
+        model: str,
+        texts: str | Iterable[str],
+        *,
+        prompt: str | None = None,
+        special_tokens: bool = True,
+    ) -> list[TokenizedText]:
+        return await self._transport.run(self._calls.tokenize(model, texts, prompt, special_tokens))
+
+    @described_as(Client.server_info)
+    async def server_info(self) -> ServerInfo:
+        return await self._transport.run(self._calls.server_info())
+
+    @described_as(Client.evaluate)
+    @known_arguments
+    async def evaluate(
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: Circuit | Iterable[str | Edge],
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+    ) -> Evaluation:
+        options: EvaluationOptions = {
+            "metric": metric,
+            "ablation": ablation,
+            "kv_receivers": kv_receivers,
+            "precision": precision,
+            "allow_other_model": allow_other_model,
+        }
+        return await self._transport.run(self._calls.evaluate(model, task, circuit, options))
+
+    @described_as(Client.estimate)
+    @known_arguments
+    async def estimate(
+        self,
+        model: str,
+        task: TaskLike,
+        threshold: float | None = None,
+        *,
+        method: str = "acdc",
+        metric: str = "kl_divergence",
+        ablation: str = "resample",
+        gates: bool = True,
+        kv_receivers: str = "group",
+        precision: str = "fp32",
+        include_prompts: bool = False,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> Estimate:
+        request = JobRequest(
+            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
+            *(include_prompts, parameters),
+        )
+        return await self._transport.run(self._calls.estimate(request))
+
+    @described_as(Client.submit)
+    @known_arguments
+    async def submit(
+        self,
+        model: str,
+        task: TaskLike,
+        threshold: float | None = None,
+        *,
+        method: str = "acdc",
+        metric: str = "kl_divergence",
+        ablation: str = "resample",
+        gates: bool = True,
+        kv_receivers: str = "group",
+        precision: str = "fp32",
+        include_prompts: bool = False,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AsyncJobHandle:
+        request = JobRequest(
+            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
+            *(include_prompts, parameters),
+        )
+        return AsyncJobHandle(self._transport, await self._transport.run(self._calls.submit(request)))
+
+    @described_as(Client.discover)
+    @known_arguments
+    async def discover(
+        self,
+        model: str,
+        task: TaskLike,
+        threshold: float | None = None,
+        *,
+        method: str = "acdc",
+        metric: str = "kl_divergence",
+        ablation: str = "resample",
+        gates: bool = True,
+        kv_receivers: str = "group",
+        precision: str = "fp32",
+        include_prompts: bool = False,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> AnyArtifact:
+        request = JobRequest(
+            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
+            *(include_prompts, parameters),
+        )
+        return await self._transport.run(self._calls.discover(request, timeout, progress))
+
+    @described_as(Client.session)
+    @known_arguments
+    async def session(
+        self,
+        model: str,
+        task: TaskLike,
+        *,
+        metric: str = "kl_divergence",
+        ablation: str = "resample",
+        kv_receivers: str = "group",
+        precision: str = "fp32",
+    ) -> AsyncSession:
+        request = SessionRequest(model, task, metric, ablation, kv_receivers, precision)
+        return AsyncSession(self._transport, await self._transport.run(self._calls.session(request)))
+
+    @described_as(Client.job)
+    def job(self, name: str) -> AsyncJobHandle:
+        return AsyncJobHandle(self._transport, self._calls.job(name))
+
+    @described_as(Client.jobs)
+    @known_arguments
+    async def jobs(self, limit: int | None = None) -> list[AsyncJobHandle]:
+        found = await self._transport.run(self._calls.jobs(limit))
+        return [AsyncJobHandle(self._transport, job) for job in found]
+
+    @described_as(Client.close)
+    async def close(self) -> None:
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncJobHandle(JobBase):
+    """A `JobHandle` for asyncio: the same with ``await``, as in ``await job.state``; ``async for`` watches.
+
+    A notebook shows it as it stood when the server was last asked.
+    """
+
+    def __init__(self, transport: AsyncTransport, calls: JobCalls) -> None:
+        self._transport = transport
+        self._calls = calls
+
+    @property
+    @described_as(JobHandle.state)
+    def state(self) -> Awaitable[JobState]:
+        return self._transport.run(self._calls.state())
+
+    @property
+    @described_as(JobHandle.info)
+    def info(self) -> Awaitable[JobInfo]:
+        return self._transport.run(self._calls.info())
+
+    @described_as(JobHandle.watch)
+    async def watch(self, after_sequence: int = 0) -> AsyncIterator[Event]:
+        watch = self._calls.watch(after_sequence)
+        try:
+            while (event := await self._transport.run(self._calls.next_event(watch))) is not None:
+                yield event
+        finally:
+            watch.close()
+
+    @described_as(JobHandle.result)
+    async def result(self, timeout: float | None = None, progress: ProgressLike = None) -> AnyArtifact:
+        return await self._transport.run(self._calls.result(timeout, progress))
+
+    @described_as(JobHandle.artifact)
+    async def artifact(self) -> AnyArtifact:
+        return await self._transport.run(self._calls.artifact())
+
+    @described_as(JobHandle.cancel)
+    async def cancel(self, timeout: float | None = None) -> JobState:
+        return await self._transport.run(self._calls.cancel(timeout))
+
+    @described_as(JobHandle.delete)
+    async def delete(self) -> None:
+        await self._transport.run(self._calls.delete())
+
+
+class AsyncSession(SessionBase):
+    """A `Session` for asyncio: the same with ``await``; tasks take turns. Made by `AsyncClient.session`:
+
+    ``async with await client.session(model, task) as session: ...``
+    """
+
+    def __init__(self, transport: AsyncTransport, calls: SessionCalls) -> None:
+        super().__init__(calls)
+        self._transport = transport
+        self._lock = asyncio.Lock()
+
+    @described_as(Session.score)
+    async def score(self, circuits: Iterable[Edges], *, allow_other_model: bool = False) -> list[float]:
+        async with self._lock:
+            return await self._transport.run(self._calls.score(circuits, allow_other_model))
+
+    @described_as(Session.score_removed)
+    async def score_removed(
+        self, removals: Iterable[Edges], *, allow_other_model: bool = False
+    ) -> list[float]:
+        async with self._lock:
+            return await self._transport.run(self._calls.score_removed(removals, allow_other_model))
+
+    @described_as(Session.commit)
+    async def commit(
+        self,
+        *,
+        removed: Edges | None = None,
+        edges: Edges | None = None,
+        allow_other_model: bool = False,
+    ) -> None:
+        async with self._lock:
+            await self._transport.run(self._calls.commit(removed, edges, allow_other_model))
+
+    @described_as(Session.close)
+    async def close(self) -> None:
+        await self._transport.run(self._calls.close())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

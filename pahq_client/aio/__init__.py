@@ -1,1 +1,0 @@
-"""The client for asyncio: the same calls, with ``await``."""

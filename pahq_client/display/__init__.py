@@ -1,0 +1,1 @@
+"""How jobs, circuits and scores look: `progress` for what runs, `circuits` for what was found."""

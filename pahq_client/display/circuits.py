@@ -1,0 +1,200 @@
+"""Shows circuits and edge scores: as a networkx graph, for Graphviz, in one line, as an HTML table."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+from pahq_client import formatting
+from pahq_client.errors import InvalidRequest
+from pahq_client.formatting import one_line, printable
+from pahq_client.graph import Edge, Graph
+
+if TYPE_CHECKING:
+    import networkx
+
+    from pahq_client.circuit import Circuit
+    from pahq_client.scores import EdgeScores
+
+# More would take gigabytes, in networkx above all.
+MOST_ARROWS = 5_000_000
+_ROWS = 50
+# Red, green and blue of the least and the largest score, and of those below zero.
+_LIGHT, _DARK = (178, 200, 223), (8, 48, 107)
+_LIGHT_RED, _DARK_RED = (244, 190, 180), (165, 15, 21)
+_RECEIVER = re.compile(r"(a\d{1,9})\.([hg])(\d{1,9})<([qkv])>", re.ASCII)
+_NODE = re.compile(r"([am])(\d{1,9})(?:\.h(\d{1,9}))?", re.ASCII)
+
+
+class Arrow(NamedTuple):
+    """One arrow between nodes. ``receiver`` is q, k, v, mlp or logits."""
+
+    source: str
+    target: str
+    receiver: str
+    edge: Edge
+
+
+def arrows(circuit: Circuit) -> Iterator[Arrow]:
+    """The arrows of a circuit: one per edge, or one per head that a shared k or v receiver feeds.
+
+    Raises:
+        InvalidRequest: there are more than can be drawn or kept as a graph here.
+    """
+    fed = sum(len(circuit.graph.group_heads(0)) if ".g" in edge.target else 1 for edge in circuit.edges)
+    if fed > MOST_ARROWS:
+        detail = f"has {fed} arrows between nodes; a graph takes at most {MOST_ARROWS}"
+        raise InvalidRequest("circuit", detail)
+    return _arrows(circuit)
+
+
+def _arrows(circuit: Circuit) -> Iterator[Arrow]:
+    for edge in circuit.edges:
+        for target, receiver in _ends(edge.target, circuit.graph):
+            yield Arrow(edge.source, target, receiver, edge)
+
+
+def _ends(receiver: str, graph: Graph) -> list[tuple[str, str]]:
+    match = _RECEIVER.fullmatch(receiver)
+    if match is None:
+        return [(receiver, "logits" if receiver == "logits" else "mlp")]
+    layer, letter, unit, kind = match.groups()
+    heads = graph.group_heads(int(unit)) if letter == "g" else (int(unit),)
+    return [(f"{layer}.h{head}", kind) for head in heads]
+
+
+def to_networkx(circuit: Circuit) -> networkx.MultiDiGraph[str]:
+    """The circuit as a graph whose nodes are the senders and ``logits``.
+
+    Several arrows may join two nodes, since a head reads through q, k and v apart: hence a
+    MultiDiGraph. The edge ``a0.h1->a5.h5<q>`` is the arrow ``("a0.h1", "a5.h5", "q")`` with the attributes
+    ``edge`` (its name), ``receiver`` (``q``, ``k``, ``v``, ``mlp`` or ``logits``) and, if it was tested,
+    ``score``. A k or v receiver that several heads share gives one arrow per head, with one ``edge``.
+    """
+    import networkx  # takes longer to import than everything else here together
+
+    graph: networkx.MultiDiGraph[str] = networkx.MultiDiGraph()
+    for source, target, receiver, edge in arrows(circuit):
+        score = {} if edge.score is None else {"score": edge.score}
+        graph.add_edge(source, target, key=receiver, edge=str(edge), receiver=receiver, **score)
+    return graph
+
+
+def to_dot(circuit: Circuit) -> str:
+    """The circuit in Graphviz's language.
+
+    Nodes of a layer stand side by side, layers one above the other, the input at the bottom. The larger the
+    score of an edge, the wider and darker its arrow; one that makes the metric better when it goes is red,
+    one that was never tested is dashed.
+    """
+    drawn = list(arrows(circuit))
+    nodes = sorted({node for arrow in drawn for node in arrow[:2]}, key=_order)
+    ranks: dict[tuple[int, int], list[str]] = {}
+    for node in nodes:
+        ranks.setdefault(_order(node)[:2], []).append(_quote(node))
+    lines = ["digraph circuit {", "  rankdir=BT;", "  node [shape=box];"]
+    lines += [f"  {{ rank=same; {'; '.join(names)}; }}" for names in ranks.values()]
+    # Graphviz orders ranks by arrows only: invisible ones join those of successive layers.
+    first = [names[0] for names in ranks.values()]
+    lines += [f"  {low} -> {high} [style=invis];" for low, high in itertools.pairwise(first)]
+    most = max((abs(score) for edge in circuit.edges if (score := _score(edge)) is not None), default=0.0)
+    lines += [_dot_arrow(arrow, most) for arrow in drawn]
+    return "\n".join([*lines, "}", ""])
+
+
+def _dot_arrow(arrow: Arrow, most: float) -> str:
+    label = arrow.receiver if arrow.receiver in ("q", "k", "v") else ""
+    score = _score(arrow.edge)
+    shown = "untested" if score is None else f"{score:.6g}"
+    texts = f"label={_quote(label)}, tooltip={_quote(f'{arrow.edge} {shown}')}"
+    return f"  {_quote(arrow.source)} -> {_quote(arrow.target)} [{texts}, {_dot_style(score, most)}];"
+
+
+def _dot_style(score: float | None, most: float) -> str:
+    """Width and colour of an arrow. By square roots: most scores are far below the largest."""
+    if score is None:
+        return 'penwidth=1, color="#999999", style=dashed'
+    share = math.sqrt(abs(score) / most) if most else 0.0
+    light, dark = (_LIGHT, _DARK) if score >= 0 else (_LIGHT_RED, _DARK_RED)
+    mixed = (round(low + (high - low) * share) for low, high in zip(light, dark, strict=True))
+    return f'penwidth={0.5 + 4.5 * share:.2f}, color="#{bytes(mixed).hex()}"'
+
+
+def _score(edge: Edge) -> float | None:
+    """The score; None where there is none, or none that can be drawn."""
+    return edge.score if edge.score is not None and math.isfinite(edge.score) else None
+
+
+def _order(node: str) -> tuple[int, int, int]:
+    """Sorts nodes in the order in which the model computes them."""
+    match = _NODE.fullmatch(node)
+    if match is None:
+        return (-1, 0, 0) if node == "input" else (1 << 30, 0, 0)
+    return int(match[2]), int(match[1] == "m"), int(match[3] or 0)
+
+
+def _quote(text: str) -> str:
+    # A picture holds no character that is not printable.
+    escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
+    return f'"{escaped}"'
+
+
+def summary(circuit: Circuit) -> str:
+    """Describes a circuit in one line."""
+    size = f"{len(circuit.edges)} of {circuit.num_edges_total} edges"
+    paths = f"{len(circuit.on_paths)} on a path from input to logits"
+    metric = f"{one_line(circuit.metric.name)}={circuit.metric_value:.6g}"
+    faithfulness = formatting.faithfulness(circuit.faithfulness)
+    evaluations = f"{circuit.num_evaluations} evaluations"
+    if circuit.partial:
+        undecided = len(circuit.undecided)
+        size = f"partial: {circuit.num_edges_total - undecided} of {circuit.num_edges_total} edges decided"
+        kept = len(circuit.edges) - undecided
+        parts = [size, f"{kept} of them kept", f"metric {one_line(circuit.metric.name)}", evaluations]
+    else:
+        parts = [size, paths, metric, faithfulness, evaluations]
+    return ", ".join([*parts, *_asked(circuit), *formatting.count_warnings(circuit.warnings)])
+
+
+def _asked(result: Circuit | EdgeScores) -> list[str]:
+    """The model and what was asked for, as far as they are known."""
+    run = result.provenance.get("run", {})
+    run = run if isinstance(run, Mapping) else {}
+    task = formatting.task(run.get("task"))
+    known = {**result.parameters, "model": run.get("model"), "task": task or None}
+    names = ("model", "task", "method", "threshold")
+    return [one_line(f"{key}={known[key]!r}") for key in names if known.get(key) is not None]
+
+
+def summarize_scores(scores: EdgeScores) -> str:
+    """Describes edge scores in one line."""
+    head = ["partial"] if scores.partial else []
+    size, metric = f"{len(scores.scores)} edges", f"metric={one_line(scores.metric)!r}"
+    ends = f"full={scores.full:.6g}, empty={scores.empty:.6g}"
+    asked = [part for part in _asked(scores) if not part.startswith("method=")]
+    method = f"method={one_line(scores.method)!r}"
+    return ", ".join([*head, size, method, metric, ends, *asked, *formatting.count_warnings(scores.warnings)])
+
+
+def to_html(circuit: Circuit) -> str:
+    """A summary and the edges that matter most, for notebooks."""
+    ranked = sorted(circuit.edges, key=_weight, reverse=True)
+    rows = "".join(_row(edge) for edge in ranked[:_ROWS])
+    more = len(ranked) - _ROWS
+    rest = f"<p>… and {more} more</p>" if more > 0 else ""
+    head = f"<p><b>Circuit</b>: {escape(summary(circuit))}</p>"
+    warnings = "".join(f"<p><b>Warning</b>: {escape(text)}</p>" for text in circuit.warnings)
+    return f"{head}{warnings}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
+
+
+def _weight(edge: Edge) -> float:
+    return float("-inf") if edge.score is None else edge.score
+
+
+def _row(edge: Edge) -> str:
+    score = "" if edge.score is None else f"{edge.score:.6g}"
+    return f"<tr><td><code>{escape(one_line(str(edge)))}</code></td><td>{score}</td></tr>"

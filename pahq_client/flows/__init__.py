@@ -1,1 +1,0 @@
-"""What clients do, written once for the blocking and the asynchronous ones; see `pahq_client.flow`."""

@@ -1,0 +1,319 @@
+"""The computational graph of a model, and the parts of a circuit in it: edges, verdicts, a metric.
+
+Senders (``input``, ``a0.h1``, ``m0``) write into the residual stream, receivers (``a5.h5<q>``, ``m0``,
+``logits``) read from it, and an edge leads from one to the other. ``extra`` of a class holds keys of a
+circuit file that this version does not know, so that saving keeps them; it has no part in comparisons.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from pahq_client.checks import integer
+from pahq_client.errors import InvalidRequest
+
+Extra: TypeAlias = tuple[tuple[str, Any], ...]
+
+# At most six digits, and no zero before others: one node has one name, and a number without end is no layer.
+_NUMBER = r"(?:0|[1-9]\d{0,5})"
+_SENDER = re.compile(rf"input|a(?P<al>{_NUMBER})\.h(?P<head>{_NUMBER})|m(?P<ml>{_NUMBER})", re.ASCII)
+_RECEIVER = re.compile(
+    rf"a(?P<al>{_NUMBER})\.(?P<letter>[hg])(?P<unit>{_NUMBER})<(?P<kind>[qkv])>|m(?P<ml>{_NUMBER})|logits",
+    re.ASCII,
+)
+
+# Of names in files: Python refuses to read very long numbers.
+_HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})", re.ASCII)
+
+# Of layers, heads and key/value heads. Far beyond any model; what is larger comes from damage or malice, and
+# would take more memory than there is before it was noticed.
+MOST_UNITS = 10_000
+# Edges of a graph that are listed here, some gigabytes of names. A server still works with larger graphs.
+MOST_LISTED = 20_000_000
+
+
+def is_sender(name: str) -> bool:
+    """Whether the name has the form of a sender, for example ``a0.h1``."""
+    return _SENDER.fullmatch(name) is not None
+
+
+def is_receiver(name: str) -> bool:
+    """Whether the name has the form of a receiver, for example ``a5.h5<q>``."""
+    return _RECEIVER.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A kept edge; ``str(edge)`` is its name, for example ``a0.h1->a5.h5<q>``.
+
+    Args:
+        source: the sender, for example ``a0.h1``.
+        target: the receiver, for example ``a5.h5<q>``.
+        score: how much the metric changed when the edge was tested; None if it never was.
+    """
+
+    source: str
+    target: str
+    score: float | None = None
+    extra: Extra = field(default=(), compare=False, repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.source}->{self.target}"
+
+    @classmethod
+    def parse(cls, name: str) -> Edge:
+        """The edge of a name. Raises InvalidRequest if it is not of the form sender->receiver."""
+        source, arrow, target = name.partition("->")
+        if not arrow or not is_sender(source) or not is_receiver(target):
+            raise InvalidRequest("edge", f"{name!r} is not of the form sender->receiver")
+        return cls(source, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of one evaluation.
+
+    Args:
+        subject: the edge, or for a gate the receiver.
+        delta: metric of the candidate minus metric of the circuit so far.
+        kept: whether it stays.
+        gate: whether all incoming edges of one receiver were tested at once.
+    """
+
+    subject: str
+    delta: float
+    kept: bool
+    gate: bool = False
+    extra: Extra = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The graph that a circuit is part of.
+
+    Args:
+        layers: number of transformer layers.
+        heads: query heads per layer.
+        kv_heads: key/value heads per layer.
+        kv_receivers: ``group`` for one k and one v receiver per key/value head, ``query`` for one per
+            query head.
+        parallel: whether attention and MLP of a layer run in parallel.
+        mlps: whether layers have an MLP.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    kv_receivers: str
+    parallel: bool
+    mlps: bool = True
+    extra: Extra = field(default=(), compare=False, repr=False)
+
+    def same_as(self, other: Graph) -> bool:
+        """Whether equal names of edges mean the same in both.
+
+        Where every head has keys and values of its own, ``kv_receivers`` makes no difference.
+        """
+        alike = replace(other, kv_receivers=self.kv_receivers) if self.heads == self.kv_heads else other
+        return self == alike
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "heads", "kv_heads"):
+            number = integer(f"graph.{name}", getattr(self, name))
+            if not 0 <= number <= MOST_UNITS:
+                raise InvalidRequest(f"graph.{name}", f"must be from 0 to {MOST_UNITS}, got {number}")
+
+    @property
+    def num_edges(self) -> int:
+        """The number of edges of the full graph, without listing them."""
+        senders, edges = 1, 0
+        receivers = sum(count for _, _, count in self._attention_units())
+        for _ in range(self.layers):
+            edges += receivers * senders
+            if self.mlps:
+                edges += senders if self.parallel else senders + self.heads
+            senders += self.heads + self.mlps
+        return edges + senders
+
+    def has_edge(self, source: str, target: str) -> bool:
+        """Whether the full graph has an edge from this sender to this receiver."""
+        sender, receiver = _SENDER.fullmatch(source), _RECEIVER.fullmatch(target)
+        if sender is None or receiver is None:
+            return False
+        start, end = self._sender_moment(sender), self._receiver_moment(receiver)
+        return start is not None and end is not None and start < end
+
+    def has_receiver(self, name: str) -> bool:
+        """Whether the full graph has this receiver."""
+        receiver = _RECEIVER.fullmatch(name)
+        return receiver is not None and self._receiver_moment(receiver) is not None
+
+    def _sender_moment(self, match: re.Match[str]) -> tuple[int, int] | None:
+        """Layer and moment in it at which a sender writes: 0 before, 1 with and 2 after attention.
+
+        None if the graph has no such sender.
+        """
+        if match["head"] is not None:
+            layer, known = int(match["al"]), int(match["head"]) < self.heads
+            return (layer, 1) if known and layer < self.layers else None
+        if match["ml"] is not None:
+            layer = int(match["ml"])
+            return (layer, 2) if self.mlps and layer < self.layers else None
+        return -1, 0
+
+    def _receiver_moment(self, match: re.Match[str]) -> tuple[int, int] | None:
+        """Layer and moment in it before which its senders have written; None if there is no such receiver."""
+        if match["unit"] is not None:
+            layer, unit = int(match["al"]), int(match["unit"])
+            units = {(kind, letter): count for kind, letter, count in self._attention_units()}
+            known = unit < units.get((match["kind"], match["letter"]), 0)
+            return (layer, 0) if known and layer < self.layers else None
+        if match["ml"] is not None:
+            layer = int(match["ml"])
+            # Beside parallel attention, an MLP reads what came before the layer.
+            return (layer, 0 if self.parallel else 2) if self.mlps and layer < self.layers else None
+        return self.layers, 0
+
+    def group_heads(self, group: int) -> range:
+        """The query heads that a key/value head feeds."""
+        size = self.heads // max(self.kv_heads, 1)
+        return range(group * size, (group + 1) * size)
+
+    def edge_names(self) -> Iterator[str]:
+        """All edges of the full graph: receivers from first to last, into each the earliest sender first.
+
+        Backwards this is the order in which ACDC tests edges.
+
+        Raises:
+            InvalidRequest: there are too many to be listed.
+        """
+        self._check_listable()
+        return (f"{sender}->{receiver}" for sender, receiver in self._edges())
+
+    def edges(self) -> Iterator[tuple[str, str]]:
+        """All edges of the full graph as (sender, receiver), in the order of `edge_names`.
+
+        Each node's name is one object, however many edges it has. Raises as `edge_names`.
+        """
+        self._check_listable()
+        return self._edges()
+
+    def receivers(self) -> Iterator[str]:
+        """All receivers of the full graph, in the order in which the model computes them."""
+        for layer in range(self.layers):
+            yield from self._attention_receivers(layer)
+            if self.mlps:
+                yield f"m{layer}"
+        yield "logits"
+
+    def _check_listable(self) -> None:
+        if self.num_edges > MOST_LISTED:
+            raise InvalidRequest(
+                "graph", f"has {self.num_edges} edges; at most {MOST_LISTED} can be listed by their names"
+            )
+
+    def _edges(self) -> Iterator[tuple[str, str]]:
+        senders = ["input"]
+        for layer in range(self.layers):
+            heads = [f"a{layer}.h{head}" for head in range(self.heads)]
+            mlp = [f"m{layer}"] if self.mlps else []
+            for receiver in self._attention_receivers(layer):
+                yield from ((sender, receiver) for sender in senders)
+            for receiver in mlp:
+                earlier = senders if self.parallel else senders + heads
+                yield from ((sender, receiver) for sender in earlier)
+            senders += heads + mlp
+        yield from ((sender, "logits") for sender in senders)
+
+    def _attention_receivers(self, layer: int) -> Iterator[str]:
+        for kind, letter, count in self._attention_units():
+            yield from (f"a{layer}.{letter}{unit}<{kind}>" for unit in range(count))
+
+    def _attention_units(self) -> Iterator[tuple[str, str, int]]:
+        """The receivers of a layer's attention: q, k or v; h of heads or g of groups; how many."""
+        shared = self.kv_receivers == "group" and self.kv_heads < self.heads
+        for kind in "qkv":
+            yield (kind, "g", self.kv_heads) if shared and kind != "q" else (kind, "h", self.heads)
+
+
+@dataclass(frozen=True)
+class CircuitMetric:
+    """A metric, measured on the circuit, the full model and the empty circuit. Lower is better.
+
+    Args:
+        name: of the metric, for example ``kl_divergence``.
+        value: of the circuit.
+        full: of the full model.
+        empty: of the empty circuit, in which every edge is ablated.
+
+    A value is NaN where a partial circuit does not know it.
+    """
+
+    name: str
+    value: float
+    full: float
+    empty: float
+    extra: Extra = field(default=(), compare=False, repr=False)
+
+    @property
+    def faithfulness(self) -> float | None:
+        """How much of the way from the empty circuit (0) to the full model (1) the circuit goes.
+
+        It is (value - empty) / (full - empty); None where the full model and the empty circuit measure the
+        same, so that there is no way to go.
+        """
+        way = self.full - self.empty
+        share = (self.value - self.empty) / way if way else math.nan
+        return share + 0.0 if math.isfinite(share) else None  # never -0.0
+
+
+def edges_on_paths(edges: Sequence[Edge], graph: Graph) -> tuple[Edge, ...]:
+    """The edges on a path from ``input`` to ``logits``, in their order.
+
+    A path goes on from a receiver to each sender that reads it: from ``a1.h2<q>`` to ``a1.h2``, from
+    ``a1.g0<k>`` to every head of the group, from ``m1`` to itself.
+    """
+    # Nodes are prefixed, since an MLP is a receiver and a sender of one name.
+    following: dict[str, list[str]] = defaultdict(list)
+    leading: dict[str, list[str]] = defaultdict(list)
+    arrows = [(f"s:{edge.source}", f"r:{edge.target}") for edge in edges]
+    inner = (
+        (f"r:{receiver}", f"s:{sender}")
+        for sender in {edge.source for edge in edges}
+        for receiver in _read_by(sender, graph)
+    )
+    for start, end in (*arrows, *inner):
+        following[start].append(end)
+        leading[end].append(start)
+    reached, used = _reachable("s:input", following), _reachable("r:logits", leading)
+    pairs = zip(edges, arrows, strict=True)
+    return tuple(edge for edge, (start, end) in pairs if start in reached and end in used)
+
+
+def _read_by(sender: str, graph: Graph) -> Iterator[str]:
+    """The receivers that a sender reads."""
+    match = _HEAD.fullmatch(sender)
+    if match is None:
+        if sender != "input":
+            yield sender  # an MLP
+        return
+    layer, head = int(match[1]), int(match[2])
+    size = graph.heads // max(graph.kv_heads, 1)
+    yield from (f"a{layer}.h{head}<{kind}>" for kind in "qkv")
+    if size:
+        yield from (f"a{layer}.g{head // size}<{kind}>" for kind in "kv")
+
+
+def _reachable(start: str, arrows: Mapping[str, Iterable[str]]) -> set[str]:
+    reached, pending = {start}, [start]
+    while pending:
+        for node in arrows.get(pending.pop(), ()):
+            if node not in reached:
+                reached.add(node)
+                pending.append(node)
+    return reached

@@ -1,0 +1,412 @@
+"""Conversion between protobuf messages and the server's values.
+
+Functions whose name begins with ``read_`` turn a message into a value, and raise InvalidRequestError for what
+a message cannot mean; the error names the field by its path in the request. All others make a message of a
+value.
+
+Nothing here knows a single method: in a `JobSpec` the name of the field that is set in the oneof ``method``
+is the method's name, and the fields of its message are the parameters, by name.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
+
+from pahq_server.access.limits import CallLimits
+from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.graph import Graph
+from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenizedText
+from pahq_server.jobs.evaluation import CircuitMetrics, CircuitOrigin
+from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
+from pahq_server.jobs.quotas import Quotas
+from pahq_server.jobs.session_calls import Hypothesis
+from pahq_server.jobs.sessions import PatchingSession
+from pahq_server.jobs.spec import JobSpec
+from pahq_server.methods import registry
+from pahq_server.methods.base import Method
+from pahq_server.store.records import StoredArtifact
+
+# Bytes of an artifact, or characters of prompts (all ASCII), per message of GetArtifact: with what belongs to
+# the message itself, still below 1 MiB.
+CHUNK = 1_000_000
+
+_STATES = {state: getattr(jobs_pb2, f"JOB_STATE_{state.name}") for state in JobState}
+# The field of the oneof for methods that have no message of their own.
+_EXTENSION = "extension"
+
+
+# Requests: objectives and tasks
+
+
+def read_objective(message: jobs_pb2.Objective) -> Objective:
+    """Reads what is asked of a model."""
+    return Objective(
+        model=message.model,
+        task=read_task(message.task),
+        metric=message.metric,
+        ablation=message.ablation,
+        kv_receivers=message.kv_receivers,
+        precision=message.precision,
+    )
+
+
+def read_task(message: task_pb2.Task) -> TaskSpec:
+    """Reads a task: prompts of the client, or the name of a built-in one."""
+    if message.HasField("builtin"):
+        builtin = message.builtin
+        return BuiltinTask(builtin.name, builtin.num_prompts, builtin.seed)
+    if not message.HasField("prompts"):
+        raise InvalidRequestError("task", "is missing")
+    prompts = message.prompts
+    return PromptTask(
+        clean=_read_prompts("task.clean", prompts.clean),
+        corrupted=_read_prompts("task.corrupted", prompts.corrupted),
+        answers=_read_prompts("task.answers", prompts.answers),
+        wrong_answers=_read_prompts("task.wrong_answers", prompts.wrong_answers),
+        positions=tuple(prompts.positions.indices) if prompts.HasField("positions") else None,
+    )
+
+
+def _read_prompts(field: str, messages: Iterable[task_pb2.Prompt]) -> tuple[Prompt, ...]:
+    return tuple(_read_prompt(f"{field}[{i}]", message) for i, message in enumerate(messages))
+
+
+def _read_prompt(field: str, message: task_pb2.Prompt) -> Prompt:
+    kind = message.WhichOneof("content")
+    if kind is None:
+        raise InvalidRequestError(field, "has neither text nor token ids")
+    return message.text if kind == "text" else tuple(message.token_ids.ids)
+
+
+# Requests: jobs and the parameters of their methods
+
+
+def read_job_spec(message: jobs_pb2.JobSpec) -> JobSpec:
+    """Reads what a job is asked to do.
+
+    Raises:
+        InvalidRequestError: the method is missing or unknown, or one of its parameters is: that is named by
+            its path, such as ``acdc.threshold``.
+    """
+    field = message.WhichOneof("method")
+    if field is None:
+        raise InvalidRequestError("method", f"is missing; one of {sorted(registry.METHODS)}")
+    if field == _EXTENSION:
+        method = registry.find(message.extension.method)
+        path, values = f"{_EXTENSION}.parameters", _struct_values(method, message.extension)
+    else:
+        method = registry.find(field)
+        path, values = field, _message_values(getattr(message, field))
+    try:
+        parameters = method.read(values)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{path}.{error.field}", error.detail) from error
+    return JobSpec(
+        objective=read_objective(message.objective),
+        method=method.name,
+        parameters=parameters,
+        include_prompts=message.include_prompts,
+    )
+
+
+def _message_values(message: Message) -> dict[str, object]:
+    """Returns the parameters in a method's message, without ``optional`` fields that are not set."""
+    return {
+        field.name: getattr(message, field.name)
+        for field in message.DESCRIPTOR.fields
+        if not field.has_presence or message.HasField(field.name)
+    }
+
+
+def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters) -> dict[str, object]:
+    """Returns the parameters of a method without a message. Null leaves a parameter out.
+
+    All numbers of a Struct are floating-point: where the method wants an integer, an integral one becomes
+    that.
+    """
+    hints = typing.get_type_hints(method.parameters)
+    values: dict[str, object] = {}
+    for name, value in message.parameters.items():
+        if isinstance(value, Message):
+            field = f"{_EXTENSION}.parameters.{name}"
+            raise InvalidRequestError(field, "must be a number, a text, true or false; no list, no object")
+        if value is None:
+            continue
+        wanted = typing.get_args(hints.get(name)) or (hints.get(name),)
+        if isinstance(value, float) and value.is_integer() and int in wanted and float not in wanted:
+            value = int(value)
+        values[name] = value
+    return values
+
+
+def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
+    """Returns what was asked for, without prompts of the client: a list of jobs would repeat them all."""
+    objective, task = spec.objective, task_pb2.Task()
+    if isinstance(objective.task, BuiltinTask):
+        task.builtin.CopyFrom(task_pb2.BuiltinTask(**asdict(objective.task)))
+    message = jobs_pb2.JobSpec(
+        objective=jobs_pb2.Objective(
+            model=objective.model,
+            task=task,
+            metric=objective.metric,
+            ablation=objective.ablation,
+            kv_receivers=objective.kv_receivers,
+            precision=objective.precision,
+        ),
+        include_prompts=spec.include_prompts,
+    )
+    if spec.method:  # empty for a stored job that cannot be read
+        _set_method(message, spec.method, asdict(spec.parameters))
+    return message
+
+
+def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any]) -> None:
+    fields = {field.name for field in message.DESCRIPTOR.oneofs_by_name["method"].fields} - {_EXTENSION}
+    if method not in fields:
+        message.extension.method = method
+        message.extension.parameters.update(values)
+        return
+    parameters = getattr(message, method)
+    parameters.SetInParent()  # a method may have no parameters at all
+    for name, value in values.items():
+        if value is not None:
+            setattr(parameters, name, value)
+
+
+# Requests: circuits
+
+
+def read_origin(message: patching_pb2.EvaluateCircuitRequest) -> CircuitOrigin | None:
+    """Reads where the circuit of a request was found; None if the client does not say."""
+    if not message.HasField("origin"):
+        return None
+    g = message.origin.graph
+    # An unknown treatment of keys and values fits no model, and is refused by that comparison.
+    graph = Graph(g.layers, g.heads, g.kv_heads, g.kv_receivers, g.parallel, g.mlps)  # type: ignore[arg-type]
+    return CircuitOrigin(graph, message.origin.model_revision)
+
+
+def read_hypothesis(field: str, message: patching_pb2.Hypothesis) -> Hypothesis:
+    """Reads a circuit that is at ``field`` of its request."""
+    kind = message.WhichOneof("circuit")
+    if kind is None:
+        raise InvalidRequestError(field, "has neither removed nor edges")
+    edges = message.edges if kind == "edges" else message.removed
+    return Hypothesis(edges.names, complete=kind == "edges")
+
+
+def read_hypotheses(messages: Iterable[patching_pb2.Hypothesis]) -> list[Hypothesis]:
+    """Reads the circuits of the field ``hypotheses``."""
+    return [read_hypothesis(f"hypotheses[{i}]", message) for i, message in enumerate(messages)]
+
+
+# Responses: jobs
+
+
+def job(value: Job) -> jobs_pb2.Job:
+    """Returns a job as it stands."""
+    now = value.snapshot
+    expected = expected_start(value, now)
+    return jobs_pb2.Job(
+        name=value.name,
+        spec=job_spec(value.spec),
+        state=_STATES[now.state],
+        progress=progress(value, now),
+        error_message=now.error,
+        create_time=_timestamp(now.created),
+        start_time=_timestamp(now.started),
+        end_time=_timestamp(now.ended),
+        queue_position=expected.position if expected else None,
+        estimated_start_time=_timestamp(expected.start) if expected else None,
+        charged_seconds=value.scheduling.charged_s,
+        warnings=value.warnings,
+        num_prompts=_num_prompts(value),
+        artifact=_artifact_summary(value),
+    )
+
+
+def _num_prompts(value: Job) -> int:
+    task = value.spec.objective.task
+    return task.num_prompts if isinstance(task, BuiltinTask) else value.facts.num_prompts
+
+
+def _artifact_summary(value: Job) -> jobs_pb2.ArtifactSummary | None:
+    found = value.summary
+    return None if found is None else jobs_pb2.ArtifactSummary(kind=found.kind, figures=found.figures)
+
+
+def estimate(value: Estimate, warnings: Sequence[str]) -> jobs_pb2.Estimate:
+    """Returns what a job would take, with what may mislead about its answer."""
+    return jobs_pb2.Estimate(**asdict(value), warnings=warnings)
+
+
+def expected_start(value: Job, now: Snapshot) -> ExpectedStart | None:
+    """Returns the position of a job in the queue; None if it is not there or the position is unknown."""
+    return value.scheduling.expected if now.state is JobState.QUEUED else None
+
+
+def progress(value: Job, now: Snapshot) -> jobs_pb2.Progress:
+    """Returns how far a job was at the moment of a snapshot."""
+    return jobs_pb2.Progress(
+        done=now.progress.done,
+        total=value.total,
+        unit=value.unit,
+        stage=now.progress.stage,
+        figures=now.progress.figures,
+        eta_seconds=now.eta_s(value.total),
+    )
+
+
+def event(
+    value: Job, now: Snapshot, before: Snapshot | None, expected: ExpectedStart | None = None
+) -> jobs_pb2.Event:
+    """Returns what a watcher of a job is told.
+
+    Args:
+        value: the job.
+        now: where it stands.
+        before: what the watcher was told of last; None for its first event.
+        expected: position in the queue, if that is known.
+    """
+    kind = jobs_pb2.EVENT_KIND_PROGRESS
+    if before is None or before.state is not now.state or expected is not None:
+        kind = jobs_pb2.EVENT_KIND_STATE
+    if now.state.final:
+        kind = jobs_pb2.EVENT_KIND_END
+    return jobs_pb2.Event(
+        sequence=now.sequence,
+        kind=kind,
+        state=_STATES[now.state],
+        progress=progress(value, now),
+        error_message=now.error,
+        queue_position=expected.position if expected else None,
+        estimated_start_time=_timestamp(expected.start) if expected else None,
+    )
+
+
+def artifact_messages(found: StoredArtifact) -> Iterator[jobs_pb2.GetArtifactResponse]:
+    """Returns the header, then the bytes, then the prompts if there are any, in chunks of `CHUNK` at most."""
+    artifact = found.artifact
+    run = {key: value for key, value in found.run.items() if key != "warnings"}  # they have their own field
+    header = jobs_pb2.ArtifactHeader(
+        kind=artifact.kind,
+        version=artifact.version,
+        size_bytes=len(artifact.data),
+        partial=found.partial,
+        provenance_request_json=json.dumps(found.request, sort_keys=True),
+        provenance_run_json=json.dumps(run, sort_keys=True),
+        warnings=found.warnings,
+    )
+    yield jobs_pb2.GetArtifactResponse(header=header)
+    for start in range(0, len(artifact.data), CHUNK):
+        yield jobs_pb2.GetArtifactResponse(data=artifact.data[start : start + CHUNK])
+    prompts = found.prompts or ""
+    for start in range(0, len(prompts), CHUNK):
+        yield jobs_pb2.GetArtifactResponse(prompts_json=prompts[start : start + CHUNK])
+
+
+# Responses: circuits and sessions
+
+
+def metric(name: str, found: CircuitMetrics) -> circuit_pb2.Metric:
+    """Returns the metric of this name: of a circuit, the full model and the empty circuit."""
+    return circuit_pb2.Metric(name=name, value=found.value, full=found.full, empty=found.empty)
+
+
+def graph(value: Graph) -> circuit_pb2.Graph:
+    """Returns the shape of a computational graph."""
+    return circuit_pb2.Graph(**asdict(value))
+
+
+def session(
+    opened: PatchingSession, full: float, empty: float, warnings: Sequence[str]
+) -> patching_pb2.Session:
+    """Returns a session.
+
+    Args:
+        opened: the session.
+        full, empty: the metric of the full model and of the empty circuit.
+        warnings: what may mislead about its scores.
+    """
+    idle = Duration()
+    idle.FromMilliseconds(int(opened.limits.idle_s * 1000))
+    return patching_pb2.Session(
+        name=opened.name,
+        graph=graph(opened.resolved.graph),
+        num_edges_total=opened.resolved.graph.num_edges,
+        metric_full=full,
+        metric_empty=empty,
+        max_hypotheses=opened.limits.hypotheses,
+        idle_timeout=idle,
+        warnings=warnings,
+        model_revision=opened.resolved.revision,
+    )
+
+
+# Responses: models and the server
+
+
+def model(info: ModelInfo) -> model_pb2.Model:
+    """Returns the description of a served model."""
+    return model_pb2.Model(**asdict(info))
+
+
+def tokenized_text(found: TokenizedText) -> model_pb2.TokenizedText:
+    """Returns how a model tokenizes a text, as a prompt and as an answer."""
+    return model_pb2.TokenizedText(
+        text=found.text,
+        ids=found.ids,
+        tokens=found.tokens,
+        answer_id=found.answer,
+        answer_token=found.answer_token,
+        answer_note=found.note,
+    )
+
+
+def memory(usage: MemoryUsage) -> server_pb2.MemoryUsage:
+    """Returns how the memory of jobs and sessions is used."""
+    return server_pb2.MemoryUsage(
+        page_bytes=usage.page_bytes,
+        pages=usage.pages,
+        used_pages=usage.used,
+        shared_pages=usage.shared,
+        peak_used_pages=usage.peak_used,
+        scratch_bytes=usage.scratch_bytes,
+        preemptions=usage.preemptions,
+        head_store_hits=usage.head_store.hits,
+        head_store_misses=usage.head_store.misses,
+        head_store_bytes_moved=usage.head_store.bytes_moved,
+    )
+
+
+def limits(quotas: Quotas, calls: CallLimits) -> server_pb2.Limits:
+    """Returns what each user may have and ask for."""
+    return server_pb2.Limits(
+        running_jobs=quotas.running_jobs,
+        queued_jobs=quotas.queued_jobs,
+        prompt_tokens=quotas.prompt_tokens,
+        stored_results=quotas.stored_results,
+        requests_per_second=calls.rate,
+        burst=calls.burst,
+        concurrent_calls=calls.user_calls,
+        concurrent_streams=calls.user_streams,
+    )
+
+
+def _timestamp(seconds: float | None) -> Timestamp | None:
+    """Returns a time in seconds since the epoch."""
+    if seconds is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromMicroseconds(int(seconds * 1e6))
+    return stamp

@@ -1,1 +1,0 @@
-"""Options of the commands, a file per topic: ``add`` declares them."""

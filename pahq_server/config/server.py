@@ -1,0 +1,250 @@
+"""Everything that ``pahq-server serve`` can be told, and what it is without being told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+
+from pahq_server.api.connections import ConnectionLimits
+from pahq_server.config.access import AccessOptions
+from pahq_server.config.options import option
+from pahq_server.config.values import (
+    Address,
+    Count,
+    Days,
+    Directory,
+    ModelSource,
+    Name,
+    Seconds,
+    Size,
+    UserWeight,
+)
+from pahq_server.demo import model_path
+from pahq_server.jobs.quotas import Quotas
+from pahq_server.jobs.session_calls import SessionLimits
+from pahq_server.store.directory import StorageConfig
+from pahq_server.store.records import Retention
+
+DAY_S = 86_400.0
+DEFAULT_ADDRESS = "127.0.0.1:7300"
+# The built-in model's name.
+DEMO = "demo"
+# What weights can be kept in, with the precision policy that rounds them so; None for full precision.
+WEIGHT_POLICIES = {"fp32": None, "bf16": "bf16", "int8": "pahq-int8", "fp8": "pahq-fp8"}
+# OpenTelemetry's own variables say where spans go. Without one of them there is no tracing.
+_OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+def check_names(models: tuple[tuple[str, str], ...]) -> None:
+    """Raises ValueError where two models have one name, or one has the built-in model's."""
+    *before, (name, source) = models
+    if name == DEMO:
+        raise ValueError(f"{DEMO!r} is the built-in model's name: choose another one, as in mine={source}")
+    if name in dict(before):
+        both = f"{dict(before)[name]} and {source}"
+        raise ValueError(f"two models are named {name!r}, {both}: choose another name")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which models there are, and the memory beside them."""
+
+    model: tuple[ModelSource, ...] = option(
+        (), "a model to serve, besides the built-in 'demo'; may be repeated", check=check_names
+    )
+    device: Name = option("cpu", "what models are kept and computed on: cpu, cuda or cuda:1")
+    memory: Size | None = option(
+        None,
+        "what jobs and sessions may take beside the models, such as 4GiB or 1500MB; never changes a result "
+        "(default: half of what the models leave of the device's memory)",
+    )
+    weights: str = option(
+        "fp32",
+        "what weights are kept in: %(choices)s (default: %(default)s); unless fp32, only rounded "
+        "weights are in memory, and full precision is read from the checkpoint's files when it is used",
+        choices=tuple(WEIGHT_POLICIES),
+    )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Directory or hub id of every model, by the name that clients use; the built-in one is first."""
+        return {DEMO: str(model_path())} | dict(self.model)
+
+    @property
+    def weight_policy(self) -> str | None:
+        """Name of the precision policy by which weights are kept rounded; None for full precision."""
+        return WEIGHT_POLICIES[self.weights]
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Where the server listens, and how it treats connections."""
+
+    listen: Address = option(DEFAULT_ADDRESS)
+    reflection: bool = option(False, "offer gRPC server reflection")
+    max_connections: Count | None = option(
+        None,
+        "connections at once (default: as many as the process may open files, less 256 for other files)",
+    )
+    idle_timeout: Seconds = option(
+        ConnectionLimits.idle_s,
+        "close connections without a call after so many seconds; clients connect again by themselves",
+    )
+    parent_watch: bool = option(False, "stop when standard input ends")
+
+    @property
+    def limits(self) -> ConnectionLimits:
+        """Bounds of clients' connections."""
+        return ConnectionLimits(connections=self.max_connections, idle_s=self.idle_timeout)
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """How patched passes are computed."""
+
+    threads: Count | None = option(None, "threads for tensor arithmetic")
+    executor: str = option(
+        "sparse",
+        "how patched passes are computed; literal is slow and for comparison",
+        choices=("sparse", "literal"),
+    )
+    window: Count = option(32, "evaluations that a search asks for at once; never changes a result")
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What patching sessions may take."""
+
+    max_sessions: Count = option(SessionLimits.sessions, "patching sessions at once")
+    max_user_sessions: Count = option(8, "of them, of one user")
+    session_timeout: Seconds = option(
+        SessionLimits.idle_s, "close a patching session after so many seconds without a call"
+    )
+
+    @property
+    def limits(self) -> SessionLimits:
+        """Bounds of patching sessions."""
+        return SessionLimits(
+            sessions=self.max_sessions, idle_s=self.session_timeout, user_sessions=self.max_user_sessions
+        )
+
+
+@dataclass(frozen=True)
+class SharingOptions:
+    """How users share the machine."""
+
+    slots: Count = option(4, "jobs of all users together that have tensors in memory at a time")
+    user_weight: tuple[UserWeight, ...] = option(
+        (), "share of the machine's time that a user gets beside others, who have 1; may be repeated"
+    )
+
+
+@dataclass(frozen=True)
+class QuotaOptions:
+    """What each user may have."""
+
+    max_running_jobs: Count | None = option(
+        None, "of each user: jobs that run at a time; further ones wait (default: no limit)"
+    )
+    max_queued_jobs: Count | None = option(None, "of each user: jobs that wait (default: no limit)")
+    max_prompt_tokens: Count | None = option(
+        None, "of each user: tokens of the prompts of all unfinished jobs (default: no limit)"
+    )
+    max_stored_results: Count | None = option(
+        None, "of each user: results that are kept, with those still to come (default: no limit)"
+    )
+
+    @property
+    def quotas(self) -> Quotas:
+        """The limits of every user."""
+        return Quotas(
+            running_jobs=self.max_running_jobs,
+            queued_jobs=self.max_queued_jobs,
+            prompt_tokens=self.max_prompt_tokens,
+            stored_results=self.max_stored_results,
+        )
+
+
+def state_directory(environment: Mapping[str, str]) -> Path:
+    """Where programs of this user keep what they need again: the XDG state directory."""
+    state = environment.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "pahq"
+
+
+@dataclass(frozen=True)
+class DataDirOptions:
+    """Where jobs and tokens are."""
+
+    data_dir: Directory = option(
+        MISSING, "where jobs and tokens are kept", factory=lambda: state_directory(os.environ)
+    )
+
+
+@dataclass(frozen=True)
+class StorageOptions(DataDirOptions):
+    """What is kept of jobs, and for how long."""
+
+    ephemeral: bool = option(False, "keep nothing on disk: jobs and their results end with the server")
+    result_cache: bool = option(
+        True, "compute every job, also one that equals an earlier one of the same user"
+    )
+    keep_jobs: Count | None = option(
+        Retention.jobs, "finished jobs that are kept of each user, the newest ones"
+    )
+    keep_days: Days | None = option(None, "how long finished jobs are kept at most (default: for ever)")
+
+    @property
+    def config(self) -> StorageConfig:
+        """What the store is told."""
+        return StorageConfig(
+            directory=None if self.ephemeral else self.data_dir,
+            retention=Retention(self.keep_jobs, None if self.keep_days is None else self.keep_days * DAY_S),
+            reuse=self.result_cache,
+        )
+
+
+@dataclass(frozen=True)
+class TelemetryOptions:
+    """What the server tells about itself."""
+
+    metrics_listen: Address | None = option(
+        None,
+        "answer Prometheus there, over plain HTTP, to everybody who reaches it; metrics name no user, "
+        "job or model (default: no metrics)",
+    )
+
+
+def wants_traces(environment: Mapping[str, str]) -> bool:
+    """Whether the standard ``OTEL_…`` variables ask for traces."""
+    disabled = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    exporter = environment.get("OTEL_TRACES_EXPORTER") or "otlp"
+    return not disabled and exporter == "otlp" and any(environment.get(name) for name in _OTLP_ENDPOINTS)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """All of it. Options without a concern of their own come last.
+
+    Args:
+        machine_bytes: of the device's memory; None to ask the machine. No option, for tests.
+    """
+
+    models: ModelOptions = field(default_factory=ModelOptions)
+    network: ListenOptions = field(default_factory=ListenOptions)
+    access: AccessOptions = field(default_factory=AccessOptions)
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
+    sessions: SessionOptions = field(default_factory=SessionOptions)
+    sharing: SharingOptions = field(default_factory=SharingOptions)
+    quotas: QuotaOptions = field(default_factory=QuotaOptions)
+    storage: StorageOptions = field(default_factory=StorageOptions)
+    telemetry: TelemetryOptions = field(default_factory=TelemetryOptions)
+    self_test: bool = option(
+        True, "do not compare models with transformers' own reading of them when they are loaded"
+    )
+    machine_bytes: int | None = None
+
+    def refusal(self) -> str | None:
+        """Says why a server must not or cannot start with this; None if it may."""
+        return self.access.refusal(self.network.listen, self.storage.ephemeral)

@@ -1,0 +1,74 @@
+"""Where an artifact comes from: what determines it, and what happened while it was made."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from pahq_server.core.engine import Capabilities, ResolvedObjective
+from pahq_server.jobs.spec import JobSpec, to_json
+
+
+def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str) -> dict[str, object]:
+    """Returns what determines an artifact, the method and its parameters among it.
+
+    Args:
+        spec: what was asked for.
+        resolved: its objective.
+        version: of the server.
+    """
+    return {
+        "model_revision": resolved.revision,
+        "task_hash": resolved.task.hash,
+        "parameters": spec.choices(),
+        "policy": spec.objective.precision,
+        "version": version,
+    }
+
+
+def content_key(request: Mapping[str, object], model: str, environment: Mapping[str, object]) -> bytes:
+    """Returns the SHA-256 of all that determines the bytes of an artifact.
+
+    Args:
+        request: see `request_provenance`.
+        model: name of the model: one checkpoint may be served in several ways.
+        environment: what computes it: other hardware or libraries may round in another way.
+    """
+    content = {"request": dict(request), "model": model, "environment": dict(environment)}
+    return hashlib.sha256(to_json(content).encode()).digest()
+
+
+def run_provenance(
+    spec: JobSpec,
+    started: float,
+    ended: float,
+    seconds: float,
+    capabilities: Capabilities,
+    counts: Mapping[str, int],
+    warnings: Sequence[str],
+) -> dict[str, object]:
+    """Returns what happened in one run.
+
+    Args:
+        spec: what was asked for.
+        started, ended: seconds since the epoch.
+        seconds: how long it took.
+        capabilities: of the engine.
+        counts: of the method, such as ``passes``, and how many journal records were ``replayed``.
+        warnings: what may mislead about the artifact, beside what the request shows.
+    """
+    return {
+        "model": spec.objective.model,
+        "started": _iso(started),
+        "ended": _iso(ended),
+        "seconds": round(seconds, 3),
+        "device": capabilities.device,
+        "hardware": capabilities.hardware,
+        "counts": dict(counts),
+        "warnings": list(warnings),
+    }
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

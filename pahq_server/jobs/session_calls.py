@@ -1,0 +1,276 @@
+"""Calls of a patching session: circuits as clients describe them, and the queue of what measures them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import Outcome, ResolvedObjective
+from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError, ServerError
+from pahq_server.core.graph import Graph
+from pahq_server.core.operations import Operation, ScorePasses
+
+# The activations of each base circuit take memory, and sharing a batch saves base circuits nothing.
+BASE_CIRCUITS_PER_BATCH = 4
+
+
+# How many names of edges a reader remembers: searches repeat them in every call.
+KNOWN_NAMES = 1 << 16
+
+
+@dataclass(frozen=True)
+class SessionLimits:
+    """What sessions may take.
+
+    Args:
+        sessions: open at the same time.
+        user_sessions: of one user; None for no other limit.
+        idle_s: seconds that a session lives without a call.
+        hypotheses: circuits per call.
+        calls: of one session that wait at the same time.
+    """
+
+    sessions: int = 16
+    idle_s: float = 600.0
+    hypotheses: int = 4096
+    calls: int = 16
+    user_sessions: int | None = None
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A circuit by names of edges.
+
+    Args:
+        names: of edges; repetitions count once.
+        complete: whether these are all of its edges, else those that the base circuit has beyond it.
+    """
+
+    names: Sequence[str]
+    complete: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A hypothesis that was found valid. Compact: its pass is built when it is needed.
+
+    Args:
+        base: what the hypothesis is relative to.
+        edges: indices, each once: ascending, but for the one named last, which stays last.
+        complete: see `Hypothesis`.
+    """
+
+    base: BaseCircuit
+    edges: NDArray[np.int64]
+    complete: bool
+
+    @property
+    def patched_pass(self) -> PatchedPass:
+        """What measures the circuit: from the base, or from scratch if the hypothesis is complete."""
+        return (
+            PatchedPass(BaseCircuit(self.circuit))
+            if self.complete
+            else PatchedPass(self.base, tuple(self.edges.tolist()))
+        )
+
+    @property
+    def circuit(self) -> Circuit:
+        """The circuit itself."""
+        kept = np.zeros_like(self.base.circuit.kept) if self.complete else self.base.circuit.kept.copy()
+        kept[self.edges] = self.complete
+        return Circuit(self.base.circuit.graph, kept)
+
+
+class HypothesisReader:
+    """Reads hypotheses about one graph. May be used from any thread."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._edge = lru_cache(KNOWN_NAMES)(graph.parse_edge)
+
+    def read(self, field: str, hypothesis: Hypothesis, base: BaseCircuit) -> Reading:
+        """Reads one hypothesis.
+
+        Args:
+            field: path of the hypothesis in the request.
+            hypothesis: what to read.
+            base: the circuit that it is relative to.
+
+        Raises InvalidRequestError for an edge that the graph, or the base to remove it from, lacks.
+        """
+        field = f"{field}.{'edges' if hypothesis.complete else 'removed'}"
+        named = np.fromiter(self._edges(field, hypothesis.names), dtype=np.int64)
+        # Policies that promote a head go by the last edge.
+        edges = np.append(np.setdiff1d(named, named[-1:]), named[-1:])
+        if not hypothesis.complete:
+            missing = edges[~base.circuit.kept[edges]]
+            if len(missing):
+                name = self._graph.edge_name(int(missing[0]))
+                raise InvalidRequestError(field, f"the base circuit has no edge {name!r}")
+        return Reading(base, edges, hypothesis.complete)
+
+    def _edges(self, field: str, names: Iterable[str]) -> Iterator[int]:
+        try:
+            yield from map(self._edge, names)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(field, error.detail) from None
+
+
+@dataclass(eq=False)
+class Call:
+    """Passes to score, and their scores so far. Cancelling ``future`` drops the passes that are left.
+
+    Args:
+        passes: that are not asked for yet.
+        count: of all passes.
+        scores: in order.
+        future: gives all scores.
+    """
+
+    passes: Iterator[PatchedPass]
+    count: int
+    scores: list[float] = field(default_factory=list)
+    future: Future[list[float]] = field(default_factory=Future)
+
+    def take(self, most: int) -> list[PatchedPass]:
+        """Returns the next passes, few enough for one batch."""
+        passes: list[PatchedPass] = []
+        base_circuits: set[BaseCircuit] = set()
+        for each in self.passes:
+            passes.append(each)
+            base_circuits.add(each.base_circuit)
+            if len(passes) == most or len(base_circuits) == BASE_CIRCUITS_PER_BATCH:
+                break
+        return passes
+
+    def finish(self, error: Exception | None) -> None:
+        """Resolves ``future``, with the error if there is one."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(self.scores)
+
+
+class CallQueue:
+    """The calls of one session, and whether it is still there.
+
+    It is an `InteractiveSession` to the scheduler's worker; all other methods may be called from any thread.
+
+    Args:
+        name: of the session, ``users/{user}/sessions/{id}``.
+        resolved: its objective.
+        limits: what it may take.
+        batch: how many passes to ask for at once.
+        clock: seconds, for the idle time.
+        wake: to be called when there is something to do.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        resolved: ResolvedObjective,
+        limits: SessionLimits,
+        batch: int,
+        clock: Callable[[], float],
+        wake: Callable[[], None],
+    ) -> None:
+        self.resolved, self.user = resolved, name.split("/")[1]
+        self._name, self._limits, self._batch = name, limits, batch
+        self._clock, self._wake = clock, wake
+        self._calls: deque[Call] = deque()
+        self._used = clock()
+        self._gone = ""  # why the session is not there any more
+        self._lock = threading.Lock()
+
+    def submit(self, call: Call) -> None:
+        """Queues a call. Raises NotFoundError if the session is gone, ResourceExhaustedError."""
+        with self._lock:
+            self._touch()
+            if len(self._calls) >= self._limits.calls:
+                raise ResourceExhaustedError(f"{len(self._calls)} calls of {self._name} wait already", 1.0)
+            if call.count:
+                self._calls.append(call)
+        if call.count:
+            self._wake()
+        else:
+            call.finish(None)
+
+    def touch(self) -> None:
+        """Counts as use. Raises NotFoundError if the session is gone."""
+        with self._lock:
+            self._touch()
+
+    def close(self) -> None:
+        """Gives the session up; calls that wait fail. Raises NotFoundError if it is gone already."""
+        with self._lock:
+            self._touch()
+            self._gone = "it was closed"
+        self._wake()
+
+    @property
+    def gone(self) -> str:
+        """Why the session is not there any more; empty while it is."""
+        with self._lock:
+            self._expire()
+            return self._gone
+
+    # InteractiveSession
+
+    def waiting(self) -> bool:
+        return bool(self._calls) or self.released()
+
+    def released(self) -> bool:
+        return bool(self.gone)
+
+    def next_operation(self) -> Operation | None:
+        with self._lock:
+            while self._calls and self._calls[0].future.cancelled():
+                self._pop()
+            call = self._calls[0] if self._calls else None
+        passes = () if call is None else call.take(self._batch)
+        return ScorePasses(passes) if passes else None
+
+    def deliver(self, outcome: Outcome) -> None:
+        call = self._calls[0]
+        if not isinstance(outcome, Exception):
+            assert isinstance(outcome, list), "the scheduler has checked it"
+            call.scores += outcome
+            if len(call.scores) < call.count:
+                return
+        with self._lock:
+            self._pop()
+        call.finish(outcome if isinstance(outcome, Exception) else None)
+
+    def end(self, error: Exception | None) -> None:
+        with self._lock:
+            # An unexpected exception may quote anything; its details belong into the log.
+            self._gone = self._gone or (str(error) if isinstance(error, ServerError) else "it failed to open")
+            calls, self._calls = self._calls, deque()
+        for call in calls:
+            call.finish(error or NotFoundError(f"session {self._name!r}", self._gone))
+
+    # With the lock held
+
+    def _touch(self) -> None:
+        self._expire()
+        if self._gone:
+            raise NotFoundError(f"session {self._name!r}", self._gone)
+        self._used = self._clock()
+
+    def _expire(self) -> None:
+        if not self._gone and not self._calls and self._clock() - self._used >= self._limits.idle_s:
+            self._gone = f"it expired after {self._limits.idle_s:g} s without a call"
+
+    def _pop(self) -> None:
+        self._calls.popleft()
+        self._used = self._clock()

@@ -1,0 +1,80 @@
+"""What a server's config says of itself and hands on to the parts of the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pahq_server.config.server import (
+    DataDirOptions,
+    ListenOptions,
+    ModelOptions,
+    QuotaOptions,
+    ServerConfig,
+    SessionOptions,
+    StorageOptions,
+    state_directory,
+    wants_traces,
+)
+from pahq_server.demo import model_path
+from pahq_server.jobs.quotas import Quotas
+
+ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "traces"),
+    [
+        ({}, False),
+        (ENDPOINT, True),
+        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://collector:4317"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": ""}, False),
+        (ENDPOINT | {"OTEL_SDK_DISABLED": "TRUE"}, False),
+        (ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"}, False),
+        (ENDPOINT | {"OTEL_TRACES_EXPORTER": "otlp"}, True),
+    ],
+)
+def test_the_environment_asks_for_traces(environment: dict[str, str], traces: bool) -> None:
+    assert wants_traces(environment) is traces
+
+
+def test_the_built_in_model_is_always_served_and_first() -> None:
+    models = ModelOptions(model=(("mine", "/models/mine"), ("gpt2", "gpt2")))
+    assert list(models.sources.items()) == [
+        ("demo", str(model_path())),
+        ("mine", "/models/mine"),
+        ("gpt2", "gpt2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("weights", "policy"), [("fp32", None), ("bf16", "bf16"), ("int8", "pahq-int8"), ("fp8", "pahq-fp8")]
+)
+def test_weights_are_rounded_by_a_policy(weights: str, policy: str | None) -> None:
+    assert ModelOptions(weights=weights).weight_policy == policy
+
+
+def test_limits_reach_the_parts_they_are_for() -> None:
+    connections = ListenOptions(max_connections=7, idle_timeout=5.0).limits
+    assert (connections.connections, connections.idle_s) == (7, 5.0)
+    sessions = SessionOptions(max_sessions=3, max_user_sessions=2, session_timeout=9.0).limits
+    assert (sessions.sessions, sessions.user_sessions, sessions.idle_s) == (3, 2, 9.0)
+    quotas = QuotaOptions(max_running_jobs=1, max_queued_jobs=2, max_prompt_tokens=3, max_stored_results=4)
+    assert quotas.quotas == Quotas(running_jobs=1, queued_jobs=2, prompt_tokens=3, stored_results=4)
+    assert QuotaOptions().quotas == Quotas()
+
+
+def test_what_is_stored() -> None:
+    kept = StorageOptions(Path("/data"), result_cache=False, keep_jobs=5, keep_days=0.5).config
+    assert (kept.directory, kept.reuse) == (Path("/data"), False)
+    assert (kept.retention.jobs, kept.retention.seconds) == (5, 43_200.0)
+    assert StorageOptions(Path("/data")).config.retention.seconds is None
+    assert StorageOptions(Path("/data"), ephemeral=True).config.directory is None
+
+
+def test_the_data_directory_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert state_directory({"XDG_STATE_HOME": "/state"}) == Path("/state/pahq")
+    assert state_directory({"XDG_STATE_HOME": ""}) == Path.home() / ".local/state/pahq"
+    monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
+    assert DataDirOptions().data_dir == ServerConfig().storage.data_dir == Path("/elsewhere/pahq")

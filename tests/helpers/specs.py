@@ -1,0 +1,82 @@
+"""Job specs for tests, and what their methods find without a service."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from helpers.fake_engine import GRAPH, OBJECTIVE
+from helpers.scores import SetScore
+from pahq_server.core.artifact import Artifact, unpack
+from pahq_server.core.circuit import Circuit, PatchedPass
+from pahq_server.core.engine import Objective, ResolvedObjective
+from pahq_server.core.graph import Graph
+from pahq_server.core.operations import ScorePasses
+from pahq_server.core.task import TokenTask
+from pahq_server.core.verdict import SearchResult, Verdict
+from pahq_server.jobs.spec import JobSpec
+from pahq_server.methods import registry
+from pahq_server.methods.acdc.method import AcdcParameters
+from pahq_server.methods.base import MethodContext
+from pahq_server.methods.single_edge.method import SingleEdgeParameters
+from pahq_server.store.records import StoredArtifact
+
+
+def acdc(threshold: float, gates: bool = False, objective: Objective = OBJECTIVE) -> JobSpec:
+    return JobSpec(objective, "acdc", AcdcParameters(threshold, gates))
+
+
+def single_edge(threshold: float | None = None, objective: Objective = OBJECTIVE) -> JobSpec:
+    return JobSpec(objective, "single_edge", SingleEdgeParameters(threshold))
+
+
+def changed(spec: JobSpec, **parameters: Any) -> JobSpec:
+    """The spec with other parameters of its method."""
+    return replace(spec, parameters=replace(spec.parameters, **parameters))
+
+
+def found(result: StoredArtifact | Artifact) -> SearchResult:
+    """What a circuit artifact holds; metrics that are unknown are NaN."""
+    artifact = result.artifact if isinstance(result, StoredArtifact) else result
+    assert (artifact.kind, artifact.version) == ("circuit", 1)
+    header, arrays = unpack(artifact.data)
+    circuit = Circuit(Graph(**header["graph"]), arrays["kept"])
+    columns = ("verdict_gate", "verdict_index", "verdict_score", "verdict_delta", "verdict_kept")
+    verdicts = tuple(Verdict(*row) for row in zip(*(arrays[name].tolist() for name in columns), strict=True))
+    scores = np.full(circuit.graph.num_edges, np.nan)
+    for verdict in verdicts:
+        if not verdict.gate:
+            scores[verdict.index] = verdict.delta
+    metrics = [header["metric"][name] for name in ("value", "full", "empty")]
+    value, full, empty = (float("nan") if metric is None else metric for metric in metrics)
+    return SearchResult(circuit, scores, verdicts, value, full, empty)
+
+
+def run_method(
+    spec: JobSpec,
+    score: Callable[[PatchedPass], float] | None = None,
+    graph: Graph = GRAPH,
+    window: int = 1,
+    journal: tuple[bytes, ...] = (),
+) -> tuple[Artifact, MethodContext[Any]]:
+    """Runs a method that needs nothing but scores, and gives its artifact and its context."""
+    score = score or SetScore(graph, 1)
+    resolved = ResolvedObjective(spec.objective, TokenTask(((1, 2),), ((1, 3),)), graph, "c0ffee")
+    context: MethodContext[Any] = MethodContext(resolved, spec.parameters, journal, window=window)
+    steps = registry.find(spec.method).run(context)
+    operation = next(steps)
+    while True:
+        assert isinstance(operation, ScorePasses)
+        try:
+            operation = steps.send([score(patched) for patched in operation.passes])
+        except StopIteration as stop:
+            artifact: Artifact = stop.value
+            return artifact, context
+
+
+def alone(spec: JobSpec) -> SearchResult:
+    """What the method of a spec finds without a service, in the fake engine's metric."""
+    return found(run_method(spec)[0])

@@ -1,0 +1,96 @@
+"""Searches where a score also depends on the heads under investigation.
+
+A test is compared with the current circuit as it measures under the same heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+from helpers.scores import SetScore, answer
+from helpers.topology import heads_behind
+
+from pahq_server.core.circuit import Circuit, PatchedPass
+from pahq_server.core.graph import Graph
+from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.single_edge.method import SingleEdgeSearch
+
+from .naive_acdc import NaiveAcdc
+
+GRAPHS = [Graph(2, 2, 2), Graph(2, 4, 2, kv_receivers="group"), Graph(2, 2, 1, mlps=False)]
+
+
+class PromotedScore:
+    """A metric of its own for every set of heads under investigation."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph, self._seeds = graph, {(): 5}
+
+    def of_names(self, names: Collection[str], receiver: str | None) -> float:
+        heads = tuple(sorted(heads_behind(self._graph, receiver))) if receiver and "<" in receiver else ()
+        seed = self._seeds.setdefault(heads, 6 + sum(map(ord, "".join(heads))))
+        return SetScore(self._graph, seed % 251).of_names(names)
+
+    def __call__(self, patched: PatchedPass) -> float:
+        own, circuit = patched.promoted_receiver, patched.circuit
+        names = {self._graph.edge_name(int(edge)) for edge in circuit.kept.nonzero()[0]}
+        return self.of_names(names, None if own is None else self._graph.receiver_name(own))
+
+
+class PromotingAcdc(NaiveAcdc):
+    """Measures the current circuit anew for every single test."""
+
+    def __init__(self, graph: Graph, score: PromotedScore, threshold: float, gates: bool) -> None:
+        super().__init__(graph, lambda names: score.of_names(names, self.receiver), threshold, gates)
+        self.receiver: str | None = None
+
+    def _test(self, subject: str, edges: list[str], gate: bool) -> None:
+        self.receiver = subject if gate else subject.split("->")[1]
+        self.current = self.metric(self.kept)
+        super()._test(subject, edges, gate)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("gates", [True, False])
+@pytest.mark.parametrize("threshold", [0.0, 2.0])
+@pytest.mark.parametrize("window", [1, 5, 40])
+def test_acdc_finds_what_the_plainest_search_finds(
+    graph: Graph, gates: bool, threshold: float, window: int
+) -> None:
+    score = PromotedScore(graph)
+    naive = PromotingAcdc(graph, score, threshold, gates)
+    naive.run()
+    search = AcdcSearch(graph, threshold, gates, window, baseline_depends_on_promotion=True)
+    found = answer(search.run(), score)
+    assert {graph.edge_name(int(e)) for e in found.circuit.kept.nonzero()[0]} == naive.kept
+    assert [(v.delta, v.kept, v.gate) for v in found.verdicts] == [v[1:] for v in naive.verdicts]
+    unaware = answer(AcdcSearch(graph, threshold, gates, window).run(), score)
+    assert [v.delta for v in unaware.verdicts] != [v.delta for v in found.verdicts]
+
+
+@pytest.mark.parametrize("gates", [True, False])
+def test_acdc_resumes_from_any_prefix_of_its_log(gates: bool) -> None:
+    graph = GRAPHS[0]
+    score = PromotedScore(graph)
+    whole = answer(AcdcSearch(graph, 2.0, gates, baseline_depends_on_promotion=True).run(), score)
+    for length in range(len(whole.verdicts) + 1):
+        search = AcdcSearch(
+            graph, 2.0, gates, 7, verdicts=whole.verdicts[:length], baseline_depends_on_promotion=True
+        )
+        assert answer(search.run(), score).verdicts == whole.verdicts
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("window", [1, 5, 1000])
+def test_single_edges_are_compared_with_the_full_model_under_the_same_heads(
+    graph: Graph, window: int
+) -> None:
+    score = PromotedScore(graph)
+    found = answer(SingleEdgeSearch(graph, 1.0, window, baseline_depends_on_promotion=True).run(), score)
+    full = Circuit.full(graph)
+    names = {graph.edge_name(int(e)) for e in full.kept.nonzero()[0]}
+    for edge, verdict in enumerate(found.verdicts):
+        receiver = graph.receiver_name(graph.edge_ends(edge)[1])
+        without = score.of_names(names - {graph.edge_name(edge)}, receiver)
+        assert verdict.delta == without - score.of_names(names, receiver)
