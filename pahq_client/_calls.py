@@ -40,7 +40,7 @@ R = TypeVar("R", covariant=True)
 FIRST_TRIES = 2
 # Where a server asks for a shorter one, or for none.
 LEAST_PAUSE = 0.05
-# Where a server asks for a longer one, the caller is told so instead of waiting without a word.
+# Where a server asks for a longer one, the call fails and says so, instead of waiting silently.
 MOST_PAUSE = 600.0
 
 # The methods of the server.

@@ -1,8 +1,8 @@
 """Keeps the lines of gRPC's core, which go past every log, off the terminal. Imported before anything else.
 
-The core reads ``GRPC_VERBOSITY`` once, when `grpc` is imported. Who has set it, or ``GRPC_TRACE``, or has
-imported `grpc` before, keeps what they have. The environment is left as it was: child processes decide for
-themselves.
+The core reads ``GRPC_VERBOSITY`` once, when `grpc` is imported. A program that has set it or ``GRPC_TRACE``,
+or has imported `grpc` before, keeps what it has. The environment is left as it was, so that child processes
+decide for themselves.
 """
 
 from __future__ import annotations

@@ -96,6 +96,9 @@ def _found_with(circuit: Circuit) -> dict[str, str]:
 
 # Conversion to messages.
 
+# Methods whose parameters are arguments of `discover`.
+OWN_ARGUMENTS = ("acdc", "single_edge", "eap")
+
 
 def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
     """Converts a JobRequest. The method's own message takes the parameters that the method has."""
@@ -105,7 +108,7 @@ def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
     method = checks.text("method", request.method)
     threshold = None if request.threshold is None else checks.number("threshold", request.threshold)
     gates = checks.flag("gates", request.gates)
-    if method in ("acdc", "single_edge", "eap") and request.parameters is not None:
+    if method in OWN_ARGUMENTS and request.parameters is not None:
         detail = f"is for methods without arguments of their own; {method!r} is set by threshold and gates"
         raise InvalidRequest("parameters", detail)
     match method:
@@ -123,6 +126,17 @@ def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
             parameters = _struct({**given, **_mapping("parameters", request.parameters)})
             spec.extension.CopyFrom(methods_pb2.ExtensionParameters(method=method, parameters=parameters))
     return spec
+
+
+def argument_of(field: str) -> str:
+    """Returns the argument that a server means by a parameter: ``threshold`` by ``acdc.threshold``.
+
+    Arguments have the names of the parameters, without the method; others are in ``parameters``.
+    """
+    method, dot, parameter = field.partition(".")
+    if not dot or method not in (*OWN_ARGUMENTS, "extension"):
+        return field
+    return parameter
 
 
 def _mapping(field: str, value: object) -> Mapping[str, Any]:

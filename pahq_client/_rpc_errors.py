@@ -1,7 +1,7 @@
 """Turns failed gRPC calls into this package's errors: one table.
 
 The server puts a ``google.rpc.Status`` with an ``ErrorInfo`` of domain ``pahq`` into every error. Its
-reason decides; failures without one (from proxies, from gRPC itself) are told apart by status code.
+reason decides; failures without one (from proxies, from gRPC itself) are distinguished by status code.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class BlockingStream:
     channel then waits for that call for ever. Here it can only hit the wait for the inbox.
 
     Args:
-        start: makes the call; called at the first `read`, so that a reader nobody reads costs nothing.
+        start: makes the call; called at the first `read`, so that a stream that is never read costs nothing.
     """
 
     def __init__(self, start: Callable[[], Any]) -> None:
@@ -156,7 +156,7 @@ class BlockingStream:
 
     def _put(self, message: Any, error: BaseException | None) -> None:
         with self._changed:
-            # Who has closed the stream reads no more: nothing waits for that then.
+            # Once the stream is closed nothing is read any more, so nothing needs to wait.
             while len(self._inbox) >= INBOX and not self._stopped:
                 self._changed.wait()
             self._inbox.append((message, error))

@@ -7,7 +7,7 @@ array must have the type, the length and the values that the layout implies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -179,14 +179,13 @@ def _array(arrays: Mapping[str, NDArray[Any]], name: str, dtype: str, length: in
     return array
 
 
-def _finite_array(arrays: Mapping[str, NDArray[Any]], name: str, length: int) -> list[float]:
+def _finite_array(arrays: Mapping[str, NDArray[Any]], name: str, length: int) -> NDArray[Any]:
     import numpy as np
 
     array = _array(arrays, name, "float64", length)
     if not np.isfinite(array).all():
         raise ValueError(f"{name!r} holds a number that is not finite")
-    values: list[float] = array.tolist()
-    return values
+    return array
 
 
 def _graph(layout: JsonObject) -> Graph:
@@ -208,12 +207,10 @@ def _metric(layout: JsonObject, names: Sequence[str], partial: bool) -> tuple[st
 def _edge_scores(
     layout: JsonObject, arrays: Mapping[str, NDArray[Any]], provenance: Mapping[str, Any], partial: bool
 ) -> EdgeScores:
-    import numpy as np
-
     graph = _graph(layout)
     metric, (full, empty) = _metric(layout, ("full", "empty"), partial)
     return EdgeScores(
-        scores=np.array(_finite_array(arrays, "scores", graph.num_edges)),
+        scores=_finite_array(arrays, "scores", graph.num_edges).copy(),  # theirs cannot be written to
         graph=graph,
         method=responses.text(layout.get("method", str)),
         metric=metric,
@@ -245,11 +242,11 @@ def _circuit(
     verdicts = tuple(
         Verdict(receivers[i] if gate else "->".join(edges[i]), change, stays, gate)
         for gate, i, change, stays in zip(
-            of_gate.tolist(), index.tolist(), delta, verdict_kept.tolist(), strict=True
+            of_gate.tolist(), index.tolist(), delta.tolist(), verdict_kept.tolist(), strict=True
         )
     )
     # Kept edges in the order of their verdicts, then those without one: of a partial circuit, undecided ones.
-    scores = dict(zip(edge_index.tolist(), _where(delta, ~of_gate), strict=True))
+    scores = dict(zip(edge_index.tolist(), delta[~of_gate].tolist(), strict=True))
     kept_indices = set(kept.nonzero()[0].tolist())
     order = [i for i in scores if i in kept_indices] + sorted(kept_indices - scores.keys())
     return Circuit(
@@ -270,10 +267,6 @@ def _check_indices(what: str, indices: NDArray[Any], count: int) -> None:
         raise ValueError(f"it has a verdict on an index outside of its {count} {what}")
     if len(set(indices.tolist())) != len(indices):
         raise ValueError(f"it has two verdicts on one of its {what}")
-
-
-def _where(values: Iterable[float], mask: NDArray[Any]) -> list[float]:
-    return [value for value, chosen in zip(values, mask.tolist(), strict=True) if chosen]
 
 
 _DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {"circuit": _circuit, "edge_scores": _edge_scores}

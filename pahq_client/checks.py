@@ -1,4 +1,4 @@
-"""Type checks of arguments: wrong types are told apart here, wrong values by the server.
+"""Type checks of arguments. Wrong types are refused here, wrong values by the server.
 
 Every function raises InvalidRequest with the field it is given.
 """

@@ -38,7 +38,7 @@ from pahq_client.retries import Backoff
 from pahq_client.session import Session, SessionCalls
 from pahq_client.task import TaskLike
 
-# An interrupted user waits this long at most for the server to hear of it.
+# An interrupted user waits this long at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
 # Of an evaluation and of opening a session, waiting for their turn included.
 EVALUATE_SECONDS = 3600.0
@@ -154,7 +154,7 @@ class Client(ClientBase):
             circuit: a Circuit, or edges or their names, in any order.
             metric: name of the metric. What is None, here and below, is taken from the Circuit, so that it is
                 measured as it was found; for a list of edges it is the default of `discover`. The Evaluation
-                tells what was used.
+                says what was used.
             ablation: ``resample``, ``zero`` or ``mean``.
             kv_receivers: ``group`` or ``query``.
             precision: name of a precision policy.
@@ -397,7 +397,7 @@ class ServerCalls:
 
     def estimate(self, request: JobRequest) -> Steps[Estimate]:
         message = pb.CreateJobRequest(spec=requests.job_spec(request), validate_only=True)
-        estimate = responses.estimate((yield from self._caller.call(CREATE, message)).estimate)
+        estimate = responses.estimate((yield from self._call_create(message)).estimate)
         WarningDisplay().show(estimate.warnings)
         return estimate
 
@@ -454,13 +454,24 @@ class ServerCalls:
         return found
 
     def _create(self, request: pb.CreateJobRequest, timeout: float | None = None) -> Steps[JobCalls]:
-        """The same request may be sent again: by its id the server knows that it is the same job."""
-        response = yield from self._caller.call(CREATE, request, timeout)
+        """Creates a job, once, however often the same request is sent: the server recognizes its id."""
+        response = yield from self._call_create(request, timeout)
         return JobCalls(self._caller, response.job.name, responses.job_info(response.job))
+
+    def _call_create(
+        self, request: pb.CreateJobRequest, timeout: float | None = None
+    ) -> Steps[pb.CreateJobResponse]:
+        try:
+            return (yield from self._caller.call(CREATE, request, timeout))
+        except InvalidRequest as error:
+            field = requests.argument_of(error.field)
+            if field == error.field:
+                raise
+            raise InvalidRequest(field, error.detail) from None
 
     def _cancel(self, job: JobCalls | None, request: pb.CreateJobRequest) -> Steps[None]:
         try:
-            # Interrupted before the name came back: ask for it again, or nobody would know what still runs.
+            # Interrupted before the name came back: ask for it again, or the job could not be cancelled.
             job = job or (yield from self._create(request, CANCEL_SECONDS))
             yield from job.cancel(CANCEL_SECONDS)
         except PahqError:
@@ -468,8 +479,8 @@ class ServerCalls:
 
 
 def _leaves_it_running(error: BaseException, job: JobCalls | None) -> bool:
-    """Whether the job would go on although nobody waits for it any more, and can be cancelled."""
-    if isinstance(error, GeneratorExit):  # nobody performs operations any more
+    """Whether the job would go on although its caller stops waiting, and can be cancelled."""
+    if isinstance(error, GeneratorExit):  # operations are not performed any more
         return False
     if (
         isinstance(error, DeadlineExceeded) and job is None

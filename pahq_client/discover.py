@@ -68,7 +68,7 @@ def discover(
         NotFound: the server does not serve the model.
         JobFailed: the job ended without a result, for example because the metric is not finite.
         JobCancelled: somebody else stopped the job.
-        TimeoutError: it took longer than ``timeout``. The job is cancelled, too, as nobody else knows
+        TimeoutError: it took longer than ``timeout``. The job is cancelled, too, as nothing else knows
             of it; so it is on Ctrl-C. To let it outlive the wait, use `Client.submit`.
         Unavailable: there is no server, or it went away and stayed away.
         PahqError: others of its kind concern access, limits and versions.

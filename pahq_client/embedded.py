@@ -37,7 +37,7 @@ _TAIL_BYTES = 4000
 
 
 def served_model(model: str | os.PathLike[str]) -> tuple[str, dict[str, str]]:
-    """The name under which an embedded server serves a model, and what it must be told to load.
+    """Returns the name under which an embedded server serves a model, and the models that it must load.
 
     A directory or a hub id (``owner/name``) is loaded under the last part of its name; anything else is the
     name of a model that every server has, such as ``demo``.
@@ -129,7 +129,7 @@ class EmbeddedServer:
     def _start(self) -> None:
         models = [part for name, path in self._models.items() for part in ("--model", f"{name}={path}")]
         command = [sys.executable, "-m", "pahq_server", "serve", "--listen", "127.0.0.1:0"]
-        command += ["--parent-watch", "--ephemeral"]  # nobody can come back to it
+        command += ["--parent-watch", "--ephemeral"]  # no other process will know its jobs
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _stop)
         self._process = subprocess.Popen(
             [*command, *models],

@@ -27,7 +27,7 @@ class JobState(StrEnum):
 
 
 class EventKind(StrEnum):
-    """What an event tells: a new state, progress, or the end."""
+    """What an event reports: a new state, progress, or the end."""
 
     STATE = "STATE"
     PROGRESS = "PROGRESS"
@@ -40,7 +40,7 @@ class Progress:
 
     Args:
         done: units of work that are done.
-        total: units of work in all; 0 before the job runs.
+        total: units of work in all; 0 when unknown.
         unit: what is counted, in the plural, for example ``edges``.
         stage: what is being done, in a few words; may be empty.
         figures: numbers of the moment, by name. ACDC reports ``kept``, ``metric`` and ``evaluations``.
@@ -79,6 +79,12 @@ class _WithProgress:
     """Short names for the parts of ``progress``."""
 
     progress: Progress
+    state: JobState
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is progress to show: the job is not queued, and its amount of work is known."""
+        return self.state is not JobState.QUEUED and self.progress.total > 0
 
     @property
     def decided(self) -> int:
@@ -87,7 +93,7 @@ class _WithProgress:
 
     @property
     def total(self) -> int:
-        """How many units there are: of a circuit discovery, edges of the graph. 0 before the job runs."""
+        """How many units there are: of a circuit discovery, edges of the graph. 0 when unknown."""
         return self.progress.total
 
     @property

@@ -41,7 +41,6 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-# From here on a duration is told in days.
 _DAY_S = 86_400
 _MOST_DAYS = 9999
 
@@ -63,14 +62,14 @@ class Speed:
 
 
 def describe(event: Event, speed: float | None) -> str:
-    """Says in one line what an event tells, for display beside a progress bar.
+    """Says in one line what an event reports, for display beside a progress bar.
 
     Args:
         event: what happened.
         speed: as `Speed.update` returned it for ``event.progress.work``; None while unknown.
     """
     progress = event.progress
-    if not progress.total:
+    if not event.has_begun:
         return ", ".join([event.state.lower(), *_queue_position(event)])
     parts = [*_counts(progress), *_figures(progress)]
     if speed is not None:
@@ -147,14 +146,14 @@ def _unit(progress: Progress) -> str:
 
 
 def _figures(progress: Progress) -> Iterator[str]:
-    """The figures of a method, apart from those that are told elsewhere in the line."""
+    """The figures of a method, apart from those that stand elsewhere in the line."""
     for name, value in progress.figures.items():
         if name not in ("kept", "evaluations"):
             yield f"{one_line(name)} {value:.4g}"
 
 
 def _results(info: JobInfo) -> Iterator[str]:
-    if info.total:
+    if info.has_begun:
         yield from _counts(info.progress)
         if info.metric_value is not None:
             yield f"{one_line(info.metric) or 'metric'} {info.metric_value:.4g}"

@@ -31,7 +31,7 @@ _RECEIVER = re.compile(
 _HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})", re.ASCII)
 
 # Of layers, heads and key/value heads. Far beyond any model; what is larger comes from damage or malice, and
-# would take more memory than there is before anybody noticed.
+# would take more memory than there is before it was noticed.
 MOST_UNITS = 10_000
 # Edges of a graph that are listed here, some gigabytes of names. A server still works with larger graphs.
 MOST_LISTED = 20_000_000

@@ -60,7 +60,7 @@ class JobBase:
 
     @property
     def latest(self) -> JobInfo | None:
-        """What the server told last, without asking it; None if it told nothing yet."""
+        """What the server last said of the job, without asking again; None if it said nothing yet."""
         return self._calls.latest
 
     def __repr__(self) -> str:
@@ -73,7 +73,7 @@ class JobBase:
 
 
 class JobHandle(JobBase):
-    """A job on a server: it runs whether or not anybody watches. Valid while its client is open.
+    """A job on a server: it runs whether it is watched or not. Valid while its client is open.
 
     Every method raises NotFound if the server does not know the job (any more), Unavailable if
     there is no server, and the other errors of `pahq_client.errors` that concern access.
@@ -153,7 +153,7 @@ class JobHandle(JobBase):
         self._transport.run(self._calls.delete())
 
     def _repr_html_(self) -> str:
-        """As it stands now, or as it stood when the server was last heard."""
+        """Draws the job as it stands now, or as the server last described it."""
         note = ""
         if self.latest is None or not self.latest.state.is_final:
             try:

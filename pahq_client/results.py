@@ -20,7 +20,7 @@ class WithProvenance:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may mislead about the circuit, as the server that found it said; each tells what to do."""
+        """What may mislead about the result, in the words of the server, each with what to do."""
         found = self._run.get("warnings")
         return tuple(text for text in found if isinstance(text, str)) if isinstance(found, list) else ()
 
@@ -63,7 +63,7 @@ class Evaluation:
         num_edges_total: edges of the graph.
         model: name of the model that it was measured on.
         ablation, kv_receivers, precision: how it was measured, also where the caller left it open.
-        warnings: what may mislead about the figures; each tells what to do.
+        warnings: what may mislead about the figures, each with what to do.
     """
 
     metric: str
@@ -112,7 +112,7 @@ class Estimate:
         least_seconds, most_seconds: bounds, if it were alone on the server.
         streams_weights: whether weights are read from files again and again, which makes it slow: the server
             keeps rounded ones only, and the job asks for full precision.
-        warnings: what may mislead about the answer, as far as the request shows it; each tells what to do.
+        warnings: what may mislead about the answer, as far as the request shows it, each with what to do.
     """
 
     memory_bytes: int

@@ -1,4 +1,4 @@
-"""How long to wait, and how often to try again."""
+"""How long to wait and how often to try again: deadlines and pauses between tries."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pahq_client.errors import InvalidRequest
 
 @dataclass(frozen=True)
 class Deadline:
-    """A moment on the monotonic clock; None is never."""
+    """A moment on the monotonic clock; None for never."""
 
     at: float | None
 
     @classmethod
     def after(cls, seconds: float | None) -> Deadline:
-        """The deadline so many seconds from now; None for none. Raises InvalidRequest for NaN or text."""
+        """Returns the deadline so many seconds from now. Raises InvalidRequest for NaN or text."""
         if seconds is None:
             return cls(None)
         wait = checks.number("timeout", seconds)
@@ -43,7 +43,7 @@ class Deadline:
 
 @dataclass(frozen=True)
 class Backoff:
-    """Waiting times between tries: growing, bounded in length and number.
+    """Pauses between tries: growing, bounded in length and number.
 
     By default a minute and more in all: servers take their time to start again.
 
@@ -58,11 +58,11 @@ class Backoff:
     most_s: float = 5.0
 
     def delays(self) -> Iterator[float]:
-        """One wait per further try. Random, lest all clients of a restarted server return at once."""
+        """Yields one pause per further try. Random, so that a restarted server is not flooded."""
         for attempt in range(self.attempts):
             yield min(self.most_s, self.first_s * 2**attempt) * random.uniform(0.5, 1.0)
 
 
 def jittered(seconds: float) -> float:
-    """A wait of so many seconds, or somewhat more: of many clients that were told the same, each its own."""
+    """Returns a wait of so many seconds or somewhat more, so that many clients do not return at once."""
     return seconds * random.uniform(1.0, 1.2)

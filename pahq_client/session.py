@@ -40,7 +40,7 @@ class SessionBase:
         full: the metric of the full model. Lower is better.
         empty: the metric of the empty circuit.
         model, metric, ablation, precision: what it measures, and how; kv_receivers are those of the graph.
-        warnings: what may mislead about the scores; each tells what to do.
+        warnings: what may mislead about the scores, each with what to do.
     """
 
     def __init__(self, calls: SessionCalls) -> None:
@@ -74,7 +74,7 @@ class Session(SessionBase):
         full: the metric of the full model. Lower is better.
         empty: the metric of the empty circuit.
         model, metric, ablation, precision: what it measures, and how; kv_receivers are those of the graph.
-        warnings: what may mislead about the scores; each tells what to do.
+        warnings: what may mislead about the scores, each with what to do.
     """
 
     def __init__(self, transport: Transport, calls: SessionCalls) -> None:

@@ -86,7 +86,7 @@ class ProgressCard:
         self._text = event.error or describe(event, self._speed.update(event.progress.work))
         if event.kind is EventKind.END:
             self._text = f"{event.state.lower()}: {self._text}"
-        self._bar = (0, 0) if event.kind is EventKind.END else (event.decided, event.total)
+        self._bar = (event.decided, event.total) if event.has_begun and not event.state.is_final else (0, 0)
 
     def __repr__(self) -> str:
         return f"Job: {self._text}"
@@ -118,7 +118,7 @@ def job_to_html(name: str, info: JobInfo | None, note: str = "") -> str:
     if info is None:
         return card("Job", name, ["not asked for yet", note])
     warnings = [f"Warning: {text}" for text in info.warnings]
-    done, total = (0, 0) if info.state.is_final else (info.decided, info.total)
+    done, total = (info.decided, info.total) if info.has_begun and not info.state.is_final else (0, 0)
     return card("Job", name, [asked(info), summarize(info), *warnings, note], done, total)
 
 

@@ -48,8 +48,7 @@ class OtherModelError(InvalidRequestError):
         super().__init__(
             "circuit",
             f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
-            "on "
-            "the model that it was found in, or allow another model if you mean to",
+            "on the model that it was found in, or allow another model if you mean to",
         )
         self.circuit, self.model = circuit, model
 
@@ -68,7 +67,7 @@ class NotFoundError(ServerError):
 
 
 class AlreadyExistsError(ServerError):
-    """A request id came again with another payload."""
+    """A request id came again with another request."""
 
 
 class ConflictError(ServerError):

@@ -14,16 +14,18 @@ from pahq_server.store.records import Retention
 
 logger = logging.getLogger(__name__)
 
+# Seconds between two tries to store an end.
 RETRY_S = 1.0
-# At least so long between two looks at old jobs.
+# Least seconds between two searches for jobs to delete.
 PAUSE_S = 0.2
-# Of a user whose job has ended, others may have to go at once; of all users so often, since jobs grow old.
+# When a job ends, its user's older jobs may have to go at once. The jobs of all users are looked at after so
+# many seconds, since jobs also grow too old.
 PRUNE_S = 600.0
-# Between two portions of old jobs: others want to write, too.
+# Seconds between deleting two portions of old jobs: others want to write, too.
 PORTION_PAUSE_S = 0.01
 
-# By how much the clock may run ahead before it is taken to have jumped; the same since the last time that an
-# earlier process wrote down, which may have ended a while ago; and how long a jump is not believed.
+# A clock that is ahead by more than the tolerance has jumped; after a restart, one that is ahead of the last
+# stored time by more than the downtime as well. A jump is believed once it has lasted as long as the doubt.
 TOLERANCE_S, DOWNTIME_S, DOUBT_S = 600.0, 86_400.0, 86_400.0
 
 

@@ -18,11 +18,11 @@ from pahq_server.jobs.spec import JobSpec
 from pahq_server.store.base import JobStore
 from pahq_server.store.records import JobRecord
 
-# So often a job may be there when the server crashes: else one that kills it would do so for ever.
+# A job that was running at more crashes than this fails: else a job that crashes the server did so for ever.
 MOST_CRASHES = 5
-# Until a database that cannot be used now is tried again.
+# Seconds until a database that cannot be used now is tried again.
 RETRY_S = 1.0
-# Finished jobs that are looked at in one go, and the pause until the next: others read as well.
+# How many finished jobs are inspected in one go, and the seconds until the next: others read as well.
 PORTION, PORTION_PAUSE_S = 200, 0.01
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class _Left:
-    """A job that an earlier process left: as it was stored, and as this process knows it."""
+    """A job that an earlier process left unfinished: as it was stored, and as this process knows it."""
 
     record: JobRecord
     job: Job
 
 
 class Resumption:
-    """Makes runs of stored jobs, one after another. A job that cannot go on ends, and says why.
+    """Makes runs of jobs that are stored unfinished, one after another. One that cannot go on fails.
 
     Users take turns, and each user's jobs keep their order: what a user creates while older jobs of theirs
     wait here, waits behind them. A job can be asked about, watched and cancelled from `find` on.

@@ -120,7 +120,11 @@ def partial_circuit(
     if not verdicts:
         return None
     data = circuit_bytes(context.resolved.objective.metric, circuit, verdicts, (None, None, None))
-    return Artifact(KIND, VERSION, data)
+    told = (
+        f"The job did not come to its end: it had reached {len(verdicts)} verdicts, edges without a verdict "
+        "count as kept, and the circuit was not measured. Run the job again for the whole circuit.",
+    )
+    return Artifact(KIND, VERSION, data, warnings=told)
 
 
 def circuit_bytes(

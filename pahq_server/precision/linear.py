@@ -26,7 +26,7 @@ from pahq_server.precision.quantized import (
 
 # So many products of two 8-bit integers can be summed in float32 without rounding.
 EXACT_IN_FLOAT32 = 2**24 // 127**2
-# With so many inputs at most, the sum of both terms of an 8-bit product fits into 32 bits.
+# With at most so many inputs, the sum of both terms of an 8-bit product fits into 32 bits.
 EXACT_INPUTS = (2**31 - 1) // (127**2 * (int(SECOND_TERM_FACTOR[Format.INT8]) + 1))
 # More weights than this are converted to floats in parts, and more inputs than this are rounded in parts: the
 # kernel provides memory for large temporary tensors page by page, which takes longer than the arithmetic.
@@ -136,13 +136,10 @@ def _int8(data: Tensor, scale: Tensor, w: Quantized, terms: int, dtype: torch.dt
     """Multiplies int8 codes [terms * N, I] of rows with scales [N, 1]: [N, O]."""
     sums = integer_matmul(data, w.data)
     if terms == 2 and len(w.data) <= EXACT_INPUTS:
-        # The sum of both terms fits into 32 bits: exact, and half as many numbers become floats.
+        # The sum of both terms is exact in 32 bits, and only half as many numbers are converted to floats.
         first, second = sums.chunk(2)
-        sums, scale = (
-            second.add_(first, alpha=int(SECOND_TERM_FACTOR[Format.INT8])),
-            scale / SECOND_TERM_FACTOR[Format.INT8],
-        )
-        terms = 1
+        factor = SECOND_TERM_FACTOR[Format.INT8]
+        sums, scale, terms = second.add_(first, alpha=int(factor)), scale / factor, 1
     # Converted in place where the sizes are equal, as new memory takes longer than the arithmetic.
     floats = sums.view(dtype).copy_(sums) if dtype == torch.float32 else sums.to(dtype)
     return _sum_terms(floats, terms, Format.INT8).mul_(w.scale).mul_(scale)

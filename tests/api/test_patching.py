@@ -24,14 +24,14 @@ SCORE = SetScore(GRAPH, 1)
 
 
 class Recorder:
-    """Scores rows and remembers them."""
+    """Scores passes and remembers them."""
 
     def __init__(self) -> None:
-        self.rows: list[PatchedPass] = []
+        self.passes: list[PatchedPass] = []
 
-    def __call__(self, row: PatchedPass) -> float:
-        self.rows.append(row)
-        return SCORE(row)
+    def __call__(self, patched: PatchedPass) -> float:
+        self.passes.append(patched)
+        return SCORE(patched)
 
 
 @pytest.fixture
@@ -107,16 +107,16 @@ def test_scores_come_in_order_in_both_forms(server: RunningServer, engine: FakeE
     assert len(engine.opened) == 1  # the passes before the first score are not repeated
 
 
-def test_rows_are_the_documented_ones(server: RunningServer, recorder: Recorder) -> None:
-    """Relative to one anchor per committed base, or from scratch."""
+def test_passes_are_the_documented_ones(server: RunningServer, recorder: Recorder) -> None:
+    """Relative to one base circuit per committed circuit, or from scratch."""
     name = open_session(server).name
-    full, empty = recorder.rows
+    full, empty = recorder.passes
     assert full.removed == empty.removed == ()
     assert (full.circuit.num_kept, empty.circuit.num_kept) == (len(EDGES), 0)
     # Repeated names count once, in any order.
     score(server, name, removed([EDGES[7], EDGES[3], EDGES[7]]), removed([]), complete(EDGES[:2]))
     score(server, name, removed([EDGES[5]]))
-    cut, nothing, scratch, again = recorder.rows[2:]
+    cut, nothing, scratch, again = recorder.passes[2:]
     assert cut.base_circuit is nothing.base_circuit is again.base_circuit is full.base_circuit
     assert (cut.removed, nothing.removed, again.removed) == ((3, 7), (), (5,))
     assert (scratch.removed, scratch.base_circuit.parent, scratch.circuit.num_kept) == ((), None, 2)
@@ -129,15 +129,15 @@ def test_a_committed_circuit_is_the_base(server: RunningServer, recorder: Record
     cuts = subsets(3, 6, base)
     expected = [SCORE.of_names(without(base, cut)) for cut in cuts]
     assert score(server, name, *map(removed, cuts)) == expected
-    (base_circuit,) = {id(row.base_circuit): row.base_circuit for row in recorder.rows[-6:]}.values()
+    (base_circuit,) = {id(each.base_circuit): each.base_circuit for each in recorder.passes[-6:]}.values()
     assert (base_circuit.circuit.num_kept, base_circuit.parent) == (len(base), None)
     # The same circuit again keeps what the engine knows of it; edges may come back.
     assert commit(server, name, complete(base)) == len(base)
     assert score(server, name, removed([])) == [SCORE.of_names(base)]
-    assert recorder.rows[-1].base_circuit is base_circuit
+    assert recorder.passes[-1].base_circuit is base_circuit
     assert commit(server, name, complete(EDGES[:9])) == 9
     assert score(server, name, removed(EDGES[:2])) == [SCORE.of_names(EDGES[2:9])]
-    assert recorder.rows[-1].base_circuit is not base_circuit
+    assert recorder.passes[-1].base_circuit is not base_circuit
 
 
 def test_a_call_has_the_base_of_its_arrival(server: RunningServer, engine: FakeEngine) -> None:
@@ -186,7 +186,7 @@ def test_edges_that_are_not_there(
     with refused() as refusal:
         commit(server, name, hypothesis)
     assert refusal.violation == (f"circuit{field}", detail)
-    assert len(recorder.rows) == 2  # of the opening
+    assert len(recorder.passes) == 2  # of the opening
     assert score(server, name, removed([])) == [SCORE.of_names(EDGES[1:])]  # the base is as it was
 
 

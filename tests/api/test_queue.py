@@ -1,4 +1,4 @@
-"""Places in the queue as clients see them."""
+"""Positions in the queue as clients see them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(autouse=True)
 def _always_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where places were told just now, there would be no other batch to tell them again."""
+    """Where positions were told just now, there would be no other batch to tell them again."""
     monkeypatch.setattr(queue, "TELL_AGAIN", 0)
 
 
 def three_jobs(server: RunningServer) -> list[str]:
-    """The first one runs. Places are told between batches."""
+    """The first one runs. Positions are told between batches."""
     names = [server.create(spec()).name for _ in range(3)]
     server.engine.wait_for_call()
     server.engine.let()
@@ -57,7 +57,7 @@ def cancel(server: RunningServer, name: str) -> None:
     server.job_stub.CancelJob(pb.CancelJobRequest(name=name))
 
 
-def test_a_new_place_in_the_queue_is_an_event_of_the_same_sequence(server: RunningServer) -> None:
+def test_a_new_position_in_the_queue_is_an_event_of_the_same_sequence(server: RunningServer) -> None:
     first, second, third = three_jobs(server)
     events = watch(server, third)
     before = told(events, 2)

@@ -37,15 +37,15 @@ def opening(server: RunningServer, model: str = "toy") -> Any:
 
 def open_session(server: RunningServer, model: str = "toy") -> str:
     name: str = opening(server, model).result().session.name
-    for _ in range(2):  # the full model, the empty circuit: a step has one row here
+    for _ in range(2):  # the full model, the empty circuit: a step has one pass here
         server.engine.wait_for_call()
     return name
 
 
-def scoring(server: RunningServer, name: str, rows: int = 1) -> Any:
+def scoring(server: RunningServer, name: str, passes: int = 1) -> Any:
     """A call that scores circuits, under way."""
     hypothesis = pb.Hypothesis(removed=pb.EdgeList(names=[EDGE]))
-    request = pb.ScoreCircuitsRequest(name=name, hypotheses=[hypothesis] * rows)
+    request = pb.ScoreCircuitsRequest(name=name, hypotheses=[hypothesis] * passes)
     return server.patching.ScoreCircuits.future(request, timeout=PATIENCE_S)
 
 
@@ -66,7 +66,7 @@ def wait_queued(server: RunningServer, name: str, calls: int) -> None:
     eventually(lambda: len(session._calls._calls) == calls)
 
 
-def test_rows_of_sessions_and_jobs_share_their_steps(server: RunningServer, engine: FakeEngine) -> None:
+def test_passes_of_sessions_and_jobs_share_their_steps(server: RunningServer, engine: FakeEngine) -> None:
     names = [open_session(server), open_session(server)]
     engine.hold()
     job = server.create(spec()).name
@@ -113,15 +113,15 @@ def test_a_failing_call_hurts_nobody_else(server: RunningServer, engine: FakeEng
     assert len(scoring(server, bad).result().metrics) == 1
 
 
-def test_a_cancelled_call_leaves_its_rows_undone(server: RunningServer, engine: FakeEngine) -> None:
+def test_a_cancelled_call_leaves_its_passes_undone(server: RunningServer, engine: FakeEngine) -> None:
     """Also those of a call that was begun."""
     name = open_session(server)
     engine.hold()
-    begun = scoring(server, name, rows=50)
+    begun = scoring(server, name, passes=50)
     engine.wait_for_call()
-    waiting = scoring(server, name, rows=50)
+    waiting = scoring(server, name, passes=50)
     wait_queued(server, name, 2)
-    last = scoring(server, name, rows=2)
+    last = scoring(server, name, passes=2)
     wait_queued(server, name, 3)
     begun.cancel()
     waiting.cancel()
@@ -133,7 +133,7 @@ def test_a_cancelled_call_leaves_its_rows_undone(server: RunningServer, engine: 
     assert len(engine.steps) == before + 2
 
 
-def test_a_call_that_is_too_late_leaves_its_rows_undone(server: RunningServer, engine: FakeEngine) -> None:
+def test_a_call_that_is_too_late_leaves_its_passes_undone(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server)
     engine.hold()
     hypotheses = [pb.Hypothesis(removed=pb.EdgeList())] * 100
@@ -178,7 +178,7 @@ def test_a_session_that_cannot_be_opened_is_none(
 def test_close_frees_the_session_and_fails_its_calls(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server)
     engine.hold()
-    call = scoring(server, name, rows=50)
+    call = scoring(server, name, passes=50)
     engine.wait_for_call()
     close(server, name)
     engine.release()
@@ -217,12 +217,12 @@ def test_calls_are_limited_in_size_and_number(engine: FakeEngine) -> None:
     with RunningServer(engine, session_limits=limits) as server:
         name = open_session(server)
         with refused() as refusal:
-            scoring(server, name, rows=4).result()
+            scoring(server, name, passes=4).result()
         assert refusal.violation == ("hypotheses", "4 are too many for one call: 3")
         engine.hold()
         calls = []
         for number in (1, 2):
-            calls.append(scoring(server, name, rows=3))
+            calls.append(scoring(server, name, passes=3))
             wait_queued(server, name, number)
         with refused() as refusal:
             scoring(server, name).result()
@@ -246,7 +246,7 @@ def test_a_session_that_is_not_used_expires(engine: FakeEngine) -> None:
 def test_a_stopping_server_ends_sessions_and_calls(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server)
     engine.hold()
-    call = scoring(server, name, rows=50)
+    call = scoring(server, name, passes=50)
     engine.wait_for_call()
     late = opening(server)
     eventually(lambda: len(server.jobs.sessions._sessions) == 2)

@@ -32,7 +32,7 @@ from pahq_server.core import graph as server_graph
 from pahq_server.core.artifact import pack
 
 from .fake_artifact import GRAPH, FakeArtifact
-from .fake_server import FakeServer
+from .fake_server import Code, FakeServer, Fault
 
 NAMES = list(GRAPH.edge_names())
 
@@ -173,6 +173,26 @@ def test_parameters_that_do_not_fit(
         client.submit("m", "ioi", **arguments)
     assert raised.value.field == field
     assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    ("field", "argument"),
+    [
+        ("acdc.threshold", "threshold"),
+        ("extension.parameters.depth", "parameters.depth"),
+        ("task.clean[3]", "task.clean[3]"),
+        ("threshold", "threshold"),
+    ],
+)
+def test_errors_name_the_argument_of_the_caller(
+    client: Any, server: FakeServer, field: str, argument: str
+) -> None:
+    fault = Fault(Code.INVALID_ARGUMENT, "m", "INVALID_REQUEST", violation=(field, "is negative"))
+    for call in (client.submit, client.estimate, client.discover):
+        server.faults["CreateJob"] = [fault]
+        with pytest.raises(InvalidRequest) as raised:
+            call("m", "ioi", -1)
+        assert (raised.value.field, raised.value.detail) == (argument, "is negative")
 
 
 def test_a_kind_that_is_not_known(client: Any, server: FakeServer) -> None:

@@ -93,6 +93,14 @@ def test_a_running_job_has_a_bar() -> None:
     assert '<progress value="40" max="100"' in html
 
 
+def test_a_queued_job_has_no_bar() -> None:
+    progress = Progress(0, 100, "edges")
+    info = JobInfo("users/me/jobs/0", JobState.QUEUED, "demo", progress=progress, queue_position=3)
+    html = job_to_html(info.name, info)
+    assert "queued, number 3 in the queue</div>" in html
+    assert "<progress" not in html
+
+
 def test_everything_is_escaped() -> None:
     evil = "<script>alert(1)</script>"
     info = JobInfo(

@@ -24,6 +24,8 @@ EVENT = Event(3, EventKind.PROGRESS, JobState.RUNNING, PROGRESS)
 def test_words_beside_the_bar() -> None:
     assert describe(EVENT, 12.5) == "40/100 edges, 7 kept, metric 0.03125, 12 eval/s, 1:02:05 left"
     assert describe(Event(1, EventKind.STATE, JobState.QUEUED), None) == "queued"
+    queued = Event(1, EventKind.STATE, JobState.QUEUED, Progress(0, 100, "edges"), queue_position=3)
+    assert describe(queued, None) == "queued, number 3 in the queue"
 
 
 def test_words_of_another_method() -> None:

@@ -23,8 +23,8 @@ from pahq_client import (
     ResourceExhausted,
     Task,
     Unavailable,
+    _calls,
 )
-from pahq_client._calls import CLOSE, Call
 from pahq_client.retries import Backoff
 
 from .greedy_example import THRESHOLD, prune
@@ -189,6 +189,6 @@ def test_an_interrupted_session_frees_the_server(client: Client) -> None:
         process.send_signal(signal.SIGINT)
         _, log = process.communicate(timeout=30)
     assert "KeyboardInterrupt" in log
-    close = Call(CLOSE, CloseSessionRequest(name=name), timeout=30.0)
+    close = _calls.Call(_calls.CLOSE, CloseSessionRequest(name=name), timeout=30.0)
     with pytest.raises(NotFound, match="it was closed"):
         client._transport.perform(close)

@@ -101,6 +101,8 @@ def test_what_an_interrupted_search_had_decided(spec: JobSpec) -> None:
     for records in (1, count // 2, count):
         artifact = partial(records)
         result = found(artifact)  # type: ignore[arg-type]
+        (told,) = artifact.warnings  # type: ignore[attr-defined]
+        assert f"it had reached {records} verdicts" in told
         assert result.verdicts == found(whole).verdicts[:records]
         removed = [v.index for v in result.verdicts if not v.kept and not v.gate]
         assert not result.circuit.kept[removed].any()

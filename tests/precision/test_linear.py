@@ -275,7 +275,7 @@ def test_products_of_integers_are_exact(multiply: Callable[[Tensor, Tensor], Ten
 @pytest.mark.parametrize("inner", [module.EXACT_INPUTS - 1, module.EXACT_INPUTS, module.EXACT_INPUTS + 1])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_terms_do_not_overflow(inner: int, sign: int) -> None:
-    """All numbers are as large as they can be, in both terms: where these are summed as integers and not."""
+    """All codes of both terms are as large as possible; terms are summed as integers or as floats."""
     data = torch.full((2 * 3, inner), sign * 127, dtype=torch.int8)
     w = Quantized(torch.full((inner, 5), 127, dtype=torch.int8), torch.ones(1, 5))
     product = module._int8(data, torch.ones(3, 1), w, 2, torch.float32)

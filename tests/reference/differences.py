@@ -10,8 +10,9 @@ activations. Where a norm, which multiplies by f(x), stands before the map, that
 
     output = bias + f(x) / f(base's x) . (output of the base - bias) + f(x) W8 . Q(x - base's x).
 
-Q leaves the inputs of attention heads' linears as they are (`Policy.head_inputs`), and the input of an MLP that
-hears few heads and nothing else: the executor that this is the twin of composes W_O with what reads it then.
+Q leaves the inputs of attention heads' linears as they are (`Policy.head_inputs`), and the input of an MLP
+that hears few heads and nothing else: the executor that this is the twin of composes W_O with what reads it
+then.
 
 It runs on the folded model, where norms have no weights. Nothing is reused but bases.
 

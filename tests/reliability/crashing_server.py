@@ -1,6 +1,6 @@
 """A real server for tests: dies where it is told, and writes down what it has to score and what it opens.
 
-Run as a script: ``crashing_server.py [--die-at FAILPOINT:N] [--rows FILE] [--audit FILE] serve …``.
+Run as a script: ``crashing_server.py [--die-at FAILPOINT:N] [--passes FILE] [--audit FILE] serve …``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dying import die_at
-from row_log import LoggedEngine
+from pass_log import LoggedEngine
 
 import pahq_server.app
 from pahq_server.cli import main
@@ -60,14 +60,14 @@ def install_audit(path: Path) -> None:
 def run(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--die-at")
-    parser.add_argument("--rows", type=Path)
+    parser.add_argument("--passes", type=Path)
     parser.add_argument("--audit", type=Path)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(arguments)
     if options.die_at:
         install_death(options.die_at)
-    if options.rows:
-        install_log(options.rows)
+    if options.passes:
+        install_log(options.passes)
     if options.audit:
         install_audit(options.audit)
     return main(options.command)

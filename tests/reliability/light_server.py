@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dying import die_at
 from helpers.fake_engine import OBJECTIVE, FakeEngine
 from helpers.waiting import wait_end, wait_until_forgotten
-from row_log import LoggedEngine
+from pass_log import LoggedEngine
 
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.task import PromptTask, TokenTask
@@ -91,7 +91,7 @@ class Commands:
 def main(settings: dict[str, Any]) -> None:
     config = StorageConfig(Path(settings["data"]), failpoint=die_at(settings["die_at"] or ":0"))
     engine = Engine()
-    engine.log_into(Path(settings["rows"]))
+    engine.log_into(Path(settings["passes"]))
     with opened(config) as database:
         policy = JobPolicy(window=4, retention=Retention(jobs=settings["keep"]))
         jobs = JobService(engine, "1", policy, store=SqliteJobStore(database))

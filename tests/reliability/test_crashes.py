@@ -45,10 +45,10 @@ def ended(client: Client, names: Sequence[str]) -> bool:
     return all(client.job(name).state.is_final for name in names)
 
 
-def work_a_little(client: Client, names: Sequence[str], rows: Path, batches: int) -> bool:
+def work_a_little(client: Client, names: Sequence[str], passes: Path, batches: int) -> bool:
     """Waits for so many batches; returns whether the jobs have ended instead."""
-    target = num_batches(rows) + batches
-    wait_for(lambda: num_batches(rows) >= target or ended(client, names), "batches")
+    target = num_batches(passes) + batches
+    wait_for(lambda: num_batches(passes) >= target or ended(client, names), "batches")
     return ended(client, names)
 
 
@@ -58,19 +58,19 @@ def work_a_little(client: Client, names: Sequence[str], rows: Path, batches: int
 )
 def test_killed_at_random(kills: int, specs: list[Spec], most: int, tmp_path: Path, figures: Figures) -> None:
     """Each server is killed after up to ``most`` batches."""
-    rows, draw, idle = tmp_path / "rows", random.Random(kills), 0
+    passes, draw, idle = tmp_path / "passes", random.Random(kills), 0
     names: list[str] = []
     for kill in range(kills):
-        with CrashingServer(tmp_path / "data", rows) as server, Client(server.address) as client:
+        with CrashingServer(tmp_path / "data", passes) as server, Client(server.address) as client:
             names = names or [submit(client, spec) for spec in specs]
-            idle += work_a_little(client, names[: len(specs)], rows, draw.randrange(most))
+            idle += work_a_little(client, names[: len(specs)], passes, draw.randrange(most))
             # Of few evaluations, and acknowledged at the last moment.
             names.append(submit(client, (Task.ioi(num_prompts=1, seed=kill), 100.0, True)))
             server.kill()
-    with CrashingServer(tmp_path / "data", rows) as server, Client(server.address) as client:
+    with CrashingServer(tmp_path / "data", passes) as server, Client(server.address) as client:
         disturbed = results(client, names)
         assert {job.name for job in client.jobs()} == set(names)
-        found = repeated(rows)
+        found = repeated(passes)
         undisturbed = results(client, [submit(client, spec) for spec in specs])
     assert disturbed[: len(specs)] == undisturbed
     assert len(set(undisturbed)) == len(specs)
@@ -80,10 +80,10 @@ def test_killed_at_random(kills: int, specs: list[Spec], most: int, tmp_path: Pa
         kills=kills,
         while_idle=idle,
         jobs=len(names),
-        rows=found.rows,
+        passes=found.passes,
         evaluations_repeated=found.evaluations,
         most_batches_repeated_by_one_crash=max(found.batches),
-        anchors_measured_again=found.base_circuits,
+        base_circuits_measured_again=found.base_circuits,
     )
 
 
@@ -95,16 +95,16 @@ PLACES = [f"{name}:{times}" for name, times in zip(FAILPOINTS, [2] * 3 + [7] * 3
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_at_a_step(place: str, tmp_path: Path, figures: Figures) -> None:
     """`test_failpoints` has all of them, with a made-up engine."""
-    data, rows, acknowledged = tmp_path / "data", tmp_path / "rows", list[str]()
-    with CrashingServer(data, rows, place) as server, Client(server.address, timeout=3) as client:
+    data, passes, acknowledged = tmp_path / "data", tmp_path / "passes", list[str]()
+    with CrashingServer(data, passes, place) as server, Client(server.address, timeout=3) as client:
         with suppress(Unavailable):
             for spec in SMALL:
                 acknowledged.append(submit(client, spec))
         assert server.process.wait(PATIENCE_S) == -signal.SIGKILL
-    with CrashingServer(data, rows) as server, Client(server.address) as client:
+    with CrashingServer(data, passes) as server, Client(server.address) as client:
         kept = [job.name for job in client.jobs()]
         disturbed = dict(zip(kept, results(client, kept), strict=True))
-        found = repeated(rows)
+        found = repeated(passes)
         undisturbed = results(client, [submit(client, spec) for spec in SMALL])
     assert [disturbed[name] for name in acknowledged] == undisturbed[: len(acknowledged)]
     assert set(disturbed.values()) <= set(undisturbed)

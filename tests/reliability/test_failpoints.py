@@ -35,7 +35,7 @@ class LightServer:
     def __init__(self, folder: Path, die_at: str = "", keep: int = KEPT) -> None:
         settings = {
             "data": f"{folder / 'data'}",
-            "rows": f"{folder / 'rows'}",
+            "passes": f"{folder / 'passes'}",
             "die_at": die_at,
             "keep": keep,
         }
@@ -150,4 +150,4 @@ def test_dying_at_every_step(failpoint: str, undisturbed: dict[str, Any], tmp_pa
         for key, name in story.names.items():
             assert ends.get(name, [0, 0, None])[2] in (None, undisturbed[key])
     assert server.process.returncode == 0
-    assert max(repeated(tmp_path / "rows").batches) <= 1
+    assert max(repeated(tmp_path / "passes").batches) <= 1

@@ -34,7 +34,7 @@ FAULTS: dict[str, Fault] = {
     "processor": lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
     "accelerator": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
 }
-# Where it runs out: opening a session, its base passes, pages of anchors, scratch memory of a sweep, logits.
+# Where it runs out: opening a session, its base passes, pages of base circuits, scratch memory, logits.
 SITES: dict[str, tuple[Any, str]] = {
     "open": (executor, "UnpatchedRuns"),
     "bases": (BaseActivations, "from_scratch"),
@@ -158,7 +158,7 @@ def test_batches_shrink_to_what_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch,
     figures: Figures,
 ) -> None:
-    """Batches of 16 tests and more, where there is room for 3 rows."""
+    """Batches of 16 tests and more, where there is room for 3 passes."""
     place = Site(monkeypatch, site, FAULTS[fault])
     place.fails = lambda arguments: rows_of(arguments) > 3
     assert results(start_both(client)) == expected

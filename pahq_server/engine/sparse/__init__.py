@@ -1,35 +1,26 @@
-"""The fast executor: removes_most hypotheses per sweep, as differences from an anchored circuit.
+"""The fast executor: many patched passes at once, computed as differences from a base circuit.
 
-Map of the package, in order of use:
+A patched pass usually changes little: nothing upstream of its removed edges, nothing at positions before the
+first difference of clean and corrupted prompt, nothing in nodes without a kept path to the logits. So the
+executor keeps the activations of a *base circuit*, and computes for each pass only the nodes whose inputs
+differ from it. Passes that agree on all inputs of a node share its computation: they are one *variant* of
+that node. A score has the same bits whatever passes are computed beside it, because every matrix product is
+row-independent (`precision.products`) and every sum has a fixed order.
 
-What a job needs once:
+All modules work on models with folded norms (`models.folding`), whose norms have no weights. Imports go up
+this list, which is also the order to read it in:
 
-- `tokens`    which positions can change and which are needed; tokens packed without padding
-- `clean`     a plain forward pass: the values that every base starts from
-- `prefix`    keys and values before the window, shared by all that begin alike
-- `reference` what all bases of a job share
-- `plan`      which nodes are live under a circuit, and where; printable
-- `base`      values of an anchored circuit, computed when first asked for
-- `paged`     where all of these are kept: block tables over the pool of `pahq_server.memory`
-
-What happens in a sweep:
-
-- `rows`      a batch of rows, of any jobs of a model, and the bases they differ from
-- `ablations`      what the removed edges of the rows change directly
-- `variants`  rows that agree on all inputs of a node are computed once
-- `receivers` what receivers read in them, given the changes of senders; `terms` adds up one sender's
-- `sweep`     carries changes upward through the live nodes, all rows at once; `attention` of one head
-- `scoring`   metrics from the final residual stream, as differences from the full model
-- `weights`   the model in the form the sweep wants, with composed head-to-receiver matrices
-- `activations` whose elements do not depend on their neighbours
-
-What runs it:
-
-- `executor`  one job, and the rows of several in one sweep; behind the literal executor's interface
-- `scratch`   how removes_most rows fit into a sweep
-- `shared`    the memory of a device, and what the jobs of a model share
-- `backend`   runs the jobs of a model whatever room there is
-- `work`      counts the operations that rows need, for benchmarks
-
-All of it works on a model with folded norms (`models.folding`): norms are bare RMS norms.
+- `weights`          the model's matrices by receiver and head, and products of them
+- `variants`         grouping passes by the inputs of a node
+- `quantized`        the linear maps of a precision policy, and which heads a pass promotes
+- `positions`        packed tokens, which positions and nodes are needed, and attention over them
+- `memory`           the pool of pages of a device, and tensors that are kept in pages
+- `unpatched`        the clean and the ablated run of a job
+- `base_activations` the activations of a base circuit
+- `batch`            a batch of passes, and what their removed edges change directly
+- `contributions`    what changed senders add to the inputs of receivers
+- `batch_forward`    the forward pass of a batch, layer by layer
+- `scoring`          metrics from the final residual stream
+- `executor`         one job, and batches of several jobs
+- `backend`          all jobs of a model, with little memory or much
 """

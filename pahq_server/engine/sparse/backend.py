@@ -1,4 +1,4 @@
-"""Runs the jobs of one model, whatever room there is for them."""
+"""Runs the jobs of one model, with little memory or much."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from pahq_server.models.architecture import Model
 
 logger = logging.getLogger(__name__)
 
-# What is raised where there is no memory: by the pool, by Python, by torch on a GPU. On a CPU torch raises
-# a plain RuntimeError, which is told by its text.
+# What the pool, Python, and torch on a GPU raise where there is no memory. On a CPU torch raises a plain
+# RuntimeError, which is recognised by its text.
 _OUT_OF_MEMORY = (OutOfPagesError, MemoryError, torch.OutOfMemoryError)
 _ALLOCATION_FAILED = "allocate memory"
 RETRY_S = 10.0
@@ -31,18 +31,18 @@ Job = tuple[SparseExecutor, Sequence[PatchedPass]]
 
 
 class SparseBackend:
-    """Jobs of one model.
+    """The jobs of one model under one precision policy.
 
     Under memory pressure, in this order: what other jobs keep for later is dropped; jobs are scored one by
-    one; a job has fewer anchors at a time, and keeps less of them; its rows are scored in smaller and smaller
-    parts. Scores keep their bits all the while. A job does without these bounds again after some calls that
-    had room, and then shares sweeps with others again.
+    one; a job has fewer base circuits at a time and keeps less of them; its passes are scored in smaller and
+    smaller parts. Scores keep their bits all the while. After some calls with enough memory, a job tries
+    without these limits again and then shares batches with others again.
 
     Args:
         model: folded (see `models.folding`).
         memory: of the device that the model is on.
         namespace: names the model's weights among all models on the device.
-        rounded: what rows multiply with; None for the model's weights.
+        quantized: the matrices of a precision policy, for patched passes; None for full precision.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class SparseBackend:
         self._memory, self._shared = memory, SharedModel(model, memory, namespace, quantized)
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> SparseExecutor:
-        """Raises ResourceExhaustedError if there is no room for the job beside those that are open."""
+        """Opens a job. Raises ResourceExhaustedError if there is no room for it beside those that are open."""
         try:
             return SparseExecutor(self._shared, graph, task, metric, ablation)
         except Exception as error:
@@ -66,11 +66,14 @@ class SparseBackend:
             raise ResourceExhaustedError(f"not enough memory for the job: {error}", RETRY_S) from error
 
     def score(self, work: Sequence[Job]) -> list[Scores]:
-        """One outcome per job, in order: a failing one does not hurt the others."""
+        """Scores the passes of several jobs.
+
+        Returns one outcome per job, in order: a job that fails does not affect the others.
+        """
         return in_groups(lambda item: item[0].graph, work, self._score_group)
 
     def _score_group(self, group: Sequence[Job]) -> list[Scores]:
-        """Jobs of one graph: together if that works, else one by one."""
+        """Scores jobs of one graph: together where that works, else one by one."""
         outcomes: dict[int, Scores] = {}
         free = [number for number, (job, _) in enumerate(group) if not job.memory_limited]
         if free:
@@ -83,23 +86,23 @@ class SparseBackend:
                 if not _is_memory(error):
                     if len(group) == 1:
                         return [error]
-                    # Alone, each gets its own error.
+                    # Scored one by one, each job gets its own error.
                     logger.warning("jobs are scored one by one: together they failed", exc_info=error)
-        for number, (job, rows) in enumerate(group):
+        for number, (job, passes) in enumerate(group):
             if number in outcomes:
                 continue
             self._memory.preempt(keep=(job,))
             try:
-                outcomes[number] = self._score_alone(job, rows)
+                outcomes[number] = self._score_alone(job, passes)
                 job.note_room()
             except Exception as error:  # noqa: BLE001 - reported as the job's outcome
                 outcomes[number] = error
         return [outcomes[number] for number in range(len(group))]
 
-    def _score_alone(self, job: SparseExecutor, rows: Sequence[PatchedPass]) -> list[float]:
-        """Passes of one job, in parts as large as there is room for."""
+    def _score_alone(self, job: SparseExecutor, passes: Sequence[PatchedPass]) -> list[float]:
+        """Scores the passes of one job, in parts as large as there is memory for."""
         scores: list[float] = []
-        for part in _split_by_base_circuits(rows, job.max_base_circuits):
+        for part in _split_by_base_circuits(passes, job.max_base_circuits):
             try:
                 scores += job.score(part, self._memory.batch_bytes)
             except Exception as error:
@@ -109,35 +112,39 @@ class SparseBackend:
         return scores
 
     def _score_smaller(
-        self, job: SparseExecutor, rows: Sequence[PatchedPass], error: Exception
+        self, job: SparseExecutor, passes: Sequence[PatchedPass], error: Exception
     ) -> list[float]:
-        """Passes that were too removes_most at once: with fewer anchors at a time, then with fewer rows."""
+        """Scores passes that were too many at once: with fewer base circuits at a time, then in halves."""
         job.drop_bases()
-        base_circuits = len({id(row.base_circuit) for row in rows})
+        base_circuits = len({id(each.base_circuit) for each in passes})
         if base_circuits > 1 or not job.recomputes:
-            # The states that a recomputes job computes again are a fifth of its time: rather fewer anchors.
+            # Computing states again takes a fifth of a job's time, so the number of base circuits is reduced
+            # first.
             job.limit_memory(max(1, base_circuits // 2), recomputes=base_circuits == 1)
-            return self._score_alone(job, rows)
-        if len(rows) == 1:
-            raise ResourceExhaustedError(f"not enough memory for one row: {error}", RETRY_S) from error
-        half = len(rows) // 2
-        return self._score_alone(job, rows[:half]) + self._score_alone(job, rows[half:])
+            return self._score_alone(job, passes)
+        if len(passes) == 1:
+            raise ResourceExhaustedError(
+                f"not enough memory for one patched pass: {error}", RETRY_S
+            ) from error
+        half = len(passes) // 2
+        return self._score_alone(job, passes[:half]) + self._score_alone(job, passes[half:])
 
 
-def _split_by_base_circuits(rows: Sequence[PatchedPass], most: int) -> list[list[PatchedPass]]:
-    """The rows in order, in parts with at most so removes_most anchors each."""
+def _split_by_base_circuits(passes: Sequence[PatchedPass], most: int) -> list[list[PatchedPass]]:
+    """Divides passes, in order, into parts with at most so many base circuits each."""
     parts: list[list[PatchedPass]] = []
     base_circuits: set[int] = set()
-    for row in rows:
-        if not parts or (id(row.base_circuit) not in base_circuits and len(base_circuits) == most):
+    for each in passes:
+        if not parts or (id(each.base_circuit) not in base_circuits and len(base_circuits) == most):
             parts.append([])
             base_circuits = set()
-        parts[-1].append(row)
-        base_circuits.add(id(row.base_circuit))
+        parts[-1].append(each)
+        base_circuits.add(id(each.base_circuit))
     return parts
 
 
 def _is_memory(error: Exception) -> bool:
+    """Tells whether an error says that there is not enough memory."""
     return isinstance(error, _OUT_OF_MEMORY) or (
         isinstance(error, RuntimeError) and _ALLOCATION_FAILED in str(error)
     )

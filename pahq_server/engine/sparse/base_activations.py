@@ -1,9 +1,9 @@
-"""Values of an anchored circuit, computed when first asked for and kept.
+"""The activations of a base circuit, computed when first asked for and kept in pages.
 
-Coordinates: a head's output is kept as z (before W_O), an MLP's as its output. A *state* of a receiver is
-its input's projection and sum of squares, from which its value follows; differences of rows start there.
+A head's output is kept as z (before W_O), an MLP's as its output. A receiver is kept as the projection of its
+input, the input's squared norm and the value that follows from both; patched passes add their changes there.
 
-Shape suffixes: N packed tokens (see `tokens`), D d_model, K d_head, O receiver width.
+Shape suffixes: N packed tokens (see `positions`), D d_model, K d_head, O outputs of a receiver, U vocabulary.
 """
 
 from __future__ import annotations
@@ -22,12 +22,18 @@ from pahq_server.engine.sparse.positions import LivenessPlan, PositionSet, atten
 from pahq_server.engine.sparse.unpatched import UnpatchedRuns, is_head
 from pahq_server.precision.products import matmul, sums
 
-# Senders cut from one receiver, latest first.
+# Senders whose edges into one receiver are removed, latest first.
 RemovedSenders = tuple[int, ...]
 
 
 class ReceiverState(NamedTuple):
-    """A receiver under a circuit: u [N, O], square [N], value [N, O] (hidden units for an MLP)."""
+    """A receiver under a circuit.
+
+    Args:
+        projection: the input before its norm, times the receiver's matrix: [N, O].
+        squared_norm: of the input, [N].
+        value: query, key, value or hidden units of an MLP, [N, O].
+    """
 
     projection: Tensor
     squared_norm: Tensor
@@ -35,13 +41,14 @@ class ReceiverState(NamedTuple):
 
 
 class BaseActivations:
-    """A circuit's values, in pages. Whoever makes one releases it, after its children.
+    """The activations of a base circuit. Whoever makes one releases it, after its children.
 
     Args:
-        unpatched: of the job.
-        circuit: the anchored circuit.
+        unpatched: the clean and the ablated run of the job.
+        circuit: the base circuit.
         plan: of this circuit, or of a circuit that contains it.
-        parent: the base this one differs little from; values that do not differ are taken from it.
+        parent: activations of a circuit that this one differs little from. What does not differ is read
+            there.
         changed: receivers whose input differs from the parent's.
     """
 
@@ -55,29 +62,30 @@ class BaseActivations:
     ) -> None:
         self.unpatched, self.circuit, self.plan, self.parent = unpatched, circuit, plan, parent
         self.weights, self.tokens, self.graph = unpatched.weights, unpatched.tokens, circuit.graph
-        # Outputs of senders that differ from the clean pass, at ``plan.needed`` position_set.
+        # Outputs of senders that differ from the clean run, at the positions of ``plan.needed``.
         outputs = PagedTensors(unpatched.pool) if parent is None else parent._outputs.fork()
         self._outputs: PagedTensors = outputs
         # Per sender, whether it has such an output: bool.
         none = np.zeros(self.graph.num_senders, dtype=bool)
         self._patched: NDArray[np.bool_] = none if parent is None else parent._patched.copy()
-        # What is computed when first asked for: states, inputs, inner products, heads' outputs.
+        # What is computed when first asked for: states and inputs of receivers, inner products, outputs of
+        # heads.
         self._cache = PagedTensors(unpatched.pool)
-        # Under memory pressure: whether inputs of receivers are computed anew whenever they are needed.
+        # Whether inputs of receivers are computed again whenever they are needed, to save memory.
         self.recomputes = False
-        # Differences of the last batch of ablations: the next batch of a chain goes on from them.
+        # Changes by removed edges in the last batch, from which the next batch of a search goes on.
         self.known_ablations: dict[tuple[int, object], dict[RemovedSenders, Tensor]] = {}
         self._ablation_bytes = 0
         self._changed = changed
         self._mean_logit_change: Tensor | None = None
-        # What `_reads_clean_stream` has found.
+        # Remembered results of `_reads_clean_stream`.
         self._clean_inputs: dict[int, bool] = {}
-        # Per receiver, the base that holds its state.
+        # Per receiver, the base that holds its state, this one or an ancestor.
         self._state_owners: dict[int, BaseActivations] = {}
 
     @classmethod
     def from_scratch(cls, unpatched: UnpatchedRuns, circuit: Circuit) -> BaseActivations:
-        """Computes all live senders above the first removed edge, layer by layer."""
+        """Computes all live senders from the layer of the first removed edge up."""
         base = cls(unpatched, circuit, LivenessPlan.of(circuit))
         graph = circuit.graph
         removed = np.flatnonzero(~circuit.kept)
@@ -103,14 +111,14 @@ class BaseActivations:
         final_x: Tensor | None,
         changed: frozenset[int],
     ) -> BaseActivations:
-        """A base that differs from its parent in some outputs and receivers.
+        """Makes the activations of a circuit that differs from its parent in some outputs and receivers.
 
         Args:
             parent: of the same plan.
-            circuit: of the base.
+            circuit: the base circuit.
             outputs: of the senders that differ.
             states: of some of the receivers that differ; those of others follow from their inputs.
-            final_x: input of ``logits`` if it differs.
+            final_x: input of ``logits`` if it differs, [N, D].
             changed: receivers that differ.
         """
         base = cls(parent.unpatched, circuit, parent.plan, parent, changed)
@@ -127,16 +135,17 @@ class BaseActivations:
         return base
 
     def release(self) -> None:
-        """Frees all values that no other base shares. May be called again."""
+        """Frees all activations that no other base shares. May be called again."""
         self._outputs.release()
         self._cache.release()
         self.known_ablations, self._ablation_bytes = {}, 0
 
     def trim_ablations(self, room: int) -> int:
-        """Drops remembered differences until they take at most ``room`` bytes; returns what they take.
+        """Drops remembered changes by removed edges until they take at most ``room`` bytes; returns what they
+        take.
 
-        The latest stay: chains mostly go on from them. A difference that is not remembered is summed up
-        again, in the same order, and has the same bits.
+        The latest stay, because searches mostly go on from them. A sum that is not remembered is made again
+        in the same order and has the same bits.
         """
         if self._ablation_bytes <= room:
             return self._ablation_bytes
@@ -145,49 +154,52 @@ class BaseActivations:
             size = next(iter(known.values())).nbytes
             kept = list(known.items())[len(known) - min(len(known), (room - kept_bytes) // size) :]
             if kept:
-                # Copies: every one of them is a part of the memory of all.
+                # Copied, because each is a view of the memory of all.
                 left[place] = {pattern: dx.clone() for pattern, dx in kept}
                 kept_bytes += len(kept) * size
         self.known_ablations, self._ablation_bytes = left, kept_bytes
         return kept_bytes
 
     def remember_ablations(self, place: tuple[int, object], ablations: dict[RemovedSenders, Tensor]) -> None:
-        """Remembers the differences of a batch at one place, instead of all others."""
+        """Remembers the changes of a batch at one receiver, instead of all others."""
         self.known_ablations = {place: ablations}
         self._ablation_bytes = sum(dx.nbytes for dx in ablations.values())
 
     def count(self, receiver: int) -> int:
-        """Packed tokens at a live receiver, N."""
+        """Returns the number of packed tokens at a live receiver, N."""
         return self.tokens.count(self.plan.receivers[receiver])
 
     def owner(self, *receivers: int) -> BaseActivations:
-        """The base that any of these receivers last differed in: its ancestors' values are the same."""
+        """Returns the base in which any of these receivers last differed; those between have the same values."""
         base = self
         while base.parent is not None and base._changed.isdisjoint(receivers):
             base = base.parent
         return base
 
-    # What senders put out
+    # Outputs of senders
 
     def is_patched(self, sender: int) -> bool:
-        """Whether a sender's output differs from the clean pass."""
+        """Tells whether a sender's output differs from the clean run."""
         return bool(self._patched[sender])
 
     def output(self, sender: int, position_set: PositionSet) -> Tensor:
-        """A sender's output in coordinates: [N, K or D]."""
+        """Returns a sender's output at a position set: z of a head, [N, K], else [N, D]."""
         if self.is_patched(sender):
             value = self._outputs.get(self._layer(sender), sender)
             return self.tokens.narrow(value, self.plan.needed[sender], position_set)
         return self._clean(sender, position_set)
 
     def ablation(self, sender: int, position_set: PositionSet) -> Tensor:
-        """What removing an edge from the sender changes, in coordinates: ablated minus current output."""
+        """Returns the sender's ablated output less its output under this circuit: [N, K or D]."""
         return self._ablated(sender, position_set) - self.output(sender, position_set)
 
-    # What receivers read
+    # Inputs of receivers
 
     def receiver_input(self, receiver: int) -> Tensor:
-        """A receiver's input: [N, D]. Not kept: it is large, and seldom needed."""
+        """Returns a receiver's input: [N, D]. It is not kept, because it is large and seldom needed.
+
+        It is summed from the clean or from the ablated residual stream, whichever needs fewer terms.
+        """
         position_set = self.plan.receivers[receiver]
         incoming = self.circuit.incoming(receiver)
         removed = np.flatnonzero(~incoming).tolist()
@@ -205,12 +217,14 @@ class BaseActivations:
         return self.unpatched.add_outputs(stream, terms)
 
     def ablated_input(self, receiver: int) -> Tensor:
-        """The receiver's input when all its edges are removed: [N, D]."""
+        """Returns the receiver's input when all its edges are removed: [N, D]."""
         stream = self.unpatched.stream(self.unpatched.ablated, receiver)
         return self.tokens.narrow(stream, PositionSet.WINDOW, self.plan.receivers[receiver])
 
     def quantized_ablation_of_all(self, receiver: int) -> Tensor:
-        """What removing all edges into the receiver changes, through the rounded W_O of heads: [N, D]."""
+        """Returns what removing all edges into the receiver changes, through the policy's W_O of heads: [N,
+        D].
+        """
         position_set, incoming = self.plan.receivers[receiver], self.circuit.incoming(receiver)
         removed, kept = (np.flatnonzero(edges).tolist() for edges in (~incoming, incoming))
         patched = self._patched_into(receiver)
@@ -226,24 +240,26 @@ class BaseActivations:
         return self.unpatched.add_outputs(start, terms, quantized=True)
 
     def cached_input(self, receiver: int) -> Tensor:
-        """Like `x`, and kept where there is room: rows are computed from it in the residual stream."""
+        """`receiver_input`, kept where there is room: changes of the residual stream are compared with it."""
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
         if owner._reads_clean_stream(receiver):
-            return owner.receiver_input(receiver)  # which stands in pages as it is
+            return owner.receiver_input(receiver)  # a view of pages that are there anyway
         if not owner._cache.has(layer, ("x", receiver)):
             x = owner.receiver_input(receiver)
             return x if owner.recomputes else owner._cache.put(layer, ("x", receiver), x)
         return owner._cache.get(layer, ("x", receiver))
 
     def input_key(self, receiver: int) -> Hashable:
-        """Equal for receivers of a layer, and of the same position_set, that have the same input."""
+        """Returns a key that is equal for receivers of a layer, and of the same positions, that have the same
+        input.
+        """
         owner, (kind, layer, _) = self.owner(receiver), self.graph.receiver(receiver)
         if not owner._reads_clean_stream(receiver):
             return id(owner), receiver
         return layer, "mlp" if kind == "mlp" else "attention"
 
     def _reads_clean_stream(self, receiver: int) -> bool:
-        """Whether a receiver's input is that of the clean pass."""
+        """Tells whether a receiver's input is that of the clean run."""
         known = self._clean_inputs.get(receiver)
         if known is None:
             known = bool(self.circuit.incoming(receiver).all()) and not self._patched_into(receiver)
@@ -251,7 +267,11 @@ class BaseActivations:
         return known
 
     def logit_changes(self, full_ND: Tensor) -> Tensor:
-        """Difference of the logits from those of an unembedding's input [N, D], in full precision: [N, U]."""
+        """Returns the difference of logits from the full model's, in full precision: [N, U].
+
+        Args:
+            full_ND: the full model's input of the unembedding.
+        """
 
         def changes() -> Tensor:
             dn = self.weights.normed(self.cached_input(self.graph.logits)) - full_ND
@@ -263,13 +283,14 @@ class BaseActivations:
         )
 
     def mean_logit_change(self, full_ND: Tensor, p_NU: Tensor) -> Tensor:
-        """The mean of `logit_changes` under the full model's probabilities: [N]."""
+        """Returns the mean of `logit_changes` under the full model's probabilities: [N]."""
         owner = self.owner(self.graph.logits)
         if owner._mean_logit_change is None:
             owner._mean_logit_change = sums(self.logit_changes(full_ND) * p_NU)
         return owner._mean_logit_change
 
     def state(self, receiver: int) -> ReceiverState:
+        """Returns a receiver under this circuit."""
         holder = self._state_owners.get(receiver)
         if holder is None:
             holder = self._state_owners[receiver] = self.owner(receiver)
@@ -279,7 +300,7 @@ class BaseActivations:
         return ReceiverState(*holder._cache.get_all(layer, name))
 
     def drop_mlp_states(self) -> None:
-        """Forgets the states of MLPs, the largest of all; they are computed again when they are needed."""
+        """Forgets the states of MLPs, the largest of all. They are computed again when they are needed."""
         for layer in range(self.graph.layers if self.graph.mlps else 0):
             self._cache.drop(layer, ("state", self.graph.receiver_of("mlp", layer)))
 
@@ -287,12 +308,15 @@ class BaseActivations:
         self._cache.put_all(self.graph.receiver(receiver).layer, ("state", receiver), state)
 
     def _new_state(self, receiver: int) -> ReceiverState:
+        """Computes a receiver, and its inner products with what heads upstream write where these will be
+        needed.
+        """
         layer = self.graph.receiver(receiver).layer
         kept = self._cache.has(layer, ("x", receiver))
         x = self._cache.get(layer, ("x", receiver)) if kept else self.receiver_input(receiver)
-        # The inner products below need the same input: take them while it is there.
+        # The inner products need the same input: they are computed while it is there.
         heads = self._kept_heads(receiver) if self.pays_to_compose(receiver) else []
-        # Bases are derived in full precision, rows computed in that of the policy.
+        # Other bases are derived in full precision, patched passes computed in that of the policy.
         for quantized in (False, True) if heads and self.weights.is_quantized else (False,) if heads else ():
             writes = torch.cat([self.weights.head_output_weight(sender, quantized) for sender in heads])
             dots = matmul(x, writes.T).split(self.weights.arch.d_head, -1)
@@ -302,18 +326,25 @@ class BaseActivations:
         return ReceiverState(u, square, self.receiver_value(receiver, u, square))
 
     def pays_to_compose(self, receiver: int) -> bool:
-        """Whether so few heads are kept upstream that products of heads and receiver pay.
+        """Tells whether so few heads are kept upstream that composing them with the receiver costs less.
 
-        Depends on the plan ablate, so that all bases of a sweep agree.
+        It depends on the plan alone, so that all bases of a plan agree.
         """
         arch = self.weights.arch
         return bool(self.plan.kept_heads[receiver] * arch.d_head <= arch.d_model)
 
     def head_products(self, receiver: int, head: int, quantized: bool = False) -> Tensor:
-        """Inner products of a receiver's input with what a head writes: x W_O^T, [N, K]."""
+        """Returns the inner products of a receiver's input with what a head writes: x W_O^T, [N, K].
+
+        Args:
+            receiver: whose input it is.
+            head: by sender index.
+            quantized: whether W_O is the policy's.
+        """
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
         name = ("dots", receiver, head, quantized)
-        # Always in this order: what comes with a new state has other bits than what follows from the parent.
+        # Always in this order: products computed with a new state have other bits than those from the
+        # parent's.
         if not owner._cache.has(layer, ("state", receiver)):
             owner.state(receiver)
         return owner._cache.get_or_put(
@@ -325,16 +356,17 @@ class BaseActivations:
         return [sender for sender in kept if is_head(self.graph, sender)]
 
     def receiver_value(self, receiver: int, u: Tensor, square: Tensor) -> Tensor:
+        """Computes a receiver's value from its input's projection and squared norm."""
         return self.weights.receiver_value(receiver, u, square, self.positions(receiver))
 
     def positions(self, receiver: int) -> Tensor:
-        """Positions of the tokens at a live receiver: int64, [N]."""
+        """Returns the token positions at a live receiver: int64, [N]."""
         return self.tokens.positions(self.plan.receivers[receiver])
 
-    # What nodes compute
+    # Outputs of nodes
 
     def z(self, head: int) -> Tensor:
-        """A live head's output at the position_set where it is needed: [N, K]."""
+        """Returns a live head's output before W_O, where it is needed: [N, K]."""
         position_set, layer = self.plan.needed[head], self._layer(head)
         if self.is_patched(head):
             return self.output(head, position_set)
@@ -342,6 +374,7 @@ class BaseActivations:
         return owner._cache.get_or_put(layer, ("z", head), lambda: owner._attended(head))
 
     def _attended(self, head: int) -> Tensor:
+        """Computes a head's output before W_O: [N, K]."""
         receivers = self.graph.head_receivers(head)
         q, k, v = (self.state(receiver).value[None] for receiver in receivers)
         past = None
@@ -350,6 +383,7 @@ class BaseActivations:
         return attend(self.tokens, self._layer(head), self.plan.needed[head], (q, k, v), past)[0]
 
     def _mlp_output(self, layer: int) -> Tensor:
+        """Computes an MLP's output: [N, D]."""
         hidden = self.state(self.graph.receiver_of("mlp", layer)).value
         bias = self.weights.weights.layers[layer].b_out
         assert bias is not None
@@ -360,7 +394,7 @@ class BaseActivations:
         self._patched[sender] = True
 
     def _layer(self, sender: int) -> int:
-        """The layer of a sender, which is not ``input``."""
+        """Returns the layer of a sender other than ``input``."""
         return (sender - 1) // self.graph.senders_per_layer
 
     def _clean(self, sender: int, position_set: PositionSet) -> Tensor:
@@ -373,6 +407,7 @@ class BaseActivations:
         return self._ablated(sender, position_set) - self._clean(sender, position_set)
 
     def _new_head_products(self, receiver: int, head: int, quantized: bool) -> Tensor:
+        """Computes `head_products`, from the parent's where only heads changed."""
         parent, position_set = self.parent, self.plan.receivers[receiver]
         moved = [] if parent is None else self._senders_changed_since(receiver, parent)
         only_heads = all(is_head(self.graph, s) for s in moved)
@@ -385,11 +420,11 @@ class BaseActivations:
         return dots
 
     def _senders_changed_since(self, receiver: int, parent: BaseActivations) -> list[int]:
-        """Senders along kept edges whose output differs from the parent's."""
+        """Returns the senders along kept edges whose output differs from the parent's."""
         return [s for s in self._patched_into(receiver) if not self._shares_output(parent, s)]
 
     def _patched_into(self, receiver: int) -> list[int]:
-        """Senders along kept edges whose output differs from the clean pass."""
+        """Returns the senders along kept edges whose output differs from the clean run."""
         incoming = self.circuit.incoming(receiver)
         senders: list[int] = np.flatnonzero(incoming & self._patched[: len(incoming)]).tolist()
         return senders

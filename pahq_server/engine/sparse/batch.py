@@ -1,12 +1,11 @@
-"""What the removed edges of rows change directly: one difference per receiver and set of edges.
+"""A batch of patched passes, and what their removed edges change directly at the receivers.
 
-The difference of a set is the sum over its edges, latest sender first, so that the sets of a chain, each
-the one before it add_product an edge, cost one addition each; a set of all kept edges needs no sum at all.
+Removing the edge s->r changes the input of r by what s contributes when ablated, less what it contributes in
+the base circuit. For a set of removed edges these changes are summed, latest sender first. Searches ask for
+chains of sets, each the one before it with one more edge: every further set of a chain costs one addition.
 
-
-Cuts of rows in low precision: what a removed edge changes goes through the rounded W_O of its sender.
-
-The rows of a sweep and the bases they differ from."""
+Shape suffixes: V variants, N packed tokens, D d_model.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +35,18 @@ from pahq_server.engine.sparse.variants import (
 from pahq_server.engine.sparse.weights import BOTH_EXACT, BOTH_QUANTIZED
 from pahq_server.precision.products import matmul
 
-# Differences of single edges that are remembered while patterns are summed up.
-ALONE_KEPT = 16
+# Changes by single edges that are remembered while the sums of one receiver are made.
+REMEMBERED_EDGES = 16
 
 
 @dataclass(frozen=True)
 class EdgeAblation:
-    """Cuts at one receiver.
+    """The removed edges into one receiver, in all passes of a batch.
 
     Args:
-        patterns: V sets of senders, latest first.
-        dx: change of the receiver's input, [V, N, D].
-        variant: per row, index of its pattern; -1 for rows that cut nothing here.
+        patterns: the V different sets of removed senders, each latest first.
+        dx: change of the receiver's input by each set, [V, N, D].
+        variant: per pass, the index of its set; -1 for passes that remove no edge into the receiver.
     """
 
     patterns: list[RemovedSenders]
@@ -56,12 +55,19 @@ class EdgeAblation:
 
 
 class AblationSums(Protocol):
-    """How the differences of the patterns of one base are made."""
+    """Computes the change of a receiver's input by sets of removed senders, under one base circuit."""
 
     def __call__(
         self, base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int
     ) -> Tensor:
-        """One difference per pattern: [V, N, D]. ``kind`` is that of the rows."""
+        """Returns one change per set: [V, N, D].
+
+        Args:
+            base: activations of the base circuit.
+            receiver: whose edges are removed.
+            patterns: the sets of senders.
+            kind: which heads the passes run in full precision; see `collect_ablations`.
+        """
         ...
 
 
@@ -72,29 +78,31 @@ def collect_ablations(
     sums: AblationSums,
     kind_of: Callable[[int, RemovedSenders], int] | None = None,
 ) -> dict[int, EdgeAblation]:
-    """The ablations of a batch by live receiver. Row i lacks ``removed[i]`` of base ``bases[base_of[i]]``.
+    """Computes the removed edges of a batch, by live receiver.
 
     Args:
-        bases, base_of, removed: the batch.
-        sums: makes the differences.
-        kind_of: which kind of differences a row, given by number, needs for a pattern; without it all rows
-            need those of kind -1.
+        bases: activations of base circuits.
+        base_of: per pass, the index of its base.
+        removed: per pass, the edges of its base circuit that it lacks.
+        sums: computes the changes.
+        kind_of: which kind of change a pass, given by number, needs for a set of senders. Passes of one kind
+            share changes. Without it all passes are of kind -1.
     """
     wanted: dict[int, dict[tuple[int, int, RemovedSenders], int]] = {}
     variants: dict[int, NDArray[np.int64]] = {}
-    for row, edges in enumerate(removed):
-        for receiver, pattern in _by_receiver(bases[base_of[row]], edges):
-            kind = -1 if kind_of is None else kind_of(row, pattern)
+    for index, edges in enumerate(removed):
+        for receiver, pattern in _by_receiver(bases[base_of[index]], edges):
+            kind = -1 if kind_of is None else kind_of(index, pattern)
             numbers = wanted.setdefault(receiver, {})
-            number = numbers.setdefault((int(base_of[row]), kind, pattern), len(numbers))
-            variants.setdefault(receiver, np.full(len(removed), -1))[row] = number
+            number = numbers.setdefault((int(base_of[index]), kind, pattern), len(numbers))
+            variants.setdefault(receiver, np.full(len(removed), -1))[index] = number
     return {r: _ablation_of_receiver(bases, r, list(wanted[r]), variants[r], sums) for r in sorted(wanted)}
 
 
 def sum_ablations(
     base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int = -1
 ) -> Tensor:
-    """Sums of single ablations in full precision: `AblationSums`."""
+    """`AblationSums` in full precision."""
 
     def everything() -> Tensor:
         return base.ablated_input(receiver) - base.cached_input(receiver)
@@ -105,7 +113,7 @@ def sum_ablations(
 def sum_ablations_by_complement(
     base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int = -1
 ) -> Tensor:
-    """`sum_ablations` from all kept edges down where fewer are left than go."""
+    """`AblationSums` in full precision, for sets that leave few edges: all edges removed, less what stays."""
     kept = np.flatnonzero(base.circuit.incoming(receiver))[::-1]
     sums = []
     for pattern in patterns:
@@ -128,20 +136,22 @@ def sum_chains(
     ablate: Callable[[int], Tensor],
     everything: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Sums of single ablations, [V, N, D]; remembered by the base, for chains that go on.
+    """Sums the changes by single edges: [V, N, D].
+
+    The base remembers the sums, because the next batch of a search often goes on from them.
 
     Args:
-        base: of the rows.
-        receiver: whose input is cut.
+        base: activations of the base circuit.
+        receiver: whose edges are removed.
         patterns: sets of senders.
-        key: what besides the base and the receiver the single ablations depend on.
-        ablate: gives the change of the receiver's input for the edge of one sender ablate, [N, D].
-        everything: gives the difference of the pattern of all kept senders, which then needs no sum.
+        key: what besides the base and the receiver the changes by single edges depend on.
+        ablate: gives the change of the receiver's input by removing the edge of one sender, [N, D].
+        everything: gives the change by removing all kept edges, which then needs no sum.
     """
     kept = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
     known = dict(base.known_ablations.get((receiver, key), {}))
-    # One after the other, few at a time: those of all senders together would be the most of a sweep's memory.
-    single = lru_cache(ALONE_KEPT)(ablate)
+    # The changes by all single edges together would take most of a batch's memory: few are held at a time.
+    single = lru_cache(REMEMBERED_EDGES)(ablate)
     shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
     dx = torch.empty(shape, dtype=base.weights.dtype, device=base.weights.device)
     for i, pattern in enumerate(patterns):
@@ -159,7 +169,7 @@ def sum_chains(
 
 
 def _by_receiver(base: BaseActivations, edges: Sequence[int]) -> list[tuple[int, RemovedSenders]]:
-    """Edges grouped by live receiver, as patterns."""
+    """Groups removed edges by live receiver, each as a set of senders."""
     offsets = base.circuit.graph.offsets
     ids = np.sort(np.asarray(edges, dtype=np.int64))[::-1]
     receivers = np.searchsorted(offsets, ids, side="right") - 1
@@ -192,7 +202,13 @@ def _ablation_of_receiver(
 
 
 def ablate_edge(base: BaseActivations, receiver: int, sender: int, quantized: bool = False) -> Tensor:
-    """Change of the receiver's input for one edge ablate, [N, D]; through a head's rounded W_O if ``low``."""
+    """Returns the change of the receiver's input by removing the edge of one sender: [N, D].
+
+    Args:
+        base: activations of the base circuit.
+        receiver, sender: ends of the edge.
+        quantized: whether a head's change goes through the policy's W_O instead of the one in full precision.
+    """
     change = base.ablation(sender, base.plan.receivers[receiver])
     return (
         matmul(change, base.weights.head_output_weight(sender, quantized))
@@ -207,10 +223,10 @@ def collect_quantized_ablations(
     removed: Sequence[Sequence[int]],
     promotion: Promotion | None,
 ) -> dict[int, EdgeAblation]:
-    """`ablations.collect_ablations` of rows that may promote heads.
+    """`collect_ablations` under a precision policy: changes of heads go through the policy's W_O.
 
-    The kind of a difference is the set of heads that it has in full precision. Most rows promote heads that
-    they do not cut, and share the differences of all rows that promote none.
+    The kind of a change is the number of the set of heads that run in full precision. Most passes promote
+    heads whose edges they do not remove, and share the changes of passes that promote none (kind -1).
     """
 
     def sums(base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int) -> Tensor:
@@ -224,9 +240,9 @@ def collect_quantized_ablations(
 
         return sum_chains(base, receiver, patterns, heads, ablate, everything)
 
-    def kind_of(row: int, pattern: RemovedSenders) -> int:
+    def kind_of(index: int, pattern: RemovedSenders) -> int:
         assert promotion is not None
-        kind = int(promotion.of_row[row])
+        kind = int(promotion.of_pass[index])
         return kind if kind >= 0 and not promotion.heads[kind].isdisjoint(pattern) else -1
 
     return collect_ablations(bases, base_of, removed, sums, None if promotion is None else kind_of)
@@ -236,14 +252,14 @@ METRIC, WINDOW = POSITION_CODES[PositionSet.METRIC], POSITION_CODES[PositionSet.
 
 
 class PassBatch:
-    """A batch of rows of any jobs of one model under one graph.
+    """A batch of patched passes, of any jobs of one model under one graph.
 
     Args:
-        bases: what the rows are differences from.
-        base_of: per row, index of its base; equal ones stand together.
-        removed: per row, the edges of its base's circuit that it lacks.
+        bases: activations that the passes are computed from, by differences.
+        base_of: per pass, the index of its base. Passes of one base stand together.
+        removed: per pass, the edges of its base circuit that it lacks.
         removes_most: whether these are most of the edges into their receivers.
-        linears: linear linears in low precision; None for full precision.
+        linears: linear maps of a precision policy; None for full precision.
     """
 
     def __init__(
@@ -256,7 +272,7 @@ class PassBatch:
     ) -> None:
         self.bases, self.base_of, self.linears = bases, base_of, linears
         self.weights, self.graph = bases[0].weights, bases[0].circuit.graph
-        # Which matrices rows use of heads that they do not promote.
+        # Which matrices passes use of heads that they do not promote.
         self.precision = BOTH_EXACT if linears is None else BOTH_QUANTIZED
         self.promotion = None if linears is None else linears.promotion(self.graph, removed)
         if linears is None:
@@ -265,9 +281,10 @@ class PassBatch:
             )
         else:
             self.ablations = collect_quantized_ablations(bases, base_of, removed, self.promotion)
-        # bool, [bases, edges].
+        # Which edges each base circuit keeps: bool, [bases, edges].
         self.kept = np.stack([base.circuit.kept for base in bases])
-        # `LivenessPlan.sender_codes` and `LivenessPlan.receiver_codes`, [bases, senders] and [bases, receivers].
+        # `LivenessPlan.sender_codes` and `LivenessPlan.receiver_codes`, [bases, senders] and [bases,
+        # receivers].
         self.sender_codes = np.stack([base.plan.sender_codes for base in bases])
         self.receiver_codes = np.stack([base.plan.receiver_codes for base in bases])
         self.one_job = all(base.unpatched is bases[0].unpatched for base in bases)
@@ -275,31 +292,32 @@ class PassBatch:
         self._counts = np.array(
             [[0, *(base.tokens.count(places) for places in POSITION_CODES)] for base in bases], dtype=np.int64
         )
-        self._first_row = np.flatnonzero(np.diff(base_of, prepend=-1))
+        self._first_pass = np.flatnonzero(np.diff(base_of, prepend=-1))
         self._known_counts: dict[int, Index] = {}
         # By id of the merged variants, which are held so that their ids stay their own.
         self._bases_by_merged: dict[int, tuple[MergedVariants, tuple[list[int], Index]]] = {}
 
     def __len__(self) -> int:
+        """Returns the number of passes."""
         return len(self.base_of)
 
     def heads(self, layer: int) -> list[int]:
-        """Heads of a layer that are live in any base, as sender indices."""
+        """Returns the heads of a layer that are live under any base, as sender indices."""
         first = self.graph.head(layer, 0)
         live = self.sender_codes[:, first : first + self.graph.heads].any(0)
         return (np.flatnonzero(live) + first).tolist()
 
     def is_live(self, sender: int) -> bool:
-        """Whether a sender is live in any base."""
+        """Tells whether a sender is live under any base."""
         return bool(self.sender_codes[:, sender].any())
 
     def where_live(self, sender: int, variant: Index) -> Index:
-        """A row's variants where its base has the sender live, -1 elsewhere."""
+        """Returns the variants of passes under whose base the sender is live, -1 for the others: [passes]."""
         live = self.sender_codes[:, sender] > 0
         return variant if live.all() else np.where(live[self.base_of], variant, -1)
 
     def counts(self, receiver: int) -> Index:
-        """Per base, the tokens at a receiver; 0 where it is not live."""
+        """Returns the number of tokens at a receiver by base; 0 where the receiver is not live."""
         counts = self._known_counts.get(receiver)
         if counts is None:
             counts = self._counts[np.arange(len(self.bases)), self.receiver_codes[:, receiver]]
@@ -307,29 +325,31 @@ class PassBatch:
         return counts
 
     def sizes(self, merged: MergedVariants, receiver: int) -> Index:
-        """Tokens of merged variants at a receiver: [V]."""
+        """Returns the number of tokens of merged variants at a receiver: [V]."""
         return self.counts(receiver)[self.base_of[merged.first]]
 
     def pays_to_compose(self, receiver: int) -> NDArray[np.bool_]:
-        """Per row, `BaseActivations.pays_to_compose`."""
+        """Per pass, `BaseActivations.pays_to_compose`."""
         return np.array([base.pays_to_compose(receiver) for base in self.bases])[self.base_of]
 
     def by_base(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Per base, whether any of its rows has the flag: [..., bases] for [..., rows]."""
-        any_row: NDArray[np.bool_] = np.logical_or.reduceat(flags, self._first_row, axis=-1)
-        return any_row
+        """Tells by base whether any of its passes has a flag: bool, [..., bases] for [..., passes]."""
+        any_pass: NDArray[np.bool_] = np.logical_or.reduceat(flags, self._first_pass, axis=-1)
+        return any_pass
 
     def merged(self, columns: Sequence[Index]) -> MergedVariants | None:
-        """Merged by these columns, and so that all rows of a variant promote the same."""
+        """Merges variants by these columns, and so that all passes of a variant promote the same heads."""
         promotion = self.promotion
         return merge([*columns, promotion.column(columns)] if promotion is not None and columns else columns)
 
     def inputs(self, receiver: int, merged: MergedVariants) -> Hashable:
-        """Equal for receivers that read the same in the bases of merged variants."""
+        """Returns a key that is equal for receivers with equal inputs under the bases of merged variants."""
         return tuple(self.bases[number].input_key(receiver) for number in self._bases_of(merged)[0])
 
     def of_bases(self, merged: MergedVariants, value: Callable[[BaseActivations], Tensor]) -> Tensor:
-        """Values of the bases in merged variants, laid out as they are; [1, ...] where all are the same."""
+        """Returns the bases' values for merged variants, in the layout of `VariantValues`; [1, ...] if all
+        are the same.
+        """
         numbers, index = self._bases_of(merged)
         tensors = [value(self.bases[number]) for number in numbers]
         first = tensors[0]
@@ -342,11 +362,11 @@ class PassBatch:
     def add_of_bases(
         self, x: Tensor, merged: MergedVariants, value: Callable[[BaseActivations], Tensor], alpha: int = 1
     ) -> Tensor:
-        """Adds values of the bases, times alpha, to those of merged variants in place, and returns these."""
+        """Adds alpha times the bases' values to those of merged variants, in place; returns the sum."""
         numbers, index = self._bases_of(merged)
         if not x.is_cpu or len(numbers) == 1:
             return x.add_(self.of_bases(merged, value), alpha=alpha)
-        # Without copies for every variant.
+        # On CPUs, added in place: no copy is made for each variant.
         flat, begin, tensors = x.flatten(0, 1), 0, [value(self.bases[number]) for number in numbers]
         for first, last in runs(index):
             tensor = tensors[index[first]]
@@ -356,10 +376,10 @@ class PassBatch:
         return x
 
     def _bases_of(self, merged: MergedVariants) -> tuple[list[int], Index]:
-        """The bases of merged variants, and the place of each variant's base among them."""
+        """Returns the bases of merged variants, and for each variant the index of its base among them."""
         if id(merged) not in self._bases_by_merged:
-            places: dict[int, int] = {}
+            order: dict[int, int] = {}
             bases = self.base_of[merged.first].tolist()
-            index = np.array([places.setdefault(number, len(places)) for number in bases])
-            self._bases_by_merged[id(merged)] = merged, (list(places), index)
+            index = np.array([order.setdefault(number, len(order)) for number in bases])
+            self._bases_by_merged[id(merged)] = merged, (list(order), index)
         return self._bases_by_merged[id(merged)][1]

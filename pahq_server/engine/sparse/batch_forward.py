@@ -1,20 +1,15 @@
-"""What receivers read in the rows of a sweep, given the changes of the senders below them.
+"""The forward pass of a batch: carries changes from the removed edges up through the live nodes, layer by
+layer.
 
-Every contribution is added one sender at a time in a fixed order, a sender that did not change contributes
-an exact zero, and matrix products are row-independent (`precision.products`). So a row's bits do not depend
-on the rows beside it.
+A node's change is computed once per *variant*: passes that agree on all inputs of a node share one. Passes
+may be of several jobs.
+
+Contributions are added one sender at a time in a fixed order, a sender that did not change contributes an
+exact zero, and matrix products are row-independent (`precision.products`). So the bits of a pass do not
+depend on the passes beside it.
 
 Shape suffixes: V variants, N packed tokens, D d_model, K d_head, O receiver width; values of variants of
 unequal sizes are laid out as in `variants`.
-
-
-Carries the changes of a batch of rows upward through the live nodes of their plans.
-
-A node's change is stored once per *variant*: rows that agree on all inputs of a node share one. Passes may
-be of several jobs: every node is computed once for all rows that need it.
-
-Shape suffixes: V variants, N packed tokens, D d_model, K d_head; values of variants of unequal sizes are
-laid out as in `variants`.
 """
 
 from __future__ import annotations
@@ -45,7 +40,7 @@ from pahq_server.engine.sparse.variants import (
     MergedVariants,
     VariantValues,
     as_tensor,
-    joined,
+    concatenated,
     layout,
     merge,
     part_of,
@@ -58,7 +53,12 @@ from pahq_server.precision.products import matmul, sums
 
 @dataclass(frozen=True)
 class ChangedReceiver:
-    """A receiver's state in the variants that change it, as in `ReceiverState`; ``variant`` as in `NodeChange`."""
+    """A receiver in the variants that change it.
+
+    Args:
+        projection, squared_norm, value: as in `ReceiverState`, for V variants.
+        variant: per pass, its index into V; -1 for passes that leave the receiver as it is.
+    """
 
     projection: VariantValues
     squared_norm: VariantValues
@@ -67,24 +67,24 @@ class ChangedReceiver:
 
 
 class ReceiverInputs:
-    """Inputs of receivers in the rows of a sweep.
+    """Computes receivers from the changes of the senders below them.
 
     Args:
-        rows: the rows.
-        senders: filled by `add` while the sweep goes up.
+        batch: the passes.
+        senders: changes of senders, filled by `add` while the forward pass goes up the layers.
     """
 
     def __init__(self, batch: PassBatch, senders: dict[int, NodeChange]) -> None:
         self._batch, self._senders = batch, senders
         self._contributions = Contributions(batch, senders)
-        self.residual = ResidualSums(batch, self._contributions)
+        self.residual_sums = ResidualSums(batch, self._contributions)
         self._graph, self._weights = batch.graph, batch.weights
         self._rotary = batch.weights.weights.rotary is not None
-        # Whether any row of a base changes a sender: bool, [bases, senders].
+        # Whether any pass of a base changes a sender: bool, [bases, senders].
         self._changed = np.zeros((len(batch.bases), batch.graph.num_senders), dtype=bool)
 
     def changed_state(self, receiver: int, changed_senders: ChangedSenders) -> ChangedReceiver | None:
-        """The receiver's state in all rows."""
+        """Returns a receiver in all passes that change it; None if none does. Args as for `changed_states`."""
         states = [state for state, _ in self.changed_states(receiver, changed_senders)]
         if len(states) < 2:
             return states[0] if states else None
@@ -95,20 +95,22 @@ class ReceiverInputs:
             (first.squared_norm, second.squared_norm),
             (first.value, second.value),
         )
-        u, square, value = (joined(pair) for pair in pairs)
+        u, square, value = (concatenated(pair) for pair in pairs)
         return ChangedReceiver(u, square, value, variant)
 
     def changed_states(
         self, receiver: int, changed_senders: ChangedSenders, most: int | None = None
     ) -> Iterator[tuple[ChangedReceiver, MergedVariants]]:
-        """The receiver's state in disjoint sets of rows.
+        """Yields a receiver in disjoint sets of passes that change it, each with its merged variants.
 
-        Each row goes through the residual stream or not by what changes in it ablate.
+        A pass is computed in the coordinates of heads (`_composed`) or through the residual stream
+        (`_projected`). Which of the two depends on what changes in this pass alone, so that its bits do not
+        depend on the others.
 
         Args:
             receiver: q, k, v or MLP receiver.
-            changed_senders: `changed_senders` of the receiver.
-            most: variants of one set. Without it there are two sets at most.
+            changed_senders: that the receiver reads.
+            most: how many variants a set may have. Without it there are at most two sets.
         """
         if not changed_senders and receiver not in self._batch.ablations:
             return
@@ -120,7 +122,10 @@ class ReceiverInputs:
             yield from self._composed(receiver, heads, most)
 
     def _needs_projection(self, receiver: int, changed_senders: ChangedSenders) -> NDArray[np.bool_]:
-        """Per row, whether its change has no short form in the coordinates of heads."""
+        """Tells by pass whether the change has to go through the residual stream: bool, [passes].
+
+        It does where edges are removed, where an MLP or many heads are read.
+        """
         ablation = self._batch.ablations.get(receiver)
         projected = ~self._batch.pays_to_compose(receiver)
         if ablation is not None:
@@ -131,11 +136,12 @@ class ReceiverInputs:
         return projected
 
     def _state_of_changes(
-        self, receiver: int, du: Tensor, dsquare: Tensor, merged: MergedVariants
+        self, receiver: int, d_projection: Tensor, d_squared_norm: Tensor, merged: MergedVariants
     ) -> ChangedReceiver:
+        """Returns the receiver, given changes of its input's projection, [V, N, O], and squared norm, [V, N]."""
         batch = self._batch
-        u = batch.add_of_bases(du, merged, lambda base: base.state(receiver).projection)
-        square = dsquare + batch.of_bases(merged, lambda base: base.state(receiver).squared_norm)
+        u = batch.add_of_bases(d_projection, merged, lambda base: base.state(receiver).projection)
+        square = d_squared_norm + batch.of_bases(merged, lambda base: base.state(receiver).squared_norm)
         positions = batch.of_bases(merged, lambda base: base.positions(receiver)) if self._rotary else None
         value = self._weights.receiver_value(receiver, u, square, positions)
         sizes = batch.sizes(merged, receiver)
@@ -144,11 +150,11 @@ class ReceiverInputs:
         )
 
     def changed_senders(self, receiver: int) -> ChangedSenders:
-        """Changed senders that any row hears, in order, with the variant that each row hears."""
+        """Returns the changed senders that a receiver reads in any pass."""
         batch, ablation = self._batch, self._batch.ablations.get(receiver)
         start, count = int(self._graph.offsets[receiver]), self._graph.upstream(receiver)
         kept_BS = batch.kept[:, start : start + count] & (batch.receiver_codes[:, receiver, None] > 0)
-        heard: ChangedSenders = []
+        read: ChangedSenders = []
         for sender in np.flatnonzero((kept_BS & self._changed[:, :count]).any(0)).tolist():
             variant = self._senders[sender].variant
             if not kept_BS[:, sender].all():
@@ -156,11 +162,11 @@ class ReceiverInputs:
             if ablation is not None:
                 removes_it = np.array([sender in pattern for pattern in ablation.patterns] + [False])
                 variant = np.where(removes_it[ablation.variant], -1, variant)
-            heard.append((sender, variant))
-        return heard
+            read.append((sender, variant))
+        return read
 
     def changed_receivers(self, layer: int) -> set[int]:
-        """The q, k and v receivers of a layer that rows change."""
+        """Returns the q, k and v receivers of a layer whose input changes in any pass."""
         graph, batch = self._graph, self._batch
         first, count = graph.receiver_of("q", layer), graph.heads + 2 * graph.kv_units
         senders, start = graph.first_sender(layer), int(graph.offsets[first])
@@ -171,17 +177,19 @@ class ReceiverInputs:
         return {*fed, *(r for r in batch.ablations if first <= r < first + count)}
 
     def add(self, sender: int, change: NodeChange) -> None:
-        """Makes a sender's change known to the receivers above it."""
+        """Registers a sender's change, for the receivers above it."""
         self._senders[sender] = change
         self._changed[:, sender] = self._batch.by_base(change.variant >= 0)
 
     def _composed(
         self, receiver: int, changed_senders: ChangedSenders, most: int | None
     ) -> Iterator[tuple[ChangedReceiver, MergedVariants]]:
-        """States without leaving the heads' coordinates.
+        """Computes receivers without leaving the coordinates of heads, [N, K] instead of [N, D].
 
-        With x' = x + sum of y_s W_s: u' = u + sum of y_s (W_s W_r), and
-        |x'|^2 = |x|^2 + sum of y_s . (2 x W_s^T + y_s W_s W_s^T + 2 sum over s' < s of y_s' W_s' W_s^T).
+        With x' = x + sum of y_s W_s over heads s:
+
+            x' W_r = x W_r + sum of y_s (W_s W_r)
+            |x'|^2 = |x|^2 + sum of y_s . (2 x W_s^T + y_s W_s W_s^T + 2 sum over s' < s of y_s' W_s' W_s^T)
         """
         changed_senders = [(sender, variant) for sender, variant in changed_senders if (variant >= 0).any()]
         merged = self._batch.merged([variant for _, variant in changed_senders])
@@ -208,7 +216,9 @@ class ReceiverInputs:
     def _add_square(
         self, dsquare: Tensor, receiver: int, heads: list[int], i: int, merged: MergedVariants
     ) -> None:
-        """Adds the terms of head i in the variants that hear it."""
+        """Adds to the change of the squared norm what the i-th head contributes, in the variants that read
+        it.
+        """
         sender = heads[i]
         for (precision, _), contribution in self._contributions.split_by_precision(
             sender, receiver, merged.picks[i], merged
@@ -232,15 +242,15 @@ class ReceiverInputs:
             contribution.scatter(dsquare, sums(products.mul_(contribution.y)))
 
     def _projected(
-        self, receiver: int, changed_senders: ChangedSenders, rows: NDArray[np.bool_], most: int | None
+        self, receiver: int, changed_senders: ChangedSenders, mask: NDArray[np.bool_], most: int | None
     ) -> Iterator[tuple[ChangedReceiver, MergedVariants]]:
-        """States through the residual stream, for some rows."""
-        moved = self.residual.input_change(receiver, changed_senders, rows)
+        """Computes receivers through the residual stream, for the flagged passes."""
+        moved = self.residual_sums.input_change(receiver, changed_senders, mask)
         if moved is None:
             return
         dx, merged = moved
         dsquare, sizes = (
-            self.residual.squared_norm_change(receiver, dx, merged),
+            self.residual_sums.squared_norm_change(receiver, dx, merged),
             self._batch.sizes(merged, receiver),
         )
         for begin, part in merged.parts(most):
@@ -250,7 +260,7 @@ class ReceiverInputs:
             yield self._state_of_changes(receiver, self._read(receiver, some, part), squares, part), part
 
     def _read(self, receiver: int, dx: Tensor, merged: MergedVariants) -> Tensor:
-        """A change of input through a receiver's projection: [V, N, O]."""
+        """Multiplies a change of input with the receiver's matrix: [V, N, O]."""
         batch = self._batch
         if batch.linears is None:
             return matmul(dx, self._weights.receiver_weight(receiver))
@@ -260,18 +270,18 @@ class ReceiverInputs:
         )
 
 
-# Hidden units of an MLP that are computed at once: on CPUs 4 MiB, and about three times that in all;
-# elsewhere whole tiles of large models.
+# Hidden units of an MLP that are computed at once. On CPUs they take 4 MiB, about three times that with all
+# intermediate values; elsewhere they fill whole tiles of large models.
 CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS = 1 << 20, 1 << 25
 
 
 class BatchForward:
-    """One pass over the layers.
+    """One pass over the layers for a batch of patched passes.
 
     Args:
-        rows: what is computed.
-        keep: whether rows are to become bases (`as_base`), for which the states of heads are kept. Those of
-            MLPs are large, and computed again from their inputs where they are needed.
+        batch: what is computed.
+        keep: whether the passes are to become base circuits (`as_base`). Then the states of heads' receivers
+            are kept. Those of MLPs are large and are computed again from their inputs when they are needed.
     """
 
     def __init__(self, batch: PassBatch, keep: bool = False) -> None:
@@ -279,14 +289,14 @@ class BatchForward:
         self.graph, self.weights = batch.graph, batch.weights
         self.senders: dict[int, NodeChange] = {}
         self.states: dict[int, ChangedReceiver | None] = {}
-        # Per receiver that changed, except ``logits``: its variant by row.
+        # Per changed receiver, except ``logits``: its variant by pass.
         self.changed: dict[int, Index] = {}
         self._receivers = ReceiverInputs(batch, self.senders)
-        # Input of ``logits`` in the rows that change it, [V, N, D].
+        # Input of ``logits`` in the passes that change it, [V, N, D].
         self.final: NodeChange | None = None
 
     def run(self) -> None:
-        """Fills in the changes of all live nodes."""
+        """Computes the changes of all live nodes."""
         touched = [self.graph.receiver(r).layer for r in self.batch.ablations]
         for layer in range(min(touched, default=self.graph.layers), self.graph.layers):
             changed = self._receivers.changed_receivers(layer)
@@ -296,41 +306,47 @@ class BatchForward:
             if self.graph.mlps and self.batch.is_live(self.graph.mlp(layer)):
                 self._run_mlp(layer)
             if not self.keep:
-                # Nothing above this layer reads its receivers: their states are the bulk of a sweep's memory.
+                # Nothing above this layer reads its receivers, whose states take most of a batch's memory.
                 self.states.clear()
         logits = self.graph.logits
-        moved = self._receivers.residual.input_change(logits, self._receivers.changed_senders(logits))
+        moved = self._receivers.residual_sums.input_change(logits, self._receivers.changed_senders(logits))
         if moved is not None:
             dx, merged = moved
             dx = dx + self.batch.of_bases(merged, lambda base: base.cached_input(logits))
             self.final = NodeChange(VariantValues(dx, self.batch.sizes(merged, logits)), merged.variant)
 
-    def as_base(self, row: int, circuit: Circuit) -> BaseActivations:
-        """The base of one row, whose circuit this is."""
-        base = self.batch.bases[self.batch.base_of[row]]
+    def as_base(self, number: int, circuit: Circuit) -> BaseActivations:
+        """Returns the activations of one pass as those of a base circuit.
+
+        Args:
+            row: number of the pass.
+            circuit: that it runs under.
+        """
+        base = self.batch.bases[self.batch.base_of[number]]
         outputs = (
-            (sender, base.output(sender, base.plan.needed[sender]) + change.values.of(change.variant[row]))
+            (sender, base.output(sender, base.plan.needed[sender]) + change.values.of(change.variant[number]))
             for sender, change in self.senders.items()
-            if change.variant[row] >= 0
+            if change.variant[number] >= 0
         )
         states = {
             receiver: ReceiverState(new.projection.of(i), new.squared_norm.of(i), new.value.of(i))
             for receiver, new in self.states.items()
-            if new is not None and (i := new.variant[row]) >= 0
+            if new is not None and (i := new.variant[number]) >= 0
         }
-        changed = {receiver for receiver, variant in self.changed.items() if variant[row] >= 0}
+        changed = {receiver for receiver, variant in self.changed.items() if variant[number] >= 0}
         final_x = None
-        if self.final is not None and self.final.variant[row] >= 0:
-            final_x = self.final.values.of(self.final.variant[row])
+        if self.final is not None and self.final.variant[number] >= 0:
+            final_x = self.final.values.of(self.final.variant[number])
             changed.add(self.graph.logits)
         return BaseActivations.derived(base, circuit, outputs, states, final_x, frozenset(changed))
 
     # Senders
 
     def _run_head(self, head: int) -> None:
+        """Computes the change of a head's output before W_O."""
         receivers = self.graph.head_receivers(head)
         states = [self._state(receiver) for receiver in receivers]
-        # A group's keys may have changed in jobs where this head of the group is not live.
+        # The keys of a group may have changed in jobs in which this head of the group is not live.
         columns = [self.batch.where_live(head, s.variant) for s in states if s is not None]
         merged = merge(columns)
         if merged is None:
@@ -346,22 +362,22 @@ class BatchForward:
         self._receivers.add(head, NodeChange(VariantValues(z, sizes), merged.variant))
 
     def _attend(self, head: int, merged: MergedVariants, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Attention in merged variants, laid out as ``sizes`` at the head's queries."""
+        """Computes attention in merged variants: [V, N, K] at the head's queries."""
         base_of = self.batch.base_of[merged.first]
         number: dict[object, int] = {}
-        kind_of_base = {}
+        shape_of_base = {}
         for i in dict.fromkeys(base_of.tolist()):
             base = self.batch.bases[i]
-            kind_of_base[i] = number.setdefault((base.tokens.geometry, base.plan.needed[head]), len(number))
+            shape_of_base[i] = number.setdefault((base.tokens.geometry, base.plan.needed[head]), len(number))
         if len(number) == 1:
-            return self._attend_alike(head, merged, qkv)
-        kinds = np.array([kind_of_base[i] for i in base_of.tolist()])
-        return self._attend_by_kind(head, merged, qkv, kinds)
+            return self._attend_one_shape(head, merged, qkv)
+        kinds = np.array([shape_of_base[i] for i in base_of.tolist()])
+        return self._attend_by_shape(head, merged, qkv, kinds)
 
-    def _attend_by_kind(
+    def _attend_by_shape(
         self, head: int, merged: MergedVariants, qkv: tuple[Tensor, Tensor, Tensor], kinds: Index
     ) -> Tensor:
-        """Attention where variants differ in shape: each kind of shape on its own."""
+        """Computes attention where variants differ in shape: each shape by itself."""
         receivers = self.graph.head_receivers(head)
         sizes = self.batch.sizes(merged, receivers[0])
         starts, out = np.cumsum(sizes) - sizes, qkv[0].new_empty(int(sizes.sum()), qkv[0].shape[-1])
@@ -371,15 +387,17 @@ class BatchForward:
                 _chosen(x, self.batch.sizes(merged, receiver), chosen)
                 for receiver, x in zip(receivers, qkv, strict=True)
             )
-            z = self._attend_alike(head, merged.some(chosen), (q, k, v)).flatten(0, 1)
+            z = self._attend_one_shape(head, merged.some(chosen), (q, k, v)).flatten(0, 1)
             if chosen[-1] - chosen[0] + 1 == len(chosen):
                 out[starts[chosen[0]] : starts[chosen[0]] + len(z)] = z
             else:
                 out[as_tensor(token_index(starts[chosen], sizes[chosen]), z.device)] = z
         return with_layout(out, sizes)
 
-    def _attend_alike(self, head: int, merged: MergedVariants, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Attention in variants of one geometry that are needed at the same places."""
+    def _attend_one_shape(
+        self, head: int, merged: MergedVariants, qkv: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """Computes attention in variants of equal prompt lengths that are needed at the same positions."""
         base = self.batch.bases[self.batch.base_of[merged.first[0]]]
         _, k, v = self.graph.head_receivers(head)
         past = None
@@ -392,9 +410,10 @@ class BatchForward:
         return attend(base.tokens, layer, base.plan.needed[head], qkv, past)
 
     def _run_mlp(self, layer: int) -> None:
+        """Computes the change of an MLP's output."""
         receiver = self.graph.receiver_of("mlp", layer)
         states = self._receivers.changed_states(
-            receiver, self._receivers.changed_senders(receiver), self._most(receiver)
+            receiver, self._receivers.changed_senders(receiver), self._max_variants(receiver)
         )
         changes = [self._mlp_part(layer, receiver, state, merged) for state, merged in states]
         if changes:
@@ -402,8 +421,8 @@ class BatchForward:
             self._receivers.add(self.graph.mlp(layer), change)
             self.changed[receiver] = change.variant
 
-    def _most(self, receiver: int) -> int:
-        """Variants of an MLP whose hidden units stay below what is computed at once."""
+    def _max_variants(self, receiver: int) -> int:
+        """Returns how many variants of an MLP may be computed at once."""
         elements = int(self.batch.counts(receiver).max()) * self.weights.mlp_width
         return max(
             1, (CHUNK_ELEMENTS if self.weights.device.type == "cpu" else DEVICE_CHUNK_ELEMENTS) // elements
@@ -412,8 +431,8 @@ class BatchForward:
     def _mlp_part(
         self, layer: int, receiver: int, state: ChangedReceiver, merged: MergedVariants
     ) -> NodeChange:
-        """The change of an MLP's output in some variants."""
-        change = state.value.data  # nothing else reads it
+        """Returns the change of an MLP's output in some variants."""
+        change = state.value.data  # overwritten: nothing else reads it
         self.batch.add_of_bases(change, merged, lambda base: base.state(receiver).value, alpha=-1)
         linears = self.batch.linears
         out = (
@@ -424,7 +443,7 @@ class BatchForward:
     def _values(
         self, receiver: int, merged: MergedVariants, state: ChangedReceiver | None, wanted: Index | None
     ) -> Tensor:
-        """A receiver's value in merged variants: [V or 1, N, K]."""
+        """Returns a receiver's value in merged variants: [V or 1, N, K]."""
         if state is None or wanted is None:
             return self.batch.of_bases(merged, lambda base: base.state(receiver).value)
         sizes = self.batch.sizes(merged, receiver)
@@ -438,6 +457,7 @@ class BatchForward:
         return picked.data
 
     def _state(self, receiver: int) -> ChangedReceiver | None:
+        """Returns a receiver in the passes that change it; computed once."""
         if receiver not in self.states:
             state = self._receivers.changed_state(receiver, self._receivers.changed_senders(receiver))
             self.states[receiver] = state
@@ -447,14 +467,14 @@ class BatchForward:
 
 
 def _chosen(x: Tensor, sizes: Index, chosen: Index) -> Tensor:
-    """Some variants of values that may all be the same one, [1, N, K]."""
+    """Selects some variants of values that may all be the same one, [1, N, K]."""
     if len(x) == 1 and x.shape[1] == sizes[0] and len(sizes) > 1:
         return x
     return pick(VariantValues(x, sizes), chosen, sizes[chosen]).data
 
 
 def _joined(changes: list[NodeChange]) -> NodeChange:
-    """One change from those of disjoint rows."""
+    """Joins the changes of disjoint sets of passes."""
     if len(changes) == 1:
         return changes[0]
     variant = np.full(len(changes[0].variant), -1)
@@ -462,4 +482,4 @@ def _joined(changes: list[NodeChange]) -> NodeChange:
     for change in changes:
         variant = np.where(change.variant < 0, variant, change.variant + offset)
         offset += len(change.values.sizes)
-    return NodeChange(joined([change.values for change in changes]), variant)
+    return NodeChange(concatenated([change.values for change in changes]), variant)

@@ -1,11 +1,11 @@
-"""What receivers hear of single senders, in the variants that hear it.
+"""What changed senders add to the inputs of receivers, and sums of it in the residual stream.
 
-Shape suffixes as in `receivers`.
+A receiver's input is the sum of what its senders write. In a batch it changes by the sum of y_s W_s over the
+changed senders s along kept edges, where y_s is the change of a head's output before W_O, with W_s its W_O,
+or of an MLP's output, with W_s the identity.
 
-
-Changes of the residual stream at receivers, in the rows of a sweep.
-
-Shape suffixes as in `receivers`; S senders, B bases.
+Shape suffixes: V variants, N packed tokens, D d_model, K d_head, S senders, B bases; values of variants of
+unequal sizes are laid out as in `variants`.
 """
 
 from __future__ import annotations
@@ -37,22 +37,23 @@ from pahq_server.engine.sparse.variants import (
 from pahq_server.engine.sparse.weights import PairPrecision
 from pahq_server.precision.products import add_matmul, matmul, sums
 
-# Where fewer variants than this share hear a sender, only they are computed.
+# If fewer than this share of the variants read a changed sender, only these are computed.
 SPARSE_SHARE = 0.7
-# On CPUs so removes_most runs of tokens are added one by one faster than by index.
+# On CPUs up to so many runs of tokens are added one by one faster than by index.
 MAX_RUNS = 12
 
-# Changed senders, in order, each with the variant that every row hears; -1 where it hears no change.
+# Changed senders that a receiver reads, in order. For each the variant of its change that every pass reads,
+# -1 for passes whose receiver reads no change of it.
 ChangedSenders = list[tuple[int, Index]]
 
 
 @dataclass(frozen=True)
 class NodeChange:
-    """A node's change in the rows that change it.
+    """How a node's output differs from the base circuit's.
 
     Args:
-        values: difference from the base.
-        variant: per row, index into V; -1 for rows that leave the node as it is.
+        values: the difference in V variants.
+        variant: per pass, its index into V; -1 for passes that leave the node as it is.
     """
 
     values: VariantValues
@@ -64,10 +65,10 @@ class Contribution:
     """A sender's change in some of the merged variants.
 
     Args:
-        y: [V, N, K or D] of these variants.
-        variants: their numbers.
-        tokens: where their tokens are among those of all merged variants, as is_prefix_of and ends of runs, or as
-            an index where there are removes_most; None if they are all.
+        y: the change in these variants, [V, N, K or D].
+        variants: their numbers among the merged variants.
+        tokens: where their tokens are among those of all merged variants: begins and ends of runs, or an
+            index if there are many runs; None if these are all variants.
     """
 
     y: Tensor
@@ -75,7 +76,13 @@ class Contribution:
     tokens: list[tuple[int, int]] | Tensor | None
 
     def add_to(self, total: Tensor | None, w: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Adds y @ w in place; ``total`` has the variants' layout ``shape``, None stands for zeros."""
+        """Adds y @ w in place and returns the sum.
+
+        Args:
+            total: sum so far; None for zeros.
+            w: matrix, [K or D, O].
+            shape: layout of all merged variants, for a new sum.
+        """
         if self.tokens is None:
             return add_product(total, self.y, w)
         if total is None:
@@ -99,16 +106,16 @@ class Contribution:
 
 
 def add_product(total: Tensor | None, y: Tensor, w: Tensor) -> Tensor:
-    """``total += y @ w`` in place; None stands for zeros."""
+    """Adds y @ w to ``total`` in place and returns it; None stands for zeros."""
     return matmul(y, w) if total is None else add_matmul(total, y, w)
 
 
 class Contributions:
-    """The terms of a sweep's senders.
+    """What the changed senders of a batch contribute to receivers.
 
     Args:
-        rows: the rows.
-        senders: what changes, filled while the sweep goes up.
+        batch: the passes.
+        senders: changes of senders, filled while the forward pass goes up the layers.
     """
 
     def __init__(self, batch: PassBatch, senders: Mapping[int, NodeChange]) -> None:
@@ -117,13 +124,13 @@ class Contributions:
     def split_by_precision(
         self, sender: int, receiver: int, wanted: Index, merged: MergedVariants, reader: int | None = None
     ) -> Iterator[tuple[PairPrecision, Contribution]]:
-        """A head's change in the merged variants that hear it, split_by_precision by the matrices that these use.
+        """Yields a head's change apart for the variants that use different matrices of it.
 
         Args:
-            sender, receiver: a head, and where its change is needed.
-            wanted: per merged variant, the head's.
-            merged: variants.
-            reader: the receiver, if its matrix is used too.
+            sender, receiver: a head, and the receiver that its change is for.
+            wanted: per merged variant, that of the head's change, or -1.
+            merged: the merged variants.
+            reader: the receiver, if its matrix is multiplied too.
         """
         for precision, some in self.variants_by_precision(sender, wanted, merged, reader):
             yield precision, self.of_sender(sender, receiver, some, merged)
@@ -131,7 +138,7 @@ class Contributions:
     def variants_by_precision(
         self, sender: int, wanted: Index, merged: MergedVariants, reader: int | None = None
     ) -> list[tuple[PairPrecision, Index]]:
-        """``wanted`` split_by_precision by the matrices of head and reader that variants use, -1 in all others."""
+        """Splits ``wanted`` by the matrices of head and reader that variants use; -1 in all other variants."""
         promotion = self._batch.promotion
         if promotion is None:
             found = [(self._batch.precision, wanted)]
@@ -140,18 +147,20 @@ class Contributions:
         return [(precision, some) for precision, some in found if (some >= 0).any()]
 
     def of_sender(self, sender: int, receiver: int, wanted: Index, merged: MergedVariants) -> Contribution:
-        """A sender's change in the merged variants that hear it."""
-        heard = np.flatnonzero(wanted >= 0)
-        as_it_is = is_identity(wanted[heard], len(self._senders[sender].values.sizes))
-        if len(heard) == len(wanted) or (len(heard) > SPARSE_SHARE * len(wanted) and not as_it_is):
+        """Returns a sender's change in the merged variants that read it."""
+        reads = np.flatnonzero(wanted >= 0)
+        as_it_is = is_identity(wanted[reads], len(self._senders[sender].values.sizes))
+        if len(reads) == len(wanted) or (len(reads) > SPARSE_SHARE * len(wanted) and not as_it_is):
             y = self.output_delta(sender, receiver, wanted, merged)
             return Contribution(y, np.arange(len(wanted)), None)
         sizes = self._batch.sizes(merged, receiver)
-        y = self.output_delta(sender, receiver, wanted[heard], merged.some(heard))
-        return Contribution(y, heard, _token_ranges(heard, sizes, y.device))
+        y = self.output_delta(sender, receiver, wanted[reads], merged.some(reads))
+        return Contribution(y, reads, _token_ranges(reads, sizes, y.device))
 
     def output_delta(self, sender: int, receiver: int, wanted: Index, merged: MergedVariants) -> Tensor:
-        """A sender's change in merged variants, where a receiver needs it: [V, N, K or D]."""
+        """Returns a sender's change in merged variants, at the positions where a receiver is needed: [V, N, K
+        or D].
+        """
         batch, values = self._batch, self._senders[sender].values
         sizes = batch.sizes(merged, receiver)
         have, want = batch.sender_codes[:, sender], batch.receiver_codes[:, receiver]
@@ -166,7 +175,7 @@ class Contributions:
     def _output_delta_by_base(
         self, sender: int, receiver: int, wanted: Index, merged: MergedVariants
     ) -> Tensor:
-        """`heard` where some variants have other places than others."""
+        """`output_delta` where variants need different positions: base by base."""
         batch, values = self._batch, self._senders[sender].values
         sizes, base_of = batch.sizes(merged, receiver), batch.base_of[merged.first]
         if base_of[0] == base_of[-1]:
@@ -185,40 +194,40 @@ class Contributions:
     def _output_delta_in_base(
         self, base: BaseActivations, sender: int, receiver: int, wanted: Index
     ) -> Tensor:
-        """`heard` in variants of one base."""
+        """`output_delta` in variants of one base."""
         have, want = base.plan.needed[sender], base.plan.receivers[receiver]
         sizes = np.full(len(wanted), base.tokens.count(have))
         return base.tokens.narrow(pick(self._senders[sender].values, wanted, sizes).data, have, want)
 
 
 def _token_ranges(variants: Index, sizes: Index, device: torch.device) -> list[tuple[int, int]] | Tensor:
-    """Where the tokens of some variants are: `Contribution.tokens`."""
+    """Says where the tokens of some variants are: see `Contribution.tokens`."""
     ends = np.cumsum(sizes)
-    is_prefix_of = ends - sizes
+    starts = ends - sizes
     last = np.append(np.flatnonzero(variants[1:] - variants[:-1] > 1), len(variants) - 1)
     if device.type != "cpu" or len(last) > MAX_RUNS:
-        return as_tensor(token_index(is_prefix_of[variants], sizes[variants]), device)
+        return as_tensor(token_index(starts[variants], sizes[variants]), device)
     first = [0, *(last[:-1] + 1).tolist()]
-    return list(zip(is_prefix_of[variants[first]].tolist(), ends[variants[last]].tolist(), strict=True))
+    return list(zip(starts[variants[first]].tolist(), ends[variants[last]].tolist(), strict=True))
 
 
-# A sum of fewer terms is made again as quickly, and not worth its memory.
+# A sum of fewer contributions is made again as quickly, and not worth its memory.
 MIN_REMEMBERED_TERMS = 6
-# So removes_most sums are remembered, of receivers that are needed at different places.
+# How many sums are remembered; they are of receivers that are needed at different positions.
 MAX_REMEMBERED_SUMS = 2
 
 
 @dataclass(eq=False)
 class _RememberedSum:
-    """What senders change together.
+    """The sum of what several senders change, in the variants of one receiver's input.
 
     Args:
-        codes: per base, where it is needed: `LivenessPlan.receiver_codes`, [B].
-        heard: whether any row of a base hears a sender: bool, [S, B].
-        variant: per row, as in `MergedVariants`, but counted from the first one of its base.
+        codes: per base, at which positions the receiver is needed: `LivenessPlan.receiver_codes`, [B].
+        includes: whether any pass of a base reads a change of a sender: bool, [S, B].
+        variant: per pass, as in `MergedVariants`, but counted from the first variant of its base.
         bounds: where a base's tokens begin in ``dx``: [B + 1].
-        dx: [V, N, D].
-        squares: changes of sums of squares, [V, N], by the inputs that dx is added to.
+        dx: the sum, [V, N, D].
+        squares: changes of the squared norm, [V, N], by the inputs that dx is added to.
     """
 
     codes: NDArray[np.int8]
@@ -229,39 +238,45 @@ class _RememberedSum:
     squares: dict[Hashable, Tensor] = field(default_factory=dict)
 
     def of_base(self, base: int) -> Tensor:
-        """Tokens of a base's variants: [N, D]."""
+        """Returns the tokens of a base's variants: [N, D]."""
         return self.dx.flatten(0, 1)[self.bounds[base] : self.bounds[base + 1]]
 
     def is_prefix_of(self, other: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Per base, whether the sum of other senders goes on from this one, all in order."""
+        """Tells by base whether a sum over other senders, all in order, begins with this one: bool, [B]."""
         earlier = np.arange(len(other))[:, None] < len(other) - self.includes[::-1].argmax(0)
         found: NDArray[np.bool_] = self.includes.any(0) & ~((other != self.includes) & earlier).any(0)
         return found
 
 
 class ResidualSums:
-    """Sums of what senders write.
+    """Sums what changed senders write to the residual stream.
 
-    Receivers of a circuit with removes_most edges hear nearly the same, and those of the next layer a little more. So
-    the last sums are remembered, but for those at ablations; rows of a base go on from them where what they hear
-    is_prefix_of alike.
+    In a circuit with many edges, receivers read nearly the same senders, and those of the next layer a few
+    more. The last sums are therefore remembered, except at receivers with removed edges. Passes of a base go
+    on from a remembered sum if what they read begins with the same senders. A sum has the same bits either
+    way, because contributions are always added in the order of senders.
 
     Args:
-        rows: the rows of the sweep.
-        terms: of its senders.
+        batch: the passes.
+        contributions: of the changed senders.
     """
 
     def __init__(self, batch: PassBatch, contributions: Contributions) -> None:
         self._batch, self._contributions = batch, contributions
-        # Of different codes.
+        # No two of them have the same codes.
         self._last: list[_RememberedSum] = []
 
     def input_change(
         self, receiver: int, changed_senders: ChangedSenders, mask: NDArray[np.bool_] | None = None
     ) -> tuple[Tensor, MergedVariants] | None:
-        """Change of a receiver's input, [V, N, D], in the given rows (bool) or all.
+        """Returns the change of a receiver's input, [V, N, D], and its variants; None if no pass changes it.
 
-        Not to be written to, and good until the next call, which may go on in the same memory.
+        The tensor must not be written to. It is valid until the next call, which may reuse its memory.
+
+        Args:
+            receiver: whose input it is.
+            changed_senders: that it reads.
+            mask: restricts it to some passes: bool, [passes].
         """
         batch, ablation = self._batch, self._batch.ablations.get(receiver)
         columns = [variant for _, variant in changed_senders]
@@ -273,9 +288,9 @@ class ResidualSums:
             return None
         senders = [sender for sender, _ in changed_senders]
         if len(senders) >= MIN_REMEMBERED_TERMS:
-            heard = np.zeros((batch.graph.num_senders, len(batch.bases)), dtype=bool)
-            heard[senders] = batch.by_base(np.stack(columns[: len(senders)]) >= 0)
-            return self._sum(receiver, senders, merged, heard), merged
+            reads = np.zeros((batch.graph.num_senders, len(batch.bases)), dtype=bool)
+            reads[senders] = batch.by_base(np.stack(columns[: len(senders)]) >= 0)
+            return self._sum(receiver, senders, merged, reads), merged
         dx = self._edge_ablations(receiver, len(senders), merged)
         for sender, wanted in zip(senders, merged.picks, strict=False):
             if (wanted >= 0).any():
@@ -283,9 +298,16 @@ class ResidualSums:
         return dx, merged
 
     def _sum(
-        self, receiver: int, senders: list[int], merged: MergedVariants, heard: NDArray[np.bool_]
+        self, receiver: int, senders: list[int], merged: MergedVariants, reads: NDArray[np.bool_]
     ) -> Tensor:
-        """The change, on from the last sums; ``heard`` as in `_RememberedSum`."""
+        """Returns the change, computed from remembered sums where they are a part of it.
+
+        Args:
+            receiver: whose input it is.
+            senders: that it reads.
+            merged: variants.
+            reads: whether any pass of a base reads a sender's change: bool, [S, B].
+        """
         batch, ablation, codes = (
             self._batch,
             self._batch.ablations.get(receiver),
@@ -295,17 +317,17 @@ class ResidualSums:
         first = np.searchsorted(base_of, np.arange(len(codes) + 1))
         bounds = np.cumsum([0, *batch.sizes(merged, receiver)])[first]
         variant = np.where(merged.variant < 0, -1, merged.variant - first[batch.base_of])
-        known, missing = self._known(receiver, heard, variant)
+        known, missing = self._known(receiver, reads, variant)
         old = next((last for last in self._last if np.array_equal(codes, last.codes)), None)
         in_place = old is not None and ablation is None and np.array_equal(variant, old.variant)
         if old is not None and in_place:
             dx = old.dx
-            for base in np.flatnonzero((missing == heard).all(0)).tolist():
+            for base in np.flatnonzero((missing == reads).all(0)).tolist():
                 old.of_base(base).zero_()
         else:
             if old is not None and ablation is None and all(last is not old for last, _ in known):
                 self._last.remove(old)
-                old = None  # before the next one takes as much
+                old = None  # freed before the new sum takes as much memory
             dx = self._edge_ablations(receiver, len(senders), merged)
         elsewhere = [(last, bases) for last, bases in known if last.dx is not dx]
         _copy(elsewhere, dx, bounds)
@@ -313,8 +335,8 @@ class ResidualSums:
             return dx
         if ablation is None:
             self._last = [last for last in self._last if last is not old]
-        del known, elsewhere, old  # their memory is wanted below
-        whole = (missing == heard).all(1)
+        del known, elsewhere, old  # frees memory that is needed below
+        whole = (missing == reads).all(1)
         for sender, wanted in zip(senders, merged.picks, strict=False):
             if missing[sender].any():
                 some = wanted if whole[sender] else np.where(missing[sender, base_of], wanted, -1)
@@ -322,30 +344,36 @@ class ResidualSums:
         if ablation is None:
             self._last = [
                 *self._last[1 - MAX_REMEMBERED_SUMS :],
-                _RememberedSum(codes, heard, variant, bounds, dx),
+                _RememberedSum(codes, reads, variant, bounds, dx),
             ]
         return dx
 
     def _known(
-        self, receiver: int, heard: NDArray[np.bool_], variant: Index
+        self, receiver: int, reads: NDArray[np.bool_], variant: Index
     ) -> tuple[list[tuple[_RememberedSum, NDArray[np.bool_]]], NDArray[np.bool_]]:
-        """Sums that go on, each with the bases whose rows go on from it, bool [B]; and what is missing."""
+        """Finds remembered sums that are a part of this one.
+
+        Returns:
+            These sums, each with the bases whose passes go on from it (bool, [B]), and what is missing of
+            ``reads``.
+        """
         batch, ablation, known = self._batch, self._batch.ablations.get(receiver), []
-        codes, missing = batch.receiver_codes[:, receiver], heard
+        codes, missing = batch.receiver_codes[:, receiver], reads
         free = np.full(len(codes), True) if ablation is None else ~batch.by_base(ablation.variant >= 0)
         for last in self._last:
             bases = free & (codes == last.codes) & ~batch.by_base(variant != last.variant)
-            if bases.any() and (bases := bases & last.is_prefix_of(heard)).any():
+            if bases.any() and (bases := bases & last.is_prefix_of(reads)).any():
                 known.append((last, bases))
                 free, missing = free & ~bases, missing & ~(last.includes & bases)
         return known, missing
 
     def _edge_ablations(self, receiver: int, senders: int, merged: MergedVariants) -> Tensor:
-        """What ablations at a receiver change, zeros without any.
+        """Returns what removed edges into a receiver change; zeros without any.
 
         Args:
-            receiver: where.
-            senders: how removes_most are added afterwards, in place; picks of ablations come after theirs.
+            receiver: whose edges are removed.
+            senders: how many contributions are added to the result in place. Picks of removed edges come
+                after theirs.
             merged: variants.
         """
         weights, ablation = self._batch.weights, self._batch.ablations.get(receiver)
@@ -354,11 +382,12 @@ class ResidualSums:
             shape = (*layout(sizes), weights.arch.d_model)
             return torch.zeros(shape, dtype=weights.dtype, device=weights.device)
         dx = pick(ablation.dx, merged.picks[senders], sizes).data
-        # The bases go on using the original.
+        # The bases keep the original for later batches.
         shared = dx.untyped_storage().data_ptr() == ablation.dx.data.untyped_storage().data_ptr()
         return dx.clone() if senders and shared else dx
 
     def _add(self, dx: Tensor, sender: int, receiver: int, wanted: Index, merged: MergedVariants) -> None:
+        """Adds what a sender changes, in place."""
         if not is_head(self._batch.graph, sender):
             contribution = self._contributions.of_sender(sender, receiver, wanted, merged)
             contribution.scatter(dx, contribution.y)
@@ -370,7 +399,10 @@ class ResidualSums:
             contribution.add_to(dx, self._batch.weights.head_output_weight(sender, precision), shape)
 
     def squared_norm_change(self, receiver: int, dx: Tensor, merged: MergedVariants) -> Tensor:
-        """What `change`, ``dx``, does to the input's sum of squares: [V, N]."""
+        """Returns how ``dx``, from `input_change`, changes the squared norm of the input: [V, N].
+
+        With input x this is |x + dx|^2 - |x|^2 = (2 x + dx) . dx.
+        """
         inputs = self._batch.inputs(receiver, merged)
         known = next((last.squares for last in self._last if last.dx is dx), {})
         if inputs not in known:
@@ -382,7 +414,7 @@ class ResidualSums:
 
 
 def _copy(known: list[tuple[_RememberedSum, NDArray[np.bool_]]], dx: Tensor, bounds: Index) -> None:
-    """Writes what is known of bases to where their tokens begin in ``dx``."""
+    """Copies what is known of bases to where their tokens begin in ``dx``."""
     for last, bases in known:
         for base in np.flatnonzero(bases).tolist():
             dx.flatten(0, 1)[bounds[base] : bounds[base + 1]] = last.of_base(base)

@@ -1,6 +1,6 @@
-"""How much memory a row takes while it is swept, known before it is.
-
-The sparse executor: the literal executor's scores, removes_most rows at a time, for a fraction of the work."""
+"""The sparse executor: many patched passes at once, of one job or several, with the literal executor's
+scores.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ DEFAULT_SCRATCH = 512 << 20
 
 
 def pass_bytes(base: BaseActivations, keep: bool) -> int:
-    """Most bytes that a row of a base may take: changes of all live nodes and states of their receivers.
+    """Returns the most bytes that a pass may take: changes of all live nodes, and states of their receivers.
 
     Args:
-        base: of the row.
-        keep: whether the row becomes a base, so that the states of all heads' receivers are kept. Otherwise
-            only those of one layer are there at a time.
+        base: activations that the pass is computed from.
+        keep: whether the pass becomes a base circuit, so that the states of all heads' receivers are kept.
+            Otherwise only those of one layer are there at a time.
     """
     graph, arch, plan = base.graph, base.weights.arch, base.plan
     counts = np.array([0, *(base.tokens.count(places) for places in POSITION_CODES)], dtype=np.int64)
@@ -54,19 +54,19 @@ def pass_bytes(base: BaseActivations, keep: bool) -> int:
     tokens_R = counts[plan.receiver_codes][:-1].reshape(graph.layers, graph.receivers_per_layer)
     states = tokens_R[:, : graph.heads + 2 * graph.kv_units].sum(1) * (2 * arch.d_head + 1)
     of_states = int(states.sum() if keep else states.max(initial=0))
-    # The input of a receiver and the inputs of the metric come on top.
+    # In addition, the input of one receiver and the inputs of the metric.
     inputs = 3 * int(counts.max()) * arch.d_model
     return (changes + of_states + inputs) * base.weights.dtype.itemsize
 
 
 class SharedModel:
-    """A model and what its jobs share.
+    """A model, and what its jobs share.
 
     Args:
         model: folded (see `models.folding`).
         memory: of the device that the model is on.
         namespace: names the model's weights among all models on the device.
-        rounded: what rows multiply with; None for the model's weights.
+        quantized: the matrices of a precision policy, for patched passes; None for full precision.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SharedModel:
         self._weights: dict[Graph, SparseWeights] = {}
 
     def weights(self, graph: Graph) -> SparseWeights:
-        """The model's weights under a graph."""
+        """Returns the model's weights under a graph."""
         if graph not in self._weights:
             layers = None if self._quantized is None else self._quantized.layers
             products = self.memory.products(self.namespace)
@@ -84,28 +84,28 @@ class SharedModel:
         return self._weights[graph]
 
     def linears(self, graph: Graph) -> QuantizedLinears | None:
-        """The linear linears of rows; None for full precision."""
+        """Returns the policy's linear maps for patched passes; None for full precision."""
         return None if self._quantized is None else QuantizedLinears(self.weights(graph), self._quantized)
 
 
-# No bound on how removes_most anchors have a base at a time.
+# Stands for no limit on the number of base circuits.
 NO_LIMIT = 1 << 30
-# After how removes_most calls that had room a job that was short of memory tries to do without bounds: at first, and
-# at most, where tries fail.
+# After how many calls with enough memory a limited job tries without limits again: at first, and at most,
+# when tries keep failing.
 FIRST_RETRY_CALLS, MAX_RETRY_CALLS = 4, 256
 
 
 class SparseExecutor:
-    """Scores rows of one job. Whoever makes one releases it.
+    """The activations of one job, and the scores of its passes. Whoever makes one releases it.
 
     Args:
         shared: the model and what its jobs share.
-        graph: a graph of the model.
+        graph: of the model.
         task: prompts; ``resample`` ablation needs corrupted ones.
         metric: name of a metric.
         ablation: ``resample``, ``zero`` or ``mean``.
 
-    Raises OutOfPagesError if the pool has no room for the job's clean and corrupted values.
+    Raises OutOfPagesError if the pool has no room for the activations of the clean and the ablated run.
     """
 
     @torch.inference_mode()
@@ -119,12 +119,13 @@ class SparseExecutor:
         self.unpatched = UnpatchedRuns(
             self.weights, shared.model, tokens, ablation, prefixes, shared.namespace
         )
-        # Under memory pressure: how removes_most anchors may have a base at a time, beside their parents, and whether
-        # these keep nothing that they can compute again.
+        # Limits under memory pressure: how many base circuits (without their parents) may have activations at
+        # a time, and whether these keep nothing that can be computed again.
         self.max_base_circuits, self.recomputes = NO_LIMIT, False
-        # How removes_most calls in a row there was room for since then, and after how removes_most the bounds are lifted.
+        # Calls in a row that had enough memory, and after how many of them the limits are lifted.
         self._calls_with_room, self._calls_before_retry = 0, FIRST_RETRY_CALLS
-        # Bases of the last call, by anchor; the anchor is held so that its id stays its own.
+        # Base activations of the last call, by the base circuit's id. The circuit is held so that its id
+        # stays unique.
         self._bases: dict[int, tuple[BaseCircuit, BaseActivations]] = {}
         try:
             final = self.unpatched.clean.get(graph.layers, FINAL)
@@ -137,20 +138,20 @@ class SparseExecutor:
             raise
         shared.memory.jobs.add(self)
 
-    def score(self, rows: Sequence[PatchedPass], scratch_bytes: int = DEFAULT_SCRATCH) -> list[float]:
-        """The metric of every row, in order. Raises NonFiniteMetricError or OutOfPagesError."""
-        (outcome,) = score_together([(self, rows)], scratch_bytes)
+    def score(self, passes: Sequence[PatchedPass], scratch_bytes: int = DEFAULT_SCRATCH) -> list[float]:
+        """Returns the metric of every pass, in order. Raises NonFiniteMetricError or OutOfPagesError."""
+        (outcome,) = score_together([(self, passes)], scratch_bytes)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     @torch.inference_mode()
     def clean_margins(self) -> tuple[float, ...] | None:
-        """See `CleanRun`."""
+        """Returns the margins of the clean run, see `CleanRun`."""
         return answer_margins(self.weights, self._task, self._full_ND)
 
     def release(self) -> None:
-        """Frees all values. May be called again."""
+        """Frees all activations. May be called again."""
         self.drop_bases()
         self.unpatched.release()
 
@@ -158,21 +159,26 @@ class SparseExecutor:
 
     @property
     def memory_limited(self) -> bool:
-        """Whether memory was short: such a job is scored by itself."""
+        """Whether memory was short. Such a job is scored by itself."""
         return self.recomputes or self.max_base_circuits < NO_LIMIT
 
     def limit_memory(self, max_base_circuits: int, recomputes: bool) -> None:
-        """Bounds what the job takes, until there has been room for a while (see `note_room`)."""
+        """Limits what the job takes, until there has been enough memory for a while (see `note_room`).
+
+        Args:
+            max_base_circuits: how many base circuits, without their parents, may have activations at a time.
+            recomputes: whether these keep nothing that can be computed again.
+        """
         if not self.memory_limited and self._calls_with_room < self._calls_before_retry:
-            # The last try without bounds came too early: the next one is later.
+            # The last try without limits came too early, so the next one comes later.
             self._calls_before_retry = min(MAX_RETRY_CALLS, 2 * self._calls_before_retry)
         self.max_base_circuits, self.recomputes, self._calls_with_room = max_base_circuits, recomputes, 0
 
     def note_room(self) -> None:
-        """Takes note of a call that had room for all; lifts the bounds after some in a row.
+        """Notes a call that had enough memory, and lifts the limits after several in a row.
 
-        What took the memory may be gone. A try that fails costs a call; after each the next comes later.
-        Scores do not depend on the bounds.
+        What took the memory may be gone. A try that fails costs a call, so each failure doubles the wait for
+        the next. Scores do not depend on the limits.
         """
         self._calls_with_room += 1
         if self._calls_with_room < self._calls_before_retry:
@@ -187,60 +193,76 @@ class SparseExecutor:
     # Bases
 
     def base(self, base_circuit: BaseCircuit) -> BaseActivations:
-        """The base of an anchor that has one."""
+        """Returns the activations of a base circuit that has some."""
         return self._bases[id(base_circuit)][1]
 
     def has_base(self, base_circuit: BaseCircuit | None) -> bool:
+        """Tells whether a base circuit has activations."""
         return id(base_circuit) in self._bases
 
-    def missing_bases(self, rows: Sequence[PatchedPass]) -> list[BaseCircuit]:
-        """Forgets bases that these rows do not need; returns the anchors that have none yet."""
-        wanted = {id(a): a for row in rows for a in _lineage(row.base_circuit)}
+    def missing_bases(self, passes: Sequence[PatchedPass]) -> list[BaseCircuit]:
+        """Drops base activations that these passes do not need; returns the base circuits whose activations
+        are missing.
+        """
+        wanted = {id(a): a for each in passes for a in _lineage(each.base_circuit)}
         self._drop([key for key in self._bases if key not in wanted])
         return [base_circuit for key, base_circuit in wanted.items() if key not in self._bases]
 
-    def read_ahead(self, rows: Sequence[PatchedPass]) -> None:
-        """Has heads copied while the device works on bases: those that rows promote, and the next turn's."""
+    def read_ahead(self, passes: Sequence[PatchedPass]) -> None:
+        """Announces the heads that these passes, and probably the next ones, promote: they are copied
+        meanwhile.
+        """
         if self.linears is None or not self.linears.promotes or not self.weights.copies_ahead:
             return
-        receivers = [r for r in dict.fromkeys(row.promoted_receiver for row in rows) if r is not None]
-        # Searches go from the last receiver to the first.
+        receivers = [r for r in dict.fromkeys(each.promoted_receiver for each in passes) if r is not None]
+        # Searches go from the last receiver to the first, so the one before comes next.
         following = [] if not receivers or not min(receivers) else [min(receivers) - 1]
         self.weights.read_ahead([*receivers, *following])
 
     def add_base(self, base_circuit: BaseCircuit, base: BaseActivations) -> None:
+        """Keeps the activations of a base circuit."""
         base.recomputes = self.recomputes
         self._bases[id(base_circuit)] = (base_circuit, base)
 
     def trim_ablations(self, room: int) -> int:
-        """Drops remembered differences until they take at most ``room`` bytes; returns what they take."""
+        """Drops remembered changes by removed edges until they take at most ``room`` bytes; returns what they
+        take.
+        """
         taken = 0
         for _, base in reversed(self._bases.values()):
             taken += base.trim_ablations(room - taken)
         return taken
 
     def drop_bases(self) -> bool:
-        """Drops all bases, which are computed again when rows need them; returns whether there were any."""
+        """Drops all base activations. They are computed again when passes need them. Returns whether there
+        were any.
+        """
         keys = list(self._bases)
         self._drop(keys)
         return bool(keys)
 
     def _drop(self, keys: Sequence[int]) -> None:
-        # Children before their parents: they came later.
+        # Children are dropped before their parents: they were added later.
         for key in reversed(keys):
             self._bases.pop(key)[1].release()
 
     # Scores
 
-    def metric(self, forward: BatchForward, rows: Sequence[int]) -> list[float]:
-        """Scores of some rows of a forward, all of this job. Raises NonFiniteMetricError."""
+    def metric(self, forward: BatchForward, passes: Sequence[int]) -> list[float]:
+        """Returns the scores of some passes of a batch. Raises NonFiniteMetricError.
+
+        Args:
+            forward: the batch after its forward pass.
+            passes: numbers of passes in the batch, all of this job.
+        """
         bases = forward.batch.bases
-        used, base = np.unique(forward.batch.base_of[list(rows)], return_inverse=True)
+        used, base = np.unique(forward.batch.base_of[list(passes)], return_inverse=True)
         x_VND = torch.stack([bases[number].cached_input(self.graph.logits) for number in used])
-        # Per value, the number of its base; the bases' own come first. Per row, its value.
+        # The values of the bases come first, then those of changed variants. Per value: its base. Per pass:
+        # its value.
         base_of_value, index = np.arange(len(used)), base
         if forward.final is not None:
-            variant = forward.final.variant[list(rows)]
+            variant = forward.final.variant[list(passes)]
             changed = np.flatnonzero(variant >= 0)
             moved, first = np.unique(variant[changed], return_index=True)
             sizes = np.full(len(moved), x_VND.shape[1])
@@ -269,45 +291,48 @@ class SparseExecutor:
 def score_together(
     work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]], scratch_bytes: int = DEFAULT_SCRATCH
 ) -> list[Scores]:
-    """Scores rows of several jobs of one model, graph and policy in the same sweeps; one outcome per job.
+    """Scores passes of several jobs of one model, graph and policy in the same batches.
 
-    A row's score has the same bits whatever rows of whatever jobs stand beside it.
+    A score has the same bits whatever passes of whatever jobs are computed beside it.
 
     Args:
-        work: jobs and their rows.
-        scratch_bytes: what the values of one forward may take, about; at least one row is swept at a time.
+        work: jobs and their passes.
+        scratch_bytes: what the values of one batch may take, about. A batch has at least one pass.
 
-    Raises OutOfPagesError if the pool has no room for the rows' bases.
+    Returns:
+        One outcome per job, in order.
+
+    Raises OutOfPagesError if the pool has no room for the base activations.
     """
     _compute_bases(work, scratch_bytes)
-    for job, rows in work:
-        job.read_ahead(rows)
-    numbered = [(number, row) for number, (_, rows) in enumerate(work) for row in rows]
-    bases = [work[number][0].base(row.base_circuit) for number, row in numbered]
-    scores: list[list[float]] = [[0.0] * len(rows) for _, rows in work]
+    for job, passes in work:
+        job.read_ahead(passes)
+    numbered = [(number, each) for number, (_, passes) in enumerate(work) for each in passes]
+    bases = [work[number][0].base(each.base_circuit) for number, each in numbered]
+    scores: list[list[float]] = [[0.0] * len(passes) for _, passes in work]
     failed: dict[int, Exception] = {}
-    first_of = np.cumsum([0, *(len(rows) for _, rows in work)])
+    first_of = np.cumsum([0, *(len(passes) for _, passes in work)])
     for part in _parts(bases, scratch_bytes, keep=False):
         forward = _forward(
             [bases[i] for i in part], [numbered[i][1].removed for i in part], work[0][0].linears
         )
         for number in dict.fromkeys(numbered[i][0] for i in part):
-            places = [place for place, i in enumerate(part) if numbered[i][0] == number]
+            mine = [index for index, i in enumerate(part) if numbered[i][0] == number]
             try:
-                found = work[number][0].metric(forward, places)
+                found = work[number][0].metric(forward, mine)
             except NonFiniteMetricError as error:
                 failed[number] = error
                 continue
-            for place, score in zip(places, found, strict=True):
-                scores[number][part[place] - first_of[number]] = score
-        del forward  # before the next one takes as much
+            for index, score in zip(mine, found, strict=True):
+                scores[number][part[index] - first_of[number]] = score
+        del forward  # freed before the next batch takes as much memory
         work[0][0].memory.bound_ablations([job for job, _ in work])
     return [failed.get(number, found) for number, found in enumerate(scores)]
 
 
 def _compute_bases(work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]], scratch_bytes: int) -> None:
-    """Bases of all anchors of the rows and of their ancestors."""
-    pending = [(job, base_circuit) for job, rows in work for base_circuit in job.missing_bases(rows)]
+    """Computes missing activations of all base circuits of the passes and of their parents."""
+    pending = [(job, base_circuit) for job, passes in work for base_circuit in job.missing_bases(passes)]
     for job, base_circuit in pending:
         if base_circuit.parent is None:
             job.add_base(base_circuit, BaseActivations.from_scratch(job.unpatched, base_circuit.circuit))
@@ -324,14 +349,14 @@ def _compute_bases(work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]],
 def _derive(
     base_circuits: Sequence[tuple[SparseExecutor, BaseCircuit]], parents: Sequence[BaseActivations]
 ) -> None:
-    """Bases of anchors whose parents have one: each a row of its parent."""
+    """Computes the activations of base circuits from those of their parents, each as a patched pass."""
     removed = [
         np.flatnonzero(parent.circuit.kept & ~base_circuit.circuit.kept).tolist()
         for (_, base_circuit), parent in zip(base_circuits, parents, strict=True)
     ]
     forward = _forward(parents, removed, keep=True)
-    for row, (job, base_circuit) in enumerate(base_circuits):
-        job.add_base(base_circuit, forward.as_base(row, base_circuit.circuit))
+    for index, (job, base_circuit) in enumerate(base_circuits):
+        job.add_base(base_circuit, forward.as_base(index, base_circuit.circuit))
     for (job, _), parent in zip(base_circuits, parents, strict=True):
         if job.recomputes:
             parent.drop_mlp_states()
@@ -343,6 +368,14 @@ def _forward(
     linears: QuantizedLinears | None = None,
     keep: bool = False,
 ) -> BatchForward:
+    """Runs the forward pass of a batch.
+
+    Args:
+        bases: per pass, the activations that it is computed from. Equal ones stand together.
+        removed: per pass, the edges of its base circuit that it lacks.
+        linears: of a precision policy; None for full precision.
+        keep: whether the passes become base circuits.
+    """
     distinct = {id(base): base for base in bases}
     number = {key: i for i, key in enumerate(distinct)}
     base_of = np.array([number[id(base)] for base in bases])
@@ -352,7 +385,7 @@ def _forward(
 
 
 def _parts(bases: Sequence[BaseActivations], scratch_bytes: int, keep: bool) -> list[list[int]]:
-    """Numbers of rows with these bases, equal bases together, in parts that fit into the scratch memory."""
+    """Divides passes with these bases into parts that fit into the scratch memory, equal bases together."""
     parts: list[list[int]] = []
     room = 0
     distinct = {id(base): base for base in bases}
@@ -368,7 +401,7 @@ def _parts(bases: Sequence[BaseActivations], scratch_bytes: int, keep: bool) -> 
 
 
 def _by_base(bases: Sequence[BaseActivations]) -> list[int]:
-    """Numbers of the bases, equal ones together."""
+    """Returns the numbers of the bases, equal ones together."""
     groups: dict[int, list[int]] = {}
     for i, base in enumerate(bases):
         groups.setdefault(id(base), []).append(i)
@@ -376,5 +409,5 @@ def _by_base(bases: Sequence[BaseActivations]) -> list[int]:
 
 
 def _lineage(base_circuit: BaseCircuit) -> list[BaseCircuit]:
-    """The anchor and its ancestors, eldest first."""
+    """Returns the base circuit and its ancestors, eldest first."""
     return [*(_lineage(base_circuit.parent) if base_circuit.parent is not None else []), base_circuit]

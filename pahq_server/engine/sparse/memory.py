@@ -1,6 +1,4 @@
-"""Tensors that outlive a sweep, in pages: one block table per layer.
-
-What jobs share: the memory of a device, and per model its weights in the form the sweep wants."""
+"""The memory of a device: a pool of pages, scratch memory for batches, and tensors that are kept in pages."""
 
 from __future__ import annotations
 
@@ -19,16 +17,14 @@ from pahq_server.memory.prefix import PrefixCache
 from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import Model
 
-# Passes by which a block table grows.
+# Rows by which a block table grows.
 GROWTH = 16
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 class PagedTensors:
-    """Tensors by layer and name, in pages that other sets may share.
-
-    Whoever makes a set releases it.
+    """Tensors by layer and name, in pages that several sets may share. Whoever makes a set releases it.
 
     Args:
         pool: where the pages come from.
@@ -37,23 +33,28 @@ class PagedTensors:
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self.tables: dict[int, BlockTable] = {}
-        # Row in its layer's table and shapes of what is stored under a name.
+        # By layer and name: the row in the layer's table, and the shapes of the tensors.
         self._rows: dict[tuple[int, Hashable], tuple[int, Shapes]] = {}
-        # Passes per table that have been used, the first ones, and those of them that were dropped.
+        # By layer: how many rows of its table have been used, and those among them that were dropped.
         self._filled: dict[int, int] = {}
         self._dropped: dict[int, list[int]] = {}
-        # Tensors that are read in place; they stay good until they are written to or released.
+        # Tensors that are read in place; they stay valid until they are written to or released.
         self._views: dict[tuple[int, Hashable], tuple[Tensor, ...]] = {}
 
     def has(self, layer: int, name: Hashable) -> bool:
+        """Tells whether there are tensors of this name."""
         return (layer, name) in self._rows
 
     def get(self, layer: int, name: Hashable) -> Tensor:
-        """The one tensor of this name, in place if its pages are consecutive. KeyError if there is none."""
+        """Returns the one tensor of a name, in place if its pages are consecutive. Raises KeyError if there
+        is none.
+        """
         return self.get_all(layer, name)[0]
 
     def get_all(self, layer: int, name: Hashable) -> tuple[Tensor, ...]:
-        """The tensors of this name, in place if their pages are consecutive. KeyError if there are none."""
+        """Returns the tensors of a name, in place if their pages are consecutive. Raises KeyError if there
+        are none.
+        """
         views = self._views.get((layer, name))
         if views is None:
             row, shapes = self._rows[layer, name]
@@ -65,15 +66,15 @@ class PagedTensors:
         return views
 
     def get_or_put(self, layer: int, name: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor of this name, made and stored if there is none; see `put`."""
+        """Returns the tensor of a name, made and stored if there is none; see `put`."""
         return self.get(layer, name) if self.has(layer, name) else self.put(layer, name, make())
 
     def put(self, layer: int, name: Hashable, tensor: Tensor) -> Tensor:
-        """Stores a tensor and returns it as stored. Raises OutOfPagesError and keeps what there was."""
+        """Stores a tensor and returns it as stored. Raises OutOfPagesError, and then keeps what there was."""
         return self.put_all(layer, name, (tensor,))[0]
 
     def put_all(self, layer: int, name: Hashable, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Stores tensors of one dtype under one name, one after the other; see `put`."""
+        """Stores tensors of one dtype under one name; see `put`."""
         table = self.tables.get(layer)
         if table is None:
             table = self.tables[layer] = BlockTable(self.pool, GROWTH)
@@ -98,21 +99,23 @@ class PagedTensors:
             self._dropped.setdefault(layer, []).append(row)
 
     def _row(self, layer: int, name: Hashable) -> int:
-        """The row of a name, or one for a new name."""
+        """Returns the row of a name, or a free one for a new name."""
         if self.has(layer, name):
             return self._rows[layer, name][0]
         dropped = self._dropped.get(layer)
         return dropped[-1] if dropped else self._filled.get(layer, 0)
 
     def shares(self, other: PagedTensors, layer: int, name: Hashable) -> bool:
-        """Whether both sets have a name's tensors in the same pages."""
+        """Tells whether both sets hold the tensors of a name in the same pages."""
         if not (self.has(layer, name) and other.has(layer, name)):
             return False
         pages, others = (each.tables[layer].blocks(each._rows[layer, name][0]) for each in (self, other))
         return np.array_equal(pages, others)
 
     def fork(self) -> PagedTensors:
-        """A set with the same tensors in the same pages; writes to either do not show in the other."""
+        """Returns a set with the same tensors in the same pages. Writes to either set do not show in the
+        other.
+        """
         fork = PagedTensors(self.pool)
         fork.tables = {layer: table.fork() for layer, table in self.tables.items()}
         fork._rows, fork._filled, fork._views = dict(self._rows), dict(self._filled), dict(self._views)
@@ -130,34 +133,36 @@ class PagedTensors:
         self._views.clear()
 
 
-# Share of the memory for the values of a sweep; the rest is the pool.
+# Share of the memory for the values of a batch; the rest is the pool.
 SCRATCH_SHARE = 0.15
-# Share of that for differences which the next sweep may go on from.
+# Share of that for changes by removed edges that the next batch may go on from.
 ABLATION_SHARE = 0.1
-# A page holds so removes_most tokens of one head, within limits.
+# A page holds so many tokens of one head, within limits.
 PAGE_TOKENS = 256
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 4 << 10, 256 << 10
 
 
 class Preemptible(Protocol):
-    """A job whose bases can be dropped."""
+    """A job that can free memory on request."""
 
     def drop_bases(self) -> bool:
-        """Drops what can be computed again; returns whether there was anything."""
+        """Drops base activations, which can be computed again; returns whether there were any."""
         ...
 
     def trim_ablations(self, room: int) -> int:
-        """Drops remembered differences until they take at most ``room`` bytes; returns what they take."""
+        """Drops remembered changes by removed edges until they take at most ``room`` bytes; returns what they
+        take.
+        """
         ...
 
 
 class DeviceMemory:
-    """The memory of one device: a pool of pages, and scratch memory for sweeps.
+    """The memory of one device: a pool of pages, and scratch memory for batches.
 
     Args:
         memory_bytes: for both together.
         page_bytes: a multiple of 16.
-        device: where it is.
+        device: where the memory is.
     """
 
     def __init__(
@@ -172,39 +177,41 @@ class DeviceMemory:
 
     @property
     def ablation_bytes(self) -> int:
-        """Of the scratch memory: for differences that jobs remember between sweeps."""
+        """The part of the scratch memory in which jobs keep changes by removed edges between batches."""
         return int(ABLATION_SHARE * self.scratch_bytes)
 
     @property
     def batch_bytes(self) -> int:
-        """Of the scratch memory: for the values of a sweep."""
+        """The part of the scratch memory for the values of a batch."""
         return self.scratch_bytes - self.ablation_bytes
 
     def products(self, namespace: bytes) -> WeightProducts:
-        """What is kept of products of a model's weights, for all who use the model."""
+        """Returns the products of a model's weights that are kept, for all jobs on the model."""
         return self._products.setdefault(namespace, WeightProducts())
 
     def bound_ablations(self, recent: Sequence[Preemptible]) -> None:
-        """Drops remembered differences beyond `ablation_bytes`: those of jobs that are not ``recent`` first."""
+        """Drops changes by removed edges beyond `ablation_bytes`: first those of jobs that are not
+        ``recent``.
+        """
         room = self.ablation_bytes
         for job in [*recent, *(job for job in list(self.jobs) if job not in recent)]:
             room -= job.trim_ablations(room)
 
     def preempt(self, keep: Collection[Preemptible]) -> None:
-        """Drops the bases of all jobs but some; they are computed again when these jobs go on."""
+        """Drops the base activations of all jobs but some. They are computed again when these jobs go on."""
         for job in list(self.jobs):
             if job not in keep:
                 self.preemptions += job.drop_bases()
 
 
 def divided(memory_bytes: int, page_bytes: int) -> tuple[int, int]:
-    """How removes_most pages there are, at least one, and the bytes that are left for sweeps."""
+    """Divides memory into pages, at least one, and bytes that are left for batches."""
     pages = max(1, (memory_bytes - int(memory_bytes * SCRATCH_SHARE)) // page_bytes)
     return pages, max(0, memory_bytes - pages * page_bytes)
 
 
 def page_bytes_for(models: Collection[Model]) -> int:
-    """A page size that suits the widest heads of these models."""
+    """Returns a page size that suits the widest heads of these models."""
     width = max((model.architecture.d_head * model.dtype.itemsize for model in models), default=256)
     size = 1 << (PAGE_TOKENS * width - 1).bit_length()
     return min(max(size, MIN_PAGE_BYTES), MAX_PAGE_BYTES)

@@ -1,28 +1,16 @@
-"""Which token positions can change, which are needed, and how they are packed.
+"""Which token positions and which nodes are needed, how tokens are packed, and attention over them.
 
 Two sets of positions matter:
 
-- the *window*: from the first position where any clean prompt differs from its corrupted one to the
-  last of each prompt where a metric is read. Under causal attention and resample ablation nothing earlier
-  can change; under causal attention nothing later is needed. Without these preconditions it is all of each
-  prompt.
-- the *metric position_set*: where the metric is read.
+- the *window*: from the first position where any clean prompt differs from its corrupted one to each prompt's
+  last position where the metric is read. Under causal attention and resample ablation nothing before it can
+  change; under causal attention nothing after it is needed. Otherwise the window is all of each prompt.
+- the *metric positions*: where the metric is read.
 
-Tensors hold the tokens of all prompts of a set one after the other, without padding: [N, d]. Only
-attention needs to know which of them belong together: `TokenGrid`.
+Tensors hold the tokens of all prompts of a set one after the other, without padding: [N, d]. Only attention
+needs to know which of them belong together: `TokenGrid`.
 
-Shape suffixes: P prompts, T token positions, C columns of a grid, N packed tokens.
-
-
-Attention of one head in removes_most variants at once.
-
-Shape suffixes: V variants, N packed tokens, P prompts, C columns, T positions, K d_head.
-
-
-Which nodes are live under a circuit, and at which positions they are needed.
-
-A sender is live if a path of kept edges leads from it to the logits; nothing else is ever scheduled.
-A live node is needed at the metric position_set only, unless a key or a value is computed from it.
+Shape suffixes: V variants, P prompts, T token positions, C columns of a grid, N packed tokens, K d_head.
 """
 
 from __future__ import annotations
@@ -59,8 +47,9 @@ class TokenGrid:
     """Packed tokens as a rectangle of prompts x columns, for attention.
 
     Args:
-        positions: token position of every place: int64, [P, C].
-        real: whether the place holds a token of the set: bool, [P, C]. Others repeat the prompt's last one.
+        positions: token position in every cell: int64, [P, C].
+        real: whether the cell holds a token of the set: bool, [P, C]. Other cells repeat the prompt's last
+            token.
     """
 
     positions: Tensor
@@ -68,7 +57,7 @@ class TokenGrid:
 
     @cached_property
     def _packed(self) -> Tensor:
-        """Index of the token in every place: int64, [P * C]."""
+        """Index of the token in every cell: int64, [P * C]."""
         counts = self.real.sum(1)
         columns = torch.arange(self.real.shape[1], device=self.real.device).expand(self.real.shape)
         columns = torch.minimum(columns, counts[:, None] - 1)
@@ -79,32 +68,34 @@ class TokenGrid:
         return bool(self.real.all())
 
     @cached_property
-    def _places(self) -> Tensor:
-        """Index of the place of every token: int64, [N]."""
+    def _tokens(self) -> Tensor:
+        """Index of the cell of every token: int64, [N]."""
         return self.real.flatten().nonzero()[:, 0]
 
     def spread(self, x: Tensor) -> Tensor:
-        """From packed tokens [..., N, d] to the rectangle [..., P, C, d]."""
+        """Goes from packed tokens, [..., N, d], to the rectangle, [..., P, C, d]."""
         x = x if self._full else x[..., self._packed, :]
         return x.view(*x.shape[:-2], *self.real.shape, x.shape[-1])
 
     def pack(self, x: Tensor) -> Tensor:
-        """From the rectangle [..., P, C, d] to packed tokens [..., N, d]."""
+        """Goes from the rectangle, [..., P, C, d], to packed tokens, [..., N, d]."""
         x = x.flatten(-3, -2)
-        return x if self._full else x[..., self._places, :]
+        return x if self._full else x[..., self._tokens, :]
 
 
 @dataclass(frozen=True, eq=False)
 class TokenLayout:
-    """Token geometry of a job. T is the end of the longest prompt's window.
+    """The prompts of a job, and where in them the window and the metric positions are.
+
+    T is the end of the longest prompt's window.
 
     Args:
-        clean, corrupted: int64, shape [P, T].
-        real: bool, shape [P, T]: which position_set hold a token.
+        clean, corrupted: token ids, int64, [P, T]; ``corrupted`` is None if the task has none.
+        real: bool, [P, T]: whether there is a token, not padding.
         start: first position of the window.
         ends: per prompt, where its window ends.
-        metric: int64, shape [P, position_set]: positions where the metric is read.
-        hidden: per layer, float [P, T, T] (query, key): 0 where visible, -inf where not.
+        metric: int64, [P, metric positions].
+        masks: per layer, the attention mask [P, T, T] (query, key): 0 where visible, -inf where not.
     """
 
     clean: Tensor
@@ -120,6 +111,14 @@ class TokenLayout:
     def of(
         cls, arch: Architecture, task: TokenTask, ablation: str, device: torch.device | str = "cpu"
     ) -> TokenLayout:
+        """Lays out the prompts of a task.
+
+        Args:
+            arch: of the model.
+            task: the prompts.
+            ablation: ``resample``, ``zero`` or ``mean``.
+            device: of the tensors.
+        """
         batch = PromptBatch.of(task)
         metric = batch.metric_position.view(len(task.clean), -1)
         ends = (metric.max(1).values + 1).tolist() if arch.causal else batch.lengths
@@ -139,18 +138,21 @@ class TokenLayout:
 
     @property
     def prompts(self) -> int:
+        """Number of prompts, P."""
         return self.clean.shape[0]
 
     @property
     def end(self) -> int:
+        """Where the longest window ends, T."""
         return self.clean.shape[1]
 
     @cached_property
     def geometry(self) -> tuple[object, ...]:
-        """Equal for jobs whose attention has the same shapes and masks."""
+        """A key that is equal for jobs whose attention has the same shapes and masks."""
         return (self.start, self.ends, tuple(self.metric.flatten().tolist()), self.metric.shape)
 
     def grid(self, position_set: PositionSet) -> TokenGrid:
+        """Returns the rectangle of a position set."""
         return self._metric_grid if position_set is PositionSet.METRIC else self._window_grid
 
     @cached_property
@@ -164,7 +166,7 @@ class TokenLayout:
         return TokenGrid(positions, positions < torch.tensor(self.ends, device=device)[:, None])
 
     def count(self, position_set: PositionSet) -> int:
-        """Packed tokens of a set, N."""
+        """Returns the number of packed tokens of a position set, N."""
         return self._counts[position_set]
 
     @cached_property
@@ -172,25 +174,25 @@ class TokenLayout:
         return {position_set: int(self.grid(position_set).real.sum()) for position_set in PositionSet}
 
     def pack(self, x: Tensor) -> Tensor:
-        """The window of a tensor over all positions: from [..., P, T, d] to [..., N, d]."""
+        """Packs the window of a tensor over all positions: from [..., P, T, d] to [..., N, d]."""
         return self._window_grid.pack(x[..., self.start :, :])
 
     @cached_property
     def metric_in_window(self) -> Tensor:
-        """Index of every metric place among the packed tokens of the window: int64, [N]."""
+        """Index of every metric position among the packed tokens of the window: int64, [N]."""
         counts = self._window_grid.real.sum(1)
         offsets = counts.cumsum(0) - counts
         return (offsets[:, None] + self.metric - self.start).flatten()
 
     def narrow(self, x: Tensor, have: PositionSet, want: PositionSet) -> Tensor:
-        """From the tokens of one set, [..., N, d], to those of another."""
+        """Goes from the tokens of one position set, [..., N, d], to those of another that it contains."""
         if have is want:
             return x
         assert have is PositionSet.WINDOW, "values are kept wherever any reader needs them"
         return x[..., self.metric_in_window, :]
 
     def mask_at(self, layer: int, position_set: PositionSet) -> Tensor:
-        """Attention mask of the queries of a grid: [P, C, T], 0 or -inf."""
+        """Returns the attention mask of the queries of a grid: [P, C, T], 0 or -inf."""
         key = (id(self.masks[layer]), position_set)
         if key not in self._masks:
             rows = torch.arange(self.prompts, device=self.clean.device)[:, None]
@@ -198,7 +200,7 @@ class TokenLayout:
         return self._masks[key]
 
     def positions(self, position_set: PositionSet) -> Tensor:
-        """Position of every packed token: int64, [N]."""
+        """Returns the token position of every packed token: int64, [N]."""
         return self._positions[position_set]
 
     @cached_property
@@ -208,7 +210,9 @@ class TokenLayout:
 
 
 def _first_change(batch: PromptBatch) -> int:
-    """First position at which any pair differs; 0 where none does, so that a sweep stays testable."""
+    """Returns the first position at which any pair differs; 0 where none does, so that there is a window to
+    compute.
+    """
     assert batch.corrupted is not None
     differs = (batch.clean != batch.corrupted).any(0)
     return int(differs.to(torch.int64).argmax())
@@ -226,27 +230,27 @@ def attend(
     qkv: tuple[Tensor, Tensor, Tensor],
     past: Sequence[Tensor] | None,
 ) -> Tensor:
-    """What a head puts out before W_O: [V, N, K].
+    """Computes what a head puts out before W_O: [V, N, K].
 
     Args:
-        tokens: geometry.
+        tokens: the prompts.
         layer: of the head.
         position_set: of the queries.
-        qkv: queries at these position_set, keys and values in the window, [V or 1, N, K] each.
-        past: keys and values before the window, [V or 1, P, start, K] each; None if there is nothing before.
+        qkv: queries at these positions, keys and values in the window, [V or 1, N, K] each.
+        past: keys and values before the window, [V or 1, P, start, K] each; None if the window starts at 0.
     """
     grid, window = tokens.grid(position_set), tokens.grid(PositionSet.WINDOW)
     q, k, v = grid.spread(qkv[0]), window.spread(qkv[1]), window.spread(qkv[2])
     if past is not None:
         k, v = _after(past[0], k), _after(past[1], v)
-    # Broadcasting would pick another kernel, with other bits, than a batch of equal keys; so would a single
-    # matrix, which is split among threads.
+    # With broadcasting, another kernel with other bits would be picked than for a batch of equal keys;
+    # likewise for a single matrix, which is split among threads.
     count = max(len(q), len(k), len(v))
-    ablate = count * q.shape[1] == 1
-    q, k, v = (x.expand(2 if ablate else count, -1, -1, -1).contiguous() for x in (q, k, v))
+    alone = count * q.shape[1] == 1
+    q, k, v = (x.expand(2 if alone else count, -1, -1, -1).contiguous() for x in (q, k, v))
     width = v.shape[-1]
     if width % 4:
-        # The bits of such a product would depend on where its variant stands in the batch.
+        # With another width, the bits of a product depend on where its variant stands in the batch.
         q, k, v = (functional.pad(x, (0, -width % 4)) for x in (q, k, v))
     scores = matmul_each(q, k.transpose(-1, -2))
     scores += tokens.mask_at(layer, position_set)
@@ -258,16 +262,19 @@ def _after(past: Tensor, x: Tensor) -> Tensor:
     return torch.cat([past.expand(count, -1, -1, -1), x.expand(count, -1, -1, -1)], -2)
 
 
-# Positions as numbers, for arrays; 0 stands for none.
+# Position sets as numbers, for arrays; 0 stands for a node that is not needed.
 POSITION_CODES = {PositionSet.METRIC: 1, PositionSet.WINDOW: 2}
 
 
 @dataclass(frozen=True)
 class LivenessPlan:
-    """Live nodes of a circuit.
+    """The live nodes of a circuit, and at which positions each is needed.
+
+    A sender is live if a path of kept edges leads from it to the logits; no other node is ever computed. A
+    live node is needed at the metric positions only, unless a key or a value is computed from it.
 
     Args:
-        circuit: what is planned for.
+        circuit: whose nodes they are.
         needed: per live sender, where its output is needed.
         receivers: per live receiver, where its input is needed.
     """
@@ -278,6 +285,7 @@ class LivenessPlan:
 
     @classmethod
     def of(cls, circuit: Circuit) -> LivenessPlan:
+        """Plans a circuit, from the logits down."""
         graph = circuit.graph
         plan = cls(circuit, {}, {graph.logits: PositionSet.METRIC})
         for layer in reversed(range(graph.layers)):
@@ -289,7 +297,7 @@ class LivenessPlan:
         return plan
 
     def _visit(self, sender: int) -> None:
-        """Decides one sender. All its readers have been decided before."""
+        """Decides whether a sender is live. All its readers have been decided before."""
         first = self.graph.first_receiver(sender)
         readers = np.flatnonzero(self.circuit.kept[self.graph.outgoing(sender)]) + first
         position_set = {self.receivers[r] for r in readers.tolist() if r in self.receivers}
@@ -300,7 +308,7 @@ class LivenessPlan:
             self.receivers.update(self._inputs(sender))
 
     def _inputs(self, sender: int) -> dict[int, PositionSet]:
-        """The receivers that feed a live sender."""
+        """Returns the receivers that feed a live sender."""
         graph = self.graph
         if sender == INPUT:
             return {}
@@ -316,31 +324,32 @@ class LivenessPlan:
 
     @property
     def graph(self) -> Graph:
+        """The graph of the circuit."""
         return self.circuit.graph
 
     @cached_property
     def sender_codes(self) -> NDArray[np.int8]:
-        """Per sender, 0 if it is not live, else where it is needed: see `POSITION_CODES`."""
+        """Per sender, 0 if it is not live, else its entry of `POSITION_CODES`: int8, [senders]."""
         return _codes(self.needed, self.graph.num_senders)
 
     @cached_property
     def receiver_codes(self) -> NDArray[np.int8]:
-        """Per receiver, 0 if it is not live, else where it is needed: see `POSITION_CODES`."""
+        """Per receiver, 0 if it is not live, else its entry of `POSITION_CODES`: int8, [receivers]."""
         return _codes(self.receivers, self.graph.num_receivers)
 
     @cached_property
     def kept_heads(self) -> NDArray[np.int64]:
-        """Per receiver, how removes_most heads feed it along kept edges."""
+        """Per receiver, how many heads feed it along kept edges: int64, [receivers]."""
         kept = self.circuit.kept & self.graph.head_edges
         # Every receiver has an edge from `input`, so no segment is empty.
         return np.add.reduceat(kept, self.graph.offsets[:-1], dtype=np.int64)
 
     def heads(self, layer: int) -> list[int]:
-        """Live heads of a layer."""
+        """Returns the live heads of a layer, by number within it."""
         return [h for h in range(self.graph.heads) if self.graph.head(layer, h) in self.needed]
 
     def __str__(self) -> str:
-        """One line per layer: live nodes, with * where they are needed at the metric position_set only."""
+        """Lists the live nodes of each layer, with * where they are needed at the metric positions only."""
         lines = []
         for layer in range(self.graph.layers):
             senders = [self.graph.head(layer, h) for h in self.heads(layer)]

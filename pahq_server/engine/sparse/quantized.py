@@ -1,20 +1,18 @@
-"""Which heads run in full precision in which rows.
+"""The linear maps of patched passes under a precision policy, and which heads run in full precision.
 
-A row under a policy that promotes runs the head that its last removed edge leads into in full precision:
-Q, K, V and O, wherever they act in the row. With grouped keys and values these are all heads of the group.
+Base activations are in full precision whatever the policy. A pass changes inputs of linear maps, and only
+these changes are multiplied with the policy's weights. Norms, attention and activations are exact. So an
+error is in proportion to what a pass changes, and what does not change has none. This is how PAHQ
+(arXiv:2510.23264) is served; the paper rounds activations instead, see `engine.literal_rounded`.
 
-
-The linear linears of rows under a policy: what is multiplied with what a row changes.
-
-Bases are in full precision whatever the policy. A row changes inputs of linear linears, and only these
-differences are multiplied with rounded weights. Norms, attention and activations are exact, so an error is in
-proportion to what a row changes, and what does not change has none.
-
-What differences are rounded depends on where the arithmetic is. The linears of heads have d_head inputs or
-outputs: 8-bit products of that size take as long as those of float32, once their inputs are quantized. So heads
-are composed as without a policy, y (W_O8 W_r8) from a head to whatever reads it, with all but the weights in
-full precision; an MLP that hears few heads and nothing else, too. The large linears act on rounded inputs: Q(dx)
+Which changes are rounded depends on where the arithmetic is. The maps of heads have d_head inputs or outputs:
+8-bit products of that size take as long as float32 ones once their inputs are rounded. Heads are therefore
+composed as without a policy, y (W_O8 W_r8) from a head to its reader, with all but the weights in full
+precision. So is an MLP that reads only changes of few heads. The large maps act on rounded inputs: Q(dx)
 W_in8 where an MLP's input changes otherwise, Q(h' - h) W_out8, and Q(dn) W_U8.
+
+Shape suffixes: V variants, N tokens, B columns of the unembedding, D d_model, O outputs, M hidden units, U
+vocabulary.
 """
 
 from __future__ import annotations
@@ -40,48 +38,52 @@ from pahq_server.precision.quantized import Matrix, Quantized, to_floats
 
 @dataclass(frozen=True)
 class Promotion:
-    """The promoted heads of the rows of a sweep.
+    """The heads that passes of a batch run in full precision.
+
+    A pass under a policy that promotes runs the head that its last removed edge leads into in full precision:
+    its W_Q, W_K, W_V and W_O. With grouped keys and values these are all heads of the group.
 
     Args:
-        heads: senders of each set of heads that some row promotes.
+        heads: the different sets of heads that passes promote, as sender indices.
         senders: whether a set promotes a sender: bool, [sets + 1, senders]. The last set is empty.
-        receivers: the same for receivers.
-        of_row: per row, the number of its set; -1 where it promotes nothing.
+        receivers: the same for receivers, [sets + 1, receivers].
+        of_pass: per pass, the number of its set; -1 where it promotes nothing.
     """
 
     heads: tuple[frozenset[int], ...]
     senders: NDArray[np.bool_]
     receivers: NDArray[np.bool_]
-    of_row: Index
+    of_pass: Index
 
     def column(self, columns: Sequence[Index]) -> Index:
-        """A further column to merge by, so that rows of one variant promote the same.
+        """Returns a further column to merge by, so that passes of one variant promote the same heads.
 
-        Passes that no column changes stay unchanged.
+        Passes that no other column changes stay unchanged.
         """
         active = np.logical_or.reduce([column >= 0 for column in columns])
-        column: Index = np.where(active, self.of_row, -1)
+        column: Index = np.where(active, self.of_pass, -1)
         return column
 
     def of_receiver(self, merged: MergedVariants, receiver: int) -> NDArray[np.bool_] | None:
-        """Per merged variant, whether it promotes this receiver; None if none does."""
+        """Tells by merged variant whether it promotes a receiver; None if none does."""
         return self._flags(merged, self.receivers, receiver)
 
     def split_by_precision(
         self, wanted: Index, merged: MergedVariants, sender: int, reader: int | None
     ) -> list[tuple[PairPrecision, Index]]:
-        """Variants of a head split_by_precision by what is promoted: which matrices are rounded, and who wants it then.
+        """Splits the variants of a head by what is promoted: which matrices are the policy's, and who wants
+        the head then.
 
         Args:
-            wanted: per merged variant, the head's, or -1.
-            merged: variants.
+            wanted: per merged variant, that of the head's change, or -1.
+            merged: the merged variants.
             sender: the head.
-            reader: the receiver whose matrix follows on the head's, if one does.
+            reader: the receiver whose matrix is multiplied too; None if none is.
         """
         heads = self._flags(merged, self.senders, sender)
         readers = None if reader is None else self._flags(merged, self.receivers, reader)
         parts, rest = [], wanted
-        # Nobody promotes both: promoted heads are of one layer, and do not read each other.
+        # No pass promotes both: the heads that it promotes are of one layer and do not read each other.
         for precision, flags in (((False, True), heads), ((True, False), readers)):
             if flags is not None:
                 parts.append((precision, np.where(flags, wanted, -1)))
@@ -91,42 +93,44 @@ class Promotion:
     def _flags(
         self, merged: MergedVariants, promoted: NDArray[np.bool_], node: int
     ) -> NDArray[np.bool_] | None:
-        flags: NDArray[np.bool_] = promoted[self.of_row[merged.first], node]
+        flags: NDArray[np.bool_] = promoted[self.of_pass[merged.first], node]
         return flags if flags.any() else None
 
 
 def promotion_of(graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion:
-    """The promotion of rows that lack these edges, each row's last one leading into its own receiver."""
+    """Returns what passes promote that lack these edges, the last of which leads into the receiver under
+    investigation.
+    """
     sets: dict[frozenset[int], int] = {}
-    of_row = np.full(len(removed), -1)
-    rows = np.array([row for row, edges in enumerate(removed) if len(edges)], dtype=np.int64)
-    last = np.array([removed[row][-1] for row in rows.tolist()], dtype=np.int64)
+    of_pass = np.full(len(removed), -1)
+    passes = np.array([index for index, edges in enumerate(removed) if len(edges)], dtype=np.int64)
+    last = np.array([removed[index][-1] for index in passes.tolist()], dtype=np.int64)
     receivers_of, place = np.unique(
         np.searchsorted(graph.offsets, last, side="right") - 1, return_inverse=True
     )
     for number, receiver in enumerate(receivers_of.tolist()):
         heads = frozenset(graph.heads_behind(receiver))
         if heads:
-            of_row[rows[place == number]] = sets.setdefault(heads, len(sets))
+            of_pass[passes[place == number]] = sets.setdefault(heads, len(sets))
     senders = np.zeros((len(sets) + 1, graph.num_senders), dtype=bool)
     receivers = np.zeros((len(sets) + 1, graph.num_receivers), dtype=bool)
     for heads, number in sets.items():
         senders[number, list(heads)] = True
         receivers[number, [r for head in heads for r in graph.head_receivers(head)]] = True
-    return Promotion(tuple(sets), senders, receivers, of_row)
+    return Promotion(tuple(sets), senders, receivers, of_pass)
 
 
-# Outputs of the unembedding that are made floats at a time for `QuantizedLinears.probability_weighted_columns`.
-READ_BACK_OUTPUTS = 4096
+# Columns of the unembedding that `QuantizedLinears.probability_weighted_columns` converts at a time.
+WEIGHTED_COLUMNS = 4096
 
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A model's matrices under a policy.
+    """A model's matrices under a precision policy.
 
     Args:
-        policy: what is rounded and promoted.
-        layers: quantized.
+        policy: says what is rounded to what, and whether heads are promoted.
+        layers: rounded.
         w_u: rounded unembedding, [D, U].
     """
 
@@ -136,18 +140,18 @@ class QuantizedModel:
 
     @classmethod
     def of(cls, model: Model, policy: Policy) -> QuantizedModel | None:
-        """A folded model's; None for ``fp32``, which takes the model as it is."""
+        """Rounds a folded model; None for ``fp32``, which takes the model as it is."""
         if policy.name == "fp32":
             return None
         return cls(policy, round_layers(model, policy), round_unembedding(model, policy))
 
 
 class QuantizedUnembedding:
-    """The unembedding of changes of its input, some rows and logits at a time.
+    """The unembedding of changes of its input, for some passes and columns at a time.
 
     Args:
-        w_u: rounded, [D, U].
-        inputs: the changes, as the policy is_quantized them.
+        w_u: of the policy, [D, U].
+        inputs: the changes, as the policy rounds them.
         shape: of the changes, [V, N, D].
         dtype: of the changes.
     """
@@ -156,13 +160,13 @@ class QuantizedUnembedding:
         self, w_u: Matrix, inputs: Tensor | RoundedInput, shape: Sequence[int], dtype: torch.dtype
     ) -> None:
         self._w_u, self._inputs, self._shape, self._dtype = w_u, inputs, shape, dtype
-        # The logits that were asked for last, with their matrix: floats of it are made once for all rows.
+        # The columns that were asked for last, with their matrix, which is converted once for all passes.
         self._last: tuple[slice, Matrix] | None = None
 
-    def __call__(self, rows: slice, columns: slice) -> Tensor:
-        """Changes of some rows' logits: [v, N, B], in memory of its own."""
-        places = self._shape[1]
-        some = slice(rows.start * places, min(rows.stop, self._shape[0]) * places)
+    def __call__(self, passes: slice, columns: slice) -> Tensor:
+        """Returns the changes of logits of some passes and columns: [v, N, B], in memory of its own."""
+        positions = self._shape[1]
+        some = slice(passes.start * positions, min(passes.stop, self._shape[0]) * positions)
         w = self._matrix(columns)
         if isinstance(self._inputs, RoundedInput):
             inputs = self._inputs.rows(some)
@@ -170,10 +174,10 @@ class QuantizedUnembedding:
         else:
             assert isinstance(w, Tensor)
             product = matmul(self._inputs[some], w).to(self._dtype)
-        return product.view(-1, places, product.shape[-1])
+        return product.view(-1, positions, product.shape[-1])
 
     def values(self) -> Tensor:
-        """The changes of the input as they are multiplied: [V, N, D]."""
+        """Returns the changes of the input as they are multiplied, after rounding: [V, N, D]."""
         inputs = self._inputs.values() if isinstance(self._inputs, RoundedInput) else self._inputs
         return inputs.view(*self._shape)
 
@@ -192,11 +196,11 @@ class QuantizedUnembedding:
 
 
 class QuantizedLinears:
-    """Linear linears of rows.
+    """The linear maps of patched passes under a precision policy.
 
     Args:
-        weights: of the model in full precision, for what is promoted.
-        rounded: the same model's matrices.
+        weights: of the model, in full precision for what is promoted.
+        quantized: the same model's matrices under the policy.
     """
 
     def __init__(self, weights: SparseWeights, quantized: QuantizedModel) -> None:
@@ -205,19 +209,21 @@ class QuantizedLinears:
 
     @property
     def promotes(self) -> bool:
-        """Whether rows run heads in full precision."""
+        """Whether passes run heads in full precision."""
         return self._policy.promotes
 
     def promotion(self, graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion | None:
+        """Returns which heads passes promote that lack these edges; None under a policy that promotes none."""
         return promotion_of(graph, removed) if self._policy.promotes else None
 
     def project(self, receiver: int, dx: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
-        """A change of a receiver's input through its projection: [..., D] to [..., O].
+        """Multiplies a change of a receiver's input with its matrix: [..., D] to [..., O].
 
         Args:
             receiver: q, k, v or MLP receiver.
             dx: the change.
-            tokens: those that run in full precision, and the others: int64; None for none in full precision.
+            tokens: indices of tokens that run in full precision, and of the others; None if all use the
+                policy's matrix.
         """
         kind, layer, _ = self._weights.graph.receiver(receiver)
         if kind == "mlp":
@@ -241,13 +247,13 @@ class QuantizedLinears:
         return torch.cat([self._linear(dx, weights.w_gate), self._linear(dx, weights.w_in)], -1)
 
     def mlp_out(self, layer: int, change: Tensor) -> Tensor:
-        """A change of hidden units through W_out: [..., M] to [..., D]."""
+        """Multiplies a change of hidden units with W_out: [..., M] to [..., D]."""
         w = self._layers[layer].w_out
         assert w is not None
         return self._linear(change, w)
 
     def unembedding(self, dn: Tensor) -> QuantizedUnembedding:
-        """Changes of the unembedding's input, [V, N, D], ready to be multiplied with it."""
+        """Prepares changes of the unembedding's input, [V, N, D], to be multiplied with it."""
         flat = dn.flatten(0, 1)
         if isinstance(self._w_u, Tensor):
             return QuantizedUnembedding(self._w_u, flat.to(self._w_u.dtype), dn.shape, dn.dtype)
@@ -256,17 +262,18 @@ class QuantizedLinears:
         return QuantizedUnembedding(self._w_u, operand, dn.shape, dn.dtype)
 
     def probability_weighted_columns(self, p: Tensor) -> Tensor | None:
-        """Mean rows of the transposed unembedding: ``p @ w_u.T``, [N, D] for [N, U].
+        """Returns ``p @ w_u.T``, the mean of the unembedding's columns under probabilities: [N, D] for p [N,
+        U].
 
-        With it the mean of changes of logits under p follows from changes of the unembedding's input. None
-        where that would not be their mean, as products do not have the precision of float32.
+        With it the mean change of logits under p follows from the change of the unembedding's input. None
+        where it would not, because the products do not have the precision of float32.
         """
         w = self._w_u
         if not isinstance(w, Quantized) or w.data.dtype != torch.int8:
             return None
         total = p.new_zeros(len(p), w.data.shape[0])
-        for first in range(0, p.shape[-1], READ_BACK_OUTPUTS):
-            outputs = slice(first, first + READ_BACK_OUTPUTS)
+        for first in range(0, p.shape[-1], WEIGHTED_COLUMNS):
+            outputs = slice(first, first + WEIGHTED_COLUMNS)
             part = to_floats(w.outputs(outputs.start, outputs.stop), p.dtype)
             total += p[:, outputs] @ part.T
         return total
@@ -280,12 +287,12 @@ class QuantizedLinears:
 def tokens_by_flag(
     flags: NDArray[np.bool_] | None, sizes: Index, device: torch.device
 ) -> tuple[Tensor, Tensor] | None:
-    """Numbers of the tokens of flagged variants and of the others: int64; None without flags.
+    """Returns the indices of the tokens of flagged variants, and of the others: int64; None without flags.
 
     Args:
         flags: per variant.
-        sizes: tokens of each.
-        device: of the numbers.
+        sizes: tokens of each variant.
+        device: of the indices.
     """
     if flags is None:
         return None

@@ -1,13 +1,10 @@
-"""What rows change in the logits, block by block of the vocabulary.
+"""Metrics of patched passes, from changes of the unembedding's input.
 
-Shape suffixes: V rows, N places where the metric is read, D d_model, U output vocabulary, B some of it.
+A metric is computed from the difference of logits to the full model's. The score of a pass that changes
+nothing is therefore exact: zero in, zero out. Logits are made a block of the vocabulary at a time.
 
-
-Metrics of rows from the normed input of the unembedding, as differences from the full model.
-
-Working with differences makes the score of an unchanged row exact: zero in, zero out.
-
-Shape suffixes: V rows, N places where the metric is read, D d_model, U output vocabulary.
+Shape suffixes: V variants of the final residual stream, N metric positions, D d_model, U vocabulary, B a
+block of it.
 """
 
 from __future__ import annotations
@@ -31,22 +28,22 @@ from pahq_server.precision.products import matmul
 class LogitChanges(Protocol):
     """Differences of logits from the full model's."""
 
-    def __call__(self, rows: slice, columns: slice) -> Tensor:
-        """Those of some rows and columns: [v, N, B], in memory of its own."""
+    def __call__(self, passes: slice, columns: slice) -> Tensor:
+        """Returns the differences of some variants and columns: [v, N, B], in memory of its own."""
         ...
 
     def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
-        """Their mean under probabilities: [V, N].
+        """Returns the mean of the differences under probabilities: [V, N].
 
         Args:
             p_NU: the probabilities.
-            read_ND: ``p_NU @ w_u.T``, of the matrix that the changes are made with.
+            read_ND: ``p_NU @ w_u.T``, of the matrix that the differences are made with.
         """
         ...
 
 
 class ExactLogitChanges:
-    """In full precision.
+    """Differences of logits in full precision.
 
     Args:
         dn: difference of the unembedding's input from the full model's, [V, N, D].
@@ -56,22 +53,23 @@ class ExactLogitChanges:
     def __init__(self, dn: Tensor, w_u: Tensor) -> None:
         self._dn, self._w_u = dn, w_u
 
-    def __call__(self, rows: slice, columns: slice) -> Tensor:
-        return matmul(self._dn[rows], self._w_u[:, columns])
+    def __call__(self, passes: slice, columns: slice) -> Tensor:
+        return matmul(self._dn[passes], self._w_u[:, columns])
 
     def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
         return products.sums(self._dn * read_ND)
 
 
 class QuantizedLogitChanges:
-    """In low precision from the rows' bases, whose own are exact.
+    """Differences of logits under a precision policy: exact up to the base circuit, rounded from there.
 
     Args:
-        of_bases: give the differences of the bases' logits, [N, U] each, for metrics that read them.
+        of_bases: give the differences of the base circuits' logits, [N, U] each; called if a metric reads
+            them.
         means: give the means of these, [N] each, for probabilities [N, U].
-        base: per row, the number of its base among them: int64, [V].
-        dn: difference of the unembedding's input from the base's, [V, N, D].
-        linears: the policy's.
+        base: per variant, the number of its base among them: [V].
+        dn: difference of the unembedding's input from the base circuit's, [V, N, D].
+        linears: of the policy.
     """
 
     def __init__(
@@ -93,9 +91,9 @@ class QuantizedLogitChanges:
     def _unembedding(self) -> QuantizedUnembedding:
         return self._linears.unembedding(self._dn)
 
-    def __call__(self, rows: slice, columns: slice) -> Tensor:
-        changes = self._unembedding(rows, columns)
-        base = self._base[rows]
+    def __call__(self, passes: slice, columns: slice) -> Tensor:
+        changes = self._unembedding(passes, columns)
+        base = self._base[passes]
         for first, last in runs(base):
             changes[first:last] += self._known[base[first]][:, columns]
         return changes
@@ -106,10 +104,11 @@ class QuantizedLogitChanges:
         return own + of_bases[as_tensor(self._base, own.device)]
 
 
-# From n' - n of the full model, [V, N, D], and what it changes in the logits, to one metric per row, [V].
+# Computes one metric per variant, [V], from the change of the unembedding's input against the full model's,
+# [V, N, D], and what this changes in the logits.
 DifferenceMetric = Callable[[Tensor, LogitChanges], Tensor]
 
-# Columns of the unembedding, and logits, that are worked on at once: on CPUs they stay in a core's cache.
+# How many columns of the unembedding, and logits, are worked on at once. On CPUs they stay in a core's cache.
 BLOCK_COLUMNS, BLOCK_LOGITS = 2048, 1 << 19
 DEVICE_COLUMNS, DEVICE_LOGITS = 1 << 14, 1 << 25
 
@@ -117,11 +116,17 @@ DEVICE_COLUMNS, DEVICE_LOGITS = 1 << 14, 1 << 25
 def kl_divergence(
     weights: SparseWeights, task: TokenTask, full_ND: Tensor, linears: QuantizedLinears | None
 ) -> DifferenceMetric:
-    """KL(p || p') = log(sum of p exp(dL - c)) - sum of p (dL - c) with dL the difference of logits.
+    """KL(p || p') = log(sum of p exp(dL - c)) - sum of p (dL - c), with dL the difference of logits.
 
     With c = p . dL the second sum is zero. The first is computed as log1p(sum of p expm1(dL - c)): nothing is
     lost where differences are small, and by Jensen's inequality the sum is never negative, so nothing cancels
     where they are large. Where dL itself is rounded, c is only near p . dL, and the second sum is small.
+
+    Args:
+        weights: of the model.
+        task: the prompts.
+        full_ND: the full model's normed input of the unembedding.
+        linears: of a precision policy; None for full precision.
     """
     w_u = weights.weights.w_u
     log_p_NU = _logits(weights, full_ND).log_softmax(-1)
@@ -132,24 +137,26 @@ def kl_divergence(
         w_u.shape[-1],
     )
     knows_mean = linears is None or probability_weighted_columns is not None
-    del w_u, probability_weighted_columns  # it may have been read for this ablate
+    del w_u, probability_weighted_columns  # it may have been read from a file for this
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
         mean_VN = changes.mean(p_NU, read_ND) if knows_mean else products.sums(dn_VND * read_ND)
         c_VN1 = mean_VN[..., None]
 
-        def sums(rows: slice, columns: slice) -> Tensor:
-            centred, p = changes(rows, columns).sub_(c_VN1[rows]), p_NU[:, columns]
+        def sums(passes: slice, columns: slice) -> Tensor:
+            centred, p = changes(passes, columns).sub_(c_VN1[passes]), p_NU[:, columns]
             second = None if knows_mean else products.inner(centred, p)
             growth = products.sums(centred.expm1_().mul_(p))
             return growth[..., None] if second is None else torch.stack([growth, second], -1)
 
         sums_VNS = _sum_over_vocabulary(dn_VND, vocabulary, sums, 1 if knows_mean else 2)
         kl_VN = sums_VNS[..., 0].log1p()
-        for row in torch.nonzero(~torch.isfinite(kl_VN).all(-1)).flatten().tolist():
-            # Very large differences overflow expm1; then nothing is lost by adding logarithms.
-            centred = changes(slice(row, row + 1), slice(0, vocabulary))[0] - c_VN1[row]
-            kl_VN[row] = torch.where(kl_VN[row].isfinite(), kl_VN[row], (log_p_NU + centred).logsumexp(-1))
+        for index in torch.nonzero(~torch.isfinite(kl_VN).all(-1)).flatten().tolist():
+            # expm1 overflows for very large differences. Then adding logarithms loses nothing.
+            centred = changes(slice(index, index + 1), slice(0, vocabulary))[0] - c_VN1[index]
+            kl_VN[index] = torch.where(
+                kl_VN[index].isfinite(), kl_VN[index], (log_p_NU + centred).logsumexp(-1)
+            )
         return _mean(kl_VN if knows_mean else kl_VN - sums_VNS[..., 1])
 
     return measure
@@ -158,12 +165,12 @@ def kl_divergence(
 def l2(
     weights: SparseWeights, task: TokenTask, full_ND: Tensor, linears: QuantizedLinears | None
 ) -> DifferenceMetric:
-    """Mean squared difference of logits."""
+    """Mean squared difference of logits. Args as for `kl_divergence`."""
     count = weights.arch.output_vocabulary
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
-        def squares(rows: slice, columns: slice) -> Tensor:
-            return products.sums(changes(rows, columns).square_())[..., None]
+        def squares(passes: slice, columns: slice) -> Tensor:
+            return products.sums(changes(passes, columns).square_())[..., None]
 
         return _mean(_sum_over_vocabulary(dn_VND, count, squares, 1)[..., 0]) / count
 
@@ -173,27 +180,30 @@ def l2(
 def logit_difference(
     weights: SparseWeights, task: TokenTask, full_ND: Tensor, linears: QuantizedLinears | None
 ) -> DifferenceMetric:
-    """The full model's add_product a linear function of the difference: no logits are needed."""
+    """The full model's negative logit difference plus a linear function of dn: no logits are needed.
+
+    Args as for `kl_divergence`.
+    """
     assert task.answers is not None
     assert task.wrong_answers is not None
-    places = [prompt for prompt, _ in task.metric_positions()]
-    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, places].to(full_ND.device)
+    prompts = [prompt for prompt, _ in task.metric_positions()]
+    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, prompts].to(full_ND.device)
     w_u, logits_NU = weights.weights.w_u, _logits(weights, full_ND)
-    rows = torch.arange(len(places), device=full_ND.device)
-    full = -(logits_NU[rows, right] - logits_NU[rows, wrong]).mean()
+    positions = torch.arange(len(prompts), device=full_ND.device)
+    full = -(logits_NU[positions, right] - logits_NU[positions, wrong]).mean()
     direction_ND = (w_u[:, right] - w_u[:, wrong]).T
     return lambda dn_VND, _: full - _mean(products.sums(dn_VND * direction_ND))
 
 
 def answer_margins(weights: SparseWeights, task: TokenTask, full_ND: Tensor) -> tuple[float, ...] | None:
-    """The full model's logit[answer] - logit[wrong answer] at every place, without the other logits.
+    """Returns the full model's logit[answer] - logit[wrong answer] at every metric position.
 
-    None for a task without answers or wrong answers.
+    None for a task without answers or wrong answers. Only the columns of these tokens are computed.
     """
     if task.answers is None or task.wrong_answers is None:
         return None
-    places = [prompt for prompt, _ in task.metric_positions()]
-    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, places].to(full_ND.device)
+    prompts = [prompt for prompt, _ in task.metric_positions()]
+    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, prompts].to(full_ND.device)
     w_u, b_u = weights.weights.w_u, weights.weights.b_u
     margins_N = (full_ND * (w_u[:, right] - w_u[:, wrong]).T).sum(-1)
     return tuple((margins_N if b_u is None else margins_N + (b_u[right] - b_u[wrong])).tolist())
@@ -209,11 +219,12 @@ DIFFERENCE_METRICS: dict[
 
 
 def _mean(x_VN: Tensor) -> Tensor:
-    """Over the places: [V]."""
+    """Returns the mean over metric positions: [V]."""
     return products.sums(x_VN) / x_VN.shape[-1]
 
 
 def _logits(weights: SparseWeights, normed_ND: Tensor) -> Tensor:
+    """Returns the logits of a normed input of the unembedding: [N, U]."""
     logits_NU = normed_ND @ weights.weights.w_u
     return logits_NU if weights.weights.b_u is None else logits_NU + weights.weights.b_u
 
@@ -221,21 +232,22 @@ def _logits(weights: SparseWeights, normed_ND: Tensor) -> Tensor:
 def _sum_over_vocabulary(
     dn_VND: Tensor, vocabulary: int, part: Callable[[slice, slice], Tensor], count: int
 ) -> Tensor:
-    """Sums of functions of the change of logits over the vocabulary, [V, N, count], a few columns at a time.
+    """Sums functions of the differences of logits over the vocabulary, a block of columns at a time: [V, N,
+    count].
 
     Args:
         dn_VND: change of the unembedding's input.
         vocabulary: number of logits, U.
-        part: the sums over some columns for some rows: [v, N, count].
-        count: how removes_most sums.
+        part: returns the sums over some columns, for some variants: [v, N, count].
+        count: how many sums there are.
     """
-    rows, places, _ = dn_VND.shape
+    passes, positions, _ = dn_VND.shape
     block, logits = (BLOCK_COLUMNS, BLOCK_LOGITS) if dn_VND.is_cpu else (DEVICE_COLUMNS, DEVICE_LOGITS)
-    total_VNS = dn_VND.new_zeros(rows, places, count)
+    total_VNS = dn_VND.new_zeros(passes, positions, count)
     for first in range(0, vocabulary, block):
         columns = slice(first, min(first + block, vocabulary))
-        step = max(1, logits // (places * (columns.stop - first)))
-        for row in range(0, rows, step):
-            some = slice(row, row + step)
+        step = max(1, logits // (positions * (columns.stop - first)))
+        for start in range(0, passes, step):
+            some = slice(start, start + step)
             total_VNS[some] += part(some, columns)
     return total_VNS

@@ -1,20 +1,11 @@
-"""A plain forward pass, layer by layer: where the clean and the corrupted values come from.
+"""The clean and the ablated run of a job: what removed edges carry, and where base activations start from.
 
-Shape suffixes: P prompts, W columns that are computed, T columns that are attended to, D d_model,
-K d_head, H heads, G key/value heads.
+Keys and values of positions before the window (see `positions`) never change under resample ablation and
+causal attention. They are computed in full blocks of tokens, each from the tokens up to its end alone, so
+that their bits do not depend on which job computes them first; all jobs whose prompts begin alike share them.
 
-
-Keys and values of the positions before the window, shared by all prompts and jobs that begin alike.
-
-Under resample ablation and causal attention they never change. Full blocks of tokens are computed one by
-one, each from the tokens up to its end ablate, so that their bits do not depend on who asks first.
-
-Shape suffixes: G key/value heads, P prompts, B tokens of a block, K d_head.
-
-
-What all bases of a job share: the model, the prompts, and the two unpatched passes.
-
-Shape suffixes: P prompts, N packed tokens of the window, T positions, D d_model, K d_head.
+Shape suffixes: P prompts, W positions that are computed, T positions that are attended to, N packed tokens of
+the window, B tokens of a block, D d_model, K d_head, H heads, G key/value heads.
 """
 
 from __future__ import annotations
@@ -37,13 +28,13 @@ from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import LayerWeights, Model
 from pahq_server.precision.products import matmul
 
-# Keys and values of a layer at the columns before those that are computed: [G, P, T - W, K] each.
+# Keys and values of a layer at the positions before those that are computed: [G, P, T - W, K] each.
 KeysAndValues = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """What one layer reads and puts out, at the columns that are computed.
+    """What one layer reads and puts out, at the positions that are computed.
 
     Args:
         attention_in, mlp_in: the residual stream that the receivers read, [P, W, D].
@@ -69,14 +60,15 @@ def run_layers(
     past: Callable[[int], KeysAndValues] | None = None,
     first: int = 0,
 ) -> Iterator[LayerActivations]:
-    """The layers of a folded model in order.
+    """Runs a folded model and yields its layers in order.
 
     Args:
         model: with folded norms.
-        hidden: per layer, 0 where a computed column sees a key and -inf where not: [P, W, T].
-        token_ids: padded prompts [P, T].
-        past: keys and values of a layer at the columns before ``first``, which are not computed again.
-        first: first column to compute.
+        masks: per layer, the attention mask of the computed positions: 0 or -inf, [P, W, T].
+        token_ids: padded prompts, [P, T].
+        past: gives keys and values of a layer at the positions before ``first``, which are not computed
+            again.
+        first: first position to compute.
     """
     arch, weights = model.architecture, model.weights
     positions = torch.arange(first, token_ids.shape[1], device=token_ids.device)
@@ -97,7 +89,9 @@ def run_layers(
 
 
 def mean_over_prompts(tokens: TokenLayout) -> Callable[[Tensor], Tensor]:
-    """Replaces every prompt's values by their mean per position, padding excluded: [..., P, T, d]."""
+    """Returns a function that replaces the prompts' values by their mean per position, padding excluded:
+    [..., P, T, d].
+    """
     real_PT1 = tokens.real[..., None]
     count_T1 = real_PT1.sum(0)
     return lambda x: ((x * real_PT1.to(x.dtype)).sum(-3, keepdim=True) / count_T1).expand_as(x)
@@ -111,6 +105,7 @@ def _attention(
     positions: Tensor,
     past: KeysAndValues | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns head outputs before W_O, keys and values of a layer."""
     arch, rotary = model.architecture, model.weights.rotary
     x_PWD = transformer.norm(arch, stream, None, None)
 
@@ -130,6 +125,7 @@ def _attention(
 
 
 def _mlp(model: Model, weights: LayerWeights, stream: Tensor) -> Tensor:
+    """Returns the output of an MLP: [P, W, D]."""
     assert weights.w_in is not None
     assert weights.b_in is not None
     assert weights.w_out is not None
@@ -149,11 +145,11 @@ BLOCK_TOKENS = 64
 
 
 class SharedPrefix:
-    """The full blocks before a job's window.
+    """The full blocks of tokens before a job's window: their keys and values.
 
     Args:
         cache: of all jobs.
-        namespace: what else determines the values: the model's revision and precision.
+        namespace: names what else determines the values: the model's revision and precision.
         model: folded.
         tokens: of the job.
     """
@@ -161,9 +157,9 @@ class SharedPrefix:
     def __init__(self, cache: PrefixCache, namespace: bytes, model: Model, tokens: TokenLayout) -> None:
         self.length = tokens.start // BLOCK_TOKENS * BLOCK_TOKENS
         self._blocks: dict[bytes, BlockTable] = {}
-        # Per block and layer, what is read in place, good until the block is released.
+        # By block and layer: tensors that are read in place, valid until the block is released.
         self._views: dict[tuple[bytes, int], Tensor] = {}
-        # Per prompt, the keys of its blocks; a single entry if all prompts begin alike.
+        # Per prompt, the keys of its blocks; a single entry if all prompts begin with the same tokens.
         self._chains: list[list[bytes]] = []
         prompts = tokens.clean[:, : self.length].tolist() if self.length else []
         distinct = {tuple(ids): None for ids in prompts}
@@ -177,26 +173,26 @@ class SharedPrefix:
             raise
 
     def past(self, layer: int, prompts: int) -> KeysAndValues:
-        """Keys and values of a layer: [G, P, length, K] each."""
+        """Returns keys and values of a layer: [G, P, length, K] each."""
         rows = [torch.cat([self._block(key, layer) for key in keys], 2) for keys in self._chains]
         both = torch.stack(rows, 2).expand(-1, -1, prompts, -1, -1)
         return both[0], both[1]
 
     def of_head(self, layer: int, values: bool, head: int, prompts: int) -> Tensor:
-        """Keys, or values, of one head: [P, length, K]."""
+        """Returns keys, or values, of one head: [P, length, K]."""
         place = (int(values), head)
         rows = [torch.cat([self._block(key, layer)[place] for key in keys]) for keys in self._chains]
         return torch.stack(rows).expand(prompts, -1, -1)
 
     def release(self) -> None:
-        """Gives the blocks back; the cache keeps them while there is room. May be called again."""
+        """Gives the blocks back. The cache keeps them while there is room. May be called again."""
         for block in self._blocks.values():
             block.release()
         self._blocks.clear()
         self._views.clear()
 
     def _block(self, key: bytes, layer: int) -> Tensor:
-        """Keys and values of a block: [2, G, B, K]."""
+        """Returns keys and values of a block: [2, G, B, K]."""
         block = self._views.get((key, layer))
         if block is None:
             table = self._blocks[key]
@@ -208,7 +204,7 @@ class SharedPrefix:
     def _load(
         self, cache: PrefixCache, model: Model, tokens: TokenLayout, ids: list[int], keys: list[bytes]
     ) -> None:
-        """Makes the blocks of one prompt available, from the cache as far as it goes."""
+        """Makes the blocks of one prompt available, from the cache as far as it has them."""
         for key, block in zip(keys, cache.lookup(keys), strict=False):
             if key in self._blocks:
                 block.release()
@@ -222,7 +218,7 @@ class SharedPrefix:
     def _computed(
         self, cache: PrefixCache, model: Model, tokens: TokenLayout, ids: list[int], before: Sequence[bytes]
     ) -> BlockTable:
-        """The block after some others: per layer, keys and values [2, G, B, K]."""
+        """Computes the block that follows some others: per layer, keys and values [2, G, B, K]."""
         first, end = len(before) * BLOCK_TOKENS, (len(before) + 1) * BLOCK_TOKENS
 
         def past(layer: int) -> KeysAndValues:
@@ -247,15 +243,19 @@ KEYS, VALUES = "keys", "values"
 
 
 class RunActivations(Protocol):
-    """Values of an unpatched pass at the packed tokens of the window."""
+    """Activations of an unpatched run at the packed tokens of the window."""
 
     def get(self, layer: int, name: str) -> Tensor:
-        """``z`` [H, N, K]; ``mlp``, ``attention_in``, ``mlp_in`` [N, D]; after all, ``final`` [N, D]."""
+        """Returns an activation by layer and name.
+
+        Names are ``z`` [H, N, K]; ``mlp``, ``attention_in`` and ``mlp_in`` [N, D]; and, of the layer after
+        the last, ``final`` [N, D].
+        """
         ...
 
 
 class UnpatchedRuns:
-    """What all bases of a job share. Whoever makes one releases it.
+    """The clean and the ablated run of a job. Whoever makes one releases it.
 
     Args:
         weights: of the model under the job's graph.
@@ -263,7 +263,7 @@ class UnpatchedRuns:
         tokens: the prompts.
         ablation: ``resample``, ``zero`` or ``mean``.
         prefixes: keys and values of tokens that prompts begin with.
-        namespace: what determines these besides the tokens.
+        namespace: names what determines these besides the tokens.
 
     Raises OutOfPagesError if the pool of ``prefixes`` has no room.
     """
@@ -279,13 +279,13 @@ class UnpatchedRuns:
     ) -> None:
         self.weights, self.tokens, self.graph, self.pool = weights, tokens, weights.graph, prefixes.pool
         self._prefix = SharedPrefix(prefixes, namespace, model, tokens)
-        # Keys and values of the columns between the prefix' last full block and the window.
+        # Keys and values of the positions between the last full block of the prefix and the window.
         self._rest = PagedTensors(self.pool)
         self._clean = PagedTensors(self.pool)
         self._ablated = PagedTensors(self.pool)
         self.clean: RunActivations = self._clean
         self.ablated: RunActivations = self._ablated
-        # What `quantized_ablation_of_clean` gave last, and of how removes_most senders.
+        # The last result of `quantized_ablation_of_clean`, with the number of senders that it is for.
         self._quantized_ablation: tuple[int, Tensor] | None = None
         try:
             self._run_passes(model, ablation)
@@ -294,20 +294,22 @@ class UnpatchedRuns:
             raise
 
     def release(self) -> None:
-        """Frees all values. May be called again."""
+        """Frees all activations. May be called again."""
         self._prefix.release()
         for tensors in (self._rest, self._clean, self._ablated):
             tensors.release()
 
     def stream(self, values: RunActivations, receiver: int) -> Tensor:
-        """The full residual stream that a receiver would read: [N, D]."""
+        """Returns the residual stream of a run that a receiver would read: [N, D]."""
         kind, layer, _ = self.graph.receiver(receiver)
         if kind == "logits":
             return values.get(layer, FINAL)
         return values.get(layer, MLP_IN if kind == "mlp" else ATTENTION_IN)
 
     def output(self, values: RunActivations, sender: int, places: PositionSet = PositionSet.WINDOW) -> Tensor:
-        """A sender's output in coordinates: [N, K or D]."""
+        """Returns a sender's output in a run: z of a head, [N, K], or the output of ``input`` or an MLP, [N,
+        D].
+        """
         if sender == INPUT:
             x = values.get(0, ATTENTION_IN)
         else:
@@ -316,7 +318,7 @@ class UnpatchedRuns:
         return self.tokens.narrow(x, PositionSet.WINDOW, places)
 
     def prefix(self, receiver: int) -> Tensor:
-        """Keys or values before the window of a k or v receiver: [P, start, K]."""
+        """Returns keys or values before the window, of a k or v receiver: [P, start, K]."""
         kind, layer, unit = self.graph.receiver(receiver)
         head = unit * self.graph.kv_heads // self.graph.kv_units
         rest = self._rest.get(layer, KEYS if kind == "k" else VALUES)[head]
@@ -325,9 +327,11 @@ class UnpatchedRuns:
         return torch.cat([self._prefix.of_head(layer, kind == "v", head, self.tokens.prompts), rest], 1)
 
     def quantized_ablation_of_clean(self, receiver: int) -> Tensor:
-        """What ablating all that a receiver hears of the clean pass changes, through rounded W_O: [N, D].
+        """Returns what ablating all senders of a receiver changes in the clean run, through the policy's W_O:
+        [N, D].
 
-        It is the same for all receivers of a kind in a layer, which follow each other in most searches.
+        It is the same for all receivers of a kind in a layer. Most searches visit these one after the other,
+        so the last result is remembered.
         """
         count = self.graph.upstream(receiver)
         if self._quantized_ablation is None or self._quantized_ablation[0] != count:
@@ -342,9 +346,12 @@ class UnpatchedRuns:
         return self._quantized_ablation[1]
 
     def add_outputs(self, x: Tensor, terms: list[tuple[int, Tensor]], quantized: bool = False) -> Tensor:
-        """``x`` add_product what senders write, given coordinates [..., N, K or D]; x is [..., N, D].
+        """Adds what senders write to the residual stream.
 
-        Of heads through their rounded W_O if ``low``.
+        Args:
+            x: [..., N, D].
+            terms: senders with their outputs, z of heads, [..., N, K or D].
+            quantized: whether heads write through the policy's W_O.
         """
         heads = [(sender, z) for sender, z in terms if is_head(self.graph, sender)]
         if heads:
@@ -379,7 +386,7 @@ class UnpatchedRuns:
                 self._store(self._ablated, number, layer, lambda x: x)
 
     def _past(self, layer: int) -> KeysAndValues:
-        """Keys and values before the window: [G, P, start, K] each."""
+        """Returns keys and values before the window: [G, P, start, K] each."""
         keys, values = self._rest.get(layer, KEYS), self._rest.get(layer, VALUES)
         if not self._prefix.length:
             return keys, values
@@ -389,7 +396,7 @@ class UnpatchedRuns:
     def _store(
         self, values: PagedTensors, number: int, layer: LayerActivations, change: Callable[[Tensor], Tensor]
     ) -> None:
-        """Keeps the window of a layer's values, after a change."""
+        """Stores the window of a layer's activations, each passed through ``change``."""
         grid, width = self.tokens.grid(PositionSet.WINDOW), self.tokens.end - self.tokens.start
         streams: Iterable[tuple[str, Tensor | None]] = (
             (Z, layer.z),
@@ -406,7 +413,7 @@ class UnpatchedRuns:
 
 
 class _ZeroAblation:
-    """Zero ablation: all that is left in the residual stream are the attention output biases."""
+    """The ablated run under zero ablation: only the attention output biases are left in the residual stream."""
 
     def __init__(self, model: Model, clean: PagedTensors) -> None:
         self._model, self._clean = model, clean
@@ -423,4 +430,5 @@ class _ZeroAblation:
 
 
 def is_head(graph: Graph, sender: int) -> bool:
+    """Tells whether a sender is an attention head."""
     return sender != INPUT and (sender - 1) % graph.senders_per_layer < graph.heads

@@ -1,7 +1,8 @@
-"""Grouping rows that agree on all inputs of a node, so that each distinct input is computed once.
+"""Grouping passes that agree on all inputs of a node, so that each distinct input is computed once.
 
-The values of V variants stand one after the other in one tensor: [V, N, d] where all have equally removes_most
-tokens, [1, sum of N, d] where they belong to jobs of different sizes. Arithmetic does not notice.
+A *variant* of a node is one of its distinct values in a batch. The values of V variants stand one after the
+other in one tensor: [V, N, d] where all have equally many tokens N, [1, sum of N, d] where they belong to
+jobs of different sizes. Matrix products and elementwise operations are the same in both layouts.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from torch import Tensor
 
 Index = NDArray[np.int64]
 
-# Up to so removes_most rows are merged one by one.
+# Up to so many passes are merged one by one.
 FEW_PASSES = 96
-# Numbers of combinations above this are made small again before they can overflow.
+# Numbers of combinations above this are renumbered before they can overflow.
 _LARGE = 1 << 40
 
 
@@ -31,9 +32,9 @@ class MergedVariants:
 
     Args:
         count: number of merged variants, V.
-        picks: per input, its variant in each merged one [V]; -1 where it is unchanged.
-        variant: per row, its merged variant; -1 where no input changed.
-        first: per merged variant, its first row [V].
+        picks: per input, its variant in each merged one, [V]; -1 where the input is unchanged.
+        variant: per pass, its merged variant; -1 where no input changed.
+        first: per merged variant, its first pass, [V].
     """
 
     count: int
@@ -42,11 +43,11 @@ class MergedVariants:
     first: Index
 
     def some(self, chosen: Index) -> MergedVariants:
-        """Only the chosen variants; ``variant`` keeps the old numbers."""
+        """Selects merged variants; ``variant`` keeps the old numbers."""
         return MergedVariants(len(chosen), [p[chosen] for p in self.picks], self.variant, self.first[chosen])
 
     def parts(self, most: int | None) -> Iterator[tuple[int, MergedVariants]]:
-        """All variants, at most so removes_most at a time, each part with the number of its first one."""
+        """Yields all variants, at most so many at a time, each part with the number of its first one."""
         if most is None or self.count <= most:
             yield 0, self
             return
@@ -72,47 +73,50 @@ class VariantValues:
 
     @cached_property
     def even(self) -> bool:
+        """Whether all variants have equally many tokens, and the layout that goes with it."""
         return len(self.data) == len(self.sizes)
 
     def of(self, variant: int) -> Tensor:
-        """Value of one variant: [N, ...]."""
+        """Returns the value of one variant: [N, ...]."""
         if self.even:
             return self.data[variant]
         return self.data[0, self.starts[variant] : self.starts[variant] + self.sizes[variant]]
 
     @cached_property
     def starts(self) -> Index:
-        """First token of each variant."""
+        """The first token of each variant: [V]."""
         return np.cumsum(self.sizes) - self.sizes
 
 
 def layout(sizes: Index) -> tuple[int, int]:
-    """The first two dimensions of the values of variants with these sizes."""
+    """Returns the first two dimensions of the values of variants with these sizes."""
     even = len(sizes) == 1 or bool((sizes == sizes[0]).all())
     return (len(sizes), int(sizes[0])) if even else (1, int(sizes.sum()))
 
 
 def as_tensor(numbers: NDArray[Any], device: torch.device) -> Tensor:
-    """Numbers as an index of tensors on a device."""
+    """Copies numbers to a device, as an index of tensors."""
     index = torch.from_numpy(numbers)
     if device.type == "cuda":
-        # Copied from other memory, the host would wait for all that the device still has to do.
+        # A copy from memory that is not pinned would wait for all work that the device still has to do.
         return index.pin_memory().to(device, non_blocking=True)
     return index.to(device)
 
 
 def with_layout(flat: Tensor, sizes: Index) -> Tensor:
-    """The tokens of all variants, [sum of N, ...], as values of variants with these sizes."""
+    """Gives the tokens of all variants, [sum of N, ...], the layout that goes with these sizes."""
     return flat.view(*layout(sizes), *flat.shape[1:])
 
 
 def merge(columns: Sequence[Index]) -> MergedVariants | None:
-    """Groups rows by their inputs' variants, which are of one base each; None if no row changes any input."""
+    """Groups passes by the variants of their inputs, which are of one base each; None if no pass changes any
+    input.
+    """
     if not columns:
         return None
     if len(columns[0]) <= FEW_PASSES:
         return _merge_few(columns)
-    # One number per row that is equal for equal combinations of variants.
+    # One number per pass that is equal for equal combinations of variants.
     combined = columns[0] + 1
     for column in columns[1:]:
         combined = combined * (int(column.max()) + 2) + column + 1
@@ -122,7 +126,7 @@ def merge(columns: Sequence[Index]) -> MergedVariants | None:
     if not len(active):
         return None
     _, first, inverse = np.unique(combined[active], return_index=True, return_inverse=True)
-    # Numbered in order of their first rows: variants of one job stand together.
+    # Numbered in the order of their first passes, so that variants of one job stand together.
     order = np.argsort(first)
     variant = np.full(len(combined), -1)
     variant[active] = np.argsort(order)[inverse]
@@ -131,24 +135,30 @@ def merge(columns: Sequence[Index]) -> MergedVariants | None:
 
 
 def _merge_few(columns: Sequence[Index]) -> MergedVariants | None:
-    """`merge`, row by row: with few rows every call of numpy takes longer than a row."""
+    """`merge`, pass by pass: for few passes, a call of numpy takes longer than a pass."""
     numbers: dict[tuple[int, ...], int] = {(-1,) * len(columns): -1}
     variant: list[int] = []
     first: list[int] = []
-    for row, combination in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for index, combination in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         number = numbers.get(combination)
         if number is None:
             number = numbers[combination] = len(first)
-            first.append(row)
+            first.append(index)
         variant.append(number)
     if not first:
         return None
-    rows = np.array(first)
-    return MergedVariants(len(first), [column[rows] for column in columns], np.array(variant), rows)
+    firsts = np.array(first)
+    return MergedVariants(len(first), [column[firsts] for column in columns], np.array(variant), firsts)
 
 
 def pick(values: VariantValues, wanted: Index, sizes: Index) -> VariantValues:
-    """Values by merged variant, which have the given sizes; zero where -1 is wanted. A view if it can be."""
+    """Selects values by merged variant; zero where -1 is wanted. A view where possible.
+
+    Args:
+        values: of the variants before merging.
+        wanted: per merged variant, the one before merging, or -1.
+        sizes: tokens of the merged variants, [V].
+    """
     first, last = int(wanted[0]), int(wanted[0]) + len(wanted)
     if first >= 0 and bool((wanted == np.arange(first, last)).all()):
         return (
@@ -172,7 +182,7 @@ def pick(values: VariantValues, wanted: Index, sizes: Index) -> VariantValues:
 
 
 def part_of(values: VariantValues, begin: int, end: int) -> Tensor:
-    """Consecutive variants, laid out as their sizes are."""
+    """Returns consecutive variants, in the layout that goes with their sizes."""
     if end - begin == len(values.sizes):
         return values.data
     starts = values.starts
@@ -180,22 +190,22 @@ def part_of(values: VariantValues, begin: int, end: int) -> Tensor:
     return with_layout(values.data.flatten(0, 1)[starts[begin] : last], values.sizes[begin:end])
 
 
-def joined(parts: Sequence[VariantValues]) -> VariantValues:
-    """The variants of all parts, one after the other."""
+def concatenated(parts: Sequence[VariantValues]) -> VariantValues:
+    """Returns the variants of all parts, one after the other."""
     sizes = np.concatenate([part.sizes for part in parts])
     data = torch.cat([part.data.flatten(0, 1) for part in parts])
     return VariantValues(with_layout(data, sizes), sizes)
 
 
 def token_index(starts: Index, sizes: Index) -> Index:
-    """The numbers ``starts[i] ... starts[i] + sizes[i] - 1`` for every i, one after the other."""
+    """Returns the numbers ``starts[i] ... starts[i] + sizes[i] - 1`` for every i, one after the other."""
     offsets = np.cumsum(sizes) - sizes
     index: Index = np.arange(int(sizes.sum())) + np.repeat(starts - offsets, sizes)
     return index
 
 
 def runs(numbers: Index) -> list[tuple[int, int]]:
-    """Where equal numbers stand together: begin and end of each run."""
+    """Returns begin and end of each run of equal numbers."""
     if not len(numbers):
         return []
     later = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1
@@ -203,4 +213,5 @@ def runs(numbers: Index) -> list[tuple[int, int]]:
 
 
 def is_identity(wanted: Index, count: int) -> bool:
+    """Tells whether the variants are all of ``count``, in order."""
     return len(wanted) == count and bool((wanted == np.arange(count)).all())

@@ -1,12 +1,7 @@
-"""Activations whose every element has the same bits wherever it stands in a tensor.
+"""The weights of a folded model by receiver and head, products of them, and activation functions.
 
-torch's fused SiLU and GELU round the last few elements of a tensor, which do not fill a vector
-register, in another way than the rest. These are made of operations that do not (a test holds this).
-
-
-A folded model in the form the sweep wants: one matrix per receiver and per head, and their products.
-
-Shape suffixes: D d_model, K d_head, O width of a receiver (d_head, or hidden units of an MLP).
+Shape suffixes: D d_model, K d_head, O outputs of a receiver (d_head, or hidden units of an MLP), M hidden
+units.
 """
 
 from __future__ import annotations
@@ -27,22 +22,26 @@ from pahq_server.models.resident import QuantizedLayer
 from pahq_server.precision.products import inner, matmul, sums
 from pahq_server.precision.quantized import Matrix, to_floats
 
-# Values that are worked on at once: 512 KiB of them stay in a core's cache.
+# How many values are worked on at once: 512 KiB of them stay in a core's cache.
 CACHED = 1 << 17
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x Phi(x), [...]."""
+    """GELU, x Phi(x), of any shape, with the same bits wherever an element stands.
+
+    torch's fused SiLU and GELU round the last few elements of a tensor, which do not fill a vector register,
+    differently from the rest. `gelu`, `silu` and `gelu_tanh` are made of operations that do not.
+    """
     return torch.erf(x * math.sqrt(0.5)).add_(1).mul_(0.5).mul_(x)
 
 
 def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x), [...]."""
+    """SiLU, x sigmoid(x), of any shape; see `gelu`."""
     return _in_parts(x, lambda part: torch.neg(part).exp_().add_(1))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU, [...]: x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3))."""
+    """The tanh approximation of GELU, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), of any shape; see `gelu`."""
     scale = 2 * math.sqrt(2 / math.pi)
 
     def denominator(part: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _in_parts(x: Tensor, denominator: Callable[[Tensor], Tensor]) -> Tensor:
-    """x / denominator(x), a few values at a time so that they stay in the cache."""
+    """Returns x / denominator(x), computed a few values at a time so that they stay in the cache."""
     if not x.is_cpu:
         return x / denominator(x)
     out = torch.empty_like(x)
@@ -72,28 +71,29 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 # Bytes of products of one model's weights that are kept for reuse.
 COMPOSED_BYTES = 64 * 1024 * 1024
 
-# Numbers of a rounded W_O up to which it is kept as floats, too, among these products.
+# Up to so many numbers, the W_O of a policy is kept as floats among these products.
 KEPT_HEAD_WEIGHT = 1 << 13
 
-# Of two matrices that are multiplied, which are those of a policy instead of full precision.
+# For each of two matrices that are multiplied: whether it is that of the precision policy (True) or the one
+# in full precision (False).
 PairPrecision = tuple[bool, bool]
 BOTH_EXACT: PairPrecision = (False, False)
 BOTH_QUANTIZED: PairPrecision = (True, True)
 
 
 class WeightProducts:
-    """What is made of one model's weights and kept for reuse, for all of its graphs and precision policies.
+    """Products of one model's weights that are kept for reuse by all graphs and precision policies.
 
-    Products of weights are dropped, the least recently used first, where they exceed `COMPOSED_BYTES`
-    together: the bound is the model's and does not grow with the policies that jobs ask for.
+    The least recently used products are dropped where they exceed `COMPOSED_BYTES` together. The bound is the
+    model's and does not grow with the policies that jobs ask for.
     """
 
     def __init__(self) -> None:
-        # Per layer, gate and input of a gated MLP side by side.
+        # By layer: W_gate and W_in of a gated MLP side by side.
         self.gated: dict[int, Tensor] = {}
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._bytes = 0
-        self._spaces: dict[Graph, int] = {}
+        self._key_spaces: dict[Graph, int] = {}
         self._numbers = itertools.count()
 
     @property
@@ -101,18 +101,18 @@ class WeightProducts:
         """Bytes of the products that are kept."""
         return self._bytes
 
-    def space(self, graph: Graph) -> int:
-        """A number for keys of products in full precision, which all policies share under a graph."""
-        if graph not in self._spaces:
-            self._spaces[graph] = next(self._numbers)
-        return self._spaces[graph]
+    def key_space(self, graph: Graph) -> int:
+        """Returns a number for keys of products in full precision, which all policies share under a graph."""
+        if graph not in self._key_spaces:
+            self._key_spaces[graph] = next(self._numbers)
+        return self._key_spaces[graph]
 
-    def new_space(self) -> int:
-        """A number for keys of products that nobody else shares."""
+    def new_key_space(self) -> int:
+        """Returns a number for keys of products that nobody else shares."""
         return next(self._numbers)
 
     def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """The product under a key, made if it is not kept."""
+        """Returns the product under a key, computed if it is not kept."""
         found = self._kept.get(key)
         if found is not None:
             self._kept.move_to_end(key)
@@ -130,8 +130,9 @@ class SparseWeights:
 
     Args:
         model: with folded norms.
-        graph: which receivers there are.
-        rounded: the layers as a policy is_quantized them, for rows; None where rows are in full precision.
+        graph: tells which receivers there are.
+        quantized_layers: the layers as a precision policy rounds them, for patched passes; None if these run
+            in full precision.
         products: of this model, shared with its other graphs and policies; None for its own.
     """
 
@@ -147,17 +148,22 @@ class SparseWeights:
         self._quantized = quantized_layers
         self._products = WeightProducts() if products is None else products
         # Products of rounded matrices are those of one policy.
-        self._space, self._quantized_space = self._products.space(graph), self._products.new_space()
-        # Or read from files when they are used: then nothing large is kept here.
+        self._space, self._quantized_space = self._products.key_space(graph), self._products.new_key_space()
+        # Otherwise weights are read from files when they are used, and nothing large is kept here.
         self._in_memory = isinstance(model.weights, Weights)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether there are rounded matrices: ``quantized`` ones."""
+        """Whether there are matrices of a precision policy beside those in full precision."""
         return self._quantized is not None
 
     def receiver_weight(self, receiver: int, quantized: bool = False) -> Tensor:
-        """Matrix from the normed input to the receiver's value before its bias: [D, O]."""
+        """Returns the matrix from a receiver's normed input to its value before the bias: [D, O].
+
+        Args:
+            receiver: q, k, v or MLP receiver.
+            quantized: whether the policy's matrix is wanted, as floats.
+        """
         kind, layer, unit = self.graph.receiver(receiver)
         if quantized:
             return self._quantized_receiver_weight(kind, layer, unit)
@@ -168,14 +174,14 @@ class SparseWeights:
             return (weights.w_k if kind == "k" else weights.w_v)[self.kv_head(unit)]
         if layer in self._products.gated:
             return self._products.gated[layer]
-        # Each once: it may be read from a file.
+        # Each is read once, because it may come from a file.
         w_in = weights.w_in
         assert w_in is not None
         if not self.arch.gated:
             return w_in
         w_gate = weights.w_gate
         assert w_gate is not None
-        # A gated MLP reads its gate and its hidden units side by side.
+        # A gated MLP computes its gate and its hidden units in one product.
         both = torch.cat([w_gate, w_in], 1)
         if self._in_memory:
             self._products.gated[layer] = both
@@ -196,18 +202,18 @@ class SparseWeights:
         return to_floats(matrix, self.dtype)
 
     def mlp_out(self, layer: int) -> Tensor:
-        """Matrix from an MLP's hidden units to its output: [M, D]."""
+        """Returns W_out of an MLP: [M, D]."""
         w_out = self.weights.layers[layer].w_out
         assert w_out is not None
         return w_out
 
     @property
     def mlp_width(self) -> int:
-        """Outputs of what an MLP reads its input with: of gate and hidden units where it is gated."""
+        """Outputs of the matrix that an MLP reads its input with: twice the hidden units where it is gated."""
         return self.arch.d_mlp * (2 if self.arch.gated else 1)
 
     def bias(self, receiver: int) -> Tensor:
-        """Bias of a receiver's value: [O]."""
+        """Returns the bias of a receiver's value: [O]."""
         kind, layer, unit = self.graph.receiver(receiver)
         weights = self.weights.layers[layer]
         if kind == "q":
@@ -218,36 +224,37 @@ class SparseWeights:
         return weights.b_in if weights.b_gate is None else torch.cat([weights.b_gate, weights.b_in])
 
     def head_output_weight(self, head: int, quantized: bool = False) -> Tensor:
-        """W_O of a head, by sender index: [K, D]."""
+        """Returns W_O of a head, by sender index: [K, D]; the policy's, as floats, if ``quantized``."""
         layer, unit = divmod(head - 1, self.graph.senders_per_layer)
         if quantized:
             assert self._quantized is not None
             stack = self._quantized[layer].w_o
             if self.arch.d_head * self.arch.d_model > KEPT_HEAD_WEIGHT:
                 return self._floats(stack[unit])
-            # To make floats of a small matrix takes as long as to multiply with it.
+            # Converting a small matrix to floats takes as long as multiplying with it.
             return self._product((head, -1, BOTH_QUANTIZED), lambda: self._floats(stack[unit]))
         return self.weights.layers[layer].w_o[unit]
 
     def layer_output_weight(self, layer: int) -> Tensor:
-        """QuantizedModel W_O of all heads of a layer: [H, K, D]."""
+        """Returns the policy's W_O of all heads of a layer, as floats: [H, K, D]."""
         assert self._quantized is not None
         return self._floats(self._quantized[layer].w_o)
 
     @property
     def copies_ahead(self) -> bool:
-        """Whether heads can be read before they are used, beside what the device computes."""
+        """Whether heads can be copied to the device before they are used, while it computes."""
         return self.weights.copies_ahead
 
     def read_ahead(self, receivers: Iterable[int]) -> None:
-        """Tells whose heads will be used in full precision next, in this order."""
+        """Announces whose heads will be used in full precision next, in this order of receivers."""
         heads = dict.fromkeys(head for receiver in receivers for head in self.graph.heads_behind(receiver))
         self.weights.read_ahead(divmod(head - 1, self.graph.senders_per_layer) for head in heads)
 
     def composed(self, head: int, receiver: int, precision: PairPrecision = BOTH_EXACT) -> Tensor:
-        """From a head's z straight to a receiver: W_O times `reads`, [K, O].
+        """Returns W_O of a head times the matrix of a receiver: from the head's z straight to the receiver,
+        [K, O].
 
-        The product itself is in full precision, whatever its factors are.
+        The product is computed in full precision, whatever its factors are.
         """
         return self._product(
             (head, receiver, precision),
@@ -257,7 +264,7 @@ class SparseWeights:
         )
 
     def overlap(self, first: int, second: int, precision: PairPrecision = BOTH_EXACT) -> Tensor:
-        """Inner products of what two heads write: W_O W_O'^T, [K, K]."""
+        """Returns the inner products of what two heads write: W_O W_O'^T, [K, K]."""
         return self._product(
             (-1 - first, second, precision),
             lambda: (
@@ -266,13 +273,14 @@ class SparseWeights:
         )
 
     def receiver_value(self, receiver: int, u: Tensor, square: Tensor, positions: Tensor | None) -> Tensor:
-        """A receiver's value, or an MLP's hidden units, from its unnormed projection and sum of squares.
+        """Computes a receiver's value, or an MLP's hidden units, from its input's projection and squared
+        norm.
 
         Args:
             receiver: q, k, v or MLP receiver.
-            u: input times `reads`, [..., N, O].
-            square: sum of squares of the input, [..., N].
-            positions: position numbers for rotary embeddings, [..., N]; without them None will do.
+            u: the input before its norm, times `receiver_weight`: [..., N, O].
+            square: squared norm of the input, [..., N].
+            positions: token positions for rotary embeddings, [..., N]; None for models without.
         """
         value = torch.addcmul(self.bias(receiver), u, self.inverse_norm(square))
         kind, layer, _ = self.graph.receiver(receiver)
@@ -288,11 +296,13 @@ class SparseWeights:
         return transformer.apply_rotation(value, cos, sin)
 
     def normed(self, x: Tensor) -> Tensor:
-        """The input as receivers see it: [..., D]."""
+        """Applies the model's norm, without weights: [..., D]."""
         return x * self.inverse_norm(sums(x.square()))
 
     def inverse_norm(self, square: Tensor) -> Tensor:
-        """What the input is multiplied by: [..., 1] for sums of squares [...]; 1 without norm."""
+        """Returns what the norm multiplies its input by, [..., 1], for squared norms [...]; 1 for models
+        without norm.
+        """
         if self.arch.norm is None:
             return square.new_ones(())
         return self._inverse_root(square, self.arch.d_model)
@@ -301,7 +311,7 @@ class SparseWeights:
         return (square / count + self.arch.eps).rsqrt_()[..., None]
 
     def _head_normed(self, layer: int, kind: ReceiverKind, value: Tensor) -> Tensor:
-        """Queries or keys of a head, [..., K], after the norm that some models put on them."""
+        """Applies the norm that some models put on queries and keys: [..., K]."""
         weights = self.weights.layers[layer]
         weight = weights.q_norm if kind == "q" else weights.k_norm
         if weight is None:
@@ -310,7 +320,7 @@ class SparseWeights:
         return value * self._inverse_root(square, self.arch.d_head) * weight
 
     def _hidden(self, layer: int, value: Tensor) -> Tensor:
-        """Hidden units of an MLP before its second matrix."""
+        """Applies the activation function, and the gate if there is one: hidden units of an MLP, [..., M]."""
         activation = ACTIVATIONS[self.arch.activation]
         if not self.arch.gated:
             return activation(value)
@@ -318,7 +328,7 @@ class SparseWeights:
         return activation(gate) * up
 
     def kv_head(self, unit: int) -> int:
-        """The key/value head of a k or v receiver."""
+        """Returns the key/value head of a k or v receiver."""
         return unit * self.graph.kv_heads // self.graph.kv_units
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:

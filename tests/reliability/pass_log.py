@@ -1,4 +1,4 @@
-"""Which rows an engine was asked to score, written down batch by batch by a process that may die."""
+"""Which passes an engine was asked to score, written down batch by batch by a process that may die."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def _passes(work: Work) -> Sequence[PatchedPass]:
     return work.operation.passes
 
 
-def describe(row: PatchedPass) -> str:
-    """What is measured; begins with ``base_circuit`` where a circuit is measured again."""
-    digest = hashlib.sha256(anchor_key(row.base_circuit) + repr(row.removed).encode()).hexdigest()[:32]
-    return digest if row.removed else f"anchor {digest}"
+def describe(patched: PatchedPass) -> str:
+    """What is measured; begins with ``base`` where a circuit is measured again."""
+    digest = hashlib.sha256(chain_key(patched.base_circuit) + repr(patched.removed).encode()).hexdigest()[:32]
+    return digest if patched.removed else f"base {digest}"
 
 
-def anchor_key(base_circuit: BaseCircuit | None) -> bytes:
+def chain_key(base_circuit: BaseCircuit | None) -> bytes:
     return (
         b""
         if base_circuit is None
-        else hashlib.sha256(anchor_key(base_circuit.parent) + base_circuit.circuit.key).digest()
+        else hashlib.sha256(chain_key(base_circuit.parent) + base_circuit.circuit.key).digest()
     )
