@@ -1,12 +1,14 @@
-"""What runs the jobs of one model under one precision policy."""
+"""Backends: what runs the patched passes of one model under one precision policy, and the state of a job."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
 from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
@@ -25,10 +27,10 @@ EXECUTORS = ("sparse", "literal")
 
 
 def precisions(executor: str, loaded: LoadedModel) -> tuple[str, ...]:
-    """Names of the policies that jobs on a model can ask for.
+    """Names the policies that jobs on a model can ask for.
 
-    Where only rounded weights are in memory, these are the policies that round weights alike, and fp32,
-    which reads all weights from the checkpoint's files again and again.
+    Where only rounded weights are in memory, these are the policies that round weights in the same way, and
+    fp32, which reads all weights from the checkpoint's files again and again.
     """
     if isinstance(loaded, ResidentModel):
         kept = _formats(loaded.resident.policy)
@@ -38,7 +40,7 @@ def precisions(executor: str, loaded: LoadedModel) -> tuple[str, ...]:
 
 
 def policies(executor: str) -> tuple[Policy, ...]:
-    """What jobs on a model in full precision can ask for."""
+    """Returns the policies that jobs on a model in full precision can ask for."""
     known = tuple(POLICIES.values())
     if executor == "literal":
         return tuple(p for p in known if p.name == "fp32" or p.operand == "activations")
@@ -50,39 +52,65 @@ def _formats(policy: Policy) -> tuple[Format, Format, Format]:
 
 
 class Executor(Protocol):
-    """Values of one job."""
+    """The activations of one job."""
 
     def clean_margins(self) -> tuple[float, ...] | None:
-        """What a `CleanRun` holds."""
+        """Returns the margins of the clean run, see `CleanRun`."""
         ...
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Frees all activations."""
+        ...
 
 
 class Backend(Protocol[E]):
-    """Runs the jobs of one model under one policy."""
+    """Runs the patched passes of all jobs on one model under one policy."""
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> E:
-        """Runs the clean and ablated passes of a job. Raises ResourceExhaustedError."""
+        """Runs the clean and the ablated prompts of a job. Raises ResourceExhaustedError if there is no
+        memory for it.
+        """
         ...
 
     def score(self, work: Sequence[tuple[E, Sequence[PatchedPass]]]) -> list[Scores]:
-        """One outcome per job, in order: a failing one does not hurt the others."""
+        """Scores the passes of several jobs.
+
+        Returns one outcome per job, in order: a job that fails does not affect the others.
+        """
         ...
+
+
+@dataclass(frozen=True, eq=False)
+class EngineState:
+    """What the engine holds for one job or session between `Engine.open` and `Engine.close`.
+
+    Args:
+        resolved: the objective that the state was opened for: tokens, graph, metric, ablation.
+        loaded: the served model, as it is kept in memory: with folded norms under the sparse executor.
+        backend: runs the patched passes of this model under this precision policy, for all jobs.
+        executor: the job's own activations inside ``backend``.
+        kept: what runners keep for the state's next operations, under names of their own; freed with it.
+    """
+
+    resolved: ResolvedObjective
+    loaded: LoadedModel
+    backend: Backend[Any]
+    executor: Executor
+    kept: dict[str, Any] = field(default_factory=dict)
 
 
 def make_backend(
     loaded: LoadedModel, executor: str, precision: str, memory: DeviceMemory, namespace: bytes
 ) -> Backend[Any]:
-    """The backend of a model.
+    """Makes the backend of a model.
 
     Args:
-        loaded: folded for the sparse executor.
+        loaded: the model, folded for the sparse executor.
         executor: one of `EXECUTORS`.
         precision: one of `precisions`.
         memory: of the device.
-        namespace: names the model's weights. Policies share what is computed of prefixes: bases are in full
-            precision under every one that has any.
+        namespace: names the model's weights. Policies share what is computed of prefixes, because base
+            activations are in full precision under every policy that has any.
     """
     model, policy = loaded.model, POLICIES[precision]
     if policy.operand == "activations":

@@ -1,4 +1,4 @@
-"""What a model may be computed on."""
+"""Devices that a model may be computed on, and their memory."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pahq_server.core.errors import InvalidRequestError
 
 
 def find(name: str) -> torch.device:
-    """A device by its name, ``cpu``, ``cuda`` or ``cuda:1``.
+    """Returns a device by its name, ``cpu``, ``cuda`` or ``cuda:1``.
 
-    Raises InvalidRequestError (field ``device``) for one that is not there, with those that are.
+    Raises InvalidRequestError (field ``device``) if there is no such device; it lists those that there are.
     """
     try:
         device = torch.device(name)
@@ -32,31 +32,31 @@ def find(name: str) -> torch.device:
 
 
 def prepare(device: torch.device) -> None:
-    """Has a device compute as the names of precision policies say: float32 with all its digits."""
+    """Makes a device compute as the names of precision policies say: float32 products with all digits."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def available() -> tuple[str, ...]:
-    """Names of the devices of this machine."""
+    """Names the devices of this machine."""
     return ("cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count())))
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory that this process may take on a device."""
+    """Returns the memory that this process may take on a device."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else machine_bytes()
 
 
 def title(device: torch.device) -> str:
-    """What people call it: equal devices have equal titles."""
+    """Returns the device's usual name; equal devices have equal titles."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}"
 
 
 def kind(device: torch.device) -> dict[str, str]:
-    """What else libraries choose their kernels by, so that the last bits of a score depend on it."""
+    """Names what libraries choose GPU kernels by, because the last bits of a score depend on it."""
     if device.type != "cuda":
         return {}
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
@@ -65,16 +65,16 @@ def kind(device: torch.device) -> dict[str, str]:
 
 
 def machine_bytes(root: Path = Path("/")) -> int:
-    """The machine's memory, or as much of it as this process may take: its control groups may set limits.
+    """Returns the machine's memory, or as much of it as the limits of this process's control groups allow.
 
     Args:
-        root: of the file system where the system tells about groups.
+        root: of the file system in which the system tells about control groups.
     """
     return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_group_limits(root))
 
 
 def _group_limits(root: Path) -> Iterator[int]:
-    """Of every group that this process is in, up to the outermost that can be seen. Both versions count."""
+    """Yields the memory limits of every control group (version 1 or 2) that this process is in."""
     yield 1 << 62
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()

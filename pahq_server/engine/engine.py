@@ -1,4 +1,4 @@
-"""The engine: served models, and one executor per job."""
+"""The engine: loaded models, the states of jobs, and operations on them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from pahq_server.core.graph import KvReceivers
 from pahq_server.core.operations import Operation, in_groups
 from pahq_server.core.task import TaskSpec, TokenizedText, TokenTask
 from pahq_server.engine import devices
-from pahq_server.engine.backends import Backend, make_backend, precisions
+from pahq_server.engine.backends import Backend, EngineState, make_backend, precisions
 from pahq_server.engine.cost import DEFAULT_SHARE, Estimator, job_bytes, slow_policy, token_bytes
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
-from pahq_server.engine.runners import RUNNERS, EngineState, Runner
+from pahq_server.engine.runners import RUNNERS, Runner
 from pahq_server.engine.sparse.memory import DeviceMemory, page_bytes_for
 from pahq_server.memory.heap import Gaps, kept_free_bytes
 from pahq_server.models.architecture import Architecture
@@ -46,23 +46,23 @@ from pahq_server.tasks.texts import Limits, too_large
 from pahq_server.tasks.time_limit import TimeLimit
 
 ABLATIONS = ("resample", "zero", "mean")
-# More than libraries keep kernels, so that a check never finds the one that it made before.
-CHECKED_ROWS = 300
+# More than the kernels that libraries keep, so that no check finds a kernel of an earlier one.
+CHECKED_SIZES = 300
 
 
-# What is kept of a loaded model: the sparse executor wants folded norms, the literal one runs it as it is.
+# How a loaded model is kept, by executor: with folded norms, or as it is.
 TRANSFORMS: dict[str, Transform] = {"sparse": FOLDING, "literal": PLAIN}
 
 
 class ModelEngine:
-    """Serves loaded models.
+    """Serves loaded models. Implements `core.engine.Engine`.
 
     Args:
-        served: models by the names that clients use, all on one device; plain or, to save memory, loaded
-            with `TRANSFORMS`.
+        served: models by the names that clients use, all on one device; as they are or, to save memory,
+            loaded with `TRANSFORMS`.
         executor: one of `EXECUTORS`; ``literal`` is slow and for comparison.
-        memory_bytes: what all jobs together may take beside the weights; None for half of the
-            device's.
+        memory_bytes: what all jobs together may take beside the weights; None for half of the device's
+            memory.
         runners: how each class of operation is run.
     """
 
@@ -122,7 +122,7 @@ class ModelEngine:
             pages=pool.pages,
             used=pool.used,
             shared=pool.shared,
-            # Read while the worker takes pages, the peak may be older than the use.
+            # Because the worker may take pages meanwhile, the peak may be older than the use.
             peak_used=max(pool.peak_used, pool.used),
             scratch_bytes=self.memory.scratch_bytes,
             preemptions=self.memory.preemptions,
@@ -158,7 +158,7 @@ class ModelEngine:
         self._check_size(arch, task)
         graph = arch.graph("group" if objective.kv_receivers == "group" else "query")
         policy = POLICIES[objective.precision]
-        # Where differences are rounded, a circuit without any has the same score whatever is promoted.
+        # Where changes are rounded, a pass without changes has the same score whatever is promoted.
         baseline_depends_on_promotion = policy.promotes and policy.operand == "activations"
         return ResolvedObjective(
             objective,
@@ -178,7 +178,7 @@ class ModelEngine:
         )
 
     def stop_tokenizing(self) -> None:
-        """Fails all calls that wait for a tokenizer, which may hang: the process is about to end."""
+        """Fails all calls that wait for a tokenizer, which may hang. For the end of the process."""
         for limit in self._time_limits.values():
             limit.close()
 
@@ -230,12 +230,12 @@ class ModelEngine:
     def check(self) -> None:
         """Multiplies matrices of small integers, whose product has one value in any arithmetic.
 
-        Raises RuntimeError or MemoryError where it comes out wrong or not at all: a library that was refused
-        memory once may refuse its work from then on.
+        Raises RuntimeError or MemoryError if the product is wrong or is not computed: a library that was
+        refused memory once may refuse to work from then on.
         """
-        # Every number of rows has a kernel of its own, of which libraries keep some: this asks for a new one.
+        # Libraries make a kernel for each number of rows, and keep some: this asks for a new one.
         self._checks += 1
-        rows = 16 + self._checks % CHECKED_ROWS
+        rows = 16 + self._checks % CHECKED_SIZES
         x = torch.arange(rows * 24, device=self._device, dtype=torch.float32).view(rows, 24) % 7
         w = torch.arange(24 * 8, device=self._device, dtype=torch.float32).view(24, 8) % 5
         expected = (x[:, :, None].double() * w.double()).sum(1)
@@ -243,7 +243,10 @@ class ModelEngine:
             raise RuntimeError("a product of known matrices came out wrong")
 
     def _backend(self, name: str, precision: str) -> Backend[Any]:
-        """Made for the first job that needs it: rounded weights take memory of their own."""
+        """Returns the backend of a model and policy.
+
+        It is made for the first job that needs it, because rounded weights take memory of their own.
+        """
         if (name, precision) not in self._backends:
             loaded = self._served[name]
             namespace = f"{name} {loaded.revision}".encode()
@@ -264,7 +267,7 @@ class ModelEngine:
 
 
 def _processor() -> str:
-    """What libraries choose their kernels by, so that the last bits of a score depend on it."""
+    """Names what libraries choose their kernels by, because the last bits of a score depend on it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
@@ -274,7 +277,7 @@ def _processor() -> str:
 
 
 def _check_needs(objective: Objective, task: TokenTask) -> None:
-    """What the metric and the ablation need of a task."""
+    """Checks that a task has what the metric and the ablation need."""
     if objective.ablation == "resample" and task.corrupted is None:
         raise InvalidRequestError("task.corrupted", "resample ablation needs corrupted prompts")
     if objective.metric in NEEDS_ANSWERS:

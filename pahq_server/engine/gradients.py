@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +36,10 @@ from pahq_server.core.graph import INPUT, Graph
 from pahq_server.core.operations import EdgeGradients, prompt_parts
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import transformer
+from pahq_server.engine.backends import EngineState
 from pahq_server.engine.metrics import METRICS
 from pahq_server.engine.transformer import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model
-
-if TYPE_CHECKING:  # runners lists this one
-    from pahq_server.engine.runners import EngineState
 
 # What attention scores of some heads may take, and the contraction's vectors of some tokens. Fixed, because
 # sums of other parts have other last bits.

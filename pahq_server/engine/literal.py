@@ -1,11 +1,11 @@
-"""The literal executor: one hypothesis at a time, every receiver's input summed sender by sender.
+"""The literal executor: one patched pass at a time, every receiver's input summed sender by sender.
 
-This is the executable form of the graph semantics. It reuses nothing but the layers below the first
+This is the executable form of the graph's definition. It reuses nothing but the layers below the first
 missing edge, and every faster executor is tested against it.
 
-Shape suffixes: S senders, R receivers of one kind in a layer, P prompts (1 where all share a value),
-T tokens, D d_model, H heads, K d_head, N metric places, U output vocabulary, I and O inputs and outputs
-of a linear map.
+Shape suffixes: S senders, R receivers of one kind in a layer, P prompts (1 where all share a value), T
+tokens, D d_model, H heads, K d_head, N metric positions, U vocabulary, I and O inputs and outputs of a linear
+map, W matrices of attention's receivers or heads.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from pahq_server.engine.metrics import METRICS, Scores, answer_margins, finite
 from pahq_server.engine.transformer import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model, Weights
 
-# Scores that are remembered: a search asks for its current circuit again and again.
+# How many scores are remembered: a search asks for its current circuit again and again.
 REMEMBERED = 1000
 
-# A linear map: into queries, keys and values, out of heads, into an MLP's units and gates, out of an MLP, and
-# the unembedding.
+# Names of linear maps: W_Q, W_K, W_V and W_O of heads, W_in, W_gate and W_out of an MLP, and the unembedding.
 LinearName = Literal["q", "k", "v", "o", "in", "gate", "out", "u"]
 
 
@@ -57,26 +56,26 @@ class LiteralExecutor:
         self._full = Circuit.full(graph)
         self._scores: dict[bytes, float] = {}
 
-        self._ablated_SPTD: Tensor = torch.zeros(())  # not read by the two full passes below
+        self._ablated_SPTD: Tensor = torch.zeros(())  # not read by the two runs of the full circuit below
         self._clean_SPTD = self._new_senders(self.batch.clean)
         self._run(self._clean_SPTD, self._full, 0)
         self._ablated_SPTD = self._ablated_senders()
         self._task, self._metric = task, METRICS[metric](task, self.logits(self._full))
 
-    def score(self, rows: Sequence[PatchedPass]) -> list[float]:
-        """The metric of every row, in order. Raises NonFiniteMetricError."""
-        return [self.measure(row.circuit) for row in rows]
+    def score(self, passes: Sequence[PatchedPass]) -> list[float]:
+        """Returns the metric of every pass, in order. Raises NonFiniteMetricError."""
+        return [self.measure(each.circuit) for each in passes]
 
     def clean_margins(self) -> tuple[float, ...] | None:
-        """See `CleanRun`."""
+        """Returns the margins of the clean run, see `CleanRun`."""
         return answer_margins(self._task, self.logits(self._full))
 
     def release(self) -> None:
-        """Its values go with it."""
+        """Does nothing: the activations go with the executor."""
 
     @torch.inference_mode()
     def measure(self, circuit: Circuit) -> float:
-        """The metric of a circuit. Raises NonFiniteMetricError."""
+        """Returns the metric of a circuit. Raises NonFiniteMetricError."""
         if len(self._scores) >= REMEMBERED:
             self._scores.clear()
         key = self._key(circuit)
@@ -85,31 +84,31 @@ class LiteralExecutor:
         return self._scores[key]
 
     def _key(self, circuit: Circuit) -> bytes:
-        """Circuits with equal keys have equal scores."""
+        """Returns a key; circuits with equal keys have equal scores."""
         return circuit.key
 
     @torch.inference_mode()
     def logits(self, circuit: Circuit) -> Tensor:
-        """Logits at the metric positions, shape [N, U]."""
+        """Returns the logits at the metric positions: [N, U]."""
         senders_SPTD = self._clean_SPTD.clone()
         self._run(senders_SPTD, circuit, self._first_patched_layer(circuit))
         return self._unembed(senders_SPTD, circuit)
 
     def _unembed(self, senders_SPTD: Tensor, circuit: Circuit) -> Tensor:
-        """Logits at the metric positions from the outputs of all senders: shape [N, U]."""
+        """Returns the logits at the metric positions from the outputs of all senders: [N, U]."""
         x_PTD = self._inputs(senders_SPTD, circuit, "logits", self.graph.layers)[0]
         x_ND = x_PTD[self.batch.metric_prompt, self.batch.metric_position]
         x_ND = transformer.norm(self.arch, x_ND, self.weights.norm_w, self.weights.norm_b)
         return self._linear(x_ND, "u", self.graph.layers)
 
     def _first_patched_layer(self, circuit: Circuit) -> int:
-        """The layer of the first missing edge: everything below it has its clean value."""
+        """Returns the layer of the first missing edge: everything below it has its clean value."""
         missing = (~circuit.kept).argmax()
         _, receiver = self.graph.edge_ends(int(missing))
         return self.graph.layers if circuit.kept[missing] else self.graph.receiver(receiver).layer
 
     def _new_senders(self, tokens_PT: Tensor) -> Tensor:
-        """Room for all sender outputs, with that of ``input`` filled in: shape [S, P, T, D]."""
+        """Makes room for all sender outputs, with that of ``input`` filled in: [S, P, T, D]."""
         senders_SPTD = torch.zeros(
             self.graph.num_senders,
             *tokens_PT.shape,
@@ -123,7 +122,7 @@ class LiteralExecutor:
         return senders_SPTD
 
     def _ablated_senders(self) -> Tensor:
-        """What a sender contributes along a missing edge: shape [S, P or 1, T, D]."""
+        """Returns what senders contribute along missing edges: [S, P or 1, T, D]."""
         if self.ablation == "zero":
             return torch.zeros_like(self._clean_SPTD[:, :1])
         if self.ablation == "mean":
@@ -134,14 +133,14 @@ class LiteralExecutor:
         return senders_SPTD
 
     def _mean(self, x_SPTD: Tensor) -> Tensor:
-        """Mean over the prompts that have a token at the position: shape [S, 1, T, D]."""
+        """Returns the mean over the prompts that have a token at the position: [S, 1, T, D]."""
         real_PT1 = self.batch.real[..., None].to(self.model.dtype)
         mean: Tensor = (x_SPTD * real_PT1).sum(1, keepdim=True) / real_PT1.sum(0)
         return mean
 
     @torch.inference_mode()
     def _run(self, senders_SPTD: Tensor, circuit: Circuit, start: int) -> None:
-        """Fills in the outputs of all senders of the layers from ``start``."""
+        """Computes the outputs of all senders of the layers from ``start`` up, in place."""
         graph = self.graph
         for layer in range(start, graph.layers):
             head = graph.head(layer, 0)
@@ -151,7 +150,7 @@ class LiteralExecutor:
                 senders_SPTD[graph.mlp(layer)] = self._mlp(x_PTD, layer)
 
     def _inputs(self, senders_SPTD: Tensor, circuit: Circuit, kind: ReceiverKind, layer: int) -> Tensor:
-        """Inputs of all receivers of a kind in a layer, before the norm: shape [R, P, T, D].
+        """Returns the inputs of all receivers of a kind in a layer, before the norm: [R, P, T, D].
 
         x_r = consts + sum over s of (output of s if the edge s->r is kept, else its ablated output).
         """
@@ -164,27 +163,27 @@ class LiteralExecutor:
         return x
 
     def _kept(self, circuit: Circuit, kind: ReceiverKind, layer: int) -> Tensor:
-        """Which edges into the receivers of a kind in a layer are kept: bool, shape [R, S]."""
+        """Returns which edges into the receivers of a kind in a layer are kept: bool, [R, S]."""
         first = self.graph.receiver_of(kind, layer)
         count = {"q": self.graph.heads, "k": self.graph.kv_units, "v": self.graph.kv_units}.get(kind, 1)
         kept = np.stack([circuit.incoming(r) for r in range(first, first + count)])
         return torch.from_numpy(kept).to(self.model.device)
 
     def _consts(self, kind: ReceiverKind, layer: int) -> Tensor:
-        """Sum of the attention output biases upstream: shape [D]."""
+        """Returns the sum of the attention output biases upstream: [D]."""
         own = kind == "mlp" and not self.graph.parallel
         biases = [weights.b_o for weights in self.weights.layers[: layer + own]]
         none = torch.zeros(self.arch.d_model, dtype=self.model.dtype, device=self.model.device)
         return torch.stack([none, *biases]).sum(0)
 
     def _heads(self, senders_SPTD: Tensor, circuit: Circuit, layer: int) -> Tensor:
-        """Outputs of all heads of a layer: shape [H, P, T, D]."""
+        """Returns the outputs of all heads of a layer: [H, P, T, D]."""
         weights, heads = self.weights.layers[layer], self.graph.heads
 
         def project(kind: Literal["q", "k", "v"]) -> Tensor:
             x_RPTD = self._inputs(senders_SPTD, circuit, kind, layer)
             x_RPTD = transformer.norm(self.arch, x_RPTD, weights.norm1_w, weights.norm1_b)
-            # The receiver of a group feeds several heads.
+            # A receiver of a group feeds several heads.
             return self._linear(x_RPTD, kind, layer).repeat_interleave(heads // len(x_RPTD), 0)
 
         q_HPTK = transformer.head_norm(self.arch, project("q"), weights.q_norm)
@@ -199,7 +198,7 @@ class LiteralExecutor:
         return self._linear(z_HPTK, "o", layer)
 
     def _mlp(self, x_PTD: Tensor, layer: int) -> Tensor:
-        """Output of an MLP: shape [P, T, D]."""
+        """Returns the output of an MLP: [P, T, D]."""
         weights = self.weights.layers[layer]
         x_PTD = transformer.norm(self.arch, x_PTD, weights.norm2_w, weights.norm2_b)
         activation = transformer.ACTIVATIONS[self.arch.activation]
@@ -211,9 +210,9 @@ class LiteralExecutor:
         return self._linear(hidden, "out", layer)
 
     def _linear(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
-        """Outputs of a linear map, [..., O], from its inputs, [..., I]; see `product`."""
+        """Applies a linear map with its bias: [..., I] to [..., O]; see `product`."""
         y = self._product(x, name, layer)
-        # The bias of attention outputs belongs to no head: it is one of the constants.
+        # The bias of attention outputs belongs to no head: `_consts` adds it.
         b: Tensor | None = None if name == "o" else getattr(_piece(self.weights, name, layer), f"b_{name}")
         if b is None:
             return y
@@ -225,7 +224,7 @@ class LiteralExecutor:
 
 
 def matrix(weights: Weights, name: LinearName, layer: int) -> Tensor:
-    """The matrix of a linear map, [I, O], or those of attention's receivers or heads, [W, I, O]."""
+    """Returns the matrix of a linear map, [I, O], or those of attention's receivers or heads, [W, I, O]."""
     w: Tensor = getattr(_piece(weights, name, layer), f"w_{name}")
     return w
 
@@ -235,14 +234,16 @@ def _piece(weights: Weights, name: LinearName, layer: int) -> Weights | LayerWei
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
-    """``x @ w`` for w [I, O]; for w [W, I, O] and x [R, P, T, I], with each matrix for R / W neighbours."""
+    """Returns ``x @ w`` for w [I, O]. For w [W, I, O] and x [R, P, T, I], each matrix serves R / W
+    neighbours.
+    """
     if w.dim() == 2:
         return x @ w
     return torch.einsum("rpti,rio->rpto", x, w.repeat_interleave(len(x) // len(w), 0))
 
 
 class LiteralBackend:
-    """Jobs of one model, one row after the other.
+    """The jobs of one model, one pass after the other.
 
     Args:
         make: makes the executor of a job from graph, task, metric and ablation.
@@ -252,15 +253,16 @@ class LiteralBackend:
         self._make = make
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> LiteralExecutor:
+        """Opens a job."""
         return self._make(graph, task, metric, ablation)
 
     def score(self, work: Sequence[tuple[LiteralExecutor, Sequence[PatchedPass]]]) -> list[Scores]:
-        """One outcome per job, in order."""
-        return [_outcome(job, rows) for job, rows in work]
+        """Scores the passes of several jobs; returns one outcome per job, in order."""
+        return [_outcome(job, passes) for job, passes in work]
 
 
-def _outcome(job: LiteralExecutor, rows: Sequence[PatchedPass]) -> Scores:
+def _outcome(job: LiteralExecutor, passes: Sequence[PatchedPass]) -> Scores:
     try:
-        return job.score(rows)
+        return job.score(passes)
     except Exception as error:  # noqa: BLE001 - whatever it is belongs to this job alone
         return error

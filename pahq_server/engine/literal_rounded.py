@@ -1,9 +1,9 @@
-"""The literal executor in low precision: weights rounded, and the inputs of every linear map, as they are.
+"""The literal executor with rounded weights and rounded inputs of every linear map.
 
-This is round to nearest, and PAHQ as published (arXiv:2510.23264): one head runs in full precision while the
-rest does not. It runs on the folded model, where norms have no weights.
-Everything the metric refers to comes from this model with no head promoted: the full model's logits and
-what senders contribute along missing edges.
+This is round to nearest, and PAHQ as published (arXiv:2510.23264): the head under investigation runs in full
+precision while all else does not. It runs on the folded model, whose norms have no weights. What the metric
+refers to comes from this model with no head promoted: the full model's logits, and what senders contribute
+along missing edges.
 
 Shape suffixes: as in `literal`.
 """
@@ -25,7 +25,7 @@ from pahq_server.models.folding import ATTENTION, fold
 from pahq_server.precision.policy import Format, Policy
 from pahq_server.precision.quantized import LARGEST, SECOND_TERM_FACTOR, quantize, rounded
 
-# Matrices in full precision: (map, layer, receiver or head within the layer).
+# Matrices in full precision: (linear map, layer, receiver or head within the layer).
 Promoted = frozenset[tuple[str, int, int]]
 NO_PROMOTION: Promoted = frozenset()
 
@@ -34,7 +34,7 @@ class RoundedExecutor(LiteralExecutor):
     """Scores circuits of one job under a policy that rounds activations.
 
     Args:
-        rounded: the model, whose policy's ``operand`` is "activations".
+        rounded: the model; its policy's ``operand`` is "activations".
         graph, task, metric, ablation: as for `LiteralExecutor`.
     """
 
@@ -44,16 +44,18 @@ class RoundedExecutor(LiteralExecutor):
         self._policy, self._linears, self._promoted = rounded.policy, rounded.linears, NO_PROMOTION
         super().__init__(rounded.model, graph, task, metric, ablation)
 
-    def score(self, rows: Sequence[PatchedPass]) -> list[float]:
-        """The metric of every row with its own head promoted, in order. Raises NonFiniteMetricError."""
-        return [self.measure(row.circuit, row.promoted_receiver) for row in rows]
+    def score(self, passes: Sequence[PatchedPass]) -> list[float]:
+        """Returns the metric of every pass with its own heads promoted, in order. Raises
+        NonFiniteMetricError.
+        """
+        return [self.measure(each.circuit, each.promoted_receiver) for each in passes]
 
     def measure(self, circuit: Circuit, promoted_receiver: int | None = None) -> float:
-        """The metric of a circuit. Raises NonFiniteMetricError.
+        """Returns the metric of a circuit. Raises NonFiniteMetricError.
 
         Args:
-            circuit: any.
-            promoted_receiver: promotes what a row with this own receiver promotes.
+            circuit: to measure.
+            promoted_receiver: the receiver whose heads run in full precision; None for none.
         """
         self._promoted = promoted_linears(self.graph, self._policy, promoted_receiver)
         try:
@@ -65,7 +67,7 @@ class RoundedExecutor(LiteralExecutor):
         return circuit.key + repr(sorted(self._promoted)).encode()
 
     def _first_patched_layer(self, circuit: Circuit) -> int:
-        """What is promoted differs from the clean pass even where no edge is missing."""
+        """What is promoted differs from the clean run even where no edge is missing."""
         return min([super()._first_patched_layer(circuit), *(layer for _, layer, _ in self._promoted)])
 
     def _product(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
@@ -73,7 +75,7 @@ class RoundedExecutor(LiteralExecutor):
 
 
 class RoundedModel:
-    """A model under a policy; all jobs share it.
+    """A model under a policy, shared by all jobs.
 
     Args:
         model: in full precision.
@@ -81,14 +83,14 @@ class RoundedModel:
     """
 
     def __init__(self, model: Model, policy: Policy) -> None:
-        # As the other policies do, which run on folded models only.
+        # The other policies run on folded models only, so this one does too.
         model = fold(model)
         self.policy, self.linears = policy, RoundedLinears(model.weights, policy)
         self.model = _with_rounded_embedding(model, policy.embeddings)
 
 
 class RoundedLinears:
-    """Linear linears whose weights and inputs are rounded, some of them in full precision instead.
+    """Linear maps with rounded weights and inputs, some of them in full precision instead.
 
     Args:
         weights: of the model, in full precision.
@@ -115,7 +117,11 @@ class RoundedLinears:
     ) -> Tensor:
         """`literal.product` in low precision, and in full precision for what is promoted.
 
-        With ``exact_inputs`` only weights are rounded.
+        Args:
+            x: inputs, [..., I].
+            name, layer: of the linear map.
+            promoted: what runs in full precision.
+            exact_inputs: whether only weights are rounded.
         """
         rounded, policy = self._rounded[name, layer], self._policy
         form = policy.head_inputs if name in ATTENTION else policy.inputs_of(rounded.numel())
@@ -128,10 +134,10 @@ class RoundedLinears:
 
 
 def promoted_linears(graph: Graph, policy: Policy, receiver: int | None) -> Promoted:
-    """What is in full precision in rows with this own receiver.
+    """Returns what is in full precision in passes with this receiver under investigation.
 
-    That is Q, K, V and O of the heads that a q, k or v receiver feeds: of all heads of a group for the
-    receiver of a group.
+    These are W_Q, W_K, W_V and W_O of the heads that a q, k or v receiver feeds: of all heads of a group for
+    the receiver of a group.
     """
     if receiver is None or not policy.promotes:
         return NO_PROMOTION
@@ -144,18 +150,18 @@ def promoted_linears(graph: Graph, policy: Policy, receiver: int | None) -> Prom
 
 
 def rounded_weights(w: Tensor, form: Format) -> Tensor:
-    """Matrices [..., I, O] whose values are rounded; 8-bit formats have one scale per output."""
+    """Rounds matrices [..., I, O]; 8-bit formats have one scale per output."""
     if form is Format.FP32:
         return w
     if form is Format.BF16:
         return w.to(torch.bfloat16).to(w.dtype)
     quantized = quantize(w, form)
-    # Not `dequantized`, whose products are rounded to float32.
+    # `dequantized` would round the products to float32.
     return quantized.data.to(w.dtype) * quantized.scale.to(w.dtype)
 
 
 def rounded_inputs(x: Tensor, form: Format, terms: int = 1) -> Tensor:
-    """Inputs [..., I] whose values are rounded; 8-bit formats have one scale per token, for all terms."""
+    """Rounds inputs [..., I]; 8-bit formats have one scale per token, for all terms."""
     if form is Format.FP32:
         return x
     if form is Format.BF16:
@@ -169,7 +175,7 @@ def rounded_inputs(x: Tensor, form: Format, terms: int = 1) -> Tensor:
 
 
 def _with_rounded_embedding(model: Model, form: Format) -> Model:
-    """Embeddings of tokens and of positions are linear linears too, of one-hot vectors."""
+    """Rounds the embeddings of tokens and positions, which are linear maps of one-hot vectors."""
     weights = model.weights
     w_pos = None if weights.w_pos is None else rounded_weights(weights.w_pos, form)
     return replace(model, weights=replace(weights, w_e=rounded_weights(weights.w_e, form), w_pos=w_pos))

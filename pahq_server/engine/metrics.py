@@ -1,6 +1,9 @@
 """Metrics of a circuit from its logits. Lower is always better.
 
-Shape suffixes: N places where the metric is read (prompts x positions), U output vocabulary.
+To add a metric: define it here and in `sparse.scoring` (from differences of logits), and list it in both
+tables.
+
+Shape suffixes: N metric positions (prompts x positions), U vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ Scores: TypeAlias = list[float] | Exception
 
 
 def kl_divergence(task: TokenTask, full_NU: Tensor) -> Metric:
-    """Mean over N of KL(p_full || p_circuit), natural logarithm, whole vocabulary."""
+    """KL(p_full || p_circuit), mean over N: natural logarithm, whole vocabulary."""
     log_full_NU = full_NU.log_softmax(-1)
     full_p_NU = log_full_NU.exp()
 
@@ -43,21 +46,23 @@ def logit_difference(task: TokenTask, full_NU: Tensor) -> Metric:
     """-mean(logit[answer] - logit[wrong answer]) over N."""
     assert task.answers is not None
     assert task.wrong_answers is not None
-    places = [prompt for prompt, _ in task.metric_positions()]
-    rows = torch.arange(len(places), device=full_NU.device)
-    right = torch.tensor(task.answers)[places].to(full_NU.device)
-    wrong = torch.tensor(task.wrong_answers)[places].to(full_NU.device)
-    return lambda logits: -(logits[..., rows, right] - logits[..., rows, wrong]).mean(-1)
+    prompts = [prompt for prompt, _ in task.metric_positions()]
+    positions = torch.arange(len(prompts), device=full_NU.device)
+    right = torch.tensor(task.answers)[prompts].to(full_NU.device)
+    wrong = torch.tensor(task.wrong_answers)[prompts].to(full_NU.device)
+    return lambda logits: -(logits[..., positions, right] - logits[..., positions, wrong]).mean(-1)
 
 
 def answer_margins(task: TokenTask, logits_NU: Tensor) -> tuple[float, ...] | None:
-    """logit[answer] - logit[wrong answer] at every place; None for a task without one of them."""
+    """Returns logit[answer] - logit[wrong answer] at every metric position; None for a task without one of
+    them.
+    """
     if task.answers is None or task.wrong_answers is None:
         return None
-    places = [prompt for prompt, _ in task.metric_positions()]
-    rows = torch.arange(len(places), device=logits_NU.device)
-    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, places].to(logits_NU.device)
-    return tuple((logits_NU[rows, right] - logits_NU[rows, wrong]).tolist())
+    prompts = [prompt for prompt, _ in task.metric_positions()]
+    positions = torch.arange(len(prompts), device=logits_NU.device)
+    right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, prompts].to(logits_NU.device)
+    return tuple((logits_NU[positions, right] - logits_NU[positions, wrong]).tolist())
 
 
 METRICS: dict[str, Callable[[TokenTask, Tensor], Metric]] = {
@@ -69,7 +74,9 @@ NEEDS_ANSWERS = frozenset({"logit_difference"})
 
 
 def finite(value: float) -> float:
-    """The value itself. Raises NonFiniteMetricError: NaN < tau is false and would keep every edge."""
+    """Returns the value. Raises NonFiniteMetricError if it is not finite: NaN < tau is false and would keep
+    every edge.
+    """
     if not math.isfinite(value):
         raise NonFiniteMetricError(f"the metric is {value}")
     return value

@@ -14,35 +14,14 @@ A test that needs an operation of its own gives `ModelEngine` a mapping with one
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pahq_server.core.engine import Outcome, ResolvedObjective
+from pahq_server.core.engine import Outcome
 from pahq_server.core.operations import EdgeGradients, Operation, ScorePasses, in_groups
-from pahq_server.engine.backends import Backend, Executor
+from pahq_server.engine.backends import EngineState
 from pahq_server.engine.gradients import edge_gradients
-from pahq_server.models.loading import LoadedModel
 
 O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class
-
-
-@dataclass(frozen=True, eq=False)
-class EngineState:
-    """What the engine holds for one job or session between `Engine.open` and `Engine.close`.
-
-    Args:
-        resolved: the objective that the state was opened for: tokens, graph, metric, ablation.
-        loaded: the served model, as it is kept in memory: with folded norms under the sparse executor.
-        backend: runs the patched passes of this model under this precision policy, for all jobs.
-        executor: the job's own activations inside ``backend``.
-        kept: what runners keep for the state's next operations, under names of their own; freed with it.
-    """
-
-    resolved: ResolvedObjective
-    loaded: LoadedModel
-    backend: Backend[Any]
-    executor: Executor
-    kept: dict[str, Any] = field(default_factory=dict)
 
 
 # Runs operations of one class, which may belong to several jobs and models.
@@ -55,7 +34,7 @@ Runner = Callable[[Sequence[tuple[EngineState, Any]]], Sequence[Outcome]]
 def one_by_one(run: Callable[[EngineState, O], object]) -> Runner:
     """Makes a runner from a function that runs a single operation and returns its result.
 
-    What the function raises becomes the outcome of that operation alone.
+    An exception that the function raises becomes the outcome of that operation alone.
     """
 
     def outcome(state: EngineState, operation: O) -> Outcome:
@@ -68,7 +47,7 @@ def one_by_one(run: Callable[[EngineState, O], object]) -> Runner:
 
 
 def score_passes(work: Sequence[tuple[EngineState, ScorePasses]]) -> list[Outcome]:
-    """Measures the passes of several jobs: jobs of one model and precision share batches."""
+    """Measures the passes of several jobs. Jobs of one model and precision policy share batches."""
 
     def score(group: list[tuple[EngineState, ScorePasses]]) -> Sequence[Outcome]:
         backend = group[0][0].backend

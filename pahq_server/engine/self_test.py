@@ -1,7 +1,7 @@
-"""A loaded model against transformers' own reading of the same checkpoint: whether it is the same model.
+"""Compares a loaded model with transformers' own reading of the same checkpoint.
 
-What an adapter overlooks (a field of the configuration, a tensor, a convention) changes logits by tenths. Two
-readings that agree on random prompts agree on what is in the checkpoint.
+What an adapter overlooks (a field of the configuration, a tensor, a convention) changes logits by tenths. If
+the two readings agree on random prompts, the adapter has read what is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 
-# Lengths of the two prompts; shorter where the context is.
+# Lengths of the two prompts; shorter where the model's context is.
 LENGTHS = (24, 7)
-# Largest difference of a logit, as a share of the largest logit's size or of 1, whatever is more. Both
-# readings compute in float32 and differ by some 1e-6 of that.
+# Largest allowed difference of a logit, relative to the largest logit or to 1, whichever is more. Both
+# readings compute in float32 and differ by about 1e-6 of that.
 TOLERANCE = 3e-5
-# Of transformers' copy, which is in float32 whatever the file holds: larger models are not tested at load.
+# Largest size of transformers' copy, which is in float32 whatever the file holds, for a test at load.
 MOST_BYTES = 2 << 30
-# Checkpoints of this format have no other reader here.
+# Checkpoints of this format have no other reader among the installed libraries.
 WITHOUT_REFERENCE = "hooked_transformer"
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """The outcome.
+    """The outcome of the comparison.
 
     Args:
-        difference: largest difference of a logit; None where nothing was compared.
-        allowed: the most that counts as equal; None likewise.
-        skipped: why nothing was compared, else empty.
+        difference: largest difference of a logit; None if nothing was compared.
+        allowed: the largest difference that counts as equal; None if nothing was compared.
+        skipped: why nothing was compared; empty if it was.
     """
 
     difference: float | None = None
@@ -59,13 +59,13 @@ class SelfTest:
 
 
 def self_test(loaded: LoadedModel, room: int) -> SelfTest:
-    """Compares unpatched logits with those of transformers, at every position of two random prompts.
+    """Compares logits with those of transformers, at every position of two random prompts.
 
     Args:
-        loaded: the model; in full precision what is rounded.
+        loaded: the model. Rounded weights are read in full precision.
         room: bytes that transformers' copy may take.
 
-    Raises InvalidRequestError (field ``model``) where they differ, or are not finite.
+    Raises InvalidRequestError (field ``model``) if logits differ or are not finite.
     """
     arch = loaded.model.architecture
     prompts = _prompts(arch.vocabulary, arch.context)
@@ -88,7 +88,7 @@ def self_test(loaded: LoadedModel, room: int) -> SelfTest:
         if ours.shape != theirs.shape:
             detail = f"its logits have shape {tuple(ours.shape)}, those of transformers {tuple(theirs.shape)}"
             raise InvalidRequestError("model", detail)
-        # Not max(): it would pass over NaN.
+        # max() would ignore NaN.
         difference = float(torch.maximum((ours - theirs).abs().max(), torch.tensor(difference)))
         allowed = max(allowed, TOLERANCE * float(theirs.abs().max()))
     if not difference <= allowed:
@@ -102,7 +102,7 @@ def self_test(loaded: LoadedModel, room: int) -> SelfTest:
 
 
 def product_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
-    """The full circuit's logits by the literal executor: per prompt [tokens, outputs], on the CPU."""
+    """Returns the full circuit's logits by the literal executor: per prompt [tokens, outputs], on the CPU."""
     graph = model.architecture.graph("group")
     logits = []
     for ids in prompts:
@@ -113,14 +113,14 @@ def product_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
 
 
 def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Tensor]:
-    """Logits by transformers in float32: per prompt [tokens, outputs].
+    """Returns logits by transformers in float32: per prompt [tokens, outputs].
 
-    Raises InvalidRequestError (field ``model``) where transformers does not load the checkpoint, or would
-    make up weights that are missing.
+    Raises InvalidRequestError (field ``model``) if transformers does not load the checkpoint, or would make
+    up missing weights.
     """
     try:
         with _quiet():
-            # Imported here: its optional parts warn of what they lack when they are imported.
+            # Imported here, because its optional parts warn on import.
             from transformers import AutoModelForCausalLM
 
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -131,7 +131,7 @@ def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Te
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                return_dict=True,  # whatever config.json says: it changes how results come, not which
+                return_dict=True,  # config.json may turn it off; it does not change results
             )
     except Exception as error:
         raise InvalidRequestError("model", f"transformers does not load it: {error}") from error
@@ -168,7 +168,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _unrounded(loaded: LoadedModel) -> Model:
-    """The model in full precision, with whole layers."""
+    """Returns the model in full precision, with whole layers."""
     if not isinstance(loaded, ResidentModel):
         return loaded.model
     kept = loaded.model.weights
@@ -182,9 +182,9 @@ def _unrounded(loaded: LoadedModel) -> Model:
 
 
 class _WholeLayers(Sequence[LayerWeights]):
-    """The layers of a rounded model in full precision, of which the one that was read last is held.
+    """The layers of a rounded model in full precision; only the layer that was read last is held.
 
-    A slice gives layers with biases and norms only, which is all that is read of several at a time.
+    A slice gives layers with biases and norms only, which is all that is read of several layers at a time.
     """
 
     def __init__(
@@ -204,6 +204,6 @@ class _WholeLayers(Sequence[LayerWeights]):
         if isinstance(index, slice):
             return self._small[index]
         if self._last is None or self._last[0] != index:
-            self._last = None  # before the next one is read, not after
+            self._last = None  # freed before the next layer is read
             self._last = index, to_device(self._checkpoint.layer(index), self._device)
         return self._last[1]

@@ -1,9 +1,7 @@
-"""The formulas of a transformer, shared by all executors.
+"""What all executors share: prompts as padded tensors, and the formulas of a transformer.
 
 Shape suffixes: P prompts, T tokens, D d_model, K d_head; ``...`` stands for any leading dimensions.
-
-
-Prompts of a task as padded tensors."""
+"""
 
 from __future__ import annotations
 
@@ -26,7 +24,9 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 def norm(arch: Architecture, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """The architecture's norm over the last dimension: layer norm, RMS norm or the identity."""
+    """Applies the architecture's norm over the last dimension: layer norm, RMS norm (arXiv:1910.07467) or
+    none.
+    """
     if arch.norm is None:
         return x
     if arch.norm == "layer":
@@ -35,12 +35,14 @@ def norm(arch: Architecture, x: Tensor, weight: Tensor | None, bias: Tensor | No
 
 
 def head_norm(arch: Architecture, x: Tensor, weight: Tensor | None) -> Tensor:
-    """RMS norm of each head's queries or keys, shape [..., K]; the identity without a weight."""
+    """Applies RMS norm to each head's queries or keys, [..., K]; the identity without a weight."""
     return x if weight is None else functional.rms_norm(x, x.shape[-1:], weight, arch.eps)
 
 
 def rotate(rotary: Rotary | None, x: Tensor, positions_T: Tensor) -> Tensor:
-    """Rotary position embedding of ``x``, shape [..., T, K]; the identity without rotary."""
+    """Applies rotary position embedding (arXiv:2104.09864) to ``x``, [..., T, K]; the identity without
+    rotary.
+    """
     if rotary is None:
         return x
     cos, sin = rotation(rotary, positions_T)
@@ -48,14 +50,14 @@ def rotate(rotary: Rotary | None, x: Tensor, positions_T: Tensor) -> Tensor:
 
 
 def rotation(rotary: Rotary, positions_T: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine per position and rotated feature, shape [T, dims] each."""
+    """Returns cosine and sine per position and rotated feature: [T, dims] each."""
     angles = positions_T[:, None].to(rotary.inv_freq.dtype) * rotary.inv_freq
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos() * rotary.scaling, angles.sin() * rotary.scaling
 
 
 def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first ``cos.shape[-1]`` features of ``x``, half-split layout."""
+    """Rotates the first ``cos.shape[-1]`` features of ``x``; feature i pairs with feature i + dims / 2."""
     dims = cos.shape[-1]
     turned, rest = x[..., :dims], x[..., dims:]
     first, second = turned.chunk(2, dim=-1)
@@ -64,9 +66,9 @@ def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def visible(arch: Architecture, layer: int, lengths: list[int]) -> Tensor:
-    """Which keys a query may attend to: bool, shape [P, T, T] (query, key).
+    """Returns which keys a query may attend to: bool, [P, T, T] (query, key).
 
-    Padding queries see position 0 so that their softmax stays finite; nothing real reads them.
+    Queries of padding see position 0, so that their softmax stays finite. Nothing real reads them.
     """
     tokens = max(lengths)
     position = torch.arange(tokens)
@@ -85,12 +87,12 @@ def visible(arch: Architecture, layer: int, lengths: list[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """The prompts of a task, padded on the right. P prompts, T tokens of the longest, N metric places.
+    """The prompts of a task, padded on the right. N metric positions.
 
     Args:
         lengths: real tokens of each prompt.
-        clean, corrupted: int64, shape [P, T]; padding is 0. ``corrupted`` is None if not given.
-        metric_prompt, metric_position: int64, shape [N]: where the metric is read.
+        clean, corrupted: token ids, int64, [P, T]; padding is 0. ``corrupted`` is None if not given.
+        metric_prompt, metric_position: where the metric is read, int64, [N].
     """
 
     lengths: list[int]
@@ -101,17 +103,17 @@ class PromptBatch:
 
     @classmethod
     def of(cls, task: TokenTask, device: torch.device | str = "cpu") -> PromptBatch:
+        """Pads the prompts of a task."""
         prompt, position = torch.tensor(task.metric_positions()).T.to(device)
         corrupted = None if task.corrupted is None else _pad(task.corrupted).to(device)
         return cls([len(ids) for ids in task.clean], _pad(task.clean).to(device), corrupted, prompt, position)
 
     @property
     def real(self) -> Tensor:
-        """Which places hold a token: bool, shape [P, T]."""
+        """Where there is a token, not padding: bool, [P, T]."""
         real = torch.arange(max(self.lengths)) < torch.tensor(self.lengths)[:, None]
         return real.to(self.clean.device)
 
 
 def _pad(prompts: tuple[TokenIds, ...]) -> Tensor:
-    rows = [torch.tensor(ids) for ids in prompts]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)

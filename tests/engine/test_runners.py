@@ -12,8 +12,9 @@ from pahq_server.core.engine import Objective, Work
 from pahq_server.core.errors import ServerError
 from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.core.task import PromptTask
+from pahq_server.engine.backends import EngineState
 from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.runners import RUNNERS, EngineState, one_by_one
+from pahq_server.engine.runners import RUNNERS, one_by_one
 from pahq_server.models.loading import load
 
 PROMPTS = PromptTask(clean=((1, 2, 3), (4, 5)), corrupted=((1, 6, 3), (4, 7)))

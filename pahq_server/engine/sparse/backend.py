@@ -51,7 +51,9 @@ class SparseBackend:
         self._memory, self._shared = memory, SharedModel(model, memory, namespace, quantized)
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> SparseExecutor:
-        """Opens a job. Raises ResourceExhaustedError if there is no room for it beside those that are open."""
+        """Opens a job. Raises ResourceExhaustedError if there is no room for it beside those that are
+        open.
+        """
         try:
             return SparseExecutor(self._shared, graph, task, metric, ablation)
         except Exception as error:

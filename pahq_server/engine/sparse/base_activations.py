@@ -170,7 +170,9 @@ class BaseActivations:
         return self.tokens.count(self.plan.receivers[receiver])
 
     def owner(self, *receivers: int) -> BaseActivations:
-        """Returns the base in which any of these receivers last differed; those between have the same values."""
+        """Returns the base in which any of these receivers last differed; those between have the same
+        values.
+        """
         base = self
         while base.parent is not None and base._changed.isdisjoint(receivers):
             base = base.parent

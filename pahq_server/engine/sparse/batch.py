@@ -290,7 +290,8 @@ class PassBatch:
         self.one_job = all(base.unpatched is bases[0].unpatched for base in bases)
         # Tokens by base and code, [bases, 3].
         self._counts = np.array(
-            [[0, *(base.tokens.count(places) for places in POSITION_CODES)] for base in bases], dtype=np.int64
+            [[0, *(base.tokens.count(position_set) for position_set in POSITION_CODES)] for base in bases],
+            dtype=np.int64,
         )
         self._first_pass = np.flatnonzero(np.diff(base_of, prepend=-1))
         self._known_counts: dict[int, Index] = {}

@@ -84,7 +84,9 @@ class ReceiverInputs:
         self._changed = np.zeros((len(batch.bases), batch.graph.num_senders), dtype=bool)
 
     def changed_state(self, receiver: int, changed_senders: ChangedSenders) -> ChangedReceiver | None:
-        """Returns a receiver in all passes that change it; None if none does. Args as for `changed_states`."""
+        """Returns a receiver in all passes that change it; None if none does. Args as for
+        `changed_states`.
+        """
         states = [state for state, _ in self.changed_states(receiver, changed_senders)]
         if len(states) < 2:
             return states[0] if states else None
@@ -138,7 +140,9 @@ class ReceiverInputs:
     def _state_of_changes(
         self, receiver: int, d_projection: Tensor, d_squared_norm: Tensor, merged: MergedVariants
     ) -> ChangedReceiver:
-        """Returns the receiver, given changes of its input's projection, [V, N, O], and squared norm, [V, N]."""
+        """Returns the receiver, given changes of its input's projection, [V, N, O], and squared norm, [V,
+        N].
+        """
         batch = self._batch
         u = batch.add_of_bases(d_projection, merged, lambda base: base.state(receiver).projection)
         square = d_squared_norm + batch.of_bases(merged, lambda base: base.state(receiver).squared_norm)

@@ -138,7 +138,9 @@ class Contributions:
     def variants_by_precision(
         self, sender: int, wanted: Index, merged: MergedVariants, reader: int | None = None
     ) -> list[tuple[PairPrecision, Index]]:
-        """Splits ``wanted`` by the matrices of head and reader that variants use; -1 in all other variants."""
+        """Splits ``wanted`` by the matrices of head and reader that variants use; -1 in all other
+        variants.
+        """
         promotion = self._batch.promotion
         if promotion is None:
             found = [(self._batch.precision, wanted)]

@@ -45,7 +45,9 @@ def pass_bytes(base: BaseActivations, keep: bool) -> int:
             Otherwise only those of one layer are there at a time.
     """
     graph, arch, plan = base.graph, base.weights.arch, base.plan
-    counts = np.array([0, *(base.tokens.count(places) for places in POSITION_CODES)], dtype=np.int64)
+    counts = np.array(
+        [0, *(base.tokens.count(position_set) for position_set in POSITION_CODES)], dtype=np.int64
+    )
     tokens_S = counts[plan.sender_codes][1:].reshape(graph.layers, graph.senders_per_layer)
     changes = (
         int(tokens_S[:, : graph.heads].sum()) * arch.d_head

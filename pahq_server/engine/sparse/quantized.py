@@ -213,7 +213,9 @@ class QuantizedLinears:
         return self._policy.promotes
 
     def promotion(self, graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion | None:
-        """Returns which heads passes promote that lack these edges; None under a policy that promotes none."""
+        """Returns which heads passes promote that lack these edges; None under a policy that promotes
+        none.
+        """
         return promotion_of(graph, removed) if self._policy.promotes else None
 
     def project(self, receiver: int, dx: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:

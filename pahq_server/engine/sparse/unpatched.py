@@ -306,7 +306,9 @@ class UnpatchedRuns:
             return values.get(layer, FINAL)
         return values.get(layer, MLP_IN if kind == "mlp" else ATTENTION_IN)
 
-    def output(self, values: RunActivations, sender: int, places: PositionSet = PositionSet.WINDOW) -> Tensor:
+    def output(
+        self, values: RunActivations, sender: int, position_set: PositionSet = PositionSet.WINDOW
+    ) -> Tensor:
         """Returns a sender's output in a run: z of a head, [N, K], or the output of ``input`` or an MLP, [N,
         D].
         """
@@ -315,7 +317,7 @@ class UnpatchedRuns:
         else:
             layer, unit = divmod(sender - 1, self.graph.senders_per_layer)
             x = values.get(layer, MLP) if unit == self.graph.heads else values.get(layer, Z)[unit]
-        return self.tokens.narrow(x, PositionSet.WINDOW, places)
+        return self.tokens.narrow(x, PositionSet.WINDOW, position_set)
 
     def prefix(self, receiver: int) -> Tensor:
         """Returns keys or values before the window, of a k or v receiver: [P, start, K]."""
@@ -413,7 +415,9 @@ class UnpatchedRuns:
 
 
 class _ZeroAblation:
-    """The ablated run under zero ablation: only the attention output biases are left in the residual stream."""
+    """The ablated run under zero ablation: only the attention output biases are left in the residual
+    stream.
+    """
 
     def __init__(self, model: Model, clean: PagedTensors) -> None:
         self._model, self._clean = model, clean

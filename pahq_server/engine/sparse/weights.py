@@ -41,7 +41,9 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), of any shape; see `gelu`."""
+    """The tanh approximation of GELU, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), of any shape; see
+    `gelu`.
+    """
     scale = 2 * math.sqrt(2 / math.pi)
 
     def denominator(part: Tensor) -> Tensor:
@@ -209,7 +211,9 @@ class SparseWeights:
 
     @property
     def mlp_width(self) -> int:
-        """Outputs of the matrix that an MLP reads its input with: twice the hidden units where it is gated."""
+        """Outputs of the matrix that an MLP reads its input with: twice the hidden units where it is
+        gated.
+        """
         return self.arch.d_mlp * (2 if self.arch.gated else 1)
 
     def bias(self, receiver: int) -> Tensor:

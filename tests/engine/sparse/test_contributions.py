@@ -27,7 +27,7 @@ def test_runs_of_tokens_are_those_of_the_index(variants: list[tuple[int, bool]],
     for most in (0, 1 << 30):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(contributions, "MAX_RUNS", most)
-            tokens = contributions._places(heard, sizes, y.device)
+            tokens = contributions._token_ranges(heard, sizes, y.device)
         assert isinstance(tokens, torch.Tensor) if most == 0 else len(tokens) == runs
         totals.append(Contribution(y, heard, tokens).add_to(before.clone(), w, before.shape[:2]))
     assert torch.equal(*totals)
