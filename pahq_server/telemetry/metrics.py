@@ -105,15 +105,15 @@ class Metrics(Observer):
         )
         passes = Counter(
             "pahq_search_passes",
-            "Patched passes that methods asked for, by whether they were needed: wasted ones were asked for "
-            "ahead, in vain.",
+            "Patched passes that methods asked for, by whether they were needed: wasted ones were "
+            "asked for ahead, in vain.",
             ["outcome"],
             registry=self.registry,
         )
         self._accepted, self._wasted = passes.labels("accepted"), passes.labels("wasted")
         self._batch_passes = Histogram(
             "pahq_batch_passes",
-            "Patched passes per batch of the engine, or what cost as much, of all jobs and sessions together.",
+            "Patched passes per batch, or what cost as much, of all jobs and sessions together.",
             buckets=_PASSES,
             registry=self.registry,
         )
