@@ -34,7 +34,7 @@ def close(expected: Any) -> Any:
     return pytest.approx(expected, abs=1e-4, rel=1e-4)
 
 
-@pytest.mark.parametrize("expected", run_parameters())
+@pytest.mark.parametrize("expected", list(run_parameters()))
 def test_discovery(client: Client, expected: tuple[Case, dict[str, Any]]) -> None:
     case, run = expected
     circuit = discover(client, case, run)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import Objective, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.operations import ScorePasses
@@ -21,7 +20,7 @@ from pahq_server.engine.cost import job_bytes
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.loading import LoadedModel, load
-from pahq_server.scheduler.queue import Place
+from pahq_server.scheduler.run import QueuePosition
 from pahq_server.scheduler.scheduler import Scheduler
 
 from .cases import Case, load_cases
@@ -121,15 +120,16 @@ class SearchRun:
         self.error: Exception | None = None
         self._ended = threading.Event()
 
-    def begin(self) -> Sequence[PatchedPass]:
-        return next(self._steps)
+    def begin(self) -> ScorePasses:
+        return ScorePasses(next(self._steps))
 
-    def deliver(self, scores: Sequence[float]) -> Sequence[PatchedPass]:
+    def deliver(self, result: object) -> ScorePasses | None:
+        assert isinstance(result, list)
         try:
-            return self._steps.send(scores)
+            return ScorePasses(self._steps.send(result))
         except StopIteration as stop:
             self.found = Outcome.of(stop.value)
-            return ()
+            return None
 
     def stopped(self) -> bool:
         return False
@@ -144,7 +144,7 @@ class SearchRun:
     def charge(self, seconds: float) -> None:
         """Nobody pays."""
 
-    def place(self, place: Place) -> None:
+    def queued_at(self, position: QueuePosition) -> None:
         """Nobody asks."""
 
     def wait(self) -> Outcome:
@@ -181,12 +181,12 @@ def followed(engine: ModelEngine, resolved: ResolvedObjective, search: AcdcSearc
     state = engine.open(resolved)
     try:
         run = SearchRun(resolved, search)
-        rows = run.begin()
-        while rows:
-            (scores,) = engine.run([Work(state, ScorePasses(rows))])
+        operation: ScorePasses | None = run.begin()
+        while operation is not None:
+            (scores,) = engine.run([Work(state, operation)])
             if isinstance(scores, Exception):
                 raise scores
-            rows = run.deliver(scores)
+            operation = run.deliver(scores)
     finally:
         engine.close(state)
     assert run.found is not None

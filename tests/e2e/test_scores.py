@@ -11,7 +11,7 @@ from pahq_client import Circuit, Client, Edge, Task, Verdict
 from .cases import Case, score_parameters
 
 
-@pytest.mark.parametrize("expected", score_parameters())
+@pytest.mark.parametrize("expected", list(score_parameters()))
 def test_single_edge(client: Client, expected: tuple[Case, dict[str, Any]]) -> None:
     case, scores = expected
     options = {"metric": case.metric, "ablation": scores["ablation"], "kv_receivers": scores["kv"]}

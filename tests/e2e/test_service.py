@@ -11,8 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
-from pahq.v1 import discovery_pb2 as pb
-from pahq.v1.discovery_pb2_grpc import DiscoveryServiceStub
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1.jobs_pb2_grpc import JobServiceStub
 
 from pahq_client import (
     Circuit,
@@ -187,23 +187,23 @@ def test_evaluate_measures_what_was_found(client: Client) -> None:
     assert 0 < evaluation.faithfulness < 1
 
 
-def test_a_repeated_request_is_the_same_discovery(server: ServerProcess, client: Client) -> None:
+def test_a_repeated_request_is_the_same_job(server: ServerProcess, client: Client) -> None:
     before = len(client.jobs())
     spec = job_spec(JobRequest(**PLAIN))
-    request = pb.CreateDiscoveryRequest(spec=spec, request_id="once")
+    request = pb.CreateJobRequest(spec=spec, request_id="once")
     with grpc.insecure_channel(server.address) as channel:
-        stub = DiscoveryServiceStub(channel)
+        stub = JobServiceStub(channel)
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(stub.CreateDiscovery, [request] * 8))
-        names = {answer.discovery.name for answer in answers}
+            answers = list(pool.map(stub.CreateJob, [request] * 8))
+        names = {answer.job.name for answer in answers}
         assert len(names) == 1
         assert len(client.jobs()) == before + 1
-        request.spec.threshold = 0.5
+        request.spec.acdc.threshold = 0.5
         with pytest.raises(grpc.RpcError) as error:
-            stub.CreateDiscovery(request)
+            stub.CreateJob(request)
         assert error.value.code() is grpc.StatusCode.ALREADY_EXISTS
         request.request_id, request.validate_only = "", True
-        assert stub.CreateDiscovery(request).discovery.name == ""
+        assert stub.CreateJob(request).job.name == ""
     assert len(client.jobs()) == before + 1
 
 

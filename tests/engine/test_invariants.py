@@ -10,7 +10,7 @@ from helpers import formulas
 from helpers.executors import measure
 from helpers.hypotheses import names_of, random_circuit, random_task
 from helpers.outputs import product_logits
-from helpers.unpatched import UnpatchedRuns
+from helpers.reference import Reference
 from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 
@@ -76,7 +76,7 @@ def test_the_empty_circuit_under_mean_is_the_mean_residual(name: str, executor: 
     task = random_task(model)
     streams = [
         torch.stack(list(outputs.values())).sum(0) + attention_biases(model)
-        for _, outputs in UnpatchedRuns(model, "group", task.clean, None, "zero").full
+        for _, outputs in Reference(model, "group", task.clean, None, "zero").full
     ]
     expected = []
     for ids in task.clean:

@@ -9,7 +9,7 @@ import torch
 from helpers import formulas
 from helpers.executors import measure
 from helpers.hypotheses import names_of, random_circuit, random_task
-from helpers.unpatched import UnpatchedRuns
+from helpers.reference import Reference
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.graph import KvReceivers
@@ -30,7 +30,7 @@ def test_scores(name: str, kv: KvReceivers, ablation: str, zoo: Zoo) -> None:
     task, graph = random_task(model), model.architecture.graph(kv)
     assert task.answers is not None
     assert task.wrong_answers is not None
-    reference = UnpatchedRuns(model, kv, task.clean, task.corrupted, ablation)
+    reference = Reference(model, kv, task.clean, task.corrupted, ablation)
     jobs = {
         (executor, metric): measure(executor, model, graph, task, metric, ablation)
         for executor in EXECUTORS
@@ -55,7 +55,7 @@ def test_scores(name: str, kv: KvReceivers, ablation: str, zoo: Zoo) -> None:
 def test_logits(name: str, kv: KvReceivers, ablation: str, zoo: Zoo) -> None:
     model = zoo[name]
     task, graph = random_task(model), model.architecture.graph(kv)
-    reference = UnpatchedRuns(model, kv, task.clean, task.corrupted, ablation)
+    reference = Reference(model, kv, task.clean, task.corrupted, ablation)
     executor = LiteralExecutor(model, graph, task, "l2", ablation)
     circuit = random_circuit(graph, 0.6, seed=11)
     logits = reference.logits(names_of(circuit))
@@ -70,7 +70,7 @@ def test_several_metric_positions(name: str, ablation: str, executor: str, zoo: 
     model = zoo[name]
     task = replace(random_task(model, lengths=(9, 5, 7)), positions=(4, 0, 2))
     graph = model.architecture.graph("group")
-    reference = UnpatchedRuns(model, "group", task.clean, task.corrupted, ablation)
+    reference = Reference(model, "group", task.clean, task.corrupted, ablation)
     circuit = random_circuit(graph, 0.8, seed=5)
     logits = reference.logits(names_of(circuit))
     assert len(task.metric_positions()) == 9
@@ -98,7 +98,7 @@ def test_the_reference_itself_runs_the_plain_model(name: str, zoo: Zoo) -> None:
     """With every edge kept by name, the reference gives the logits of its own unpatched pass."""
     model = zoo[name]
     task, graph = random_task(model), model.architecture.graph("query")
-    reference = UnpatchedRuns(model, "query", task.clean, task.corrupted, "resample")
+    reference = Reference(model, "query", task.clean, task.corrupted, "resample")
     everything = {graph.edge_name(edge) for edge in range(graph.num_edges)}
     for found, expected in zip(reference.logits(everything), reference.full_logits, strict=True):
         assert torch.equal(found, expected)
