@@ -156,7 +156,7 @@ def rounded_weights(w: Tensor, form: Format) -> Tensor:
     if form is Format.BF16:
         return w.to(torch.bfloat16).to(w.dtype)
     quantized = quantize(w, form)
-    # `dequantized` would round the products to float32.
+    # Not `to_floats` in float32, whose products are rounded.
     return quantized.data.to(w.dtype) * quantized.scale.to(w.dtype)
 
 

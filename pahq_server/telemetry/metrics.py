@@ -100,12 +100,12 @@ class Metrics(Observer):
     def _add_work(self) -> None:
         self._evaluations = Counter(
             "pahq_evaluations",
-            "Edges and gates that searches have decided.",
+            "Records that methods added to the journals of their jobs: of a search, edges and gates decided.",
             registry=self.registry,
         )
         passes = Counter(
             "pahq_search_passes",
-            "Patched passes that searches asked for, by whether a verdict needed them: wasted ones were "
+            "Patched passes that methods asked for, by whether they were needed: wasted ones were "
             "asked for ahead, in vain.",
             ["outcome"],
             registry=self.registry,
@@ -113,13 +113,13 @@ class Metrics(Observer):
         self._accepted, self._wasted = passes.labels("accepted"), passes.labels("wasted")
         self._batch_passes = Histogram(
             "pahq_batch_passes",
-            "Patched passes per batch of the executor, of all jobs and sessions together.",
+            "Patched passes per batch, or what cost as much, of all jobs and sessions together.",
             buckets=_PASSES,
             registry=self.registry,
         )
         self._batch_seconds = Histogram(
             "pahq_batch_duration_seconds",
-            "Time that the executor took for a batch.",
+            "Time that the engine took for a batch.",
             buckets=_BATCHES_S,
             registry=self.registry,
         )

@@ -62,7 +62,7 @@ def test_what_cannot_be_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_a_copy_is_made_although_a_server_writes_all_the_time(tmp_path: Path) -> None:
     database = Database(tmp_path / DATABASE)
     with database.transaction("advance", synced=False) as connection:
-        connection.execute("INSERT INTO verdicts VALUES (0, 0, zeroblob(64000000))")
+        connection.execute("INSERT INTO journal VALUES (0, 0, 1, zeroblob(64000000))")
     done = threading.Event()
 
     def write() -> None:
@@ -70,7 +70,7 @@ def test_a_copy_is_made_although_a_server_writes_all_the_time(tmp_path: Path) ->
             if done.wait(0.002):
                 return
             with database.transaction("advance", synced=False) as connection:
-                connection.execute("INSERT INTO verdicts VALUES (1, ?, x'00')", (number,))
+                connection.execute("INSERT INTO journal VALUES (1, ?, 1, x'00')", (number,))
 
     writer = threading.Thread(target=write)
     writer.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -72,5 +73,6 @@ class ServerProcess:
 
     def log(self) -> str:
         """What the server wrote to stderr so far."""
-        self._log.seek(0)
-        return self._log.read()
+        # The server writes to the same open file: a seek here would move where its next line goes.
+        file = self._log.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode()

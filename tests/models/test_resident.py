@@ -26,7 +26,7 @@ from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load
 from pahq_server.models.resident import QuantizedLayer, ResidentWeights, make_resident
 from pahq_server.precision.policy import POLICIES, Format, Policy
-from pahq_server.precision.quantized import DTYPES, Quantized, quantize
+from pahq_server.precision.quantized import DTYPES, Quantized, quantize, to_floats
 
 INT8, PAPER = POLICIES["pahq-int8"], POLICIES["paper"]
 # Each format for each part of the model.
@@ -36,12 +36,12 @@ FORMATS = [POLICIES[name] for name in ("fp32", "bf16", "pahq-int8", "pahq-fp8", 
 def as_kept(w: Tensor, form: Format) -> Tensor:
     """A folded matrix as it is kept in a format, converted to float32."""
     if form in DTYPES:
-        return quantize(w, form).dequantized()
+        return to_floats(quantize(w, form), torch.float32)
     return w.to({Format.FP32: torch.float32, Format.BF16: torch.bfloat16}[form]).float()
 
 
 def values(matrix: Any) -> Tensor:
-    return matrix.dequantized() if isinstance(matrix, Quantized) else matrix.float()
+    return to_floats(matrix, torch.float32)
 
 
 def dtype_of(matrix: Any) -> torch.dtype:
