@@ -1,4 +1,4 @@
-"""How many operations the rows of a sweep need: live nodes times live positions, wasted rows included.
+"""How many operations the passes of a batch need: live nodes times live positions, wasted passes included.
 
 Counted as the textbook forward pass would do them (each projection once per changed receiver, W_O once
 per changed head), so the count does not depend on how cleverly they are done.
@@ -14,19 +14,19 @@ from pahq_server.engine.sparse.batch_forward import BatchForward
 from pahq_server.engine.sparse.unpatched import is_head
 
 
-def needed_operations(sweep: BatchForward) -> NDArray[np.float64]:
-    """Multiplications and additions per row, after `BatchForward.run`: shape [R]."""
-    arch, rows, graph = sweep.weights.arch, sweep.batch, sweep.graph
-    ends = np.array([base.tokens.end for base in rows.bases], dtype=np.float64)[rows.base_of]
-    counts = np.zeros(len(rows))
-    counts += rows.counts(graph.logits)[rows.base_of] * (2.0 * arch.d_model * arch.output_vocabulary)
-    for receiver, variant in sweep.changed.items():
+def needed_operations(forward: BatchForward) -> NDArray[np.float64]:
+    """Multiplications and additions per pass, after `BatchForward.run`: [passes]."""
+    arch, batch, graph = forward.weights.arch, forward.batch, forward.graph
+    ends = np.array([base.tokens.end for base in batch.bases], dtype=np.float64)[batch.base_of]
+    counts = np.zeros(len(batch))
+    counts += batch.counts(graph.logits)[batch.base_of] * (2.0 * arch.d_model * arch.output_vocabulary)
+    for receiver, variant in forward.changed.items():
         if graph.receiver(receiver).kind == "mlp":
             continue
-        tokens = rows.counts(receiver)[rows.base_of].astype(np.float64)
+        tokens = batch.counts(receiver)[batch.base_of].astype(np.float64)
         counts += (variant >= 0) * (2.0 * tokens * arch.d_model * arch.d_head)
-    for sender, change in sweep.senders.items():
-        tokens = rows.counts(_own_input(graph, sender))[rows.base_of].astype(np.float64)
+    for sender, change in forward.senders.items():
+        tokens = batch.counts(_own_input(graph, sender))[batch.base_of].astype(np.float64)
         if is_head(graph, sender):
             cost = tokens * (4.0 * ends * arch.d_head + 2.0 * arch.d_head * arch.d_model)
         else:

@@ -57,12 +57,12 @@ def backend_on(device: torch.device | str, model: Model, policy: str) -> SparseB
 @pytest.mark.parametrize("spec", SPECS[:6], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_equal_the_literal_twins(device: torch.device, zoo: Zoo, name: str, spec: Spec) -> None:
-    model, rows = zoo[name], spec.rows(zoo[name], 1)[:30:3]
+    model, passes = zoo[name], spec.passes(zoo[name], 1)[:30:3]
     job = spec.open(backend_on(device, model, "fp32"), model)
     twin = LiteralExecutor(
         model, model.architecture.graph(spec.kv), spec.task(model), spec.metric, spec.ablation
     )
-    assert np.allclose(job.score(rows), twin.score(rows), rtol=1e-9, atol=1e-10)
+    assert np.allclose(job.score(passes), twin.score(passes), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("policy", list(TOLERANCES))
@@ -71,9 +71,9 @@ def test_policies_give_what_they_give_on_the_cpu(
     device: torch.device, zoo: Zoo, name: str, policy: str
 ) -> None:
     model, spec = cast(zoo[name], torch.float32), SPECS[0]
-    rows = spec.rows(model, 1)[:30:5]
+    passes = spec.passes(model, 1)[:30:5]
     found, expected = (
-        spec.open(backend_on(place, model, policy), model).score(rows) for place in (device, "cpu")
+        spec.open(backend_on(place, model, policy), model).score(passes) for place in (device, "cpu")
     )
     assert np.allclose(found, expected, rtol=TOLERANCES[policy], atol=1e-6)
 
@@ -83,14 +83,14 @@ def test_policies_give_what_they_give_on_the_cpu(
 def test_a_score_has_the_same_bits_in_any_company(
     device: torch.device, zoo: Zoo, name: str, policy: str
 ) -> None:
-    """Passes alone, all rows of a job, and jobs that differ in everything."""
+    """Passes alone, all passes of a job, and jobs that differ in everything."""
     model = cast(zoo[name], torch.float32)
     backend = backend_on(device, model, policy)
-    jobs = [(spec.open(backend, model), spec.rows(model, 2)[:24:4]) for spec in SPECS[:5]]
+    jobs = [(spec.open(backend, model), spec.passes(model, 2)[:24:4]) for spec in SPECS[:5]]
     together = backend.score(jobs)
-    for (job, rows), found in zip(jobs, together, strict=True):
-        assert job.score(rows) == found
-        assert [job.score([row])[0] for row in rows] == found
+    for (job, passes), found in zip(jobs, together, strict=True):
+        assert job.score(passes) == found
+        assert [job.score([patched_pass])[0] for patched_pass in passes] == found
 
 
 @pytest.mark.parametrize("precision", ["fp32", "pahq-int8"])
@@ -102,7 +102,7 @@ def test_rounded_models(device: torch.device, zoo: Zoo, name: str, precision: st
     def scores(loaded: LoadedModel, place: torch.device | str) -> list[float]:
         backend = make_backend(loaded, "sparse", precision, DeviceMemory(1 << 27, 4096, place), b"test")
         job = spec.open(backend, loaded.model)  # type: ignore[arg-type]
-        found: list[float] = job.score(spec.rows(loaded.model, 1)[:30:5])
+        found: list[float] = job.score(spec.passes(loaded.model, 1)[:30:5])
         return found
 
     rounded = load_rounded(source, POLICIES["pahq-int8"], device)
@@ -118,7 +118,7 @@ def test_literal_policies(device: torch.device, zoo: Zoo, policy: str) -> None:
     def scores(loaded: LoadedModel) -> list[float]:
         backend = make_backend(loaded, "sparse", policy, DeviceMemory(1 << 27), b"test")
         job = spec.open(backend, loaded.model)  # type: ignore[arg-type]
-        found: list[float] = job.score(spec.rows(loaded.model, 1)[:30:5])
+        found: list[float] = job.score(spec.passes(loaded.model, 1)[:30:5])
         return found
 
     found, expected = scores(load(source, ToDevice(FOLDING, device))), scores(load(source, FOLDING))
@@ -136,9 +136,9 @@ def test_the_engine_serves_models_where_they_are(device: torch.device, zoo: Zoo)
         resolved = engine.resolve(asked)
         assert engine.estimate(resolved).least_seconds > 0
         full = BaseCircuit(Circuit.full(resolved.graph))
-        rows = [PatchedPass(full, (edge,)) for edge in range(0, resolved.graph.num_edges, 9)]
+        passes = [PatchedPass(full, (edge,)) for edge in range(0, resolved.graph.num_edges, 9)]
         state = engine.open(resolved)
-        (found,) = engine.run([Work(state, ScorePasses(rows))])
+        (found,) = engine.run([Work(state, ScorePasses(passes))])
         assert not isinstance(found, Exception)
         assert engine.memory_usage().used > 0
         engine.close(state)

@@ -46,9 +46,9 @@ def executor(
     return DifferencesExecutor(model, graph, random_task(model), "kl_divergence", ablation, policy)
 
 
-def literal(model: Model, rows: list[PatchedPass]) -> list[float]:
-    graph = rows[0].base_circuit.circuit.graph
-    return LiteralExecutor(model, graph, random_task(model), "kl_divergence", "resample").score(rows)
+def literal(model: Model, passes: list[PatchedPass]) -> list[float]:
+    graph = passes[0].base_circuit.circuit.graph
+    return LiteralExecutor(model, graph, random_task(model), "kl_divergence", "resample").score(passes)
 
 
 def rms(found: list[float], expected: list[float]) -> float:
@@ -64,17 +64,17 @@ def test_without_rounding_it_is_the_literal_executor(
     model, graph = zoo[name], zoo[name].architecture.graph(kv)
     if kv == "query" and graph.heads == graph.kv_heads:
         pytest.skip("the same graph as with one receiver per group")
-    # An anchor need not be a part of its parent.
+    # An base circuit need not be a part of its parent.
     unrelated = BaseCircuit(
         random_circuit(graph, 0.5, seed=8), BaseCircuit(random_circuit(graph, 0.5, seed=9))
     )
-    rows = [
+    passes = [
         *random_passes(graph, seed=3),
         PatchedPass(unrelated),
         PatchedPass(unrelated, (0, graph.num_edges - 1)),
     ]
-    expected = LiteralExecutor(model, graph, random_task(model), "kl_divergence", ablation).score(rows)
-    assert np.allclose(executor(model, EXACT, kv, ablation).score(rows), expected, rtol=0, atol=1e-9)
+    expected = LiteralExecutor(model, graph, random_task(model), "kl_divergence", ablation).score(passes)
+    assert np.allclose(executor(model, EXACT, kv, ablation).score(passes), expected, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("metric", ["kl_divergence", "logit_difference", "l2"])
@@ -82,9 +82,9 @@ def test_without_rounding_it_is_the_literal_executor(
 def test_every_metric_at_any_positions(zoo: Zoo, metric: str, positions: tuple[int, ...] | None) -> None:
     model, graph = zoo["llama"], zoo["llama"].architecture.graph("group")
     task = replace(random_task(model, (7, 6, 9) if positions else LENGTHS), positions=positions)
-    rows = random_passes(graph, seed=4)
-    expected = LiteralExecutor(model, graph, task, metric, "resample").score(rows)
-    found = DifferencesExecutor(model, graph, task, metric, "resample", EXACT).score(rows)
+    passes = random_passes(graph, seed=4)
+    expected = LiteralExecutor(model, graph, task, metric, "resample").score(passes)
+    found = DifferencesExecutor(model, graph, task, metric, "resample", EXACT).score(passes)
     assert np.allclose(found, expected, rtol=0, atol=1e-9)
 
 
@@ -96,10 +96,10 @@ def test_no_change_scores_exactly_zero(zoo: Zoo, name: str, policy: str) -> None
     graph, task = model.architecture.graph("group"), random_task(model)
     task = replace(task, corrupted=task.clean)
     full = BaseCircuit(Circuit.full(graph))
-    rows = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 7)]
+    passes = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 7)]
     for metric in ("kl_divergence", "l2"):
         job = DifferencesExecutor(model, graph, task, metric, "resample", POLICIES[policy])
-        assert set(job.score([PatchedPass(full), *rows])) == {0.0}
+        assert set(job.score([PatchedPass(full), *passes])) == {0.0}
     assert executor(model, POLICIES[policy]).score(
         [PatchedPass(full), PatchedPass(BaseCircuit(Circuit.full(graph)))]
     ) == [0, 0]
@@ -125,9 +125,13 @@ def test_a_row_in_which_nothing_changes_scores_exactly_as_its_anchor(zoo: Zoo, n
 @pytest.mark.parametrize("name", NAMES)
 def test_in_8_bits_scores_are_near_but_not_equal(zoo: Zoo, name: str, policy: str) -> None:
     model = zoo[name]
-    rows = [row for row in random_passes(model.architecture.graph("group"), seed=5) if row.removed]
-    expected = literal(model, rows)
-    found = executor(model, POLICIES[policy]).score(rows)
+    passes = [
+        patched_pass
+        for patched_pass in random_passes(model.architecture.graph("group"), seed=5)
+        if patched_pass.removed
+    ]
+    expected = literal(model, passes)
+    found = executor(model, POLICIES[policy]).score(passes)
     # Where nothing live changes, the two are equal.
     assert np.mean(np.array(found) != np.array(expected)) > 0.8
     assert 1e-6 < rms(found, expected) < 0.05 * np.std(expected)
@@ -155,7 +159,7 @@ def test_a_cut_into_the_logits_by_hand(zoo: Zoo, policy: str) -> None:
     full = BaseCircuit(Circuit.full(graph))
     x, exact_change = job.values(full).sums["logits", top][0][places], torch.zeros(())
     base_circuit = full
-    # Head 1, then head 0 relative to what is left of the circuit without head 1: anchors are exact.
+    # Head 1, then head 0 relative to what is left of the circuit without head 1: base circuits are exact.
     for head in (1, 0):
         dz = (job.ablated_z[top - 1] - job.values(full).inputs["o", top - 1])[head][places]
         w_o = job.weights.layers[top - 1].w_o[head]
@@ -177,8 +181,8 @@ def test_a_cut_into_a_value_receiver_by_hand(zoo: Zoo, policy: str, promotes: bo
     job = executor(zoo["gpt2"], form)
     expected = change_by_hand(job, form, head=1)
     receiver = job.graph.receiver_of("v", job.graph.layers - 1, 1)
-    row = PatchedPass(BaseCircuit(Circuit.full(job.graph)), (job.graph.edge(0, receiver),))
-    assert torch.allclose(job.change(row), expected, rtol=0, atol=1e-12)
+    patched_pass = PatchedPass(BaseCircuit(Circuit.full(job.graph)), (job.graph.edge(0, receiver),))
+    assert torch.allclose(job.change(patched_pass), expected, rtol=0, atol=1e-12)
 
 
 def change_by_hand(job: DifferencesExecutor, form: Policy, head: int) -> Tensor:
@@ -223,14 +227,18 @@ def change_by_hand(job: DifferencesExecutor, form: Policy, head: int) -> Tensor:
 
 
 def inexact(model: Model) -> set[str]:
-    """Own receivers whose rows do not get the score of full precision."""
+    """Own receivers whose passes do not get the score of full precision."""
     graph = model.architecture.graph("group")
     # Into the head and out of it, so that all of its matrices matter, then one into each receiver.
     first = [graph.parse_edge(edge) for edge in ("input->a0.h1<q>", "a0.h1->m0")]
     full, receivers = BaseCircuit(Circuit.full(graph)), range(graph.num_receivers)
-    rows = {graph.receiver_name(r): [PatchedPass(full, (*first, graph.edge(0, r)))] for r in receivers}
+    passes = {graph.receiver_name(r): [PatchedPass(full, (*first, graph.edge(0, r)))] for r in receivers}
     job = executor(model, POLICIES["pahq-int8-weight"])
-    return {name for name, row in rows.items() if rms(job.score(row), literal(model, row)) > 1e-9}
+    return {
+        name
+        for name, patched_pass in passes.items()
+        if rms(job.score(patched_pass), literal(model, patched_pass)) > 1e-9
+    }
 
 
 @pytest.mark.parametrize("name", PROMOTING)
@@ -246,15 +254,19 @@ def test_with_every_head_promoted_attention_is_in_full_precision(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     model, graph = zoo[name], zoo[name].architecture.graph("group")
-    rows = [row for row in random_passes(graph, seed=7) if row.removed and row.base_circuit.parent is None]
+    passes = [
+        patched_pass
+        for patched_pass in random_passes(graph, seed=7)
+        if patched_pass.removed and patched_pass.base_circuit.parent is None
+    ]
     policy = replace(EXACT, heads=Format.INT8)
-    assert rms(executor(model, policy).score(rows), literal(model, rows)) > 1e-6
+    assert rms(executor(model, policy).score(passes), literal(model, passes)) > 1e-6
     units = {"q": graph.heads, "k": graph.kv_heads, "v": graph.kv_heads, "o": graph.heads}
     everything = frozenset(
         (n, i, u) for n, count in units.items() for i in range(graph.layers) for u in range(count)
     )
     monkeypatch.setattr(differences, "promoted_linears", lambda *_: everything)
-    assert rms(executor(model, policy).score(rows), literal(model, rows)) < 1e-12
+    assert rms(executor(model, policy).score(passes), literal(model, passes)) < 1e-12
 
 
 def only_queries(*args: object) -> frozenset[tuple[str, int, int]]:
@@ -262,8 +274,8 @@ def only_queries(*args: object) -> frozenset[tuple[str, int, int]]:
     return frozenset(place for place in promoted if place[0] == "q")
 
 
-def first_receiver(row: PatchedPass) -> int | None:
-    return row.base_circuit.circuit.graph.edge_ends(row.removed[0])[1]
+def first_receiver(patched_pass: PatchedPass) -> int | None:
+    return patched_pass.base_circuit.circuit.graph.edge_ends(patched_pass.removed[0])[1]
 
 
 def cuts_without_promotion(self: DifferencesExecutor, base: CircuitValues) -> Tensor:
@@ -301,7 +313,7 @@ def test_mlps_that_hear_few_heads_alone_are_composed(zoo: Zoo) -> None:
     assert (graph.layers, graph.heads) == (2, arch.d_model // arch.d_head)
 
     def composed(circuit: Circuit, *names: str) -> frozenset[int]:
-        # The anchor's own edges do not matter, those of its first ancestor do.
+        # The base circuit's own edges do not matter, those of its first ancestor do.
         base_circuit = BaseCircuit(
             circuit.without([graph.parse_edge("input->a0.h0<v>")]), BaseCircuit(circuit)
         )
@@ -336,12 +348,12 @@ def test_rounding_activations_is_clearly_worse() -> None:
     graph, limits = arch.graph("group"), Limits(arch.vocabulary, arch.output_vocabulary, arch.context)
     task = resolve(BuiltinTask("ioi", 4, 0), loaded.tokenizer, limits)
     full = BaseCircuit(Circuit.full(graph))
-    rows = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 40)]
+    passes = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 40)]
     job = (model, graph, task, "kl_divergence", "resample")
-    exact = np.array(LiteralExecutor(*job).score(rows))
+    exact = np.array(LiteralExecutor(*job).score(passes))
 
     def typical_error(job: LiteralExecutor) -> float:
-        return float(np.median(np.abs(job.score(rows) - exact)))
+        return float(np.median(np.abs(job.score(passes) - exact)))
 
     # With a second term too little is lost for this bug to show.
     policy = replace(POLICIES["pahq-int8"], terms=1)

@@ -32,7 +32,7 @@ def engine(request: pytest.FixtureRequest, zoo: Zoo) -> ModelEngine:
     return ModelEngine(served | {"broken": broken}, request.param)
 
 
-def rows(resolved: ResolvedObjective) -> tuple[PatchedPass, ...]:
+def passes(resolved: ResolvedObjective) -> tuple[PatchedPass, ...]:
     graph = resolved.graph
     return (
         PatchedPass(BaseCircuit(Circuit.full(graph))),
@@ -92,7 +92,7 @@ def test_corrupted_prompts_may_be_left_out_where_nothing_reads_them(
 ) -> None:
     resolved = engine.resolve(replace(ASKED, ablation=ablation, task=replace(PROMPTS, corrupted=())))
     state = engine.open(resolved)
-    (scores,) = engine.run([Work(state, ScorePasses(rows(resolved)))])
+    (scores,) = engine.run([Work(state, ScorePasses(passes(resolved)))])
     assert isinstance(scores, list)
     assert scores[0] == 0.0
     assert scores[2] > 1e-4
@@ -127,7 +127,7 @@ def test_jobs_of_several_models_are_scored_together_as_alone(engine: ModelEngine
         engine.resolve(replace(ASKED, model="llama", ablation="zero", metric="l2")),
     )
     states = engine.open(one), engine.open(other)
-    work = [Work(states[0], ScorePasses(rows(one))), Work(states[1], ScorePasses(rows(other)))]
+    work = [Work(states[0], ScorePasses(passes(one))), Work(states[1], ScorePasses(passes(other)))]
     together = engine.run(work)
     assert together == [engine.run([item])[0] for item in work]
     assert together[0] != together[1]
@@ -140,7 +140,7 @@ def test_a_metric_that_is_no_number_fails_its_own_job_only(engine: ModelEngine) 
     )
     states = engine.open(sick), engine.open(healthy)
     bad, good = engine.run(
-        [Work(states[0], ScorePasses(rows(sick))), Work(states[1], ScorePasses(rows(healthy)))]
+        [Work(states[0], ScorePasses(passes(sick))), Work(states[1], ScorePasses(passes(healthy)))]
     )
     assert isinstance(bad, NonFiniteMetricError)
     assert isinstance(bad, ServerError)
@@ -150,9 +150,9 @@ def test_a_metric_that_is_no_number_fails_its_own_job_only(engine: ModelEngine) 
 def test_a_closed_job_leaves_the_others_open(engine: ModelEngine) -> None:
     resolved = engine.resolve(ASKED)
     first, second = engine.open(resolved), engine.open(resolved)
-    (before,) = engine.run([Work(second, ScorePasses(rows(resolved)))])
+    (before,) = engine.run([Work(second, ScorePasses(passes(resolved)))])
     engine.close(first)
-    assert engine.run([Work(second, ScorePasses(rows(resolved)))]) == [before]
+    assert engine.run([Work(second, ScorePasses(passes(resolved)))]) == [before]
 
 
 def test_capabilities(engine: ModelEngine) -> None:

@@ -48,11 +48,13 @@ def test_without_rounding_it_is_the_literal_executor(
     zoo: Zoo, name: str, kv: KvReceivers, ablation: str
 ) -> None:
     model, graph = zoo[name], zoo[name].architecture.graph(kv)
-    rows = random_passes(graph, seed=3)[::2]
-    expected = LiteralExecutor(model, graph, random_task(model), "kl_divergence", ablation).score(rows)
+    passes = random_passes(graph, seed=3)[::2]
+    expected = LiteralExecutor(model, graph, random_task(model), "kl_divergence", ablation).score(passes)
     job = executor(model, EXACT, kv, ablation)
-    assert np.allclose(job.score(rows), expected, rtol=0, atol=1e-9)
-    assert job.score(rows) == [job.measure(row.circuit, row.promoted_receiver) for row in rows]
+    assert np.allclose(job.score(passes), expected, rtol=0, atol=1e-9)
+    assert job.score(passes) == [
+        job.measure(patched_pass.circuit, patched_pass.promoted_receiver) for patched_pass in passes
+    ]
 
 
 @pytest.mark.parametrize("policy", ROUNDING)
@@ -71,9 +73,9 @@ def test_with_no_head_promoted_the_full_circuit_is_the_full_model(zoo: Zoo, name
 @pytest.mark.parametrize("name", NAMES)
 def test_rounded_scores_are_near_but_not_equal(zoo: Zoo, name: str, policy: str) -> None:
     model, graph = zoo[name], zoo[name].architecture.graph("group")
-    rows = [row for row in random_passes(graph, seed=5) if row.removed]
-    exact = LiteralExecutor(model, graph, random_task(model), "kl_divergence", "resample").score(rows)
-    found = executor(model, POLICIES[policy]).score(rows)
+    passes = [patched_pass for patched_pass in random_passes(graph, seed=5) if patched_pass.removed]
+    exact = LiteralExecutor(model, graph, random_task(model), "kl_divergence", "resample").score(passes)
+    found = executor(model, POLICIES[policy]).score(passes)
     assert all(a != b for a, b in zip(found, exact, strict=True))
     assert 1e-6 < np.sqrt(np.mean(np.subtract(found, exact) ** 2)) < 0.5 * np.std(exact)
 
@@ -208,7 +210,7 @@ def test_a_search_compares_circuits_under_the_same_promoted_head(zoo: Zoo, gates
     graph = model.architecture.graph("group")
     job, twin = executor(model, POLICIES["paper"]), executor(model, POLICIES["paper"])
     search = AcdcSearch(graph, 0.02, gates, window=4, baseline_depends_on_promotion=True)
-    found = answer(search.run(), lambda row: job.score([row])[0])
+    found = answer(search.run(), lambda patched_pass: job.score([patched_pass])[0])
     order = TestOrder(graph, gates)
     state = order.start()
     for verdict in found.verdicts:

@@ -30,8 +30,8 @@ ASKED = Objective("mine", TASK, "kl_divergence", "resample", "group", "pahq-int8
 def scores(loaded: LoadedModel, precision: str, spec: Spec) -> list[float]:
     backend = make_backend(loaded, "sparse", precision, DeviceMemory(1 << 27, 4096), b"test")
     job = spec.open(backend, loaded.model)  # type: ignore[arg-type]
-    rows = spec.rows(loaded.model, 1)[:30:4]
-    found: list[float] = job.score(rows)
+    passes = spec.passes(loaded.model, 1)[:30:4]
+    found: list[float] = job.score(passes)
     job.release()
     return found
 
@@ -54,7 +54,9 @@ def test_scores_are_those_of_the_model_in_memory(source: str, precision: str, sp
 def test_heads_under_investigation_are_read_before_they_are_asked_for(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the rows, and of the receiver that follows in a search, where that overlaps with anything."""
+    """Those of the passes, and of the receiver that follows in a search, where that overlaps with
+    anything.
+    """
     monkeypatch.setattr(HeadStore, "overlaps", True)
     rounded = load_rounded(str(zoo.path("llama")), POLICIES["pahq-int8"])
     rounded.store.capacity = 1 << 20
@@ -107,8 +109,8 @@ def test_policies_of_one_model_are_scored_together(zoo: Zoo) -> None:
     engine = ModelEngine({"mine": load_rounded(str(zoo.path("gpt2")), POLICIES["pahq-int8"])})
     resolved = [engine.resolve(replace(ASKED, precision=name)) for name in ("fp32", "pahq-int8")]
     graph = resolved[0].graph
-    rows = [PatchedPass(BaseCircuit(Circuit.full(graph)), (edge,)) for edge in range(0, graph.num_edges, 5)]
-    work = [Work(engine.open(job), ScorePasses(rows)) for job in resolved]
+    passes = [PatchedPass(BaseCircuit(Circuit.full(graph)), (edge,)) for edge in range(0, graph.num_edges, 5)]
+    work = [Work(engine.open(job), ScorePasses(passes)) for job in resolved]
     exact, rounded = engine.run(work)
     assert [exact, rounded] == [engine.run([item])[0] for item in work]
     assert exact != rounded

@@ -66,7 +66,7 @@ def all_but_one_head_in_8_bits(model: Model, layer: int, head: int) -> Model:
 
 
 def assert_prompts_are_independent(
-    model: Model, make: Callable[[TokenTask], LiteralExecutor], rows: Sequence[PatchedPass]
+    model: Model, make: Callable[[TokenTask], LiteralExecutor], passes: Sequence[PatchedPass]
 ) -> None:
     """A score is the mean of the scores of jobs with one prompt each."""
     task = random_task(model)
@@ -74,7 +74,7 @@ def assert_prompts_are_independent(
     clean, corrupted = task.clean, task.corrupted
 
     def scores(prompts: slice) -> list[float]:
-        return make(replace(task, clean=clean[prompts], corrupted=corrupted[prompts])).score(rows)
+        return make(replace(task, clean=clean[prompts], corrupted=corrupted[prompts])).score(passes)
 
     alone = np.mean([scores(slice(i, i + 1)) for i in range(len(clean))], axis=0)
     assert np.allclose(scores(slice(None)), alone, rtol=0, atol=1e-9)

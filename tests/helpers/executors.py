@@ -19,7 +19,7 @@ MEMORY_BYTES = 1 << 30
 
 
 class Executor(Protocol):
-    def score(self, rows: Sequence[PatchedPass]) -> list[float]: ...
+    def score(self, passes: Sequence[PatchedPass]) -> list[float]: ...
 
 
 def sparse_executor(

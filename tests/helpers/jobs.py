@@ -37,7 +37,7 @@ class Spec:
         graph = model.architecture.graph(self.kv)
         return backend.open(graph, self.task(model), self.metric, self.ablation)
 
-    def rows(self, model: Model, seed: int) -> list[PatchedPass]:
+    def passes(self, model: Model, seed: int) -> list[PatchedPass]:
         return random_passes(model.architecture.graph(self.kv), seed)
 
 

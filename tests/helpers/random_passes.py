@@ -32,23 +32,23 @@ def random_circuit(graph: Graph, share: float, seed: int) -> Circuit:
 
 
 def random_passes(graph: Graph, seed: int) -> list[PatchedPass]:
-    """Passes over full, dense and sparse circuits, relative to anchors up to two levels deep."""
+    """Passes over full, dense and sparse circuits, relative to base circuits up to two levels deep."""
     rng = np.random.default_rng(seed)
 
     def some(circuit: Circuit, count: int) -> tuple[int, ...]:
         kept = np.flatnonzero(circuit.kept)
         return tuple(rng.permutation(kept)[:count].tolist())
 
-    rows = [PatchedPass(BaseCircuit(Circuit.empty(graph)))]
+    passes = [PatchedPass(BaseCircuit(Circuit.empty(graph)))]
     for share in (1.0, 0.9, 0.6, 0.3):
         base_circuit = BaseCircuit(random_circuit(graph, share, int(rng.integers(1 << 30))))
         child = BaseCircuit(base_circuit.circuit.without(some(base_circuit.circuit, 3)), base_circuit)
         grandchild = BaseCircuit(child.circuit.without(some(child.circuit, 2)), child)
         for start in (base_circuit, child, grandchild):
-            rows += [PatchedPass(start, some(start.circuit, count)) for count in (0, 1, 1, 2, 5)]
+            passes += [PatchedPass(start, some(start.circuit, count)) for count in (0, 1, 1, 2, 5)]
     receiver = graph.receiver_of("q", graph.layers - 1)
     everything = range(int(graph.offsets[receiver]), int(graph.offsets[receiver + 1]))
-    return [*rows, PatchedPass(BaseCircuit(Circuit.full(graph)), tuple(everything))]
+    return [*passes, PatchedPass(BaseCircuit(Circuit.full(graph)), tuple(everything))]
 
 
 def names_of(circuit: Circuit) -> set[str]:

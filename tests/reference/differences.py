@@ -1,7 +1,8 @@
 """The literal executor in low precision on differences: the executable form of how such policies round.
 
-Anchors are computed from scratch in full precision. A row is computed from the values of its anchor, its
-base: every linear map acts in low precision on what its input changed, on top of what it gave in the base,
+Base circuits are computed from scratch in full precision. A pass is computed from the values of its base
+circuit, its base: every linear map acts in low precision on what its input changed, on top of what it gave in
+the base,
 
     output = output of the base + W8 . Q(input - input of the base),
 
@@ -61,7 +62,7 @@ class CircuitValues:
 
 
 class DifferencesExecutor(LiteralExecutor):
-    """Scores rows of one job under a policy that rounds differences.
+    """Scores passes of one job under a policy that rounds differences.
 
     Args:
         model: folded or not.
@@ -91,27 +92,29 @@ class DifferencesExecutor(LiteralExecutor):
         self.ablated_z = self._ablated_heads(clean)
 
     @torch.inference_mode()
-    def score(self, rows: Sequence[PatchedPass]) -> list[float]:
-        """The metric of every row, in order. Raises NonFiniteMetricError."""
-        return [finite(self._metric(self._full_NU + self.change(row)).item()) for row in rows]
+    def score(self, passes: Sequence[PatchedPass]) -> list[float]:
+        """The metric of every pass, in order. Raises NonFiniteMetricError."""
+        return [
+            finite(self._metric(self._full_NU + self.change(patched_pass)).item()) for patched_pass in passes
+        ]
 
     def measure(self, circuit: Circuit) -> float:
         """The metric of a circuit computed from scratch. Raises NonFiniteMetricError."""
         return self.score([PatchedPass(BaseCircuit(circuit))])[0]
 
     @torch.inference_mode()
-    def change(self, row: PatchedPass) -> Tensor:
-        """A row's difference from the full model's logits at the metric positions: [N, U]."""
-        values = self.values(row.base_circuit)
-        if row.removed:
-            promoted = promoted_linears(self.graph, self._policy, row.promoted_receiver)
-            self._composed = composed_mlps(row, self.arch)
-            values = self._derived(values, row.circuit, promoted)
+    def change(self, patched_pass: PatchedPass) -> Tensor:
+        """A pass's difference from the full model's logits at the metric positions: [N, U]."""
+        values = self.values(patched_pass.base_circuit)
+        if patched_pass.removed:
+            promoted = promoted_linears(self.graph, self._policy, patched_pass.promoted_receiver)
+            self._composed = composed_mlps(patched_pass, self.arch)
+            values = self._derived(values, patched_pass.circuit, promoted)
         return values.outputs["u", self.graph.layers]
 
     @torch.inference_mode()
     def values(self, base_circuit: BaseCircuit) -> CircuitValues:
-        """CircuitValues of an anchor, kept for as long as the anchor is."""
+        """CircuitValues of a base circuit, kept for as long as the base circuit is."""
         if base_circuit not in self._of_base_circuit:
             self._of_base_circuit[base_circuit] = self._from_scratch(base_circuit.circuit)
         return self._of_base_circuit[base_circuit]
@@ -178,7 +181,7 @@ class DifferencesExecutor(LiteralExecutor):
         return self._linears.product(dx, name, layer, self._promoted, exact_inputs)
 
     def _change(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
-        """What the row changes in the input of a linear map, as the map reads it."""
+        """What the pass changes in the input of a linear map, as the map reads it."""
         assert self._base is not None
         kind = _READERS.get(name)
         if kind is None:
@@ -230,12 +233,12 @@ class DifferencesExecutor(LiteralExecutor):
         return [corrupted.inputs["o", layer] for layer in range(self.graph.layers)]
 
 
-def composed_mlps(row: PatchedPass, arch: Architecture) -> frozenset[int]:
-    """The layers whose MLP hears changes of heads alone in a row, and of so few that composing them pays.
+def composed_mlps(patched_pass: PatchedPass, arch: Architecture) -> frozenset[int]:
+    """The layers whose MLP hears changes of heads alone in a pass, and of so few that composing them pays.
 
-    These are no more than d_model / d_head along the edges of the first of the anchor's ancestors.
+    These are no more than d_model / d_head along the edges of the first of the base circuit's ancestors.
     """
-    before, after, first = row.base_circuit.circuit, row.circuit, row.base_circuit
+    before, after, first = patched_pass.base_circuit.circuit, patched_pass.circuit, patched_pass.base_circuit
     while first.parent is not None:
         first = first.parent
     graph = before.graph

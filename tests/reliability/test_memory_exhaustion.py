@@ -81,7 +81,7 @@ def is_hit(arguments: tuple[Any, ...]) -> bool:
 
 
 def rows_of(arguments: tuple[Any, ...]) -> int:
-    return len(arguments[0].rows if isinstance(arguments[0], BatchForward) else arguments[2])
+    return len(arguments[0].batch if isinstance(arguments[0], BatchForward) else arguments[2])
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Passes of several jobs in one sweep: every job gets what it would get alone."""
+"""Passes of several jobs in one batch: every job gets what it would get alone."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def _together(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 def open_all(model: Model, backend: SparseBackend) -> list[tuple[SparseExecutor, Sequence[PatchedPass]]]:
-    """Jobs with different numbers of rows."""
-    jobs = [(spec.open(backend, model), spec.rows(model, seed)) for seed, spec in enumerate(SPECS)]
-    return [(job, rows[: len(rows) - 7 * number]) for number, (job, rows) in enumerate(jobs)]
+    """Jobs with different numbers of passes."""
+    jobs = [(spec.open(backend, model), spec.passes(model, seed)) for seed, spec in enumerate(SPECS)]
+    return [(job, passes[: len(passes) - 7 * number]) for number, (job, passes) in enumerate(jobs)]
 
 
 def alone(model: Model) -> list[Outcome]:
@@ -44,9 +44,9 @@ def alone(model: Model) -> list[Outcome]:
     found = []
     for number, spec in enumerate(SPECS):
         backend = backend_of(model)
-        rows = spec.rows(model, number)
+        passes = spec.passes(model, number)
         job = spec.open(backend, model)
-        found += backend.score([(job, rows[: len(rows) - 7 * number])])
+        found += backend.score([(job, passes[: len(passes) - 7 * number])])
         job.release()
     return found
 
@@ -73,10 +73,10 @@ def test_jobs_together_score_as_the_literal_twin(zoo: Zoo, name: str) -> None:
     model = zoo[name]
     work = open_all(model, backend_of(model))
     found = backend_of(model).score(work)
-    for spec, (_, rows), scores in zip(SPECS, work, found, strict=True):
+    for spec, (_, passes), scores in zip(SPECS, work, found, strict=True):
         graph = model.architecture.graph(spec.kv)
         twin = LiteralExecutor(model, graph, spec.task(model), spec.metric, spec.ablation)
-        assert np.allclose(scores, twin.score(rows), rtol=1e-9, atol=1e-10), spec
+        assert np.allclose(scores, twin.score(passes), rtol=1e-9, atol=1e-10), spec
 
 
 def test_jobs_that_fail_together_are_scored_alone(
@@ -97,8 +97,8 @@ def test_jobs_that_fail_together_are_scored_alone(
     caplog.clear()
 
 
-def test_parts_of_sweeps_hold_rows_of_several_jobs(zoo: Zoo) -> None:
-    """Wherever the scratch memory cuts the rows of all jobs into parts, the bits are the same."""
+def test_parts_of_sweeps_hold_passes_of_several_jobs(zoo: Zoo) -> None:
+    """Wherever the scratch memory cuts the passes of all jobs into parts, the bits are the same."""
     model = cast(zoo["llama"], torch.float32)
     expected = alone(model)
     for scratch_bytes in (1, 100_000):
@@ -133,11 +133,11 @@ def test_scores_do_not_depend_on_what_was_asked_before(zoo: Zoo, name: str) -> N
     model = cast(zoo[name], torch.float32)
     for seed in (2, 3, 5):
         spec = SPECS[seed]
-        job, rows = spec.open(backend_of(model), model), spec.rows(model, seed)
-        first = job.score(rows)
-        assert job.score(rows) == first
+        job, passes = spec.open(backend_of(model), model), spec.passes(model, seed)
+        first = job.score(passes)
+        assert job.score(passes) == first
         job.drop_bases()
-        assert job.score(rows[::-1]) == first[::-1]
+        assert job.score(passes[::-1]) == first[::-1]
 
 
 def without(task: TokenTask, token: int) -> TokenTask:
@@ -162,20 +162,20 @@ def test_a_metric_that_is_no_number_fails_its_own_job_only(zoo: Zoo, name: str, 
         graph = folded.architecture.graph(spec.kv)
         return backend.open(graph, without(spec.task(folded), sick_token), spec.metric, spec.ablation)
 
-    rows = [spec.rows(folded, seed)[8:18] for seed, spec in enumerate(SPECS)]
+    passes = [spec.passes(folded, seed)[8:18] for seed, spec in enumerate(SPECS)]
     expected: list[Outcome] = []
-    for spec, mine in zip(SPECS, rows, strict=True):
+    for spec, mine in zip(SPECS, passes, strict=True):
         backend = SparseBackend(broken, DeviceMemory(1 << 27, 4096), b"test")
         expected += backend.score([(open_in(backend, spec), mine)])
     memory = DeviceMemory(1 << 27, 4096)
     backend = SparseBackend(broken, memory, b"test")
-    work = [(open_in(backend, spec), mine) for spec, mine in zip(SPECS, rows, strict=True)]
+    work = [(open_in(backend, spec), mine) for spec, mine in zip(SPECS, passes, strict=True)]
     task = without(SPECS[0].task(folded), sick_token)
     sick = ((sick_token,) * 3, *getattr(task, place))
     other = ((1, 2, 3), *getattr(task, "corrupted" if place == "clean" else "clean"))
     sick_task = TokenTask(**{place: sick, "corrupted" if place == "clean" else "clean": other})
     graph = folded.architecture.graph("group")
-    work.insert(3, (backend.open(graph, sick_task, "l2", "resample"), rows[0]))
+    work.insert(3, (backend.open(graph, sick_task, "l2", "resample"), passes[0]))
     found = backend.score(work)
     failed = found.pop(3)
     assert isinstance(failed, NonFiniteMetricError)

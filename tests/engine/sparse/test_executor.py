@@ -47,10 +47,10 @@ def test_scores_equal_the_literal_executors(
     if kv_receivers == "query" and graph.heads == graph.kv_heads:
         pytest.skip("the same graph as with one receiver per group")
     task = random_task(model)
-    rows = random_passes(graph, seed=3)
-    literal = LiteralExecutor(model, graph, task, "kl_divergence", ablation).score(rows)
-    double = executor(model, graph, task, ablation).score(rows)
-    single = executor(cast(model, torch.float32), graph, task, ablation).score(rows)
+    passes = random_passes(graph, seed=3)
+    literal = LiteralExecutor(model, graph, task, "kl_divergence", ablation).score(passes)
+    double = executor(model, graph, task, ablation).score(passes)
+    single = executor(cast(model, torch.float32), graph, task, ablation).score(passes)
     assert np.allclose(double, literal, rtol=1e-9, atol=1e-10)
     assert within(single, literal).all(), np.abs(np.array(single) - literal).max()
 
@@ -62,10 +62,10 @@ def test_every_metric_at_any_positions(zoo: Zoo, metric: str, positions: tuple[i
     graph = model.architecture.graph("group")
     lengths = LENGTHS if positions in (None, (0,)) else (7, 6, 9)
     task = replace(random_task(model, lengths), positions=positions)
-    rows = random_passes(graph, seed=4)
-    literal = LiteralExecutor(model, graph, task, metric, "resample").score(rows)
+    passes = random_passes(graph, seed=4)
+    literal = LiteralExecutor(model, graph, task, metric, "resample").score(passes)
     assert np.allclose(
-        executor(model, graph, task, metric=metric).score(rows), literal, rtol=1e-9, atol=1e-10
+        executor(model, graph, task, metric=metric).score(passes), literal, rtol=1e-9, atol=1e-10
     )
 
 
@@ -79,9 +79,9 @@ def test_a_shared_prefix_is_not_recomputed_but_attended_to(zoo: Zoo, shared: int
     task = replace(task, corrupted=corrupted)
     sparse = executor(model, graph, task)
     assert sparse.unpatched.tokens.start >= shared
-    rows = random_passes(graph, seed=5)
-    literal = LiteralExecutor(model, graph, task, "kl_divergence", "resample").score(rows)
-    assert np.allclose(sparse.score(rows), literal, rtol=1e-9, atol=1e-10)
+    passes = random_passes(graph, seed=5)
+    literal = LiteralExecutor(model, graph, task, "kl_divergence", "resample").score(passes)
+    assert np.allclose(sparse.score(passes), literal, rtol=1e-9, atol=1e-10)
 
 
 def test_the_whole_prompt_is_live_where_positions_cannot_be_reused(zoo: Zoo) -> None:
@@ -96,14 +96,14 @@ def test_the_whole_prompt_is_live_where_positions_cannot_be_reused(zoo: Zoo) -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_change_scores_exactly_zero(zoo: Zoo, name: str) -> None:
-    """With corrupted prompts equal to the clean ones every row runs its full plan on zero differences."""
+    """With corrupted prompts equal to the clean ones every pass runs its full plan on zero differences."""
     model = cast(zoo[name], torch.float32)
     graph = model.architecture.graph("group")
     task = random_task(model)
     sparse = executor(model, graph, replace(task, corrupted=task.clean))
     full = BaseCircuit(Circuit.full(graph))
-    rows = [PatchedPass(full, (edge,)) for edge in range(graph.num_edges)]
-    assert sparse.score(rows) == [0.0] * len(rows)
+    passes = [PatchedPass(full, (edge,)) for edge in range(graph.num_edges)]
+    assert sparse.score(passes) == [0.0] * len(passes)
     assert executor(model, graph, task).score([PatchedPass(full)]) == [0.0]
 
 
@@ -111,22 +111,22 @@ def test_no_change_scores_exactly_zero(zoo: Zoo, name: str) -> None:
 def test_a_score_has_the_same_bits_in_any_company(zoo: Zoo, name: str) -> None:
     model = cast(zoo[name], torch.float32)
     graph, task = model.architecture.graph("group"), random_task(model)
-    rows = random_passes(graph, seed=6)
-    together = executor(model, graph, task).score(rows)
+    passes = random_passes(graph, seed=6)
+    together = executor(model, graph, task).score(passes)
     alone = executor(model, graph, task)
-    assert [alone.score([row])[0] for row in rows] == together
-    order = np.random.default_rng(7).permutation(len(rows)).tolist()
-    shuffled = executor(model, graph, task).score([rows[i] for i in order])
+    assert [alone.score([patched_pass])[0] for patched_pass in passes] == together
+    order = np.random.default_rng(7).permutation(len(passes)).tolist()
+    shuffled = executor(model, graph, task).score([passes[i] for i in order])
     assert shuffled == [together[i] for i in order]
 
 
 def test_mlps_in_small_parts_give_the_same_bits(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
     model = cast(zoo["llama"], torch.float32)
     graph, task = model.architecture.graph("group"), random_task(model)
-    rows = random_passes(graph, seed=8)
-    together = executor(model, graph, task).score(rows)
+    passes = random_passes(graph, seed=8)
+    together = executor(model, graph, task).score(passes)
     monkeypatch.setattr(batch_forward, "CHUNK_ELEMENTS", 1)
-    assert executor(model, graph, task).score(rows) == together
+    assert executor(model, graph, task).score(passes) == together
 
 
 @pytest.mark.parametrize("gates", [True, False])
@@ -148,10 +148,10 @@ def test_a_search_decides_the_same_with_any_window(zoo: Zoo, name: str, gates: b
 
 def run(search: AcdcSearch, score: Callable[[Sequence[PatchedPass]], list[float]]) -> None:
     steps = search.run()
-    rows = next(steps)
-    while rows:
+    passes = next(steps)
+    while passes:
         try:
-            rows = steps.send(score(rows))
+            passes = steps.send(score(passes))
         except StopIteration:
             return
 
@@ -179,10 +179,10 @@ def test_a_planted_bug_is_caught(
 ) -> None:
     model = zoo["gpt2"]
     graph, task = model.architecture.graph("group"), random_task(model)
-    rows = random_passes(graph, seed=3)
-    literal = LiteralExecutor(model, graph, task, "kl_divergence", "resample").score(rows)
+    passes = random_passes(graph, seed=3)
+    literal = LiteralExecutor(model, graph, task, "kl_divergence", "resample").score(passes)
     monkeypatch.setattr(owner, attribute, bug)
-    assert not within(executor(model, graph, task).score(rows), literal).all()
+    assert not within(executor(model, graph, task).score(passes), literal).all()
 
 
 def test_the_plan_prints_what_is_live(zoo: Zoo) -> None:

@@ -44,14 +44,14 @@ def single(zoo: Zoo, name: str) -> Model:
     return cast(zoo[name], torch.float32)
 
 
-def some_rows(spec: Spec, model: Model, seed: int = 1) -> list[PatchedPass]:
-    """Passes over two lineages of anchors, and one from scratch."""
-    return spec.rows(model, seed)[:30:4]
+def some_passes(spec: Spec, model: Model, seed: int = 1) -> list[PatchedPass]:
+    """Passes over two lineages of base circuits, and one from scratch."""
+    return spec.passes(model, seed)[:30:4]
 
 
 def open_jobs(model: Model, memory: DeviceMemory, specs: Sequence[Spec]) -> tuple[SparseBackend, Jobs]:
     backend = backend_of(model, memory)
-    return backend, [(spec.open(backend, model), some_rows(spec, model)) for spec in specs]
+    return backend, [(spec.open(backend, model), some_passes(spec, model)) for spec in specs]
 
 
 def scores_of(model: Model, memory: DeviceMemory, specs: Sequence[Spec]) -> list[Outcome]:
@@ -59,7 +59,7 @@ def scores_of(model: Model, memory: DeviceMemory, specs: Sequence[Spec]) -> list
     backend, jobs = backend_of(model, memory), []
     try:
         for spec in specs:
-            jobs.append((spec.open(backend, model), some_rows(spec, model)))
+            jobs.append((spec.open(backend, model), some_passes(spec, model)))
         return backend.score(jobs)
     finally:
         for job, _ in jobs:
@@ -89,13 +89,13 @@ def least_pages(model: Model, specs: Sequence[Spec], tolerance: int = 1) -> int:
     return high
 
 
-def used_by(model: Model, spec: Spec, rows: Sequence[PatchedPass] = ()) -> int:
-    """Pages of one open job, with the bases of these rows."""
+def used_by(model: Model, spec: Spec, passes: Sequence[PatchedPass] = ()) -> int:
+    """Pages of one open job, with the bases of these passes."""
     memory = device_memory(ROOMY)
     backend = backend_of(model, memory)
     job = spec.open(backend, model)
-    if rows:
-        backend.score([(job, rows)])
+    if passes:
+        backend.score([(job, passes)])
     return memory.pool.statistics().used
 
 
@@ -108,11 +108,11 @@ def test_a_job_that_just_fits_has_the_same_bits(zoo: Zoo, name: str) -> None:
     for pages in (least, least + 1, least + least // 8):
         for scratch_bytes in (None, 1) if pages == least else (None,):
             memory = device_memory(pages, scratch_bytes)
-            backend, ((job, rows),) = open_jobs(model, memory, [spec])
-            assert backend.score([(job, rows)]) == [expected]
+            backend, ((job, passes),) = open_jobs(model, memory, [spec])
+            assert backend.score([(job, passes)]) == [expected]
             assert_intact(memory)
             job.drop_bases()
-            assert backend.score([(job, rows[::-1])]) == [expected[::-1]]
+            assert backend.score([(job, passes[::-1])]) == [expected[::-1]]
             job.release()
             assert_intact(memory, used=0)
     memory = device_memory(least - 1)
@@ -171,7 +171,7 @@ def score_alone(model: Model, task: TokenTask) -> Outcome:
     """On a device of its own, with an empty cache."""
     backend = backend_of(model, device_memory(ROOMY))
     job = open_task(backend, model, task)
-    return backend.score([(job, some_rows(SPECS[0], model))])[0]
+    return backend.score([(job, some_passes(SPECS[0], model))])[0]
 
 
 @pytest.fixture
@@ -204,12 +204,12 @@ def check_sharing(model: Model, tasks: Sequence[TokenTask], computed: list[int],
     assert len(computed) == blocks
     assert (after.hits - before.hits, after.misses - before.misses, after.entries) == (blocks, 0, blocks)
     assert memory.pool.shared == shared
-    rows = some_rows(SPECS[0], model)
-    assert backend.score([(first, rows), (second, rows)]) == expected
+    passes = some_passes(SPECS[0], model)
+    assert backend.score([(first, passes), (second, passes)]) == expected
     first.release()
     second.drop_bases()
     assert_intact(memory)
-    assert backend.score([(second, rows)]) == [expected[1]]
+    assert backend.score([(second, passes)]) == [expected[1]]
     second.release()
     assert_intact(memory, used=shared)  # the cache has them for whoever comes next
     memory.prefixes.clear()
@@ -243,7 +243,7 @@ def test_scores_behind_a_prefix_equal_the_literal_twins(
 ) -> None:
     monkeypatch.setattr(unpatched, "BLOCK_TOKENS", 2)
     model = zoo[name]
-    task, rows = prompts(model, 7, (9, 12, 10), 1), some_rows(SPECS[0], model)
+    task, passes = prompts(model, 7, (9, 12, 10), 1), some_passes(SPECS[0], model)
     clean = list(task.clean)
     clean[1] = (0, *clean[1][1:])  # not all begin alike
     assert task.corrupted is not None
@@ -253,7 +253,7 @@ def test_scores_behind_a_prefix_equal_the_literal_twins(
         corrupted=(task.corrupted[0], (0, *task.corrupted[1][1:]), task.corrupted[2]),
     )
     twin = LiteralExecutor(model, model.architecture.graph("group"), task, "kl_divergence", "resample")
-    assert np.allclose(score_alone(model, task), twin.score(rows), rtol=1e-9, atol=1e-10)  # type: ignore[arg-type]
+    assert np.allclose(score_alone(model, task), twin.score(passes), rtol=1e-9, atol=1e-10)  # type: ignore[arg-type]
 
 
 def test_prompts_of_one_job_that_begin_alike_hold_one_copy(
@@ -271,9 +271,9 @@ def test_prompts_of_one_job_that_begin_alike_hold_one_copy(
     job = open_task(backend, model, task)
     blocks = {start[:end] for start in starts for end in (2, 4, 6)}
     assert memory.prefixes.statistics().entries == len(computed) == len(blocks) == 6
-    rows = some_rows(SPECS[0], model)
-    twin = LiteralExecutor(model, job.graph, task, "kl_divergence", "resample").score(rows)
-    (scores,) = backend.score([(job, rows)])
+    passes = some_passes(SPECS[0], model)
+    twin = LiteralExecutor(model, job.graph, task, "kl_divergence", "resample").score(passes)
+    (scores,) = backend.score([(job, passes)])
     assert np.allclose(scores, twin, rtol=1e-4, atol=1e-6)  # type: ignore[arg-type]
     job.release()
     assert_intact(memory)
@@ -288,12 +288,12 @@ def test_a_prefix_that_was_evicted_is_computed_again_with_the_same_bits(
     task = prompts(model, 7, (9, 10), 1)
     expected, (expected_large,) = score_alone(model, task), scores_of(model, device_memory(ROOMY), [large])
     memory = device_memory(peak_pages(model, [large]))
-    backend, rows = backend_of(model, memory), some_rows(SPECS[0], model)
+    backend, passes = backend_of(model, memory), some_passes(SPECS[0], model)
     for round in range(2):
         computed.clear()
         job = open_task(backend, model, task)
         assert len(computed) == 3
-        assert backend.score([(job, rows)]) == [expected]
+        assert backend.score([(job, passes)]) == [expected]
         job.release()
         assert memory.prefixes.statistics().entries == 3
         assert scores_of(model, memory, [large]) == [expected_large]
@@ -325,8 +325,8 @@ def test_one_job_too_many_is_refused_and_leaves_nothing(zoo: Zoo) -> None:
 
 def test_bases_of_idle_jobs_make_room(zoo: Zoo) -> None:
     model, spec = single(zoo, "llama"), SPECS[0]
-    rows = some_rows(spec, model)
-    used, with_bases = used_by(model, spec), used_by(model, spec, rows)
+    passes = some_passes(spec, model)
+    used, with_bases = used_by(model, spec), used_by(model, spec, passes)
     (expected,) = scores_of(model, device_memory(ROOMY), [spec])
     memory = device_memory(used + with_bases + 40)
     backend, jobs = open_jobs(model, memory, [spec, spec])
@@ -343,8 +343,8 @@ def test_bases_of_idle_jobs_make_room(zoo: Zoo) -> None:
 
 def test_bases_make_room_for_a_job_that_opens(zoo: Zoo) -> None:
     model, spec = single(zoo, "llama"), SPECS[0]
-    rows = some_rows(spec, model)
-    used, with_bases = used_by(model, spec), used_by(model, spec, rows)
+    passes = some_passes(spec, model)
+    used, with_bases = used_by(model, spec), used_by(model, spec, passes)
     memory = device_memory(max(2 * used, with_bases) + 20)
     backend, (first,) = open_jobs(model, memory, [spec])
     (expected,) = backend.score([first])
@@ -359,14 +359,14 @@ def test_bases_make_room_for_a_job_that_opens(zoo: Zoo) -> None:
 def test_a_job_that_never_fits_fails_alone(zoo: Zoo, order: tuple[int, int]) -> None:
     model, small, large = single(zoo, "gpt2"), Spec((2, 2)), Spec((12, 12, 12, 12))
     (expected,) = scores_of(model, device_memory(ROOMY), [small])
-    bases = used_by(model, small, some_rows(small, model)) - used_by(model, small)
+    bases = used_by(model, small, some_passes(small, model)) - used_by(model, small)
     memory = device_memory(used_by(model, small) + used_by(model, large) + bases + 40)
     backend, jobs = open_jobs(model, memory, [small, large])
     found = backend.score([jobs[i] for i in order])
     assert found[order.index(0)] == expected
     failed = found[order.index(1)]
     assert isinstance(failed, ResourceExhaustedError)
-    assert "not enough memory for one row" in str(failed)
+    assert "not enough memory for one patched_pass" in str(failed)
     del failed, found
     for job, _ in jobs:
         job.release()
@@ -422,7 +422,7 @@ def test_a_job_that_was_short_of_memory_shares_sweeps_again(
         return score_together(work, scratch_bytes)
 
     monkeypatch.setattr("pahq_server.engine.sparse.backend.score_together", noted)
-    # All but what the first job needs with few anchors is taken by somebody else for a while.
+    # All but what the first job needs with few base circuits is taken by somebody else for a while.
     jobs[0][0].drop_bases()
     jobs[1][0].drop_bases()
     free = memory.pool.num_pages - memory.pool.statistics().used
@@ -637,7 +637,7 @@ def test_memory_is_told_while_the_worker_works(zoo: Zoo) -> None:
     try:
         for seed in range(3):
             state = engine.open(resolved)
-            passes = SPECS[0].rows(single(zoo, "gpt2"), seed)
+            passes = SPECS[0].passes(single(zoo, "gpt2"), seed)
             engine.run([Work(state, ScorePasses(passes))])
             engine.close(state)
     finally:

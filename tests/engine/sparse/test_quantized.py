@@ -33,41 +33,41 @@ def backend_of(model: Model, policy: Policy, memory: DeviceMemory | None = None)
     return SparseBackend(folded, memory, b"test", QuantizedModel.of(folded, policy))
 
 
-def scores(model: Model, spec: Spec, policy: Policy, rows: Sequence[PatchedPass]) -> list[float]:
-    return spec.open(backend_of(model, policy), model).score(rows)
+def scores(model: Model, spec: Spec, policy: Policy, passes: Sequence[PatchedPass]) -> list[float]:
+    return spec.open(backend_of(model, policy), model).score(passes)
 
 
 @pytest.mark.parametrize("spec", SPECS[:6], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_without_rounding_scores_equal_the_literal_twins(zoo: Zoo, name: str, spec: Spec) -> None:
-    model, rows = zoo[name], spec.rows(zoo[name], 1)[:30:3]
+    model, passes = zoo[name], spec.passes(zoo[name], 1)[:30:3]
     graph = model.architecture.graph(spec.kv)
     twin = LiteralExecutor(model, graph, spec.task(model), spec.metric, spec.ablation)
-    assert np.allclose(scores(model, spec, NOTHING, rows), twin.score(rows), rtol=1e-9, atol=1e-10)
+    assert np.allclose(scores(model, spec, NOTHING, passes), twin.score(passes), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("policy", DIFFERENCES)
 @pytest.mark.parametrize("spec", SPECS[:4], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_equal_the_slow_twins(zoo: Zoo, name: str, spec: Spec, policy: str) -> None:
-    model, rows = zoo[name], spec.rows(zoo[name], 1)[:30:5]
+    model, passes = zoo[name], spec.passes(zoo[name], 1)[:30:5]
     graph = model.architecture.graph(spec.kv)
     twin = DifferencesExecutor(model, graph, spec.task(model), spec.metric, spec.ablation, POLICIES[policy])
-    expected = twin.score(rows)
-    assert np.allclose(scores(model, spec, POLICIES[policy], rows), expected, rtol=1e-7, atol=1e-9)
+    expected = twin.score(passes)
+    assert np.allclose(scores(model, spec, POLICIES[policy], passes), expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("policy", ["bf16", *DIFFERENCES])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "hooked attention only"])
 def test_a_score_has_the_same_bits_in_any_company(zoo: Zoo, name: str, policy: str) -> None:
-    """Passes alone, all rows of a job, and jobs that differ in everything."""
+    """Passes alone, all passes of a job, and jobs that differ in everything."""
     model = cast(zoo[name], torch.float32)
     backend = backend_of(model, POLICIES[policy])
-    jobs = [(spec.open(backend, model), spec.rows(model, 2)[:24:3]) for spec in SPECS[:5]]
+    jobs = [(spec.open(backend, model), spec.passes(model, 2)[:24:3]) for spec in SPECS[:5]]
     together = backend.score(jobs)
-    for (job, rows), found in zip(jobs, together, strict=True):
-        assert job.score(rows) == found
-        assert [job.score([row])[0] for row in rows] == found
+    for (job, passes), found in zip(jobs, together, strict=True):
+        assert job.score(passes) == found
+        assert [job.score([patched_pass])[0] for patched_pass in passes] == found
 
 
 @pytest.mark.parametrize("policy", ["bf16", *DIFFERENCES])
@@ -86,22 +86,24 @@ def test_nothing_that_changes_scores_exactly_zero(zoo: Zoo, policy: str) -> None
 @pytest.mark.parametrize("policy", DIFFERENCES)
 def test_rounding_is_there_and_small(zoo: Zoo, policy: str) -> None:
     model, spec = zoo["gpt2"], SPECS[0]
-    rows = [row for row in spec.rows(model, 3) if row.removed]
-    exact = np.array(scores(model, spec, NOTHING, rows))
-    errors = np.abs(np.array(scores(model, spec, POLICIES[policy], rows)) - exact)
+    passes = [patched_pass for patched_pass in spec.passes(model, 3) if patched_pass.removed]
+    exact = np.array(scores(model, spec, NOTHING, passes))
+    errors = np.abs(np.array(scores(model, spec, POLICIES[policy], passes)) - exact)
     assert errors.max() > 1e-7 * exact.max()
     assert errors.max() < 0.05 * exact.max()
 
 
-def test_promotion_changes_only_rows_that_lead_into_heads(zoo: Zoo) -> None:
+def test_promotion_changes_only_passes_that_lead_into_heads(zoo: Zoo) -> None:
     model, spec = zoo["gpt2"], SPECS[0]
     graph = model.architecture.graph(spec.kv)
     full = BaseCircuit(Circuit.full(graph))
-    rows = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 3)]
+    passes = [PatchedPass(full, (edge,)) for edge in range(0, graph.num_edges, 3)]
     promotes = POLICIES["pahq-int8"]
     plain = replace(promotes, promotes=False)
-    with_it, without = (scores(model, spec, policy, rows) for policy in (promotes, plain))
-    into_heads = [bool(graph.heads_behind(graph.edge_ends(row.removed[-1])[1])) for row in rows]
+    with_it, without = (scores(model, spec, policy, passes) for policy in (promotes, plain))
+    into_heads = [
+        bool(graph.heads_behind(graph.edge_ends(patched_pass.removed[-1])[1])) for patched_pass in passes
+    ]
     changed = [a != b for a, b in zip(with_it, without, strict=True)]
     assert not any(change for change, into in zip(changed, into_heads, strict=True) if not into)
     assert sum(changed) > 0.5 * sum(into_heads)

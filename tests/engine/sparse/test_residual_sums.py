@@ -51,12 +51,12 @@ def counting(monkeypatch: pytest.MonkeyPatch, least: int) -> Iterator[list[objec
 def scores(
     model: Model, kept_share: float, first_layer: bool, monkeypatch: pytest.MonkeyPatch, terms: int
 ) -> tuple[list[float], int]:
-    """Scores of rows of a dense circuit, each without another edge, and how many terms were added for them.
+    """Scores of passes of a dense circuit, each without another edge, and how many terms were added for them.
 
     Args:
         model: of the job.
-        kept_share: share of edges that the rows' circuit has.
-        first_layer: whether all rows lack edges into the first layer's attention.
+        kept_share: share of edges that the passes' circuit has.
+        first_layer: whether all passes lack edges into the first layer's attention.
         monkeypatch: of the test.
         terms: sums of fewer terms are not remembered.
     """
@@ -67,9 +67,9 @@ def scores(
     if first_layer:
         edges = edges[edges < graph.offsets[3 * graph.heads]]
     base_circuit = BaseCircuit(Circuit(graph, kept))
-    rows = [PatchedPass(base_circuit, (int(edge),)) for edge in rng.permutation(edges)[:24]]
+    passes = [PatchedPass(base_circuit, (int(edge),)) for edge in rng.permutation(edges)[:24]]
     with counting(monkeypatch, terms) as added:
-        found = job.score(rows)
+        found = job.score(passes)
     job.release()
     return found, len(added)
 
@@ -87,24 +87,24 @@ def test_shared_sums_have_the_bits_of_own_sums(
     assert len(set(own)) > 1
     arch = model.architecture
     if first_layer and kept_share == 1.0 and arch.d_mlp and not arch.parallel:
-        # All that the second layer reads has changed in the same rows, an MLP among it.
+        # All that the second layer reads has changed in the same passes, an MLP among it.
         assert shared_terms < own_terms
 
 
 def several(model: Model, kept_share: float) -> list[tuple[SparseExecutor, list[PatchedPass]]]:
-    """Jobs of different sizes, each with rows of two dense circuits of its own."""
+    """Jobs of different sizes, each with passes of two dense circuits of its own."""
     backend, rng = backend_of(model), np.random.default_rng(1)
     work = []
     for lengths in (LENGTHS, (4, 7), LENGTHS):
         job = Spec(lengths, kv="query").open(backend, model)
-        rows = []
+        passes = []
         for _ in range(2):
             kept = rng.random(job.graph.num_edges) < kept_share
             base_circuit = BaseCircuit(Circuit(job.graph, kept))
-            rows += [
+            passes += [
                 PatchedPass(base_circuit, (int(edge),)) for edge in rng.permutation(np.flatnonzero(kept))[:4]
             ]
-        work.append((job, rows))
+        work.append((job, passes))
     return work
 
 
@@ -115,7 +115,7 @@ def test_jobs_with_other_circuits_share_sums_of_their_own(
 ) -> None:
     model = cast(zoo[name], torch.float32)
     work = several(model, kept_share)
-    alone = [job.score(rows) for job, rows in work]
+    alone = [job.score(passes) for job, passes in work]
     with counting(monkeypatch, 1 << 30) as own_terms:
         assert score_together(work) == alone
     with counting(monkeypatch, 2) as shared_terms:
@@ -135,16 +135,16 @@ def test_sums_of_random_circuits_have_the_bits_of_own_sums(
     backend, rng = backend_of(deep), np.random.default_rng(seed)
     work = []
     for lengths in (LENGTHS, (4, 7), LENGTHS, (5,)):
-        job, rows = Spec(lengths).open(backend, deep), []
+        job, passes = Spec(lengths).open(backend, deep), []
         for _ in range(rng.integers(1, 4)):
             kept = rng.random(job.graph.num_edges) < rng.choice([1.0, 0.98, 0.9, 0.6])
             base_circuit, edges = BaseCircuit(Circuit(job.graph, kept)), np.flatnonzero(kept)
             counts = rng.integers(1, 3, size=rng.integers(1, 6))
-            rows += [
+            passes += [
                 PatchedPass(base_circuit, tuple(rng.permutation(edges)[:count].tolist())) for count in counts
             ]
-        work.append((job, rows))
-    alone = [job.score(rows) for job, rows in work]
+        work.append((job, passes))
+    alone = [job.score(passes) for job, passes in work]
     with counting(monkeypatch, 1 << 30) as own_terms:
         assert score_together(work) == alone
     with counting(monkeypatch, 1 + seed % 3) as shared_terms:

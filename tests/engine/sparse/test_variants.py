@@ -1,4 +1,4 @@
-"""Grouping rows by the variants of their inputs, against a plain loop."""
+"""Grouping passes by the variants of their inputs, against a plain loop."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pahq_server.engine.sparse import variants
 from pahq_server.engine.sparse.variants import Index, merge, runs
 
 
-def columns(rng: np.random.Generator, rows: int, count: int) -> list[Index]:
-    """Variants of some inputs: few distinct ones, and some rows that change nothing."""
-    found: list[Index] = [rng.integers(-1, rng.integers(1, 5), rows) for _ in range(count)]
-    unchanged = rng.random(rows) < 0.3
+def columns(rng: np.random.Generator, passes: int, count: int) -> list[Index]:
+    """Variants of some inputs: few distinct ones, and some passes that change nothing."""
+    found: list[Index] = [rng.integers(-1, rng.integers(1, 5), passes) for _ in range(count)]
+    unchanged = rng.random(passes) < 0.3
     return [np.where(unchanged, -1, column) for column in found]
 
 
-@pytest.mark.parametrize("few", [0, 1 << 30], ids=["many rows", "few rows"])
+@pytest.mark.parametrize("few", [0, 1 << 30], ids=["many passes", "few passes"])
 @pytest.mark.parametrize("seed", range(20))
-def test_rows_share_a_variant_where_they_agree_on_all_inputs(seed: int, few: int) -> None:
+def test_passes_share_a_variant_where_they_agree_on_all_inputs(seed: int, few: int) -> None:
     rng = np.random.default_rng(seed)
     inputs = columns(rng, int(rng.integers(1, 120)), int(rng.integers(1, 6)))
     with mock.patch.object(variants, "FEW_PASSES", few):
