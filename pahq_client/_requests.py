@@ -181,10 +181,12 @@ def session_message(request: SessionRequest) -> patching_pb2.OpenSessionRequest:
     return patching_pb2.OpenSessionRequest(objective=_objective(request))
 
 
-def hypothesis(names: Sequence[str], complete: bool) -> patching_pb2.Hypothesis:
+def circuit(names: Sequence[str], complete: bool) -> patching_pb2.SessionCircuit:
     """Describes a circuit by all of its edges (``complete``), or by the edges that the base circuit loses."""
     edges = patching_pb2.EdgeList(names=names)
-    return patching_pb2.Hypothesis(edges=edges) if complete else patching_pb2.Hypothesis(removed=edges)
+    return (
+        patching_pb2.SessionCircuit(edges=edges) if complete else patching_pb2.SessionCircuit(removed=edges)
+    )
 
 
 def tokenize_message(

@@ -161,7 +161,7 @@ class SessionCalls:
         self.warnings = responses.warnings(opened.warnings)
         self.model, self.metric, self.ablation = asked.model, asked.metric, asked.ablation
         self.precision, self._revision = asked.precision, opened.model_revision
-        self.caller, self._most = caller, opened.max_hypotheses
+        self.caller, self._most = caller, opened.max_circuits
         self._edges: tuple[str, ...] | None = None  # None: all
 
     @property
@@ -203,38 +203,38 @@ class SessionCalls:
             self._names(f"{field}[{i}]", edges, allow_other_model)
             for i, edges in enumerate(checks.items(field, sets))
         )
-        hypotheses = [requests.hypothesis(names, complete) for names in named]
+        circuits = [requests.circuit(names, complete) for names in named]
         metrics: list[float] = []
-        for chunk in self._chunks(hypotheses):
+        for chunk in self._chunks(circuits):
             try:
                 metrics += yield from self._measure(chunk)
             except InvalidRequest as error:
                 raise _rename(error, field, len(metrics)) from None
         return metrics
 
-    def _chunks(self, hypotheses: list[pb.Hypothesis]) -> Iterator[list[pb.Hypothesis]]:
-        """Splits hypotheses into chunks that fit into one message."""
-        chunk: list[pb.Hypothesis] = []
+    def _chunks(self, circuits: list[pb.SessionCircuit]) -> Iterator[list[pb.SessionCircuit]]:
+        """Splits circuits into chunks that fit into one message."""
+        chunk: list[pb.SessionCircuit] = []
         size = 0
-        for hypothesis in hypotheses:
-            added = hypothesis.ByteSize()
+        for circuit in circuits:
+            added = circuit.ByteSize()
             if chunk and (len(chunk) >= self._most or size + added > CHUNK_BYTES):
                 yield chunk
                 chunk, size = [], 0
-            chunk.append(hypothesis)
+            chunk.append(circuit)
             size += added
         if chunk:
             yield chunk
 
-    def _measure(self, chunk: list[pb.Hypothesis]) -> Steps[list[float]]:
-        request = pb.ScoreCircuitsRequest(name=self.name, hypotheses=chunk)
+    def _measure(self, chunk: list[pb.SessionCircuit]) -> Steps[list[float]]:
+        request = pb.ScoreCircuitsRequest(name=self.name, circuits=chunk)
         response = yield from self.caller.call(SCORE, request, SCORE_SECONDS)
         _check_counts("metrics", len(response.metrics), len(chunk))
         return responses.scores(response.metrics)
 
     def _commit(self, field: str, edges: Edges, complete: bool, allow_other_model: bool) -> Steps[None]:
         names = self._names(field, edges, allow_other_model)
-        request = pb.CommitCircuitRequest(name=self.name, circuit=requests.hypothesis(names, complete))
+        request = pb.CommitCircuitRequest(name=self.name, circuit=requests.circuit(names, complete))
         try:
             response = yield from self.caller.call(COMMIT, request)
         except InvalidRequest as error:
@@ -254,5 +254,5 @@ def _check_counts(what: str, server: int, here: int) -> None:
 
 def _rename(error: InvalidRequest, field: str, offset: int) -> InvalidRequest:
     """Renames the field of an error: the caller's list, of which the server has seen a chunk."""
-    match = re.match(r"hypotheses\[(\d+)\]", error.field)
+    match = re.match(r"circuits\[(\d+)\]", error.field)
     return InvalidRequest(f"{field}[{offset + int(match[1])}]", error.detail) if match else error

@@ -29,7 +29,7 @@ from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, Tok
 from pahq_server.jobs.evaluation import CircuitMetrics, CircuitOrigin
 from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
 from pahq_server.jobs.quotas import Quotas
-from pahq_server.jobs.session_calls import Hypothesis
+from pahq_server.jobs.session_calls import SessionCircuit
 from pahq_server.jobs.sessions import PatchingSession
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.methods import registry
@@ -196,18 +196,18 @@ def read_origin(message: patching_pb2.EvaluateCircuitRequest) -> CircuitOrigin |
     return CircuitOrigin(graph, message.origin.model_revision)
 
 
-def read_hypothesis(field: str, message: patching_pb2.Hypothesis) -> Hypothesis:
+def read_session_circuit(field: str, message: patching_pb2.SessionCircuit) -> SessionCircuit:
     """Reads a circuit that is at ``field`` of its request."""
     kind = message.WhichOneof("circuit")
     if kind is None:
         raise InvalidRequestError(field, "has neither removed nor edges")
     edges = message.edges if kind == "edges" else message.removed
-    return Hypothesis(edges.names, complete=kind == "edges")
+    return SessionCircuit(edges.names, complete=kind == "edges")
 
 
-def read_hypotheses(messages: Iterable[patching_pb2.Hypothesis]) -> list[Hypothesis]:
-    """Reads the circuits of the field ``hypotheses``."""
-    return [read_hypothesis(f"hypotheses[{i}]", message) for i, message in enumerate(messages)]
+def read_session_circuits(messages: Iterable[patching_pb2.SessionCircuit]) -> list[SessionCircuit]:
+    """Reads the circuits of the field ``circuits``."""
+    return [read_session_circuit(f"circuits[{i}]", message) for i, message in enumerate(messages)]
 
 
 # Responses: jobs
@@ -346,7 +346,7 @@ def session(
         num_edges_total=opened.resolved.graph.num_edges,
         metric_full=full,
         metric_empty=empty,
-        max_hypotheses=opened.limits.hypotheses,
+        max_circuits=opened.limits.circuits,
         idle_timeout=idle,
         warnings=warnings,
         model_revision=opened.resolved.revision,

@@ -48,13 +48,15 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
 
     async def ScoreCircuits(self, request: pb.ScoreCircuitsRequest, context: Any) -> pb.ScoreCircuitsResponse:
         session = self._find(request.name)
-        call = await self._threads.run(lambda: session.read(conversion.read_hypotheses(request.hypotheses)))
+        call = await self._threads.run(
+            lambda: session.read(conversion.read_session_circuits(request.circuits))
+        )
         metrics = await asyncio.wrap_future(session.submit(call))
         return pb.ScoreCircuitsResponse(metrics=metrics)
 
     async def CommitCircuit(self, request: pb.CommitCircuitRequest, context: Any) -> pb.CommitCircuitResponse:
         session = self._find(request.name)
-        circuit = conversion.read_hypothesis("circuit", request.circuit)
+        circuit = conversion.read_session_circuit("circuit", request.circuit)
         num_edges = await self._threads.run(lambda: session.commit(circuit))
         return pb.CommitCircuitResponse(num_edges=num_edges)
 

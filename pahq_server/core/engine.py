@@ -215,8 +215,13 @@ class Engine(Protocol):
         """
         ...
 
-    def estimate(self, resolved: ResolvedObjective) -> Estimate:
-        """Estimates what a search with this objective takes. May be called from any thread."""
+    def estimate(self, resolved: ResolvedObjective, weight: float | None = None) -> Estimate:
+        """Estimates what a job with this objective takes. May be called from any thread.
+
+        Args:
+            resolved: the objective.
+            weight: of all operations of the job, in patched passes; None for a search over all edges.
+        """
         ...
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:

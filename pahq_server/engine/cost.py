@@ -86,11 +86,19 @@ def whole_operations(arch: Architecture, graph: Graph, prompts: int, tokens: int
     input.
     """
     positions = prompts * tokens
-    mlp = (6 if arch.gated else 4) * positions * arch.d_mlp * arch.d_model
-    heads = (graph.heads + 2 * graph.kv_units) * _projection(arch, positions)
-    layer = heads + graph.heads * _attention(arch, positions, tokens) + mlp
     inputs = 2 * graph.num_edges * positions * arch.d_model
-    return arch.layers * layer + inputs + _unembedding(arch, prompts)
+    # Every kv receiver has a projection of its own.
+    own = 2 * (graph.kv_units - graph.kv_heads) * _projection(arch, positions)
+    return forward_operations(arch, prompts, tokens) + arch.layers * own + inputs
+
+
+def forward_operations(arch: Architecture, prompts: int, tokens: int) -> int:
+    """Counts the operations of a plain forward pass, with logits at one position of each prompt."""
+    positions = prompts * tokens
+    mlp = (6 if arch.gated else 4) * positions * arch.d_mlp * arch.d_model
+    heads = (arch.heads + 2 * arch.kv_heads) * _projection(arch, positions)
+    layer = heads + arch.heads * _attention(arch, positions, tokens) + mlp
+    return arch.layers * layer + _unembedding(arch, prompts)
 
 
 def slowdown(arch: Architecture, graph: Graph, prompts: int, tokens: int) -> tuple[float, float]:
@@ -158,8 +166,17 @@ class Estimator:
         self._operations_s: float | None = None
         self._bytes_s: dict[str, float] = {}
 
-    def estimate(self, loaded: LoadedModel, resolved: ResolvedObjective) -> Estimate:
-        """Estimates what a search on a model will take."""
+    def estimate(
+        self, loaded: LoadedModel, resolved: ResolvedObjective, weight: float | None = None
+    ) -> Estimate:
+        """Estimates what a job on a model will take.
+
+        Args:
+            loaded: the model.
+            resolved: the job's objective.
+            weight: see `Engine.estimate`. Where it is known, a pass takes between a plain forward pass and
+                one from scratch in which every receiver has an input of its own.
+        """
         arch, task, graph = loaded.model.architecture, resolved.task, resolved.graph
         prompts, tokens = len(task.clean), max(map(len, task.clean))
         if self._operations_s is None:
@@ -170,10 +187,15 @@ class Estimator:
         if POLICIES[resolved.objective.precision].operand == "activations":
             least = whole_operations(arch, graph, prompts, tokens) * graph.num_edges / rate
             most = least + BOOKKEEPING_S * graph.num_edges
+        if weight is not None:
+            least = weight * forward_operations(arch, prompts, tokens) / rate
+            most = weight * whole_operations(arch, graph, prompts, tokens) / rate + BOOKKEEPING_S * weight
         streams = isinstance(loaded, ResidentModel) and resolved.objective.precision == "fp32"
         if isinstance(loaded, ResidentModel) and streams:
             # At worst, every evaluation is a batch of its own and needs every layer.
-            most += graph.num_edges * self._reading_s(resolved.objective.model, loaded)
+            most += (graph.num_edges if weight is None else weight) * self._reading_s(
+                resolved.objective.model, loaded
+            )
         return Estimate(job_bytes(arch, task), least, most, streams)
 
     def _reading_s(self, name: str, loaded: ResidentModel) -> float:

@@ -194,10 +194,10 @@ class JobService:
         _check_request_id(request_id)
         self._known(specs.encode(spec), request_id, user)
         resolved = self._engine.resolve(spec.objective)
+        method.check(spec.parameters, resolved)
         total = method.total(spec.parameters, resolved)
-        return Job("", spec, total, method.unit, facts=_facts(spec, method, resolved)), self._engine.estimate(
-            resolved
-        )
+        job = Job("", spec, total, method.unit, facts=_facts(spec, method, resolved))
+        return job, self._engine.estimate(resolved, method.weight(spec.parameters, resolved))
 
     def create(self, spec: JobSpec, request_id: str, user: str = LOCAL_USER) -> Job:
         """Accepts a job, or returns the one that the same request id of the user created before.
@@ -212,6 +212,7 @@ class JobService:
         if known is not None:
             return self._job(known)
         resolved = self._engine.resolve(spec.objective)
+        method.check(spec.parameters, resolved)
         facts = _facts(spec, method, resolved)
         new = NewJob(
             name=f"users/{user}/jobs/{uuid.uuid4().hex}",

@@ -34,19 +34,19 @@ class SessionLimits:
         sessions: open at the same time.
         user_sessions: of one user; None for no other limit.
         idle_s: seconds that a session lives without a call.
-        hypotheses: circuits per call.
+        circuits: that one call may ask for.
         calls: of one session that wait at the same time.
     """
 
     sessions: int = 16
     idle_s: float = 600.0
-    hypotheses: int = 4096
+    circuits: int = 4096
     calls: int = 16
     user_sessions: int | None = None
 
 
 @dataclass(frozen=True)
-class Hypothesis:
+class SessionCircuit:
     """A circuit by names of edges.
 
     Args:
@@ -60,12 +60,12 @@ class Hypothesis:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A hypothesis that was found valid. Compact: its pass is built when it is needed.
+    """A `SessionCircuit` that was found valid. Compact: its pass is built when it is needed.
 
     Args:
-        base: what the hypothesis is relative to.
+        base: the base circuit that it is relative to.
         edges: indices, each once: ascending, but for the one named last, which stays last.
-        complete: see `Hypothesis`.
+        complete: see `SessionCircuit`.
     """
 
     base: BaseCircuit
@@ -74,7 +74,7 @@ class Reading:
 
     @property
     def patched_pass(self) -> PatchedPass:
-        """What measures the circuit: from the base, or from scratch if the hypothesis is complete."""
+        """What measures the circuit: from the base, or from scratch if the circuit is complete."""
         return (
             PatchedPass(BaseCircuit(self.circuit))
             if self.complete
@@ -89,33 +89,33 @@ class Reading:
         return Circuit(self.base.circuit.graph, kept)
 
 
-class HypothesisReader:
-    """Reads hypotheses about one graph. May be used from any thread."""
+class SessionCircuitReader:
+    """Finds the edges that circuits of one graph name. May be used from any thread."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
         self._edge = lru_cache(KNOWN_NAMES)(graph.parse_edge)
 
-    def read(self, field: str, hypothesis: Hypothesis, base: BaseCircuit) -> Reading:
-        """Reads one hypothesis.
+    def read(self, field: str, circuit: SessionCircuit, base: BaseCircuit) -> Reading:
+        """Finds the edges of one circuit.
 
         Args:
-            field: path of the hypothesis in the request.
-            hypothesis: what to read.
+            field: path of the circuit in the request.
+            circuit: as the client described it.
             base: the circuit that it is relative to.
 
         Raises InvalidRequestError for an edge that the graph, or the base to remove it from, lacks.
         """
-        field = f"{field}.{'edges' if hypothesis.complete else 'removed'}"
-        named = np.fromiter(self._edges(field, hypothesis.names), dtype=np.int64)
+        field = f"{field}.{'edges' if circuit.complete else 'removed'}"
+        named = np.fromiter(self._edges(field, circuit.names), dtype=np.int64)
         # Policies that promote a head go by the last edge.
         edges = np.append(np.setdiff1d(named, named[-1:]), named[-1:])
-        if not hypothesis.complete:
+        if not circuit.complete:
             missing = edges[~base.circuit.kept[edges]]
             if len(missing):
                 name = self._graph.edge_name(int(missing[0]))
                 raise InvalidRequestError(field, f"the base circuit has no edge {name!r}")
-        return Reading(base, edges, hypothesis.complete)
+        return Reading(base, edges, circuit.complete)
 
     def _edges(self, field: str, names: Iterable[str]) -> Iterator[int]:
         try:

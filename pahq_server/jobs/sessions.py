@@ -20,7 +20,13 @@ from pahq_server.core.errors import (
     ResourceExhaustedError,
 )
 from pahq_server.jobs import warnings as request_warnings
-from pahq_server.jobs.session_calls import Call, CallQueue, Hypothesis, HypothesisReader, SessionLimits
+from pahq_server.jobs.session_calls import (
+    Call,
+    CallQueue,
+    SessionCircuit,
+    SessionCircuitReader,
+    SessionLimits,
+)
 from pahq_server.methods import warnings as circuit_warnings
 from pahq_server.scheduler.scheduler import Scheduler
 
@@ -43,7 +49,7 @@ class PatchingSession:
     def __init__(self, name: str, calls: CallQueue, limits: SessionLimits) -> None:
         self.name, self.resolved, self.limits = name, calls.resolved, limits
         self._calls = calls
-        self._reader = HypothesisReader(self.resolved.graph)
+        self._reader = SessionCircuitReader(self.resolved.graph)
         # The engine keeps activations of a base circuit by its identity: one object per committed circuit.
         self._base = BaseCircuit(Circuit.full(self.resolved.graph))
         self._lock = threading.Lock()
@@ -61,34 +67,34 @@ class PatchingSession:
             *circuit_warnings.of_baseline(ends, self.resolved.clean_run),
         )
 
-    def read(self, hypotheses: Sequence[Hypothesis]) -> Call:
+    def read(self, circuits: Sequence[SessionCircuit]) -> Call:
         """Returns a call that scores circuits, relative to the present base, to be queued by `submit`.
 
-        Raises InvalidRequestError for an edge that is not there, or too many hypotheses.
+        Raises InvalidRequestError for an edge that is not there, or too many circuits.
         """
-        most = self.limits.hypotheses
-        if len(hypotheses) > most:
-            raise InvalidRequestError("hypotheses", f"{len(hypotheses)} are too many for one call: {most}")
+        most = self.limits.circuits
+        if len(circuits) > most:
+            raise InvalidRequestError("circuits", f"{len(circuits)} are too many for one call: {most}")
         base, read = self._base, self._reader.read
-        readings = [read(f"hypotheses[{i}]", hypothesis, base) for i, hypothesis in enumerate(hypotheses)]
+        readings = [read(f"circuits[{i}]", circuit, base) for i, circuit in enumerate(circuits)]
         return Call((reading.patched_pass for reading in readings), len(readings))
 
     def submit(self, call: Call) -> Future[list[float]]:
-        """Queues a call; the future gives the metric of every hypothesis, in order.
+        """Queues a call; the future gives the metric of every circuit, in order.
 
         Raises NotFoundError if the session is gone, ResourceExhaustedError.
         """
         self._calls.submit(call)
         return call.future
 
-    def commit(self, hypothesis: Hypothesis) -> int:
+    def commit(self, described: SessionCircuit) -> int:
         """Sets the base circuit; returns its number of edges.
 
         Raises InvalidRequestError, NotFoundError if the session is gone, and ConflictError if another
         commit came in between.
         """
         base = self._base
-        circuit = self._reader.read("circuit", hypothesis, base).circuit
+        circuit = self._reader.read("circuit", described, base).circuit
         with self._lock:
             self._calls.touch()
             if self._base is not base:

@@ -106,6 +106,16 @@ class Method(ABC, Generic[P]):
                 raise InvalidRequestError(name, f"method {self.name!r} needs a {name}")
         return self.parameters(**fields)
 
+    def check(self, parameters: P, resolved: ResolvedObjective) -> None:
+        """Raises InvalidRequestError for an objective that the method cannot take."""
+
+    def weight(self, parameters: P, resolved: ResolvedObjective) -> float | None:
+        """Returns the weight of all operations together, in patched passes, for estimates.
+
+        None where it depends on what the method finds: then a search over all edges is estimated.
+        """
+        return None
+
     @abstractmethod
     def total(self, parameters: P, resolved: ResolvedObjective) -> int:
         """Returns how many units of work there are, at least 1.

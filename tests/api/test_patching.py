@@ -56,20 +56,20 @@ def open_session(server: RunningServer, **changes: Any) -> pb.Session:
     return session
 
 
-def removed(names: Iterable[str]) -> pb.Hypothesis:
-    return pb.Hypothesis(removed=pb.EdgeList(names=names))
+def removed(names: Iterable[str]) -> pb.SessionCircuit:
+    return pb.SessionCircuit(removed=pb.EdgeList(names=names))
 
 
-def complete(names: Iterable[str]) -> pb.Hypothesis:
-    return pb.Hypothesis(edges=pb.EdgeList(names=names))
+def complete(names: Iterable[str]) -> pb.SessionCircuit:
+    return pb.SessionCircuit(edges=pb.EdgeList(names=names))
 
 
-def score(server: RunningServer, name: str, *hypotheses: pb.Hypothesis) -> list[float]:
-    request = pb.ScoreCircuitsRequest(name=name, hypotheses=hypotheses)
+def score(server: RunningServer, name: str, *circuits: pb.SessionCircuit) -> list[float]:
+    request = pb.ScoreCircuitsRequest(name=name, circuits=circuits)
     return list(server.patching.ScoreCircuits(request, timeout=PATIENCE_S).metrics)
 
 
-def commit(server: RunningServer, name: str, circuit: pb.Hypothesis) -> int:
+def commit(server: RunningServer, name: str, circuit: pb.SessionCircuit) -> int:
     request = pb.CommitCircuitRequest(name=name, circuit=circuit)
     num_edges: int = server.patching.CommitCircuit(request, timeout=PATIENCE_S).num_edges
     return num_edges
@@ -90,19 +90,19 @@ def test_open(server: RunningServer, engine: FakeEngine) -> None:
     assert session.graph == circuit_pb2.Graph(layers=2, heads=2, kv_heads=2, kv_receivers="group", mlps=True)
     assert session.num_edges_total == GRAPH.num_edges == len(EDGES)
     assert (session.metric_full, session.metric_empty) == (SCORE.of_names(EDGES), SCORE.of_names([]))
-    assert (session.max_hypotheses, session.idle_timeout.ToSeconds()) == (4096, 600)
+    assert (session.max_circuits, session.idle_timeout.ToSeconds()) == (4096, 600)
     assert len(engine.open_states) == 1
 
 
 def test_scores_come_in_order_in_both_forms(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server).name
     some, others = subsets(1, 9), subsets(2, 6)
-    hypotheses = [*map(complete, some), *map(removed, others)]
+    circuits = [*map(complete, some), *map(removed, others)]
     expected = [*map(SCORE.of_names, some), *(SCORE.of_names(without(EDGES, cut)) for cut in others)]
     assert len(set(expected)) > 3
-    assert score(server, name, *hypotheses) == expected
+    assert score(server, name, *circuits) == expected
     backwards = expected[::-1]
-    assert score(server, name, *hypotheses[::-1]) == backwards
+    assert score(server, name, *circuits[::-1]) == backwards
     assert score(server, name) == []
     assert len(engine.opened) == 1  # the passes before the first score are not repeated
 
@@ -144,7 +144,7 @@ def test_a_call_has_the_base_of_its_arrival(server: RunningServer, engine: FakeE
     name = open_session(server).name
     engine.wait_for_call()
     engine.hold()
-    requests = [pb.ScoreCircuitsRequest(name=name, hypotheses=[removed([EDGES[i]])]) for i in (3, 4)]
+    requests = [pb.ScoreCircuitsRequest(name=name, circuits=[removed([EDGES[i]])]) for i in (3, 4)]
     first = server.patching.ScoreCircuits.future(requests[0], timeout=PATIENCE_S)
     engine.wait_for_call()
     commit(server, name, removed([EDGES[0]]))
@@ -165,9 +165,9 @@ def test_open_checks_as_a_job_does(model: str, server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hypothesis", "field", "detail"),
+    ("circuit", "field", "detail"),
     [
-        (pb.Hypothesis(), "", "has neither removed nor edges"),
+        (pb.SessionCircuit(), "", "has neither removed nor edges"),
         (removed([EDGES[3], "a9.h9->m0"]), ".removed", "the graph has no sender 'a9.h9'"),
         (complete(["m0->m1", "m1->m0"]), ".edges", "'m1->m0': m1 does not come before m0"),
         (complete(["m0"]), ".edges", "'m0' is not of the form sender->receiver"),
@@ -175,16 +175,16 @@ def test_open_checks_as_a_job_does(model: str, server: RunningServer) -> None:
     ],
 )
 def test_edges_that_are_not_there(
-    hypothesis: pb.Hypothesis, field: str, detail: str, server: RunningServer, recorder: Recorder
+    circuit: pb.SessionCircuit, field: str, detail: str, server: RunningServer, recorder: Recorder
 ) -> None:
     name = open_session(server).name
     commit(server, name, removed([EDGES[0]]))
     with refused() as refusal:
-        score(server, name, removed([]), hypothesis)
+        score(server, name, removed([]), circuit)
     assert refusal.code is Code.INVALID_ARGUMENT
-    assert refusal.violation == (f"hypotheses[1]{field}", detail)
+    assert refusal.violation == (f"circuits[1]{field}", detail)
     with refused() as refusal:
-        commit(server, name, hypothesis)
+        commit(server, name, circuit)
     assert refusal.violation == (f"circuit{field}", detail)
     assert len(recorder.passes) == 2  # of the opening
     assert score(server, name, removed([])) == [SCORE.of_names(EDGES[1:])]  # the base is as it was

@@ -44,8 +44,8 @@ def open_session(server: RunningServer, model: str = "toy") -> str:
 
 def scoring(server: RunningServer, name: str, passes: int = 1) -> Any:
     """A call that scores circuits, under way."""
-    hypothesis = pb.Hypothesis(removed=pb.EdgeList(names=[EDGE]))
-    request = pb.ScoreCircuitsRequest(name=name, hypotheses=[hypothesis] * passes)
+    circuit = pb.SessionCircuit(removed=pb.EdgeList(names=[EDGE]))
+    request = pb.ScoreCircuitsRequest(name=name, circuits=[circuit] * passes)
     return server.patching.ScoreCircuits.future(request, timeout=PATIENCE_S)
 
 
@@ -136,8 +136,8 @@ def test_a_cancelled_call_leaves_its_passes_undone(server: RunningServer, engine
 def test_a_call_that_is_too_late_leaves_its_passes_undone(server: RunningServer, engine: FakeEngine) -> None:
     name = open_session(server)
     engine.hold()
-    hypotheses = [pb.Hypothesis(removed=pb.EdgeList())] * 100
-    request = pb.ScoreCircuitsRequest(name=name, hypotheses=hypotheses)
+    circuits = [pb.SessionCircuit(removed=pb.EdgeList())] * 100
+    request = pb.ScoreCircuitsRequest(name=name, circuits=circuits)
     with refused() as refusal:
         server.patching.ScoreCircuits(request, timeout=0.05)
     assert refusal.code is Code.DEADLINE_EXCEEDED
@@ -213,12 +213,12 @@ def test_the_number_of_sessions_is_limited(engine: FakeEngine) -> None:
 
 
 def test_calls_are_limited_in_size_and_number(engine: FakeEngine) -> None:
-    limits = SessionLimits(hypotheses=3, calls=2)
+    limits = SessionLimits(circuits=3, calls=2)
     with RunningServer(engine, session_limits=limits) as server:
         name = open_session(server)
         with refused() as refusal:
             scoring(server, name, passes=4).result()
-        assert refusal.violation == ("hypotheses", "4 are too many for one call: 3")
+        assert refusal.violation == ("circuits", "4 are too many for one call: 3")
         engine.hold()
         calls = []
         for number in (1, 2):
@@ -274,8 +274,8 @@ def test_many_sessions_at_once(server: RunningServer, engine: FakeEngine) -> Non
     calls = []
     for i, session in enumerate(sessions):
         kept = [edges[: (7 * i + j) % len(edges)] for j in range(20)]
-        hypotheses = [pb.Hypothesis(edges=pb.EdgeList(names=names)) for names in kept]
-        request = pb.ScoreCircuitsRequest(name=session.name, hypotheses=hypotheses)
+        circuits = [pb.SessionCircuit(edges=pb.EdgeList(names=names)) for names in kept]
+        request = pb.ScoreCircuitsRequest(name=session.name, circuits=circuits)
         calls.append(server.patching.ScoreCircuits.future(request, timeout=PATIENCE_S))
         expected.append([score.of_names(names) for names in kept])
     assert [list(call.result().metrics) for call in calls] == expected

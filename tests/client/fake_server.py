@@ -53,10 +53,10 @@ class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, Server
             num_edges_total=11,
             metric_full=0.0,
             metric_empty=4.0,
-            max_hypotheses=5,
+            max_circuits=5,
         )
         self.base = 11  # edges of the session's base circuit
-        self.unanswered = 0  # hypotheses per call
+        self.unanswered = 0  # circuits per call
         self.texts_left_out = 0  # of those to tokenize
         self.hold = "EvaluateCircuit"  # the method whose calls wait ...
         self.held = threading.Event()  # ... until this is set, as it is unless a test takes another one
@@ -117,7 +117,7 @@ class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, Server
     def ScoreCircuits(self, request: Any, context: Any) -> Any:
         """A circuit's metric is its number of edges; as if no edge were named twice."""
         self._enter("ScoreCircuits", request, context)
-        answered = request.hypotheses[self.unanswered :]
+        answered = request.circuits[self.unanswered :]
         return patching_pb2.ScoreCircuitsResponse(metrics=map(self._count, answered))
 
     def CommitCircuit(self, request: Any, context: Any) -> Any:
@@ -125,7 +125,7 @@ class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, Server
         self.base = self._count(request.circuit)
         return patching_pb2.CommitCircuitResponse(num_edges=self.base)
 
-    def _count(self, circuit: patching_pb2.Hypothesis) -> int:
+    def _count(self, circuit: patching_pb2.SessionCircuit) -> int:
         if circuit.HasField("edges"):
             return len(circuit.edges.names)
         return self.base - len(circuit.removed.names)

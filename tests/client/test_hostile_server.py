@@ -244,7 +244,7 @@ def good() -> dict[str, list[Message]]:
     job.create_time.seconds = 1_700_000_000
     end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_SUCCEEDED)
     session = patching_pb2.Session(
-        name="users/me/sessions/0", graph=graph, num_edges_total=11, max_hypotheses=5
+        name="users/me/sessions/0", graph=graph, num_edges_total=11, max_circuits=5
     )
     return {
         "ListModels": [model_pb2.ListModelsResponse(models=[model_pb2.Model(name="demo", layers=4)])],

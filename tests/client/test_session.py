@@ -80,9 +80,9 @@ def test_score(session: Session, server: FakeServer, circuit: Circuit) -> None:
     assert session.score_removed(set(EDGES[:i]) for i in (1, 3)) == [10, 8]
     assert session.score([]) == session.score_removed([]) == []
     requests = server.called("ScoreCircuits")
-    assert [len(request.hypotheses) for request in requests] == [5, 1, 2]
-    assert list(requests[0].hypotheses[2].edges.names) == [EDGES[0], EDGES[3]]
-    assert sorted(requests[2].hypotheses[1].removed.names) == sorted(EDGES[:3])
+    assert [len(request.circuits) for request in requests] == [5, 1, 2]
+    assert list(requests[0].circuits[2].edges.names) == [EDGES[0], EDGES[3]]
+    assert sorted(requests[2].circuits[1].removed.names) == sorted(EDGES[:3])
 
 
 def test_repeated_edges_are_sent_once(session: Session) -> None:
@@ -94,14 +94,14 @@ def test_long_lists_are_sent_in_portions(
 ) -> None:
     sets = [EDGES[:size] for size in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0)]
     assert session.score(sets) == [len(names) for names in sets]
-    assert [len(request.hypotheses) for request in server.called("ScoreCircuits")] == [5, 5, 2]
+    assert [len(request.circuits) for request in server.called("ScoreCircuits")] == [5, 5, 2]
     monkeypatch.setattr(module, "CHUNK_BYTES", 100)
     server.calls.clear()
     assert session.score(sets) == [len(names) for names in sets]
     requests = server.called("ScoreCircuits")
-    assert sum(len(request.hypotheses) for request in requests) == len(sets)
+    assert sum(len(request.circuits) for request in requests) == len(sets)
     # Only what is too large by itself exceeds the limit.
-    assert all(request.ByteSize() <= 140 or len(request.hypotheses) == 1 for request in requests)
+    assert all(request.ByteSize() <= 140 or len(request.circuits) == 1 for request in requests)
     assert len(requests) > 5
 
 
@@ -158,16 +158,16 @@ def invalid(field: str, detail: str) -> Fault:
 
 
 def test_errors_name_what_the_caller_gave(session: Session, server: FakeServer) -> None:
-    """The server counts hypotheses of one call, which is a part of the caller's list."""
-    server.faults["ScoreCircuits"] = [None, invalid("hypotheses[3].edges", "no such edge")]
+    """The server counts circuits of one call, which is a part of the caller's list."""
+    server.faults["ScoreCircuits"] = [None, invalid("circuits[3].edges", "no such edge")]
     with pytest.raises(InvalidRequest) as raised:
         session.score([EDGES] * 10)
     assert (raised.value.field, raised.value.detail) == ("circuits[8]", "no such edge")
-    server.faults["ScoreCircuits"] = [invalid("hypotheses[1].removed", "no such edge")]
+    server.faults["ScoreCircuits"] = [invalid("circuits[1].removed", "no such edge")]
     with pytest.raises(InvalidRequest, match=r"removals\[1\]: no such edge"):
         session.score_removed([EDGES] * 2)
-    server.faults["ScoreCircuits"] = [invalid("hypotheses", "too many")]
-    with pytest.raises(InvalidRequest, match="hypotheses: too many"):
+    server.faults["ScoreCircuits"] = [invalid("circuits", "too many")]
+    with pytest.raises(InvalidRequest, match="circuits: too many"):
         session.score([EDGES])
     server.faults["CommitCircuit"] = [invalid("circuit.removed", "no such edge")]
     with pytest.raises(InvalidRequest, match="removed: no such edge"):

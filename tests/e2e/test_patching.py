@@ -80,12 +80,12 @@ def test_a_search_of_ones_own_finds_the_servers_circuit(client: Client) -> None:
         assert session.score([expected]) == [expected.metric_value]
 
 
-def test_the_example_and_the_readme(client: Client) -> None:
+def test_the_example_is_what_the_documentation_shows(client: Client) -> None:
     run = subprocess.run(
         [sys.executable, EXAMPLE, client.address], capture_output=True, text=True, check=True
     )
-    readme = (ROOT / "README.md").read_text("utf-8")
-    section = readme[readme.index("## Your own search") :]
+    page = (ROOT / "docs" / "client.md").read_text("utf-8")
+    section = page[page.index("## Your own search") :]
     (_, code), (_, output) = re.findall(r"^```(python|text)\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[
         :2
     ]

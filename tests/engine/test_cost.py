@@ -11,7 +11,7 @@ from pahq_server.core.engine import Estimate, Objective
 from pahq_server.core.task import BuiltinTask
 from pahq_server.demo import model_path
 from pahq_server.engine import cost
-from pahq_server.engine.cost import BOOKKEEPING_S, job_bytes, whole_operations
+from pahq_server.engine.cost import BOOKKEEPING_S, forward_operations, job_bytes, whole_operations
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.models.loading import load
 from pahq_server.models.streaming import load_rounded
@@ -97,3 +97,23 @@ def test_the_operations_of_a_whole_model_are_counted_one_by_one() -> None:
             products.append((prompts * tokens, arch.d_head, arch.d_model))
     counted = sum(2 * rows * inputs * outputs for rows, inputs, outputs in products)
     assert whole_operations(arch, graph, prompts, tokens) == counted
+
+
+def test_a_known_weight_is_reckoned_in_passes() -> None:
+    """Between plain forward passes and passes from scratch, whose operations are counted above."""
+    engine = ModelEngine({"demo": load(str(model_path()))})
+    resolved = engine.resolve(OBJECTIVE)
+    arch, task = load(str(model_path())).model.architecture, resolved.task
+    prompts, tokens = len(task.clean), max(map(len, task.clean))
+    whole, plain = (
+        whole_operations(arch, resolved.graph, prompts, tokens),
+        forward_operations(arch, prompts, tokens),
+    )
+    assert 0 < plain < whole
+    few, many = engine.estimate(resolved, 3.0), engine.estimate(resolved, 300.0)
+    assert many.least_seconds == pytest.approx(100 * few.least_seconds)
+    assert many.most_seconds == pytest.approx(100 * few.most_seconds)
+    rate = 3 * plain / few.least_seconds
+    assert few.most_seconds == pytest.approx(3 * (whole / rate + BOOKKEEPING_S))
+    assert few.memory_bytes == engine.estimate(resolved).memory_bytes
+    assert many.most_seconds < engine.estimate(resolved).most_seconds

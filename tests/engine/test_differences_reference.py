@@ -14,7 +14,7 @@ from helpers.eight_bits import (
     bare_norm,
     nearest,
 )
-from helpers.hypotheses import LENGTHS, random_circuit, random_passes, random_task
+from helpers.random_passes import LENGTHS, random_circuit, random_passes, random_task
 from helpers.zoo import NAMES, Zoo
 from reference import differences
 from reference.differences import CircuitValues, DifferencesExecutor, composed_mlps

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers.hypotheses import random_task
+from helpers.random_passes import random_task
 from helpers.zoo import NAMES, Zoo
 from numpy.typing import NDArray
 from reference.edge_gradients import EdgeGradientReference

@@ -8,8 +8,8 @@ import pytest
 import torch
 from helpers import formulas
 from helpers.executors import measure
-from helpers.hypotheses import names_of, random_circuit, random_task
 from helpers.outputs import product_logits
+from helpers.random_passes import names_of, random_circuit, random_task
 from helpers.reference import Reference
 from helpers.zoo import NAMES, Zoo
 from torch import Tensor

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.eight_bits import PROMOTING, all_but_one_head_in_8_bits, assert_prompts_are_independent
-from helpers.hypotheses import random_circuit, random_passes, random_task
+from helpers.random_passes import random_circuit, random_passes, random_task
 from helpers.scores import answer
 from helpers.zoo import NAMES, Zoo
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import formulas
 from helpers.executors import measure
-from helpers.hypotheses import names_of, random_circuit, random_task
+from helpers.random_passes import names_of, random_circuit, random_task
 from helpers.reference import Reference
 from helpers.zoo import NAMES, Zoo
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helpers.hypotheses import random_task
+from helpers.random_passes import random_task
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor

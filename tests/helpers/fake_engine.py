@@ -161,7 +161,7 @@ class FakeEngine:
             raise InvalidRequestError("texts", "at least one text is needed")
         return [_tokenized(text, special, prompt) for text in texts]
 
-    def estimate(self, resolved: ResolvedObjective) -> Estimate:
+    def estimate(self, resolved: ResolvedObjective, weight: float | None = None) -> Estimate:
         return Estimate(1000 * len(resolved.task.clean), 0.5, 60.0, resolved.objective.model != "toy")
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:

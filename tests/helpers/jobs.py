@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from helpers.hypotheses import LENGTHS, random_passes, random_task
+from helpers.random_passes import LENGTHS, random_passes, random_task
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.task import TokenTask

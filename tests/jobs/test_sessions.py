@@ -16,9 +16,9 @@ from pahq_server.jobs.session_calls import (
     BASE_CIRCUITS_PER_BATCH,
     Call,
     CallQueue,
-    Hypothesis,
-    HypothesisReader,
     Reading,
+    SessionCircuit,
+    SessionCircuitReader,
     SessionLimits,
 )
 from pahq_server.jobs.sessions import PatchingSession, SessionService
@@ -131,18 +131,18 @@ def test_the_end_fails_what_waits(error: Exception, reason: str, queue: CallQueu
 
 def test_two_commits_at_the_same_time(queue: CallQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     session = PatchingSession("users/me/sessions/1", queue, LIMITS)
-    cut = Hypothesis(["input->logits"], complete=False)
-    read = HypothesisReader.read
+    cut = SessionCircuit(["input->logits"], complete=False)
+    read = SessionCircuitReader.read
 
-    def slow(self: HypothesisReader, field: str, hypothesis: Hypothesis, base: BaseCircuit) -> Reading:
-        monkeypatch.setattr(HypothesisReader, "read", read)
+    def slow(self: SessionCircuitReader, field: str, circuit: SessionCircuit, base: BaseCircuit) -> Reading:
+        monkeypatch.setattr(SessionCircuitReader, "read", read)
         session.commit(cut)
-        return read(self, field, hypothesis, base)
+        return read(self, field, circuit, base)
 
-    monkeypatch.setattr(HypothesisReader, "read", slow)
+    monkeypatch.setattr(SessionCircuitReader, "read", slow)
     with pytest.raises(ConflictError, match="at the same time"):
-        session.commit(Hypothesis(["m0->logits"], complete=False))
-    assert session.commit(Hypothesis(["m0->logits"], complete=False)) == GRAPH.num_edges - 2
+        session.commit(SessionCircuit(["m0->logits"], complete=False))
+    assert session.commit(SessionCircuit(["m0->logits"], complete=False)) == GRAPH.num_edges - 2
 
 
 @pytest.fixture

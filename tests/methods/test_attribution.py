@@ -183,7 +183,7 @@ def test_a_record_between_parts_is_refused(prompts: int) -> None:
 @pytest.mark.parametrize("metric", ["kl_divergence", "l2"])
 def test_a_metric_without_slope_at_the_clean_run_is_refused(metric: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        Eap().total(EapParameters(), replace(RESOLVED, objective=replace(OBJECTIVE, metric=metric)))
+        Eap().check(EapParameters(), replace(RESOLVED, objective=replace(OBJECTIVE, metric=metric)))
     assert caught.value.field == "metric"
     for part in (repr(metric), "'logit_difference'", "'eap_ig'", "does not offer it yet"):
         assert part in caught.value.detail
@@ -191,7 +191,7 @@ def test_a_metric_without_slope_at_the_clean_run_is_refused(metric: str) -> None
 
 def test_rounded_precision_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="in full precision only, got 'pahq-int8'") as caught:
-        Eap().total(EapParameters(), replace(RESOLVED, objective=replace(OBJECTIVE, precision="pahq-int8")))
+        Eap().check(EapParameters(), replace(RESOLVED, objective=replace(OBJECTIVE, precision="pahq-int8")))
     assert caught.value.field == "precision"
 
 

@@ -106,14 +106,14 @@ def ada(secured: SecuredServer) -> Iterator[Stubs]:
 
 def named_requests(job: str, session: str) -> dict[str, Any]:
     """A request of every RPC that takes a resource's name."""
-    removed = patching_pb2.Hypothesis(removed=patching_pb2.EdgeList(names=["m3->logits"]))
+    removed = patching_pb2.SessionCircuit(removed=patching_pb2.EdgeList(names=["m3->logits"]))
     return {
         "GetJob": pb.GetJobRequest(name=job),
         "CancelJob": pb.CancelJobRequest(name=job),
         "DeleteJob": pb.DeleteJobRequest(name=job),
         "WatchJob": pb.WatchJobRequest(name=job),
         "GetArtifact": pb.GetArtifactRequest(name=job),
-        "ScoreCircuits": patching_pb2.ScoreCircuitsRequest(name=session, hypotheses=[removed]),
+        "ScoreCircuits": patching_pb2.ScoreCircuitsRequest(name=session, circuits=[removed]),
         "CommitCircuit": patching_pb2.CommitCircuitRequest(name=session, circuit=removed),
         "CloseSession": patching_pb2.CloseSessionRequest(name=session),
     }

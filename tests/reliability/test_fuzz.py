@@ -57,7 +57,7 @@ def seeds() -> dict[str, Message]:
     )
     computed = objective(task=task_pb2.Task(prompts=right))
     edges = patching_pb2.EdgeList(names=["m3->logits", "a3.h7->m3"])
-    hypothesis = patching_pb2.Hypothesis(removed=edges)
+    circuit = patching_pb2.SessionCircuit(removed=edges)
     jobs, patching = "pahq.v1.JobService", "pahq.v1.PatchingService"
     reflection = "grpc.reflection.v1alpha.ServerReflection"
     return {
@@ -72,10 +72,8 @@ def seeds() -> dict[str, Message]:
             objective=computed, edges=["m3->logits"]
         ),
         f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(objective=own),
-        f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(
-            name=NAME, hypotheses=[hypothesis] * 3
-        ),
-        f"{patching}/CommitCircuit": patching_pb2.CommitCircuitRequest(name=NAME, circuit=hypothesis),
+        f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(name=NAME, circuits=[circuit] * 3),
+        f"{patching}/CommitCircuit": patching_pb2.CommitCircuitRequest(name=NAME, circuit=circuit),
         f"{patching}/CloseSession": patching_pb2.CloseSessionRequest(name=NAME),
         "pahq.v1.ModelService/ListModels": model_pb2.ListModelsRequest(),
         "pahq.v1.ModelService/GetModel": model_pb2.GetModelRequest(name="demo"),

@@ -12,7 +12,7 @@ from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.operations import EdgeGradients, ScorePasses, prompt_parts
+from pahq_server.core.operations import GRADIENT_PASSES, EdgeGradients, ScorePasses, prompt_parts
 from pahq_server.methods import warnings
 from pahq_server.methods.attribution.scores import (
     KIND,
@@ -39,7 +39,7 @@ class Eap(Method[EapParameters]):
 
     name, parameters, unit = "eap", EapParameters, "prompts"
 
-    def total(self, parameters: EapParameters, resolved: ResolvedObjective) -> int:
+    def check(self, parameters: EapParameters, resolved: ResolvedObjective) -> None:
         objective = resolved.objective
         if objective.metric in FLAT_AT_CLEAN_RUN:
             raise InvalidRequestError(
@@ -54,7 +54,12 @@ class Eap(Method[EapParameters]):
                 f"method 'eap' computes gradients in full precision only, got {objective.precision!r}. Use "
                 f"precision {PRECISION!r}.",
             )
+
+    def total(self, parameters: EapParameters, resolved: ResolvedObjective) -> int:
         return len(resolved.task.clean)
+
+    def weight(self, parameters: EapParameters, resolved: ResolvedObjective) -> float:
+        return GRADIENT_PASSES + 2  # and the passes of the full model and the empty circuit
 
     def run(self, context: MethodContext[EapParameters]) -> Steps:
         resolved = context.resolved

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers.hypotheses import random_task
+from helpers.random_passes import random_task
 from helpers.zoo import Zoo
 
 from pahq_server.engine.sparse.positions import PositionSet, TokenLayout, attend

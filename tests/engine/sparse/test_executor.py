@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.executors import sparse_executor
-from helpers.hypotheses import LENGTHS, random_passes, random_task
+from helpers.random_passes import LENGTHS, random_passes, random_task
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import random_models as make
-from helpers.hypotheses import LENGTHS
 from helpers.jobs import Spec, backend_of
+from helpers.random_passes import LENGTHS
 from helpers.zoo import NAMES, Zoo
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass

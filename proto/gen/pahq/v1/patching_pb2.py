@@ -27,7 +27,7 @@ from pahq.v1 import circuit_pb2 as pahq_dot_v1_dot_circuit__pb2
 from pahq.v1 import jobs_pb2 as pahq_dot_v1_dot_jobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pahq/v1/patching.proto\x12\x07pahq.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15pahq/v1/circuit.proto\x1a\x12pahq/v1/jobs.proto\"\xed\x01\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x05graph\x18\x02 \x01(\x0b\x32\x0e.pahq.v1.Graph\x12\x17\n\x0fnum_edges_total\x18\x03 \x01(\x03\x12\x13\n\x0bmetric_full\x18\x04 \x01(\x01\x12\x14\n\x0cmetric_empty\x18\x05 \x01(\x01\x12\x16\n\x0emax_hypotheses\x18\x06 \x01(\x05\x12/\n\x0cidle_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08warnings\x18\x08 \x03(\t\x12\x16\n\x0emodel_revision\x18\t \x01(\t\"\x19\n\x08\x45\x64geList\x12\r\n\x05names\x18\x01 \x03(\t\"a\n\nHypothesis\x12$\n\x07removed\x18\x01 \x01(\x0b\x32\x11.pahq.v1.EdgeListH\x00\x12\"\n\x05\x65\x64ges\x18\x02 \x01(\x0b\x32\x11.pahq.v1.EdgeListH\x00\x42\t\n\x07\x63ircuit\";\n\x12OpenSessionRequest\x12%\n\tobjective\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Objective\"8\n\x13OpenSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.pahq.v1.Session\"M\n\x14ScoreCircuitsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\nhypotheses\x18\x02 \x03(\x0b\x32\x13.pahq.v1.Hypothesis\"(\n\x15ScoreCircuitsResponse\x12\x0f\n\x07metrics\x18\x01 \x03(\x01\"J\n\x14\x43ommitCircuitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x07\x63ircuit\x18\x02 \x01(\x0b\x32\x13.pahq.v1.Hypothesis\"*\n\x15\x43ommitCircuitResponse\x12\x11\n\tnum_edges\x18\x01 \x01(\x03\"#\n\x13\x43loseSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14\x43loseSessionResponse\"v\n\x16\x45valuateCircuitRequest\x12%\n\tobjective\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Objective\x12\r\n\x05\x65\x64ges\x18\x02 \x03(\t\x12&\n\x06origin\x18\x03 \x01(\x0b\x32\x16.pahq.v1.CircuitOrigin\"F\n\rCircuitOrigin\x12\x1d\n\x05graph\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Graph\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\"e\n\x17\x45valuateCircuitResponse\x12\x1f\n\x06metric\x18\x01 \x01(\x0b\x32\x0f.pahq.v1.Metric\x12\x17\n\x0fnum_edges_total\x18\x02 \x01(\x03\x12\x10\n\x08warnings\x18\x03 \x03(\t2\x9e\x03\n\x0fPatchingService\x12H\n\x0bOpenSession\x12\x1b.pahq.v1.OpenSessionRequest\x1a\x1c.pahq.v1.OpenSessionResponse\x12N\n\rScoreCircuits\x12\x1d.pahq.v1.ScoreCircuitsRequest\x1a\x1e.pahq.v1.ScoreCircuitsResponse\x12N\n\rCommitCircuit\x12\x1d.pahq.v1.CommitCircuitRequest\x1a\x1e.pahq.v1.CommitCircuitResponse\x12K\n\x0c\x43loseSession\x12\x1c.pahq.v1.CloseSessionRequest\x1a\x1d.pahq.v1.CloseSessionResponse\x12T\n\x0f\x45valuateCircuit\x12\x1f.pahq.v1.EvaluateCircuitRequest\x1a .pahq.v1.EvaluateCircuitResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16pahq/v1/patching.proto\x12\x07pahq.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15pahq/v1/circuit.proto\x1a\x12pahq/v1/jobs.proto\"\xeb\x01\n\x07Session\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1d\n\x05graph\x18\x02 \x01(\x0b\x32\x0e.pahq.v1.Graph\x12\x17\n\x0fnum_edges_total\x18\x03 \x01(\x03\x12\x13\n\x0bmetric_full\x18\x04 \x01(\x01\x12\x14\n\x0cmetric_empty\x18\x05 \x01(\x01\x12\x14\n\x0cmax_circuits\x18\x06 \x01(\x05\x12/\n\x0cidle_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08warnings\x18\x08 \x03(\t\x12\x16\n\x0emodel_revision\x18\t \x01(\t\"\x19\n\x08\x45\x64geList\x12\r\n\x05names\x18\x01 \x03(\t\"e\n\x0eSessionCircuit\x12$\n\x07removed\x18\x01 \x01(\x0b\x32\x11.pahq.v1.EdgeListH\x00\x12\"\n\x05\x65\x64ges\x18\x02 \x01(\x0b\x32\x11.pahq.v1.EdgeListH\x00\x42\t\n\x07\x63ircuit\";\n\x12OpenSessionRequest\x12%\n\tobjective\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Objective\"8\n\x13OpenSessionResponse\x12!\n\x07session\x18\x01 \x01(\x0b\x32\x10.pahq.v1.Session\"O\n\x14ScoreCircuitsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x08\x63ircuits\x18\x02 \x03(\x0b\x32\x17.pahq.v1.SessionCircuit\"(\n\x15ScoreCircuitsResponse\x12\x0f\n\x07metrics\x18\x01 \x03(\x01\"N\n\x14\x43ommitCircuitRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x07\x63ircuit\x18\x02 \x01(\x0b\x32\x17.pahq.v1.SessionCircuit\"*\n\x15\x43ommitCircuitResponse\x12\x11\n\tnum_edges\x18\x01 \x01(\x03\"#\n\x13\x43loseSessionRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14\x43loseSessionResponse\"v\n\x16\x45valuateCircuitRequest\x12%\n\tobjective\x18\x01 \x01(\x0b\x32\x12.pahq.v1.Objective\x12\r\n\x05\x65\x64ges\x18\x02 \x03(\t\x12&\n\x06origin\x18\x03 \x01(\x0b\x32\x16.pahq.v1.CircuitOrigin\"F\n\rCircuitOrigin\x12\x1d\n\x05graph\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Graph\x12\x16\n\x0emodel_revision\x18\x02 \x01(\t\"e\n\x17\x45valuateCircuitResponse\x12\x1f\n\x06metric\x18\x01 \x01(\x0b\x32\x0f.pahq.v1.Metric\x12\x17\n\x0fnum_edges_total\x18\x02 \x01(\x03\x12\x10\n\x08warnings\x18\x03 \x03(\t2\x9e\x03\n\x0fPatchingService\x12H\n\x0bOpenSession\x12\x1b.pahq.v1.OpenSessionRequest\x1a\x1c.pahq.v1.OpenSessionResponse\x12N\n\rScoreCircuits\x12\x1d.pahq.v1.ScoreCircuitsRequest\x1a\x1e.pahq.v1.ScoreCircuitsResponse\x12N\n\rCommitCircuit\x12\x1d.pahq.v1.CommitCircuitRequest\x1a\x1e.pahq.v1.CommitCircuitResponse\x12K\n\x0c\x43loseSession\x12\x1c.pahq.v1.CloseSessionRequest\x1a\x1d.pahq.v1.CloseSessionResponse\x12T\n\x0f\x45valuateCircuit\x12\x1f.pahq.v1.EvaluateCircuitRequest\x1a .pahq.v1.EvaluateCircuitResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,33 +35,33 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pahq.v1.patching_pb2', _glo
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SESSION']._serialized_start=111
-  _globals['_SESSION']._serialized_end=348
-  _globals['_EDGELIST']._serialized_start=350
-  _globals['_EDGELIST']._serialized_end=375
-  _globals['_HYPOTHESIS']._serialized_start=377
-  _globals['_HYPOTHESIS']._serialized_end=474
-  _globals['_OPENSESSIONREQUEST']._serialized_start=476
-  _globals['_OPENSESSIONREQUEST']._serialized_end=535
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=537
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=593
-  _globals['_SCORECIRCUITSREQUEST']._serialized_start=595
-  _globals['_SCORECIRCUITSREQUEST']._serialized_end=672
-  _globals['_SCORECIRCUITSRESPONSE']._serialized_start=674
-  _globals['_SCORECIRCUITSRESPONSE']._serialized_end=714
-  _globals['_COMMITCIRCUITREQUEST']._serialized_start=716
-  _globals['_COMMITCIRCUITREQUEST']._serialized_end=790
-  _globals['_COMMITCIRCUITRESPONSE']._serialized_start=792
-  _globals['_COMMITCIRCUITRESPONSE']._serialized_end=834
-  _globals['_CLOSESESSIONREQUEST']._serialized_start=836
-  _globals['_CLOSESESSIONREQUEST']._serialized_end=871
-  _globals['_CLOSESESSIONRESPONSE']._serialized_start=873
-  _globals['_CLOSESESSIONRESPONSE']._serialized_end=895
-  _globals['_EVALUATECIRCUITREQUEST']._serialized_start=897
-  _globals['_EVALUATECIRCUITREQUEST']._serialized_end=1015
-  _globals['_CIRCUITORIGIN']._serialized_start=1017
-  _globals['_CIRCUITORIGIN']._serialized_end=1087
-  _globals['_EVALUATECIRCUITRESPONSE']._serialized_start=1089
-  _globals['_EVALUATECIRCUITRESPONSE']._serialized_end=1190
-  _globals['_PATCHINGSERVICE']._serialized_start=1193
-  _globals['_PATCHINGSERVICE']._serialized_end=1607
+  _globals['_SESSION']._serialized_end=346
+  _globals['_EDGELIST']._serialized_start=348
+  _globals['_EDGELIST']._serialized_end=373
+  _globals['_SESSIONCIRCUIT']._serialized_start=375
+  _globals['_SESSIONCIRCUIT']._serialized_end=476
+  _globals['_OPENSESSIONREQUEST']._serialized_start=478
+  _globals['_OPENSESSIONREQUEST']._serialized_end=537
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=539
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=595
+  _globals['_SCORECIRCUITSREQUEST']._serialized_start=597
+  _globals['_SCORECIRCUITSREQUEST']._serialized_end=676
+  _globals['_SCORECIRCUITSRESPONSE']._serialized_start=678
+  _globals['_SCORECIRCUITSRESPONSE']._serialized_end=718
+  _globals['_COMMITCIRCUITREQUEST']._serialized_start=720
+  _globals['_COMMITCIRCUITREQUEST']._serialized_end=798
+  _globals['_COMMITCIRCUITRESPONSE']._serialized_start=800
+  _globals['_COMMITCIRCUITRESPONSE']._serialized_end=842
+  _globals['_CLOSESESSIONREQUEST']._serialized_start=844
+  _globals['_CLOSESESSIONREQUEST']._serialized_end=879
+  _globals['_CLOSESESSIONRESPONSE']._serialized_start=881
+  _globals['_CLOSESESSIONRESPONSE']._serialized_end=903
+  _globals['_EVALUATECIRCUITREQUEST']._serialized_start=905
+  _globals['_EVALUATECIRCUITREQUEST']._serialized_end=1023
+  _globals['_CIRCUITORIGIN']._serialized_start=1025
+  _globals['_CIRCUITORIGIN']._serialized_end=1095
+  _globals['_EVALUATECIRCUITRESPONSE']._serialized_start=1097
+  _globals['_EVALUATECIRCUITRESPONSE']._serialized_end=1198
+  _globals['_PATCHINGSERVICE']._serialized_start=1201
+  _globals['_PATCHINGSERVICE']._serialized_end=1615
 # @@protoc_insertion_point(module_scope)

@@ -12,13 +12,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Session(_message.Message):
-    __slots__ = ("name", "graph", "num_edges_total", "metric_full", "metric_empty", "max_hypotheses", "idle_timeout", "warnings", "model_revision")
+    __slots__ = ("name", "graph", "num_edges_total", "metric_full", "metric_empty", "max_circuits", "idle_timeout", "warnings", "model_revision")
     NAME_FIELD_NUMBER: _ClassVar[int]
     GRAPH_FIELD_NUMBER: _ClassVar[int]
     NUM_EDGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     METRIC_FULL_FIELD_NUMBER: _ClassVar[int]
     METRIC_EMPTY_FIELD_NUMBER: _ClassVar[int]
-    MAX_HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CIRCUITS_FIELD_NUMBER: _ClassVar[int]
     IDLE_TIMEOUT_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -27,11 +27,11 @@ class Session(_message.Message):
     num_edges_total: int
     metric_full: float
     metric_empty: float
-    max_hypotheses: int
+    max_circuits: int
     idle_timeout: _duration_pb2.Duration
     warnings: _containers.RepeatedScalarFieldContainer[str]
     model_revision: str
-    def __init__(self, name: _Optional[str] = ..., graph: _Optional[_Union[_circuit_pb2.Graph, _Mapping]] = ..., num_edges_total: _Optional[int] = ..., metric_full: _Optional[float] = ..., metric_empty: _Optional[float] = ..., max_hypotheses: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., model_revision: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., graph: _Optional[_Union[_circuit_pb2.Graph, _Mapping]] = ..., num_edges_total: _Optional[int] = ..., metric_full: _Optional[float] = ..., metric_empty: _Optional[float] = ..., max_circuits: _Optional[int] = ..., idle_timeout: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., model_revision: _Optional[str] = ...) -> None: ...
 
 class EdgeList(_message.Message):
     __slots__ = ("names",)
@@ -39,7 +39,7 @@ class EdgeList(_message.Message):
     names: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
 
-class Hypothesis(_message.Message):
+class SessionCircuit(_message.Message):
     __slots__ = ("removed", "edges")
     REMOVED_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
@@ -60,12 +60,12 @@ class OpenSessionResponse(_message.Message):
     def __init__(self, session: _Optional[_Union[Session, _Mapping]] = ...) -> None: ...
 
 class ScoreCircuitsRequest(_message.Message):
-    __slots__ = ("name", "hypotheses")
+    __slots__ = ("name", "circuits")
     NAME_FIELD_NUMBER: _ClassVar[int]
-    HYPOTHESES_FIELD_NUMBER: _ClassVar[int]
+    CIRCUITS_FIELD_NUMBER: _ClassVar[int]
     name: str
-    hypotheses: _containers.RepeatedCompositeFieldContainer[Hypothesis]
-    def __init__(self, name: _Optional[str] = ..., hypotheses: _Optional[_Iterable[_Union[Hypothesis, _Mapping]]] = ...) -> None: ...
+    circuits: _containers.RepeatedCompositeFieldContainer[SessionCircuit]
+    def __init__(self, name: _Optional[str] = ..., circuits: _Optional[_Iterable[_Union[SessionCircuit, _Mapping]]] = ...) -> None: ...
 
 class ScoreCircuitsResponse(_message.Message):
     __slots__ = ("metrics",)
@@ -78,8 +78,8 @@ class CommitCircuitRequest(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     CIRCUIT_FIELD_NUMBER: _ClassVar[int]
     name: str
-    circuit: Hypothesis
-    def __init__(self, name: _Optional[str] = ..., circuit: _Optional[_Union[Hypothesis, _Mapping]] = ...) -> None: ...
+    circuit: SessionCircuit
+    def __init__(self, name: _Optional[str] = ..., circuit: _Optional[_Union[SessionCircuit, _Mapping]] = ...) -> None: ...
 
 class CommitCircuitResponse(_message.Message):
     __slots__ = ("num_edges",)
