@@ -78,7 +78,7 @@ def test_work_learns_that_it_was_given_up() -> None:
 
     def work(out_of_time: Callable[[], bool]) -> str:
         while not out_of_time():
-            time.sleep(0.001)
+            pass  # what counts is computing
         noticed.set()
         raise OutOfTimeError
 
