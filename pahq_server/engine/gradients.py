@@ -249,7 +249,7 @@ class EdgeGradientScorer:
         return y if weights.b_out is None else y + weights.b_out
 
     def _hidden(self, weights: LayerWeights, x: Tensor) -> list[Tensor]:
-        """Arguments of `_activated`, [..., M] each: what W_gate gives if there is one, and what W_in gives."""
+        """Arguments of `_activated`: what W_gate gives, if there is one, and what W_in gives, [..., M]."""
         assert weights.w_in is not None
         x = transformer.norm(self.arch, x, weights.norm2_w, weights.norm2_b)
         units = _affine(x, weights.w_in, weights.b_in)

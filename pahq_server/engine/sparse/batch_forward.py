@@ -280,7 +280,7 @@ class ReceiverInputs:
         )
 
 
-# How many hidden units of MLPs are computed at once, over all variants and tokens. On CPUs they take 4 MiB, and
+# How many hidden units of MLPs are computed at once, over all variants and tokens. On CPUs they take 4 MiB,
 # with all intermediate values about three times as much; elsewhere they fill whole tiles of large models.
 CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS = 1 << 20, 1 << 25
 
