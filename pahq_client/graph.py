@@ -21,11 +21,8 @@ Extra: TypeAlias = tuple[tuple[str, Any], ...]
 
 # At most six digits, and no zero before others: one node has one name, and a number without end is no layer.
 _NUMBER = r"(?:0|[1-9]\d{0,5})"
-_SENDER = re.compile(rf"input|a(?P<al>{_NUMBER})\.h(?P<head>{_NUMBER})|m(?P<ml>{_NUMBER})", re.ASCII)
-_RECEIVER = re.compile(
-    rf"a(?P<al>{_NUMBER})\.(?P<letter>[hg])(?P<unit>{_NUMBER})<(?P<kind>[qkv])>|m(?P<ml>{_NUMBER})|logits",
-    re.ASCII,
-)
+_SENDER = re.compile(rf"input|a{_NUMBER}\.h{_NUMBER}|m{_NUMBER}", re.ASCII)
+_RECEIVER = re.compile(rf"a{_NUMBER}\.[hg]{_NUMBER}<[qkv]>|m{_NUMBER}|logits", re.ASCII)
 
 # Of names in files: Python refuses to read very long numbers.
 _HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})", re.ASCII)
@@ -139,45 +136,6 @@ class Graph:
                 edges += senders if self.parallel else senders + self.heads
             senders += self.heads + self.mlps
         return edges + senders
-
-    def has_edge(self, source: str, target: str) -> bool:
-        """Whether the full graph has an edge from this sender to this receiver."""
-        sender, receiver = _SENDER.fullmatch(source), _RECEIVER.fullmatch(target)
-        if sender is None or receiver is None:
-            return False
-        start, end = self._sender_moment(sender), self._receiver_moment(receiver)
-        return start is not None and end is not None and start < end
-
-    def has_receiver(self, name: str) -> bool:
-        """Whether the full graph has this receiver."""
-        receiver = _RECEIVER.fullmatch(name)
-        return receiver is not None and self._receiver_moment(receiver) is not None
-
-    def _sender_moment(self, match: re.Match[str]) -> tuple[int, int] | None:
-        """Layer and moment in it at which a sender writes: 0 before, 1 with and 2 after attention.
-
-        None if the graph has no such sender.
-        """
-        if match["head"] is not None:
-            layer, known = int(match["al"]), int(match["head"]) < self.heads
-            return (layer, 1) if known and layer < self.layers else None
-        if match["ml"] is not None:
-            layer = int(match["ml"])
-            return (layer, 2) if self.mlps and layer < self.layers else None
-        return -1, 0
-
-    def _receiver_moment(self, match: re.Match[str]) -> tuple[int, int] | None:
-        """Layer and moment in it before which its senders have written; None if there is no such receiver."""
-        if match["unit"] is not None:
-            layer, unit = int(match["al"]), int(match["unit"])
-            units = {(kind, letter): count for kind, letter, count in self._attention_units()}
-            known = unit < units.get((match["kind"], match["letter"]), 0)
-            return (layer, 0) if known and layer < self.layers else None
-        if match["ml"] is not None:
-            layer = int(match["ml"])
-            # Beside parallel attention, an MLP reads what came before the layer.
-            return (layer, 0 if self.parallel else 2) if self.mlps and layer < self.layers else None
-        return self.layers, 0
 
     def group_heads(self, group: int) -> range:
         """The query heads that a key/value head feeds."""

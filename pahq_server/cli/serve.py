@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pahq_server.cli.output import FAILED, OK, announce, complain, table
+from pahq_server.cli.output import FAILED, OK, complain, table
 from pahq_server.config.server import DEMO, ServerConfig
 from pahq_server.core.errors import ServerError, StorageError, WorkerFailedError
 from pahq_server.telemetry import logs
@@ -146,8 +146,9 @@ class Announcement:
         self._tell(table(columns, rows, right=("parameters", "context", "edges")))
 
     def ready(self, address: str) -> None:
-        """Shows where it is served, and a command for a first discovery."""
-        announce(address)
+        """Shows where it is served, and a client's command that finds a first circuit."""
+        # The one line on stdout, which programs that start a server read.
+        print(f"pahq-server listening on {address}", flush=True)
         self._tell([f"try it: {client_command(address, self._config)}"])
 
     def _tell(self, lines: Sequence[str]) -> None:

@@ -110,7 +110,7 @@ class ComputeOptions:
         "how patched passes are computed; literal is slow and for comparison",
         choices=("sparse", "literal"),
     )
-    window: Count = option(32, "evaluations that a search asks for at once; never changes a result")
+    window: Count = option(32, "patched passes that a job asks for at once, about; never changes a result")
 
 
 @dataclass(frozen=True)

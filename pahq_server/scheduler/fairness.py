@@ -166,12 +166,6 @@ class Accounts:
         return None
 
 
-def jain(shares: Collection[float]) -> float:
-    """Returns Jain's index of fairness: 1 if all are equal, 1/n if one has everything."""
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
-
-
 def running_mean(mean: float | None, news: float) -> float:
     """Returns a mean with one more measurement; the mean is None before the first one."""
     return news if mean is None else mean + NEWS * (news - mean)

@@ -112,11 +112,6 @@ class Slots(Generic[C]):
         """Who has or wants a slot."""
         return list(dict.fromkeys([*(claim.user for claim in self.open), *self._lines]))
 
-    @property
-    def queued(self) -> int:
-        """Claims that were never begun."""
-        return sum(len(line.new) for line in self._lines.values())
-
     def waiting(self) -> Iterator[C]:
         """Claims without a slot."""
         for line in self._lines.values():

@@ -22,7 +22,7 @@ TESTS_PER_BASE = 32
 
 @dataclass(frozen=True)
 class TestGroup:
-    """Tests that share a base circuit: of the edges of one receiver, or of the gates of a layer."""
+    """Tests that may share a base circuit: of the edges of one receiver, or of the gates of a layer."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
@@ -138,9 +138,10 @@ class TestOrder:
     def _with_base(
         self, group: int, tests: tuple[Test, ...], circuit: Circuit, previous: State | None, died: bool
     ) -> State:
-        """Returns the first state of a group, under a new base circuit or, while that pays, the last one.
+        """Returns the first state of a group, under the last base circuit or, where that pays, a new one.
 
-        ``died`` tells that nodes died since the last base circuit, which are still computed under it.
+        A new one pays after many tests, and when nodes have ``died``, that is, lost their last way to the
+        logits: under the last base circuit they would still be computed.
         """
         if previous is None or self.groups[previous.group].layer != self.groups[group].layer:
             base_circuit = BaseCircuit(circuit)
