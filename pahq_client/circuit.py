@@ -1,4 +1,4 @@
-"""A circuit: the edges that a job kept, how it came to keep them, and comparisons of circuits."""
+"""A circuit: the edges that a job kept, the verdicts that led to them, and comparisons of circuits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Circuit(WithProvenance):
             policy, version); ``run`` is what happened this time (model name, task, times, hardware, counts,
             warnings and, on request, prompts).
         extra: unknown keys of the file that the circuit was loaded from.
-        partial: whether the job was cancelled or failed before its end. Edges that it had not come to are
+        partial: whether the job was cancelled or failed before its end. Edges that it had not tested yet are
             then still in the circuit, after those that it had decided to keep; see `undecided`.
     """
 
@@ -114,13 +114,13 @@ class Circuit(WithProvenance):
 
     @property
     def removed_without_test(self) -> int:
-        """How many edges went without an evaluation of their own: cut by a gate, or into a dead node."""
+        """How many edges were removed without a test of their own: by a gate, or with a dead node."""
         tested = sum(not verdict.gate for verdict in self.verdicts)
         return self.num_edges_total - tested - len(self.undecided)
 
     @property
     def undecided(self) -> tuple[Edge, ...]:
-        """The edges of a partial circuit that the job had not come to; none of a whole circuit."""
+        """The edges of a partial circuit that the job had not tested yet; none for a whole circuit."""
         if not self.partial:
             return ()
         decided = {verdict.subject for verdict in self.verdicts if not verdict.gate}

@@ -19,18 +19,18 @@ from pahq_client.errors import InvalidRequest
 
 Extra: TypeAlias = tuple[tuple[str, Any], ...]
 
-# At most six digits, and no zero before others: one node has one name, and a number without end is no layer.
+# Without leading zeros, so that a node has one name only, and short, since Python refuses very long numbers.
 _NUMBER = r"(?:0|[1-9]\d{0,5})"
 _SENDER = re.compile(rf"input|a{_NUMBER}\.h{_NUMBER}|m{_NUMBER}", re.ASCII)
 _RECEIVER = re.compile(rf"a{_NUMBER}\.[hg]{_NUMBER}<[qkv]>|m{_NUMBER}|logits", re.ASCII)
 
-# Of names in files: Python refuses to read very long numbers.
+# A head, with any number of digits that Python reads.
 _HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})", re.ASCII)
 
-# Of layers, heads and key/value heads. Far beyond any model; what is larger comes from damage or malice, and
-# would take more memory than there is before it was noticed.
+# The most layers, heads or key/value heads, far beyond any model. Larger numbers come from damage or malice,
+# and could take all memory.
 MOST_UNITS = 10_000
-# Edges of a graph that are listed here, some gigabytes of names. A server still works with larger graphs.
+# The most edges of a graph that are listed, which takes some gigabytes. Servers also work with larger graphs.
 MOST_LISTED = 20_000_000
 
 
@@ -73,11 +73,11 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of one evaluation.
+    """The outcome of one test of an edge or a gate.
 
     Args:
         subject: the edge, or for a gate the receiver.
-        delta: metric of the candidate minus metric of the circuit so far.
+        delta: how much the metric changed when the edge or the gate was removed; positive is worse.
         kept: whether it stays.
         gate: whether all incoming edges of one receiver were tested at once.
     """

@@ -1,4 +1,4 @@
-"""What a server answers apart from circuits and scores: evaluations, estimates, its models, itself."""
+"""Answers of a server other than artifacts: evaluations, estimates, models, and the server itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pahq_client.task import BuiltinTask, Task, task_of
 
 
 class WithProvenance:
-    """Reads the ``provenance`` of what a job found: what was asked for, and what happened in the run.
+    """Reads the ``provenance`` of a result: what was asked for, and what happened in the run.
 
-    A file may hold anything there, so every property copes with values of other types.
+    A file may hold anything in it, so every property copes with values of other types.
     """
 
     provenance: Mapping[str, Any]
@@ -184,15 +184,16 @@ class MemoryUsage:
 
     Args:
         page_bytes: size of a page.
-        pages: of the pool.
-        used_pages: that hold something, kept prefixes of prompts included.
-        shared_pages: that more than one owner holds.
-        peak_used_pages: the most that were used at a time.
+        pages: number of pages of the pool.
+        used_pages: number of pages that hold something, including kept prefixes of prompts.
+        shared_pages: number of pages that more than one owner holds.
+        peak_used_pages: the largest number of pages that were used at a time.
         scratch_bytes: memory for the values of one step, beside the pool.
         preemptions: how often values were dropped to make room, to be computed again.
-        head_store_hits, head_store_misses: copies of heads in full precision, beside rounded weights, that
-            were there when they were wanted, and that had to be read.
-        head_store_bytes_moved: of all copies that were read.
+        head_store_hits: how often a full-precision copy of a head, beside rounded weights, was there when it
+            was wanted.
+        head_store_misses: how often such a copy had to be read.
+        head_store_bytes_moved: size of all copies that were read, in bytes.
     """
 
     page_bytes: int

@@ -23,7 +23,7 @@ from pahq_client.graph import Edge
 
 SCORE_SECONDS = 24 * 3600.0
 CLOSE_SECONDS = 5.0
-# Of one message: below the limit of any server, and soon on its way.
+# The size of a message, below the limit of every server.
 CHUNK_BYTES = 3 << 20
 
 Edges: TypeAlias = Circuit | Iterable[str | Edge]
@@ -53,7 +53,7 @@ class SessionBase:
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """All edges of the base circuit, in the order of `Graph.edge_names`: backwards it is ACDC's."""
+        """All edges of the base circuit, in the order of `Graph.edge_names`, the reverse of ACDC's."""
         return self._calls.edges
 
     def __repr__(self) -> str:
@@ -64,8 +64,8 @@ class Session(SessionBase):
     """A model and a task, kept ready on a server to measure circuits; made by `Client.session`.
 
     A context manager, and safe to use from several threads: calls go one after another. Valid while its
-    client is open. The server closes a session that is not used for some time. Every call may then raise
-    NotFound, and as those of the client Unavailable, ResourceExhausted and ServerFault.
+    client is open. The server closes a session that is not used for some time; every call then raises
+    NotFound. Like those of the client, calls may also raise Unavailable, ResourceExhausted and ServerFault.
 
     Args:
         name: resource name.
@@ -253,6 +253,6 @@ def _check_counts(what: str, server: int, here: int) -> None:
 
 
 def _rename(error: InvalidRequest, field: str, offset: int) -> InvalidRequest:
-    """Renames the field of an error: the caller's list, of which the server has seen a chunk."""
+    """Returns an error with the index in the caller's list: the server has seen only a chunk of that."""
     match = re.match(r"circuits\[(\d+)\]", error.field)
     return InvalidRequest(f"{field}[{offset + int(match[1])}]", error.detail) if match else error

@@ -1,4 +1,4 @@
-"""The one place that decides whether a call is admitted, and the configuration that it is built from."""
+"""Decides whether calls are admitted; the only place that does. With the configuration of that."""
 
 from __future__ import annotations
 

@@ -159,9 +159,8 @@ class FailedCallLimiter:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._rate, self._burst, self._clock, self._now = rate, burst, clock, now
-        self._failing: OrderedDict[str, _FailingAddress] = (
-            OrderedDict()
-        )  # the address that called last is last
+        # In the order of their last calls.
+        self._failing: OrderedDict[str, _FailingAddress] = OrderedDict()
         self._log_lines = _Bucket(LINES_BURST, clock())
         self._lines_left_out = 0
 

@@ -71,7 +71,7 @@ def to_status(error: errors.ServerError) -> Status:
     """Returns the rich status (google.rpc.Status) of an error: code, message and typed details."""
     code, reason = next((code, reason) for kind, code, reason in STATUS if isinstance(error, kind))
     if isinstance(error, errors.StorageError) and error.damaged:
-        code = grpc.StatusCode.DATA_LOSS  # to try again would not help
+        code = grpc.StatusCode.DATA_LOSS  # trying again would not help
     status = Status(code=code.value[0], message=_shorten(str(error)))
     for detail in (ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(error)), *_details(error)):
         packed = AnyMessage()

@@ -26,7 +26,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     """Answers the calls of JobService.
 
     Args:
-        jobs: of all users.
+        jobs: the jobs of all users.
         threads: for what takes long: tokenizing, the disk, and large messages.
     """
 
@@ -107,7 +107,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
 
 
 class Watchers:
-    """Serves the watchers of all jobs in one event loop. Many cost a job's thread no more than one."""
+    """Serves the watchers of all jobs in one event loop. Many of one job slow the worker no more than one."""
 
     def __init__(self) -> None:
         self._feeds: dict[Job, _Feed] = {}

@@ -105,7 +105,7 @@ def build(config: type[Any], values: dict[str, Any]) -> Any:
 
 
 def _config_type(each: Field[Any]) -> type | None:
-    """The config that is a field's default, if it is one."""
+    """The type of the config that a field holds; None for a field that holds none."""
     factory = each.default_factory
     return factory if isinstance(factory, type) and hasattr(factory, "__dataclass_fields__") else None
 

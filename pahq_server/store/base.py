@@ -1,4 +1,4 @@
-"""What jobs need of a store, whatever keeps them."""
+"""The protocol of a store of jobs."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from pahq_server.store.records import (
     Usage,
 )
 
-# Is shown what a user has before a new job, and whether that job has to be computed; raises to refuse it.
+# Given what the user of a new job has, and whether the job has to be computed: raises to refuse the job.
 Admission = Callable[[Usage, bool], None]
 
 
 class JobStore(Protocol):
     """Keeps jobs, their journals and their artifacts, and knows nothing about methods.
 
-    A journal is a sequence of records whose bytes only the job's method can read: from them, a method that
-    was interrupted goes on. It is written in runs, each of one or more records. An artifact may belong to
-    several jobs: equal jobs of one user share it.
+    A journal is a sequence of records from which an interrupted method goes on; only the job's method can
+    read them. Records are written in runs of one or more. Equal jobs of one user share one artifact.
 
     Methods may be called from any thread. Besides what they name, they raise StorageError.
 
-    What is read is what was written, or it is found to be damaged: of a job's record, `JobRecord.damage` says
-    so, and everything else raises StorageError with ``damaged`` set.
+    Damage on the disk is always found when something is read: for a job's record `JobRecord.damage` says so,
+    and everything else raises StorageError with ``damaged`` set.
 
-    A method has done all that it says when it returns; where it raises, it has done nothing. What it did is
-    not lost when the process dies right after. `create`, `cancel` and `delete`, which clients rely on,
-    survive a power failure too; a method that loses its last records to one computes them again.
+    A method of the store has done all that it says when it returns, and nothing if it raises. What it did is
+    not lost when the process dies right after. `create`, `cancel` and `delete`, which clients rely on, also
+    survive a power failure. The last records of a journal may not; they are then computed again.
     """
 
     @property
@@ -81,7 +80,7 @@ class JobStore(Protocol):
         ...
 
     def unfinished(self) -> list[JobRecord]:
-        """Lists all unfinished jobs, oldest first. Among them may be damaged ones."""
+        """Lists all unfinished jobs, oldest first; some may be damaged."""
         ...
 
     def after(self, job: int, size: int) -> list[JobRecord]:
@@ -89,7 +88,7 @@ class JobStore(Protocol):
         ...
 
     def latest(self) -> float | None:
-        """Returns the latest time that was written about the newest jobs, in seconds since the epoch."""
+        """Returns the latest time of the newest jobs, in seconds since the epoch; None if there are none."""
         ...
 
     def usage(self, user: str) -> Usage:
@@ -128,7 +127,7 @@ class JobStore(Protocol):
         ...
 
     def cancel(self, job: int, now: Snapshot) -> None:
-        """Stores where a job stands, which was asked to stop."""
+        """Stores where a job stands that was asked to stop."""
         ...
 
     def begin_again(self, job: int, content: bytes, now: Snapshot) -> None:
@@ -156,11 +155,11 @@ class JobStore(Protocol):
         ...
 
     def condemn(self, job: JobRecord, reason: str) -> JobRecord:
-        """Lets a damaged job fail, whatever state it was in; returns what is stored of it then.
+        """Makes a damaged job a failed one, whatever state it was in; returns what is stored of it then.
 
         Args:
-            job: as it was read.
-            reason: what cannot be read.
+            job: the job as it was read.
+            reason: what of it cannot be read.
         """
         ...
 

@@ -25,7 +25,7 @@ OWNER_ONLY = 0o700
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """What is kept, and where.
+    """Where jobs are stored, and for how long.
 
     Args:
         directory: for the database; None to keep everything in memory.

@@ -60,7 +60,7 @@ def _uncaught(text: str, error: BaseException | None) -> None:
 
 
 class ContextFilter(logging.Filter):
-    """Adds to every record, as attributes, what `core.context` says it is about. Drops nothing."""
+    """Adds what `core.context` says to every record, as attributes `ATTRIBUTES`. Drops no record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         about = current()
