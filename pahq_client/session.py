@@ -31,17 +31,7 @@ Edges: TypeAlias = Circuit | Iterable[str | Edge]
 
 
 class SessionBase:
-    """A model and a task, kept ready on a server.
-
-    Args:
-        name: resource name.
-        graph: the full graph.
-        num_edges_total: its number of edges.
-        full: the metric of the full model. Lower is better.
-        empty: the metric of the empty circuit.
-        model, metric, ablation, precision: what it measures, and how; kv_receivers are those of the graph.
-        warnings: what may mislead about the scores, each with what to do.
-    """
+    """What the blocking and the asynchronous session have in common; described at `Session`."""
 
     def __init__(self, calls: SessionCalls) -> None:
         self._calls = calls
@@ -67,13 +57,13 @@ class Session(SessionBase):
     client is open. The server closes a session that is not used for some time; every call then raises
     NotFound. Like those of the client, calls may also raise Unavailable, ResourceExhausted and ServerFault.
 
-    Args:
+    Attributes:
         name: resource name.
-        graph: the full graph.
-        num_edges_total: its number of edges.
+        graph: the full graph, including how key/value heads are treated.
+        num_edges_total: number of edges of the full graph.
         full: the metric of the full model. Lower is better.
         empty: the metric of the empty circuit.
-        model, metric, ablation, precision: what it measures, and how; kv_receivers are those of the graph.
+        model, metric, ablation, precision: what the session was opened with.
         warnings: what may mislead about the scores, each with what to do.
     """
 

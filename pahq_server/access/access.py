@@ -1,4 +1,4 @@
-"""Decides whether calls are admitted; the only place that does. With the configuration of that."""
+"""Admission of calls: `Access` decides which calls may be made, as `AccessConfig` says."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class TokenTask:
         return sum(len(ids) for ids in (*self.clean, *(self.corrupted or ())))
 
     def metric_positions(self) -> list[tuple[int, int]]:
-        """Returns (prompt, position) of every place where the metric is read, prompt by prompt."""
+        """Returns (prompt, position) of every position where the metric is read, prompt by prompt."""
         return [
             (prompt, position)
             for prompt, ids in enumerate(self.clean)

@@ -315,8 +315,8 @@ class Job:
         """Leaves the job to a later process.
 
         Args:
-            in_good_order: whether the server was asked to stop. If not, the job may be the reason, so its
-                crash count stays: a job that was running at too many crashes fails.
+            in_good_order: whether the server was asked to stop. If it was not, the job may be the reason, and
+                its crash count stays as it is. A job that was running at too many crashes fails.
         """
         with suppress(StorageError), self._lock:
             now = replace(self._snapshot, records=self._journal.records)

@@ -31,8 +31,12 @@ class MethodContext(Generic[P]):
         journal: the records that earlier processes appended, in order, in pieces of whole records.
         replayed: how many records the journal holds.
         window: how many patched passes the method may ask for at once, about.
-        clock: the worker's seconds that were spent on this job. It may steer how much work a method asks for
-            at once, never a result.
+        clock: returns the worker's seconds that were spent on this job. It may steer how much work a method
+            asks for at once, never a result.
+
+    Attributes:
+        progress: what `tell` was given last.
+        counts: sums of what `count` was given, by name.
     """
 
     resolved: ResolvedObjective

@@ -294,7 +294,7 @@ class Scheduler:
         seconds = self._clock() - started
         self._accounts.measured_batch(seconds)
         self._observer.batch(sum(part.work.operation.weight for part in parts), seconds)
-        crowd = len(self._slots.open) > 1
+        beside_others = len(self._slots.open) > 1
         pairs = list(zip(entries, finished, strict=False))
         self._slots.batch_passed([entry for entry, part in pairs if not _out_of_memory(part)])
         for entry, part in pairs:
@@ -302,14 +302,14 @@ class Scheduler:
             if recovered and _unknown_failure(part):
                 self._suspend(entry)  # it keeps its operation, which runs again in a new state
             else:
-                self._deliver(entry, part, crowd)
+                self._deliver(entry, part, beside_others)
         for (session, _), part in zip(asked, finished[len(entries) :], strict=True):
             self._accounts.spend(session.user, part.seconds)
             session.deliver(part.outcome)
 
-    def _deliver(self, entry: Entry, part: Finished, crowd: bool) -> None:
+    def _deliver(self, entry: Entry, part: Finished, beside_others: bool) -> None:
         """Hands an outcome to its run. A run that lacked memory beside others waits for its slot again."""
-        if crowd and _out_of_memory(part):
+        if beside_others and _out_of_memory(part):
             self._suspend(entry, for_memory=True)
         elif isinstance(part.outcome, Exception):
             self._finish(entry, part.outcome)
