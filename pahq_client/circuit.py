@@ -210,9 +210,9 @@ def check_same_model(circuit: Circuit, graph: Graph, revision: str) -> None:
     """Refuses a circuit that was found in another model, where edges of the same names do other things.
 
     Args:
-        circuit: to be measured.
-        graph: of the model that it is to be measured on.
-        revision: of that model; empty if unknown, like that of a circuit without provenance.
+        circuit: the circuit that is to be measured.
+        graph: graph of the model that it is to be measured on.
+        revision: revision of that model; empty if unknown.
 
     Raises:
         OtherModel: the circuit was found in another model.

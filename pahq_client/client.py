@@ -79,7 +79,7 @@ class Client(ClientBase):
 
     Args:
         address: HOST:PORT; None for $PAHQ_SERVER.
-        token: where the server asks for one; without TLS it is sent to this machine only. None for
+        token: for a server that asks for one; without TLS it is sent to this machine only. None for
             $PAHQ_TOKEN, if it is set.
         tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds that a short call may take, all of its tries together.
@@ -119,7 +119,8 @@ class Client(ClientBase):
         Args:
             model: name of a served model.
             texts: one text, or at most 1000.
-            prompt: that the texts would answer, which may decide which token they are; None for none.
+            prompt: the prompt that the texts would answer, which may decide which token they are; None for
+                none.
             special_tokens: whether the tokens of prompts include those that the tokenizer puts around each by
                 itself, as they do in tasks.
 

@@ -168,7 +168,7 @@ class JobCalls:
     Args:
         caller: makes calls to its server.
         name: resource name.
-        latest: what is known of it.
+        latest: what is known of the job; None if nothing is.
     """
 
     def __init__(self, caller: Caller, name: str, latest: JobInfo | None = None) -> None:

@@ -127,7 +127,7 @@ class Model:
     """A served model.
 
     Args:
-        name: to use in requests.
+        name: name to use in requests.
         architecture: for example ``gpt2``.
         revision: SHA-256 over configuration and weights, hexadecimal.
         layers: number of transformer layers.
@@ -239,7 +239,7 @@ class ServerInfo:
 
     Args:
         version: of the pahq distribution.
-        device: that the models run on, in words.
+        device: the device that the models run on, in words.
         methods: names of methods that jobs can run.
         metrics: names of metrics.
         ablations: names of ablations.

@@ -76,7 +76,7 @@ class Session(SessionBase):
         """The metric of every circuit, in order. A circuit is given by all of its edges.
 
         Args:
-            circuits: to measure.
+            circuits: the circuits to measure.
             allow_other_model: whether a Circuit may have been found in another model.
 
         Raises:

@@ -110,7 +110,7 @@ def read_tls_files(files: TlsFiles, now: float | None = None) -> TlsContents:
     """Reads certificates and checks that a server can use them.
 
     Args:
-        files: where they are.
+        files: paths of the certificates.
         now: seconds since the epoch; None to ask the clock.
 
     Raises:

@@ -107,8 +107,8 @@ class FairThreadPool:
         """Does the work of the present call, unless the call ends before a thread is free.
 
         Args:
-            work: to do; it runs in a copy of the present context.
-            undo: is given the result if the call ends while the work is under way.
+            work: the function to call, in a copy of the present context.
+            undo: called with the result if the call ends while the work is under way.
             slow: whether the work may take seconds, as tokenizing may.
 
         Raises:

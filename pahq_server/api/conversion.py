@@ -274,7 +274,7 @@ def event(
 
     Args:
         value: the job.
-        now: where it stands.
+        now: where the job stands.
         before: the snapshot of the watcher's last event; None if this is the first one.
         expected: position in the queue, if that is known.
     """

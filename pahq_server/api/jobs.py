@@ -119,7 +119,7 @@ class Watchers:
         a watcher: one that reads slowly gets fewer events, each of them with the latest state.
 
         Args:
-            job: to watch.
+            job: the job to watch.
             after: sequence of the last event that the watcher knows.
 
         Raises:
@@ -164,7 +164,7 @@ class _Feed:
     missed: ``_changed`` is set before ``_scheduled`` is read, and read after ``_scheduled`` is cleared.
 
     Args:
-        job: to listen to.
+        job: the job to listen to.
         pause_s: returns the seconds between two times that its watchers are woken.
     """
 

@@ -92,7 +92,8 @@ def build(config: type[Any], values: dict[str, Any]) -> Any:
 
     Args:
         config: type of the config.
-        values: by the options' names. Those of other configs are ignored; what is missing keeps its default.
+        values: values by the names of options. Options of other configs are ignored, and missing ones keep
+            their defaults.
     """
     arguments: dict[str, Any] = {}
     for each in fields(config):

@@ -55,7 +55,7 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes
 
     Args:
         header: what the arrays are; must not hold NaN or infinity.
-        arrays: by name.
+        arrays: the arrays by name.
 
     Returns:
         The bytes of the file: equal for equal arguments.

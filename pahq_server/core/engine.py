@@ -209,9 +209,9 @@ class Engine(Protocol):
 
         Args:
             model: name of a served model.
-            texts: to tokenize.
+            texts: the texts to tokenize.
             special: whether prompts get the special tokens that the tokenizer adds by itself.
-            prompt: that the texts would answer; empty for none.
+            prompt: the prompt that the texts would answer; empty for none.
 
         Raises InvalidRequestError or NotFoundError.
         """

@@ -26,7 +26,7 @@ class CircuitOrigin:
     """The model that a circuit was found in, as far as a client knows it.
 
     Args:
-        graph: that the circuit is part of.
+        graph: the graph that the circuit is part of.
         revision: of the model; empty if unknown.
     """
 

@@ -31,7 +31,7 @@ def content_key(request: Mapping[str, object], model: str, environment: Mapping[
     """Returns the SHA-256 of all that determines the bytes of an artifact.
 
     Args:
-        request: see `request_provenance`.
+        request: what `request_provenance` returned.
         model: name of the model, since one checkpoint may be served in several ways.
         environment: hardware and settings of the server, since others may round differently.
     """

@@ -171,7 +171,7 @@ class CallQueue:
         limits: what it may take.
         batch: how many passes to ask for at once.
         clock: seconds, for the idle time.
-        wake: to be called when there is something to do.
+        wake: wakes the worker; called when there is something to do.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class PatchingSession:
 
     Args:
         name: resource name.
-        calls: where its calls wait.
+        calls: the queue of its calls.
         limits: bounds of sessions and their calls.
     """
 

@@ -54,7 +54,7 @@ class JobSpec:
         """Describes the task for provenance: name and seed of a built-in one, and how many prompts it has.
 
         Args:
-            num_prompts: where this spec has been read without its prompts; 0 if unknown.
+            num_prompts: the number of prompts, for a spec that was read without them; 0 if unknown.
         """
         task = self.objective.task
         if isinstance(task, BuiltinTask):

@@ -47,7 +47,7 @@ class JobStore(Protocol):
 
         Args:
             new: the job.
-            admit: is asked before the job is added; what it raises is raised.
+            admit: called before the job is added; an exception that it raises is passed on.
             reuse: whether to take over the artifact of a succeeded job of the same user and content, if there
                 is one. The new job has succeeded then.
 
@@ -120,7 +120,7 @@ class JobStore(Protocol):
 
         Args:
             job: its id.
-            now: where it stands; ``now.records`` counts the new records, too.
+            now: where the job stands; ``now.records`` includes the new records.
             first: the number of the first new record, counted from 0: how many records are stored already.
             data: the new records; empty if there are none.
         """
@@ -136,7 +136,7 @@ class JobStore(Protocol):
         Args:
             job: its id.
             content: the new SHA-256 of all that determines its artifact.
-            now: where it stands, without any records.
+            now: where the job stands, without any records.
         """
         ...
 
@@ -149,8 +149,8 @@ class JobStore(Protocol):
         artifact can be made from it.
 
         Args:
-            job, now, first, data: as of `advance`.
-            artifact: what it found; None unless it succeeded.
+            job, now, first, data: as in `advance`.
+            artifact: what the job found; None unless it succeeded.
         """
         ...
 
@@ -176,7 +176,7 @@ class JobStore(Protocol):
         """Deletes jobs that need not be kept any more: a portion of them, so that others need not wait long.
 
         Args:
-            retention: what is kept.
+            retention: which jobs are kept.
             now: seconds since the epoch.
             user: whose jobs; None for all users.
 

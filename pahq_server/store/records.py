@@ -31,7 +31,7 @@ class Snapshot:
     """Everything about a job that changes, at one moment. Times are seconds since the epoch.
 
     Args:
-        state: where it stands.
+        state: where the job stands.
         progress: how far its method is.
         created: when it was accepted.
         records: how many records its journal holds.
@@ -116,8 +116,8 @@ class ArtifactSummary:
     """What a list of jobs tells of an artifact, without its bytes.
 
     Args:
-        kind: as of `Artifact`.
-        figures: by name: finite numbers.
+        kind: as in `Artifact`.
+        figures: numbers by name; all finite.
         warnings: what may mislead about it.
     """
 
@@ -163,8 +163,8 @@ class JobRecord:
 
     Args:
         id: grows with every new job, and is never used again.
-        name, user, payload, spec, total, unit, revision, content: as of `NewJob`.
-        snapshot: where it stands.
+        name, user, payload, spec, total, unit, revision, content: as in `NewJob`.
+        snapshot: where the job stands.
         summary: of its artifact, if it has one.
         damage: what of the stored row cannot be read; empty if all of it can. The snapshot of a damaged job
             says that it has failed, and its other values are only those that can still be trusted.

@@ -177,7 +177,7 @@ def inserting(job: int, new: NewJob, now: Snapshot, log: int) -> dict[str, objec
     Args:
         job: the id of the new job.
         new: the job.
-        now: where it stands.
+        now: where the job stands.
         log: the job whose artifact it has; its own id unless it takes over an equal job's.
     """
     asked = vars(new) | {"request_id": new.request_id or None, "log": log}

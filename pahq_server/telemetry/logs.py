@@ -35,8 +35,8 @@ def configure(level: str, format: str, stream: IO[str] | None = None) -> None:
 
     Args:
         level: name of the lowest level that is written.
-        format: of the lines, ``text`` or ``json``.
-        stream: where they go; None for stderr.
+        format: format of the lines, ``text`` or ``json``.
+        stream: where the lines are written; None for stderr.
     """
     if logging.getLogger().handlers:
         return

@@ -37,7 +37,7 @@ class Test:
 
     Args:
         index: the edge, or a gate's receiver.
-        edges: that are removed for the test.
+        edges: the edges that are removed for the test.
         gate: whether these are all kept incoming edges of a receiver.
     """
 
@@ -54,12 +54,12 @@ class State:
 
     Args:
         group: index of the present group of tests.
-        tests: of this group, in order.
-        position: of the next test in ``tests``.
+        tests: the tests of this group, in order; empty at the end of the search.
+        position: index of the next test in ``tests``.
         layer_base: the circuit at the start of the layer.
         base_circuit: the circuit at the start of this group or of an earlier one of its layer.
         removed: edges removed since the base circuit.
-        since: tests in earlier groups since the base circuit.
+        since: number of tests in earlier groups since the base circuit.
     """
 
     group: int

@@ -26,8 +26,8 @@ class PartialScores:
     the last one is read.
 
     Args:
-        prompts: how many are done, from the first one on.
-        scores: summed over these, [edges].
+        prompts: how many prompts are done; they are the first ones of the task.
+        scores: sums over these prompts, float64, shape [edges].
     """
 
     prompts: int
@@ -70,7 +70,7 @@ def edge_scores_bytes(
     Args:
         method, metric: their names.
         graph: whose edges have the scores.
-        scores: by edge, [edges].
+        scores: float64, shape [edges], in the order of `Graph.edge`.
         full, empty: the metric of the full model and of the empty circuit; None where unknown.
     """
     header = {

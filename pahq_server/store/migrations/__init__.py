@@ -36,8 +36,8 @@ def migrate(connection: sqlite3.Connection, to: int | None = None) -> None:
     """Brings a database that was checked to a version of the schema. Raises sqlite3.Error.
 
     Args:
-        connection: to the database.
-        to: the version; None for the present one.
+        connection: a connection to the database.
+        to: the version; None for the newest one.
     """
     register(connection)
     (version,) = connection.execute("PRAGMA user_version").fetchone()
