@@ -204,7 +204,7 @@ class Caller:
     """Makes calls to one server within a time limit, and repeats interrupted ones if that does no harm.
 
     Args:
-        address: of the server, for errors.
+        address: address of the server, for errors.
         timeout: seconds that a call may take unless it says otherwise, all of its tries together.
         backoff: pauses between tries.
     """

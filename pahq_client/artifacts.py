@@ -38,7 +38,7 @@ class Artifact(WithProvenance):
 
     Args:
         kind: says how ``data`` is to be read.
-        version: of the kind's format.
+        version: version of the kind's format.
         data: the bytes, as the server stores them.
         provenance: as that of a `Circuit`.
         partial: whether the job was cancelled or failed before its end.
@@ -126,9 +126,9 @@ def decode(
 
     Args:
         kind: ``circuit`` or ``edge_scores``; another one gives an `Artifact` with the bytes as they are.
-        version: of the kind's format.
+        version: version of the kind's format.
         data: the bytes of the artifact.
-        provenance: with the keys ``request`` and ``run``.
+        provenance: an object with the keys ``request`` and ``run``.
         partial: whether the job did not come to its end.
 
     Raises:

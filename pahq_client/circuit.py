@@ -25,7 +25,7 @@ class Circuit(WithProvenance):
     Args:
         edges: kept edges in order of decision.
         graph: the graph that they belong to.
-        metric: of the circuit, the full model and the empty circuit.
+        metric: metric of the circuit, the full model and the empty circuit.
         num_evaluations: tested edges plus tested gates.
         num_edges_total: edges of the graph.
         gates_kept: receivers whose gate was tested and kept, in order of decision.
@@ -54,7 +54,7 @@ class Circuit(WithProvenance):
         """Reads a circuit file.
 
         Args:
-            path: of the file.
+            path: path of the file.
             allow_partial: whether to read the partial circuit of a job that did not come to its end.
 
         Raises:
@@ -190,9 +190,9 @@ class Comparison:
     """Names of edges, for example ``a0.h1->a5.h5<q>``, each in the order of its circuit.
 
     Args:
-        shared: in both, in the order of ``a``.
-        only_a: in ``a`` only.
-        only_b: in ``b`` only.
+        shared: edges of both circuits, in the order of ``a``.
+        only_a: edges of ``a`` only.
+        only_b: edges of ``b`` only.
     """
 
     shared: tuple[str, ...]

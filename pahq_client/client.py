@@ -206,7 +206,7 @@ class Client(ClientBase):
             kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
             precision: name of a precision policy.
             include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
-            parameters: of methods without arguments of their own, by name.
+            parameters: parameters of a method without arguments of its own, by name.
 
         Raises:
             InvalidRequest: an argument is wrong.
@@ -248,7 +248,7 @@ class Client(ClientBase):
             kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
             precision: name of a precision policy.
             include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
-            parameters: of methods without arguments of their own, by name.
+            parameters: parameters of a method without arguments of its own, by name.
 
         Raises:
             InvalidRequest: an argument is wrong.
@@ -299,7 +299,7 @@ class Client(ClientBase):
             include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
             timeout: seconds for all of it.
             progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
-            parameters: of methods without arguments of their own, by name.
+            parameters: parameters of a method without arguments of its own, by name.
         """
         request = JobRequest(
             *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),

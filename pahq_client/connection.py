@@ -239,7 +239,7 @@ def explain(address: str, tls: bool | TlsConfig | None, detail: str) -> str:
     May connect to the server, for up to `LOOK_S` seconds.
 
     Args:
-        address: of the server.
+        address: address of the server.
         tls: as in `Endpoint`.
         detail: gRPC's text of the failed call.
 

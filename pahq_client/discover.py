@@ -61,7 +61,7 @@ def discover(
         tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds for the whole call, including the start of an embedded server; None for no limit.
         progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
-        parameters: of methods without arguments of their own, by name.
+        parameters: parameters of a method without arguments of its own, by name.
 
     Raises:
         InvalidRequest: an argument is wrong.

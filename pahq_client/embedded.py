@@ -66,7 +66,7 @@ def check_served(name: str) -> None:
     """Refuses a model that an embedded server would not have, before one is started.
 
     Args:
-        name: of a model for which nothing is to be loaded.
+        name: name of a model for which nothing is to be loaded.
 
     Raises:
         NotFound: it is not the demo model; the error says what may have been meant.

@@ -184,7 +184,7 @@ class StorageUnavailable(Unavailable):
     """The server cannot write or read what it must keep, for example because its disk is full.
 
     Args:
-        address: of the server.
+        address: address of the server.
         detail: what happened.
         damaged: whether what it wrote is damaged, so that trying again is of no use.
     """
@@ -238,7 +238,7 @@ class JobFailed(PahqError):
 
     Args:
         message: why.
-        name: of the job; empty for an evaluation.
+        name: name of the job; empty for an evaluation.
     """
 
     def __init__(self, message: str, name: str = "") -> None:
@@ -254,7 +254,7 @@ class JobCancelled(PahqError):
     """The job was stopped on request.
 
     Args:
-        name: of the job.
+        name: name of the job.
     """
 
     def __init__(self, name: str) -> None:

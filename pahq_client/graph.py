@@ -204,10 +204,10 @@ class CircuitMetric:
     """A metric, measured on the circuit, the full model and the empty circuit. Lower is better.
 
     Args:
-        name: of the metric, for example ``kl_divergence``.
-        value: of the circuit.
-        full: of the full model.
-        empty: of the empty circuit, in which every edge is ablated.
+        name: name of the metric, for example ``kl_divergence``.
+        value: the metric of the circuit.
+        full: the metric of the full model.
+        empty: the metric of the empty circuit, in which every edge is ablated.
 
     A value is NaN where a partial circuit does not know it.
     """

@@ -247,7 +247,7 @@ class Watch:
 
     Args:
         caller: makes calls to the server; pauses between tries start over whenever a new event arrives.
-        name: of the job.
+        name: name of the job.
         after: only events with a larger sequence number.
         deadline: when to give up with TimeoutError.
     """

@@ -57,9 +57,9 @@ class Evaluation:
 
     Args:
         metric: its name.
-        value: of the circuit.
-        full: of the full model.
-        empty: of the empty circuit.
+        value: the metric of the circuit.
+        full: the metric of the full model.
+        empty: the metric of the empty circuit.
         num_edges_total: edges of the graph.
         model: name of the model that it was measured on.
         ablation, kv_receivers, precision: how it was measured, also where the caller left it open.
@@ -215,7 +215,7 @@ class Limits:
     Args:
         running_jobs: jobs that are worked on at a time; further ones wait.
         queued_jobs: jobs that wait.
-        prompt_tokens: of all prompts of unfinished jobs.
+        prompt_tokens: tokens of all prompts of unfinished jobs.
         stored_results: results that are kept, and jobs that may still give one.
         requests_per_second: calls, over time.
         burst: calls at once after a pause.
@@ -238,7 +238,7 @@ class ServerInfo:
     """What a server is and can do.
 
     Args:
-        version: of the pahq distribution.
+        version: version of the pahq distribution.
         device: the device that the models run on, in words.
         methods: names of methods that jobs can run.
         metrics: names of metrics.
@@ -246,8 +246,8 @@ class ServerInfo:
         precisions: names of precision policies.
         tasks: names of built-in tasks.
         max_message_bytes: largest message that it accepts.
-        memory: of its jobs and sessions; None if it does not tell.
-        limits: of each user.
+        memory: memory of its jobs and sessions; None if it does not tell.
+        limits: limits of each user.
     """
 
     version: str

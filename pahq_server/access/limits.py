@@ -214,7 +214,7 @@ class Permits:
     """Permits for calls of known users that are under way: so many in all, and so many for each user.
 
     Args:
-        kind: of the calls, for error messages and as the name of the quota: "calls" or "streams".
+        kind: kind of the calls, for error messages and as the name of the quota: "calls" or "streams".
         total: permits for all users together.
         per_user: permits for one user.
     """
@@ -276,7 +276,7 @@ class AnonymousPermits:
     calls of an address that holds fewer.
 
     Args:
-        kind: of the calls, for error messages and as the name of the quota: "calls" or "streams".
+        kind: kind of the calls, for error messages and as the name of the quota: "calls" or "streams".
         total: permits for all addresses together.
         per_address: permits for one address.
     """

@@ -57,8 +57,8 @@ def check_owner(kind: str, name: str) -> None:
     """Checks that a resource belongs to the present caller. Admins may use everybody's.
 
     Args:
-        kind: of the resource, in words: "job" or "session".
-        name: of the resource.
+        kind: kind of the resource, in words: "job" or "session".
+        name: name of the resource.
 
     Raises:
         NotFoundError: it is somebody else's. The error is the same as for a resource that does not exist.

@@ -138,7 +138,7 @@ async def guarded(context: Any, method: str, observer: Observer) -> AsyncIterato
     """Turns errors of the body into gRPC status, and tells observer and log about the call.
 
     Args:
-        context: of the call, from gRPC.
+        context: context of the call, from gRPC.
         method: full name of the RPC, such as ``pahq.v1.JobService/GetJob``.
         observer: is told of the begin and the end of the call.
     """
@@ -198,7 +198,7 @@ def _code(context: Any, given_up: bool) -> str:
     """Returns the name of the status that a call ends with.
 
     Args:
-        context: of the call.
+        context: context of the call.
         given_up: whether the call was cancelled.
     """
     if given_up or context.cancelled():

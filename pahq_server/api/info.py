@@ -19,7 +19,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
     Args:
         engine: whose models are described.
-        threads: in which texts are tokenized.
+        threads: the threads in which texts are tokenized.
     """
 
     def __init__(self, engine: Engine, threads: FairThreadPool) -> None:

@@ -166,7 +166,7 @@ def client_command(address: str, config: ServerConfig) -> str:
 
     Args:
         address: ``HOST:PORT`` at which the server listens.
-        config: of the server.
+        config: config of the server.
     """
     host, _, port = address.rpartition(":")
     if host in ("0.0.0.0", "[::]"):  # everywhere: by the name that others may know

@@ -28,10 +28,10 @@ class Option:
     """An option as it was declared on a field.
 
     Args:
-        name: of the field.
+        name: name of the field.
         help: one sentence for operators. The default is added to it unless it mentions one.
-        default: of the field, or `MISSING` for an argument that must be given.
-        reader: of the field's type; None for a bool.
+        default: default of the field, or `MISSING` for an argument that must be given.
+        reader: reader of the field's type; None for a bool.
         choices: the only values that are allowed; empty for any.
         positional: whether it is given by position rather than by ``--name``.
         repeated: whether it may be given several times; its values are then a tuple.
@@ -67,7 +67,7 @@ def option(
     """Declares a field of a frozen dataclass as an option.
 
     Args:
-        default: of the field; `MISSING` if it must be given or has a ``factory``.
+        default: default of the field; `MISSING` if it must be given or has a ``factory``.
         help, choices, positional, check: as in `Option`.
         factory: gives the default where it depends on the environment.
     """

@@ -37,7 +37,7 @@ class Artifact:
 
     Args:
         kind: says how ``data`` is to be read, such as ``circuit``.
-        version: of the kind's format.
+        version: version of the kind's format.
         data: the artifact itself, as `pack` writes it.
         figures: numbers by name that lists of jobs show, such as ``metric``; all finite.
         warnings: what may mislead about the artifact: full sentences that say what it means and what to do.

@@ -35,7 +35,8 @@ class Context:
     All of it is logged, so of the text that clients send only names may be put here.
 
     Args:
-        request_id: of the call: the client's own if it has the form of one, else made up by the server.
+        request_id: request id of the call: the client's own if it has the form of one, else made up by the
+            server.
         method: full name of the RPC, such as ``pahq.v1.JobService/CreateJob``.
         user: who makes the call, or whose job it is.
         job: resource name of a job.

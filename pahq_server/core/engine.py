@@ -51,8 +51,8 @@ class ResolvedObjective:
     Args:
         objective: as it was asked for.
         task: its prompts and answers as token ids.
-        graph: of the model.
-        revision: of the model: SHA-256 over configuration and weights, hexadecimal.
+        graph: graph of the model.
+        revision: revision of the model: SHA-256 over configuration and weights, hexadecimal.
         baseline_depends_on_promotion: whether the score of one circuit depends on which receiver is under
             investigation. A pass is then to be compared with the current circuit measured under the same
             `PatchedPass.promoted_receiver`.

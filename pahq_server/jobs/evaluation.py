@@ -27,7 +27,7 @@ class CircuitOrigin:
 
     Args:
         graph: the graph that the circuit is part of.
-        revision: of the model; empty if unknown.
+        revision: revision of the model; empty if unknown.
     """
 
     graph: Graph

@@ -151,7 +151,7 @@ class Job:
         journal: stores what changes; None to store nothing.
         ended: called once, when the job has become final.
         facts: what was found about the request when it was accepted.
-        summary: of the artifact; None if there is none.
+        summary: summary of the artifact; None if there is none.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str)
     Args:
         spec: what was asked for.
         resolved: its objective.
-        version: of the server.
+        version: version of the server.
     """
     return {
         "model_revision": resolved.revision,
@@ -54,8 +54,8 @@ def run_provenance(
         spec: what was asked for.
         started, ended: seconds since the epoch.
         seconds: how long the run took.
-        capabilities: of the engine.
-        counts: of the method, such as ``passes``, and how many journal records were ``replayed``.
+        capabilities: capabilities of the engine.
+        counts: counts of the method, such as ``passes``, and how many journal records were ``replayed``.
         warnings: what may mislead about the artifact, beside what the request shows.
     """
     return {

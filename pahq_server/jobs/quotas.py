@@ -37,7 +37,7 @@ class Quotas:
         Args:
             user: whose job it is.
             usage: what the user has before it.
-            tokens: of its prompts.
+            tokens: number of tokens of its prompts.
             computed: whether it has to be computed; else its artifact is there already.
         """
         if computed:
@@ -68,7 +68,7 @@ class Admission:
     """Decides what is accepted. Methods may be called from any thread.
 
     Args:
-        quotas: of every user.
+        quotas: quotas of every user.
         max_queued: how many runs of all users may wait; twice as many if each is its user's only one.
         queued: tells how many runs of all users wait.
         queued_of: tells how many runs of one user wait.

@@ -29,7 +29,8 @@ class RunContext:
 
     Args:
         window: how many patched passes a method may ask for at once, about.
-        capabilities, version: of engine and server, for provenance.
+        capabilities: capabilities of the engine, for provenance.
+        version: version of the server, for provenance.
         observer: is told how methods advance.
         leave: decides whether a job that ends with this error is left to a later process.
         later: takes the end of a job that could not be stored, to try again.

@@ -61,10 +61,10 @@ class JobPolicy:
     Args:
         window: how many patched passes a method may ask for at once, about.
         max_queued: how many runs of all users may wait; twice as many if each is its user's only one.
-        quotas: of every user.
+        quotas: quotas of every user.
         slots: how many jobs have tensors in memory at a time.
         user_weights: shares of users in the engine's time; 1 for those that are missing.
-        retention: of finished jobs.
+        retention: how long finished jobs are kept.
         reuse: whether a job takes over the artifact of an equal one of the same user.
         environment: settings that, like the engine's hardware, may change last bits. Artifacts are reused,
             and journals resumed, only where it is the same.
@@ -88,7 +88,7 @@ class JobService:
 
     Args:
         engine: checks objectives and runs operations.
-        version: of the server, for provenance.
+        version: version of the server, for provenance.
         policy: how jobs are treated.
         session_limits: what sessions may take.
         store: keeps the jobs, and is closed by whoever opened it; None keeps them in memory.
@@ -285,8 +285,8 @@ class JobService:
 
         Args:
             user: whose; None for all users'.
-            size: at most so many, up to 1000; 0 for 50.
-            token: of the page before, empty for the first.
+            size: how many jobs at most, up to 1000; 0 for 50.
+            token: the token that came with the page before; empty for the first page.
 
         Raises InvalidRequestError.
         """

@@ -130,7 +130,7 @@ class Call:
     Args:
         passes: the passes that the engine was not asked for yet.
         count: number of all passes of the call.
-        scores: of the passes that are done, in order.
+        scores: scores of the passes that are done, in order.
         future: gives the scores of all passes.
     """
 
@@ -166,7 +166,7 @@ class CallQueue:
     It is an `InteractiveSession` to the scheduler's worker; all other methods may be called from any thread.
 
     Args:
-        name: of the session, ``users/{user}/sessions/{id}``.
+        name: name of the session, ``users/{user}/sessions/{id}``.
         resolved: its objective.
         limits: what it may take.
         batch: how many passes to ask for at once.

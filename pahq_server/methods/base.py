@@ -27,7 +27,7 @@ class MethodContext(Generic[P]):
 
     Args:
         resolved: the objective; its ``clean_run`` is filled in when `Method.run` begins.
-        parameters: of the method.
+        parameters: parameters of the method.
         journal: the records that earlier processes appended, in order, in pieces of whole records.
         replayed: how many records the journal holds.
         window: how many patched passes the method may ask for at once, about.

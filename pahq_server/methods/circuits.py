@@ -53,9 +53,9 @@ def search_progress(decided: int, kept: int, metric: float, evaluations: int) ->
 
     Args:
         decided: edges that are kept or removed for good.
-        kept: of these.
-        metric: of the current circuit.
-        evaluations: verdicts so far.
+        kept: how many of these are kept.
+        metric: the metric of the current circuit.
+        evaluations: number of verdicts so far.
     """
     return Progress(decided, figures={"kept": kept, "metric": metric, "evaluations": evaluations})
 
@@ -73,7 +73,7 @@ def run_search(context: MethodContext[Any], search: Search, threshold: float | N
     """Runs a search as a method: its verdicts go to the journal, its result becomes a circuit artifact.
 
     Args:
-        context: of the job.
+        context: context of the job.
         search: not begun, or continued from the verdicts of the journal.
         threshold: below which edges are removed, for warnings; None if the search removes none.
     """
@@ -113,7 +113,7 @@ def partial_circuit(
     """Returns what an interrupted search had decided as a circuit artifact; None if it had no verdicts.
 
     Args:
-        context: of the job.
+        context: context of the job.
         verdicts: in order of decision.
         circuit: all edges except those that the search had removed.
     """

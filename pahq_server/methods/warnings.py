@@ -29,7 +29,7 @@ class Endpoints:
     """The metric of the full model and of the empty circuit.
 
     Args:
-        name: of the metric.
+        name: name of the metric.
         full, empty: its values; lower is better.
     """
 

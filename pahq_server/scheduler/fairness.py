@@ -37,7 +37,7 @@ class Accounts:
     """Charges of all users.
 
     Args:
-        weights: of users, above 0; others have 1. A user of weight 2 gets twice the seconds.
+        weights: weights of users, above 0; others have 1. A user of weight 2 gets twice the seconds.
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:

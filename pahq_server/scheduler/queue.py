@@ -64,8 +64,8 @@ def queue_order(
     Args:
         lines: queued jobs by user, each in order; the users are present.
         begun_s: seconds that the begun jobs of a user still take; 0 for those that are missing.
-        accounts: of users.
-        costs: of jobs; where nothing is known, all jobs count as equal.
+        accounts: the charges of users.
+        costs: costs of jobs; where nothing is known, all jobs count as equal.
     """
     heap = [
         (
@@ -126,7 +126,7 @@ class QueueNotifier:
     """Tells queued jobs their positions, as often as that takes little time (`TELL_AGAIN`).
 
     Args:
-        slots, accounts: of the scheduler.
+        slots, accounts: those of the scheduler.
         clock: seconds.
     """
 

@@ -31,7 +31,7 @@ class Run(Protocol):
     Attributes:
         resolved: the objective whose tensors its operations need.
         user: who is charged.
-        name: of the job, for the log; empty if it has none.
+        name: name of the job, for the log; empty if it has none.
     """
 
     resolved: ResolvedObjective

@@ -42,7 +42,7 @@ class Scheduler:
         engine: runs operations; used from the worker thread only.
         max_running: how many jobs hold tensors at the same time. Interactive sessions do not count.
         max_running_per_user: the same, of one user; None for no other limit.
-        weights: of users; see `Accounts`.
+        weights: weights of users; see `Accounts`.
         observer: is told of batches, starts and preemptions.
         clock: seconds.
         failed: called once, from the worker thread, if it cannot go on; every run has ended by then.

@@ -84,7 +84,7 @@ class Slots(Generic[C]):
     """The slots of all jobs.
 
     Args:
-        accounts: of users.
+        accounts: the charges of users.
         limits: how many slots there are.
     """
 

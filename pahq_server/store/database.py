@@ -74,7 +74,7 @@ class Database:
     transactions need not wait for the disk.
 
     Args:
-        path: of the file, which is made where there is none; None to keep everything in memory.
+        path: path of the file, which is made where there is none; None to keep everything in memory.
         failpoint: called at the places of `FAILPOINTS`.
 
     Raises StorageError where the file cannot be opened, is damaged, was written by a newer version, or lies

@@ -80,7 +80,7 @@ class DataDirectory:
     """Locks a directory for one server while the context lasts, and makes it where there is none.
 
     Args:
-        path: of the directory.
+        path: path of the directory.
 
     Raises (on entry) StorageError where it cannot be made or written, where another server uses it, or where
     its filesystem lacks what SQLite needs.

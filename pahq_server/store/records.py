@@ -91,8 +91,8 @@ class NewJob:
         prompts: JSON of the prompts; None where nothing needs them, as for most built-in tasks.
         total: units of work in all.
         unit: what the units of work are, in the plural, such as "edges".
-        tokens: of all prompts together.
-        revision: of the model.
+        tokens: number of tokens of all prompts together.
+        revision: revision of the model.
         content: SHA-256 of all that determines the artifact: 32 bytes.
         created: seconds since the epoch.
     """
@@ -165,7 +165,7 @@ class JobRecord:
         id: grows with every new job, and is never used again.
         name, user, payload, spec, total, unit, revision, content: as in `NewJob`.
         snapshot: where the job stands.
-        summary: of its artifact, if it has one.
+        summary: summary of its artifact, if it has one.
         damage: what of the stored row cannot be read; empty if all of it can. The snapshot of a damaged job
             says that it has failed, and its other values are only those that can still be trusted.
     """
@@ -190,7 +190,7 @@ class Usage:
 
     Args:
         queued: jobs that wait for their turn.
-        tokens: of the prompts of all unfinished jobs.
+        tokens: number of tokens of the prompts of all unfinished jobs.
         results: artifacts that are kept, and jobs that may still give one.
     """
 

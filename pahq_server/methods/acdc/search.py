@@ -67,7 +67,7 @@ class AcdcSearch:
         gates: see `TestOrder`.
         window: longest chain of tests per step; 1 is the plain sequential search.
         verdicts: decided earlier; the search goes on after them.
-        predictor: of verdicts; a wrong prediction costs time, never correctness.
+        predictor: predicts verdicts; a wrong prediction costs time, never correctness.
         clock: seconds; steers how much is speculated, never a verdict.
         baseline_depends_on_promotion: see `ResolvedObjective`.
     """
