@@ -178,13 +178,13 @@ def score_alone(model: Model, task: TokenTask) -> Outcome:
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """First positions of the blocks that were computed."""
     firsts: list[int] = []
-    run_layers = unpatched.run_layers
+    compute = unpatched.SharedPrefix._computed
 
-    def counted(*arguments: Any) -> Any:
-        firsts.append(arguments[4])
-        return run_layers(*arguments)
+    def counted(self: unpatched.SharedPrefix, *arguments: Any) -> BlockTable:
+        firsts.append(len(arguments[-1]) * unpatched.BLOCK_TOKENS)
+        return compute(self, *arguments)
 
-    monkeypatch.setattr(unpatched, "run_layers", counted)
+    monkeypatch.setattr(unpatched.SharedPrefix, "_computed", counted)
     return firsts
 
 
@@ -366,7 +366,7 @@ def test_a_job_that_never_fits_fails_alone(zoo: Zoo, order: tuple[int, int]) -> 
     assert found[order.index(0)] == expected
     failed = found[order.index(1)]
     assert isinstance(failed, ResourceExhaustedError)
-    assert "not enough memory for one patched_pass" in str(failed)
+    assert "not enough memory for one patched pass" in str(failed)
     del failed, found
     for job, _ in jobs:
         job.release()
@@ -619,7 +619,7 @@ def test_a_fork_that_forgets_to_retain_is_caught(zoo: Zoo, monkeypatch: pytest.M
 
 def test_memory_is_told_while_the_worker_works(zoo: Zoo) -> None:
     engine = ModelEngine({"gpt2": load(str(zoo.path("gpt2")))}, memory_bytes=1 << 24)
-    from .test_engine import ASKED
+    from engine.test_engine import ASKED
 
     task = PromptTask(clean=((1, 2, 3),) * 9, corrupted=((1, 6, 3),) * 9)
     resolved = engine.resolve(replace(ASKED, task=task))
