@@ -4,9 +4,18 @@
 >>> circuit = pahq_client.discover(model="demo", task="ioi", threshold=0.05)  # doctest: +SKIP
 """
 
-from pahq_client import _grpc_log  # noqa: F401 - before anything imports gRPC
+import os
 
-# isort: split
+# gRPC's core, written in C++, would print its own lines to the terminal, past every log. It reads this
+# variable once, when `grpc` is imported. A program that has set it or GRPC_TRACE, or has imported `grpc`
+# before, keeps what it has. The variable is removed again, so that child processes decide for themselves.
+if "GRPC_VERBOSITY" not in os.environ and "GRPC_TRACE" not in os.environ:
+    os.environ["GRPC_VERBOSITY"] = "NONE"
+    try:
+        import grpc  # noqa: F401 - reads the variable
+    finally:
+        del os.environ["GRPC_VERBOSITY"]
+
 from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
 from pahq_client.artifacts import Artifact
 from pahq_client.circuit import Circuit, Comparison, compare

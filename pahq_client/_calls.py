@@ -1,10 +1,9 @@
-"""Calls to a server, apart from how the client waits for them.
+"""Calls to a server, written once for the blocking and the asynchronous client.
 
-The blocking and the asynchronous client do the same things and wait in different ways. What they do is
-written once, as *steps*: a generator that yields operations (`Call`, `Open`, `Read`, `Pause`), receives
-their results or errors, and returns a value. `run_steps` and `run_steps_async` drive steps; the transports in
-`_transport` perform the operations. `Caller` adds time limits and retries; the table of `Rpc` says which
-calls may be sent again.
+The two clients do the same things and wait in different ways. What they do is written as *steps*: a generator
+that yields operations (`Call`, `Open`, `Read`, `Pause`), receives their results or errors, and returns a
+value. `run_steps` and `run_steps_async` drive steps; the transports in `_transport` perform the operations.
+`Caller` adds time limits and retries; the table of `Rpc` says which calls may be sent again.
 """
 
 from __future__ import annotations
@@ -36,11 +35,12 @@ T = TypeVar("T")
 C = TypeVar("C", contravariant=True)
 R = TypeVar("R", covariant=True)
 
-# Tries after the first one at an address that never answered: a wrong one should show soon.
+# Tries after the first one at an address that never answered, so that a wrong address shows soon.
 FIRST_TRIES = 2
-# Where a server asks for a shorter one, or for none.
+# The shortest pause between tries in seconds, also if the server asks for a shorter one.
 LEAST_PAUSE = 0.05
-# Where a server asks for a longer one, the call fails and says so, instead of waiting silently.
+# The longest pause in seconds. If the server asks for a longer one, the call fails instead of waiting
+# silently.
 MOST_PAUSE = 600.0
 
 # The methods of the server.
@@ -55,9 +55,9 @@ class Rpc(Generic[Q, A]):
         name: its name.
         idempotent: whether sending a request again, after a lost answer, leaves the server as if it had
             come once. Only such calls are repeated after an interruption.
-        costly: whether the server may compute for hours before it answers, and begins anew when it is asked
-            again. Such a call is repeated only if it was interrupted soon: that protects hours of work from
-            being silently spent again, and a server that crashes on the call from being crashed repeatedly.
+        costly: whether the server may compute for hours before it answers, and starts over when it is asked
+            again. Such a call is repeated only if it was interrupted soon, so that hours of work are not
+            silently done twice, and a call that crashes the server does not crash it again and again.
     """
 
     service: str
@@ -79,20 +79,20 @@ ARTIFACT: Rpc[j.GetArtifactRequest, j.GetArtifactResponse] = Rpc(_JOBS, "GetArti
 MODELS: Rpc[m.ListModelsRequest, m.ListModelsResponse] = Rpc(_MODELS, "ListModels", True)
 MODEL: Rpc[m.GetModelRequest, m.GetModelResponse] = Rpc(_MODELS, "GetModel", True)
 TOKENIZE: Rpc[m.TokenizeTextsRequest, m.TokenizeTextsResponse] = Rpc(_MODELS, "TokenizeTexts", True)
-# The server stores nothing of an evaluation, and gives it up when the caller is gone. A repeated one is
-# computed from the start, within the time limit of the first call.
+# The server stores nothing of an evaluation, and stops it when the caller is gone. A repeated call computes
+# it from the start, within the time limit of the first one.
 EVALUATE: Rpc[p.EvaluateCircuitRequest, p.EvaluateCircuitResponse] = Rpc(
     _PATCHING, "EvaluateCircuit", True, costly=True
 )
-# A second session would take memory until it expires.
+# Not repeated: a second session would take memory until it expires.
 OPEN: Rpc[p.OpenSessionRequest, p.OpenSessionResponse] = Rpc(_PATCHING, "OpenSession", False)
 # Scoring changes nothing; `Session` sees to it that no commit comes between two tries.
 SCORE: Rpc[p.ScoreCircuitsRequest, p.ScoreCircuitsResponse] = Rpc(
     _PATCHING, "ScoreCircuits", True, costly=True
 )
-# ``removed`` is relative to the base circuit, which the first try may have changed.
+# Not repeated: ``removed`` is relative to the base circuit, which the first try may have changed.
 COMMIT: Rpc[p.CommitCircuitRequest, p.CommitCircuitResponse] = Rpc(_PATCHING, "CommitCircuit", False)
-# A caller that closes is about to leave, and the session expires anyway.
+# Not repeated: a caller that closes is about to leave, and the session expires anyway.
 CLOSE: Rpc[p.CloseSessionRequest, p.CloseSessionResponse] = Rpc(_PATCHING, "CloseSession", False)
 INFO: Rpc[s.GetServerInfoRequest, s.GetServerInfoResponse] = Rpc(_SERVER, "GetServerInfo", True)
 
@@ -108,7 +108,7 @@ ALL: tuple[Rpc[Any, Any], ...] = (
 
 
 class Stream(Protocol):
-    """An open stream of responses; only the transport that opened it knows more of it."""
+    """An open stream of responses, which only the transport that opened it can read."""
 
     def close(self) -> None:
         """Ends the stream, at once; no effect if it has ended."""
@@ -191,7 +191,7 @@ async def run_steps_async(steps: Steps[T], perform: Callable[[Operation], Awaita
 
 
 class Collector(Protocol[C, R]):
-    """Assembles the messages of a stream as they come, so that it can refuse a wrong one at once."""
+    """Assembles the messages of a stream one by one, and raises at the first wrong one."""
 
     def add(self, message: C, /) -> None:
         """Takes in the next message."""
@@ -201,10 +201,10 @@ class Collector(Protocol[C, R]):
 
 
 class Caller:
-    """Makes calls to one server, within a time limit, and again after an interruption if that does no harm.
+    """Makes calls to one server within a time limit, and repeats interrupted ones if that does no harm.
 
     Args:
-        address: of the server, for errors.
+        address: address of the server, for errors.
         timeout: seconds that a call may take unless it says otherwise, all of its tries together.
         backoff: pauses between tries.
     """
@@ -224,8 +224,8 @@ class Caller:
             rpc: what to call.
             request: what to send.
             timeout: seconds for all tries together; None for the usual.
-            gone: of a call that removes something: what to return if a repeated try finds nothing, because
-                the first one had succeeded and only its answer was lost.
+            gone: for a call that removes something: what to return if a repeated try does not find it,
+                because the first try had succeeded and only its answer was lost.
         """
         tries = 0
 
@@ -269,7 +269,7 @@ class Caller:
     def _repeat(
         self, rpc: Rpc[Any, Any], once: Callable[[float], Steps[T]], timeout: float | None
     ) -> Steps[T]:
-        """Tries until there is an answer, an error that will not pass, no try left or no time left."""
+        """Tries until there is an answer, a permanent error, no try left or no time left."""
         seconds = self.timeout if timeout is None else timeout
         deadline, delays = Deadline.after(seconds), self._delays()
         while True:

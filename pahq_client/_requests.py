@@ -1,7 +1,7 @@
-"""Requests: the arguments of calls as values, checked and converted to messages.
+"""Requests: checks the arguments of calls and converts them to messages.
 
-Names and defaults of the classes here are those of the methods of `Client` and `AsyncClient`; a test
-compares them. Arguments of a wrong type raise InvalidRequest here; wrong values are for the server to refuse.
+The classes have the names and defaults of the arguments of `Client` and `AsyncClient`; a test compares them.
+Arguments of a wrong type raise InvalidRequest here; the server refuses wrong values.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SessionRequest:
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """Keyword arguments of an evaluation beyond model, task and circuit; None is as good as absent."""
+    """Keyword arguments of an evaluation beyond model, task and circuit; None means the same as absent."""
 
     metric: str | None
     ablation: str | None
@@ -78,7 +78,7 @@ class EvaluationRequest:
     def of(
         cls, model: str, task: TaskLike, edges: Circuit | Iterable[str | Edge], options: EvaluationOptions
     ) -> EvaluationRequest:
-        """Fills what the options leave open from the circuit, so that it is measured as it was found."""
+        """Takes what the options leave open from the circuit, so that it is measured as it was found."""
         known = _found_with(edges) if isinstance(edges, Circuit) else {}
         given = {key: value for key, value in options.items() if value is not None}
         return cls(model, task, edges, **{**known, **given})  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ OWN_ARGUMENTS = ("acdc", "single_edge", "eap")
 
 
 def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
-    """Converts a JobRequest. The method's own message takes the parameters that the method has."""
+    """Converts a JobRequest. Arguments that the method does not have are left out of its message."""
     spec = jobs_pb2.JobSpec(
         objective=_objective(request), include_prompts=checks.flag("include_prompts", request.include_prompts)
     )
@@ -129,9 +129,9 @@ def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
 
 
 def argument_of(field: str) -> str:
-    """Returns the argument that a server means by a parameter: ``threshold`` by ``acdc.threshold``.
+    """Returns the argument of `discover` for a field of a request: ``threshold`` for ``acdc.threshold``.
 
-    Arguments have the names of the parameters, without the method; others are in ``parameters``.
+    Arguments have the names of the methods' parameters. Other fields are returned unchanged.
     """
     method, dot, parameter = field.partition(".")
     if not dot or method not in (*OWN_ARGUMENTS, "extension"):
@@ -169,7 +169,7 @@ def evaluation_message(request: EvaluationRequest) -> patching_pb2.EvaluateCircu
 
 
 def _origin(circuit: Circuit) -> patching_pb2.CircuitOrigin:
-    """Says where a circuit was found, for the server to compare; a file need not say the revision."""
+    """Returns the model that a circuit was found in, for the server to compare; the revision may be empty."""
     g = circuit.graph
     sizes = {name: getattr(g, name) for name in ("layers", "heads", "kv_heads")}
     graph = circuit_pb2.Graph(**sizes, kv_receivers=g.kv_receivers, parallel=g.parallel, mlps=g.mlps)

@@ -1,8 +1,8 @@
-"""Responses: messages of a server, checked and converted to values of this package.
+"""Responses: checks the messages of a server and converts them to values of this package.
 
-A server is not believed further than it has to be: names are checked like those of a file, numbers for their
-range, text for what a terminal would obey. Everything here raises ServerFault for messages that break the
-protocol. Artifacts have a module of their own, `artifacts`.
+Servers are not trusted: names are checked for their form, numbers for their range, and text is rid of what a
+terminal would obey. All functions raise ServerFault for messages that break the protocol. Artifacts have a
+module of their own, `artifacts`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model
 
 V = TypeVar("V")
 
-# Of one answer: models, names of metrics, figures. No server has as many.
+# Limits of one response, far above what any server has: items of a list, figures, and characters.
 MOST_LISTED = 10_000
 MOST_FIGURES = 100
 MOST_NAME = 1000
 MOST_TEXT = 10_000
-# Times before and after these cannot be shown on every machine's clock.
+# Not every machine can show times outside of these in its local time.
 EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 
@@ -135,12 +135,12 @@ def _finite(name: str, value: float) -> float:
 
 
 def text(value: str) -> str:
-    """Makes text of a server fit for people: escapes what a terminal would obey, cuts off what is long."""
+    """Makes a server's text safe to show: escapes what a terminal would obey, and cuts it off if too long."""
     return printable(value[:MOST_TEXT])
 
 
 def resource_name(value: str) -> str:
-    """Checks a resource name, which must not be changed since the server is to be asked for it again."""
+    """Checks the form of a resource name and returns it unchanged, to ask the server for it again."""
     if not value or len(value) > MOST_NAME or not value.isprintable():
         raise ServerFault(f"the server sent a name that cannot be one: {value[:100]!r}")
     return value
@@ -172,7 +172,7 @@ def _enum_name(enum: Any, value: int, prefix: str) -> str:
 
 
 def evaluation(asked: jobs_pb2.Objective, message: patching_pb2.EvaluateCircuitResponse) -> Evaluation:
-    """Reads an evaluation; what was asked for goes into it, since a server measures that or refuses."""
+    """Reads an evaluation. What was asked for becomes part of it: the server measures that or refuses."""
     measured = metric(message.metric)
     return Evaluation(
         metric=measured.name,
@@ -253,7 +253,7 @@ def server_info(message: server_pb2.ServerInfo) -> ServerInfo:
 def _same_fields(cls: type[V], message: Message, **given: object) -> V:
     """Copies a message into a dataclass with the same field names; repeated fields become tuples.
 
-    Fields that are messages themselves are ``given``.
+    Values of fields that are messages themselves are passed as ``given``.
     """
     names = [field.name for field in dataclasses.fields(cls) if field.name not in given]  # type: ignore[arg-type]
     return cls(**{name: _plain(name, getattr(message, name)) for name in names}, **given)

@@ -1,7 +1,8 @@
-"""Turns failed gRPC calls into this package's errors: one table.
+"""Turns failed gRPC calls into this package's errors.
 
-The server puts a ``google.rpc.Status`` with an ``ErrorInfo`` of domain ``pahq`` into every error. Its
-reason decides; failures without one (from proxies, from gRPC itself) are distinguished by status code.
+The server puts a ``google.rpc.Status`` with an ``ErrorInfo`` of domain ``pahq`` into every error, whose
+reason decides (`BY_REASON`). For failures without one, from proxies or gRPC itself, the status code does
+(`BY_CODE`).
 """
 
 from __future__ import annotations
@@ -141,16 +142,16 @@ BY_CODE: Mapping[grpc.StatusCode, Factory] = {
     grpc.StatusCode.UNAUTHENTICATED: _unauthenticated,
     grpc.StatusCode.PERMISSION_DENIED: _denied,
     grpc.StatusCode.UNAVAILABLE: _unavailable,
-    # A server that stops cancels what it has not finished: for the caller it went away.
+    # A server that stops cancels the calls that it has not finished.
     grpc.StatusCode.CANCELLED: _unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: _late,
-    # A service or method that the other side does not have: it is older or newer.
+    # The server does not have the service or method: it is older or newer.
     grpc.StatusCode.UNIMPLEMENTED: _version,
 }
 
 
 def to_error(call: grpc.Call, address: str) -> errors.PahqError:
-    """The error that a failed call means."""
+    """Returns the error for a failed call."""
     failure = _read(call, address)
     return (BY_REASON.get(failure.reason) or BY_CODE.get(failure.code, _fault))(failure)
 
@@ -176,12 +177,12 @@ def _read(call: grpc.Call, address: str) -> Failure:
 
 
 def _clean(text: str) -> str:
-    """What a server says of an error, as it may reach a terminal: errors are printed by many hands."""
+    """Makes text of a server safe for terminals, where programs may print errors without further care."""
     return printable(text[:_LONGEST_TEXT])
 
 
 def _seconds(delay: Duration) -> float:
-    """A pause that a server asks for, if it is one that somebody could keep; else the nearest such pause."""
+    """Returns the pause that a server asks for in seconds, limited to 0 up to `_LONGEST_PAUSE_S`."""
     # Not by ToTimedelta, which raises where the numbers are too large or have different signs.
     return min(max(0.0, delay.seconds + delay.nanos / 1e9), _LONGEST_PAUSE_S)
 
@@ -195,7 +196,7 @@ def _rich_status(call: grpc.Call) -> status_pb2.Status | None:
 
 
 def _detail(status: status_pb2.Status | None, into: D) -> D | None:
-    """The status's detail of the type of ``into``, filled into it; None if there is none."""
+    """Fills ``into`` with the status's detail of its type and returns it; None if there is none."""
     for packed in status.details if status is not None else ():
         try:
             if packed.Unpack(into):

@@ -24,8 +24,8 @@ from pahq_client.errors import ServerFault, Unavailable
 T = TypeVar("T")
 
 _JOIN_SECONDS = 1.0
-# Messages that are kept before they are read. While there are so many the next one is not taken from gRPC,
-# whose flow control then makes the server wait.
+# How many received messages are kept until they are read. While there are as many, no further one is taken
+# from gRPC, whose flow control then makes the server wait.
 INBOX = 2
 _LONGEST_CALL_S = 365 * 86_400.0
 
@@ -48,7 +48,7 @@ class Stubs:
 
 
 def _seconds(operation: Call | Open) -> float:
-    """Returns the time limit of a call, cut to what gRPC can count: nanoseconds in 64 bits."""
+    """Returns the time limit of a call, at most what gRPC can represent: nanoseconds in 64 bits."""
     return min(operation.timeout, _LONGEST_CALL_S)
 
 
@@ -77,7 +77,7 @@ class Transport:
             return cast(BlockingStream, operation.stream).read()
         except grpc.RpcError as error:
             failure = to_error(cast(grpc.Call, error), self._endpoint.address)
-            # One error, one traceback: all that gRPC knows of it is in this one.
+            # Without a cause: this error holds all that gRPC says.
             raise self._endpoint.explained(failure) from None
 
     def close(self) -> None:
@@ -102,8 +102,9 @@ def _channel(endpoint: Endpoint) -> grpc.Channel:
 class BlockingStream:
     """Reads a gRPC stream in a thread of its own.
 
-    Ctrl-C may hit the main thread anywhere. Within gRPC it can leave a call half made, and closing the
-    channel then waits for that call for ever. Here it can only hit the wait for the inbox.
+    Ctrl-C interrupts the main thread anywhere. Inside gRPC it can leave a call half made, and closing the
+    channel would then wait for that call for ever. With this thread it only interrupts the wait for the
+    inbox.
 
     Args:
         start: makes the call; called at the first `read`, so that a stream that is never read costs nothing.
@@ -119,7 +120,7 @@ class BlockingStream:
         self._started = False
 
     def read(self) -> Any:
-        """The next message, None after the last; whatever the call raises, this raises."""
+        """Returns the next message, None after the last. Raises what the call raises."""
         if not self._started:
             self._started = True
             self._thread.start()
@@ -170,7 +171,7 @@ class AsyncStream:
         self._call = call
 
     async def read(self) -> Any:
-        """The next message, None after the last. Raises ServerFault for one that cannot be read."""
+        """Returns the next message, None after the last. Raises ServerFault for one that cannot be read."""
         message = await self._call.read()
         return None if message is aio.EOF else _readable(message)
 
@@ -209,7 +210,7 @@ class AsyncTransport:
             failure: Exception = to_error(cast(grpc.Call, error), self._endpoint.address)
             if type(failure) is Unavailable:  # in a thread: it may look at the server
                 failure = await asyncio.to_thread(self._endpoint.explained, failure)
-            # One error, one traceback: all that gRPC knows of it is in this one.
+            # Without a cause: this error holds all that gRPC says.
             raise failure from None
         except asyncio.CancelledError:
             self._check_cancelled()
@@ -242,7 +243,7 @@ class AsyncTransport:
         return self._stubs
 
     def _check_cancelled(self) -> None:
-        """A client that closes cancels its calls. That is no reason for their tasks to look cancelled."""
+        """Raises RuntimeError if a call was cancelled because the client was closed."""
         task = asyncio.current_task()
         if self._closed and task is not None and not task.cancelling():
             raise RuntimeError("this client is closed") from None

@@ -1,4 +1,4 @@
-"""The client for asyncio: the classes of the blocking client once more, with ``await``."""
+"""The client for asyncio: the same classes as those of the blocking client, with ``await``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Decodes artifacts, the results of jobs, from the bytes that a server sends.
 
 An artifact of a known kind is a safetensors file. Its metadata has one key, ``artifact``: a JSON object, here
-called the layout, that says what the arrays mean. A server is not believed further than it has to be: every
-array must have the type, the length and the values that the layout implies.
+called the layout, that says what the arrays mean. Servers are not trusted: every array must have the type,
+the length and the values that the layout implies.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from pahq_client.scores import EdgeScores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Of one artifact: twenty million edges, or the verdicts on ten million.
+# The largest artifact: scores of twenty million edges, or verdicts on ten million.
 MOST_BYTES = 256 << 20
-# Of an artifact that comes with its prompts: more than a request could have brought.
+# The most prompts of an artifact: more than a request can hold.
 MOST_PROMPT_BYTES = 64 << 20
-# Of messages that bring nothing: a server could send them for ever.
+# How many empty messages are accepted, which a server could send for ever.
 MOST_EMPTY_MESSAGES = 1000
 
 
@@ -38,7 +38,7 @@ class Artifact(WithProvenance):
 
     Args:
         kind: says how ``data`` is to be read.
-        version: of the kind's format.
+        version: version of the kind's format.
         data: the bytes, as the server stores them.
         provenance: as that of a `Circuit`.
         partial: whether the job was cancelled or failed before its end.
@@ -126,9 +126,9 @@ def decode(
 
     Args:
         kind: ``circuit`` or ``edge_scores``; another one gives an `Artifact` with the bytes as they are.
-        version: of the kind's format.
+        version: version of the kind's format.
         data: the bytes of the artifact.
-        provenance: with the keys ``request`` and ``run``.
+        provenance: an object with the keys ``request`` and ``run``.
         partial: whether the job did not come to its end.
 
     Raises:
@@ -198,7 +198,7 @@ def _graph(layout: JsonObject) -> Graph:
 
 
 def _metric(layout: JsonObject, names: Sequence[str], partial: bool) -> tuple[str, list[float]]:
-    """The metric's name and some of its values; of a partial result they may be null, which gives NaN."""
+    """Returns the metric's name and some of its values. For a partial result they may be null: NaN here."""
     metric = layout.object("metric")
     read = metric.optional_number if partial else metric.number
     return responses.text(metric.get("name", str)), [read(name) for name in names]

@@ -18,11 +18,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class UnknownArgument(InvalidRequest, TypeError):
-    """A function has no argument of this name, which is ``field``; a TypeError, too, as Python has it."""
+    """A function has no argument of the name ``field``. Also a TypeError, which Python would raise."""
 
 
 def known_arguments(function: F) -> F:
-    """Makes a function refuse keyword arguments that it has not, with the one that was probably meant.
+    """Decorates a function to refuse unknown keyword arguments, and to suggest the one that was meant.
 
     Raises (the function):
         UnknownArgument: it has no argument of a name.

@@ -1,4 +1,4 @@
-"""A circuit: the edges that a job kept, how it came to keep them, and comparisons of circuits."""
+"""A circuit: the edges that a job kept, the verdicts that led to them, and comparisons of circuits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Circuit(WithProvenance):
     Args:
         edges: kept edges in order of decision.
         graph: the graph that they belong to.
-        metric: of the circuit, the full model and the empty circuit.
+        metric: metric of the circuit, the full model and the empty circuit.
         num_evaluations: tested edges plus tested gates.
         num_edges_total: edges of the graph.
         gates_kept: receivers whose gate was tested and kept, in order of decision.
@@ -34,7 +34,7 @@ class Circuit(WithProvenance):
             policy, version); ``run`` is what happened this time (model name, task, times, hardware, counts,
             warnings and, on request, prompts).
         extra: unknown keys of the file that the circuit was loaded from.
-        partial: whether the job was cancelled or failed before its end. Edges that it had not come to are
+        partial: whether the job was cancelled or failed before its end. Edges that it had not tested yet are
             then still in the circuit, after those that it had decided to keep; see `undecided`.
     """
 
@@ -54,7 +54,7 @@ class Circuit(WithProvenance):
         """Reads a circuit file.
 
         Args:
-            path: of the file.
+            path: path of the file.
             allow_partial: whether to read the partial circuit of a job that did not come to its end.
 
         Raises:
@@ -114,13 +114,13 @@ class Circuit(WithProvenance):
 
     @property
     def removed_without_test(self) -> int:
-        """How many edges went without an evaluation of their own: cut by a gate, or into a dead node."""
+        """How many edges were removed without a test of their own: by a gate, or with a dead node."""
         tested = sum(not verdict.gate for verdict in self.verdicts)
         return self.num_edges_total - tested - len(self.undecided)
 
     @property
     def undecided(self) -> tuple[Edge, ...]:
-        """The edges of a partial circuit that the job had not come to; none of a whole circuit."""
+        """The edges of a partial circuit that the job had not tested yet; none for a whole circuit."""
         if not self.partial:
             return ()
         decided = {verdict.subject for verdict in self.verdicts if not verdict.gate}
@@ -190,9 +190,9 @@ class Comparison:
     """Names of edges, for example ``a0.h1->a5.h5<q>``, each in the order of its circuit.
 
     Args:
-        shared: in both, in the order of ``a``.
-        only_a: in ``a`` only.
-        only_b: in ``b`` only.
+        shared: edges of both circuits, in the order of ``a``.
+        only_a: edges of ``a`` only.
+        only_b: edges of ``b`` only.
     """
 
     shared: tuple[str, ...]
@@ -210,9 +210,9 @@ def check_same_model(circuit: Circuit, graph: Graph, revision: str) -> None:
     """Refuses a circuit that was found in another model, where edges of the same names do other things.
 
     Args:
-        circuit: to be measured.
-        graph: of the model that it is to be measured on.
-        revision: of that model; empty if unknown, like that of a circuit without provenance.
+        circuit: the circuit that is to be measured.
+        graph: graph of the model that it is to be measured on.
+        revision: revision of that model; empty if unknown.
 
     Raises:
         OtherModel: the circuit was found in another model.

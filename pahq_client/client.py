@@ -38,9 +38,9 @@ from pahq_client.retries import Backoff
 from pahq_client.session import Session, SessionCalls
 from pahq_client.task import TaskLike
 
-# An interrupted user waits this long at most for the job to be cancelled.
+# How long an interrupted user waits at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
-# Of an evaluation and of opening a session, waiting for their turn included.
+# Time limit of an evaluation and of opening a session, which includes waiting for their turn.
 EVALUATE_SECONDS = 3600.0
 MOST_PER_PAGE = 1000
 MOST_EMPTY_PAGES = 100
@@ -79,7 +79,7 @@ class Client(ClientBase):
 
     Args:
         address: HOST:PORT; None for $PAHQ_SERVER.
-        token: where the server asks for one; without TLS it is sent to this machine only. None for
+        token: for a server that asks for one; without TLS it is sent to this machine only. None for
             $PAHQ_TOKEN, if it is set.
         tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds that a short call may take, all of its tries together.
@@ -119,7 +119,8 @@ class Client(ClientBase):
         Args:
             model: name of a served model.
             texts: one text, or at most 1000.
-            prompt: that the texts would answer, which may decide which token they are; None for none.
+            prompt: the prompt that the texts would answer, which may decide which token they are; None for
+                none.
             special_tokens: whether the tokens of prompts include those that the tokenizer puts around each by
                 itself, as they do in tasks.
 
@@ -205,7 +206,7 @@ class Client(ClientBase):
             kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
             precision: name of a precision policy.
             include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
-            parameters: of methods without arguments of their own, by name.
+            parameters: parameters of a method without arguments of its own, by name.
 
         Raises:
             InvalidRequest: an argument is wrong.
@@ -247,7 +248,7 @@ class Client(ClientBase):
             kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
             precision: name of a precision policy.
             include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
-            parameters: of methods without arguments of their own, by name.
+            parameters: parameters of a method without arguments of its own, by name.
 
         Raises:
             InvalidRequest: an argument is wrong.
@@ -298,7 +299,7 @@ class Client(ClientBase):
             include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
             timeout: seconds for all of it.
             progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
-            parameters: of methods without arguments of their own, by name.
+            parameters: parameters of a method without arguments of its own, by name.
         """
         request = JobRequest(
             *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
@@ -342,7 +343,7 @@ class Client(ClientBase):
 
     @known_arguments
     def jobs(self, limit: int | None = None) -> list[JobHandle]:
-        """Lists the jobs of this user, newest first, at most so many. Each knows its `latest` state.
+        """Lists the jobs of this user, newest first, at most ``limit``. Each knows its `latest` state.
 
         Raises:
             InvalidRequest: the limit is negative or no integer.
@@ -471,7 +472,7 @@ class ServerCalls:
 
     def _cancel(self, job: JobCalls | None, request: pb.CreateJobRequest) -> Steps[None]:
         try:
-            # Interrupted before the name came back: ask for it again, or the job could not be cancelled.
+            # Interrupted before the answer came: the same request again gives the name of the job.
             job = job or (yield from self._create(request, CANCEL_SECONDS))
             yield from job.cancel(CANCEL_SECONDS)
         except PahqError:
@@ -479,13 +480,11 @@ class ServerCalls:
 
 
 def _leaves_it_running(error: BaseException, job: JobCalls | None) -> bool:
-    """Whether the job would go on although its caller stops waiting, and can be cancelled."""
+    """Whether the job may go on although its caller stops waiting, so that it is to be cancelled."""
     if isinstance(error, GeneratorExit):  # operations are not performed any more
         return False
-    if (
-        isinstance(error, DeadlineExceeded) and job is None
-    ):  # the server may have it, under a name unknown here
-        return True
+    if isinstance(error, DeadlineExceeded) and job is None:
+        return True  # the server may have created the job, under a name that is unknown here
     if isinstance(error, PahqError):
         return job is not None and not isinstance(error, Unavailable | JobFailed | JobCancelled)
     return True

@@ -19,13 +19,13 @@ from pahq import __version__
 from pahq_client import checks
 from pahq_client.errors import InvalidRequest, Unavailable
 
-# Variables of the environment: what holds where an argument is left out.
+# Environment variables with the defaults of arguments.
 SERVER, TOKEN = "PAHQ_SERVER", "PAHQ_TOKEN"
 RECEIVE_BYTES = 16 << 20
 
 
 class Endpoint:
-    """A server's address with all that calls to it have in common.
+    """A server's address, token and encryption.
 
     Args:
         address: HOST:PORT; None for $PAHQ_SERVER.
@@ -52,9 +52,9 @@ class Endpoint:
         self._tls = tls
 
     def explained(self, error: Exception) -> Exception:
-        """The error of a call, or one that says more of it: that encryption is the reason, and what to do.
+        """Returns the error of a call, or one that explains it, if encryption is the reason.
 
-        May look at the server, which takes some seconds at most.
+        May connect to the server to find out, which takes some seconds at most.
         """
         if type(error) is not Unavailable or error.explanation or self.address.startswith("unix:"):
             return error
@@ -62,10 +62,10 @@ class Endpoint:
         return Unavailable(error.address, error.detail, explanation) if explanation else error
 
     def channel_options(self) -> list[tuple[str, int | str]]:
-        """For gRPC."""
+        """Returns the options of a gRPC channel."""
         return [
             ("grpc.max_receive_message_length", RECEIVE_BYTES),
-            # What comes compressed could be anything when unpacked; servers of this kind send nothing so.
+            # A compressed message could have any size when unpacked; PAHQ servers do not compress.
             ("grpc.compression_enabled_algorithms_bitset", 1),  # a set, with "none" in it alone
             ("grpc.primary_user_agent", f"pahq/{__version__}"),
             # Reconnects are paced by Backoff; gRPC's own pauses (up to two minutes) would swallow its tries.
@@ -156,11 +156,11 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-# Encryption: files, and what is wrong where no connection comes about.
+# Encryption: certificate files, and explanations of failed connections.
 
-# Seconds that a look at the server may take, after a call to it has failed.
+# Seconds that connecting to a server may take, to find out why a call failed.
 LOOK_S = 2.0
-# In gRPC's words for a connection that ended before anything was said over it.
+# gRPC's texts for a connection that ended before any message.
 _CUT_SHORT = ("Socket closed", "reset by peer", "SETTINGS", "handshake", "Broken pipe", "End of TCP stream")
 
 
@@ -180,7 +180,7 @@ class TlsConfig:
 
 
 def credentials(tls: object) -> grpc.ChannelCredentials | None:
-    """What a channel needs; None for plaintext.
+    """Returns the credentials for a channel; None for plaintext.
 
     Args:
         tls: None or False for plaintext, True to trust public authorities, or a TlsConfig.
@@ -214,7 +214,7 @@ def _pem(field: str, path: str | None) -> bytes | None:
 
 
 def _check(tls: TlsConfig) -> None:
-    """Raises InvalidRequest for files of which gRPC would only say that it cannot use them, and not which."""
+    """Raises InvalidRequest for files that cannot be used; gRPC would not say which of them is wrong."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if tls.ca is not None:
         try:
@@ -234,14 +234,14 @@ def _check(tls: TlsConfig) -> None:
 
 
 def explain(address: str, tls: bool | TlsConfig | None, detail: str) -> str:
-    """Why an encrypted connection did not come about, or one in plaintext to a server that encrypts.
+    """Says whether a connection failed because of encryption, and what to do.
 
-    May look at the server, for up to `LOOK_S` seconds.
+    May connect to the server, for up to `LOOK_S` seconds.
 
     Args:
-        address: of the server.
-        tls: as it was called.
-        detail: what gRPC says of the failed call.
+        address: address of the server.
+        tls: as in `Endpoint`.
+        detail: gRPC's text of the failed call.
 
     Returns:
         What is wrong and what to do; empty if encryption is not known to be the reason.
@@ -260,7 +260,7 @@ def explain(address: str, tls: bool | TlsConfig | None, detail: str) -> str:
 
 
 def _of_verdict(address: str, tls: bool | TlsConfig, detail: str) -> str:
-    """What this side found wrong with the server; gRPC's core quotes BoringSSL."""
+    """Explains what this side found wrong with the server; gRPC's text quotes BoringSSL."""
     if "WRONG_VERSION_NUMBER" in detail or "HTTP_REQUEST" in detail:
         return (
             f"the server at {address} does not encrypt its connections: leave out tls= "
@@ -289,9 +289,9 @@ def _of_verdict(address: str, tls: bool | TlsConfig, detail: str) -> str:
 
 
 def _encrypts(address: str) -> bool:
-    """Whether the server answers the beginning of TLS in kind."""
+    """Whether the server answers a TLS handshake."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent over it
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent over the connection
     try:
         with _connected(address, context):
             return True
@@ -302,7 +302,7 @@ def _encrypts(address: str) -> bool:
 
 
 def _of_refusal(address: str, tls: bool | TlsConfig) -> str:
-    """What the server has against this client's certificate, or its lack."""
+    """Explains that the server does not accept this client's certificate, or needs one; empty otherwise."""
     own = tls if isinstance(tls, TlsConfig) else TlsConfig()
     if not _turns_away(address, own):
         return ""
@@ -319,9 +319,9 @@ def _of_refusal(address: str, tls: bool | TlsConfig) -> str:
 
 
 def _turns_away(address: str, own: TlsConfig) -> bool:
-    """Whether a server that encrypts says nothing, where it should begin with its settings."""
+    """Whether the server ends an encrypted connection at once, instead of sending its HTTP/2 settings."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Nothing is sent over it, and that the server is who it should be was found before.
+    # Nothing is sent over the connection, and gRPC has verified the server before.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         if own.cert is not None:
@@ -333,7 +333,7 @@ def _turns_away(address: str, own: TlsConfig) -> bool:
         return False
     with connection:
         try:
-            # With TLS 1.3 a client's certificate is looked at when its handshake is over.
+            # With TLS 1.3 a server checks the client's certificate after the client's handshake is over.
             return connection.recv(1) == b""
         except TimeoutError:
             return False
@@ -342,7 +342,7 @@ def _turns_away(address: str, own: TlsConfig) -> bool:
 
 
 def _connected(address: str, context: ssl.SSLContext) -> ssl.SSLSocket:
-    """Raises OSError, of which ssl.SSLError is a kind, and ValueError for what is no host and port."""
+    """Connects. Raises OSError, which includes ssl.SSLError, and ValueError for a wrong host or port."""
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     context.set_alpn_protocols(["h2"])

@@ -1,4 +1,4 @@
-"""`discover`: the whole client in one call, with a server of its own if none is named."""
+"""`discover`: runs a job in one call, on an embedded server if none is named."""
 
 from __future__ import annotations
 
@@ -57,21 +57,21 @@ def discover(
             they hold the name of a built-in task, the number of prompts and a hash.
         server: HOST:PORT; None for $PAHQ_SERVER, else for an embedded server, started for this call on
             this machine (needs ``pip install 'pahq[server]'``).
-        token: where the server asks for one; None for $PAHQ_TOKEN, if it is set.
+        token: for a server that asks for one; None for $PAHQ_TOKEN, if it is set.
         tls: None for plaintext, True to trust public authorities, or a TlsConfig.
-        timeout: seconds for all of it.
+        timeout: seconds for the whole call, including the start of an embedded server; None for no limit.
         progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
-        parameters: of methods without arguments of their own, by name.
+        parameters: parameters of a method without arguments of its own, by name.
 
     Raises:
         InvalidRequest: an argument is wrong.
         NotFound: the server does not serve the model.
         JobFailed: the job ended without a result, for example because the metric is not finite.
         JobCancelled: somebody else stopped the job.
-        TimeoutError: it took longer than ``timeout``. The job is cancelled, too, as nothing else knows
-            of it; so it is on Ctrl-C. To let it outlive the wait, use `Client.submit`.
-        Unavailable: there is no server, or it went away and stayed away.
-        PahqError: others of its kind concern access, limits and versions.
+        TimeoutError: it took longer than ``timeout``. The job is cancelled, as it is on Ctrl-C, because
+            nobody else knows its name. To let a job outlive the wait, use `Client.submit`.
+        Unavailable: there is no server, or it went away and did not come back.
+        PahqError: its other subclasses concern access, limits and versions.
     """
     deadline = Deadline.after(timeout)
     with connect(model, server, token, tls, deadline) as (client, name):

@@ -21,7 +21,7 @@ from pahq_client.errors import InvalidRequest, NoEmbeddedServer, NotFound
 from pahq_client.retries import Deadline
 
 DEMO = "demo"
-# Short names that people use, and whose they are on the hub.
+# Short names of models that people use, and their owners on the hub.
 _HUB_OWNERS = (
     (r"gpt2(-medium|-large|-xl)?", "openai-community"),
     (r"distilgpt2", "distilbert"),
@@ -66,7 +66,7 @@ def check_served(name: str) -> None:
     """Refuses a model that an embedded server would not have, before one is started.
 
     Args:
-        name: of a model for which nothing is to be loaded.
+        name: name of a model for which nothing is to be loaded.
 
     Raises:
         NotFound: it is not the demo model; the error says what may have been meant.
@@ -155,13 +155,13 @@ class EmbeddedServer:
             except queue.Empty:
                 raise TimeoutError("the embedded server was not ready in time") from None
             if line is None:
-                raise self._stillborn()
+                raise self._start_error()
             match = _READY.search(line)
             if match is not None:
                 return match[1]
 
-    def _stillborn(self) -> NoEmbeddedServer:
-        """The reason is usually the last line of the log; the rest goes along as a note."""
+    def _start_error(self) -> NoEmbeddedServer:
+        """Returns the error with the last line of the log, usually the reason, and the rest as a note."""
         log = self._tail()
         reason = log.splitlines()[-1] if log else "it said nothing"
         error = NoEmbeddedServer("embedded", f"the embedded server did not start: {reason}")
@@ -184,7 +184,7 @@ class EmbeddedServer:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Asks the server to stop by closing its input, then makes sure of it."""
+    """Asks the server to stop by closing its input, and kills it if it does not."""
     assert process.stdin is not None
     try:
         with suppress(OSError):

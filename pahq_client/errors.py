@@ -1,18 +1,18 @@
-"""Everything that can go wrong, as one tree.
+"""The errors of this package, as one tree.
 
 PahqError
  ├─ InvalidRequest       an argument is wrong; carries its field and what is wrong with it
  │   ├─ InvalidCircuitFile  a file is not a circuit file that this version can read
  │   └─ OtherModel          a circuit of one model is to be measured on another
- ├─ NotFound             the server knows nothing by this name
- ├─ Conflict             the state of the thing forbids the call
+ ├─ NotFound             the server has nothing of this name
+ ├─ Conflict             the state of the job or session forbids the call
  │   └─ AlreadyExists       the request id was used with another request
  ├─ ResourceExhausted    a limit is reached; carries when to try again
  │   ├─ QuotaExceeded       a limit of this user's own; carries its name
  │   └─ RateLimited         this user's calls come too fast, and there is no time to wait
  ├─ Unavailable          nothing answers at the address
- │   ├─ DeadlineExceeded    it does, or did, but not in time
- │   ├─ StorageUnavailable  it does, but cannot write or read what it must keep
+ │   ├─ DeadlineExceeded    the server did not answer in time
+ │   ├─ StorageUnavailable  the server cannot write or read its database
  │   └─ NoEmbeddedServer    no server was named and none can be started here
  ├─ VersionMismatch      client and server do not fit together; carries both versions
  ├─ Unauthenticated      the server wants a token, or another one
@@ -74,8 +74,7 @@ class OtherModel(InvalidRequest):
     def __init__(self, circuit: str, model: str, detail: str = "") -> None:
         detail = detail or (
             f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
-            "on "
-            "the model that it was found in, or allow another model if you mean to"
+            "on the model that it was found in, or allow another model if you mean to"
         )
         super().__init__("circuit", detail)
         self.args = (circuit, model, detail)
@@ -83,7 +82,7 @@ class OtherModel(InvalidRequest):
 
 
 class NotFound(PahqError):
-    """The server knows nothing by this name.
+    """The server has nothing of this name.
 
     Args:
         name: the name.
@@ -100,7 +99,7 @@ class NotFound(PahqError):
 
 
 class Conflict(PahqError):
-    """The state of the thing forbids the call, for example deleting a job that runs."""
+    """The state of the job or session forbids the call, for example deleting a job that runs."""
 
 
 class AlreadyExists(Conflict):
@@ -185,7 +184,7 @@ class StorageUnavailable(Unavailable):
     """The server cannot write or read what it must keep, for example because its disk is full.
 
     Args:
-        address: of the server.
+        address: address of the server.
         detail: what happened.
         damaged: whether what it wrote is damaged, so that trying again is of no use.
     """
@@ -239,7 +238,7 @@ class JobFailed(PahqError):
 
     Args:
         message: why.
-        name: of the job; empty for an evaluation.
+        name: name of the job; empty for an evaluation.
     """
 
     def __init__(self, message: str, name: str = "") -> None:
@@ -255,7 +254,7 @@ class JobCancelled(PahqError):
     """The job was stopped on request.
 
     Args:
-        name: of the job.
+        name: name of the job.
     """
 
     def __init__(self, name: str) -> None:
@@ -271,17 +270,17 @@ class ServerFault(PahqError):
 
 
 class PahqWarning(PahqError, UserWarning):
-    """Something about an answer may mislead; the text says what it means and what to do.
+    """Something about a result may mislead; the text says what it means and what to do.
 
-    Each answer gives its warnings once. They are shown and not raised, unless `warnings.filterwarnings` says
-    otherwise.
+    Each warning of a result is shown once. They are shown and not raised, unless `warnings.filterwarnings`
+    says otherwise.
     """
 
 
 _PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
-# Python shows equal texts from one line of a program only once, as if another answer could not have the same
-# fault. Appended: whatever filter a program sets comes first.
+# By default Python shows equal warnings from one line of a program only once, but each result is to show its
+# own. The filter is appended, so that filters that a program sets come first.
 warnings.filterwarnings("always", category=PahqWarning, append=True)
 
 

@@ -71,7 +71,7 @@ class Progress:
 
     @property
     def work(self) -> int:
-        """What speed is measured by: evaluations if they are counted, else units that are done."""
+        """What speed is computed from: evaluations if they are reported, else units that are done."""
         return self.evaluations if "evaluations" in self.figures else self.done
 
 
@@ -88,12 +88,12 @@ class _WithProgress:
 
     @property
     def decided(self) -> int:
-        """How many units are done: of a circuit discovery, edges whose fate is known."""
+        """How many units of work are done; of ACDC, edges that are kept or removed for good."""
         return self.progress.done
 
     @property
     def total(self) -> int:
-        """How many units there are: of a circuit discovery, edges of the graph. 0 when unknown."""
+        """How many units of work there are; of ACDC, edges of the graph. 0 when unknown."""
         return self.progress.total
 
     @property
@@ -164,10 +164,10 @@ class JobInfo(_WithProgress):
         error: why it failed; empty unless it did.
         task: the task in words: the name of a built-in one, and how many prompts it has.
         num_prompts: how many prompts (pairs, if there are corrupted ones) it has; 0 if unknown.
-        artifact: kind of what it gave, for example ``circuit``; empty unless it succeeded.
-        figures: figures of what it gave, by name; empty unless it succeeded. Of a circuit these are
+        artifact: kind of its artifact, for example ``circuit``; empty unless it succeeded.
+        figures: numbers of its artifact, by name; empty unless it succeeded. Those of a circuit are
             ``metric``, ``metric_full`` and ``metric_empty``.
-        warnings: what may mislead about the answer, as far as it is known by now, each with what to do.
+        warnings: what may mislead about the result, as far as it is known by now, each with what to do.
     """
 
     name: str
@@ -194,7 +194,7 @@ class JobInfo(_WithProgress):
     def metric_value(self) -> float | None:
         """The metric of the circuit that was found, or of the circuit so far; None when unknown.
 
-        A method may report another metric while it runs: a sweep over single edges measures the full model.
+        While it runs, ``single_edge`` reports the metric of the full model instead.
         """
         return self.figures.get("metric", self.progress.figures.get("metric"))
 

@@ -1,4 +1,4 @@
-"""Reading and writing files: nothing endless is read, nothing half is left, no device is replaced."""
+"""Reads files of a limited size, and writes files whole or not at all, without replacing devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if sys.platform != "win32":
 
 PathLike = str | os.PathLike[str]
 
-# Of a circuit or a task. Large graphs give files of some hundred megabytes.
+# The largest file of a circuit or a task. Large graphs give files of some hundred megabytes.
 MOST_BYTES = 1 << 30
 _MOST_LINKS = 40  # as many as Linux follows
 _OPEN_FILES = re.compile(r"/proc/(?:\d+|self|thread-self)/(?:task/\d+/)?fd|/dev/fd")
@@ -42,7 +42,7 @@ def read(path: PathLike) -> bytes:
 
 
 def check_target(field: str, path: PathLike) -> None:
-    """Finds out, before the work, whether `write` could write there. Leaves nothing behind.
+    """Checks, before the work, whether `write` could write to a path. Leaves nothing behind.
 
     Raises:
         InvalidRequest: it could not; the error says why.
@@ -55,7 +55,7 @@ def check_target(field: str, path: PathLike) -> None:
 
 
 def same_target(a: PathLike, b: PathLike) -> bool:
-    """Whether one of two files would be written over the other. Devices and pipes take what comes."""
+    """Whether two paths lead to one regular file, which would be written twice."""
     if _in_place(os.fspath(a)) is not None or _in_place(os.fspath(b)) is not None:
         return False
     return os.path.realpath(a) == os.path.realpath(b)

@@ -1,4 +1,4 @@
-"""Text for people: numbers, times and jobs in words, and strings of others made safe to print.
+"""Text for people: numbers, times and jobs in words, and foreign text made safe to print.
 
 This module imports nothing of the package at run time, so that every other module can use it.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pahq_client.events import Event, JobInfo, Progress
 
-# Longer texts of others are cut off: an error message is no place for a megabyte.
+# In characters; a longer text is cut off.
 _LONGEST = 4000
 
 

@@ -19,21 +19,18 @@ from pahq_client.errors import InvalidRequest
 
 Extra: TypeAlias = tuple[tuple[str, Any], ...]
 
-# At most six digits, and no zero before others: one node has one name, and a number without end is no layer.
+# Without leading zeros, so that a node has one name only, and short, since Python refuses very long numbers.
 _NUMBER = r"(?:0|[1-9]\d{0,5})"
-_SENDER = re.compile(rf"input|a(?P<al>{_NUMBER})\.h(?P<head>{_NUMBER})|m(?P<ml>{_NUMBER})", re.ASCII)
-_RECEIVER = re.compile(
-    rf"a(?P<al>{_NUMBER})\.(?P<letter>[hg])(?P<unit>{_NUMBER})<(?P<kind>[qkv])>|m(?P<ml>{_NUMBER})|logits",
-    re.ASCII,
-)
+_SENDER = re.compile(rf"input|a{_NUMBER}\.h{_NUMBER}|m{_NUMBER}", re.ASCII)
+_RECEIVER = re.compile(rf"a{_NUMBER}\.[hg]{_NUMBER}<[qkv]>|m{_NUMBER}|logits", re.ASCII)
 
-# Of names in files: Python refuses to read very long numbers.
+# A head, with any number of digits that Python reads.
 _HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})", re.ASCII)
 
-# Of layers, heads and key/value heads. Far beyond any model; what is larger comes from damage or malice, and
-# would take more memory than there is before it was noticed.
+# The most layers, heads or key/value heads, far beyond any model. Larger numbers come from damage or malice,
+# and could take all memory.
 MOST_UNITS = 10_000
-# Edges of a graph that are listed here, some gigabytes of names. A server still works with larger graphs.
+# The most edges of a graph that are listed, which takes some gigabytes. Servers also work with larger graphs.
 MOST_LISTED = 20_000_000
 
 
@@ -76,11 +73,11 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of one evaluation.
+    """The outcome of one test of an edge or a gate.
 
     Args:
         subject: the edge, or for a gate the receiver.
-        delta: metric of the candidate minus metric of the circuit so far.
+        delta: how much the metric changed when the edge or the gate was removed; positive is worse.
         kept: whether it stays.
         gate: whether all incoming edges of one receiver were tested at once.
     """
@@ -139,45 +136,6 @@ class Graph:
                 edges += senders if self.parallel else senders + self.heads
             senders += self.heads + self.mlps
         return edges + senders
-
-    def has_edge(self, source: str, target: str) -> bool:
-        """Whether the full graph has an edge from this sender to this receiver."""
-        sender, receiver = _SENDER.fullmatch(source), _RECEIVER.fullmatch(target)
-        if sender is None or receiver is None:
-            return False
-        start, end = self._sender_moment(sender), self._receiver_moment(receiver)
-        return start is not None and end is not None and start < end
-
-    def has_receiver(self, name: str) -> bool:
-        """Whether the full graph has this receiver."""
-        receiver = _RECEIVER.fullmatch(name)
-        return receiver is not None and self._receiver_moment(receiver) is not None
-
-    def _sender_moment(self, match: re.Match[str]) -> tuple[int, int] | None:
-        """Layer and moment in it at which a sender writes: 0 before, 1 with and 2 after attention.
-
-        None if the graph has no such sender.
-        """
-        if match["head"] is not None:
-            layer, known = int(match["al"]), int(match["head"]) < self.heads
-            return (layer, 1) if known and layer < self.layers else None
-        if match["ml"] is not None:
-            layer = int(match["ml"])
-            return (layer, 2) if self.mlps and layer < self.layers else None
-        return -1, 0
-
-    def _receiver_moment(self, match: re.Match[str]) -> tuple[int, int] | None:
-        """Layer and moment in it before which its senders have written; None if there is no such receiver."""
-        if match["unit"] is not None:
-            layer, unit = int(match["al"]), int(match["unit"])
-            units = {(kind, letter): count for kind, letter, count in self._attention_units()}
-            known = unit < units.get((match["kind"], match["letter"]), 0)
-            return (layer, 0) if known and layer < self.layers else None
-        if match["ml"] is not None:
-            layer = int(match["ml"])
-            # Beside parallel attention, an MLP reads what came before the layer.
-            return (layer, 0 if self.parallel else 2) if self.mlps and layer < self.layers else None
-        return self.layers, 0
 
     def group_heads(self, group: int) -> range:
         """The query heads that a key/value head feeds."""
@@ -246,10 +204,10 @@ class CircuitMetric:
     """A metric, measured on the circuit, the full model and the empty circuit. Lower is better.
 
     Args:
-        name: of the metric, for example ``kl_divergence``.
-        value: of the circuit.
-        full: of the full model.
-        empty: of the empty circuit, in which every edge is ablated.
+        name: name of the metric, for example ``kl_divergence``.
+        value: the metric of the circuit.
+        full: the metric of the full model.
+        empty: the metric of the empty circuit, in which every edge is ablated.
 
     A value is NaN where a partial circuit does not know it.
     """

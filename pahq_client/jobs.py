@@ -1,4 +1,4 @@
-"""Jobs on a server, seen from here: watching one, waiting for its result, cancelling and deleting it."""
+"""Handles of jobs on a server: watching a job, waiting for its result, cancelling and deleting it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from pahq_client.events import Event, EventKind, JobInfo, JobState
 from pahq_client.retries import Deadline
 
 ARTIFACT_SECONDS = 600.0
-# Of a short call, even if the caller waits for a moment only: asking takes its time, too.
+# The least time limit of a short call, even if the caller wants to wait for less.
 LEAST_SECONDS = 5.0
-# A stream is opened anew this often, after a short call: so a server that vanished without a word (a cable,
-# a firewall that forgot the connection) is noticed, and no keepalive needs to be agreed on with it.
+# A stream is opened anew this often, after a short call. So a server that vanished silently (a cut cable, a
+# firewall that forgot the connection) is noticed, without a keepalive that both sides would have to agree on.
 STREAM_SECONDS = 300.0
 # A notebook that shows a job waits this long at most for news of it.
 DISPLAY_SECONDS = 2.0
@@ -102,7 +102,7 @@ class JobHandle(JobBase):
             after_sequence: only events with a larger sequence number.
 
         Raises:
-            Unavailable: the server went away and stayed away.
+            Unavailable: the server went away and did not come back.
         """
         watch = self._calls.watch(after_sequence)
         try:
@@ -112,27 +112,26 @@ class JobHandle(JobBase):
             watch.close()
 
     def result(self, timeout: float | None = None, progress: ProgressLike = None) -> AnyArtifact:
-        """Waits for the result: a Circuit; EdgeScores of the method ``eap``.
+        """Waits for the result: a Circuit, or EdgeScores for the method ``eap``.
 
         Args:
             timeout: seconds to wait; None for as long as it takes.
             progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
 
         Raises:
-            TimeoutError: it is not there yet; the job goes on.
-            JobFailed: it ended without a result; `artifact` may have what it had found.
-            JobCancelled: it was stopped; `artifact` may have what it had found.
-            Unavailable: the server went away and stayed away; the job may go on.
+            TimeoutError: the result is not there in time; the job goes on.
+            JobFailed: the job failed; `artifact` may have what it had found.
+            JobCancelled: the job was cancelled; `artifact` may have what it had found.
+            Unavailable: the server went away and did not come back; the job may go on.
         """
         return self._transport.run(self._calls.result(timeout, progress))
 
     def artifact(self) -> AnyArtifact:
-        """Fetches what an ended job gave. Of a cancelled or failed one: what it had found, marked partial.
+        """Fetches the artifact of an ended job; for a cancelled or failed one what it had found, as partial.
 
         Raises:
-            Conflict: the job has not ended.
-            NotFound: there is nothing to fetch: the job had not found anything, or its method keeps nothing
-                before the end.
+            Conflict: the job has not ended, or it was cancelled or failed before it had found anything that
+                its method can give.
         """
         return self._transport.run(self._calls.artifact())
 
@@ -169,7 +168,7 @@ class JobCalls:
     Args:
         caller: makes calls to its server.
         name: resource name.
-        latest: what is known of it.
+        latest: what is known of the job; None if nothing is.
     """
 
     def __init__(self, caller: Caller, name: str, latest: JobInfo | None = None) -> None:
@@ -248,7 +247,7 @@ class Watch:
 
     Args:
         caller: makes calls to the server; pauses between tries start over whenever a new event arrives.
-        name: of the job.
+        name: name of the job.
         after: only events with a larger sequence number.
         deadline: when to give up with TimeoutError.
     """

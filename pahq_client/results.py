@@ -1,4 +1,4 @@
-"""What a server answers apart from circuits and scores: evaluations, estimates, its models, itself."""
+"""Answers of a server other than artifacts: evaluations, estimates, models, and the server itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pahq_client.task import BuiltinTask, Task, task_of
 
 
 class WithProvenance:
-    """Reads the ``provenance`` of what a job found: what was asked for, and what happened in the run.
+    """Reads the ``provenance`` of a result: what was asked for, and what happened in the run.
 
-    A file may hold anything there, so every property copes with values of other types.
+    A file may hold anything in it, so every property copes with values of other types.
     """
 
     provenance: Mapping[str, Any]
@@ -57,9 +57,9 @@ class Evaluation:
 
     Args:
         metric: its name.
-        value: of the circuit.
-        full: of the full model.
-        empty: of the empty circuit.
+        value: the metric of the circuit.
+        full: the metric of the full model.
+        empty: the metric of the empty circuit.
         num_edges_total: edges of the graph.
         model: name of the model that it was measured on.
         ablation, kv_receivers, precision: how it was measured, also where the caller left it open.
@@ -127,7 +127,7 @@ class Model:
     """A served model.
 
     Args:
-        name: to use in requests.
+        name: name to use in requests.
         architecture: for example ``gpt2``.
         revision: SHA-256 over configuration and weights, hexadecimal.
         layers: number of transformer layers.
@@ -184,15 +184,16 @@ class MemoryUsage:
 
     Args:
         page_bytes: size of a page.
-        pages: of the pool.
-        used_pages: that hold something, kept prefixes of prompts included.
-        shared_pages: that more than one owner holds.
-        peak_used_pages: the most that were used at a time.
+        pages: number of pages of the pool.
+        used_pages: number of pages that hold something, including kept prefixes of prompts.
+        shared_pages: number of pages that more than one owner holds.
+        peak_used_pages: the largest number of pages that were used at a time.
         scratch_bytes: memory for the values of one step, beside the pool.
         preemptions: how often values were dropped to make room, to be computed again.
-        head_store_hits, head_store_misses: copies of heads in full precision, beside rounded weights, that
-            were there when they were wanted, and that had to be read.
-        head_store_bytes_moved: of all copies that were read.
+        head_store_hits: how often a full-precision copy of a head, beside rounded weights, was there when it
+            was wanted.
+        head_store_misses: how often such a copy had to be read.
+        head_store_bytes_moved: size of all copies that were read, in bytes.
     """
 
     page_bytes: int
@@ -214,7 +215,7 @@ class Limits:
     Args:
         running_jobs: jobs that are worked on at a time; further ones wait.
         queued_jobs: jobs that wait.
-        prompt_tokens: of all prompts of unfinished jobs.
+        prompt_tokens: tokens of all prompts of unfinished jobs.
         stored_results: results that are kept, and jobs that may still give one.
         requests_per_second: calls, over time.
         burst: calls at once after a pause.
@@ -237,16 +238,16 @@ class ServerInfo:
     """What a server is and can do.
 
     Args:
-        version: of the pahq distribution.
-        device: that the models run on, in words.
+        version: version of the pahq distribution.
+        device: the device that the models run on, in words.
         methods: names of methods that jobs can run.
         metrics: names of metrics.
         ablations: names of ablations.
         precisions: names of precision policies.
         tasks: names of built-in tasks.
         max_message_bytes: largest message that it accepts.
-        memory: of its jobs and sessions; None if it does not tell.
-        limits: of each user.
+        memory: memory of its jobs and sessions; None if it does not tell.
+        limits: limits of each user.
     """
 
     version: str

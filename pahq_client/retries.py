@@ -37,7 +37,7 @@ class Deadline:
         return None if self.at is None else self.within(float("inf"))
 
     def within(self, seconds: float) -> float:
-        """The seconds given, or what is left if that is less; never negative."""
+        """Returns ``seconds``, or the seconds left if these are fewer; never negative."""
         return seconds if self.at is None else max(0.0, min(seconds, self.at - time.monotonic()))
 
 
@@ -45,12 +45,12 @@ class Deadline:
 class Backoff:
     """Pauses between tries: growing, bounded in length and number.
 
-    By default a minute and more in all: servers take their time to start again.
+    By default more than a minute in all, in which a server can restart.
 
     Args:
         attempts: how many tries follow the first one.
-        first_s: about the first wait.
-        most_s: about the longest wait.
+        first_s: about the first pause, in seconds.
+        most_s: about the longest pause, in seconds.
     """
 
     attempts: int = 24

@@ -1,4 +1,4 @@
-"""Scores of single edges, as attribution methods give them."""
+"""Edge scores: the result of attribution methods."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from pahq_client.graph import Edge
 
 SCORE_SECONDS = 24 * 3600.0
 CLOSE_SECONDS = 5.0
-# Of one message: below the limit of any server, and soon on its way.
+# The size of a message, below the limit of every server.
 CHUNK_BYTES = 3 << 20
 
 Edges: TypeAlias = Circuit | Iterable[str | Edge]
@@ -31,17 +31,7 @@ Edges: TypeAlias = Circuit | Iterable[str | Edge]
 
 
 class SessionBase:
-    """A model and a task, kept ready on a server.
-
-    Args:
-        name: resource name.
-        graph: the full graph.
-        num_edges_total: its number of edges.
-        full: the metric of the full model. Lower is better.
-        empty: the metric of the empty circuit.
-        model, metric, ablation, precision: what it measures, and how; kv_receivers are those of the graph.
-        warnings: what may mislead about the scores, each with what to do.
-    """
+    """What the blocking and the asynchronous session have in common; described at `Session`."""
 
     def __init__(self, calls: SessionCalls) -> None:
         self._calls = calls
@@ -53,7 +43,7 @@ class SessionBase:
 
     @property
     def edges(self) -> tuple[str, ...]:
-        """All edges of the base circuit, in the order of `Graph.edge_names`: backwards it is ACDC's."""
+        """All edges of the base circuit, in the order of `Graph.edge_names`, the reverse of ACDC's."""
         return self._calls.edges
 
     def __repr__(self) -> str:
@@ -64,16 +54,16 @@ class Session(SessionBase):
     """A model and a task, kept ready on a server to measure circuits; made by `Client.session`.
 
     A context manager, and safe to use from several threads: calls go one after another. Valid while its
-    client is open. The server closes a session that is not used for some time. Every call may then raise
-    NotFound, and as those of the client Unavailable, ResourceExhausted and ServerFault.
+    client is open. The server closes a session that is not used for some time; every call then raises
+    NotFound. Like those of the client, calls may also raise Unavailable, ResourceExhausted and ServerFault.
 
-    Args:
+    Attributes:
         name: resource name.
-        graph: the full graph.
-        num_edges_total: its number of edges.
+        graph: the full graph, including how key/value heads are treated.
+        num_edges_total: number of edges of the full graph.
         full: the metric of the full model. Lower is better.
         empty: the metric of the empty circuit.
-        model, metric, ablation, precision: what it measures, and how; kv_receivers are those of the graph.
+        model, metric, ablation, precision: what the session was opened with.
         warnings: what may mislead about the scores, each with what to do.
     """
 
@@ -86,7 +76,7 @@ class Session(SessionBase):
         """The metric of every circuit, in order. A circuit is given by all of its edges.
 
         Args:
-            circuits: to measure.
+            circuits: the circuits to measure.
             allow_other_model: whether a Circuit may have been found in another model.
 
         Raises:
@@ -253,6 +243,6 @@ def _check_counts(what: str, server: int, here: int) -> None:
 
 
 def _rename(error: InvalidRequest, field: str, offset: int) -> InvalidRequest:
-    """Renames the field of an error: the caller's list, of which the server has seen a chunk."""
+    """Returns an error with the index in the caller's list: the server has seen only a chunk of that."""
     match = re.match(r"circuits\[(\d+)\]", error.field)
     return InvalidRequest(f"{field}[{offset + int(match[1])}]", error.detail) if match else error

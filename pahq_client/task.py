@@ -20,7 +20,7 @@ class BuiltinTask:
     """A task that the server generates for the tokenizer of the served model.
 
     Args:
-        name: of the generator, for example ``ioi``.
+        name: name of the generator, for example ``ioi``.
         num_prompts: how many prompt pairs.
         seed: the same seed gives the same prompts.
 

@@ -1,4 +1,4 @@
-"""Composes a server of its parts: config, models, engine, jobs, api, telemetry. Runs and ends it."""
+"""Builds a server from its parts (config, models, engine, jobs, api, telemetry), runs it and stops it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def serve(
     ready: Callable[[str], None],
     loaded: Callable[[Sequence[ModelInfo]], None] = lambda models: None,
 ) -> None:
-    """Serves until SIGTERM, SIGINT or, with ``parent_watch``, the end of standard input.
+    """Serves until SIGTERM or SIGINT, or with ``parent_watch`` until standard input ends.
 
     Args:
         config: what to serve, where, and to whom.
@@ -127,13 +127,13 @@ async def _serve(
             engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.config.directory
         )
     )
-    # Models stay until the end. Searching them for garbage would take a tenth of a second and more each time,
-    # in which nobody is answered.
+    # Models stay until the end. Each garbage collection would search them, for a tenth of a second and more
+    # in which no call is answered.
     gc.collect()
     gc.freeze()
     # Before `ready`: whoever reads the address may stop the server at once.
     stop = _stop_event(config.network.parent_watch)
-    # Jobs that an earlier process left are taken up behind an open port: there may be thousands.
+    # Calls are answered before all jobs of an earlier process are resumed: there may be thousands.
     jobs.start(wait=False)
     await api.start()
     resuming = asyncio.create_task(_tell_resumed(jobs, api))
@@ -146,13 +146,13 @@ async def _serve(
         watching.cancel()
     for result in await asyncio.gather(api.stop(GRACE_S), _close(jobs), resuming, return_exceptions=True):
         if isinstance(result, BaseException):
-            # What is stored is stored, and a later process goes on from there.
+            # A later process goes on from what is stored.
             logger.error("a part of the server did not end in good order: %r", result)
             logger.debug("it failed here", exc_info=result)
     engine.stop_tokenizing()
     if broken.is_set():
-        # With a data directory, jobs go on when whatever supervises the process starts it again. Without one
-        # they have failed.
+        # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
+        # failed.
         raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
 
 
@@ -180,7 +180,7 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
     keep_freed_memory(kept_free_bytes(plan.scratch))
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
-    # Only while loading: passes cannot use what is freed between weights that stay.
+    # Only while loading: memory that is freed between weights that stay is of no use to passes.
     hand_back_freed_memory()
     served = {name: _load(name, config, device, plan) for name in config.models.sources}
     keep_freed_memory(kept_free_bytes(plan.scratch))
@@ -188,7 +188,7 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
 
 
 def _plan(config: ServerConfig, device: torch.device) -> Plan:
-    """Says what models and jobs will take; loads nothing. Raises as `serve` does."""
+    """Plans the memory of models and jobs; loads nothing. Raises as `serve` does."""
     models = config.models
     machine = devices.memory_bytes(device) if config.machine_bytes is None else config.machine_bytes
     if models.memory is not None and models.memory > machine:

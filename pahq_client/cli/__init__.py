@@ -12,7 +12,7 @@ from pahq_client.cli.output import warnings_on_stderr
 from pahq_client.cli.parser import make_parser
 from pahq_client.formatting import one_line
 
-# The first that fits decides.
+# The first class that an error is an instance of decides.
 EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (errors.InvalidRequest, 2),
     (errors.NotFound, 2),

@@ -26,7 +26,7 @@ from pahq_client.discover import discover as find
 from pahq_client.errors import InvalidRequest
 from pahq_client.results import Model
 
-# So many digits of a revision are shown.
+# How many digits of a revision are shown.
 SHORT_REVISION = 12
 _MODEL_COLUMNS = (
     *("name", "architecture", "layers", "heads", "width", "context", "parameters", "edges"),

@@ -37,7 +37,8 @@ _COLUMNS = (
     *("model", "task", "method", "threshold", "edges kept", "metric", "faithfulness"),
     *("created", "state"),
 )
-# So many characters of an id are shown in a terminal, and so many at least are needed to find a job by it.
+# How many characters of an id are shown in a terminal, and how many are needed at least to find a job by
+# them.
 _SHOWN_ID, _LEAST_ID = 12, 4
 OPTIONS = ("method", "metric", "ablation", "gates", "kv_receivers", "precision", "include_prompts")
 
@@ -97,7 +98,7 @@ def cancel(arguments: Namespace) -> None:
 
 
 def show(arguments: Namespace) -> None:
-    """Prints a circuit file, or a job: what it gave, or how it stands as long as it gave nothing."""
+    """Prints a circuit file, or a job: its artifact, or how the job stands while it has none."""
     what = files.path_text("NAME_OR_FILE", arguments.what)
     if os.path.exists(what) or not (_NAME.fullmatch(what) or (_ID.fullmatch(what) and arguments.server)):
         circuit = _load(what)

@@ -1,4 +1,4 @@
-"""What the options of several commands mean: the task, and the server to connect to."""
+"""Reads options that several commands have: the task, and the server to connect to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How results are printed: as lines, as tables, or as one JSON document; warnings go to stderr.
+"""Prints results as lines, as tables or as JSON, and warnings on stderr.
 
 Parts of what is printed come from servers and from files, so all of it goes through `put` or `print_json`,
 which escape what a terminal would obey.

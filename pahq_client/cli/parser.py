@@ -1,4 +1,4 @@
-"""The options of ``pahq``. The environment is read here, for defaults."""
+"""Defines the commands and options of ``pahq``. Some defaults come from environment variables."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or w
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints hold nothing that a terminal would obey."""
+    """A parser whose error messages are safe to print on a terminal."""
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser; ``run`` of its result is the function to call with it."""
+    """Returns the parser. ``run`` of a parsed namespace is the function to call with that namespace."""
     parser: argparse.ArgumentParser = _Parser(
         prog="pahq",
         description="Discover circuits of language models on a PAHQ server.",

@@ -1,1 +1,1 @@
-"""How jobs, circuits and scores look: `progress` for what runs, `circuits` for what was found."""
+"""Shows jobs and results to people: `progress` shows jobs, `circuits` circuits and edge scores."""

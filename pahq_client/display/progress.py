@@ -59,7 +59,7 @@ def _bar() -> Iterator[Report]:
         yield report
 
 
-# A browser that gets more is busy drawing.
+# Between two updates of a card: with more, a browser would be busy drawing.
 _SECONDS_BETWEEN = 0.1
 
 
@@ -74,7 +74,7 @@ def find_display() -> Callable[..., Any] | None:
 
 
 class ProgressCard:
-    """What a notebook shows while a job is waited for."""
+    """What a notebook shows while it waits for a job."""
 
     def __init__(self) -> None:
         self._speed = Speed()

@@ -1,4 +1,4 @@
-"""The one place that decides whether a call is admitted, and the configuration that it is built from."""
+"""Admission of calls: `Access` decides which calls may be made, as `AccessConfig` says."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class AccessConfig:
     Args:
         auth: one of `AUTH_MODES`.
         certificate_admins: users with admin rights, for the mode "certificates".
-        limits: of calls.
+        limits: limits of calls.
         tls: files of certificates; None to serve plaintext.
     """
 
@@ -100,7 +100,7 @@ class Access:
 
     Args:
         authenticator: finds the caller of a call; by default everybody is the local user.
-        limits: of calls.
+        limits: limits of calls.
         observer: is told of refusals.
         policy: what every RPC asks of its caller.
     """

@@ -28,7 +28,8 @@ class Credentials:
 
     Args:
         authorization: all values of the ``authorization`` header; exactly one is valid.
-        common_names: of the client certificate that the connection has verified; empty without one.
+        common_names: common names of the client certificate that the connection has verified; empty without
+            one.
         host: address that the call comes from; never the name of a user.
     """
 

@@ -159,9 +159,8 @@ class FailedCallLimiter:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._rate, self._burst, self._clock, self._now = rate, burst, clock, now
-        self._failing: OrderedDict[str, _FailingAddress] = (
-            OrderedDict()
-        )  # the address that called last is last
+        # In the order of their last calls.
+        self._failing: OrderedDict[str, _FailingAddress] = OrderedDict()
         self._log_lines = _Bucket(LINES_BURST, clock())
         self._lines_left_out = 0
 
@@ -215,7 +214,7 @@ class Permits:
     """Permits for calls of known users that are under way: so many in all, and so many for each user.
 
     Args:
-        kind: of the calls, for error messages and as the name of the quota: "calls" or "streams".
+        kind: kind of the calls, for error messages and as the name of the quota: "calls" or "streams".
         total: permits for all users together.
         per_user: permits for one user.
     """
@@ -277,7 +276,7 @@ class AnonymousPermits:
     calls of an address that holds fewer.
 
     Args:
-        kind: of the calls, for error messages and as the name of the quota: "calls" or "streams".
+        kind: kind of the calls, for error messages and as the name of the quota: "calls" or "streams".
         total: permits for all addresses together.
         per_address: permits for one address.
     """

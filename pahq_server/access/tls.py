@@ -48,7 +48,7 @@ class CertificateValidity:
 
     Args:
         option: command line option that names its file, without the dashes.
-        path: of its file.
+        path: path of its file.
         subject: whom it is for, in the form of RFC 4514.
         begin, end: first and last moment, in seconds since the epoch.
     """
@@ -82,8 +82,8 @@ class TlsContents:
 
     Args:
         cert, key, client_ca: the bytes of the files, PEM.
-        server_validity: of the certificates that the server shows; its own is the first.
-        client_validity: of the authorities one of which must have signed a client's certificate.
+        server_validity: validity of the certificates that the server shows; its own is the first.
+        client_validity: validity of the authorities one of which must have signed a client's certificate.
     """
 
     cert: bytes
@@ -110,7 +110,7 @@ def read_tls_files(files: TlsFiles, now: float | None = None) -> TlsContents:
     """Reads certificates and checks that a server can use them.
 
     Args:
-        files: where they are.
+        files: paths of the certificates.
         now: seconds since the epoch; None to ask the clock.
 
     Raises:
@@ -249,7 +249,7 @@ class ExpiryWatch:
     """Writes into the log which certificates have expired or soon will, once a day for each.
 
     Args:
-        validity: of the certificates in use.
+        validity: validity of the certificates in use.
     """
 
     def __init__(self, validity: Sequence[CertificateValidity]) -> None:

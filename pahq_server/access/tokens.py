@@ -106,7 +106,7 @@ class TokenTable:
     """The tokens of one server. All methods may be called from any thread, and raise StorageError.
 
     Args:
-        database: of the server, which may run meanwhile: it reads the table again every second.
+        database: database of the server, which may run meanwhile: it reads the table again every second.
     """
 
     def __init__(self, database: Database) -> None:

@@ -1,4 +1,4 @@
-"""The present call: whose it is, until when somebody waits for it, and the threads that do its work."""
+"""The present call: who makes it, its deadline, and the threads that do its work."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def check_owner(kind: str, name: str) -> None:
     """Checks that a resource belongs to the present caller. Admins may use everybody's.
 
     Args:
-        kind: of the resource, in words: "job" or "session".
-        name: of the resource.
+        kind: kind of the resource, in words: "job" or "session".
+        name: name of the resource.
 
     Raises:
         NotFoundError: it is somebody else's. The error is the same as for a resource that does not exist.
@@ -69,7 +69,7 @@ def check_owner(kind: str, name: str) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """A piece of work of one call: whose it is, whether it may take seconds, and where its result goes."""
+    """A piece of work of one call: its user, whether it may take seconds, and the future of its result."""
 
     user: str
     slow: bool
@@ -78,12 +78,12 @@ class _Work:
 
 
 class FairThreadPool:
-    """Runs the work of calls in a few threads, and lets users take turns, however much one of them asks for.
+    """Runs the work of calls in a few threads, in which users take turns, however much one of them asks for.
 
-    How much can wait is bounded by how many calls are admitted. Work of one user and one kind (slow or not)
-    begins in order. One thread is always left to others: neither one user nor all slow work together may take
-    the last one, and one user's slow work takes half of the threads at most. A pool of one thread has none to
-    reserve; there all work takes turns.
+    The number of admitted calls bounds how much can wait. Work of one user and one kind (slow or not) begins
+    in order. Neither one user nor all slow work together may take the last thread, and one user's slow work
+    takes half of the threads at most. In a pool of one thread, which cannot reserve any, all work takes
+    turns.
 
     Args:
         workers: number of threads.
@@ -107,8 +107,8 @@ class FairThreadPool:
         """Does the work of the present call, unless the call ends before a thread is free.
 
         Args:
-            work: to do; it runs in a copy of the present context.
-            undo: is given the result if the call ends while the work is under way.
+            work: the function to call, in a copy of the present context.
+            undo: called with the result if the call ends while the work is under way.
             slow: whether the work may take seconds, as tokenizing may.
 
         Raises:

@@ -23,8 +23,8 @@ class ConnectionLimits:
     """Bounds of connections.
 
     Args:
-        connections: at the same time; further ones are closed at once. None for as many as the process may
-            have open files, less `RESERVED_FILES`.
+        connections: how many there may be at the same time; further ones are closed at once. None for the
+            number of files that the process may open, less `RESERVED_FILES`.
         idle_s: seconds without a call after which a connection is closed. Clients connect again when needed.
         handshake_s: seconds that a client may take for TLS and the beginning of HTTP/2.
     """

@@ -1,11 +1,11 @@
 """Conversion between protobuf messages and the server's values.
 
-Functions whose name begins with ``read_`` turn a message into a value, and raise InvalidRequestError for what
-a message cannot mean; the error names the field by its path in the request. All others make a message of a
-value.
+Functions whose name begins with ``read_`` turn a message into a value, and raise InvalidRequestError if the
+message has no meaning; the error names the field by its path in the request. All others turn a value into a
+message.
 
-Nothing here knows a single method: in a `JobSpec` the name of the field that is set in the oneof ``method``
-is the method's name, and the fields of its message are the parameters, by name.
+No method is named here. In a `JobSpec`, the name of the field that is set in the oneof ``method`` is the name
+of the method, and the fields of its message are the parameters, by name.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def _message_values(message: Message) -> dict[str, object]:
 def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters) -> dict[str, object]:
     """Returns the parameters of a method without a message. Null leaves a parameter out.
 
-    All numbers of a Struct are floating-point: where the method wants an integer, an integral one becomes
-    that.
+    All numbers of a Struct are floating-point; one without a fraction becomes an integer where the method
+    wants an integer.
     """
     hints = typing.get_type_hints(method.parameters)
     values: dict[str, object] = {}
@@ -150,7 +150,7 @@ def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters
 
 
 def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
-    """Returns what was asked for, without prompts of the client: a list of jobs would repeat them all."""
+    """Returns what was asked for, without the client's prompts, which would make lists of jobs large."""
     objective, task = spec.objective, task_pb2.Task()
     if isinstance(objective.task, BuiltinTask):
         task.builtin.CopyFrom(task_pb2.BuiltinTask(**asdict(objective.task)))
@@ -270,12 +270,12 @@ def progress(value: Job, now: Snapshot) -> jobs_pb2.Progress:
 def event(
     value: Job, now: Snapshot, before: Snapshot | None, expected: ExpectedStart | None = None
 ) -> jobs_pb2.Event:
-    """Returns what a watcher of a job is told.
+    """Returns the next event for a watcher of a job.
 
     Args:
         value: the job.
-        now: where it stands.
-        before: what the watcher was told of last; None for its first event.
+        now: where the job stands.
+        before: the snapshot of the watcher's last event; None if this is the first one.
         expected: position in the queue, if that is known.
     """
     kind = jobs_pb2.EVENT_KIND_PROGRESS
@@ -319,7 +319,7 @@ def artifact_messages(found: StoredArtifact) -> Iterator[jobs_pb2.GetArtifactRes
 
 
 def metric(name: str, found: CircuitMetrics) -> circuit_pb2.Metric:
-    """Returns the metric of this name: of a circuit, the full model and the empty circuit."""
+    """Returns a metric of a circuit, the full model and the empty circuit."""
     return circuit_pb2.Metric(name=name, value=found.value, full=found.full, empty=found.empty)
 
 

@@ -71,7 +71,7 @@ def to_status(error: errors.ServerError) -> Status:
     """Returns the rich status (google.rpc.Status) of an error: code, message and typed details."""
     code, reason = next((code, reason) for kind, code, reason in STATUS if isinstance(error, kind))
     if isinstance(error, errors.StorageError) and error.damaged:
-        code = grpc.StatusCode.DATA_LOSS  # to try again would not help
+        code = grpc.StatusCode.DATA_LOSS  # trying again would not help
     status = Status(code=code.value[0], message=_shorten(str(error)))
     for detail in (ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(error)), *_details(error)):
         packed = AnyMessage()
@@ -138,7 +138,7 @@ async def guarded(context: Any, method: str, observer: Observer) -> AsyncIterato
     """Turns errors of the body into gRPC status, and tells observer and log about the call.
 
     Args:
-        context: of the call, from gRPC.
+        context: context of the call, from gRPC.
         method: full name of the RPC, such as ``pahq.v1.JobService/GetJob``.
         observer: is told of the begin and the end of the call.
     """
@@ -198,7 +198,7 @@ def _code(context: Any, given_up: bool) -> str:
     """Returns the name of the status that a call ends with.
 
     Args:
-        context: of the call.
+        context: context of the call.
         given_up: whether the call was cancelled.
     """
     if given_up or context.cancelled():

@@ -1,4 +1,4 @@
-"""The gate of all services: admits calls, and reads the message of a call only after its admission."""
+"""The gate before all services: admits calls, and reads the message of a call only after its admission."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class _GatedHandler:
             raise ResourceExhaustedError(detail, RETRY_AFTER_S) from None
 
     async def _send(self, answers: Any, context: Any) -> None:
-        """Sends a stream of answers. The next is computed when the one before was handed to the network."""
+        """Sends a stream of answers. Each is computed only after the one before was handed to the network."""
         credentials = _credentials(context)
         try:
             async for answer in answers:

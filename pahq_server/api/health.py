@@ -101,8 +101,8 @@ class ProbeTls:
 
     Args:
         ca: certificates of which one must have signed the server's.
-        cert, key: to show a server that asks for client certificates; both or neither.
-        name: that the server's certificate must bear; None for the host of the address.
+        cert, key: client certificate and its key, for a server that asks for them; both or neither.
+        name: the name that the server's certificate must bear; None for the host of the address.
     """
 
     ca: Path
@@ -116,7 +116,7 @@ def probe(address: str, tls: ProbeTls | None, timeout_s: float, service: str = "
 
     Args:
         address: ``host:port`` of the server.
-        tls: to encrypt the connection; None for plaintext.
+        tls: files for an encrypted connection; None for plaintext.
         timeout_s: seconds to wait for the answer.
         service: what to ask about: a service of the protocol, or `RESUMED`; empty for the server as a whole.
 

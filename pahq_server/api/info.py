@@ -19,7 +19,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
     Args:
         engine: whose models are described.
-        threads: in which texts are tokenized.
+        threads: the threads in which texts are tokenized.
     """
 
     def __init__(self, engine: Engine, threads: FairThreadPool) -> None:
@@ -51,9 +51,9 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
     """Answers the calls of ServerService.
 
     Args:
-        engine: what it can do is told of the server.
+        engine: says what the server can do.
         max_message_bytes: size of the largest accepted request.
-        limits: of each user.
+        limits: what each user may have and ask for.
     """
 
     def __init__(self, engine: Engine, max_message_bytes: int, limits: server_pb2.Limits) -> None:

@@ -26,7 +26,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     """Answers the calls of JobService.
 
     Args:
-        jobs: of all users.
+        jobs: the jobs of all users.
         threads: for what takes long: tokenizing, the disk, and large messages.
     """
 
@@ -107,7 +107,7 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
 
 
 class Watchers:
-    """Serves the watchers of all jobs in one event loop. Many cost a job's thread no more than one."""
+    """Serves the watchers of all jobs in one event loop. Many of one job slow the worker no more than one."""
 
     def __init__(self) -> None:
         self._feeds: dict[Job, _Feed] = {}
@@ -119,7 +119,7 @@ class Watchers:
         a watcher: one that reads slowly gets fewer events, each of them with the latest state.
 
         Args:
-            job: to watch.
+            job: the job to watch.
             after: sequence of the last event that the watcher knows.
 
         Raises:
@@ -164,7 +164,7 @@ class _Feed:
     missed: ``_changed`` is set before ``_scheduled`` is read, and read after ``_scheduled`` is cleared.
 
     Args:
-        job: to listen to.
+        job: the job to listen to.
         pause_s: returns the seconds between two times that its watchers are woken.
     """
 

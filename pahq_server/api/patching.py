@@ -27,8 +27,8 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
     leaves nothing behind.
 
     Args:
-        sessions: of all users.
-        evaluations: of all users.
+        sessions: opens and finds the sessions of all users.
+        evaluations: evaluates circuits.
         threads: for what takes long: tokenizing, and messages with thousands of edges.
     """
 

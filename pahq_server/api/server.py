@@ -72,7 +72,7 @@ class ApiServer:
         reflect: whether to offer server reflection.
         access: decides which calls are admitted; by default everybody is the local user, within the usual
             limits.
-        tls: to encrypt connections; None for plaintext.
+        tls: certificates for encrypted connections; None for plaintext.
         observer: is told of calls.
         connections: bounds of connections.
     """

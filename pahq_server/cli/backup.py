@@ -24,8 +24,8 @@ def run(options: BackupOptions) -> int:
     """Copies the data directory's database; returns the exit code."""
     try:
         back_up(options.storage.data_dir, options.file)
-    except InvalidRequestError as error:  # what was asked for is wrong
+    except InvalidRequestError as error:  # the path is wrong
         return complain(error.detail)
-    except ServerError as error:  # it is right, but cannot be done here and now
+    except ServerError as error:  # the path is right, but the copy cannot be made now
         return complain(str(error), FAILED)
     return OK

@@ -69,7 +69,7 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command that ``arguments`` name (default: those of the process); returns the exit code.
 
-    Exits with code 2 and a message where they are not understood.
+    Raises SystemExit with code 2, after a message, for arguments that are wrong.
     """
     given = make_parser().parse_args(arguments)
     log = build(LogOptions, given)

@@ -1,4 +1,4 @@
-"""Derives the options of a command from a config, and makes the config of what was given."""
+"""Derives the options of a command from a config dataclass, and makes the config from parsed arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_options(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def build(config: type[Config], given: argparse.Namespace) -> Config:
-    """Makes a config of what was given; a repeated option becomes a tuple."""
+    """Makes a config from parsed arguments; a repeated option becomes a tuple."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(given).items()}
     made: Config = options.build(config, values)
     return made
@@ -46,7 +46,7 @@ def _add(parser: argparse.ArgumentParser, option: Option) -> None:
 
 
 def _help(option: Option) -> str:
-    """The help with the default, unless it has none or tells it in its own words."""
+    """The help text with the default added, unless there is no default or the text mentions it."""
     if option.positional or option.default in (None, ()) or "(default: " in option.help:
         return option.help
     # Numbers without the zeros of a float: 300, not 300.0.
@@ -55,7 +55,7 @@ def _help(option: Option) -> str:
 
 
 def _reported(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A reader whose ValueError argparse prints as it is, instead of a sentence of its own."""
+    """Wraps a reader so that argparse prints the text of its ValueError."""
 
     def report(text: str) -> Any:
         try:

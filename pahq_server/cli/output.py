@@ -1,32 +1,27 @@
-"""Prints messages and tables of the commands; defines their exit codes."""
+"""The exit codes of the commands, their messages on stderr, and tables."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
 
-# FAILED: not here and now, so that trying again may help. USAGE: what was asked for cannot be.
+# FAILED: it cannot be done here and now, so trying again may help. USAGE: what was asked for is wrong.
 OK, FAILED, USAGE = 0, 1, 2
 
 
 def complain(message: str, code: int = USAGE) -> int:
-    """Prints to stderr why the command does not go on; returns the exit code."""
+    """Prints an error message to stderr; returns the exit code that was given."""
     print(f"pahq-server: {message}", file=sys.stderr)
     return code
 
 
-def announce(address: str) -> None:
-    """Prints to stdout where a server listens: the one line that programs read."""
-    print(f"pahq-server listening on {address}", flush=True)
-
-
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[str] = ()) -> list[str]:
-    """Draws aligned lines under a line of headings; every row is one line.
+    """Returns the lines of a table with aligned columns: the headings, then one line per row.
 
     Args:
         columns: headings.
-        rows: a cell per column.
-        right: headings of the columns that hold numbers.
+        rows: the cells of each row, one per column.
+        right: headings of the columns that are aligned to the right, such as those of numbers.
     """
     from rich.console import Console
     from rich.table import Table

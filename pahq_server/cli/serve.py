@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pahq_server.cli.output import FAILED, OK, announce, complain, table
+from pahq_server.cli.output import FAILED, OK, complain, table
 from pahq_server.config.server import DEMO, ServerConfig
 from pahq_server.core.errors import ServerError, StorageError, WorkerFailedError
 from pahq_server.telemetry import logs
@@ -43,8 +43,8 @@ def run(config: ServerConfig) -> int:
     if why := config.refusal():
         return complain(why)
     _prepare_process()
-    # Until the event loop takes the signals over. Nothing has to be stored yet, and the first process of a
-    # container, which has no default action for SIGTERM, would go on.
+    # Handlers until the event loop takes over. Nothing has to be stored yet. Without them the first process
+    # of a container would ignore SIGTERM.
     before = {number: signal.signal(number, _stop_at_once) for number in STOP_SIGNALS}
     try:
         return _serve(config)
@@ -60,16 +60,16 @@ def run(config: ServerConfig) -> int:
 
 
 def _stop_at_once(*_: object) -> None:
-    """Ends the process while models are loaded. A handler of signals.
+    """Signal handler that ends the process while models are loaded.
 
-    An exception would not do: Python drops those that are raised in callbacks and while objects are deleted,
-    and libraries may leave half of what they make behind.
+    Raising an exception instead would not be safe: Python drops exceptions that are raised in callbacks and
+    while objects are deleted, and libraries may leave behind half of what they make.
     """
     os._exit(OK)
 
 
 def _prepare_process() -> None:
-    """Sets what torch, gRPC and Python read once, unless the environment says otherwise."""
+    """Sets variables that torch and gRPC read once, where they are not set, and Python's switch interval."""
     if "OMP_WAIT_POLICY" not in os.environ:
         # Threads that wait for the next operation spin, by default for long, on cores that the event loop and
         # other processes need. If they slept at once, small models would take nearly twice as long.
@@ -100,20 +100,20 @@ def _serve(config: ServerConfig) -> int:
     try:
         asyncio.run(until_stopped())
     except (DoesNotFitError, StorageError, WorkerFailedError) as error:
-        # What was asked for is right, but cannot be here and now.
+        # The options are right, but the machine cannot do it now.
         return complain(str(error), FAILED)
     except ServerError as error:
         return complain(str(error))
     except ListenError as error:
         logger.debug("cannot serve", exc_info=error)
-        # gRPC knows no more than that, and tells how to make it write a log.
+        # gRPC says no more than that it failed to bind.
         taken = "the address is in use, or is not one of this machine"
         reason = taken if "Failed to bind" in str(error) else error
         return complain(f"cannot serve on {config.network.listen}: {reason}")
     except (MemoryError, RuntimeError) as error:
         if not stopped:
             raise
-        # All that matters is done; asyncio could not start a thread to close its own executor.
+        # The server has stopped in good order; asyncio could not start a thread to close its own executor.
         logger.debug("the event loop did not end in good order", exc_info=error)
     return OK
 
@@ -146,8 +146,9 @@ class Announcement:
         self._tell(table(columns, rows, right=("parameters", "context", "edges")))
 
     def ready(self, address: str) -> None:
-        """Shows where it is served, and a command for a first discovery."""
-        announce(address)
+        """Shows where it is served, and a client's command that finds a first circuit."""
+        # The one line on stdout, which programs that start a server read.
+        print(f"pahq-server listening on {address}", flush=True)
         self._tell([f"try it: {client_command(address, self._config)}"])
 
     def _tell(self, lines: Sequence[str]) -> None:
@@ -165,7 +166,7 @@ def client_command(address: str, config: ServerConfig) -> str:
 
     Args:
         address: ``HOST:PORT`` at which the server listens.
-        config: of the server.
+        config: config of the server.
     """
     host, _, port = address.rpartition(":")
     if host in ("0.0.0.0", "[::]"):  # everywhere: by the name that others may know

@@ -43,7 +43,7 @@ class AccessOptions:
     max_user_streams: Count = option(CallLimits.user_streams, "of these, of one user")
 
     def config(self, listen: str) -> AccessConfig:
-        """What the server's access control is told. `refusal` must have nothing against these options.
+        """Returns the configuration of the access control. `refusal` must have returned None.
 
         Args:
             listen: ``HOST:PORT`` of the server.

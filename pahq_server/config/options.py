@@ -28,10 +28,10 @@ class Option:
     """An option as it was declared on a field.
 
     Args:
-        name: of the field.
+        name: name of the field.
         help: one sentence for operators. The default is added to it unless it mentions one.
-        default: of the field, or `MISSING` for an argument that must be given.
-        reader: of the field's type; None for a bool.
+        default: default of the field, or `MISSING` for an argument that must be given.
+        reader: reader of the field's type; None for a bool.
         choices: the only values that are allowed; empty for any.
         positional: whether it is given by position rather than by ``--name``.
         repeated: whether it may be given several times; its values are then a tuple.
@@ -67,7 +67,7 @@ def option(
     """Declares a field of a frozen dataclass as an option.
 
     Args:
-        default: of the field; `MISSING` if it must be given or has a ``factory``.
+        default: default of the field; `MISSING` if it must be given or has a ``factory``.
         help, choices, positional, check: as in `Option`.
         factory: gives the default where it depends on the environment.
     """
@@ -92,7 +92,8 @@ def build(config: type[Any], values: dict[str, Any]) -> Any:
 
     Args:
         config: type of the config.
-        values: by the options' names. Those of other configs are ignored; what is missing keeps its default.
+        values: values by the names of options. Options of other configs are ignored, and missing ones keep
+            their defaults.
     """
     arguments: dict[str, Any] = {}
     for each in fields(config):
@@ -105,7 +106,7 @@ def build(config: type[Any], values: dict[str, Any]) -> Any:
 
 
 def _config_type(each: Field[Any]) -> type | None:
-    """The config that is a field's default, if it is one."""
+    """The type of the config that a field holds; None for a field that holds none."""
     factory = each.default_factory
     return factory if isinstance(factory, type) and hasattr(factory, "__dataclass_fields__") else None
 

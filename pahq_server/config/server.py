@@ -1,4 +1,4 @@
-"""Everything that ``pahq-server serve`` can be told, and what it is without being told."""
+"""All options of ``pahq-server serve`` and their defaults."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class ComputeOptions:
         "how patched passes are computed; literal is slow and for comparison",
         choices=("sparse", "literal"),
     )
-    window: Count = option(32, "evaluations that a search asks for at once; never changes a result")
+    window: Count = option(32, "patched passes that a job asks for at once, about; never changes a result")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class StorageOptions(DataDirOptions):
 
     @property
     def config(self) -> StorageConfig:
-        """What the store is told."""
+        """The configuration of the store."""
         return StorageConfig(
             directory=None if self.ephemeral else self.data_dir,
             retention=Retention(self.keep_jobs, None if self.keep_days is None else self.keep_days * DAY_S),
@@ -225,10 +225,10 @@ def wants_traces(environment: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """All of it. Options without a concern of their own come last.
+    """All options of ``pahq-server serve``, one dataclass per concern.
 
     Args:
-        machine_bytes: of the device's memory; None to ask the machine. No option, for tests.
+        machine_bytes: size of the device's memory; None to ask the machine. Not an option: for tests.
     """
 
     models: ModelOptions = field(default_factory=ModelOptions)

@@ -1,4 +1,4 @@
-"""Types of options: their values, units, and how text is read.
+"""Types of options: their values and units, and the functions that read them from text.
 
 Every reader raises ValueError with a full explanation of what is wrong with the text.
 """

@@ -1,4 +1,4 @@
-"""What a job gives: the artifact of a method, and how far the method is until then."""
+"""The artifact of a job, which its method returns, and the progress that the method tells until then."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-# One key, since the order of several is not fixed by the library: equal artifacts must have equal bytes.
+# The only key of the file's metadata: the library does not fix the order of several keys, and equal artifacts
+# must have equal bytes.
 _HEADER = "artifact"
 
 
@@ -20,9 +21,9 @@ class Progress:
     """How far a method is.
 
     Args:
-        done: units of work that are done, of the total that was known from the start.
+        done: units of work that are done; how many there are is known from the start (`Method.total`).
         stage: what is being done, in a few words; may be empty.
-        figures: of the moment, by name: finite numbers.
+        figures: current numbers by name, such as ``kept``; all finite.
     """
 
     done: int = 0
@@ -36,10 +37,10 @@ class Artifact:
 
     Args:
         kind: says how ``data`` is to be read, such as ``circuit``.
-        version: of the kind's format.
-        data: see `pack`.
-        figures: what a list of jobs tells of it, by name: finite numbers.
-        warnings: what may mislead about it: full sentences that say what it means and what to do.
+        version: version of the kind's format.
+        data: the artifact itself, as `pack` writes it.
+        figures: numbers by name that lists of jobs show, such as ``metric``; all finite.
+        warnings: what may mislead about the artifact: full sentences that say what it means and what to do.
     """
 
     kind: str
@@ -50,9 +51,14 @@ class Artifact:
 
 
 def pack(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Arrays with a JSON object that says what they are, as a safetensors file.
+    """Writes arrays, and a JSON object that says what they are, as a safetensors file.
 
-    Equal for equal arguments.
+    Args:
+        header: what the arrays are; must not hold NaN or infinity.
+        arrays: the arrays by name.
+
+    Returns:
+        The bytes of the file: equal for equal arguments.
     """
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -60,7 +66,7 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> bytes
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """The header and the arrays of `pack`. Raises ValueError for other bytes."""
+    """Reads the header and the arrays that `pack` wrote. Raises ValueError for other bytes."""
     size = int.from_bytes(data[:8], "little")
     try:
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]

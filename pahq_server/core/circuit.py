@@ -51,7 +51,7 @@ class Circuit:
         return int(np.count_nonzero(self.kept))
 
     def without(self, edges: Sequence[int]) -> Circuit:
-        """Returns the circuit that lacks these edges, too."""
+        """Returns this circuit with these edges removed as well."""
         if not len(edges):
             return self
         kept = self.kept.copy()
@@ -95,11 +95,11 @@ class Circuit:
 class BaseCircuit:
     """A circuit whose activations an executor may keep, to compute other circuits from them by differences.
 
-    A score is a pure function of the chain of base circuits below it and of its own circuit. The chain is
-    therefore chosen by the method and never depends on the server's load.
+    The last bits of a score depend on the circuit that is measured and on the chain of base circuits that it
+    is computed from. The method therefore chooses the chain, and the server's load never changes it.
 
     Args:
-        circuit: whose activations are kept.
+        circuit: the circuit whose activations are kept.
         parent: the base circuit from which this one is computed; None to compute it from scratch.
     """
 

@@ -1,4 +1,4 @@
-"""Who is being served: the user behind a call, and what a line of the log is about."""
+"""Who is being served: the caller of an RPC, and what the lines of the log are about."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
-# The user of a server that asks for no tokens.
+# The only user of a server that asks for no credentials.
 LOCAL_USER = "local"
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The user whom a call was found to come from.
+    """The user who makes a call, as the server's access control has found out.
 
     Args:
         user: name; the part of resource names after ``users/``.
@@ -32,11 +32,12 @@ class Caller:
 class Context:
     """What a line of the log is about. A field is empty where it does not apply.
 
-    Of what a client wrote, only names belong here.
+    All of it is logged, so of the text that clients send only names may be put here.
 
     Args:
-        request_id: of the call: the client's own if it has the form of one, else made up by the server.
-        method: of the call, such as ``pahq.v1.JobService/CreateJob``.
+        request_id: request id of the call: the client's own if it has the form of one, else made up by the
+            server.
+        method: full name of the RPC, such as ``pahq.v1.JobService/CreateJob``.
         user: who makes the call, or whose job it is.
         job: resource name of a job.
     """
@@ -51,7 +52,7 @@ _current: ContextVar[Context] = ContextVar("pahq_context", default=Context())  #
 
 
 def current() -> Context:
-    """Returns what this thread or asyncio task works for."""
+    """Returns what this thread or asyncio task is working on."""
     return _current.get()
 
 

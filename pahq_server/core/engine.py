@@ -1,4 +1,4 @@
-"""The engine as the rest of the server sees it: what is asked of a model, and who computes it."""
+"""The engine as the rest of the server sees it: what is asked of a model, and who computes the answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Objective:
 
 @dataclass
 class CleanRun:
-    """What the full model does on the clean prompts. Set by `Engine.open`, before any operation runs.
+    """What the full model does on the clean prompts. `Engine.open` fills it in, before any operation runs.
 
     Args:
         margins: logit[answer] - logit[wrong answer] at every position where the metric is read, prompt by
@@ -46,22 +46,21 @@ class CleanRun:
 
 @dataclass(frozen=True)
 class ResolvedObjective:
-    """An objective that was found valid: everything that determines its scores.
+    """An objective that was checked, with everything that determines the scores measured under it.
 
     Args:
         objective: as it was asked for.
-        task: its prompts, as tokens.
-        graph: of the model.
-        revision: of the model.
+        task: its prompts and answers as token ids.
+        graph: graph of the model.
+        revision: revision of the model: SHA-256 over configuration and weights, hexadecimal.
         baseline_depends_on_promotion: whether the score of one circuit depends on which receiver is under
             investigation. A pass is then to be compared with the current circuit measured under the same
             `PatchedPass.promoted_receiver`.
         causal: whether a position sees only itself and earlier ones.
-        prompts: the task's prompts as they were sent, or as the server generated them; None where an engine
-            does not tell.
-        warnings: what `Engine.resolve` found in the request that may mislead whoever made it, though it is
-            valid: full sentences that say what it means and what to do. They may quote the request, so
-            they are for its user and not for the log.
+        prompts: the task's prompts as they were sent, or as the server generated them; None if the engine
+            does not know them.
+        warnings: what may mislead the user about this request although it is valid: full sentences that say
+            what it means and what to do. They may quote the request, so they must not be logged.
         clean_run: empty until `Engine.open` has run the clean prompts.
     """
 
@@ -109,11 +108,14 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class HeadStoreUsage:
-    """What the stores of full-precision copies have done since the start; of a server without any, zeros.
+    """What the head stores have done since the server started; zeros for a server without rounded weights.
+
+    A head store keeps full-precision copies of the weights of some heads beside rounded weights.
 
     Args:
-        hits, misses: copies that were there when they were wanted, and that had to be read.
-        bytes_moved: of all copies that were read.
+        hits: how often a copy was there when it was wanted.
+        misses: how often a copy had to be read.
+        bytes_moved: size of all copies that were read, in bytes.
     """
 
     hits: int = 0
@@ -126,9 +128,9 @@ class Estimate:
     """What a job will take, roughly; known before it starts.
 
     Args:
-        memory_bytes: that the job keeps in the pool of pages.
-        least_seconds, most_seconds: alone on the machine. At least, every test computes one head and the
-            unembedding; at most, every node downstream of its receiver.
+        memory_bytes: what the job keeps in the pool of pages.
+        least_seconds, most_seconds: bounds of its time, alone on the machine. At least, every patched pass
+            computes one head and the unembedding; at most, every node downstream of its receiver.
         streams_weights: whether weights are read from the checkpoint's files again and again; the time for
             that is in ``most_seconds``.
     """
@@ -141,17 +143,17 @@ class Estimate:
 
 @dataclass(frozen=True)
 class MemoryUsage:
-    """The pool of pages in which jobs keep what outlives a batch.
+    """How full the pool of pages is, in which jobs keep the tensors that outlive a batch.
 
     Args:
         page_bytes: size of a page.
-        pages: how many there are.
-        used: that hold something.
-        shared: that more than one owner holds.
-        peak_used: the most that were used at a time.
+        pages: number of pages of the pool.
+        used: number of pages that hold something.
+        shared: number of pages that more than one owner holds.
+        peak_used: the largest number of pages that were used at a time.
         scratch_bytes: memory for the values of one batch, beside the pool.
         preemptions: how often a job's values were dropped to make room, and computed again later.
-        head_store: of all models that keep rounded weights only.
+        head_store: totals of the head stores of all models.
     """
 
     page_bytes: int
@@ -164,7 +166,7 @@ class MemoryUsage:
     head_store: HeadStoreUsage = HeadStoreUsage()
 
 
-# Names the tensors of one job or session inside an engine.
+# Names the tensors that an engine holds for one job or session.
 EngineStateId = NewType("EngineStateId", int)
 
 
@@ -184,7 +186,7 @@ class Engine(Protocol):
     """Runs models. Methods are called from the one worker thread where nothing else is said."""
 
     def capabilities(self) -> Capabilities:
-        """Says what can be asked for. May be called from any thread."""
+        """Returns what can be asked for. May be called from any thread."""
         ...
 
     def memory_usage(self) -> MemoryUsage:
@@ -207,9 +209,9 @@ class Engine(Protocol):
 
         Args:
             model: name of a served model.
-            texts: to tokenize.
+            texts: the texts to tokenize.
             special: whether prompts get the special tokens that the tokenizer adds by itself.
-            prompt: that the texts would answer; empty for none.
+            prompt: the prompt that the texts would answer; empty for none.
 
         Raises InvalidRequestError or NotFoundError.
         """
@@ -220,7 +222,7 @@ class Engine(Protocol):
 
         Args:
             resolved: the objective.
-            weight: of all operations of the job, in patched passes; None for a search over all edges.
+            weight: sum of `Operation.weight` over the job; None for a search over all edges.
         """
         ...
 
@@ -245,5 +247,5 @@ class Engine(Protocol):
         ...
 
     def check(self) -> None:
-        """Computes something whose result is known. Raises if the result is wrong or does not come."""
+        """Computes something whose result is known. Raises if it fails or the result is wrong."""
         ...

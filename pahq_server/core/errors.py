@@ -1,18 +1,20 @@
 """Errors that a caller of the server can cause or must handle.
 
 ServerError
- ├─ InvalidRequestError   the request names something wrong; carries the field
- │   └─ OtherModelError      a circuit of one model is to be measured on another
- ├─ NotFoundError         the named resource does not exist
- ├─ AlreadyExistsError    the request id was used with another payload
- ├─ ConflictError         the resource is in a state that forbids the call
- ├─ UnauthenticatedError  the caller did not say who it is, or not convincingly
- ├─ PermissionDeniedError the caller may not do this
+ ├─ InvalidRequestError     a field of the request is wrong; carries the field
+ │   └─ OtherModelError       a circuit of one model is to be measured on another
+ ├─ NotFoundError           the named resource does not exist
+ ├─ AlreadyExistsError      the request id was used with another request
+ ├─ ConflictError           the resource is in a state that forbids the call
+ ├─ UnauthenticatedError    the call shows no valid credentials
+ ├─ PermissionDeniedError   the caller may not do this
  ├─ ResourceExhaustedError  a limit is reached; carries when to try again
  │   ├─ QuotaExceededError    a limit of the caller's own
  │   └─ RateLimitedError      the caller's calls come too fast
- ├─ NonFiniteMetricError  a metric came out NaN or infinite; fails the job
- └─ StorageError          what must be kept cannot be written or read now
+ ├─ NonFiniteMetricError    a metric came out NaN or infinite; fails the job
+ └─ StorageError            the database cannot be written or read
+
+`WorkerFailedError` stands apart: it ends the process, and clients see a ServerError that it caused.
 """
 
 from __future__ import annotations
@@ -54,11 +56,11 @@ class OtherModelError(InvalidRequestError):
 
 
 class NotFoundError(ServerError):
-    """Nothing goes by this name.
+    """There is no resource of this name.
 
     Args:
-        name: what was looked for.
-        hint: what there is instead.
+        name: kind and name of what was looked for, such as ``job 'users/ada/jobs/1'``.
+        hint: why it is missing, or what there is instead; empty for nothing.
     """
 
     def __init__(self, name: str, hint: str = "") -> None:
@@ -67,7 +69,7 @@ class NotFoundError(ServerError):
 
 
 class AlreadyExistsError(ServerError):
-    """A request id came again with another request."""
+    """The id of a request was used before, with another request."""
 
 
 class ConflictError(ServerError):
@@ -103,11 +105,11 @@ class QuotaExceededError(ResourceExhaustedError):
 
 
 class RateLimitedError(ResourceExhaustedError):
-    """The caller's calls come too fast; the same call is welcome after the wait, and clients do wait."""
+    """The caller's calls come too fast. Clients wait as long as the error says, and send the call again."""
 
 
 class UnauthenticatedError(ServerError):
-    """The caller did not say who it is, or not convincingly. The text never tells which part was wrong."""
+    """The call shows no valid credentials. The text never tells what is wrong with them."""
 
 
 class PermissionDeniedError(ServerError):
@@ -119,19 +121,19 @@ class NonFiniteMetricError(ServerError):
 
 
 class WorkerFailedError(Exception):
-    """The one thread that computes cannot go on, so nothing that waits for it would ever end.
+    """The worker, the one thread that computes, cannot go on.
 
-    The process ends then: jobs that are stored are left to the next one. Callers get a plain ServerError of
-    which this is the cause.
+    The process then ends, and leaves the stored jobs to the next one. Callers get a plain ServerError whose
+    ``__cause__`` is this error.
     """
 
 
 class StorageError(ServerError):
-    """What must be kept cannot be written or read now.
+    """The database, or another file that the server keeps, cannot be written or read.
 
     Args:
         detail: what is wrong.
-        damaged: whether what was written is damaged, so that trying again is of no use.
+        damaged: whether stored data are damaged, so that trying again is of no use.
     """
 
     def __init__(self, detail: str, damaged: bool = False) -> None:

@@ -5,8 +5,9 @@ Indices (invariants that the whole server relies on):
 - Senders are numbered in the order in which the model computes them: ``input`` is 0, then per layer
   the heads 0 … H-1 and, if the model has MLPs, the MLP. The senders upstream of a receiver are
   therefore always the first ``upstream(r)`` ones.
-- Receivers are numbered per layer: q of heads 0 … H-1, k of groups 0 … K-1, v of groups 0 … K-1, the
+- Receivers are numbered per layer: q of heads 0 … H-1, k of units 0 … K-1, v of units 0 … K-1, the
   MLP; ``logits`` is last. The receivers downstream of a sender are therefore always the last ones.
+  K is `Graph.kv_units`: a unit is a key/value head or a query head, as ``kv_receivers`` says.
 - Edge ``offsets[r] + s`` leads from sender ``s`` to receiver ``r``.
 """
 
@@ -32,7 +33,7 @@ _RECEIVER = re.compile(r"a(\d{1,9})\.([hg])(\d{1,9})<([qkv])>|m(\d{1,9})|logits"
 
 
 class Receiver(NamedTuple):
-    """What a receiver index stands for. ``unit`` is the head (q) or head/group (k, v), else 0."""
+    """What a receiver index stands for. ``unit`` is the head (q), the key/value unit (k, v), or else 0."""
 
     kind: ReceiverKind
     layer: int
@@ -41,7 +42,7 @@ class Receiver(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """The graph of one model under one treatment of grouped key/value heads.
+    """The computational graph of one model. ``kv_receivers`` says how shared key/value heads are treated.
 
     Args:
         layers: number of transformer layers, L.
@@ -63,7 +64,7 @@ class Graph:
 
     @property
     def kv_units(self) -> int:
-        """k (or v) receivers per layer."""
+        """Number of k receivers per layer, K; there are as many v receivers."""
         return self.kv_heads if self.kv_receivers == "group" else self.heads
 
     @property

@@ -1,41 +1,43 @@
-"""What the server tells about its work while it works, to whoever counts it."""
+"""The events that the server reports while it works, for metrics, traces and the log."""
 
 from __future__ import annotations
 
 
 class Observer:
-    """Counts nothing; the base of those that do. Methods may be called from any thread and never raise.
+    """Is told what happens in the server. This base class ignores all of it.
 
-    All times are in seconds.
+    Methods may be called from any thread and must not raise. All times are in seconds.
     """
 
     def job_started(self, waited: float) -> None:
         """A job got its first turn after waiting in the queue."""
 
     def job_ended(self, name: str, state: str, seconds: float) -> None:
-        """A job reached a final state (``succeeded``, ``failed``, ``cancelled``) after running so long.
+        """A job reached a final state: ``succeeded``, ``failed`` or ``cancelled``.
 
-        ``seconds`` is 0 for one that never ran.
+        ``seconds`` is the time from its start to its end; 0 for a job that never ran.
         """
 
     def batch(self, passes: float, seconds: float) -> None:
         """The engine ran a batch of operations, of all jobs and sessions together.
 
-        ``passes`` is their weight: patched passes, or what cost as much.
+        ``passes`` is the sum of their weights; see `Operation.weight`.
         """
 
     def method_advanced(self, records: int, passes: int, wasted: int) -> None:
-        """A method came further.
+        """A method received the result of an operation.
 
-        ``records`` were added to its journal (of a search, evaluations that count), and ``passes`` asked for,
-        of which some were ``wasted``.
+        Args:
+            records: how many records it added to its journal; of a search for a circuit, verdicts.
+            passes: how many patched passes it had asked for.
+            wasted: how many of these were of no use, because they were asked for ahead.
         """
 
     def preempted(self) -> None:
-        """A running job gave its place to another user's."""
+        """A running job lost its slot to a job of another user."""
 
     def rejected(self, reason: str) -> None:
-        """A call was refused, or ended before its time; ``reason`` is one of a fixed few.
+        """A call was refused, or ended early to make room for another. ``reason`` is one of these:
 
         ``auth``: no valid credentials, or not enough rights. ``auth_limit``: too many calls without valid
         credentials from one address. ``rate_limit``, ``quota``, ``queue_full``: limits of a user, and of all.
@@ -52,7 +54,9 @@ class Observer:
         """An RPC ended with a gRPC status code, by name."""
 
     def certificates_expire(self, server: float, client_ca: float) -> None:
-        """When the server's certificate, and the last of the clients' authorities, are valid no more.
+        """Certificates were read.
 
-        Seconds since the epoch; NaN for what is not in use.
+        Args:
+            server: when the server's certificate expires, in seconds since the epoch; NaN without TLS.
+            client_ca: when the last authority of clients' certificates expires; NaN without any.
         """

@@ -1,4 +1,4 @@
-"""Engine operations: what a method asks the engine for, one bounded piece of work at a time."""
+"""Engine operations: the bounded pieces of work that a method asks the engine for, one at a time."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ R = TypeVar("R")
 
 
 class Operation(ABC):
-    """A value that says what to compute on the tensors of one job.
+    """Says what to compute on the tensors of one job or session.
 
     Operations of one class, model, precision and graph are given to the engine together, and may share work.
-    One operation should take about as long as a batch of patched passes, because other jobs wait meanwhile.
+    An operation should take no longer than a batch of patched passes, because other jobs wait meanwhile.
     """
 
     @property
@@ -41,12 +41,12 @@ class Operation(ABC):
         """
 
     def check(self, result: object) -> None:  # noqa: B027 - an operation may have nothing to check
-        """Raises ServerError where an engine's result cannot be one of this operation."""
+        """Raises ServerError if this cannot be the engine's result of the operation."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScorePasses(Operation):
-    """Measures circuits: the result is the metric of every pass, in order, as a list of finite floats."""
+    """Runs patched passes; the result is the metric of each, in order, as a list of finite floats."""
 
     passes: Sequence[PatchedPass]
 

@@ -1,4 +1,4 @@
-"""Tasks: what the model is asked to do, as sent by a client and as token ids."""
+"""Tasks: prompts and answers, as a client sends them and as token ids."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TokenTask:
         return sum(len(ids) for ids in (*self.clean, *(self.corrupted or ())))
 
     def metric_positions(self) -> list[tuple[int, int]]:
-        """Returns (prompt, position) of every place where the metric is read, prompt by prompt."""
+        """Returns (prompt, position) of every position where the metric is read, prompt by prompt."""
         return [
             (prompt, position)
             for prompt, ids in enumerate(self.clean)
@@ -89,11 +89,11 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class VocabularyTokenizer(Tokenizer, Protocol):
-    """A tokenizer that can also tell about its vocabulary: errors and warnings then quote tokens.
+    """A tokenizer that also knows its vocabulary, so that errors and warnings can quote tokens.
 
-    Args:
-        unknown_id: of the token that stands for whatever has none; None if there is no such token.
-        longest_token_bytes: of the longest token, as UTF-8.
+    Attributes:
+        unknown_id: id of the token that stands for text without a token; None if there is no such token.
+        longest_token_bytes: length of the longest token in UTF-8.
     """
 
     unknown_id: int | None
@@ -104,21 +104,21 @@ class VocabularyTokenizer(Tokenizer, Protocol):
         ...
 
     def left_out(self, text: str) -> str:
-        """The characters of a text, each once, that have no token and go without a trace."""
+        """The characters of a text, each once, that the tokenizer drops because no token has them."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """A text, as a prompt and as an answer of one model.
+    """How a model tokenizes a text, as a prompt and as an answer.
 
     Args:
         text: what was tokenized.
         ids: its token ids as a prompt.
-        tokens: the same as the vocabulary writes them.
-        answer: its token id as an answer; None if it is no single token.
-        answer_token: the same as the vocabulary writes it; empty if there is none.
-        note: why it is no answer, or what to be careful about; empty if there is nothing to say.
+        tokens: the same tokens as the vocabulary writes them.
+        answer: its token id as an answer; None if it is not a single token.
+        answer_token: the same token as the vocabulary writes it; empty if there is none.
+        note: why the text cannot be an answer, or what to be careful about; empty if there is nothing to say.
     """
 
     text: str

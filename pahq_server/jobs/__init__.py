@@ -1,7 +1,8 @@
 """Jobs: their life from the request to the artifact, whatever their method.
 
-Read `service` first, then `job` (what everybody sees of a job), `run` (a method at work) and `spec` (what
-was asked for, also as JSON). `resuming` goes on with what an earlier process left, `housekeeping` stores late
-ends and deletes old jobs, `provenance` says where an artifact comes from, `quotas` who may have how much.
-Beside jobs there are calls that leave nothing behind: `evaluation` of one circuit and patching `sessions`.
+Read `service` first, then `job` (a job as clients see it), `run` (drives the method of a job) and `spec`
+(what was asked for, also as JSON). `resuming` continues the jobs that an earlier process left, `housekeeping`
+stores late ends and deletes old jobs, `provenance` says where an artifact comes from, `quotas` what each user
+may have, `warnings` what may mislead about a request. Besides jobs there are calls that store nothing:
+`evaluation` of one circuit, and patching `sessions` with their `session_calls`.
 """

@@ -1,4 +1,4 @@
-"""Evaluations of one given circuit: they wait for their turn as jobs do, and nothing of them is kept."""
+"""Evaluations: one given circuit is measured, when it is its user's turn, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class CircuitOrigin:
     """The model that a circuit was found in, as far as a client knows it.
 
     Args:
-        graph: that the circuit is part of.
-        revision: of the model; empty if unknown.
+        graph: the graph that the circuit is part of.
+        revision: revision of the model; empty if unknown.
     """
 
     graph: Graph
@@ -40,7 +40,7 @@ class CircuitOrigin:
         without sense.
         """
         here = resolved.graph
-        # Where every head has keys and values of its own, the two treatments give the same graph.
+        # Where every head has keys and values of its own, both values of kv_receivers give the same graph.
         alike = here.heads == here.kv_heads or self.graph.kv_receivers == here.kv_receivers
         same_model = replace(self.graph, kv_receivers=here.kv_receivers) == here
         same_model &= self.revision in ("", resolved.revision)
@@ -61,15 +61,15 @@ class CircuitMetrics:
 
 
 class EvaluationRun:
-    """Measures one circuit, the full model and the empty circuit.
+    """A `Run` of the scheduler that measures one circuit, the full model and the empty circuit.
 
     ``future`` resolves to the metrics. Cancelling it stops the run.
 
     Args:
         resolved: the objective.
-        circuit: what is measured.
+        circuit: the circuit that is measured.
         user: who asked for it.
-        tokens: of its prompts.
+        tokens: number of tokens of the task's prompts, for quotas.
     """
 
     name = ""
@@ -104,16 +104,16 @@ class EvaluationRun:
         return 0.0
 
     def charge(self, seconds: float) -> None:
-        """Nobody asks."""
+        """Does nothing: the answer to an evaluation does not say what it cost."""
 
     def queued_at(self, position: QueuePosition) -> None:
-        """Nobody asks."""
+        """Does nothing: whoever waits for an evaluation is not told its position in the queue."""
 
 
 class Evaluation:
-    """An evaluation that waits or runs.
+    """An evaluation that waits for its turn, runs or is done.
 
-    ``future`` gives the metrics; to cancel it is to give the evaluation up.
+    ``future`` gives the metrics. Cancelling it gives the evaluation up.
     """
 
     def __init__(self, run: EvaluationRun) -> None:
@@ -123,10 +123,10 @@ class Evaluation:
     def warnings(self) -> tuple[str, ...]:
         """Returns what may mislead about the metrics, once ``future`` is done."""
         found, resolved = self.future.result(), self.resolved
-        ends = circuit_warnings.Endpoints(resolved.objective.metric, found.full, found.empty)
+        full_and_empty = circuit_warnings.Endpoints(resolved.objective.metric, found.full, found.empty)
         return (
             *request_warnings.of_request(resolved),
-            *circuit_warnings.of_circuit(resolved.clean_run, self._circuit, found.value, ends),
+            *circuit_warnings.of_circuit(resolved.clean_run, self._circuit, found.value, full_and_empty),
         )
 
 

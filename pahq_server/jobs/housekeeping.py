@@ -1,4 +1,4 @@
-"""What is done beside the work: storing ends that could not be stored, and forgetting old jobs."""
+"""Housekeeping: stores the ends of jobs that could not be stored at once, and deletes old jobs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ logger = logging.getLogger(__name__)
 RETRY_S = 1.0
 # Least seconds between two searches for jobs to delete.
 PAUSE_S = 0.2
-# When a job ends, its user's older jobs may have to go at once. The jobs of all users are looked at after so
-# many seconds, since jobs also grow too old.
+# Seconds between two looks at the jobs of all users, since jobs may grow too old. When a job ends, the older
+# jobs of its user are looked at at once, since there may be too many.
 PRUNE_S = 600.0
-# Seconds between deleting two portions of old jobs: others want to write, too.
+# Seconds between deleting two portions of old jobs, so that others can write in between.
 PORTION_PAUSE_S = 0.01
 
-# A clock that is ahead by more than the tolerance has jumped; after a restart, one that is ahead of the last
-# stored time by more than the downtime as well. A jump is believed once it has lasted as long as the doubt.
+# A clock that is ahead by more than the tolerance has jumped; so has one that, after a restart, is ahead of
+# the last stored time by more than the downtime. A jump is believed once it has lasted for `DOUBT_S`.
 TOLERANCE_S, DOWNTIME_S, DOUBT_S = 600.0, 86_400.0, 86_400.0
 
 
 def steady_clock() -> float:
-    """Returns seconds that pass whatever is set, also while the machine sleeps, where the system can tell."""
+    """Returns seconds that nobody can set; they also pass while the machine sleeps, if the system can."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
@@ -38,12 +38,12 @@ def steady_clock() -> float:
 class RetentionClock:
     """Tells the time by which finished jobs grow old.
 
-    It is the wall clock's, but where that jumps ahead, the jump is believed only when it has lasted a day: a
-    clock that was set wrong for a moment must not delete every artifact. Where it is set back, jobs are kept
-    longer.
+    This is the time of the wall clock, except that a jump ahead is believed only after a day: a clock that is
+    set wrong for a moment must not cause every artifact to be deleted. A clock that is set back makes jobs be
+    kept longer.
 
     Args:
-        known: a time that an earlier process wrote down, if there was one.
+        known: the latest time that an earlier process stored; None if there is none.
         wall: seconds since the epoch.
         steady: seconds that pass whatever the wall clock is set to.
     """
@@ -78,12 +78,12 @@ class RetentionClock:
 
 
 class Housekeeper:
-    """Stores late ends and deletes old jobs, in a thread of its own, for which nothing else waits.
+    """Stores late ends and deletes old jobs, in a thread of its own.
 
     Args:
-        store: that is kept in order.
-        retention: of finished jobs.
-        retry_s: seconds between tries.
+        store: the store of jobs.
+        retention: how long finished jobs are kept.
+        retry_s: seconds between two tries to store an end.
     """
 
     def __init__(self, store: JobStore, retention: Retention, retry_s: float = RETRY_S) -> None:
@@ -107,7 +107,7 @@ class Housekeeper:
             self._wake.notify()
 
     def ended(self, user: str) -> None:
-        """To be called when a job of a user has ended: an older one may have to go. From any thread."""
+        """To be called, from any thread, when a job of a user has ended: an older one may have to go."""
         with self._wake:
             self._ended.add(user)
             self._wake.notify()

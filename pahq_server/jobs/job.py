@@ -1,4 +1,4 @@
-"""A job as everybody sees it, what is written down about it, and what the scheduler tells of it."""
+"""A job as clients see it, the journal that stores its changes, and what the scheduler tells about it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ExpectedStart:
 
     Args:
         position: in the queue, 1 for the next to begin.
-        start: seconds since the epoch, about; None while nothing is known of the pace.
+        start: about when, in seconds since the epoch; None while no job has shown how long jobs take.
     """
 
     position: int
@@ -33,11 +33,11 @@ class ExpectedStart:
 
 @dataclass
 class SchedulingStats:
-    """What the scheduler told last. Written by its worker alone, read by any thread. Not stored.
+    """What the scheduler told last about a job. Only the worker writes it, any thread reads it.
 
     Args:
         charged_s: seconds of the worker's time that the job took.
-        expected: while it is queued.
+        expected: when it is likely to begin; None if it is not queued or that is unknown.
     """
 
     charged_s: float = 0.0
@@ -48,31 +48,31 @@ class SchedulingStats:
         self.charged_s += seconds
 
     def queued_at(self, position: QueuePosition) -> bool:
-        """Takes note of a position; returns whether it is another one than before."""
+        """Takes note of a position; returns whether it differs from the one before."""
         before = self.expected
         start = None if position.start_s is None else time.time() + position.start_s
         self.expected = ExpectedStart(position.position, start)
         return before is None or before.position != position.position
 
     def clock(self) -> float:
-        """Returns seconds, for a method: the job's own share of the worker's time."""
+        """Returns the seconds of the worker's time that the job took: the clock of its method."""
         return self.charged_s
 
 
 class Journal:
-    """Writes down what happens to one job while it runs. This one stores nothing.
+    """Stores what happens to one job. This base class stores nothing; `StoredJournal` does.
 
-    Methods are called one by one, and raise StorageError.
+    Methods are called one at a time, and raise StorageError.
 
     Attributes:
-        records: how many were added, stored or not.
+        records: how many records of the method were added, stored or not.
     """
 
     def __init__(self, records: int = 0) -> None:
         self.records = records
 
     def add(self, data: bytes, count: int) -> None:
-        """Takes records to store with the next snapshot."""
+        """Takes ``count`` records of the method, to be stored with the next snapshot."""
         self.records += count
 
     def advance(self, now: Snapshot) -> None:
@@ -82,7 +82,7 @@ class Journal:
         """Stores that the job was asked to stop."""
 
     def begin_again(self, now: Snapshot, content: bytes) -> None:
-        """Stores that all records are given up, and that the job's artifact has another key now."""
+        """Drops all records, and stores ``content`` as the new key of the job's artifact."""
         self.records = 0
 
     def finish(self, now: Snapshot, artifact: StoredArtifact | None) -> None:
@@ -95,12 +95,12 @@ class Journal:
 
 
 class StoredJournal(Journal):
-    """Writes into a store.
+    """A journal in a `JobStore`.
 
     Args:
-        store: keeps it.
-        job: id in the store.
-        records: how many are there already.
+        store: the store that holds the job.
+        job: id of the job in the store.
+        records: how many records are stored already.
     """
 
     def __init__(self, store: JobStore, job: int, records: int = 0) -> None:
@@ -137,21 +137,21 @@ class StoredJournal(Journal):
 
 
 class Job:
-    """One job, safe to read and watch from any thread. What changes is stored before anybody can see it.
+    """One job, safe to read and watch from any thread. A change is stored before anybody can see it.
 
-    ``scheduling`` is what the scheduler tells about it. Methods that change the rest raise StorageError, and
-    change nothing then.
+    ``scheduling`` is what the scheduler tells about the job, and is not stored. Methods that change anything
+    else raise StorageError, and then change nothing.
 
     Args:
         name: resource name.
-        spec: what was asked for; of a finished job without prompts.
+        spec: what was asked for; without prompts for a finished job.
         total: how many units of work there are.
         unit: what the units are, in the plural, such as "edges".
-        snapshot: where it stands; None for a new one.
-        journal: stores what changes.
-        ended: called once, when it has become final.
+        snapshot: where the job stands; None for a new one.
+        journal: stores what changes; None to store nothing.
+        ended: called once, when the job has become final.
         facts: what was found about the request when it was accepted.
-        summary: of the artifact, if there is one.
+        summary: summary of the artifact; None if there is none.
     """
 
     def __init__(
@@ -174,32 +174,32 @@ class Job:
         self._interrupted = self._unstored = False
         self._listeners: set[Callable[[], None]] = set()
         self._lock = threading.Lock()
-        # Apart: who begins to listen must not wait while a change is stored.
+        # A lock of its own: whoever begins to listen must not wait while a change is stored.
         self._listening = threading.Lock()
 
     @property
     def snapshot(self) -> Snapshot:
-        """Where it stands."""
+        """Where the job stands."""
         return self._snapshot
 
     @property
     def summary(self) -> ArtifactSummary | None:
-        """What is known of its artifact; None unless it has succeeded."""
+        """What lists of jobs tell of its artifact; None unless the job has succeeded."""
         return self._summary
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may mislead about its answer, as far as it is known by now."""
+        """What may mislead about its artifact, as far as it is known by now."""
         return (*self.facts.warnings, *(self._summary.warnings if self._summary else ()))
 
     @property
     def interrupted(self) -> bool:
-        """Whether this process works on it no longer, though it is not final: a later one goes on with it."""
+        """Whether this process has stopped working on the job, and leaves it to a later one."""
         return self._interrupted
 
     @property
     def unstored(self) -> bool:
-        """Whether only this process knows that it has failed."""
+        """Whether the job has failed and that could not be stored, so that only this process knows it."""
         return self._unstored
 
     @property
@@ -219,21 +219,21 @@ class Job:
         return lambda: self._listeners.discard(listener)
 
     def start(self) -> None:
-        """Tells that this process takes it up."""
+        """Notes that this process begins to work on the job."""
         now = self._snapshot
         self._change(
             JobState.RUNNING,
             self._journal.advance,
             started=self._later(),
-            crash_count=now.crash_count + 1,  # unless it comes further, or is stopped in good order
+            crash_count=now.crash_count + 1,  # back to 0 with its next record, or when it stops in good order
             begun=(time.monotonic(), now.progress.done),
         )
 
     def begin_again(self, content: bytes) -> None:
-        """Gives up all journal records: they are of another version or other hardware.
+        """Drops all journal records, which come from another version of the server or other hardware.
 
         Args:
-            content: key of the artifact that it will have now.
+            content: the new key of its artifact, see `provenance.content_key`.
         """
         with self._lock:
             now = self._snapshot
@@ -261,7 +261,7 @@ class Job:
         """
         self._journal.add(data, count)
         before = self._snapshot
-        # Watchers rely on it: the number of an event never falls.
+        # Watchers rely on it: the sequence number of an event never falls.
         progress = replace(progress, done=max(progress.done, before.progress.done))
         # Its start may not have been stored.
         self._change(
@@ -285,7 +285,7 @@ class Job:
         return self._snapshot.state is JobState.CANCELLING
 
     def succeed(self, artifact: StoredArtifact) -> None:
-        """Ends with an artifact, which only the store keeps; all that stays here is its summary."""
+        """Ends with an artifact. The store keeps it, and this object only its summary."""
 
         def save(now: Snapshot) -> None:
             self._journal.finish(now, artifact)
@@ -294,12 +294,12 @@ class Job:
         self._end(JobState.SUCCEEDED, save)
 
     def end_cancelled(self) -> None:
-        """Ends as it was asked to."""
+        """Ends as cancelled."""
         self._end(JobState.CANCELLED, lambda now: self._journal.finish(now, None))
 
     def fail(self, error: Exception) -> None:
-        """Ends with a reason."""
-        # An unexpected exception may quote anything; its details belong into the log.
+        """Ends as failed, with this error as the reason."""
+        # The text of an unexpected exception may quote the request: it belongs into the log only.
         known = isinstance(error, (ServerError, MemoryError))
         text = f"internal error ({type(error).__name__}); see the server's log"
         if known:
@@ -307,7 +307,7 @@ class Job:
         self._end(JobState.FAILED, lambda now: self._journal.finish(now, None), error=text)
 
     def fail_unstored(self, error: ServerError) -> None:
-        """Fails for this process alone: the store is damaged."""
+        """Ends as failed without storing that, because the store is damaged."""
         self._unstored = True
         self._end(JobState.FAILED, lambda now: None, error=str(error))
 
@@ -315,19 +315,19 @@ class Job:
         """Leaves the job to a later process.
 
         Args:
-            in_good_order: whether the job has nothing to do with why: else it counts as a crash, like that of
-                a process that was killed, and after several of them the job fails.
+            in_good_order: whether the server was asked to stop. If it was not, the job may be the reason, and
+                its crash count stays as it is. A job that was running at too many crashes fails.
         """
         with suppress(StorageError), self._lock:
             now = replace(self._snapshot, records=self._journal.records)
             now = replace(now, crash_count=0) if in_good_order else now
-            if now != self._snapshot or self._journal.behind:  # of a thousand that wait, none has news
+            if now != self._snapshot or self._journal.behind:  # most jobs that wait have nothing new
                 self._journal.advance(now)
             self._snapshot = now
         self.leave()
 
     def leave(self) -> None:
-        """As `interrupt`, of a job that this process has not taken up: it does not change its crash count."""
+        """Leaves a job that this process has not begun to work on to a later process; stores nothing."""
         self._interrupted = True
         self._tell()
 
@@ -342,7 +342,7 @@ class Job:
         )
 
     def _later(self) -> float:
-        """Returns the present; where a clock was set back, the latest moment that is known of this job."""
+        """Returns the present, or the latest time known of this job if the clock was set back."""
         return max(time.time(), self._snapshot.created, self._snapshot.started or 0.0)
 
     def _change(self, state: JobState, save: Callable[[Snapshot], None], **values: object) -> None:

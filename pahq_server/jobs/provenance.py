@@ -1,4 +1,4 @@
-"""Where an artifact comes from: what determines it, and what happened while it was made."""
+"""Provenance of artifacts: what determines them, and what happened while they were made."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pahq_server.jobs.spec import JobSpec, to_json
 
 
 def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str) -> dict[str, object]:
-    """Returns what determines an artifact, the method and its parameters among it.
+    """Returns what determines an artifact, including the method and its parameters.
 
     Args:
         spec: what was asked for.
         resolved: its objective.
-        version: of the server.
+        version: version of the server.
     """
     return {
         "model_revision": resolved.revision,
@@ -31,9 +31,9 @@ def content_key(request: Mapping[str, object], model: str, environment: Mapping[
     """Returns the SHA-256 of all that determines the bytes of an artifact.
 
     Args:
-        request: see `request_provenance`.
-        model: name of the model: one checkpoint may be served in several ways.
-        environment: what computes it: other hardware or libraries may round in another way.
+        request: what `request_provenance` returned.
+        model: name of the model, since one checkpoint may be served in several ways.
+        environment: hardware and settings of the server, since others may round differently.
     """
     content = {"request": dict(request), "model": model, "environment": dict(environment)}
     return hashlib.sha256(to_json(content).encode()).digest()
@@ -48,14 +48,14 @@ def run_provenance(
     counts: Mapping[str, int],
     warnings: Sequence[str],
 ) -> dict[str, object]:
-    """Returns what happened in one run.
+    """Returns what happened in the run that made an artifact.
 
     Args:
         spec: what was asked for.
         started, ended: seconds since the epoch.
-        seconds: how long it took.
-        capabilities: of the engine.
-        counts: of the method, such as ``passes``, and how many journal records were ``replayed``.
+        seconds: how long the run took.
+        capabilities: capabilities of the engine.
+        counts: counts of the method, such as ``passes``, and how many journal records were ``replayed``.
         warnings: what may mislead about the artifact, beside what the request shows.
     """
     return {

@@ -1,4 +1,4 @@
-"""What one user may have at a time, and whether there is room for another job or evaluation."""
+"""Quotas of users, and the decision whether another job or evaluation is accepted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 from pahq_server.core.errors import QuotaExceededError, ResourceExhaustedError
 from pahq_server.store.records import Usage
 
-# Jobs end in minutes rather than in seconds; artifacts go when somebody deletes them.
+# When to try again: jobs end within minutes, artifacts only when somebody deletes them.
 RETRY_S = 30.0
 RETRY_RESULTS_S = 3600.0
 
@@ -20,10 +20,10 @@ class Quotas:
     """Limits of every user; None for no limit.
 
     Args:
-        running_jobs: that are worked on at a time; further ones wait.
-        queued_jobs: that wait, evaluations of circuits among them.
-        prompt_tokens: of all prompts of unfinished jobs and evaluations.
-        stored_results: artifacts that are kept, and jobs that may still give one.
+        running_jobs: jobs that run at a time; further ones wait.
+        queued_jobs: jobs and evaluations that wait.
+        prompt_tokens: tokens of the prompts of all unfinished jobs and evaluations.
+        stored_results: artifacts that are kept, together with unfinished jobs, which may still give one.
     """
 
     running_jobs: int | None = None
@@ -37,7 +37,7 @@ class Quotas:
         Args:
             user: whose job it is.
             usage: what the user has before it.
-            tokens: of its prompts.
+            tokens: number of tokens of its prompts.
             computed: whether it has to be computed; else its artifact is there already.
         """
         if computed:
@@ -45,18 +45,18 @@ class Quotas:
         _check("stored_results", user, usage.results + 1, self.stored_results, RETRY_RESULTS_S)
 
     def check_run(self, user: str, usage: Usage, tokens: int) -> None:
-        """Does `check` for what leaves no artifact, such as an evaluation."""
+        """Does `check` for work that leaves no artifact, such as an evaluation."""
         _check("queued_jobs", user, usage.queued + 1, self.queued_jobs, RETRY_S)
         _check("prompt_tokens", user, usage.tokens + tokens, self.prompt_tokens, RETRY_S)
 
 
 class Unstored(Protocol):
-    """Work that counts towards its user's quotas, and that no store knows.
+    """Work that counts towards its user's quotas and is not stored: an evaluation.
 
     Attributes:
         user: whose it is.
-        tokens: of its prompts.
-        begun: whether it waits no more.
+        tokens: number of tokens of its prompts.
+        begun: whether it has begun, so that it is not queued any more.
     """
 
     user: str
@@ -68,7 +68,7 @@ class Admission:
     """Decides what is accepted. Methods may be called from any thread.
 
     Args:
-        quotas: of every user.
+        quotas: quotas of every user.
         max_queued: how many runs of all users may wait; twice as many if each is its user's only one.
         queued: tells how many runs of all users wait.
         queued_of: tells how many runs of one user wait.

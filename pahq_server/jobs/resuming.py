@@ -1,4 +1,4 @@
-"""Going on with jobs that an earlier process left, while this one answers calls already."""
+"""Resuming the jobs that an earlier process left unfinished, while calls are already being answered."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pahq_server.jobs.spec import JobSpec
 from pahq_server.store.base import JobStore
 from pahq_server.store.records import JobRecord
 
-# A job that was running at more crashes than this fails: else a job that crashes the server did so for ever.
+# A job that was running at more crashes than this fails, since it may be what crashes the server.
 MOST_CRASHES = 5
-# Seconds until a database that cannot be used now is tried again.
+# Seconds until a database that could not be used is tried again.
 RETRY_S = 1.0
-# How many finished jobs are inspected in one go, and the seconds until the next: others read as well.
+# How many finished jobs are inspected at once, and the pause until the next, so that others can read.
 PORTION, PORTION_PAUSE_S = 200, 0.01
 
 logger = logging.getLogger(__name__)
@@ -37,17 +37,17 @@ class _Left:
 
 
 class Resumption:
-    """Makes runs of jobs that are stored unfinished, one after another. One that cannot go on fails.
+    """Makes runs of the jobs that are stored as unfinished, one after another. A job that cannot go on fails.
 
-    Users take turns, and each user's jobs keep their order: what a user creates while older jobs of theirs
-    wait here, waits behind them. A job can be asked about, watched and cancelled from `find` on.
+    Users take turns, and each user's jobs keep their order: a job that is created while older jobs of its
+    user wait here waits behind them. From `find` on, the jobs can be asked about, watched and cancelled.
 
     Args:
-        engine: checks their objectives again.
-        store: holds their journals.
+        engine: resolves the jobs' objectives again.
+        store: holds the jobs and their journals.
         shared: what all runs share.
-        content: computes the key of all that determines a job's artifact.
-        submit: takes a run to be worked on.
+        content: computes the key of a job's artifact, see `provenance.content_key`.
+        submit: hands a run to the scheduler.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Resumption:
         self._thread = threading.Thread(target=self._work, name="pahq-resumption", daemon=True)
 
     def find(self) -> list[Job]:
-        """Returns the jobs that were left. Those whose record cannot be read end. Raises StorageError."""
+        """Returns the jobs that were left; jobs whose record cannot be read fail. Raises StorageError."""
         jobs: list[Job] = []
         for record in self._store.unfinished():
             if record.damage:
@@ -95,11 +95,11 @@ class Resumption:
         return jobs
 
     def start(self) -> None:
-        """Goes on in a thread of its own."""
+        """Runs in a thread of its own."""
         self._thread.start()
 
     def run(self) -> None:
-        """Goes on in this thread, until all that was left is worked on or has ended."""
+        """Submits or ends all jobs that were left, in this thread."""
         while (item := self._next()) is not None:
             self._take_up(item)
             self._settled(item.job.user if isinstance(item, _Left) else item.user)
@@ -107,7 +107,7 @@ class Resumption:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to go on with."""
+        """Whether all jobs that were left were submitted or have ended."""
         return self._done.is_set()
 
     def wait(self) -> bool:
@@ -127,7 +127,7 @@ class Resumption:
             return len(self._lines.get(user, ()))
 
     def submit(self, run: MethodRun) -> None:
-        """Hands on a new run, behind what waits of the same user."""
+        """Submits the run of a new job, after those of the same user that wait here."""
         with self._lock:
             line = self._lines.get(run.user)
             if line is not None:
@@ -136,7 +136,7 @@ class Resumption:
         self._submit(run)
 
     def cancelled(self, job: Job) -> None:
-        """Ends a job that was cancelled while it waits here; no effect on others."""
+        """Ends a job that waits here, because it was cancelled; no effect on a job that does not."""
         with self._lock:
             line = self._lines.get(job.user, deque())
             item = next((item for item in line if isinstance(item, _Left) and item.job is job), None)
@@ -175,7 +175,7 @@ class Resumption:
     def _next(self) -> _Left | MethodRun | None:
         """Returns what comes next; None at the end.
 
-        Its line stays until `_settled`: what comes meanwhile waits behind it.
+        The line of its user stays until `_settled`, so that new runs of this user wait behind it.
         """
         with self._lock:
             while self._lines and not self._closing.is_set():
@@ -187,7 +187,7 @@ class Resumption:
             return None
 
     def _settled(self, user: str) -> None:
-        """Notes that nothing of a user is at hand any more."""
+        """Removes the line of a user if nothing waits in it: new runs of the user need not wait then."""
         with self._lock:
             if not self._lines.get(user, True):
                 del self._lines[user]
@@ -240,7 +240,7 @@ class Resumption:
             )
         return resolved
 
-    # Ends
+    # Jobs that end here
 
     def _fail(self, job: Job, error: Exception) -> None:
         logger.warning("%s cannot go on", job.name, exc_info=error)
@@ -283,7 +283,7 @@ class Resumption:
 
 
 def _explained(error: Exception) -> Exception:
-    """Returns the error as one that says since when it concerns the job, and what to do about damage."""
+    """Returns an error that says that the job cannot be resumed, why, and what to do about damage."""
     if not isinstance(error, ServerError):
         return error
     advice = ": delete it, and submit it again" if isinstance(error, StorageError) and error.damaged else ""

@@ -1,4 +1,4 @@
-"""A method at work: what the scheduler runs for a job."""
+"""The run of a job: drives its method, step by step, as the scheduler asks."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ class RunContext:
 
     Args:
         window: how many patched passes a method may ask for at once, about.
-        capabilities, version: of engine and server, for provenance.
-        observer: hears how methods advance.
-        leave: asked when a run ends with an error: whether the job is left to a later process.
-        later: takes an end that could not be stored, to try again.
+        capabilities: capabilities of the engine, for provenance.
+        version: version of the server, for provenance.
+        observer: is told how methods advance.
+        leave: decides whether a job that ends with this error is left to a later process.
+        later: takes the end of a job that could not be stored, to try again.
         ended: called once for every job that has become final.
     """
 
@@ -46,13 +47,13 @@ class RunContext:
 
 
 class MethodRun:
-    """Drives the method of one job, and stores and tells how far it is.
+    """A `Run` of the scheduler: drives the method of one job, and stores and reports how far it is.
 
     Args:
-        job: reports progress and the end to it.
+        job: takes the progress and the end.
         resolved: its objective.
-        shared: with other runs.
-        journal: what earlier processes recorded; the job's snapshot says how many records that is.
+        shared: what all runs share.
+        journal: the records of earlier processes, in pieces; ``job.snapshot.records`` says how many they are.
     """
 
     def __init__(
@@ -72,8 +73,8 @@ class MethodRun:
         self._context.tell(job.snapshot.progress)
         self._steps: Steps | None = None
         self._started = time.time()
-        # Seconds since the start until this process began, and when that was, on the monotonic clock: so the
-        # duration is right whatever the other clock is set to meanwhile.
+        # Seconds from the job's start until this process began, and that moment on the monotonic clock: with
+        # these the duration is right even if the wall clock is set meanwhile.
         self._before, self._begun = 0.0, time.monotonic()
         self._told = (0, 0)  # passes, and of these wasted, that the observer knows of
         self._found: Artifact | None = None
@@ -134,7 +135,7 @@ class MethodRun:
         return operation
 
     def _note(self) -> None:
-        """Stores and tells what came about since the last time."""
+        """Stores and reports what the method did since the last call."""
         context = self._context
         data, count = context.take_records()
         self._stored(lambda: self._job.update(context.progress, data, count))
@@ -143,7 +144,7 @@ class MethodRun:
         self._shared.observer.method_advanced(count, self._told[0] - passes, self._told[1] - wasted)
 
     def _stored(self, change: Callable[[], None]) -> None:
-        """Makes a change that is stored now or with the next one: the method goes on in any case."""
+        """Makes a change. One that cannot be stored now is stored with the next one; the method goes on."""
         try:
             change()
             self._late = False

@@ -47,27 +47,27 @@ from pahq_server.store.rows import condemned
 logger = logging.getLogger(__name__)
 
 USUAL_PAGE, MAX_PAGE = 50, 1000
-# Characters. They are stored as they come, with every job.
+# In characters: the id is stored with the job.
 MAX_REQUEST_ID = 256
 
-# What is told of a job of which cannot be read what was asked for.
+# Stands in for the spec of a job whose stored spec cannot be read.
 UNREADABLE = JobSpec(Objective("", PromptTask(clean=()), "", "", "", ""), "", None)
 
 
 @dataclass(frozen=True)
 class JobPolicy:
-    """How a service treats jobs.
+    """How the job service treats jobs.
 
     Args:
         window: how many patched passes a method may ask for at once, about.
         max_queued: how many runs of all users may wait; twice as many if each is its user's only one.
-        quotas: of every user.
+        quotas: quotas of every user.
         slots: how many jobs have tensors in memory at a time.
         user_weights: shares of users in the engine's time; 1 for those that are missing.
-        retention: of finished jobs.
+        retention: how long finished jobs are kept.
         reuse: whether a job takes over the artifact of an equal one of the same user.
-        environment: what computes besides the engine's hardware: artifacts are only reused, and journals only
-            gone on with, where it is the same.
+        environment: settings that, like the engine's hardware, may change last bits. Artifacts are reused,
+            and journals resumed, only where it is the same.
     """
 
     window: int = 1
@@ -83,12 +83,12 @@ class JobPolicy:
 class JobService:
     """Jobs of one server. Methods may be called from any thread, and raise StorageError.
 
-    ``sessions`` and ``evaluations`` are services of calls that share its worker and leave nothing behind.
-    Finished jobs are only in the store.
+    ``sessions`` and ``evaluations`` are the services for calls that share its worker and store nothing.
+    Finished jobs are kept in the store only.
 
     Args:
         engine: checks objectives and runs operations.
-        version: of the server, for provenance.
+        version: version of the server, for provenance.
         policy: how jobs are treated.
         session_limits: what sessions may take.
         store: keeps the jobs, and is closed by whoever opened it; None keeps them in memory.
@@ -152,13 +152,12 @@ class JobService:
     # Life of the service
 
     def start(self, wait: bool = True) -> None:
-        """Goes on with the jobs that an earlier process left, and takes new ones.
+        """Resumes the jobs that an earlier process left, and takes new ones.
 
         Args:
-            wait: whether to return only when it works on all that were left; else it may be asked about them
-                meanwhile, see `resumed`.
+            wait: whether to return only when all jobs are resumed; else see `resumed`.
 
-        Raises StorageError where it cannot be read which jobs were left.
+        Raises StorageError if the list of unfinished jobs cannot be read.
         """
         self._jobs |= {job.name: job for job in self._resumption.find()}
         self._housekeeper.start()
@@ -169,17 +168,17 @@ class JobService:
 
     @property
     def resumed(self) -> bool:
-        """Whether it works on all jobs that an earlier process left."""
+        """Whether all jobs that an earlier process left were submitted to the scheduler or have ended."""
         return self._resumption.done
 
     def wait_resumed(self) -> bool:
-        """Waits until it is `resumed`, or closed; returns whether it is resumed."""
+        """Waits until the service is `resumed` or closed; returns whether it is resumed."""
         return self._resumption.wait()
 
     def close(self) -> None:
-        """Stops the worker. Unfinished jobs are left to a later process if there will be one, else they fail.
+        """Stops the worker. Unfinished jobs are left to a later process, or fail if the store is not durable.
 
-        Calls of sessions fail.
+        Waiting calls of sessions fail.
         """
         self._closing = True
         self._resumption.close()
@@ -234,7 +233,7 @@ class JobService:
         def admit(usage: Usage, computed: bool) -> None:
             self._admission.admit_job(new.user, usage, new.tokens, computed)
 
-        # Whoever finds the job in the store must find it here as well.
+        # With the lock held: whoever finds the job in the store must find it here as well.
         with self._lock:
             record, created = self._store.create(new, admit, self._policy.reuse)
             if created and not record.snapshot.state.final:
@@ -286,8 +285,8 @@ class JobService:
 
         Args:
             user: whose; None for all users'.
-            size: at most so many, up to 1000; 0 for 50.
-            token: of the page before, empty for the first.
+            size: how many jobs at most, up to 1000; 0 for 50.
+            token: the token that came with the page before; empty for the first page.
 
         Raises InvalidRequestError.
         """
@@ -307,10 +306,10 @@ class JobService:
         return {state.name.lower(): counts.get(state, 0) for state in JobState}
 
     def artifact(self, name: str) -> StoredArtifact | None:
-        """Returns the artifact as the answer to this job; None for a job that has none.
+        """Returns the artifact of a job, with the job's own warnings and prompts; None if it has none.
 
-        For a cancelled or failed job it is what its method makes of the journal, which takes as long as to
-        check a request. Raises NotFoundError, and ConflictError where the model that is needed to read the
+        For a cancelled or failed job its method makes it from the journal, which takes as long as checking a
+        request. Raises NotFoundError, and ConflictError where the model that is needed to read the
         journal is not served any more.
         """
         stored = self._store.artifact(name)
@@ -319,7 +318,7 @@ class JobService:
             stored = self._partial(record)
         if stored is None:
             return None
-        # The artifact may be another job's as well.
+        # Equal jobs share an artifact, but each has a task description and request warnings of its own.
         spec, facts = specs.read(record), specs.facts(record.spec)
         told = tuple(dict.fromkeys((*facts.warnings, *stored.warnings)))
         about_job = {"task": spec.task(facts.num_prompts), "warnings": list(told)}
@@ -331,7 +330,7 @@ class JobService:
         )
 
     def _partial(self, record: JobRecord) -> StoredArtifact | None:
-        """Returns what a job that was cancelled or has failed had found by then."""
+        """Returns what a cancelled or failed job had found by then; None if that is nothing."""
         if record.damage or record.snapshot.state not in (JobState.CANCELLED, JobState.FAILED):
             return None
         journal = self._store.journal(record.id)
@@ -375,16 +374,16 @@ class JobService:
         self._jobs.pop(name, None)
 
     def _job(self, record: JobRecord) -> Job:
-        """Returns the job of a record; the one that is worked on if it is."""
+        """Returns the job of a record: the object that is being worked on, if there is one."""
         with self._lock:
             job = self._jobs.get(record.name)
         if job is not None:
             return job
         if not record.snapshot.state.final:
-            record = self._store.find(record.name)  # it has ended in between
+            record = self._store.find(record.name)  # it may have ended in between
         try:
             spec, facts = specs.read(record), specs.facts(record.spec)
-        except StorageError as error:  # of a job that cannot be read, the others must not know
+        except StorageError as error:  # a list that holds a job that cannot be read must not fail
             spec, facts = UNREADABLE, RequestFacts()
             if record.snapshot.state is not JobState.FAILED:  # else it says why
                 record = condemned(record, str(error))
@@ -404,7 +403,7 @@ class JobService:
         return job
 
     def _forget(self, job: Job) -> None:
-        """Lets go of a job that has ended: the store has all of it, unless it is damaged."""
+        """Called when a job has ended: from now on only the store keeps it, unless that is damaged."""
         if not job.unstored:
             self._jobs.pop(job.name, None)
         now = job.snapshot

@@ -20,22 +20,20 @@ from pahq_server.core.operations import Operation, ScorePasses
 
 # The activations of each base circuit take memory, and sharing a batch saves base circuits nothing.
 BASE_CIRCUITS_PER_BATCH = 4
-
-
-# How many names of edges a reader remembers: searches repeat them in every call.
+# How many names of edges a reader remembers, since searches repeat them in every call.
 KNOWN_NAMES = 1 << 16
 
 
 @dataclass(frozen=True)
 class SessionLimits:
-    """What sessions may take.
+    """Bounds of patching sessions.
 
     Args:
-        sessions: open at the same time.
-        user_sessions: of one user; None for no other limit.
+        sessions: how many may be open at the same time.
         idle_s: seconds that a session lives without a call.
-        circuits: that one call may ask for.
-        calls: of one session that wait at the same time.
+        circuits: how many one call may ask for.
+        calls: how many calls of one session may wait at the same time.
+        user_sessions: how many sessions of one user may be open; None for no limit but ``sessions``.
     """
 
     sessions: int = 16
@@ -47,11 +45,11 @@ class SessionLimits:
 
 @dataclass(frozen=True)
 class SessionCircuit:
-    """A circuit by names of edges.
+    """A circuit as a client describes it.
 
     Args:
-        names: of edges; repetitions count once.
-        complete: whether these are all of its edges, else those that the base circuit has beyond it.
+        names: names of edges; repetitions count once.
+        complete: whether these are all edges of the circuit; else it is the base circuit without them.
     """
 
     names: Sequence[str]
@@ -60,12 +58,13 @@ class SessionCircuit:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A `SessionCircuit` that was found valid. Compact: its pass is built when it is needed.
+    """A `SessionCircuit` that was found valid, as indices. Its pass is built only when it is needed.
 
     Args:
         base: the base circuit that it is relative to.
-        edges: indices, each once: ascending, but for the one named last, which stays last.
-        complete: see `SessionCircuit`.
+        edges: int64, shape [named edges]: indices, each once, ascending except that the edge named last stays
+            last.
+        complete: as in `SessionCircuit`.
     """
 
     base: BaseCircuit
@@ -74,7 +73,7 @@ class Reading:
 
     @property
     def patched_pass(self) -> PatchedPass:
-        """What measures the circuit: from the base, or from scratch if the circuit is complete."""
+        """The pass that measures the circuit: from the base, or from scratch if the circuit is complete."""
         return (
             PatchedPass(BaseCircuit(self.circuit))
             if self.complete
@@ -90,7 +89,7 @@ class Reading:
 
 
 class SessionCircuitReader:
-    """Finds the edges that circuits of one graph name. May be used from any thread."""
+    """Turns the names in `SessionCircuit` into edges of one graph. May be used from any thread."""
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
@@ -108,7 +107,7 @@ class SessionCircuitReader:
         """
         field = f"{field}.{'edges' if circuit.complete else 'removed'}"
         named = np.fromiter(self._edges(field, circuit.names), dtype=np.int64)
-        # Policies that promote a head go by the last edge.
+        # Policies that promote a head choose it by the last edge.
         edges = np.append(np.setdiff1d(named, named[-1:]), named[-1:])
         if not circuit.complete:
             missing = edges[~base.circuit.kept[edges]]
@@ -129,10 +128,10 @@ class Call:
     """Passes to score, and their scores so far. Cancelling ``future`` drops the passes that are left.
 
     Args:
-        passes: that are not asked for yet.
-        count: of all passes.
-        scores: in order.
-        future: gives all scores.
+        passes: the passes that the engine was not asked for yet.
+        count: number of all passes of the call.
+        scores: scores of the passes that are done, in order.
+        future: gives the scores of all passes.
     """
 
     passes: Iterator[PatchedPass]
@@ -167,12 +166,12 @@ class CallQueue:
     It is an `InteractiveSession` to the scheduler's worker; all other methods may be called from any thread.
 
     Args:
-        name: of the session, ``users/{user}/sessions/{id}``.
+        name: name of the session, ``users/{user}/sessions/{id}``.
         resolved: its objective.
         limits: what it may take.
         batch: how many passes to ask for at once.
         clock: seconds, for the idle time.
-        wake: to be called when there is something to do.
+        wake: wakes the worker; called when there is something to do.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Patching sessions: objectives that are kept ready to score circuits, call by call."""
+"""Patching sessions: the tensors of an objective stay in memory, to score circuits call by call."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pahq_server.jobs.session_calls import (
 from pahq_server.methods import warnings as circuit_warnings
 from pahq_server.scheduler.scheduler import Scheduler
 
-# Sessions that are gone and of which it is still known why.
+# For how many closed or expired sessions it is remembered why they are gone.
 REMEMBERED = 1000
 RETRY_S = 30.0
 
@@ -42,8 +42,8 @@ class PatchingSession:
 
     Args:
         name: resource name.
-        calls: where its calls wait.
-        limits: what it may take.
+        calls: the queue of its calls.
+        limits: bounds of sessions and their calls.
     """
 
     def __init__(self, name: str, calls: CallQueue, limits: SessionLimits) -> None:
@@ -61,10 +61,10 @@ class PatchingSession:
 
     def warnings(self, full: float, empty: float) -> tuple[str, ...]:
         """Returns what may mislead about its scores, given what `measure_endpoints` found."""
-        ends = circuit_warnings.Endpoints(self.resolved.objective.metric, full, empty)
+        endpoints = circuit_warnings.Endpoints(self.resolved.objective.metric, full, empty)
         return (
             *request_warnings.of_request(self.resolved),
-            *circuit_warnings.of_baseline(ends, self.resolved.clean_run),
+            *circuit_warnings.of_baseline(endpoints, self.resolved.clean_run),
         )
 
     def read(self, circuits: Sequence[SessionCircuit]) -> Call:
@@ -159,7 +159,7 @@ class SessionService:
             self._check_quota(user)
             self._sessions[name] = session
         opened = session.measure_endpoints()
-        opened.add_done_callback(lambda ends: _close_unless_open(session, ends))
+        opened.add_done_callback(lambda endpoints: _close_unless_open(session, endpoints))
         self._scheduler.add_session(calls)
         return session, opened
 
@@ -188,7 +188,7 @@ class SessionService:
         self.find(name).close()
 
     def _sweep(self) -> None:
-        """Forgets sessions that are gone, but not why."""
+        """Drops sessions that are gone, and remembers why they are."""
         for name, session in list(self._sessions.items()):
             if why := session.gone:
                 self._gone[name] = why
@@ -197,7 +197,8 @@ class SessionService:
             del self._gone[next(iter(self._gone))]
 
 
-def _close_unless_open(session: PatchingSession, ends: Future[list[float]]) -> None:
-    if ends.cancelled() or ends.exception() is not None:
+def _close_unless_open(session: PatchingSession, endpoints: Future[list[float]]) -> None:
+    """Closes a session whose endpoints could not be measured, so that it could not be opened."""
+    if endpoints.cancelled() or endpoints.exception() is not None:
         with suppress(NotFoundError):
             session.close()

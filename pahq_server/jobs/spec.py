@@ -1,4 +1,4 @@
-"""What a job is asked to do, and the same as JSON in the store.
+"""What a job is asked to do, and how that is stored as JSON.
 
 The JSON has a version, so that a later server reads what an earlier one stored. Prompts are stored apart from
 it, since they may be large.
@@ -31,8 +31,8 @@ class JobSpec:
         objective: model, task and metric.
         method: name of the method.
         parameters: an instance of `Method.parameters` of that method.
-        include_prompts: whether the artifact comes with the prompts. It has no effect on what is found: equal
-            jobs share their artifact without it.
+        include_prompts: whether the artifact comes with the prompts. Jobs that differ in this only share
+            their artifact.
     """
 
     objective: Objective
@@ -41,9 +41,9 @@ class JobSpec:
     include_prompts: bool = False
 
     def check(self) -> Method[Any]:
-        """Returns the method. Raises InvalidRequestError if it is unknown or the parameters are not its own.
+        """Returns the method. Raises InvalidRequestError if it is unknown, TypeError for other parameters.
 
-        What depends on the model is checked by `Engine.resolve`.
+        The objective is checked by `Engine.resolve` and `Method.check`.
         """
         method = registry.find(self.method)
         if not isinstance(self.parameters, method.parameters):
@@ -54,7 +54,7 @@ class JobSpec:
         """Describes the task for provenance: name and seed of a built-in one, and how many prompts it has.
 
         Args:
-            num_prompts: where this spec has been read without its prompts; 0 if unknown.
+            num_prompts: the number of prompts, for a spec that was read without them; 0 if unknown.
         """
         task = self.objective.task
         if isinstance(task, BuiltinTask):
@@ -75,11 +75,11 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class RequestFacts:
-    """What was found about a request when it was accepted, and is told of its job ever after.
+    """What was found about a request when its job was accepted; it is stored with the job.
 
     Args:
         num_prompts: how many prompts its task has; 0 if unknown, for jobs of older servers.
-        warnings: what may mislead whoever made it.
+        warnings: what may mislead the user about the request.
     """
 
     num_prompts: int = 0
@@ -144,7 +144,7 @@ def decode(text: str, prompts: str | None) -> JobSpec:
 
 
 def facts(text: str) -> RequestFacts:
-    """Returns what `StoredSpec.with_facts` added; nothing for a spec that an older server stored."""
+    """Returns what `StoredSpec.with_facts` added; empty for a spec that an older server stored."""
     found: dict[str, Any] = json.loads(text).get(_FACTS, {})
     return RequestFacts(found.get("num_prompts", 0), tuple(found.get("warnings", ())))
 

@@ -1,7 +1,7 @@
-"""What may mislead about an answer although the request is valid, in full sentences.
+"""Warnings: what may mislead about a request although it is valid, in full sentences.
 
-Each warning says what was found, what it means and what to do. They count and number prompts and never quote
-them. Prompts are numbered as in the request: ``task.clean[3]``. Warnings about circuits are in
+Each warning says what was found, what it means and what to do. It counts and numbers prompts, and never
+quotes them. Prompts are numbered as in the request: ``task.clean[3]``. Warnings about circuits are in
 `pahq_server.methods.warnings`.
 """
 
@@ -13,12 +13,12 @@ from typing import TypeAlias
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.task import TokenIds, TokenTask
 
-# Clean and corrupted prompts.
+# Pairs of a clean and a corrupted prompt.
 Pairs: TypeAlias = Sequence[tuple[TokenIds, TokenIds]]
 
 
 def of_request(resolved: ResolvedObjective) -> tuple[str, ...]:
-    """Returns what the request alone shows, before anything is computed."""
+    """Returns the warnings about a request alone, before anything is computed."""
     task, ablation = resolved.task, resolved.objective.ablation
     read_until = _last_positions(resolved)
     found = [*resolved.warnings, *_repetitions(task), *_first_tokens(read_until), *_answers(task)]

@@ -1,4 +1,4 @@
-"""What a method is to the job that runs it, and the job to the method."""
+"""The interface between methods and the jobs that run them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,26 @@ from pahq_server.core.operations import Operation
 
 P = TypeVar("P")
 
-# Yields operations, receives the result of each, returns the artifact.
+# A generator that yields operations, receives the result of each, and returns the artifact.
 Steps: TypeAlias = Generator[Operation, Any, Artifact]
 
 
 @dataclass(eq=False)
 class MethodContext(Generic[P]):
-    """One run of a method: what it works on, and where it puts what it finds.
+    """One run of a method: what it works on, and where it reports what it finds.
 
     Args:
         resolved: the objective; its ``clean_run`` is filled in when `Method.run` begins.
-        parameters: of the method.
-        journal: what earlier processes recorded, in order, as one or more pieces that end between records.
-        replayed: how many records these are.
+        parameters: parameters of the method.
+        journal: the records that earlier processes appended, in order, in pieces of whole records.
+        replayed: how many records the journal holds.
         window: how many patched passes the method may ask for at once, about.
-        clock: the worker's seconds that were spent on this job. It may steer how much work a method asks for
-            at once, never a result.
+        clock: returns the worker's seconds that were spent on this job. It may steer how much work a method
+            asks for at once, never a result.
+
+    Attributes:
+        progress: what `tell` was given last.
+        counts: sums of what `count` was given, by name.
     """
 
     resolved: ResolvedObjective
@@ -46,29 +50,29 @@ class MethodContext(Generic[P]):
     _new: list[tuple[bytes, int]] = field(default_factory=list, init=False)
 
     def record(self, data: bytes, count: int = 1) -> None:
-        """Appends to the journal, from which a killed method goes on.
+        """Appends to the journal, from which the method goes on after the server was killed.
 
-        It is stored together with the progress before the next operation runs.
+        The records are stored together with the progress, before the next operation runs.
 
         Args:
-            data: bytes whose meaning only the method knows.
-            count: how many records these are. The sequence numbers of a job's events count records.
+            data: one or more records, whose meaning only the method knows.
+            count: how many. The sequence numbers of a job's events count records.
         """
         self._new.append((data, count))
 
     def tell(self, progress: Progress) -> None:
-        """Says how far the method is; ``progress.done`` of the method's total."""
+        """Reports how far the method is: ``progress.done`` of the units that `Method.total` returned."""
         self.progress = progress
 
     def count(self, **numbers: int) -> None:
-        """Adds to the counts of this run, which its provenance tells.
+        """Adds to the counts of this run, which become part of its provenance.
 
-        ``passes`` (that were asked for) and ``wasted`` (of these, in vain) are also shown by telemetry.
+        Telemetry shows two of them: ``passes`` that were asked for, and how many of these were ``wasted``.
         """
         self.counts.update(numbers)
 
     def take_records(self) -> tuple[bytes, int]:
-        """Returns what was recorded since the last call, and how many records that is. For the job."""
+        """Called by the job: returns the records since the last call, and how many they are."""
         new, self._new = self._new, []
         return b"".join(data for data, _ in new), sum(count for _, count in new)
 
@@ -89,9 +93,10 @@ class Method(ABC, Generic[P]):
     unit: ClassVar[str]
 
     def read(self, fields: Mapping[str, object]) -> P:
-        """Makes parameters of values by name; what is missing has its default.
+        """Makes the parameters from values by name; a parameter that is left out has its default.
 
-        Raises InvalidRequestError for an unknown, missing or invalid one.
+        Raises InvalidRequestError for an unknown name, a missing parameter without a default, or a value that
+        is not allowed.
         """
         known = {each.name: each for each in dataclasses.fields(self.parameters)}  # type: ignore[arg-type]
         for name in fields:
@@ -107,7 +112,7 @@ class Method(ABC, Generic[P]):
         return self.parameters(**fields)
 
     def check(self, parameters: P, resolved: ResolvedObjective) -> None:
-        """Raises InvalidRequestError for an objective that the method cannot take."""
+        """Raises InvalidRequestError for an objective that is valid, but that the method cannot work on."""
 
     def weight(self, parameters: P, resolved: ResolvedObjective) -> float | None:
         """Returns the weight of all operations together, in patched passes, for estimates.
@@ -120,14 +125,13 @@ class Method(ABC, Generic[P]):
     def total(self, parameters: P, resolved: ResolvedObjective) -> int:
         """Returns how many units of work there are, at least 1.
 
-        Called before a job is accepted. Raises InvalidRequestError for an objective, valid as such, that the
-        method cannot work on.
+        Called before a job is accepted, after `check`.
         """
 
     def warnings(self, parameters: P, resolved: ResolvedObjective) -> tuple[str, ...]:
-        """Returns what may mislead about the answer, as far as request and parameters show it.
+        """Returns what may mislead about the artifact, as far as the objective and the parameters show it.
 
-        Each warning is full sentences: what was found, what it means, what to do. It never quotes prompts.
+        Each warning says in full sentences what was found, what it means and what to do, without prompts.
         """
         return ()
 
@@ -141,7 +145,7 @@ class Method(ABC, Generic[P]):
     def partial(self, context: MethodContext[P]) -> Artifact | None:
         """Returns the artifact of what the journal holds, for a job that did not come to its end.
 
-        None if the method has nothing to show for it. Raises ValueError for a journal that cannot be read.
+        None if nothing of use was found yet. Raises ValueError for a journal that cannot be read.
         """
         return None
 

@@ -1,4 +1,4 @@
-"""What methods share whose artifact is a circuit: searches by verdicts, their journal and their artifact."""
+"""Searches for circuits: how one runs as a method, and the artifact of kind ``circuit`` that it returns."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pahq_server.core.artifact import Artifact, Progress, pack
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import ScorePasses
-from pahq_server.core.verdict import SearchResult, Verdict, pack_verdicts
 from pahq_server.methods import warnings
 from pahq_server.methods.base import MethodContext, Steps
+from pahq_server.methods.verdicts import SearchResult, Verdict, pack_verdicts
 
 KIND, VERSION = "circuit", 1
 
@@ -35,11 +35,11 @@ class Search(Protocol):
     counts: Counter[str]
 
     def run(self) -> SearchSteps:
-        """Starts, or goes on after the verdicts that are there already."""
+        """Starts the search, or continues it after ``verdicts``."""
         ...
 
     def progress(self) -> Progress:
-        """Says how many edges are decided, and with what figures."""
+        """Returns how many edges are decided, with the figures of `search_progress`."""
         ...
 
 
@@ -53,9 +53,9 @@ def search_progress(decided: int, kept: int, metric: float, evaluations: int) ->
 
     Args:
         decided: edges that are kept or removed for good.
-        kept: of these.
-        metric: of the current circuit.
-        evaluations: verdicts so far.
+        kept: how many of these are kept.
+        metric: the metric of the current circuit.
+        evaluations: number of verdicts so far.
     """
     return Progress(decided, figures={"kept": kept, "metric": metric, "evaluations": evaluations})
 
@@ -73,9 +73,9 @@ def run_search(context: MethodContext[Any], search: Search, threshold: float | N
     """Runs a search as a method: its verdicts go to the journal, its result becomes a circuit artifact.
 
     Args:
-        context: of the job.
-        search: at its beginning, or where the journal ends.
-        threshold: by which edges were removed, for warnings; None if none was.
+        context: context of the job.
+        search: not begun, or continued from the verdicts of the journal.
+        threshold: below which edges are removed, for warnings; None if the search removes none.
     """
     context.counts = search.counts
     context.tell(search.progress())
@@ -110,12 +110,12 @@ def run_search(context: MethodContext[Any], search: Search, threshold: float | N
 def partial_circuit(
     context: MethodContext[Any], verdicts: Sequence[Verdict], circuit: Circuit
 ) -> Artifact | None:
-    """Returns what an interrupted search had decided; None if that is nothing.
+    """Returns what an interrupted search had decided as a circuit artifact; None if it had no verdicts.
 
     Args:
-        context: of the job.
-        verdicts: that it had reached.
-        circuit: all edges but those that it had removed by then.
+        context: context of the job.
+        verdicts: in order of decision.
+        circuit: all edges except those that the search had removed.
     """
     if not verdicts:
         return None

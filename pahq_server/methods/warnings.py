@@ -1,4 +1,4 @@
-"""What may mislead about a circuit or its scores although nothing went wrong, in full sentences.
+"""Warnings: what may mislead about a circuit or scores although nothing went wrong, in full sentences.
 
 Each warning says what was found, what it means and what to do. Warnings about the request alone are in
 `pahq_server.jobs.warnings`.
@@ -13,13 +13,14 @@ import numpy as np
 
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import CleanRun, ResolvedObjective
-from pahq_server.core.verdict import SearchResult
+from pahq_server.methods.verdicts import SearchResult
 
-# Outside of these, a circuit does not do what the full model does.
+# A circuit whose faithfulness is outside of these bounds does not do what the full model does.
 LEAST_FAITHFULNESS, MOST_FAITHFULNESS = 0.1, 1.2
-# The full model and the empty circuit are told apart by more than this: of the larger one, and in all.
+# The full model and the empty circuit are indistinct if their metrics differ by less than this share of the
+# larger one, or by less than this in all.
 LEAST_RELATIVE_GAP, LEAST_GAP = 0.01, 1e-6
-# A circuit with more of all edges than this leaves out next to nothing.
+# A circuit with at least this share of all edges leaves out next to nothing.
 ALMOST_ALL = 0.95
 
 
@@ -28,7 +29,7 @@ class Endpoints:
     """The metric of the full model and of the empty circuit.
 
     Args:
-        name: of the metric.
+        name: name of the metric.
         full, empty: its values; lower is better.
     """
 
@@ -43,44 +44,45 @@ class Endpoints:
         return gap < LEAST_GAP or gap < LEAST_RELATIVE_GAP * max(abs(self.full), abs(self.empty))
 
 
-def of_baseline(ends: Endpoints, clean_run: CleanRun) -> tuple[str, ...]:
-    """Returns what the full model and the empty circuit show, whatever circuit is measured beside them."""
+def of_baseline(endpoints: Endpoints, clean_run: CleanRun) -> tuple[str, ...]:
+    """Returns warnings about the full model and the empty circuit, which hold for every circuit."""
     found = [*_margins(clean_run)]
-    if ends.indistinct:
+    full, empty = _number(endpoints.full), _number(endpoints.empty)
+    if endpoints.indistinct:
+        almost = "" if endpoints.full == endpoints.empty else "almost "
         found.append(
-            f"The full model and the empty circuit have {'' if ends.full == ends.empty else 'almost '}the "
-            f"same {ends.name} ({_number(ends.full)} and {_number(ends.empty)}): ablation hardly disturbs "
-            "the behaviour, so scores and faithfulness are mostly noise. Use corrupted prompts that break "
-            "the behaviour, another ablation or another metric."
+            f"The full model and the empty circuit have {almost}the same {endpoints.name} ({full} and "
+            f"{empty}): ablation hardly disturbs the behaviour, so scores and faithfulness are mostly noise. "
+            "Use corrupted prompts that break the behaviour, another ablation or another metric."
         )
-    elif ends.empty < ends.full and not found:
+    elif endpoints.empty < endpoints.full and not found:
         found.append(
-            f"The empty circuit has a lower, that is better, {ends.name} than the full model "
-            f"({_number(ends.empty)} and {_number(ends.full)}): ablating everything improves the behaviour. "
-            "Check the answers and the corrupted prompts."
+            f"The empty circuit has a lower, that is better, {endpoints.name} than the full model "
+            f"({empty} and {full}): ablating everything improves the behaviour. Check the answers and the "
+            "corrupted prompts."
         )
     return tuple(found)
 
 
 def of_search(resolved: ResolvedObjective, threshold: float | None, found: SearchResult) -> tuple[str, ...]:
-    """Returns what the result of a search shows."""
-    ends = Endpoints(resolved.objective.metric, found.metric_full, found.metric_empty)
+    """Returns warnings about the result of a search; ``threshold`` is None if it removes no edges."""
+    endpoints = Endpoints(resolved.objective.metric, found.metric_full, found.metric_empty)
     return (
-        *of_baseline(ends, resolved.clean_run),
+        *of_baseline(endpoints, resolved.clean_run),
         *_sizes(found, threshold),
         *_paths(found.circuit),
-        *_faithfulness(ends, found.metric_value, "Use a smaller threshold"),
+        *_faithfulness(endpoints, found.metric_value, "Use a smaller threshold"),
     )
 
 
-def of_circuit(clean_run: CleanRun, circuit: Circuit, value: float, ends: Endpoints) -> tuple[str, ...]:
-    """Returns what the measurement of a given circuit shows."""
+def of_circuit(clean_run: CleanRun, circuit: Circuit, value: float, endpoints: Endpoints) -> tuple[str, ...]:
+    """Returns warnings about a given circuit with the metric ``value``."""
     empty = () if circuit.num_kept else ("The circuit has no edges: what was measured is the empty circuit.",)
     return (
-        *of_baseline(ends, clean_run),
+        *of_baseline(endpoints, clean_run),
         *empty,
         *_paths(circuit),
-        *_faithfulness(ends, value, "Use a circuit with more edges"),
+        *_faithfulness(endpoints, value, "Use a circuit with more edges"),
     )
 
 
@@ -142,14 +144,14 @@ def _paths(circuit: Circuit) -> Iterator[str]:
         )
 
 
-def _faithfulness(ends: Endpoints, value: float, advice: str) -> Iterator[str]:
-    """Warns of nothing where the ends are indistinct: the ratio is noise, and that was said."""
-    if ends.indistinct:
+def _faithfulness(endpoints: Endpoints, value: float, advice: str) -> Iterator[str]:
+    """Yields nothing where the endpoints are indistinct: `of_baseline` has warned of that already."""
+    if endpoints.indistinct:
         return
-    faithfulness = (value - ends.empty) / (ends.full - ends.empty)
+    faithfulness = (value - endpoints.empty) / (endpoints.full - endpoints.empty)
     values = (
-        f"{ends.name} {_number(value)}, of the full model {_number(ends.full)}, of the empty circuit "
-        f"{_number(ends.empty)}"
+        f"{endpoints.name} {_number(value)}, of the full model {_number(endpoints.full)}, of the empty "
+        f"circuit {_number(endpoints.empty)}"
     )
     if faithfulness < LEAST_FAITHFULNESS:
         # A little below 0 is rounding.

@@ -1,4 +1,4 @@
-"""One batch: operations of several jobs go to the engine, which gives their outcomes and what each cost."""
+"""Runs one batch: operations of several jobs and sessions, with their outcomes and what each of them cost."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Part:
 
     @property
     def group(self) -> Hashable:
-        """What runs together: the engine may share work between operations with equal groups."""
+        """Parts with equal groups are given to the engine together, so that they can share work."""
         objective = self.resolved.objective
         return objective.model, objective.precision, self.resolved.graph, type(self.work.operation)
 
     @property
     def cost(self) -> float:
-        """Share of the group's seconds, before division by the sum of all: patched passes times tokens."""
+        """Weight of the operation times tokens: the seconds of a group are divided in proportion to it."""
         return self.work.operation.weight * sum(map(len, self.resolved.task.clean))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The outcome of a part, and how many seconds it cost."""
+    """The outcome of a part, and its share of the seconds that its group took."""
 
     outcome: Outcome
     seconds: float

@@ -1,4 +1,4 @@
-"""Who is served next: weighted deficit round robin over users, charged by measured cost.
+"""Decides which users are served next: weighted deficit round robin, charged by measured cost.
 
 A user's *charge* is the seconds that were spent on its work, divided by its weight; the deficit of a user is
 how far its charge lags behind others'. Whoever lags most comes first. *Now*, the virtual time, is the least
@@ -14,12 +14,12 @@ import itertools
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-# In a batch take part all users that are ahead of the least charged one by no more than so many batches.
+# All users take part in a batch whose charge is ahead of the least one by no more than this many batches.
 BATCHES_AHEAD = 2.0
-# A slot moves between users that hold at most one only when their charges differ by what so many openings of
-# a state, or so many batches, take: so reopening takes about a tenth of all work at most.
+# A slot moves between users that hold at most one only when their charges differ by what this many openings
+# of an engine state, or this many batches, take. Opening states then takes about a tenth of the time at most.
 OPENINGS, BATCHES = 8.0, 4.0
-# A user that waited long catches up on no more than so many times the difference that moves a slot.
+# A user that waited long catches up on no more than this many times the difference that moves a slot.
 BEHIND = 8.0
 # Weight of the latest measurement in a mean.
 NEWS = 0.2
@@ -29,15 +29,15 @@ NEWS = 0.2
 class _Account:
     weight: float
     charge: float
-    since: int  # order of coming
-    due: bool  # has come, and has had no slot since
+    since: int  # number of its arrival: users that came earlier have smaller ones
+    due: bool  # whether the user has arrived and has had no slot since
 
 
 class Accounts:
     """Charges of all users.
 
     Args:
-        weights: of users, above 0; others have 1. A user of weight 2 gets twice the seconds.
+        weights: weights of users, above 0; others have 1. A user of weight 2 gets twice the seconds.
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
@@ -46,7 +46,7 @@ class Accounts:
             if not weight > 0:
                 raise ValueError(f"the weight {weight} of {user!r} is not above 0")
         self._present: dict[str, _Account] = {}
-        self._absent: dict[str, float] = {}  # charges that are ahead of now
+        self._absent: dict[str, float] = {}  # charges of users without work, if ahead of `now`
         self._order = itertools.count()
         self.now = 0.0
         # Means of what was measured: a batch, and opening a state.
@@ -59,7 +59,7 @@ class Accounts:
 
     @property
     def present(self) -> Collection[str]:
-        """Users that have work, in the order of their coming."""
+        """Users that have work, in the order of their arrival."""
         return self._present.keys()
 
     def attend(self, users: Iterable[str]) -> None:
@@ -86,7 +86,7 @@ class Accounts:
         return self._present[user].since
 
     def due(self, user: str) -> bool:
-        """Tells whether the user has come and had no slot yet."""
+        """Tells whether the user has arrived and has had no slot since."""
         return self._present[user].due
 
     def has_slot(self, user: str) -> None:
@@ -104,7 +104,7 @@ class Accounts:
         self.opening_s = running_mean(self.opening_s or None, seconds)
 
     def turn(self, users: Collection[str]) -> set[str]:
-        """Returns those of some users, all present and ready, that take part in a batch: at least one."""
+        """Returns which of these users, all present and ready, take part in the next batch: at least one."""
         if not users:
             return set()
         self._proceed(users)
@@ -118,14 +118,14 @@ class Accounts:
             account.charge = max(account.charge, oldest)
         self.now = min(account.charge for account in accounts)
 
-    # Slots: what a job needs to be in batches
+    # Slots: a job needs one to take part in batches
 
     def projected(self, user: str, held: int) -> float:
         """Returns the charge after one more batch with so many slots, about."""
         return self.charge(user) + held * self.batch_s / self.weight(user)
 
     def first(self, waiting: Collection[str], held: Mapping[str, int]) -> str | None:
-        """Returns which user gets a free slot: the least charged, then who has least, then who came first.
+        """Returns who gets a free slot: the least charged user, then who holds least, then who came first.
 
         Args:
             waiting: users, all present.
@@ -143,13 +143,13 @@ class Accounts:
     ) -> tuple[str, str] | None:
         """Returns a user without a slot that shall get one, and the user that gives it; None for no change.
 
-        Whoever has just come takes from any user with more than its share, at once; so does everyone from a
-        user that keeps another slot. Between others, charges must differ by `switch_margin`.
+        Only users with more than their share give. A user that has just arrived gets a slot at once, and so
+        does every user if the giver keeps another slot. Else charges must differ by `switch_margin`.
 
         Args:
             waiting: users that want a slot, all present.
             held: slots by user; none for those that are missing.
-            ready: users that can give a slot, as they used it for a batch at least.
+            ready: users that can give a slot, because they have used it for at least one batch.
             slots: how many there are.
         """
         total = sum(map(self.weight, {*waiting, *held}))
@@ -164,12 +164,6 @@ class Accounts:
             if ahead > self.switch_margin or ((self.due(user) or keeps) and ahead >= 0):
                 return user, giver
         return None
-
-
-def jain(shares: Collection[float]) -> float:
-    """Returns Jain's index of fairness: 1 if all are equal, 1/n if one has everything."""
-    squares = sum(share * share for share in shares)
-    return sum(shares) ** 2 / (len(shares) * squares) if squares else 1.0
 
 
 def running_mean(mean: float | None, news: float) -> float:

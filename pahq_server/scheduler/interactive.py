@@ -1,4 +1,4 @@
-"""Sessions that keep tensors while nothing is asked of them; their operations join the batches of jobs."""
+"""Interactive sessions: they keep tensors between calls, and their operations join the batches of jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Spend = Callable[[str, float], None]
 
 
 class InteractiveSession(Protocol):
-    """Something that keeps tensors in the engine and needs an operation now and then.
+    """Keeps tensors in the engine and needs an operation now and then.
 
     Its methods are called from the worker thread.
 
@@ -39,7 +39,7 @@ class InteractiveSession(Protocol):
         ...
 
     def next_operation(self) -> Operation | None:
-        """Returns the operation for this batch, if there is one. What it raises comes back by `deliver`."""
+        """Returns the operation for this batch; None for none. An exception is given to `deliver`."""
         ...
 
     def deliver(self, outcome: Outcome) -> None:
@@ -69,7 +69,7 @@ class InteractiveSessions:
         self._engine, self._open_state, self._clock = engine, open_state, clock
         self._new: deque[InteractiveSession] = deque()
         self._open: list[tuple[InteractiveSession, EngineStateId]] = []
-        # All that were added and not ended, whatever becomes of the two above.
+        # All sessions that were added and have not ended; after a failure, only this is complete.
         self._all: dict[int, InteractiveSession] = {}
 
     def add(self, session: InteractiveSession) -> None:
@@ -84,17 +84,17 @@ class InteractiveSessions:
         return bool(self._new) or any(session.waiting() for session, _ in self._open)
 
     def users(self) -> set[str]:
-        """Returns whose sessions wait. Closes what was released first: a newcomer may need the memory."""
+        """Returns whose sessions wait. First closes released ones, since others may need their memory."""
         self._open = [pair for pair in self._open if not self._closed_if_released(*pair)]
         waiting = {session.user for session, _ in self._open if session.waiting()}
         return waiting | {session.user for session in tuple(self._new)}
 
     def collect(self, turn: Collection[str], spend: Spend) -> list[tuple[InteractiveSession, Work]]:
-        """Returns the operations for this batch, of some users. Opens the states of their new sessions first.
+        """Returns the operations of some users' sessions for this batch, after opening their new sessions.
 
         Args:
-            turn: the users.
-            spend: is told what opening states took.
+            turn: the users that take part in the batch.
+            spend: is told how long opening states took.
         """
         for _ in range(len(self._new)):
             session = self._new.popleft()

@@ -1,4 +1,4 @@
-"""Positions in the queue: which waiting job begins when, if nothing changes. All times are seconds."""
+"""Positions in the queue: when each waiting job begins, if nothing changes. All times are seconds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pahq_server.scheduler.slots import Slots
 
 C = TypeVar("C")
 
-# Telling positions takes at most one part in so many of the time between two tellings.
+# After positions were told, nothing is told for this many times as long as that took.
 TELL_AGAIN = 50
 
 
 class JobCosts:
-    """Estimates what jobs take, from those that ended well; before the first one has, from those that run."""
+    """Estimates how long a job takes, from jobs that succeeded; before the first, from running ones."""
 
     def __init__(self) -> None:
         self._of_user: dict[str, float] = {}
@@ -25,21 +25,21 @@ class JobCosts:
         self._expected: float | None = None
 
     def expect(self, totals: Sequence[float]) -> None:
-        """Sets what jobs that run are going to take altogether, one by one."""
+        """Takes the expected total seconds of every running job."""
         self._expected = sum(totals) / len(totals) if totals else None
 
     def ended(self, user: str, seconds: float) -> None:
-        """Learns what a job took."""
+        """Learns how long a job took that succeeded."""
         self._mean = running_mean(self._mean, seconds)
         self._of_user[user] = running_mean(self._of_user.get(user), seconds)
 
     def forget_all_but(self, present: Iterable[str]) -> None:
-        """Keeps what is known of some users only."""
+        """Forgets what is known of all users except these."""
         known = self._of_user
         self._of_user = {user: known[user] for user in present if user in known}
 
     def of(self, user: str) -> float | None:
-        """Returns what a job of the user takes, about; None if nothing is known of any."""
+        """Returns about how long a job of the user takes; None if nothing is known."""
         return self._of_user.get(user, self._expected if self._mean is None else self._mean)
 
 
@@ -47,9 +47,9 @@ def left_s(charged: float, done: float, expected: float | None) -> float | None:
     """Returns the seconds that a begun job still takes; None if unknown.
 
     Args:
-        charged: seconds that it took.
-        done: share of its work that is done.
-        expected: what jobs like it take.
+        charged: seconds that it took so far.
+        done: share of its work that is done, from 0 to 1.
+        expected: seconds that a job of its user takes; None if unknown.
     """
     if done > 0:
         return charged * (1 - done) / done
@@ -64,8 +64,8 @@ def queue_order(
     Args:
         lines: queued jobs by user, each in order; the users are present.
         begun_s: seconds that the begun jobs of a user still take; 0 for those that are missing.
-        accounts: of users.
-        costs: of jobs; where nothing is known, all are taken to be alike.
+        accounts: the charges of users.
+        costs: costs of jobs; where nothing is known, all jobs count as equal.
     """
     heap = [
         (
@@ -95,16 +95,18 @@ def queue_order(
 def start_times(
     running: Sequence[float | None], costs: Iterable[float | None], slots: int
 ) -> list[float | None]:
-    """Returns when each queued job begins, if those in slots share one machine evenly; None if unknown.
+    """Returns the seconds until each queued job begins, if jobs in slots share the machine evenly.
+
+    A time is None if it is unknown.
 
     Args:
-        running: what begun jobs still take; None if unknown.
-        costs: of the queued jobs, in their order; None if unknown.
+        running: seconds that begun jobs still take; None if unknown.
+        costs: seconds that the queued jobs take, in their order; None if unknown.
         slots: how many jobs run at a time.
     """
     if None in running:
         return [None for _ in costs]
-    # In time that each of the running jobs gets for itself: the clock goes ``slots`` times as fast.
+    # Counted in seconds that every running job gets for itself: these pass ``slots`` times as slowly.
     ends = [left for left in running if left is not None]
     heapq.heapify(ends)
     times: list[float | None] = []
@@ -121,10 +123,10 @@ def start_times(
 
 
 class QueueNotifier:
-    """Tells queued jobs where they stand, as often as that takes no time worth mentioning.
+    """Tells queued jobs their positions, as often as that takes little time (`TELL_AGAIN`).
 
     Args:
-        slots, accounts: as they are at present, all users present.
+        slots, accounts: those of the scheduler.
         clock: seconds.
     """
 
@@ -134,11 +136,11 @@ class QueueNotifier:
         self._next = clock()  # when to tell again
 
     def ended(self, entry: Entry) -> None:
-        """Learns what a job took that ended well."""
+        """Learns how long a job took that succeeded."""
         self._costs.ended(entry.user, entry.charged)
 
     def notify(self) -> None:
-        """Tells every queued job its position, unless that was done just now."""
+        """Tells every queued job its position, unless it was told a moment ago. All users must be present."""
         started = self._clock()
         lines = self._slots.lines()
         if not lines or started < self._next:

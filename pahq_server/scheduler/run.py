@@ -1,4 +1,4 @@
-"""A job as the scheduler sees it."""
+"""A run, which is a job or an evaluation as the scheduler sees it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class QueuePosition:
 
     Args:
         position: 1 for the next to begin.
-        start_s: seconds until it begins, about; None while nothing is known of the pace.
+        start_s: seconds until it begins, about; None while it is unknown how long jobs take.
     """
 
     position: int
@@ -24,14 +24,14 @@ class QueuePosition:
 
 
 class Run(Protocol):
-    """Something that needs operations, one after another. Its methods are called from the worker thread.
+    """Needs operations, one after another. Its methods are called from the worker thread.
 
     `begin`, `deliver` and `end` may raise, which ends this run alone. The others do not raise.
 
     Attributes:
         resolved: the objective whose tensors its operations need.
         user: who is charged.
-        name: of the job, for the log; empty if it has none.
+        name: name of the job, for the log; empty if it has none.
     """
 
     resolved: ResolvedObjective
@@ -59,11 +59,11 @@ class Run(Protocol):
         ...
 
     def charge(self, seconds: float) -> None:
-        """Told what was spent on the run: of the worker's time, its part of what it shared with others."""
+        """Adds seconds of the worker's time that were spent on the run; of a shared batch, its part."""
         ...
 
     def queued_at(self, position: QueuePosition) -> None:
-        """Told where the run stands in the queue, now and then while it is there."""
+        """Called now and then while the run is queued, with its present position."""
         ...
 
 
@@ -72,10 +72,10 @@ class Entry(Claim):
     """A run with its claim to a slot.
 
     Args:
-        run: the job.
-        submitted: when it came, by the scheduler's clock.
-        state: its tensors, while it has a slot.
-        operation: what it wants next; it keeps that when it loses its slot.
+        run: the run.
+        submitted: when it was submitted, by the scheduler's clock.
+        state: its tensors; None while it has no slot.
+        operation: what it needs next; kept when it loses its slot.
     """
 
     run: Run

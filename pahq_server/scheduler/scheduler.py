@@ -22,13 +22,13 @@ from pahq_server.scheduler.slots import Close, Limits, Slots
 
 logger = logging.getLogger(__name__)
 
-# How often an idle worker looks for sessions that expired, which nobody reports...
+# How often an idle worker looks for expired sessions, since their expiry does not wake it.
 TICK_S = 5.0
-# ...and, where a job waits for their memory, whether the job was stopped or fits by now.
+# The same while a job waits for memory that sessions hold. The worker also tries then whether the job fits.
 BLOCKED_TICK_S = 0.5
-# What the engine says where a job could go on if it had more memory.
+# Errors of the engine after which a job can go on once there is more memory.
 OUT_OF_MEMORY = (ResourceExhaustedError, MemoryError)
-# How often an engine that failed is tried again, and after which pause: memory may be short for a moment.
+# How often an engine that failed is checked, and the pause in between: memory may be short for a moment.
 CHECKS, CHECK_PAUSE_S = 6, 0.5
 
 
@@ -42,7 +42,7 @@ class Scheduler:
         engine: runs operations; used from the worker thread only.
         max_running: how many jobs hold tensors at the same time. Interactive sessions do not count.
         max_running_per_user: the same, of one user; None for no other limit.
-        weights: of users; see `Accounts`.
+        weights: weights of users; see `Accounts`.
         observer: is told of batches, starts and preemptions.
         clock: seconds.
         failed: called once, from the worker thread, if it cannot go on; every run has ended by then.
@@ -67,7 +67,7 @@ class Scheduler:
         self._notifier = QueueNotifier(self._slots, self._accounts, clock)
         self._failed, self._check_pause_s = failed, check_pause_s
         self._new: deque[Entry] = deque()  # since the last step
-        # All that have not ended. Where the worker fails halfway through a step, nothing else may know them.
+        # All entries that have not ended: after a failure in the middle of a step, only this is complete.
         self._entries: dict[int, Entry] = {}
         self._queued = 0
         self._queued_of: Counter[str] = Counter()
@@ -75,7 +75,7 @@ class Scheduler:
         self._blocked = False
         self._wake = threading.Condition()
         self._closing = False
-        self._over = ServerError("the server stopped")  # what runs end with from then on
+        self._over = ServerError("the server stopped")  # the error of runs that are submitted after that
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
 
     def start(self) -> None:
@@ -106,13 +106,13 @@ class Scheduler:
             session.end(self._over)
 
     def wake(self) -> None:
-        """To be called when a session begins to wait. May be called from any thread."""
+        """To be called when a session has something to do. May be called from any thread."""
         with self._wake:
             self._wake.notify()
 
     @property
     def queued(self) -> int:
-        """How many runs were not begun yet."""
+        """How many runs have not begun yet."""
         return self._queued
 
     def queued_of(self, user: str) -> int:
@@ -140,8 +140,8 @@ class Scheduler:
     def _fail(self, raised: BaseException) -> None:
         """Ends everything that waits for this thread, which cannot go on.
 
-        What was raised came from between two steps of a run, or the engine computes nothing any more: what
-        is noted of slots and turns cannot be relied on, so nothing of it is used here.
+        The failure may have come in the middle of a step, so slots and accounts cannot be relied on and are
+        not used here.
         """
         why = f"{raised!r:.200}"
         error = ServerError(f"the server cannot compute any more ({why}) and has to be restarted")
@@ -176,7 +176,7 @@ class Scheduler:
         self._batch(waiting)
 
     def _take_in(self) -> None:
-        """Takes new runs in; ends those that were stopped, also where they wait: it may be for hours."""
+        """Queues new runs, and ends those that were stopped, including those that wait for a slot."""
         while self._new:
             self._slots.add(self._new.popleft())
         for entry in [*self._slots.open, *self._slots.waiting()]:
@@ -186,7 +186,7 @@ class Scheduler:
     # Slots
 
     def _arrange(self) -> None:
-        """Opens and closes states. Not without end: openings that fail must not hold up the others."""
+        """Opens and closes states as `Slots.next` says, a bounded number per step: some may fail to open."""
         self._blocked = False
         for _ in range(4 * self._slots.limits.slots):
             change = self._slots.next()
@@ -220,7 +220,7 @@ class Scheduler:
             self._finish(entry, error)
 
     def _open_state(self, resolved: ResolvedObjective) -> EngineStateId:
-        """Opens a state, once more if the engine failed for a moment. Raises what the engine raises."""
+        """Opens a state; tries again if the engine failed for a moment only. Raises the engine's errors."""
         try:
             return self._engine.open(resolved)
         except ServerError:
@@ -231,9 +231,13 @@ class Scheduler:
         return self._engine.open(resolved)
 
     def _recovered(self) -> bool:
-        """Whether the engine failed and works again; False if it works, so that the failure is a job's own.
+        """Checks the engine after a failure.
 
-        Raises WorkerFailedError if it goes on failing.
+        Returns:
+            True if it failed the check at first and then passed it; False if it passed at once, so that the
+            failure concerns one job alone.
+
+        Raises WorkerFailedError if it fails every check.
         """
         for tried in range(CHECKS):
             if tried:
@@ -247,7 +251,7 @@ class Scheduler:
         raise WorkerFailedError(f"the engine fails on what it should compute: {last}") from last
 
     def _waits_for_memory(self, entry: Entry) -> bool:
-        """Tells whether there may be room for an entry when another job or a session has ended."""
+        """Tells whether an entry waits for memory, which another job or a session may free when it ends."""
         waits = self._slots.refused(entry)
         self._blocked = not waits and len(self._sessions) > 0
         return waits or self._blocked
@@ -273,7 +277,7 @@ class Scheduler:
         Args:
             waiting: users whose sessions wait.
         """
-        # A copy: those that are finished leave the list.
+        # A copy, since finished entries leave the list.
         ready = [entry for entry in [*self._slots.open] if not self._finished_if_stopped(entry)]
         turn = self._accounts.turn({entry.user for entry in ready} | waiting)
         entries = [entry for entry in ready if entry.user in turn]
@@ -284,28 +288,28 @@ class Scheduler:
             return
         started = self._clock()
         finished = run_batch(self._engine, parts, self._clock)
-        # Failures that have no name may be of the machine, and then every job would meet them.
+        # An unexpected failure may come from the machine, and then every job would fail.
         unknown = any(_unknown_failure(part) for part in finished)
         recovered = unknown and self._recovered()
         seconds = self._clock() - started
         self._accounts.measured_batch(seconds)
         self._observer.batch(sum(part.work.operation.weight for part in parts), seconds)
-        crowd = len(self._slots.open) > 1
+        beside_others = len(self._slots.open) > 1
         pairs = list(zip(entries, finished, strict=False))
         self._slots.batch_passed([entry for entry, part in pairs if not _out_of_memory(part)])
         for entry, part in pairs:
             self._spend(entry, part.seconds)
             if recovered and _unknown_failure(part):
-                self._suspend(entry)  # it keeps its operation, which a new state of its own runs again
+                self._suspend(entry)  # it keeps its operation, which runs again in a new state
             else:
-                self._deliver(entry, part, crowd)
+                self._deliver(entry, part, beside_others)
         for (session, _), part in zip(asked, finished[len(entries) :], strict=True):
             self._accounts.spend(session.user, part.seconds)
             session.deliver(part.outcome)
 
-    def _deliver(self, entry: Entry, part: Finished, crowd: bool) -> None:
-        """Hands an outcome to its run; one that lacked memory beside others waits for a better moment."""
-        if crowd and _out_of_memory(part):
+    def _deliver(self, entry: Entry, part: Finished, beside_others: bool) -> None:
+        """Hands an outcome to its run. A run that lacked memory beside others waits for its slot again."""
+        if beside_others and _out_of_memory(part):
             self._suspend(entry, for_memory=True)
         elif isinstance(part.outcome, Exception):
             self._finish(entry, part.outcome)
@@ -314,7 +318,7 @@ class Scheduler:
             self._advance(entry, lambda: entry.run.deliver(outcome))
 
     def _advance(self, entry: Entry, step: Callable[[], Operation | None]) -> None:
-        """Takes the next operation of a run, which ends where there is none."""
+        """Gets the next operation of a run, which ends if there is none."""
         started = self._clock()
         error: Exception | None = None
         try:
@@ -352,7 +356,7 @@ class Scheduler:
         _end(entry.run, error)
 
     def _count_out(self, user: str) -> None:
-        """One queued run less."""
+        """Notes that there is one queued run less."""
         with self._wake:
             self._queued -= 1
             self._queued_of[user] -= 1
@@ -369,7 +373,7 @@ class Scheduler:
 
 
 def _valid(operation: Operation | None) -> Operation | None:
-    """Raises ValueError for an operation that nobody could be charged for."""
+    """Returns the operation. Raises ValueError for a weight by which nobody could be charged."""
     if operation is not None and not operation.weight > 0:
         raise ValueError(f"the weight of an operation must be above 0, got {operation.weight}")
     return operation
@@ -382,7 +386,7 @@ def _part(entry: Entry) -> Part:
 
 
 def _unknown_failure(part: Finished) -> bool:
-    """Tells whether a part failed with something that no rule of the service raises."""
+    """Tells whether a part failed with an unexpected exception."""
     return isinstance(part.outcome, Exception) and not isinstance(part.outcome, ServerError)
 
 

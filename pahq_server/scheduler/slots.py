@@ -1,4 +1,4 @@
-"""Which jobs have a slot, which wait for one, and what should change next.
+"""Slots: which jobs have one, which wait for one, and what should change next.
 
 A slot is the right to hold tensors. Like `fairness`, this has no threads, engine or clock: the scheduler
 opens and closes engine states as `Slots.next` says, and reports what came of it.
@@ -21,8 +21,8 @@ class Limits:
     Args:
         slots: jobs that hold tensors at the same time.
         per_user: slots of one user at most; None for all.
-        slice_s: a job that took so many seconds lets the user's next job go first, and so on in rounds.
-        begun_per_user: how many jobs of a user may be begun for that and not ended.
+        slice_s: seconds of a turn: a job that took them lets the user's next job go first, round by round.
+        begun_per_user: how many jobs of one user may have begun, with or without a slot.
     """
 
     slots: int = 4
@@ -36,11 +36,11 @@ class Claim:
     """A job's claim to a slot."""
 
     user: str
-    arrival: int = 0  # order of coming
-    charged: float = 0.0  # seconds that it took
-    batches: int = 0  # that were done since it got its slot
+    arrival: int = 0  # claims that came earlier have smaller numbers
+    charged: float = 0.0  # seconds that the job took
+    batches: int = 0  # number of batches since it got its slot
     begun: bool = False
-    evicted_for_memory: bool = False  # lost its slot to lack of memory, and was in no batch since
+    evicted_for_memory: bool = False  # lost its slot because memory was short, and has been in no batch since
 
 
 C = TypeVar("C", bound=Claim)
@@ -48,14 +48,14 @@ C = TypeVar("C", bound=Claim)
 
 @dataclass(frozen=True)
 class Open(Generic[C]):
-    """Gives a claim a slot. To be answered by `Slots.opened`, `Slots.refused` or `Slots.leave`."""
+    """A claim should get a slot. Answered by `Slots.opened`, `Slots.refused` or `Slots.leave`."""
 
     claim: C
 
 
 @dataclass(frozen=True)
 class Close(Generic[C]):
-    """Takes the slot from a claim, which goes on later, for another one. To be answered by `Slots.pause`."""
+    """A claim should give up its slot to its successor, and goes on later. Answered by `Slots.pause`."""
 
     claim: C
     successor: C
@@ -63,7 +63,7 @@ class Close(Generic[C]):
 
 @dataclass
 class _Line(Generic[C]):
-    """What waits, of one user."""
+    """The claims of one user that wait."""
 
     new: OrderedDict[int, C] = field(default_factory=OrderedDict)
     paused: dict[int, C] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class Slots(Generic[C]):
     """The slots of all jobs.
 
     Args:
-        accounts: of users.
+        accounts: the charges of users.
         limits: how many slots there are.
     """
 
@@ -93,7 +93,7 @@ class Slots(Generic[C]):
         self.open: list[C] = []
         self._lines: dict[str, _Line[C]] = {}
         self._arrivals = 0
-        # How many jobs fit into memory, once it was full; unknown again when one was closed.
+        # How many jobs fit into memory; known once it was full, until one of them is closed.
         self._room: int | None = None
         self._promised: C | None = None  # gets the slot that was closed for it
 
@@ -112,11 +112,6 @@ class Slots(Generic[C]):
         """Who has or wants a slot."""
         return list(dict.fromkeys([*(claim.user for claim in self.open), *self._lines]))
 
-    @property
-    def queued(self) -> int:
-        """Claims that were never begun."""
-        return sum(len(line.new) for line in self._lines.values())
-
     def waiting(self) -> Iterator[C]:
         """Claims without a slot."""
         for line in self._lines.values():
@@ -133,7 +128,7 @@ class Slots(Generic[C]):
     # What should change
 
     def next(self) -> Open[C] | Close[C] | None:
-        """Returns the next change; None if all is as it should be. All users of claims must be present."""
+        """Returns the next change; None if nothing should change. All users of claims must be present."""
         if self._promised is not None:
             return Open(self._promised)
         held = self.held()
@@ -187,11 +182,11 @@ class Slots(Generic[C]):
         return self.held()[user] + len(self._lines[user].paused) >= self.limits.begun_per_user
 
     def _last(self, user: str) -> C:
-        """Returns the claim that gives up a slot of the user, of those that used theirs."""
+        """Returns which claim of the user gives up its slot first: one that has used it, if there is one."""
         own = [claim for claim in self.open if claim.user == user]
         return max(own, key=lambda claim: (claim.batches > 0, self._round(claim), claim.arrival))
 
-    # What came of it
+    # What the scheduler reports
 
     def opened(self, claim: C) -> None:
         """Notes that a claim has its slot now."""
@@ -200,27 +195,28 @@ class Slots(Generic[C]):
         self.open.append(claim)
         self._accounts.has_slot(claim.user)
         if claim.evicted_for_memory:
-            # What lost its slot to lack of memory comes back alone, or all would lose theirs in turn.
+            # A job that ran out of memory beside others comes back as the last one: with more beside it, all
+            # would run out of memory in turn.
             self._room = len(self.open)
 
     def refused(self, claim: C) -> bool:
         """Notes that there was no memory for a claim beside those that are open.
 
-        Returns whether the claim waits for memory: False if nothing is open that could free some.
+        Returns whether the claim waits: False if nothing is open that could free memory.
         """
         self._promised = None
         self._room = len(self.open)
         return bool(self.open)
 
     def pause(self, claim: C, for_memory: bool = False) -> None:
-        """Notes that a claim lost its slot; ``for_memory`` if to lack of memory."""
+        """Notes that a claim lost its slot; ``for_memory`` tells that memory was short."""
         self.open.remove(claim)
         self._room = len(self.open) if for_memory else None
         claim.evicted_for_memory = claim.evicted_for_memory or for_memory
         self._line(claim.user).add(claim)
 
     def leave(self, claim: C) -> None:
-        """Notes that a claim is over, wherever it stands."""
+        """Removes a claim whose job has ended, with or without a slot."""
         if claim in self.open:
             self.open.remove(claim)
             self._room = None

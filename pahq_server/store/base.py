@@ -1,4 +1,4 @@
-"""What jobs need of a store, whatever keeps them."""
+"""The protocol of a store of jobs."""
 
 from __future__ import annotations
 
@@ -15,25 +15,24 @@ from pahq_server.store.records import (
     Usage,
 )
 
-# Is shown what a user has before a new job, and whether that job has to be computed; raises to refuse it.
+# Given what the user of a new job has, and whether the job has to be computed: raises to refuse the job.
 Admission = Callable[[Usage, bool], None]
 
 
 class JobStore(Protocol):
     """Keeps jobs, their journals and their artifacts, and knows nothing about methods.
 
-    A journal is a sequence of records whose bytes only the job's method can read: from them, a method that
-    was interrupted goes on. It is written in runs, each of one or more records. An artifact may belong to
-    several jobs: equal jobs of one user share it.
+    A journal is a sequence of records from which an interrupted method goes on; only the job's method can
+    read them. Records are written in runs of one or more. Equal jobs of one user share one artifact.
 
     Methods may be called from any thread. Besides what they name, they raise StorageError.
 
-    What is read is what was written, or it is found to be damaged: of a job's record, `JobRecord.damage` says
-    so, and everything else raises StorageError with ``damaged`` set.
+    Damage on the disk is always found when something is read: for a job's record `JobRecord.damage` says so,
+    and everything else raises StorageError with ``damaged`` set.
 
-    A method has done all that it says when it returns; where it raises, it has done nothing. What it did is
-    not lost when the process dies right after. `create`, `cancel` and `delete`, which clients rely on,
-    survive a power failure too; a method that loses its last records to one computes them again.
+    A method of the store has done all that it says when it returns, and nothing if it raises. What it did is
+    not lost when the process dies right after. `create`, `cancel` and `delete`, which clients rely on, also
+    survive a power failure. The last records of a journal may not; they are then computed again.
     """
 
     @property
@@ -48,7 +47,7 @@ class JobStore(Protocol):
 
         Args:
             new: the job.
-            admit: is asked before the job is added; what it raises is raised.
+            admit: called before the job is added; an exception that it raises is passed on.
             reuse: whether to take over the artifact of a succeeded job of the same user and content, if there
                 is one. The new job has succeeded then.
 
@@ -81,7 +80,7 @@ class JobStore(Protocol):
         ...
 
     def unfinished(self) -> list[JobRecord]:
-        """Lists all unfinished jobs, oldest first. Among them may be damaged ones."""
+        """Lists all unfinished jobs, oldest first; some may be damaged."""
         ...
 
     def after(self, job: int, size: int) -> list[JobRecord]:
@@ -89,7 +88,7 @@ class JobStore(Protocol):
         ...
 
     def latest(self) -> float | None:
-        """Returns the latest time that was written about the newest jobs, in seconds since the epoch."""
+        """Returns the latest time of the newest jobs, in seconds since the epoch; None if there are none."""
         ...
 
     def usage(self, user: str) -> Usage:
@@ -121,14 +120,14 @@ class JobStore(Protocol):
 
         Args:
             job: its id.
-            now: where it stands; ``now.records`` counts the new records, too.
+            now: where the job stands; ``now.records`` includes the new records.
             first: the number of the first new record, counted from 0: how many records are stored already.
             data: the new records; empty if there are none.
         """
         ...
 
     def cancel(self, job: int, now: Snapshot) -> None:
-        """Stores where a job stands, which was asked to stop."""
+        """Stores where a job stands that was asked to stop."""
         ...
 
     def begin_again(self, job: int, content: bytes, now: Snapshot) -> None:
@@ -137,7 +136,7 @@ class JobStore(Protocol):
         Args:
             job: its id.
             content: the new SHA-256 of all that determines its artifact.
-            now: where it stands, without any records.
+            now: where the job stands, without any records.
         """
         ...
 
@@ -150,17 +149,17 @@ class JobStore(Protocol):
         artifact can be made from it.
 
         Args:
-            job, now, first, data: as of `advance`.
-            artifact: what it found; None unless it succeeded.
+            job, now, first, data: as in `advance`.
+            artifact: what the job found; None unless it succeeded.
         """
         ...
 
     def condemn(self, job: JobRecord, reason: str) -> JobRecord:
-        """Lets a damaged job fail, whatever state it was in; returns what is stored of it then.
+        """Makes a damaged job a failed one, whatever state it was in; returns what is stored of it then.
 
         Args:
-            job: as it was read.
-            reason: what cannot be read.
+            job: the job as it was read.
+            reason: what of it cannot be read.
         """
         ...
 
@@ -177,7 +176,7 @@ class JobStore(Protocol):
         """Deletes jobs that need not be kept any more: a portion of them, so that others need not wait long.
 
         Args:
-            retention: what is kept.
+            retention: which jobs are kept.
             now: seconds since the epoch.
             user: whose jobs; None for all users.
 

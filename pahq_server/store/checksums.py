@@ -1,9 +1,9 @@
-"""Checksums of rows: what was damaged on the disk is noticed when it is read, and never taken for the truth.
+"""Checksums of rows, by which damage on the disk is noticed when a row is read.
 
-SQLite notices damage to its own structures, but not to the values between them. Therefore every row that says
-something carries a checksum of all of it, together with the names of its table and its keys: a row that has
-changed places with another one is noticed, too. Whoever writes a row makes its checksum, from what it means
-to write and never from what is on the disk.
+SQLite notices damage to its own structures, but not to the values between them. Therefore rows carry
+checksums of their values together with the names of their table and their keys, so that two rows that have
+changed places are noticed, too. The code that writes a row makes its checksum from the values that it writes,
+never from those on the disk.
 
 The prompts of a job have a checksum of their own, since they are large and rarely read.
 """
@@ -15,7 +15,7 @@ import struct
 
 from pahq_server.core.errors import StorageError
 
-# 64 bits: that damage goes unnoticed by chance is out of the question, and nobody forges rows.
+# In bytes. 64 bits are enough to notice damage, which is random: nobody forges rows.
 SIZE = 8
 Value = None | int | float | str | bytes
 
@@ -60,10 +60,10 @@ def damage(what: str) -> StorageError:
 
 
 def seal(log: int, first: int, count: int, data: bytes) -> bytes:
-    """Appends to a run of journal records the checksum under which it is stored.
+    """Returns a run of journal records with its checksum at the end, as it is stored.
 
     Args:
-        log: whose journal it belongs to.
+        log: id of the journal.
         first: number of its first record.
         count: how many records it has.
         data: the records.
@@ -72,7 +72,7 @@ def seal(log: int, first: int, count: int, data: bytes) -> bytes:
 
 
 def unseal(log: int, first: int, count: int, sealed: bytes) -> bytes:
-    """Returns the data of a run that `seal` made. Raises StorageError where anything of it is different."""
+    """Returns the records of a run that `seal` made. Raises StorageError if anything of it was changed."""
     if isinstance(sealed, bytes):
         data, end = sealed[:-SIZE], sealed[-SIZE:]
         if end == checksum("journal", log, first, count, data):

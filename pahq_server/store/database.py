@@ -1,4 +1,4 @@
-"""The database: connections, transactions, and what the errors of SQLite mean."""
+"""The SQLite database: connections, transactions, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _NO_LOCKS = {
     *(10 | part << 8 for part in (8, 9, 14, 15)),  # IOERR_UNLOCK, _RDLOCK, _CHECKRESERVEDLOCK, _LOCK
     *(10 | part << 8 for part in (18, 19, 20, 21)),  # IOERR_SHMOPEN, _SHMSIZE, _SHMLOCK, _SHMMAP
 }
-# The same as the system tells it.
+# The same problem as errno values of the system.
 _NO_LOCKS_ERRNO = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENODEV)
-# What SQLite says of a statement that does not fit the tables.
+# What SQLite says about a statement that does not fit the tables.
 _UNFIT = re.compile("unknown function|no such |table .* has no column|malformed")
 # What `PRAGMA integrity_check` says of an index that does not fit its table. The table has all the data, so
 # the index can be made again.
@@ -69,12 +69,12 @@ def no_failpoint(name: str) -> None:
 class Database:
     """One SQLite file, or a database in memory. Methods may be called from any thread.
 
-    Every committed transaction survives the end of the process at any moment. A transaction that is
-    ``synced`` survives a power failure, too, once it is over: the log is written to the disk after the
-    commit, so that other transactions need not wait for the disk.
+    Every committed transaction survives the death of the process. A ``synced`` transaction also survives a
+    power failure once its context has ended: the log is written to the disk after the commit, so that other
+    transactions need not wait for the disk.
 
     Args:
-        path: of the file, which is made where there is none; None to keep everything in memory.
+        path: path of the file, which is made where there is none; None to keep everything in memory.
         failpoint: called at the places of `FAILPOINTS`.
 
     Raises StorageError where the file cannot be opened, is damaged, was written by a newer version, or lies

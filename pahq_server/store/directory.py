@@ -25,7 +25,7 @@ OWNER_ONLY = 0o700
 
 @dataclass(frozen=True)
 class StorageConfig:
-    """What is kept, and where.
+    """Where jobs are stored, and for how long.
 
     Args:
         directory: for the database; None to keep everything in memory.
@@ -80,7 +80,7 @@ class DataDirectory:
     """Locks a directory for one server while the context lasts, and makes it where there is none.
 
     Args:
-        path: of the directory.
+        path: path of the directory.
 
     Raises (on entry) StorageError where it cannot be made or written, where another server uses it, or where
     its filesystem lacks what SQLite needs.

@@ -31,17 +31,17 @@ class Snapshot:
     """Everything about a job that changes, at one moment. Times are seconds since the epoch.
 
     Args:
-        state: where it stands.
+        state: where the job stands.
         progress: how far its method is.
         created: when it was accepted.
         records: how many records its journal holds.
         started, ended: when it began to run and when it ended; None for what has not happened.
         error: why it failed; empty unless it did.
-        dropped: by how much earlier attempts, which were given up, had made `sequence` grow.
+        dropped: records and units of earlier attempts that were given up; they stay part of `sequence`.
         charged: seconds of the worker's time that it took.
-        crash_count: how many processes took it up since its last record, and were killed.
-        begun: when this process took it up, in seconds of the monotonic clock, and how many units were done
-            then; None if it did not. Never stored.
+        crash_count: how many processes crashed while they ran it, since its last record.
+        begun: when this process began to run it, in seconds of the monotonic clock, and how many units were
+            done then; None if it did not. Never stored.
     """
 
     state: JobState
@@ -91,8 +91,8 @@ class NewJob:
         prompts: JSON of the prompts; None where nothing needs them, as for most built-in tasks.
         total: units of work in all.
         unit: what the units of work are, in the plural, such as "edges".
-        tokens: of all prompts together.
-        revision: of the model.
+        tokens: number of tokens of all prompts together.
+        revision: revision of the model.
         content: SHA-256 of all that determines the artifact: 32 bytes.
         created: seconds since the epoch.
     """
@@ -116,8 +116,8 @@ class ArtifactSummary:
     """What a list of jobs tells of an artifact, without its bytes.
 
     Args:
-        kind: as of `Artifact`.
-        figures: by name: finite numbers.
+        kind: as in `Artifact`.
+        figures: numbers by name; all finite.
         warnings: what may mislead about it.
     """
 
@@ -134,10 +134,10 @@ class StoredArtifact:
         artifact: what the method found.
         request: provenance: what determines the artifact. Equal requests give equal artifacts.
         run: provenance: what happened in the run that found it.
-        prompts: JSON of the prompts, for a job that asked to have them with its artifact. Not stored here, as
-            several jobs may share one artifact: whoever answers a job adds it.
-        partial: whether the job did not come to its end, so that this is what it had found by then. Never
-            true of what is stored: whoever answers a job makes partial artifacts from its journal.
+        prompts: JSON of the prompts, if the job was to include them. The store does not keep it with the
+            artifact, which several jobs may share: the job service adds it.
+        partial: whether the job was cancelled or failed, so that this is what it had found by then. The job
+            service makes partial artifacts from the journal; they are never stored.
     """
 
     artifact: Artifact
@@ -163,11 +163,11 @@ class JobRecord:
 
     Args:
         id: grows with every new job, and is never used again.
-        name, user, payload, spec, total, unit, revision, content: as of `NewJob`.
-        snapshot: where it stands.
-        summary: of its artifact, if it has one.
-        damage: says what of the stored row cannot be read; empty if all of it can. A damaged job has failed,
-            says so in its snapshot, and has only those other values that can still be believed.
+        name, user, payload, spec, total, unit, revision, content: as in `NewJob`.
+        snapshot: where the job stands.
+        summary: summary of its artifact, if it has one.
+        damage: what of the stored row cannot be read; empty if all of it can. The snapshot of a damaged job
+            says that it has failed, and its other values are only those that can still be trusted.
     """
 
     id: int
@@ -186,11 +186,11 @@ class JobRecord:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a user has in the store, for quotas.
+    """What counts towards the quotas of a user, as far as it is stored.
 
     Args:
         queued: jobs that wait for their turn.
-        tokens: of the prompts of all unfinished jobs.
+        tokens: number of tokens of the prompts of all unfinished jobs.
         results: artifacts that are kept, and jobs that may still give one.
     """
 

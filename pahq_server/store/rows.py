@@ -1,4 +1,4 @@
-"""Rows of the tables ``jobs`` and ``artifacts``, what they stand for, and what of them cannot be read.
+"""Translates rows of the tables ``jobs`` and ``artifacts`` to records and back, and finds damaged rows.
 
 A row of ``jobs`` has three checksums: ``fixed_sum`` of what was asked for, ``state_sum`` of where the job
 stands, which changes often, and ``prompts_sum`` of the prompts. A row of ``artifacts`` has two: `checksum` of
@@ -70,14 +70,14 @@ INSERT_ARTIFACT = (
     f"INSERT INTO artifacts ({', '.join(_ARTIFACT)}) VALUES ({', '.join('?' for _ in _ARTIFACT)})"
 )
 
-# What a job whose row is damaged says; its user can do nothing else about it.
+# What the user can do about a job whose row is damaged; part of its error message.
 ADVICE = "delete it, and submit it again"
-# Damage may have made the sequence of a job's events anything: whoever watches must hear of its end all the
-# same, so the end of a damaged job comes after every sequence that a job can reach.
+# The sequence number of the last event of a damaged job is above all that a job can reach, so that watchers
+# hear of its end whatever number they have seen.
 _BEYOND_ALL = 1 << 53
 _YEAR_10000_S = 253_402_300_800
 _STATES = frozenset(state.value for state in JobState)
-# Of printable characters, as the server chooses them.
+# Resource names consist of printable ASCII characters.
 _NAME = re.compile(r"users(/[!-.0-~]+){3}")
 
 
@@ -85,7 +85,7 @@ _NAME = re.compile(r"users(/[!-.0-~]+){3}")
 
 
 def record(row: sqlite3.Row) -> JobRecord:
-    """Returns the job of a row, also of a damaged one; see `JobRecord`."""
+    """Returns the job of a row. A damaged row gives a failed job; see `JobRecord.damage`."""
     if wrong := _damage(row):
         return _damaged(row, wrong)
     return JobRecord(
@@ -120,7 +120,7 @@ def snapshot(row: sqlite3.Row) -> Snapshot:
 
 
 def _summary(row: sqlite3.Row) -> ArtifactSummary | None:
-    """Returns what is told of the artifact of an undamaged row; None for a job without one."""
+    """Returns the summary of the artifact of an undamaged row; None for a job without one."""
     if row["state"] != JobState.SUCCEEDED.value:
         return None
     figures, warnings = json.loads(row["artifact_figures"]), json.loads(row["artifact_warnings"])
@@ -177,7 +177,7 @@ def inserting(job: int, new: NewJob, now: Snapshot, log: int) -> dict[str, objec
     Args:
         job: the id of the new job.
         new: the job.
-        now: where it stands.
+        now: where the job stands.
         log: the job whose artifact it has; its own id unless it takes over an equal job's.
     """
     asked = vars(new) | {"request_id": new.request_id or None, "log": log}
@@ -227,7 +227,7 @@ def _summary_sum(*values: Any) -> bytes:
 
 
 def condemned(found: JobRecord, reason: str) -> JobRecord:
-    """Returns a job that has failed because something of it cannot be read. Its journal counts no more."""
+    """Returns the job as one that has failed because something of it cannot be read, without a journal."""
     before = found.snapshot
     now = replace(
         before,
@@ -242,7 +242,7 @@ def condemned(found: JobRecord, reason: str) -> JobRecord:
 
 
 def believed_of(found: JobRecord) -> dict[str, object]:
-    """Returns the values of `fixed` for a damaged job: what can still be believed.
+    """Returns the values of `fixed` for a damaged job: those that can still be trusted.
 
     It shares no artifact with another job, and its request id, which may be damaged, is forgotten.
     """
@@ -252,7 +252,7 @@ def believed_of(found: JobRecord) -> dict[str, object]:
 
 
 def _damage(row: sqlite3.Row) -> str:
-    """Says which parts of a row of jobs cannot be read, for people; empty if all can."""
+    """Says in words which parts of a row of jobs cannot be read; empty if all can."""
     parts = [what for name, (what, valid) in _VALID.items() if not valid(row[name])]
     if not parts and not row["name"].startswith(f"users/{row['user']}/"):
         parts = ["whose it is"]
@@ -268,7 +268,7 @@ def _damage(row: sqlite3.Row) -> str:
 
 
 def _damaged(row: sqlite3.Row, wrong: str) -> JobRecord:
-    """Returns the job of a damaged row, with every value that can still be believed."""
+    """Returns the job of a damaged row, with the values that can still be trusted."""
     job = int(row["id"])
     fixed_right = row["fixed_sum"] == _fixed_sum(job, row)
 
@@ -295,9 +295,10 @@ def _damaged(row: sqlite3.Row, wrong: str) -> JobRecord:
 
 
 def _owner(row: sqlite3.Row) -> tuple[str, str]:
-    """Returns user and name of a damaged row, which tells the user twice.
+    """Returns user and name of a damaged row, which holds the user in two columns.
 
-    That is what fits its checksum, or else the user in whose list it is.
+    The user that fits the checksum is taken; if none does, that of the column ``user``, by which jobs are
+    listed.
     """
     valid = {column: _VALID[column][1](row[column]) for column in ("user", "name")}
     user = row["user"] if valid["user"] else None
@@ -314,7 +315,7 @@ def _owner(row: sqlite3.Row) -> tuple[str, str]:
 
 
 def _is_text(value: object) -> bool:
-    """Whether clients can be told it: bytes that are no text are read as lone surrogates."""
+    """Whether it is text that can be sent: bytes that are not UTF-8 are read as lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
@@ -346,7 +347,7 @@ def _optional(valid: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or valid(value)
 
 
-# Of every column of jobs: what it is called towards people, and whether a value can be one of it.
+# Of every column of jobs: its description in error messages, and a check of whether a value is possible.
 _VALID: dict[str, tuple[str, Callable[[object], bool]]] = {
     "name": ("its name", lambda value: _is_text(value) and _NAME.fullmatch(str(value)) is not None),
     "user": ("whose it is", lambda value: _is_text(value) and value != "" and "/" not in str(value)),

@@ -26,8 +26,8 @@ MAX_CONNECTIONS = 16
 # Seconds that a connection may take in all, from its beginning to the last byte of the answer. A limit of
 # silence would not be enough: a byte every few seconds would hold a thread for ever.
 REQUEST_S = 10.0
-# Where all threads are taken, the oldest connection makes room for a new one, but not in its first seconds:
-# an answer takes less than that.
+# When all threads are taken, the oldest connection is ended to make room for a new one, but not in its first
+# seconds, since an answer takes less than that.
 PROTECTED_S = 2.0
 
 

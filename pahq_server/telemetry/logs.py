@@ -35,8 +35,8 @@ def configure(level: str, format: str, stream: IO[str] | None = None) -> None:
 
     Args:
         level: name of the lowest level that is written.
-        format: of the lines, ``text`` or ``json``.
-        stream: where they go; None for stderr.
+        format: format of the lines, ``text`` or ``json``.
+        stream: where the lines are written; None for stderr.
     """
     if logging.getLogger().handlers:
         return
@@ -60,7 +60,7 @@ def _uncaught(text: str, error: BaseException | None) -> None:
 
 
 class ContextFilter(logging.Filter):
-    """Adds to every record, as attributes, what `core.context` says it is about. Drops nothing."""
+    """Adds what `core.context` says to every record, as attributes `ATTRIBUTES`. Drops no record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         about = current()

@@ -21,7 +21,7 @@ from pahq_server.core.observer import Observer
 
 logger = logging.getLogger(__name__)
 
-# The label of everything that is none of the known few.
+# The label for everything that is not one of the known names.
 OTHER = "other"
 # Names of gRPC's status codes; anything else is counted as UNKNOWN.
 CODES = frozenset(
@@ -47,7 +47,7 @@ CODES = frozenset(
 )
 ENDS = ("succeeded", "failed", "cancelled")
 REASONS = ("auth", "auth_limit", "rate_limit", "quota", "queue_full", "anonymous")
-# So many different reasons are counted apart, the first ones that come.
+# How many different reasons are counted apart: the first ones that come.
 MAX_REASONS = 32
 WATCH = "pahq.v1.JobService/WatchJob"
 
@@ -63,7 +63,7 @@ class Metrics(Observer):
     ``registry`` is what Prometheus reads.
 
     Args:
-        methods: names of the API's methods, such as ``pahq.v1.JobService/CreateJob``. Others are counted
+        methods: full names of the API's RPCs, such as ``pahq.v1.JobService/CreateJob``. Others are counted
             together, so that no client can add labels.
     """
 
@@ -204,12 +204,12 @@ class Metrics(Observer):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where numbers come from that are read rather than counted. All may be called from any thread.
+    """Functions that return numbers which are read rather than counted. Called from any thread.
 
     Args:
-        memory: of the engine.
-        jobs: how many there are, by the name of their state, for every state.
-        sessions: how many patching sessions are open.
+        memory: returns the memory usage of the engine.
+        jobs: returns how many jobs there are, by the name of their state, for every state.
+        sessions: returns how many patching sessions are open.
         data_dir: folder of the store; None where nothing is stored.
     """
 

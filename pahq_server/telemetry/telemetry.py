@@ -1,4 +1,4 @@
-"""Metrics, traces and log lines about one server, behind one observer."""
+"""Composes what listens to one server (metrics, traces, the log) into one observer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ FAULT_CODES = ("UNKNOWN", "INTERNAL", "DATA_LOSS")
 
 
 class Telemetry:
-    """Listens from the start, so that a bad address is found before models are loaded, until it is closed.
+    """The metrics page, the traces and the event log of one server.
 
-    ``observer`` is to be told what happens.
+    The page is served from the start, so that a bad address is found before models are loaded. ``observer``
+    is to be told what happens.
 
     Args:
-        methods: names of the API's methods, as `Observer.call_started` is given them.
-        build: what the server is made of, by name; its ``version`` among it.
+        methods: full names of the API's RPCs, as in `Observer.call_started`.
+        build: versions of the server and its libraries, by name; ``version`` is the server's.
         metrics_listen: ``HOST:PORT`` of the page for Prometheus; None for no page.
         tracing: whether to send spans to where the ``OTEL_EXPORTER_OTLP_…`` variables say.
 
@@ -54,7 +55,7 @@ class Telemetry:
         self.observer: Observer = Observers([observer for observer in observers if observer])
 
     def read(self, sources: Sources) -> None:
-        """Shows on the page, from now on, also what can be read from these sources."""
+        """Adds to the page what is read from these sources at every scrape."""
         self._metrics.registry.register(PulledMetrics(sources))
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ class Tracing(Observer):
     """Makes a span of whatever ends, with a provider of its own.
 
     Args:
-        version: of the server.
+        version: version of the server.
         processor: receives the spans.
         clock: returns the time in nanoseconds since the epoch.
     """

@@ -15,10 +15,10 @@ from pahq_server.core.engine import Objective, ResolvedObjective, Work
 from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
-from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.engine.cost import job_bytes
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.verdicts import SearchResult, Verdict
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.scheduler.run import QueuePosition
 from pahq_server.scheduler.scheduler import Scheduler

@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 from helpers.topology import edge_names, heads_behind, receiver_names, senders_into
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
-from pahq_server.core.verdict import SearchResult
 from pahq_server.methods.circuits import SearchSteps
+from pahq_server.methods.verdicts import SearchResult
 
 ScorePass = Callable[[PatchedPass], float]
 

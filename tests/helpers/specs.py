@@ -16,12 +16,12 @@ from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import TokenTask
-from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.methods import registry
 from pahq_server.methods.acdc.method import AcdcParameters
 from pahq_server.methods.base import MethodContext
 from pahq_server.methods.single_edge.method import SingleEdgeParameters
+from pahq_server.methods.verdicts import SearchResult, Verdict
 from pahq_server.store.records import StoredArtifact
 
 

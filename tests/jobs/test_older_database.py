@@ -19,10 +19,10 @@ from helpers.waiting import result_of, wait_end
 from pahq_server.access.tokens import TokenTable
 from pahq_server.core.errors import StorageError
 from pahq_server.core.task import BuiltinTask, PromptTask
-from pahq_server.core.verdict import unpack_verdicts
 from pahq_server.jobs import spec as specs
 from pahq_server.jobs.job import JobState
 from pahq_server.jobs.service import JobPolicy, JobService
+from pahq_server.methods.verdicts import unpack_verdicts
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 from pahq_server.store.jobs import SqliteJobStore

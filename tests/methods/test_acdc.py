@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pahq_server.core.graph import Graph
-from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.methods.acdc import order
 from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.verdicts import SearchResult, Verdict
 
 from .naive_acdc import NaiveAcdc
 

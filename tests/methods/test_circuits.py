@@ -14,11 +14,11 @@ from helpers.specs import acdc, found, run_method, single_edge
 from pahq_server.core.artifact import unpack
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.task import TokenTask
-from pahq_server.core.verdict import VERDICT_BYTES, pack_verdicts, unpack_verdicts
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.methods import registry
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.methods.base import MethodContext
+from pahq_server.methods.verdicts import VERDICT_BYTES, pack_verdicts, unpack_verdicts
 
 SPECS = [acdc(2.0), acdc(1.0, gates=True), single_edge(), single_edge(3.0)]
 

@@ -10,8 +10,8 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import CleanRun, ResolvedObjective
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
-from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.methods import warnings
+from pahq_server.methods.verdicts import SearchResult, Verdict
 
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
 GOOD = TokenTask(clean=((1, 2, 3), (4, 5, 6)), corrupted=((1, 9, 3), (4, 9, 6)))

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from e2e.cases import Case, load_cases
 from e2e.process import ServerProcess
+from helpers.fairness import jain
 
 from pahq_client import Client, JobHandle, Task
 from pahq_server.access.tokens import TokenTable, new_token
-from pahq_server.scheduler.fairness import jain
 from pahq_server.store.database import Database
 from pahq_server.store.directory import DATABASE
 

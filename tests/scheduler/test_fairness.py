@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from helpers.fairness import jain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pahq_server.scheduler.fairness import Accounts, jain
+from pahq_server.scheduler.fairness import Accounts
 from pahq_server.scheduler.slots import Limits
 
 from .simulation import Job, Machine

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from pahq_server.core.artifact import Artifact
 from pahq_server.core.engine import ResolvedObjective
-from pahq_server.core.verdict import Verdict, unpack_verdicts
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.methods.base import Method, MethodContext, Steps, finite_number, truth_value
 from pahq_server.methods.circuits import partial_circuit, run_search
+from pahq_server.methods.verdicts import Verdict, unpack_verdicts
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AcdcParameters:
 
 
 class Acdc(Method[AcdcParameters]):
-    """Journal records are verdicts, 26 bytes each; the artifact is a circuit."""
+    """Finds a circuit with ACDC. Its journal records are verdicts (`methods.verdicts`)."""
 
     name, parameters, unit = "acdc", AcdcParameters, "edges"
 

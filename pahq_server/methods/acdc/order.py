@@ -22,7 +22,7 @@ TESTS_PER_BASE = 32
 
 @dataclass(frozen=True)
 class TestGroup:
-    """Tests that share a base circuit: of the edges of one receiver, or of the gates of a layer."""
+    """Tests that may share a base circuit: of the edges of one receiver, or of the gates of a layer."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
@@ -37,7 +37,7 @@ class Test:
 
     Args:
         index: the edge, or a gate's receiver.
-        edges: that are removed for the test.
+        edges: the edges that are removed for the test.
         gate: whether these are all kept incoming edges of a receiver.
     """
 
@@ -54,12 +54,12 @@ class State:
 
     Args:
         group: index of the present group of tests.
-        tests: of this group, in order.
-        position: of the next test in ``tests``.
+        tests: the tests of this group, in order; empty at the end of the search.
+        position: index of the next test in ``tests``.
         layer_base: the circuit at the start of the layer.
         base_circuit: the circuit at the start of this group or of an earlier one of its layer.
         removed: edges removed since the base circuit.
-        since: tests in earlier groups since the base circuit.
+        since: number of tests in earlier groups since the base circuit.
     """
 
     group: int
@@ -138,9 +138,10 @@ class TestOrder:
     def _with_base(
         self, group: int, tests: tuple[Test, ...], circuit: Circuit, previous: State | None, died: bool
     ) -> State:
-        """Returns the first state of a group, under a new base circuit or, while that pays, the last one.
+        """Returns the first state of a group, under the last base circuit or, where that pays, a new one.
 
-        ``died`` tells that nodes died since the last base circuit, which are still computed under it.
+        A new one pays after many tests, and when nodes have ``died``, that is, lost their last way to the
+        logits: under the last base circuit they would still be computed.
         """
         if previous is None or self.groups[previous.group].layer != self.groups[group].layer:
             base_circuit = BaseCircuit(circuit)

@@ -1,4 +1,4 @@
-"""Running ACDC's tests: passes out, scores in, verdicts recorded.
+"""ACDC's search: asks for the scores of tests, and turns them into verdicts.
 
 Verdicts are sequential, but nearly always "remove". A step therefore asks for the scores of a chain of
 tests at once, each of which assumes the predicted verdicts on those before it, and accepts them up to
@@ -17,10 +17,10 @@ import numpy as np
 from pahq_server.core.artifact import Progress
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
-from pahq_server.core.verdict import SearchResult, Verdict
 from pahq_server.methods.acdc.order import State, Test, TestOrder
 from pahq_server.methods.acdc.speculation import CostModel, KeepPredictor
 from pahq_server.methods.circuits import SearchSteps, endpoints, new_counts, search_progress
+from pahq_server.methods.verdicts import SearchResult, Verdict
 
 # Predicts whether the edges of a test will be kept.
 Predictor = Callable[[Test], bool]
@@ -28,7 +28,7 @@ Predictor = Callable[[Test], bool]
 # Heads that run in full precision, by sender index.
 PromotedHeads: TypeAlias = tuple[int, ...]
 
-# Stands for the sender of all gates, where verdicts on edges are learned from by sender.
+# `KeepPredictor` learns by sender. All gates count as edges of this one.
 GATES = -1
 
 
@@ -44,7 +44,7 @@ class SpeculatedTest:
     Args:
         state: before the test, if all predictions before it are right.
         predicted: whether the edges of the test are predicted to be kept.
-        baseline: what measures the current circuit, where its score is not known; it is measured first.
+        baseline: the pass that measures the current circuit; None if the score of that is known by then.
     """
 
     state: State
@@ -53,7 +53,7 @@ class SpeculatedTest:
 
     @property
     def passes(self) -> list[PatchedPass]:
-        """What is to be measured for the test."""
+        """The passes that the test needs: its baseline, if it has one, and the circuit under test."""
         tested = self.state.patched_pass
         return [tested] if self.baseline is None else [self.baseline, tested]
 
@@ -67,7 +67,7 @@ class AcdcSearch:
         gates: see `TestOrder`.
         window: longest chain of tests per step; 1 is the plain sequential search.
         verdicts: decided earlier; the search goes on after them.
-        predictor: of verdicts; a wrong prediction costs time, never correctness.
+        predictor: predicts verdicts; a wrong prediction costs time, never correctness.
         clock: seconds; steers how much is speculated, never a verdict.
         baseline_depends_on_promotion: see `ResolvedObjective`.
     """
@@ -146,7 +146,10 @@ class AcdcSearch:
         return 1 - kept if predicted else kept
 
     def _accept(self, chain: list[SpeculatedTest], scores: Sequence[float]) -> int:
-        """Records verdicts up to and including the first surprise; returns how many passes that took."""
+        """Records verdicts up to and including the first that was not predicted.
+
+        Returns how many of the passes were used; the scores of the others are of no use.
+        """
         used = 0
         for speculated in chain:
             if speculated.baseline is not None:
@@ -165,7 +168,7 @@ class AcdcSearch:
         return (GATES, test.index) if test.gate else self.graph.edge_ends(test.index)
 
     def _promoted_heads(self, state: State) -> PromotedHeads:
-        """Returns what scores depend on besides the circuit: the heads under investigation, where they do."""
+        """Returns the heads that are promoted in the next test, if scores depend on that; else ()."""
         promotes = self._baseline_depends_on_promotion
         receiver = state.patched_pass.promoted_receiver if promotes else None
         return () if receiver is None else self.graph.heads_behind(receiver)

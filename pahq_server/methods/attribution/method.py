@@ -24,7 +24,7 @@ from pahq_server.methods.attribution.scores import (
 from pahq_server.methods.base import Method, MethodContext, Steps
 from pahq_server.methods.circuits import endpoints
 
-# Metrics that compare with the full model are at their minimum there.
+# Metrics that compare a circuit with the full model have their minimum at the clean run: a gradient of zero.
 FLAT_AT_CLEAN_RUN = frozenset({"kl_divergence", "l2"})
 PRECISION = "fp32"
 
@@ -35,7 +35,7 @@ class EapParameters:
 
 
 class Eap(Method[EapParameters]):
-    """Sums scores over parts of the prompts, in order; the artifact is edge scores."""
+    """Scores every edge by gradients, summed over parts of the prompts. The artifact is edge scores."""
 
     name, parameters, unit = "eap", EapParameters, "prompts"
 

@@ -1,4 +1,4 @@
-"""Edge scores as an artifact, and as what a killed job goes on from."""
+"""Edge scores: the artifact of kind ``edge_scores``, and the sums that are kept in the journal until then."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ MOST_RECORDS = 64
 
 @dataclass
 class PartialScores:
-    """Sums over the prompts that are done.
+    """Scores summed over the prompts that are done.
 
-    A record of the journal is an int64, ``prompts``, and a float64 per edge. Each holds all sums, so that
-    only the last one is needed.
+    A journal record is ``prompts`` as an int64, then ``scores``. Each record holds the whole sums, so only
+    the last one is read.
 
     Args:
-        prompts: how many are done, from the first one on.
-        scores: summed over these, [edges].
+        prompts: how many prompts are done; they are the first ones of the task.
+        scores: sums over these prompts, float64, shape [edges].
     """
 
     prompts: int
@@ -70,7 +70,7 @@ def edge_scores_bytes(
     Args:
         method, metric: their names.
         graph: whose edges have the scores.
-        scores: by edge, [edges].
+        scores: float64, shape [edges], in the order of `Graph.edge`.
         full, empty: the metric of the full model and of the empty circuit; None where unknown.
     """
     header = {

@@ -11,7 +11,6 @@ from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.graph import Graph
-from pahq_server.core.verdict import SearchResult, Verdict, unpack_verdicts
 from pahq_server.methods.base import Method, MethodContext, Steps, finite_number
 from pahq_server.methods.circuits import (
     SearchSteps,
@@ -21,6 +20,7 @@ from pahq_server.methods.circuits import (
     run_search,
     search_progress,
 )
+from pahq_server.methods.verdicts import SearchResult, Verdict, unpack_verdicts
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SingleEdgeParameters:
 
 
 class SingleEdge(Method[SingleEdgeParameters]):
-    """Journal records are verdicts, 26 bytes each; in the artifact, a circuit, every edge has a score."""
+    """Scores every edge alone, as a circuit. Its journal records are verdicts (`methods.verdicts`)."""
 
     name, parameters, unit = "single_edge", SingleEdgeParameters, "edges"
 

@@ -1,8 +1,8 @@
 """The schema of the database: numbered scripts beside this file, each run once, in order.
 
 The number of the last one that ran is the file's ``user_version``. A script is never changed once it is
-released; what a later version needs goes into a script of its own. What SQL cannot say is a function of a
-module beside the script, see `_CONVERSIONS`.
+released; a later version gets a script of its own. Conversions that SQL cannot express are functions of
+modules beside the scripts, see `_CONVERSIONS`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pahq_server.store.migrations import any_method
 APPLICATION = 0x50414851
 _NAME = re.compile(r"(\d{4})_\w+\.sql")
 
-# What is done to the rows after the script of that number, in the same transaction.
+# Conversions of the rows, by the number of the script after which they run, in the same transaction.
 _CONVERSIONS: dict[int, Callable[[sqlite3.Connection], None]] = {4: any_method.convert}
 
 
@@ -36,8 +36,8 @@ def migrate(connection: sqlite3.Connection, to: int | None = None) -> None:
     """Brings a database that was checked to a version of the schema. Raises sqlite3.Error.
 
     Args:
-        connection: to the database.
-        to: the version; None for the present one.
+        connection: a connection to the database.
+        to: the version; None for the newest one.
     """
     register(connection)
     (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -1,9 +1,9 @@
 """The conversion from schema 3, whose jobs were searches for circuits, to schema 4, which knows no method.
 
-This module knows for good how schema 3 stored verdicts and circuits, so it uses no code that may change: no
-search, no method, and no table of the present schema's columns.
+This module must read what schema 3 stored for ever, so it uses no code that may change: no search, no method,
+and no list of the present schema's columns.
 
-A row whose checksum is wrong before the conversion has none afterwards, so that it is still told as damaged.
+A row whose checksum is wrong before the conversion has none afterwards, so that it still counts as damaged.
 A circuit that cannot be read does not become an artifact; its job then says that its artifact is damaged.
 """
 

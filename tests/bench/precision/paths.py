@@ -11,7 +11,6 @@ from scipy import stats
 
 from bench.precision.subjects import Subject
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
-from pahq_server.core.verdict import SearchResult
 from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedModel
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.executor import SparseExecutor
@@ -19,6 +18,7 @@ from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.methods.acdc.order import TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.verdicts import SearchResult
 from pahq_server.models.folding import fold
 from pahq_server.precision.policy import POLICIES, Policy
 

@@ -1,4 +1,4 @@
-"""Verdicts: what a search decided, one per evaluation."""
+"""Verdicts: what a search decides about edges, one per test, and how journals hold them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pahq_server.core.circuit import Circuit
 
-# 26 bytes per verdict; scores are kept to the last bit.
+# 26 bytes per verdict, with every bit of the scores. Stored journals depend on it, so it never changes.
 _VERDICT = np.dtype(
     [("gate", "?"), ("index", "<i8"), ("score", "<f8"), ("delta", "<f8"), ("kept", "?")], align=False
 )
@@ -20,13 +20,13 @@ VERDICT_BYTES = _VERDICT.itemsize
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one evaluation.
+    """The outcome of one test: what the metric does when an edge, or all edges of a gate, are removed.
 
     Args:
         gate: whether all kept incoming edges of a receiver were tested at once.
         index: the edge, or for a gate the receiver.
-        score: metric of the candidate.
-        delta: metric of the candidate minus metric of the current circuit.
+        score: the metric of the circuit without them.
+        delta: ``score`` minus the metric of the circuit that they were removed from.
         kept: whether the edge or the gate stays.
     """
 
@@ -44,8 +44,9 @@ class SearchResult:
     Args:
         circuit: the kept edges.
         scores: float64, shape [edges]: delta of each edge's own verdict, NaN if it has none.
-        verdicts: one per evaluation, in order.
-        metric_value, metric_full, metric_empty: of the circuit, the full model, the empty circuit.
+        verdicts: one per test, in the order of decision.
+        metric_value, metric_full, metric_empty: the metric of the circuit, the full model and the empty
+            circuit.
     """
 
     circuit: Circuit
@@ -57,7 +58,7 @@ class SearchResult:
 
 
 def pack_verdicts(verdicts: Sequence[Verdict]) -> bytes:
-    """Writes verdicts as `VERDICT_BYTES` each, the records of a journal."""
+    """Writes verdicts as journal records of `VERDICT_BYTES` each."""
     rows = [(v.gate, v.index, v.score, v.delta, v.kept) for v in verdicts]
     return np.array(rows, dtype=_VERDICT).tobytes()
 

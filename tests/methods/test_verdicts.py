@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pahq_server.core.verdict import VERDICT_BYTES, Verdict, pack_verdicts, unpack_verdicts
+from pahq_server.methods.verdicts import VERDICT_BYTES, Verdict, pack_verdicts, unpack_verdicts
 
 floats = st.floats(allow_nan=False, width=64)
 verdicts = st.builds(
