@@ -20,8 +20,9 @@ _state = tempfile.TemporaryDirectory(prefix="pahq-test-state-")
 os.environ["XDG_STATE_HOME"] = _state.name
 
 # Neither here nor in any process that is started from here may anything be unpickled. What is found is told
-# at the end.
-_found = Path(_state.name) / "unpickled"
+# at the end, by the process that started those which share the tests.
+_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+_found = Path(os.environ["PAHQ_AUDIT"]) if _WORKER else Path(_state.name) / "unpickled"
 os.environ["PAHQ_AUDIT"] = str(_found)
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent / "audit"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -30,7 +31,7 @@ watch(str(_found))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if _found.exists():
+    if _found.exists() and not _WORKER:
         sys.stderr.write(f"\nsomething was unpickled:\n{_found.read_text('utf-8')}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
