@@ -158,7 +158,7 @@ def slow_policy(arch: Architecture, task: TokenTask, graph: Graph, precision: st
     times = f"{_factor(least)} to {_factor(most)} times"
     return (
         f"Precision {precision!r} computes every circuit from scratch: {times} the operations that 'fp32' "
-        "needs in a search. It is there for comparison; 'bf16' and 'pahq-int8' are about as fast as 'fp32', "
+        "needs. It is there for comparison; 'bf16' and 'pahq-int8' are about as fast as 'fp32', "
         "or faster.",
     )
 

@@ -25,7 +25,7 @@ from pahq_server.engine.metrics import METRICS, Scores, answer_margins, finite
 from pahq_server.engine.transformer import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model, Weights
 
-# How many scores are remembered: a search asks for its current circuit again and again.
+# How many scores are remembered: methods ask for the score of their current circuit again and again.
 REMEMBERED = 1000
 
 # Names of linear maps: W_Q, W_K, W_V and W_O of heads, W_in, W_gate and W_out of an MLP, and the unembedding.

@@ -85,6 +85,7 @@ class FreeRuns:
         return self._take_from(run, count) if fits[run] else self._take_scattered(count)
 
     def _take_from(self, run: int, count: int) -> Pages:
+        """Takes the first pages of a run."""
         start = int(self.starts[run])
         if start + count == self.ends[run]:
             self.starts, self.ends = np.delete(self.starts, run), np.delete(self.ends, run)
@@ -93,6 +94,7 @@ class FreeRuns:
         return np.arange(start, start + count, dtype=np.int32)
 
     def _take_scattered(self, count: int) -> Pages:
+        """Takes the lowest pages, of several runs."""
         total = np.cumsum(self.ends - self.starts)
         last = int(np.searchsorted(total, count))
         pages = expand(self.starts[: last + 1], self.ends[: last + 1])[:count]

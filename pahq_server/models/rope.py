@@ -116,6 +116,7 @@ WHOLE_ROPE = RopeFields(one_of(1.0))
 
 
 def _check_dictionary(model_type: str, where: str, found: Mapping[str, Any], share: FieldType) -> None:
+    """Checks a dictionary of rotary settings, named ``where``: its type, and what each entry may hold."""
     names = [found[name] for name in ("rope_type", "type") if name in found]
     rope = names[0] if names else "default"
     if not isinstance(rope, str) or rope not in _REQUIRED:

@@ -58,6 +58,7 @@ def check_layer(arch: Architecture, index: int, layer: LayerWeights) -> None:
 
 
 def _check_shapes(where: str, holder: object, shapes: Shapes) -> None:
+    """Raises InvalidRequestError for the first tensor of ``holder`` that is not of its name's shape."""
     for name, shape in shapes.items():
         tensor: Tensor | None = getattr(holder, name)
         if tensor is not None and tuple(tensor.shape) != shape:
@@ -187,6 +188,7 @@ def refuse_leftovers(
 
 
 def _buffer(name: str, buffers: Buffers) -> tuple[int, BufferCheck | None]:
+    """Returns the layer and the check of a buffer by its name; (0, None) for other tensors."""
     for pattern, holds in buffers.items():
         match = re.fullmatch(pattern, name)
         if match:

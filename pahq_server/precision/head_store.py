@@ -128,6 +128,7 @@ class HeadStore:
                 self._entries.move_to_end(component)
 
     def _keep(self, component: Component, entry: _Entry) -> None:
+        """Keeps a component that was read, and evicts the least recently used ones until it fits."""
         size = _nbytes(entry.tensors)
         self._count(bytes_moved=size)
         if size > self.capacity:

@@ -142,6 +142,7 @@ class AnswerReader:
             self._texts.warn("continues a word", f"{message} {self._named(then)}.")
 
     def _not_single(self, answer: str, alone: Sequence[int], after: _AfterPrompt | None) -> str:
+        """Says why a text is not one token, and what to send instead."""
         quotes = self._texts.vocabulary is not None
         detail = f"{quoted(answer)} is {len(alone)} tokens"
         if quotes and alone:

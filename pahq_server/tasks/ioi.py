@@ -189,6 +189,7 @@ def _following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
 
 
 def _draw_distinct(rng: random.Random, names: Sequence[str], count: int) -> list[_Example]:
+    """Draws examples, with as few repetitions as `_MAX_REDRAWS` allows."""
     examples: list[_Example] = []
     seen: set[str] = set()
     for _ in range(count):
@@ -211,6 +212,7 @@ def _draw(rng: random.Random, names: Sequence[str]) -> _Example:
 
 
 def _check_equal_length(tokenizer: Tokenizer, example: _Example) -> None:
+    """Raises InvalidRequestError unless both prompts of an example have equally many tokens."""
     try:
         clean, corrupted = len(tokenizer.encode(example.clean)), len(tokenizer.encode(example.corrupted))
     except UntokenizableError as error:

@@ -156,6 +156,7 @@ def _shown(text: str, ids: TokenIds, prompt: str, reading: TaskTexts) -> Tokeniz
 
 
 def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None, texts: TaskTexts) -> PromptTask:
+    """Generates the prompts of a built-in task."""
     if spec.name not in BUILTIN_TASKS:
         raise InvalidRequestError(
             "task", f"unknown task {spec.name!r}; built-in tasks: {list(BUILTIN_TASKS)}"
@@ -225,6 +226,7 @@ def _warn_about_losses(field: str, prompt: str, ids: TokenIds, texts: TaskTexts)
 def _answers(
     field: str, answers: Sequence[Prompt], spec: PromptTask, clean: tuple[TokenIds, ...], texts: TaskTexts
 ) -> TokenIds | None:
+    """Returns the token of each prompt's answer; None if there are no answers."""
     if not answers:
         return None
     if len(answers) != len(clean):
@@ -274,6 +276,7 @@ def _check_pairs(clean: tuple[TokenIds, ...], corrupted: tuple[TokenIds, ...], t
 
 
 def _check_positions(positions: tuple[int, ...] | None, clean: tuple[TokenIds, ...]) -> None:
+    """Raises InvalidRequestError unless the positions are different and inside of every prompt."""
     if positions is None:
         return
     if not positions:

@@ -187,6 +187,7 @@ class QuantizedUnembedding:
         return inputs.view(*self._shape)
 
     def _matrix(self, columns: slice) -> Matrix:
+        """Returns some columns of the unembedding, as floats if the inputs are not rounded to 8 bits."""
         if self._last is None or self._last[0] != columns:
             w = self._w_u
             some = w[:, columns] if isinstance(w, Tensor) else w.outputs(columns.start, columns.stop)

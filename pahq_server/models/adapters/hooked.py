@@ -170,6 +170,7 @@ def _check_buffers(arch: Architecture, rotary: Rotary | None, checkpoint: Checkp
 
 
 def _check_mask(arch: Architecture, index: int, name: str, checkpoint: Checkpoint) -> None:
+    """Raises InvalidRequestError unless a layer's mask, if it was saved, fits the layer's window."""
     if name not in checkpoint:
         return
     shape, window = checkpoint.shape(name), arch.windows[index]
@@ -184,6 +185,7 @@ def _check_mask(arch: Architecture, index: int, name: str, checkpoint: Checkpoin
 
 
 def _check_ignore(name: str, checkpoint: Checkpoint) -> None:
+    """Raises InvalidRequestError unless the score of masked positions, if it was saved, hides them."""
     if name not in checkpoint:
         return
     values = [float(value) for _, rows in checkpoint.rows(name, _ROWS) for value in rows.flatten()]
@@ -198,6 +200,7 @@ def _check_table(
     function: Callable[[Tensor], Tensor],
     checkpoint: Checkpoint,
 ) -> None:
+    """Raises InvalidRequestError unless a table of sines or cosines, if it was saved, fits ``rotary``."""
     if name not in checkpoint:
         return
     shape, dims = checkpoint.shape(name), 2 * len(rotary.inv_freq)
