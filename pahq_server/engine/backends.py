@@ -27,7 +27,11 @@ EXECUTORS = ("sparse", "literal")
 
 
 def precisions(executor: str, loaded: LoadedModel) -> tuple[str, ...]:
-    """Names the policies that jobs on a model can ask for.
+    """Names the precision policies that jobs on a model can ask for.
+
+    Args:
+        executor: one of `EXECUTORS`.
+        loaded: the model.
 
     Where only rounded weights are in memory, these are the policies that round weights in the same way, and
     fp32, which reads all weights from the checkpoint's files again and again.
@@ -40,7 +44,7 @@ def precisions(executor: str, loaded: LoadedModel) -> tuple[str, ...]:
 
 
 def policies(executor: str) -> tuple[Policy, ...]:
-    """Returns the policies that jobs on a model in full precision can ask for."""
+    """Returns the precision policies that jobs on a model in full precision can ask for."""
     known = tuple(POLICIES.values())
     if executor == "literal":
         return tuple(p for p in known if p.name == "fp32" or p.operand == "activations")
@@ -52,10 +56,12 @@ def _formats(policy: Policy) -> tuple[Format, Format, Format]:
 
 
 class Executor(Protocol):
-    """The activations of one job."""
+    """The activations of one job, inside the backend that made them."""
 
     def clean_margins(self) -> tuple[float, ...] | None:
-        """Returns the margins of the clean run, see `CleanRun`."""
+        """Returns the clean run's margin at each metric position, see `core.engine.CleanRun`; None for a task
+        without answers or wrong answers.
+        """
         ...
 
     def release(self) -> None:
@@ -67,8 +73,9 @@ class Backend(Protocol[E]):
     """Runs the patched passes of all jobs on one model under one policy."""
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> E:
-        """Runs the clean and the ablated prompts of a job. Raises ResourceExhaustedError if there is no
-        memory for it.
+        """Runs the clean and the ablated prompts of a job.
+
+        Raises ResourceExhaustedError if there is no memory for it.
         """
         ...
 
@@ -108,19 +115,19 @@ def make_backend(
         loaded: the model, folded for the sparse executor.
         executor: one of `EXECUTORS`.
         precision: one of `precisions`.
-        memory: of the device.
-        namespace: names the model's weights. Policies share what is computed of prefixes, because base
-            activations are in full precision under every policy that has any.
+        memory: of the device, shared by all models on it.
+        namespace: names the model's weights, not the policy: what jobs share is computed in full precision
+            whatever their policies are.
     """
     model, policy = loaded.model, POLICIES[precision]
     if policy.operand == "activations":
-        # QuantizedModel for the first job, and once: it takes as much memory as the model.
+        # Made when the first job opens, and only once, because it takes as much memory as the model.
         rounded_model = cache(lambda: RoundedModel(model, policy))
         return LiteralBackend(lambda *job: RoundedExecutor(rounded_model(), *job))
     if executor == "literal":
         return LiteralBackend(partial(LiteralExecutor, model))
     if isinstance(loaded, ResidentModel) and precision != "fp32":
-        rounded: QuantizedModel | None = QuantizedModel(policy, loaded.resident.layers, loaded.resident.w_u)
+        quantized: QuantizedModel | None = QuantizedModel(policy, loaded.resident.layers, loaded.resident.w_u)
     else:
-        rounded = QuantizedModel.of(model, policy)
-    return SparseBackend(model, memory, namespace, rounded)
+        quantized = QuantizedModel.of(model, policy)
+    return SparseBackend(model, memory, namespace, quantized)

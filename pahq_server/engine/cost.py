@@ -1,6 +1,7 @@
-"""What a job costs: memory, operations and seconds, known before it starts.
+"""What a job costs: memory, operations and seconds, estimated before it starts.
 
-Operations are multiplications and additions of the textbook forward pass.
+Operations are multiplications and additions of the textbook forward pass. An evaluation is the measurement of
+one circuit.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES
 
 BYTES = 4  # float32
-# Share of the device's memory for jobs.
+# Share of the device's memory that all jobs together get, unless the operator says otherwise.
 DEFAULT_SHARE = 0.5
 
 
 def job_bytes(arch: Architecture, task: TokenTask) -> int:
-    """Returns the bytes that the clean and the ablated run of a job keep, and about twice as much for its
-    passes.
+    """Estimates the bytes that a job takes: what its clean and its ablated run keep, and about twice as much
+    for its passes.
 
-    Per token and layer these are z of both runs, keys and values of the clean one, MLP outputs and the two
-    residual streams of both. Attention scores of one layer are added.
+    Per token and layer the runs keep head outputs before W_O, MLP outputs and the two residual streams of
+    both, and keys and values of the clean one. Attention scores of one layer are added.
     """
     longest = max(len(ids) for ids in task.clean)
     tokens = longest * len(task.clean)
@@ -82,9 +83,7 @@ def most_operations(arch: Architecture, graph: Graph, prompts: int, tokens: int)
 
 
 def whole_operations(arch: Architecture, graph: Graph, prompts: int, tokens: int) -> int:
-    """Counts the operations of an evaluation from scratch: the whole model, and every receiver's own
-    input.
-    """
+    """Counts the operations of an evaluation from scratch: the whole model, an input per receiver."""
     positions = prompts * tokens
     inputs = 2 * graph.num_edges * positions * arch.d_model
     # Every kv receiver has a projection of its own.
@@ -102,10 +101,13 @@ def forward_operations(arch: Architecture, prompts: int, tokens: int) -> int:
 
 
 def slowdown(arch: Architecture, graph: Graph, prompts: int, tokens: int) -> tuple[float, float]:
-    """Returns how many times the operations of an ``fp32`` evaluation one from scratch takes, between bounds.
+    """Compares an evaluation from scratch with one in ``fp32``.
 
-    What an evaluation in ``fp32`` needs lies between `least_operations` and, on average over all edges,
-    `most_operations`.
+    An evaluation in ``fp32`` needs at least `least_operations` and, on average over all edges, at most
+    `most_operations` divided by the number of edges.
+
+    Returns:
+        The least and the most times that the operations of the one from scratch exceed those in ``fp32``.
     """
     whole = whole_operations(arch, graph, prompts, tokens)
     most = most_operations(arch, graph, prompts, tokens) / graph.num_edges
@@ -127,8 +129,14 @@ def _attention(arch: Architecture, positions: int, tokens: int) -> int:
 
 
 def measured_gflops(seconds: float = 0.2, device: torch.device | str = "cpu") -> float:
-    """Measures billions of operations per second of a large float32 product on a device, the best of a
-    few.
+    """Measures the speed of large float32 products on a device.
+
+    Args:
+        seconds: how long to measure, at least one product.
+        device: to measure.
+
+    Returns:
+        Billions of operations per second of the fastest product.
     """
     side = _SIDE if torch.device(device).type == "cpu" else _DEVICE_SIDE
     a = torch.rand(side, side).to(device)
@@ -143,7 +151,7 @@ def measured_gflops(seconds: float = 0.2, device: torch.device | str = "cpu") ->
 
 
 def slow_policy(arch: Architecture, task: TokenTask, graph: Graph, precision: str) -> tuple[str, ...]:
-    """Warns of a policy under which every circuit is computed from scratch; no warning for others."""
+    """Returns a warning for policies under which every circuit is computed from scratch; () for others."""
     if POLICIES[precision].operand != "activations":
         return ()
     least, most = slowdown(arch, graph, len(task.clean), max(map(len, task.clean)))
@@ -160,7 +168,7 @@ def _factor(value: float) -> str:
 
 
 class Estimator:
-    """Estimates searches on models of one device. The device's speed is measured when first needed."""
+    """Estimates jobs on models of one device. The speed of the device is measured when it is first needed."""
 
     def __init__(self) -> None:
         self._operations_s: float | None = None
@@ -174,8 +182,8 @@ class Estimator:
         Args:
             loaded: the model.
             resolved: the job's objective.
-            weight: see `Engine.estimate`. Where it is known, a pass takes between a plain forward pass and
-                one from scratch in which every receiver has an input of its own.
+            weight: the job's weight in patched passes, see `Engine.estimate`. Each takes between a plain
+                forward pass and one from scratch. None for a job that tests every edge once.
         """
         arch, task, graph = loaded.model.architecture, resolved.task, resolved.graph
         prompts, tokens = len(task.clean), max(map(len, task.clean))

@@ -32,7 +32,7 @@ def find(name: str) -> torch.device:
 
 
 def prepare(device: torch.device) -> None:
-    """Makes a device compute as the names of precision policies say: float32 products with all digits."""
+    """Forbids a CUDA device to round float32 products to TF32 and sums of bfloat16 products to bfloat16."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -56,7 +56,7 @@ def title(device: torch.device) -> str:
 
 
 def kind(device: torch.device) -> dict[str, str]:
-    """Names what libraries choose GPU kernels by, because the last bits of a score depend on it."""
+    """Describes what libraries choose GPU kernels by, because the last bits of a score depend on it."""
     if device.type != "cuda":
         return {}
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
@@ -68,14 +68,14 @@ def machine_bytes(root: Path = Path("/")) -> int:
     """Returns the machine's memory, or as much of it as the limits of this process's control groups allow.
 
     Args:
-        root: of the file system in which the system tells about control groups.
+        root: directory in which ``proc`` and ``sys/fs/cgroup`` are looked up.
     """
     return min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_group_limits(root))
 
 
 def _group_limits(root: Path) -> Iterator[int]:
     """Yields the memory limits of every control group (version 1 or 2) that this process is in."""
-    yield 1 << 62
+    yield 1 << 62  # no limit
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:

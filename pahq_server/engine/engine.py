@@ -46,10 +46,9 @@ from pahq_server.tasks.texts import Limits, too_large
 from pahq_server.tasks.time_limit import TimeLimit
 
 ABLATIONS = ("resample", "zero", "mean")
-# More than the kernels that libraries keep, so that no check finds a kernel of an earlier one.
+# How many matrix sizes `ModelEngine.check` goes through: more than the kernels that libraries keep, so that
+# every check needs a new kernel.
 CHECKED_SIZES = 300
-
-
 # How a loaded model is kept, by executor: with folded norms, or as it is.
 TRANSFORMS: dict[str, Transform] = {"sparse": FOLDING, "literal": PLAIN}
 
@@ -60,7 +59,7 @@ class ModelEngine:
     Args:
         served: models by the names that clients use, all on one device; as they are or, to save memory,
             loaded with `TRANSFORMS`.
-        executor: one of `EXECUTORS`; ``literal`` is slow and for comparison.
+        executor: one of `backends.EXECUTORS`; ``literal`` is slow and for comparison.
         memory_bytes: what all jobs together may take beside the weights; None for half of the device's
             memory.
         runners: how each class of operation is run.
@@ -178,7 +177,7 @@ class ModelEngine:
         )
 
     def stop_tokenizing(self) -> None:
-        """Fails all calls that wait for a tokenizer, which may hang. For the end of the process."""
+        """Makes all calls fail that wait for a tokenizer, which may hang. Called when the process ends."""
         for limit in self._time_limits.values():
             limit.close()
 
@@ -267,7 +266,7 @@ class ModelEngine:
 
 
 def _processor() -> str:
-    """Names what libraries choose their kernels by, because the last bits of a score depend on it."""
+    """Describes what libraries choose CPU kernels by, because the last bits of a score depend on it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
@@ -277,7 +276,7 @@ def _processor() -> str:
 
 
 def _check_needs(objective: Objective, task: TokenTask) -> None:
-    """Checks that a task has what the metric and the ablation need."""
+    """Raises InvalidRequestError if a task lacks what the metric or the ablation needs."""
     if objective.ablation == "resample" and task.corrupted is None:
         raise InvalidRequestError("task.corrupted", "resample ablation needs corrupted prompts")
     if objective.metric in NEEDS_ANSWERS:

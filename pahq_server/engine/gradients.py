@@ -82,17 +82,20 @@ def _no_memory(error: Exception) -> ResourceExhaustedError:
 
 @dataclass
 class _Senders:
-    """What senders write, or the difference between two of it: the embedding, and per layer heads and MLP.
+    """What all senders write, or the difference of that between two runs.
 
-    Outputs of heads are kept before W_O.
+    Args:
+        input: the embedding, [P, T, D].
+        heads: per layer, the heads' outputs before W_O, [P, T, H, K].
+        mlps: per layer, the MLP's output, [P, T, D]; empty for attention-only models.
     """
 
-    input: Tensor  # [P, T, D]
-    heads: list[Tensor] = field(default_factory=list)  # [P, T, H, K]
-    mlps: list[Tensor] = field(default_factory=list)  # [P, T, D]
+    input: Tensor
+    heads: list[Tensor] = field(default_factory=list)
+    mlps: list[Tensor] = field(default_factory=list)
 
     def minus(self, other: _Senders) -> _Senders:
-        """This less the other, which may have P = 1."""
+        """Subtracts the outputs of ``other``, which may have P = 1."""
         return _Senders(
             self.input - other.input,
             [a - b for a, b in zip(self.heads, other.heads, strict=True)],
@@ -100,7 +103,7 @@ class _Senders:
         )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> _Senders:
-        """The same with every tensor changed by a function."""
+        """Applies a function to every tensor."""
         return _Senders(change(self.input), [change(x) for x in self.heads], [change(x) for x in self.mlps])
 
 
@@ -146,9 +149,10 @@ class EdgeGradientScorer:
         self._mean: _Senders | None = None
 
     def score(self, first: int, last: int) -> NDArray[np.float64]:
-        """Scores of all edges, summed over the prompts from ``first`` until before ``last``: [edges].
+        """Scores all edges, summed over the prompts from ``first`` until before ``last``: [edges].
 
-        The sums over all parts of a task are the scores of the task. A pure function of job and part.
+        The results of all parts of a task add up to the task's scores. A result is a pure function of job and
+        part.
         """
         # Autograd cannot keep values that were made in inference mode, where callers may be.
         with torch.inference_mode(False), torch.no_grad():
@@ -165,9 +169,11 @@ class EdgeGradientScorer:
     # Forward
 
     def _run(self, batch: PromptBatch, with_corrupted: bool = False) -> tuple[_Senders, _Streams]:
-        """The clean run of some prompts.
+        """Runs the clean prompts and, if asked to, the corrupted ones.
 
-        With the corrupted run, senders have 2 P prompts: the clean ones, then the corrupted ones.
+        Returns:
+            What senders write, for the P clean prompts, followed by the P corrupted ones if these are run;
+            and the residual streams of the clean prompts.
         """
         tokens_PT, visible, clean = batch.clean, self._visible(batch), slice(len(batch.lengths))
         if with_corrupted:
@@ -202,7 +208,7 @@ class EdgeGradientScorer:
         }
 
     def _heads(self, layer: int, weights: LayerWeights, x: Tensor, visible: Tensor) -> Tensor:
-        """What heads write before W_O: [P, T, H, K]."""
+        """Outputs of all heads before W_O: [P, T, H, K]."""
         q, k, v = self._projections(weights, x)
         parts = [
             self._attend(layer, weights, q[:, heads], k[:, heads], v[:, heads], visible)
@@ -222,7 +228,7 @@ class EdgeGradientScorer:
     def _attend(
         self, layer: int, weights: LayerWeights, q: Tensor, k: Tensor, v: Tensor, visible: Tensor
     ) -> Tensor:
-        """What some heads take from the values: [P, H, T, K] from `_projections` of these heads."""
+        """Attention of some heads, before W_O: [P, H, T, K] from these heads' `_projections`."""
         positions = torch.arange(q.shape[2], device=q.device)
         q = transformer.head_norm(self.arch, q, _own(weights.q_norm))
         k = transformer.head_norm(self.arch, k, _own(weights.k_norm))
@@ -231,7 +237,7 @@ class EdgeGradientScorer:
         return scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1) @ v
 
     def _head_parts(self, visible: Tensor) -> list[slice]:
-        """The heads of a layer, as many at a time as `ATTENTION_BYTES` allow."""
+        """Divides the heads of a layer into parts whose attention scores fit into `ATTENTION_BYTES`."""
         at_once = max(1, ATTENTION_BYTES // (visible.numel() * self.model.dtype.itemsize))
         heads = self.graph.heads
         return [slice(start, min(start + at_once, heads)) for start in range(0, heads, at_once)]
@@ -243,7 +249,7 @@ class EdgeGradientScorer:
         return y if weights.b_out is None else y + weights.b_out
 
     def _hidden(self, weights: LayerWeights, x: Tensor) -> list[Tensor]:
-        """What `_activated` takes: the units of an MLP, after the gate where there is one: [..., M] each."""
+        """Arguments of `_activated`: what W_gate gives, if there is one, and what W_in gives, [..., M]."""
         assert weights.w_in is not None
         x = transformer.norm(self.arch, x, weights.norm2_w, weights.norm2_b)
         units = _affine(x, weights.w_in, weights.b_in)
@@ -269,7 +275,7 @@ class EdgeGradientScorer:
         return batch.real & seen
 
     def _deltas(self, senders: _Senders, prompts: int) -> _Senders:
-        """Ablated less clean outputs, from the senders of `_run`: P = ``prompts``."""
+        """Ablated less clean outputs of ``prompts`` prompts, from the senders that `_run` returned."""
         clean = senders.map(lambda x: x[:prompts])
         if self.ablation == "zero":
             return clean.map(torch.neg)
@@ -281,7 +287,7 @@ class EdgeGradientScorer:
         return self._mean.map(lambda x: x[:, :tokens]).minus(clean)
 
     def _mean_senders(self) -> _Senders:
-        """What senders write in the clean run, as the mean over all prompts that have the position: P = 1."""
+        """Mean of what senders write in the clean run, per position, over prompts that have it: P = 1."""
         longest = max(map(len, self.task.clean))
         total: _Senders | None = None
         count = torch.zeros(longest, dtype=torch.float64, device=self.model.device)
@@ -330,7 +336,7 @@ class EdgeGradientScorer:
         w_u, x_WD = self.weights.w_u, x[prompt, position]
         normed = transformer.norm(self.arch, x_WD, self.weights.norm_w, self.weights.norm_b)
         logits = _affine(normed, w_u, self.weights.b_u)
-        # A metric is a mean over all places where it is read; here are some of them.
+        # A metric is a mean over all metric positions of the task, and this part has only some of them.
         share = len(prompt) / len(self.task.metric_positions())
         (d_logits,) = _vjp(METRICS[self.metric](part, logits), [logits], logits.new_tensor(share))
         g_WD = self._through_norm(x_WD, d_logits @ w_u.T, self.weights.norm_w)
@@ -457,7 +463,7 @@ class EdgeGradientScorer:
 
 
 def _part(task: TokenTask, first: int, last: int) -> TokenTask:
-    """The task with some of its prompts only."""
+    """Returns a task with the prompts from ``first`` until before ``last`` only."""
     prompts = slice(first, last)
     return replace(
         task,
@@ -473,7 +479,7 @@ def _affine(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _own(weight: Tensor | None) -> Tensor | None:
-    """A weight in a form that autograd can keep: one that was made in inference mode is copied."""
+    """Returns a weight that autograd can keep: a copy of one that was made in inference mode."""
     return weight.clone() if weight is not None and weight.is_inference() else weight
 
 

@@ -67,7 +67,7 @@ class LiteralExecutor:
         return [self.measure(each.circuit) for each in passes]
 
     def clean_margins(self) -> tuple[float, ...] | None:
-        """Returns the margins of the clean run, see `CleanRun`."""
+        """Returns the margins of the clean run, see `core.engine.CleanRun`."""
         return answer_margins(self._task, self.logits(self._full))
 
     def release(self) -> None:
@@ -219,7 +219,7 @@ class LiteralExecutor:
         return y + (b if b.dim() == 1 else b.repeat_interleave(len(y) // len(b), 0)[:, None, None])
 
     def _product(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
-        """`_linear` without bias."""
+        """Applies a linear map without its bias."""
         return product(x, matrix(self.weights, name, layer))
 
 
@@ -230,12 +230,16 @@ def matrix(weights: Weights, name: LinearName, layer: int) -> Tensor:
 
 
 def _piece(weights: Weights, name: LinearName, layer: int) -> Weights | LayerWeights:
+    """Returns the dataclass that holds the tensors of a linear map."""
     return weights if name == "u" else weights.layers[layer]
 
 
 def product(x: Tensor, w: Tensor) -> Tensor:
-    """Returns ``x @ w`` for w [I, O]. For w [W, I, O] and x [R, P, T, I], each matrix serves R / W
-    neighbours.
+    """Multiplies inputs with a matrix, or with one matrix per receiver or head.
+
+    Args:
+        x: inputs, [..., I]; [R, P, T, I] for a stack of matrices.
+        w: a matrix [I, O], or a stack [W, I, O], each of which is for R / W neighbouring inputs.
     """
     if w.dim() == 2:
         return x @ w
@@ -243,7 +247,7 @@ def product(x: Tensor, w: Tensor) -> Tensor:
 
 
 class LiteralBackend:
-    """The jobs of one model, one pass after the other.
+    """Runs the jobs of one model, one pass after the other.
 
     Args:
         make: makes the executor of a job from graph, task, metric and ablation.

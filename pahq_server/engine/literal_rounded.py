@@ -1,9 +1,9 @@
 """The literal executor with rounded weights and rounded inputs of every linear map.
 
-This is round to nearest, and PAHQ as published (arXiv:2510.23264): the head under investigation runs in full
-precision while all else does not. It runs on the folded model, whose norms have no weights. What the metric
-refers to comes from this model with no head promoted: the full model's logits, and what senders contribute
-along missing edges.
+It serves two kinds of policies: round to nearest, and PAHQ as published (arXiv:2510.23264), where the head
+under investigation is promoted, that is, runs in full precision while all else does not. The model is folded,
+so its norms have no weights. The full model's logits, to which the metric compares, and what senders
+contribute along missing edges are computed with no head promoted.
 
 Shape suffixes: as in `literal`.
 """
@@ -45,8 +45,9 @@ class RoundedExecutor(LiteralExecutor):
         super().__init__(rounded.model, graph, task, metric, ablation)
 
     def score(self, passes: Sequence[PatchedPass]) -> list[float]:
-        """Returns the metric of every pass with its own heads promoted, in order. Raises
-        NonFiniteMetricError.
+        """Returns the metric of every pass, in order, each with its own heads promoted.
+
+        Raises NonFiniteMetricError.
         """
         return [self.measure(each.circuit, each.promoted_receiver) for each in passes]
 
@@ -67,7 +68,10 @@ class RoundedExecutor(LiteralExecutor):
         return circuit.key + repr(sorted(self._promoted)).encode()
 
     def _first_patched_layer(self, circuit: Circuit) -> int:
-        """What is promoted differs from the clean run even where no edge is missing."""
+        """Returns the layer of the first missing edge or, if it comes before, of the first promoted map.
+
+        Promoted maps give other values than in the clean run, even where no edge is missing.
+        """
         return min([super()._first_patched_layer(circuit), *(layer for _, layer, _ in self._promoted)])
 
     def _product(self, x: Tensor, name: LinearName, layer: int) -> Tensor:
@@ -75,7 +79,7 @@ class RoundedExecutor(LiteralExecutor):
 
 
 class RoundedModel:
-    """A model under a policy, shared by all jobs.
+    """A model with rounded weights, shared by all jobs under one policy.
 
     Args:
         model: in full precision.
@@ -83,7 +87,7 @@ class RoundedModel:
     """
 
     def __init__(self, model: Model, policy: Policy) -> None:
-        # The other policies run on folded models only, so this one does too.
+        # Policies that round differences run on folded models only, so scores compare best if this one does.
         model = fold(model)
         self.policy, self.linears = policy, RoundedLinears(model.weights, policy)
         self.model = _with_rounded_embedding(model, policy.embeddings)
@@ -115,29 +119,34 @@ class RoundedLinears:
     def product(
         self, x: Tensor, name: LinearName, layer: int, promoted: Promoted, exact_inputs: bool = False
     ) -> Tensor:
-        """`literal.product` in low precision, and in full precision for what is promoted.
+        """Computes `literal.product` in low precision, but for promoted matrices in full precision.
 
         Args:
             x: inputs, [..., I].
             name, layer: of the linear map.
-            promoted: what runs in full precision.
-            exact_inputs: whether only weights are rounded.
+            promoted: matrices that are used in full precision.
+            exact_inputs: whether only weights are rounded, not inputs.
         """
         rounded, policy = self._rounded[name, layer], self._policy
         form = policy.head_inputs if name in ATTENTION else policy.inputs_of(rounded.numel())
         form = Format.FP32 if exact_inputs else form
         y = product(rounded_inputs(x, form, policy.terms), rounded)
-        exact = [unit for *place, unit in promoted if place == [name, layer]]
+        exact = [unit for kind, depth, unit in promoted if (kind, depth) == (name, layer)]
         if exact:
             y[exact] = product(x, matrix(self._weights, name, layer))[exact]
         return y
 
 
 def promoted_linears(graph: Graph, policy: Policy, receiver: int | None) -> Promoted:
-    """Returns what is in full precision in passes with this receiver under investigation.
+    """Returns the matrices that passes use in full precision.
 
     These are W_Q, W_K, W_V and W_O of the heads that a q, k or v receiver feeds: of all heads of a group for
-    the receiver of a group.
+    a receiver of the group.
+
+    Args:
+        graph: of the passes.
+        policy: under which they run; some policies promote nothing.
+        receiver: under investigation; None for none.
     """
     if receiver is None or not policy.promotes:
         return NO_PROMOTION

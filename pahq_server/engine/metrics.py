@@ -21,7 +21,7 @@ from pahq_server.core.task import TokenTask
 # A metric of logits [..., N, U]; leading dimensions are kept.
 Metric = Callable[[Tensor], Tensor]
 
-# The metric of each patched pass of a job, in order, or why the job's passes could not be measured.
+# The metric of each patched pass of a job, in order, or the error because of which none could be measured.
 Scores: TypeAlias = list[float] | Exception
 
 
@@ -54,8 +54,9 @@ def logit_difference(task: TokenTask, full_NU: Tensor) -> Metric:
 
 
 def answer_margins(task: TokenTask, logits_NU: Tensor) -> tuple[float, ...] | None:
-    """Returns logit[answer] - logit[wrong answer] at every metric position; None for a task without one of
-    them.
+    """Returns logit[answer] - logit[wrong answer] at every metric position.
+
+    None for a task without answers or without wrong answers.
     """
     if task.answers is None or task.wrong_answers is None:
         return None
@@ -70,11 +71,14 @@ METRICS: dict[str, Callable[[TokenTask, Tensor], Metric]] = {
     "logit_difference": logit_difference,
     "l2": l2,
 }
+# Metrics that read the logits of answers and wrong answers.
 NEEDS_ANSWERS = frozenset({"logit_difference"})
 
 
 def finite(value: float) -> float:
-    """Returns the value. Raises NonFiniteMetricError if it is not finite: NaN < tau is false and would keep
+    """Returns the value. Raises NonFiniteMetricError if it is not finite.
+
+    A method that goes on with NaN would take wrong decisions: ``NaN < tau`` is false, so ACDC would keep
     every edge.
     """
     if not math.isfinite(value):

@@ -23,11 +23,9 @@ from pahq_server.engine.gradients import edge_gradients
 
 O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class
 
-
-# Runs operations of one class, which may belong to several jobs and models.
-#
-# Returns one outcome per item, in order: the operation's result, or the exception with which it failed. An
-# exception that a runner raises concerns all of its items.
+# Runs operations of one class, which may belong to several jobs and models. Returns one outcome per item, in
+# order: the operation's result, or the exception with which it failed. An exception that a runner raises is
+# the outcome of all of its items.
 Runner = Callable[[Sequence[tuple[EngineState, Any]]], Sequence[Outcome]]
 
 

@@ -40,7 +40,7 @@ WITHOUT_REFERENCE = "hooked_transformer"
 
 @dataclass(frozen=True)
 class SelfTest:
-    """The outcome of the comparison.
+    """The outcome of comparing a loaded model with transformers.
 
     Args:
         difference: largest difference of a logit; None if nothing was compared.
@@ -69,7 +69,7 @@ def self_test(loaded: LoadedModel, room: int) -> SelfTest:
     """
     arch = loaded.model.architecture
     prompts = _prompts(arch.vocabulary, arch.context)
-    found = product_logits(_unrounded(loaded), prompts)
+    found = _literal_logits(_unrounded(loaded), prompts)
     if not all(logits.isfinite().all() for logits in found):
         raise InvalidRequestError("model", "its logits on random prompts are not finite: weights are damaged")
     if arch.model_type == WITHOUT_REFERENCE:
@@ -101,8 +101,8 @@ def self_test(loaded: LoadedModel, room: int) -> SelfTest:
     return SelfTest(difference, allowed)
 
 
-def product_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
-    """Returns the full circuit's logits by the literal executor: per prompt [tokens, outputs], on the CPU."""
+def _literal_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
+    """Computes logits by the literal executor with all edges: per prompt [tokens, outputs], on the CPU."""
     graph = model.architecture.graph("group")
     logits = []
     for ids in prompts:
@@ -113,7 +113,7 @@ def product_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
 
 
 def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Tensor]:
-    """Returns logits by transformers in float32: per prompt [tokens, outputs].
+    """Computes logits by transformers in float32: per prompt [tokens, outputs].
 
     Raises InvalidRequestError (field ``model``) if transformers does not load the checkpoint, or would make
     up missing weights.

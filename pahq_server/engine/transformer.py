@@ -24,8 +24,9 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 def norm(arch: Architecture, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """Applies the architecture's norm over the last dimension: layer norm, RMS norm (arXiv:1910.07467) or
-    none.
+    """Applies the architecture's norm over the last dimension: layer norm, or RMS norm (arXiv:1910.07467).
+
+    The identity for architectures without norm.
     """
     if arch.norm is None:
         return x
@@ -40,8 +41,9 @@ def head_norm(arch: Architecture, x: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def rotate(rotary: Rotary | None, x: Tensor, positions_T: Tensor) -> Tensor:
-    """Applies rotary position embedding (arXiv:2104.09864) to ``x``, [..., T, K]; the identity without
-    rotary.
+    """Applies rotary position embedding (arXiv:2104.09864) to ``x``, [..., T, K].
+
+    The identity if ``rotary`` is None.
     """
     if rotary is None:
         return x
@@ -87,7 +89,7 @@ def visible(arch: Architecture, layer: int, lengths: list[int]) -> Tensor:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """The prompts of a task, padded on the right. N metric positions.
+    """The prompts of a task, padded on the right; the metric is read at N positions.
 
     Args:
         lengths: real tokens of each prompt.

@@ -37,7 +37,7 @@ def hand_back_freed_memory() -> bool:
 
 
 def kept_free_bytes(scratch_bytes: int) -> int:
-    """How many bytes of free memory to keep, if a batch of passes may take ``scratch_bytes``."""
+    """Returns how many bytes of free memory to keep, if a batch of passes may take ``scratch_bytes``."""
     return min(MOST_KEPT_FREE_BYTES, max(LEAST_KEPT_FREE_BYTES, scratch_bytes))
 
 
@@ -99,10 +99,12 @@ class _Heap(ctypes.Structure):
 
 
 def _gaps(heap: _Heap) -> int:
+    """Returns the bytes of free memory that are not at the end of the heap."""
     return int(heap.fordblks - heap.keepcost)
 
 
 def _set(*settings: tuple[int, int]) -> bool:
+    """Sets parameters of mallopt(3), (parameter, value) each. Returns whether all were accepted."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:

@@ -18,8 +18,8 @@ Pages = NDArray[np.int32]
 
 
 def as_index(pages: Pages) -> NDArray[np.int64]:
-    """Copies page numbers to int64, to index with. None may be negative, which would mean an absent block."""
-    assert not (pages < 0).any(), f"no page numbers: {pages}"
+    """Copies page numbers to int64, to index with. None may be negative, as those of absent blocks are."""
+    assert not (pages < 0).any(), f"negative page number among {pages}"
     return pages.astype(np.int64)
 
 

@@ -160,7 +160,7 @@ class PagePool:
         self._peak_used = self._allocations = self._evictions = 0
 
     def pages_for(self, num_bytes: int) -> int:
-        """How many pages so many bytes take."""
+        """Returns the number of pages that ``num_bytes`` bytes take."""
         return -(-num_bytes // self.page_bytes)
 
     @property
@@ -226,7 +226,7 @@ class PagePool:
             raise OutOfPagesError(count, self.free)
 
     def retain(self, pages: Pages) -> None:
-        """Adds a reference to each page, which must be in use; to a page that is given twice, two."""
+        """Adds a reference to each page, and two to a page that is given twice. Pages must be in use."""
         index = as_index(pages)
         assert (self.counts[index] > 0).all(), f"free page among {pages}"
         np.add.at(self.counts, index, _ONE)
@@ -241,7 +241,7 @@ class PagePool:
         left = self.counts[index]
         if (left < 0).any():
             np.add.at(self.counts, index, _ONE)
-            raise AssertionError(f"page {index[left < 0][0]} is released but free")
+            raise AssertionError(f"page {index[left < 0][0]} is released more often than it has references")
         self._free.give(distinct(pages[left == 0]))
 
     def write(self, pages: Pages, tensor: Tensor, first_byte: int = 0) -> None:

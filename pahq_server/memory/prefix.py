@@ -55,6 +55,14 @@ class PrefixStatistics:
 
 @dataclass
 class _Entry:
+    """A cached block.
+
+    Args:
+        table: the block's activations.
+        parent: key of the block before it; None for the first one.
+        children: number of cached blocks whose parent it is.
+    """
+
     table: BlockTable
     parent: bytes | None
     children: int = 0
@@ -63,9 +71,9 @@ class _Entry:
 class PrefixCache:
     """Block tables by key, kept until their pages are needed for something else.
 
-    The block before another one is its parent. Invariants: the parent of an entry is an entry, and was used
-    more recently than its children. So going through entries from the least recently used one meets children
-    before parents.
+    The parent of a block is the block before it. Invariants: the parent of an entry is an entry, too, and was
+    used more recently than its children. So children come before their parents in the order of eviction, the
+    least recently used entries first.
 
     Args:
         pool: whose allocations may evict entries that nobody else uses.
@@ -74,7 +82,7 @@ class PrefixCache:
     def __init__(self, pool: PagePool) -> None:
         self.pool = pool
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        # References of entries to each page. A page with more references than these is in use elsewhere.
+        # How many references entries have to each page. A page with more references is in use elsewhere.
         self._own = np.zeros(pool.num_pages, dtype=np.int32)
         self._hits = self._misses = self._evicted = 0
         pool.add_evictor(self.evict)

@@ -16,12 +16,13 @@ from torch import Tensor
 from pahq_server.memory.pages import Pages
 from pahq_server.memory.pool import PagePool
 
+# Stands in `BlockTable.pages` for no page.
 ABSENT = -1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a row's tensor is stored.
+    """How the tensor of a table's row is stored.
 
     Args:
         dtype, shape: of the tensor.

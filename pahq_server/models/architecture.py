@@ -86,7 +86,7 @@ class Rotary:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of one layer. D: d_model, H: heads, G: kv heads, K: d_head, M: d_mlp.
+    """The weights of one layer, with D d_model, H heads, G key/value heads, K d_head, M d_mlp.
 
     Tensors that a model does not have are None: norm weights in models without norms, norm biases in RMS
     norms, all of the MLP in attention-only models, the gate in MLPs that are not gated. ``norm1`` comes
@@ -118,7 +118,7 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a model. V: vocabulary, N: context, U: output vocabulary.
+    """All weights of a model, with D d_model, V vocabulary, N context, U output vocabulary.
 
     While a model is built, the weights outside its layers are a value of this class with no layers.
     """
@@ -134,11 +134,11 @@ class Weights:
 
     @property
     def copies_ahead(self) -> bool:
-        """Whether `read_ahead` has an effect. Not here: all weights are in memory on their device."""
+        """Whether `read_ahead` has an effect: False, because all weights are in memory on their device."""
         return False
 
     def read_ahead(self, heads: Iterable[tuple[int, int]]) -> None:
-        """Announces the heads, as (layer, head), that will be used next, so that they can be copied ahead."""
+        """Does nothing. `streaming.StreamedWeights` copies the heads, given as (layer, head), ahead."""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ PLAIN = Plain()
 class ToDevice:
     """Applies another transform and moves what it keeps of each piece to a device at once.
 
-    So the host never holds more than one piece.
+    So the host's memory never holds more than one piece.
     """
 
     def __init__(self, inner: Transform, device: torch.device | str) -> None:
@@ -93,14 +93,14 @@ def build(
         layer: returns a layer by its index.
         transform: what is kept of each piece.
     """
-    # No variable may hold a piece as it was read: it would stay in memory while the next one is made.
+    # No variable holds a piece as it was read, because it would stay in memory while the next one is read.
     kept = transform.embeddings(arch, embeddings())
     layers = tuple(transform.layer(arch, index, layer(index)) for index in range(arch.layers))
     return Model(transform.architecture(arch), replace(kept, layers=layers))
 
 
 def to_device(weights: T, device: torch.device | str) -> T:
-    """Copies a dataclass of tensors, such as `LayerWeights`, to a device; nothing is copied that is there."""
+    """Copies a dataclass of tensors, such as `LayerWeights`, to a device, as far as it is not there yet."""
     moved: T = _cast(weights, None, device)
     return moved
 

@@ -25,7 +25,7 @@ from pahq_server.core.errors import ConflictError, InvalidRequestError
 from pahq_server.models.files import CONFIG, weight_files
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# Two tensors are compared so many rows at a time, to bound the memory that takes.
+# How many rows of two tensors are compared at a time, which bounds the memory that it takes.
 _ROWS = 4096
 # The names that headers of safetensors files give to dtypes.
 _DTYPES: dict[str, torch.dtype] = {
@@ -106,7 +106,7 @@ class Checkpoint:
         return sorted(self._shard_of.keys() - self._sizes.keys())
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same numbers, in whatever dtypes; False where there are no values.
+        """Whether two tensors hold the same numbers, whatever their dtypes; False where there are no values.
 
         If they do, ``other`` counts as read from now on, but not as parameters of the model.
         """
@@ -129,7 +129,7 @@ class Checkpoint:
         return self.get(name) if name in self else None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor of any dtype. Does not count it as read."""
+        """Returns the shape of a tensor of any dtype. Does not count it as read."""
         path = self._path(name)
         with reading(path), safe_open(path, framework="pt") as shard:
             return tuple(shard.get_slice(name).get_shape())
@@ -155,7 +155,7 @@ class CheckpointHeaders(Checkpoint):
 
     Attributes:
         bytes_on_disk: size of the files with weights.
-        dtypes: in which the tensors are stored that were asked for.
+        dtypes: those in which the tensors are stored that were asked for.
     """
 
     has_values = False
@@ -208,7 +208,7 @@ class MappedCheckpoint(Checkpoint):
                 self._open[path] = safe_open(path, framework="pt")
 
     def get(self, name: str) -> Tensor:
-        """Returns a view of a tensor in its own dtype. What adapters copy of it is a view, too."""
+        """Returns a view of a tensor in its own dtype. Where adapters would copy it, they get a view, too."""
         path = self._path(name)
         with reading(path):
             view: Tensor = self._view(name, self._open[path]).as_subclass(_View)
@@ -247,7 +247,7 @@ class _View(Tensor):
 
 
 def wrong_dtype(name: str, dtype: object) -> InvalidRequestError:
-    """The error for a tensor whose dtype is none of `FLOATS`."""
+    """Makes the error for a tensor whose dtype is none of `FLOATS`."""
     allowed = "expected a float of 16, 32 or 64 bits: quantised weights are not read"
     detail = f"tensor {name!r} has dtype {dtype}, {allowed}"
     return InvalidRequestError("model", detail)
@@ -255,7 +255,7 @@ def wrong_dtype(name: str, dtype: object) -> InvalidRequestError:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns errors of reading this file into InvalidRequestError (field ``model``)."""
+    """Turns errors of reading a file into InvalidRequestError (field ``model``)."""
     try:
         yield
     except (SafetensorError, OSError) as error:
@@ -263,7 +263,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def revision_hash(directory: Path) -> str:
-    """SHA-256 over the names and contents of the configuration and the weight files, hexadecimal."""
+    """Returns the SHA-256 over names and contents of configuration and weight files, hexadecimal."""
     digest = hashlib.sha256()
     for path in [directory / CONFIG, *weight_files(directory).paths]:
         digest.update(path.name.encode())
@@ -272,9 +272,9 @@ def revision_hash(directory: Path) -> str:
 
 
 def stamp(path: Path) -> tuple[int, ...]:
-    """Device, inode, size, modification time and status change time of a file. Raises OSError.
+    """Returns device, inode, size, modification time and status change time of a file. Raises OSError.
 
-    The status change time is part of it because a program can set the modification time back after a change.
+    The status change time is among them because a program can set the modification time back after a change.
     """
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
@@ -282,6 +282,6 @@ def stamp(path: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=512)
 def content_digest(path: Path, stamp: tuple[int, ...]) -> bytes:
-    """SHA-256 of a file's content, read again only when its `stamp` has changed. Raises OSError."""
+    """Returns the SHA-256 of a file's content, read again only when its `stamp` changed. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -33,7 +33,7 @@ from pahq_server.models.folding import (
 from pahq_server.models.loading import LoadedModel, map_files
 from pahq_server.precision.head_store import Component
 
-ALL = slice(None)
+ALL = slice(None)  # all heads
 _NORMS = ("norm1_w", "norm1_b", "norm2_w", "norm2_b", "q_norm", "k_norm")
 
 
@@ -50,7 +50,7 @@ class MlpWeights:
 
 
 class CheckpointWeights:
-    """Reads single pieces of what ``load(source, FOLDING)`` would keep, with the same bits.
+    """Reads single pieces of the model that ``load(source, FOLDING)`` gives, with the same bits.
 
     Every method reads its result from the mapped files of the checkpoint and folds it (see `folding`).
     Results are float32 on the CPU, in memory of their own, and are not kept here: weights take no memory but
@@ -60,7 +60,7 @@ class CheckpointWeights:
     `checkpoint.MappedCheckpoint`), and IndexError for a layer or head that does not exist.
 
     Args:
-        loaded: the model as the checkpoint has it, of views of any floating dtype.
+        loaded: the plain model, whose tensors are views of the files in any floating dtype.
         check: raises ConflictError if a file has changed; called before views are read.
 
     Attributes:
@@ -195,7 +195,7 @@ class CheckpointWeights:
     def _rows(self, table: Tensor, indices: Tensor) -> Tensor:
         return fold_embedding(self._plain, _own(table.as_subclass(Tensor)[indices]))
 
-    # Views are reached through these two only, shortly before they are read: both check the files.
+    # All reads of views go through the two methods below, which check the files first.
 
     def _outside_layers(self) -> Weights:
         self._check()

@@ -21,7 +21,7 @@ from pahq_server.core.errors import InvalidRequestError
 
 # Sizes are int32 in the protocol.
 INT32_MAX = 2**31 - 1
-# The deepest published models have some 130 layers. Lists with an entry per layer must not exhaust memory.
+# Bounds the memory of lists with an entry per layer. The deepest published models have some 130 layers.
 MAX_LAYERS = 4096
 _MAX_LABELS = 1 << 20
 # Fields by which libraries mark weights as quantised.
@@ -77,7 +77,7 @@ def list_of(item: FieldType, longest: int = MAX_LAYERS) -> FieldType:
 
 
 def nullable(value: FieldType) -> FieldType:
-    """The same or null."""
+    """A value of this type, or null."""
     return FieldType(f"{value.allowed}, or null", lambda x: x is None or value.accepts(x))
 
 
@@ -97,7 +97,7 @@ def same(one: object, other: object) -> bool:
 
 
 def is_integer(value: object) -> bool:
-    """Whether a JSON value is an integer; true and false are none."""
+    """Whether a JSON value is an integer; true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -111,12 +111,12 @@ def _is_number(value: object) -> bool:
 
 
 def as_json(value: object) -> str:
-    """A JSON value as messages write it."""
+    """Writes a JSON value for messages."""
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def shown(value: object) -> str:
-    """A value as messages quote it, shortened where it is long or deeply nested."""
+    """Quotes a value for messages, shortened where it is long or deeply nested."""
     return _SHORT.repr(value)
 
 
@@ -125,7 +125,7 @@ NAME = FieldType("a name", lambda x: isinstance(x, str))
 SIZE = integer()
 LAYERS = integer(1, MAX_LAYERS)
 EPSILON = number(0, 1)
-# For fields that transformers or a check of their own judges by more than the type.
+# For fields that transformers, or a check of their own, judges by more than a type.
 ANYTHING = FieldType("anything", lambda x: True)
 
 
@@ -182,7 +182,7 @@ class Fields:
                 refuse_quantized(name, raw[name])
         self._check_classes(model_type, raw)
         aliases, defaults = _aliases_and_defaults(model_type)
-        # The field has no effect, but transformers makes up a name for each of so many labels.
+        # num_labels has no effect, but transformers makes up a name for each label, which takes memory.
         check_value("num_labels", raw.get("num_labels"), nullable(integer(0, _MAX_LABELS)))
         for name, value in raw.items():
             own_name = aliases.get(name, name)
@@ -206,7 +206,7 @@ class Fields:
 
         Raises InvalidRequestError (field ``model``) like `check_file`.
         """
-        # Transformers has replaced old spellings; some attributes exist only where the file has the field.
+        # transformers has replaced old spellings. Some attributes exist only where the file has the field.
         found = vars(config)
         for name, allowed in self.computed.items():
             if name in found:
@@ -278,7 +278,7 @@ def _check_fixed(model_type: str, name: str, value: object, allowed: tuple[objec
 
 
 def _aliases_and_defaults(model_type: str) -> tuple[Mapping[str, str], dict[str, object]]:
-    """Other names of fields, and default values of fields, in a format's configuration class."""
+    """Returns other names of fields, and their default values, from a format's configuration class."""
     # Imported here because transformers takes 100 MB.
     from transformers import CONFIG_MAPPING
 

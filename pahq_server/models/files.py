@@ -97,7 +97,7 @@ def _download(source: str, repository: str, revision: str | None) -> Path:
 
 
 def wanted_weights(directory: Path) -> list[str]:
-    """Names of the files that `weight_files` may choose, as far as the text files of a checkpoint tell."""
+    """Returns names of files that `weight_files` may choose, as far as a checkpoint's text files tell."""
     named = _named_weights(directory)
     if named is None:
         index = directory / INDEX
@@ -206,7 +206,7 @@ def _kind(mode: int) -> str:
 
 
 def _named_weights(directory: Path) -> str | None:
-    """The file that ``transformers_weights`` in the configuration names; None without this field."""
+    """Returns the file that ``transformers_weights`` in the configuration names; None without this field."""
     name = read_json(directory / CONFIG).get("transformers_weights")
     if name is None:
         return None
@@ -217,7 +217,7 @@ def _named_weights(directory: Path) -> str | None:
 
 
 def _shard_names(index: Path) -> list[str]:
-    """Names of the files that an index lists, sorted."""
+    """Returns the names of the files that an index lists, sorted."""
     found = read_json(index).get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
         raise InvalidRequestError("model", f"{index.name} has no weight_map from tensors to files")
@@ -225,7 +225,10 @@ def _shard_names(index: Path) -> list[str]:
 
 
 def _inside(name: str, origin: str) -> str:
-    """Returns the name of a file, given by ``origin``, if it is inside the checkpoint and no pickle file."""
+    """Returns a file's name if it is inside the checkpoint and no pickle file; ``origin`` has given it.
+
+    Raises InvalidRequestError (field ``model``) otherwise.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or os.sep * 2 in name:
         raise InvalidRequestError("model", f"{origin} names {name!r}, which is not inside the checkpoint")
@@ -235,7 +238,7 @@ def _inside(name: str, origin: str) -> str:
 
 
 def _listed(repository: str, revision: str | None) -> list[str]:
-    """Names of a hub repository's files; empty if the hub does not answer."""
+    """Returns the names of a hub repository's files; [] if the hub does not answer."""
     from huggingface_hub import list_repo_files
 
     try:
@@ -245,7 +248,7 @@ def _listed(repository: str, revision: str | None) -> list[str]:
 
 
 def _in_other_formats(names: list[str]) -> str:
-    """The end of a message that no weights were found: which other weight files there are."""
+    """Returns the end of a message that no weights were found, which says what other weights there are."""
     pickles = sorted(name for name in names if Path(name).suffix in PICKLES)
     if pickles:
         return (

@@ -26,7 +26,7 @@ from pahq_server.models.building import build
 Linear = Literal["q", "k", "v", "o", "in", "gate", "out"]
 ATTENTION: tuple[Linear, ...] = ("q", "k", "v", "o")
 MLP: tuple[Linear, ...] = ("in", "gate", "out")
-# The unembedding may be folded in parts of so many outputs, with the same bits as when it is folded whole.
+# How many outputs a part of the unembedding has that is folded alone, with the same bits as in the whole.
 OUTPUTS = 1 << 12
 
 
@@ -66,7 +66,7 @@ def fold_layers(arch: Architecture, outside_layers: Weights, layers: Iterable[La
 
 
 def is_folded(model: Model) -> bool:
-    """Whether the norms of a model have no weights and its attention scores no factor."""
+    """Tells whether the norms of a model have no weights and its attention scores no factor."""
     arch, weights = model.architecture, model.weights
     norms = [weights.norm_w, *(w for layer in weights.layers for w in (layer.norm1_w, layer.norm2_w))]
     bare = arch.norm != "layer" and all(w is None for w in norms)
@@ -96,7 +96,7 @@ def fold_layer(
 
 
 def linears(layer: LayerWeights) -> tuple[Linear, ...]:
-    """Names of the linear maps that a layer has."""
+    """Returns the names of the linear maps that a layer has."""
     return tuple(name for name in ATTENTION + MLP if getattr(layer, f"w_{name}") is not None)
 
 
@@ -149,7 +149,7 @@ def fold_unembedding(weights: Weights) -> tuple[Tensor, Tensor | None]:
 
 
 def _centre(x: Tensor) -> Tensor:
-    """Subtracts from each vector [..., D] that is written to the residual stream its mean."""
+    """Subtracts its mean from each vector that is written to the residual stream: [..., D]."""
     return x - x.mean(-1, keepdim=True)
 
 
@@ -166,10 +166,10 @@ def _fold(
 
 
 def _shifted(shift: Tensor, w: Tensor) -> Tensor:
-    """Computes ``shift @ w`` head by head, or part by part of the unembedding (see `OUTPUTS`).
+    """Computes ``shift @ w`` head by head, or for the unembedding part by part (see `OUTPUTS`).
 
-    So a piece that is folded alone gets the same bits. Each piece is copied first, because libraries may
-    round differently for matrices that begin at another address.
+    So a head or part that is folded alone gets the same bits. It is copied first, because libraries may round
+    differently for matrices that begin at another address.
     """
     if w.dim() == 2:
         return torch.cat([shift @ part.clone() for part in w.split(OUTPUTS, -1)])

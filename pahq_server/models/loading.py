@@ -62,7 +62,7 @@ class Outline:
     Args:
         model: what `load` would give, with all tensors on the device ``meta``.
         bytes_on_disk: size of the files with weights.
-        dtypes: in which the weights are stored.
+        dtypes: those in which the weights are stored.
     """
 
     model: Model
@@ -88,9 +88,9 @@ def map_files(source: str) -> tuple[LoadedModel, MappedCheckpoint]:
     """Maps the files of a checkpoint instead of reading them.
 
     Returns:
-        The model with tensors in the dtypes in which they are stored, views of the mapped files that take no
-        memory beyond the page cache; and the mapped checkpoint, which can tell whether the files have changed
-        since.
+        The model, whose tensors are views of the mapped files in the dtypes in which they are stored, so that
+        they take no memory beyond the page cache; and the mapped checkpoint, which can tell whether the files
+        have changed since.
 
     Raises InvalidRequestError as `load` does.
     """
@@ -191,7 +191,7 @@ def _assemble(
 
     model = build(architecture, embeddings, layer, transform)
     declared = TRANSFORMERS_ADAPTERS.get(config.model_type)
-    if declared is not None:  # `hooked` checks for leftovers by itself
+    if declared is not None:  # the adapter `hooked` refuses leftovers itself
         refuse_leftovers(checkpoint, architecture, rotary, declared.PREFIX, declared.BUFFERS)
     return replace(model, parameters=checkpoint.parameters), checkpoint
 
@@ -219,7 +219,7 @@ def _config(directory: Path) -> Any:
             "model", f"{CONFIG} has no model_type: it is no configuration of transformers"
         )
     if "configuration_files" in raw:
-        # transformers would read another file instead, by its own version.
+        # transformers would choose another file by its own version and read that instead.
         raise InvalidRequestError(
             "model", f"{CONFIG} with configuration_files is not supported: remove the field"
         )
@@ -236,7 +236,7 @@ def _config(directory: Path) -> Any:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
-    # transformers takes some configurations for another format than they name.
+    # transformers reads some configurations as another format than they name.
     _check_supported(config.model_type)
     fields.check_config(raw, config)
     return config

@@ -27,7 +27,7 @@ _CASTS = {Format.FP32: torch.float32, Format.BF16: torch.bfloat16}
 
 @dataclass(frozen=True)
 class WeightBytes:
-    """Bytes of a model's weights by part. A norm counts to what reads it; a shared tensor counts once."""
+    """Bytes of a model's weights by part. A norm counts with what reads it; a shared tensor counts once."""
 
     embedding: int
     attention: int
@@ -74,8 +74,8 @@ class ResidentWeights:
 
     Args:
         architecture: of the folded model.
-        policy: in whose formats the weights are.
-        device: on which they are.
+        policy: gives the formats of the weights.
+        device: on which the weights are.
         checkpoint: the same weights in full precision, to be read when they are needed.
         layers: of the model.
         w_u: unembedding, [D, U].
@@ -110,7 +110,7 @@ def make_resident(
 ) -> ResidentWeights:
     """Rounds the weights of a checkpoint.
 
-    At no time is more in full precision than one linear map, or one part of the unembedding.
+    At no time is more than one linear map, or one part of the unembedding, in memory in full precision.
 
     Raises ConflictError if a file of the checkpoint was changed in place.
     """
@@ -184,7 +184,7 @@ def _round_layer(layer: LayerWeights, policy: Policy) -> QuantizedLayer:
 
 
 def _round(w: Tensor, form: Format) -> Matrix:
-    """Like `rounded`, but shares the tensor where nothing is rounded, whatever its dtype."""
+    """Does what `rounded` does, but returns the tensor itself, whatever its dtype, if nothing is rounded."""
     return w if form is Format.FP32 else rounded(w, form)
 
 

@@ -31,8 +31,8 @@ from pahq_server.models.config_fields import (
 _DICTIONARIES = ("rope_parameters", "rope_scaling")
 _POSITIVE = number(above=True)
 _THETA = _POSITIVE
-# The supported types, whose frequencies do not depend on the length of the prompt: settings that each must
-# have, and settings that it may have.
+# The supported types of rotary positions, whose frequencies do not depend on the length of the prompt, with
+# the settings that each must have, and those that it may have.
 _REQUIRED: dict[str, dict[str, FieldType]] = {
     "default": {},
     "linear": {"factor": _POSITIVE},
@@ -51,7 +51,7 @@ _OPTIONAL: dict[str, dict[str, FieldType]] = {
         ),
     },
 }
-# Fields outside the dictionary, and the entry of the dictionary that means the same.
+# Fields outside the dictionary, each with the entry of the dictionary that means the same.
 _BESIDE = {
     "rope_theta": "rope_theta",
     "rotary_emb_base": "rope_theta",
@@ -92,7 +92,7 @@ class RopeFields:
             raise InvalidRequestError("model", detail)
 
     def check_config(self, raw: Mapping[str, Any], config: Any) -> None:
-        """Checks that every field of the file says what transformers goes by."""
+        """Checks that no field of the file contradicts what transformers has taken from it."""
         taken = config.rope_parameters
         said = [(name, raw[name], entry) for name, entry in _BESIDE.items() if raw.get(name) is not None]
         for dictionary in _DICTIONARIES:

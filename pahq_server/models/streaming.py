@@ -47,7 +47,7 @@ def head_store(resident: ResidentWeights) -> HeadStore:
 
 
 class StreamedWeights:
-    """Has the attributes of `Weights`."""
+    """Stands in for `Weights`: has the same attributes, but reads matrices when they are asked for."""
 
     def __init__(self, resident: ResidentWeights, store: HeadStore) -> None:
         checkpoint, device = resident.checkpoint, resident.device
@@ -113,7 +113,7 @@ class StreamedLayers(Sequence["LayerWeights"]):
 
 
 class StreamedLayer:
-    """Has the attributes of `LayerWeights`. Stacks of heads can only be indexed by a head."""
+    """Stands in for `LayerWeights`. Stacks of heads can only be indexed, by the number of a head."""
 
     def __init__(self, small: QuantizedLayer, store: HeadStore, index: int) -> None:
         self._store, self._index, self._gated = store, index, small.w_gate is not None
@@ -141,7 +141,7 @@ class StreamedLayer:
 
 @dataclass(frozen=True)
 class _Heads:
-    """The matrices of one kind of a layer, each read from the store by the index of its head."""
+    """The matrices of one kind in a layer. Indexing with the number of a head reads that head's."""
 
     store: HeadStore
     kind: Literal["q", "k", "v", "o"]
@@ -153,7 +153,7 @@ class _Heads:
 
 @dataclass(frozen=True)
 class _Embedding:
-    """An embedding matrix of which only the rows are read that are indexed by a tensor of ids."""
+    """An embedding matrix. Indexing it with a tensor of ids reads these rows only."""
 
     read: Callable[[Tensor], Tensor]
     device: torch.device

@@ -20,7 +20,7 @@ from pahq_server.models.checkpoint import Checkpoint
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# By how names of tensors end: what the tensors belong to, where weights are not plain floats.
+# By the endings of their names: tensors of checkpoints whose weights are not plain floats, and what they are.
 _SCHEMES = {
     r"\.lora_\w+(\.\w+)*|\.base_layer\.\w+": (
         "those of an adapter such as LoRA: merge it into its model (merge_and_unload() of peft) and save that"
@@ -48,12 +48,12 @@ _MASKED = -1e4
 
 
 def check_embeddings(arch: Architecture, weights: Weights) -> None:
-    """Raises InvalidRequestError (field ``model``) for the first tensor outside layers of another shape."""
+    """Raises InvalidRequestError (field ``model``) for a tensor outside the layers of the wrong shape."""
     _check_shapes("", weights, _embedding_shapes(arch))
 
 
 def check_layer(arch: Architecture, index: int, layer: LayerWeights) -> None:
-    """Raises InvalidRequestError (field ``model``) for the first tensor of a layer of another shape."""
+    """Raises InvalidRequestError (field ``model``) for a tensor of a layer that has the wrong shape."""
     _check_shapes(f" of layer {index}", layer, _layer_shapes(arch))
 
 
@@ -94,7 +94,7 @@ def _layer_shapes(arch: Architecture) -> Shapes:
 
 # Buffers
 
-# Whether a buffer holds what follows from the configuration. Called with the architecture, the rotary
+# Tells whether a buffer holds what follows from the configuration. Arguments: the architecture, the rotary
 # frequencies if there are any, the index of the layer (0 for a buffer of the whole model), and the tensor as
 # it is stored.
 BufferCheck = Callable[[Architecture, Rotary | None, int, Tensor], bool]
@@ -104,22 +104,22 @@ Buffers = Mapping[str, BufferCheck]
 
 
 def causal_mask(arch: Architecture, rotary: Rotary | None, layer: int, stored: Tensor) -> bool:
-    """A mask that shows each token itself and all earlier ones."""
+    """Accepts a mask that shows each token itself and all earlier ones."""
     return _is_mask(stored, None)
 
 
 def window_mask(arch: Architecture, rotary: Rotary | None, layer: int, stored: Tensor) -> bool:
-    """A causal mask that shows no more tokens than the layer's attention window has."""
+    """Accepts a causal mask that shows no more tokens than the layer's attention window has."""
     return _is_mask(stored, arch.windows[layer])
 
 
 def masked_score(arch: Architecture, rotary: Rotary | None, layer: int, stored: Tensor) -> bool:
-    """The score that masked positions get, a scalar."""
+    """Accepts the score that masked positions get, a scalar."""
     return stored.numel() == 1 and stored.item() <= _MASKED
 
 
 def frequencies(arch: Architecture, rotary: Rotary | None, layer: int, stored: Tensor) -> bool:
-    """The frequencies of rotary positions, up to the rounding of the dtype in which they are stored."""
+    """Accepts the frequencies of rotary positions, up to the rounding of the dtype of ``stored``."""
     if rotary is None or stored.shape != rotary.inv_freq.shape or not stored.is_floating_point():
         return False
     accuracy = torch.finfo(stored.dtype)
@@ -162,7 +162,7 @@ def refuse_leftovers(
         checkpoint: of which all weights have been read.
         arch, rotary: of the model.
         prefix: with which names of tensors may begin.
-        buffers: the tensors that may be left. Their values are checked if the checkpoint has values.
+        buffers: the tensors that may be left, whose values are checked if the checkpoint has any.
 
     Raises InvalidRequestError (field ``model``) with the names of other tensors, or of a buffer that holds
     something else.

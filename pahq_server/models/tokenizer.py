@@ -31,7 +31,7 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        # Otherwise all tokenizers share one pool of threads, and one that hangs would block all others.
+        # With parallelism all tokenizers share one pool of threads, and one that hangs blocks all others.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._tokenizer = tokenizer
         vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -41,17 +41,17 @@ class PretrainedTokenizer:
         self.unknown_id = self._find_unknown_id()
         self._complete = self._has_every_byte(vocabulary)
         self._lost: dict[str, bool] = {}
-        # The first call resets settings such as truncation. That must not happen while another thread
-        # tokenizes.
+        # The first call resets settings such as truncation, which must not happen while another thread
+        # tokenizes. So it is made here.
         with suppress(UntokenizableError):
             self.encode("")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with special tokens. Raises UntokenizableError."""
+        """Returns token ids, with special tokens. Raises UntokenizableError."""
         return self._encode(text, special=True)
 
     def encode_plain(self, text: str) -> list[int]:
-        """Token ids without special tokens. Raises UntokenizableError."""
+        """Returns token ids, without special tokens. Raises UntokenizableError."""
         return self._encode(text, special=False)
 
     def _encode(self, text: str, special: bool) -> list[int]:
@@ -102,7 +102,7 @@ class PretrainedTokenizer:
         return known
 
     def _units(self, char: str) -> str:
-        """What byte pair encoding looks up for a character: itself, its normal form, or its bytes."""
+        """Returns what byte pair encoding looks up for a character: itself, its normal form, or its bytes."""
         normalizer, splitter = self._backend.normalizer, self._backend.pre_tokenizer
         units = char if normalizer is None else normalizer.normalize_str(char)
         if splitter is not None:
@@ -129,7 +129,7 @@ class PretrainedTokenizer:
         return found if isinstance(found, int) else None
 
     def _has_every_byte(self, vocabulary: dict[str, int]) -> bool:
-        """Whether every character has tokens, or is replaced by the unknown token."""
+        """Tells whether every character has tokens, or is replaced by the unknown token."""
         model: Any = None if self._backend is None else self._backend.model
         if type(model).__name__ != "BPE" or model.unk_token:
             return True
@@ -142,7 +142,7 @@ class PretrainedTokenizer:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error's message."""
+    """Returns the first line of an error's message, with an explanation where it is about unknown tokens."""
     text = str(error).strip() or repr(error)
     if "UNK" in text or "unk_id" in text or "Unk token" in text:
         text = f"{text}. Some of the text has no token, and the tokenizer no unknown token to stand for it"

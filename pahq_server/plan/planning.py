@@ -1,4 +1,4 @@
-"""The plan: how much memory and time models, their jobs and discoveries take on a machine."""
+"""The plan: how much memory models and their jobs take on a machine, and how long a discovery takes."""
 
 from __future__ import annotations
 
@@ -63,13 +63,14 @@ class ModelPlan:
         parameters: how many numbers of the checkpoint are read.
         bytes_on_disk, dtypes: of the checkpoint.
         resident: bytes of the weights in float32.
-        gated: bytes that gated MLPs take when a job first uses the model.
+        gated: bytes of joined matrices of gated MLPs, which are made when a job first uses the model.
         composed: most bytes of products of weights that are kept when jobs use the model.
         loading: most bytes at any time while the model is loaded.
         edges_group: edges of the graph whose receivers of keys and values are key/value heads.
         edges_query: edges of the graph whose receivers of keys and values are query heads.
         job: bytes that a job takes; None if its prompts are longer than the model's context.
-        operations: least and most floating-point operations of a discovery; None if ``job`` is None.
+        operations: least and most floating-point operations of a discovery, with one evaluation per edge;
+            None if ``job`` is None.
         rounded: bytes of the weights rounded by the plan's precision policy; None for full precision.
         store: bytes of full-precision copies of single heads that are kept beside rounded weights.
         copies: bytes of rounded copies, which are made when jobs first ask for other precisions than
@@ -113,7 +114,7 @@ class Plan:
         load: the jobs to plan for.
         machine: bytes of memory of the device.
         memory: bytes for jobs and sessions.
-        given: whether the operator has chosen ``memory``.
+        given: whether the operator chose ``memory``.
         page_bytes: size of a page of the pool.
         gflops: speed of the machine in billions of operations per second; None if it is not known.
         precision: name of the policy by which weights are rounded; None for full precision.
@@ -153,7 +154,7 @@ class Plan:
     @property
     def every_precision(self) -> int:
         """Most bytes of the process once jobs have used every precision: `serving` and all rounded copies."""
-        # Products of rounded weights share the bound with those of full-precision weights.
+        # Products of rounded weights may fill what products of full-precision weights leave of their bound.
         more = (COMPOSED_BYTES - model.composed for model in self.models if model.copies and model.composed)
         return self.serving + sum(model.copies for model in self.models) + sum(more)
 
@@ -173,11 +174,11 @@ class Plan:
         return self.memory > 0 and max(self.serving, self.loading) <= self.machine
 
     def jobs(self, model: ModelPlan) -> int:
-        """How many jobs of a model fit into ``memory`` at once."""
+        """Returns how many jobs of a model fit into ``memory`` at once."""
         return self.memory // model.job if model.job else 0
 
     def seconds(self, model: ModelPlan) -> tuple[float, float] | None:
-        """Least and most seconds that a discovery takes; None if that is not known."""
+        """Returns the least and the most seconds that a discovery takes; None if that is not known."""
         if self.gflops is None or model.operations is None:
             return None
         least, most = (count / self.gflops / 1e9 for count in model.operations)
@@ -201,7 +202,7 @@ def plan_models(
         memory: bytes for jobs and sessions; None for half of what the weights leave.
         load: the jobs to plan for; None for `Load` with its defaults.
         machine: bytes of memory of the device; None for the machine's memory.
-        executor: one of `engine.EXECUTORS`.
+        executor: one of `engine.backends.EXECUTORS`.
         precision: name of the policy by which weights are rounded; None for full precision.
         device: name of the device on which models are kept.
 
@@ -230,7 +231,7 @@ def plan_models(
 
 
 def _rounded(model: ModelPlan, source: str, recording: Recording, precision: str) -> ModelPlan:
-    """Changes the plan of a model to weights that are rounded, of which one linear map at a time is read."""
+    """Changes the plan of a model to rounded weights, which are read and rounded one linear map at a time."""
     parts = rounded(source, POLICIES[precision])
     in_work = 3 * max(piece.largest for piece in recording.pieces)
     store = int(STORE_SHARE * 4 * model.parameters)

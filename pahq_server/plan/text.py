@@ -20,7 +20,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def text(plan: Plan) -> str:
-    """Describes a plan: some lines per model, what all of them take together, and whether it fits."""
+    """Describes a plan: some lines per model, then what all models take together, and whether that fits."""
     return "\n".join([*(line for model in plan.models for line in _model(plan, model)), *_machine(plan)])
 
 

@@ -30,7 +30,7 @@ class Piece:
     Args:
         kept: bytes that stay.
         both: bytes of the piece as it was read and as it is kept, together.
-        largest: bytes of the largest tensor of both.
+        largest: bytes of the largest tensor among both.
     """
 
     kept: int
@@ -71,7 +71,7 @@ def resident(weights: Weights) -> WeightBytes:
         [weights.layers],
         [weights.norm_w, weights.norm_b, weights.w_u, weights.b_u],
     ]
-    # Memory that has been counted is not counted again. So of the layers, attention is left.
+    # A group counts without what earlier groups hold, so of whole layers only attention is left.
     totals = [0] + [sum(storages(chain(*groups[: i + 1])).values()) for i in range(len(groups))]
     embedding, mlps, attention, unembedding = (after - before for before, after in pairwise(totals))
     return WeightBytes(embedding, attention, mlps, unembedding)
@@ -121,7 +121,7 @@ def gated_bytes(model: Model) -> int:
 
 
 def composed_bytes(arch: Architecture, graph: Graph) -> int:
-    """Counts the most bytes of products of weights that are kept for reuse."""
+    """Counts the most bytes that products of weights take which are kept for reuse under a graph."""
     width = (2 if arch.gated else 1) * arch.d_mlp
     elements = sum(
         _heads_upstream(graph, r) * arch.d_head * (width if graph.receiver(r).kind == "mlp" else arch.d_head)

@@ -1,4 +1,4 @@
-"""Arithmetic in low precision, and full precision where it is needed. In order of reading:
+"""Arithmetic in low precision, and in full precision where a policy promotes heads. In order of reading:
 
 - `policy`     precision policies: in which formats weights and inputs are, by the name that a job gives
 - `quantized`  matrices of 8-bit numbers with one scale per output

@@ -29,7 +29,7 @@ class Component:
 
 # The tensors of a component by their names in `models.architecture.LayerWeights`.
 ComponentTensors = Mapping[str, Tensor]
-# Reads a component, to memory of its own on the CPU.
+# Reads a component into memory of its own on the CPU.
 LoadComponent = Callable[[Component], ComponentTensors]
 
 
@@ -90,11 +90,14 @@ class HeadStore:
         return isinstance(self._transfer, _OverlappedTransfer)
 
     def __contains__(self, component: Component) -> bool:
-        """Whether a component is kept. Does not count as a use."""
+        """Whether a component is kept. Asking does not count as a use."""
         return component in self._entries
 
     def get(self, component: Component) -> ComponentTensors:
-        """Returns a component's tensors on the device, ready for the current stream. Do not write to them."""
+        """Returns a component's tensors on the device, ready for the current stream.
+
+        They must not be written to.
+        """
         entry = self._entries.get(component)
         if entry is None:
             self._count(misses=1)
@@ -107,7 +110,7 @@ class HeadStore:
         return entry.tensors
 
     def prefetch(self, components: Iterable[Component]) -> None:
-        """Reads components ahead, in order, until the next one would no longer fit beside those before it.
+        """Reads components ahead, in order, as many as fit into the store together.
 
         Other components are evicted for them.
         """
@@ -143,6 +146,13 @@ class HeadStore:
 
 @dataclass(frozen=True)
 class _Entry:
+    """A component that is kept.
+
+    Args:
+        tensors: on the device.
+        copied: happens when the copy to the device has ended; None if it ended before the entry was made.
+    """
+
     tensors: ComponentTensors
     copied: torch.cuda.Event | None = None
 
@@ -168,7 +178,7 @@ class _OverlappedTransfer:
 
     def start(self, tensors: ComponentTensors) -> _Entry:
         with torch.cuda.stream(self._stream):
-            # torch does not reuse the pinned memory before the copy out of it is done.
+            # The pinned memory may be dropped here: torch does not reuse it before the copy has ended.
             moved = {
                 name: tensor.pin_memory().to(self._device, non_blocking=True)
                 for name, tensor in tensors.items()
@@ -180,8 +190,8 @@ class _OverlappedTransfer:
         assert entry.copied is not None
         stream.wait_event(entry.copied)
         for tensor in entry.tensors.values():
-            # Otherwise the memory of a component that is evicted now could be reused while this stream reads
-            # it.
+            # Without this, the memory of a component that is evicted now could be reused while this stream
+            # still reads it.
             tensor.record_stream(stream)
 
 

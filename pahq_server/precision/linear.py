@@ -1,4 +1,4 @@
-"""Products with matrices that may be rounded to 8 bits, of inputs that may be rounded, too.
+"""Products of inputs and matrices, both of which may be rounded to 8 bits.
 
 As in `products`, the bits of a row depend on the row and the matrix alone: sums of products of integers are
 exact in whatever order they are computed, and all other products go through `products.matmul`.
@@ -24,9 +24,9 @@ from pahq_server.precision.quantized import (
     rounded_rows,
 )
 
-# So many products of two 8-bit integers can be summed in float32 without rounding.
+# How many products of two 8-bit integers can be summed in float32 without rounding.
 EXACT_IN_FLOAT32 = 2**24 // 127**2
-# With at most so many inputs, the sum of both terms of an 8-bit product fits into 32 bits.
+# Most inputs of a matrix for which the sum of both terms of an 8-bit product fits into 32 bits.
 EXACT_INPUTS = (2**31 - 1) // (127**2 * (int(SECOND_TERM_FACTOR[Format.INT8]) + 1))
 # More weights than this are converted to floats in parts, and more inputs than this are rounded in parts: the
 # kernel provides memory for large temporary tensors page by page, which takes longer than the arithmetic.
@@ -35,9 +35,9 @@ LARGE_INPUTS = 1 << 20
 # With fewer inputs than this, scaling the weights is cheaper than scaling the products (except for very few
 # rows).
 FEW_INPUTS = 256
-# cuBLAS accepts 8-bit matrices only if their sizes are multiples of this, ...
+# cuBLAS accepts 8-bit matrices only if their sizes are multiples of this.
 CUDA_MULTIPLE = 16
-# ... and integers only with more than 16 rows.
+# cuBLAS multiplies integers only if there are more than 16 rows; this is the next multiple.
 CUDA_MIN_ROWS = 32
 
 
@@ -57,9 +57,9 @@ def linear(x: Tensor, w: Tensor | Quantized, inputs: Format, terms: int = 1) -> 
     """
     if isinstance(w, Tensor):
         return matmul(x, w)
-    flat, (rows, outputs) = x.reshape(-1, x.shape[-1]).contiguous(), w.data.shape
-    if inputs is Format.INT8 and flat.numel() > LARGE_INPUTS and rows > outputs:
-        parts = flat.split(LARGE_INPUTS // rows)
+    flat, (width, outputs) = x.reshape(-1, x.shape[-1]).contiguous(), w.data.shape
+    if inputs is Format.INT8 and flat.numel() > LARGE_INPUTS and width > outputs:
+        parts = flat.split(LARGE_INPUTS // width)
         product = torch.cat([RoundedInput.of(part, inputs, terms).times(w) for part in parts])
     else:
         product = RoundedInput.of(flat, inputs, terms).times(w)
@@ -125,7 +125,7 @@ def _by_floats(x: Tensor, w: Quantized) -> Tensor:
 
 
 def _by_scaled_floats(x: Tensor, w: Quantized) -> Tensor:
-    """As `_by_floats`, converting the whole matrix at once."""
+    """Computes `_by_floats`, converting the whole matrix at once."""
     floats = codes_to_floats(w.data, x.dtype)
     if x.shape[-1] < FEW_INPUTS:
         return matmul(x, floats.mul_(w.scale))
@@ -133,7 +133,7 @@ def _by_scaled_floats(x: Tensor, w: Quantized) -> Tensor:
 
 
 def _int8(data: Tensor, scale: Tensor, w: Quantized, terms: int, dtype: torch.dtype) -> Tensor:
-    """Multiplies int8 codes [terms * N, I] of rows with scales [N, 1]: [N, O]."""
+    """Multiplies rows, given as int8 codes [terms * N, I] with scales [N, 1], with a matrix: [N, O]."""
     sums = integer_matmul(data, w.data)
     if terms == 2 and len(w.data) <= EXACT_INPUTS:
         # The sum of both terms is exact in 32 bits, and only half as many numbers are converted to floats.
@@ -146,7 +146,7 @@ def _int8(data: Tensor, scale: Tensor, w: Quantized, terms: int, dtype: torch.dt
 
 
 def _e4m3(data: Tensor, scale: Tensor, w: Quantized, terms: int, dtype: torch.dtype) -> Tensor:
-    """As `_int8`, for codes of 8-bit floats."""
+    """Multiplies codes of 8-bit floats; arguments and result as of `_int8`."""
     if dtype == torch.float32 and _multiplies_e4m3(data.device):
         products = _by_tensor_cores(data, w.data)
         return _sum_terms(products, terms, Format.E4M3).mul_(w.scale).mul_(scale)
@@ -185,12 +185,12 @@ def _cpu_multiplies_integers() -> bool:
 
 
 def _padded_integer_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """As `integer_matmul`, with matrices padded to sizes that cuBLAS accepts."""
+    """Computes `integer_matmul` with matrices padded to sizes that cuBLAS accepts."""
     return torch._int_mm(_padded(a, CUDA_MIN_ROWS), _padded(b))[: len(a), : b.shape[-1]]
 
 
 def _integers_by_floats(a: Tensor, b: Tensor) -> Tensor:
-    """As `integer_matmul`, on any device, by exact products in float32."""
+    """Computes `integer_matmul` on any device, by exact products in float32."""
     total = torch.zeros(len(a), b.shape[-1], dtype=torch.int32, device=a.device)
     parts = zip(a.split(EXACT_IN_FLOAT32, 1), b.split(EXACT_IN_FLOAT32), strict=True)
     for some_a, some_b in parts:

@@ -16,8 +16,8 @@ from typing import Literal
 # either way and are treated like large ones, so that the effect of rounding can be studied on them.
 SMALL_WEIGHTS = range(1 << 12, 1 << 17)
 
-# What linear maps are applied to: the difference between a patched pass and its base circuit, or the
-# activations.
+# What rounded linear maps are applied to: differences between a patched pass and its base circuit, or the
+# activations themselves.
 Operand = Literal["differences", "activations"]
 
 
@@ -42,7 +42,7 @@ class Policy:
         inputs: format to which inputs of MLPs and of the unembedding are rounded; 8-bit formats have one
             scale per token. Products in bfloat16 have outputs in bfloat16. See `inputs_of` for small
             matrices.
-        operand: what linear maps are applied to. With ``differences`` base circuits run in full precision.
+        operand: what linear maps are applied to. With "differences", base circuits run in full precision.
         promotes: whether the head into which the removed edge leads runs in full precision (PAHQ,
             arXiv:2510.23264).
         head_inputs: format of the inputs of attention heads. Heads are too small for 8-bit arithmetic to save
@@ -69,11 +69,12 @@ class Policy:
 
 
 def _of_differences(name: str, weights: Format, inputs: Format, promotes: bool, terms: int = 1) -> Policy:
+    """Makes a policy that rounds weights and differences; inputs of heads stay in full precision."""
     return Policy(name, weights, weights, weights, inputs, "differences", promotes, Format.FP32, terms)
 
 
 def _to_nearest(name: str, weights: Format, inputs: Format) -> Policy:
-    """Rounds weights and activations to nearest (RTN), as is usual for quantised models."""
+    """Makes a policy that rounds weights and activations to nearest (RTN), as quantised models usually do."""
     return Policy(name, weights, weights, weights, inputs, "activations", False, inputs)
 
 

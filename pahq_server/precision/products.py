@@ -29,9 +29,10 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 # about 3 % slower with this bound.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
-# On CPUs, inputs with fewer rows are padded with zeros to so many.
+# On CPUs, inputs with fewer rows than this are padded with rows of zeros.
 MIN_ROWS = 16
-# On other devices: rows of a tile; matrices of a tile; most elements that the products of a tile have.
+# On other devices: rows of a tile; matrices of a tile, and most elements that the products of its matrices
+# have together.
 TILE_ROWS = 512
 TILE_MATRICES, TILE_ELEMENTS = 256, 1 << 24
 
@@ -69,7 +70,7 @@ def sums(x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, w: Tensor) -> Tensor:
-    """[N, O] for x [N, K] and w [K, O]."""
+    """Computes ``x @ w``: [N, O] for x [N, K] and w [K, O]."""
     if not w.is_cpu:
         return join_tiles([torch.mm(tile, w) for tile in tiles(x, TILE_ROWS)], len(x))
     padded = x if len(x) >= MIN_ROWS else functional.pad(x, (0, 0, 0, MIN_ROWS - len(x)))
@@ -82,13 +83,13 @@ def _product(x: Tensor, w: Tensor) -> Tensor:
 def tiles(x: Tensor, size: int) -> tuple[Tensor, ...]:
     """Splits [N, ...] into at least one contiguous tile [size, ...]; the last one is padded with zeros."""
     missing = -len(x) % size if len(x) else size
-    # Kernels are chosen by strides as well, so tiles are contiguous also where nothing is padded.
+    # Kernels are chosen by strides as well as sizes, so tiles are contiguous even where nothing is padded.
     whole = functional.pad(x, (0, 0) * (x.dim() - 1) + (0, missing)) if missing else x.contiguous()
     parts: tuple[Tensor, ...] = whole.split(size)
     return parts
 
 
 def join_tiles(parts: list[Tensor], count: int) -> Tensor:
-    """Joins the results of all tiles without those of padding: a new tensor [count, ...]."""
+    """Joins the results of all tiles, without the padding, in a new tensor [count, ...]."""
     before = sum(map(len, parts[:-1]))
     return torch.cat([*parts[:-1], parts[-1][: count - before]])

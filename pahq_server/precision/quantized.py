@@ -22,7 +22,8 @@ SECOND_TERM_FACTOR = {Format.INT8: 254.0, Format.E4M3: 16.0}
 # Rows whose largest number is smaller are rounded as if it were this one, so that dividing by the scale never
 # overflows and never divides by 0.
 SMALLEST = 2.0**-100
-# From so many numbers on, two reductions are faster than one after writing all magnitudes to memory.
+# From so many numbers on, finding the largest and the smallest is faster than writing magnitudes to memory
+# and finding the largest.
 MANY_NUMBERS = 1 << 17
 
 
@@ -44,6 +45,7 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of codes and scales."""
         return self.data.nbytes + self.scale.nbytes
 
     def outputs(self, first: int, last: int) -> Quantized:

@@ -27,8 +27,8 @@ class _AfterPrompt:
 
     Args:
         tail: the tokens after those that the prompt has by itself.
-        merged: whether the prompt's own tokens have changed because a token crosses the border between the
-            two. The tail then begins at the first token that differs.
+        merged: whether the prompt's own tokens have changed, because a token crosses the border between
+            prompt and text. The tail then begins at the first token that differs.
     """
 
     tail: TokenIds
@@ -44,9 +44,9 @@ class AnswerReader:
     """Finds the tokens of answers.
 
     Args:
-        texts: tokenizes and collects warnings.
-        prompt: which is answered. Without it, or if it is given as token ids, only the answer by itself is
-            considered.
+        texts: tokenizes texts and collects warnings.
+        prompt: the prompt that is answered. Without a prompt, or if it is given as token ids, only the answer
+            by itself is considered.
         at_end: whether the metric is read at the last position, so that the answer follows the prompt.
     """
 
@@ -97,7 +97,7 @@ class AnswerReader:
             raise InvalidRequestError(field, detail)
 
     def _after_prompt(self, answer: str) -> _AfterPrompt | None:
-        """Tokenizes prompt and text together; None without a text prompt, or if that is not possible."""
+        """Tokenizes prompt and answer together; None without a text prompt, or if that is not possible."""
         if self._prompt is None:
             return None
         try:
@@ -153,6 +153,7 @@ class AnswerReader:
         return f"{detail}; an answer is exactly one token{self._advice(answer) if quotes else ''}"
 
     def _ending(self, after: _AfterPrompt) -> str:
+        """Says how prompt and answer end when they are tokenized together."""
         shown = self._texts.shown(after.tail) if after.tail else "nothing"
         if after.merged:
             ending = f"tokenized together, they do not begin with the tokens of the prompt but end in {shown}"
@@ -168,6 +169,7 @@ class AnswerReader:
         return "; write another word or send a token id"
 
     def _works(self, text: str) -> bool:
+        """Tells whether `read` would accept a text."""
         try:
             alone = self._texts.encode_plain(text)
         except UntokenizableError:
@@ -177,13 +179,14 @@ class AnswerReader:
         return token is not None and not lost and not self._stands_for_any(token, text)
 
     def _follows(self, text: str) -> int | None:
-        """The token that a text is after the prompt; None unless it is exactly one, and known."""
+        """Returns the token that a text is after the prompt; None unless it is exactly one, and known."""
         after = self._after_prompt(text)
         if after is None or after.single is None or self._stands_for_any(after.single, text):
             return None
         return after.single
 
     def _named(self, token: int | None) -> str:
+        """Names a token in a sentence."""
         assert token is not None
         if self._texts.vocabulary is None:
             return f"token {token}"

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Splits a text into words; long lists are easier to read as a text."""
+    """Splits a text into words, so that long lists can be written as texts."""
     return tuple(text.split())
 
 
@@ -56,7 +56,7 @@ class Frame:
 
     Args:
         template: with the fields ``first``, ``second``, ``subject``, ``place`` and ``thing``.
-        place, thing: the words for these two.
+        place, thing: the words for the fields of these names.
     """
 
     template: str
@@ -75,7 +75,7 @@ class Frame:
 
 
 def pick(rng: random.Random, items: Sequence[T]) -> T:
-    """Draws an item. Unlike `choice`, `random()` gives the same numbers in all versions of Python."""
+    """Draws an item. Unlike ``choice``, ``random`` gives the same numbers in all versions of Python."""
     return items[int(rng.random() * len(items))]
 
 
@@ -87,7 +87,8 @@ def pick_distinct(rng: random.Random, items: Sequence[T], count: int) -> list[T]
 _NAMES_PER_EXAMPLE = 5
 # The last word of every template.
 _BEFORE_ANSWERS = "to"
-# How often a prompt is drawn again if it was drawn before. Even five names give 51,840 different prompts.
+# How often at most a prompt is drawn again if it is in the task already. Even five names give 51,840
+# different prompts.
 _MAX_REDRAWS = 20
 
 

@@ -26,7 +26,7 @@ from pahq_server.tasks.texts import Limits, TaskTexts, never, quoted
 BUILTIN_TASKS = ("ioi",)
 # Most prompts that a built-in task generates.
 MAX_GENERATED = 10_000
-# Limits of one call that shows how texts are tokenized, so that its response fits into a message.
+# Limits of one call of `tokenize`, so that its response fits into one message.
 MAX_SHOWN_TEXTS, MAX_SHOWN_TOKENS, MAX_SHOWN_BYTES = 1000, 100_000, 8 * 2**20
 
 
@@ -139,19 +139,19 @@ def tokenize(
 
 
 def _shown(text: str, ids: TokenIds, prompt: str, reading: TaskTexts) -> TokenizedText:
-    """Describes the tokens of a text, and which token it is as an answer or why it is none."""
+    """Describes the tokens of a text, and which token it is as an answer, or why it is not one token."""
 
     def strings(ids: Sequence[int]) -> tuple[str, ...]:
         known = reading.vocabulary
         return tuple(map(str, ids) if known is None else known.token_strings(ids))
 
-    one = reading.separate_warnings()
+    alone = reading.separate_warnings()
     try:
-        answer = AnswerReader(one, prompt).read("", text)
-        _check_ids("", (answer,), reading.limits.output_vocabulary, one)
+        answer = AnswerReader(alone, prompt).read("", text)
+        _check_ids("", (answer,), reading.limits.output_vocabulary, alone)
     except InvalidRequestError as error:
         return TokenizedText(text, ids, strings(ids), None, "", error.detail)
-    note = " ".join(message.removeprefix(": ") for message in one.warnings)
+    note = " ".join(message.removeprefix(": ") for message in alone.warnings)
     return TokenizedText(text, ids, strings(ids), answer, strings((answer,))[0], note)
 
 
@@ -171,6 +171,7 @@ def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None, texts: TaskTexts) 
 
 
 def _prompts(field: str, prompts: Sequence[Prompt], texts: TaskTexts) -> tuple[TokenIds, ...]:
+    """Tokenizes and checks the prompts of a field."""
     texts.check_total(field, prompts)
     found: list[TokenIds] = []
     tokens = 0
@@ -182,6 +183,7 @@ def _prompts(field: str, prompts: Sequence[Prompt], texts: TaskTexts) -> tuple[T
 
 
 def _prompt(field: str, prompt: Prompt, texts: TaskTexts) -> TokenIds:
+    """Tokenizes and checks one prompt, and warns about what the model will not see of it."""
     ids = texts.ids(field, prompt) if isinstance(prompt, str) else prompt
     if not ids:
         detail = (
@@ -259,6 +261,7 @@ def _check_ids(field: str, ids: Sequence[int], vocabulary: int, texts: TaskTexts
 
 
 def _check_pairs(clean: tuple[TokenIds, ...], corrupted: tuple[TokenIds, ...], texts: TaskTexts) -> None:
+    """Raises InvalidRequestError unless every clean prompt has a corrupted one of the same length."""
     if len(clean) != len(corrupted):
         raise InvalidRequestError("task.corrupted", f"{len(corrupted)} prompts for {len(clean)} clean ones")
     for i, (a, b) in enumerate(zip(clean, corrupted, strict=True)):

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import Prompt, TokenIds, Tokenizer, UntokenizableError, VocabularyTokenizer
 
-# A text may have so many bytes with any model. Limits by context and vocabulary alone would be too low for
+# How many bytes a text may have with any model. Limits by context and vocabulary alone would be too low for
 # small models.
 MIN_TEXT_BYTES = 64 * 1024
-# A text may have so many times the bytes that a context of longest tokens holds, because tokenizers may leave
-# out or shorten parts of it, such as spaces between words.
+# How many times the bytes of a context full of the longest token a text may have. More than 1, because
+# tokenizers may leave out or shorten parts of a text, such as spaces between words.
 SHRINKING = 2
-# Assumed length in bytes of the longest token, if a tokenizer does not tell it. Longer than any word.
+# Assumed length in bytes of the longest token, if a tokenizer does not tell it: longer than any word.
 USUAL_LONGEST_TOKEN = 128
-# A text with more characters per token of the context is first tokenized in growing pieces from its
-# beginning, so that a text with far too many tokens is refused early.
+# A text with more characters than this per token of the context is first tokenized in pieces from its
+# beginning, of at least _MIN_PIECE characters and growing, so that one with far too many tokens is refused
+# early.
 _USUAL_CHARACTERS, _MIN_PIECE = 8, 4096
 # Most characters of a text, and most tokens of a list, that messages quote.
 _QUOTED, _SHOWN_TOKENS = 80, 12
@@ -59,7 +60,7 @@ class OutOfTimeError(Exception):
 
 
 def never() -> bool:
-    """An ``out_of_time`` without a limit."""
+    """Returns False: an ``out_of_time`` for callers without a time limit."""
     return False
 
 
@@ -72,7 +73,7 @@ class TaskTexts:
         tokenizer: of the model; None if it has none.
         limits: of the model.
         out_of_time: called before each text; True if nobody waits for the result any more.
-        most_shown: for texts that are only shown, most tokens of a text; None for texts of a task.
+        most_shown: most tokens of a text, where texts are only shown; None for texts of a task.
 
     Attributes:
         limits: as given.
@@ -110,7 +111,10 @@ class TaskTexts:
         return self._encode(text, special=False)
 
     def _encode(self, text: str, special: bool) -> list[int]:
-        """Raises UntokenizableError, OutOfTimeError, and ValueError if there is no tokenizer."""
+        """Tokenizes a text, unless it has been tokenized before.
+
+        Raises UntokenizableError, OutOfTimeError, and ValueError if there is no tokenizer.
+        """
         known = self._known.get((text, special))
         if known is not None:
             return known
@@ -185,7 +189,7 @@ class TaskTexts:
             raise InvalidRequestError(field, f"{detail}: shorten it")
 
     def _check_beginnings(self, field: str, text: str) -> None:
-        """Refuses a long text if its beginning has too many tokens already: they, not bytes, take memory."""
+        """Refuses a long text if its beginning has too many tokens already, before all are in memory."""
         length = max(_MIN_PIECE, _USUAL_CHARACTERS * self._room)
         while length < len(text):
             count = self._count_beginning(text, length)
@@ -209,6 +213,7 @@ class TaskTexts:
             return len(self._encode_once(text[:end]))
 
     def _encode_once(self, text: str) -> list[int]:
+        """Tokenizes a text without remembering the result."""
         ids = self.encode_plain(text)
         self._known.pop((text, False), None)
         return ids
@@ -266,13 +271,13 @@ def _room(limits: Limits, most_shown: int | None) -> tuple[int, str]:
 
 
 def too_large(needed: int, allowed: int) -> InvalidRequestError:
-    """The error for a task that needs more memory than a job may take; both in bytes."""
+    """Makes the error for a task that needs more memory than a job may take; both in bytes."""
     detail = f"needs about {needed / GIB:.1f} GiB; a job may take {allowed / GIB:.1f}"
     return InvalidRequestError("task", f"{detail}: use fewer or shorter prompts")
 
 
 def quoted(text: str) -> str:
-    """Quotes a text; of a long one its beginning and end."""
+    """Quotes a text, or the beginning and end of a long one."""
     if len(text) <= _QUOTED:
         return repr(text)
     return f"{text[: _QUOTED // 2]!r}…{text[-_QUOTED // 2 :]!r}"

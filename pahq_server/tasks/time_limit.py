@@ -31,10 +31,10 @@ class Bounds:
         text_s: seconds of CPU time for one text. A text that fits into a context takes a fraction of a
             second.
         all_s: seconds of CPU time for all texts of a request.
-        waiting: limit on wall-clock time, as a multiple of these. CPU time alone would never run out on a
-            machine that is busy with other work.
-        stuck: so many threads that cannot be stopped, each of which keeps a core busy, make further requests
-            fail.
+        waiting: limits on wall-clock time, as a multiple of these. CPU time alone would take very long to run
+            out on a machine that is busy with other work.
+        stuck: number of threads that cannot be stopped, each of which keeps a core busy, from which on
+            further requests fail.
     """
 
     text_s: float = 5.0
@@ -142,6 +142,7 @@ class _Attempt(Generic[T]):
         self._wake.set()
 
     def result(self) -> T:
+        """Returns the function's result or raises its error, once, after the thread has ended."""
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -151,26 +152,26 @@ class _Attempt(Generic[T]):
         return self._value  # type: ignore[return-value]
 
     def _left(self, seconds: float, computed: float, began: float) -> float:
-        """Seconds that are left, of CPU time since ``computed`` and of wall-clock time since ``began``."""
+        """Returns the seconds left, of CPU time since ``computed`` and of wall-clock time since ``began``."""
         by_clock = began + self._bounds.waiting * seconds - time.monotonic()
         now = self._computed()
         return by_clock if now is None else min(by_clock, computed + seconds - now)
 
     def _computed(self) -> float | None:
-        """CPU time of the thread in seconds; None if the system does not tell."""
+        """Returns the thread's CPU time in seconds; None if the system does not tell."""
         try:
             return None if self._clock is None else time.clock_gettime(self._clock)
         except OSError:  # the thread has just ended
             return None
 
     def _out_of_time(self) -> bool:
-        """Called by the thread before each text; restarts its time. True if the thread was given up."""
+        """Begins the time of a text; returns whether the thread was given up. Called before each text."""
         self._text_computed, self._text_began = self._computed() or 0.0, time.monotonic()
         return self._given_up
 
     def _run(self) -> None:
         assert self._work is not None
-        # The thread does this itself, because asking for the clock of a thread that has ended is undefined.
+        # The thread asks for its own clock, because asking for that of a thread that has ended is undefined.
         if hasattr(time, "pthread_getcpuclockid"):
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
         try:

@@ -193,7 +193,7 @@ def copied_bytes(model: Model, policy: Policy) -> int:
     made: tuple[object, ...]
     if policy.operand == "activations":
         rounded_model = RoundedModel(model, policy)
-        made = (tuple(rounded_model.maps._rounded.values()), rounded_model.model.weights)
+        made = (tuple(rounded_model.linears._rounded.values()), rounded_model.model.weights)
     else:
         rounded = QuantizedModel.of(model, policy)
         made = () if rounded is None else (tuple(rounded.layers), rounded.w_u)
@@ -222,7 +222,7 @@ def test_all_policies_share_one_bound_on_products(zoo: Zoo, monkeypatch: pytest.
                 weights = shared.weights(model.architecture.graph(kv_receivers))
                 exact = weights.composed(1, weights.graph.receiver_of("mlp", 0))
                 assert exact is weights.composed(1, weights.graph.receiver_of("mlp", 0))
-                if weights.rounds:
+                if weights.is_quantized:
                     rounded = weights.composed(1, weights.graph.receiver_of("mlp", 0), low)
                     assert not torch.equal(rounded, exact)
                 assert products.nbytes <= 3000

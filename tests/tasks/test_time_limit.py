@@ -82,7 +82,8 @@ def test_work_learns_that_it_was_given_up() -> None:
         noticed.set()
         raise OutOfTimeError
 
-    give_up(TimeLimit(SHORT), work)
+    # Each question begins a new text, so the limit of all texts is what ends it.
+    give_up(TimeLimit(Bounds(text_s=SHORT_S, all_s=SHORT_S)), work)
     assert noticed.wait(PATIENCE_S)
 
 

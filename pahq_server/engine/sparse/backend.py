@@ -21,8 +21,8 @@ from pahq_server.models.architecture import Model
 
 logger = logging.getLogger(__name__)
 
-# What the pool, Python, and torch on a GPU raise where there is no memory. On a CPU torch raises a plain
-# RuntimeError, which is recognised by its text.
+# What the pool, Python, and torch on a GPU raise where there is no memory. On a CPU, torch raises a plain
+# RuntimeError with this text in its message.
 _OUT_OF_MEMORY = (OutOfPagesError, MemoryError, torch.OutOfMemoryError)
 _ALLOCATION_FAILED = "allocate memory"
 RETRY_S = 10.0
@@ -51,19 +51,20 @@ class SparseBackend:
         self._memory, self._shared = memory, SharedModel(model, memory, namespace, quantized)
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> SparseExecutor:
-        """Opens a job. Raises ResourceExhaustedError if there is no room for it beside those that are
-        open.
+        """Opens a job.
+
+        Raises ResourceExhaustedError if there is no memory for it beside the jobs that are open.
         """
         try:
             return SparseExecutor(self._shared, graph, task, metric, ablation)
         except Exception as error:
-            if not _is_memory(error):
+            if not _is_out_of_memory(error):
                 raise
         self._memory.preempt(keep=())
         try:
             return SparseExecutor(self._shared, graph, task, metric, ablation)
         except Exception as error:
-            if not _is_memory(error):
+            if not _is_out_of_memory(error):
                 raise
             raise ResourceExhaustedError(f"not enough memory for the job: {error}", RETRY_S) from error
 
@@ -85,7 +86,7 @@ class SparseBackend:
                 for job, _ in together:
                     job.note_room()
             except Exception as error:
-                if not _is_memory(error):
+                if not _is_out_of_memory(error):
                     if len(group) == 1:
                         return [error]
                     # Scored one by one, each job gets its own error.
@@ -108,7 +109,7 @@ class SparseBackend:
             try:
                 scores += job.score(part, self._memory.batch_bytes)
             except Exception as error:
-                if not _is_memory(error):
+                if not _is_out_of_memory(error):
                     raise
                 scores += self._score_smaller(job, part, error)
         return scores
@@ -120,8 +121,8 @@ class SparseBackend:
         job.drop_bases()
         base_circuits = len({id(each.base_circuit) for each in passes})
         if base_circuits > 1 or not job.recomputes:
-            # Computing states again takes a fifth of a job's time, so the number of base circuits is reduced
-            # first.
+            # Computing states of receivers again takes a fifth of a job's time, so there are fewer base
+            # circuits first.
             job.limit_memory(max(1, base_circuits // 2), recomputes=base_circuits == 1)
             return self._score_alone(job, passes)
         if len(passes) == 1:
@@ -133,7 +134,7 @@ class SparseBackend:
 
 
 def _split_by_base_circuits(passes: Sequence[PatchedPass], most: int) -> list[list[PatchedPass]]:
-    """Divides passes, in order, into parts with at most so many base circuits each."""
+    """Divides passes, in order, into parts with at most ``most`` base circuits each."""
     parts: list[list[PatchedPass]] = []
     base_circuits: set[int] = set()
     for each in passes:
@@ -145,7 +146,7 @@ def _split_by_base_circuits(passes: Sequence[PatchedPass], most: int) -> list[li
     return parts
 
 
-def _is_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     """Tells whether an error says that there is not enough memory."""
     return isinstance(error, _OUT_OF_MEMORY) or (
         isinstance(error, RuntimeError) and _ALLOCATION_FAILED in str(error)

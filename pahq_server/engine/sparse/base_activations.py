@@ -32,7 +32,8 @@ class ReceiverState(NamedTuple):
     Args:
         projection: the input before its norm, times the receiver's matrix: [N, O].
         squared_norm: of the input, [N].
-        value: query, key, value or hidden units of an MLP, [N, O].
+        value: the query, key or value, [N, O], or the hidden units of an MLP: [N, O], or [N, O / 2] if it is
+            gated.
     """
 
     projection: Tensor
@@ -41,14 +42,14 @@ class ReceiverState(NamedTuple):
 
 
 class BaseActivations:
-    """The activations of a base circuit. Whoever makes one releases it, after its children.
+    """The activations of a base circuit. Whoever makes them releases them, after those derived from them.
 
     Args:
         unpatched: the clean and the ablated run of the job.
         circuit: the base circuit.
-        plan: of this circuit, or of a circuit that contains it.
-        parent: activations of a circuit that this one differs little from. What does not differ is read
-            there.
+        plan: live nodes of this circuit, or of a circuit that contains it.
+        parent: activations of a base circuit with a few more edges; what is equal there is read there. None
+            for activations that stand by themselves.
         changed: receivers whose input differs from the parent's.
     """
 
@@ -73,14 +74,15 @@ class BaseActivations:
         self._cache = PagedTensors(unpatched.pool)
         # Whether inputs of receivers are computed again whenever they are needed, to save memory.
         self.recomputes = False
-        # Changes by removed edges in the last batch, from which the next batch of a search goes on.
+        # Changes by removed edges in the last batch, from which the next batch of a job often goes on: by
+        # receiver and whatever else they depend on (see `batch.sum_chains`), then by set of senders.
         self.known_ablations: dict[tuple[int, object], dict[RemovedSenders, Tensor]] = {}
         self._ablation_bytes = 0
         self._changed = changed
         self._mean_logit_change: Tensor | None = None
         # Remembered results of `_reads_clean_stream`.
         self._clean_inputs: dict[int, bool] = {}
-        # Per receiver, the base that holds its state, this one or an ancestor.
+        # Remembered results of `owner`, for single receivers.
         self._state_owners: dict[int, BaseActivations] = {}
 
     @classmethod
@@ -141,28 +143,34 @@ class BaseActivations:
         self.known_ablations, self._ablation_bytes = {}, 0
 
     def trim_ablations(self, room: int) -> int:
-        """Drops remembered changes by removed edges until they take at most ``room`` bytes; returns what they
-        take.
+        """Drops remembered changes by removed edges until they take at most ``room`` bytes.
 
-        The latest stay, because searches mostly go on from them. A sum that is not remembered is made again
-        in the same order and has the same bits.
+        Returns the bytes that the remaining ones take.
+
+        The latest stay, because the next batch mostly goes on from them. A change that is not remembered is
+        summed again in the same order and has the same bits.
         """
         if self._ablation_bytes <= room:
             return self._ablation_bytes
         left, kept_bytes = {}, 0
-        for place, known in self.known_ablations.items():
+        for key, known in self.known_ablations.items():
             size = next(iter(known.values())).nbytes
             kept = list(known.items())[len(known) - min(len(known), (room - kept_bytes) // size) :]
             if kept:
                 # Copied, because each is a view of the memory of all.
-                left[place] = {pattern: dx.clone() for pattern, dx in kept}
+                left[key] = {pattern: dx.clone() for pattern, dx in kept}
                 kept_bytes += len(kept) * size
         self.known_ablations, self._ablation_bytes = left, kept_bytes
         return kept_bytes
 
-    def remember_ablations(self, place: tuple[int, object], ablations: dict[RemovedSenders, Tensor]) -> None:
-        """Remembers the changes of a batch at one receiver, instead of all others."""
-        self.known_ablations = {place: ablations}
+    def remember_ablations(self, key: tuple[int, object], ablations: dict[RemovedSenders, Tensor]) -> None:
+        """Remembers the changes of a batch at one receiver, and forgets all others.
+
+        Args:
+            key: the receiver, and what else the changes depend on.
+            ablations: changes of the receiver's input by set of removed senders, [N, D] each.
+        """
+        self.known_ablations = {key: ablations}
         self._ablation_bytes = sum(dx.nbytes for dx in ablations.values())
 
     def count(self, receiver: int) -> int:
@@ -170,8 +178,10 @@ class BaseActivations:
         return self.tokens.count(self.plan.receivers[receiver])
 
     def owner(self, *receivers: int) -> BaseActivations:
-        """Returns the base in which any of these receivers last differed; those between have the same
-        values.
+        """Returns the base that holds what is computed from the inputs of some receivers.
+
+        It is the nearest one, from this base up through its ancestors, in which any of these inputs differs
+        from the parent's, or the eldest. This base has the same inputs.
         """
         base = self
         while base.parent is not None and base._changed.isdisjoint(receivers):
@@ -208,13 +218,12 @@ class BaseActivations:
         kept = np.flatnonzero(incoming).tolist()
         patched = self._patched_into(receiver)
         if len(removed) + len(patched) <= len(kept):
-            start, terms = (
-                self.unpatched.clean,
-                [(s, self._ablation_of_clean(s, position_set)) for s in removed],
-            )
+            start = self.unpatched.clean
+            terms = [(s, self._ablation_of_clean(s, position_set)) for s in removed]
             terms += [(s, self.output(s, position_set) - self._clean(s, position_set)) for s in patched]
         else:
-            start, terms = self.unpatched.ablated, [(s, -self.ablation(s, position_set)) for s in kept]
+            start = self.unpatched.ablated
+            terms = [(s, -self.ablation(s, position_set)) for s in kept]
         stream = self.tokens.narrow(self.unpatched.stream(start, receiver), PositionSet.WINDOW, position_set)
         return self.unpatched.add_outputs(stream, terms)
 
@@ -224,8 +233,9 @@ class BaseActivations:
         return self.tokens.narrow(stream, PositionSet.WINDOW, self.plan.receivers[receiver])
 
     def quantized_ablation_of_all(self, receiver: int) -> Tensor:
-        """Returns what removing all edges into the receiver changes, through the policy's W_O of heads: [N,
-        D].
+        """Returns the change of a receiver's input by removing all edges into it: [N, D].
+
+        Heads write through the policy's W_O.
         """
         position_set, incoming = self.plan.receivers[receiver], self.circuit.incoming(receiver)
         removed, kept = (np.flatnonzero(edges).tolist() for edges in (~incoming, incoming))
@@ -242,18 +252,18 @@ class BaseActivations:
         return self.unpatched.add_outputs(start, terms, quantized=True)
 
     def cached_input(self, receiver: int) -> Tensor:
-        """`receiver_input`, kept where there is room: changes of the residual stream are compared with it."""
+        """Returns `receiver_input`, and keeps it unless memory is short, because many passes need it."""
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
         if owner._reads_clean_stream(receiver):
-            return owner.receiver_input(receiver)  # a view of pages that are there anyway
+            return owner.receiver_input(receiver)  # a view of the clean run's pages, which are kept anyway
         if not owner._cache.has(layer, ("x", receiver)):
             x = owner.receiver_input(receiver)
             return x if owner.recomputes else owner._cache.put(layer, ("x", receiver), x)
         return owner._cache.get(layer, ("x", receiver))
 
     def input_key(self, receiver: int) -> Hashable:
-        """Returns a key that is equal for receivers of a layer, and of the same positions, that have the same
-        input.
+        """Returns a key. Receivers of one layer that are needed at the same positions have the same input if
+        their keys are equal.
         """
         owner, (kind, layer, _) = self.owner(receiver), self.graph.receiver(receiver)
         if not owner._reads_clean_stream(receiver):
@@ -292,14 +302,14 @@ class BaseActivations:
         return owner._mean_logit_change
 
     def state(self, receiver: int) -> ReceiverState:
-        """Returns a receiver under this circuit."""
-        holder = self._state_owners.get(receiver)
-        if holder is None:
-            holder = self._state_owners[receiver] = self.owner(receiver)
+        """Returns the state of a receiver under this circuit, computed when it is first asked for."""
+        owner = self._state_owners.get(receiver)
+        if owner is None:
+            owner = self._state_owners[receiver] = self.owner(receiver)
         layer, name = self.graph.receiver(receiver).layer, ("state", receiver)
-        if not holder._cache.has(layer, name):
-            holder._put_state(receiver, holder._new_state(receiver))
-        return ReceiverState(*holder._cache.get_all(layer, name))
+        if not owner._cache.has(layer, name):
+            owner._put_state(receiver, owner._new_state(receiver))
+        return ReceiverState(*owner._cache.get_all(layer, name))
 
     def drop_mlp_states(self) -> None:
         """Forgets the states of MLPs, the largest of all. They are computed again when they are needed."""
@@ -310,16 +320,15 @@ class BaseActivations:
         self._cache.put_all(self.graph.receiver(receiver).layer, ("state", receiver), state)
 
     def _new_state(self, receiver: int) -> ReceiverState:
-        """Computes a receiver, and its inner products with what heads upstream write where these will be
-        needed.
-        """
+        """Computes the state of a receiver and, where they will be needed, its `head_products`."""
         layer = self.graph.receiver(receiver).layer
         kept = self._cache.has(layer, ("x", receiver))
         x = self._cache.get(layer, ("x", receiver)) if kept else self.receiver_input(receiver)
         # The inner products need the same input: they are computed while it is there.
         heads = self._kept_heads(receiver) if self.pays_to_compose(receiver) else []
-        # Other bases are derived in full precision, patched passes computed in that of the policy.
-        for quantized in (False, True) if heads and self.weights.is_quantized else (False,) if heads else ():
+        # Other bases are derived from this one in full precision, patched passes in that of the policy.
+        precisions = (False, True) if self.weights.is_quantized else (False,)
+        for quantized in precisions if heads else ():
             writes = torch.cat([self.weights.head_output_weight(sender, quantized) for sender in heads])
             dots = matmul(x, writes.T).split(self.weights.arch.d_head, -1)
             for sender, of_head in zip(heads, dots, strict=True):
@@ -328,9 +337,10 @@ class BaseActivations:
         return ReceiverState(u, square, self.receiver_value(receiver, u, square))
 
     def pays_to_compose(self, receiver: int) -> bool:
-        """Tells whether so few heads are kept upstream that composing them with the receiver costs less.
+        """Tells whether products of heads' W_O with the receiver's matrix cost less than the residual stream.
 
-        It depends on the plan alone, so that all bases of a plan agree.
+        They do if few heads are kept upstream. The answer depends on the plan alone, so that all bases of a
+        plan agree.
         """
         arch = self.weights.arch
         return bool(self.plan.kept_heads[receiver] * arch.d_head <= arch.d_model)
@@ -345,8 +355,8 @@ class BaseActivations:
         """
         owner, layer = self.owner(receiver), self.graph.receiver(receiver).layer
         name = ("dots", receiver, head, quantized)
-        # Always in this order: products computed with a new state have other bits than those from the
-        # parent's.
+        # The state always comes first. It brings inner products with it, whose bits differ from those of
+        # products that are derived from the parent's.
         if not owner._cache.has(layer, ("state", receiver)):
             owner.state(receiver)
         return owner._cache.get_or_put(
@@ -362,7 +372,7 @@ class BaseActivations:
         return self.weights.receiver_value(receiver, u, square, self.positions(receiver))
 
     def positions(self, receiver: int) -> Tensor:
-        """Returns the token positions at a live receiver: int64, [N]."""
+        """Returns the positions of the packed tokens at a live receiver: int64, [N]."""
         return self.tokens.positions(self.plan.receivers[receiver])
 
     # Outputs of nodes

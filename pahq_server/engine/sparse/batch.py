@@ -1,8 +1,8 @@
 """A batch of patched passes, and what their removed edges change directly at the receivers.
 
 Removing the edge s->r changes the input of r by what s contributes when ablated, less what it contributes in
-the base circuit. For a set of removed edges these changes are summed, latest sender first. Searches ask for
-chains of sets, each the one before it with one more edge: every further set of a chain costs one addition.
+the base circuit. For a set of removed edges these changes are summed, latest sender first. Methods often ask
+for chains of sets, each with one more edge than the one before it: every further set costs one addition.
 
 Shape suffixes: V variants, N packed tokens, D d_model.
 """
@@ -102,7 +102,7 @@ def collect_ablations(
 def sum_ablations(
     base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int = -1
 ) -> Tensor:
-    """`AblationSums` in full precision."""
+    """Computes `AblationSums` in full precision."""
 
     def everything() -> Tensor:
         return base.ablated_input(receiver) - base.cached_input(receiver)
@@ -113,7 +113,10 @@ def sum_ablations(
 def sum_ablations_by_complement(
     base: BaseActivations, receiver: int, patterns: list[RemovedSenders], kind: int = -1
 ) -> Tensor:
-    """`AblationSums` in full precision, for sets that leave few edges: all edges removed, less what stays."""
+    """Computes `AblationSums` in full precision for sets that leave few edges.
+
+    The change is that of removing all edges, less the changes by those that stay.
+    """
     kept = np.flatnonzero(base.circuit.incoming(receiver))[::-1]
     sums = []
     for pattern in patterns:
@@ -136,9 +139,9 @@ def sum_chains(
     ablate: Callable[[int], Tensor],
     everything: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Sums the changes by single edges: [V, N, D].
+    """Sums the changes by single edges, one sum per set: [V, N, D].
 
-    The base remembers the sums, because the next batch of a search often goes on from them.
+    The base remembers the sums, because the next batch of a job often goes on from them.
 
     Args:
         base: activations of the base circuit.
@@ -146,7 +149,7 @@ def sum_chains(
         patterns: sets of senders.
         key: what besides the base and the receiver the changes by single edges depend on.
         ablate: gives the change of the receiver's input by removing the edge of one sender, [N, D].
-        everything: gives the change by removing all kept edges, which then needs no sum.
+        everything: gives the change by removing all kept edges without summing; None to sum it, too.
     """
     kept = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
     known = dict(base.known_ablations.get((receiver, key), {}))
@@ -187,6 +190,15 @@ def _ablation_of_receiver(
     variant: NDArray[np.int64],
     sums: AblationSums,
 ) -> EdgeAblation:
+    """Computes the removed edges into one receiver.
+
+    Args:
+        bases: activations of base circuits.
+        receiver: whose edges are removed.
+        keys: the V different changes, as (number of the base, kind, set of senders).
+        variant: per pass, its index into ``keys``, or -1.
+        sums: computes the changes.
+    """
     # Passes come sorted by base, so the groups of one base stand together.
     groups = {group: i for i, group in enumerate(dict.fromkeys(key[:2] for key in keys))}
     order = np.argsort([groups[key[:2]] for key in keys], kind="stable")
@@ -223,7 +235,7 @@ def collect_quantized_ablations(
     removed: Sequence[Sequence[int]],
     promotion: Promotion | None,
 ) -> dict[int, EdgeAblation]:
-    """`collect_ablations` under a precision policy: changes of heads go through the policy's W_O.
+    """Computes `collect_ablations` under a precision policy: changes of heads go through the policy's W_O.
 
     The kind of a change is the number of the set of heads that run in full precision. Most passes promote
     heads whose edges they do not remove, and share the changes of passes that promote none (kind -1).
@@ -248,6 +260,7 @@ def collect_quantized_ablations(
     return collect_ablations(bases, base_of, removed, sums, None if promotion is None else kind_of)
 
 
+# The codes of the two position sets, as numbers to compare arrays with.
 METRIC, WINDOW = POSITION_CODES[PositionSet.METRIC], POSITION_CODES[PositionSet.WINDOW]
 
 
@@ -272,7 +285,7 @@ class PassBatch:
     ) -> None:
         self.bases, self.base_of, self.linears = bases, base_of, linears
         self.weights, self.graph = bases[0].weights, bases[0].circuit.graph
-        # Which matrices passes use of heads that they do not promote.
+        # Which matrices of heads passes use unless they promote the head.
         self.precision = BOTH_EXACT if linears is None else BOTH_QUANTIZED
         self.promotion = None if linears is None else linears.promotion(self.graph, removed)
         if linears is None:
@@ -283,12 +296,11 @@ class PassBatch:
             self.ablations = collect_quantized_ablations(bases, base_of, removed, self.promotion)
         # Which edges each base circuit keeps: bool, [bases, edges].
         self.kept = np.stack([base.circuit.kept for base in bases])
-        # `LivenessPlan.sender_codes` and `LivenessPlan.receiver_codes`, [bases, senders] and [bases,
-        # receivers].
+        # `LivenessPlan.sender_codes` and `receiver_codes`: [bases, senders] and [bases, receivers].
         self.sender_codes = np.stack([base.plan.sender_codes for base in bases])
         self.receiver_codes = np.stack([base.plan.receiver_codes for base in bases])
         self.one_job = all(base.unpatched is bases[0].unpatched for base in bases)
-        # Tokens by base and code, [bases, 3].
+        # Number of packed tokens by base and code (see `POSITION_CODES`), [bases, 3].
         self._counts = np.array(
             [[0, *(base.tokens.count(position_set) for position_set in POSITION_CODES)] for base in bases],
             dtype=np.int64,
@@ -330,7 +342,7 @@ class PassBatch:
         return self.counts(receiver)[self.base_of[merged.first]]
 
     def pays_to_compose(self, receiver: int) -> NDArray[np.bool_]:
-        """Per pass, `BaseActivations.pays_to_compose`."""
+        """Returns `BaseActivations.pays_to_compose` by pass: bool, [passes]."""
         return np.array([base.pays_to_compose(receiver) for base in self.bases])[self.base_of]
 
     def by_base(self, flags: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -339,17 +351,18 @@ class PassBatch:
         return any_pass
 
     def merged(self, columns: Sequence[Index]) -> MergedVariants | None:
-        """Merges variants by these columns, and so that all passes of a variant promote the same heads."""
+        """Groups passes by the variants of several inputs (see `variants.merge`) and by what they promote."""
         promotion = self.promotion
         return merge([*columns, promotion.column(columns)] if promotion is not None and columns else columns)
 
     def inputs(self, receiver: int, merged: MergedVariants) -> Hashable:
-        """Returns a key that is equal for receivers with equal inputs under the bases of merged variants."""
+        """Returns a key. Receivers have equal inputs under the bases of merged variants if keys are equal."""
         return tuple(self.bases[number].input_key(receiver) for number in self._bases_of(merged)[0])
 
     def of_bases(self, merged: MergedVariants, value: Callable[[BaseActivations], Tensor]) -> Tensor:
-        """Returns the bases' values for merged variants, in the layout of `VariantValues`; [1, ...] if all
-        are the same.
+        """Returns the value of each merged variant's base, in the layout of `VariantValues`.
+
+        If all variants have the same value, it is returned once: [1, ...].
         """
         numbers, index = self._bases_of(merged)
         tensors = [value(self.bases[number]) for number in numbers]
@@ -363,7 +376,7 @@ class PassBatch:
     def add_of_bases(
         self, x: Tensor, merged: MergedVariants, value: Callable[[BaseActivations], Tensor], alpha: int = 1
     ) -> Tensor:
-        """Adds alpha times the bases' values to those of merged variants, in place; returns the sum."""
+        """Adds alpha times the value of each merged variant's base to ``x``, in place; returns the sum."""
         numbers, index = self._bases_of(merged)
         if not x.is_cpu or len(numbers) == 1:
             return x.add_(self.of_bases(merged, value), alpha=alpha)

@@ -84,8 +84,9 @@ class ReceiverInputs:
         self._changed = np.zeros((len(batch.bases), batch.graph.num_senders), dtype=bool)
 
     def changed_state(self, receiver: int, changed_senders: ChangedSenders) -> ChangedReceiver | None:
-        """Returns a receiver in all passes that change it; None if none does. Args as for
-        `changed_states`.
+        """Returns a receiver in all passes that change it; None if none does.
+
+        The arguments are those of `changed_states`.
         """
         states = [state for state, _ in self.changed_states(receiver, changed_senders)]
         if len(states) < 2:
@@ -124,9 +125,10 @@ class ReceiverInputs:
             yield from self._composed(receiver, heads, most)
 
     def _needs_projection(self, receiver: int, changed_senders: ChangedSenders) -> NDArray[np.bool_]:
-        """Tells by pass whether the change has to go through the residual stream: bool, [passes].
+        """Tells by pass whether the receiver's change has to go through the residual stream: bool, [passes].
 
-        It does where edges are removed, where an MLP or many heads are read.
+        It has to where edges into the receiver are removed, where the receiver reads an MLP that changes, and
+        where so many heads are kept upstream that composing them does not pay.
         """
         ablation = self._batch.ablations.get(receiver)
         projected = ~self._batch.pays_to_compose(receiver)
@@ -140,8 +142,13 @@ class ReceiverInputs:
     def _state_of_changes(
         self, receiver: int, d_projection: Tensor, d_squared_norm: Tensor, merged: MergedVariants
     ) -> ChangedReceiver:
-        """Returns the receiver, given changes of its input's projection, [V, N, O], and squared norm, [V,
-        N].
+        """Computes a receiver from how its input changes.
+
+        Args:
+            receiver: q, k, v or MLP receiver.
+            d_projection: change of the input times the receiver's matrix, [V, N, O]. Overwritten.
+            d_squared_norm: change of the input's squared norm, [V, N].
+            merged: the V variants.
         """
         batch = self._batch
         u = batch.add_of_bases(d_projection, merged, lambda base: base.state(receiver).projection)
@@ -181,14 +188,14 @@ class ReceiverInputs:
         return {*fed, *(r for r in batch.ablations if first <= r < first + count)}
 
     def add(self, sender: int, change: NodeChange) -> None:
-        """Registers a sender's change, for the receivers above it."""
+        """Registers a sender's change for the receivers above the sender."""
         self._senders[sender] = change
         self._changed[:, sender] = self._batch.by_base(change.variant >= 0)
 
     def _composed(
         self, receiver: int, changed_senders: ChangedSenders, most: int | None
     ) -> Iterator[tuple[ChangedReceiver, MergedVariants]]:
-        """Computes receivers without leaving the coordinates of heads, [N, K] instead of [N, D].
+        """Computes a receiver without leaving the coordinates of heads, [N, K] instead of [N, D].
 
         With x' = x + sum of y_s W_s over heads s:
 
@@ -220,8 +227,9 @@ class ReceiverInputs:
     def _add_square(
         self, dsquare: Tensor, receiver: int, heads: list[int], i: int, merged: MergedVariants
     ) -> None:
-        """Adds to the change of the squared norm what the i-th head contributes, in the variants that read
-        it.
+        """Adds to ``dsquare`` what the i-th head contributes in the variants that read it.
+
+        ``dsquare`` is the change of the squared norm of the receiver's input, [V, N]; see `_composed`.
         """
         sender = heads[i]
         for (precision, _), contribution in self._contributions.split_by_precision(
@@ -248,15 +256,13 @@ class ReceiverInputs:
     def _projected(
         self, receiver: int, changed_senders: ChangedSenders, mask: NDArray[np.bool_], most: int | None
     ) -> Iterator[tuple[ChangedReceiver, MergedVariants]]:
-        """Computes receivers through the residual stream, for the flagged passes."""
+        """Computes a receiver through the residual stream, for the passes in ``mask``."""
         moved = self.residual_sums.input_change(receiver, changed_senders, mask)
         if moved is None:
             return
         dx, merged = moved
-        dsquare, sizes = (
-            self.residual_sums.squared_norm_change(receiver, dx, merged),
-            self._batch.sizes(merged, receiver),
-        )
+        dsquare = self.residual_sums.squared_norm_change(receiver, dx, merged)
+        sizes = self._batch.sizes(merged, receiver)
         for begin, part in merged.parts(most):
             some, squares = (
                 part_of(VariantValues(x, sizes), begin, begin + part.count) for x in (dx, dsquare)
@@ -274,18 +280,18 @@ class ReceiverInputs:
         )
 
 
-# Hidden units of an MLP that are computed at once. On CPUs they take 4 MiB, about three times that with all
-# intermediate values; elsewhere they fill whole tiles of large models.
+# How many hidden units of MLPs are computed at once, over all variants and tokens. On CPUs they take 4 MiB,
+# with all intermediate values about three times as much; elsewhere they fill whole tiles of large models.
 CHUNK_ELEMENTS, DEVICE_CHUNK_ELEMENTS = 1 << 20, 1 << 25
 
 
 class BatchForward:
-    """One pass over the layers for a batch of patched passes.
+    """The forward pass of a batch.
 
     Args:
-        batch: what is computed.
+        batch: the passes.
         keep: whether the passes are to become base circuits (`as_base`). Then the states of heads' receivers
-            are kept. Those of MLPs are large and are computed again from their inputs when they are needed.
+            are kept. The states of MLPs are large and are computed again when they are needed.
     """
 
     def __init__(self, batch: PassBatch, keep: bool = False) -> None:
@@ -296,7 +302,7 @@ class BatchForward:
         # Per changed receiver, except ``logits``: its variant by pass.
         self.changed: dict[int, Index] = {}
         self._receivers = ReceiverInputs(batch, self.senders)
-        # Input of ``logits`` in the passes that change it, [V, N, D].
+        # Input of ``logits`` in the passes that change it, [V, N, D]: the input itself, not the difference.
         self.final: NodeChange | None = None
 
     def run(self) -> None:
@@ -323,8 +329,8 @@ class BatchForward:
         """Returns the activations of one pass as those of a base circuit.
 
         Args:
-            row: number of the pass.
-            circuit: that it runs under.
+            number: of the pass in the batch.
+            circuit: that the pass runs under.
         """
         base = self.batch.bases[self.batch.base_of[number]]
         outputs = (
@@ -471,7 +477,7 @@ class BatchForward:
 
 
 def _chosen(x: Tensor, sizes: Index, chosen: Index) -> Tensor:
-    """Selects some variants of values that may all be the same one, [1, N, K]."""
+    """Selects some of the variants. Values [1, N, K] that all variants share are returned as they are."""
     if len(x) == 1 and x.shape[1] == sizes[0] and len(sizes) > 1:
         return x
     return pick(VariantValues(x, sizes), chosen, sizes[chosen]).data

@@ -37,13 +37,13 @@ from pahq_server.engine.sparse.variants import (
 from pahq_server.engine.sparse.weights import PairPrecision
 from pahq_server.precision.products import add_matmul, matmul, sums
 
-# If fewer than this share of the variants read a changed sender, only these are computed.
+# If at most this share of the variants reads a changed sender, its contribution is computed in these alone.
 SPARSE_SHARE = 0.7
-# On CPUs up to so many runs of tokens are added one by one faster than by index.
+# On CPUs, adding up to so many runs of tokens one by one is faster than adding by index.
 MAX_RUNS = 12
 
-# Changed senders that a receiver reads, in order. For each the variant of its change that every pass reads,
-# -1 for passes whose receiver reads no change of it.
+# Changed senders that a receiver reads, in order: each with the variant of its change that every pass reads,
+# or -1 where the receiver reads no change of it.
 ChangedSenders = list[tuple[int, Index]]
 
 
@@ -124,13 +124,13 @@ class Contributions:
     def split_by_precision(
         self, sender: int, receiver: int, wanted: Index, merged: MergedVariants, reader: int | None = None
     ) -> Iterator[tuple[PairPrecision, Contribution]]:
-        """Yields a head's change apart for the variants that use different matrices of it.
+        """Yields a head's change in parts: in each, all variants multiply it with the same matrices.
 
         Args:
-            sender, receiver: a head, and the receiver that its change is for.
-            wanted: per merged variant, that of the head's change, or -1.
+            sender, receiver: the head, and the receiver that its change is for.
+            wanted: per merged variant, the variant of the head's change that it reads, or -1.
             merged: the merged variants.
-            reader: the receiver, if its matrix is multiplied too.
+            reader: the receiver, if the change is multiplied with its matrix, too; otherwise None.
         """
         for precision, some in self.variants_by_precision(sender, wanted, merged, reader):
             yield precision, self.of_sender(sender, receiver, some, merged)
@@ -138,8 +138,9 @@ class Contributions:
     def variants_by_precision(
         self, sender: int, wanted: Index, merged: MergedVariants, reader: int | None = None
     ) -> list[tuple[PairPrecision, Index]]:
-        """Splits ``wanted`` by the matrices of head and reader that variants use; -1 in all other
-        variants.
+        """Splits ``wanted`` by the matrices of head and reader that variants use.
+
+        Each part is -1 in the variants of the other parts. The arguments are those of `split_by_precision`.
         """
         promotion = self._batch.promotion
         if promotion is None:
@@ -151,8 +152,8 @@ class Contributions:
     def of_sender(self, sender: int, receiver: int, wanted: Index, merged: MergedVariants) -> Contribution:
         """Returns a sender's change in the merged variants that read it."""
         reads = np.flatnonzero(wanted >= 0)
-        as_it_is = is_identity(wanted[reads], len(self._senders[sender].values.sizes))
-        if len(reads) == len(wanted) or (len(reads) > SPARSE_SHARE * len(wanted) and not as_it_is):
+        needs_no_copy = is_identity(wanted[reads], len(self._senders[sender].values.sizes))
+        if len(reads) == len(wanted) or (len(reads) > SPARSE_SHARE * len(wanted) and not needs_no_copy):
             y = self.output_delta(sender, receiver, wanted, merged)
             return Contribution(y, np.arange(len(wanted)), None)
         sizes = self._batch.sizes(merged, receiver)
@@ -160,8 +161,9 @@ class Contributions:
         return Contribution(y, reads, _token_ranges(reads, sizes, y.device))
 
     def output_delta(self, sender: int, receiver: int, wanted: Index, merged: MergedVariants) -> Tensor:
-        """Returns a sender's change in merged variants, at the positions where a receiver is needed: [V, N, K
-        or D].
+        """Returns a sender's change in merged variants, at a receiver's positions: [V, N, K or D].
+
+        Zero where ``wanted``, the variant of the change by merged variant, is -1.
         """
         batch, values = self._batch, self._senders[sender].values
         sizes = batch.sizes(merged, receiver)
@@ -177,7 +179,7 @@ class Contributions:
     def _output_delta_by_base(
         self, sender: int, receiver: int, wanted: Index, merged: MergedVariants
     ) -> Tensor:
-        """`output_delta` where variants need different positions: base by base."""
+        """Computes `output_delta` base by base, for variants that need different positions."""
         batch, values = self._batch, self._senders[sender].values
         sizes, base_of = batch.sizes(merged, receiver), batch.base_of[merged.first]
         if base_of[0] == base_of[-1]:
@@ -196,14 +198,20 @@ class Contributions:
     def _output_delta_in_base(
         self, base: BaseActivations, sender: int, receiver: int, wanted: Index
     ) -> Tensor:
-        """`output_delta` in variants of one base."""
+        """Computes `output_delta` in variants of one base."""
         have, want = base.plan.needed[sender], base.plan.receivers[receiver]
         sizes = np.full(len(wanted), base.tokens.count(have))
         return base.tokens.narrow(pick(self._senders[sender].values, wanted, sizes).data, have, want)
 
 
 def _token_ranges(variants: Index, sizes: Index, device: torch.device) -> list[tuple[int, int]] | Tensor:
-    """Says where the tokens of some variants are: see `Contribution.tokens`."""
+    """Returns where the tokens of some variants are, as in `Contribution`.
+
+    Args:
+        variants: numbers of the variants, ascending.
+        sizes: tokens of each of all variants.
+        device: of an index.
+    """
     ends = np.cumsum(sizes)
     starts = ends - sizes
     last = np.append(np.flatnonzero(variants[1:] - variants[:-1] > 1), len(variants) - 1)
@@ -213,9 +221,9 @@ def _token_ranges(variants: Index, sizes: Index, device: torch.device) -> list[t
     return list(zip(starts[variants[first]].tolist(), ends[variants[last]].tolist(), strict=True))
 
 
-# A sum of fewer contributions is made again as quickly, and not worth its memory.
+# Sums of fewer contributions are not worth the memory: summing again is as fast.
 MIN_REMEMBERED_TERMS = 6
-# How many sums are remembered; they are of receivers that are needed at different positions.
+# How many sums are remembered: one for each set of positions at which receivers are needed.
 MAX_REMEMBERED_SUMS = 2
 
 
@@ -265,7 +273,7 @@ class ResidualSums:
 
     def __init__(self, batch: PassBatch, contributions: Contributions) -> None:
         self._batch, self._contributions = batch, contributions
-        # No two of them have the same codes.
+        # Remembered sums, of which no two have the same codes.
         self._last: list[_RememberedSum] = []
 
     def input_change(
@@ -302,7 +310,7 @@ class ResidualSums:
     def _sum(
         self, receiver: int, senders: list[int], merged: MergedVariants, reads: NDArray[np.bool_]
     ) -> Tensor:
-        """Returns the change, computed from remembered sums where they are a part of it.
+        """Returns `input_change`, going on from remembered sums that are a part of it.
 
         Args:
             receiver: whose input it is.
@@ -310,11 +318,8 @@ class ResidualSums:
             merged: variants.
             reads: whether any pass of a base reads a sender's change: bool, [S, B].
         """
-        batch, ablation, codes = (
-            self._batch,
-            self._batch.ablations.get(receiver),
-            self._batch.receiver_codes[:, receiver],
-        )
+        batch, ablation = self._batch, self._batch.ablations.get(receiver)
+        codes = batch.receiver_codes[:, receiver]
         base_of = batch.base_of[merged.first]
         first = np.searchsorted(base_of, np.arange(len(codes) + 1))
         bounds = np.cumsum([0, *batch.sizes(merged, receiver)])[first]
@@ -416,7 +421,7 @@ class ResidualSums:
 
 
 def _copy(known: list[tuple[_RememberedSum, NDArray[np.bool_]]], dx: Tensor, bounds: Index) -> None:
-    """Copies what is known of bases to where their tokens begin in ``dx``."""
+    """Copies remembered sums to ``dx``, where the tokens of base i begin at ``bounds[i]``."""
     for last, bases in known:
         for base in np.flatnonzero(bases).tolist():
             dx.flatten(0, 1)[bounds[base] : bounds[base + 1]] = last.of_base(base)

@@ -1,6 +1,4 @@
-"""The sparse executor: many patched passes at once, of one job or several, with the literal executor's
-scores.
-"""
+"""The sparse executor: scores many patched passes at once, of one job or several."""
 
 from __future__ import annotations
 
@@ -33,6 +31,7 @@ from pahq_server.engine.sparse.variants import as_tensor, pick
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
 
+# Bytes for the values of one batch, where a caller does not say.
 DEFAULT_SCRATCH = 512 << 20
 
 
@@ -149,7 +148,7 @@ class SparseExecutor:
 
     @torch.inference_mode()
     def clean_margins(self) -> tuple[float, ...] | None:
-        """Returns the margins of the clean run, see `CleanRun`."""
+        """Returns the margins of the clean run, see `core.engine.CleanRun`."""
         return answer_margins(self.weights, self._task, self._full_ND)
 
     def release(self) -> None:
@@ -203,21 +202,23 @@ class SparseExecutor:
         return id(base_circuit) in self._bases
 
     def missing_bases(self, passes: Sequence[PatchedPass]) -> list[BaseCircuit]:
-        """Drops base activations that these passes do not need; returns the base circuits whose activations
-        are missing.
+        """Drops base activations that these passes do not need.
+
+        Returns the base circuits that the passes need, with their ancestors, and that have no activations.
         """
         wanted = {id(a): a for each in passes for a in _lineage(each.base_circuit)}
         self._drop([key for key in self._bases if key not in wanted])
         return [base_circuit for key, base_circuit in wanted.items() if key not in self._bases]
 
     def read_ahead(self, passes: Sequence[PatchedPass]) -> None:
-        """Announces the heads that these passes, and probably the next ones, promote: they are copied
-        meanwhile.
+        """Announces the heads that these passes, and probably the next ones, promote.
+
+        The heads are copied to the device while it computes.
         """
         if self.linears is None or not self.linears.promotes or not self.weights.copies_ahead:
             return
         receivers = [r for r in dict.fromkeys(each.promoted_receiver for each in passes) if r is not None]
-        # Searches go from the last receiver to the first, so the one before comes next.
+        # ACDC goes from the last receiver to the first, so the one before comes next.
         following = [] if not receivers or not min(receivers) else [min(receivers) - 1]
         self.weights.read_ahead([*receivers, *following])
 
@@ -227,8 +228,9 @@ class SparseExecutor:
         self._bases[id(base_circuit)] = (base_circuit, base)
 
     def trim_ablations(self, room: int) -> int:
-        """Drops remembered changes by removed edges until they take at most ``room`` bytes; returns what they
-        take.
+        """Drops remembered changes by removed edges until they take at most ``room`` bytes.
+
+        Returns the bytes that the remaining ones take.
         """
         taken = 0
         for _, base in reversed(self._bases.values()):
@@ -236,8 +238,9 @@ class SparseExecutor:
         return taken
 
     def drop_bases(self) -> bool:
-        """Drops all base activations. They are computed again when passes need them. Returns whether there
-        were any.
+        """Drops all base activations, which are computed again when passes need them.
+
+        Returns whether there were any.
         """
         keys = list(self._bases)
         self._drop(keys)
@@ -260,8 +263,8 @@ class SparseExecutor:
         bases = forward.batch.bases
         used, base = np.unique(forward.batch.base_of[list(passes)], return_inverse=True)
         x_VND = torch.stack([bases[number].cached_input(self.graph.logits) for number in used])
-        # The values of the bases come first, then those of changed variants. Per value: its base. Per pass:
-        # its value.
+        # The final streams of the bases come first in x_VND, then those of changed variants. `base_of_value`
+        # gives the base of each of them, `index` the one of each pass.
         base_of_value, index = np.arange(len(used)), base
         if forward.final is not None:
             variant = forward.final.variant[list(passes)]
@@ -387,7 +390,10 @@ def _forward(
 
 
 def _parts(bases: Sequence[BaseActivations], scratch_bytes: int, keep: bool) -> list[list[int]]:
-    """Divides passes with these bases into parts that fit into the scratch memory, equal bases together."""
+    """Divides passes, given by their bases, into parts that fit into the scratch memory.
+
+    Passes of one base stand together. A part is a list of indices into ``bases``.
+    """
     parts: list[list[int]] = []
     room = 0
     distinct = {id(base): base for base in bases}
@@ -403,7 +409,7 @@ def _parts(bases: Sequence[BaseActivations], scratch_bytes: int, keep: bool) -> 
 
 
 def _by_base(bases: Sequence[BaseActivations]) -> list[int]:
-    """Returns the numbers of the bases, equal ones together."""
+    """Returns the indices of the bases, those of equal bases together."""
     groups: dict[int, list[int]] = {}
     for i, base in enumerate(bases):
         groups.setdefault(id(base), []).append(i)

@@ -46,14 +46,16 @@ class PagedTensors:
         return (layer, name) in self._rows
 
     def get(self, layer: int, name: Hashable) -> Tensor:
-        """Returns the one tensor of a name, in place if its pages are consecutive. Raises KeyError if there
-        is none.
+        """Returns the one tensor of a name: a view if its pages are consecutive, otherwise a copy.
+
+        Raises KeyError if there is none.
         """
         return self.get_all(layer, name)[0]
 
     def get_all(self, layer: int, name: Hashable) -> tuple[Tensor, ...]:
-        """Returns the tensors of a name, in place if their pages are consecutive. Raises KeyError if there
-        are none.
+        """Returns the tensors of a name: views if their pages are consecutive, otherwise copies.
+
+        Raises KeyError if there are none.
         """
         views = self._views.get((layer, name))
         if views is None:
@@ -70,7 +72,10 @@ class PagedTensors:
         return self.get(layer, name) if self.has(layer, name) else self.put(layer, name, make())
 
     def put(self, layer: int, name: Hashable, tensor: Tensor) -> Tensor:
-        """Stores a tensor and returns it as stored. Raises OutOfPagesError, and then keeps what there was."""
+        """Stores a tensor, instead of what had the name, and returns it as stored.
+
+        Raises OutOfPagesError, and then keeps what there was.
+        """
         return self.put_all(layer, name, (tensor,))[0]
 
     def put_all(self, layer: int, name: Hashable, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -113,8 +118,9 @@ class PagedTensors:
         return np.array_equal(pages, others)
 
     def fork(self) -> PagedTensors:
-        """Returns a set with the same tensors in the same pages. Writes to either set do not show in the
-        other.
+        """Returns a set with the same tensors in the same pages.
+
+        Writes to either set do not show in the other.
         """
         fork = PagedTensors(self.pool)
         fork.tables = {layer: table.fork() for layer, table in self.tables.items()}
@@ -135,9 +141,9 @@ class PagedTensors:
 
 # Share of the memory for the values of a batch; the rest is the pool.
 SCRATCH_SHARE = 0.15
-# Share of that for changes by removed edges that the next batch may go on from.
+# Share of the scratch memory for changes by removed edges that the next batch may go on from.
 ABLATION_SHARE = 0.1
-# A page holds so many tokens of one head, within limits.
+# How many tokens of one head a page holds, as far as the limits of its size allow.
 PAGE_TOKENS = 256
 MIN_PAGE_BYTES, MAX_PAGE_BYTES = 4 << 10, 256 << 10
 
@@ -150,8 +156,9 @@ class Preemptible(Protocol):
         ...
 
     def trim_ablations(self, room: int) -> int:
-        """Drops remembered changes by removed edges until they take at most ``room`` bytes; returns what they
-        take.
+        """Drops remembered changes by removed edges until they take at most ``room`` bytes.
+
+        Returns the bytes that the remaining ones take.
         """
         ...
 
@@ -160,7 +167,7 @@ class DeviceMemory:
     """The memory of one device: a pool of pages, and scratch memory for batches.
 
     Args:
-        memory_bytes: for both together.
+        memory_bytes: for the pages and the scratch memory together.
         page_bytes: a multiple of 16.
         device: where the memory is.
     """
@@ -190,22 +197,20 @@ class DeviceMemory:
         return self._products.setdefault(namespace, WeightProducts())
 
     def bound_ablations(self, recent: Sequence[Preemptible]) -> None:
-        """Drops changes by removed edges beyond `ablation_bytes`: first those of jobs that are not
-        ``recent``.
-        """
+        """Drops changes by removed edges beyond `ablation_bytes`, those of ``recent`` jobs last."""
         room = self.ablation_bytes
         for job in [*recent, *(job for job in list(self.jobs) if job not in recent)]:
             room -= job.trim_ablations(room)
 
     def preempt(self, keep: Collection[Preemptible]) -> None:
-        """Drops the base activations of all jobs but some. They are computed again when these jobs go on."""
+        """Drops the base activations of all jobs except ``keep``; jobs that go on compute them again."""
         for job in list(self.jobs):
             if job not in keep:
                 self.preemptions += job.drop_bases()
 
 
 def divided(memory_bytes: int, page_bytes: int) -> tuple[int, int]:
-    """Divides memory into pages, at least one, and bytes that are left for batches."""
+    """Divides memory: returns the number of pages, at least one, and the bytes that are left for batches."""
     pages = max(1, (memory_bytes - int(memory_bytes * SCRATCH_SHARE)) // page_bytes)
     return pages, max(0, memory_bytes - pages * page_bytes)
 

@@ -73,12 +73,12 @@ class TokenGrid:
         return self.real.flatten().nonzero()[:, 0]
 
     def spread(self, x: Tensor) -> Tensor:
-        """Goes from packed tokens, [..., N, d], to the rectangle, [..., P, C, d]."""
+        """Lays packed tokens, [..., N, d], out as the rectangle, [..., P, C, d]."""
         x = x if self._full else x[..., self._packed, :]
         return x.view(*x.shape[:-2], *self.real.shape, x.shape[-1])
 
     def pack(self, x: Tensor) -> Tensor:
-        """Goes from the rectangle, [..., P, C, d], to packed tokens, [..., N, d]."""
+        """Packs the tokens of the rectangle, [..., P, C, d], without the repeated ones: [..., N, d]."""
         x = x.flatten(-3, -2)
         return x if self._full else x[..., self._tokens, :]
 
@@ -94,7 +94,7 @@ class TokenLayout:
         real: bool, [P, T]: whether there is a token, not padding.
         start: first position of the window.
         ends: per prompt, where its window ends.
-        metric: int64, [P, metric positions].
+        metric: positions where the metric is read, int64, [P, metric positions].
         masks: per layer, the attention mask [P, T, T] (query, key): 0 where visible, -inf where not.
     """
 
@@ -124,7 +124,7 @@ class TokenLayout:
         ends = (metric.max(1).values + 1).tolist() if arch.causal else batch.lengths
         end = max(ends)
         start = _first_change(batch) if arch.causal and ablation == "resample" else 0
-        masks = {window: _hidden(arch, layer, batch, end) for layer, window in enumerate(arch.windows)}
+        masks = {window: _mask(arch, layer, batch, end) for layer, window in enumerate(arch.windows)}
         masks = {window: mask.to(device) for window, mask in masks.items()}
         return cls(
             clean=batch.clean[:, :end].to(device),
@@ -148,7 +148,7 @@ class TokenLayout:
 
     @cached_property
     def geometry(self) -> tuple[object, ...]:
-        """A key that is equal for jobs whose attention has the same shapes and masks."""
+        """A key. The attention of jobs with equal keys has the same shapes and masks."""
         return (self.start, self.ends, tuple(self.metric.flatten().tolist()), self.metric.shape)
 
     def grid(self, position_set: PositionSet) -> TokenGrid:
@@ -185,10 +185,10 @@ class TokenLayout:
         return (offsets[:, None] + self.metric - self.start).flatten()
 
     def narrow(self, x: Tensor, have: PositionSet, want: PositionSet) -> Tensor:
-        """Goes from the tokens of one position set, [..., N, d], to those of another that it contains."""
+        """Selects the tokens of ``want`` from those of ``have``, [..., N, d], which contains them."""
         if have is want:
             return x
-        assert have is PositionSet.WINDOW, "values are kept wherever any reader needs them"
+        assert have is PositionSet.WINDOW, "values at the metric positions do not give those of the window"
         return x[..., self.metric_in_window, :]
 
     def mask_at(self, layer: int, position_set: PositionSet) -> Tensor:
@@ -210,15 +210,17 @@ class TokenLayout:
 
 
 def _first_change(batch: PromptBatch) -> int:
-    """Returns the first position at which any pair differs; 0 where none does, so that there is a window to
-    compute.
+    """Returns the first position at which any clean prompt differs from its corrupted one.
+
+    It is 0 if none does, so that there is a window to compute.
     """
     assert batch.corrupted is not None
     differs = (batch.clean != batch.corrupted).any(0)
     return int(differs.to(torch.int64).argmax())
 
 
-def _hidden(arch: Architecture, layer: int, batch: PromptBatch, end: int) -> Tensor:
+def _mask(arch: Architecture, layer: int, batch: PromptBatch, end: int) -> Tensor:
+    """Returns the mask of a layer up to the position ``end``: 0 or -inf, [P, end, end]."""
     seen = transformer.visible(arch, layer, batch.lengths)[:, :end, :end]
     return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
 
@@ -230,11 +232,11 @@ def attend(
     qkv: tuple[Tensor, Tensor, Tensor],
     past: Sequence[Tensor] | None,
 ) -> Tensor:
-    """Computes what a head puts out before W_O: [V, N, K].
+    """Computes attention of one head, before W_O: [V, N, K].
 
     Args:
         tokens: the prompts.
-        layer: of the head.
+        layer: of the head, for its mask.
         position_set: of the queries.
         qkv: queries at these positions, keys and values in the window, [V or 1, N, K] each.
         past: keys and values before the window, [V or 1, P, start, K] each; None if the window starts at 0.
@@ -243,8 +245,8 @@ def attend(
     q, k, v = grid.spread(qkv[0]), window.spread(qkv[1]), window.spread(qkv[2])
     if past is not None:
         k, v = _after(past[0], k), _after(past[1], v)
-    # With broadcasting, another kernel with other bits would be picked than for a batch of equal keys;
-    # likewise for a single matrix, which is split among threads.
+    # Broadcast operands would be multiplied by another kernel with other bits than the same values in full.
+    # So would a single matrix, which is split among threads: it is computed twice.
     count = max(len(q), len(k), len(v))
     alone = count * q.shape[1] == 1
     q, k, v = (x.expand(2 if alone else count, -1, -1, -1).contiguous() for x in (q, k, v))
@@ -258,6 +260,7 @@ def attend(
 
 
 def _after(past: Tensor, x: Tensor) -> Tensor:
+    """Joins keys or values before the window, [V or 1, P, start, K], with those in it, [V or 1, P, C, K]."""
     count = max(len(past), len(x))
     return torch.cat([past.expand(count, -1, -1, -1), x.expand(count, -1, -1, -1)], -2)
 
@@ -297,14 +300,12 @@ class LivenessPlan:
         return plan
 
     def _visit(self, sender: int) -> None:
-        """Decides whether a sender is live. All its readers have been decided before."""
+        """Decides whether a sender is live, after all its readers have been decided."""
         first = self.graph.first_receiver(sender)
         readers = np.flatnonzero(self.circuit.kept[self.graph.outgoing(sender)]) + first
-        position_set = {self.receivers[r] for r in readers.tolist() if r in self.receivers}
-        if position_set:
-            self.needed[sender] = (
-                PositionSet.WINDOW if PositionSet.WINDOW in position_set else PositionSet.METRIC
-            )
+        wanted = {self.receivers[r] for r in readers.tolist() if r in self.receivers}
+        if wanted:
+            self.needed[sender] = PositionSet.WINDOW if PositionSet.WINDOW in wanted else PositionSet.METRIC
             self.receivers.update(self._inputs(sender))
 
     def _inputs(self, sender: int) -> dict[int, PositionSet]:
@@ -349,7 +350,7 @@ class LivenessPlan:
         return [h for h in range(self.graph.heads) if self.graph.head(layer, h) in self.needed]
 
     def __str__(self) -> str:
-        """Lists the live nodes of each layer, with * where they are needed at the metric positions only."""
+        """Lists the live nodes of each layer; * marks those that are needed at the metric positions only."""
         lines = []
         for layer in range(self.graph.layers):
             senders = [self.graph.head(layer, h) for h in self.heads(layer)]
@@ -363,8 +364,8 @@ class LivenessPlan:
         return "\n".join(lines)
 
 
-def _codes(position_set: dict[int, PositionSet], count: int) -> NDArray[np.int8]:
+def _codes(needed: dict[int, PositionSet], count: int) -> NDArray[np.int8]:
     codes = np.zeros(count, dtype=np.int8)
-    for index, where in position_set.items():
-        codes[index] = POSITION_CODES[where]
+    for index, position_set in needed.items():
+        codes[index] = POSITION_CODES[position_set]
     return codes

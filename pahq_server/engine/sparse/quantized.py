@@ -71,11 +71,14 @@ class Promotion:
     def split_by_precision(
         self, wanted: Index, merged: MergedVariants, sender: int, reader: int | None
     ) -> list[tuple[PairPrecision, Index]]:
-        """Splits the variants of a head by what is promoted: which matrices are the policy's, and who wants
-        the head then.
+        """Splits the variants that read a head by the matrices that they use.
+
+        Returns:
+            For each combination of the head's and the reader's matrix that occurs: the combination, and
+            ``wanted`` with -1 in the variants that use another one.
 
         Args:
-            wanted: per merged variant, that of the head's change, or -1.
+            wanted: per merged variant, the variant of the head's change that it reads, or -1.
             merged: the merged variants.
             sender: the head.
             reader: the receiver whose matrix is multiplied too; None if none is.
@@ -98,20 +101,22 @@ class Promotion:
 
 
 def promotion_of(graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion:
-    """Returns what passes promote that lack these edges, the last of which leads into the receiver under
-    investigation.
+    """Returns the heads that passes promote.
+
+    Args:
+        graph: of the passes.
+        removed: per pass, the edges of its base circuit that it lacks. The last one leads into the receiver
+            under investigation.
     """
     sets: dict[frozenset[int], int] = {}
     of_pass = np.full(len(removed), -1)
     passes = np.array([index for index, edges in enumerate(removed) if len(edges)], dtype=np.int64)
     last = np.array([removed[index][-1] for index in passes.tolist()], dtype=np.int64)
-    receivers_of, place = np.unique(
-        np.searchsorted(graph.offsets, last, side="right") - 1, return_inverse=True
-    )
-    for number, receiver in enumerate(receivers_of.tolist()):
+    investigated = np.searchsorted(graph.offsets, last, side="right") - 1
+    for receiver in np.unique(investigated).tolist():
         heads = frozenset(graph.heads_behind(receiver))
         if heads:
-            of_pass[passes[place == number]] = sets.setdefault(heads, len(sets))
+            of_pass[passes[investigated == receiver]] = sets.setdefault(heads, len(sets))
     senders = np.zeros((len(sets) + 1, graph.num_senders), dtype=bool)
     receivers = np.zeros((len(sets) + 1, graph.num_receivers), dtype=bool)
     for heads, number in sets.items():
@@ -130,8 +135,8 @@ class QuantizedModel:
 
     Args:
         policy: says what is rounded to what, and whether heads are promoted.
-        layers: rounded.
-        w_u: rounded unembedding, [D, U].
+        layers: the rounded layers.
+        w_u: the rounded unembedding, [D, U].
     """
 
     policy: Policy
@@ -147,10 +152,10 @@ class QuantizedModel:
 
 
 class QuantizedUnembedding:
-    """The unembedding of changes of its input, for some passes and columns at a time.
+    """Multiplies changes of the unembedding's input with it, for some variants and columns at a time.
 
     Args:
-        w_u: of the policy, [D, U].
+        w_u: unembedding of the policy, [D, U].
         inputs: the changes, as the policy rounds them.
         shape: of the changes, [V, N, D].
         dtype: of the changes.
@@ -160,13 +165,13 @@ class QuantizedUnembedding:
         self, w_u: Matrix, inputs: Tensor | RoundedInput, shape: Sequence[int], dtype: torch.dtype
     ) -> None:
         self._w_u, self._inputs, self._shape, self._dtype = w_u, inputs, shape, dtype
-        # The columns that were asked for last, with their matrix, which is converted once for all passes.
+        # The columns that were asked for last, with their matrix, which is converted once for all variants.
         self._last: tuple[slice, Matrix] | None = None
 
-    def __call__(self, passes: slice, columns: slice) -> Tensor:
-        """Returns the changes of logits of some passes and columns: [v, N, B], in memory of its own."""
+    def __call__(self, variants: slice, columns: slice) -> Tensor:
+        """Returns the changes of logits of some variants and columns: [v, N, B], in memory of its own."""
         positions = self._shape[1]
-        some = slice(passes.start * positions, min(passes.stop, self._shape[0]) * positions)
+        some = slice(variants.start * positions, min(variants.stop, self._shape[0]) * positions)
         w = self._matrix(columns)
         if isinstance(self._inputs, RoundedInput):
             inputs = self._inputs.rows(some)
@@ -199,7 +204,7 @@ class QuantizedLinears:
     """The linear maps of patched passes under a precision policy.
 
     Args:
-        weights: of the model, in full precision for what is promoted.
+        weights: of the model, in full precision, for what is promoted.
         quantized: the same model's matrices under the policy.
     """
 
@@ -213,9 +218,7 @@ class QuantizedLinears:
         return self._policy.promotes
 
     def promotion(self, graph: Graph, removed: Sequence[Sequence[int]]) -> Promotion | None:
-        """Returns which heads passes promote that lack these edges; None under a policy that promotes
-        none.
-        """
+        """Returns `promotion_of` these passes; None under a policy that promotes no heads."""
         return promotion_of(graph, removed) if self._policy.promotes else None
 
     def project(self, receiver: int, dx: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -264,11 +267,13 @@ class QuantizedLinears:
         return QuantizedUnembedding(self._w_u, operand, dn.shape, dn.dtype)
 
     def probability_weighted_columns(self, p: Tensor) -> Tensor | None:
-        """Returns ``p @ w_u.T``, the mean of the unembedding's columns under probabilities: [N, D] for p [N,
-        U].
+        """Returns ``p @ w_u.T``, the mean of the unembedding's columns under probabilities: [N, D].
 
-        With it the mean change of logits under p follows from the change of the unembedding's input. None
-        where it would not, because the products do not have the precision of float32.
+        Its inner product with a change of the unembedding's input is the mean change of logits under p. None
+        for formats in which that does not hold, because products are less precise than float32.
+
+        Args:
+            p: the probabilities, [N, U].
         """
         w = self._w_u
         if not isinstance(w, Quantized) or w.data.dtype != torch.int8:
@@ -292,7 +297,7 @@ def tokens_by_flag(
     """Returns the indices of the tokens of flagged variants, and of the others: int64; None without flags.
 
     Args:
-        flags: per variant.
+        flags: per variant; None if no variant is flagged.
         sizes: tokens of each variant.
         device: of the indices.
     """

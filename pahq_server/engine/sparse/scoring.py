@@ -26,18 +26,19 @@ from pahq_server.precision.products import matmul
 
 
 class LogitChanges(Protocol):
-    """Differences of logits from the full model's."""
+    """Differences of logits from the full model's, in the variants of the final residual stream."""
 
-    def __call__(self, passes: slice, columns: slice) -> Tensor:
+    def __call__(self, variants: slice, columns: slice) -> Tensor:
         """Returns the differences of some variants and columns: [v, N, B], in memory of its own."""
         ...
 
-    def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
+    def mean(self, p_NU: Tensor, weighted_ND: Tensor) -> Tensor:
         """Returns the mean of the differences under probabilities: [V, N].
 
         Args:
             p_NU: the probabilities.
-            read_ND: ``p_NU @ w_u.T``, of the matrix that the differences are made with.
+            weighted_ND: ``p_NU @ w_u.T``, the mean of the unembedding's columns under the probabilities, of
+                the matrix that the differences are made with.
         """
         ...
 
@@ -53,11 +54,11 @@ class ExactLogitChanges:
     def __init__(self, dn: Tensor, w_u: Tensor) -> None:
         self._dn, self._w_u = dn, w_u
 
-    def __call__(self, passes: slice, columns: slice) -> Tensor:
-        return matmul(self._dn[passes], self._w_u[:, columns])
+    def __call__(self, variants: slice, columns: slice) -> Tensor:
+        return matmul(self._dn[variants], self._w_u[:, columns])
 
-    def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
-        return products.sums(self._dn * read_ND)
+    def mean(self, p_NU: Tensor, weighted_ND: Tensor) -> Tensor:
+        return products.sums(self._dn * weighted_ND)
 
 
 class QuantizedLogitChanges:
@@ -91,24 +92,25 @@ class QuantizedLogitChanges:
     def _unembedding(self) -> QuantizedUnembedding:
         return self._linears.unembedding(self._dn)
 
-    def __call__(self, passes: slice, columns: slice) -> Tensor:
-        changes = self._unembedding(passes, columns)
-        base = self._base[passes]
+    def __call__(self, variants: slice, columns: slice) -> Tensor:
+        changes = self._unembedding(variants, columns)
+        base = self._base[variants]
         for first, last in runs(base):
             changes[first:last] += self._known[base[first]][:, columns]
         return changes
 
-    def mean(self, p_NU: Tensor, read_ND: Tensor) -> Tensor:
+    def mean(self, p_NU: Tensor, weighted_ND: Tensor) -> Tensor:
         of_bases = torch.stack([mean(p_NU) for mean in self._means])
-        own = products.sums(self._unembedding.values() * read_ND)
+        own = products.sums(self._unembedding.values() * weighted_ND)
         return own + of_bases[as_tensor(self._base, own.device)]
 
 
-# Computes one metric per variant, [V], from the change of the unembedding's input against the full model's,
-# [V, N, D], and what this changes in the logits.
+# Computes one metric per variant, [V], from the difference of the unembedding's input to the full model's,
+# [V, N, D], and the differences of logits.
 DifferenceMetric = Callable[[Tensor, LogitChanges], Tensor]
 
-# How many columns of the unembedding, and logits, are worked on at once. On CPUs they stay in a core's cache.
+# How many columns of the unembedding, and how many logits, are worked on at once. On CPUs these fit into a
+# core's cache.
 BLOCK_COLUMNS, BLOCK_LOGITS = 2048, 1 << 19
 DEVICE_COLUMNS, DEVICE_LOGITS = 1 << 14, 1 << 25
 
@@ -131,20 +133,18 @@ def kl_divergence(
     w_u = weights.weights.w_u
     log_p_NU = _logits(weights, full_ND).log_softmax(-1)
     p_NU = log_p_NU.exp()
-    probability_weighted_columns = None if linears is None else linears.probability_weighted_columns(p_NU)
-    read_ND, vocabulary = (
-        p_NU @ w_u.T if probability_weighted_columns is None else probability_weighted_columns,
-        w_u.shape[-1],
-    )
-    knows_mean = linears is None or probability_weighted_columns is not None
-    del w_u, probability_weighted_columns  # it may have been read from a file for this
+    quantized_ND = None if linears is None else linears.probability_weighted_columns(p_NU)
+    weighted_ND = p_NU @ w_u.T if quantized_ND is None else quantized_ND
+    knows_mean = linears is None or quantized_ND is not None
+    vocabulary = w_u.shape[-1]
+    del w_u  # frees a matrix that may have been read from a file for this
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
-        mean_VN = changes.mean(p_NU, read_ND) if knows_mean else products.sums(dn_VND * read_ND)
+        mean_VN = changes.mean(p_NU, weighted_ND) if knows_mean else products.sums(dn_VND * weighted_ND)
         c_VN1 = mean_VN[..., None]
 
-        def sums(passes: slice, columns: slice) -> Tensor:
-            centred, p = changes(passes, columns).sub_(c_VN1[passes]), p_NU[:, columns]
+        def sums(variants: slice, columns: slice) -> Tensor:
+            centred, p = changes(variants, columns).sub_(c_VN1[variants]), p_NU[:, columns]
             second = None if knows_mean else products.inner(centred, p)
             growth = products.sums(centred.expm1_().mul_(p))
             return growth[..., None] if second is None else torch.stack([growth, second], -1)
@@ -169,8 +169,8 @@ def l2(
     count = weights.arch.output_vocabulary
 
     def measure(dn_VND: Tensor, changes: LogitChanges) -> Tensor:
-        def squares(passes: slice, columns: slice) -> Tensor:
-            return products.sums(changes(passes, columns).square_())[..., None]
+        def squares(variants: slice, columns: slice) -> Tensor:
+            return products.sums(changes(variants, columns).square_())[..., None]
 
         return _mean(_sum_over_vocabulary(dn_VND, count, squares, 1)[..., 0]) / count
 
@@ -180,7 +180,7 @@ def l2(
 def logit_difference(
     weights: SparseWeights, task: TokenTask, full_ND: Tensor, linears: QuantizedLinears | None
 ) -> DifferenceMetric:
-    """The full model's negative logit difference plus a linear function of dn: no logits are needed.
+    """The full model's negative logit difference, plus a linear function of dn: no logits are computed.
 
     Args as for `kl_divergence`.
     """
@@ -232,22 +232,24 @@ def _logits(weights: SparseWeights, normed_ND: Tensor) -> Tensor:
 def _sum_over_vocabulary(
     dn_VND: Tensor, vocabulary: int, part: Callable[[slice, slice], Tensor], count: int
 ) -> Tensor:
-    """Sums functions of the differences of logits over the vocabulary, a block of columns at a time: [V, N,
-    count].
+    """Sums functions of the differences of logits over the vocabulary, a block of columns at a time.
 
     Args:
-        dn_VND: change of the unembedding's input.
+        dn_VND: difference of the unembedding's input to the full model's; gives V and N.
         vocabulary: number of logits, U.
         part: returns the sums over some columns, for some variants: [v, N, count].
-        count: how many sums there are.
+        count: how many functions are summed.
+
+    Returns:
+        The sums, [V, N, count].
     """
-    passes, positions, _ = dn_VND.shape
+    variants, positions, _ = dn_VND.shape
     block, logits = (BLOCK_COLUMNS, BLOCK_LOGITS) if dn_VND.is_cpu else (DEVICE_COLUMNS, DEVICE_LOGITS)
-    total_VNS = dn_VND.new_zeros(passes, positions, count)
+    total_VNS = dn_VND.new_zeros(variants, positions, count)
     for first in range(0, vocabulary, block):
         columns = slice(first, min(first + block, vocabulary))
         step = max(1, logits // (positions * (columns.stop - first)))
-        for start in range(0, passes, step):
+        for start in range(0, variants, step):
             some = slice(start, start + step)
             total_VNS[some] += part(some, columns)
     return total_VNS

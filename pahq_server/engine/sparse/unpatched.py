@@ -1,4 +1,7 @@
-"""The clean and the ablated run of a job: what removed edges carry, and where base activations start from.
+"""The clean and the ablated run of a job, which run unpatched: every edge is kept.
+
+Removed edges carry what senders write in the ablated run. A receiver's input under a base circuit is summed
+from its residual stream in either run.
 
 Keys and values of positions before the window (see `positions`) never change under resample ablation and
 causal attention. They are computed in full blocks of tokens, each from the tokens up to its end alone, so
@@ -28,7 +31,7 @@ from pahq_server.memory.table import BlockTable
 from pahq_server.models.architecture import LayerWeights, Model
 from pahq_server.precision.products import matmul
 
-# Keys and values of a layer at the positions before those that are computed: [G, P, T - W, K] each.
+# Keys and values of a layer, at the positions before those that are computed: [G, P, T - W, K] each.
 KeysAndValues = tuple[Tensor, Tensor]
 
 
@@ -89,8 +92,9 @@ def run_layers(
 
 
 def mean_over_prompts(tokens: TokenLayout) -> Callable[[Tensor], Tensor]:
-    """Returns a function that replaces the prompts' values by their mean per position, padding excluded:
-    [..., P, T, d].
+    """Returns a function that replaces values, [..., P, T, d], by their mean over prompts at each position.
+
+    Padding does not count.
     """
     real_PT1 = tokens.real[..., None]
     count_T1 = real_PT1.sum(0)
@@ -141,15 +145,16 @@ def _mlp(model: Model, weights: LayerWeights, stream: Tensor) -> Tensor:
     return hidden @ weights.w_out + weights.b_out
 
 
+# Tokens of a block of the prefix cache.
 BLOCK_TOKENS = 64
 
 
 class SharedPrefix:
-    """The full blocks of tokens before a job's window: their keys and values.
+    """Keys and values of the full blocks of tokens before a job's window.
 
     Args:
-        cache: of all jobs.
-        namespace: names what else determines the values: the model's revision and precision.
+        cache: holds the blocks of all jobs.
+        namespace: names what determines the values besides the tokens: the model and its revision.
         model: folded.
         tokens: of the job.
     """
@@ -173,16 +178,16 @@ class SharedPrefix:
             raise
 
     def past(self, layer: int, prompts: int) -> KeysAndValues:
-        """Returns keys and values of a layer: [G, P, length, K] each."""
-        rows = [torch.cat([self._block(key, layer) for key in keys], 2) for keys in self._chains]
-        both = torch.stack(rows, 2).expand(-1, -1, prompts, -1, -1)
+        """Returns keys and values of a layer, for ``prompts`` prompts: [G, P, length, K] each."""
+        by_prompt = [torch.cat([self._block(key, layer) for key in keys], 2) for keys in self._chains]
+        both = torch.stack(by_prompt, 2).expand(-1, -1, prompts, -1, -1)
         return both[0], both[1]
 
     def of_head(self, layer: int, values: bool, head: int, prompts: int) -> Tensor:
-        """Returns keys, or values, of one head: [P, length, K]."""
-        place = (int(values), head)
-        rows = [torch.cat([self._block(key, layer)[place] for key in keys]) for keys in self._chains]
-        return torch.stack(rows).expand(prompts, -1, -1)
+        """Returns keys, or values if ``values``, of one key/value head: [P, length, K]."""
+        index = (int(values), head)
+        by_prompt = [torch.cat([self._block(key, layer)[index] for key in keys]) for keys in self._chains]
+        return torch.stack(by_prompt).expand(prompts, -1, -1)
 
     def release(self) -> None:
         """Gives the blocks back. The cache keeps them while there is room. May be called again."""
@@ -218,7 +223,7 @@ class SharedPrefix:
     def _computed(
         self, cache: PrefixCache, model: Model, tokens: TokenLayout, ids: list[int], before: Sequence[bytes]
     ) -> BlockTable:
-        """Computes the block that follows some others: per layer, keys and values [2, G, B, K]."""
+        """Computes the block after the blocks ``before``: per layer, keys and values [2, G, B, K]."""
         first, end = len(before) * BLOCK_TOKENS, (len(before) + 1) * BLOCK_TOKENS
 
         def past(layer: int) -> KeysAndValues:
@@ -238,6 +243,7 @@ class SharedPrefix:
         return block
 
 
+# Names of activations; see `RunActivations`.
 Z, MLP, ATTENTION_IN, MLP_IN, FINAL = "z", "mlp", "attention_in", "mlp_in", "final"
 KEYS, VALUES = "keys", "values"
 
@@ -262,7 +268,7 @@ class UnpatchedRuns:
         model: the same model, folded.
         tokens: the prompts.
         ablation: ``resample``, ``zero`` or ``mean``.
-        prefixes: keys and values of tokens that prompts begin with.
+        prefixes: keys and values of tokens with which prompts begin.
         namespace: names what determines these besides the tokens.
 
     Raises OutOfPagesError if the pool of ``prefixes`` has no room.
@@ -288,7 +294,7 @@ class UnpatchedRuns:
         # The last result of `quantized_ablation_of_clean`, with the number of senders that it is for.
         self._quantized_ablation: tuple[int, Tensor] | None = None
         try:
-            self._run_passes(model, ablation)
+            self._run(model, ablation)
         except BaseException:
             self.release()
             raise
@@ -309,8 +315,9 @@ class UnpatchedRuns:
     def output(
         self, values: RunActivations, sender: int, position_set: PositionSet = PositionSet.WINDOW
     ) -> Tensor:
-        """Returns a sender's output in a run: z of a head, [N, K], or the output of ``input`` or an MLP, [N,
-        D].
+        """Returns a sender's output in a run.
+
+        It is z of a head, [N, K], or the output of ``input`` or an MLP, [N, D].
         """
         if sender == INPUT:
             x = values.get(0, ATTENTION_IN)
@@ -329,11 +336,10 @@ class UnpatchedRuns:
         return torch.cat([self._prefix.of_head(layer, kind == "v", head, self.tokens.prompts), rest], 1)
 
     def quantized_ablation_of_clean(self, receiver: int) -> Tensor:
-        """Returns what ablating all senders of a receiver changes in the clean run, through the policy's W_O:
-        [N, D].
+        """Returns the change of a receiver's input by ablating all its senders in the clean run: [N, D].
 
-        It is the same for all receivers of a kind in a layer. Most searches visit these one after the other,
-        so the last result is remembered.
+        Heads write through the policy's W_O. The change is the same for all receivers with the same senders.
+        ACDC visits these one after the other, so the last result is remembered.
         """
         count = self.graph.upstream(receiver)
         if self._quantized_ablation is None or self._quantized_ablation[0] != count:
@@ -366,7 +372,8 @@ class UnpatchedRuns:
                 x = x + value
         return x
 
-    def _run_passes(self, model: Model, ablation: str) -> None:
+    def _run(self, model: Model, ablation: str) -> None:
+        """Runs the clean and the ablated prompts and stores their activations."""
         tokens, first = self.tokens, self._prefix.length
         masks = [mask[:, first:] for mask in tokens.masks]
         past = (lambda layer: self._prefix.past(layer, tokens.prompts)) if first else None
@@ -400,13 +407,13 @@ class UnpatchedRuns:
     ) -> None:
         """Stores the window of a layer's activations, each passed through ``change``."""
         grid, width = self.tokens.grid(PositionSet.WINDOW), self.tokens.end - self.tokens.start
-        streams: Iterable[tuple[str, Tensor | None]] = (
+        tensors: Iterable[tuple[str, Tensor | None]] = (
             (Z, layer.z),
             (MLP, layer.mlp),
             (ATTENTION_IN, layer.attention_in),
             (MLP_IN, layer.mlp_in),
         )
-        for name, x in streams:
+        for name, x in tensors:
             if x is not None:
                 values.put(number, name, grid.pack(change(x)[..., x.shape[-2] - width :, :]))
         if number == self.graph.layers - 1:
@@ -415,9 +422,7 @@ class UnpatchedRuns:
 
 
 class _ZeroAblation:
-    """The ablated run under zero ablation: only the attention output biases are left in the residual
-    stream.
-    """
+    """The ablated run under zero ablation, whose residual stream holds attention output biases only."""
 
     def __init__(self, model: Model, clean: PagedTensors) -> None:
         self._model, self._clean = model, clean

@@ -20,9 +20,9 @@ from torch import Tensor
 
 Index = NDArray[np.int64]
 
-# Up to so many passes are merged one by one.
+# Up to so many passes are merged one by one in Python; see `_merge_few`.
 FEW_PASSES = 96
-# Numbers of combinations above this are renumbered before they can overflow.
+# Above this, the numbers that stand for combinations of variants are renumbered before they can overflow.
 _LARGE = 1 << 40
 
 
@@ -43,11 +43,11 @@ class MergedVariants:
     first: Index
 
     def some(self, chosen: Index) -> MergedVariants:
-        """Selects merged variants; ``variant`` keeps the old numbers."""
+        """Selects merged variants. ``variant`` of the result still counts in all of them."""
         return MergedVariants(len(chosen), [p[chosen] for p in self.picks], self.variant, self.first[chosen])
 
     def parts(self, most: int | None) -> Iterator[tuple[int, MergedVariants]]:
-        """Yields all variants, at most so many at a time, each part with the number of its first one."""
+        """Yields all variants in parts of at most ``most``, each with the number of its first variant."""
         if most is None or self.count <= most:
             yield 0, self
             return
@@ -73,7 +73,7 @@ class VariantValues:
 
     @cached_property
     def even(self) -> bool:
-        """Whether all variants have equally many tokens, and the layout that goes with it."""
+        """Whether ``data`` has the layout [V, N, ...] of variants with equally many tokens."""
         return len(self.data) == len(self.sizes)
 
     def of(self, variant: int) -> Tensor:
@@ -109,8 +109,14 @@ def with_layout(flat: Tensor, sizes: Index) -> Tensor:
 
 
 def merge(columns: Sequence[Index]) -> MergedVariants | None:
-    """Groups passes by the variants of their inputs, which are of one base each; None if no pass changes any
-    input.
+    """Groups passes that agree on the variants of all inputs of a node.
+
+    Args:
+        columns: per input, the variant of every pass; -1 for passes that do not change the input. All
+            passes with the same variant have the same base.
+
+    Returns:
+        The groups; None if no pass changes any input.
     """
     if not columns:
         return None
@@ -135,7 +141,7 @@ def merge(columns: Sequence[Index]) -> MergedVariants | None:
 
 
 def _merge_few(columns: Sequence[Index]) -> MergedVariants | None:
-    """`merge`, pass by pass: for few passes, a call of numpy takes longer than a pass."""
+    """Does what `merge` does, pass by pass: for few passes, calls of numpy would take longer."""
     numbers: dict[tuple[int, ...], int] = {(-1,) * len(columns): -1}
     variant: list[int] = []
     first: list[int] = []
@@ -152,11 +158,11 @@ def _merge_few(columns: Sequence[Index]) -> MergedVariants | None:
 
 
 def pick(values: VariantValues, wanted: Index, sizes: Index) -> VariantValues:
-    """Selects values by merged variant; zero where -1 is wanted. A view where possible.
+    """Selects values by merged variant: zero where -1 is wanted. Returns a view where possible.
 
     Args:
         values: of the variants before merging.
-        wanted: per merged variant, the one before merging, or -1.
+        wanted: per merged variant, its variant before merging, or -1.
         sizes: tokens of the merged variants, [V].
     """
     first, last = int(wanted[0]), int(wanted[0]) + len(wanted)
@@ -182,7 +188,7 @@ def pick(values: VariantValues, wanted: Index, sizes: Index) -> VariantValues:
 
 
 def part_of(values: VariantValues, begin: int, end: int) -> Tensor:
-    """Returns consecutive variants, in the layout that goes with their sizes."""
+    """Returns variants ``begin`` to ``end - 1``, in the layout that goes with their sizes."""
     if end - begin == len(values.sizes):
         return values.data
     starts = values.starts
@@ -205,7 +211,7 @@ def token_index(starts: Index, sizes: Index) -> Index:
 
 
 def runs(numbers: Index) -> list[tuple[int, int]]:
-    """Returns begin and end of each run of equal numbers."""
+    """Returns begin and end, excluded, of each run of equal numbers."""
     if not len(numbers):
         return []
     later = np.flatnonzero(numbers[1:] != numbers[:-1]) + 1

@@ -22,7 +22,7 @@ from pahq_server.models.resident import QuantizedLayer
 from pahq_server.precision.products import inner, matmul, sums
 from pahq_server.precision.quantized import Matrix, to_floats
 
-# How many values are worked on at once: 512 KiB of them stay in a core's cache.
+# How many values activation functions work on at once: their 512 KiB stay in a core's cache.
 CACHED = 1 << 17
 
 
@@ -41,9 +41,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), of any shape; see
-    `gelu`.
-    """
+    """GELU's tanh approximation, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), of any shape; see `gelu`."""
     scale = 2 * math.sqrt(2 / math.pi)
 
     def denominator(part: Tensor) -> Tensor:
@@ -73,7 +71,7 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 # Bytes of products of one model's weights that are kept for reuse.
 COMPOSED_BYTES = 64 * 1024 * 1024
 
-# Up to so many numbers, the W_O of a policy is kept as floats among these products.
+# A policy's W_O of a head with up to so many weights is kept as floats among these products.
 KEPT_HEAD_WEIGHT = 1 << 13
 
 # For each of two matrices that are multiplied: whether it is that of the precision policy (True) or the one
@@ -104,13 +102,13 @@ class WeightProducts:
         return self._bytes
 
     def key_space(self, graph: Graph) -> int:
-        """Returns a number for keys of products in full precision, which all policies share under a graph."""
+        """Returns the number in keys of full-precision products, which all policies share under a graph."""
         if graph not in self._key_spaces:
             self._key_spaces[graph] = next(self._numbers)
         return self._key_spaces[graph]
 
     def new_key_space(self) -> int:
-        """Returns a number for keys of products that nobody else shares."""
+        """Returns a new number for keys of products that are not shared."""
         return next(self._numbers)
 
     def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
@@ -149,9 +147,9 @@ class SparseWeights:
         self.dtype, self.device = model.dtype, model.device
         self._quantized = quantized_layers
         self._products = WeightProducts() if products is None else products
-        # Products of rounded matrices are those of one policy.
+        # Full-precision products are shared by all policies, products of rounded matrices by none.
         self._space, self._quantized_space = self._products.key_space(graph), self._products.new_key_space()
-        # Otherwise weights are read from files when they are used, and nothing large is kept here.
+        # If not, weights are read from files whenever they are used, and nothing large is kept here.
         self._in_memory = isinstance(model.weights, Weights)
 
     @property
@@ -211,9 +209,7 @@ class SparseWeights:
 
     @property
     def mlp_width(self) -> int:
-        """Outputs of the matrix that an MLP reads its input with: twice the hidden units where it is
-        gated.
-        """
+        """Outputs of an MLP's `receiver_weight`: its hidden units, or twice as many if it is gated."""
         return self.arch.d_mlp * (2 if self.arch.gated else 1)
 
     def bias(self, receiver: int) -> Tensor:
@@ -250,15 +246,15 @@ class SparseWeights:
         return self.weights.copies_ahead
 
     def read_ahead(self, receivers: Iterable[int]) -> None:
-        """Announces whose heads will be used in full precision next, in this order of receivers."""
+        """Announces that the heads of these receivers will be used in full precision next, in this order."""
         heads = dict.fromkeys(head for receiver in receivers for head in self.graph.heads_behind(receiver))
         self.weights.read_ahead(divmod(head - 1, self.graph.senders_per_layer) for head in heads)
 
     def composed(self, head: int, receiver: int, precision: PairPrecision = BOTH_EXACT) -> Tensor:
-        """Returns W_O of a head times the matrix of a receiver: from the head's z straight to the receiver,
-        [K, O].
+        """Returns W_O of a head times the matrix of a receiver, [K, O].
 
-        The product is computed in full precision, whatever its factors are.
+        The product maps the head's z straight to the receiver's projection. It is computed in full precision,
+        whatever its factors are.
         """
         return self._product(
             (head, receiver, precision),
@@ -268,7 +264,7 @@ class SparseWeights:
         )
 
     def overlap(self, first: int, second: int, precision: PairPrecision = BOTH_EXACT) -> Tensor:
-        """Returns the inner products of what two heads write: W_O W_O'^T, [K, K]."""
+        """Returns the inner products of the rows of two heads' W_O, W_O W_O'^T: [K, K]."""
         return self._product(
             (-1 - first, second, precision),
             lambda: (
@@ -277,8 +273,9 @@ class SparseWeights:
         )
 
     def receiver_value(self, receiver: int, u: Tensor, square: Tensor, positions: Tensor | None) -> Tensor:
-        """Computes a receiver's value, or an MLP's hidden units, from its input's projection and squared
-        norm.
+        """Computes a receiver's value from the projection and the squared norm of its input.
+
+        The value is a query, key or value, or the hidden units of an MLP.
 
         Args:
             receiver: q, k, v or MLP receiver.
@@ -289,7 +286,7 @@ class SparseWeights:
         value = torch.addcmul(self.bias(receiver), u, self.inverse_norm(square))
         kind, layer, _ = self.graph.receiver(receiver)
         if kind == "mlp":
-            return self._hidden(layer, value)
+            return self._hidden(value)
         if kind == "v":
             return value
         value = self._head_normed(layer, kind, value)
@@ -304,8 +301,9 @@ class SparseWeights:
         return x * self.inverse_norm(sums(x.square()))
 
     def inverse_norm(self, square: Tensor) -> Tensor:
-        """Returns what the norm multiplies its input by, [..., 1], for squared norms [...]; 1 for models
-        without norm.
+        """Returns the factor of the norm, [..., 1], for inputs with these squared norms, [...].
+
+        1 for models without norm.
         """
         if self.arch.norm is None:
             return square.new_ones(())
@@ -323,7 +321,7 @@ class SparseWeights:
         square = inner(value, value)
         return value * self._inverse_root(square, self.arch.d_head) * weight
 
-    def _hidden(self, layer: int, value: Tensor) -> Tensor:
+    def _hidden(self, value: Tensor) -> Tensor:
         """Applies the activation function, and the gate if there is one: hidden units of an MLP, [..., M]."""
         activation = ACTIVATIONS[self.arch.activation]
         if not self.arch.gated:
@@ -336,6 +334,7 @@ class SparseWeights:
         return unit * self.graph.kv_heads // self.graph.kv_units
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns cosine and sine of the rotation at positions [..., N]: [..., N, dims] each."""
         rotary = self.weights.rotary
         assert rotary is not None
         cos, sin = transformer.rotation(rotary, positions.reshape(-1))

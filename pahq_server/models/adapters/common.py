@@ -157,7 +157,7 @@ FIXED: Mapping[str, tuple[object, ...]] = {
     "is_llama_config": (True,),
 }
 
-# Sizes under the names that most formats give them.
+# Fields with sizes, under the names that most formats give them.
 SIZES: Mapping[str, FieldType] = {
     "num_hidden_layers": LAYERS,
     "num_attention_heads": SIZE,
@@ -165,14 +165,14 @@ SIZES: Mapping[str, FieldType] = {
     "vocab_size": SIZE,
     "max_position_embeddings": SIZE,
 }
-# Reasons for `Fields.multiples`.
+# Reasons in `Fields.multiples`.
 ONE_SHAPE = "attention cannot be cut into heads of one shape"
 EVEN_GROUPS = "the query heads cannot share the key/value heads evenly"
 TIED: Mapping[str, FieldType] = {"tie_word_embeddings": FLAG}
 
 
 def fixed(*computed: str, **others: tuple[object, ...]) -> dict[str, tuple[object, ...]]:
-    """Returns `FIXED` with ``others``, without the fields ``computed`` that an adapter computes with."""
+    """Returns `FIXED` for an adapter: without the fields ``computed`` that it reads, and with ``others``."""
     return {name: values for name, values in FIXED.items() if name not in computed} | others
 
 
@@ -261,7 +261,7 @@ def activation(name: str) -> Activation:
 
 
 def refuse(config: Any, **expected: object) -> None:
-    """Raises InvalidRequestError if an attribute of a configuration differs from the one supported value."""
+    """Raises InvalidRequestError if an attribute of a configuration is not the expected one."""
     for name, value in expected.items():
         found = getattr(config, name, value)
         if found != value:

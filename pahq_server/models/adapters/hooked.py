@@ -24,7 +24,7 @@ _IGNORED = -1e4
 # Allowed error of rotary tables, which may have been rounded to 16 bits. Other frequencies give far larger
 # errors.
 _TABLE_ERROR = 0.01
-# A buffer is compared so many rows at a time.
+# How many rows of a buffer are compared at a time.
 _ROWS = 1024
 _NORM_MODULES = ("ln1", "ln2", "ln_final")
 
@@ -51,8 +51,8 @@ def embeddings(arch: Architecture, config: Any, checkpoint: Checkpoint) -> Weigh
 def layer(arch: Architecture, config: Any, index: int, checkpoint: Checkpoint) -> LayerWeights:
     """Reads one layer, whose tensors `embeddings` has checked."""
     prefix = f"blocks.{index}."
-    # TransformerLens names them so in models with a number of key/value heads, even if it equals that of
-    # heads.
+    # TransformerLens puts "_" before names of key and value tensors in models that set a number of key/value
+    # heads, even if it equals the number of heads.
     kv = "attn._" if f"{prefix}attn._W_K" in checkpoint else "attn."
 
     def get(name: str) -> Tensor:
@@ -99,7 +99,7 @@ def _mlp(arch: Architecture, get: Callable[[str], Tensor]) -> dict[str, Tensor]:
 
 
 def _parameters(arch: Architecture, settings: Settings) -> list[str]:
-    """Names of the model's parameters, in order."""
+    """Returns the names of the model's parameters, in order."""
     norm = settings.norm()[1]
     kv = "_" if settings.groups_heads else ""
     attention = ["W_Q", f"{kv}W_K", f"{kv}W_V", "W_O", "b_Q", f"{kv}b_K", f"{kv}b_V", "b_O"]
@@ -115,15 +115,15 @@ def _parameters(arch: Architecture, settings: Settings) -> list[str]:
     return around + [f"blocks.{index}.{name}" for index in range(arch.layers) for name in block]
 
 
-def _buffers(arch: Architecture, rotates: bool) -> list[str]:
-    """Names of the buffers of a layer's attention that TransformerLens may have saved."""
+def _buffers(rotates: bool) -> list[str]:
+    """Returns the names of the buffers of a layer's attention that TransformerLens may have saved."""
     return ["mask", "IGNORE", "rotary_sin", "rotary_cos"] if rotates else ["mask", "IGNORE"]
 
 
 def _check_tensors(arch: Architecture, settings: Settings, checkpoint: Checkpoint) -> None:
     """Raises InvalidRequestError unless all parameters are there, and nothing else but buffers."""
     parameters = _parameters(arch, settings)
-    buffers = _buffers(arch, settings.rotates)
+    buffers = _buffers(settings.rotates)
     allowed = set(parameters).union(
         f"blocks.{index}.attn.{name}" for index in range(arch.layers) for name in buffers
     )
@@ -151,7 +151,7 @@ def _check_tensors(arch: Architecture, settings: Settings, checkpoint: Checkpoin
 
 
 def _listed(names: list[str]) -> str:
-    """The first names, and how many more there are."""
+    """Quotes the first names, and says how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(map(repr, names[:3])) + more
 
@@ -205,7 +205,7 @@ def _check_table(
     for first, rows in checkpoint.rows(name, _ROWS) if right else ():
         positions = torch.arange(first, first + len(rows), dtype=torch.float32)[:, None]
         angles = (positions * rotary.inv_freq).repeat(1, 2)
-        # Angles have the relative error of float32 in both.
+        # The angles of both tables have the relative error of float32, so the errors grow with the position.
         error = (rows.to(torch.float32) - function(angles)).abs() - 1e-6 * positions
         right = right and bool((error <= _TABLE_ERROR).all())
     if not right:

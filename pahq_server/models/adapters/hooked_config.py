@@ -1,8 +1,8 @@
 """Reading the configuration of a ``hooked_transformer``: the settings of TransformerLens 2.18.
 
-Each setting is in one of three sets. `COMPUTED` decide what is computed. `IRRELEVANT` have no effect on the
-logits of given token ids. `REFUSED` ask for something that the engine cannot compute, and are refused unless
-they are off. A setting in none of these sets is refused as well.
+Each setting is in one of three sets. Those in `COMPUTED` decide what is computed. Those in `IRRELEVANT` have
+no effect on the logits of given token ids. Those in `REFUSED` ask for something that the engine cannot
+compute, so they are refused unless they are off. A setting in none of these sets is refused as well.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "silu": "silu",
 }
-# Sizes are int32 in the protocol. Layers and features of a head have lower bounds, far above those of any
-# model, since they take memory before the tensors are seen.
+# Largest allowed values. Sizes are int32 in the protocol. Layers and features of a head take memory before
+# the tensors are seen, so their bounds are lower, though far above any model's.
 _MOST, _MOST_LAYERS, _MOST_FEATURES = 2**31 - 1, 10_000, 2**16
 
 IRRELEVANT = frozenset(
@@ -222,13 +222,13 @@ class Settings:
                     raise self.unsupported(name, f", only {only}: {effect}")
 
     def unsupported(self, name: str, detail: str) -> InvalidRequestError:
-        """The error that a setting has a value that is not supported."""
+        """Makes the error for a setting whose value is not supported."""
         separator = "" if detail[0] in ",:" else " "
         said = f"config.json: {name}={_quoted(self._values[name])} is not supported{separator}{detail}"
         return InvalidRequestError("model", said)
 
     def invalid(self, name: str, rule: str) -> InvalidRequestError:
-        """The error that a setting breaks a rule, such as "must be true or false"."""
+        """Makes the error for a setting that breaks a rule, such as "must be true or false"."""
         found = f"got {_quoted(self._values[name])}" if name in self._values else "but it is missing"
         return InvalidRequestError("model", f"config.json: {name} {rule}, {found}")
 
@@ -248,7 +248,7 @@ class Settings:
     def number(self, name: str, default: float) -> float:
         """Returns a positive number."""
         value = self.get(name, default)
-        # The inverse must be a normal number in float32, too.
+        # Within these bounds the inverse is a normal number in float32, too.
         if not _is_number(value) or not 1e-30 <= value <= 1e30:
             raise self.invalid(name, "must be a number from 1e-30 to 1e30")
         return float(value)
@@ -291,12 +291,12 @@ class Settings:
 
     @property
     def groups_heads(self) -> bool:
-        """Whether the number of key/value heads is set, even to the number of heads."""
+        """Whether the number of key/value heads is set, be it to the number of heads."""
         return self.get("n_key_value_heads", None) is not None
 
 
 def _quoted(value: object) -> str:
-    """A value as messages quote it, shortened where it is long."""
+    """Quotes a value for messages, shortened where it is long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return reprlib.repr(value)

@@ -24,7 +24,7 @@ __all__ = ["BUFFERS", "FIELDS", "PREFIX", "architecture", "embeddings", "layer"]
 
 FIELDS = Fields(
     architectures=("MistralForCausalLM", "MistralModel"),
-    # transformers takes a configuration with layer_types for a Ministral, which is refused later.
+    # transformers reads a configuration with layer_types as a Ministral, which `loading` then refuses.
     computed={**COMPUTED, "sliding_window": nullable(SIZE), "layer_types": ANYTHING},
     fixed=fixed("sliding_window"),
     ignored=IGNORED,

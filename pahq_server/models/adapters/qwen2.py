@@ -41,7 +41,7 @@ WINDOWS: Mapping[str, FieldType] = {
 }
 FIELDS = Fields(
     architectures=("Qwen2ForCausalLM", "Qwen2Model"),
-    # Null is not allowed: transformers computes head_dim only if the field is missing.
+    # head_dim must not be null: transformers fills it in only where the field is missing.
     computed={**COMPUTED, "head_dim": SIZE, **WINDOWS},
     fixed={name: values for name, values in fixed(*WINDOWS).items() if name != "attention_bias"},
     ignored=IGNORED,

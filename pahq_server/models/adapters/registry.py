@@ -64,7 +64,7 @@ class TransformersAdapter(Adapter, Protocol):
         ...
 
 
-# A directory with the configuration and the parameter names of TransformerLens.
+# The format with the configuration and the parameter names of TransformerLens.
 HOOKED = "hooked_transformer"
 TRANSFORMERS_ADAPTERS: Mapping[str, TransformersAdapter] = {
     "gpt2": gpt2,
@@ -116,5 +116,5 @@ _UNSUPPORTED: dict[str, tuple[str, ...]] = {
     "queries, keys and values are fused in layouts that nothing reads yet": ("falcon", "phi3"),
     "windows in some layers only are read for Qwen alone": ("ministral",),
 }
-# By model_type.
+# Why a format is not supported, by ``model_type``.
 REASONS = {model_type: reason for reason, model_types in _UNSUPPORTED.items() for model_type in model_types}
