@@ -36,7 +36,7 @@ class MethodContext(Generic[P]):
 
     Attributes:
         progress: what `tell` was given last.
-        counts: sums of what `count` was given, by name.
+        counts: the counts of this run by name, see `count`.
     """
 
     resolved: ResolvedObjective
