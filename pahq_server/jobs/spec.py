@@ -21,6 +21,8 @@ from pahq_server.store.records import JobRecord
 
 VERSION = 2
 _FACTS = "facts"
+# Specs of version 1 have these beside each other, whatever the method; parameters that came later are missing.
+_PARAMETERS_OF_VERSION_1 = frozenset({"threshold", "gates"})
 
 
 @dataclass(frozen=True)
@@ -137,8 +139,9 @@ def decode(text: str, prompts: str | None) -> JobSpec:
     method = registry.find(fields["method"])
     if version == VERSION:
         values = fields["parameters"]
-    else:  # all parameters of all methods beside each other, null for what a method lacks
-        values = {each.name: fields[each.name] for each in fields_of(method.parameters)}
+    else:
+        known = [each.name for each in fields_of(method.parameters) if each.name in _PARAMETERS_OF_VERSION_1]
+        values = {name: fields[name] for name in known}
     include_prompts = fields.get("include_prompts", False)
     return JobSpec(objective, method.name, method.read(values), include_prompts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from pahq_server.core.task import BuiltinTask
 from pahq_server.jobs import spec as specs
 from pahq_server.jobs.provenance import content_key
 from pahq_server.jobs.spec import JobSpec, RequestFacts
+from pahq_server.methods import registry
 from pahq_server.methods.acdc.method import AcdcParameters
 from pahq_server.store.records import JobRecord, JobState, Snapshot
 
@@ -60,6 +61,19 @@ def test_what_was_stored_comes_back(spec: JobSpec) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_an_older_server_stored_is_read(spec: JobSpec) -> None:
     assert specs.read(record(older(spec)), specs.encode(spec).prompts) == spec
+
+
+def test_parameters_that_came_later_have_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job of an older server is no damaged one because its method has learned something since."""
+
+    @dataclass(frozen=True)
+    class Later(AcdcParameters):
+        patience: int = 7
+
+    spec = next(spec for spec in SPECS if spec.method == "acdc")
+    monkeypatch.setattr(registry.METHODS["acdc"], "parameters", Later)
+    read = specs.read(record(older(spec)), specs.encode(spec).prompts)
+    assert read.parameters == Later(**vars(spec.parameters))
 
 
 @pytest.mark.parametrize(
