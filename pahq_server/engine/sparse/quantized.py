@@ -73,15 +73,15 @@ class Promotion:
     ) -> list[tuple[PairPrecision, Index]]:
         """Splits the variants that read a head by the matrices that they use.
 
-        Returns:
-            For each combination of the head's and the reader's matrix that occurs: the combination, and
-            ``wanted`` with -1 in the variants that use another one.
-
         Args:
             wanted: per merged variant, the variant of the head's change that it reads, or -1.
             merged: the merged variants.
             sender: the head.
             reader: the receiver whose matrix is multiplied too; None if none is.
+
+        Returns:
+            Pairs of the precisions of the head's and the reader's matrix, and ``wanted`` with -1 in the
+            variants that use another combination.
         """
         heads = self._flags(merged, self.senders, sender)
         readers = None if reader is None else self._flags(merged, self.receivers, reader)
