@@ -21,7 +21,7 @@ from pahq_server.store.records import JobRecord
 
 VERSION = 2
 _FACTS = "facts"
-# Specs of version 1 have these beside each other, whatever the method; parameters that came later are missing.
+# Specs of version 1 have these beside each other, whatever the method. Later parameters are missing.
 _PARAMETERS_OF_VERSION_1 = frozenset({"threshold", "gates"})
 
 
