@@ -1,11 +1,10 @@
-"""The chart: its templates as text, and rendered where helm is on PATH."""
+"""The chart: its schema, and rendered where helm is on PATH."""
 
 from __future__ import annotations
 
 import argparse
 import copy
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -16,15 +15,13 @@ import jsonschema
 import pytest
 import yaml
 
-from deploy.files import CHART, GRPC_PORT, METRICS_PORT, exec_form, instructions, load_yaml
+from deploy.files import CHART, GRPC_PORT, METRICS_PORT, load_yaml
 from pahq_server.cli import make_parser
 
 Refusal = Callable[[argparse.Namespace], str | None]
 
-TEMPLATES = {path.name: path.read_text("utf-8") for path in sorted((CHART / "templates").iterdir())}
 SCHEMA = json.loads((CHART / "values.schema.json").read_text("utf-8"))
 VALUES = load_yaml(CHART / "values.yaml")
-ACTION = re.compile(r"\{\{-?\s*(.*?)\s*-?\}\}", re.DOTALL)
 
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not on PATH")
 
@@ -37,25 +34,7 @@ def with_values(**changes: Any) -> dict[str, Any]:
     return values
 
 
-# As text
-
-
-def test_blocks_are_closed() -> None:
-    for name, text in TEMPLATES.items():
-        depth = 0
-        for action in ACTION.findall(text):
-            word = action.split()[0]
-            depth += word in ("if", "with", "range", "define")
-            depth -= word == "end"
-            assert depth >= 0, name
-        assert depth == 0, name
-        assert text.count("{{") == text.count("}}") == len(ACTION.findall(text)), name
-
-
-def test_what_is_included_is_defined_and_used() -> None:
-    everything = "".join(TEMPLATES.values())
-    defined = set(re.findall(r'define "([^"]+)"', everything))
-    assert defined == set(re.findall(r'include "([^"]+)"', everything))
+# The schema
 
 
 def leaves(values: dict[str, Any], path: str = "") -> Iterator[str]:
@@ -64,11 +43,6 @@ def leaves(values: dict[str, Any], path: str = "") -> Iterator[str]:
             yield from leaves(value, f"{path}.{name}")
         else:
             yield f"{path}.{name}"
-
-
-def test_values_are_those_that_templates_use() -> None:
-    used = set(re.findall(r"\.Values((?:\.\w+)+)", "".join(TEMPLATES.values())))
-    assert used == set(leaves(VALUES))
 
 
 def test_the_schema_knows_every_value() -> None:
@@ -119,25 +93,6 @@ def test_the_schema_refuses_what_would_not_work(changes: dict[str, Any]) -> None
 )
 def test_the_schema_takes_what_works(changes: dict[str, Any]) -> None:
     jsonschema.validate(with_values(**changes), SCHEMA)
-
-
-def test_options_and_paths_are_those_of_server_and_image() -> None:
-    server = _option_strings("serve")
-    named = set(re.findall(r"^- (--[a-z-]+)$", TEMPLATES["_helpers.tpl"], re.MULTILINE))
-    assert len(named) >= 12
-    assert named <= set(server)
-    probe = set(re.findall(r"--[a-z-]+", TEMPLATES["_helpers.tpl"].partition('"pahq.probe"')[2]))
-    assert probe <= set(_option_strings("health"))
-    (user,) = [text for kind, text in instructions("Dockerfile.cpu") if kind == "USER"]
-    assert f"runAsUser: {user.split(':')[0]}" in TEMPLATES["statefulset.yaml"]
-    assert exec_form("Dockerfile.cpu", "ENTRYPOINT") == ["pahq-server"]
-
-
-def _option_strings(command: str) -> list[str]:
-    parser = make_parser()
-    (commands,) = (action for action in parser._actions if action.dest == "command")
-    assert isinstance(commands.choices, dict)
-    return [text for action in commands.choices[command]._actions for text in action.option_strings]
 
 
 # Rendered
