@@ -136,12 +136,19 @@ def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters
     """
     hints = typing.get_type_hints(method.parameters)
     values: dict[str, object] = {}
-    for name, value in message.parameters.items():
-        if isinstance(value, Message):
-            field = f"{_EXTENSION}.parameters.{name}"
-            raise InvalidRequestError(field, "must be a number, a text, true or false; no list, no object")
-        if value is None:
+    for name, field in message.parameters.fields.items():
+        kind = field.WhichOneof("kind")
+        if kind not in ("number_value", "string_value", "bool_value", "null_value"):
+            path = f"{_EXTENSION}.parameters.{name}"
+            detail = (
+                "has no value"
+                if kind is None
+                else "must be a number, a text, true or false; no list, no object"
+            )
+            raise InvalidRequestError(path, detail)
+        if kind == "null_value":
             continue
+        value = getattr(field, kind)
         wanted = typing.get_args(hints.get(name)) or (hints.get(name),)
         if isinstance(value, float) and value.is_integer() and int in wanted and float not in wanted:
             value = int(value)

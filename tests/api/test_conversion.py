@@ -131,6 +131,16 @@ def test_a_number_with_a_fraction_is_left_to_the_method() -> None:
 
 
 @pytest.mark.usefixtures("_toy")
+def test_a_parameter_without_a_value_is_named() -> None:
+    """A field of a Struct may hold no kind of value at all."""
+    message = extension("toy", rounds=1)
+    message.extension.parameters.fields["rounds"].Clear()
+    with pytest.raises(InvalidRequestError, match="has no value") as caught:
+        conversion.read_job_spec(message)
+    assert caught.value.field == "extension.parameters.rounds"
+
+
+@pytest.mark.usefixtures("_toy")
 @pytest.mark.parametrize(
     ("message", "field"),
     [
