@@ -10,7 +10,26 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.errors import InvalidRequestError, ResourceExhaustedError
+from pahq_server.memory.pool import OutOfPagesError
+
+# What the pool, Python, and torch on a GPU raise where there is no memory. On a CPU, torch raises a plain
+# RuntimeError with this text in its message.
+_OUT_OF_MEMORY = (OutOfPagesError, MemoryError, torch.OutOfMemoryError)
+_ALLOCATION_FAILED = "allocate memory"
+MEMORY_RETRY_S = 10.0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tells whether an error says that there is not enough memory."""
+    return isinstance(error, _OUT_OF_MEMORY) or (
+        isinstance(error, RuntimeError) and _ALLOCATION_FAILED in str(error)
+    )
+
+
+def not_enough_memory(what: str, error: Exception) -> ResourceExhaustedError:
+    """Returns the error for clients that there is not enough memory for something."""
+    return ResourceExhaustedError(f"not enough memory for {what}: {error}", MEMORY_RETRY_S)
 
 
 def find(name: str) -> torch.device:

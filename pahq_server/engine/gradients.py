@@ -31,12 +31,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import INPUT, Graph
 from pahq_server.core.operations import EdgeGradients, prompt_parts
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import transformer
 from pahq_server.engine.backends import EngineState
+from pahq_server.engine.devices import is_out_of_memory, not_enough_memory
 from pahq_server.engine.metrics import METRICS
 from pahq_server.engine.transformer import PromptBatch
 from pahq_server.models.architecture import LayerWeights, Model
@@ -46,9 +46,6 @@ from pahq_server.models.architecture import LayerWeights, Model
 ATTENTION_BYTES = 64 << 20
 CONTRACTION_BYTES = 128 << 20
 
-RETRY_S = 10.0
-# On a CPU, torch raises a plain RuntimeError where there is no memory.
-_ALLOCATION_FAILED = "allocate memory"
 _SCORER = "edge gradients"
 
 
@@ -68,16 +65,10 @@ def edge_gradients(state: EngineState, operation: EdgeGradients) -> NDArray[np.f
     scorer: EdgeGradientScorer = state.kept[_SCORER]
     try:
         return scorer.score(operation.first, operation.last)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise _no_memory(error) from error
-    except RuntimeError as error:
-        if _ALLOCATION_FAILED in str(error):
-            raise _no_memory(error) from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise not_enough_memory("the gradients of a few prompts", error) from error
         raise
-
-
-def _no_memory(error: Exception) -> ResourceExhaustedError:
-    return ResourceExhaustedError(f"not enough memory for the gradients of a few prompts: {error}", RETRY_S)
 
 
 @dataclass

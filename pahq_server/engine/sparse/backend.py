@@ -5,27 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-import torch
-
 from pahq_server.core.circuit import PatchedPass
-from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import in_groups
 from pahq_server.core.task import TokenTask
+from pahq_server.engine.devices import is_out_of_memory, not_enough_memory
 from pahq_server.engine.metrics import Scores
 from pahq_server.engine.sparse.executor import SharedModel, SparseExecutor, score_together
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
-from pahq_server.memory.pool import OutOfPagesError
 from pahq_server.models.architecture import Model
 
 logger = logging.getLogger(__name__)
-
-# What the pool, Python, and torch on a GPU raise where there is no memory. On a CPU, torch raises a plain
-# RuntimeError with this text in its message.
-_OUT_OF_MEMORY = (OutOfPagesError, MemoryError, torch.OutOfMemoryError)
-_ALLOCATION_FAILED = "allocate memory"
-RETRY_S = 10.0
 
 Job = tuple[SparseExecutor, Sequence[PatchedPass]]
 
@@ -58,15 +49,15 @@ class SparseBackend:
         try:
             return SparseExecutor(self._shared, graph, task, metric, ablation)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         self._memory.preempt(keep=())
         try:
             return SparseExecutor(self._shared, graph, task, metric, ablation)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            raise ResourceExhaustedError(f"not enough memory for the job: {error}", RETRY_S) from error
+            raise not_enough_memory("the job", error) from error
 
     def score(self, work: Sequence[Job]) -> list[Scores]:
         """Scores the passes of several jobs.
@@ -86,7 +77,7 @@ class SparseBackend:
                 for job, _ in together:
                     job.note_room()
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     if len(group) == 1:
                         return [error]
                     # Scored one by one, each job gets its own error.
@@ -109,7 +100,7 @@ class SparseBackend:
             try:
                 scores += job.score(part, self._memory.batch_bytes)
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 scores += self._score_smaller(job, part, error)
         return scores
@@ -126,9 +117,7 @@ class SparseBackend:
             job.limit_memory(max(1, base_circuits // 2), recomputes=base_circuits == 1)
             return self._score_alone(job, passes)
         if len(passes) == 1:
-            raise ResourceExhaustedError(
-                f"not enough memory for one patched pass: {error}", RETRY_S
-            ) from error
+            raise not_enough_memory("one patched pass", error) from error
         half = len(passes) // 2
         return self._score_alone(job, passes[:half]) + self._score_alone(job, passes[half:])
 
@@ -144,10 +133,3 @@ def _split_by_base_circuits(passes: Sequence[PatchedPass], most: int) -> list[li
         parts[-1].append(each)
         base_circuits.add(id(each.base_circuit))
     return parts
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tells whether an error says that there is not enough memory."""
-    return isinstance(error, _OUT_OF_MEMORY) or (
-        isinstance(error, RuntimeError) and _ALLOCATION_FAILED in str(error)
-    )
