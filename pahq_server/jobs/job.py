@@ -13,7 +13,7 @@ from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.jobs.spec import JobSpec, RequestFacts
 from pahq_server.scheduler.run import QueuePosition
 from pahq_server.store.base import JobStore
-from pahq_server.store.records import ArtifactSummary, JobState, Snapshot, StoredArtifact
+from pahq_server.store.records import ArtifactSummary, JobRecord, JobState, Snapshot, StoredArtifact
 
 __all__ = ["ExpectedStart", "Job", "JobState", "Journal", "SchedulingStats", "Snapshot", "StoredJournal"]
 
@@ -176,6 +176,28 @@ class Job:
         self._lock = threading.Lock()
         # A lock of its own: whoever begins to listen must not wait while a change is stored.
         self._listening = threading.Lock()
+
+    @classmethod
+    def of_record(
+        cls,
+        record: JobRecord,
+        spec: JobSpec,
+        facts: RequestFacts,
+        journal: Journal | None = None,
+        ended: Callable[[Job], None] = lambda job: None,
+    ) -> Job:
+        """Makes the job of a stored record; see `Job` for the other arguments."""
+        return cls(
+            record.name,
+            spec,
+            record.total,
+            record.unit,
+            record.snapshot,
+            journal,
+            ended,
+            facts,
+            record.summary,
+        )
 
     @property
     def snapshot(self) -> Snapshot:

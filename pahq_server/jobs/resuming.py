@@ -80,16 +80,7 @@ class Resumption:
                 self._condemn(record, str(error))
                 continue
             journal = StoredJournal(self._store, record.id, record.snapshot.records)
-            job = Job(
-                record.name,
-                spec,
-                record.total,
-                record.unit,
-                record.snapshot,
-                journal,
-                self._shared.ended,
-                specs.facts(record.spec),
-            )
+            job = Job.of_record(record, spec, specs.facts(record.spec), journal, self._shared.ended)
             self._lines.setdefault(job.user, deque()).append(_Left(record, job))
             jobs.append(job)
         return jobs
@@ -143,7 +134,7 @@ class Resumption:
             if item is None:
                 return
             line.remove(item)
-        self._end(job, job.end_cancelled)
+        self._shared.end(job, job.end_cancelled)
 
     def close(self) -> None:
         """Stops after the job at hand; the others are left to a later process."""
@@ -200,7 +191,7 @@ class Resumption:
         with log_context(job=job.name, user=job.user):
             try:
                 if job.cancelling:
-                    self._end(job, job.end_cancelled)
+                    self._shared.end(job, job.end_cancelled)
                     return
                 self._submit(self._run_of(item))
             except StorageError as error:
@@ -244,18 +235,7 @@ class Resumption:
 
     def _fail(self, job: Job, error: Exception) -> None:
         logger.warning("%s cannot go on", job.name, exc_info=error)
-        self._end(job, lambda: job.fail(_explained(error)))
-
-    def _end(self, job: Job, end: Callable[[], None]) -> None:
-        """Ends a job now, or as soon as that can be stored."""
-        try:
-            end()
-        except StorageError as error:
-            logger.error("the end of a job could not be stored: %s", error)
-            if error.damaged:
-                job.fail_unstored(error)
-            else:
-                self._shared.later(job, end)
+        self._shared.end(job, lambda: job.fail(_explained(error)))
 
     def _condemn(self, record: JobRecord, reason: str) -> None:
         logger.error("%s cannot be read, and has failed: %s", record.name, reason)

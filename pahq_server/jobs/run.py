@@ -45,6 +45,17 @@ class RunContext:
     later: Callable[[Job, Callable[[], None]], None]
     ended: Callable[[Job], None]
 
+    def end(self, job: Job, end: Callable[[], None]) -> None:
+        """Ends a job by calling ``end``, now or as soon as that can be stored."""
+        try:
+            end()
+        except StorageError as error:
+            logger.error("the end of a job could not be stored: %s", error)
+            if error.damaged:
+                job.fail_unstored(error)
+            else:
+                self.later(job, end)
+
 
 class MethodRun:
     """A `Run` of the scheduler: drives the method of one job, and stores and reports how far it is.
@@ -167,22 +178,12 @@ class MethodRun:
         """Ends the job now, or as soon as that can be stored."""
         with log_context(job=self.name, user=self.user):
             try:
-                self._end_or_later(end)
+                self._shared.end(self._job, end)
             except Exception as error:
                 # An artifact that cannot be written must not leave its job without an end.
                 logger.exception("the end of a job cannot be stored")
                 failed = error
-                self._end_or_later(lambda: self._job.fail(failed))
-
-    def _end_or_later(self, end: Callable[[], None]) -> None:
-        try:
-            end()
-        except StorageError as error:
-            logger.error("the end of a job could not be stored: %s", error)
-            if error.damaged:
-                self._job.fail_unstored(error)
-            else:
-                self._shared.later(self._job, end)
+                self._shared.end(self._job, lambda: self._job.fail(failed))
 
     def _stored_artifact(self, found: Artifact) -> StoredArtifact:
         spec, shared = self._job.spec, self._shared

@@ -192,10 +192,8 @@ class JobService:
         method = spec.check()
         _check_request_id(request_id)
         self._known(specs.encode(spec), request_id, user)
-        resolved = self._engine.resolve(spec.objective)
-        method.check(spec.parameters, resolved)
-        total = method.total(spec.parameters, resolved)
-        job = Job("", spec, total, method.unit, facts=_facts(spec, method, resolved))
+        resolved, facts = self._accept(spec, method)
+        job = Job("", spec, method.total(spec.parameters, resolved), method.unit, facts=facts)
         return job, self._engine.estimate(resolved, method.weight(spec.parameters, resolved))
 
     def create(self, spec: JobSpec, request_id: str, user: str = LOCAL_USER) -> Job:
@@ -210,9 +208,7 @@ class JobService:
         known = self._known(stored, request_id, user)
         if known is not None:
             return self._job(known)
-        resolved = self._engine.resolve(spec.objective)
-        method.check(spec.parameters, resolved)
-        facts = _facts(spec, method, resolved)
+        resolved, facts = self._accept(spec, method)
         new = NewJob(
             name=f"users/{user}/jobs/{uuid.uuid4().hex}",
             user=user,
@@ -229,6 +225,12 @@ class JobService:
         )
         return self._create(new, spec, resolved, facts)
 
+    def _accept(self, spec: JobSpec, method: Method[Any]) -> tuple[ResolvedObjective, RequestFacts]:
+        """Checks a request against the model. Raises InvalidRequestError and NotFoundError."""
+        resolved = self._engine.resolve(spec.objective)
+        method.check(spec.parameters, resolved)
+        return resolved, _facts(spec, method, resolved)
+
     def _create(self, new: NewJob, spec: JobSpec, resolved: ResolvedObjective, facts: RequestFacts) -> Job:
         def admit(usage: Usage, computed: bool) -> None:
             self._admission.admit_job(new.user, usage, new.tokens, computed)
@@ -238,16 +240,7 @@ class JobService:
             record, created = self._store.create(new, admit, self._policy.reuse)
             if created and not record.snapshot.state.final:
                 journal = StoredJournal(self._store, record.id)
-                job = Job(
-                    record.name,
-                    spec,
-                    record.total,
-                    record.unit,
-                    record.snapshot,
-                    journal,
-                    self._forget,
-                    facts,
-                )
+                job = Job.of_record(record, spec, facts, journal, self._forget)
                 self._jobs[job.name] = job
         if created and record.snapshot.state.final:
             self._observer.job_ended(record.name, record.snapshot.state.name.lower(), 0.0)
@@ -387,15 +380,7 @@ class JobService:
             spec, facts = UNREADABLE, RequestFacts()
             if record.snapshot.state is not JobState.FAILED:  # else it says why
                 record = condemned(record, str(error))
-        job = Job(
-            record.name,
-            spec,
-            record.total,
-            record.unit,
-            record.snapshot,
-            facts=facts,
-            summary=record.summary,
-        )
+        job = Job.of_record(record, spec, facts)
         if not record.snapshot.state.final:
             # Nobody here knows it, so nobody here works on it: those who watch must not wait for that.
             logger.error("%s is left to a later process", record.name)
