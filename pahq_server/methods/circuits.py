@@ -7,15 +7,13 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
-
 from pahq_server.core.artifact import Artifact, Progress, pack
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import ScorePasses
 from pahq_server.methods import warnings
 from pahq_server.methods.base import MethodContext, Steps
-from pahq_server.methods.verdicts import SearchResult, Verdict, pack_verdicts
+from pahq_server.methods.verdicts import SearchResult, Verdict, pack_verdicts, verdict_table
 
 KIND, VERSION = "circuit", 1
 
@@ -148,12 +146,6 @@ def circuit_bytes(
         "graph": asdict(circuit.graph),
         "metric": {"name": metric, "value": value, "full": full, "empty": empty},
     }
-    arrays = {
-        "kept": circuit.kept,
-        "verdict_gate": np.array([verdict.gate for verdict in verdicts], dtype=np.bool_),
-        "verdict_index": np.array([verdict.index for verdict in verdicts], dtype=np.int64),
-        "verdict_score": np.array([verdict.score for verdict in verdicts], dtype=np.float64),
-        "verdict_delta": np.array([verdict.delta for verdict in verdicts], dtype=np.float64),
-        "verdict_kept": np.array([verdict.kept for verdict in verdicts], dtype=np.bool_),
-    }
-    return pack(header, arrays)
+    table = verdict_table(verdicts)
+    columns = {f"verdict_{name}": table[name] for name in ("gate", "index", "score", "delta", "kept")}
+    return pack(header, {"kept": circuit.kept, **columns})

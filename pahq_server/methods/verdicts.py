@@ -43,24 +43,35 @@ class SearchResult:
 
     Args:
         circuit: the kept edges.
-        scores: float64, shape [edges]: delta of each edge's own verdict, NaN if it has none.
         verdicts: one per test, in the order of decision.
         metric_value, metric_full, metric_empty: the metric of the circuit, the full model and the empty
             circuit.
     """
 
     circuit: Circuit
-    scores: NDArray[np.float64]
     verdicts: tuple[Verdict, ...]
     metric_value: float
     metric_full: float
     metric_empty: float
 
+    @property
+    def scores(self) -> NDArray[np.float64]:
+        """The delta of each edge's own verdict, NaN if it has none: float64, shape [edges]."""
+        scores = np.full(self.circuit.graph.num_edges, np.nan)
+        for verdict in self.verdicts:
+            if not verdict.gate:
+                scores[verdict.index] = verdict.delta
+        return scores
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> NDArray[np.void]:
+    """Returns verdicts as a structured array of shape [verdicts] with the fields of `Verdict`."""
+    return np.array([(v.gate, v.index, v.score, v.delta, v.kept) for v in verdicts], dtype=_VERDICT)
+
 
 def pack_verdicts(verdicts: Sequence[Verdict]) -> bytes:
     """Writes verdicts as journal records of `VERDICT_BYTES` each."""
-    rows = [(v.gate, v.index, v.score, v.delta, v.kept) for v in verdicts]
-    return np.array(rows, dtype=_VERDICT).tobytes()
+    return verdict_table(verdicts).tobytes()
 
 
 def unpack_verdicts(data: bytes) -> list[Verdict]:

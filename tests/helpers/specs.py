@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from helpers.fake_engine import GRAPH, OBJECTIVE
 from helpers.scores import SetScore
 from pahq_server.core.artifact import Artifact, unpack
@@ -46,13 +44,9 @@ def found(result: StoredArtifact | Artifact) -> SearchResult:
     circuit = Circuit(Graph(**header["graph"]), arrays["kept"])
     columns = ("verdict_gate", "verdict_index", "verdict_score", "verdict_delta", "verdict_kept")
     verdicts = tuple(Verdict(*row) for row in zip(*(arrays[name].tolist() for name in columns), strict=True))
-    scores = np.full(circuit.graph.num_edges, np.nan)
-    for verdict in verdicts:
-        if not verdict.gate:
-            scores[verdict.index] = verdict.delta
     metrics = [header["metric"][name] for name in ("value", "full", "empty")]
     value, full, empty = (float("nan") if metric is None else metric for metric in metrics)
-    return SearchResult(circuit, scores, verdicts, value, full, empty)
+    return SearchResult(circuit, verdicts, value, full, empty)
 
 
 def run_method(

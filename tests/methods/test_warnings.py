@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from helpers.fake_engine import OBJECTIVE
 
@@ -77,8 +76,7 @@ def of_result(
 ) -> list[str]:
     circuit = Circuit.from_names(GRAPH, names)
     verdicts = (Verdict(False, 0, 0.0, 0.25, False),)
-    scores = np.full(GRAPH.num_edges, np.nan)
-    result = SearchResult(circuit, scores, verdicts, value, full, empty)
+    result = SearchResult(circuit, verdicts, value, full, empty)
     return list(warnings.of_search(ResolvedObjective(OBJECTIVE, GOOD, GRAPH, "r"), threshold, result))
 
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
 from pahq_server.core.artifact import Progress
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
@@ -111,7 +109,7 @@ class AcdcSearch:
             used = self._accept(chain, scores)
             self.counts.update(batches=1, passes=len(passes), wasted=len(passes) - used)
         value, full, empty = yield endpoints(self.graph, self._state.circuit)
-        return SearchResult(self._state.circuit, self._scores(), tuple(self.verdicts), value, full, empty)
+        return SearchResult(self._state.circuit, tuple(self.verdicts), value, full, empty)
 
     @property
     def circuit(self) -> Circuit:
@@ -195,10 +193,3 @@ class AcdcSearch:
         self._state = self._order.advance(self._state, verdict.kept)
         if self._state.has_new_base:
             self._measured = None
-
-    def _scores(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        scores = np.full(self.graph.num_edges, np.nan)
-        for verdict in self.verdicts:
-            if not verdict.gate:
-                scores[verdict.index] = verdict.delta
-        return scores

@@ -103,9 +103,8 @@ class SingleEdgeSearch:
                 self._accept(each, score)
             self.counts.update(batches=1, passes=len(passes))
         circuit = Circuit(self.graph, np.array([verdict.kept for verdict in self.verdicts], dtype=bool))
-        scores_of_edges = np.array([verdict.delta for verdict in self.verdicts])
         value, full_metric, empty_metric = yield endpoints(self.graph, circuit)
-        return SearchResult(circuit, scores_of_edges, tuple(self.verdicts), value, full_metric, empty_metric)
+        return SearchResult(circuit, tuple(self.verdicts), value, full_metric, empty_metric)
 
     def progress(self) -> Progress:
         """Says how many edges have a score; the metric is that of the full model."""
