@@ -1,6 +1,7 @@
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -31,3 +32,13 @@ class Metric(_message.Message):
     full: float
     empty: float
     def __init__(self, name: _Optional[str] = ..., value: _Optional[float] = ..., full: _Optional[float] = ..., empty: _Optional[float] = ...) -> None: ...
+
+class EdgeSet(_message.Message):
+    __slots__ = ("graph", "model_revision", "bits")
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    graph: Graph
+    model_revision: str
+    bits: bytes
+    def __init__(self, graph: _Optional[_Union[Graph, _Mapping]] = ..., model_revision: _Optional[str] = ..., bits: _Optional[bytes] = ...) -> None: ...

@@ -1,4 +1,5 @@
 from google.protobuf import struct_pb2 as _struct_pb2
+from pahq.v1 import circuit_pb2 as _circuit_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Mapping as _Mapping
@@ -7,12 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AcdcParameters(_message.Message):
-    __slots__ = ("threshold", "gates")
+    __slots__ = ("threshold", "grouping", "within", "edges", "faithfulness")
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
-    GATES_FIELD_NUMBER: _ClassVar[int]
+    GROUPING_FIELD_NUMBER: _ClassVar[int]
+    WITHIN_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    FAITHFULNESS_FIELD_NUMBER: _ClassVar[int]
     threshold: float
-    gates: bool
-    def __init__(self, threshold: _Optional[float] = ..., gates: bool = ...) -> None: ...
+    grouping: str
+    within: _circuit_pb2.EdgeSet
+    edges: int
+    faithfulness: float
+    def __init__(self, threshold: _Optional[float] = ..., grouping: _Optional[str] = ..., within: _Optional[_Union[_circuit_pb2.EdgeSet, _Mapping]] = ..., edges: _Optional[int] = ..., faithfulness: _Optional[float] = ...) -> None: ...
 
 class SingleEdgeParameters(_message.Message):
     __slots__ = ("threshold",)
@@ -21,6 +28,24 @@ class SingleEdgeParameters(_message.Message):
     def __init__(self, threshold: _Optional[float] = ...) -> None: ...
 
 class EapParameters(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class EapIgParameters(_message.Message):
+    __slots__ = ("steps",)
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    def __init__(self, steps: _Optional[int] = ...) -> None: ...
+
+class CleanCorruptedParameters(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RelpParameters(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GimParameters(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 

@@ -1,3 +1,4 @@
+from pahq.v1 import task_pb2 as _task_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -91,3 +92,67 @@ class TokenizeTextsResponse(_message.Message):
     TEXTS_FIELD_NUMBER: _ClassVar[int]
     texts: _containers.RepeatedCompositeFieldContainer[TokenizedText]
     def __init__(self, texts: _Optional[_Iterable[_Union[TokenizedText, _Mapping]]] = ...) -> None: ...
+
+class PredictTokensRequest(_message.Message):
+    __slots__ = ("model", "prompts", "top")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    prompts: _containers.RepeatedCompositeFieldContainer[_task_pb2.Prompt]
+    top: int
+    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_task_pb2.Prompt, _Mapping]]] = ..., top: _Optional[int] = ...) -> None: ...
+
+class PredictTokensResponse(_message.Message):
+    __slots__ = ("predictions",)
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
+
+class Prediction(_message.Message):
+    __slots__ = ("tokens",)
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[PredictedToken]
+    def __init__(self, tokens: _Optional[_Iterable[_Union[PredictedToken, _Mapping]]] = ...) -> None: ...
+
+class PredictedToken(_message.Message):
+    __slots__ = ("id", "text", "probability", "logit")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    text: str
+    probability: float
+    logit: float
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ..., probability: _Optional[float] = ..., logit: _Optional[float] = ...) -> None: ...
+
+class CheckTaskRequest(_message.Message):
+    __slots__ = ("model", "task")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    task: _task_pb2.Task
+    def __init__(self, model: _Optional[str] = ..., task: _Optional[_Union[_task_pb2.Task, _Mapping]] = ...) -> None: ...
+
+class CheckTaskResponse(_message.Message):
+    __slots__ = ("clean", "corrupted", "num_prompts", "warnings")
+    CLEAN_FIELD_NUMBER: _ClassVar[int]
+    CORRUPTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    clean: TaskAccuracy
+    corrupted: TaskAccuracy
+    num_prompts: int
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, clean: _Optional[_Union[TaskAccuracy, _Mapping]] = ..., corrupted: _Optional[_Union[TaskAccuracy, _Mapping]] = ..., num_prompts: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class TaskAccuracy(_message.Message):
+    __slots__ = ("above_wrong", "likeliest", "logit_difference")
+    ABOVE_WRONG_FIELD_NUMBER: _ClassVar[int]
+    LIKELIEST_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    above_wrong: float
+    likeliest: float
+    logit_difference: float
+    def __init__(self, above_wrong: _Optional[float] = ..., likeliest: _Optional[float] = ..., logit_difference: _Optional[float] = ...) -> None: ...

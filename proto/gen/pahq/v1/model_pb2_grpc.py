@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Tells which models are served, and how they tokenize.
+    """Tells which models are served, how they tokenize, and what they predict.
     """
 
     def __init__(self, channel):
@@ -50,10 +50,20 @@ class ModelServiceStub(object):
                 request_serializer=pahq_dot_v1_dot_model__pb2.TokenizeTextsRequest.SerializeToString,
                 response_deserializer=pahq_dot_v1_dot_model__pb2.TokenizeTextsResponse.FromString,
                 _registered_method=True)
+        self.PredictTokens = channel.unary_unary(
+                '/pahq.v1.ModelService/PredictTokens',
+                request_serializer=pahq_dot_v1_dot_model__pb2.PredictTokensRequest.SerializeToString,
+                response_deserializer=pahq_dot_v1_dot_model__pb2.PredictTokensResponse.FromString,
+                _registered_method=True)
+        self.CheckTask = channel.unary_unary(
+                '/pahq.v1.ModelService/CheckTask',
+                request_serializer=pahq_dot_v1_dot_model__pb2.CheckTaskRequest.SerializeToString,
+                response_deserializer=pahq_dot_v1_dot_model__pb2.CheckTaskResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer(object):
-    """Tells which models are served, and how they tokenize.
+    """Tells which models are served, how they tokenize, and what they predict.
     """
 
     def ListModels(self, request, context):
@@ -77,6 +87,22 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PredictTokens(self, request, context):
+        """Runs the full model on prompts, and gives the likeliest next tokens. It waits
+        for its turn as EvaluateCircuits does, and counts in the same quotas.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckTask(self, request, context):
+        """Measures how well the full model does a task, on clean and on corrupted
+        prompts. It waits for its turn as EvaluateCircuits does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +121,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=pahq_dot_v1_dot_model__pb2.TokenizeTextsRequest.FromString,
                     response_serializer=pahq_dot_v1_dot_model__pb2.TokenizeTextsResponse.SerializeToString,
             ),
+            'PredictTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.PredictTokens,
+                    request_deserializer=pahq_dot_v1_dot_model__pb2.PredictTokensRequest.FromString,
+                    response_serializer=pahq_dot_v1_dot_model__pb2.PredictTokensResponse.SerializeToString,
+            ),
+            'CheckTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckTask,
+                    request_deserializer=pahq_dot_v1_dot_model__pb2.CheckTaskRequest.FromString,
+                    response_serializer=pahq_dot_v1_dot_model__pb2.CheckTaskResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'pahq.v1.ModelService', rpc_method_handlers)
@@ -104,7 +140,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Tells which models are served, and how they tokenize.
+    """Tells which models are served, how they tokenize, and what they predict.
     """
 
     @staticmethod
@@ -178,6 +214,60 @@ class ModelService(object):
             '/pahq.v1.ModelService/TokenizeTexts',
             pahq_dot_v1_dot_model__pb2.TokenizeTextsRequest.SerializeToString,
             pahq_dot_v1_dot_model__pb2.TokenizeTextsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PredictTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pahq.v1.ModelService/PredictTokens',
+            pahq_dot_v1_dot_model__pb2.PredictTokensRequest.SerializeToString,
+            pahq_dot_v1_dot_model__pb2.PredictTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pahq.v1.ModelService/CheckTask',
+            pahq_dot_v1_dot_model__pb2.CheckTaskRequest.SerializeToString,
+            pahq_dot_v1_dot_model__pb2.CheckTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,

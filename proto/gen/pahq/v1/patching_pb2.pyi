@@ -97,30 +97,34 @@ class CloseSessionResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class EvaluateCircuitRequest(_message.Message):
-    __slots__ = ("objective", "edges", "origin")
-    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+class EvaluatedCircuit(_message.Message):
+    __slots__ = ("names", "edges")
+    NAMES_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
-    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    names: EdgeList
+    edges: _circuit_pb2.EdgeSet
+    def __init__(self, names: _Optional[_Union[EdgeList, _Mapping]] = ..., edges: _Optional[_Union[_circuit_pb2.EdgeSet, _Mapping]] = ...) -> None: ...
+
+class EvaluateCircuitsRequest(_message.Message):
+    __slots__ = ("objective", "circuits")
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    CIRCUITS_FIELD_NUMBER: _ClassVar[int]
     objective: _jobs_pb2.Objective
-    edges: _containers.RepeatedScalarFieldContainer[str]
-    origin: CircuitOrigin
-    def __init__(self, objective: _Optional[_Union[_jobs_pb2.Objective, _Mapping]] = ..., edges: _Optional[_Iterable[str]] = ..., origin: _Optional[_Union[CircuitOrigin, _Mapping]] = ...) -> None: ...
+    circuits: _containers.RepeatedCompositeFieldContainer[EvaluatedCircuit]
+    def __init__(self, objective: _Optional[_Union[_jobs_pb2.Objective, _Mapping]] = ..., circuits: _Optional[_Iterable[_Union[EvaluatedCircuit, _Mapping]]] = ...) -> None: ...
 
-class CircuitOrigin(_message.Message):
-    __slots__ = ("graph", "model_revision")
-    GRAPH_FIELD_NUMBER: _ClassVar[int]
-    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
-    graph: _circuit_pb2.Graph
-    model_revision: str
-    def __init__(self, graph: _Optional[_Union[_circuit_pb2.Graph, _Mapping]] = ..., model_revision: _Optional[str] = ...) -> None: ...
-
-class EvaluateCircuitResponse(_message.Message):
-    __slots__ = ("metric", "num_edges_total", "warnings")
+class EvaluateCircuitsResponse(_message.Message):
+    __slots__ = ("metric", "values", "full", "empty", "num_edges_total", "warnings")
     METRIC_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    EMPTY_FIELD_NUMBER: _ClassVar[int]
     NUM_EDGES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
-    metric: _circuit_pb2.Metric
+    metric: str
+    values: _containers.RepeatedScalarFieldContainer[float]
+    full: float
+    empty: float
     num_edges_total: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, metric: _Optional[_Union[_circuit_pb2.Metric, _Mapping]] = ..., num_edges_total: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, metric: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ..., full: _Optional[float] = ..., empty: _Optional[float] = ..., num_edges_total: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...

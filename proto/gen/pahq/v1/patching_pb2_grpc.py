@@ -57,10 +57,10 @@ class PatchingServiceStub(object):
                 request_serializer=pahq_dot_v1_dot_patching__pb2.CloseSessionRequest.SerializeToString,
                 response_deserializer=pahq_dot_v1_dot_patching__pb2.CloseSessionResponse.FromString,
                 _registered_method=True)
-        self.EvaluateCircuit = channel.unary_unary(
-                '/pahq.v1.PatchingService/EvaluateCircuit',
-                request_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitRequest.SerializeToString,
-                response_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitResponse.FromString,
+        self.EvaluateCircuits = channel.unary_unary(
+                '/pahq.v1.PatchingService/EvaluateCircuits',
+                request_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsRequest.SerializeToString,
+                response_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsResponse.FromString,
                 _registered_method=True)
 
 
@@ -99,8 +99,8 @@ class PatchingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def EvaluateCircuit(self, request, context):
-        """Measures the metric of a given circuit, of the full model and of the empty
+    def EvaluateCircuits(self, request, context):
+        """Measures the metric of given circuits, of the full model and of the empty
         circuit, without a session. It waits for its turn, an hour at most; while it
         does, it counts in the caller's quota of queued jobs, and its prompts in that
         of tokens. Nothing of it is kept: a repeated call does no harm.
@@ -132,10 +132,10 @@ def add_PatchingServiceServicer_to_server(servicer, server):
                     request_deserializer=pahq_dot_v1_dot_patching__pb2.CloseSessionRequest.FromString,
                     response_serializer=pahq_dot_v1_dot_patching__pb2.CloseSessionResponse.SerializeToString,
             ),
-            'EvaluateCircuit': grpc.unary_unary_rpc_method_handler(
-                    servicer.EvaluateCircuit,
-                    request_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitRequest.FromString,
-                    response_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitResponse.SerializeToString,
+            'EvaluateCircuits': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvaluateCircuits,
+                    request_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsRequest.FromString,
+                    response_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -260,7 +260,7 @@ class PatchingService(object):
             _registered_method=True)
 
     @staticmethod
-    def EvaluateCircuit(request,
+    def EvaluateCircuits(request,
             target,
             options=(),
             channel_credentials=None,
@@ -273,9 +273,9 @@ class PatchingService(object):
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/pahq.v1.PatchingService/EvaluateCircuit',
-            pahq_dot_v1_dot_patching__pb2.EvaluateCircuitRequest.SerializeToString,
-            pahq_dot_v1_dot_patching__pb2.EvaluateCircuitResponse.FromString,
+            '/pahq.v1.PatchingService/EvaluateCircuits',
+            pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsRequest.SerializeToString,
+            pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsResponse.FromString,
             options,
             channel_credentials,
             insecure,
