@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from pahq_server.core.engine import Outcome
 from pahq_server.core.operations import EdgeGradients, Operation, ScorePasses, in_groups
 from pahq_server.engine.backends import EngineState
-from pahq_server.engine.gradients import edge_gradients
+from pahq_server.engine.gradients.scorer import edge_gradients
 
 O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class
 
