@@ -20,6 +20,7 @@ from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
 from pahq_client.artifacts import Artifact
 from pahq_client.circuit import Circuit, Comparison, compare
 from pahq_client.client import Client
+from pahq_client.comparison import Roc, ScoreComparison
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
 from pahq_client.discover import discover
@@ -29,6 +30,7 @@ from pahq_client.errors import (
     DeadlineExceeded,
     InvalidCircuitFile,
     InvalidRequest,
+    InvalidScoresFile,
     JobCancelled,
     JobFailed,
     NoEmbeddedServer,
@@ -79,6 +81,7 @@ __all__ = [
     "Graph",
     "InvalidCircuitFile",
     "InvalidRequest",
+    "InvalidScoresFile",
     "JobCancelled",
     "JobFailed",
     "JobHandle",
@@ -98,6 +101,8 @@ __all__ = [
     "QuotaExceeded",
     "RateLimited",
     "ResourceExhausted",
+    "Roc",
+    "ScoreComparison",
     "ServerFault",
     "ServerInfo",
     "Session",
