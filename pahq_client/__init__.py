@@ -21,6 +21,7 @@ from pahq_client.artifacts import Artifact
 from pahq_client.circuit import Circuit, Comparison, compare
 from pahq_client.client import Client
 from pahq_client.connection import TlsConfig
+from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
 from pahq_client.discover import attribute, discover
 from pahq_client.errors import (
     AlreadyExists,
@@ -48,6 +49,7 @@ from pahq_client.errors import (
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
+from pahq_client.nodes import NodeTotal
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
@@ -65,6 +67,8 @@ __all__ = [
     "Client",
     "Comparison",
     "Conflict",
+    "Curve",
+    "CurveCircuits",
     "DeadlineExceeded",
     "Edge",
     "EdgeScores",
@@ -84,6 +88,7 @@ __all__ = [
     "MemoryUsage",
     "Model",
     "NoEmbeddedServer",
+    "NodeTotal",
     "NotFound",
     "OtherModel",
     "PahqError",
@@ -105,6 +110,7 @@ __all__ = [
     "Verdict",
     "VersionMismatch",
     "attribute",
+    "circuits_of_curve",
     "compare",
     "discover",
 ]
