@@ -21,7 +21,7 @@ from pahq_client.artifacts import Artifact
 from pahq_client.circuit import Circuit, Comparison, compare
 from pahq_client.client import Client
 from pahq_client.connection import TlsConfig
-from pahq_client.discover import discover
+from pahq_client.discover import attribute, discover
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
@@ -104,6 +104,7 @@ __all__ = [
     "Unavailable",
     "Verdict",
     "VersionMismatch",
+    "attribute",
     "compare",
     "discover",
 ]

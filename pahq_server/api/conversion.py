@@ -22,12 +22,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
 from pahq_server.access.limits import CallLimits
+from pahq_server.core.circuit import EdgeSet
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import TaskAccuracy
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenizedText
-from pahq_server.jobs.evaluation import CircuitMetrics, CircuitOrigin
+from pahq_server.jobs.evaluation import GivenCircuit
 from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
 from pahq_server.jobs.predictions import PredictedToken
 from pahq_server.jobs.quotas import Quotas
@@ -196,14 +197,26 @@ def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any
 # Requests: circuits
 
 
-def read_origin(message: patching_pb2.EvaluateCircuitRequest) -> CircuitOrigin | None:
-    """Reads where the circuit of a request was found; None if the client does not say."""
-    if not message.HasField("origin"):
-        return None
-    g = message.origin.graph
-    # An unknown treatment of keys and values fits no model, and is refused by that comparison.
+def read_edge_set(field: str, message: circuit_pb2.EdgeSet) -> EdgeSet:
+    """Reads edges by number that are at ``field`` of their request."""
+    if not message.HasField("graph"):
+        raise InvalidRequestError(f"{field}.graph", "is missing")
+    g = message.graph
+    # An unknown treatment of keys and values fits no model, and is refused where the graphs are compared.
     graph = Graph(g.layers, g.heads, g.kv_heads, g.kv_receivers, g.parallel, g.mlps)  # type: ignore[arg-type]
-    return CircuitOrigin(graph, message.origin.model_revision)
+    return EdgeSet(graph, message.model_revision, message.bits)
+
+
+def read_evaluated_circuits(messages: Iterable[patching_pb2.EvaluatedCircuit]) -> list[GivenCircuit]:
+    """Reads the circuits of the field ``circuits`` of an evaluation."""
+    return [_read_evaluated_circuit(f"circuits[{i}]", message) for i, message in enumerate(messages)]
+
+
+def _read_evaluated_circuit(field: str, message: patching_pb2.EvaluatedCircuit) -> GivenCircuit:
+    kind = message.WhichOneof("circuit")
+    if kind is None:
+        raise InvalidRequestError(field, "has neither names nor edges")
+    return message.names.names if kind == "names" else read_edge_set(f"{field}.edges", message.edges)
 
 
 def read_session_circuit(field: str, message: patching_pb2.SessionCircuit) -> SessionCircuit:
@@ -326,11 +339,6 @@ def artifact_messages(found: StoredArtifact) -> Iterator[jobs_pb2.GetArtifactRes
 
 
 # Responses: circuits and sessions
-
-
-def metric(name: str, found: CircuitMetrics) -> circuit_pb2.Metric:
-    """Returns a metric of a circuit, the full model and the empty circuit."""
-    return circuit_pb2.Metric(name=name, value=found.value, full=found.full, empty=found.empty)
 
 
 def graph(value: Graph) -> circuit_pb2.Graph:
