@@ -72,7 +72,7 @@ def test_a_task_without_answers_is_told_what_to_add(
 
 @pytest.mark.parametrize("top", [-1, MAX_TOP + 1, 2**31 - 1])
 def test_how_many_tokens_there_may_be(top: int, service: JobService) -> None:
-    with pytest.raises(InvalidRequestError, match=f"must be from 1 to {MAX_TOP}, or 0 for 5, got {top}"):
+    with pytest.raises(InvalidRequestError, match=f"must be from 1 to {MAX_TOP}, got {top}"):
         service.predictions.predict("toy", PROMPTS, top)
 
 
