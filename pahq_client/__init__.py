@@ -20,7 +20,9 @@ from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
 from pahq_client.artifacts import Artifact
 from pahq_client.circuit import Circuit, Comparison, compare
 from pahq_client.client import Client
+from pahq_client.comparison import Roc, ScoreComparison
 from pahq_client.connection import TlsConfig
+from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
 from pahq_client.discover import attribute, discover
 from pahq_client.errors import (
     AlreadyExists,
@@ -28,6 +30,7 @@ from pahq_client.errors import (
     DeadlineExceeded,
     InvalidCircuitFile,
     InvalidRequest,
+    InvalidScoresFile,
     JobCancelled,
     JobFailed,
     NoEmbeddedServer,
@@ -48,6 +51,7 @@ from pahq_client.errors import (
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
+from pahq_client.nodes import NodeTotal
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 from pahq_client.scores import EdgeScores
@@ -66,6 +70,8 @@ __all__ = [
     "Client",
     "Comparison",
     "Conflict",
+    "Curve",
+    "CurveCircuits",
     "DeadlineExceeded",
     "Edge",
     "EdgeScores",
@@ -76,6 +82,7 @@ __all__ = [
     "Graph",
     "InvalidCircuitFile",
     "InvalidRequest",
+    "InvalidScoresFile",
     "JobCancelled",
     "JobFailed",
     "JobHandle",
@@ -85,6 +92,7 @@ __all__ = [
     "MemoryUsage",
     "Model",
     "NoEmbeddedServer",
+    "NodeTotal",
     "NotFound",
     "OtherModel",
     "PahqError",
@@ -97,6 +105,8 @@ __all__ = [
     "QuotaExceeded",
     "RateLimited",
     "ResourceExhausted",
+    "Roc",
+    "ScoreComparison",
     "ServerFault",
     "ServerInfo",
     "Session",
@@ -111,6 +121,7 @@ __all__ = [
     "Verdict",
     "VersionMismatch",
     "attribute",
+    "circuits_of_curve",
     "compare",
     "discover",
 ]

@@ -13,19 +13,25 @@ import re
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from textwrap import indent
-from typing import Any, TypeAlias, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, task_pb2
 
 from pahq_client import checks
-from pahq_client._edge_sets import edge_set_of
 from pahq_client.circuit import Circuit
+from pahq_client.curve import FRACTIONS, CurveCircuits, circuits_of_curve
+from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest
-from pahq_client.graph import Edge
+from pahq_client.graph import Edge, Graph
 from pahq_client.scores import EdgeScores
+from pahq_client.selection import RANKS
 from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=Message)
@@ -129,14 +135,12 @@ class Selection:
     def choose(self, scores: EdgeScores) -> Circuit:
         """Chooses edges."""
         if self.greedy:
-            count = self.edges if self.fraction is None else int(self.fraction * len(scores.scores))
-            return scores.greedy(edges=count)
+            return scores.greedy(edges=self.edges, fraction=self.fraction, rank=self.rank)
         return scores.top(edges=self.edges, fraction=self.fraction, rank=self.rank)
 
 
 # Methods whose artifact is edge scores, from one backward pass or a few.
 ATTRIBUTION = ("eap", "eap_ig", "clean_corrupted", "relp", "gim")
-RANKS = ("absolute", "harm")
 
 JOB_OPTIONS = """\
 threshold: an edge is removed if that worsens the metric by less than this. ``acdc`` needs exactly one of
@@ -213,7 +217,22 @@ class EvaluationOptions(TypedDict, total=False):
     allow_other_model: bool
 
 
-GivenCircuit: TypeAlias = Circuit | Iterable[str | Edge]
+@dataclass(frozen=True, eq=False)
+class NumberedEdges:
+    """A circuit by the numbers of its edges.
+
+    Args:
+        kept: bool, shape [edges].
+        graph: the graph.
+        revision: revision of the model that they were found in; empty if it is not known.
+    """
+
+    kept: NDArray[np.bool_]
+    graph: Graph
+    revision: str
+
+
+GivenCircuit: TypeAlias = Circuit | NumberedEdges | Iterable[str | Edge]
 """A circuit, or edges or their names."""
 
 
@@ -232,29 +251,71 @@ class EvaluationRequest:
 
     @classmethod
     def of(
-        cls, model: str, task: TaskLike, circuits: Sequence[GivenCircuit], options: EvaluationOptions
+        cls,
+        model: str,
+        task: TaskLike,
+        circuits: Sequence[GivenCircuit],
+        options: EvaluationOptions,
+        sources: Iterable[object] | None = None,
     ) -> EvaluationRequest:
         """Takes what the options leave open from the circuits, so that they are measured as they were found.
 
+        Args:
+            model, task, circuits: what to measure.
+            options: how.
+            sources: the Circuits or EdgeScores to take the rest from; None for ``circuits``.
+
         Raises:
-            InvalidRequest: circuits were found in different ways.
+            InvalidRequest: they were found in different ways.
         """
         given = {key: value for key, value in options.items() if value is not None}
         known: dict[str, str] = {}
-        for circuit in circuits:
-            for key, value in _found_with(circuit).items() if isinstance(circuit, Circuit) else ():
+        for source in circuits if sources is None else sources:
+            for key, value in _found_with(source).items():
                 if known.setdefault(key, value) != value and key not in given:
                     detail = f"the circuits were found with {known[key]!r} and {value!r}: say which to use"
                     raise InvalidRequest(key, detail)
         return cls(model, task, circuits, **{**known, **given})  # type: ignore[arg-type]
 
 
-def _found_with(circuit: Circuit) -> dict[str, str]:
+@dataclass(frozen=True)
+class CurveRequest:
+    """Which circuits a curve measures; described at `Client.curve`."""
+
+    circuits: EdgeScores | Circuit | Iterable[Circuit]
+    fractions: Iterable[float] = FRACTIONS
+    rank: str = "absolute"
+    greedy: bool = False
+    baselines: int = 3
+    seed: int = 0
+
+    def sources(self) -> tuple[Any, ...]:
+        """Returns the scores or Circuits, read once: they may be a generator."""
+        given = self.circuits
+        return (given,) if isinstance(given, EdgeScores | Circuit) else checks.items("circuits", given)
+
+    def choose(self, sources: tuple[Any, ...]) -> CurveCircuits:
+        """Chooses circuits. Raises InvalidRequest as `circuits_of_curve` does."""
+        alone = len(sources) == 1 and isinstance(sources[0], EdgeScores)
+        return circuits_of_curve(
+            sources[0] if alone else sources,
+            self.fractions,
+            rank=self.rank,
+            greedy=self.greedy,
+            baselines=self.baselines,
+            seed=self.seed,
+        )
+
+
+def _found_with(source: object) -> dict[str, str]:
+    if not isinstance(source, Circuit | EdgeScores):
+        return {}
+    request = source.provenance.get("request", {})
     asked = {
-        "ablation": circuit.parameters.get("ablation"),
-        "precision": circuit.provenance.get("request", {}).get("policy"),
-        "metric": circuit.metric.name,
-        "kv_receivers": circuit.graph.kv_receivers,
+        "ablation": source.parameters.get("ablation"),
+        "precision": request.get("policy") if isinstance(request, Mapping) else None,
+        "metric": source.metric if isinstance(source, EdgeScores) else source.metric.name,
+        "kv_receivers": source.graph.kv_receivers,
     }
     return {key: value for key, value in asked.items() if isinstance(value, str)}
 
@@ -411,10 +472,42 @@ def _evaluated_circuit(
     field: str, circuit: GivenCircuit, allow_other_model: bool
 ) -> patching_pb2.EvaluatedCircuit:
     """A Circuit goes with the model that it was found in, for the server to compare."""
+    if isinstance(circuit, NumberedEdges):
+        revision = "" if allow_other_model else circuit.revision
+        edges = edge_set_message(circuit.kept, circuit.graph, revision)
+        return patching_pb2.EvaluatedCircuit(edges=edges)
     if isinstance(circuit, Circuit) and not allow_other_model:
         return patching_pb2.EvaluatedCircuit(edges=edge_set_of(field, circuit))
     names = patching_pb2.EdgeList(names=_edge_names(field, circuit))
     return patching_pb2.EvaluatedCircuit(names=names)
+
+
+def edge_set_of(field: str, circuit: Circuit) -> circuit_pb2.EdgeSet:
+    """Converts a circuit to its edges by number, with the model that it was found in.
+
+    Raises:
+        InvalidRequest: it has an edge that its graph does not have, or too many to be numbered.
+    """
+    try:
+        kept = edge_index(circuit.graph).kept(circuit.edges)
+    except InvalidRequest as error:
+        raise InvalidRequest(field, error.detail) from None
+    return edge_set_message(kept, circuit.graph, circuit.model_revision)
+
+
+def edge_set_message(kept: NDArray[np.bool_], graph: Graph, revision: str) -> circuit_pb2.EdgeSet:
+    """Converts edges by number.
+
+    Args:
+        kept: bool, shape [edges of the graph].
+        graph: the graph.
+        revision: revision of the model that they were found in; empty if it is not known.
+    """
+    sizes = {name: getattr(graph, name) for name in ("layers", "heads", "kv_heads")}
+    message = circuit_pb2.Graph(
+        **sizes, kv_receivers=graph.kv_receivers, parallel=graph.parallel, mlps=graph.mlps
+    )
+    return circuit_pb2.EdgeSet(graph=message, model_revision=revision, bits=pack(kept))
 
 
 def chunks(circuits: Sequence[M], most: int) -> Iterator[list[M]]:

@@ -7,13 +7,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from pahq_client._requests import EvaluationOptions, JobOptions, JobRequest, SessionRequest, job_options
+from pahq_client._requests import (
+    CurveRequest,
+    EvaluationOptions,
+    JobOptions,
+    JobRequest,
+    SessionRequest,
+    job_options,
+)
 from pahq_client._transport import AsyncTransport
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client, ClientBase
 from pahq_client.connection import TlsConfig
+from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
@@ -206,6 +214,36 @@ class AsyncClient(ClientBase):
             include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.attribute(request, timeout, progress))
+
+    @described_as(Client.curve)
+    @known_arguments
+    async def curve(
+        self,
+        model: str,
+        task: TaskLike,
+        circuits: EdgeScores | Circuit | Iterable[Circuit],
+        *,
+        fractions: Iterable[float] = FRACTIONS,
+        rank: str = "absolute",
+        greedy: bool = False,
+        baselines: int = 3,
+        seed: int = 0,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+        timeout: float | None = None,
+    ) -> Curve:
+        options: EvaluationOptions = {
+            "metric": metric,
+            "ablation": ablation,
+            "kv_receivers": kv_receivers,
+            "precision": precision,
+            "allow_other_model": allow_other_model,
+        }
+        request = CurveRequest(circuits, fractions, rank, greedy, baselines, seed)
+        return await self._transport.run(self._calls.curve(model, task, request, options, timeout))
 
     @described_as(Client.session)
     @known_arguments

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pahq.v1 import jobs_pb2
 
 from pahq_client import _responses as responses
-from pahq_client._edge_sets import numbers_of
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
+from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.graph import MOST_LISTED, CircuitMetric, Edge, Graph, Verdict
 from pahq_client.results import Evaluation, WithProvenance
@@ -272,9 +272,9 @@ def scores_of_edges(circuit: Circuit) -> EdgeScores:
     import numpy as np
 
     graph = circuit.graph
-    scores, numbers = np.full(graph.num_edges, np.nan), numbers_of(graph)
-    for verdict in circuit.verdicts:
-        scores[numbers.number(Edge.parse(verdict.subject))] = verdict.delta
+    scores = np.full(graph.num_edges, np.nan)
+    tested = (Edge.parse(verdict.subject) for verdict in circuit.verdicts)
+    scores[edge_index(graph).numbers(tested)] = [verdict.delta for verdict in circuit.verdicts]
     if np.isnan(scores).any():
         missing = int(np.isnan(scores).sum())
         raise ServerFault(f"the server sent no score of {missing} of {len(scores)} edges")

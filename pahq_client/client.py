@@ -28,11 +28,13 @@ from pahq_client._calls import (
     Steps,
 )
 from pahq_client._requests import (
+    CurveRequest,
     EvaluationOptions,
     EvaluationRequest,
     GivenCircuit,
     JobOptions,
     JobRequest,
+    NumberedEdges,
     SessionRequest,
     job_options,
 )
@@ -41,6 +43,7 @@ from pahq_client.artifacts import AnyArtifact, measured, scores_of_edges
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.connection import Endpoint, TlsConfig
+from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.errors import (
     DeadlineExceeded,
@@ -408,6 +411,61 @@ class Client(ClientBase):
         return self._transport.run(self._calls.attribute(request, timeout, progress))
 
     @known_arguments
+    def curve(
+        self,
+        model: str,
+        task: TaskLike,
+        circuits: EdgeScores | Circuit | Iterable[Circuit],
+        *,
+        fractions: Iterable[float] = FRACTIONS,
+        rank: str = "absolute",
+        greedy: bool = False,
+        baselines: int = 3,
+        seed: int = 0,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+        timeout: float | None = None,
+    ) -> Curve:
+        """Measures how faithful circuits of growing size are, and random ones of the same sizes.
+
+        All circuits are measured in one batch of patched passes.
+
+        Args:
+            model: name of a served model.
+            task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
+            circuits: scores, whose largest are taken at each fraction, or Circuits, which are taken as they are.
+            fractions: shares of the graph's edges, ascending; by default those of the MIB benchmark.
+            rank, greedy: how edges are chosen by their scores; see `EdgeScores.top` and `EdgeScores.greedy`.
+            baselines: how many random curves to compare with; 0 for none.
+            seed: of the random curves.
+            metric: name of the metric. What is None, here and below, is as it was for the scores or Circuits.
+            ablation: ``resample``, ``zero`` or ``mean``.
+            kv_receivers: ``group`` or ``query``.
+            precision: name of a precision policy.
+            allow_other_model: whether they may have been found in another model with the same graph.
+            timeout: seconds for all of it; None for an hour.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or the full model and the empty circuit measure the same.
+            OtherModel: scores or Circuits were found in another model.
+            NotFound: the server does not serve the model.
+            JobFailed: a metric is not finite.
+            TimeoutError: it took longer than ``timeout``.
+        """
+        options: EvaluationOptions = {
+            "metric": metric,
+            "ablation": ablation,
+            "kv_receivers": kv_receivers,
+            "precision": precision,
+            "allow_other_model": allow_other_model,
+        }
+        request = CurveRequest(circuits, fractions, rank, greedy, baselines, seed)
+        return self._transport.run(self._calls.curve(model, task, request, options, timeout))
+
+    @known_arguments
     def session(
         self,
         model: str,
@@ -520,6 +578,23 @@ class ServerCalls:
     ) -> Steps[list[Evaluation]]:
         many = checks.items("circuits", circuits)
         return (yield from self._evaluate(EvaluationRequest.of(model, task, many, options), timeout))
+
+    def curve(
+        self,
+        model: str,
+        task: TaskLike,
+        request: CurveRequest,
+        options: EvaluationOptions,
+        timeout: float | None,
+    ) -> Steps[Curve]:
+        sources = request.sources()
+        chosen = request.choose(sources)
+        circuits = [NumberedEdges(kept, chosen.graph, chosen.model_revision) for kept in chosen.circuits]
+        asked = EvaluationRequest.of(model, task, circuits, options, sources)
+        found = yield from self._evaluate(asked, timeout)
+        values, first = [each.value for each in found], found[0]
+        ends = {"full": first.full, "empty": first.empty}
+        return Curve.of(chosen, values, **ends, metric=first.metric, warnings=first.warnings)
 
     def _evaluate(self, request: EvaluationRequest, timeout: float | None = None) -> Steps[list[Evaluation]]:
         """Measures circuits, in as many calls as they need."""

@@ -184,7 +184,7 @@ def test_what_waits_counts_like_jobs(
     waiting = [ask(service, user="ada").future for _ in range(2)]  # type: ignore[attr-defined]
     for full in (
         *ASKS.values(),
-        lambda service, user: service.evaluations.evaluate(OBJECTIVE, [], user=user),
+        lambda service, user: service.evaluations.evaluate(OBJECTIVE, [[]], user=user),
     ):
         with pytest.raises(QuotaExceededError, match="3 queued jobs would be more than the 2"):
             full(service, user="ada")
