@@ -23,7 +23,7 @@ from pahq_client.client import Client
 from pahq_client.comparison import Roc, ScoreComparison
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
-from pahq_client.discover import discover
+from pahq_client.discover import attribute, discover
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
@@ -114,6 +114,7 @@ __all__ = [
     "Unavailable",
     "Verdict",
     "VersionMismatch",
+    "attribute",
     "circuits_of_curve",
     "compare",
     "discover",

@@ -81,8 +81,8 @@ MODEL: Rpc[m.GetModelRequest, m.GetModelResponse] = Rpc(_MODELS, "GetModel", Tru
 TOKENIZE: Rpc[m.TokenizeTextsRequest, m.TokenizeTextsResponse] = Rpc(_MODELS, "TokenizeTexts", True)
 # The server stores nothing of an evaluation, and stops it when the caller is gone. A repeated call computes
 # it from the start, within the time limit of the first one.
-EVALUATE: Rpc[p.EvaluateCircuitRequest, p.EvaluateCircuitResponse] = Rpc(
-    _PATCHING, "EvaluateCircuit", True, costly=True
+EVALUATE: Rpc[p.EvaluateCircuitsRequest, p.EvaluateCircuitsResponse] = Rpc(
+    _PATCHING, "EvaluateCircuits", True, costly=True
 )
 # Not repeated: a second session would take memory until it expires.
 OPEN: Rpc[p.OpenSessionRequest, p.OpenSessionResponse] = Rpc(_PATCHING, "OpenSession", False)

@@ -20,7 +20,7 @@ from pahq_client import formatting
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.formatting import printable
-from pahq_client.graph import CircuitMetric, Graph
+from pahq_client.graph import Graph
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 
 V = TypeVar("V")
@@ -171,27 +171,36 @@ def _enum_name(enum: Any, value: int, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def evaluation(asked: jobs_pb2.Objective, message: patching_pb2.EvaluateCircuitResponse) -> Evaluation:
-    """Reads an evaluation. What was asked for becomes part of it: the server measures that or refuses."""
-    measured = metric(message.metric)
-    return Evaluation(
-        metric=measured.name,
-        value=measured.value,
-        full=measured.full,
-        empty=measured.empty,
-        num_edges_total=_count("num_edges_total", message.num_edges_total),
-        model=asked.model,
-        ablation=asked.ablation,
-        kv_receivers=asked.kv_receivers,
-        precision=asked.precision,
-        warnings=warnings(message.warnings),
-    )
+def evaluations(
+    asked: patching_pb2.EvaluateCircuitsRequest, message: patching_pb2.EvaluateCircuitsResponse
+) -> list[Evaluation]:
+    """Reads an evaluation of each circuit of a request.
 
-
-def metric(message: circuit_pb2.Metric) -> CircuitMetric:
-    """Reads a metric on three circuits."""
-    value, full, empty = (_finite(f"metric.{n}", getattr(message, n)) for n in ("value", "full", "empty"))
-    return CircuitMetric(text(message.name), value, full, empty)
+    What was asked for becomes part of each: the server measures that or refuses.
+    """
+    objective, count = asked.objective, len(asked.circuits)
+    if message.metric != objective.metric:
+        measured = text(message.metric)
+        raise ServerFault(f"the server measured {measured!r}, asked for {objective.metric!r}")
+    if len(message.values) != count:
+        raise ServerFault(f"the server sent the metric of {len(message.values)} circuits, asked for {count}")
+    full, empty = _finite("the metric full", message.full), _finite("the metric empty", message.empty)
+    total, told = _count("num_edges_total", message.num_edges_total), warnings(message.warnings)
+    return [
+        Evaluation(
+            metric=objective.metric,
+            value=_finite(f"the metric of circuit {i}", value),
+            full=full,
+            empty=empty,
+            num_edges_total=total,
+            model=objective.model,
+            ablation=objective.ablation,
+            kv_receivers=objective.kv_receivers,
+            precision=objective.precision,
+            warnings=told,
+        )
+        for i, value in enumerate(message.values)
+    ]
 
 
 def scores(values: Iterable[float]) -> list[float]:

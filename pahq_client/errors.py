@@ -74,15 +74,16 @@ class OtherModel(InvalidRequest):
         circuit: the model that the circuit was found in, in words.
         model: the model that it is to be measured on, in words.
         detail: the server's words.
+        field: the argument that the circuit is.
     """
 
-    def __init__(self, circuit: str, model: str, detail: str = "") -> None:
+    def __init__(self, circuit: str, model: str, detail: str = "", field: str = "circuit") -> None:
         detail = detail or (
             f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
             "on the model that it was found in, or allow another model if you mean to"
         )
-        super().__init__("circuit", detail)
-        self.args = (circuit, model, detail)
+        super().__init__(field, detail)
+        self.args = (circuit, model, detail, field)
         self.circuit, self.model = circuit, model
 
 
