@@ -392,9 +392,10 @@ class Client(ClientBase):
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-            circuits: scores, whose largest are taken at each fraction, or Circuits, which are taken as they are.
+            circuits: scores, whose largest are taken at each fraction, or Circuits, taken as they are.
             fractions: shares of the graph's edges, ascending; by default those of the MIB benchmark.
-            rank, greedy: how edges are chosen by their scores; see `EdgeScores.top` and `EdgeScores.greedy`.
+            rank: what edges are chosen by, see `EdgeScores.top`.
+            greedy: whether they are chosen from the logits on, see `EdgeScores.greedy`.
             baselines: how many random curves to compare with; 0 for none.
             seed: of the random curves.
             metric: name of the metric. What is None, here and below, is as it was for the scores or Circuits.

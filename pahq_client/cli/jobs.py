@@ -8,8 +8,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pahq_client import files
+from pahq_client._requests import JobOptions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.options import connection, read_task
 from pahq_client.cli.output import (
@@ -40,7 +42,18 @@ _COLUMNS = (
 # How many characters of an id are shown in a terminal, and how many are needed at least to find a job by
 # them.
 _SHOWN_ID, _LEAST_ID = 12, 4
-OPTIONS = ("method", "metric", "ablation", "gates", "kv_receivers", "precision", "include_prompts")
+_FOR_ALL = ("method", "metric", "ablation", "kv_receivers", "precision", "include_prompts")
+_FOR_SOME = ("grouping", "edges", "fraction", "faithfulness", "rank", "greedy", "steps")
+
+
+def job_options(arguments: Namespace) -> JobOptions:
+    """Reads what a job is asked for, beyond model, task and threshold."""
+    names = (*_FOR_ALL, *_FOR_SOME)
+    options: Any = {name: getattr(arguments, name) for name in names}
+    if arguments.within is not None:
+        options["within"] = Circuit.load(arguments.within)
+    found: JobOptions = options
+    return found
 
 
 def detach(arguments: Namespace) -> None:
@@ -48,8 +61,8 @@ def detach(arguments: Namespace) -> None:
     for option in ("out", "dot", "timeout"):
         if getattr(arguments, option) is not None:
             raise InvalidRequest(option, "does not go with --detach, which waits for nothing")
-    options = {name: getattr(arguments, name) for name in OPTIONS}
     with _named_server(arguments) as client:
+        options = job_options(arguments)
         name = client.submit(arguments.model, read_task(arguments), arguments.threshold, **options).name
     print_json({"name": name}) if arguments.json else put(name)
 

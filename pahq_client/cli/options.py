@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pahq_client import files
+from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import parse_json
 from pahq_client.client import Client
 from pahq_client.connection import TlsConfig
 from pahq_client.discover import connect
 from pahq_client.embedded import DEMO
 from pahq_client.errors import InvalidRequest
+from pahq_client.scores import EdgeScores
 from pahq_client.task import BuiltinTask, Task
 
 _KEYS = ("clean", "corrupted", "answers", "wrong_answers", "positions")
@@ -34,6 +36,15 @@ def tls(arguments: Namespace) -> bool | TlsConfig:
     """Returns whether and how to encrypt."""
     config = TlsConfig(arguments.tls_ca, arguments.tls_cert, arguments.tls_key)
     return bool(arguments.tls) if config == TlsConfig() else config
+
+
+def load_result(path: str, allow_partial: bool = False) -> Circuit | EdgeScores:
+    """Reads a circuit file, or a file of scores."""
+    start = files.read(path)[:8]
+    # Scores begin with a length; a circuit's first eight characters of text would be far too large a one.
+    if 8 < int.from_bytes(start, "little") < 1 << 48:
+        return EdgeScores.load(path, allow_partial=allow_partial)
+    return Circuit.load(path, allow_partial=allow_partial)
 
 
 def read_task(arguments: Namespace) -> Task | BuiltinTask:
