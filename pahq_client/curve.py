@@ -1,9 +1,9 @@
 """Faithfulness curves: how much of the model's behaviour circuits of growing size explain.
 
-The definitions are those of the MIB benchmark (https://arxiv.org/abs/2504.13151, section 3): the circuits of the
-largest scores at ten fractions of the graph's edges, and the areas under the curve (CPR) and between the curve
-and 1 (CMD). `circuits_of_curve` says which circuits are to be measured, `Curve.of` makes a curve of what was
-measured.
+The definitions are those of the MIB benchmark (https://arxiv.org/abs/2504.13151, section 3): circuits of the
+largest scores at ten fractions of the graph's edges, the area under the curve (CPR), and the area between the
+curve and 1 (CMD). `circuits_of_curve` says which circuits are to be measured, `Curve.of` makes a curve of the
+results.
 """
 
 from __future__ import annotations
@@ -208,10 +208,9 @@ class Curve:
         if list(self.fractions) != sorted(self.fractions):
             raise InvalidRequest("fractions", f"must ascend, got {list(self.fractions)}")
         for name, values in (("values", self.values), ("full", [self.full]), ("empty", [self.empty])):
-            if not all(map(math.isfinite, values)):
-                raise InvalidRequest(
-                    name, f"must be finite, got {next(v for v in values if not math.isfinite(v))}"
-                )
+            for value in values:
+                if not math.isfinite(value):
+                    raise InvalidRequest(name, f"must be finite, got {value}")
         if self.full == self.empty:
             detail = (
                 f"is {self.full:g} for the full model and for the empty circuit: faithfulness is undefined"
@@ -314,7 +313,7 @@ class Curve:
 
     @property
     def cpr_log(self) -> float:
-        """As `cpr`, over the logarithm of the fractions and divided by its range, so that small circuits count.
+        """As `cpr`, but over the logarithm of the fractions, divided by its range: small circuits count.
 
         Raises InvalidRequest for a single point and for a circuit without edges as the first one.
         """
@@ -362,7 +361,7 @@ class Curve:
         return tuple(math.fsum(point) / len(self.baselines) for point in shares)
 
     def to_svg(self) -> str:
-        """A plot of the faithfulness over the fractions, with the mean of the baselines dashed."""
+        """A plot of the faithfulness over the fractions, with the mean of the baselines in grey."""
         random = self.baseline_faithfulness
         series = [
             Series([(x, 1.0) for x in self.fractions], "full model", "#888888", dots=False, dashed=True)

@@ -51,7 +51,23 @@ def node_kind(node: str) -> str:
     return node if node in ("input", "logits") else "head" if _HEAD.fullmatch(node) else "mlp"
 
 
-def _layer(name: str) -> int | None:
+def node_order(node: str) -> tuple[int, int, int]:
+    """Sorts nodes in the order in which the model computes them: ``input`` first, ``logits`` last."""
+    match = _HEAD.fullmatch(node) or _MLP.fullmatch(node)
+    if match is None:
+        return (-1, 0, 0) if node == "input" else (1 << 30, 0, 0)
+    is_mlp = match.re is _MLP
+    return int(match[1]), int(is_mlp), 0 if is_mlp else int(match[2])
+
+
+def head_of(sender: str) -> int | None:
+    """The head that a sender is; None for all others."""
+    match = _HEAD.fullmatch(sender)
+    return int(match[2]) if match else None
+
+
+def layer_of(name: str) -> int | None:
+    """The layer of a sender or receiver; None for ``input`` and ``logits``."""
     match = _HEAD.fullmatch(name) or _UNIT.fullmatch(name) or _MLP.fullmatch(name)
     return int(match[1]) if match else None
 
@@ -77,11 +93,11 @@ class Edge:
     @property
     def layer(self) -> int | None:
         """The layer that the edge leads into; None for ``logits``."""
-        return _layer(self.target)
+        return layer_of(self.target)
 
     @property
     def head(self) -> int | None:
-        """The head that the edge leads into; None for an MLP, for ``logits`` and for a shared key or value."""
+        """The head that the edge leads into; None for an MLP, ``logits`` and a shared key or value."""
         match = _UNIT.fullmatch(self.target)
         return int(match[3]) if match and match[2] == "h" else None
 
@@ -100,13 +116,12 @@ class Edge:
     @property
     def source_layer(self) -> int | None:
         """The layer that the edge comes from; None for ``input``."""
-        return _layer(self.source)
+        return layer_of(self.source)
 
     @property
     def source_head(self) -> int | None:
         """The head that the edge comes from; None for ``input`` and an MLP."""
-        match = _HEAD.fullmatch(self.source)
-        return int(match[2]) if match else None
+        return head_of(self.source)
 
     @property
     def source_kind(self) -> str:

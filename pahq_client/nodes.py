@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pahq_client.edge_index import EdgeIndex
-from pahq_client.graph import Edge, node_kind
+from pahq_client.graph import head_of, layer_of, node_kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,12 +43,12 @@ class NodeTotal:
     @property
     def layer(self) -> int | None:
         """Its layer; None for ``input`` and ``logits``."""
-        return None if self.node == "logits" else Edge(self.node, "logits").source_layer
+        return layer_of(self.node)
 
     @property
     def head(self) -> int | None:
         """Its head; None for all but heads."""
-        return Edge(self.node, "logits").source_head
+        return head_of(self.node)
 
 
 def node_totals(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from pahq_client import selection
-from pahq_client.circuit import Circuit
+from pahq_client import comparison, eap_ig, files, scores_file, selection
+from pahq_client.circuit import Circuit, check_same_revision
+from pahq_client.comparison import Roc, ScoreComparison
 from pahq_client.display import circuits
 from pahq_client.edge_index import EdgeIndex, edge_index
-from pahq_client.errors import InvalidRequest
+from pahq_client.errors import InvalidCircuitFile, InvalidRequest, InvalidScoresFile
 from pahq_client.graph import CircuitMetric, Edge, Graph
 from pahq_client.nodes import NodeTotal, node_totals
 from pahq_client.results import WithProvenance
@@ -19,6 +21,8 @@ from pahq_client.results import WithProvenance
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from pahq_client.curve import Curve
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -111,8 +115,8 @@ class EdgeScores(WithProvenance):
         """The circuits that a faithfulness curve measures, one per fraction of the graph's edges.
 
         Args:
-            fractions: above 0, at most 1; by default those of the MIB benchmark, `curve.FRACTIONS`. A fraction
-                that is less than one edge gives the empty circuit.
+            fractions: above 0, at most 1; by default those of the MIB benchmark, `curve.FRACTIONS`. One that
+                is less than an edge gives the empty circuit.
             rank, greedy: how the edges are chosen, see `top` and `greedy`.
 
         Raises:
@@ -165,11 +169,171 @@ class EdgeScores(WithProvenance):
             provenance=provenance,
         )
 
+    def compare(self, other: EdgeScores, *, allow_other_model: bool = False) -> ScoreComparison:
+        """Compares with other scores of the same graph, edge by edge.
+
+        Args:
+            other: the other scores.
+            allow_other_model: whether they may be of another model with this graph.
+
+        Raises:
+            InvalidRequest: the other is no EdgeScores, or belongs to another graph.
+            OtherModel: it is of another model, and that is not allowed.
+        """
+        if not isinstance(other, EdgeScores):
+            raise InvalidRequest("other", f"must be EdgeScores, got {type(other).__name__}")
+        if not self.graph.same_as(other.graph):
+            detail = f"belongs to another graph ({other.graph}) than these scores ({self.graph})"
+            raise InvalidRequest("other", detail)
+        check_same_revision(self, other, allow_other_model)
+        return comparison.ScoreComparison(self.scores, other.scores, self.method, other.method)
+
+    def roc(self, reference: Circuit, *, rank: str = "absolute", allow_other_model: bool = False) -> Roc:
+        """How well the scores tell the edges of a circuit from the others, for example of an exact search.
+
+        Args:
+            reference: a circuit of the same graph, with some but not all of its edges.
+            rank: ``absolute`` or ``harm``, as in `top`.
+            allow_other_model: whether the circuit may be of another model with this graph.
+
+        Raises:
+            InvalidRequest: the reference is no Circuit, is a partial one, belongs to another graph, or has no
+                edge or all of them; or there is no such rank.
+            OtherModel: it is of another model, and that is not allowed.
+        """
+        if not isinstance(reference, Circuit):
+            raise InvalidRequest("reference", f"must be a Circuit, got {type(reference).__name__}")
+        if reference.partial:
+            raise InvalidRequest("reference", "is a partial circuit, whose undecided edges tell nothing")
+        if not self.graph.same_as(reference.graph):
+            detail = f"belongs to another graph ({reference.graph}) than the scores ({self.graph})"
+            raise InvalidRequest("reference", detail)
+        check_same_revision(self, reference, allow_other_model)
+        keys = selection.sort_keys(self.scores, rank)
+        return comparison.roc(keys, self.index.kept(reference.edges), self.method)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, allow_partial: bool = False) -> EdgeScores:
+        """Reads a file of edge scores.
+
+        Args:
+            path: path of the file.
+            allow_partial: whether to read the scores of a job that did not come to its end.
+
+        Raises:
+            InvalidScoresFile: it is not a file of edge scores, is damaged or too large, has an unknown
+                version, or holds partial scores that were not asked for.
+            InvalidRequest: the path is none.
+            OSError: it cannot be read.
+        """
+        name = files.path_text("path", path)
+        scores = scores_file.decode(files.read(path), name)
+        if scores.partial and not allow_partial:
+            raise InvalidScoresFile(
+                name,
+                "holds partial scores: their job did not come to its end. Pass allow_partial=True to use "
+                "them anyway",
+            )
+        return scores
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a file of edge scores, whole or not at all: a safetensors file with their provenance.
+
+        Raises:
+            InvalidScoresFile: the provenance holds what JSON cannot express.
+            InvalidRequest: the path is none.
+            OSError: it cannot be written.
+        """
+        files.write(path, scores_file.encode(self, files.path_text("path", path)))
+
+    @overload
+    def to_eap_ig(self, path: None = None, *, d_model: int | None = None) -> dict[str, Any]: ...
+    @overload
+    def to_eap_ig(self, path: str | os.PathLike[str], *, d_model: int | None = None) -> None: ...
+    def to_eap_ig(
+        self, path: str | os.PathLike[str] | None = None, *, d_model: int | None = None
+    ) -> dict[str, Any] | None:
+        """Writes the scores as EAP-IG does: every edge with its score, none in the circuit.
+
+        Arguments, result and errors are those of `Circuit.to_eap_ig`. EAP-IG's own scores have the same sign
+        where it is given a loss, as it says: they are estimates of what ablating an edge adds to it.
+        """
+        import numpy as np
+
+        width = eap_ig.d_model_of(d_model, self.provenance)
+        content = eap_ig.Content(self.graph, width, self.scores, np.zeros(len(self.scores), bool))
+        if path is None:
+            return eap_ig.document(content)
+        eap_ig.write(path, content)
+        return None
+
+    @classmethod
+    def from_eap_ig(
+        cls,
+        source: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        graph: Graph | None = None,
+        method: str = "eap_ig",
+        metric: str = "",
+    ) -> EdgeScores:
+        """Reads the scores of a file of EAP-IG.
+
+        Args:
+            source: path of a file, ``.pt`` for tensors, which needs torch; or a JSON object.
+            graph: the graph of the model, needed where heads share keys and values: then the scores of the
+                heads are summed. By default every head has its own.
+            method, metric: what the scores were made with, which the file does not tell.
+
+        Raises:
+            InvalidCircuitFile: it is no file of EAP-IG, is damaged, has neurons, is of another graph, or has
+                no score for some edge.
+            InvalidRequest: torch is missing.
+            OSError: it cannot be read.
+        """
+        import numpy as np
+
+        content = eap_ig.read(source, graph)
+        missing = np.flatnonzero(~np.isfinite(content.scores))
+        if len(missing):
+            origin = "source" if isinstance(source, Mapping) else files.path_text("source", source)
+            name = edge_index(content.graph).name(int(missing[0]))
+            detail = f"has no score for {len(missing)} of its edges, for example {name}"
+            raise InvalidCircuitFile(origin, f"{detail}. Read the circuit in it with Circuit.from_eap_ig")
+        provenance = eap_ig.provenance_of(content)
+        return cls(content.scores, content.graph, method, metric, provenance=provenance)
+
     def by_node(self) -> tuple[NodeTotal, ...]:
         """The scores summed by node, from the largest total down."""
         import numpy as np
 
         return node_totals(self.index, np.arange(len(self.scores)), self.scores)
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        other: Circuit | EdgeScores | None = None,
+        curve: Curve | None = None,
+    ) -> None:
+        """Writes a page that shows the 2,000 largest scores, as `Circuit.to_html` does.
+
+        Args:
+            path: where to write.
+            other: what to compare with, of the same graph.
+            curve: what the metric is for growing numbers of these edges, to be shown beside them.
+
+        Raises:
+            InvalidRequest: as `Circuit.to_html`.
+            OSError: the file cannot be written.
+        """
+        from pahq_client.display import page
+
+        page.write(path, self, other, curve=curve)
+
+    def _repr_html_(self) -> str:
+        from pahq_client.display.notebook import scores_html
+
+        return scores_html(self)
 
     def __repr__(self) -> str:
         return f"EdgeScores({circuits.summarize_scores(self)})"

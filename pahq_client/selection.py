@@ -1,8 +1,8 @@
 """Chooses the edges of a circuit by their scores: the largest ones, or greedily from the logits.
 
 Ranks are an order of all edges, the best first: int64, shape [edges], numbers of edges as in
-`pahq_client.edge_index`. Of equal scores the edge comes first that ACDC tests first (grouping "none"), which is
-the one with the higher number.
+`pahq_client.edge_index`. Of equal scores the edge comes first that ACDC tests first (grouping "none"), which
+is the one with the higher number.
 """
 
 from __future__ import annotations

@@ -13,17 +13,19 @@ from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
 from pahq_client.circuit import compare as compare_circuits
 from pahq_client.cli.jobs import detach, job_options
-from pahq_client.cli.options import connection, load_result, read_task, tls
+from pahq_client.cli.options import connection, read_task, tls
 from pahq_client.cli.output import (
     count,
     print_answer,
     print_artifact,
+    print_comparison,
     print_curve,
     print_json,
     print_table,
     print_values,
     put,
 )
+from pahq_client.cli.view import load
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
 from pahq_client.errors import InvalidRequest
@@ -75,7 +77,7 @@ def _waiting(arguments: Namespace) -> dict[str, Any]:
 
 def curve(arguments: Namespace) -> None:
     """Measures the faithfulness curve of scores or circuits."""
-    found = [load_result(path, arguments.allow_partial) for path in arguments.files]
+    found = [load(path, arguments.allow_partial) for path in arguments.files]
     task = read_task(arguments)
     names = ("rank", "greedy", "baselines", "metric", "ablation", "kv_receivers", "precision")
     options: Any = {name: getattr(arguments, name) for name in (*names, "allow_other_model", "timeout")}
@@ -141,8 +143,14 @@ def info(arguments: Namespace) -> None:
 
 
 def compare(arguments: Namespace) -> None:
-    """Compares two circuit files."""
-    a, b = (Circuit.load(p, allow_partial=arguments.allow_partial) for p in (arguments.a, arguments.b))
+    """Compares two files of circuits, or two of scores."""
+    a, b = (load(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
+    if isinstance(a, EdgeScores) and isinstance(b, EdgeScores):
+        print_comparison(a.compare(b), arguments.json)
+        return
+    if isinstance(a, EdgeScores) or isinstance(b, EdgeScores):
+        detail = "is a circuit and the other file holds scores: compare two of a kind"
+        raise InvalidRequest("a" if isinstance(a, Circuit) else "b", detail)
     result = compare_circuits(a, b)
     lists = dataclasses.asdict(result)
     if arguments.json:

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from pahq import __version__
 
-from pahq_client.cli import commands, jobs
+from pahq_client.cli import commands, jobs, predictions
+from pahq_client.cli.view import view
 from pahq_client.formatting import printable
 
 _EPILOG = """\
@@ -34,8 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        *(_discover, _attribute, _jobs, _watch, _cancel, _show),
-        *(_evaluate, _curve, _compare, _models, _tokenize, _info),
+        *(_discover, _attribute, _jobs, _watch, _cancel, _show, _view),
+        *(_evaluate, _curve, _compare, _models, _tokenize, _predict, _check, _info),
     ):
         add(subparsers)
     return parser
@@ -230,6 +231,26 @@ def _tokenize(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_json(parser)
 
 
+def _predict(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("predict", help="show the likeliest next tokens of texts")
+    parser.set_defaults(run=predictions.predict)
+    parser.add_argument(
+        "--model", required=True, help="served model (without a server: or directory, hub id)"
+    )
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="put it in quotes: spaces count")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many tokens (default 5)")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _check(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("check-task", help="tell whether a model does a task")
+    parser.set_defaults(run=predictions.check_task)
+    _add_measured(parser)
+    _add_server(parser)
+    _add_json(parser)
+
+
 def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("info", help="tell what the server is and can do")
     parser.set_defaults(run=commands.info)
@@ -238,20 +259,32 @@ def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("compare", help="tell what two circuits have in common")
+    parser = subparsers.add_parser(
+        "compare", help="tell what two circuits have in common, or how well scores agree"
+    )
     parser.set_defaults(run=commands.compare)
-    parser.add_argument("a", help="circuit file")
-    parser.add_argument("b", help="circuit file")
+    parser.add_argument("a", help="circuit file, or file of scores")
+    parser.add_argument("b", help="another one of the same kind")
     _add_allow_partial(parser)
     _add_json(parser)
 
 
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("show", help="print a circuit, or how its job stands")
+    parser = subparsers.add_parser("show", help="print a circuit or scores, or how their job stands")
     parser.set_defaults(run=jobs.show)
-    parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a circuit file")
+    parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a file")
     _add_server(parser)
     _add_json(parser)
+
+
+def _view(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("view", help="look at a circuit or at scores in a browser")
+    parser.set_defaults(run=view)
+    parser.add_argument("file", metavar="FILE", help="file of a circuit or of edge scores")
+    parser.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare with")
+    parser.add_argument("--output", metavar="FILE", help="write the page here (default: a temporary file)")
+    parser.add_argument("--no-open", action="store_true", help="write the page and open nothing")
+    _add_allow_partial(parser)
 
 
 def _add_measured(parser: argparse.ArgumentParser) -> None:
@@ -259,7 +292,9 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="served model (without a server: or directory, hub id)"
     )
     parser.add_argument(
-        "--task", required=True, help="built-in task (ioi), or JSON file with clean, corrupted, …"
+        "--task",
+        required=True,
+        help="built-in task (ioi), or file with clean, corrupted, …: JSON, JSON Lines or CSV",
     )
     parser.add_argument("--num-prompts", type=int, metavar="N", help="of a built-in task (default 16)")
     parser.add_argument("--seed", type=int, metavar="N", help="of a built-in task (default 0)")

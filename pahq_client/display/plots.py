@@ -124,9 +124,8 @@ def _drawn(series: Series, points: Sequence[tuple[float, float]]) -> list[str]:
     if series.line:
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         dashes = ' stroke-dasharray="4 3"' if series.dashed else ""
-        parts.append(
-            f'<polyline points="{joined}" fill="none" stroke="{color}" stroke-width="1.6"{dashes}>{title}</polyline>'
-        )
+        style = f'fill="none" stroke="{color}" stroke-width="1.6"{dashes}'
+        parts.append(f'<polyline points="{joined}" {style}>{title}</polyline>')
     if series.dots:
         dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in points)
         parts.append(f'<g fill="{color}" fill-opacity="0.75">{title}{dots}</g>')

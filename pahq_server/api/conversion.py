@@ -26,9 +26,11 @@ from pahq_server.core.circuit import EdgeSet
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
+from pahq_server.core.operations import TaskAccuracy
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenizedText
 from pahq_server.jobs.evaluation import GivenCircuit
 from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
+from pahq_server.jobs.predictions import PredictedToken
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.session_calls import SessionCircuit
 from pahq_server.jobs.sessions import PatchingSession
@@ -70,15 +72,16 @@ def read_task(message: task_pb2.Task) -> TaskSpec:
         raise InvalidRequestError("task", "is missing")
     prompts = message.prompts
     return PromptTask(
-        clean=_read_prompts("task.clean", prompts.clean),
-        corrupted=_read_prompts("task.corrupted", prompts.corrupted),
-        answers=_read_prompts("task.answers", prompts.answers),
-        wrong_answers=_read_prompts("task.wrong_answers", prompts.wrong_answers),
+        clean=read_prompts("task.clean", prompts.clean),
+        corrupted=read_prompts("task.corrupted", prompts.corrupted),
+        answers=read_prompts("task.answers", prompts.answers),
+        wrong_answers=read_prompts("task.wrong_answers", prompts.wrong_answers),
         positions=tuple(prompts.positions.indices) if prompts.HasField("positions") else None,
     )
 
 
-def _read_prompts(field: str, messages: Iterable[task_pb2.Prompt]) -> tuple[Prompt, ...]:
+def read_prompts(field: str, messages: Iterable[task_pb2.Prompt]) -> tuple[Prompt, ...]:
+    """Reads prompts that are at ``field`` of their request."""
     return tuple(_read_prompt(f"{field}[{i}]", message) for i, message in enumerate(messages))
 
 
@@ -385,6 +388,30 @@ def tokenized_text(found: TokenizedText) -> model_pb2.TokenizedText:
         answer_id=found.answer,
         answer_token=found.answer_token,
         answer_note=found.note,
+    )
+
+
+def predictions(
+    found: Iterable[Iterable[PredictedToken]], warnings: Sequence[str]
+) -> model_pb2.PredictTokensResponse:
+    """Returns the likeliest tokens after each prompt."""
+    messages = (
+        model_pb2.Prediction(tokens=[model_pb2.PredictedToken(**asdict(token)) for token in tokens])
+        for tokens in found
+    )
+    return model_pb2.PredictTokensResponse(predictions=messages, warnings=warnings)
+
+
+def task_check(
+    found: Sequence[TaskAccuracy], num_prompts: int, warnings: Sequence[str]
+) -> model_pb2.CheckTaskResponse:
+    """Returns how well a model does a task, found on the clean and, if there are any, corrupted prompts."""
+    clean, *corrupted = (model_pb2.TaskAccuracy(**asdict(accuracy)) for accuracy in found)
+    return model_pb2.CheckTaskResponse(
+        clean=clean,
+        corrupted=corrupted[0] if corrupted else None,
+        num_prompts=num_prompts,
+        warnings=warnings,
     )
 
 

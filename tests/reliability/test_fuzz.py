@@ -51,10 +51,13 @@ def seeds() -> dict[str, Message]:
     )
     # Nearly right: sessions that were opened would stay.
     own = objective(task=task_pb2.Task(prompts=prompts))
+    answer = [task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[7]))]
     right = task_pb2.PromptTask(
         clean=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3]))],
         corrupted=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 4]))],
     )
+    checked = task_pb2.PromptTask(answers=answer, wrong_answers=answer)
+    checked.MergeFrom(right)
     computed = objective(task=task_pb2.Task(prompts=right))
     edges = patching_pb2.EdgeList(names=["m3->logits", "a3.h7->m3"])
     circuit = patching_pb2.SessionCircuit(removed=edges)
@@ -81,6 +84,12 @@ def seeds() -> dict[str, Message]:
         "pahq.v1.ModelService/GetModel": model_pb2.GetModelRequest(name="demo"),
         "pahq.v1.ModelService/TokenizeTexts": model_pb2.TokenizeTextsRequest(
             model="demo", texts=[" Lily", "Tom"], prompt=" Lily and"
+        ),
+        "pahq.v1.ModelService/PredictTokens": model_pb2.PredictTokensRequest(
+            model="demo", prompts=prompts.clean, top=3
+        ),
+        "pahq.v1.ModelService/CheckTask": model_pb2.CheckTaskRequest(
+            model="demo", task=task_pb2.Task(prompts=checked)
         ),
         "pahq.v1.ServerService/GetServerInfo": server_pb2.GetServerInfoRequest(),
         "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="pahq.v1.ModelService"),
