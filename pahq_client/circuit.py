@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 from pahq_client import circuit_file, eap_ig, files, scores_file
+from pahq_client.checks import integer
 from pahq_client.display import circuits
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidCircuitFile, InvalidRequest, OtherModel
@@ -19,6 +20,8 @@ from pahq_client.results import WithProvenance
 
 if TYPE_CHECKING:
     import networkx
+
+    from pahq_client.scores import EdgeScores
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -279,6 +282,41 @@ class Circuit(WithProvenance):
         """The circuit in Graphviz's language; the same text for the same circuit."""
         return circuits.to_dot(self)
 
+    def to_svg(self, *, edges: int | None = None) -> str:
+        """The circuit as a picture, for papers; the same text for the same circuit.
+
+        Args:
+            edges: how many edges to draw, those with the largest scores; by default all of them, up to the
+                2,000 that a picture takes.
+
+        Raises:
+            InvalidRequest: the number of edges is none, or heads share keys in such numbers that the edges
+                cannot be drawn.
+        """
+        from pahq_client.display.picture import MOST_EDGES, picture
+        from pahq_client.display.svg import to_svg
+
+        most = MOST_EDGES if edges is None else integer("edges", edges)
+        if not 0 < most <= MOST_EDGES:
+            raise InvalidRequest("edges", f"must be from 1 to {MOST_EDGES}, got {most}")
+        return to_svg(picture(self, most=most))
+
+    def to_html(self, path: str | os.PathLike[str], *, other: Circuit | EdgeScores | None = None) -> None:
+        """Writes a page that shows the circuit, to be looked at in a browser: one file, without any network.
+
+        Args:
+            path: where to write.
+            other: what to compare with, of the same graph.
+
+        Raises:
+            InvalidRequest: the path is none, is that of a folder, or cannot be written to; the other is
+                neither circuit nor scores, or belongs to another graph.
+            OSError: the file cannot be written.
+        """
+        from pahq_client.display import page
+
+        page.write(path, self, other)
+
     def __len__(self) -> int:
         return len(self.edges)
 
@@ -332,7 +370,9 @@ class Circuit(WithProvenance):
         return f"Circuit({circuits.summary(self)})"
 
     def _repr_html_(self) -> str:
-        return circuits.to_html(self)
+        from pahq_client.display.notebook import circuit_html
+
+        return circuit_html(self)
 
 
 def _combined(a: Circuit, b: Circuit, operation: str) -> Circuit:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pahq_client.curve import Curve
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgeScores(WithProvenance):
@@ -305,6 +307,33 @@ class EdgeScores(WithProvenance):
         import numpy as np
 
         return node_totals(self.index, np.arange(len(self.scores)), self.scores)
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        other: Circuit | EdgeScores | None = None,
+        curve: Curve | None = None,
+    ) -> None:
+        """Writes a page that shows the 2,000 largest scores, as `Circuit.to_html` does.
+
+        Args:
+            path: where to write.
+            other: what to compare with, of the same graph.
+            curve: what the metric is for growing numbers of these edges, to be shown beside them.
+
+        Raises:
+            InvalidRequest: as `Circuit.to_html`.
+            OSError: the file cannot be written.
+        """
+        from pahq_client.display import page
+
+        page.write(path, self, other, curve=curve)
+
+    def _repr_html_(self) -> str:
+        from pahq_client.display.notebook import scores_html
+
+        return scores_html(self)
 
     def __repr__(self) -> str:
         return f"EdgeScores({circuits.summarize_scores(self)})"

@@ -9,6 +9,7 @@ from typing import NoReturn
 from pahq import __version__
 
 from pahq_client.cli import commands, jobs, predictions
+from pahq_client.cli.view import view
 from pahq_client.formatting import printable
 
 _EPILOG = """\
@@ -34,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        *(_discover, _jobs, _watch, _cancel, _show, _evaluate, _compare),
+        *(_discover, _jobs, _watch, _cancel, _show, _view, _evaluate, _compare),
         *(_models, _tokenize, _predict, _check, _info),
     ):
         add(subparsers)
@@ -188,6 +189,16 @@ def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a circuit file")
     _add_server(parser)
     _add_json(parser)
+
+
+def _view(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("view", help="look at a circuit or at scores in a browser")
+    parser.set_defaults(run=view)
+    parser.add_argument("file", metavar="FILE", help="file of a circuit or of edge scores")
+    parser.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare with")
+    parser.add_argument("--output", metavar="FILE", help="write the page here (default: a temporary file)")
+    parser.add_argument("--no-open", action="store_true", help="write the page and open nothing")
+    _add_allow_partial(parser)
 
 
 def _add_measured(parser: argparse.ArgumentParser) -> None:

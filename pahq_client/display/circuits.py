@@ -1,4 +1,4 @@
-"""Shows circuits and edge scores: as a networkx graph, for Graphviz, in one line, as an HTML table."""
+"""Shows circuits and edge scores: as a networkx graph, for Graphviz, in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from pahq_client import formatting
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 # More would take gigabytes, in networkx above all.
 MOST_ARROWS = 5_000_000
-_ROWS = 50
 # Red, green and blue of the least and the largest score, and of those below zero.
 _LIGHT, _DARK = (178, 200, 223), (8, 48, 107)
 _LIGHT_RED, _DARK_RED = (244, 190, 180), (165, 15, 21)
@@ -200,23 +198,3 @@ def summarize_scores(scores: EdgeScores) -> str:
     asked = [part for part in _asked(scores) if not part.startswith("method=")]
     method = f"method={one_line(scores.method)!r}"
     return ", ".join([*head, size, method, metric, ends, *asked, *formatting.count_warnings(scores.warnings)])
-
-
-def to_html(circuit: Circuit) -> str:
-    """A summary and the edges that matter most, for notebooks."""
-    ranked = sorted(circuit.edges, key=_weight, reverse=True)
-    rows = "".join(_row(edge) for edge in ranked[:_ROWS])
-    more = len(ranked) - _ROWS
-    rest = f"<p>… and {more} more</p>" if more > 0 else ""
-    head = f"<p><b>Circuit</b>: {escape(summary(circuit))}</p>"
-    warnings = "".join(f"<p><b>Warning</b>: {escape(text)}</p>" for text in circuit.warnings)
-    return f"{head}{warnings}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
-
-
-def _weight(edge: Edge) -> float:
-    return float("-inf") if edge.score is None else edge.score
-
-
-def _row(edge: Edge) -> str:
-    score = "" if edge.score is None else f"{edge.score:.6g}"
-    return f"<tr><td><code>{escape(one_line(str(edge)))}</code></td><td>{score}</td></tr>"

@@ -1,8 +1,8 @@
 """Places the nodes of a circuit and routes its edges: the geometry that the page and the static SVG share.
 
-Layers lie one above the other, the input below and the logits on top. Heads stand in columns by their number,
-with the MLPs, which most edges lead from or to, in a column between them. Columns, rows and layers that a picture
-does not use are left out.
+Layers lie one above the other, the input below and the logits on top. Heads stand in columns by their
+number, with the MLPs, which most edges lead from or to, in a column between them. Columns, rows and layers
+that a picture does not use are left out.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Layout:
 
 
 class _Place(NamedTuple):
-    """The row (layer, part of the layer) and the column of a node, for sorting; a name's own column is None."""
+    """The row of a node (layer, part of the layer) and its column; None for what stands in the middle."""
 
     layer: float
     part: int
@@ -86,7 +86,7 @@ def arrange(nodes: Collection[str], graph: Graph) -> Layout:
     """Places nodes.
 
     Args:
-        nodes: names of nodes: senders, ``logits``, and ``a1.g0`` for a group whose heads are not in the picture.
+        nodes: names of nodes: senders, ``logits``, and ``a1.g0`` for a group of heads that nothing reads.
         graph: the graph that they belong to.
     """
     places = {name: _place(name, graph) for name in nodes}

@@ -13,15 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
 from pahq_client import formatting
 from pahq_client.circuit import Circuit
+from pahq_client.curve import Curve
 from pahq_client.display.layout import Layout, Router, arrange
 from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line
 from pahq_client.graph import Graph
 from pahq_client.scores import EdgeScores
+from pahq_client.selection import ranking
 
 Result: TypeAlias = Circuit | EdgeScores
 
@@ -130,7 +130,12 @@ class _Ranked:
 
 
 def picture(
-    result: Result, other: Result | None = None, *, names: tuple[str, ...] = (), most: int = MOST_EDGES
+    result: Result,
+    other: Result | None = None,
+    *,
+    names: tuple[str, ...] = (),
+    curve: Curve | None = None,
+    most: int = MOST_EDGES,
 ) -> Picture:
     """Makes the picture of a result, or of two.
 
@@ -138,6 +143,7 @@ def picture(
         result: a circuit or edge scores.
         other: what to compare it with.
         names: what to call the results; by default their task and model.
+        curve: what the metric is for growing numbers of edges of the first result, which has scores.
         most: the most edges; those with the largest scores are taken, half of them from each of two results.
 
     Raises:
@@ -148,7 +154,9 @@ def picture(
     for field, found in zip(("result", "other"), results, strict=False):
         if not isinstance(found, Circuit | EdgeScores):
             kind = type(found).__name__
-            raise InvalidRequest(field, f"must be a Circuit or EdgeScores, got {kind}; read a file with .load()")
+            raise InvalidRequest(
+                field, f"must be a Circuit or EdgeScores, got {kind}; read a file with .load()"
+            )
     if other is not None and not result.graph.same_as(other.graph):
         raise InvalidRequest("other", f"belongs to another graph: {other.graph}, not {result.graph}")
     limit = max(most // len(results), 1)
@@ -156,7 +164,10 @@ def picture(
     called = names or tuple(_name(found) for found in results)
     if len(set(called)) < len(called):
         called = tuple(f"{letter}: {name}" for letter, name in zip("AB", called, strict=False))
-    sides = [_side(*each) for each in zip(results, called, (len(rank.edges) for rank in ranked), strict=True)]
+    sides = [
+        _side(found, name, len(rank.edges), curve if found is result else None)
+        for found, name, rank in zip(results, called, ranked, strict=True)
+    ]
     return Picture(result.graph, tuple(sides), tuple(_edges(ranked, result.graph)))
 
 
@@ -169,16 +180,9 @@ def _ranked(result: Result, limit: int) -> _Ranked:
 
 
 def _ranked_scores(result: EdgeScores, limit: int) -> _Ranked:
-    scores = np.asarray(result.scores, dtype=np.float64)
-    sizes = np.where(np.isfinite(scores), np.abs(scores), -1.0)
-    # Ties: the edge that the model computes last comes first, as in ACDC.
-    order = np.lexsort((-np.arange(len(sizes)), -sizes))[:limit]
-    rank_of = {int(index): rank for rank, index in enumerate(order)}
-    found: list[tuple[str, str, float | None]] = [("", "", None)] * len(order)
-    for index, (source, target) in enumerate(result.graph.edges()):
-        rank = rank_of.get(index)
-        if rank is not None:
-            found[rank] = source, target, _finite(float(scores[index]))
+    order = ranking(result.scores, "absolute")[:limit]
+    ends = zip(result.index.edges(order), result.scores[order].tolist(), strict=True)
+    found: list[tuple[str, str, float | None]] = [(source, target, score) for (source, target), score in ends]
     return _Ranked(found, {f"{source}->{target}": score for source, target, score in found})
 
 
@@ -203,7 +207,9 @@ def _edges(ranked: list[_Ranked], graph: Graph) -> list[PictureEdge]:
         edges.append(PictureEdge(name, source, nodes, kind, scores, places, max(sizes, default=0.0)))
         curves += len(nodes)
         if curves > _MOST_CURVES:
-            raise InvalidRequest("circuit", f"needs more than {_MOST_CURVES} curves; draw one with fewer edges")
+            raise InvalidRequest(
+                "circuit", f"needs more than {_MOST_CURVES} curves; draw one with fewer edges"
+            )
     return sorted(edges, key=lambda edge: edge.rank)
 
 
@@ -234,14 +240,14 @@ def _fed(receiver: str, graph: Graph, living: Mapping[str, list[int]]) -> tuple[
     return heads or (f"{layer}.g{unit}",), kind
 
 
-def _side(result: Result, name: str, drawn: int) -> Side:
+def _side(result: Result, name: str, drawn: int, curve: Curve | None) -> Side:
     is_circuit = isinstance(result, Circuit)
-    edges = len(result.edges) if is_circuit else len(result.scores)
+    edges = _num_edges(result)
     return Side(
         name=one_line(name),
         method=_method(result),
-        measures=one_line(result.metric.name if is_circuit else result.metric),
-        points=tuple(_points(result)),
+        measures=one_line(result.metric.name if is_circuit else result.metric) or "metric",
+        points=tuple(_points(result, curve)),
         facts=tuple((one_line(key), one_line(str(value))) for key, value in _facts(result)),
         warnings=tuple(map(one_line, result.warnings)),
         prompts=tuple(_prompts(result)),
@@ -253,12 +259,19 @@ def _side(result: Result, name: str, drawn: int) -> Side:
     )
 
 
-def _points(result: Result) -> Iterator[tuple[int, float, float | None]]:
+def _num_edges(result: Result) -> int:
+    return len(result.edges) if isinstance(result, Circuit) else len(result.scores)
+
+
+def _points(result: Result, curve: Curve | None) -> Iterator[tuple[int, float, float | None]]:
     empty = result.metric.empty if isinstance(result, Circuit) else result.empty
     full = result.metric.full if isinstance(result, Circuit) else result.full
     has_way = math.isfinite(full - empty) and full != empty
     if math.isfinite(empty):
         yield 0, empty, 0.0 if has_way else None
+    if curve is not None:
+        points = zip(curve.num_edges, curve.values, curve.faithfulness, strict=True)
+        yield from (point for point in points if 0 < point[0] < _num_edges(result))
     if isinstance(result, Circuit) and math.isfinite(result.metric.value) and result.edges:
         yield len(result.edges), result.metric.value, result.faithfulness
     elif isinstance(result, EdgeScores) and math.isfinite(full):

@@ -22,6 +22,7 @@ from importlib import resources
 from typing import Any
 
 from pahq_client import files
+from pahq_client.curve import Curve
 from pahq_client.display import palette, svg
 from pahq_client.display.picture import Picture, Result, picture
 from pahq_client.errors import InvalidRequest
@@ -34,7 +35,14 @@ _EXPORT = re.compile(r"^export ", re.MULTILINE)
 _SLOT = re.compile(r"%%(\w+)%%")
 
 
-def write(path: files.PathLike, result: Result, other: Result | None = None, names: tuple[str, ...] = ()) -> None:
+def write(
+    path: files.PathLike,
+    result: Result,
+    other: Result | None = None,
+    *,
+    names: tuple[str, ...] = (),
+    curve: Curve | None = None,
+) -> None:
     """Writes the page of a result, or of two that are compared, to a file.
 
     Args:
@@ -42,6 +50,7 @@ def write(path: files.PathLike, result: Result, other: Result | None = None, nam
         result: a circuit or edge scores.
         other: what to compare it with.
         names: what to call the results; by default their task and model.
+        curve: what the metric is for growing numbers of edges of the first result, if that was measured.
 
     Raises:
         InvalidRequest: the path is none, is that of a folder or cannot be written to; or there is no picture of
@@ -49,7 +58,7 @@ def write(path: files.PathLike, result: Result, other: Result | None = None, nam
         OSError: the file cannot be written.
     """
     check_target("path", path)
-    files.write(path, html(picture(result, other, names=names)).encode("utf-8"))
+    files.write(path, html(picture(result, other, names=names, curve=curve)).encode("utf-8"))
 
 
 def check_target(field: str, path: files.PathLike) -> None:
@@ -107,7 +116,10 @@ def _document(shown: Picture, title: str) -> dict[str, Any]:
     sides = [
         {
             **{name: getattr(side, name) for name in ("name", "method", "measures", "points", "facts")},
-            **{name: getattr(side, name) for name in ("warnings", "prompts", "drawn", "edges", "start", "partial")},
+            **{
+                name: getattr(side, name)
+                for name in ("warnings", "prompts", "drawn", "edges", "start", "partial")
+            },
             "graphEdges": side.graph_edges,
         }
         for side in shown.sides

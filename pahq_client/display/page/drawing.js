@@ -8,6 +8,7 @@ const NODE_HEIGHT = 22;
 const PORTS = { q: -0.28, k: 0, v: 0.28 };
 const RADIUS = { end: 11, mlp: 3, head: 7 };
 const NEAR = 5; // how far from an edge, in pixels of the screen, the pointer still meets it
+const SETTLED_MS = 120; // without a movement, until the drawing is drawn anew
 const WIDE = 10_000; // how far the bands of layers go on beside the picture
 // Measures texts, and whether a point is on a curve.
 const pen = document.createElement("canvas").getContext("2d");
@@ -29,21 +30,39 @@ export function makeDrawing(act) {
   const tooltip = makeTooltip(stage);
   let current = null; // {state, view}
   let transform = d3.zoomIdentity;
+  let rendered = transform; // the part of it that the drawing itself has
   let fitted = 1;
   let userZoom = null;
 
-  // Zoom and pan.
+  // Zoom and pan. To draw thousands of curves anew takes longer than a frame, so that the finished drawing is moved
+  // and scaled for as long as a gesture goes on, and drawn anew after it.
 
   const zoom = d3
     .zoom()
     .scaleExtent([0.05, 12])
     .on("zoom", (event) => {
       transform = event.transform;
-      viewport.attr("transform", transform);
       tooltip.hide();
-      if (event.sourceEvent || event.byHand) keepZoom();
+      if (!event.sourceEvent) {
+        render();
+        return;
+      }
+      const scale = transform.k / rendered.k;
+      const [x, y] = [transform.x - scale * rendered.x, transform.y - scale * rendered.y];
+      svg.style("transform", `translate(${x}px,${y}px) scale(${scale})`);
+      clearTimeout(settling);
+      settling = setTimeout(render, SETTLED_MS);
+      keepZoom();
     });
-  svg.call(zoom).on("dblclick.zoom", null);
+  let settling = 0;
+  const surface = d3.select(stage).call(zoom).on("dblclick.zoom", null);
+
+  function render() {
+    clearTimeout(settling);
+    if (rendered !== transform) viewport.attr("transform", transform);
+    rendered = transform;
+    svg.style("transform", null);
+  }
 
   const room = () => ({ width: stage.clientWidth || 1, height: stage.clientHeight || 1 });
 
@@ -62,11 +81,11 @@ export function makeDrawing(act) {
     userZoom = wanted;
     const [x, y, scale] = wanted ?? [size.width / 2, size.height / 2 + below / 2 / fitted, 1];
     const k = fitted * scale;
-    svg.call(zoom.transform, d3.zoomIdentity.translate(width / 2 - x * k, height / 2 - y * k).scale(k));
+    surface.call(zoom.transform, d3.zoomIdentity.translate(width / 2 - x * k, height / 2 - y * k).scale(k));
   }
 
   function zoomBy(factor) {
-    svg.call(zoom.scaleBy, factor);
+    surface.call(zoom.scaleBy, factor);
     keepZoom();
   }
 
@@ -102,12 +121,12 @@ export function makeDrawing(act) {
   }
 
   let pending = null;
-  svg.on("pointermove", (event) => {
+  surface.on("pointermove", (event) => {
     const asked = pending === null;
     pending = event;
     if (asked) requestAnimationFrame(hover);
   });
-  svg.on("pointerleave", () => {
+  surface.on("pointerleave", () => {
     pending = null;
     mark(null);
     tooltip.hide();
@@ -132,7 +151,7 @@ export function makeDrawing(act) {
     const element = target instanceof Element ? target.closest(".node") : null;
     return element ? nodes[Number(element.dataset.index)] : null;
   };
-  svg.on("click", (event) => act.pin(nodeOf(event.target)?.name ?? ""));
+  surface.on("click", (event) => act.pin(nodeOf(event.target)?.name ?? ""));
   svg.on("keydown", (event) => {
     const node = nodeOf(event.target);
     if (!node || event.ctrlKey || event.metaKey || event.altKey) return;

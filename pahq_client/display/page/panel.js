@@ -10,9 +10,9 @@ const COLOUR_WORDS = { kind: "q/k/v and sign", sign: "sign only", member: "membe
 const COLUMNS = [
   { key: "name", text: "Node", words: "node" },
   { key: "edges", text: "Edges", words: "number of edges" },
-  { key: "into", text: "In", words: "size of incoming scores" },
-  { key: "out", text: "Out", words: "size of outgoing scores" },
-  { key: "total", text: "Total", words: "size of all scores" },
+  { key: "into", text: "In", words: "sum of incoming scores" },
+  { key: "out", text: "Out", words: "sum of outgoing scores" },
+  { key: "total", text: "Total", words: "sum of all scores, without signs" },
 ];
 
 export const byId = (id) => document.getElementById(id);
@@ -170,7 +170,7 @@ function boxes(id, items, changed) {
   };
 }
 
-/** A curve of the sizes of scores by rank. Returns a function that marks a number of edges. */
+/** A curve of the sizes of scores by rank, with marks where the metric is known. Returns a function that fills it up to a rank. */
 function makeProfile() {
   const space = "http://www.w3.org/2000/svg";
   const make = (name, attributes) => {
@@ -202,6 +202,9 @@ function makeProfile() {
       svg.append(make("path", { d: area }), make("path", { d: area, class: "taken", "clip-path": "url(#taken)" }));
     }
   });
+  for (const [n] of sides.flatMap((side) => side.points)) {
+    if (n <= mostEdges) svg.append(make("path", { d: `M${(100 * n) / mostEdges},30v-7`, class: "known", "vector-effect": "non-scaling-stroke" }));
+  }
   byId("profile").append(svg);
   return (n) => window_.setAttribute("width", mostEdges ? (100 * n) / mostEdges : 0);
 }
@@ -222,7 +225,7 @@ function figures(state) {
       const n = Math.min(state.n, side.drawn);
       const size = n === side.drawn && side.drawn === side.edges ? side.edges : n;
       const point = side.points.find(([known]) => known === size);
-      const known = side.points.map(([at, value]) => `${figure(value)} with ${at === side.graphEdges ? "all" : count(at)} edges`);
+      const known = around(side.points, n).map(([at, value]) => `${figure(value)} with ${at === side.graphEdges ? "all" : count(at)}`);
       const metric = point
         ? measured(side, point).join(", ")
         : `${side.measures} not measured with ${count(n)} edges${known.length ? ` (${known.join(", ")})` : ""}`;
@@ -231,6 +234,12 @@ function figures(state) {
       return `${comparing ? `${side.name}: ` : ""}${metric}${least}`;
     })
     .join("\n");
+}
+
+/** The measured points next below and above a number of edges. */
+function around(points, n) {
+  const below = points.filter(([at]) => at < n).slice(-1);
+  return [...below, ...points.filter(([at]) => at > n).slice(0, 1)];
 }
 
 function findings(state, view) {

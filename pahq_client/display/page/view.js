@@ -128,21 +128,21 @@ const sets = (someNodes, someEdges) => ({
   edges: new Set(someEdges.map((edge) => edge.index)),
 });
 
-/** What the visible edges of every node sum up to: how many, and the size of their scores, in and out. */
+/** What the visible edges of every node sum up to: how many, their scores in and out, and in all without signs. */
 function totals(shown) {
   const sums = nodes.map((node) => ({ node, name: node.index, edges: 0, incoming: 0, into: 0, out: 0, total: 0 }));
   for (const edge of edges) {
     if (!shown[edge.index]) continue;
-    const size = Math.abs(edge.score ?? 0);
+    const score = edge.score ?? 0;
     for (const end of edge.ends) {
       sums[end].incoming += 1;
-      sums[end].into += size;
+      sums[end].into += score;
     }
     for (const index of [edge.source, ...edge.ends]) {
       sums[index].edges += 1;
-      sums[index].total += size;
+      sums[index].total += Math.abs(score);
     }
-    sums[edge.source].out += size;
+    sums[edge.source].out += score;
   }
   return sums;
 }
