@@ -1,8 +1,8 @@
 """The file format ``pahq.circuit``: UTF-8 JSON with sorted keys. Also reads strict JSON for other modules.
 
 Version 2 added ``partial``, which is written for partial circuits only. The values of ``metric`` may be null
-in them, and in circuits that no search has found and nobody has measured: then ``value`` is null and there are
-no evaluations. Version 1 is still read.
+in them, and in circuits that no search has found and nobody has measured: then ``value`` is null, and there
+are no evaluations. Version 1 is still read.
 """
 
 from __future__ import annotations
