@@ -436,9 +436,10 @@ class Client(ClientBase):
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-            circuits: scores, whose largest are taken at each fraction, or Circuits, which are taken as they are.
+            circuits: scores, whose largest are taken at each fraction, or Circuits, taken as they are.
             fractions: shares of the graph's edges, ascending; by default those of the MIB benchmark.
-            rank, greedy: how edges are chosen by their scores; see `EdgeScores.top` and `EdgeScores.greedy`.
+            rank: what edges are chosen by, see `EdgeScores.top`.
+            greedy: whether they are chosen from the logits on, see `EdgeScores.greedy`.
             baselines: how many random curves to compare with; 0 for none.
             seed: of the random curves.
             metric: name of the metric. What is None, here and below, is as it was for the scores or Circuits.
@@ -576,6 +577,10 @@ class ServerCalls:
         options: EvaluationOptions,
         timeout: float | None,
     ) -> Steps[list[Evaluation]]:
+        if isinstance(circuits, Circuit):
+            raise InvalidRequest(
+                "circuits", "must be a list of circuits, got one: measure it with evaluate()"
+            )
         many = checks.items("circuits", circuits)
         return (yield from self._evaluate(EvaluationRequest.of(model, task, many, options), timeout))
 

@@ -140,12 +140,12 @@ def test_the_command_prints_scores(
 
 
 def test_parameters_of_methods(client: Any, server: FakeServer) -> None:
-    client.submit("m", "ioi", 0.5, gates=False)
+    client.submit("m", "ioi", 0.5, grouping="none")
     client.submit("m", "ioi", method="single_edge")
     client.submit("m", "ioi", method="single_edge", threshold=2)
     client.submit("m", "ioi", 3, method="mine", parameters={"a": 1.5, "b": ["x", None, {"c": True}]})
     acdc, unlimited, limited, mine = (request.spec for request in server.called("CreateJob"))
-    assert (acdc.acdc.threshold, acdc.acdc.gates) == (0.5, False)
+    assert (acdc.acdc.threshold, acdc.acdc.grouping) == (0.5, "none")
     assert unlimited.WhichOneof("method") == "single_edge"
     assert not unlimited.single_edge.HasField("threshold")
     assert limited.single_edge.threshold == 2

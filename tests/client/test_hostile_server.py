@@ -804,7 +804,7 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
         "CancelJob": pb.CancelJobResponse(job=job),
         "ListJobs": pb.ListJobsResponse(jobs=[job]),
         "WatchJob": iter([pb.WatchJobResponse(event=event)]),
-        "EvaluateCircuit": patching_pb2.EvaluateCircuitResponse(metric=metric),
+        "EvaluateCircuits": patching_pb2.EvaluateCircuitsResponse(metric=metric),
     }
     server.replies.update({key: lambda request, context, r=reply: r for key, reply in replies.items()})
     main([*command, "--server", server.address, *(["--json"] if json else [])])

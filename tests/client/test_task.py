@@ -85,7 +85,7 @@ def test_the_place_in_a_prompt_is_in_the_detail() -> None:
         ("method", None),
         ("metric", 1),
         ("ablation", 1),
-        ("gates", 1),
+        ("grouping", 1),
         ("kv_receivers", 1),
         ("precision", 32),
     ],
@@ -112,7 +112,7 @@ def test_unknown_keywords_are_type_errors(client: Client) -> None:
 def test_defaults_and_numbers_reach_the_message() -> None:
     spec = requests.job_spec(JobRequest("m", "ioi", np.float32(0.5)))  # type: ignore[arg-type]
     measured = spec.objective
-    assert (spec.WhichOneof("method"), spec.acdc.threshold, spec.acdc.gates) == ("acdc", 0.5, True)
+    assert (spec.WhichOneof("method"), spec.acdc.threshold, spec.acdc.grouping) == ("acdc", 0.5, "gates")
     assert (measured.model, measured.metric, measured.ablation) == ("m", "kl_divergence", "resample")
     assert (measured.kv_receivers, measured.precision) == ("group", "fp32")
     assert not requests.job_spec(JobRequest("m", "ioi")).acdc.HasField("threshold")
