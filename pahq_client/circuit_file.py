@@ -21,6 +21,7 @@ FORMAT = "pahq.circuit"
 VERSION = 2  # that is written
 READABLE = (1, 2)
 MOST_LEVELS = 100
+EAP_IG_KEYS = ("cfg", "nodes", "edges")  # what a file of EAP-IG consists of, see `pahq_client.eap_ig`
 
 
 def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
@@ -193,6 +194,8 @@ class JsonObject:
 
 
 def _circuit(top: JsonObject) -> dict[str, Any]:
+    if "format" not in top and all(key in top for key in EAP_IG_KEYS):
+        raise ValueError("it is a file of EAP-IG: read it with Circuit.from_eap_ig")
     if top.get("format", str) != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     version = top.get("version", int)
