@@ -578,9 +578,7 @@ class ServerCalls:
         timeout: float | None,
     ) -> Steps[list[Evaluation]]:
         if isinstance(circuits, Circuit):
-            raise InvalidRequest(
-                "circuits", "must be a list of circuits, got one: measure it with evaluate()"
-            )
+            raise InvalidRequest("circuits", "must be a list of circuits; evaluate() measures a single one")
         many = checks.items("circuits", circuits)
         return (yield from self._evaluate(EvaluationRequest.of(model, task, many, options), timeout))
 
@@ -605,10 +603,17 @@ class ServerCalls:
         """Measures circuits, in as many calls as they need."""
         deadline, display = Deadline.after(timeout), WarningDisplay()
         found: list[Evaluation] = []
+        late = "the circuits were not measured in time"
         for message in requests.evaluation_messages(request):
+            if deadline.passed:
+                raise TimeoutError(late)
             seconds = deadline.within(EVALUATE_SECONDS)
             try:
                 response = yield from self._caller.call(EVALUATE, message, seconds)
+            except DeadlineExceeded:
+                if timeout is None:
+                    raise
+                raise TimeoutError(late) from None
             except InvalidRequest as error:
                 raise _of_circuits(error, len(request.circuits), len(found)) from None
             found += responses.evaluations(message, response)
@@ -637,9 +642,12 @@ class ServerCalls:
         if selection is None:
             return (yield from self._run_job(request, timeout, progress))
         deadline = Deadline.after(timeout)
-        scores = yield from self.attribute(request.scoring, timeout, progress)
+        scores = yield from self._scores(request.scoring, timeout, progress)
+        metric = requests.metric_of(request)
+        if scores.metric != metric:
+            raise ServerFault(f"the server sent scores of {scores.metric!r}, asked for {metric!r}")
         circuit = selection.choose(scores)
-        options: EvaluationOptions = {"metric": scores.metric, "ablation": request.ablation}
+        options: EvaluationOptions = {"metric": metric, "ablation": request.ablation}
         options |= {"kv_receivers": request.kv_receivers, "precision": request.precision}
         asked = EvaluationRequest.of(request.model, request.task, (circuit,), options)
         (evaluation,) = yield from self._evaluate(asked, deadline.left)
@@ -653,6 +661,12 @@ class ServerCalls:
             raise InvalidRequest("method", detail)
         if request.metric is None:
             request = replace(request, metric=requests.logit_difference_if_answers(request.task))
+        return (yield from self._scores(request, timeout, progress))
+
+    def _scores(
+        self, request: JobRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[EdgeScores]:
+        """Runs a job of a method that scores edges."""
         found = yield from self._run_job(request, timeout, progress)
         if isinstance(found, Circuit) and request.method == "single_edge":
             return scores_of_edges(found)

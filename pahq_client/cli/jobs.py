@@ -112,7 +112,7 @@ def cancel(arguments: Namespace) -> None:
 
 
 def show(arguments: Namespace) -> None:
-    """Prints a file of a circuit or of scores, or a job: its artifact, or how the job stands while it has none."""
+    """Prints a file of a circuit or of scores, or a job: its artifact, or how it stands while it has none."""
     what = files.path_text("NAME_OR_FILE", arguments.what)
     if os.path.exists(what) or not (_NAME.fullmatch(what) or (_ID.fullmatch(what) and arguments.server)):
         found = _load(what)

@@ -259,9 +259,7 @@ def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser(
-        "compare", help="tell what two circuits have in common, or how well scores agree"
-    )
+    parser = subparsers.add_parser("compare", help="tell how much two circuits, or two scores, agree")
     parser.set_defaults(run=commands.compare)
     parser.add_argument("a", help="circuit file, or file of scores")
     parser.add_argument("b", help="another one of the same kind")

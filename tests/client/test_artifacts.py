@@ -129,11 +129,13 @@ def test_the_command_prints_scores(
     told = json.loads(capsys.readouterr().out)
     assert told["scores"] == {name: float(index) for index, name in enumerate(NAMES)}
     assert (told["method"], told["metric"], told["graph"]["layers"]) == ("eap", "kl_divergence", 2)
-    for option in ("--out", "--dot"):  # found out before the work
-        server.calls.clear()
-        assert main([*command, option, str(tmp_path / "c")]) == 2
-        assert f"{option}: is for circuits" in capsys.readouterr().err
-        assert server.calls == []
+    assert main([*command, "--out", str(tmp_path / "s")]) == 0
+    saved = EdgeScores.load(tmp_path / "s")
+    assert saved.scores.tolist() == [*range(82)]
+    server.calls.clear()
+    assert main([*command, "--dot", str(tmp_path / "c")]) == 2  # found out before the work
+    assert "--dot: is for circuits" in capsys.readouterr().err
+    assert server.calls == []
 
 
 # Methods and their parameters.
