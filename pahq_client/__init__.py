@@ -52,6 +52,7 @@ from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
 from pahq_client.nodes import NodeTotal
+from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
@@ -97,6 +98,9 @@ __all__ = [
     "PahqError",
     "PahqWarning",
     "PermissionDenied",
+    "PredictedToken",
+    "Prediction",
+    "Predictions",
     "Progress",
     "QuotaExceeded",
     "RateLimited",
@@ -108,6 +112,8 @@ __all__ = [
     "Session",
     "StorageUnavailable",
     "Task",
+    "TaskAccuracy",
+    "TaskCheck",
     "TlsConfig",
     "TokenizedText",
     "Unauthenticated",

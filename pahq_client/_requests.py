@@ -27,7 +27,7 @@ from pahq_client.errors import InvalidRequest
 from pahq_client.graph import Edge, Graph
 from pahq_client.scores import EdgeScores
 from pahq_client.selection import RANKS
-from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
+from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -549,6 +549,33 @@ def tokenize_message(
         prompt="" if prompt is None else checks.text("prompt", prompt),
         omit_special_tokens=not checks.flag("special_tokens", special_tokens),
     )
+
+
+def prediction_message(
+    model: object, texts: PromptLike | Iterable[PromptLike], k: object
+) -> model_pb2.PredictTokensRequest:
+    """Converts the arguments of `Client.predict`."""
+    many = (texts,) if isinstance(texts, str) else checks.items("texts", texts)
+    if many and all(hasattr(token, "__index__") and not hasattr(token, "__len__") for token in many):
+        raise InvalidRequest("texts", "must be texts or lists of token ids; put one list into another list")
+    top = checks.integer("k", k, bits=32)
+    if top < 1:  # 0 would be the server's default
+        raise InvalidRequest("k", f"must be at least 1, got {top}")
+    prompts = map(_prompt, read_prompts("texts", many))
+    return model_pb2.PredictTokensRequest(model=_model_name(model), prompts=prompts, top=top)
+
+
+def prediction_argument(field: str) -> str:
+    """Returns the argument of `Client.predict` for a field of its request, or a text that begins with it."""
+    for name, argument in (("prompts", "texts"), ("top", "k")):
+        if field.startswith(name):
+            return f"{argument}{field.removeprefix(name)}"
+    return field
+
+
+def check_message(model: object, task: TaskLike) -> model_pb2.CheckTaskRequest:
+    """Converts the arguments of `Client.check_task`."""
+    return model_pb2.CheckTaskRequest(model=_model_name(model), task=task_message(task))
 
 
 def _model_name(model: object) -> str:

@@ -26,11 +26,12 @@ from pahq_client.display.progress import ProgressLike
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
+from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Edges, Session, SessionBase, SessionCalls
-from pahq_client.task import TaskLike
+from pahq_client.task import PromptLike, TaskLike
 
 F = TypeVar("F")
 
@@ -80,6 +81,16 @@ class AsyncClient(ClientBase):
         special_tokens: bool = True,
     ) -> list[TokenizedText]:
         return await self._transport.run(self._calls.tokenize(model, texts, prompt, special_tokens))
+
+    @described_as(Client.predict)
+    @known_arguments
+    async def predict(self, model: str, texts: PromptLike | Iterable[PromptLike], k: int = 5) -> Predictions:
+        return await self._transport.run(self._calls.predict(model, texts, k))
+
+    @described_as(Client.check_task)
+    @known_arguments
+    async def check_task(self, model: str, task: TaskLike) -> TaskCheck:
+        return await self._transport.run(self._calls.check_task(model, task))
 
     @described_as(Client.server_info)
     async def server_info(self) -> ServerInfo:

@@ -251,8 +251,8 @@ class Circuit(WithProvenance):
             A circuit that is not measured, with the scores of the file.
 
         Raises:
-            InvalidCircuitFile: it is no file of EAP-IG, is damaged, has neurons, is of another graph, or heads
-                that share a key or value differ in what is in the circuit.
+            InvalidCircuitFile: it is no file of EAP-IG, is damaged, has neurons, is of another graph, or
+                heads that share a key or value differ in what is in the circuit.
             InvalidRequest: torch is missing.
             OSError: it cannot be read.
         """

@@ -14,7 +14,19 @@ from pahq.v1 import model_pb2, server_pb2
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
 from pahq_client import checks
-from pahq_client._calls import CREATE, EVALUATE, INFO, LIST, MODELS, OPEN, TOKENIZE, Caller, Steps
+from pahq_client._calls import (
+    CHECK_TASK,
+    CREATE,
+    EVALUATE,
+    INFO,
+    LIST,
+    MODELS,
+    OPEN,
+    PREDICT,
+    TOKENIZE,
+    Caller,
+    Steps,
+)
 from pahq_client._requests import (
     CurveRequest,
     EvaluationOptions,
@@ -46,11 +58,12 @@ from pahq_client.errors import (
 )
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobCalls, JobHandle
+from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff, Deadline
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session, SessionCalls, renamed
-from pahq_client.task import TaskLike
+from pahq_client.task import PromptLike, TaskLike
 
 # How long an interrupted user waits at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
@@ -143,6 +156,37 @@ class Client(ClientBase):
             NotFound: the server does not serve the model.
         """
         return self._transport.run(self._calls.tokenize(model, texts, prompt, special_tokens))
+
+    @known_arguments
+    def predict(self, model: str, texts: PromptLike | Iterable[PromptLike], k: int = 5) -> Predictions:
+        """Shows what the full model says comes next: the likeliest tokens after each text.
+
+        Args:
+            model: name of a served model.
+            texts: one text, or texts or lists of token ids.
+            k: how many tokens for each, from 1 to 100.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or a text cannot be tokenized.
+            NotFound: the server does not serve the model.
+            JobFailed: a logit is not finite.
+        """
+        return self._transport.run(self._calls.predict(model, texts, k))
+
+    @known_arguments
+    def check_task(self, model: str, task: TaskLike) -> TaskCheck:
+        """Measures how well the full model does a task, before hours are spent on its circuit.
+
+        Args:
+            model: name of a served model.
+            task: a Task with answers and wrong answers, ``Task.ioi(...)``, or the name of a built-in task.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or the task has no answers or wrong answers.
+            NotFound: the server does not serve the model.
+            JobFailed: a logit is not finite.
+        """
+        return self._transport.run(self._calls.check_task(model, task))
 
     def server_info(self) -> ServerInfo:
         """Asks what the server is and can do."""
@@ -492,6 +536,27 @@ class ServerCalls:
     ) -> Steps[list[TokenizedText]]:
         request = requests.tokenize_message(model, texts, prompt, special_tokens)
         return responses.tokenized_texts(request, (yield from self._caller.call(TOKENIZE, request)))
+
+    def predict(self, model: str, texts: PromptLike | Iterable[PromptLike], k: int) -> Steps[Predictions]:
+        request = requests.prediction_message(model, texts, k)
+        try:
+            response = yield from self._caller.call(PREDICT, request, EVALUATE_SECONDS)
+        except InvalidRequest as error:
+            field = requests.prediction_argument(error.field)
+            if field == error.field:
+                raise
+            raise InvalidRequest(field, error.detail) from None
+        found = responses.predictions(request, response)
+        found = replace(found, warnings=tuple(map(requests.prediction_argument, found.warnings)))
+        WarningDisplay().show(found.warnings)
+        return found
+
+    def check_task(self, model: str, task: TaskLike) -> Steps[TaskCheck]:
+        request = requests.check_message(model, task)
+        response = yield from self._caller.call(CHECK_TASK, request, EVALUATE_SECONDS)
+        check = responses.task_check(request, response)
+        WarningDisplay().show(check.warnings)
+        return check
 
     def server_info(self) -> Steps[ServerInfo]:
         response = yield from self._caller.call(INFO, server_pb2.GetServerInfoRequest())

@@ -4,10 +4,10 @@ There are two forms of one content: JSON, which lists every edge with its score 
 circuit, and ``.pt``, a dictionary of plain tensors with one row per sender and one column per receiver.
 
 EAP-IG's graph has an MLP in every layer and a key and value receiver for every query head. Where heads share
-keys and values (``kv_receivers="group"``), an edge into a shared receiver is written as one edge per head, each
-with an equal part of the score, since a shared receiver's gradient is the sum over the heads that it feeds. Read
-back, the parts are summed; a shared edge is in the circuit if it is for every head, and an error says where that
-differs.
+keys and values (``kv_receivers="group"``), an edge into a shared receiver is written as one edge per head,
+each with an equal part of the score: a shared receiver's gradient is the sum over the heads that it feeds.
+Read back, the parts are summed; a shared edge is in the circuit if it is for every head, and an error says
+where heads differ.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _nodes_kept(index: EdgeIndex, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _shared_edges(graph: Graph) -> tuple[Graph, NDArray[np.int64]]:
-    """The graph with keys and values per head, and for each of its edges the one of ``graph`` that it is of."""
+    """The graph with keys and values per head, and for each of its edges that of ``graph`` it is part of."""
     import numpy as np
 
     per_head = replace(graph, kv_receivers="query")
@@ -182,9 +182,9 @@ def _of_graph(content: Content, graph: Graph) -> Content:
     if len(partly):
         name, more = edge_index(graph).name(int(partly[0])), len(partly) - 1
         raise ValueError(
-            f"the heads that share a key or value differ in what is in the circuit: {name} is in it for "
-            f"{int(counts[partly[0]])} of {all_of_it[partly[0]]} heads, and {more} other edges for some. Read "
-            "it with a graph whose kv_receivers are 'query'"
+            f"heads that share a key or value differ in what is in the circuit: {name} is in it for "
+            f"{int(counts[partly[0]])} of {all_of_it[partly[0]]} heads, {more} other edges likewise. Read it "
+            "with a graph whose kv_receivers are 'query'"
         )
     return Content(graph, content.d_model, scores, counts > 0)
 

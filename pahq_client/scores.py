@@ -285,8 +285,8 @@ class EdgeScores(WithProvenance):
             method, metric: what the scores were made with, which the file does not tell.
 
         Raises:
-            InvalidCircuitFile: it is no file of EAP-IG, is damaged, has neurons, is of another graph, or has no
-                score for some edge.
+            InvalidCircuitFile: it is no file of EAP-IG, is damaged, has neurons, is of another graph, or has
+                no score for some edge.
             InvalidRequest: torch is missing.
             OSError: it cannot be read.
         """

@@ -12,7 +12,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pahq_client import artifacts
 from pahq_client.circuit_file import FORMAT, JsonObject, parse_json, read_provenance
 from pahq_client.errors import InvalidScoresFile, ServerFault
 
@@ -67,6 +66,8 @@ def decode(data: bytes, origin: str) -> EdgeScores:
     Raises:
         InvalidScoresFile: it is not a file of scores, is damaged, or has an unknown version.
     """
+    # Imported here, since both import circuits, which import this module.
+    from pahq_client import artifacts
     from pahq_client.scores import EdgeScores
 
     try:

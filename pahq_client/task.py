@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
-from pahq_client import checks
+from pahq_client import checks, files, task_files
 from pahq_client.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from pahq_client.aio import AsyncClient
+    from pahq_client.client import Client
+    from pahq_client.predictions import TaskCheck
 
 Prompt: TypeAlias = str | tuple[int, ...]
 """Text, or token ids."""
@@ -15,8 +20,34 @@ PromptLike: TypeAlias = str | Iterable[int]
 AnswerLike: TypeAlias = str | int | Iterable[int]
 
 
+class Checkable:
+    """What can be asked about any task."""
+
+    @overload
+    def check(self, client: Client, model: str) -> TaskCheck: ...
+
+    @overload
+    def check(self, client: AsyncClient, model: str) -> Awaitable[TaskCheck]: ...
+
+    def check(self, client: Client | AsyncClient, model: str) -> TaskCheck | Awaitable[TaskCheck]:
+        """Measures how well the full model does this task; the same as ``client.check_task(model, task)``.
+
+        Args:
+            client: of a server that serves the model. With an AsyncClient, the result is to be awaited.
+            model: name of a served model.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or the task has no answers or wrong answers.
+            NotFound: the server does not serve the model.
+        """
+        if not hasattr(client, "check_task"):
+            detail = f"must be a Client or an AsyncClient, got {type(client).__name__}"
+            raise InvalidRequest("client", detail)
+        return client.check_task(model, self)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
-class BuiltinTask:
+class BuiltinTask(Checkable):
     """A task that the server generates for the tokenizer of the served model.
 
     Args:
@@ -39,7 +70,7 @@ class BuiltinTask:
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Checkable):
     """Prompts of the caller. Whatever collections are given, the fields hold tuples.
 
     Args:
@@ -61,11 +92,11 @@ class Task:
     positions: str | Iterable[int] = "last"
 
     def __post_init__(self) -> None:
-        _set(self, "clean", _prompts("task.clean", self.clean))
+        _set(self, "clean", read_prompts("task.clean", self.clean))
         for name in ("corrupted", "answers", "wrong_answers"):
             value = getattr(self, name)
             if value is not None:
-                _set(self, name, _prompts(f"task.{name}", value, answers="answers" in name))
+                _set(self, name, read_prompts(f"task.{name}", value, answers="answers" in name))
         _set(self, "positions", _positions(self.positions))
 
     @staticmethod
@@ -77,6 +108,96 @@ class Task:
             InvalidRequest: an argument has the wrong type.
         """
         return BuiltinTask("ioi", num_prompts, seed)
+
+    @staticmethod
+    @checks.known_arguments
+    def from_csv(
+        path_or_file: task_files.Source,
+        *,
+        clean: str = "clean",
+        corrupted: str | None = "corrupted",
+        answers: str | None = "correct_idx",
+        wrong_answers: str | None = "incorrect_idx",
+        token_ids: bool | None = None,
+        positions: str | Iterable[int] = "last",
+        limit: int | None = None,
+    ) -> Task:
+        """Reads a task from a CSV file whose first row names the columns; by default those of EAP-IG.
+
+        Prompts are texts; spaces count. Other columns and empty rows are left out.
+
+        Args:
+            path_or_file: path, or an open file of text or bytes, in UTF-8.
+            clean: the column of the clean prompts.
+            corrupted: the column of the corrupted prompts; None for a task without.
+            answers: the column of the answers; None for a task without. A column whose name ends in ``_idx``
+                holds token ids, any other one texts, such as ``" Tom"``.
+            wrong_answers: the column of the wrong answers, likewise.
+            token_ids: whether answers are token ids, where the names of their columns do not tell.
+            positions: as of `Task`.
+            limit: at most so many rows.
+
+        Raises:
+            InvalidRequest: a column is missing, a row has the wrong form, or an argument is wrong. The error
+                names the row; the first one is row 1.
+            OSError: the file cannot be read.
+        """
+        columns = {"clean": clean, "corrupted": corrupted, "answers": answers, "wrong_answers": wrong_answers}
+        return Task(**task_files.read_csv(path_or_file, columns, token_ids, limit), positions=positions)
+
+    @staticmethod
+    @checks.known_arguments
+    def from_jsonl(
+        path_or_file: task_files.Source,
+        *,
+        clean: str = "clean",
+        corrupted: str | None = "corrupted",
+        answers: str | None = "answer",
+        wrong_answers: str | None = "wrong_answer",
+        positions: str | Iterable[int] = "last",
+        limit: int | None = None,
+    ) -> Task:
+        """Reads a task from a JSON Lines file: in each row an object with a pair of prompts and its answers.
+
+        Prompts are texts or lists of token ids, answers texts or token ids. Other keys and empty rows are
+        left out.
+
+        Args:
+            path_or_file: path, or an open file of text or bytes, in UTF-8.
+            clean: the key of the clean prompts.
+            corrupted: the key of the corrupted prompts; None for a task without.
+            answers: the key of the answers; None for a task without.
+            wrong_answers: the key of the wrong answers, likewise.
+            positions: as of `Task`.
+            limit: at most so many rows.
+
+        Raises:
+            InvalidRequest: a key is missing, a row has the wrong form, or an argument is wrong. The error
+                names the row; the first one is row 1.
+            OSError: the file cannot be read.
+        """
+        keys = {"clean": clean, "corrupted": corrupted, "answers": answers, "wrong_answers": wrong_answers}
+        return Task(**task_files.read_jsonl(path_or_file, keys, limit), positions=positions)
+
+    @staticmethod
+    def load(path_or_file: task_files.Source) -> Task:
+        """Reads a task from a JSON file: an object with the arguments of `Task` as keys, as `save` writes it.
+
+        Raises:
+            InvalidRequest: the file does not describe a task.
+            OSError: the file cannot be read.
+        """
+        return Task(**task_files.read_json(path_or_file))
+
+    def save(self, path: files.PathLike) -> None:
+        """Writes the task to a JSON file, for `load` and for ``pahq --task``.
+
+        Raises:
+            InvalidRequest: the path is none.
+            OSError: the file cannot be written.
+        """
+        content = {key: value for key in task_files.KEYS if (value := getattr(self, key)) is not None}
+        task_files.write_json(path, content)
 
 
 for _kind in (BuiltinTask, Task):
@@ -122,7 +243,8 @@ def _set(instance: object, name: str, value: object) -> None:
     object.__setattr__(instance, name, value)  # frozen for callers, not for its own constructor
 
 
-def _prompts(field: str, value: object, answers: bool = False) -> tuple[Prompt, ...]:
+def read_prompts(field: str, value: object, answers: bool = False) -> tuple[Prompt, ...]:
+    """Checks prompts, or answers. Raises InvalidRequest that names the element of ``field``."""
     read = _answer if answers else _prompt
     return tuple(read(f"{field}[{i}]", item) for i, item in enumerate(checks.items(field, value)))
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from pahq import __version__
 
-from pahq_client.cli import commands, jobs
+from pahq_client.cli import commands, jobs, predictions
 from pahq_client.cli.view import view
 from pahq_client.formatting import printable
 
@@ -35,17 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        _discover,
-        _jobs,
-        _watch,
-        _cancel,
-        _show,
-        _view,
-        _evaluate,
-        _compare,
-        _models,
-        _tokenize,
-        _info,
+        *(_discover, _jobs, _watch, _cancel, _show, _view, _evaluate, _compare),
+        *(_models, _tokenize, _predict, _check, _info),
     ):
         add(subparsers)
     return parser
@@ -156,6 +147,26 @@ def _tokenize(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_json(parser)
 
 
+def _predict(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("predict", help="show the likeliest next tokens of texts")
+    parser.set_defaults(run=predictions.predict)
+    parser.add_argument(
+        "--model", required=True, help="served model (without a server: or directory, hub id)"
+    )
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="put it in quotes: spaces count")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many tokens (default 5)")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _check(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("check-task", help="tell whether a model does a task")
+    parser.set_defaults(run=predictions.check_task)
+    _add_measured(parser)
+    _add_server(parser)
+    _add_json(parser)
+
+
 def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("info", help="tell what the server is and can do")
     parser.set_defaults(run=commands.info)
@@ -195,7 +206,9 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="served model (without a server: or directory, hub id)"
     )
     parser.add_argument(
-        "--task", required=True, help="built-in task (ioi), or JSON file with clean, corrupted, …"
+        "--task",
+        required=True,
+        help="built-in task (ioi), or file with clean, corrupted, …: JSON, JSON Lines or CSV",
     )
     parser.add_argument("--num-prompts", type=int, metavar="N", help="of a built-in task (default 16)")
     parser.add_argument("--seed", type=int, metavar="N", help="of a built-in task (default 0)")

@@ -99,7 +99,7 @@ def _attributes(node: str) -> dict[str, str | int]:
 def to_graphml(circuit: Circuit) -> str:
     """The circuit as GraphML, with the nodes, arrows and attributes of `to_networkx`.
 
-    Each arrow's id is its name, for example ``a0.h1->a5.h5<q>``; that into a shared key or value names one head.
+    Each arrow's id is its name, for example ``a0.h1->a5.h5<q>``; into a shared key, that of one head.
     """
     import networkx
 

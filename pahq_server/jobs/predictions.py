@@ -103,7 +103,7 @@ class PredictionService:
         Raises InvalidRequestError, NotFoundError (model) and ResourceExhaustedError.
         """
         if not 0 <= top <= MAX_TOP:
-            raise InvalidRequestError("top", f"must be from 1 to {MAX_TOP}, or 0 for {USUAL_TOP}, got {top}")
+            raise InvalidRequestError("top", f"must be from 1 to {MAX_TOP}, got {top}")
         top = top or USUAL_TOP
         if len(prompts) * top > MAX_PREDICTED:
             detail = f"{len(prompts)} prompts with {top} tokens for each are more than {MAX_PREDICTED} tokens"

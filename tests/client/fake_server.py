@@ -150,6 +150,25 @@ class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, Server
             texts=[self._tokenized(text, request) for text in request.texts[self.texts_left_out :]]
         )
 
+    def PredictTokens(self, request: Any, context: Any) -> Any:
+        """Token 0 with half of the probability, token 1 with a quarter, and so on."""
+        self._enter("PredictTokens", request, context)
+        tokens = [
+            model_pb2.PredictedToken(id=i, text=f" {chr(97 + i)}", probability=0.5 ** (i + 1), logit=-i)
+            for i in range(request.top)
+        ]
+        predictions = [model_pb2.Prediction(tokens=tokens)] * len(request.prompts)
+        return model_pb2.PredictTokensResponse(predictions=predictions, warnings=self.warnings)
+
+    def CheckTask(self, request: Any, context: Any) -> Any:
+        self._enter("CheckTask", request, context)
+        return model_pb2.CheckTaskResponse(
+            clean=model_pb2.TaskAccuracy(above_wrong=0.95, likeliest=0.5, logit_difference=3.0),
+            corrupted=model_pb2.TaskAccuracy(above_wrong=0.5, likeliest=0.25, logit_difference=-0.125),
+            num_prompts=16,
+            warnings=self.warnings,
+        )
+
     def _tokenized(self, text: str, request: Any) -> model_pb2.TokenizedText:
         start = [] if request.omit_special_tokens else [0]
         found = model_pb2.TokenizedText(text=text, ids=[*start, *map(ord, text)])

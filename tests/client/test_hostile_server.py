@@ -160,6 +160,8 @@ ACTIONS: dict[str, Callable[[ServerCalls], Any]] = {
     "server_info": lambda c: c.server_info(),
     "evaluate": lambda c: c.evaluate("m", "ioi", ["m0->logits"], {}),
     "estimate": lambda c: c.estimate(_request()),
+    "predict": lambda c: c.predict("m", ["a", [1, 2]], 3),
+    "check_task": lambda c: c.check_task("m", "ioi"),
     "discover": lambda c: c.discover(_request(), 60.0, lambda event: look(event)),
     "jobs": lambda c: c.jobs(None),
     "info": lambda c: c.job("users/me/jobs/0").info(),
@@ -242,6 +244,9 @@ def good() -> dict[str, list[Message]]:
     graph = circuit_pb2.Graph(layers=1, heads=2, kv_heads=1, kv_receivers="group", mlps=True)
     job = pb.Job(name="users/me/jobs/0", state=pb.JOB_STATE_SUCCEEDED)
     job.create_time.seconds = 1_700_000_000
+    token = model_pb2.PredictedToken(id=3, text=" Tom", probability=0.5, logit=2.0)
+    prediction = model_pb2.Prediction(tokens=[token])
+    accuracy = model_pb2.TaskAccuracy(above_wrong=1.0, likeliest=0.5, logit_difference=2.0)
     end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_SUCCEEDED)
     session = patching_pb2.Session(
         name="users/me/sessions/0", graph=graph, num_edges_total=11, max_circuits=5
@@ -251,6 +256,8 @@ def good() -> dict[str, list[Message]]:
         "GetServerInfo": [
             server_pb2.GetServerInfoResponse(server_info=server_pb2.ServerInfo(version="1", metrics=["l2"]))
         ],
+        "PredictTokens": [model_pb2.PredictTokensResponse(predictions=[prediction])],
+        "CheckTask": [model_pb2.CheckTaskResponse(clean=accuracy, corrupted=accuracy, num_prompts=3)],
         "CreateJob": [pb.CreateJobResponse(job=job)],
         "GetJob": [pb.GetJobResponse(job=job)],
         "CancelJob": [pb.CancelJobResponse(job=job)],
@@ -287,6 +294,8 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "models": lambda c: c.models(),
     "server_info": lambda c: c.server_info(),
     "discover": lambda c: c.discover("m", "ioi", 0.1, timeout=5, progress=lambda event: look(event)),
+    "predict": lambda c: c.predict("m", "a"),
+    "check_task": lambda c: c.check_task("m", "ioi"),
     "jobs": lambda c: [job.latest for job in c.jobs()],
     "cancel": lambda c: c.job("users/me/jobs/0").cancel(),
     "session": lambda c: _used(c.session("m", "ioi")),
@@ -751,6 +760,8 @@ def test_an_error_has_one_traceback(client: Client, server: FakeServer) -> None:
         ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1"],
         ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--detach"],
         ["evaluate", "--circuit", "c.json", "--model", "demo", "--task", "ioi"],
+        ["predict", "--model", "demo", f"a{EVIL[:-1]}"],
+        ["check-task", "--model", "demo", "--task", "ioi"],
     ],
 )
 @pytest.mark.parametrize("json", [False, True])
@@ -773,6 +784,7 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
     job.progress.unit = job.progress.stage = EVIL
     job.progress.figures[EVIL] = 1.0
     event = pb.Event(sequence=1, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_FAILED, error_message=EVIL)
+    token = model_pb2.PredictedToken(id=3, text=EVIL, probability=0.5, logit=2.0)
     metric = circuit_pb2.Metric(name=EVIL, value=1.0, full=0.0, empty=2.0)
     replies: dict[str, Any] = {
         "ListModels": model_pb2.ListModelsResponse(
@@ -780,6 +792,12 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
         ),
         "GetServerInfo": server_pb2.GetServerInfoResponse(
             server_info=server_pb2.ServerInfo(version=EVIL, device=EVIL, methods=[EVIL, EVIL])
+        ),
+        "PredictTokens": model_pb2.PredictTokensResponse(
+            predictions=[model_pb2.Prediction(tokens=[token])], warnings=[EVIL]
+        ),
+        "CheckTask": model_pb2.CheckTaskResponse(
+            clean=model_pb2.TaskAccuracy(logit_difference=-1.0), num_prompts=2, warnings=[EVIL]
         ),
         "CreateJob": pb.CreateJobResponse(job=job),
         "GetJob": pb.GetJobResponse(job=job),

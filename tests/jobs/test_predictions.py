@@ -72,7 +72,7 @@ def test_a_task_without_answers_is_told_what_to_add(
 
 @pytest.mark.parametrize("top", [-1, MAX_TOP + 1, 2**31 - 1])
 def test_how_many_tokens_there_may_be(top: int, service: JobService) -> None:
-    with pytest.raises(InvalidRequestError, match=f"must be from 1 to {MAX_TOP}, or 0 for 5, got {top}"):
+    with pytest.raises(InvalidRequestError, match=f"must be from 1 to {MAX_TOP}, got {top}"):
         service.predictions.predict("toy", PROMPTS, top)
 
 
@@ -184,7 +184,7 @@ def test_what_waits_counts_like_jobs(
     waiting = [ask(service, user="ada").future for _ in range(2)]  # type: ignore[attr-defined]
     for full in (
         *ASKS.values(),
-        lambda service, user: service.evaluations.evaluate(OBJECTIVE, [], user=user),
+        lambda service, user: service.evaluations.evaluate(OBJECTIVE, [[]], user=user),
     ):
         with pytest.raises(QuotaExceededError, match="3 queued jobs would be more than the 2"):
             full(service, user="ada")
