@@ -203,7 +203,7 @@ def test_operations_keep_to_one_graph_and_model(circuit: Circuit) -> None:
 
 def test_a_circuit_that_was_not_measured(circuit: Circuit, tmp_path: Path) -> None:
     metric = CircuitMetric("l2", math.nan, 0.0, math.nan)
-    unmeasured = dataclasses.replace(circuit, metric=metric)
+    unmeasured = dataclasses.replace(circuit, metric=metric, num_evaluations=0, verdicts=())
     unmeasured.save(tmp_path / "c.json")
     content = json.loads((tmp_path / "c.json").read_text("utf-8"))
     assert content["metric"] == {"name": "l2", "value": None, "full": 0.0, "empty": None}
@@ -221,9 +221,11 @@ def test_a_circuit_that_was_not_measured(circuit: Circuit, tmp_path: Path) -> No
     (tmp_path / "c.json").write_text(json.dumps(content), "utf-8")
     with pytest.raises(InvalidCircuitFile, match="'empty' of metric"):
         Circuit.load(tmp_path / "c.json")
-    broken = dataclasses.replace(circuit, metric=dataclasses.replace(circuit.metric, empty=math.nan))
-    with pytest.raises(InvalidCircuitFile, match="cannot be written"):
-        broken.save(tmp_path / "c.json")
+    # A search measures what it has found.
+    for part in ("value", "empty"):
+        broken = dataclasses.replace(circuit, metric=dataclasses.replace(circuit.metric, **{part: math.nan}))
+        with pytest.raises(InvalidCircuitFile, match="cannot be written"):
+            broken.save(tmp_path / "c.json")
 
 
 def test_nodes_have_attributes_in_networkx(circuit: Circuit) -> None:

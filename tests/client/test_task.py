@@ -38,6 +38,11 @@ def test_builtin_tasks() -> None:
     assert requests.task_message("ioi") == requests.task_message(Task.ioi())
     message = requests.task_message(Task.ioi(num_prompts=np.int64(3), seed=-5)).builtin  # type: ignore[arg-type]
     assert (message.name, message.num_prompts, message.seed) == ("ioi", 3, -5)
+    for name in ("greater_than", "induction", "pronoun", "subject_verb", "docstring"):
+        assert getattr(Task, name)() == BuiltinTask(name, 16, 0)
+        assert getattr(Task, name)(3, seed=-5) == BuiltinTask(name, 3, -5)
+        with pytest.raises(InvalidRequest, match="sed"):
+            getattr(Task, name)(sed=1)
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,20 @@
 """The interactive page: one HTML file that needs no network and shows a picture of one or two results.
 
-`template.html` is the frame, `style.css` its look (with the colours of `palette`), and the scripts are ES modules:
-`data.js` reads the embedded picture, `view.js` says what is visible in a state, `state.js` keeps the state in the
-address, `drawing.js` draws the circuit, `panel.js` the controls and tables, `export.js` writes SVG and PNG, and
-`main.js` joins them. `d3.min.js` is a bundle of d3-selection and d3-zoom, which `make d3-bundle` builds.
+`template.html` is the frame, `style.css` its look (with the colours of `palette`), and the scripts are ES
+modules: `data.js` reads the embedded picture, `view.js` says what is visible in a state, `state.js` keeps the
+state in the address, `drawing.js` draws the circuit, `panel.js` the controls and tables, `export.js` writes SVG
+and PNG, and `main.js` joins them. `d3.min.js` is a bundle of d3-selection and d3-zoom, which `make d3-bundle`
+builds.
 
-Everything that comes from a result is data: it is embedded as JSON, and the scripts only ever set it as text. The
-page's Content-Security-Policy lets nothing run but these scripts, known by their hashes, and nothing be loaded.
+Everything that comes from a result is data: it is embedded as JSON, and the scripts only ever set it as text.
+The page's Content-Security-Policy lets nothing run but these scripts, known by their hashes, and nothing be
+loaded.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -53,8 +56,8 @@ def write(
         curve: what the metric is for growing numbers of edges of the first result, if that was measured.
 
     Raises:
-        InvalidRequest: the path is none, is that of a folder or cannot be written to; or there is no picture of
-            these results, see `pahq_client.display.picture.picture`.
+        InvalidRequest: the path is none, is that of a folder or cannot be written to; or there is no picture
+            of these results, see `pahq_client.display.picture.picture`.
         OSError: the file cannot be written.
     """
     check_target("path", path)
@@ -113,20 +116,9 @@ def _document(shown: Picture, title: str) -> dict[str, Any]:
         }
         for edge, path in zip(shown.edges, shown.paths(layout), strict=True)
     ]
-    sides = [
-        {
-            **{name: getattr(side, name) for name in ("name", "method", "measures", "points", "facts")},
-            **{
-                name: getattr(side, name)
-                for name in ("warnings", "prompts", "drawn", "edges", "start", "partial")
-            },
-            "graphEdges": side.graph_edges,
-        }
-        for side in shown.sides
-    ]
     return {
         "title": title,
-        "sides": sides,
+        "sides": [dataclasses.asdict(side) for side in shown.sides],
         "nodes": nodes,
         "edges": edges,
         "width": layout.width,

@@ -124,8 +124,8 @@ function heading() {
 
 function sideline(side) {
   const point = side.points.find(([n]) => n === side.edges && n > 0);
-  const parts = side.edges === side.graphEdges ? [plural(side.edges, "edge")] : [`${count(side.edges)} of ${plural(side.graphEdges, "edge")}`];
-  if (point && side.edges < side.graphEdges) parts.push(...measured(side, point));
+  const parts = side.edges === side.graph_edges ? [plural(side.edges, "edge")] : [`${count(side.edges)} of ${plural(side.graph_edges, "edge")}`];
+  if (point && side.edges < side.graph_edges) parts.push(...measured(side, point));
   if (side.partial) parts.push("partial: its job did not come to its end");
   const method = side.method ? `${side.method}: ` : "";
   return `${comparing ? `${side.name}: ` : method}${parts.join(", ")}`;
@@ -225,7 +225,7 @@ function figures(state) {
       const n = Math.min(state.n, side.drawn);
       const size = n === side.drawn && side.drawn === side.edges ? side.edges : n;
       const point = side.points.find(([known]) => known === size);
-      const known = around(side.points, n).map(([at, value]) => `${figure(value)} with ${at === side.graphEdges ? "all" : count(at)}`);
+      const known = around(side.points, n).map(([at, value]) => `${figure(value)} with ${at === side.graph_edges ? "all" : count(at)}`);
       const metric = point
         ? measured(side, point).join(", ")
         : `${side.measures} not measured with ${count(n)} edges${known.length ? ` (${known.join(", ")})` : ""}`;
