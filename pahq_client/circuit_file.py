@@ -1,7 +1,8 @@
 """The file format ``pahq.circuit``: UTF-8 JSON with sorted keys. Also reads strict JSON for other modules.
 
 Version 2 added ``partial``, which is written for partial circuits only. The values of ``metric`` may be null
-in them, and in circuits whose ``value`` is null, since they were not measured. Version 1 is still read.
+in them, and in circuits that no search has found and nobody has measured: then ``value`` is null, and there
+are no evaluations. Version 1 is still read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ FORMAT = "pahq.circuit"
 VERSION = 2  # that is written
 READABLE = (1, 2)
 MOST_LEVELS = 100
+EAP_IG_KEYS = ("cfg", "nodes", "edges")  # what a file of EAP-IG consists of, see `pahq_client.eap_ig`
 
 
 def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
@@ -46,7 +48,7 @@ def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
 def document(circuit: Circuit, run: bool = True) -> dict[str, Any]:
     """The circuit as a JSON object."""
     graph, metric = circuit.graph, circuit.metric
-    unknown = circuit.partial or not circuit.is_measured
+    unknown = circuit.partial or not (circuit.is_measured or circuit.num_evaluations)
     return {
         **dict(circuit.extra),
         **({"partial": True} if circuit.partial else {}),
@@ -193,6 +195,8 @@ class JsonObject:
 
 
 def _circuit(top: JsonObject) -> dict[str, Any]:
+    if "format" not in top and all(key in top for key in EAP_IG_KEYS):
+        raise ValueError("it is a file of EAP-IG: read it with Circuit.from_eap_ig")
     if top.get("format", str) != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     version = top.get("version", int)
@@ -205,7 +209,7 @@ def _circuit(top: JsonObject) -> dict[str, Any]:
         "edges": _edges(top.objects("edges")),
         "gates_kept": tuple(_name(name, is_receiver) for name in top.get("gates_kept", list)),
         "verdicts": tuple(_verdict(item) for item in top.objects("verdicts")),
-        "metric": _metric(top.object("metric"), partial),
+        "metric": _metric(top.object("metric"), partial, top.get("num_evaluations", int) == 0),
         "num_evaluations": top.get("num_evaluations", int),
         "num_edges_total": top.get("num_edges_total", int),
         "provenance": read_provenance(top.get("provenance", dict)),
@@ -235,8 +239,9 @@ def read_graph(item: JsonObject) -> Graph:
     )
 
 
-def _metric(item: JsonObject, partial: bool) -> CircuitMetric:
-    name, value = item.get("name", str), item.optional_number("value")
+def _metric(item: JsonObject, partial: bool, may_be_unmeasured: bool) -> CircuitMetric:
+    read_value = item.optional_number if partial or may_be_unmeasured else item.number
+    name, value = item.get("name", str), read_value("value")
     read = item.optional_number if partial or math.isnan(value) else item.number
     return CircuitMetric(name, value, read("full"), read("empty"), item.rest())
 

@@ -436,9 +436,10 @@ class Client(ClientBase):
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-            circuits: scores, whose largest are taken at each fraction, or Circuits, which are taken as they are.
+            circuits: scores, whose largest are taken at each fraction, or Circuits, taken as they are.
             fractions: shares of the graph's edges, ascending; by default those of the MIB benchmark.
-            rank, greedy: how edges are chosen by their scores; see `EdgeScores.top` and `EdgeScores.greedy`.
+            rank: what edges are chosen by, see `EdgeScores.top`.
+            greedy: whether they are chosen from the logits on, see `EdgeScores.greedy`.
             baselines: how many random curves to compare with; 0 for none.
             seed: of the random curves.
             metric: name of the metric. What is None, here and below, is as it was for the scores or Circuits.
@@ -576,6 +577,8 @@ class ServerCalls:
         options: EvaluationOptions,
         timeout: float | None,
     ) -> Steps[list[Evaluation]]:
+        if isinstance(circuits, Circuit):
+            raise InvalidRequest("circuits", "must be a list of circuits; evaluate() measures a single one")
         many = checks.items("circuits", circuits)
         return (yield from self._evaluate(EvaluationRequest.of(model, task, many, options), timeout))
 
@@ -600,10 +603,17 @@ class ServerCalls:
         """Measures circuits, in as many calls as they need."""
         deadline, display = Deadline.after(timeout), WarningDisplay()
         found: list[Evaluation] = []
+        late = "the circuits were not measured in time"
         for message in requests.evaluation_messages(request):
+            if deadline.passed:
+                raise TimeoutError(late)
             seconds = deadline.within(EVALUATE_SECONDS)
             try:
                 response = yield from self._caller.call(EVALUATE, message, seconds)
+            except DeadlineExceeded:
+                if timeout is None:
+                    raise
+                raise TimeoutError(late) from None
             except InvalidRequest as error:
                 raise _of_circuits(error, len(request.circuits), len(found)) from None
             found += responses.evaluations(message, response)
@@ -632,9 +642,12 @@ class ServerCalls:
         if selection is None:
             return (yield from self._run_job(request, timeout, progress))
         deadline = Deadline.after(timeout)
-        scores = yield from self.attribute(request.scoring, timeout, progress)
+        scores = yield from self._scores(request.scoring, timeout, progress)
+        metric = requests.metric_of(request)
+        if scores.metric != metric:
+            raise ServerFault(f"the server sent scores of {scores.metric!r}, asked for {metric!r}")
         circuit = selection.choose(scores)
-        options: EvaluationOptions = {"metric": scores.metric, "ablation": request.ablation}
+        options: EvaluationOptions = {"metric": metric, "ablation": request.ablation}
         options |= {"kv_receivers": request.kv_receivers, "precision": request.precision}
         asked = EvaluationRequest.of(request.model, request.task, (circuit,), options)
         (evaluation,) = yield from self._evaluate(asked, deadline.left)
@@ -648,6 +661,12 @@ class ServerCalls:
             raise InvalidRequest("method", detail)
         if request.metric is None:
             request = replace(request, metric=requests.logit_difference_if_answers(request.task))
+        return (yield from self._scores(request, timeout, progress))
+
+    def _scores(
+        self, request: JobRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[EdgeScores]:
+        """Runs a job of a method that scores edges."""
         found = yield from self._run_job(request, timeout, progress)
         if isinstance(found, Circuit) and request.method == "single_edge":
             return scores_of_edges(found)

@@ -333,9 +333,7 @@ class Curve:
         if self.fractions[0] == self.fractions[-1]:
             raise InvalidRequest("fractions", "an area needs circuits of at least two sizes")
         if log and self.fractions[0] <= 0:
-            raise InvalidRequest(
-                "fractions", "the logarithm of 0 is not defined: leave out the empty circuit"
-            )
+            raise InvalidRequest("fractions", "0 has no logarithm: leave out the empty circuit")
         places = [math.log10(fraction) for fraction in self.fractions] if log else self.fractions
         pairs = zip(places, places[1:], heights, heights[1:], strict=False)
         area = math.fsum((right - left) * (a + b) / 2 for left, right, a, b in pairs)

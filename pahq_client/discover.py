@@ -89,8 +89,8 @@ def attribute(
 ) -> EdgeScores:
     """Scores every edge of a model on a task.
 
-    Arguments are those of `Client.attribute`, except ``model``, ``server``, ``token``, ``tls`` and ``timeout``,
-    which are those of `discover`; so are errors.
+    Arguments are those of `Client.attribute`; ``model``, ``server``, ``token``, ``tls``, ``timeout`` and
+    errors are those of `discover`.
     """
     deadline = Deadline.after(timeout)
     with connect(model, server, token, tls, deadline) as (client, name):

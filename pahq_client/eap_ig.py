@@ -15,8 +15,9 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pahq_client import checks, files
@@ -89,15 +90,18 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], graph: Graph | None
         OSError: it cannot be read.
     """
     origin = "source" if isinstance(source, Mapping) else files.path_text("source", source)
+    parse: Callable[[Any], Content]
+    value: Any
+    if isinstance(source, Mapping):
+        parse, value = _parse_document, dict(source)
+    elif origin.endswith(".pt"):
+        parse, value = partial(_parse_tensors, _torch()), files.read(origin)
+    else:
+        parse, value = _parse_json, files.read(origin)
     try:
-        if isinstance(source, Mapping):
-            content = _parse_document(dict(source))
-        elif origin.endswith(".pt"):
-            content = _parse_tensors(files.read(origin))
-        else:
-            content = _parse_json(files.read(origin))
+        content = parse(value)
         return content if graph is None else _of_graph(content, graph)
-    except (ValueError, OverflowError) as error:
+    except (ValueError, OverflowError, InvalidRequest) as error:
         raise InvalidCircuitFile(origin, f"not a readable file of EAP-IG: {error}") from None
 
 
@@ -263,12 +267,13 @@ def _tensors(content: Content) -> bytes:
     return file.getvalue()
 
 
-def _parse_tensors(data: bytes) -> Content:
+def _parse_tensors(torch: Any, data: bytes) -> Content:
     import pickle
 
     import numpy as np
 
-    torch = _torch()
+    if data[:2] != b"PK":
+        raise ValueError("it is not a .pt file as torch writes it since version 1.6")
     try:
         # Plain tensors, numbers and names only: nothing else is unpickled.
         loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

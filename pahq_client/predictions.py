@@ -53,7 +53,7 @@ class Prediction:
     tokens: tuple[PredictedToken, ...]
 
     def __repr__(self) -> str:
-        return "\n".join([_shown(self.prompt), *(f"  {'  '.join(row)}" for row in _rows(self))])
+        return "\n".join([_shown(self.prompt), *(f"  {'  '.join(row)}".rstrip() for row in _rows(self))])
 
     def _repr_html_(self) -> str:
         head = f"<p><code>{escape(_shown(self.prompt))}</code></p>"

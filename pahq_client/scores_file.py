@@ -12,7 +12,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pahq_client.circuit_file import FORMAT, JsonObject, parse_json, read_provenance
+from pahq_client.circuit_file import EAP_IG_KEYS, FORMAT, JsonObject, parse_json, read_provenance
 from pahq_client.errors import InvalidScoresFile, ServerFault
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _other(data: bytes) -> str:
         return "it is not a safetensors file"
     if isinstance(content, dict) and content.get("format") == FORMAT:
         return "it holds a circuit: read it with Circuit.load"
-    if isinstance(content, dict) and {"cfg", "nodes", "edges"} <= content.keys():
+    if isinstance(content, dict) and content.keys() >= set(EAP_IG_KEYS):
         return "it is a file of EAP-IG: read it with EdgeScores.from_eap_ig"
     return "it is not a safetensors file"
 

@@ -113,7 +113,7 @@ def _axis_y(values: Sequence[float], at: Callable[[float], float], label: str) -
     parts = [_line(_LEFT, _TOP, _LEFT, _HEIGHT - _BOTTOM)]
     for tick in _ticks(values, False):
         y = at(tick)
-        parts += [_line(_LEFT - 4, y, _LEFT, y), _label(_LEFT - 6, y + 4, f"{tick + 0.0:.3g}", "end")]
+        parts += [_line(_LEFT - 4, y, _LEFT, y), _label(_LEFT - 6, y + 4, f"{tick + 0.0:.4g}", "end")]
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     return [*parts, f'<g transform="rotate(-90 12 {middle:.1f})">{_label(12, middle, label, "middle")}</g>']
 

@@ -41,7 +41,8 @@ from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision import products
 from pahq_server.precision.policy import POLICIES
-from pahq_server.tasks.resolve import BUILTIN_TASKS, ResolvedTask, has_text, resolve_task, tokenize
+from pahq_server.tasks.builtin import BUILTIN_TASKS
+from pahq_server.tasks.resolve import ResolvedTask, has_text, resolve_task, tokenize
 from pahq_server.tasks.texts import Limits, too_large
 from pahq_server.tasks.time_limit import TimeLimit
 
@@ -104,7 +105,7 @@ class ModelEngine:
                     name for loaded in self._served.values() for name in precisions(self._executor, loaded)
                 )
             ),
-            tasks=BUILTIN_TASKS,
+            tasks=tuple(BUILTIN_TASKS),
             hardware={
                 "torch": torch.__version__,
                 "platform": platform.platform(),

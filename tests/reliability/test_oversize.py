@@ -15,11 +15,11 @@ from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
 
 from .conftest import Figures
 from .http2 import RawClient, Stream, framed
-from .secured import SecuredServer, objective
+from .secured import SecuredServer, evaluation
 
 LIMIT_MIB = 16
 MIB = 1 << 20
-METHODS = ("CreateJob", "WatchJob", "EvaluateCircuit")  # one answer, a stream of them, computing
+METHODS = ("CreateJob", "WatchJob", "EvaluateCircuits")  # one answer, a stream of them, computing
 REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], grpc.StatusCode.UNIMPLEMENTED.value[0]}
 
 # Bytes of a call, and how they are said to be compressed.
@@ -156,9 +156,9 @@ SHAPES: dict[str, tuple[task_pb2.PromptTask, str]] = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_that_do_not_fit(name: str, secured: SecuredServer) -> None:
     prompts, field = SHAPES[name]
-    request = patching_pb2.EvaluateCircuitRequest(objective=objective(task=task_pb2.Task(prompts=prompts)))
+    request = evaluation(task=task_pb2.Task(prompts=prompts))
     with secured.as_user("ada") as ada, secured.peak() as peak, pytest.raises(grpc.RpcError) as caught:
-        ada.ask(ada.patching.EvaluateCircuit, request)
+        ada.ask(ada.patching.EvaluateCircuits, request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
     assert field in caught.value.details()  # type: ignore[attr-defined]
     assert peak[0] <= 2 * LIMIT_MIB
