@@ -1,4 +1,4 @@
-"""The gRPC PatchingService: sessions that score circuits, and the evaluation of a single circuit."""
+"""The gRPC PatchingService: sessions that score circuits, and evaluations of given circuits."""
 
 from __future__ import annotations
 
@@ -64,21 +64,24 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
         self._find(request.name).close()
         return pb.CloseSessionResponse()
 
-    async def EvaluateCircuit(
-        self, request: pb.EvaluateCircuitRequest, context: Any
-    ) -> pb.EvaluateCircuitResponse:
+    async def EvaluateCircuits(
+        self, request: pb.EvaluateCircuitsRequest, context: Any
+    ) -> pb.EvaluateCircuitsResponse:
         user = current_call().caller.user
 
         def start() -> Evaluation:
             objective = conversion.read_objective(request.objective)
-            origin = conversion.read_origin(request)
-            return self._evaluations.evaluate(objective, request.edges, user, origin)
+            circuits = conversion.read_evaluated_circuits(request.circuits)
+            return self._evaluations.evaluate(objective, circuits, user)
 
         evaluation = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
         metrics = await _within(EVALUATION_S, evaluation.future)
         resolved = evaluation.resolved
-        return pb.EvaluateCircuitResponse(
-            metric=conversion.metric(resolved.objective.metric, metrics),
+        return pb.EvaluateCircuitsResponse(
+            metric=resolved.objective.metric,
+            values=metrics.values,
+            full=metrics.full,
+            empty=metrics.empty,
             num_edges_total=resolved.graph.num_edges,
             warnings=await self._threads.run(evaluation.warnings),
         )

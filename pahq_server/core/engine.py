@@ -8,7 +8,7 @@ from typing import NewType, Protocol, TypeAlias
 
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import Operation
-from pahq_server.core.task import PromptTask, TaskSpec, TokenizedText, TokenTask
+from pahq_server.core.task import PromptTask, TaskSpec, TokenIds, TokenizedText, TokenTask
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,21 @@ class Engine(Protocol):
             prompt: the prompt that the texts would answer; empty for none.
 
         Raises InvalidRequestError or NotFoundError.
+        """
+        ...
+
+    def token_texts(
+        self, model: str, prompts: Sequence[TokenIds], tokens: Sequence[Sequence[int]]
+    ) -> list[list[str]]:
+        """Returns tokens as text. May be called from any thread.
+
+        Args:
+            model: name of a served model.
+            prompts: token ids.
+            tokens: per prompt, tokens that may follow it.
+
+        Returns:
+            Per prompt, what each token adds to its text; empty texts for a model without a tokenizer.
         """
         ...
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
@@ -138,6 +139,85 @@ class EdgeGradients(Operation):
             raise ServerError(f"the engine gave no scores of {self.edges} edges")
         if not np.isfinite(result).all():
             raise NonFiniteMetricError("the engine gave an edge score that is not finite")
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The likeliest next tokens at N positions, K at each, the likeliest first; equals by their ids.
+
+    Args:
+        ids: int64, [N, K].
+        logits: float64, [N, K].
+        probabilities: float64, [N, K].
+    """
+
+    ids: NDArray[np.int64]
+    logits: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LikeliestTokens(Operation):
+    """Finds the full model's likeliest tokens after the clean prompts, at every metric position.
+
+    The result is a `TopTokens`.
+
+    Args:
+        positions: how many metric positions the task has.
+        count: how many tokens at each; fewer where the model has fewer.
+    """
+
+    positions: int
+    count: int
+
+    @property
+    def weight(self) -> float:
+        return 1.0
+
+    def check(self, result: object) -> None:
+        if not isinstance(result, TopTokens) or len(result.ids) != self.positions:
+            raise ServerError(f"the engine gave no likeliest tokens of {self.positions} positions")
+        if not (np.isfinite(result.logits).all() and np.isfinite(result.probabilities).all()):
+            raise NonFiniteMetricError("the engine gave a logit that is not finite")
+
+
+@dataclass(frozen=True)
+class TaskAccuracy:
+    """How well the full model answers one kind of prompts; means over prompts and metric positions.
+
+    Args:
+        above_wrong: share where the answer's logit is above that of the wrong answer.
+        likeliest: share where the answer's logit is above those of all other tokens.
+        logit_difference: mean logit of the answer minus logit of the wrong answer.
+    """
+
+    above_wrong: float
+    likeliest: float
+    logit_difference: float
+
+
+@dataclass(frozen=True)
+class MeasureAccuracy(Operation):
+    """Measures how well the full model does a task that has answers and wrong answers.
+
+    The result is a list of `TaskAccuracy`: of the clean prompts and, if ``corrupted``, of the corrupted ones
+    with the answers of the clean ones.
+
+    Args:
+        corrupted: whether to look at the corrupted prompts, too; needs resample ablation.
+    """
+
+    corrupted: bool
+
+    @property
+    def weight(self) -> float:
+        return 1.0
+
+    def check(self, result: object) -> None:
+        if not isinstance(result, list) or len(result) != 1 + self.corrupted:
+            raise ServerError("the engine gave no accuracy of the task")
+        if not all(math.isfinite(found.logit_difference) for found in result):
+            raise NonFiniteMetricError("the engine gave a logit difference that is not finite")
 
 
 def prompt_parts(task: TokenTask) -> list[tuple[int, int]]:

@@ -118,6 +118,15 @@ class VocabularyTokenizer(Tokenizer, Protocol):
         ...
 
 
+@runtime_checkable
+class DecodingTokenizer(Protocol):
+    """A tokenizer that can say what tokens are as text."""
+
+    def texts_after(self, before: Sequence[int], ids: Sequence[int]) -> list[str]:
+        """What each of some tokens adds to the text of the tokens before it, such as " Tom"."""
+        ...
+
+
 @dataclass(frozen=True)
 class TokenizedText:
     """How a model tokenizes a text, as a prompt and as an answer.

@@ -14,7 +14,11 @@ from .process import ServerProcess
 
 
 def discover(client: Client, case: Case, run: dict[str, Any], **changes: Any) -> Circuit:
-    options = {"kv_receivers": run["kv"], "ablation": run["ablation"], "gates": run["gates"]}
+    options = {
+        "kv_receivers": run["kv"],
+        "ablation": run["ablation"],
+        "grouping": "gates" if run["gates"] else "none",
+    }
     options |= {"metric": case.metric, "threshold": run["tau"]} | changes
     return client.discover(case.model, case.task, **options)
 
