@@ -511,6 +511,9 @@ def test_exact_scores_need_every_edge(client: Client, server: FakeServer, place:
         server.artifact.arrays[name] = array if name == "kept" else np.delete(array, place)
     with pytest.raises(ServerFault, match="no score of 1 of 82 edges"):
         client.attribute("demo", "ioi", method="single_edge")
+    server.artifact = FakeArtifact()  # of another method, with a gate
+    with pytest.raises(ServerFault, match="no score of 80 of 82 edges"):
+        client.attribute("demo", "ioi", method="single_edge")
 
 
 def test_streams_of_artifacts_begin_with_their_header(client: Client, server: FakeServer) -> None:
@@ -825,6 +828,8 @@ def test_an_error_has_one_traceback(client: Client, server: FakeServer) -> None:
         ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1"],
         ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--detach"],
         ["evaluate", "--circuit", "c.json", "--model", "demo", "--task", "ioi"],
+        ["curve", "c.json", "--model", "demo", "--task", "ioi", "--baselines", "0"],
+        ["attribute", "--model", "demo", "--task", "ioi"],
         ["predict", "--model", "demo", f"a{EVIL[:-1]}"],
         ["check-task", "--model", "demo", "--task", "ioi"],
     ],
@@ -850,7 +855,6 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
     job.progress.figures[EVIL] = 1.0
     event = pb.Event(sequence=1, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_FAILED, error_message=EVIL)
     token = model_pb2.PredictedToken(id=3, text=EVIL, probability=0.5, logit=2.0)
-    metric = circuit_pb2.Metric(name=EVIL, value=1.0, full=0.0, empty=2.0)
     replies: dict[str, Any] = {
         "ListModels": model_pb2.ListModelsResponse(
             models=[model_pb2.Model(name="demo", architecture=EVIL, revision=EVIL)]
@@ -869,7 +873,9 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
         "CancelJob": pb.CancelJobResponse(job=job),
         "ListJobs": pb.ListJobsResponse(jobs=[job]),
         "WatchJob": iter([pb.WatchJobResponse(event=event)]),
-        "EvaluateCircuits": patching_pb2.EvaluateCircuitsResponse(metric=metric),
+        "EvaluateCircuits": patching_pb2.EvaluateCircuitsResponse(
+            metric="kl_divergence", values=[1.0], empty=2.0, warnings=[EVIL]
+        ),
     }
     server.replies.update({key: lambda request, context, r=reply: r for key, reply in replies.items()})
     main([*command, "--server", server.address, *(["--json"] if json else [])])
