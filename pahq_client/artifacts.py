@@ -273,8 +273,9 @@ def scores_of_edges(circuit: Circuit) -> EdgeScores:
 
     graph = circuit.graph
     scores = np.full(graph.num_edges, np.nan)
-    tested = (Edge.parse(verdict.subject) for verdict in circuit.verdicts)
-    scores[edge_index(graph).numbers(tested)] = [verdict.delta for verdict in circuit.verdicts]
+    tested = [verdict for verdict in circuit.verdicts if "->" in verdict.subject]
+    edges = (Edge.parse(verdict.subject) for verdict in tested)
+    scores[edge_index(graph).numbers(edges)] = [verdict.delta for verdict in tested]
     if np.isnan(scores).any():
         missing = int(np.isnan(scores).sum())
         raise ServerFault(f"the server sent no score of {missing} of {len(scores)} edges")

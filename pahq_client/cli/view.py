@@ -54,7 +54,7 @@ def _is_safetensors(path: str) -> bool:
 
 
 def _names(paths: list[str]) -> tuple[str, ...]:
-    """What to call the results: the names of their files without endings, or their paths if those are alike."""
+    """What to call the results: the names of their files without endings; else their paths."""
     stems = tuple(Path(path).stem for path in paths)
     return stems if len(set(stems)) == len(stems) else tuple(paths)
 

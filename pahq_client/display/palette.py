@@ -13,7 +13,7 @@ LIGHT: Final = {
     "ink": "#1d2126",
     "muted": "#5d646e",
     "rule": "#ddd9d0",
-    "field": "#8a8f98",
+    "field": "#82878f",
     "node": "#ffffff",
     "outline": "#8f959e",
     "mlp-node": "#ece8df",

@@ -1,7 +1,7 @@
-"""What a picture of circuits or edge scores shows, as plain data: the page and the static SVG are drawn from it.
+"""What a picture of circuits or edge scores shows, as plain data: the page and the SVG are drawn from it.
 
-A picture has one side, or two that are compared. Each side ranks its edges by the size of their score, largest
-first; edges that were never measured come last. "n edges" means the first n of each side.
+A picture has one side, or two that are compared. Each side ranks its edges by the size of their score,
+largest first; edges that were never measured come last. "n edges" means the first n of each side.
 """
 
 from __future__ import annotations
@@ -153,10 +153,8 @@ def picture(
     results = [result] if other is None else [result, other]
     for field, found in zip(("result", "other"), results, strict=False):
         if not isinstance(found, Circuit | EdgeScores):
-            kind = type(found).__name__
-            raise InvalidRequest(
-                field, f"must be a Circuit or EdgeScores, got {kind}; read a file with .load()"
-            )
+            detail = f"must be a Circuit or EdgeScores, got {type(found).__name__}"
+            raise InvalidRequest(field, f"{detail}; read a file with Circuit.load or EdgeScores.load")
     if other is not None and not result.graph.same_as(other.graph):
         raise InvalidRequest("other", f"belongs to another graph: {other.graph}, not {result.graph}")
     limit = max(most // len(results), 1)
@@ -207,9 +205,8 @@ def _edges(ranked: list[_Ranked], graph: Graph) -> list[PictureEdge]:
         edges.append(PictureEdge(name, source, nodes, kind, scores, places, max(sizes, default=0.0)))
         curves += len(nodes)
         if curves > _MOST_CURVES:
-            raise InvalidRequest(
-                "circuit", f"needs more than {_MOST_CURVES} curves; draw one with fewer edges"
-            )
+            detail = f"needs more than {_MOST_CURVES} curves to be drawn; take one with fewer edges"
+            raise InvalidRequest("circuit", detail)
     return sorted(edges, key=lambda edge: edge.rank)
 
 
@@ -241,26 +238,29 @@ def _fed(receiver: str, graph: Graph, living: Mapping[str, list[int]]) -> tuple[
 
 
 def _side(result: Result, name: str, drawn: int, curve: Curve | None) -> Side:
-    is_circuit = isinstance(result, Circuit)
     edges = _num_edges(result)
     return Side(
         name=one_line(name),
         method=_method(result),
-        measures=one_line(result.metric.name if is_circuit else result.metric) or "metric",
+        measures=one_line(_metric(result)) or "metric",
         points=tuple(_points(result, curve)),
         facts=tuple((one_line(key), one_line(str(value))) for key, value in _facts(result)),
         warnings=tuple(map(one_line, result.warnings)),
         prompts=tuple(_prompts(result)),
         drawn=drawn,
         edges=edges,
-        graph_edges=result.num_edges_total if is_circuit else edges,
-        start=drawn if is_circuit else min(drawn, _FIRST_SHOWN),
+        graph_edges=result.num_edges_total if isinstance(result, Circuit) else edges,
+        start=drawn if isinstance(result, Circuit) else min(drawn, _FIRST_SHOWN),
         partial=result.partial,
     )
 
 
 def _num_edges(result: Result) -> int:
     return len(result.edges) if isinstance(result, Circuit) else len(result.scores)
+
+
+def _metric(result: Result) -> str:
+    return result.metric.name if isinstance(result, Circuit) else result.metric
 
 
 def _points(result: Result, curve: Curve | None) -> Iterator[tuple[int, float, float | None]]:

@@ -57,6 +57,7 @@ class ResolvedObjective:
             investigation. A pass is then to be compared with the current circuit measured under the same
             `PatchedPass.promoted_receiver`.
         causal: whether a position sees only itself and earlier ones.
+        norms: whether the model has norms.
         prompts: the task's prompts as they were sent, or as the server generated them; None if the engine
             does not know them.
         warnings: what may mislead the user about this request although it is valid: full sentences that say
@@ -70,6 +71,7 @@ class ResolvedObjective:
     revision: str
     baseline_depends_on_promotion: bool = False
     causal: bool = True
+    norms: bool = True
     prompts: PromptTask | None = None
     warnings: tuple[str, ...] = ()
     clean_run: CleanRun = field(default_factory=CleanRun, compare=False)

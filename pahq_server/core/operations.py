@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,13 @@ from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
 from pahq_server.core.task import TokenTask
 
-# Tokens, padding included, that an operation on a part of the prompts should cover: about as much work as a
-# batch of patched passes. Fixed, because sums of other parts have other last bits.
-PART_TOKENS = 128
-# What the gradients of a prompt cost, in patched passes of it: forward passes of the clean and the corrupted
-# prompt, the backward pass, and products of all senders with all receivers.
-GRADIENT_PASSES = 6
+# Tokens, padding included, that an operation on a part of the prompts should cover: as many as large matrix
+# products need to be fast, and about as much work as a batch of patched passes. Fixed, because sums of other
+# parts have other last bits.
+PART_TOKENS = 256
+# What the gradients at one point cost, in patched passes of the same prompts: the forward pass, the backward
+# pass with what it computes again, and a share of the products of all senders with all receivers.
+PASSES_PER_POINT = 3
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,26 +65,74 @@ class ScorePasses(Operation):
 
 
 @dataclass(frozen=True)
-class EdgeGradients(Operation):
-    """Scores edges by the metric's gradient at the clean run (EAP, arXiv:2310.10348), on some of the prompts.
+class BackwardRule:
+    """How a backward pass departs from differentiation. The defaults are the exact gradient.
 
-    The result is the sum over these prompts and their positions, float64 of shape [edges] in the order of
-    `Graph.edge`; the sums over all parts of a task add up to the task's scores.
+    Args:
+        norm_scale_constant: every norm's division, by the standard deviation or the root mean square, counts
+            as a constant factor.
+        activation: ``exact``, or ``relp`` for the factor act(x) / (x + 1e-6 sign(x)) in the place of the
+            slope, with sign(0) = 1.
+        gated_product_factor: of the gradients into both factors of a gated MLP's product.
+        softmax_temperature: T; attention's softmax has the Jacobian of softmax(scores / T), without the
+            factor 1 / T.
+        qk_factor: of the gradients into queries and keys.
+        v_factor: of the gradient into values.
+    """
+
+    norm_scale_constant: bool = False
+    activation: Literal["exact", "relp"] = "exact"
+    gated_product_factor: float = 1.0
+    softmax_temperature: float = 1.0
+    qk_factor: float = 1.0
+    v_factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class GradientPoint:
+    """A run in which a gradient is taken, on the line from the ablated to the clean embedding.
+
+    Args:
+        clean_share: the sender ``input`` puts out ablated + clean_share * (clean - ablated); everything else
+            follows from it in the full model.
+        weight: of this run's gradient in the mean.
+    """
+
+    clean_share: float
+    weight: float
+
+
+EXACT = BackwardRule()
+CLEAN_RUN = (GradientPoint(1.0, 1.0),)
+
+
+@dataclass(frozen=True)
+class EdgeGradients(Operation):
+    """Scores edges by gradients of the metric (EAP, arXiv:2310.10348), on some of the prompts.
+
+    The score of an edge is the inner product of what ablating its sender changes in the clean run, and of the
+    gradient at the input of its receiver, averaged over points. The result is the sum over these prompts and
+    their positions, float64 of shape [edges] in the order of `Graph.edge`. The results of all parts of a
+    task, and those of all parts of ``points``, add up to the task's scores.
 
     Args:
         first, last: prompts from ``first`` until before ``last``; see `prompt_parts`.
         prompts: how many the task has.
         edges: how many the graph has.
+        rule: of the backward pass.
+        points: where gradients are taken.
     """
 
     first: int
     last: int
     prompts: int
     edges: int
+    rule: BackwardRule = EXACT
+    points: tuple[GradientPoint, ...] = CLEAN_RUN
 
     @property
     def weight(self) -> float:
-        return GRADIENT_PASSES * (self.last - self.first) / self.prompts
+        return PASSES_PER_POINT * len(self.points) * (self.last - self.first) / self.prompts
 
     def check(self, result: object) -> None:
         if not isinstance(result, np.ndarray) or result.shape != (self.edges,) or result.dtype != np.float64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol, runtime_checkable
 
 TokenIds = tuple[int, ...]
@@ -61,6 +61,16 @@ class TokenTask:
     def num_tokens(self) -> int:
         """Tokens of all prompts, clean and corrupted."""
         return sum(len(ids) for ids in (*self.clean, *(self.corrupted or ())))
+
+    def part(self, prompts: slice) -> TokenTask:
+        """Returns a task with some of the prompts."""
+        return replace(
+            self,
+            clean=self.clean[prompts],
+            corrupted=self.corrupted and self.corrupted[prompts],
+            answers=self.answers and self.answers[prompts],
+            wrong_answers=self.wrong_answers and self.wrong_answers[prompts],
+        )
 
     def metric_positions(self) -> list[tuple[int, int]]:
         """Returns (prompt, position) of every position where the metric is read, prompt by prompt."""

@@ -167,6 +167,7 @@ class ModelEngine:
             loaded.revision,
             baseline_depends_on_promotion,
             arch.causal,
+            arch.norm is not None,
             found.prompts,
             (*found.warnings, *slow_policy(arch, task, graph, objective.precision)),
         )

@@ -26,7 +26,7 @@ from pahq_server.core.operations import (
     in_groups,
 )
 from pahq_server.engine.backends import EngineState
-from pahq_server.engine.gradients import edge_gradients
+from pahq_server.engine.gradients.scorer import edge_gradients
 from pahq_server.engine.predictions import likeliest_tokens, measure_accuracy
 
 O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class

@@ -511,6 +511,9 @@ def test_exact_scores_need_every_edge(client: Client, server: FakeServer, place:
         server.artifact.arrays[name] = array if name == "kept" else np.delete(array, place)
     with pytest.raises(ServerFault, match="no score of 1 of 82 edges"):
         client.attribute("demo", "ioi", method="single_edge")
+    server.artifact = FakeArtifact()  # of another method, with a gate
+    with pytest.raises(ServerFault, match="no score of 80 of 82 edges"):
+        client.attribute("demo", "ioi", method="single_edge")
 
 
 def test_streams_of_artifacts_begin_with_their_header(client: Client, server: FakeServer) -> None:

@@ -17,7 +17,7 @@ SHIPPED, BESIDE = Path(__file__).parents[1] / "cases", MODELS.parent / "cases"
 ABSENT = pytest.param(
     None, marks=pytest.mark.skip(reason="needs ../shared/cases, which is not part of the repository"), id="-"
 )
-_METRICS = {"kl": "kl_divergence", "logit_diff": "logit_difference", "l2": "l2"}
+METRICS = {"kl": "kl_divergence", "logit_diff": "logit_difference", "l2": "l2"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Case:
 
     @property
     def metric(self) -> str:
-        return _METRICS[self.content["metric"]]
+        return METRICS[self.content["metric"]]
 
     @property
     def task(self) -> Task:
@@ -99,10 +99,17 @@ def score_parameters() -> Iterator[Any]:
             yield pytest.param((case, scores), id=f"{case.name}-{scores['ablation']}-{scores['kv']}")
 
 
-def eap_parameters() -> Iterator[Any]:
-    """One parameter (case, edges, entry) per expected ``eap``; see ``attribution.json``."""
+def attribution_parameters(single: bool = False) -> Iterator[Any]:
+    """One parameter (case, edges, entry) per expected list of edge scores; see ``attribution.json``.
+
+    Args:
+        single: for the exact effects of single edges, of which those of large graphs are marked as long,
+            instead of the scores of attribution methods.
+    """
     for case in load_cases():
         for entry in case.attribution["scores"]:
-            if entry["method"] == "eap" and entry["stable"]:
-                name = f"{case.name}-{entry['ablation']}-{entry['kv']}"
-                yield pytest.param((case, case.attribution["edges"][entry["kv"]], entry), id=name)
+            if (entry["method"] == "single") is single and entry.get("stable", True):
+                name = "-".join([case.name, *(entry[key] for key in ("method", "metric", "ablation", "kv"))])
+                expected = case, case.attribution["edges"][entry["kv"]], entry
+                quick = not single or case.attribution["n_edges_total"][entry["kv"]] < 1000
+                yield pytest.param(expected, id=name, marks=() if quick else pytest.mark.long)

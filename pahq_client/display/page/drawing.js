@@ -8,7 +8,7 @@ const NODE_HEIGHT = 22;
 const PORTS = { q: -0.28, k: 0, v: 0.28 };
 const RADIUS = { end: 11, mlp: 3, head: 7 };
 const NEAR = 5; // how far from an edge, in pixels of the screen, the pointer still meets it
-const SETTLED_MS = 120; // without a movement, until the drawing is drawn anew
+const SETTLED_MS = 250; // without a movement, until the drawing is drawn anew
 const WIDE = 10_000; // how far the bands of layers go on beside the picture
 // Measures texts, and whether a point is on a curve.
 const pen = document.createElement("canvas").getContext("2d");
@@ -47,6 +47,7 @@ export function makeDrawing(act) {
         render();
         return;
       }
+      svg.style("will-change", "transform"); // a layer of its own
       const scale = transform.k / rendered.k;
       const [x, y] = [transform.x - scale * rendered.x, transform.y - scale * rendered.y];
       svg.style("transform", `translate(${x}px,${y}px) scale(${scale})`);
@@ -61,7 +62,7 @@ export function makeDrawing(act) {
     clearTimeout(settling);
     if (rendered !== transform) viewport.attr("transform", transform);
     rendered = transform;
-    svg.style("transform", null);
+    svg.style("transform", null).style("will-change", null);
   }
 
   const room = () => ({ width: stage.clientWidth || 1, height: stage.clientHeight || 1 });
@@ -152,7 +153,7 @@ export function makeDrawing(act) {
     return element ? nodes[Number(element.dataset.index)] : null;
   };
   surface.on("click", (event) => act.pin(nodeOf(event.target)?.name ?? ""));
-  svg.on("keydown", (event) => {
+  surface.on("keydown", (event) => {
     const node = nodeOf(event.target);
     if (!node || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Enter" || event.key === " ") {
@@ -165,14 +166,14 @@ export function makeDrawing(act) {
     event.preventDefault();
     event.stopPropagation();
   });
-  svg.on("focusin", (event) => {
+  surface.on("focusin", (event) => {
     const node = nodeOf(event.target);
     if (!node) return;
     rove(node);
     const [x, y] = transform.apply([node.x + node.width / 2, node.y]);
     if (event.target.matches(":focus-visible")) tooltip.show([x, y], nodeCard(node, current.view));
   });
-  svg.on("focusout", tooltip.hide);
+  surface.on("focusout", tooltip.hide);
 
   function rove(node) {
     nodeElements.forEach((element, index) => element.setAttribute("tabindex", index === node.index ? "0" : "-1"));
@@ -200,9 +201,7 @@ export function makeDrawing(act) {
     return best?.other ?? null;
   }
 
-  // Everything that a state changes. Classes are set only where they change: this is what a step of the slider costs.
-
-  const shownClasses = edges.map(() => "gone");
+  // Everything that a state changes. This is what a step of the slider costs.
 
   function update(state, view) {
     current = { state, view };
@@ -219,10 +218,7 @@ export function makeDrawing(act) {
         if (fades && !view.onPath[edge.index]) words += " off";
         if (focus?.edges.has(edge.index)) words += " hot";
       }
-      if (words !== shownClasses[edge.index]) {
-        shownClasses[edge.index] = words;
-        edgeElements[edge.index].setAttribute("class", words);
-      }
+      put(edgeElements[edge.index], "class", words);
     }
     under = null;
     const ports = new Set();
@@ -239,12 +235,12 @@ export function makeDrawing(act) {
       if (fades && !view.nodeOnPath[node.index]) words.push("off");
       if (focus?.nodes.has(node.index)) words.push("hot");
       if (isPinned) words.push("pinned");
-      element.setAttribute("class", words.join(" "));
-      element.setAttribute("aria-pressed", String(isPinned));
-      element.setAttribute("aria-label", nodeLabel(node, view));
+      put(element, "class", words.join(" "));
+      put(element, "aria-pressed", String(isPinned));
+      if (view.nodeShown[node.index]) put(element, "aria-label", nodeLabel(node, view));
       for (const port of element.querySelectorAll(".port")) {
         const isUsed = ports.has(`${node.index} ${port.dataset.kind}`);
-        port.setAttribute("class", `port ${port.dataset.kind}${isUsed ? "" : " gone"}`);
+        put(port, "class", `port ${port.dataset.kind}${isUsed ? "" : " gone"}`);
       }
     }
     keepTabStop(view);
@@ -329,6 +325,11 @@ function drawNodes(group) {
     }
     return each.node();
   });
+}
+
+/** Sets an attribute where it changes: browsers do not compare. */
+function put(element, name, value) {
+  if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
 // Words about nodes and edges.

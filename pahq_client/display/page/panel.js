@@ -203,7 +203,7 @@ function makeProfile() {
     }
   });
   for (const [n] of sides.flatMap((side) => side.points)) {
-    if (n <= mostEdges) svg.append(make("path", { d: `M${(100 * n) / mostEdges},30v-7`, class: "known", "vector-effect": "non-scaling-stroke" }));
+    if (n <= mostEdges && mostEdges) svg.append(make("path", { d: `M${(100 * n) / mostEdges},30v-7`, class: "known", "vector-effect": "non-scaling-stroke" }));
   }
   byId("profile").append(svg);
   return (n) => window_.setAttribute("width", mostEdges ? (100 * n) / mostEdges : 0);
