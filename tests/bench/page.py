@@ -21,9 +21,8 @@ from pahq_client import Circuit, CircuitMetric, Edge, Graph
 EDGES, STEPS = 2000, 40
 GPT2 = Graph(layers=12, heads=12, kv_heads=12, kv_receivers="group", parallel=False)
 # From an event to the end of the first frame that shows it.
-SHOWN = (
-    "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))));"
-)
+FRAME = "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))"
+SHOWN = f"await new Promise((done) => {FRAME});"
 SLIDE = f"""async (steps) => {{
   const [slider, times] = [document.getElementById("count"), []];
   for (const n of steps) {{
@@ -77,6 +76,11 @@ def measure(page: Any) -> dict[str, list[float]]:
     }
 
 
+def _most(times: list[float]) -> float:
+    """What nine of ten do not exceed."""
+    return sorted(times)[len(times) * 9 // 10]
+
+
 def main() -> None:
     """Measures and writes the table."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
@@ -89,11 +93,13 @@ def main() -> None:
         page.goto(path.as_uri())
         figures = measure(page)
         browser.close()
-    rows = [f"| {what} | {statistics.median(each):.0f} | {max(each):.0f} |" for what, each in figures.items()]
+    rows = [
+        f"| {what} | {statistics.median(each):.0f} | {_most(each):.0f} |" for what, each in figures.items()
+    ]
     write_table(
         "page",
         [
-            f"| {EDGES:,} edges, headless Chromium on the CPU | median, ms | most, ms |",
+            f"| {EDGES:,} edges, headless Chromium on the CPU | median, ms | 9 of 10 below, ms |",
             "|---|---|---|",
             *rows,
             f"| writing the page, {size / 1e6:.1f} MB | {seconds * 1000:.0f} (CPU) | |",
