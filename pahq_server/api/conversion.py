@@ -22,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
 from pahq_server.access.limits import CallLimits
+from pahq_server.core.circuit import EdgeSet
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
@@ -106,7 +107,7 @@ def read_job_spec(message: jobs_pb2.JobSpec) -> JobSpec:
         path, values = f"{_EXTENSION}.parameters", _struct_values(method, message.extension)
     else:
         method = registry.find(field)
-        path, values = field, _message_values(getattr(message, field))
+        path, values = field, _message_values(field, getattr(message, field))
     try:
         parameters = method.read(values)
     except InvalidRequestError as error:
@@ -119,12 +120,21 @@ def read_job_spec(message: jobs_pb2.JobSpec) -> JobSpec:
     )
 
 
-def _message_values(message: Message) -> dict[str, object]:
-    """Returns the parameters in a method's message, without ``optional`` fields that are not set."""
-    return {
+def _message_values(path: str, message: Message) -> dict[str, object]:
+    """Returns the parameters in a method's message, without ``optional`` fields that are not set.
+
+    Args:
+        path: of the message in the request.
+        message: the message.
+    """
+    values = {
         field.name: getattr(message, field.name)
         for field in message.DESCRIPTOR.fields
         if not field.has_presence or message.HasField(field.name)
+    }
+    return {
+        name: read_edge_set(f"{path}.{name}", value) if isinstance(value, circuit_pb2.EdgeSet) else value
+        for name, value in values.items()
     }
 
 
@@ -157,7 +167,7 @@ def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters
 
 
 def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
-    """Returns what was asked for, without the client's prompts, which would make lists of jobs large."""
+    """Returns what was asked for, without the client's prompts and edges, which would make lists of jobs large."""
     objective, task = spec.objective, task_pb2.Task()
     if isinstance(objective.task, BuiltinTask):
         task.builtin.CopyFrom(task_pb2.BuiltinTask(**asdict(objective.task)))
@@ -173,7 +183,7 @@ def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
         include_prompts=spec.include_prompts,
     )
     if spec.method:  # empty for a stored job that cannot be read
-        _set_method(message, spec.method, asdict(spec.parameters))
+        _set_method(message, spec.method, vars(spec.parameters))
     return message
 
 
@@ -186,11 +196,24 @@ def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any
     parameters = getattr(message, method)
     parameters.SetInParent()  # a method may have no parameters at all
     for name, value in values.items():
-        if value is not None:
+        if isinstance(value, EdgeSet):
+            own = circuit_pb2.EdgeSet(graph=graph(value.graph), model_revision=value.revision)
+            getattr(parameters, name).CopyFrom(own)
+        elif value is not None:
             setattr(parameters, name, value)
 
 
 # Requests: circuits
+
+
+def read_edge_set(field: str, message: circuit_pb2.EdgeSet) -> EdgeSet:
+    """Reads edges by number that are at ``field`` of their request."""
+    if not message.HasField("graph"):
+        raise InvalidRequestError(f"{field}.graph", "is missing")
+    g = message.graph
+    # An unknown treatment of keys and values fits no model, and is refused where the graphs are compared.
+    graph = Graph(g.layers, g.heads, g.kv_heads, g.kv_receivers, g.parallel, g.mlps)  # type: ignore[arg-type]
+    return EdgeSet(graph, message.model_revision, message.bits)
 
 
 def read_origin(message: patching_pb2.EvaluateCircuitRequest) -> CircuitOrigin | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pahq_server.core.errors import InvalidRequestError, OtherModelError
 from pahq_server.core.graph import INPUT, Graph
 
 
@@ -89,6 +90,62 @@ class Circuit:
     def is_dead(self, sender: int) -> bool:
         """Tells whether no outgoing edge of the sender is kept, so that it cannot change anything."""
         return not self.kept[self.graph.outgoing(sender)].any()
+
+
+@dataclass(frozen=True)
+class EdgeSet:
+    """Edges that a client gives by number, with the model that they were found in.
+
+    Args:
+        graph: the graph whose edges are numbered; of a client, so its values may be any.
+        revision: revision of the model; empty if unknown.
+        bits: one bit for each edge in the order of `Graph.edge`, the lowest bit of the first byte first.
+    """
+
+    graph: Graph
+    revision: str
+    bits: bytes
+
+    def circuit(self, field: str, graph: Graph, revision: str) -> Circuit:
+        """Returns these edges as a circuit of a served model.
+
+        Equal numbers and names of edges mean nothing across models: a circuit would be measured without an
+        error and without sense.
+
+        Args:
+            field: path of the edges in the request, for errors.
+            graph: graph of the served model.
+            revision: its revision.
+
+        Raises:
+            OtherModelError: the edges were found in another model.
+            InvalidRequestError: they name shared keys and values in another way, or are not one bit per edge.
+        """
+        same_model = replace(self.graph, kv_receivers=graph.kv_receivers) == graph
+        if not same_model or self.revision not in ("", revision):
+            raise OtherModelError(_describe(self.graph, self.revision), _describe(graph, revision), field)
+        # Where every head has keys and values of its own, both values of kv_receivers give the same graph.
+        if graph.heads != graph.kv_heads and self.graph.kv_receivers != graph.kv_receivers:
+            detail = f"the circuit was found with {self.graph.kv_receivers!r}, which names other edges"
+            raise InvalidRequestError("kv_receivers", f"{detail} than {graph.kv_receivers!r}: leave it out")
+        size = (graph.num_edges + 7) // 8
+        if len(self.bits) != size:
+            detail = (
+                f"must be {size} bytes, one bit for each of {graph.num_edges} edges, got {len(self.bits)}"
+            )
+            raise InvalidRequestError(f"{field}.bits", detail)
+        kept = np.unpackbits(np.frombuffer(self.bits, np.uint8), bitorder="little").astype(bool)
+        if kept[graph.num_edges :].any():
+            detail = f"must be 0 after the last of {graph.num_edges} edges"
+            raise InvalidRequestError(f"{field}.bits", detail)
+        return Circuit(graph, kept[: graph.num_edges])
+
+
+def _describe(graph: Graph, revision: str) -> str:
+    parts = [f"{graph.layers} layers", f"{graph.heads} heads", f"{graph.kv_heads} key/value heads"]
+    parts += ["attention and MLP in parallel"] if graph.parallel else []
+    parts += [] if graph.mlps else ["no MLPs"]
+    return ", ".join([*parts, f"revision {revision}" if revision else "revision unknown"])
 
 
 @dataclass(frozen=True, eq=False)

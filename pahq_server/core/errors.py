@@ -44,11 +44,12 @@ class OtherModelError(InvalidRequestError):
     Args:
         circuit: the model that the circuit was found in, in words.
         model: the model that it is to be measured on, in words.
+        field: path of the circuit in the request.
     """
 
-    def __init__(self, circuit: str, model: str) -> None:
+    def __init__(self, circuit: str, model: str, field: str = "circuit") -> None:
         super().__init__(
-            "circuit",
+            field,
             f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
             "on the model that it was found in, or allow another model if you mean to",
         )

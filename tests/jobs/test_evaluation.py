@@ -90,7 +90,7 @@ def test_close_ends_it(engine: FakeEngine, service: JobService) -> None:
 
 # Quotas
 
-SPEC = acdc(2.0, gates=False)
+SPEC = acdc(2.0, grouping="none")
 TOKENS = 4  # of the prompts of the fake engine's task
 
 
