@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-precision demo-model proto clean
+.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-page bench-precision demo-model d3-bundle picture proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -38,11 +38,22 @@ bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BE
 bench-gpu: .venv/dev.stamp ## measure on a CUDA device, into tests/bench/results
 	PYTHONPATH=tests $(BIN)/python -m bench.gpu
 
+bench-page: .venv/dev.stamp ## measure the page in Chromium, into docs/performance.md
+	PYTHONPATH=tests $(BIN)/python -m bench.page
+
 bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed loading" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.precision $(PARTS)
 
 demo-model: .venv/dev.stamp ## train the demo model anew, some minutes, into OUT (default: demo-model)
 	PYTHONPATH=tests $(BIN)/python -m demo_training.train --out "$(or $(OUT),demo-model)"
+
+d3-bundle: ## build the page's bundle of d3 anew, with npm
+	mkdir -p build/d3
+	cp pahq_client/display/page/bundle/* build/d3
+	cd build/d3 && npm ci --ignore-scripts && node build.js "$(CURDIR)/pahq_client/display/page"
+
+picture: demo ## draw the README's picture anew
+	$(BIN)/python -c 'from pahq_client import Circuit; print(Circuit.load("out/ioi.json").to_svg(), end="")' >docs/images/ioi.svg
 
 proto: $(PROTO)/venv.stamp ## generate the stubs anew
 	rm -f proto/gen/pahq/v1/*_pb2*

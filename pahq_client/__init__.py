@@ -20,14 +20,17 @@ from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
 from pahq_client.artifacts import Artifact
 from pahq_client.circuit import Circuit, Comparison, compare
 from pahq_client.client import Client
+from pahq_client.comparison import Roc, ScoreComparison
 from pahq_client.connection import TlsConfig
-from pahq_client.discover import discover
+from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
+from pahq_client.discover import attribute, discover
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
     DeadlineExceeded,
     InvalidCircuitFile,
     InvalidRequest,
+    InvalidScoresFile,
     JobCancelled,
     JobFailed,
     NoEmbeddedServer,
@@ -48,6 +51,8 @@ from pahq_client.errors import (
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
+from pahq_client.nodes import NodeTotal
+from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
@@ -65,6 +70,8 @@ __all__ = [
     "Client",
     "Comparison",
     "Conflict",
+    "Curve",
+    "CurveCircuits",
     "DeadlineExceeded",
     "Edge",
     "EdgeScores",
@@ -75,6 +82,7 @@ __all__ = [
     "Graph",
     "InvalidCircuitFile",
     "InvalidRequest",
+    "InvalidScoresFile",
     "JobCancelled",
     "JobFailed",
     "JobHandle",
@@ -84,26 +92,36 @@ __all__ = [
     "MemoryUsage",
     "Model",
     "NoEmbeddedServer",
+    "NodeTotal",
     "NotFound",
     "OtherModel",
     "PahqError",
     "PahqWarning",
     "PermissionDenied",
+    "PredictedToken",
+    "Prediction",
+    "Predictions",
     "Progress",
     "QuotaExceeded",
     "RateLimited",
     "ResourceExhausted",
+    "Roc",
+    "ScoreComparison",
     "ServerFault",
     "ServerInfo",
     "Session",
     "StorageUnavailable",
     "Task",
+    "TaskAccuracy",
+    "TaskCheck",
     "TlsConfig",
     "TokenizedText",
     "Unauthenticated",
     "Unavailable",
     "Verdict",
     "VersionMismatch",
+    "attribute",
+    "circuits_of_curve",
     "compare",
     "discover",
 ]

@@ -79,10 +79,15 @@ ARTIFACT: Rpc[j.GetArtifactRequest, j.GetArtifactResponse] = Rpc(_JOBS, "GetArti
 MODELS: Rpc[m.ListModelsRequest, m.ListModelsResponse] = Rpc(_MODELS, "ListModels", True)
 MODEL: Rpc[m.GetModelRequest, m.GetModelResponse] = Rpc(_MODELS, "GetModel", True)
 TOKENIZE: Rpc[m.TokenizeTextsRequest, m.TokenizeTextsResponse] = Rpc(_MODELS, "TokenizeTexts", True)
+# Like an evaluation: see below.
+PREDICT: Rpc[m.PredictTokensRequest, m.PredictTokensResponse] = Rpc(
+    _MODELS, "PredictTokens", True, costly=True
+)
+CHECK_TASK: Rpc[m.CheckTaskRequest, m.CheckTaskResponse] = Rpc(_MODELS, "CheckTask", True, costly=True)
 # The server stores nothing of an evaluation, and stops it when the caller is gone. A repeated call computes
 # it from the start, within the time limit of the first one.
-EVALUATE: Rpc[p.EvaluateCircuitRequest, p.EvaluateCircuitResponse] = Rpc(
-    _PATCHING, "EvaluateCircuit", True, costly=True
+EVALUATE: Rpc[p.EvaluateCircuitsRequest, p.EvaluateCircuitsResponse] = Rpc(
+    _PATCHING, "EvaluateCircuits", True, costly=True
 )
 # Not repeated: a second session would take memory until it expires.
 OPEN: Rpc[p.OpenSessionRequest, p.OpenSessionResponse] = Rpc(_PATCHING, "OpenSession", False)
@@ -98,7 +103,7 @@ INFO: Rpc[s.GetServerInfoRequest, s.GetServerInfoResponse] = Rpc(_SERVER, "GetSe
 
 ALL: tuple[Rpc[Any, Any], ...] = (
     *(CREATE, GET, LIST, CANCEL, DELETE, WATCH, ARTIFACT),
-    *(MODELS, MODEL, TOKENIZE),
+    *(MODELS, MODEL, TOKENIZE, PREDICT, CHECK_TASK),
     *(EVALUATE, OPEN, SCORE, COMMIT, CLOSE),
     INFO,
 )

@@ -8,35 +8,33 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
 
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, task_pb2
 
 from pahq_client import checks
+from pahq_client._job_options import ATTRIBUTION, JobRequest
 from pahq_client.circuit import Circuit
+from pahq_client.curve import FRACTIONS, CurveCircuits, circuits_of_curve
+from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest
-from pahq_client.graph import Edge
-from pahq_client.task import BuiltinTask, Prompt, Task, TaskLike, as_task
+from pahq_client.graph import Edge, Graph
+from pahq_client.scores import EdgeScores
+from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-@dataclass(frozen=True)
-class JobRequest:
-    """What a job is to do; described at `pahq_client.discover`."""
+M = TypeVar("M", bound=Message)
 
-    model: str
-    task: TaskLike
-    threshold: float | None = None
-    method: str = "acdc"
-    metric: str = "kl_divergence"
-    ablation: str = "resample"
-    gates: bool = True
-    kv_receivers: str = "group"
-    precision: str = "fp32"
-    include_prompts: bool = False
-    parameters: Mapping[str, Any] | None = None
+# The size of a message, below the limit of every server, and how many circuits a server measures in one call.
+CHUNK_BYTES = 3 << 20
+MOST_EVALUATED = 1000
 
 
 @dataclass(frozen=True)
@@ -61,13 +59,32 @@ class EvaluationOptions(TypedDict, total=False):
     allow_other_model: bool
 
 
+@dataclass(frozen=True, eq=False)
+class NumberedEdges:
+    """A circuit by the numbers of its edges.
+
+    Args:
+        kept: bool, shape [edges].
+        graph: the graph.
+        revision: revision of the model that they were found in; empty if it is not known.
+    """
+
+    kept: NDArray[np.bool_]
+    graph: Graph
+    revision: str
+
+
+GivenCircuit: TypeAlias = Circuit | NumberedEdges | Iterable[str | Edge]
+"""A circuit, or edges or their names."""
+
+
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What an evaluation measures; described at `Client.evaluate`."""
+    """What an evaluation measures; described at `Client.evaluate_many`."""
 
     model: str
     task: TaskLike
-    edges: Circuit | Iterable[str | Edge]
+    circuits: Sequence[GivenCircuit]
     metric: str = "kl_divergence"
     ablation: str = "resample"
     kv_receivers: str = "group"
@@ -76,56 +93,182 @@ class EvaluationRequest:
 
     @classmethod
     def of(
-        cls, model: str, task: TaskLike, edges: Circuit | Iterable[str | Edge], options: EvaluationOptions
+        cls,
+        model: str,
+        task: TaskLike,
+        circuits: Sequence[GivenCircuit],
+        options: EvaluationOptions,
+        sources: Iterable[object] | None = None,
     ) -> EvaluationRequest:
-        """Takes what the options leave open from the circuit, so that it is measured as it was found."""
-        known = _found_with(edges) if isinstance(edges, Circuit) else {}
+        """Takes what the options leave open from the circuits, so that they are measured as they were found.
+
+        Args:
+            model, task, circuits: what to measure.
+            options: how.
+            sources: the Circuits or EdgeScores to take the rest from; None for ``circuits``.
+
+        Raises:
+            InvalidRequest: they were found in different ways.
+        """
         given = {key: value for key, value in options.items() if value is not None}
-        return cls(model, task, edges, **{**known, **given})  # type: ignore[arg-type]
+        known: dict[str, str] = {}
+        for source in circuits if sources is None else sources:
+            for key, value in _found_with(source).items():
+                if known.setdefault(key, value) != value and key not in given:
+                    detail = f"the circuits were found with {known[key]!r} and {value!r}: say which to use"
+                    raise InvalidRequest(key, detail)
+        return cls(model, task, circuits, **{**known, **given})  # type: ignore[arg-type]
 
 
-def _found_with(circuit: Circuit) -> dict[str, str]:
+@dataclass(frozen=True)
+class CurveRequest:
+    """Which circuits a curve measures; described at `Client.curve`."""
+
+    circuits: EdgeScores | Circuit | Iterable[Circuit]
+    fractions: Iterable[float] = FRACTIONS
+    rank: str = "absolute"
+    greedy: bool = False
+    baselines: int = 3
+    seed: int = 0
+
+    def sources(self) -> tuple[Any, ...]:
+        """Returns the scores or Circuits, read once: they may be a generator."""
+        given = self.circuits
+        return (given,) if isinstance(given, EdgeScores | Circuit) else checks.items("circuits", given)
+
+    def choose(self, sources: tuple[Any, ...]) -> CurveCircuits:
+        """Chooses circuits. Raises InvalidRequest as `circuits_of_curve` does."""
+        alone = len(sources) == 1 and isinstance(sources[0], EdgeScores)
+        return circuits_of_curve(
+            sources[0] if alone else sources,
+            self.fractions,
+            rank=self.rank,
+            greedy=self.greedy,
+            baselines=self.baselines,
+            seed=self.seed,
+        )
+
+
+def _found_with(source: object) -> dict[str, str]:
+    if not isinstance(source, Circuit | EdgeScores):
+        return {}
+    request = source.provenance.get("request", {})
     asked = {
-        "ablation": circuit.parameters.get("ablation"),
-        "precision": circuit.provenance.get("request", {}).get("policy"),
-        "metric": circuit.metric.name,
-        "kv_receivers": circuit.graph.kv_receivers,
+        "ablation": source.parameters.get("ablation"),
+        "precision": request.get("policy") if isinstance(request, Mapping) else None,
+        "metric": source.metric if isinstance(source, EdgeScores) else source.metric.name,
+        "kv_receivers": source.graph.kv_receivers,
     }
     return {key: value for key, value in asked.items() if isinstance(value, str)}
 
 
 # Conversion to messages.
 
-# Methods whose parameters are arguments of `discover`.
-OWN_ARGUMENTS = ("acdc", "single_edge", "eap")
+# The arguments of `discover` that methods have, beside those of all methods.
+_SELECTION = ("edges", "fraction", "rank", "greedy")
+_ARGUMENTS: Mapping[str, tuple[str, ...]] = {
+    "acdc": ("threshold", "grouping", "within", "edges", "faithfulness"),
+    "single_edge": ("threshold", *_SELECTION),
+    **dict.fromkeys(ATTRIBUTION, _SELECTION),
+    "eap_ig": (*_SELECTION, "steps"),
+}
+_OF_OTHERS = ("threshold", "parameters")
 
 
 def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
-    """Converts a JobRequest. Arguments that the method does not have are left out of its message."""
-    spec = jobs_pb2.JobSpec(
-        objective=_objective(request), include_prompts=checks.flag("include_prompts", request.include_prompts)
-    )
+    """Converts a JobRequest, without its choice of edges by scores, which the client makes.
+
+    Raises:
+        InvalidRequest: an argument has a wrong type, or is not for the method.
+    """
     method = checks.text("method", request.method)
-    threshold = None if request.threshold is None else checks.number("threshold", request.threshold)
-    gates = checks.flag("gates", request.gates)
-    if method in OWN_ARGUMENTS and request.parameters is not None:
-        detail = f"is for methods without arguments of their own; {method!r} is set by threshold and gates"
-        raise InvalidRequest("parameters", detail)
+    given = _given(request)
+    _check_arguments(method, given)
+    spec = jobs_pb2.JobSpec(
+        objective=_objective(request, metric_of(request)),
+        include_prompts=checks.flag("include_prompts", request.include_prompts),
+    )
     match method:
         case "acdc":
-            spec.acdc.CopyFrom(methods_pb2.AcdcParameters(threshold=threshold, gates=gates))
+            values = {"grouping": request.grouping, **given}
+            spec.acdc.CopyFrom(methods_pb2.AcdcParameters(**values))
         case "single_edge":
-            spec.single_edge.CopyFrom(methods_pb2.SingleEdgeParameters(threshold=threshold))
-        case "eap":
-            if threshold is not None:
-                detail = "is not for method 'eap', which scores every edge: choose edges by their scores"
-                raise InvalidRequest("threshold", detail)
-            spec.eap.SetInParent()
+            spec.single_edge.CopyFrom(methods_pb2.SingleEdgeParameters(threshold=given.get("threshold")))
+        case "eap_ig":
+            spec.eap_ig.CopyFrom(methods_pb2.EapIgParameters(steps=given.get("steps")))
+        case _ if method in ATTRIBUTION:
+            getattr(spec, method).SetInParent()
         case _:
-            given = {} if threshold is None else {"threshold": threshold}
-            parameters = _struct({**given, **_mapping("parameters", request.parameters)})
-            spec.extension.CopyFrom(methods_pb2.ExtensionParameters(method=method, parameters=parameters))
+            named = given.pop("parameters", {})
+            spec.extension.CopyFrom(
+                methods_pb2.ExtensionParameters(method=method, parameters=_struct({**given, **named}))
+            )
     return spec
+
+
+def _given(request: JobRequest) -> dict[str, Any]:
+    """Returns the arguments of methods that differ from their defaults, checked and converted."""
+    readers: Mapping[str, Callable[[str, Any], Any]] = {
+        "threshold": checks.number,
+        "grouping": checks.text,
+        "within": _within,
+        "edges": checks.integer,
+        "fraction": checks.number,
+        "faithfulness": checks.number,
+        "rank": checks.text,
+        "greedy": checks.flag,
+        "steps": lambda field, value: checks.integer(field, value, bits=32),
+        "parameters": _mapping,
+    }
+    values = {
+        name: read(name, value)
+        for name, read in readers.items()
+        if (value := getattr(request, name)) is not None
+    }
+    defaults = {name: getattr(JobRequest, name) for name in readers}
+    return {name: value for name, value in values.items() if value != defaults[name]}
+
+
+def _within(field: str, value: object) -> circuit_pb2.EdgeSet:
+    if not isinstance(value, Circuit):
+        hint = "; read a file with Circuit.load" if isinstance(value, str | os.PathLike) else ""
+        raise InvalidRequest(field, f"must be a Circuit, got {type(value).__name__}{hint}")
+    return edge_set_of(field, value)
+
+
+def _check_arguments(method: str, given: Iterable[str]) -> None:
+    """Raises InvalidRequest for an argument that the method does not have."""
+    own = _ARGUMENTS.get(method, _OF_OTHERS)
+    for name in given:
+        if name in own:
+            continue
+        if name == "parameters":
+            detail = f"is for methods without arguments of their own; {method!r} has {', '.join(own)}"
+        elif method not in _ARGUMENTS:
+            detail = f"is no argument of {method!r}: give what the method takes as parameters"
+        elif name == "threshold":
+            detail = f"is not for method {method!r}, which scores every edge: choose by edges or fraction"
+        else:
+            having = (repr(each) for each, arguments in _ARGUMENTS.items() if name in arguments)
+            detail = f"is not for method {method!r}, but for {', '.join(having)}"
+        raise InvalidRequest(name, detail)
+
+
+def metric_of(request: JobRequest) -> str:
+    """Returns the metric of a request, also where it is left open.
+
+    KL divergence has no slope at the clean run, where most methods with gradients take them.
+    """
+    if request.metric is not None:
+        return checks.text("metric", request.metric)
+    return logit_difference_if_answers(request.task) if request.method in ATTRIBUTION else "kl_divergence"
+
+
+def logit_difference_if_answers(task: TaskLike) -> str:
+    """Returns the metric for scores of edges: by the answers, where the task has them."""
+    task = as_task(task)
+    known = isinstance(task, BuiltinTask) or (task.answers is not None and task.wrong_answers is not None)
+    return "logit_difference" if known else "kl_divergence"
 
 
 def argument_of(field: str) -> str:
@@ -134,14 +277,12 @@ def argument_of(field: str) -> str:
     Arguments have the names of the methods' parameters. Other fields are returned unchanged.
     """
     method, dot, parameter = field.partition(".")
-    if not dot or method not in (*OWN_ARGUMENTS, "extension"):
+    if not dot or method not in (*_ARGUMENTS, "extension"):
         return field
-    return parameter
+    return parameter.partition(".")[0] if method != "extension" else parameter
 
 
 def _mapping(field: str, value: object) -> Mapping[str, Any]:
-    if value is None:
-        return {}
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InvalidRequest(field, f"must be a dictionary with names as keys, got {type(value).__name__}")
     return value
@@ -157,28 +298,78 @@ def _struct(parameters: Mapping[str, Any]) -> Struct:
     return struct
 
 
-def evaluation_message(request: EvaluationRequest) -> patching_pb2.EvaluateCircuitRequest:
-    """Converts an EvaluationRequest."""
-    message = patching_pb2.EvaluateCircuitRequest(
-        objective=_objective(request), edges=_edge_names(request.edges)
-    )
+def evaluation_messages(request: EvaluationRequest) -> Iterator[patching_pb2.EvaluateCircuitsRequest]:
+    """Converts an EvaluationRequest to as many messages as its circuits need."""
+    objective = _objective(request, request.metric)
     allowed = checks.flag("allow_other_model", request.allow_other_model)
-    if isinstance(request.edges, Circuit) and not allowed:
-        message.origin.CopyFrom(_origin(request.edges))
-    return message
+    field = "circuits[{}]" if len(request.circuits) > 1 else "circuit"
+    circuits = [
+        _evaluated_circuit(field.format(i), circuit, allowed) for i, circuit in enumerate(request.circuits)
+    ]
+    for chunk in chunks(circuits, MOST_EVALUATED):
+        yield patching_pb2.EvaluateCircuitsRequest(objective=objective, circuits=chunk)
 
 
-def _origin(circuit: Circuit) -> patching_pb2.CircuitOrigin:
-    """Returns the model that a circuit was found in, for the server to compare; the revision may be empty."""
-    g = circuit.graph
-    sizes = {name: getattr(g, name) for name in ("layers", "heads", "kv_heads")}
-    graph = circuit_pb2.Graph(**sizes, kv_receivers=g.kv_receivers, parallel=g.parallel, mlps=g.mlps)
-    return patching_pb2.CircuitOrigin(graph=graph, model_revision=circuit.model_revision)
+def _evaluated_circuit(
+    field: str, circuit: GivenCircuit, allow_other_model: bool
+) -> patching_pb2.EvaluatedCircuit:
+    """A Circuit goes with the model that it was found in, for the server to compare."""
+    if isinstance(circuit, NumberedEdges):
+        revision = "" if allow_other_model else circuit.revision
+        edges = edge_set_message(circuit.kept, circuit.graph, revision)
+        return patching_pb2.EvaluatedCircuit(edges=edges)
+    if isinstance(circuit, Circuit) and not allow_other_model:
+        return patching_pb2.EvaluatedCircuit(edges=edge_set_of(field, circuit))
+    names = patching_pb2.EdgeList(names=_edge_names(field, circuit))
+    return patching_pb2.EvaluatedCircuit(names=names)
+
+
+def edge_set_of(field: str, circuit: Circuit) -> circuit_pb2.EdgeSet:
+    """Converts a circuit to its edges by number, with the model that it was found in.
+
+    Raises:
+        InvalidRequest: it has an edge that its graph does not have, or too many to be numbered.
+    """
+    try:
+        kept = edge_index(circuit.graph).kept(circuit.edges)
+    except InvalidRequest as error:
+        raise InvalidRequest(field, error.detail) from None
+    return edge_set_message(kept, circuit.graph, circuit.model_revision)
+
+
+def edge_set_message(kept: NDArray[np.bool_], graph: Graph, revision: str) -> circuit_pb2.EdgeSet:
+    """Converts edges by number.
+
+    Args:
+        kept: bool, shape [edges of the graph].
+        graph: the graph.
+        revision: revision of the model that they were found in; empty if it is not known.
+    """
+    sizes = {name: getattr(graph, name) for name in ("layers", "heads", "kv_heads")}
+    message = circuit_pb2.Graph(
+        **sizes, kv_receivers=graph.kv_receivers, parallel=graph.parallel, mlps=graph.mlps
+    )
+    return circuit_pb2.EdgeSet(graph=message, model_revision=revision, bits=pack(kept))
+
+
+def chunks(circuits: Sequence[M], most: int) -> Iterator[list[M]]:
+    """Splits circuits into chunks of at most so many that fit into one message."""
+    chunk: list[M] = []
+    size = 0
+    for circuit in circuits:
+        added = circuit.ByteSize()
+        if chunk and (len(chunk) >= most or size + added > CHUNK_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(circuit)
+        size += added
+    if chunk:
+        yield chunk
 
 
 def session_message(request: SessionRequest) -> patching_pb2.OpenSessionRequest:
     """Converts a SessionRequest."""
-    return patching_pb2.OpenSessionRequest(objective=_objective(request))
+    return patching_pb2.OpenSessionRequest(objective=_objective(request, request.metric))
 
 
 def circuit(names: Sequence[str], complete: bool) -> patching_pb2.SessionCircuit:
@@ -202,17 +393,44 @@ def tokenize_message(
     )
 
 
+def prediction_message(
+    model: object, texts: PromptLike | Iterable[PromptLike], k: object
+) -> model_pb2.PredictTokensRequest:
+    """Converts the arguments of `Client.predict`."""
+    many = (texts,) if isinstance(texts, str) else checks.items("texts", texts)
+    if many and all(hasattr(token, "__index__") and not hasattr(token, "__len__") for token in many):
+        raise InvalidRequest("texts", "must be texts or lists of token ids; put one list into another list")
+    top = checks.integer("k", k, bits=32)
+    if top < 1:  # 0 would be the server's default
+        raise InvalidRequest("k", f"must be at least 1, got {top}")
+    prompts = map(_prompt, read_prompts("texts", many))
+    return model_pb2.PredictTokensRequest(model=_model_name(model), prompts=prompts, top=top)
+
+
+def prediction_argument(field: str) -> str:
+    """Returns the argument of `Client.predict` for a field of its request, or a text that begins with it."""
+    for name, argument in (("prompts", "texts"), ("top", "k")):
+        if field.startswith(name):
+            return f"{argument}{field.removeprefix(name)}"
+    return field
+
+
+def check_message(model: object, task: TaskLike) -> model_pb2.CheckTaskRequest:
+    """Converts the arguments of `Client.check_task`."""
+    return model_pb2.CheckTaskRequest(model=_model_name(model), task=task_message(task))
+
+
 def _model_name(model: object) -> str:
     if isinstance(model, os.PathLike):  # for the server to refuse, like any path
         model = os.fspath(model)
     return checks.text("model", model)
 
 
-def _objective(request: JobRequest | EvaluationRequest | SessionRequest) -> jobs_pb2.Objective:
+def _objective(request: JobRequest | EvaluationRequest | SessionRequest, metric: str) -> jobs_pb2.Objective:
     return jobs_pb2.Objective(
         model=_model_name(request.model),
         task=task_message(request.task),
-        metric=checks.text("metric", request.metric),
+        metric=checks.text("metric", metric),
         ablation=checks.text("ablation", request.ablation),
         kv_receivers=checks.text("kv_receivers", request.kv_receivers),
         precision=checks.text("precision", request.precision),
@@ -244,13 +462,13 @@ def _prompt(prompt: Prompt) -> task_pb2.Prompt:
     return task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=prompt))
 
 
-def _edge_names(edges: Circuit | Iterable[str | Edge]) -> list[str]:
+def _edge_names(field: str, edges: GivenCircuit) -> list[str]:
     """Returns the names of a circuit's edges from any collection: a circuit has no order."""
     if isinstance(edges, Circuit):
         return [str(edge) for edge in edges.edges]
     if isinstance(edges, Set):
-        return edge_set("circuit", edges)
-    return [_edge_name(f"circuit[{i}]", edge) for i, edge in enumerate(checks.items("circuit", edges))]
+        return edge_set(field, edges)
+    return [_edge_name(f"{field}[{i}]", edge) for i, edge in enumerate(checks.items(field, edges))]
 
 
 def edge_set(field: str, edges: Circuit | Iterable[str | Edge]) -> list[str]:

@@ -14,14 +14,16 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
-from pahq.v1 import circuit_pb2, jobs_pb2, model_pb2, patching_pb2, server_pb2
+from pahq.v1 import circuit_pb2, jobs_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
 from pahq_client import formatting
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.formatting import printable
-from pahq_client.graph import CircuitMetric, Graph
+from pahq_client.graph import Graph
+from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
+from pahq_client.task import Prompt
 
 V = TypeVar("V")
 
@@ -171,27 +173,36 @@ def _enum_name(enum: Any, value: int, prefix: str) -> str:
     return name.removeprefix(prefix)
 
 
-def evaluation(asked: jobs_pb2.Objective, message: patching_pb2.EvaluateCircuitResponse) -> Evaluation:
-    """Reads an evaluation. What was asked for becomes part of it: the server measures that or refuses."""
-    measured = metric(message.metric)
-    return Evaluation(
-        metric=measured.name,
-        value=measured.value,
-        full=measured.full,
-        empty=measured.empty,
-        num_edges_total=_count("num_edges_total", message.num_edges_total),
-        model=asked.model,
-        ablation=asked.ablation,
-        kv_receivers=asked.kv_receivers,
-        precision=asked.precision,
-        warnings=warnings(message.warnings),
-    )
+def evaluations(
+    asked: patching_pb2.EvaluateCircuitsRequest, message: patching_pb2.EvaluateCircuitsResponse
+) -> list[Evaluation]:
+    """Reads an evaluation of each circuit of a request.
 
-
-def metric(message: circuit_pb2.Metric) -> CircuitMetric:
-    """Reads a metric on three circuits."""
-    value, full, empty = (_finite(f"metric.{n}", getattr(message, n)) for n in ("value", "full", "empty"))
-    return CircuitMetric(text(message.name), value, full, empty)
+    What was asked for becomes part of each: the server measures that or refuses.
+    """
+    objective, count = asked.objective, len(asked.circuits)
+    if message.metric != objective.metric:
+        measured = text(message.metric)
+        raise ServerFault(f"the server measured {measured!r}, asked for {objective.metric!r}")
+    if len(message.values) != count:
+        raise ServerFault(f"the server sent the metric of {len(message.values)} circuits, asked for {count}")
+    full, empty = _finite("the metric full", message.full), _finite("the metric empty", message.empty)
+    total, told = _count("num_edges_total", message.num_edges_total), warnings(message.warnings)
+    return [
+        Evaluation(
+            metric=objective.metric,
+            value=_finite(f"the metric of circuit {i}", value),
+            full=full,
+            empty=empty,
+            num_edges_total=total,
+            model=objective.model,
+            ablation=objective.ablation,
+            kv_receivers=objective.kv_receivers,
+            precision=objective.precision,
+            warnings=told,
+        )
+        for i, value in enumerate(message.values)
+    ]
 
 
 def scores(values: Iterable[float]) -> list[float]:
@@ -241,6 +252,73 @@ def _tokenized_text(message: model_pb2.TokenizedText) -> TokenizedText:
         answer_token=message.answer_token,
         answer_note=printable(message.answer_note),
     )
+
+
+def predictions(
+    request: model_pb2.PredictTokensRequest, message: model_pb2.PredictTokensResponse
+) -> Predictions:
+    """Reads a prediction for each prompt of the request."""
+    if len(message.predictions) != len(request.prompts):
+        count = len(message.predictions)
+        raise ServerFault(f"the server sent {count} predictions, asked for {len(request.prompts)}")
+    return Predictions(
+        model=request.model,
+        predictions=tuple(
+            Prediction(_prompt(prompt), _predicted_tokens(each, request.top))
+            for prompt, each in zip(request.prompts, message.predictions, strict=True)
+        ),
+        warnings=warnings(message.warnings),
+    )
+
+
+def _prompt(message: task_pb2.Prompt) -> Prompt:
+    return message.text if message.HasField("text") else tuple(message.token_ids.ids)
+
+
+def _predicted_tokens(message: model_pb2.Prediction, top: int) -> tuple[PredictedToken, ...]:
+    """Reads the tokens of a prediction. Their texts stay as they are, for programs to compare."""
+    tokens = tuple(map(_predicted_token, message.tokens))
+    if not 1 <= len(tokens) <= top:
+        raise ServerFault(f"the server sent {len(tokens)} tokens, asked for {top}")
+    if any(token.id < 0 for token in tokens) or len({token.id for token in tokens}) < len(tokens):
+        raise ServerFault("the server sent token ids that are negative or repeat")
+    return tokens
+
+
+def _predicted_token(message: model_pb2.PredictedToken) -> PredictedToken:
+    if len(message.text) > MOST_TEXT:
+        raise ServerFault(f"the server sent a token of {len(message.text)} characters")
+    probability = _share("the probability of a token", message.probability)
+    return PredictedToken(message.id, message.text, probability, _finite("a logit", message.logit))
+
+
+def task_check(request: model_pb2.CheckTaskRequest, message: model_pb2.CheckTaskResponse) -> TaskCheck:
+    """Reads how well a model does the task of a request."""
+    if not message.HasField("clean"):
+        raise ServerFault("the server sent no figures of the clean prompts")
+    corrupted = _accuracy("corrupted", message.corrupted) if message.HasField("corrupted") else None
+    return TaskCheck(
+        model=request.model,
+        clean=_accuracy("clean", message.clean),
+        corrupted=corrupted,
+        num_prompts=_count("num_prompts", message.num_prompts),
+        warnings=warnings(message.warnings),
+    )
+
+
+def _accuracy(prompts: str, message: model_pb2.TaskAccuracy) -> TaskAccuracy:
+    above, likeliest = (
+        _share(f"{prompts}.{name}", getattr(message, name)) for name in ("above_wrong", "likeliest")
+    )
+    difference = _finite(f"{prompts}.logit_difference", message.logit_difference)
+    return TaskAccuracy(above, likeliest, difference)
+
+
+def _share(name: str, value: float) -> float:
+    """Returns a share of 1, which sums of rounded numbers may exceed a little."""
+    if not 0 <= value <= 1 + 1e-6:
+        raise ServerFault(f"the server sent {value} as {name}, which must be from 0 to 1")
+    return min(value, 1.0)
 
 
 def server_info(message: server_pb2.ServerInfo) -> ServerInfo:

@@ -49,9 +49,9 @@ def _invalid(failure: Failure) -> errors.PahqError:
 
 
 def _other_model(failure: Failure) -> errors.PahqError:
-    detail = failure.violations[0][1] if failure.violations else failure.message
+    field, detail = failure.violations[0] if failure.violations else ("circuit", failure.message)
     known = failure.metadata
-    return errors.OtherModel(known.get("circuit", "unknown"), known.get("model", "unknown"), detail)
+    return errors.OtherModel(known.get("circuit", "unknown"), known.get("model", "unknown"), detail, field)
 
 
 def _not_found(failure: Failure) -> errors.PahqError:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
-from pahq_client._requests import EvaluationOptions, JobRequest, SessionRequest
+from pahq_client._job_options import JobOptions, JobRequest, job_options
+from pahq_client._requests import CurveRequest, EvaluationOptions, SessionRequest
 from pahq_client._transport import AsyncTransport
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client, ClientBase
 from pahq_client.connection import TlsConfig
+from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
+from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
+from pahq_client.scores import EdgeScores
 from pahq_client.session import Edges, Session, SessionBase, SessionCalls
-from pahq_client.task import TaskLike
+from pahq_client.task import PromptLike, TaskLike
 
 F = TypeVar("F")
 
@@ -72,6 +76,16 @@ class AsyncClient(ClientBase):
     ) -> list[TokenizedText]:
         return await self._transport.run(self._calls.tokenize(model, texts, prompt, special_tokens))
 
+    @described_as(Client.predict)
+    @known_arguments
+    async def predict(self, model: str, texts: PromptLike | Iterable[PromptLike], k: int = 5) -> Predictions:
+        return await self._transport.run(self._calls.predict(model, texts, k))
+
+    @described_as(Client.check_task)
+    @known_arguments
+    async def check_task(self, model: str, task: TaskLike) -> TaskCheck:
+        return await self._transport.run(self._calls.check_task(model, task))
+
     @described_as(Client.server_info)
     async def server_info(self) -> ServerInfo:
         return await self._transport.run(self._calls.server_info())
@@ -99,76 +113,131 @@ class AsyncClient(ClientBase):
         }
         return await self._transport.run(self._calls.evaluate(model, task, circuit, options))
 
+    @described_as(Client.evaluate_many)
+    @known_arguments
+    async def evaluate_many(
+        self,
+        model: str,
+        task: TaskLike,
+        circuits: Iterable[Circuit | Iterable[str | Edge]],
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+        timeout: float | None = None,
+    ) -> list[Evaluation]:
+        options: EvaluationOptions = {
+            "metric": metric,
+            "ablation": ablation,
+            "kv_receivers": kv_receivers,
+            "precision": precision,
+            "allow_other_model": allow_other_model,
+        }
+        steps = self._calls.evaluate_many(model, task, circuits, options, timeout)
+        return await self._transport.run(steps)
+
     @described_as(Client.estimate)
     @known_arguments
+    @job_options
     async def estimate(
         self,
         model: str,
         task: TaskLike,
         threshold: float | None = None,
-        *,
-        method: str = "acdc",
-        metric: str = "kl_divergence",
-        ablation: str = "resample",
-        gates: bool = True,
-        kv_receivers: str = "group",
-        precision: str = "fp32",
-        include_prompts: bool = False,
-        parameters: Mapping[str, Any] | None = None,
+        **options: Unpack[JobOptions],
     ) -> Estimate:
-        request = JobRequest(
-            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
-            *(include_prompts, parameters),
-        )
+        request = JobRequest(model, task, threshold, **options)
         return await self._transport.run(self._calls.estimate(request))
 
     @described_as(Client.submit)
     @known_arguments
+    @job_options
     async def submit(
         self,
         model: str,
         task: TaskLike,
         threshold: float | None = None,
-        *,
-        method: str = "acdc",
-        metric: str = "kl_divergence",
-        ablation: str = "resample",
-        gates: bool = True,
-        kv_receivers: str = "group",
-        precision: str = "fp32",
-        include_prompts: bool = False,
-        parameters: Mapping[str, Any] | None = None,
+        **options: Unpack[JobOptions],
     ) -> AsyncJobHandle:
-        request = JobRequest(
-            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
-            *(include_prompts, parameters),
-        )
+        request = JobRequest(model, task, threshold, **options)
         return AsyncJobHandle(self._transport, await self._transport.run(self._calls.submit(request)))
 
     @described_as(Client.discover)
     @known_arguments
+    @job_options
     async def discover(
         self,
         model: str,
         task: TaskLike,
         threshold: float | None = None,
         *,
-        method: str = "acdc",
-        metric: str = "kl_divergence",
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+        **options: Unpack[JobOptions],
+    ) -> AnyArtifact:
+        request = JobRequest(model, task, threshold, **options)
+        return await self._transport.run(self._calls.discover(request, timeout, progress))
+
+    @described_as(Client.attribute)
+    @known_arguments
+    async def attribute(
+        self,
+        model: str,
+        task: TaskLike,
+        method: str = "eap",
+        *,
+        metric: str | None = None,
         ablation: str = "resample",
-        gates: bool = True,
         kv_receivers: str = "group",
         precision: str = "fp32",
+        steps: int | None = None,
         include_prompts: bool = False,
         timeout: float | None = None,
         progress: ProgressLike = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> AnyArtifact:
+    ) -> EdgeScores:
         request = JobRequest(
-            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
-            *(include_prompts, parameters),
+            *(model, task),
+            method=method,
+            metric=metric,
+            ablation=ablation,
+            kv_receivers=kv_receivers,
+            precision=precision,
+            steps=steps,
+            include_prompts=include_prompts,
         )
-        return await self._transport.run(self._calls.discover(request, timeout, progress))
+        return await self._transport.run(self._calls.attribute(request, timeout, progress))
+
+    @described_as(Client.curve)
+    @known_arguments
+    async def curve(
+        self,
+        model: str,
+        task: TaskLike,
+        circuits: EdgeScores | Circuit | Iterable[Circuit],
+        *,
+        fractions: Iterable[float] = FRACTIONS,
+        rank: str = "absolute",
+        greedy: bool = False,
+        baselines: int = 3,
+        seed: int = 0,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+        timeout: float | None = None,
+    ) -> Curve:
+        options: EvaluationOptions = {
+            "metric": metric,
+            "ablation": ablation,
+            "kv_receivers": kv_receivers,
+            "precision": precision,
+            "allow_other_model": allow_other_model,
+        }
+        request = CurveRequest(circuits, fractions, rank, greedy, baselines, seed)
+        return await self._transport.run(self._calls.curve(model, task, request, options, timeout))
 
     @described_as(Client.session)
     @known_arguments

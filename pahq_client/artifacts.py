@@ -8,7 +8,7 @@ the length and the values that the layout implies.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pahq.v1 import jobs_pb2
@@ -16,9 +16,10 @@ from pahq.v1 import jobs_pb2
 from pahq_client import _responses as responses
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
+from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.graph import MOST_LISTED, CircuitMetric, Edge, Graph, Verdict
-from pahq_client.results import WithProvenance
+from pahq_client.results import Evaluation, WithProvenance
 from pahq_client.scores import EdgeScores
 
 if TYPE_CHECKING:
@@ -245,9 +246,15 @@ def _circuit(
         raise ValueError("'kept' contradicts the verdicts")
     _check_groups(kept, index[of_group], last[of_group], size[of_group], verdict_kept[of_group])
     names = ["->".join(edge) for edge in edges]
+
+    def subject(gate: bool, first: int, last: int) -> str:
+        if gate:
+            return receivers[first]
+        return names[first] if first == last else f"{names[first]} ... {names[last]}"
+
     verdicts = tuple(
         Verdict(
-            receivers[first] if gate else names[first] if first == end else f"{names[first]} ... {names[end]}",
+            subject(gate, first, end),
             change,
             stays,
             gate,
@@ -282,13 +289,54 @@ def _check_groups(
     size: NDArray[Any],
     group_kept: NDArray[Any],
 ) -> None:
-    """Refuses groups that are no edges of the circuit in the order of tests, which is that of falling indices."""
-    if not ((last >= 0) & (last < first) & (first < len(kept)) & (size > 1) & (size <= first - last + 1)).all():
+    """Refuses groups that are no edges in the order of tests, which is that of falling indices."""
+    if not (
+        (last >= 0) & (last < first) & (first < len(kept)) & (size > 1) & (size <= first - last + 1)
+    ).all():
         raise ValueError("it has a verdict on edges that are no group")
     removed = ~group_kept
     for end, begin in zip(last[removed].tolist(), first[removed].tolist(), strict=True):
         if kept[end : begin + 1].any():
             raise ValueError("'kept' contradicts the verdicts")
+
+
+def scores_of_edges(circuit: Circuit) -> EdgeScores:
+    """Returns the exact score of every edge, from the circuit of a ``single_edge`` job.
+
+    Raises:
+        ServerFault: an edge has no score.
+    """
+    import numpy as np
+
+    graph = circuit.graph
+    scores = np.full(graph.num_edges, np.nan)
+    tested = [verdict for verdict in circuit.verdicts if "->" in verdict.subject]
+    edges = (Edge.parse(verdict.subject) for verdict in tested)
+    scores[edge_index(graph).numbers(edges)] = [verdict.delta for verdict in tested]
+    if np.isnan(scores).any():
+        missing = int(np.isnan(scores).sum())
+        raise ServerFault(f"the server sent no score of {missing} of {len(scores)} edges")
+    return EdgeScores(
+        scores=scores,
+        graph=graph,
+        method="single_edge",
+        metric=circuit.metric.name,
+        full=circuit.metric.full,
+        empty=circuit.metric.empty,
+        provenance=circuit.provenance,
+        partial=circuit.partial,
+    )
+
+
+def measured(circuit: Circuit, evaluation: Evaluation) -> Circuit:
+    """Returns a circuit that was chosen by scores, with its metric and the warnings of the evaluation."""
+    run = circuit.provenance.get("run", {})
+    told = [*circuit.warnings, *(each for each in evaluation.warnings if each not in circuit.warnings)]
+    return replace(
+        circuit,
+        metric=CircuitMetric(evaluation.metric, evaluation.value, evaluation.full, evaluation.empty),
+        provenance={**circuit.provenance, "run": {**run, "warnings": told}},
+    )
 
 
 def _check_indices(what: str, indices: NDArray[Any], count: int) -> None:

@@ -17,6 +17,12 @@ from pahq_client.errors import InvalidRequest
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# Arguments of earlier versions: what took their place, and how to say the same.
+_REPLACED = {
+    "gates": ("grouping", "'gates' (the default) for True, 'none' for False, or 'bisect'"),
+}
+
+
 class UnknownArgument(InvalidRequest, TypeError):
     """A function has no argument of the name ``field``. Also a TypeError, which Python would raise."""
 
@@ -32,6 +38,8 @@ def known_arguments(function: F) -> F:
     def check(given: Mapping[str, object]) -> None:
         for name in given:
             if name not in names:
+                if name in _REPLACED and _REPLACED[name][0] in names:
+                    raise UnknownArgument(name, f"gave way to {_REPLACED[name][0]}: {_REPLACED[name][1]}")
                 close = difflib.get_close_matches(name, names, 1, cutoff=0.5)
                 hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
                 title = function.__qualname__.removesuffix(".__init__")

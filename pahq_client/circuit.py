@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from pahq_client import circuit_file, files
+from pahq_client import circuit_file, eap_ig, files, scores_file
+from pahq_client.checks import integer
 from pahq_client.display import circuits
+from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidCircuitFile, InvalidRequest, OtherModel
-from pahq_client.graph import CircuitMetric, Edge, Extra, Graph, Verdict, edges_on_paths
+from pahq_client.graph import CircuitMetric, Edge, Extra, Graph, Verdict, edges_on_paths, node_order
+from pahq_client.nodes import NodeTotal, node_totals
 from pahq_client.results import WithProvenance
 
 if TYPE_CHECKING:
     import networkx
 
+    from pahq_client.scores import EdgeScores
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit(WithProvenance):
-    """The circuit that a job found. Two circuits are equal when their canonical bytes are.
+    """Edges of a graph: what a job found, what scores gave, or what was made of other circuits.
+
+    Its length is the number of its edges, and it is a collection of them: ``for edge in circuit``,
+    ``"a0.h1->logits" in circuit``. ``&``, ``|``, ``-`` and ``^`` combine circuits of one graph and model. Two
+    circuits are equal when their canonical bytes are.
 
     Args:
         edges: kept edges in order of decision.
         graph: the graph that they belong to.
-        metric: metric of the circuit, the full model and the empty circuit.
+        metric: metric of the circuit, the full model and the empty circuit; its value is NaN if it was not
+            measured.
         num_evaluations: tested edges, groups and gates.
         num_edges_total: edges of the graph.
         gates_kept: receivers whose gate was tested and kept, in order of decision.
@@ -66,7 +77,10 @@ class Circuit(WithProvenance):
             OSError: it cannot be read.
         """
         name = files.path_text("path", path)
-        circuit = cls(**circuit_file.decode(files.read(path), name))
+        data = files.read(path)
+        if scores_file.is_scores_file(data):
+            raise InvalidCircuitFile(name, "holds edge scores: read it with EdgeScores.load")
+        circuit = cls(**circuit_file.decode(data, name))
         if circuit.partial and not allow_partial:
             raise InvalidCircuitFile(
                 name,
@@ -95,16 +109,44 @@ class Circuit(WithProvenance):
 
     @property
     def metric_value(self) -> float:
-        """The metric of the circuit. Lower is better."""
+        """The metric of the circuit; NaN if it was not measured. Lower is better."""
         return self.metric.value
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the metric of the circuit is known. ``Client.evaluate`` measures it."""
+        return not math.isnan(self.metric.value)
 
     @property
     def faithfulness(self) -> float | None:
         """How much of the way from the empty circuit (0) to the full model (1) the circuit goes.
 
-        None where these two measure the same; see `CircuitMetric.faithfulness`.
+        None where these two measure the same, or where one of the three was not measured; see
+        `CircuitMetric.faithfulness`.
         """
         return self.metric.faithfulness
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that the edges join, in the order in which the model computes them.
+
+        They are senders and ``logits``; an edge into a key or value that heads share joins all of these.
+        """
+        targets = (self.graph.senders_behind(edge.target) or (edge.target,) for edge in self.edges)
+        names = {edge.source for edge in self.edges}.union(*targets)
+        return tuple(sorted(names, key=node_order))
+
+    def by_node(self) -> tuple[NodeTotal, ...]:
+        """The scores of the edges summed by node, from the largest total down; untested ones count as 0.
+
+        Raises:
+            InvalidRequest: an edge is none of the graph.
+        """
+        import numpy as np
+
+        index = edge_index(self.graph)
+        scores = np.array([edge.score or 0.0 for edge in self.edges])
+        return node_totals(index, index.numbers(self.edges), scores)
 
     @cached_property
     def on_paths(self) -> tuple[Edge, ...]:
@@ -164,13 +206,162 @@ class Circuit(WithProvenance):
         before = self._run.get("pruned", 0)
         return before if isinstance(before, int) else 0
 
+    @overload
+    def to_eap_ig(self, path: None = None, *, d_model: int | None = None) -> dict[str, Any]: ...
+    @overload
+    def to_eap_ig(self, path: str | os.PathLike[str], *, d_model: int | None = None) -> None: ...
+    def to_eap_ig(
+        self, path: str | os.PathLike[str] | None = None, *, d_model: int | None = None
+    ) -> dict[str, Any] | None:
+        """Writes the circuit as EAP-IG does, for its tools and the evaluation of the MIB benchmark.
+
+        An edge that is not in the circuit, or was not tested, has score 0 there. Edges into keys and values
+        that heads share are written as one per head; see `pahq_client.eap_ig`.
+
+        Args:
+            path: where to write; ``.pt`` for tensors, which needs torch, any other name for JSON.
+            d_model: width of the model's residual stream, which the file tells; `Client.models` shows it.
+
+        Returns:
+            The JSON object if there is no path, else None.
+
+        Raises:
+            InvalidRequest: d_model is not known, the graph has no MLPs or lacks an edge, or torch is missing.
+            OSError: it cannot be written.
+        """
+        import numpy as np
+
+        index = edge_index(self.graph)
+        numbers, scores = index.numbers(self.edges), np.zeros(index.num_edges)
+        scores[numbers] = [edge.score or 0.0 for edge in self.edges]
+        width = eap_ig.d_model_of(d_model, self.provenance)
+        content = eap_ig.Content(self.graph, width, scores, index.kept(self.edges))
+        if path is None:
+            return eap_ig.document(content)
+        eap_ig.write(path, content)
+        return None
+
+    @classmethod
+    def from_eap_ig(
+        cls, source: str | os.PathLike[str] | Mapping[str, Any], *, graph: Graph | None = None
+    ) -> Circuit:
+        """Reads the circuit of a file of EAP-IG: the edges that are in it, in the order of ACDC's tests.
+
+        Args:
+            source: path of a file, ``.pt`` for tensors, which needs torch; or a JSON object.
+            graph: the graph of the model, as another circuit of it has: needed where heads share keys and
+                values, since the file does not tell. By default every head has its own.
+
+        Returns:
+            A circuit that is not measured, with the scores of the file.
+
+        Raises:
+            InvalidCircuitFile: it is no file of EAP-IG, is damaged, has neurons, is of another graph, or
+                heads that share a key or value differ in what is in the circuit.
+            InvalidRequest: torch is missing.
+            OSError: it cannot be read.
+        """
+        import numpy as np
+
+        content = eap_ig.read(source, graph)
+        numbers = np.flatnonzero(content.kept)[::-1]
+        ends = zip(edge_index(content.graph).edges(numbers), content.scores[numbers].tolist(), strict=True)
+        return cls(
+            edges=tuple(Edge(a, b, None if math.isnan(score) else score) for (a, b), score in ends),
+            graph=content.graph,
+            metric=CircuitMetric("", math.nan, math.nan, math.nan),
+            num_evaluations=0,
+            num_edges_total=content.graph.num_edges,
+            provenance=eap_ig.provenance_of(content),
+        )
+
     def to_networkx(self) -> networkx.MultiDiGraph[str]:
         """The circuit as a graph of nodes; see `pahq_client.display.circuits.to_networkx`."""
         return circuits.to_networkx(self)
 
+    def to_graphml(self) -> str:
+        """The circuit as GraphML, with the nodes, arrows and attributes of `to_networkx`."""
+        return circuits.to_graphml(self)
+
     def to_dot(self) -> str:
         """The circuit in Graphviz's language; the same text for the same circuit."""
         return circuits.to_dot(self)
+
+    def to_svg(self, *, edges: int | None = None) -> str:
+        """The circuit as a picture, for papers; the same text for the same circuit.
+
+        Args:
+            edges: how many edges to draw, those with the largest scores; by default all of them, up to the
+                2,000 that a picture takes.
+
+        Raises:
+            InvalidRequest: the number of edges is none, or heads share keys in such numbers that the edges
+                cannot be drawn.
+        """
+        from pahq_client.display.picture import MOST_EDGES, picture
+        from pahq_client.display.svg import to_svg
+
+        most = MOST_EDGES if edges is None else integer("edges", edges)
+        if not 0 < most <= MOST_EDGES:
+            raise InvalidRequest("edges", f"must be from 1 to {MOST_EDGES}, got {most}")
+        return to_svg(picture(self, most=most))
+
+    def to_html(self, path: str | os.PathLike[str], *, other: Circuit | EdgeScores | None = None) -> None:
+        """Writes a page that shows the circuit, to be looked at in a browser: one file, without any network.
+
+        Args:
+            path: where to write.
+            other: what to compare with, of the same graph.
+
+        Raises:
+            InvalidRequest: the path is none, is that of a folder, or cannot be written to; the other is
+                neither circuit nor scores, or belongs to another graph.
+            OSError: the file cannot be written.
+        """
+        from pahq_client.display import page
+
+        page.write(path, self, other)
+
+    def __len__(self) -> int:
+        return len(self.edges)
+
+    def __bool__(self) -> bool:
+        return True  # there is a circuit, even where it has no edges
+
+    def __iter__(self) -> Iterator[Edge]:
+        return iter(self.edges)
+
+    def __contains__(self, edge: object) -> bool:
+        """Whether an edge, or the edge of a name, is in the circuit; scores make no difference.
+
+        Raises:
+            InvalidRequest: it is neither an Edge nor the name of one.
+        """
+        if isinstance(edge, str):
+            edge = Edge.parse(edge)
+        if not isinstance(edge, Edge):
+            raise InvalidRequest("edge", f"must be an Edge or its name, got {type(edge).__name__}")
+        return str(edge) in self._names
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(map(str, self.edges))
+
+    def __and__(self, other: Circuit) -> Circuit:
+        """The edges of both, with the scores of the first."""
+        return _combined(self, other, "&")
+
+    def __or__(self, other: Circuit) -> Circuit:
+        """The edges of either: those of the first, then those of the second only."""
+        return _combined(self, other, "|")
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        """The edges of the first that the second does not have."""
+        return _combined(self, other, "-")
+
+    def __xor__(self, other: Circuit) -> Circuit:
+        """The edges that one of the two has, not both."""
+        return _combined(self, other, "^")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Circuit):
@@ -184,7 +375,61 @@ class Circuit(WithProvenance):
         return f"Circuit({circuits.summary(self)})"
 
     def _repr_html_(self) -> str:
-        return circuits.to_html(self)
+        from pahq_client.display.notebook import circuit_html
+
+        return circuit_html(self)
+
+
+def _combined(a: Circuit, b: Circuit, operation: str) -> Circuit:
+    """The circuit that an operation on sets gives of two; not measured, without verdicts.
+
+    Its provenance keeps what the two have in common.
+
+    Raises:
+        InvalidRequest: the circuits belong to different graphs.
+        OtherModel: they were found in different models.
+    """
+    if not isinstance(b, Circuit):
+        return NotImplemented
+    _check_comparable(a, b)
+    first = tuple(edge for edge in a.edges if operation == "|" or (edge in b) == (operation == "&"))
+    second = tuple(edge for edge in b.edges if operation in "|^" and edge not in a)
+    shared = {key: value for key, value in a.parameters.items() if b.parameters.get(key, ...) == value}
+    revision = a.model_revision or b.model_revision
+    request = {"operation": operation, "parameters": shared}
+    name, full, empty = a.metric.name, a.metric.full, a.metric.empty
+    if (name, full, empty) != (b.metric.name, b.metric.full, b.metric.empty):  # or one of them is unknown
+        full = empty = math.nan
+        name = name if name == b.metric.name else ""
+    return Circuit(
+        edges=first + second,
+        graph=a.graph,
+        metric=CircuitMetric(name, math.nan, full, empty),
+        num_evaluations=0,
+        num_edges_total=a.num_edges_total,
+        provenance={
+            "request": request | ({"model_revision": revision} if revision else {}),
+            "run": {"model": a.model} if a.model and a.model == b.model else {},
+        },
+    )
+
+
+def _check_comparable(a: Circuit, b: Circuit, allow_other_model: bool = False) -> None:
+    """Raises InvalidRequest if the graphs of two circuits differ, OtherModel if their models do."""
+    if not a.graph.same_as(b.graph):
+        raise InvalidRequest("graph", f"the circuits belong to different graphs: {a.graph} and {b.graph}")
+    check_same_revision(a, b, allow_other_model)
+
+
+def check_same_revision(a: WithProvenance, b: WithProvenance, allow_other_model: bool) -> None:
+    """Raises OtherModel if two results are of different models and that is not allowed."""
+    revisions = a.model_revision, b.model_revision
+    if all(revisions) and revisions[0] != revisions[1] and not allow_other_model:
+        detail = (
+            f"these are of different models (revisions {' and '.join(revisions)}), whose edges of the same "
+            "names do other things. To compare them all the same, use compare(..., allow_other_model=True)"
+        )
+        raise OtherModel(*revisions, detail)
 
 
 _NO_LIST = "edges alone do not tell which graph they belong to: compare their names, as set(a) & set(b)"
@@ -239,19 +484,23 @@ def _describe(graph: Graph, revision: str) -> str:
     return ", ".join([*parts, f"revision {revision or 'unknown'}"])
 
 
-def compare(a: Circuit, b: Circuit) -> Comparison:
+def compare(a: Circuit, b: Circuit, *, allow_other_model: bool = False) -> Comparison:
     """Compares the edges of two circuits.
+
+    Args:
+        a, b: the circuits.
+        allow_other_model: whether they may have been found in different models of one graph.
 
     Raises:
         InvalidRequest: one is no Circuit, or they belong to different graphs, so that equal names mean
             different things.
+        OtherModel: they were found in different models, and that is not allowed.
     """
     for name, circuit in (("a", a), ("b", b)):
         if not isinstance(circuit, Circuit):
             hint = "read a file with Circuit.load" if isinstance(circuit, str | os.PathLike) else _NO_LIST
             raise InvalidRequest(name, f"must be a Circuit, got {type(circuit).__name__}; {hint}")
-    if not a.graph.same_as(b.graph):
-        raise InvalidRequest("graph", f"the circuits belong to different graphs: {a.graph} and {b.graph}")
+    _check_comparable(a, b, allow_other_model)
     names_a, names_b = ({str(edge): None for edge in circuit.edges} for circuit in (a, b))
     return Comparison(
         shared=tuple(name for name in names_a if name in names_b),

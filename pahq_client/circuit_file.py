@@ -1,7 +1,8 @@
 """The file format ``pahq.circuit``: UTF-8 JSON with sorted keys. Also reads strict JSON for other modules.
 
-Version 2 added ``partial``, which is written for partial circuits only and lets the values of ``metric`` be
-null. Version 1 is still read.
+Version 2 added ``partial``, which is written for partial circuits only. The values of ``metric`` may be null
+in them, and in circuits that no search has found and nobody has measured: then ``value`` is null, and there
+are no evaluations. Version 1 is still read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ FORMAT = "pahq.circuit"
 VERSION = 2  # that is written
 READABLE = (1, 2)
 MOST_LEVELS = 100
+EAP_IG_KEYS = ("cfg", "nodes", "edges")  # what a file of EAP-IG consists of, see `pahq_client.eap_ig`
 
 
 def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
@@ -46,6 +48,7 @@ def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
 def document(circuit: Circuit, run: bool = True) -> dict[str, Any]:
     """The circuit as a JSON object."""
     graph, metric = circuit.graph, circuit.metric
+    unknown = circuit.partial or not (circuit.is_measured or circuit.num_evaluations)
     return {
         **dict(circuit.extra),
         **({"partial": True} if circuit.partial else {}),
@@ -67,7 +70,7 @@ def document(circuit: Circuit, run: bool = True) -> dict[str, Any]:
         "metric": {
             **dict(metric.extra),
             "name": metric.name,
-            **{key: _number_out(getattr(metric, key), circuit.partial) for key in ("value", "full", "empty")},
+            **{key: _number_out(getattr(metric, key), unknown) for key in ("value", "full", "empty")},
         },
         "num_evaluations": circuit.num_evaluations,
         "num_edges_total": circuit.num_edges_total,
@@ -75,8 +78,8 @@ def document(circuit: Circuit, run: bool = True) -> dict[str, Any]:
     }
 
 
-def _number_out(value: float, partial: bool) -> float | None:
-    return None if partial and math.isnan(value) else float(value)
+def _number_out(value: float, may_be_unknown: bool) -> float | None:
+    return None if may_be_unknown and math.isnan(value) else float(value)
 
 
 def _edge_out(edge: Edge) -> dict[str, Any]:
@@ -194,6 +197,8 @@ class JsonObject:
 
 
 def _circuit(top: JsonObject) -> dict[str, Any]:
+    if "format" not in top and all(key in top for key in EAP_IG_KEYS):
+        raise ValueError("it is a file of EAP-IG: read it with Circuit.from_eap_ig")
     if top.get("format", str) != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     version = top.get("version", int)
@@ -206,17 +211,18 @@ def _circuit(top: JsonObject) -> dict[str, Any]:
         "edges": _edges(top.objects("edges")),
         "gates_kept": tuple(_name(name, is_receiver) for name in top.get("gates_kept", list)),
         "verdicts": tuple(_verdict(item) for item in top.objects("verdicts")),
-        "metric": _metric(top.object("metric"), partial),
+        "metric": _metric(top.object("metric"), partial, top.get("num_evaluations", int) == 0),
         "num_evaluations": top.get("num_evaluations", int),
         "num_edges_total": top.get("num_edges_total", int),
-        "provenance": _provenance(top.get("provenance", dict)),
+        "provenance": read_provenance(top.get("provenance", dict)),
         "partial": partial,
         "threshold": top.number("threshold") if "threshold" in top else None,
     }
     return {**fields, "extra": top.rest()}
 
 
-def _provenance(value: dict[str, Any]) -> dict[str, Any]:
+def read_provenance(value: dict[str, Any]) -> dict[str, Any]:
+    """Checks a provenance and returns it. Raises ValueError if one of its parts is no object."""
     for part in ("request", "run"):
         if not isinstance(value.get(part, {}), dict):
             raise ValueError(f"{part!r} of provenance must be an object")
@@ -236,10 +242,11 @@ def read_graph(item: JsonObject) -> Graph:
     )
 
 
-def _metric(item: JsonObject, partial: bool) -> CircuitMetric:
-    read = item.optional_number if partial else item.number
-    name, value, full, empty = item.get("name", str), *map(read, ("value", "full", "empty"))
-    return CircuitMetric(name, value, full, empty, item.rest())
+def _metric(item: JsonObject, partial: bool, may_be_unmeasured: bool) -> CircuitMetric:
+    read_value = item.optional_number if partial or may_be_unmeasured else item.number
+    name, value = item.get("name", str), read_value("value")
+    read = item.optional_number if partial or math.isnan(value) else item.number
+    return CircuitMetric(name, value, read("full"), read("empty"), item.rest())
 
 
 def _edges(items: list[JsonObject]) -> tuple[Edge, ...]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
 from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2, server_pb2
@@ -13,19 +14,41 @@ from pahq.v1 import model_pb2, server_pb2
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
 from pahq_client import checks
-from pahq_client._calls import CREATE, EVALUATE, INFO, LIST, MODELS, OPEN, TOKENIZE, Caller, Steps
-from pahq_client._requests import EvaluationOptions, EvaluationRequest, JobRequest, SessionRequest
+from pahq_client._calls import (
+    CHECK_TASK,
+    CREATE,
+    EVALUATE,
+    INFO,
+    LIST,
+    MODELS,
+    OPEN,
+    PREDICT,
+    TOKENIZE,
+    Caller,
+    Steps,
+)
+from pahq_client._job_options import JobOptions, JobRequest, job_options
+from pahq_client._requests import (
+    CurveRequest,
+    EvaluationOptions,
+    EvaluationRequest,
+    GivenCircuit,
+    NumberedEdges,
+    SessionRequest,
+)
 from pahq_client._transport import Transport
-from pahq_client.artifacts import AnyArtifact
+from pahq_client.artifacts import AnyArtifact, measured, scores_of_edges
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.connection import Endpoint, TlsConfig
+from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.errors import (
     DeadlineExceeded,
     InvalidRequest,
     JobCancelled,
     JobFailed,
+    OtherModel,
     PahqError,
     ServerFault,
     Unavailable,
@@ -33,10 +56,12 @@ from pahq_client.errors import (
 )
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobCalls, JobHandle
+from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
-from pahq_client.retries import Backoff
-from pahq_client.session import Session, SessionCalls
-from pahq_client.task import TaskLike
+from pahq_client.retries import Backoff, Deadline
+from pahq_client.scores import EdgeScores
+from pahq_client.session import Session, SessionCalls, renamed
+from pahq_client.task import PromptLike, TaskLike
 
 # How long an interrupted user waits at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
@@ -130,6 +155,37 @@ class Client(ClientBase):
         """
         return self._transport.run(self._calls.tokenize(model, texts, prompt, special_tokens))
 
+    @known_arguments
+    def predict(self, model: str, texts: PromptLike | Iterable[PromptLike], k: int = 5) -> Predictions:
+        """Shows what the full model says comes next: the likeliest tokens after each text.
+
+        Args:
+            model: name of a served model.
+            texts: one text, or texts or lists of token ids.
+            k: how many tokens for each, from 1 to 100.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or a text cannot be tokenized.
+            NotFound: the server does not serve the model.
+            JobFailed: a logit is not finite.
+        """
+        return self._transport.run(self._calls.predict(model, texts, k))
+
+    @known_arguments
+    def check_task(self, model: str, task: TaskLike) -> TaskCheck:
+        """Measures how well the full model does a task, before hours are spent on its circuit.
+
+        Args:
+            model: name of a served model.
+            task: a Task with answers and wrong answers, ``Task.ioi(...)``, or the name of a built-in task.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or the task has no answers or wrong answers.
+            NotFound: the server does not serve the model.
+            JobFailed: a logit is not finite.
+        """
+        return self._transport.run(self._calls.check_task(model, task))
+
     def server_info(self) -> ServerInfo:
         """Asks what the server is and can do."""
         return self._transport.run(self._calls.server_info())
@@ -177,107 +233,113 @@ class Client(ClientBase):
         return self._transport.run(self._calls.evaluate(model, task, circuit, options))
 
     @known_arguments
+    def evaluate_many(
+        self,
+        model: str,
+        task: TaskLike,
+        circuits: Iterable[Circuit | Iterable[str | Edge]],
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+        timeout: float | None = None,
+    ) -> list[Evaluation]:
+        """Measures many circuits of one task, for about the price of the circuits alone.
+
+        The full model and the empty circuit are measured once for all. Warnings are those that hold for all
+        circuits.
+
+        Args:
+            model: name of a served model.
+            task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
+            circuits: Circuits, or edges or their names; any number of them.
+            metric: name of the metric. What is None, here and below, is taken from the Circuits, if they were
+                all found with the same; without any, it is the default of `discover`.
+            ablation: ``resample``, ``zero`` or ``mean``.
+            kv_receivers: ``group`` or ``query``.
+            precision: name of a precision policy.
+            allow_other_model: whether to measure Circuits that were found in another model.
+            timeout: seconds for all of it; None for an hour per thousand circuits.
+
+        Returns:
+            An Evaluation of each circuit, in order.
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+            OtherModel: a Circuit was found in another model.
+            NotFound: the server does not serve the model.
+            JobFailed: a metric is not finite.
+            TimeoutError: it took longer than ``timeout``.
+        """
+        options: EvaluationOptions = {
+            "metric": metric,
+            "ablation": ablation,
+            "kv_receivers": kv_receivers,
+            "precision": precision,
+            "allow_other_model": allow_other_model,
+        }
+        return self._transport.run(self._calls.evaluate_many(model, task, circuits, options, timeout))
+
+    @known_arguments
+    @job_options
     def estimate(
         self,
         model: str,
         task: TaskLike,
         threshold: float | None = None,
-        *,
-        method: str = "acdc",
-        metric: str = "kl_divergence",
-        ablation: str = "resample",
-        gates: bool = True,
-        kv_receivers: str = "group",
-        precision: str = "fp32",
-        include_prompts: bool = False,
-        parameters: Mapping[str, Any] | None = None,
+        **options: Unpack[JobOptions],
     ) -> Estimate:
         """Checks what a job would be asked to do, and estimates what it would take.
 
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-            threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
-            method: ``acdc``, ``single_edge`` (the effect of every edge alone), ``eap`` (its estimate from one
-                backward pass, which gives EdgeScores), or another one that the server knows.
-            metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
-            ablation: ``resample``, ``zero`` or ``mean``.
-            gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
-            kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
-            precision: name of a precision policy.
-            include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
-            parameters: parameters of a method without arguments of its own, by name.
+            options: JOB_OPTIONS
 
         Raises:
             InvalidRequest: an argument is wrong.
             NotFound: the server does not serve the model.
         """
-        request = JobRequest(
-            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
-            *(include_prompts, parameters),
-        )
+        request = JobRequest(model, task, threshold, **options)
         return self._transport.run(self._calls.estimate(request))
 
     @known_arguments
+    @job_options
     def submit(
         self,
         model: str,
         task: TaskLike,
         threshold: float | None = None,
-        *,
-        method: str = "acdc",
-        metric: str = "kl_divergence",
-        ablation: str = "resample",
-        gates: bool = True,
-        kv_receivers: str = "group",
-        precision: str = "fp32",
-        include_prompts: bool = False,
-        parameters: Mapping[str, Any] | None = None,
+        **options: Unpack[JobOptions],
     ) -> JobHandle:
         """Starts a job and returns at once.
 
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-            threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
-            method: ``acdc``, ``single_edge`` (the effect of every edge alone), ``eap`` (its estimate from one
-                backward pass, which gives EdgeScores), or another one that the server knows.
-            metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
-            ablation: ``resample``, ``zero`` or ``mean``.
-            gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
-            kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
-            precision: name of a precision policy.
-            include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
-            parameters: parameters of a method without arguments of its own, by name.
+            options: JOB_OPTIONS
 
         Raises:
             InvalidRequest: an argument is wrong.
             NotFound: the server does not serve the model.
             QuotaExceeded: as many jobs wait or run as this user may have.
         """
-        request = JobRequest(
-            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
-            *(include_prompts, parameters),
-        )
+        request = JobRequest(model, task, threshold, **options)
         return JobHandle(self._transport, self._transport.run(self._calls.submit(request)))
 
     @known_arguments
+    @job_options
     def discover(
         self,
         model: str,
         task: TaskLike,
         threshold: float | None = None,
         *,
-        method: str = "acdc",
-        metric: str = "kl_divergence",
-        ablation: str = "resample",
-        gates: bool = True,
-        kv_receivers: str = "group",
-        precision: str = "fp32",
-        include_prompts: bool = False,
         timeout: float | None = None,
         progress: ProgressLike = None,
-        parameters: Mapping[str, Any] | None = None,
+        **options: Unpack[JobOptions],
     ) -> AnyArtifact:
         """Finds a circuit, or scores of edges; errors as of `pahq_client.discover`.
 
@@ -288,24 +350,119 @@ class Client(ClientBase):
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-            threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
-            method: ``acdc``, ``single_edge`` (the effect of every edge alone), ``eap`` (its estimate from one
-                backward pass, which gives EdgeScores), or another one that the server knows.
-            metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
-            ablation: ``resample``, ``zero`` or ``mean``.
-            gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
-            kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
-            precision: name of a precision policy.
-            include_prompts: whether the result, and the file it is saved to, hold the prompts as well.
+            options: JOB_OPTIONS
             timeout: seconds for all of it.
             progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
-            parameters: parameters of a method without arguments of its own, by name.
+        """
+        request = JobRequest(model, task, threshold, **options)
+        return self._transport.run(self._calls.discover(request, timeout, progress))
+
+    @known_arguments
+    def attribute(
+        self,
+        model: str,
+        task: TaskLike,
+        method: str = "eap",
+        *,
+        metric: str | None = None,
+        ablation: str = "resample",
+        kv_receivers: str = "group",
+        precision: str = "fp32",
+        steps: int | None = None,
+        include_prompts: bool = False,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> EdgeScores:
+        """Scores every edge of a model on a task; errors as of `pahq_client.discover`.
+
+        Like `discover` it runs a job, which whatever ends the call also cancels.
+
+        Args:
+            model: name of a served model.
+            task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
+            method: how: ``eap``, ``eap_ig``, ``clean_corrupted``, ``relp`` and ``gim`` estimate scores from
+                gradients; ``single_edge`` ablates one edge after another, which is exact and takes as many
+                passes as there are edges. See docs/methods.md.
+            metric: ``kl_divergence``, ``logit_difference`` or ``l2``; None for ``logit_difference`` where the
+                task has answers, else ``kl_divergence``.
+            ablation: ``resample``, ``zero`` or ``mean``.
+            kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
+            precision: name of a precision policy.
+            steps: how many runs ``eap_ig`` takes the mean gradient of; None for the server's 5.
+            include_prompts: whether the scores, and the file they are saved to, hold the prompts as well.
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+
+        Returns:
+            The scores, of which `EdgeScores.top` makes a circuit.
         """
         request = JobRequest(
-            *(model, task, threshold, method, metric, ablation, gates, kv_receivers, precision),
-            *(include_prompts, parameters),
+            *(model, task),
+            method=method,
+            metric=metric,
+            ablation=ablation,
+            kv_receivers=kv_receivers,
+            precision=precision,
+            steps=steps,
+            include_prompts=include_prompts,
         )
-        return self._transport.run(self._calls.discover(request, timeout, progress))
+        return self._transport.run(self._calls.attribute(request, timeout, progress))
+
+    @known_arguments
+    def curve(
+        self,
+        model: str,
+        task: TaskLike,
+        circuits: EdgeScores | Circuit | Iterable[Circuit],
+        *,
+        fractions: Iterable[float] = FRACTIONS,
+        rank: str = "absolute",
+        greedy: bool = False,
+        baselines: int = 3,
+        seed: int = 0,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+        timeout: float | None = None,
+    ) -> Curve:
+        """Measures how faithful circuits of growing size are, and random ones of the same sizes.
+
+        All circuits are measured in one batch of patched passes.
+
+        Args:
+            model: name of a served model.
+            task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
+            circuits: scores, whose largest are taken at each fraction, or Circuits, taken as they are.
+            fractions: shares of the graph's edges, ascending; by default those of the MIB benchmark.
+            rank: what edges are chosen by, see `EdgeScores.top`.
+            greedy: whether they are chosen from the logits on, see `EdgeScores.greedy`.
+            baselines: how many random curves to compare with; 0 for none.
+            seed: of the random curves.
+            metric: name of the metric. What is None, here and below, is as it was for the scores or Circuits.
+            ablation: ``resample``, ``zero`` or ``mean``.
+            kv_receivers: ``group`` or ``query``.
+            precision: name of a precision policy.
+            allow_other_model: whether they may have been found in another model with the same graph.
+            timeout: seconds for all of it; None for an hour.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or the full model and the empty circuit measure the same.
+            OtherModel: scores or Circuits were found in another model.
+            NotFound: the server does not serve the model.
+            JobFailed: a metric is not finite.
+            TimeoutError: it took longer than ``timeout``.
+        """
+        options: EvaluationOptions = {
+            "metric": metric,
+            "ablation": ablation,
+            "kv_receivers": kv_receivers,
+            "precision": precision,
+            "allow_other_model": allow_other_model,
+        }
+        request = CurveRequest(circuits, fractions, rank, greedy, baselines, seed)
+        return self._transport.run(self._calls.curve(model, task, request, options, timeout))
 
     @known_arguments
     def session(
@@ -379,22 +536,87 @@ class ServerCalls:
         request = requests.tokenize_message(model, texts, prompt, special_tokens)
         return responses.tokenized_texts(request, (yield from self._caller.call(TOKENIZE, request)))
 
+    def predict(self, model: str, texts: PromptLike | Iterable[PromptLike], k: int) -> Steps[Predictions]:
+        request = requests.prediction_message(model, texts, k)
+        try:
+            response = yield from self._caller.call(PREDICT, request, EVALUATE_SECONDS)
+        except InvalidRequest as error:
+            field = requests.prediction_argument(error.field)
+            if field == error.field:
+                raise
+            raise InvalidRequest(field, error.detail) from None
+        found = responses.predictions(request, response)
+        found = replace(found, warnings=tuple(map(requests.prediction_argument, found.warnings)))
+        WarningDisplay().show(found.warnings)
+        return found
+
+    def check_task(self, model: str, task: TaskLike) -> Steps[TaskCheck]:
+        request = requests.check_message(model, task)
+        response = yield from self._caller.call(CHECK_TASK, request, EVALUATE_SECONDS)
+        check = responses.task_check(request, response)
+        WarningDisplay().show(check.warnings)
+        return check
+
     def server_info(self) -> Steps[ServerInfo]:
         response = yield from self._caller.call(INFO, server_pb2.GetServerInfoRequest())
         return responses.server_info(response.server_info)
 
     def evaluate(
+        self, model: str, task: TaskLike, circuit: GivenCircuit, options: EvaluationOptions
+    ) -> Steps[Evaluation]:
+        (evaluation,) = yield from self._evaluate(EvaluationRequest.of(model, task, (circuit,), options))
+        return evaluation
+
+    def evaluate_many(
         self,
         model: str,
         task: TaskLike,
-        circuit: Circuit | Iterable[str | Edge],
+        circuits: Iterable[GivenCircuit],
         options: EvaluationOptions,
-    ) -> Steps[Evaluation]:
-        request = requests.evaluation_message(EvaluationRequest.of(model, task, circuit, options))
-        response = yield from self._caller.call(EVALUATE, request, EVALUATE_SECONDS)
-        evaluation = responses.evaluation(request.objective, response)
-        WarningDisplay().show(evaluation.warnings)
-        return evaluation
+        timeout: float | None,
+    ) -> Steps[list[Evaluation]]:
+        if isinstance(circuits, Circuit):
+            raise InvalidRequest("circuits", "must be a list of circuits; evaluate() measures a single one")
+        many = checks.items("circuits", circuits)
+        return (yield from self._evaluate(EvaluationRequest.of(model, task, many, options), timeout))
+
+    def curve(
+        self,
+        model: str,
+        task: TaskLike,
+        request: CurveRequest,
+        options: EvaluationOptions,
+        timeout: float | None,
+    ) -> Steps[Curve]:
+        sources = request.sources()
+        chosen = request.choose(sources)
+        circuits = [NumberedEdges(kept, chosen.graph, chosen.model_revision) for kept in chosen.circuits]
+        asked = EvaluationRequest.of(model, task, circuits, options, sources)
+        found = yield from self._evaluate(asked, timeout)
+        values, first = [each.value for each in found], found[0]
+        ends = {"full": first.full, "empty": first.empty}
+        return Curve.of(chosen, values, **ends, metric=first.metric, warnings=first.warnings)
+
+    def _evaluate(self, request: EvaluationRequest, timeout: float | None = None) -> Steps[list[Evaluation]]:
+        """Measures circuits, in as many calls as they need."""
+        deadline, display = Deadline.after(timeout), WarningDisplay()
+        found: list[Evaluation] = []
+        late = "the circuits were not measured in time"
+        for message in requests.evaluation_messages(request):
+            if deadline.passed:
+                raise TimeoutError(late)
+            seconds = deadline.within(EVALUATE_SECONDS)
+            try:
+                response = yield from self._caller.call(EVALUATE, message, seconds)
+            except DeadlineExceeded:
+                if timeout is None:
+                    raise
+                raise TimeoutError(late) from None
+            except InvalidRequest as error:
+                raise _of_circuits(error, len(request.circuits), len(found)) from None
+            found += responses.evaluations(message, response)
+            display.show(found[-1].warnings)
+        return found
 
     def estimate(self, request: JobRequest) -> Steps[Estimate]:
         message = pb.CreateJobRequest(spec=requests.job_spec(request), validate_only=True)
@@ -403,11 +625,55 @@ class ServerCalls:
         return estimate
 
     def submit(self, request: JobRequest) -> Steps[JobCalls]:
+        if request.selection is not None:
+            name = "edges" if request.edges is not None else "fraction"
+            detail = f"takes a second call after a job of {request.method!r}: use discover(), or leave it out"
+            raise InvalidRequest(name, f"{detail} and choose edges with top() of the job's result")
         job = yield from self._create(_creation(request))
         job.show_warnings()
         return job
 
     def discover(
+        self, request: JobRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[AnyArtifact]:
+        selection = request.selection
+        if selection is None:
+            return (yield from self._run_job(request, timeout, progress))
+        deadline = Deadline.after(timeout)
+        scores = yield from self._scores(request.scoring, timeout, progress)
+        metric = requests.metric_of(request)
+        if scores.metric != metric:
+            raise ServerFault(f"the server sent scores of {scores.metric!r}, asked for {metric!r}")
+        circuit = selection.choose(scores)
+        options: EvaluationOptions = {"metric": metric, "ablation": request.ablation}
+        options |= {"kv_receivers": request.kv_receivers, "precision": request.precision}
+        asked = EvaluationRequest.of(request.model, request.task, (circuit,), options)
+        (evaluation,) = yield from self._evaluate(asked, deadline.left)
+        return measured(circuit, evaluation)
+
+    def attribute(
+        self, request: JobRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[EdgeScores]:
+        if request.method == "acdc":
+            detail = "'acdc' finds a circuit and scores only the edges that it tests: use discover()"
+            raise InvalidRequest("method", detail)
+        if request.metric is None:
+            request = replace(request, metric=requests.logit_difference_if_answers(request.task))
+        return (yield from self._scores(request, timeout, progress))
+
+    def _scores(
+        self, request: JobRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[EdgeScores]:
+        """Runs a job of a method that scores edges."""
+        found = yield from self._run_job(request, timeout, progress)
+        if isinstance(found, Circuit) and request.method == "single_edge":
+            return scores_of_edges(found)
+        if not isinstance(found, EdgeScores):
+            kind = type(found).__name__
+            raise InvalidRequest("method", f"{request.method!r} gives a {kind}, not scores: use discover()")
+        return found
+
+    def _run_job(
         self, request: JobRequest, timeout: float | None, progress: ProgressLike
     ) -> Steps[AnyArtifact]:
         creation = _creation(request)
@@ -492,3 +758,14 @@ def _leaves_it_running(error: BaseException, job: JobCalls | None) -> bool:
 
 def _creation(request: JobRequest) -> pb.CreateJobRequest:
     return pb.CreateJobRequest(spec=requests.job_spec(request), request_id=str(uuid.uuid4()))
+
+
+def _of_circuits(error: InvalidRequest, count: int, offset: int) -> InvalidRequest:
+    """Returns an error of an evaluation with the caller's name of the circuit that is wrong."""
+    if count > 1:
+        return renamed(error, "circuits", offset)
+    if not error.field.startswith("circuits[0]"):
+        return error
+    if isinstance(error, OtherModel):
+        return OtherModel(error.circuit, error.model, error.detail)
+    return InvalidRequest("circuit", error.detail)

@@ -1,12 +1,13 @@
-"""`discover`: runs a job in one call, on an embedded server if none is named."""
+"""`discover` and `attribute`: run a job in one call, on an embedded server if none is named."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Unpack
 
+from pahq_client._job_options import JobOptions, job_options
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.client import Client
@@ -15,27 +16,23 @@ from pahq_client.display.progress import ProgressLike
 from pahq_client.embedded import EmbeddedServer, check_served, served_model
 from pahq_client.errors import InvalidRequest
 from pahq_client.retries import Backoff, Deadline
+from pahq_client.scores import EdgeScores
 from pahq_client.task import TaskLike
 
 
 @known_arguments
+@job_options
 def discover(
     model: str | os.PathLike[str],
     task: TaskLike,
     threshold: float | None = None,
-    method: str = "acdc",
-    metric: str = "kl_divergence",
-    ablation: str = "resample",
-    gates: bool = True,
-    kv_receivers: str = "group",
-    precision: str = "fp32",
-    include_prompts: bool = False,
+    *,
     server: str | None = None,
     token: str | None = None,
     tls: bool | TlsConfig | None = None,
     timeout: float | None = None,
     progress: ProgressLike = None,
-    parameters: Mapping[str, Any] | None = None,
+    **options: Unpack[JobOptions],
 ) -> AnyArtifact:
     """Finds the circuit of a task in a model, or scores of its edges.
 
@@ -45,23 +42,17 @@ def discover(
         model: name of a model that the server serves; ``demo`` always is. With an embedded server also a
             directory, or a hub id ``owner/name``.
         task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-        threshold: an edge is removed if that worsens the metric by less than this; needed by ``acdc``.
-        method: ``acdc``, ``single_edge`` (the effect of every edge alone), ``eap`` (its estimate from one
-            backward pass, which gives EdgeScores), or another one that the server knows.
-        metric: ``kl_divergence``, ``logit_difference`` or ``l2``.
-        ablation: ``resample``, ``zero`` or ``mean``.
-        gates: whether ``acdc`` first tests all incoming edges of a q, k or v receiver at once.
-        kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
-        precision: name of a precision policy.
-        include_prompts: whether the result, and the file it is saved to, hold the prompts as well; without,
-            they hold the name of a built-in task, the number of prompts and a hash.
+        options: JOB_OPTIONS
         server: HOST:PORT; None for $PAHQ_SERVER, else for an embedded server, started for this call on
             this machine (needs ``pip install 'pahq[server]'``).
         token: for a server that asks for one; None for $PAHQ_TOKEN, if it is set.
         tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds for the whole call, including the start of an embedded server; None for no limit.
         progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
-        parameters: parameters of a method without arguments of its own, by name.
+
+    Returns:
+        A Circuit. Methods that score edges give EdgeScores where neither ``edges`` nor ``fraction`` says how
+        many to choose, except ``single_edge``, which gives a Circuit in any case; see `attribute`.
 
     Raises:
         InvalidRequest: an argument is wrong.
@@ -75,20 +66,46 @@ def discover(
     """
     deadline = Deadline.after(timeout)
     with connect(model, server, token, tls, deadline) as (client, name):
-        return client.discover(
+        return client.discover(name, task, threshold, timeout=deadline.left, progress=progress, **options)
+
+
+@known_arguments
+def attribute(
+    model: str | os.PathLike[str],
+    task: TaskLike,
+    method: str = "eap",
+    *,
+    metric: str | None = None,
+    ablation: str = "resample",
+    kv_receivers: str = "group",
+    precision: str = "fp32",
+    steps: int | None = None,
+    include_prompts: bool = False,
+    server: str | None = None,
+    token: str | None = None,
+    tls: bool | TlsConfig | None = None,
+    timeout: float | None = None,
+    progress: ProgressLike = None,
+) -> EdgeScores:
+    """Scores every edge of a model on a task.
+
+    Arguments are those of `Client.attribute`; ``model``, ``server``, ``token``, ``tls``, ``timeout`` and
+    errors are those of `discover`.
+    """
+    deadline = Deadline.after(timeout)
+    with connect(model, server, token, tls, deadline) as (client, name):
+        return client.attribute(
             name,
             task,
-            threshold,
-            method=method,
+            method,
             metric=metric,
             ablation=ablation,
-            gates=gates,
             kv_receivers=kv_receivers,
             precision=precision,
+            steps=steps,
             include_prompts=include_prompts,
             timeout=deadline.left,
             progress=progress,
-            parameters=parameters,
         )
 
 

@@ -3,6 +3,7 @@
 PahqError
  ├─ InvalidRequest       an argument is wrong; carries its field and what is wrong with it
  │   ├─ InvalidCircuitFile  a file is not a circuit file that this version can read
+ │   ├─ InvalidScoresFile   a file is not a file of edge scores that this version can read
  │   └─ OtherModel          a circuit of one model is to be measured on another
  ├─ NotFound             the server has nothing of this name
  ├─ Conflict             the state of the job or session forbids the call
@@ -62,6 +63,10 @@ class InvalidCircuitFile(InvalidRequest):
     """A file is not a circuit file that this version can read; ``field`` is its path."""
 
 
+class InvalidScoresFile(InvalidRequest):
+    """A file is not a file of edge scores that this version can read; ``field`` is its path."""
+
+
 class OtherModel(InvalidRequest):
     """A circuit of one model is to be measured on another, whose edges of the same names do other things.
 
@@ -69,15 +74,16 @@ class OtherModel(InvalidRequest):
         circuit: the model that the circuit was found in, in words.
         model: the model that it is to be measured on, in words.
         detail: the server's words.
+        field: the argument that the circuit is.
     """
 
-    def __init__(self, circuit: str, model: str, detail: str = "") -> None:
+    def __init__(self, circuit: str, model: str, detail: str = "", field: str = "circuit") -> None:
         detail = detail or (
             f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
             "on the model that it was found in, or allow another model if you mean to"
         )
-        super().__init__("circuit", detail)
-        self.args = (circuit, model, detail)
+        super().__init__(field, detail)
+        self.args = (circuit, model, detail, field)
         self.circuit, self.model = circuit, model
 
 

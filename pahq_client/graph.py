@@ -24,8 +24,10 @@ _NUMBER = r"(?:0|[1-9]\d{0,5})"
 _SENDER = re.compile(rf"input|a{_NUMBER}\.h{_NUMBER}|m{_NUMBER}", re.ASCII)
 _RECEIVER = re.compile(rf"a{_NUMBER}\.[hg]{_NUMBER}<[qkv]>|m{_NUMBER}|logits", re.ASCII)
 
-# A head, with any number of digits that Python reads.
+# A head and a receiver of attention, with any number of digits that Python reads.
 _HEAD = re.compile(r"a(\d{1,9})\.h(\d{1,9})", re.ASCII)
+_UNIT = re.compile(r"a(\d{1,9})\.([hg])(\d{1,9})<([qkv])>", re.ASCII)
+_MLP = re.compile(r"m(\d{1,9})", re.ASCII)
 
 # The most layers, heads or key/value heads, far beyond any model. Larger numbers come from damage or malice,
 # and could take all memory.
@@ -42,6 +44,32 @@ def is_sender(name: str) -> bool:
 def is_receiver(name: str) -> bool:
     """Whether the name has the form of a receiver, for example ``a5.h5<q>``."""
     return _RECEIVER.fullmatch(name) is not None
+
+
+def node_kind(node: str) -> str:
+    """What a sender or ``logits`` is: ``input``, ``head``, ``mlp`` or ``logits``."""
+    return node if node in ("input", "logits") else "head" if _HEAD.fullmatch(node) else "mlp"
+
+
+def node_order(node: str) -> tuple[int, int, int]:
+    """Sorts nodes in the order in which the model computes them: ``input`` first, ``logits`` last."""
+    match = _HEAD.fullmatch(node) or _MLP.fullmatch(node)
+    if match is None:
+        return (-1, 0, 0) if node == "input" else (1 << 30, 0, 0)
+    is_mlp = match.re is _MLP
+    return int(match[1]), int(is_mlp), 0 if is_mlp else int(match[2])
+
+
+def head_of(sender: str) -> int | None:
+    """The head that a sender is; None for all others."""
+    match = _HEAD.fullmatch(sender)
+    return int(match[2]) if match else None
+
+
+def layer_of(name: str) -> int | None:
+    """The layer of a sender or receiver; None for ``input`` and ``logits``."""
+    match = _HEAD.fullmatch(name) or _UNIT.fullmatch(name) or _MLP.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +89,44 @@ class Edge:
 
     def __str__(self) -> str:
         return f"{self.source}->{self.target}"
+
+    @property
+    def layer(self) -> int | None:
+        """The layer that the edge leads into; None for ``logits``."""
+        return layer_of(self.target)
+
+    @property
+    def head(self) -> int | None:
+        """The head that the edge leads into; None for an MLP, ``logits`` and a shared key or value."""
+        match = _UNIT.fullmatch(self.target)
+        return int(match[3]) if match and match[2] == "h" else None
+
+    @property
+    def group(self) -> int | None:
+        """The key/value head that the edge leads into, where several heads share it; else None."""
+        match = _UNIT.fullmatch(self.target)
+        return int(match[3]) if match and match[2] == "g" else None
+
+    @property
+    def kind(self) -> str:
+        """What the edge leads into: ``q``, ``k``, ``v``, ``mlp`` or ``logits``."""
+        match = _UNIT.fullmatch(self.target)
+        return match[4] if match else "logits" if self.target == "logits" else "mlp"
+
+    @property
+    def source_layer(self) -> int | None:
+        """The layer that the edge comes from; None for ``input``."""
+        return layer_of(self.source)
+
+    @property
+    def source_head(self) -> int | None:
+        """The head that the edge comes from; None for ``input`` and an MLP."""
+        return head_of(self.source)
+
+    @property
+    def source_kind(self) -> str:
+        """What the edge comes from: ``input``, ``head`` or ``mlp``."""
+        return node_kind(self.source)
 
     @classmethod
     def parse(cls, name: str) -> Edge:
@@ -159,7 +225,7 @@ class Graph:
         Raises:
             InvalidRequest: there are too many to be listed.
         """
-        self._check_listable()
+        self.check_listable()
         return (f"{sender}->{receiver}" for sender, receiver in self._edges())
 
     def edges(self) -> Iterator[tuple[str, str]]:
@@ -167,8 +233,16 @@ class Graph:
 
         Each node's name is one object, however many edges it has. Raises as `edge_names`.
         """
-        self._check_listable()
+        self.check_listable()
         return self._edges()
+
+    def senders(self) -> Iterator[str]:
+        """All senders of the full graph, in the order in which the model computes them."""
+        yield "input"
+        for layer in range(self.layers):
+            yield from (f"a{layer}.h{head}" for head in range(self.heads))
+            if self.mlps:
+                yield f"m{layer}"
 
     def receivers(self) -> Iterator[str]:
         """All receivers of the full graph, in the order in which the model computes them."""
@@ -178,7 +252,27 @@ class Graph:
                 yield f"m{layer}"
         yield "logits"
 
-    def _check_listable(self) -> None:
+    def sender_counts(self) -> Iterator[int]:
+        """For each of `receivers`, how many senders it has: the first ones of `senders`."""
+        senders = 1
+        for _ in range(self.layers):
+            yield from (senders for _, _, count in self._attention_units() for _ in range(count))
+            if self.mlps:
+                yield senders if self.parallel else senders + self.heads
+            senders += self.heads + self.mlps
+        yield senders
+
+    def senders_behind(self, receiver: str) -> tuple[str, ...]:
+        """The senders that read a receiver: a head, the heads of a group, an MLP, none for ``logits``."""
+        match = _UNIT.fullmatch(receiver)
+        if match is None:
+            return () if receiver == "logits" else (receiver,)
+        layer, letter, unit, _ = match.groups()
+        heads = self.group_heads(int(unit)) if letter == "g" else (int(unit),)
+        return tuple(f"a{layer}.h{head}" for head in heads)
+
+    def check_listable(self) -> None:
+        """Raises InvalidRequest if there are too many edges to be listed."""
         if self.num_edges > MOST_LISTED:
             raise InvalidRequest(
                 "graph", f"has {self.num_edges} edges; at most {MOST_LISTED} can be listed by their names"

@@ -32,6 +32,12 @@ class WithProvenance:
         return revision if isinstance(revision, str) else ""
 
     @property
+    def model(self) -> str:
+        """The name of the model that the job ran on; empty if it is not known."""
+        name = self._run.get("model")
+        return name if isinstance(name, str) else ""
+
+    @property
     def task(self) -> Task | BuiltinTask | None:
         """The task of the job, to measure on it again.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -18,13 +18,11 @@ from pahq_client import checks
 from pahq_client._calls import CLOSE, COMMIT, SCORE, Caller, Steps
 from pahq_client._transport import Transport
 from pahq_client.circuit import Circuit, check_same_model
-from pahq_client.errors import InvalidRequest, NotFound, ServerFault, Unavailable
+from pahq_client.errors import InvalidRequest, NotFound, OtherModel, ServerFault, Unavailable
 from pahq_client.graph import Edge
 
 SCORE_SECONDS = 24 * 3600.0
 CLOSE_SECONDS = 5.0
-# The size of a message, below the limit of every server.
-CHUNK_BYTES = 3 << 20
 
 Edges: TypeAlias = Circuit | Iterable[str | Edge]
 """Edges, or their names, in any order."""
@@ -195,26 +193,12 @@ class SessionCalls:
         )
         circuits = [requests.circuit(names, complete) for names in named]
         metrics: list[float] = []
-        for chunk in self._chunks(circuits):
+        for chunk in requests.chunks(circuits, self._most):
             try:
                 metrics += yield from self._measure(chunk)
             except InvalidRequest as error:
-                raise _rename(error, field, len(metrics)) from None
+                raise renamed(error, field, len(metrics)) from None
         return metrics
-
-    def _chunks(self, circuits: list[pb.SessionCircuit]) -> Iterator[list[pb.SessionCircuit]]:
-        """Splits circuits into chunks that fit into one message."""
-        chunk: list[pb.SessionCircuit] = []
-        size = 0
-        for circuit in circuits:
-            added = circuit.ByteSize()
-            if chunk and (len(chunk) >= self._most or size + added > CHUNK_BYTES):
-                yield chunk
-                chunk, size = [], 0
-            chunk.append(circuit)
-            size += added
-        if chunk:
-            yield chunk
 
     def _measure(self, chunk: list[pb.SessionCircuit]) -> Steps[list[float]]:
         request = pb.ScoreCircuitsRequest(name=self.name, circuits=chunk)
@@ -242,7 +226,18 @@ def _check_counts(what: str, server: int, here: int) -> None:
         raise ServerFault(f"the server counts {server} {what}, this client {here}")
 
 
-def _rename(error: InvalidRequest, field: str, offset: int) -> InvalidRequest:
-    """Returns an error with the index in the caller's list: the server has seen only a chunk of that."""
-    match = re.match(r"circuits\[(\d+)\]", error.field)
-    return InvalidRequest(f"{field}[{offset + int(match[1])}]", error.detail) if match else error
+def renamed(error: InvalidRequest, field: str, offset: int) -> InvalidRequest:
+    """Returns an error with the index in the caller's list: the server has seen only a chunk of that.
+
+    Args:
+        error: about ``circuits[3].edges`` of a message, for example.
+        field: the caller's name of the list.
+        offset: how many circuits were in earlier messages.
+    """
+    match = re.match(r"circuits\[(\d{1,9})\]", error.field)
+    if not match:
+        return error
+    field = f"{field}[{offset + int(match[1])}]"
+    if isinstance(error, OtherModel):
+        return OtherModel(error.circuit, error.model, error.detail, field)
+    return InvalidRequest(field, error.detail)

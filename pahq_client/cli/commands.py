@@ -8,23 +8,29 @@ from collections.abc import Callable
 from typing import Any
 
 from pahq_client import files
+from pahq_client._job_options import ATTRIBUTION
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
 from pahq_client.circuit import compare as compare_circuits
-from pahq_client.cli.jobs import OPTIONS, detach
+from pahq_client.cli.jobs import detach, job_options
 from pahq_client.cli.options import connection, read_task, tls
 from pahq_client.cli.output import (
     count,
     print_answer,
     print_artifact,
+    print_comparison,
+    print_curve,
     print_json,
     print_table,
     print_values,
     put,
 )
+from pahq_client.cli.view import load
+from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
 from pahq_client.errors import InvalidRequest
 from pahq_client.results import Model
+from pahq_client.scores import EdgeScores
 
 # How many digits of a revision are shown.
 SHORT_REVISION = 12
@@ -43,16 +49,50 @@ def discover(arguments: Namespace) -> None:
         estimate(arguments)
         return
     _check_targets(arguments)  # before hours of work, not after
-    names = ("model", "threshold", *OPTIONS, "server", "token", "timeout")
-    options = {name: getattr(arguments, name) for name in names}
-    found = find(task=read_task(arguments), tls=tls(arguments), progress=not arguments.quiet, **options)
+    found = find(
+        arguments.model,
+        read_task(arguments),
+        arguments.threshold,
+        **job_options(arguments),
+        **_waiting(arguments),
+    )
     _write_and_print(found, arguments)
+
+
+def attribute(arguments: Namespace) -> None:
+    """Scores all edges, prints the scores and writes the file asked for."""
+    arguments.dot = None
+    _check_targets(arguments)
+    names = ("method", "metric", "ablation", "kv_receivers", "precision", "steps", "include_prompts")
+    options: Any = {name: getattr(arguments, name) for name in names}
+    found = score(arguments.model, read_task(arguments), **options, **_waiting(arguments))
+    _write_and_print(found, arguments)
+
+
+def _waiting(arguments: Namespace) -> dict[str, Any]:
+    """Returns where a job is to run, and how long."""
+    options = {name: getattr(arguments, name) for name in ("server", "token", "timeout")}
+    return {**options, "tls": tls(arguments), "progress": not arguments.quiet}
+
+
+def curve(arguments: Namespace) -> None:
+    """Measures the faithfulness curve of scores or circuits."""
+    found = [load(path, arguments.allow_partial) for path in arguments.files]
+    task = read_task(arguments)
+    names = ("rank", "greedy", "baselines", "metric", "ablation", "kv_receivers", "precision")
+    options: Any = {name: getattr(arguments, name) for name in (*names, "allow_other_model", "timeout")}
+    if arguments.fractions is not None:
+        options["fractions"] = arguments.fractions
+    source: Any = found[0] if len(found) == 1 else found
+    with connection(arguments, arguments.model) as (client, model):
+        measured = client.curve(model, task, source, **options)
+    print_curve(measured, arguments.json)
 
 
 def estimate(arguments: Namespace) -> None:
     """Estimates what a job would take."""
-    options = {name: getattr(arguments, name) for name in OPTIONS}
     with connection(arguments, arguments.model) as (client, model):
+        options = job_options(arguments)
         found = client.estimate(model, read_task(arguments), arguments.threshold, **options)
     print_answer(found, arguments.json)
 
@@ -103,8 +143,14 @@ def info(arguments: Namespace) -> None:
 
 
 def compare(arguments: Namespace) -> None:
-    """Compares two circuit files."""
-    a, b = (Circuit.load(p, allow_partial=arguments.allow_partial) for p in (arguments.a, arguments.b))
+    """Compares two files of circuits, or two of scores."""
+    a, b = (load(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
+    if isinstance(a, EdgeScores) and isinstance(b, EdgeScores):
+        print_comparison(a.compare(b), arguments.json)
+        return
+    if isinstance(a, EdgeScores) or isinstance(b, EdgeScores):
+        detail = "is a circuit and the other file holds scores: compare two of a kind"
+        raise InvalidRequest("a" if isinstance(a, Circuit) else "b", detail)
     result = compare_circuits(a, b)
     lists = dataclasses.asdict(result)
     if arguments.json:
@@ -133,11 +179,17 @@ def _model_row(model: Model) -> tuple[object, ...]:
     )
 
 
+def gives_scores(arguments: Namespace) -> bool:
+    """Whether ``discover`` gives scores and no circuit."""
+    return arguments.method in ATTRIBUTION and arguments.edges is None and arguments.fraction is None
+
+
 def _check_targets(arguments: Namespace) -> None:
     given = {f"--{name}": getattr(arguments, name) for name in ("out", "dot")}
     paths = {field: path for field, path in given.items() if path is not None}
-    if paths and arguments.method == "eap":
-        raise InvalidRequest(next(iter(paths)), "is for circuits; method 'eap' gives scores, see --json")
+    if arguments.dot is not None and gives_scores(arguments):
+        detail = f"is for circuits; method {arguments.method!r} gives scores without --edges or --fraction"
+        raise InvalidRequest("--dot", detail)
     for field, path in paths.items():
         files.check_target(field, path)
     if len(paths) == 2 and files.same_target(*paths.values()):
@@ -157,13 +209,16 @@ def _write_and_print(found: AnyArtifact, arguments: Namespace) -> None:
         except OSError as error:
             failed.append(error)
 
-    if isinstance(found, Circuit):
-        if arguments.out is not None:
-            attempt(lambda: found.save(arguments.out))
-        if arguments.dot is not None:
-            attempt(lambda: files.write(arguments.dot, found.to_dot().encode()))
-    elif arguments.out is not None or arguments.dot is not None:
-        failed.append(InvalidRequest("--out", f"and --dot are for circuits; {arguments.method!r} gave none"))
+    if isinstance(found, Circuit | EdgeScores) and arguments.out is not None:
+        attempt(lambda: found.save(arguments.out))
+    if isinstance(found, Circuit) and arguments.dot is not None:
+        attempt(lambda: files.write(arguments.dot, found.to_dot().encode()))
+    kinds = {"--out": Circuit | EdgeScores, "--dot": Circuit}
+    for option, kind in kinds.items():
+        if getattr(arguments, option[2:]) is not None and not isinstance(found, kind):
+            failed.append(
+                InvalidRequest(option, f"cannot be written: {arguments.method!r} gave no such thing")
+            )
     print_artifact(found, arguments.json)
     if failed:
         raise failed[0]

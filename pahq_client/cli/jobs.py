@@ -8,8 +8,10 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from pahq_client import files
+from pahq_client._job_options import JobOptions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.options import connection, read_task
 from pahq_client.cli.output import (
@@ -18,17 +20,18 @@ from pahq_client.cli.output import (
     number,
     print_answer,
     print_artifact,
-    print_circuit,
     print_json,
     print_table,
     put,
 )
+from pahq_client.cli.view import load
 from pahq_client.client import Client
 from pahq_client.display.progress import reporter
 from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed, NotFound, WarningDisplay
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.formatting import local_time, one_line, stands, summarize
 from pahq_client.jobs import JobHandle
+from pahq_client.scores import EdgeScores
 
 _NAME = re.compile(r"users/[^/]+/jobs/[^/]+")
 _ID = re.compile(r"[A-Za-z0-9_-]+")
@@ -40,7 +43,18 @@ _COLUMNS = (
 # How many characters of an id are shown in a terminal, and how many are needed at least to find a job by
 # them.
 _SHOWN_ID, _LEAST_ID = 12, 4
-OPTIONS = ("method", "metric", "ablation", "gates", "kv_receivers", "precision", "include_prompts")
+_FOR_ALL = ("method", "metric", "ablation", "kv_receivers", "precision", "include_prompts")
+_FOR_SOME = ("grouping", "edges", "fraction", "faithfulness", "rank", "greedy", "steps")
+
+
+def job_options(arguments: Namespace) -> JobOptions:
+    """Reads what a job is asked for, beyond model, task and threshold."""
+    names = (*_FOR_ALL, *_FOR_SOME)
+    options: Any = {name: getattr(arguments, name) for name in names}
+    if arguments.within is not None:
+        options["within"] = Circuit.load(arguments.within)
+    found: JobOptions = options
+    return found
 
 
 def detach(arguments: Namespace) -> None:
@@ -48,8 +62,8 @@ def detach(arguments: Namespace) -> None:
     for option in ("out", "dot", "timeout"):
         if getattr(arguments, option) is not None:
             raise InvalidRequest(option, "does not go with --detach, which waits for nothing")
-    options = {name: getattr(arguments, name) for name in OPTIONS}
     with _named_server(arguments) as client:
+        options = job_options(arguments)
         name = client.submit(arguments.model, read_task(arguments), arguments.threshold, **options).name
     print_json({"name": name}) if arguments.json else put(name)
 
@@ -98,12 +112,12 @@ def cancel(arguments: Namespace) -> None:
 
 
 def show(arguments: Namespace) -> None:
-    """Prints a circuit file, or a job: its artifact, or how the job stands while it has none."""
+    """Prints a file of a circuit or of scores, or a job: its artifact, or how it stands while it has none."""
     what = files.path_text("NAME_OR_FILE", arguments.what)
     if os.path.exists(what) or not (_NAME.fullmatch(what) or (_ID.fullmatch(what) and arguments.server)):
-        circuit = _load(what)
-        WarningDisplay().show(circuit.warnings)
-        print_circuit(circuit, arguments.json)
+        found = _load(what)
+        WarningDisplay().show(found.warnings)
+        print_artifact(found, arguments.json)
         return
     with _named_server(arguments) as client:
         job = client.job(_full_name(client, what, "there is no file of this name, either"))
@@ -128,9 +142,9 @@ def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
     return True
 
 
-def _load(path: str) -> Circuit:
+def _load(path: str) -> Circuit | EdgeScores:
     try:
-        return Circuit.load(path, allow_partial=True)
+        return load(path, allow_partial=True)
     except FileNotFoundError as error:
         if _ID.fullmatch(path):  # may as well be a job
             error.add_note("to show a job, name its server with --server or $PAHQ_SERVER")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from pahq_client import files
-from pahq_client.circuit_file import parse_json
 from pahq_client.client import Client
 from pahq_client.connection import TlsConfig
 from pahq_client.discover import connect
@@ -17,7 +14,12 @@ from pahq_client.embedded import DEMO
 from pahq_client.errors import InvalidRequest
 from pahq_client.task import BuiltinTask, Task
 
-_KEYS = ("clean", "corrupted", "answers", "wrong_answers", "positions")
+# By the ending of a task's file.
+_READERS: dict[str, Callable[[Path], Task]] = {
+    ".json": Task.load,
+    ".jsonl": Task.from_jsonl,
+    ".csv": Task.from_csv,
+}
 
 
 @contextmanager
@@ -37,7 +39,7 @@ def tls(arguments: Namespace) -> bool | TlsConfig:
 
 
 def read_task(arguments: Namespace) -> Task | BuiltinTask:
-    """Reads the task that ``--task`` names: a built-in one, or a JSON file.
+    """Reads the task that ``--task`` names: a built-in one, or a file of JSON, JSON Lines or CSV.
 
     Raises:
         InvalidRequest: the file cannot be read, or does not describe a task.
@@ -45,28 +47,11 @@ def read_task(arguments: Namespace) -> Task | BuiltinTask:
     size = {name: getattr(arguments, name) for name in ("num_prompts", "seed")}
     given = {name: value for name, value in size.items() if value is not None}
     path = Path(arguments.task)
-    if path.suffix != ".json" and path.name == arguments.task:
+    if path.suffix not in _READERS and path.name == arguments.task:
         return BuiltinTask(arguments.task, **given)
     if given:
         raise InvalidRequest(f"task.{next(iter(given))}", "is for built-in tasks, not for files")
-    return _task(_read(path), path)
-
-
-def _read(path: Path) -> Any:
     try:
-        return parse_json(files.read(path))
+        return _READERS.get(path.suffix, Task.load)(path)
     except OSError as error:
         raise InvalidRequest("task", f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise InvalidRequest("task", f"{path} is not JSON: {error}") from None
-
-
-def _task(content: Any, path: Path) -> Task:
-    if not isinstance(content, dict) or "clean" not in content:
-        raise InvalidRequest("task", f"{path} must hold an object with the key 'clean'")
-    unknown = [key for key in content if key not in _KEYS]
-    if unknown:
-        raise InvalidRequest(
-            "task", f"{path} has the unknown key {unknown[0]!r}; known are {', '.join(_KEYS)}"
-        )
-    return Task(**content)

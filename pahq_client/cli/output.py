@@ -19,6 +19,8 @@ from typing import Any, Literal
 from pahq_client import circuit_file, formatting
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
+from pahq_client.comparison import ScoreComparison
+from pahq_client.curve import Curve
 from pahq_client.display import circuits
 from pahq_client.errors import PahqWarning
 from pahq_client.events import Event, JobInfo
@@ -69,6 +71,31 @@ def _print_scores(scores: EdgeScores, as_json: bool) -> None:
     put(f"# {circuits.summarize_scores(scores)}")
     for name, score in by_name:
         put(name, f"{score:.6g}")
+
+
+def print_curve(curve: Curve, as_json: bool) -> None:
+    """Prints a summary, then a table with a line per point."""
+    if as_json:
+        values = dataclasses.asdict(curve)
+        derived = {"faithfulness": curve.faithfulness, "baseline_faithfulness": curve.baseline_faithfulness}
+        print_json({**values, **derived, **curve.areas})
+        return
+    for line in str(curve).splitlines():
+        put(line)
+
+
+def print_comparison(found: ScoreComparison, as_json: bool) -> None:
+    """Prints how well two scores agree: rank correlations, and the overlap of the best edges."""
+    names = ("spearman", "spearman_absolute", "kendall", "kendall_absolute")
+    correlations = {name: getattr(found, name) for name in names}
+    overlaps = {str(k): share for k, share in found.overlaps.items()}
+    if as_json:
+        print_json({"a": found.name_a, "b": found.name_b, **correlations, "overlaps": overlaps})
+        return
+    for name, value in correlations.items():
+        put(name, "undefined" if value is None else f"{value:.4f}")
+    for k, share in overlaps.items():
+        put(f"overlap of the best {k}", f"{share:.4f}")
 
 
 def print_answer(answer: Evaluation | Estimate | JobInfo, as_json: bool) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pahq import __version__
 
-from pahq_client.cli import commands, jobs
+from pahq_client.cli import commands, jobs, predictions
+from pahq_client.cli.view import view
 from pahq_client.formatting import printable
 
 _EPILOG = """\
@@ -33,7 +34,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_discover, _jobs, _watch, _cancel, _show, _evaluate, _compare, _models, _tokenize, _info):
+    for add in (
+        *(_discover, _attribute, _jobs, _watch, _cancel, _show, _view),
+        *(_evaluate, _curve, _compare, _models, _tokenize, _predict, _check, _info),
+    ):
         add(subparsers)
     return parser
 
@@ -46,19 +50,25 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=commands.discover)
     _add_measured(parser)
     parser.add_argument("--threshold", type=float, help="remove an edge if that costs less than this")
-    parser.add_argument("--method", default="acdc", help="acdc (default), single_edge or eap")
     parser.add_argument(
-        "--metric", default="kl_divergence", help="kl_divergence (default), logit_difference or l2"
+        "--method",
+        default="acdc",
+        help="acdc (default), single_edge, eap, eap_ig, clean_corrupted, relp or gim",
     )
-    parser.add_argument("--ablation", default="resample", help="resample (default), zero or mean")
-    parser.add_argument("--no-gates", dest="gates", action="store_false", help="test edges one by one only")
-    parser.add_argument("--kv-receivers", default="group", help="group (default) or query")
-    parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
     parser.add_argument(
-        "--include-prompts", action="store_true", help="put the prompts into the circuit and its file"
+        "--grouping", default="gates", help="what acdc tests at once: gates (default), none or bisect"
     )
+    parser.add_argument("--no-gates", action=_Replaced, help=argparse.SUPPRESS)
+    parser.add_argument("--within", metavar="FILE", help="circuit file that acdc starts from")
+    parser.add_argument("--edges", type=int, metavar="N", help="the circuit is to have so many edges")
+    parser.add_argument("--faithfulness", type=float, metavar="F", help="acdc: at least so faithful")
+    parser.add_argument(
+        "--fraction", type=float, metavar="F", help="choose this share of all edges by their scores"
+    )
+    _add_choice(parser)
+    _add_how(parser, "kl_divergence; logit_difference for scores from gradients, with answers")
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
-    parser.add_argument("--out", metavar="FILE", help="write the circuit here, as JSON")
+    parser.add_argument("--out", metavar="FILE", help="write the circuit or the scores here")
     parser.add_argument("--dot", metavar="FILE", help="write the circuit here, for Graphviz")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     instead = parser.add_mutually_exclusive_group()
@@ -70,6 +80,84 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     )
     _add_server(parser)
     _add_json(parser)
+
+
+def _attribute(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("attribute", help="score every edge of a model on a task")
+    parser.set_defaults(run=commands.attribute)
+    _add_measured(parser)
+    parser.add_argument(
+        "--method",
+        default="eap",
+        help="eap (default), eap_ig, clean_corrupted, relp, gim, or single_edge, which is exact and slow",
+    )
+    _add_how(parser, "logit_difference, or kl_divergence for a task without answers")
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
+    parser.add_argument("--out", metavar="FILE", help="write the scores here")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _curve(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("curve", help="measure how faithful circuits of growing size are")
+    parser.set_defaults(run=commands.curve)
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="a file of scores, or circuit files of one graph"
+    )
+    _add_measured(parser)
+    parser.add_argument(
+        "--fractions",
+        type=_fractions,
+        metavar="F,F,...",
+        help="shares of all edges to choose by scores (default: .001 to 1 as in MIB)",
+    )
+    _add_choice(parser)
+    parser.add_argument(
+        "--baselines", type=int, default=3, metavar="N", help="random curves to compare with (default 3)"
+    )
+    for option in ("--metric", "--ablation", "--kv-receivers", "--precision"):
+        parser.add_argument(option, help="default: as the scores or circuits were found")
+    parser.add_argument(
+        "--allow-other-model", action="store_true", help="measure although they are another model's"
+    )
+    _add_allow_partial(parser)
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up after so many seconds")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _fractions(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rank", default="absolute", help="choose edges by absolute scores (default) or by harm"
+    )
+    parser.add_argument("--greedy", action="store_true", help="choose edges from the logits on")
+
+
+def _add_how(parser: argparse.ArgumentParser, metric: str) -> None:
+    """Adds how a job measures and what it keeps."""
+    parser.add_argument("--metric", help=f"kl_divergence, logit_difference or l2 (default: {metric})")
+    parser.add_argument("--ablation", default="resample", help="resample (default), zero or mean")
+    parser.add_argument("--steps", type=int, metavar="N", help="eap_ig: runs to take the mean of (default 5)")
+    parser.add_argument("--kv-receivers", default="group", help="group (default) or query")
+    parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
+    parser.add_argument(
+        "--include-prompts", action="store_true", help="put the prompts into the result and its file"
+    )
+
+
+class _Replaced(argparse.Action):
+    """Refuses an option of earlier versions."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given, nargs=0)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(f"{self.option_strings[0]} gave way to --grouping none")
 
 
 def _jobs(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
@@ -143,6 +231,26 @@ def _tokenize(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_json(parser)
 
 
+def _predict(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("predict", help="show the likeliest next tokens of texts")
+    parser.set_defaults(run=predictions.predict)
+    parser.add_argument(
+        "--model", required=True, help="served model (without a server: or directory, hub id)"
+    )
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="put it in quotes: spaces count")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="how many tokens (default 5)")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _check(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("check-task", help="tell whether a model does a task")
+    parser.set_defaults(run=predictions.check_task)
+    _add_measured(parser)
+    _add_server(parser)
+    _add_json(parser)
+
+
 def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("info", help="tell what the server is and can do")
     parser.set_defaults(run=commands.info)
@@ -151,20 +259,30 @@ def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("compare", help="tell what two circuits have in common")
+    parser = subparsers.add_parser("compare", help="tell how much two circuits, or two scores, agree")
     parser.set_defaults(run=commands.compare)
-    parser.add_argument("a", help="circuit file")
-    parser.add_argument("b", help="circuit file")
+    parser.add_argument("a", help="circuit file, or file of scores")
+    parser.add_argument("b", help="another one of the same kind")
     _add_allow_partial(parser)
     _add_json(parser)
 
 
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("show", help="print a circuit, or how its job stands")
+    parser = subparsers.add_parser("show", help="print a circuit or scores, or how their job stands")
     parser.set_defaults(run=jobs.show)
-    parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a circuit file")
+    parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a file")
     _add_server(parser)
     _add_json(parser)
+
+
+def _view(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("view", help="look at a circuit or at scores in a browser")
+    parser.set_defaults(run=view)
+    parser.add_argument("file", metavar="FILE", help="file of a circuit or of edge scores")
+    parser.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare with")
+    parser.add_argument("--output", metavar="FILE", help="write the page here (default: a temporary file)")
+    parser.add_argument("--no-open", action="store_true", help="write the page and open nothing")
+    _add_allow_partial(parser)
 
 
 def _add_measured(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +290,9 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
         "--model", required=True, help="served model (without a server: or directory, hub id)"
     )
     parser.add_argument(
-        "--task", required=True, help="built-in task (ioi), or JSON file with clean, corrupted, …"
+        "--task",
+        required=True,
+        help="built-in task (ioi), or file with clean, corrupted, …: JSON, JSON Lines or CSV",
     )
     parser.add_argument("--num-prompts", type=int, metavar="N", help="of a built-in task (default 16)")
     parser.add_argument("--seed", type=int, metavar="N", help="of a built-in task (default 0)")

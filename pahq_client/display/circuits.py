@@ -1,18 +1,18 @@
-"""Shows circuits and edge scores: as a networkx graph, for Graphviz, in one line, as an HTML table."""
+"""Shows circuits and edge scores: as a networkx graph, for Graphviz, in one line."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from html import escape
 from typing import TYPE_CHECKING, NamedTuple
 
 from pahq_client import formatting
 from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line, printable
-from pahq_client.graph import Edge, Graph
+from pahq_client.graph import Edge, Graph, head_of, layer_of, node_kind, node_order
 
 if TYPE_CHECKING:
     import networkx
@@ -22,12 +22,10 @@ if TYPE_CHECKING:
 
 # More would take gigabytes, in networkx above all.
 MOST_ARROWS = 5_000_000
-_ROWS = 50
 # Red, green and blue of the least and the largest score, and of those below zero.
 _LIGHT, _DARK = (178, 200, 223), (8, 48, 107)
 _LIGHT_RED, _DARK_RED = (244, 190, 180), (165, 15, 21)
 _RECEIVER = re.compile(r"(a\d{1,9})\.([hg])(\d{1,9})<([qkv])>", re.ASCII)
-_NODE = re.compile(r"([am])(\d{1,9})(?:\.h(\d{1,9}))?", re.ASCII)
 
 
 class Arrow(NamedTuple):
@@ -74,14 +72,41 @@ def to_networkx(circuit: Circuit) -> networkx.MultiDiGraph[str]:
     MultiDiGraph. The edge ``a0.h1->a5.h5<q>`` is the arrow ``("a0.h1", "a5.h5", "q")`` with the attributes
     ``edge`` (its name), ``receiver`` (``q``, ``k``, ``v``, ``mlp`` or ``logits``) and, if it was tested,
     ``score``. A k or v receiver that several heads share gives one arrow per head, with one ``edge``.
+
+    Nodes have the attributes ``kind`` (``input``, ``head``, ``mlp`` or ``logits``), ``layer`` and ``head``
+    where there is one, and ``score``: the sum of the scores of their arrows, without signs.
     """
     import networkx  # takes longer to import than everything else here together
 
     graph: networkx.MultiDiGraph[str] = networkx.MultiDiGraph()
+    totals: dict[str, float] = defaultdict(float)
     for source, target, receiver, edge in arrows(circuit):
         score = {} if edge.score is None else {"score": edge.score}
         graph.add_edge(source, target, key=receiver, edge=str(edge), receiver=receiver, **score)
+        for node in (source, target):
+            totals[node] += abs(edge.score or 0.0)
+    for node, total in totals.items():
+        graph.nodes[node].update(_attributes(node), score=total)
     return graph
+
+
+def _attributes(node: str) -> dict[str, str | int]:
+    """The kind of a node, and its layer and head as far as it has them."""
+    place = {"layer": layer_of(node), "head": head_of(node)}
+    return {"kind": node_kind(node), **{key: value for key, value in place.items() if value is not None}}
+
+
+def to_graphml(circuit: Circuit) -> str:
+    """The circuit as GraphML, with the nodes, arrows and attributes of `to_networkx`.
+
+    Each arrow's id is its name, for example ``a0.h1->a5.h5<q>``; into a shared key, that of one head.
+    """
+    import networkx
+
+    graph = to_networkx(circuit)
+    for source, target, receiver, attributes in graph.edges(keys=True, data=True):
+        attributes["id"] = f"{source}->{target}" + (f"<{receiver}>" if receiver in ("q", "k", "v") else "")
+    return "\n".join([*networkx.generate_graphml(graph, edge_id_from_attribute="id"), ""])
 
 
 def to_dot(circuit: Circuit) -> str:
@@ -92,10 +117,10 @@ def to_dot(circuit: Circuit) -> str:
     one that was never tested is dashed.
     """
     drawn = list(arrows(circuit))
-    nodes = sorted({node for arrow in drawn for node in arrow[:2]}, key=_order)
+    nodes = sorted({node for arrow in drawn for node in arrow[:2]}, key=node_order)
     ranks: dict[tuple[int, int], list[str]] = {}
     for node in nodes:
-        ranks.setdefault(_order(node)[:2], []).append(_quote(node))
+        ranks.setdefault(node_order(node)[:2], []).append(_quote(node))
     lines = ["digraph circuit {", "  rankdir=BT;", "  node [shape=box];"]
     lines += [f"  {{ rank=same; {'; '.join(names)}; }}" for names in ranks.values()]
     # Graphviz orders ranks by arrows only: invisible ones join those of successive layers.
@@ -129,14 +154,6 @@ def _score(edge: Edge) -> float | None:
     return edge.score if edge.score is not None and math.isfinite(edge.score) else None
 
 
-def _order(node: str) -> tuple[int, int, int]:
-    """Sorts nodes in the order in which the model computes them."""
-    match = _NODE.fullmatch(node)
-    if match is None:
-        return (-1, 0, 0) if node == "input" else (1 << 30, 0, 0)
-    return int(match[2]), int(match[1] == "m"), int(match[3] or 0)
-
-
 def _quote(text: str) -> str:
     # A picture holds no character that is not printable.
     escaped = printable(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ")
@@ -147,8 +164,11 @@ def summary(circuit: Circuit) -> str:
     """Describes a circuit in one line."""
     size = f"{len(circuit.edges)} of {circuit.num_edges_total} edges"
     paths = f"{len(circuit.on_paths)} on a path from input to logits"
-    metric = f"{one_line(circuit.metric.name)}={circuit.metric_value:.6g}"
-    faithfulness = formatting.faithfulness(circuit.faithfulness)
+    measured = [f"{one_line(circuit.metric.name)}={circuit.metric_value:.6g}"]
+    measured.append(formatting.faithfulness(circuit.faithfulness))
+    if not circuit.is_measured:
+        name = one_line(circuit.metric.name)
+        measured = [f"{name} not measured" if name else "not measured"]
     evaluations = f"{circuit.num_evaluations} evaluations"
     if circuit.partial:
         undecided = len(circuit.undecided)
@@ -156,7 +176,7 @@ def summary(circuit: Circuit) -> str:
         kept = len(circuit.edges) - undecided
         parts = [size, f"{kept} of them kept", f"metric {one_line(circuit.metric.name)}", evaluations]
     else:
-        parts = [size, paths, metric, faithfulness, evaluations]
+        parts = [size, paths, *measured, *([evaluations] if circuit.num_evaluations else [])]
     return ", ".join([*parts, *_asked(circuit), *formatting.count_warnings(circuit.warnings)])
 
 
@@ -178,23 +198,3 @@ def summarize_scores(scores: EdgeScores) -> str:
     asked = [part for part in _asked(scores) if not part.startswith("method=")]
     method = f"method={one_line(scores.method)!r}"
     return ", ".join([*head, size, method, metric, ends, *asked, *formatting.count_warnings(scores.warnings)])
-
-
-def to_html(circuit: Circuit) -> str:
-    """A summary and the edges that matter most, for notebooks."""
-    ranked = sorted(circuit.edges, key=_weight, reverse=True)
-    rows = "".join(_row(edge) for edge in ranked[:_ROWS])
-    more = len(ranked) - _ROWS
-    rest = f"<p>… and {more} more</p>" if more > 0 else ""
-    head = f"<p><b>Circuit</b>: {escape(summary(circuit))}</p>"
-    warnings = "".join(f"<p><b>Warning</b>: {escape(text)}</p>" for text in circuit.warnings)
-    return f"{head}{warnings}<table><tr><th>edge</th><th>score</th></tr>{rows}</table>{rest}"
-
-
-def _weight(edge: Edge) -> float:
-    return float("-inf") if edge.score is None else edge.score
-
-
-def _row(edge: Edge) -> str:
-    score = "" if edge.score is None else f"{edge.score:.6g}"
-    return f"<tr><td><code>{escape(one_line(str(edge)))}</code></td><td>{score}</td></tr>"

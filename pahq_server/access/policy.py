@@ -28,10 +28,12 @@ POLICY = {
     "pahq.v1.ModelService/ListModels": Scope.USER,
     "pahq.v1.ModelService/GetModel": Scope.USER,
     "pahq.v1.ModelService/TokenizeTexts": Scope.USER,
+    "pahq.v1.ModelService/PredictTokens": Scope.USER,
+    "pahq.v1.ModelService/CheckTask": Scope.USER,
     "pahq.v1.PatchingService/OpenSession": Scope.USER,
     "pahq.v1.PatchingService/ScoreCircuits": Scope.USER,
     "pahq.v1.PatchingService/CommitCircuit": Scope.USER,
     "pahq.v1.PatchingService/CloseSession": Scope.USER,
-    "pahq.v1.PatchingService/EvaluateCircuit": Scope.USER,
+    "pahq.v1.PatchingService/EvaluateCircuits": Scope.USER,
     "pahq.v1.ServerService/GetServerInfo": Scope.USER,
 }

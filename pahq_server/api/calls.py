@@ -77,6 +77,19 @@ class _Work:
     do: Callable[[], Any]
 
 
+async def within(seconds: float, future: Future[T]) -> T:
+    """Waits for the result of a future, which is cancelled if that takes longer.
+
+    Raises:
+        ExpiredError: it took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await asyncio.wrap_future(future)
+    except TimeoutError:
+        raise ExpiredError from None
+
+
 class FairThreadPool:
     """Runs the work of calls in a few threads, in which users take turns, however much one of them asks for.
 

@@ -26,9 +26,11 @@ from pahq_server.core.circuit import EdgeSet
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
+from pahq_server.core.operations import TaskAccuracy
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenizedText
-from pahq_server.jobs.evaluation import CircuitMetrics, CircuitOrigin
+from pahq_server.jobs.evaluation import GivenCircuit
 from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
+from pahq_server.jobs.predictions import PredictedToken
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.session_calls import SessionCircuit
 from pahq_server.jobs.sessions import PatchingSession
@@ -70,15 +72,16 @@ def read_task(message: task_pb2.Task) -> TaskSpec:
         raise InvalidRequestError("task", "is missing")
     prompts = message.prompts
     return PromptTask(
-        clean=_read_prompts("task.clean", prompts.clean),
-        corrupted=_read_prompts("task.corrupted", prompts.corrupted),
-        answers=_read_prompts("task.answers", prompts.answers),
-        wrong_answers=_read_prompts("task.wrong_answers", prompts.wrong_answers),
+        clean=read_prompts("task.clean", prompts.clean),
+        corrupted=read_prompts("task.corrupted", prompts.corrupted),
+        answers=read_prompts("task.answers", prompts.answers),
+        wrong_answers=read_prompts("task.wrong_answers", prompts.wrong_answers),
         positions=tuple(prompts.positions.indices) if prompts.HasField("positions") else None,
     )
 
 
-def _read_prompts(field: str, messages: Iterable[task_pb2.Prompt]) -> tuple[Prompt, ...]:
+def read_prompts(field: str, messages: Iterable[task_pb2.Prompt]) -> tuple[Prompt, ...]:
+    """Reads prompts that are at ``field`` of their request."""
     return tuple(_read_prompt(f"{field}[{i}]", message) for i, message in enumerate(messages))
 
 
@@ -167,7 +170,7 @@ def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters
 
 
 def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
-    """Returns what was asked for, without the client's prompts and edges, which would make lists of jobs large."""
+    """Returns what was asked for, without prompts and edges of the client, which would make lists large."""
     objective, task = spec.objective, task_pb2.Task()
     if isinstance(objective.task, BuiltinTask):
         task.builtin.CopyFrom(task_pb2.BuiltinTask(**asdict(objective.task)))
@@ -216,14 +219,16 @@ def read_edge_set(field: str, message: circuit_pb2.EdgeSet) -> EdgeSet:
     return EdgeSet(graph, message.model_revision, message.bits)
 
 
-def read_origin(message: patching_pb2.EvaluateCircuitRequest) -> CircuitOrigin | None:
-    """Reads where the circuit of a request was found; None if the client does not say."""
-    if not message.HasField("origin"):
-        return None
-    g = message.origin.graph
-    # An unknown treatment of keys and values fits no model, and is refused by that comparison.
-    graph = Graph(g.layers, g.heads, g.kv_heads, g.kv_receivers, g.parallel, g.mlps)  # type: ignore[arg-type]
-    return CircuitOrigin(graph, message.origin.model_revision)
+def read_evaluated_circuits(messages: Iterable[patching_pb2.EvaluatedCircuit]) -> list[GivenCircuit]:
+    """Reads the circuits of the field ``circuits`` of an evaluation."""
+    return [_read_evaluated_circuit(f"circuits[{i}]", message) for i, message in enumerate(messages)]
+
+
+def _read_evaluated_circuit(field: str, message: patching_pb2.EvaluatedCircuit) -> GivenCircuit:
+    kind = message.WhichOneof("circuit")
+    if kind is None:
+        raise InvalidRequestError(field, "has neither names nor edges")
+    return message.names.names if kind == "names" else read_edge_set(f"{field}.edges", message.edges)
 
 
 def read_session_circuit(field: str, message: patching_pb2.SessionCircuit) -> SessionCircuit:
@@ -348,11 +353,6 @@ def artifact_messages(found: StoredArtifact) -> Iterator[jobs_pb2.GetArtifactRes
 # Responses: circuits and sessions
 
 
-def metric(name: str, found: CircuitMetrics) -> circuit_pb2.Metric:
-    """Returns a metric of a circuit, the full model and the empty circuit."""
-    return circuit_pb2.Metric(name=name, value=found.value, full=found.full, empty=found.empty)
-
-
 def graph(value: Graph) -> circuit_pb2.Graph:
     """Returns the shape of a computational graph."""
     return circuit_pb2.Graph(**asdict(value))
@@ -400,6 +400,30 @@ def tokenized_text(found: TokenizedText) -> model_pb2.TokenizedText:
         answer_id=found.answer,
         answer_token=found.answer_token,
         answer_note=found.note,
+    )
+
+
+def predictions(
+    found: Iterable[Iterable[PredictedToken]], warnings: Sequence[str]
+) -> model_pb2.PredictTokensResponse:
+    """Returns the likeliest tokens after each prompt."""
+    messages = (
+        model_pb2.Prediction(tokens=[model_pb2.PredictedToken(**asdict(token)) for token in tokens])
+        for tokens in found
+    )
+    return model_pb2.PredictTokensResponse(predictions=messages, warnings=warnings)
+
+
+def task_check(
+    found: Sequence[TaskAccuracy], num_prompts: int, warnings: Sequence[str]
+) -> model_pb2.CheckTaskResponse:
+    """Returns how well a model does a task, found on the clean and, if there are any, corrupted prompts."""
+    clean, *corrupted = (model_pb2.TaskAccuracy(**asdict(accuracy)) for accuracy in found)
+    return model_pb2.CheckTaskResponse(
+        clean=clean,
+        corrupted=corrupted[0] if corrupted else None,
+        num_prompts=num_prompts,
+        warnings=warnings,
     )
 
 

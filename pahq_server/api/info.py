@@ -8,10 +8,14 @@ from pahq import __version__
 from pahq.v1 import model_pb2, model_pb2_grpc, server_pb2, server_pb2_grpc
 
 from pahq_server.api import conversion
-from pahq_server.api.calls import FairThreadPool
+from pahq_server.api.calls import FairThreadPool, current_call, within
 from pahq_server.core.engine import Engine
 from pahq_server.core.errors import NotFoundError
+from pahq_server.jobs.predictions import Predictions, PredictionService, TaskCheck
 from pahq_server.methods.registry import METHODS
+
+# Longest time that a prediction or a check may take, most of which it waits for its turn.
+PREDICTION_S = 3600.0
 
 
 class ModelServicer(model_pb2_grpc.ModelServiceServicer):
@@ -19,11 +23,12 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
     Args:
         engine: whose models are described.
+        predictions: asks models.
         threads: the threads in which texts are tokenized.
     """
 
-    def __init__(self, engine: Engine, threads: FairThreadPool) -> None:
-        self._engine, self._threads = engine, threads
+    def __init__(self, engine: Engine, predictions: PredictionService, threads: FairThreadPool) -> None:
+        self._engine, self._predictions, self._threads = engine, predictions, threads
 
     async def ListModels(
         self, request: model_pb2.ListModelsRequest, context: Any
@@ -45,6 +50,32 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             return model_pb2.TokenizeTextsResponse(texts=map(conversion.tokenized_text, found))
 
         return await self._threads.run(tokenize, slow=True)
+
+    async def PredictTokens(
+        self, request: model_pb2.PredictTokensRequest, context: Any
+    ) -> model_pb2.PredictTokensResponse:
+        user = current_call().caller.user
+
+        def start() -> Predictions:
+            prompts = conversion.read_prompts("prompts", request.prompts)
+            return self._predictions.predict(request.model, prompts, request.top, user)
+
+        asked = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
+        await within(PREDICTION_S, asked.future)
+        return await self._threads.run(lambda: conversion.predictions(asked.tokens(), asked.warnings))
+
+    async def CheckTask(
+        self, request: model_pb2.CheckTaskRequest, context: Any
+    ) -> model_pb2.CheckTaskResponse:
+        user = current_call().caller.user
+
+        def start() -> TaskCheck:
+            return self._predictions.check_task(request.model, conversion.read_task(request.task), user)
+
+        asked = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
+        found = await within(PREDICTION_S, asked.future)
+        num_prompts = len(asked.resolved.task.clean)
+        return conversion.task_check(found, num_prompts, await self._threads.run(lambda: asked.warnings))
 
 
 class ServerServicer(server_pb2_grpc.ServerServiceServicer):

@@ -119,7 +119,9 @@ class ApiServer:
         patching_pb2_grpc.add_PatchingServiceServicer_to_server(
             PatchingServicer(jobs.sessions, jobs.evaluations, threads), server
         )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(engine, threads), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(engine, jobs.predictions, threads), server
+        )
         server_pb2_grpc.add_ServerServiceServicer_to_server(
             ServerServicer(engine, MAX_MESSAGE_BYTES, limits), server
         )

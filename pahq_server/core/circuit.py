@@ -127,7 +127,7 @@ class EdgeSet:
         # Where every head has keys and values of its own, both values of kv_receivers give the same graph.
         if graph.heads != graph.kv_heads and self.graph.kv_receivers != graph.kv_receivers:
             detail = f"the circuit was found with {self.graph.kv_receivers!r}, which names other edges"
-            raise InvalidRequestError("kv_receivers", f"{detail} than {graph.kv_receivers!r}: leave it out")
+            raise InvalidRequestError("kv_receivers", f"{detail} than {graph.kv_receivers!r}: use the same")
         size = (graph.num_edges + 7) // 8
         if len(self.bits) != size:
             detail = (

@@ -8,7 +8,7 @@ from typing import NewType, Protocol, TypeAlias
 
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import Operation
-from pahq_server.core.task import PromptTask, TaskSpec, TokenizedText, TokenTask
+from pahq_server.core.task import PromptTask, TaskSpec, TokenIds, TokenizedText, TokenTask
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class ResolvedObjective:
             investigation. A pass is then to be compared with the current circuit measured under the same
             `PatchedPass.promoted_receiver`.
         causal: whether a position sees only itself and earlier ones.
+        norms: whether the model has norms.
         prompts: the task's prompts as they were sent, or as the server generated them; None if the engine
             does not know them.
         warnings: what may mislead the user about this request although it is valid: full sentences that say
@@ -70,6 +71,7 @@ class ResolvedObjective:
     revision: str
     baseline_depends_on_promotion: bool = False
     causal: bool = True
+    norms: bool = True
     prompts: PromptTask | None = None
     warnings: tuple[str, ...] = ()
     clean_run: CleanRun = field(default_factory=CleanRun, compare=False)
@@ -214,6 +216,21 @@ class Engine(Protocol):
             prompt: the prompt that the texts would answer; empty for none.
 
         Raises InvalidRequestError or NotFoundError.
+        """
+        ...
+
+    def token_texts(
+        self, model: str, prompts: Sequence[TokenIds], tokens: Sequence[Sequence[int]]
+    ) -> list[list[str]]:
+        """Returns tokens as text. May be called from any thread.
+
+        Args:
+            model: name of a served model.
+            prompts: token ids.
+            tokens: per prompt, tokens that may follow it.
+
+        Returns:
+            Per prompt, what each token adds to its text; empty texts for a model without a tokenizer.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol, runtime_checkable
 
 TokenIds = tuple[int, ...]
@@ -62,6 +62,16 @@ class TokenTask:
         """Tokens of all prompts, clean and corrupted."""
         return sum(len(ids) for ids in (*self.clean, *(self.corrupted or ())))
 
+    def part(self, prompts: slice) -> TokenTask:
+        """Returns a task with some of the prompts."""
+        return replace(
+            self,
+            clean=self.clean[prompts],
+            corrupted=self.corrupted and self.corrupted[prompts],
+            answers=self.answers and self.answers[prompts],
+            wrong_answers=self.wrong_answers and self.wrong_answers[prompts],
+        )
+
     def metric_positions(self) -> list[tuple[int, int]]:
         """Returns (prompt, position) of every position where the metric is read, prompt by prompt."""
         return [
@@ -105,6 +115,15 @@ class VocabularyTokenizer(Tokenizer, Protocol):
 
     def left_out(self, text: str) -> str:
         """The characters of a text, each once, that the tokenizer drops because no token has them."""
+        ...
+
+
+@runtime_checkable
+class DecodingTokenizer(Protocol):
+    """A tokenizer that can say what tokens are as text."""
+
+    def texts_after(self, before: Sequence[int], ids: Sequence[int]) -> list[str]:
+        """What each of some tokens adds to the text of the tokens before it, such as " Tom"."""
         ...
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
+from torch import Tensor
+
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.graph import Graph
@@ -61,6 +63,19 @@ class Executor(Protocol):
     def clean_margins(self) -> tuple[float, ...] | None:
         """Returns the clean run's margin at each metric position, see `core.engine.CleanRun`; None for a task
         without answers or wrong answers.
+        """
+        ...
+
+    def unpatched_logits(self, corrupted: bool, positions: slice) -> Tensor:
+        """Returns the full model's logits at some of the metric positions, without any patch.
+
+        Args:
+            corrupted: whether of the corrupted prompts, which takes resample ablation; else of the clean
+                ones.
+            positions: which metric positions, as numbered by `TokenTask.metric_positions`.
+
+        Returns:
+            [positions, output vocabulary].
         """
         ...
 

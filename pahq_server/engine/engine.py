@@ -26,7 +26,7 @@ from pahq_server.core.engine import (
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ServerError
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.operations import Operation, in_groups
-from pahq_server.core.task import TaskSpec, TokenizedText, TokenTask
+from pahq_server.core.task import DecodingTokenizer, TaskSpec, TokenIds, TokenizedText, TokenTask
 from pahq_server.engine import devices
 from pahq_server.engine.backends import Backend, EngineState, make_backend, precisions
 from pahq_server.engine.cost import DEFAULT_SHARE, Estimator, job_bytes, slow_policy, token_bytes
@@ -41,7 +41,8 @@ from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision import products
 from pahq_server.precision.policy import POLICIES
-from pahq_server.tasks.resolve import BUILTIN_TASKS, ResolvedTask, has_text, resolve_task, tokenize
+from pahq_server.tasks.builtin import BUILTIN_TASKS
+from pahq_server.tasks.resolve import ResolvedTask, has_text, resolve_task, tokenize
 from pahq_server.tasks.texts import Limits, too_large
 from pahq_server.tasks.time_limit import TimeLimit
 
@@ -104,7 +105,7 @@ class ModelEngine:
                     name for loaded in self._served.values() for name in precisions(self._executor, loaded)
                 )
             ),
-            tasks=BUILTIN_TASKS,
+            tasks=tuple(BUILTIN_TASKS),
             hardware={
                 "torch": torch.__version__,
                 "platform": platform.platform(),
@@ -166,6 +167,7 @@ class ModelEngine:
             loaded.revision,
             baseline_depends_on_promotion,
             arch.causal,
+            arch.norm is not None,
             found.prompts,
             (*found.warnings, *slow_policy(arch, task, graph, objective.precision)),
         )
@@ -175,6 +177,14 @@ class ModelEngine:
         return self._time_limits[model].run(
             lambda out_of_time: tokenize(texts, special, prompt, tokenizer, limits, out_of_time), "texts"
         )
+
+    def token_texts(
+        self, model: str, prompts: Sequence[TokenIds], tokens: Sequence[Sequence[int]]
+    ) -> list[list[str]]:
+        tokenizer = self._find(model).tokenizer
+        if not isinstance(tokenizer, DecodingTokenizer):
+            return [[""] * len(ids) for ids in tokens]
+        return [tokenizer.texts_after(*pair) for pair in zip(prompts, tokens, strict=True)]
 
     def stop_tokenizing(self) -> None:
         """Makes all calls fail that wait for a tokenizer, which may hang. Called when the process ends."""

@@ -70,6 +70,12 @@ class LiteralExecutor:
         """Returns the margins of the clean run, see `core.engine.CleanRun`."""
         return answer_margins(self._task, self.logits(self._full))
 
+    @torch.inference_mode()
+    def unpatched_logits(self, corrupted: bool, positions: slice) -> Tensor:
+        """Returns the full model's logits at some metric positions, see `engine.backends.Executor`."""
+        assert not corrupted or self.ablation == "resample"
+        return self._unembed(self._ablated_SPTD if corrupted else self._clean_SPTD, self._full)[positions]
+
     def release(self) -> None:
         """Does nothing: the activations go with the executor."""
 

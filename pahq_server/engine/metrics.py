@@ -1,7 +1,7 @@
-"""Metrics of a circuit from its logits. Lower is always better.
+"""Metrics of a circuit from its logits, and their gradients. Lower is always better.
 
-To add a metric: define it here and in `sparse.scoring` (from differences of logits), and list it in both
-tables.
+To add a metric: define it and its gradient here, and the metric in `sparse.scoring` (from differences of
+logits), and list it in all three tables.
 
 Shape suffixes: N metric positions (prompts x positions), U vocabulary.
 """
@@ -44,13 +44,19 @@ def l2(task: TokenTask, full_NU: Tensor) -> Metric:
 
 def logit_difference(task: TokenTask, full_NU: Tensor) -> Metric:
     """-mean(logit[answer] - logit[wrong answer]) over N."""
+    positions, right, wrong = _answer_logits(task, full_NU.device)
+    return lambda logits: -(logits[..., positions, right] - logits[..., positions, wrong]).mean(-1)
+
+
+def _answer_logits(task: TokenTask, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Where logits of answers and wrong answers are: N in order, and the token ids there, int64 [N] each."""
     assert task.answers is not None
     assert task.wrong_answers is not None
     prompts = [prompt for prompt, _ in task.metric_positions()]
-    positions = torch.arange(len(prompts), device=full_NU.device)
-    right = torch.tensor(task.answers)[prompts].to(full_NU.device)
-    wrong = torch.tensor(task.wrong_answers)[prompts].to(full_NU.device)
-    return lambda logits: -(logits[..., positions, right] - logits[..., positions, wrong]).mean(-1)
+    right, wrong = (
+        torch.tensor(answers)[prompts].to(device) for answers in (task.answers, task.wrong_answers)
+    )
+    return torch.arange(len(prompts), device=device), right, wrong
 
 
 def answer_margins(task: TokenTask, logits_NU: Tensor) -> tuple[float, ...] | None:
@@ -66,10 +72,34 @@ def answer_margins(task: TokenTask, logits_NU: Tensor) -> tuple[float, ...] | No
     return tuple((logits_NU[positions, right] - logits_NU[positions, wrong]).tolist())
 
 
+def kl_gradient(task: TokenTask, full_NU: Tensor, logits_NU: Tensor) -> Tensor:
+    """The gradient of `kl_divergence`: [N, U]."""
+    return (logits_NU.softmax(-1) - full_NU.softmax(-1)) / len(logits_NU)
+
+
+def l2_gradient(task: TokenTask, full_NU: Tensor, logits_NU: Tensor) -> Tensor:
+    """The gradient of `l2`: [N, U]."""
+    return (logits_NU - full_NU) * (2 / logits_NU.numel())
+
+
+def logit_difference_gradient(task: TokenTask, full_NU: Tensor, logits_NU: Tensor) -> Tensor:
+    """The gradient of `logit_difference`, which depends on no logits: [N, U]."""
+    positions, right, wrong = _answer_logits(task, logits_NU.device)
+    gradient, share = torch.zeros_like(logits_NU), logits_NU.new_ones(len(right)) / len(right)
+    gradient.index_put_((positions, right), -share, accumulate=True)
+    return gradient.index_put_((positions, wrong), share, accumulate=True)
+
+
 METRICS: dict[str, Callable[[TokenTask, Tensor], Metric]] = {
     "kl_divergence": kl_divergence,
     "logit_difference": logit_difference,
     "l2": l2,
+}
+# Gradients with respect to the logits, from the full model's logits and those at which they are taken.
+LOGIT_GRADIENTS: dict[str, Callable[[TokenTask, Tensor, Tensor], Tensor]] = {
+    "kl_divergence": kl_gradient,
+    "logit_difference": logit_difference_gradient,
+    "l2": l2_gradient,
 }
 # Metrics that read the logits of answers and wrong answers.
 NEEDS_ANSWERS = frozenset({"logit_difference"})

@@ -17,9 +17,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pahq_server.core.engine import Outcome
-from pahq_server.core.operations import EdgeGradients, Operation, ScorePasses, in_groups
+from pahq_server.core.operations import (
+    EdgeGradients,
+    LikeliestTokens,
+    MeasureAccuracy,
+    Operation,
+    ScorePasses,
+    in_groups,
+)
 from pahq_server.engine.backends import EngineState
-from pahq_server.engine.gradients import edge_gradients
+from pahq_server.engine.gradients.scorer import edge_gradients
+from pahq_server.engine.predictions import likeliest_tokens, measure_accuracy
 
 O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class
 
@@ -58,4 +66,6 @@ def score_passes(work: Sequence[tuple[EngineState, ScorePasses]]) -> list[Outcom
 RUNNERS: Mapping[type[Operation], Runner] = {
     ScorePasses: score_passes,
     EdgeGradients: one_by_one(edge_gradients),
+    LikeliestTokens: one_by_one(likeliest_tokens),
+    MeasureAccuracy: one_by_one(measure_accuracy),
 }

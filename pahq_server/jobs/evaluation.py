@@ -1,113 +1,101 @@
-"""Evaluations: one given circuit is measured, when it is its user's turn, and nothing is stored."""
+"""Evaluations: given circuits are measured, when it is their user's turn, and nothing is stored."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice
+from typing import Any, TypeAlias
 
-from pahq_server.core.circuit import Circuit
+import numpy as np
+from numpy.typing import NDArray
+
+from pahq_server.core.circuit import BaseCircuit, Circuit, EdgeSet, PatchedPass
 from pahq_server.core.context import LOCAL_USER
 from pahq_server.core.engine import Engine, Objective, ResolvedObjective
-from pahq_server.core.errors import InvalidRequestError, OtherModelError
-from pahq_server.core.graph import Graph
+from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.jobs import warnings as request_warnings
 from pahq_server.jobs.quotas import Admission
+from pahq_server.jobs.session_calls import BASE_CIRCUITS_PER_BATCH, KNOWN_NAMES
+from pahq_server.jobs.unstored_run import UnstoredRun
 from pahq_server.methods import warnings as circuit_warnings
-from pahq_server.methods.circuits import endpoints
-from pahq_server.scheduler.run import QueuePosition
 from pahq_server.scheduler.scheduler import Scheduler
 from pahq_server.store.base import JobStore
 
+# How many circuits one evaluation measures at most.
+MOST_CIRCUITS = 1000
 
-@dataclass(frozen=True)
-class CircuitOrigin:
-    """The model that a circuit was found in, as far as a client knows it.
-
-    Args:
-        graph: the graph that the circuit is part of.
-        revision: revision of the model; empty if unknown.
-    """
-
-    graph: Graph
-    revision: str
-
-    def check(self, resolved: ResolvedObjective) -> None:
-        """Raises OtherModelError where the circuit cannot be one of this model, else InvalidRequestError.
-
-        Equal names of edges mean nothing across models: a circuit would be measured without an error and
-        without sense.
-        """
-        here = resolved.graph
-        # Where every head has keys and values of its own, both values of kv_receivers give the same graph.
-        alike = here.heads == here.kv_heads or self.graph.kv_receivers == here.kv_receivers
-        same_model = replace(self.graph, kv_receivers=here.kv_receivers) == here
-        same_model &= self.revision in ("", resolved.revision)
-        if not same_model:
-            raise OtherModelError(_model(self.graph, self.revision), _model(here, resolved.revision))
-        if not alike:
-            detail = f"the circuit was found with {self.graph.kv_receivers!r}, which names other edges"
-            raise InvalidRequestError("kv_receivers", f"{detail} than {here.kv_receivers!r}: leave it out")
+GivenCircuit: TypeAlias = EdgeSet | Sequence[str]
+"""A circuit of a client: its edges by number, or their names in any order; repetitions count once."""
 
 
 @dataclass(frozen=True)
 class CircuitMetrics:
-    """The metric of a circuit, of the full model and of the empty circuit. Lower is better."""
+    """The metric of circuits, in order, of the full model and of the empty circuit. Lower is better."""
 
-    value: float
+    values: tuple[float, ...]
     full: float
     empty: float
 
 
-class EvaluationRun:
-    """A `Run` of the scheduler that measures one circuit, the full model and the empty circuit.
+class PackedCircuit:
+    """A circuit in little memory: a thousand circuits of a large graph may wait in one evaluation."""
 
-    ``future`` resolves to the metrics. Cancelling it stops the run.
+    def __init__(self, circuit: Circuit) -> None:
+        self._graph = circuit.graph
+        bits, edges = np.packbits(circuit.kept), np.flatnonzero(circuit.kept)
+        # A request of a few bytes, such as a thousand empty circuits, is not to take a bit for every edge.
+        self._packed: NDArray[Any] = bits if bits.nbytes < edges.nbytes else edges
+
+    def unpack(self) -> Circuit:
+        """Returns the circuit."""
+        count = self._graph.num_edges
+        if self._packed.dtype == np.uint8:
+            return Circuit(self._graph, np.unpackbits(self._packed, count=count).astype(bool))
+        kept = np.zeros(count, dtype=bool)
+        kept[self._packed] = True
+        return Circuit(self._graph, kept)
+
+
+class EvaluationRun(UnstoredRun[CircuitMetrics]):
+    """Measures circuits, the full model and the empty circuit.
 
     Args:
         resolved: the objective.
-        circuit: the circuit that is measured.
+        circuits: the circuits that are measured.
         user: who asked for it.
-        tokens: number of tokens of the task's prompts, for quotas.
     """
 
-    name = ""
+    def __init__(self, resolved: ResolvedObjective, circuits: Sequence[PackedCircuit], user: str) -> None:
+        super().__init__(resolved, user)
+        self.circuits = circuits
+        self._passes = self._all_passes()
+        self._scores: list[float] = []
 
-    def __init__(self, resolved: ResolvedObjective, circuit: Circuit, user: str, tokens: int = 0) -> None:
-        self.resolved, self.circuit, self.user, self.tokens = resolved, circuit, user, tokens
-        self.begun = False
-        self.future: Future[CircuitMetrics] = Future()
-        self._metrics: CircuitMetrics | None = None
+    def _all_passes(self) -> Iterator[PatchedPass]:
+        """Yields passes for the full model, the empty circuit and the circuits, each from scratch."""
+        graph = self.resolved.graph
+        ends = (Circuit.full(graph), Circuit.empty(graph))
+        given = (packed.unpack() for packed in self.circuits)
+        return (PatchedPass(BaseCircuit(circuit)) for circuit in chain(ends, given))
 
-    def begin(self) -> Operation | None:
-        self.begun = True
-        return ScorePasses(endpoints(self.resolved.graph, self.circuit))
+    def next_operation(self) -> Operation | None:
+        """Returns an operation of one batch, since others wait for their turn meanwhile; None at the end."""
+        passes = tuple(islice(self._passes, BASE_CIRCUITS_PER_BATCH))
+        return ScorePasses(passes) if passes else None
 
-    def deliver(self, result: object) -> Operation | None:
+    def take(self, result: object) -> None:
         assert isinstance(result, list), "the scheduler has checked it"
-        self._metrics = CircuitMetrics(*result)
-        return None
+        self._scores += result
 
-    def stopped(self) -> bool:
-        return self.future.cancelled()
-
-    def end(self, error: Exception | None) -> None:
-        if not self.future.set_running_or_notify_cancel():
-            return
-        if error is not None or self._metrics is None:
-            self.future.set_exception(error or RuntimeError("the evaluation ended without a result"))
-        else:
-            self.future.set_result(self._metrics)
+    def result(self) -> CircuitMetrics:
+        full, empty, *values = self._scores
+        return CircuitMetrics(tuple(values), full, empty)
 
     def done(self) -> float:
-        return 0.0
-
-    def charge(self, seconds: float) -> None:
-        """Does nothing: the answer to an evaluation does not say what it cost."""
-
-    def queued_at(self, position: QueuePosition) -> None:
-        """Does nothing: whoever waits for an evaluation is not told its position in the queue."""
+        return len(self._scores) / (2 + len(self.circuits))
 
 
 class Evaluation:
@@ -117,17 +105,23 @@ class Evaluation:
     """
 
     def __init__(self, run: EvaluationRun) -> None:
-        self._circuit = run.circuit
+        self._circuits = run.circuits
         self.resolved, self.future = run.resolved, run.future
 
     def warnings(self) -> tuple[str, ...]:
-        """Returns what may mislead about the metrics, once ``future`` is done."""
+        """Returns what may mislead about the metrics, once ``future`` is done.
+
+        Of several circuits, only what holds for all of them: a curve measures circuits that are too small,
+        and random ones, on purpose.
+        """
         found, resolved = self.future.result(), self.resolved
         full_and_empty = circuit_warnings.Endpoints(resolved.objective.metric, found.full, found.empty)
-        return (
-            *request_warnings.of_request(resolved),
-            *circuit_warnings.of_circuit(resolved.clean_run, self._circuit, found.value, full_and_empty),
-        )
+        told = request_warnings.of_request(resolved)
+        if len(self._circuits) > 1:
+            return (*told, *circuit_warnings.of_baseline(full_and_empty, resolved.clean_run))
+        circuit = self._circuits[0].unpack()
+        (value,) = found.values
+        return (*told, *circuit_warnings.of_circuit(resolved.clean_run, circuit, value, full_and_empty))
 
 
 class EvaluationService:
@@ -147,34 +141,41 @@ class EvaluationService:
     def evaluate(
         self,
         objective: Objective,
-        edges: Sequence[str],
+        circuits: Sequence[GivenCircuit],
         user: str = LOCAL_USER,
-        origin: CircuitOrigin | None = None,
     ) -> Evaluation:
-        """Measures a circuit.
+        """Measures circuits.
 
         Args:
-            objective: how it is measured.
-            edges: names of the kept edges.
+            objective: how they are measured.
+            circuits: at least one, at most `MOST_CIRCUITS`.
             user: who asks.
-            origin: where the circuit was found, if that is known.
 
-        Raises InvalidRequestError, NotFoundError (model), OtherModelError if the circuit was found in another
+        Raises InvalidRequestError, NotFoundError (model), OtherModelError if a circuit was found in another
         model, and ResourceExhaustedError.
         """
+        if not 1 <= len(circuits) <= MOST_CIRCUITS:
+            detail = f"must be from 1 to {MOST_CIRCUITS} circuits, got {len(circuits)}"
+            raise InvalidRequestError("circuits", detail)
         resolved = self._engine.resolve(objective)
-        if origin is not None:
-            origin.check(resolved)
-        circuit = Circuit.from_names(resolved.graph, edges)
-        run = EvaluationRun(resolved, circuit, user, resolved.task.num_tokens)
-        self._admission.admit(run, self._store.usage(user))
-        run.future.add_done_callback(lambda future: self._admission.forget(run))
-        self._scheduler.submit(run)
+        run = EvaluationRun(resolved, _packed(resolved, circuits), user)
+        run.submit(self._scheduler, self._admission, self._store.usage(user))
         return Evaluation(run)
 
 
-def _model(graph: Graph, revision: str) -> str:
-    parts = [f"{graph.layers} layers", f"{graph.heads} heads", f"{graph.kv_heads} key/value heads"]
-    parts += ["attention and MLP in parallel"] if graph.parallel else []
-    parts += [] if graph.mlps else ["no MLPs"]
-    return ", ".join([*parts, f"revision {revision}" if revision else "revision unknown"])
+def _packed(resolved: ResolvedObjective, circuits: Sequence[GivenCircuit]) -> list[PackedCircuit]:
+    """Reads circuits. Raises InvalidRequestError with the path of what is wrong, or OtherModelError."""
+    graph, edge = resolved.graph, lru_cache(KNOWN_NAMES)(resolved.graph.parse_edge)
+    packed = []
+    for i, given in enumerate(circuits):
+        if isinstance(given, EdgeSet):
+            circuit = given.circuit(f"circuits[{i}].edges", graph, resolved.revision)
+        else:
+            kept = np.zeros(graph.num_edges, dtype=bool)
+            try:
+                kept[list(map(edge, given))] = True
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"circuits[{i}].names", error.detail) from None
+            circuit = Circuit(graph, kept)
+        packed.append(PackedCircuit(circuit))
+    return packed

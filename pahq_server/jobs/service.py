@@ -29,6 +29,7 @@ from pahq_server.jobs import warnings
 from pahq_server.jobs.evaluation import EvaluationService
 from pahq_server.jobs.housekeeping import Housekeeper
 from pahq_server.jobs.job import Job, JobState, StoredJournal
+from pahq_server.jobs.predictions import PredictionService
 from pahq_server.jobs.provenance import content_key, request_provenance
 from pahq_server.jobs.quotas import Admission, Quotas
 from pahq_server.jobs.resuming import Resumption
@@ -83,8 +84,8 @@ class JobPolicy:
 class JobService:
     """Jobs of one server. Methods may be called from any thread, and raise StorageError.
 
-    ``sessions`` and ``evaluations`` are the services for calls that share its worker and store nothing.
-    Finished jobs are kept in the store only.
+    ``sessions``, ``evaluations`` and ``predictions`` are the services for calls that share its worker and
+    store nothing. Finished jobs are kept in the store only.
 
     Args:
         engine: checks objectives and runs operations.
@@ -143,6 +144,7 @@ class JobService:
         )
         self.sessions = SessionService(engine, self._scheduler, window, limits)
         self.evaluations = EvaluationService(engine, self._scheduler, self._store, self._admission)
+        self.predictions = PredictionService(engine, self._scheduler, self._store, self._admission)
 
     @property
     def quotas(self) -> Quotas:

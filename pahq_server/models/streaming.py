@@ -88,7 +88,7 @@ class StreamedLayers(Sequence["LayerWeights"]):
     """The layers of `StreamedWeights`.
 
     ``layers[i]`` is a `StreamedLayer`, whose matrices are read one by one when they are asked for. Iterating
-    gives whole layers on the device, one at a time.
+    gives whole layers on the device, one at a time, as `whole` does.
     """
 
     def __init__(self, resident: ResidentWeights, store: HeadStore) -> None:
@@ -102,7 +102,11 @@ class StreamedLayers(Sequence["LayerWeights"]):
         return len(self._layers)
 
     def __iter__(self) -> Iterator[LayerWeights]:
-        return (to_device(self._checkpoint.layer(index), self._device) for index in range(len(self)))
+        return (self.whole(index) for index in range(len(self)))
+
+    def whole(self, index: int) -> LayerWeights:
+        """Reads all matrices of a layer."""
+        return to_device(self._checkpoint.layer(index), self._device)
 
     @overload
     def __getitem__(self, index: int) -> LayerWeights: ...

@@ -17,6 +17,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # The characters that stand for a space in vocabularies (SentencePiece, GPT-2).
 _SPACES = "\u2581\u0120"
+# What decoders write for bytes that are no character.
+_NO_CHARACTER = "\ufffd"
+# How many tokens before one are decoded with it: enough for what a decoder does at the beginning of a text.
+_CONTEXT = 8
 
 
 class PretrainedTokenizer:
@@ -83,6 +87,36 @@ class PretrainedTokenizer:
         except (IndexError, KeyError, OverflowError, TypeError, ValueError):
             found = None
         return found if isinstance(found, str) else f"<{token}>"
+
+    def texts_after(self, before: Sequence[int], ids: Sequence[int]) -> list[str]:
+        """Returns what each token adds to the text of the tokens ``before`` it, such as " Tom".
+
+        That is more than its own text where a tokenizer drops spaces at the beginning of texts. A token that
+        is no whole text, such as a byte of a character, is returned as the vocabulary writes it.
+        """
+        context = list(before[-_CONTEXT:])
+        start = self._decoded(context)
+        return [
+            self._added(start, self._decoded([*context, token])) or self._token_string(token) for token in ids
+        ]
+
+    def _added(self, start: str | None, whole: str | None) -> str:
+        """Returns what ``whole`` has after ``start``; empty if it does not begin so or is no whole text."""
+        if start is None or whole is None or not whole.startswith(start):
+            return ""
+        added = whole[len(start) :]
+        return "" if _NO_CHARACTER in added else added
+
+    def _decoded(self, ids: list[int]) -> str | None:
+        """Returns the text of tokens; None if they have none."""
+        try:
+            found = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+            raise
+        # A panic of the tokenizers library, which is written in Rust, is no Exception.
+        except BaseException:  # noqa: BLE001
+            return None
+        return found if isinstance(found, str) else None
 
     def left_out(self, text: str) -> str:
         """Returns the characters of a text, each once, that the tokenizer silently leaves out.

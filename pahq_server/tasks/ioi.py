@@ -9,21 +9,11 @@ tells who gets the ball.
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.task import Tokenizer, UntokenizableError
-
-T = TypeVar("T")
-
-
-def words(text: str) -> tuple[str, ...]:
-    """Splits a text into words, so that long lists can be written as texts."""
-    return tuple(text.split())
-
+from pahq_server.core.task import PromptTask, Tokenizer
+from pahq_server.tasks.generation import Example, draw_prompts, pick, pick_distinct, usable_words, words
 
 NAMES = words(
     """
@@ -74,150 +64,30 @@ class Frame:
         return self.template.format(place=self.place, thing=self.thing, **names)
 
 
-def pick(rng: random.Random, items: Sequence[T]) -> T:
-    """Draws an item. Unlike ``choice``, ``random`` gives the same numbers in all versions of Python."""
-    return items[int(rng.random() * len(items))]
-
-
-def pick_distinct(rng: random.Random, items: Sequence[T], count: int) -> list[T]:
-    """Draws ``count`` different items in random order, as reproducibly as `pick`."""
-    return sorted(items, key=lambda _: rng.random())[:count]
-
-
 _NAMES_PER_EXAMPLE = 5
 # The last word of every template.
 _BEFORE_ANSWERS = "to"
-# How often at most a prompt is drawn again if it is in the task already. Even five names give 51,840
-# different prompts.
-_MAX_REDRAWS = 20
 
 
-@dataclass(frozen=True)
-class IoiPrompts:
-    """Pairs of prompts of equal length, with their answers. Pairs may differ in length.
-
-    Args:
-        clean: sentences in which one of two names occurs twice.
-        corrupted: the same sentences with three different names.
-        answers: the indirect objects, with a leading space.
-        wrong_answers: the repeated names, with a leading space.
-    """
-
-    clean: list[str]
-    corrupted: list[str]
-    answers: list[str]
-    wrong_answers: list[str]
-
-
-@dataclass(frozen=True)
-class _Example:
-    clean: str
-    corrupted: str
-    answer: str
-    wrong_answer: str
-
-
-def generate(tokenizer: Tokenizer, num_prompts: int, seed: int, names: Sequence[str] = NAMES) -> IoiPrompts:
-    """Draws prompts: the same ones for the same arguments, with any version of Python.
+def generate(tokenizer: Tokenizer, num_prompts: int, seed: int, names: Sequence[str] = NAMES) -> PromptTask:
+    """Draws prompts; the answer is the indirect object, the wrong answer the subject.
 
     Args:
         tokenizer: of the served model. Only names that are a single token are used.
-        num_prompts: how many pairs, at least 1. All are different, unless nearly all possible ones are asked
-            for.
-        seed: of the random numbers.
+        num_prompts, seed: as in `generation.draw_prompts`.
         names: to draw from.
 
     Raises:
-        InvalidRequestError: if num_prompts is below 1, or the task does not work with the tokenizer.
+        InvalidRequestError: if the task does not work with the tokenizer.
     """
-    if num_prompts < 1:
-        raise InvalidRequestError("task", f"ioi needs at least 1 prompt, not {num_prompts}")
-    usable = _usable_names(tokenizer, names)
-    if len(usable) < _NAMES_PER_EXAMPLE:
-        detail = f"ioi needs {_NAMES_PER_EXAMPLE} names that are single tokens with a leading space; "
-        raise InvalidRequestError("task", f"{detail}the model's tokenizer has {len(usable)}: {usable}")
-    examples = _draw_distinct(random.Random(seed), usable, num_prompts)
-    for example in examples:
-        _check_equal_length(tokenizer, example)
-    return IoiPrompts(
-        clean=[e.clean for e in examples],
-        corrupted=[e.corrupted for e in examples],
-        answers=[f" {e.answer}" for e in examples],
-        wrong_answers=[f" {e.wrong_answer}" for e in examples],
-    )
+    usable = usable_words("ioi", "names", tokenizer, names, _NAMES_PER_EXAMPLE, _BEFORE_ANSWERS)
+    return draw_prompts("ioi", tokenizer, lambda rng: _draw(rng, usable), num_prompts, seed)
 
 
-def _usable_names(tokenizer: Tokenizer, names: Sequence[str]) -> list[str]:
-    """Returns the names that are single tokens: by themselves, or else in a sentence.
-
-    Tokenizers that put a space before every text split " Tom" by itself, but not in a sentence.
-    """
-    alone = single_token_names(tokenizer, names)
-    if len(alone) >= _NAMES_PER_EXAMPLE:
-        return alone
-    return max(alone, single_token_names(tokenizer, names, after=_BEFORE_ANSWERS), key=len)
-
-
-def single_token_names(tokenizer: Tokenizer, names: Sequence[str], after: str = "") -> list[str]:
-    """Returns the names that, with the space before them, are one token that stands for nothing else.
-
-    Args:
-        tokenizer: of the model.
-        names: to choose from.
-        after: a text before the name, whose own tokens do not count.
-    """
-    ids = {name: _following(tokenizer, after, f" {name}") for name in names}
-    # Word-level tokenizers map all unknown words to one token. A nonsense word tells which.
-    unknown = _following(tokenizer, after, " Qxzvkj")
-    # Tokenizers that leave out unknown characters give several names the same tokens.
-    shared = {tokens for tokens, count in Counter(ids.values()).items() if count > 1}
-    return [
-        name
-        for name, tokens in ids.items()
-        if len(tokens) == 1 and tokens != unknown and tokens not in shared
-    ]
-
-
-def _following(tokenizer: Tokenizer, before: str, text: str) -> tuple[int, ...]:
-    """Returns the tokens of a text after those of the text before it; empty if tokens merge at the border."""
-    try:
-        start = tokenizer.encode_plain(before) if before else []
-        both = tokenizer.encode_plain(before + text)
-    except UntokenizableError:
-        return ()
-    return tuple(both[len(start) :]) if both[: len(start)] == start else ()
-
-
-def _draw_distinct(rng: random.Random, names: Sequence[str], count: int) -> list[_Example]:
-    """Draws examples, with as few repetitions as `_MAX_REDRAWS` allows."""
-    examples: list[_Example] = []
-    seen: set[str] = set()
-    for _ in range(count):
-        example = _draw(rng, names)
-        redraws = 0
-        while example.clean in seen and redraws < _MAX_REDRAWS:
-            example, redraws = _draw(rng, names), redraws + 1
-        seen.add(example.clean)
-        examples.append(example)
-    return examples
-
-
-def _draw(rng: random.Random, names: Sequence[str]) -> _Example:
+def _draw(rng: random.Random, names: Sequence[str]) -> Example:
     frame = Frame.draw(rng)
     first, second, *unrelated = pick_distinct(rng, names, _NAMES_PER_EXAMPLE)
     # Either of the two names may be the indirect object, so that its position does not tell which one it is.
     indirect_object, subject = pick(rng, [(first, second), (second, first)])
     clean = frame.fill(first, second, subject)
-    return _Example(clean, frame.fill(*unrelated), indirect_object, subject)
-
-
-def _check_equal_length(tokenizer: Tokenizer, example: _Example) -> None:
-    """Raises InvalidRequestError unless both prompts of an example have equally many tokens."""
-    try:
-        clean, corrupted = len(tokenizer.encode(example.clean)), len(tokenizer.encode(example.corrupted))
-    except UntokenizableError as error:
-        detail = f"{example.clean!r} or {example.corrupted!r} cannot be tokenized: {error}"
-        raise InvalidRequestError("task", f"ioi does not fit the model's tokenizer: {detail}") from None
-    if clean != corrupted:
-        detail = f"{example.clean!r} has {clean} tokens, {example.corrupted!r} has {corrupted}"
-        raise InvalidRequestError("task", f"ioi does not fit the model's tokenizer: {detail}")
+    return Example(clean, frame.fill(*unrelated), f" {indirect_object}", f" {subject}")

@@ -19,11 +19,10 @@ from pahq_server.core.task import (
     Tokenizer,
     TokenTask,
 )
-from pahq_server.tasks import ioi
 from pahq_server.tasks.answers import AnswerReader, first_difference
+from pahq_server.tasks.builtin import BUILTIN_TASKS
 from pahq_server.tasks.texts import Limits, TaskTexts, never, quoted
 
-BUILTIN_TASKS = ("ioi",)
 # Most prompts that a built-in task generates.
 MAX_GENERATED = 10_000
 # Limits of one call of `tokenize`, so that its response fits into one message.
@@ -163,12 +162,11 @@ def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None, texts: TaskTexts) 
         )
     if tokenizer is None:
         raise InvalidRequestError("task", f"{spec.name!r} is text, but the model has no tokenizer")
+    if spec.num_prompts < 1:
+        raise InvalidRequestError("task", f"{spec.name} needs at least 1 prompt, not {spec.num_prompts}")
     if spec.num_prompts > MAX_GENERATED:
         raise InvalidRequestError("task.num_prompts", f"{spec.num_prompts} is more than {MAX_GENERATED}")
-    prompts = ioi.generate(texts, spec.num_prompts, spec.seed)
-    return PromptTask(
-        tuple(prompts.clean), tuple(prompts.corrupted), tuple(prompts.answers), tuple(prompts.wrong_answers)
-    )
+    return BUILTIN_TASKS[spec.name](texts, spec.num_prompts, spec.seed)
 
 
 def _prompts(field: str, prompts: Sequence[Prompt], texts: TaskTexts) -> tuple[TokenIds, ...]:

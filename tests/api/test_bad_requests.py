@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, extension, objective, refused, spec
+from helpers.api_server import RunningServer, evaluation, extension, objective, refused, spec
 from helpers.fake_engine import FakeEngine
 from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2, patching_pb2, task_pb2
@@ -55,7 +55,8 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
     "unknown parameter": (
         lambda s: s.create(extension("acdc", treshold=1.0)),
         "extension.parameters.treshold",
-        "is no parameter of method 'acdc', which has ['edges', 'faithfulness', 'grouping', 'threshold', 'within']",
+        "is no parameter of method 'acdc', which has ['edges', 'faithfulness', 'grouping', 'threshold', "
+        "'within']",
     ),
     "list as a parameter": (
         lambda s: s.create(extension("acdc", threshold=[1.0])),
@@ -75,14 +76,12 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
         "has neither text nor token ids",
     ),
     "edge": (
-        lambda s: s.patching.EvaluateCircuit(
-            patching_pb2.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits", "m7->logits"])
-        ),
-        "edges",
+        lambda s: s.patching.EvaluateCircuits(evaluation([], ["m1->logits", "m7->logits"])),
+        "circuits[1].names",
         "the graph has no sender 'm7'",
     ),
     "evaluation without a task": (
-        lambda s: s.patching.EvaluateCircuit(patching_pb2.EvaluateCircuitRequest()),
+        lambda s: s.patching.EvaluateCircuits(patching_pb2.EvaluateCircuitsRequest()),
         "task",
         "is missing",
     ),
@@ -128,9 +127,7 @@ NOT_THERE: dict[str, Ask] = {
     "GetArtifact": lambda s: s.artifact(NOBODY),
     "GetModel": lambda s: s.models.GetModel(model_pb2.GetModelRequest(name=NOBODY)),
     "CreateJob": lambda s: s.create(spec(model=NOBODY)),
-    "EvaluateCircuit": lambda s: s.patching.EvaluateCircuit(
-        patching_pb2.EvaluateCircuitRequest(objective=objective(model="/models/gpt2"))
-    ),
+    "EvaluateCircuits": lambda s: s.patching.EvaluateCircuits(evaluation([], model="/models/gpt2")),
 }
 
 
@@ -138,7 +135,7 @@ NOT_THERE: dict[str, Ask] = {
 def test_what_is_not_there(name: str, server: RunningServer) -> None:
     with refused() as refusal:
         NOT_THERE[name](server)
-    asked = "/models/gpt2" if name == "EvaluateCircuit" else NOBODY
+    asked = "/models/gpt2" if name == "EvaluateCircuits" else NOBODY
     assert (refusal.code, refusal.info.reason) == (Code.NOT_FOUND, "NOT_FOUND")
     assert asked in refusal.message
     assert asked in refusal.info.metadata["name"]
@@ -202,9 +199,7 @@ def test_a_full_queue_says_when_to_come_back(engine: FakeEngine) -> None:
 def test_a_deadline_that_passes_leaves_nothing_behind(engine: FakeEngine, server: RunningServer) -> None:
     engine.hold()
     with refused() as refusal:
-        server.patching.EvaluateCircuit(
-            patching_pb2.EvaluateCircuitRequest(objective=objective()), timeout=0.2
-        )
+        server.patching.EvaluateCircuits(evaluation([]), timeout=0.2)
     assert refusal.code is Code.DEADLINE_EXCEEDED
     engine.release()
     server.finish(spec())

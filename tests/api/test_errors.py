@@ -6,9 +6,8 @@ import inspect
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, objective, refused, spec
+from helpers.api_server import RunningServer, evaluation, refused, spec
 from helpers.fake_engine import FakeEngine
-from pahq.v1 import patching_pb2
 
 from pahq_server.api.errors import STATUS, VersionMismatchError, to_status
 from pahq_server.core import errors
@@ -131,7 +130,7 @@ def test_an_evaluation_that_fails_while_it_runs(
 ) -> None:
     setattr(engine.failures["bad"], place, errors.NonFiniteMetricError("the metric is nan"))
     with refused() as refusal:
-        server.patching.EvaluateCircuit(patching_pb2.EvaluateCircuitRequest(objective=objective(model="bad")))
+        server.patching.EvaluateCircuits(evaluation([], model="bad"))
     assert (refusal.code, refusal.info.reason) == (Code.FAILED_PRECONDITION, "NON_FINITE_METRIC")
     assert refusal.message == "the metric is nan"
     server.assert_alive()
@@ -141,7 +140,7 @@ def test_an_evaluation_that_fails_while_it_runs(
 def test_an_evaluation_without_memory(place: str, engine: FakeEngine, server: RunningServer) -> None:
     setattr(engine.failures["bad"], place, MemoryError())
     with refused() as refusal:
-        server.patching.EvaluateCircuit(patching_pb2.EvaluateCircuitRequest(objective=objective(model="bad")))
+        server.patching.EvaluateCircuits(evaluation([], model="bad"))
     assert (refusal.code, refusal.message) == (Code.RESOURCE_EXHAUSTED, "not enough memory")
     assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() == 10_000
     server.assert_alive()

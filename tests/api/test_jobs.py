@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers.api_server import RunningServer, objective, refused, spec, token_ids
+from helpers.api_server import RunningServer, evaluation, objective, refused, spec, token_ids
 from helpers.fake_engine import GRAPH, FakeEngine
 from helpers.scores import SetScore, answer
 from pahq.v1 import jobs_pb2 as pb
@@ -280,8 +280,8 @@ def test_every_answer_carries_its_warnings(server: RunningServer, engine: FakeEn
     found = list(server.artifact(created.name).header.warnings)
     assert found[0] == "Look at the tokens."
     assert any("No edge is kept" in text for text in found)
-    asked = patching_pb2.EvaluateCircuitRequest(objective=objective(), edges=["m1->logits"])
-    evaluated = server.patching.EvaluateCircuit(asked).warnings
+    asked = evaluation(["m1->logits"])
+    evaluated = server.patching.EvaluateCircuits(asked).warnings
     assert evaluated[0] == "Look at the tokens."
     assert any("not on a path" in text for text in evaluated)
     opened = server.patching.OpenSession(patching_pb2.OpenSessionRequest(objective=objective())).session

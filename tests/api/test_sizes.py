@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, extension, objective, refused, spec
-from pahq.v1 import patching_pb2, server_pb2, task_pb2
+from helpers.api_server import RunningServer, evaluation, extension, refused, spec
+from pahq.v1 import server_pb2, task_pb2
 
 Code = grpc.StatusCode
 
@@ -38,10 +38,8 @@ def test_a_strange_name_is_refused_like_any_other(name: str, server: RunningServ
     assert refusal.message.endswith("not found; served models: toy")
     with refused() as refusal:
         edges = [f"{name}->logits"]
-        server.patching.EvaluateCircuit(
-            patching_pb2.EvaluateCircuitRequest(objective=objective(), edges=edges)
-        )
-    assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "edges")
+        server.patching.EvaluateCircuits(evaluation(edges))
+    assert (refusal.code, refusal.violation[0]) == (Code.INVALID_ARGUMENT, "circuits[0].names")
     with refused() as refusal:
         server.create(extension("acdc", **{name: 1.0}))
     assert (refusal.code, refusal.info.reason) == (Code.INVALID_ARGUMENT, "INVALID_REQUEST")

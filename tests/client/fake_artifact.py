@@ -70,6 +70,19 @@ class FakeArtifact:
         del self.layout["metric"]["value"]
         self.arrays = {"scores": np.arange(GRAPH.num_edges, dtype=np.float64)}
 
+    def make_single_edge(self) -> None:
+        """A circuit with a verdict on every edge, whose score is its index."""
+        count = GRAPH.num_edges
+        index = np.arange(count, dtype=np.int64)[::-1].copy()
+        self.arrays = {
+            "kept": index[::-1] >= 5,
+            "verdict_gate": np.zeros(count, dtype=bool),
+            "verdict_index": index,
+            "verdict_score": index + 0.5,
+            "verdict_delta": index.astype(np.float64),
+            "verdict_kept": index >= 5,
+        }
+
     def bytes(self) -> bytes:
         if self.data is not None:
             return self.data

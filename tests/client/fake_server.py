@@ -15,10 +15,22 @@ from pahq.v1.model_pb2_grpc import ModelServiceServicer, add_ModelServiceService
 from pahq.v1.patching_pb2_grpc import PatchingServiceServicer, add_PatchingServiceServicer_to_server
 from pahq.v1.server_pb2_grpc import ServerServiceServicer, add_ServerServiceServicer_to_server
 
+from pahq_client import Graph
+
 from .fake_jobs import FakeJobs
 from .faults import Code, Fault
 
-__all__ = ["Code", "FakeServer", "Fault"]
+__all__ = ["Code", "FakeServer", "Fault", "edges_of"]
+
+
+def edges_of(message: circuit_pb2.EdgeSet) -> set[str]:
+    """The names of edges that are sent by number."""
+    sizes = {field.name: getattr(message.graph, field.name) for field in message.graph.DESCRIPTOR.fields}
+    names = list(Graph(**sizes).edge_names())
+    bits = [byte >> place & 1 for byte in message.bits for place in range(8)]
+    assert len(message.bits) == (len(names) + 7) // 8
+    assert not any(bits[len(names) :])
+    return {name for name, bit in zip(names, bits, strict=False) if bit}
 
 
 class _Answering:
@@ -57,8 +69,9 @@ class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, Server
         )
         self.base = 11  # edges of the session's base circuit
         self.unanswered = 0  # circuits per call
+        self.measured = ""  # the metric of evaluations, if not that which was asked for
         self.texts_left_out = 0  # of those to tokenize
-        self.hold = "EvaluateCircuit"  # the method whose calls wait ...
+        self.hold = "EvaluateCircuits"  # the method whose calls wait ...
         self.held = threading.Event()  # ... until this is set, as it is unless a test takes another one
         self.held.set()
         self.holding = threading.Event()  # a call waits
@@ -134,10 +147,18 @@ class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, Server
         self._enter("CloseSession", request, context)
         return patching_pb2.CloseSessionResponse()
 
-    def EvaluateCircuit(self, request: Any, context: Any) -> Any:
-        self._enter("EvaluateCircuit", request, context)
-        metric = circuit_pb2.Metric(name=request.objective.metric, value=1.0, full=0.0, empty=4.0)
-        return patching_pb2.EvaluateCircuitResponse(metric=metric, num_edges_total=7, warnings=self.warnings)
+    def EvaluateCircuits(self, request: Any, context: Any) -> Any:
+        """The first circuit measures 1, the second 2, and so on."""
+        self._enter("EvaluateCircuits", request, context)
+        values = [1.0 + number for number in range(len(request.circuits))][self.unanswered :]
+        return patching_pb2.EvaluateCircuitsResponse(
+            metric=self.measured or request.objective.metric,
+            values=values,
+            full=0.0,
+            empty=4.0,
+            num_edges_total=7,
+            warnings=self.warnings,
+        )
 
     def ListModels(self, request: Any, context: Any) -> Any:
         self._enter("ListModels", request, context)
@@ -148,6 +169,25 @@ class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, Server
         self._enter("TokenizeTexts", request, context)
         return model_pb2.TokenizeTextsResponse(
             texts=[self._tokenized(text, request) for text in request.texts[self.texts_left_out :]]
+        )
+
+    def PredictTokens(self, request: Any, context: Any) -> Any:
+        """Token 0 with half of the probability, token 1 with a quarter, and so on."""
+        self._enter("PredictTokens", request, context)
+        tokens = [
+            model_pb2.PredictedToken(id=i, text=f" {chr(97 + i)}", probability=0.5 ** (i + 1), logit=-i)
+            for i in range(request.top)
+        ]
+        predictions = [model_pb2.Prediction(tokens=tokens)] * len(request.prompts)
+        return model_pb2.PredictTokensResponse(predictions=predictions, warnings=self.warnings)
+
+    def CheckTask(self, request: Any, context: Any) -> Any:
+        self._enter("CheckTask", request, context)
+        return model_pb2.CheckTaskResponse(
+            clean=model_pb2.TaskAccuracy(above_wrong=0.95, likeliest=0.5, logit_difference=3.0),
+            corrupted=model_pb2.TaskAccuracy(above_wrong=0.5, likeliest=0.25, logit_difference=-0.125),
+            num_prompts=16,
+            warnings=self.warnings,
         )
 
     def _tokenized(self, text: str, request: Any) -> model_pb2.TokenizedText:

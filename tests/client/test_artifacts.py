@@ -129,23 +129,25 @@ def test_the_command_prints_scores(
     told = json.loads(capsys.readouterr().out)
     assert told["scores"] == {name: float(index) for index, name in enumerate(NAMES)}
     assert (told["method"], told["metric"], told["graph"]["layers"]) == ("eap", "kl_divergence", 2)
-    for option in ("--out", "--dot"):  # found out before the work
-        server.calls.clear()
-        assert main([*command, option, str(tmp_path / "c")]) == 2
-        assert f"{option}: is for circuits" in capsys.readouterr().err
-        assert server.calls == []
+    assert main([*command, "--out", str(tmp_path / "s")]) == 0
+    saved = EdgeScores.load(tmp_path / "s")
+    assert saved.scores.tolist() == [*range(82)]
+    server.calls.clear()
+    assert main([*command, "--dot", str(tmp_path / "c")]) == 2  # found out before the work
+    assert "--dot: is for circuits" in capsys.readouterr().err
+    assert server.calls == []
 
 
 # Methods and their parameters.
 
 
 def test_parameters_of_methods(client: Any, server: FakeServer) -> None:
-    client.submit("m", "ioi", 0.5, gates=False)
+    client.submit("m", "ioi", 0.5, grouping="none")
     client.submit("m", "ioi", method="single_edge")
     client.submit("m", "ioi", method="single_edge", threshold=2)
     client.submit("m", "ioi", 3, method="mine", parameters={"a": 1.5, "b": ["x", None, {"c": True}]})
     acdc, unlimited, limited, mine = (request.spec for request in server.called("CreateJob"))
-    assert (acdc.acdc.threshold, acdc.acdc.gates) == (0.5, False)
+    assert (acdc.acdc.threshold, acdc.acdc.grouping) == (0.5, "none")
     assert unlimited.WhichOneof("method") == "single_edge"
     assert not unlimited.single_edge.HasField("threshold")
     assert limited.single_edge.threshold == 2

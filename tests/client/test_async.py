@@ -142,7 +142,7 @@ def test_a_timeout_around_discover_cancels_its_job(server: FakeServer) -> None:
 
 
 def test_one_of_many_that_fails_leaves_the_others_alone(server: FakeServer) -> None:
-    server.faults["EvaluateCircuit"] = [Fault(Code.NOT_FOUND, "no model", "NOT_FOUND", {"name": "x"})]
+    server.faults["EvaluateCircuits"] = [Fault(Code.NOT_FOUND, "no model", "NOT_FOUND", {"name": "x"})]
 
     async def body(client: AsyncClient) -> list[Any]:
         calls = (client.evaluate("demo", "ioi", []) for _ in range(20))

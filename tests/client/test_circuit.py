@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import operator
 import re
+from pathlib import Path
 
+import networkx
 import pytest
 
 from pahq_client import (
     Circuit,
+    CircuitMetric,
     Edge,
+    InvalidCircuitFile,
     InvalidRequest,
+    OtherModel,
     compare,
 )
 
@@ -98,3 +106,146 @@ def test_compare(circuit: Circuit) -> None:
     assert compare(circuit, empty).jaccard == 0.0
     with pytest.raises(InvalidRequest, match="different graphs"):
         compare(circuit, dataclasses.replace(circuit, graph=dataclasses.replace(circuit.graph, layers=3)))
+
+
+def test_a_circuit_is_a_collection_of_its_edges(circuit: Circuit) -> None:
+    assert len(circuit) == 4
+    assert list(circuit) == list(circuit.edges)
+    assert "a0.h1->a1.h2<q>" in circuit
+    assert Edge("a0.h1", "a1.h2<q>", 99.0) in circuit  # whatever its score is
+    assert "a0.h1->a1.h2<k>" not in circuit
+    for wrong in ("a0.h1", "", 3, None):
+        with pytest.raises(InvalidRequest, match="edge: "):
+            _ = wrong in circuit
+    empty = dataclasses.replace(circuit, edges=())
+    assert len(empty) == 0
+    assert empty  # there is a circuit
+    assert empty.nodes == ()
+
+
+def test_nodes_are_in_the_order_of_computation(circuit: Circuit) -> None:
+    assert circuit.nodes == ("input", "a0.h1", "m0", "a1.h2", "a1.h3", "m1", "logits")
+    assert circuit.model == "tinytalk"
+    assert dataclasses.replace(circuit, provenance={"run": {"model": 3}}).model == ""
+    totals = {total.node: total for total in circuit.by_node()}
+    assert next(iter(totals)) == "m1"
+    assert totals["a0.h1"].outgoing == pytest.approx(0.1 + 1 / 3)
+    assert totals["a1.h3"].incoming == pytest.approx(1 / 3)
+    assert (totals["a1.h2"].incoming, totals["a1.h2"].num_incoming) == (pytest.approx(0.1 + 1 / 3), 2)
+    assert (totals["m0"].total, totals["m0"].num_incoming, totals["m0"].num_outgoing) == (0.0, 1, 0)
+    with pytest.raises(InvalidRequest, match="no edge m1->m0"):
+        dataclasses.replace(circuit, edges=(Edge("m1", "m0"),)).by_node()
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "target"),
+    [
+        ("a0.h1->a12.h3<q>", ("head", 0, 1), ("q", 12, 3, None)),
+        ("input->a2.g1<v>", ("input", None, None), ("v", 2, None, 1)),
+        ("m3->m10", ("mlp", 3, None), ("mlp", 10, None, None)),
+        ("a0.h7->logits", ("head", 0, 7), ("logits", None, None, None)),
+    ],
+)
+def test_edges_tell_their_places(name: str, source: tuple[object, ...], target: tuple[object, ...]) -> None:
+    edge = Edge.parse(name)
+    assert (edge.source_kind, edge.source_layer, edge.source_head) == source
+    assert (edge.kind, edge.layer, edge.head, edge.group) == target
+
+
+def test_operations_on_sets(circuit: Circuit) -> None:
+    other = dataclasses.replace(
+        circuit,
+        edges=(Edge("input", "logits", 2.0), Edge("m1", "logits", 9.0), Edge("input", "m0", 4.0)),
+        metric=dataclasses.replace(circuit.metric, empty=2.75),
+    )
+    first, second = set(map(str, circuit)), set(map(str, other))
+    for result, expected in (
+        (circuit & other, first & second),
+        (circuit | other, first | second),
+        (circuit - other, first - second),
+        (other - circuit, second - first),
+        (circuit ^ other, first ^ second),
+    ):
+        assert {str(edge) for edge in result} == expected
+        assert len(result) == len(expected)
+        assert not result.is_measured
+        assert (result.verdicts, result.gates_kept, result.num_evaluations) == ((), (), 0)
+        assert (result.metric.full, result.metric.name) != (0.0, "")
+        assert result.num_edges_total == circuit.num_edges_total
+    assert [edge.score for edge in circuit & other] == [0.75, None]  # those of the first
+    assert [edge.score for edge in other & circuit] == [9.0, 4.0]
+    assert [str(edge) for edge in other | circuit][:3] == [str(edge) for edge in other]
+    both = circuit & circuit
+    assert (both.metric.name, both.metric.full, both.metric.empty) == ("kl_divergence", 0.0, 2.5)
+    assert both.model == "tinytalk"
+    assert both.parameters == circuit.parameters
+    with pytest.raises(TypeError):
+        _ = circuit & {"m1->logits"}  # type: ignore[operator]
+
+
+def test_operations_keep_to_one_graph_and_model(circuit: Circuit) -> None:
+    deeper = dataclasses.replace(circuit, graph=dataclasses.replace(circuit.graph, layers=3))
+    one, two = (
+        dataclasses.replace(circuit, provenance={"request": {"model_revision": revision}})
+        for revision in "ab"
+    )
+    for combine in (operator.and_, operator.or_, operator.sub, operator.xor):
+        with pytest.raises(InvalidRequest, match="different graphs"):
+            combine(circuit, deeper)
+        with pytest.raises(OtherModel, match="revisions a and b"):
+            combine(one, two)
+        assert combine(circuit, one).model_revision == "a"
+    with pytest.raises(OtherModel, match="allow_other_model=True"):
+        compare(one, two)
+    assert compare(one, two, allow_other_model=True).jaccard == 1.0
+    assert compare(one, circuit).jaccard == 1.0
+
+
+def test_a_circuit_that_was_not_measured(circuit: Circuit, tmp_path: Path) -> None:
+    metric = CircuitMetric("l2", math.nan, 0.0, math.nan)
+    unmeasured = dataclasses.replace(circuit, metric=metric, num_evaluations=0, verdicts=())
+    unmeasured.save(tmp_path / "c.json")
+    content = json.loads((tmp_path / "c.json").read_text("utf-8"))
+    assert content["metric"] == {"name": "l2", "value": None, "full": 0.0, "empty": None}
+    again = Circuit.load(tmp_path / "c.json")
+    assert again == unmeasured
+    assert not again.is_measured
+    assert math.isnan(again.metric.empty)
+    assert again.faithfulness is None
+    assert "l2 not measured" in repr(again)
+    assert "not measured" in again._repr_html_()
+    nameless = dataclasses.replace(circuit, metric=CircuitMetric("", math.nan, math.nan, math.nan))
+    assert ", not measured, " in repr(nameless)
+    # What was measured has all three values.
+    content["metric"]["value"] = 0.5
+    (tmp_path / "c.json").write_text(json.dumps(content), "utf-8")
+    with pytest.raises(InvalidCircuitFile, match="'empty' of metric"):
+        Circuit.load(tmp_path / "c.json")
+    # A search measures what it has found.
+    for part in ("value", "empty"):
+        broken = dataclasses.replace(circuit, metric=dataclasses.replace(circuit.metric, **{part: math.nan}))
+        with pytest.raises(InvalidCircuitFile, match="cannot be written"):
+            broken.save(tmp_path / "c.json")
+
+
+def test_nodes_have_attributes_in_networkx(circuit: Circuit) -> None:
+    nodes = circuit.to_networkx().nodes
+    assert nodes["a1.h3"] == {"kind": "head", "layer": 1, "head": 3, "score": 1 / 3}
+    assert nodes["m1"] == {"kind": "mlp", "layer": 1, "score": 0.75}
+    assert nodes["input"] == {"kind": "input", "score": 0.0}
+    assert nodes["logits"] == {"kind": "logits", "score": 0.75}
+
+
+def test_graphml_is_read_back_by_networkx(circuit: Circuit, tmp_path: Path) -> None:
+    text = circuit.to_graphml()
+    assert text == circuit.to_graphml()
+    again = networkx.parse_graphml(text, force_multigraph=True)
+    graph = circuit.to_networkx()
+    assert dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
+    arrows = {(a, b, data["receiver"]): data for a, b, data in again.edges(data=True)}
+    assert {key: {k: v for k, v in data.items() if k != "id"} for key, data in arrows.items()} == {
+        key: graph.edges[key] for key in graph.edges(keys=True)
+    }
+    ids = re.findall(r'<edge [^>]*id="([^"]*)"', text)
+    assert len(set(ids)) == len(ids) == graph.number_of_edges()
+    assert "a0.h1-&gt;a1.h3&lt;v&gt;" in ids

@@ -26,7 +26,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_discover(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = ["--out", str(tmp_path / "c.json"), "--dot", str(tmp_path / "c.dot")]
-    options = ["--no-gates", "--num-prompts", "3", "--seed", "5", "--kv-receivers", "query"]
+    options = ["--grouping", "none", "--num-prompts", "3", "--seed", "5", "--kv-receivers", "query"]
     assert main([*DISCOVER, "--server", server.address, *files, *options]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[0].startswith(
@@ -39,7 +39,7 @@ def test_discover(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixt
     assert len(Circuit.load(tmp_path / "c.json").edges) == 2
     assert (tmp_path / "c.dot").read_text().startswith("digraph")
     spec = server.called("CreateJob")[0].spec
-    assert (spec.acdc.gates, spec.acdc.threshold, spec.objective.kv_receivers) == (False, 0.1, "query")
+    assert (spec.acdc.grouping, spec.acdc.threshold, spec.objective.kv_receivers) == ("none", 0.1, "query")
     assert (spec.objective.task.builtin.num_prompts, spec.objective.task.builtin.seed) == (3, 5)
 
 
@@ -194,7 +194,7 @@ def test_models_info_and_evaluate(
     assert main([*evaluate, "--json", "--metric", "l2"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert (values["metric"], values["faithfulness"]) == ("l2", 0.75)
-    assert server.called("EvaluateCircuit")[0].objective.ablation == "mean"
+    assert server.called("EvaluateCircuits")[0].objective.ablation == "mean"
     assert main(evaluate) == 0
     assert "faithfulness: 0.75" in capsys.readouterr().out
 

@@ -14,7 +14,7 @@ from pahq_client.cli import main
 from .fake_jobs import STARTED
 from .fake_server import FakeServer
 
-DISCOVER = ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--no-gates"]
+DISCOVER = ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--grouping", "none"]
 NAME = "users/me/jobs/0"
 COLUMNS = ("task", "method", "threshold", "edges", "kept", "metric", "faithfulness", "created", "state")
 
@@ -36,7 +36,7 @@ def job(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_detach(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (request,) = server.called("CreateJob")
-    assert (request.spec.acdc.threshold, request.spec.acdc.gates) == (0.1, False)
+    assert (request.spec.acdc.threshold, request.spec.acdc.grouping) == (0.1, "none")
     assert not server.called("WatchJob")
     assert not server.called("CancelJob")
     assert main([*DISCOVER, "--detach", "--json"]) == 0
@@ -52,7 +52,7 @@ def test_estimate(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> Non
     assert json.loads(capsys.readouterr().out) == expected
     (request,) = server.called("CreateJob")
     assert request.validate_only
-    assert (request.spec.acdc.threshold, request.spec.acdc.gates) == (0.1, False)
+    assert (request.spec.acdc.threshold, request.spec.acdc.grouping) == (0.1, "none")
     assert main([*DISCOVER, "--estimate"]) == 0
     assert "most_seconds: 90" in capsys.readouterr().out
 

@@ -71,7 +71,13 @@ def test_one_to_one() -> None:
     pairs = {(type(error), mirrored) for error, mirrored in SAMPLES}
     assert len(pairs) == len({theirs for theirs, _ in pairs}) == len({ours for _, ours in pairs})
     # What no answer of a server means: no answer, or an accident.
-    local = {errors.InvalidCircuitFile, errors.NoEmbeddedServer, errors.DeadlineExceeded, errors.JobCancelled}
+    local = {
+        errors.InvalidCircuitFile,
+        errors.InvalidScoresFile,
+        errors.NoEmbeddedServer,
+        errors.DeadlineExceeded,
+        errors.JobCancelled,
+    }
     known = {kind for kind in _kinds(errors.PahqError) if kind.__module__ == errors.__name__}
     assert known - {ours for _, ours in pairs} == local | {
         errors.PahqError,

@@ -36,7 +36,8 @@ from pahq_client import (
     compare,
     discover,
 )
-from pahq_client._requests import EvaluationRequest, JobRequest, SessionRequest, edge_set
+from pahq_client._job_options import JobRequest
+from pahq_client._requests import EvaluationRequest, SessionRequest, edge_set
 from pahq_client.cli import main
 from pahq_client.embedded import EmbeddedServer
 from pahq_client.formatting import clock_time, local_time, one_line, printable
@@ -59,7 +60,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ("call", "name", "words"),
     [
         (lambda c: c.submit("m", "ioi", treshold=3), "treshold", "did you mean threshold?"),
-        (lambda c: c.discover("m", "ioi", 0.1, gate=False), "gate", "did you mean gates?"),
+        (lambda c: c.discover("m", "ioi", 0.1, groping="none"), "groping", "did you mean grouping?"),
         (lambda c: c.estimate("m", "ioi", ablations="zero"), "ablations", "did you mean ablation?"),
         (lambda c: c.evaluate("m", "ioi", [], metrics="l2"), "metrics", "did you mean metric?"),
         (lambda c: c.session("m", "ioi", kv_receiver="query"), "kv_receiver", "did you mean kv_receivers?"),
@@ -118,7 +119,10 @@ def test_the_short_form_has_the_same_arguments() -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [Client.submit, Client.estimate, Client.discover, Client.session, Client.evaluate, pahq_client.discover],
+    [
+        *(Client.submit, Client.estimate, Client.discover, Client.session, Client.evaluate),
+        *(Client.evaluate_many, Client.attribute, Client.curve, pahq_client.discover),
+    ],
 )
 def test_every_argument_is_described(function: Any) -> None:
     described = re.findall(r"^ {4,12}(\w+): ", inspect.getdoc(function) or "", re.MULTILINE)
@@ -128,16 +132,16 @@ def test_every_argument_is_described(function: Any) -> None:
 def test_each_argument_reaches_the_request(client: Any, server: FakeServer) -> None:
     """Explicit signatures pass on what they name."""
     values = {"metric": "l2", "ablation": "zero", "kv_receivers": "query", "precision": "bf16"}
-    client.submit("m", "ioi", 0.25, method="single_edge", gates=False, **values)
-    client.discover("m", "ioi", 0.25, method="single_edge", gates=False, **values)
-    client.estimate("m", "ioi", 0.25, method="single_edge", gates=False, **values)
+    client.submit("m", "ioi", 0.25, method="single_edge", **values)
+    client.discover("m", "ioi", 0.25, method="single_edge", **values)
+    client.estimate("m", "ioi", 0.25, method="single_edge", **values)
     client.session("m", "ioi", **values)
     client.evaluate("m", "ioi", ["m0->logits"], **values)
     created = [request.spec for request in server.called("CreateJob")]
     assert [s.WhichOneof("method") for s in created] == ["single_edge"] * 3
     assert [s.single_edge.threshold for s in created] == [0.25] * 3
     asked = [spec.objective for spec in created]
-    for method in ("OpenSession", "EvaluateCircuit"):
+    for method in ("OpenSession", "EvaluateCircuits"):
         asked += [request.objective for request in server.called(method)]
     assert len(asked) == 5
     for objective in asked:
@@ -149,7 +153,7 @@ def test_edges_have_no_order(client: Any, server: FakeServer) -> None:
     names = ["m0->logits", "input->m0", "a0.h1->m0", "input->a0.h0<q>"]
     for edges in (set(names), frozenset(map(Edge.parse, names)), {Edge.parse(n): 1 for n in names}.keys()):
         client.evaluate("m", "ioi", edges)
-    sent = [list(request.edges) for request in server.called("EvaluateCircuit")]
+    sent = [list(request.circuits[0].names.names) for request in server.called("EvaluateCircuits")]
     assert sent == [sorted(names), sorted(names), names]
     assert edge_set("x", set(names)) == sorted(names)
     for wrong in ({"m0->logits": 1}, "m0->logits", 3, None, [3], {3}):

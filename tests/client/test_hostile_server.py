@@ -32,6 +32,7 @@ from pahq_client import (
     AsyncClient,
     Circuit,
     Client,
+    EdgeScores,
     InvalidRequest,
     PahqError,
     RateLimited,
@@ -42,7 +43,8 @@ from pahq_client import (
 )
 from pahq_client import _calls as rpcs
 from pahq_client._calls import Call, Caller, Open, Operation, Pause, Read, run_steps
-from pahq_client._requests import JobRequest, SessionRequest
+from pahq_client._job_options import JobRequest
+from pahq_client._requests import CurveRequest, SessionRequest
 from pahq_client._transport import INBOX, BlockingStream
 from pahq_client.cli import main
 from pahq_client.client import ServerCalls
@@ -154,12 +156,22 @@ def outcome(act: Callable[[], Any]) -> Exception | None:
     return None
 
 
+# Of the graph of the fake artifact.
+SCORES = EdgeScores(np.arange(82.0), Graph(2, 4, 2, "group", False, True), "eap", "l2")
+
 # What a client may ask for, as flows: with them no socket is needed.
 ACTIONS: dict[str, Callable[[ServerCalls], Any]] = {
     "models": lambda c: c.models(),
     "server_info": lambda c: c.server_info(),
     "evaluate": lambda c: c.evaluate("m", "ioi", ["m0->logits"], {}),
+    "evaluate_many": lambda c: c.evaluate_many("m", "ioi", [["m0->logits"], SCORES.top(edges=3)], {}, None),
+    "curve": lambda c: c.curve("m", "ioi", CurveRequest(SCORES), {}, None),
+    "attribute": lambda c: c.attribute(JobRequest("m", "ioi", method="eap"), 60.0, None),
+    "exact scores": lambda c: c.attribute(JobRequest("m", "ioi", method="single_edge"), 60.0, None),
+    "chosen edges": lambda c: c.discover(JobRequest("m", "ioi", method="gim", edges=9), 60.0, None),
     "estimate": lambda c: c.estimate(_request()),
+    "predict": lambda c: c.predict("m", ["a", [1, 2]], 3),
+    "check_task": lambda c: c.check_task("m", "ioi"),
     "discover": lambda c: c.discover(_request(), 60.0, lambda event: look(event)),
     "jobs": lambda c: c.jobs(None),
     "info": lambda c: c.job("users/me/jobs/0").info(),
@@ -242,6 +254,9 @@ def good() -> dict[str, list[Message]]:
     graph = circuit_pb2.Graph(layers=1, heads=2, kv_heads=1, kv_receivers="group", mlps=True)
     job = pb.Job(name="users/me/jobs/0", state=pb.JOB_STATE_SUCCEEDED)
     job.create_time.seconds = 1_700_000_000
+    token = model_pb2.PredictedToken(id=3, text=" Tom", probability=0.5, logit=2.0)
+    prediction = model_pb2.Prediction(tokens=[token])
+    accuracy = model_pb2.TaskAccuracy(above_wrong=1.0, likeliest=0.5, logit_difference=2.0)
     end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_SUCCEEDED)
     session = patching_pb2.Session(
         name="users/me/sessions/0", graph=graph, num_edges_total=11, max_circuits=5
@@ -251,6 +266,8 @@ def good() -> dict[str, list[Message]]:
         "GetServerInfo": [
             server_pb2.GetServerInfoResponse(server_info=server_pb2.ServerInfo(version="1", metrics=["l2"]))
         ],
+        "PredictTokens": [model_pb2.PredictTokensResponse(predictions=[prediction])],
+        "CheckTask": [model_pb2.CheckTaskResponse(clean=accuracy, corrupted=accuracy, num_prompts=3)],
         "CreateJob": [pb.CreateJobResponse(job=job)],
         "GetJob": [pb.GetJobResponse(job=job)],
         "CancelJob": [pb.CancelJobResponse(job=job)],
@@ -261,6 +278,11 @@ def good() -> dict[str, list[Message]]:
         "ScoreCircuits": [patching_pb2.ScoreCircuitsResponse(metrics=[1.0])],
         "CommitCircuit": [patching_pb2.CommitCircuitResponse(num_edges=10)],
         "CloseSession": [patching_pb2.CloseSessionResponse()],
+        "EvaluateCircuits": [
+            patching_pb2.EvaluateCircuitsResponse(
+                metric="kl_divergence", values=[0.5], full=0.0, empty=2.0, num_edges_total=82
+            )
+        ],
     }
 
 
@@ -287,9 +309,12 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "models": lambda c: c.models(),
     "server_info": lambda c: c.server_info(),
     "discover": lambda c: c.discover("m", "ioi", 0.1, timeout=5, progress=lambda event: look(event)),
+    "predict": lambda c: c.predict("m", "a"),
+    "check_task": lambda c: c.check_task("m", "ioi"),
     "jobs": lambda c: [job.latest for job in c.jobs()],
     "cancel": lambda c: c.job("users/me/jobs/0").cancel(),
     "session": lambda c: _used(c.session("m", "ioi")),
+    "evaluate": lambda c: c.evaluate("m", "ioi", ["m0->logits"]),
 }
 
 
@@ -437,6 +462,59 @@ def test_artifacts_are_checked_like_files(client: Client, server: FakeServer, nu
     assert clean(str(raised.value))
     server.artifact = FakeArtifact()
     assert len(job.result().edges) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"values": [1.0]}, "the metric of 1 circuits, asked for 2"),
+        ({"values": [1.0, 2.0, 3.0]}, "the metric of 3 circuits, asked for 2"),
+        ({"values": []}, "the metric of 0 circuits"),
+        ({"values": [1.0, math.nan]}, "nan as the metric of circuit 1"),
+        ({"values": [-math.inf, 1.0]}, "-inf as the metric of circuit 0"),
+        ({"full": math.nan}, "nan as the metric full"),
+        ({"empty": math.inf}, "inf as the metric empty"),
+        ({"metric": "kl_divergence"}, "measured 'kl_divergence', asked for 'l2'"),
+        ({"metric": EVIL}, "measured '.*', asked for 'l2'"),
+        ({"num_edges_total": -1}, "negative number as num_edges_total"),
+        ({"warnings": ["x"] * 20_000}, "20000 warnings"),
+    ],
+)
+def test_evaluations_are_checked(
+    client: Client, server: FakeServer, changes: dict[str, Any], words: str
+) -> None:
+    right = {"metric": "l2", "values": [1.0, 2.0], "full": 0.0, "empty": 4.0, "num_edges_total": 82}
+    answer = patching_pb2.EvaluateCircuitsResponse(**(right | changes))
+    server.replies["EvaluateCircuits"] = lambda request, context: answer
+    for call in (
+        lambda: client.evaluate_many("demo", "ioi", [[], ["m0->logits"]], metric="l2"),
+        lambda: client.curve("demo", "ioi", SCORES, fractions=[0.5, 1], baselines=0, metric="l2"),
+    ):
+        with pytest.raises(ServerFault, match=words) as raised:
+            call()
+        assert clean(str(raised.value))
+
+
+def test_the_circuit_of_chosen_edges_is_measured_by_what_was_asked(
+    client: Client, server: FakeServer
+) -> None:
+    """Not by what the scores say of themselves."""
+    server.artifact.make_scores()
+    server.artifact.layout["metric"]["name"] = "l2"
+    with pytest.raises(ServerFault, match="scores of 'l2', asked for 'logit_difference'"):
+        client.discover("demo", "ioi", method="eap", edges=5)
+
+
+@pytest.mark.parametrize(("place", "value"), [(0, 5), (3, 7)])
+def test_exact_scores_need_every_edge(client: Client, server: FakeServer, place: int, value: int) -> None:
+    server.artifact.make_single_edge()
+    for name, array in server.artifact.arrays.items():
+        server.artifact.arrays[name] = array if name == "kept" else np.delete(array, place)
+    with pytest.raises(ServerFault, match="no score of 1 of 82 edges"):
+        client.attribute("demo", "ioi", method="single_edge")
+    server.artifact = FakeArtifact()  # of another method, with a gate
+    with pytest.raises(ServerFault, match="no score of 80 of 82 edges"):
+        client.attribute("demo", "ioi", method="single_edge")
 
 
 def test_streams_of_artifacts_begin_with_their_header(client: Client, server: FakeServer) -> None:
@@ -751,6 +829,10 @@ def test_an_error_has_one_traceback(client: Client, server: FakeServer) -> None:
         ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1"],
         ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1", "--detach"],
         ["evaluate", "--circuit", "c.json", "--model", "demo", "--task", "ioi"],
+        ["curve", "c.json", "--model", "demo", "--task", "ioi", "--baselines", "0"],
+        ["attribute", "--model", "demo", "--task", "ioi"],
+        ["predict", "--model", "demo", f"a{EVIL[:-1]}"],
+        ["check-task", "--model", "demo", "--task", "ioi"],
     ],
 )
 @pytest.mark.parametrize("json", [False, True])
@@ -773,7 +855,7 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
     job.progress.unit = job.progress.stage = EVIL
     job.progress.figures[EVIL] = 1.0
     event = pb.Event(sequence=1, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_FAILED, error_message=EVIL)
-    metric = circuit_pb2.Metric(name=EVIL, value=1.0, full=0.0, empty=2.0)
+    token = model_pb2.PredictedToken(id=3, text=EVIL, probability=0.5, logit=2.0)
     replies: dict[str, Any] = {
         "ListModels": model_pb2.ListModelsResponse(
             models=[model_pb2.Model(name="demo", architecture=EVIL, revision=EVIL)]
@@ -781,12 +863,20 @@ def test_the_command_prints_nothing_that_a_terminal_would_obey(
         "GetServerInfo": server_pb2.GetServerInfoResponse(
             server_info=server_pb2.ServerInfo(version=EVIL, device=EVIL, methods=[EVIL, EVIL])
         ),
+        "PredictTokens": model_pb2.PredictTokensResponse(
+            predictions=[model_pb2.Prediction(tokens=[token])], warnings=[EVIL]
+        ),
+        "CheckTask": model_pb2.CheckTaskResponse(
+            clean=model_pb2.TaskAccuracy(logit_difference=-1.0), num_prompts=2, warnings=[EVIL]
+        ),
         "CreateJob": pb.CreateJobResponse(job=job),
         "GetJob": pb.GetJobResponse(job=job),
         "CancelJob": pb.CancelJobResponse(job=job),
         "ListJobs": pb.ListJobsResponse(jobs=[job]),
         "WatchJob": iter([pb.WatchJobResponse(event=event)]),
-        "EvaluateCircuit": patching_pb2.EvaluateCircuitResponse(metric=metric),
+        "EvaluateCircuits": patching_pb2.EvaluateCircuitsResponse(
+            metric="kl_divergence", values=[1.0], empty=2.0, warnings=[EVIL]
+        ),
     }
     server.replies.update({key: lambda request, context, r=reply: r for key, reply in replies.items()})
     main([*command, "--server", server.address, *(["--json"] if json else [])])

@@ -29,13 +29,13 @@ from pahq_client import (
 )
 from pahq_client import _responses as responses
 
-from .fake_server import Code, FakeServer, Fault
+from .fake_server import Code, FakeServer, Fault, edges_of
 
 
 def test_discover(client: Client, server: FakeServer) -> None:
     seen: list[Event] = []
     task = Task(clean=["a"], corrupted=["b"])
-    circuit = client.discover("demo", task, 0.1, gates=False, progress=seen.append)
+    circuit = client.discover("demo", task, 0.1, grouping="none", progress=seen.append)
     assert circuit.edges == (Edge("a0.h1", "a1.h0<q>", 0.25), Edge("input", "logits"))
     assert [v.subject for v in circuit.verdicts] == ["a1.h0<q>", "a0.h1->a1.h0<q>", "input->m0"]
     assert circuit.gates_kept == ("a1.h0<q>",)
@@ -45,9 +45,9 @@ def test_discover(client: Client, server: FakeServer) -> None:
     assert [event.sequence for event in seen] == [1, 2, 3, 4]
     assert not server.called("CancelJob")
     spec = server.called("CreateJob")[0].spec
-    assert (spec.acdc.threshold, spec.acdc.gates, spec.objective.task.prompts.clean[0].text) == (
+    assert (spec.acdc.threshold, spec.acdc.grouping, spec.objective.task.prompts.clean[0].text) == (
         0.1,
-        False,
+        "none",
         "a",
     )
 
@@ -172,7 +172,7 @@ def test_evaluate_measures_a_circuit_as_it_was_found(client: Client, server: Fak
         "demo", "ioi", circuit, ablation="mean", kv_receivers="query", metric="l2", precision=None
     )
     client.evaluate("demo", "ioi", ["input->logits", Edge("m0", "logits")])
-    found, given, plain = (r.objective for r in server.called("EvaluateCircuit"))
+    found, given, plain = (r.objective for r in server.called("EvaluateCircuits"))
     assert (found.metric, found.ablation, found.kv_receivers, found.precision) == (
         "kl_divergence",
         "zero",
@@ -186,8 +186,9 @@ def test_evaluate_measures_a_circuit_as_it_was_found(client: Client, server: Fak
         "bf16",
     )
     assert (plain.ablation, plain.precision) == ("resample", "fp32")
-    assert list(server.called("EvaluateCircuit")[0].edges) == ["a0.h1->a1.h0<q>", "input->logits"]
-    assert list(server.called("EvaluateCircuit")[2].edges) == ["input->logits", "m0->logits"]
+    (numbered,), _, (named,) = (request.circuits for request in server.called("EvaluateCircuits"))
+    assert edges_of(numbered.edges) == {"a0.h1->a1.h0<q>", "input->logits"}
+    assert list(named.names.names) == ["input->logits", "m0->logits"]
     with pytest.raises(InvalidRequest, match=r"circuit\[1\]"):
         client.evaluate("demo", "ioi", ["input->logits", 3])  # type: ignore[list-item]
     with pytest.raises(InvalidRequest, match="circuit"):

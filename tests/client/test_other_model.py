@@ -12,7 +12,7 @@ from pahq.v1 import circuit_pb2
 from pahq_client import Circuit, Graph, InvalidRequest, OtherModel, compare
 from pahq_client.cli import main
 
-from .fake_server import Code, FakeServer, Fault
+from .fake_server import Code, FakeServer, Fault, edges_of
 
 
 def revised(circuit: Circuit, revision: object) -> Circuit:
@@ -38,21 +38,22 @@ def test_evaluate_sends_where_the_circuit_was_found(
     client.evaluate("demo", "ioi", circuit)
     client.evaluate("demo", "ioi", circuit, allow_other_model=True)
     client.evaluate("demo", "ioi", [str(edge) for edge in circuit.edges])
-    first, unrevised, allowed, names = server.called("EvaluateCircuit")
-    assert first.origin.model_revision == "c0ffee"
-    graph = first.origin.graph
+    first, unrevised, allowed, names = server.called("EvaluateCircuits")
+    first, unrevised, allowed, names = (call.circuits[0] for call in (first, unrevised, allowed, names))
+    assert first.edges.model_revision == "c0ffee"
+    graph = first.edges.graph
     assert Graph(
         graph.layers, graph.heads, graph.kv_heads, graph.kv_receivers, graph.parallel, graph.mlps
     ) == (circuit.graph)
-    assert (unrevised.origin.graph, unrevised.origin.model_revision) == (graph, "")
-    assert not allowed.HasField("origin")
-    assert not names.HasField("origin")
+    assert (unrevised.edges.graph, unrevised.edges.model_revision) == (graph, "")
+    assert edges_of(first.edges) == set(map(str, circuit.edges))
+    assert list(allowed.names.names) == list(names.names.names) == [str(edge) for edge in circuit.edges]
 
 
 def test_the_servers_refusal(client: Any, server: FakeServer, circuit: Circuit) -> None:
     known = {"circuit": "2 layers", "model": "4 layers"}
     violation = ("circuit", "it was found in another model")
-    server.faults["EvaluateCircuit"] = [Fault(Code.INVALID_ARGUMENT, "m", "OTHER_MODEL", known, violation)]
+    server.faults["EvaluateCircuits"] = [Fault(Code.INVALID_ARGUMENT, "m", "OTHER_MODEL", known, violation)]
     with pytest.raises(OtherModel) as raised:
         client.evaluate("demo", "ioi", circuit)
     assert (raised.value.circuit, raised.value.model) == ("2 layers", "4 layers")
@@ -133,7 +134,7 @@ def test_the_command(
     circuit.save(tmp_path / "c.json")
     command = ["evaluate", "--circuit", str(tmp_path / "c.json"), "--model", "demo", "--task", "ioi"]
     command += ["--server", server.address]
-    server.faults["EvaluateCircuit"] = [
+    server.faults["EvaluateCircuits"] = [
         Fault(Code.INVALID_ARGUMENT, "m", "OTHER_MODEL", violation=("circuit", "is another model's"))
     ]
     assert main(command) == 2
@@ -143,7 +144,8 @@ def test_the_command(
     for line in ("metric: kl_divergence", "ablation: mean", "precision: fp32", "kv_receivers: group"):
         assert f"{line}\n" in out
     assert "faithfulness: 0.75" in out
-    assert [request.HasField("origin") for request in server.called("EvaluateCircuit")] == [True, False]
+    sent = [request.circuits[0].WhichOneof("circuit") for request in server.called("EvaluateCircuits")]
+    assert sent == ["edges", "names"]
 
 
 # What was measured is in the answer

@@ -35,9 +35,11 @@ USES: dict[str, Callable[[Any, Any, Any], object]] = {
     "CancelJob": lambda client, job, session: job.cancel(),
     "DeleteJob": lambda client, job, session: job.delete(),
     "GetArtifact": lambda client, job, session: job.result(),
-    "EvaluateCircuit": lambda client, job, session: client.evaluate("demo", "ioi", []),
+    "EvaluateCircuits": lambda client, job, session: client.evaluate("demo", "ioi", []),
     "ListModels": lambda client, job, session: client.models(),
     "TokenizeTexts": lambda client, job, session: client.tokenize("demo", ["a"]),
+    "PredictTokens": lambda client, job, session: client.predict("demo", "a"),
+    "CheckTask": lambda client, job, session: client.check_task("demo", "ioi"),
     "GetServerInfo": lambda client, job, session: client.server_info(),
     "OpenSession": lambda client, job, session: client.session("demo", "ioi"),
     "ScoreCircuits": lambda client, job, session: session.score([[]]),
@@ -187,4 +189,5 @@ def test_hours_of_work_are_not_begun_again(
 
 
 def test_calls_that_compute_for_long_are_known() -> None:
-    assert {rpc.name for rpc in rpcs.ALL if rpc.costly} == {"EvaluateCircuit", "ScoreCircuits"}
+    costly = {"EvaluateCircuits", "ScoreCircuits", "PredictTokens", "CheckTask"}
+    assert {rpc.name for rpc in rpcs.ALL if rpc.costly} == costly

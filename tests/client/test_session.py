@@ -25,8 +25,8 @@ from pahq_client import (
     ServerFault,
     Session,
     Unavailable,
+    _requests,
 )
-from pahq_client import session as module
 from pahq_server.core.graph import Graph as ServerGraph
 
 from .fake_server import Code, FakeServer, Fault
@@ -95,7 +95,7 @@ def test_long_lists_are_sent_in_portions(
     sets = [EDGES[:size] for size in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0)]
     assert session.score(sets) == [len(names) for names in sets]
     assert [len(request.circuits) for request in server.called("ScoreCircuits")] == [5, 5, 2]
-    monkeypatch.setattr(module, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(_requests, "CHUNK_BYTES", 100)
     server.calls.clear()
     assert session.score(sets) == [len(names) for names in sets]
     requests = server.called("ScoreCircuits")

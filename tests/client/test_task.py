@@ -9,7 +9,7 @@ import pytest
 
 from pahq_client import BuiltinTask, Client, InvalidRequest, Task
 from pahq_client import _requests as requests
-from pahq_client._requests import JobRequest
+from pahq_client._job_options import JobRequest
 
 
 def test_texts_and_ids_of_any_kind() -> None:
@@ -38,6 +38,11 @@ def test_builtin_tasks() -> None:
     assert requests.task_message("ioi") == requests.task_message(Task.ioi())
     message = requests.task_message(Task.ioi(num_prompts=np.int64(3), seed=-5)).builtin  # type: ignore[arg-type]
     assert (message.name, message.num_prompts, message.seed) == ("ioi", 3, -5)
+    for name in ("greater_than", "induction", "pronoun", "subject_verb", "docstring"):
+        assert getattr(Task, name)() == BuiltinTask(name, 16, 0)
+        assert getattr(Task, name)(3, seed=-5) == BuiltinTask(name, 3, -5)
+        with pytest.raises(InvalidRequest, match="sed"):
+            getattr(Task, name)(sed=1)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +90,7 @@ def test_the_place_in_a_prompt_is_in_the_detail() -> None:
         ("method", None),
         ("metric", 1),
         ("ablation", 1),
-        ("gates", 1),
+        ("grouping", 1),
         ("kv_receivers", 1),
         ("precision", 32),
     ],
@@ -112,7 +117,7 @@ def test_unknown_keywords_are_type_errors(client: Client) -> None:
 def test_defaults_and_numbers_reach_the_message() -> None:
     spec = requests.job_spec(JobRequest("m", "ioi", np.float32(0.5)))  # type: ignore[arg-type]
     measured = spec.objective
-    assert (spec.WhichOneof("method"), spec.acdc.threshold, spec.acdc.gates) == ("acdc", 0.5, True)
+    assert (spec.WhichOneof("method"), spec.acdc.threshold, spec.acdc.grouping) == ("acdc", 0.5, "gates")
     assert (measured.model, measured.metric, measured.ablation) == ("m", "kl_divergence", "resample")
     assert (measured.kv_receivers, measured.precision) == ("group", "fp32")
     assert not requests.job_spec(JobRequest("m", "ioi")).acdc.HasField("threshold")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from helpers.shared import MODELS
@@ -17,7 +17,7 @@ SHIPPED, BESIDE = Path(__file__).parents[1] / "cases", MODELS.parent / "cases"
 ABSENT = pytest.param(
     None, marks=pytest.mark.skip(reason="needs ../shared/cases, which is not part of the repository"), id="-"
 )
-_METRICS = {"kl": "kl_divergence", "logit_diff": "logit_difference", "l2": "l2"}
+METRICS = {"kl": "kl_divergence", "logit_diff": "logit_difference", "l2": "l2"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Case:
 
     @property
     def metric(self) -> str:
-        return _METRICS[self.content["metric"]]
+        return METRICS[self.content["metric"]]
 
     @property
     def task(self) -> Task:
@@ -82,6 +82,13 @@ def load_cases() -> list[Case]:
     return [Case(path.parent, json.loads(path.read_text("utf-8"))) for _, path in sorted(found.items())]
 
 
+def grouping_of(run: dict[str, Any]) -> Literal["none", "gates", "bisect"]:
+    """What an expected discovery tests at once."""
+    if "gates" not in run:
+        return "bisect"
+    return "gates" if run["gates"] else "none"
+
+
 def run_parameters() -> Iterator[Any]:
     """One parameter (case, run) per expected discovery; those of a large model that take long are marked."""
     for case in load_cases():
@@ -92,6 +99,15 @@ def run_parameters() -> Iterator[Any]:
             yield pytest.param((case, run), id=name, marks=() if quick else pytest.mark.long)
 
 
+def bisect_parameters() -> Iterator[Any]:
+    """One parameter (case, run) per expected grouped discovery; see ``attribution.json``."""
+    for case in load_cases():
+        for run in case.attribution["bisect"]:
+            name = "-".join([case.name, run["ablation"], run["kv"], str(run["tau"])])
+            long = case.name.startswith("tinytalk") and run["tau"] < 0.05
+            yield pytest.param((case, run), id=name, marks=pytest.mark.long if long else ())
+
+
 def score_parameters() -> Iterator[Any]:
     """One parameter (case, scores) per expected sweep over single edges."""
     for case in load_cases():
@@ -99,10 +115,16 @@ def score_parameters() -> Iterator[Any]:
             yield pytest.param((case, scores), id=f"{case.name}-{scores['ablation']}-{scores['kv']}")
 
 
-def eap_parameters() -> Iterator[Any]:
-    """One parameter (case, edges, entry) per expected ``eap``; see ``attribution.json``."""
+def attribution_parameters() -> Iterator[Any]:
+    """One parameter (case, edges, entry) per expected list of edge scores; see ``attribution.json``.
+
+    Exact effects of single edges, the method ``single``, take long where there are many edges.
+    """
     for case in load_cases():
         for entry in case.attribution["scores"]:
-            if entry["method"] == "eap" and entry["stable"]:
-                name = f"{case.name}-{entry['ablation']}-{entry['kv']}"
-                yield pytest.param((case, case.attribution["edges"][entry["kv"]], entry), id=name)
+            if not entry.get("stable", True):
+                continue
+            name = "-".join([case.name, *(entry[key] for key in ("method", "metric", "ablation", "kv"))])
+            long = entry["method"] == "single" and case.attribution["n_edges_total"][entry["kv"]] > 1000
+            expected = case, case.attribution["edges"][entry["kv"]], entry
+            yield pytest.param(expected, id=name, marks=pytest.mark.long if long else ())

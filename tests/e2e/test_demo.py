@@ -74,6 +74,7 @@ def test_the_script(tmp_path: Path, environment: dict[str, str]) -> None:
     assert f"# {len(expected)} of 1519 edges" in run.stdout
     assert not [edge for edge in expected if not any(line.startswith(f"{edge}\t") for line in lines)]
     assert (tmp_path / "out" / "ioi.dot").read_text("utf-8").startswith("digraph circuit {")
+    assert (tmp_path / "out" / "ioi.html").read_text("utf-8").startswith("<!doctype html>")
     assert "stopping" in (tmp_path / "out" / "server.log").read_text("utf-8")
 
 

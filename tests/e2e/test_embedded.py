@@ -48,7 +48,7 @@ def test_it_does_not_outlive_a_killed_parent() -> None:
         from pahq_client import Client, Task
         from pahq_client.embedded import EmbeddedServer
         with EmbeddedServer({}) as server, Client(server.address) as client:
-            job = client.submit("demo", Task.ioi(num_prompts=64), 0, gates=False)
+            job = client.submit("demo", Task.ioi(num_prompts=64), 0, grouping="none")
             print(server.address, flush=True)
             signal.pause()
     """

@@ -73,7 +73,7 @@ def test_a_committed_base_changes_the_cost_not_the_score(client: Client) -> None
 
 
 def test_a_search_of_ones_own_finds_the_servers_circuit(client: Client) -> None:
-    expected = client.discover("demo", "ioi", THRESHOLD, gates=False)
+    expected = client.discover("demo", "ioi", THRESHOLD, grouping="none")
     with client.session("demo", "ioi") as session:
         assert prune(session) == [str(edge) for edge in expected.edges]
         assert sorted(session.edges) == sorted(map(str, expected.edges))

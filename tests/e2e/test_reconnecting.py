@@ -45,7 +45,7 @@ def test_both_kinds_of_clients_outlive_a_killed_server(tmp_path: Path, servers: 
             restarted.append(servers.enter_context(again))
 
     with Client(first.address, backoff=PATIENCE) as client:
-        job = client.submit("demo", "ioi", THRESHOLD, gates=False)
+        job = client.submit("demo", "ioi", THRESHOLD, grouping="none")
         seen: list[Event] = []
         watcher = threading.Thread(target=lambda: asyncio.run(_watch(first.address, job.name, seen)))
         watcher.start()
@@ -55,7 +55,7 @@ def test_both_kinds_of_clients_outlive_a_killed_server(tmp_path: Path, servers: 
         assert seen[-1].state is JobState.SUCCEEDED
         numbers = [event.sequence for event in seen]
         assert numbers == sorted(numbers)
-        undisturbed = client.discover("demo", "ioi", THRESHOLD, gates=False)
+        undisturbed = client.discover("demo", "ioi", THRESHOLD, grouping="none")
         assert circuit.canonical_bytes() == undisturbed.canonical_bytes()
         assert job.name in [each.name for each in client.jobs()]
     with Client(restarted[0].address) as other:

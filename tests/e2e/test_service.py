@@ -26,7 +26,8 @@ from pahq_client import (
     Task,
     Unavailable,
 )
-from pahq_client._requests import JobRequest, job_spec
+from pahq_client._job_options import JobRequest
+from pahq_client._requests import job_spec
 from pahq_client.retries import Backoff
 
 from .process import ServerProcess
@@ -38,7 +39,12 @@ PLAIN: dict[str, Any] = {
 }
 QUICK: dict[str, Any] = {"model": "demo", "task": Task.ioi(num_prompts=4), "threshold": 0.2}
 # Minutes of work for a server that computes every hypothesis from scratch: no test waits for its end.
-ENDLESS: dict[str, Any] = {"model": "demo", "task": Task.ioi(num_prompts=64), "threshold": 0, "gates": False}
+ENDLESS: dict[str, Any] = {
+    "model": "demo",
+    "task": Task.ioi(num_prompts=64),
+    "threshold": 0,
+    "grouping": "none",
+}
 AT_A_TIME = 4  # jobs that the server runs; more wait
 SLOW = "--executor", "literal", "--window", "1"
 
@@ -154,7 +160,12 @@ def test_deleted_jobs_are_gone(client: Client) -> None:
 
 def test_results_do_not_depend_on_the_neighbours(client: Client) -> None:
     requests = [QUICK | {"task": Task.ioi(num_prompts=3, seed=seed)} for seed in range(4)]
-    requests += [PLAIN, PLAIN | {"gates": False}, QUICK | {"ablation": "mean"}, QUICK | {"threshold": 0.5}]
+    requests += [
+        PLAIN,
+        PLAIN | {"grouping": "none"},
+        QUICK | {"ablation": "mean"},
+        QUICK | {"threshold": 0.5},
+    ]
     alone = [client.discover(**request).canonical_bytes() for request in requests]
     with ThreadPoolExecutor(len(requests)) as pool:
         together = list(pool.map(lambda request: client.discover(**request).canonical_bytes(), requests))

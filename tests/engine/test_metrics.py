@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.metrics import METRICS, finite
+from pahq_server.engine.metrics import LOGIT_GRADIENTS, METRICS, finite
 
 # Two prompts, read at two positions each.
 TASK = TokenTask(((5, 6, 7), (8, 9)), positions=(1, 0), answers=(0, 3), wrong_answers=(2, 1))
@@ -41,6 +41,15 @@ def test_against_formulas(seed: int) -> None:
     assert expected.keys() == METRICS.keys()
     for name, metric in METRICS.items():
         assert metric(TASK, at_places(full))(at_places(circuit)).item() == pytest.approx(expected[name])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_gradients_are_those_of_autograd(name: str) -> None:
+    full, logits = (at_places(random_logits(seed)) for seed in (1, 2))
+    leaf = logits.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(METRICS[name](TASK, full)(leaf), leaf)
+    torch.testing.assert_close(LOGIT_GRADIENTS[name](TASK, full, logits), expected)
+    assert expected.abs().max() > 0.1
 
 
 def test_kl_of_known_distributions() -> None:

@@ -20,6 +20,7 @@ from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import (
     jobs_pb2_grpc,
     model_pb2_grpc,
+    patching_pb2,
     patching_pb2_grpc,
     server_pb2_grpc,
     task_pb2,
@@ -217,6 +218,12 @@ def spec(
         parameters["grouping"] = grouping
     include_prompts = changes.pop("include_prompts", False)
     return pb.JobSpec(objective=objective(**changes), include_prompts=include_prompts, **{method: parameters})
+
+
+def evaluation(*circuits: Sequence[str], **changes: Any) -> patching_pb2.EvaluateCircuitsRequest:
+    """An evaluation of circuits by the names of their edges; changes are of the objective."""
+    named = [patching_pb2.EvaluatedCircuit(names=patching_pb2.EdgeList(names=names)) for names in circuits]
+    return patching_pb2.EvaluateCircuitsRequest(objective=objective(**changes), circuits=named)
 
 
 def extension(method: str, **parameters: Any) -> pb.JobSpec:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from helpers.scores import SetScore
 from pahq_server.core.circuit import PatchedPass
@@ -24,12 +26,22 @@ from pahq_server.core.engine import (
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
 from pahq_server.core.graph import Graph
-from pahq_server.core.operations import Operation, ScorePasses
-from pahq_server.core.task import PromptTask, TokenizedText, TokenTask
+from pahq_server.core.operations import (
+    LikeliestTokens,
+    MeasureAccuracy,
+    Operation,
+    ScorePasses,
+    TaskAccuracy,
+    TopTokens,
+)
+from pahq_server.core.task import PromptTask, TokenIds, TokenizedText, TokenTask
 
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
 TASK = PromptTask(clean=((1, 2), (3, 4)), corrupted=((1, 5), (3, 6)))
 OBJECTIVE = Objective("toy", TASK, "kl_divergence", "resample", "group", "fp32")
+
+# Of every task that is checked.
+CLEAN, CORRUPTED = TaskAccuracy(0.75, 0.5, 2.5), TaskAccuracy(0.25, 0.0, -1.5)
 
 # Longest wait for another thread; never part of what a test asserts.
 PATIENCE_S = 30.0
@@ -65,6 +77,7 @@ class FakeEngine:
         self.checks = 0
         self.room: int | None = None
         self.request_warnings: tuple[str, ...] = ()
+        self.answers: dict[str, TokenIds] = {}  # fields of every task beside its prompts
         self.revision = "c0ffee"  # of every model
         self.steps: list[list[EngineStateId]] = []
         self.open_states: dict[EngineStateId, ResolvedObjective] = {}
@@ -72,7 +85,9 @@ class FakeEngine:
         self.threads: set[str] = set()
         score_pass = score or SetScore(graph, 1)
         self.operations: dict[type[Operation], Callable[[Any], object]] = {
-            ScorePasses: lambda operation: [score_pass(each) for each in operation.passes]
+            ScorePasses: lambda operation: [score_pass(each) for each in operation.passes],
+            LikeliestTokens: _likeliest,
+            MeasureAccuracy: lambda operation: [CLEAN, CORRUPTED][: 1 + operation.corrupted],
         }
         self._ids = itertools.count()
         self._held = False
@@ -149,7 +164,7 @@ class FakeEngine:
         _raise(self.failures[objective.model].resolve)
         if objective.metric not in self.capabilities().metrics:
             raise InvalidRequestError("metric", f"unknown metric {objective.metric!r}")
-        task = TokenTask(((1, 2),), ((1, 3),))
+        task = replace(TokenTask(((1, 2),), ((1, 3),)), **self.answers)
         return ResolvedObjective(objective, task, self.graph, self.revision, warnings=self.request_warnings)
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
@@ -160,6 +175,15 @@ class FakeEngine:
         if not texts:
             raise InvalidRequestError("texts", "at least one text is needed")
         return [_tokenized(text, special, prompt) for text in texts]
+
+    def token_texts(
+        self, model: str, prompts: Sequence[TokenIds], tokens: Sequence[Sequence[int]]
+    ) -> list[list[str]]:
+        """The length of the prompt, and a letter."""
+        return [
+            [f"{len(prompt)}{chr(97 + token)}" for token in ids]
+            for prompt, ids in zip(prompts, tokens, strict=True)
+        ]
 
     def estimate(self, resolved: ResolvedObjective, weight: float | None = None) -> Estimate:
         return Estimate(1000 * len(resolved.task.clean), 0.5, 60.0, resolved.objective.model != "toy")
@@ -196,6 +220,12 @@ class FakeEngine:
     def _outcome(self, work: Work) -> Outcome:
         failure = self.failures[self.open_states[work.state].objective.model].run
         return failure if failure is not None else self.operations[type(work.operation)](work.operation)
+
+
+def _likeliest(operation: LikeliestTokens) -> TopTokens:
+    """Token 0 with half of the probability, token 1 with a quarter, and so on."""
+    ids = np.tile(np.arange(operation.count), (operation.positions, 1))
+    return TopTokens(ids, 0.0 - ids, 0.5 ** (1.0 + ids))
 
 
 def _tokenized(text: str, special: bool, prompt: str) -> TokenizedText:

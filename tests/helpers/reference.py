@@ -43,10 +43,7 @@ class Pass:
     def run(self) -> Tensor:
         """Logits at every position."""
         arch, weights = self.model.architecture, self.model.weights
-        embedded = [weights.w_e[token] for token in self.ids]
-        if weights.w_pos is not None:
-            embedded = [x + weights.w_pos[t] for t, x in enumerate(embedded)]
-        self.outputs = {"input": torch.stack(embedded)}
+        self.outputs = {"input": self._embedded()}
         self.consts = torch.zeros(arch.d_model, dtype=self.model.dtype)
         for index, layer in enumerate(weights.layers):
             heads = {f"a{index}.h{h}": self._head(index, layer, h) for h in range(arch.heads)}
@@ -62,6 +59,13 @@ class Pass:
         x = self._normed(self._input("logits"), weights.norm_w, weights.norm_b)
         logits = x @ weights.w_u
         return logits if weights.b_u is None else logits + weights.b_u
+
+    def _embedded(self) -> Tensor:
+        weights = self.model.weights
+        embedded = [weights.w_e[token] for token in self.ids]
+        if weights.w_pos is not None:
+            embedded = [x + weights.w_pos[t] for t, x in enumerate(embedded)]
+        return torch.stack(embedded)
 
     def _add(self, heads: dict[str, Tensor], bias: Tensor) -> None:
         """From here on the heads of a layer feed what comes, and its output bias is in every input."""
@@ -147,8 +151,11 @@ class Pass:
         if layer.w_gate is None:
             hidden = self._activation(hidden)
         else:
-            hidden = self._activation(x @ layer.w_gate + layer.b_gate) * hidden
+            hidden = self._gated(self._activation(x @ layer.w_gate + layer.b_gate), hidden)
         return hidden @ layer.w_out + layer.b_out
+
+    def _gated(self, gate: Tensor, hidden: Tensor) -> Tensor:
+        return gate * hidden
 
     def _activation(self, x: Tensor) -> Tensor:
         return {

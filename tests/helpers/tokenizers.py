@@ -49,7 +49,8 @@ def gpt_like(words: Iterable[str]) -> PretrainedTokenizer:
             if left + right not in vocabulary:
                 vocabulary[left + right] = len(vocabulary)
                 merges.append((left, right))
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    # Merges of one word may get into the way of another's; a word that is a token is not split by any.
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return loaded(tokenizer)
 

@@ -63,7 +63,7 @@ def close_in_mid_step(service: JobService, engine: FakeEngine) -> None:
     closing = threading.Thread(target=service.close)
     closing.start()
     # What is asked for now is turned away at once, or it waits: the engine is held.
-    while not service.evaluations.evaluate(OBJECTIVE, []).future.done():
+    while not service.evaluations.evaluate(OBJECTIVE, [[]]).future.done():
         threading.Event().wait(0.001)
     engine.release()
     closing.join(PATIENCE_S)

@@ -83,7 +83,7 @@ def test_a_full_queue_turns_requests_away_until_there_is_room(
     jobs = [create(service)]
     engine.wait_for_call()  # the first has left the queue; the rest wait
     jobs += [create(service), create(service)]
-    for refused in (lambda: create(service), lambda: service.evaluations.evaluate(OBJECTIVE, [])):
+    for refused in (lambda: create(service), lambda: service.evaluations.evaluate(OBJECTIVE, [[]])):
         with pytest.raises(ResourceExhaustedError, match="2 runs are waiting already") as caught:
             refused()
         assert caught.value.retry_after_s > 0

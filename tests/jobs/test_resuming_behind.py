@@ -221,7 +221,7 @@ def test_the_queue_is_full_also_of_what_waits(start: Start) -> None:
     with pytest.raises(ResourceExhaustedError, match="are waiting already"):
         server.jobs.create(SPEC, "", user="ada")
     with pytest.raises(ResourceExhaustedError):
-        server.jobs.evaluations.evaluate(OBJECTIVE, [], user="ada")
+        server.jobs.evaluations.evaluate(OBJECTIVE, [[]], user="ada")
     server.engine.let_all()
 
 

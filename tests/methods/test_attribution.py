@@ -1,9 +1,10 @@
-"""``eap`` as a method: sums over parts of the prompts, in one order, wherever it was interrupted."""
+"""Attribution as methods: sums over parts of the prompts, in one order, wherever they were interrupted."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,41 @@ from pahq_server.core.artifact import Artifact, Progress, unpack
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, ServerError
 from pahq_server.core.graph import Graph
-from pahq_server.core.operations import PART_TOKENS, EdgeGradients, Operation, ScorePasses, prompt_parts
+from pahq_server.core.operations import (
+    EXACT,
+    PART_TOKENS,
+    EdgeGradients,
+    Operation,
+    ScorePasses,
+    prompt_parts,
+)
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.methods.attribution import scores as edge_scores
-from pahq_server.methods.attribution.method import Eap, EapParameters
+from pahq_server.methods.attribution.method import POINTS_AT_ONCE, Attribution
+from pahq_server.methods.attribution.methods import (
+    GRADIENT_INTERACTION,
+    MOST_STEPS,
+    RELEVANCE,
+    CleanCorrupted,
+    Eap,
+    EapIg,
+    EapIgParameters,
+    EapParameters,
+    Gim,
+    Relp,
+)
 from pahq_server.methods.attribution.scores import parts_per_record
 from pahq_server.methods.base import MethodContext
 from pahq_server.methods.registry import find
 
 GRAPH = Graph(2, 2, 1)
-TASK = TokenTask(clean=tuple((1,) * length for length in (50, 60, 40, 9, 300, 4, 70)))
+TASK = TokenTask(clean=tuple((1,) * length for length in (100, 120, 80, 18, 600, 8, 140)))
 OBJECTIVE = Objective("m", PromptTask(()), "logit_difference", "zero", "group", "fp32")
 RESOLVED = ResolvedObjective(OBJECTIVE, TASK, GRAPH, "revision")
 FULL, EMPTY = -3.0, 1.5
+EAP = Eap()
+AT_CLEAN_RUN, BETWEEN_RUNS = (EAP, Relp(), Gim()), (EapIg(), CleanCorrupted())
+METHODS = AT_CLEAN_RUN + BETWEEN_RUNS
 
 
 def prompt_scores(prompt: int) -> NDArray[np.float64]:
@@ -38,7 +61,9 @@ def prompt_scores(prompt: int) -> NDArray[np.float64]:
 def answer(operation: Operation) -> object:
     result: object
     if isinstance(operation, EdgeGradients):
-        result = sum(map(prompt_scores, range(operation.first, operation.last)), np.zeros(GRAPH.num_edges))
+        scores = map(prompt_scores, range(operation.first, operation.last))
+        share = sum(point.weight for point in operation.points)
+        result = sum(scores, np.zeros(GRAPH.num_edges)) * share
     else:
         assert isinstance(operation, ScorePasses)
         full, empty = operation.passes
@@ -55,15 +80,22 @@ class Run:
     Args:
         journal: what earlier runs recorded.
         operations: after which the run is killed; None for its end.
+        method, parameters: what runs.
     """
 
-    def __init__(self, journal: Sequence[bytes] = (), operations: int | None = None) -> None:
-        self.context = MethodContext(RESOLVED, EapParameters(), journal, len(journal))
+    def __init__(
+        self,
+        journal: Sequence[bytes] = (),
+        operations: int | None = None,
+        method: Attribution[Any] = EAP,
+        parameters: object = EapParameters(),
+    ) -> None:
+        self.context = MethodContext(RESOLVED, parameters, journal, len(journal))
         self.asked: list[Operation] = []
         self.told: list[Progress] = []
         self.journal = list(journal)
         self.artifact: Artifact | None = None
-        steps = Eap().run(self.context)
+        steps = method.run(self.context)
         operation = next(steps)
         while operations is None or len(self.asked) < operations:
             self.told.append(self.context.progress)
@@ -180,30 +212,90 @@ def test_a_record_between_parts_is_refused(prompts: int) -> None:
         Run([record])
 
 
+def test_points_beyond_some_are_operations_of_their_own() -> None:
+    parameters = EapIgParameters(2 * POINTS_AT_ONCE + 1)
+    whole = Run(method=EapIg(), parameters=parameters)
+    *asked, _ = whole.asked
+    gradients = [each for each in asked if isinstance(each, EdgeGradients)]
+    assert [len(each.points) for each in gradients] == [POINTS_AT_ONCE, POINTS_AT_ONCE, 1] * 5
+    assert sum((each.points for each in gradients[:3]), ()) == EapIg().points(parameters)
+    assert whole.context.counts == {"gradients": 7 * parameters.steps, "passes": 2}
+    for killed in range(16):
+        before = Run(operations=killed, method=EapIg(), parameters=parameters)
+        after = Run(before.journal, method=EapIg(), parameters=parameters)
+        assert after.artifact == whole.artifact
+        # What was done of a part of the prompts is done again.
+        assert len(before.asked) - killed % 3 + len(after.asked) == len(whole.asked)
+
+
+def test_rules_and_points() -> None:
+    def points(method: Attribution[Any], parameters: object = None) -> list[tuple[float, float]]:
+        parameters = method.parameters() if parameters is None else parameters
+        return [(point.clean_share, point.weight) for point in method.points(parameters)]
+
+    for method in AT_CLEAN_RUN:
+        assert points(method) == [(1, 1)]
+    assert points(EapIg()) == [(0, 0.2), (0.2, 0.2), (0.4, 0.2), (0.6, 0.2), (0.8, 0.2)]
+    assert points(EapIg(), EapIgParameters(1)) == [(0, 1)]
+    assert points(CleanCorrupted()) == [(1, 0.5), (0, 0.5)]
+    assert [method.rule for method in METHODS] == [EXACT, RELEVANCE, GRADIENT_INTERACTION, EXACT, EXACT]
+    for method in METHODS:
+        (first, *_) = Run(method=method, parameters=method.parameters()).asked
+        assert isinstance(first, EdgeGradients)
+        assert (first.rule, first.points) == (method.rule, method.points(method.parameters()))
+
+
 @pytest.mark.parametrize("metric", ["kl_divergence", "l2"])
-def test_a_metric_without_slope_at_the_clean_run_is_refused(metric: str) -> None:
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_metric_without_slope_at_the_clean_run_is_refused(method: Attribution[Any], metric: str) -> None:
+    asked = replace(RESOLVED, objective=replace(OBJECTIVE, metric=metric, ablation="mean"))
+    if method in BETWEEN_RUNS:
+        method.check(method.parameters(), asked)
+        return
     with pytest.raises(InvalidRequestError) as caught:
-        Eap().check(EapParameters(), replace(RESOLVED, objective=replace(OBJECTIVE, metric=metric)))
+        method.check(method.parameters(), asked)
     assert caught.value.field == "metric"
-    for part in (repr(metric), "'logit_difference'", "'eap_ig'", "does not offer it yet"):
+    for part in (repr(method.name), repr(metric), "'logit_difference'", "'eap_ig'"):
         assert part in caught.value.detail
 
 
-def test_rounded_precision_is_refused() -> None:
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_an_input_of_zeros_before_norms_is_refused(method: Attribution[Any]) -> None:
+    method.check(method.parameters(), replace(RESOLVED, norms=False))
+    if method in AT_CLEAN_RUN:
+        method.check(method.parameters(), RESOLVED)
+        return
+    with pytest.raises(InvalidRequestError, match=r"'resample' or 'mean'") as caught:
+        method.check(method.parameters(), RESOLVED)
+    assert caught.value.field == "ablation"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_rounded_precision_is_refused(method: Attribution[Any]) -> None:
+    asked = replace(RESOLVED, norms=False, objective=replace(OBJECTIVE, precision="pahq-int8"))
     with pytest.raises(InvalidRequestError, match="in full precision only, got 'pahq-int8'") as caught:
-        Eap().check(EapParameters(), replace(RESOLVED, objective=replace(OBJECTIVE, precision="pahq-int8")))
+        method.check(method.parameters(), asked)
     assert caught.value.field == "precision"
 
 
-def test_the_registry_has_it_and_it_takes_no_parameters() -> None:
-    assert find("eap").read({}) == EapParameters()
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_the_registry_has_them_with_their_parameters(method: Attribution[Any]) -> None:
+    assert type(find(method.name)) is type(method)
+    assert find(method.name).read({}) == method.parameters()
     with pytest.raises(InvalidRequestError, match="threshold"):
-        find("eap").read({"threshold": 0.1})
+        find(method.name).read({"threshold": 0.1})
+
+
+@pytest.mark.parametrize("steps", [0, -3, MOST_STEPS + 1, 2.0, True, "5", None])
+def test_wrong_steps_are_refused(steps: object) -> None:
+    with pytest.raises(InvalidRequestError, match=f"must be an integer from 1 to {MOST_STEPS}") as caught:
+        find("eap_ig").read({"steps": steps})
+    assert caught.value.field == "steps"
 
 
 def test_what_an_engine_may_give() -> None:
-    asked = EdgeGradients(0, 2, 8, 3)
-    assert asked.weight == 1.5
+    asked = EdgeGradients(0, 2, 8, 3, points=EapIg().points(EapIgParameters(4)))
+    assert asked.weight == 3
     asked.check(np.zeros(3))
     with pytest.raises(NonFiniteMetricError):
         asked.check(np.array([0, np.nan, 1]))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from helpers.shared import shared_model
 from helpers.tokenizers import gpt_like, letters_only, llama_like, loaded, with_bomb, words_only
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from pahq_server.core.task import UntokenizableError, VocabularyTokenizer
 from pahq_server.models.tokenizer import PretrainedTokenizer, load_tokenizer
@@ -167,3 +167,45 @@ def test_real_tokenizers_give_what_transformers_gives(name: str, text: str) -> N
     assert tokenizer is not None
     assert tokenizer.encode(text) == theirs(text)["input_ids"]
     assert tokenizer.encode_plain(text) == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+# Tokens as text
+
+
+def decoding(tokenizer: PretrainedTokenizer, decoder: Any) -> PretrainedTokenizer:
+    tokenizer._tokenizer.backend_tokenizer.decoder = decoder
+    return tokenizer
+
+
+@pytest.mark.parametrize("token", [" Tom", "Tom", "\n", " "])
+def test_what_a_token_adds_to_a_text(token: str) -> None:
+    tokenizer = decoding(gpt_like(["Tom", "to"]), decoders.ByteLevel())
+    (id,) = tokenizer.encode_plain(token)
+    for before in ("gave it to", "", "x" * 100):
+        assert tokenizer.texts_after(tokenizer.encode(before), [id, id]) == [token, token]
+
+
+def test_spaces_that_a_decoder_drops_at_the_beginning_of_a_text_are_there() -> None:
+    tokenizer = decoding(llama_like(["Tom", "to"], bare=["Tom"]), decoders.Metaspace())
+    ids = [tokenizer._tokenizer.get_vocab()[token] for token in ("▁Tom", "Tom", "</s>")]
+    assert tokenizer._tokenizer.decode(ids[:1]) == "Tom"
+    before = tokenizer.encode("to")
+    assert tokenizer.texts_after(before, ids[:2]) == [" Tom", "Tom"]
+    assert "</s>" in tokenizer.texts_after(before, ids)[2]
+
+
+def test_what_is_no_whole_text_is_as_in_the_vocabulary() -> None:
+    tokenizer = decoding(gpt_like(["Tom"]), decoders.ByteLevel())
+    first, second = tokenizer.encode_plain("é")
+    assert tokenizer.texts_after(tokenizer.encode("Tom"), [first]) == tokenizer.token_strings([first])
+    assert tokenizer.texts_after([first], [second]) == tokenizer.token_strings([second])
+    assert tokenizer.texts_after([], [10**6, -1]) == ["<1000000>", "<-1>"]
+
+
+@pytest.mark.parametrize("does", [raises(Panic("lost")), raises(ValueError("no")), lambda: None])
+def test_decoders_that_fail(does: Callable[[], Any]) -> None:
+    tokenizer = gpt_like(["Tom"])
+    tokenizer._tokenizer = Odd(does)
+    tokenizer._tokenizer.decode = lambda *ids, **options: does()
+    tokenizer._tokenizer.convert_ids_to_tokens = lambda token: f"token {token}"
+    assert tokenizer.texts_after([1], [2]) == ["token 2"]

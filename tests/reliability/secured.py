@@ -159,8 +159,7 @@ class SecuredServer:
         """The process has not ended, and computes."""
         assert self.process.process.poll() is None, self.process.log()
         with self.as_user("root") as root:
-            request = patching_pb2.EvaluateCircuitRequest(objective=objective(), edges=[])
-            assert root.ask(root.patching.EvaluateCircuit, request).num_edges_total == 1519
+            assert root.ask(root.patching.EvaluateCircuits, evaluation()).num_edges_total == 1519
 
 
 @pytest.fixture(scope="session")
@@ -184,6 +183,12 @@ def objective(**changes: Any) -> jobs_pb2.Objective:
         "precision": "fp32",
     }
     return jobs_pb2.Objective(**(fields | changes))
+
+
+def evaluation(**changes: Any) -> patching_pb2.EvaluateCircuitsRequest:
+    """Of the empty circuit; changes are of the objective."""
+    empty = patching_pb2.EvaluatedCircuit(names=patching_pb2.EdgeList())
+    return patching_pb2.EvaluateCircuitsRequest(objective=objective(**changes), circuits=[empty])
 
 
 def spec(method: str = "acdc", threshold: float = 0.1, **changes: Any) -> jobs_pb2.JobSpec:

@@ -34,7 +34,7 @@ MANY: list[Spec] = [(Task.ioi(num_prompts=2, seed=seed), 0.02, seed % 2 == 0) fo
 def submit(client: Client, spec: Spec) -> str:
     """Name of a new job."""
     task, threshold, gates = spec
-    return client.submit("demo", task, threshold, gates=gates).name
+    return client.submit("demo", task, threshold, grouping="gates" if gates else "none").name
 
 
 def results(client: Client, names: Sequence[str]) -> list[bytes]:

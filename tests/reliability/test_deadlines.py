@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from helpers.api_server import RunningServer
+from helpers.api_server import evaluation as toy_evaluation
 from helpers.api_server import objective as toy_measurement
 from helpers.api_server import spec as toy_spec
 from helpers.fake_engine import FakeEngine
@@ -20,7 +21,7 @@ from pahq.v1 import jobs_pb2_grpc, patching_pb2, patching_pb2_grpc
 from pahq_server.jobs.session_calls import SessionLimits
 
 from .conftest import Figures
-from .secured import SecuredServer, objective, spec, wait_until
+from .secured import SecuredServer, evaluation, objective, spec, wait_until
 
 Code = grpc.StatusCode
 SHORT, FULL = (200, 100), (5_000, 2_000)  # calls that are too late, jobs that are cancelled
@@ -35,13 +36,13 @@ def test_no_work_is_started_for_calls_whose_time_is_up(figures: Figures) -> None
         busy = server.create(toy_spec())
         engine.wait_for_call()
         opened = len(engine.opened)
-        evaluate = patching_pb2.EvaluateCircuitRequest(objective=toy_measurement())
+        evaluate = toy_evaluation([])
         session = patching_pb2.OpenSessionRequest(objective=toy_measurement())
         asked = [
             method.future(request, timeout=0.05)
             for _ in range(calls // 2)
             for method, request in (
-                (server.patching.EvaluateCircuit, evaluate),
+                (server.patching.EvaluateCircuits, evaluate),
                 (server.patching.OpenSession, session),
             )
         ]
@@ -76,7 +77,7 @@ class Storm:
             jobs = jobs_pb2_grpc.JobServiceStub(channel)
             patching = patching_pb2_grpc.PatchingServiceStub(channel)
             kinds = (
-                (patching.EvaluateCircuit, patching_pb2.EvaluateCircuitRequest(objective=objective())),
+                (patching.EvaluateCircuits, evaluation()),
                 (jobs.CreateJob, pb.CreateJobRequest(spec=spec())),
                 (patching.OpenSession, patching_pb2.OpenSessionRequest(objective=objective())),
             )

@@ -15,8 +15,8 @@ import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from pahq.v1 import circuit_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
 
 from pahq_server.access.policy import POLICY
 
@@ -51,13 +51,18 @@ def seeds() -> dict[str, Message]:
     )
     # Nearly right: sessions that were opened would stay.
     own = objective(task=task_pb2.Task(prompts=prompts))
+    answer = [task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[7]))]
     right = task_pb2.PromptTask(
         clean=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3]))],
         corrupted=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 4]))],
     )
+    checked = task_pb2.PromptTask(answers=answer, wrong_answers=answer)
+    checked.MergeFrom(right)
     computed = objective(task=task_pb2.Task(prompts=right))
     edges = patching_pb2.EdgeList(names=["m3->logits", "a3.h7->m3"])
     circuit = patching_pb2.SessionCircuit(removed=edges)
+    graph = circuit_pb2.Graph(layers=4, heads=8, kv_heads=8, kv_receivers="group", mlps=True)
+    every_edge = circuit_pb2.EdgeSet(graph=graph, bits=b"\xff" * 189 + b"\x7f")
     jobs, patching = "pahq.v1.JobService", "pahq.v1.PatchingService"
     reflection = "grpc.reflection.v1alpha.ServerReflection"
     return {
@@ -68,8 +73,8 @@ def seeds() -> dict[str, Message]:
         f"{jobs}/DeleteJob": pb.DeleteJobRequest(name=NAME),
         f"{jobs}/WatchJob": pb.WatchJobRequest(name=NAME, after_sequence=5),
         f"{jobs}/GetArtifact": pb.GetArtifactRequest(name=NAME),
-        f"{patching}/EvaluateCircuit": patching_pb2.EvaluateCircuitRequest(
-            objective=computed, edges=["m3->logits"]
+        f"{patching}/EvaluateCircuits": patching_pb2.EvaluateCircuitsRequest(
+            objective=computed, circuits=[{"names": {"names": ["m3->logits"]}}, {"edges": every_edge}]
         ),
         f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(objective=own),
         f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(name=NAME, circuits=[circuit] * 3),
@@ -79,6 +84,12 @@ def seeds() -> dict[str, Message]:
         "pahq.v1.ModelService/GetModel": model_pb2.GetModelRequest(name="demo"),
         "pahq.v1.ModelService/TokenizeTexts": model_pb2.TokenizeTextsRequest(
             model="demo", texts=[" Lily", "Tom"], prompt=" Lily and"
+        ),
+        "pahq.v1.ModelService/PredictTokens": model_pb2.PredictTokensRequest(
+            model="demo", prompts=prompts.clean, top=3
+        ),
+        "pahq.v1.ModelService/CheckTask": model_pb2.CheckTaskRequest(
+            model="demo", task=task_pb2.Task(prompts=checked)
         ),
         "pahq.v1.ServerService/GetServerInfo": server_pb2.GetServerInfoRequest(),
         "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="pahq.v1.ModelService"),

@@ -55,7 +55,7 @@ class Ask:
             self.threshold,
             metric=self.metric,
             ablation=self.ablation,
-            gates=self.gates,
+            grouping="gates" if self.gates else "none",
             kv_receivers="query",
         )
 

@@ -15,11 +15,11 @@ from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
 
 from .conftest import Figures
 from .http2 import RawClient, Stream, framed
-from .secured import SecuredServer, objective
+from .secured import SecuredServer, evaluation
 
 LIMIT_MIB = 16
 MIB = 1 << 20
-METHODS = ("CreateJob", "WatchJob", "EvaluateCircuit")  # one answer, a stream of them, computing
+METHODS = ("CreateJob", "WatchJob", "EvaluateCircuits")  # one answer, a stream of them, computing
 REFUSALS = {grpc.StatusCode.RESOURCE_EXHAUSTED.value[0], grpc.StatusCode.UNIMPLEMENTED.value[0]}
 
 # Bytes of a call, and how they are said to be compressed.
@@ -103,16 +103,21 @@ def test_a_message_that_never_comes(secured: SecuredServer) -> None:
     secured.assert_alive()
 
 
-def test_no_call_takes_raw_bytes() -> None:
-    """Tensors would be bytes with a shape beside them, to be checked against each other. There are none."""
+def test_calls_take_no_raw_bytes_but_bits_of_edges() -> None:
+    """Tensors would be bytes with a shape beside them, to be checked against each other. There are none.
+
+    A bit for each edge is one: its shape follows from the served model, which the graph beside it must equal.
+    """
     seen: set[str] = set()
+    raw: set[str] = set()
 
     def walk(message: Descriptor) -> None:
         if message.full_name in seen:
             return
         seen.add(message.full_name)
         for field in message.fields:
-            assert field.type != FieldDescriptor.TYPE_BYTES, field.full_name
+            if field.type == FieldDescriptor.TYPE_BYTES:
+                raw.add(field.full_name)
             if field.message_type is not None:
                 walk(field.message_type)
 
@@ -121,6 +126,7 @@ def test_no_call_takes_raw_bytes() -> None:
             for method in service.methods:
                 walk(method.input_type)
     assert "pahq.v1.TokenIds" in seen
+    assert raw == {"pahq.v1.EdgeSet.bits"}
 
 
 SHAPES: dict[str, tuple[task_pb2.PromptTask, str]] = {
@@ -156,9 +162,9 @@ SHAPES: dict[str, tuple[task_pb2.PromptTask, str]] = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_that_do_not_fit(name: str, secured: SecuredServer) -> None:
     prompts, field = SHAPES[name]
-    request = patching_pb2.EvaluateCircuitRequest(objective=objective(task=task_pb2.Task(prompts=prompts)))
+    request = evaluation(task=task_pb2.Task(prompts=prompts))
     with secured.as_user("ada") as ada, secured.peak() as peak, pytest.raises(grpc.RpcError) as caught:
-        ada.ask(ada.patching.EvaluateCircuit, request)
+        ada.ask(ada.patching.EvaluateCircuits, request)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
     assert field in caught.value.details()  # type: ignore[attr-defined]
     assert peak[0] <= 2 * LIMIT_MIB

@@ -134,7 +134,7 @@ def test_no_string_leads_to_a_file(each: int, tmp_path: Path, figures: Figures) 
     assert any(str(data) in path for _, paths in opened[:started] for path in paths), "the hook hears"
     strange = {path for _, paths in opened[started:] for path in paths if not allowed(path, data)}
     assert not strange
-    assert {slot[1][0] for slot in places} >= {"name", "request_id", "spec", "objective", "edges"}
+    assert {slot[1][0] for slot in places} >= {"name", "request_id", "spec", "objective", "circuits"}
     assert codes[grpc.StatusCode.INTERNAL] == codes[grpc.StatusCode.UNKNOWN] == 0
     figures(strings=len(texts), places=len(places), calls=len(sent), opened_meanwhile=len(opened) - started)
 

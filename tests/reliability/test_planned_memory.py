@@ -70,7 +70,7 @@ def varied_job(client: Client, dice: random.Random, seed: int) -> JobHandle:
         dice.choice([0.05, 0.1, 0.2, 0.5]),
         metric=dice.choice(["kl_divergence", "l2", "logit_difference"]),
         ablation=dice.choice(["resample", "zero", "mean"]),
-        gates=dice.random() < 0.5,
+        grouping=dice.choice(["gates", "none"]),
         precision=dice.choice(["fp32", "bf16", "pahq-int8", "pahq-fp8", "pahq-int8-weight"]),
     )
 

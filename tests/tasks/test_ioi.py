@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.tasks.ioi import NAMES, PLACES, TEMPLATES, THINGS, generate, single_token_names
+from pahq_server.tasks.generation import single_token_words
+from pahq_server.tasks.ioi import NAMES, PLACES, TEMPLATES, THINGS, generate
 
 STORY_NAMES = "Lily Tom Ben Sam Max Sara Mia Tim Anna Lucy Jack Amy Bob Mary John Sue Jane Kate Emma Leo"
 
@@ -108,15 +109,14 @@ def test_the_seed_and_nothing_else_decides() -> None:
 
 def test_the_prompts_of_a_seed_never_change() -> None:
     prompts = generate(Words(), 1, seed=0)
-    assert prompts.clean == [" One day, Eric and Peter played at the lake. Eric wanted to give the cookie to"]
-    assert prompts.corrupted == [
-        " One day, Aaron and Matthew played at the lake. Paul wanted to give the cookie to"
-    ]
+    (clean,), (corrupted,) = prompts.clean, prompts.corrupted
+    assert clean == " One day, Eric and Peter played at the lake. Eric wanted to give the cookie to"
+    assert corrupted == " One day, Aaron and Matthew played at the lake. Paul wanted to give the cookie to"
 
 
 def test_names_without_a_token_of_their_own_are_not_used() -> None:
     known = NAMES[::7]
-    assert single_token_names(Words(known), NAMES) == list(known)
+    assert single_token_words(Words(known), NAMES) == list(known)
     prompts = generate(Words(known), 100, seed=0)
     used = {name for text in (*prompts.clean, *prompts.corrupted) for name in names_in(text)}
     assert used == set(known)
@@ -125,12 +125,6 @@ def test_names_without_a_token_of_their_own_are_not_used() -> None:
 def test_only_the_given_names_are_used() -> None:
     prompts = generate(Words(), 100, seed=0, names=NAMES[10:16])
     assert {name for text in prompts.clean for name in names_in(text)} == set(NAMES[10:16])
-
-
-@pytest.mark.parametrize("num_prompts", [0, -1])
-def test_no_prompts_is_an_error(num_prompts: int) -> None:
-    with pytest.raises(InvalidRequestError, match=f"task: .*not {num_prompts}"):
-        generate(Words(), num_prompts, seed=0)
 
 
 @pytest.mark.parametrize("tokenizer", [Letters(), Words(NAMES[:4]), Words(())])

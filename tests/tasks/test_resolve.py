@@ -6,6 +6,7 @@ import pytest
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TokenTask
+from pahq_server.tasks.builtin import BUILTIN_TASKS
 from pahq_server.tasks.resolve import Limits, resolve
 
 LIMITS = Limits(vocabulary=50, output_vocabulary=60, context=5)
@@ -129,9 +130,9 @@ def test_identical_pairs_are_allowed() -> None:
         ),
         (BuiltinTask("ioi", 4, 0), "task", "'ioi' is text, but the model has no tokenizer"),
         (
-            BuiltinTask("docstring", 4, 0),
+            BuiltinTask("anaphora", 4, 0),
             "task",
-            "unknown task 'docstring'; built-in tasks: ['ioi']",
+            f"unknown task 'anaphora'; built-in tasks: {list(BUILTIN_TASKS)}",
         ),
     ],
 )
@@ -154,7 +155,7 @@ def test_bad_input(spec: PromptTask | BuiltinTask, field: str, detail: str) -> N
         (task("a", answers=("",)), "task.answers[0]", "'' is 0 tokens; an answer is exactly one token"),
         (BuiltinTask("ioi", 0, 0), "task", "ioi needs at least 1 prompt, not 0"),
         (BuiltinTask("ioi", -3, 0), "task", "ioi needs at least 1 prompt, not -3"),
-        (BuiltinTask("", 1, 0), "task", "unknown task ''; built-in tasks: ['ioi']"),
+        (BuiltinTask("", 1, 0), "task", f"unknown task ''; built-in tasks: {list(BUILTIN_TASKS)}"),
     ],
 )
 def test_bad_text(spec: PromptTask | BuiltinTask, field: str, detail: str) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pahq_server.core.circuit import BaseCircuit, PatchedPass
 from pahq_server.core.errors import NonFiniteMetricError
@@ -25,8 +26,9 @@ from pahq_server.engine.sparse.scoring import (
     LogitChanges,
     QuantizedLogitChanges,
     answer_margins,
+    full_logits,
 )
-from pahq_server.engine.sparse.unpatched import FINAL, UnpatchedRuns
+from pahq_server.engine.sparse.unpatched import FINAL, RunActivations, UnpatchedRuns
 from pahq_server.engine.sparse.variants import as_tensor, pick
 from pahq_server.engine.sparse.weights import SparseWeights
 from pahq_server.models.architecture import Model
@@ -114,7 +116,7 @@ class SparseExecutor:
         self, shared: SharedModel, graph: Graph, task: TokenTask, metric: str, ablation: str
     ) -> None:
         self.graph, self.weights, self.linears = graph, shared.weights(graph), shared.linears(graph)
-        self._task, self.memory = task, shared.memory
+        self._task, self._ablation, self.memory = task, ablation, shared.memory
         tokens = TokenLayout.of(shared.model.architecture, task, ablation, shared.model.device)
         prefixes = shared.memory.prefixes
         self.unpatched = UnpatchedRuns(
@@ -129,10 +131,7 @@ class SparseExecutor:
         # stays unique.
         self._bases: dict[int, tuple[BaseCircuit, BaseActivations]] = {}
         try:
-            final = self.unpatched.clean.get(graph.layers, FINAL)
-            self._full_ND = self.weights.normed(
-                tokens.narrow(final, PositionSet.WINDOW, PositionSet.METRIC)[None]
-            )[0]
+            self._full_ND = self._normed(self.unpatched.clean)
             self._metric = DIFFERENCE_METRICS[metric](self.weights, task, self._full_ND, self.linears)
         except BaseException:
             self.unpatched.release()
@@ -150,6 +149,22 @@ class SparseExecutor:
     def clean_margins(self) -> tuple[float, ...] | None:
         """Returns the margins of the clean run, see `core.engine.CleanRun`."""
         return answer_margins(self.weights, self._task, self._full_ND)
+
+    @torch.inference_mode()
+    def unpatched_logits(self, corrupted: bool, positions: slice) -> Tensor:
+        """Returns the full model's logits at some metric positions, see `engine.backends.Executor`."""
+        normed_ND = self._full_ND
+        if corrupted:
+            assert self._ablation == "resample"
+            normed_ND = self._normed(self.unpatched.ablated)
+        return full_logits(self.weights, normed_ND[positions])
+
+    def _normed(self, run: RunActivations) -> Tensor:
+        """Returns the normed input of the unembedding at the metric positions of an unpatched run: [N, D]."""
+        final = run.get(self.graph.layers, FINAL)
+        return self.weights.normed(
+            self.unpatched.tokens.narrow(final, PositionSet.WINDOW, PositionSet.METRIC)[None]
+        )[0]
 
     def release(self) -> None:
         """Frees all activations. May be called again."""

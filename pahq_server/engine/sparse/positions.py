@@ -77,6 +77,14 @@ class TokenGrid:
         x = x if self._full else x[..., self._packed, :]
         return x.view(*x.shape[:-2], *self.real.shape, x.shape[-1])
 
+    def spread_gradient(self, x: Tensor) -> Tensor:
+        """Does what `spread` does, but with zeros in the cells that hold no token: nothing reads these."""
+        if not self._full:
+            cells = x.new_zeros(*x.shape[:-2], self.real.numel(), x.shape[-1])
+            cells[..., self._tokens, :] = x
+            x = cells
+        return x.view(*x.shape[:-2], *self.real.shape, x.shape[-1])
+
     def pack(self, x: Tensor) -> Tensor:
         """Packs the tokens of the rectangle, [..., P, C, d], without the repeated ones: [..., N, d]."""
         x = x.flatten(-3, -2)

@@ -131,7 +131,7 @@ def kl_divergence(
         linears: of a precision policy; None for full precision.
     """
     w_u = weights.weights.w_u
-    log_p_NU = _logits(weights, full_ND).log_softmax(-1)
+    log_p_NU = full_logits(weights, full_ND).log_softmax(-1)
     p_NU = log_p_NU.exp()
     quantized_ND = None if linears is None else linears.probability_weighted_columns(p_NU)
     weighted_ND = p_NU @ w_u.T if quantized_ND is None else quantized_ND
@@ -188,7 +188,7 @@ def logit_difference(
     assert task.wrong_answers is not None
     prompts = [prompt for prompt, _ in task.metric_positions()]
     right, wrong = torch.tensor([task.answers, task.wrong_answers])[:, prompts].to(full_ND.device)
-    w_u, logits_NU = weights.weights.w_u, _logits(weights, full_ND)
+    w_u, logits_NU = weights.weights.w_u, full_logits(weights, full_ND)
     positions = torch.arange(len(prompts), device=full_ND.device)
     full = -(logits_NU[positions, right] - logits_NU[positions, wrong]).mean()
     direction_ND = (w_u[:, right] - w_u[:, wrong]).T
@@ -223,7 +223,7 @@ def _mean(x_VN: Tensor) -> Tensor:
     return products.sums(x_VN) / x_VN.shape[-1]
 
 
-def _logits(weights: SparseWeights, normed_ND: Tensor) -> Tensor:
+def full_logits(weights: SparseWeights, normed_ND: Tensor) -> Tensor:
     """Returns the logits of a normed input of the unembedding: [N, U]."""
     logits_NU = normed_ND @ weights.weights.w_u
     return logits_NU if weights.weights.b_u is None else logits_NU + weights.weights.b_u

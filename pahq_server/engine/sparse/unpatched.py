@@ -56,11 +56,29 @@ class LayerActivations:
     out: Tensor
 
 
+def embedded(model: Model, token_ids: Tensor, first: int = 0) -> Tensor:
+    """Returns what `run_layers` starts from: the embedding of tokens and positions from ``first`` on.
+
+    Args:
+        model: of which the embeddings are.
+        token_ids: padded prompts, [P, T].
+        first: first position to embed.
+
+    Returns:
+        The residual stream before the first layer, [P, T - first, D].
+    """
+    weights = model.weights
+    stream = weights.w_e[token_ids[:, first:]]
+    if weights.w_pos is None:
+        return stream
+    return stream + weights.w_pos[torch.arange(first, token_ids.shape[1], device=token_ids.device)]
+
+
 def run_layers(
     model: Model,
     masks: Sequence[Tensor],
-    token_ids: Tensor,
-    past: Callable[[int], KeysAndValues] | None = None,
+    stream: Tensor,
+    past: Callable[[int], KeysAndValues | None] | None = None,
     first: int = 0,
 ) -> Iterator[LayerActivations]:
     """Runs a folded model and yields its layers in order.
@@ -68,20 +86,18 @@ def run_layers(
     Args:
         model: with folded norms.
         masks: per layer, the attention mask of the computed positions: 0 or -inf, [P, W, T].
-        token_ids: padded prompts, [P, T].
+        stream: the residual stream before the first layer, [P, W, D]; see `embedded`.
         past: gives keys and values of a layer at the positions before ``first``, which are not computed
             again.
         first: first position to compute.
     """
     arch, weights = model.architecture, model.weights
-    positions = torch.arange(first, token_ids.shape[1], device=token_ids.device)
-    stream = weights.w_e[token_ids[:, first:]]
-    if weights.w_pos is not None:
-        stream = stream + weights.w_pos[positions]
+    positions = torch.arange(first, first + stream.shape[1], device=stream.device)
     for layer, layer_weights in enumerate(weights.layers):
         before = None if past is None else past(layer)
         z_HPWK, k_GPWK, v_GPWK = _attention(model, layer_weights, stream, masks[layer], positions, before)
-        out = stream + layer_weights.b_o + torch.einsum("hptk,hkd->ptd", z_HPWK, layer_weights.w_o)
+        out = stream + layer_weights.b_o
+        out += matmul(z_HPWK.movedim(0, -2).flatten(-2), layer_weights.w_o.flatten(0, 1))
         mlp_in = mlp = None
         if arch.d_mlp:
             mlp_in = stream if arch.parallel else out
@@ -114,7 +130,8 @@ def _attention(
     x_PWD = transformer.norm(arch, stream, None, None)
 
     def project(w: Tensor, b: Tensor) -> Tensor:
-        return torch.einsum("ptd,hdk->hptk", x_PWD, w) + b[:, None, None]
+        values: Tensor = matmul(x_PWD, w.transpose(1, 2).flatten(0, 1).T).unflatten(-1, b.shape) + b
+        return values.movedim(-2, 0).contiguous()
 
     q_HPWK = transformer.head_norm(arch, project(weights.w_q, weights.b_q), weights.q_norm)
     k_GPWK = transformer.head_norm(arch, project(weights.w_k, weights.b_k), weights.k_norm)
@@ -136,13 +153,13 @@ def _mlp(model: Model, weights: LayerWeights, stream: Tensor) -> Tensor:
     assert weights.b_out is not None
     x = transformer.norm(model.architecture, stream, None, None)
     activation = transformer.ACTIVATIONS[model.architecture.activation]
-    up = x @ weights.w_in + weights.b_in
+    up = matmul(x, weights.w_in) + weights.b_in
     if weights.w_gate is None:
         hidden = activation(up)
     else:
         assert weights.b_gate is not None
-        hidden = activation(x @ weights.w_gate + weights.b_gate) * up
-    return hidden @ weights.w_out + weights.b_out
+        hidden = activation(matmul(x, weights.w_gate) + weights.b_gate) * up
+    return matmul(hidden, weights.w_out) + weights.b_out
 
 
 # Tokens of a block of the prefix cache.
@@ -234,7 +251,9 @@ class SharedPrefix:
         token_ids = torch.tensor([ids[:end]], device=tokens.clean.device)
         block = BlockTable(cache.pool, len(masks))
         try:
-            layers = run_layers(model, masks, token_ids, past if before else None, first)
+            layers = run_layers(
+                model, masks, embedded(model, token_ids, first), past if before else None, first
+            )
             for number, layer in enumerate(layers):
                 block.put(number, torch.stack([layer.keys[:, 0], layer.values[:, 0]]))
         except BaseException:
@@ -378,7 +397,8 @@ class UnpatchedRuns:
         masks = [mask[:, first:] for mask in tokens.masks]
         past = (lambda layer: self._prefix.past(layer, tokens.prompts)) if first else None
         mean = mean_over_prompts(tokens)
-        for number, layer in enumerate(run_layers(model, masks, tokens.clean, past, first)):
+        clean = run_layers(model, masks, embedded(model, tokens.clean, first), past, first)
+        for number, layer in enumerate(clean):
             self._rest.put(number, KEYS, layer.keys[:, :, : tokens.start - first].contiguous())
             self._rest.put(number, VALUES, layer.values[:, :, : tokens.start - first].contiguous())
             self._store(self._clean, number, layer, lambda x: x)
@@ -389,13 +409,14 @@ class UnpatchedRuns:
         elif ablation == "resample":
             assert tokens.corrupted is not None
             masks = [mask[:, tokens.start :] for mask in tokens.masks]
-            before = self._past if tokens.start else None
-            corrupted = run_layers(model, masks, tokens.corrupted, before, tokens.start)
+            before = self.past if tokens.start else None
+            stream = embedded(model, tokens.corrupted, tokens.start)
+            corrupted = run_layers(model, masks, stream, before, tokens.start)
             for number, layer in enumerate(corrupted):
                 self._store(self._ablated, number, layer, lambda x: x)
 
-    def _past(self, layer: int) -> KeysAndValues:
-        """Returns keys and values before the window: [G, P, start, K] each."""
+    def past(self, layer: int) -> KeysAndValues:
+        """Returns keys and values of a layer before the window: [G, P, start, K] each."""
         keys, values = self._rest.get(layer, KEYS), self._rest.get(layer, VALUES)
         if not self._prefix.length:
             return keys, values

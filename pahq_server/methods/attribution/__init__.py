@@ -1,4 +1,5 @@
 """Attribution: scores of all edges from gradients, at the cost of a few passes instead of one per edge.
 
-`method` holds edge attribution patching (EAP), `scores` the artifact that such methods give.
+`method` says what all of these methods do, `methods` lists them: each is a rule of the backward pass and the
+points at which it takes gradients. `scores` is the artifact that they give.
 """

@@ -104,10 +104,12 @@ class PredictTokensRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_task_pb2.Prompt, _Mapping]]] = ..., top: _Optional[int] = ...) -> None: ...
 
 class PredictTokensResponse(_message.Message):
-    __slots__ = ("predictions",)
+    __slots__ = ("predictions", "warnings")
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
-    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Prediction(_message.Message):
     __slots__ = ("tokens",)

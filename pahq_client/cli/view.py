@@ -1,0 +1,68 @@
+"""The command ``view``: writes the page of a file, or of two, and opens it in a browser."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import webbrowser
+from argparse import Namespace
+from pathlib import Path
+
+from pahq_client import files
+from pahq_client.circuit import Circuit
+from pahq_client.cli.output import note, put
+from pahq_client.display import page
+from pahq_client.display.picture import Result
+from pahq_client.errors import WarningDisplay
+from pahq_client.scores import EdgeScores
+
+
+def view(arguments: Namespace) -> None:
+    """Writes the page of one result or of two, prints its path, and opens it."""
+    paths = [path for path in (arguments.file, arguments.other) if path is not None]
+    if arguments.output is not None:
+        page.check_target("--output", arguments.output)
+    results = [load(path, arguments.allow_partial) for path in paths]
+    display = WarningDisplay()
+    for result in results:
+        display.show(result.warnings)
+    names = _names(paths) if len(paths) == 2 else ()
+    target = _new_file(paths) if arguments.output is None else arguments.output
+    page.write(target, *results, names=names)
+    put(target)
+    if not arguments.no_open and not webbrowser.open(Path(target).resolve().as_uri()):
+        note(f"no browser could be opened: open {target} in one")
+
+
+def load(path: str, allow_partial: bool) -> Result:
+    """Reads a circuit or edge scores, whichever the file holds.
+
+    Raises:
+        InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
+        OSError: it cannot be read.
+    """
+    kind = EdgeScores if _is_safetensors(files.path_text("FILE", path)) else Circuit
+    return kind.load(path, allow_partial=allow_partial)
+
+
+def _is_safetensors(path: str) -> bool:
+    """Whether a file begins as one of safetensors does: with the length of its header, then with JSON."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+        size = os.fstat(file.fileno()).st_size
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < size
+
+
+def _names(paths: list[str]) -> tuple[str, ...]:
+    """What to call the results: the names of their files without endings; else their paths."""
+    stems = tuple(Path(path).stem for path in paths)
+    return stems if len(set(stems)) == len(stems) else tuple(paths)
+
+
+def _new_file(paths: list[str]) -> str:
+    """A new file for a page. It stays: the browser may read it at any time."""
+    name = "-".join(Path(path).stem[:40] for path in paths)
+    safe = "".join(character if character.isalnum() or character in "-_" else "-" for character in name)
+    descriptor, path = tempfile.mkstemp(prefix=f"pahq-{safe}-", suffix=".html")
+    os.close(descriptor)
+    return path

@@ -1,0 +1,353 @@
+"""What a picture of circuits or edge scores shows, as plain data: the page and the SVG are drawn from it.
+
+A picture has one side, or two that are compared. Each side ranks its edges by the size of their score,
+largest first; edges that were never measured come last. "n edges" means the first n of each side.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pahq_client import formatting
+from pahq_client.circuit import Circuit
+from pahq_client.curve import Curve
+from pahq_client.display.layout import Layout, Router, arrange
+from pahq_client.errors import InvalidRequest
+from pahq_client.formatting import one_line
+from pahq_client.graph import Graph
+from pahq_client.scores import EdgeScores
+from pahq_client.selection import ranking
+
+Result: TypeAlias = Circuit | EdgeScores
+
+# The most edges that a picture takes: more are slow to draw, and nothing can be told from them.
+MOST_EDGES = 2000
+# How many edges of scores are shown at first.
+_FIRST_SHOWN = 100
+# A circuit whose groups of shared keys feed many heads has more curves than edges.
+_MOST_CURVES = 50_000
+_MOST_PROMPTS = 8
+_RECEIVER = re.compile(r"(a\d{1,9})\.([hg])(\d{1,9})<([qkv])>", re.ASCII)
+_HEAD = re.compile(r"(a\d{1,9})\.h(\d{1,9})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One result in a picture.
+
+    Args:
+        name: what to call it, for example ``ioi on demo``.
+        method: the method that found it; empty if it is not known.
+        measures: the name of its metric.
+        points: what the metric is known to be: (number of edges, value, faithfulness or None) by number.
+        facts: what is known of the result, as (name, value), for people.
+        warnings: what may mislead about it.
+        prompts: some prompts of its task, as (clean, corrupted or empty), if the result holds them.
+        drawn: how many of its edges are in the picture.
+        edges: how many edges the result has.
+        graph_edges: how many edges the graph has.
+        start: how many edges to show at first.
+        partial: whether its job did not come to its end.
+    """
+
+    name: str
+    method: str
+    measures: str
+    points: tuple[tuple[int, float, float | None], ...]
+    facts: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    prompts: tuple[tuple[str, str], ...]
+    drawn: int
+    edges: int
+    graph_edges: int
+    start: int
+    partial: bool
+
+
+@dataclass(frozen=True)
+class PictureEdge:
+    """An edge of a picture.
+
+    Args:
+        name: its name, for example ``a0.h1->a5.g1<k>``.
+        source: the node that it leaves.
+        ends: the nodes that it enters; several where heads share the receiver.
+        kind: ``q``, ``k``, ``v``, ``mlp`` or ``logits``.
+        scores: its score on every side; None where it was not measured.
+        ranks: its place among the edges of every side, from 0; None where it is not one of them.
+        share: the size of its score by the largest of its side, from 0 to 1; the larger one of two sides.
+    """
+
+    name: str
+    source: str
+    ends: tuple[str, ...]
+    kind: str
+    scores: tuple[float | None, ...]
+    ranks: tuple[int | None, ...]
+    share: float
+
+    @property
+    def score(self) -> float | None:
+        """The score that sign and width show: that of the first side which measured the edge."""
+        return next((score for score in self.scores if score is not None), None)
+
+    @property
+    def rank(self) -> int:
+        """The number of edges to show, less one, from which on the edge is in the picture."""
+        return min(rank for rank in self.ranks if rank is not None)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of one result, or of two that are compared; edges are sorted by rank."""
+
+    graph: Graph
+    sides: tuple[Side, ...]
+    edges: tuple[PictureEdge, ...]
+
+    def layout(self) -> Layout:
+        """Places the nodes of all edges."""
+        names = {name for edge in self.edges for name in (edge.source, *edge.ends)}
+        return arrange({"input", "logits", *names}, self.graph)
+
+    def paths(self, layout: Layout) -> list[str]:
+        """The curve of every edge, in the language of SVG."""
+        router = Router(layout)
+        return [router.path(edge.source, edge.ends, edge.kind) for edge in self.edges]
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The edges of a side: (source, receiver, score) by rank, and the scores of all others by name."""
+
+    edges: list[tuple[str, str, float | None]]
+    scores: Mapping[str, float | None]
+
+
+def picture(
+    result: Result,
+    other: Result | None = None,
+    *,
+    names: tuple[str, ...] = (),
+    curve: Curve | None = None,
+    most: int = MOST_EDGES,
+) -> Picture:
+    """Makes the picture of a result, or of two.
+
+    Args:
+        result: a circuit or edge scores.
+        other: what to compare it with.
+        names: what to call the results; by default their task and model.
+        curve: what the metric is for growing numbers of edges of the first result, which has scores.
+        most: the most edges; those with the largest scores are taken, half of them from each of two results.
+
+    Raises:
+        InvalidRequest: one is neither circuit nor scores, they belong to different graphs, or so many heads
+            share keys that the edges cannot be drawn.
+    """
+    results = [result] if other is None else [result, other]
+    for field, found in zip(("result", "other"), results, strict=False):
+        if not isinstance(found, Circuit | EdgeScores):
+            detail = f"must be a Circuit or EdgeScores, got {type(found).__name__}"
+            raise InvalidRequest(field, f"{detail}; read a file with Circuit.load or EdgeScores.load")
+    if other is not None and not result.graph.same_as(other.graph):
+        raise InvalidRequest("other", f"belongs to another graph: {other.graph}, not {result.graph}")
+    limit = max(most // len(results), 1)
+    ranked = [_ranked(found, limit) for found in results]
+    called = names or tuple(_name(found) for found in results)
+    if len(set(called)) < len(called):
+        called = tuple(f"{letter}: {name}" for letter, name in zip("AB", called, strict=False))
+    sides = [
+        _side(found, name, len(rank.edges), curve if found is result else None)
+        for found, name, rank in zip(results, called, ranked, strict=True)
+    ]
+    return Picture(result.graph, tuple(sides), tuple(_edges(ranked, result.graph)))
+
+
+def _ranked(result: Result, limit: int) -> _Ranked:
+    if isinstance(result, EdgeScores):
+        return _ranked_scores(result, limit)
+    edges = [(edge.source, edge.target, _finite(edge.score)) for edge in result.edges]
+    edges.sort(key=lambda edge: -1.0 if edge[2] is None else abs(edge[2]), reverse=True)  # stable: ties stay
+    return _Ranked(edges[:limit], {f"{source}->{target}": score for source, target, score in edges})
+
+
+def _ranked_scores(result: EdgeScores, limit: int) -> _Ranked:
+    order = ranking(result.scores, "absolute")[:limit]
+    ends = zip(result.index.edges(order), result.scores[order].tolist(), strict=True)
+    found: list[tuple[str, str, float | None]] = [(source, target, score) for (source, target), score in ends]
+    return _Ranked(found, {f"{source}->{target}": score for source, target, score in found})
+
+
+def _edges(ranked: list[_Ranked], graph: Graph) -> list[PictureEdge]:
+    """The edges of all sides, by rank; those of one rank in the order of the sides."""
+    ends: dict[str, tuple[str, str]] = {}
+    ranks: list[dict[str, int]] = [{} for _ in ranked]
+    for side, found in zip(ranks, ranked, strict=True):
+        for rank, (source, target, _) in enumerate(found.edges):
+            name = f"{source}->{target}"
+            side.setdefault(name, rank)
+            ends[name] = source, target
+    largest = [max((abs(score) for score in found.scores.values() if score), default=0.0) for found in ranked]
+    living = _living_heads(source for source, _ in ends.values())
+    edges: list[PictureEdge] = []
+    curves = 0
+    for name, (source, target) in ends.items():
+        nodes, kind = _fed(target, graph, living)
+        scores = tuple(found.scores.get(name) for found in ranked)
+        sizes = [abs(score) / most for score, most in zip(scores, largest, strict=True) if score and most]
+        places = tuple(side.get(name) for side in ranks)
+        edges.append(PictureEdge(name, source, nodes, kind, scores, places, max(sizes, default=0.0)))
+        curves += len(nodes)
+        if curves > _MOST_CURVES:
+            detail = f"needs more than {_MOST_CURVES} curves to be drawn; take one with fewer edges"
+            raise InvalidRequest("circuit", detail)
+    return sorted(edges, key=lambda edge: edge.rank)
+
+
+def _living_heads(sources: Iterable[str]) -> Mapping[str, list[int]]:
+    """The heads of each layer that something reads, by the name of their layer (``a3``)."""
+    living: dict[str, set[int]] = defaultdict(set)
+    for source in sources:
+        match = _HEAD.fullmatch(source)
+        if match:
+            living[match[1]].add(int(match[2]))
+    return {layer: sorted(heads) for layer, heads in living.items()}
+
+
+def _fed(receiver: str, graph: Graph, living: Mapping[str, list[int]]) -> tuple[tuple[str, ...], str]:
+    """The nodes that a receiver feeds, and its kind.
+
+    Of the heads that share keys and values only those that something reads are drawn. Where there is none,
+    the group is a node of its own.
+    """
+    match = _RECEIVER.fullmatch(receiver)
+    if match is None:
+        return (receiver,), "logits" if receiver == "logits" else "mlp"
+    layer, letter, unit, kind = match.groups()
+    if letter == "h":
+        return (f"{layer}.h{unit}",), kind
+    group = graph.group_heads(int(unit))
+    heads = tuple(f"{layer}.h{head}" for head in living.get(layer, ()) if head in group)
+    return heads or (f"{layer}.g{unit}",), kind
+
+
+def _side(result: Result, name: str, drawn: int, curve: Curve | None) -> Side:
+    edges = _num_edges(result)
+    return Side(
+        name=one_line(name),
+        method=_method(result),
+        measures=one_line(_metric(result)) or "metric",
+        points=tuple(_points(result, curve)),
+        facts=tuple((one_line(key), one_line(str(value))) for key, value in _facts(result)),
+        warnings=tuple(map(one_line, result.warnings)),
+        prompts=tuple(_prompts(result)),
+        drawn=drawn,
+        edges=edges,
+        graph_edges=result.num_edges_total if isinstance(result, Circuit) else edges,
+        start=drawn if isinstance(result, Circuit) else min(drawn, _FIRST_SHOWN),
+        partial=result.partial,
+    )
+
+
+def _num_edges(result: Result) -> int:
+    return len(result.edges) if isinstance(result, Circuit) else len(result.scores)
+
+
+def _metric(result: Result) -> str:
+    return result.metric.name if isinstance(result, Circuit) else result.metric
+
+
+def _points(result: Result, curve: Curve | None) -> Iterator[tuple[int, float, float | None]]:
+    empty = result.metric.empty if isinstance(result, Circuit) else result.empty
+    full = result.metric.full if isinstance(result, Circuit) else result.full
+    has_way = math.isfinite(full - empty) and full != empty
+    if math.isfinite(empty):
+        yield 0, empty, 0.0 if has_way else None
+    if curve is not None:
+        points = zip(curve.num_edges, curve.values, curve.faithfulness, strict=True)
+        yield from (point for point in points if 0 < point[0] < _num_edges(result))
+    if isinstance(result, Circuit) and math.isfinite(result.metric.value) and result.edges:
+        yield len(result.edges), result.metric.value, result.faithfulness
+    elif isinstance(result, EdgeScores) and math.isfinite(full):
+        yield len(result.scores), full, 1.0 if has_way else None
+
+
+def _name(result: Result) -> str:
+    run = result.provenance.get("run")
+    run = run if isinstance(run, Mapping) else {}
+    about = run.get("task")
+    task = about.get("name") if isinstance(about, Mapping) else None
+    model = run.get("model")
+    words = [str(task)] if task else []
+    words += [f"on {model}" if words else str(model)] if model else []
+    return " ".join(words) or ("circuit" if isinstance(result, Circuit) else "edge scores")
+
+
+def _method(result: Result) -> str:
+    if isinstance(result, EdgeScores):
+        return one_line(result.method)
+    method, threshold = (result.parameters.get(key) for key in ("method", "threshold"))
+    if not isinstance(method, str):
+        return ""
+    return one_line(f"{method}, threshold {threshold:g}" if isinstance(threshold, float) else method)
+
+
+def _facts(result: Result) -> Iterator[tuple[str, object]]:
+    run = result.provenance.get("run")
+    request = result.provenance.get("request")
+    run, request = (part if isinstance(part, Mapping) else {} for part in (run, request))
+    yield from _known(("model", run.get("model")), ("task", formatting.task(run.get("task"))))
+    if isinstance(result, Circuit):
+        yield "edges", f"{len(result.edges):,} of {result.num_edges_total:,}"
+        if result.partial:
+            yield "partial", f"{len(result.undecided):,} edges were not decided"
+        metric = result.metric
+        values = (("circuit", metric.value), ("full model", metric.full), ("empty circuit", metric.empty))
+        known = [f"{value:.4g} ({what})" for what, value in values if math.isfinite(value)]
+        yield metric.name, ", ".join(known) or "not measured"
+        if result.faithfulness is not None:
+            yield "faithfulness", f"{result.faithfulness:.1%}"
+        yield "evaluations", f"{result.num_evaluations:,}"
+    else:
+        yield "edges", f"{len(result.scores):,}"
+        yield "method", result.method
+        ends = (("full model", result.full), ("empty circuit", result.empty))
+        known = [f"{value:.4g} ({what})" for what, value in ends if math.isfinite(value)]
+        yield result.metric, ", ".join(known) or "not measured"
+    shown = {"metric"} if isinstance(result, Circuit) else {"metric", "method"}
+    for key, value in sorted(result.parameters.items(), key=lambda item: str(item[0])):
+        if key not in shown and isinstance(value, str | int | float):
+            yield str(key).replace("_", " "), value
+    yield from _known(
+        ("precision", request.get("policy")),
+        ("revision", result.model_revision[:12]),
+        ("made by", f"PAHQ {request['version']}" if request.get("version") else None),
+        ("ended", run.get("ended")),
+    )
+
+
+def _known(*facts: tuple[str, object]) -> Iterator[tuple[str, object]]:
+    return ((key, value) for key, value in facts if isinstance(value, str) and value)
+
+
+def _prompts(result: Result) -> Iterator[tuple[str, str]]:
+    run = result.provenance.get("run")
+    prompts = run.get("prompts") if isinstance(run, Mapping) else None
+    if not isinstance(prompts, Mapping):
+        return
+    clean, corrupted = (prompts.get(key) for key in ("clean", "corrupted"))
+    if not isinstance(clean, list):
+        return
+    others = corrupted if isinstance(corrupted, list) else []
+    for index, text in enumerate(clean[:_MOST_PROMPTS]):
+        yield one_line(str(text)), one_line(str(others[index])) if index < len(others) else ""
+
+
+def _finite(score: float | None) -> float | None:
+    return None if score is None or not math.isfinite(score) else float(score)

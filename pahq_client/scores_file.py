@@ -1,0 +1,115 @@
+"""The file format of edge scores: the artifact of a job, with the job's provenance.
+
+A file is a safetensors file with one array, ``scores``. Its metadata holds ``artifact``, the layout that
+`pahq_client.artifacts` describes, with the keys ``provenance`` and ``partial`` beside it. Any reader of
+safetensors can read the scores.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pahq_client.circuit_file import EAP_IG_KEYS, FORMAT, JsonObject, parse_json, read_provenance
+from pahq_client.errors import InvalidScoresFile, ServerFault
+
+if TYPE_CHECKING:
+    from pahq_client.scores import EdgeScores
+
+KIND, VERSION = "edge_scores", 1
+
+
+def encode(scores: EdgeScores, origin: str) -> bytes:
+    """The file of scores.
+
+    Args:
+        scores: the scores.
+        origin: what to name in errors.
+
+    Raises:
+        InvalidScoresFile: the provenance or a metric holds what JSON cannot express.
+    """
+    import numpy as np
+    from safetensors.numpy import save
+
+    graph = scores.graph
+    layout = {
+        "kind": KIND,
+        "version": VERSION,
+        "method": scores.method,
+        "graph": {
+            "layers": graph.layers,
+            "heads": graph.heads,
+            "kv_heads": graph.kv_heads,
+            "kv_receivers": graph.kv_receivers,
+            "parallel": graph.parallel,
+            "mlps": graph.mlps,
+        },
+        # Null where unknown, also without a job that was cut off: other tools do not tell these metrics.
+        "metric": {"name": scores.metric, "full": _number(scores.full), "empty": _number(scores.empty)},
+        "provenance": dict(scores.provenance),
+        "partial": scores.partial,
+    }
+    try:
+        # In one key: safetensors writes several in any order.
+        metadata = {"artifact": json.dumps(layout, sort_keys=True, allow_nan=False)}
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidScoresFile(origin, f"the scores cannot be written: {error}") from None
+    return save({"scores": np.ascontiguousarray(scores.scores)}, metadata)
+
+
+def decode(data: bytes, origin: str) -> EdgeScores:
+    """The scores of a file.
+
+    Raises:
+        InvalidScoresFile: it is not a file of scores, is damaged, or has an unknown version.
+    """
+    # Imported here, since both import circuits, which import this module.
+    from pahq_client import artifacts
+    from pahq_client.scores import EdgeScores
+
+    try:
+        size = int.from_bytes(data[:8], "little")
+        if not 0 < size <= len(data) - 8 or data[8:9] != b"{":
+            raise ValueError(_other(data))
+        metadata = JsonObject(parse_json(data[8 : 8 + size]), "the header").object("__metadata__")
+        layout = JsonObject(parse_json(metadata.get("artifact", str)), "the layout")
+        if layout.get("kind", str) != KIND:
+            raise ValueError(f"it holds an artifact of kind {layout.get('kind', str)!r}, not edge scores")
+        provenance = read_provenance(layout.get("provenance", dict))
+        partial = layout.get("partial", bool)
+        # A job's metrics are known unless it was cut off; here they may be unknown anyway.
+        scores = artifacts.decode(KIND, layout.get("version", int), data, provenance, partial=True)
+    except (ValueError, OverflowError) as error:
+        raise InvalidScoresFile(origin, f"not a readable file of edge scores: {error}") from None
+    except ServerFault as error:
+        detail = str(error).removeprefix("the server sent ")
+        raise InvalidScoresFile(origin, f"not a readable file of edge scores: it holds {detail}") from None
+    except MemoryError:
+        raise InvalidScoresFile(origin, "is larger than what fits into this machine's memory") from None
+    assert isinstance(scores, EdgeScores)
+    return replace(scores, partial=partial)
+
+
+def is_scores_file(data: bytes) -> bool:
+    """Whether bytes look like a file of edge scores, whatever their state."""
+    return data[8:9] == b"{" and KIND.encode() in data
+
+
+def _other(data: bytes) -> str:
+    """What a file is that is none of scores, and what to do with it."""
+    try:
+        content = parse_json(data)
+    except (ValueError, UnicodeDecodeError):
+        return "it is not a safetensors file"
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return "it holds a circuit: read it with Circuit.load"
+    if isinstance(content, dict) and content.keys() >= set(EAP_IG_KEYS):
+        return "it is a file of EAP-IG: read it with EdgeScores.from_eap_ig"
+    return "it is not a safetensors file"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
