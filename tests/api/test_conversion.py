@@ -52,7 +52,13 @@ def test_specs() -> None:
     assert conversion.read_objective(objective(task=task)) == expected
     found = conversion.read_job_spec(spec(task=task, grouping="none"))
     assert (found.objective, found.method, found.include_prompts) == (expected, "acdc", False)
-    assert asdict(found.parameters) == {"threshold": 2.0, "grouping": "none", "within": None, "edges": None, "faithfulness": None}
+    assert asdict(found.parameters) == {
+        "threshold": 2.0,
+        "grouping": "none",
+        "within": None,
+        "edges": None,
+        "faithfulness": None,
+    }
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0])
