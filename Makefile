@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-precision demo-model d3-bundle picture proto clean
+.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-page bench-precision demo-model d3-bundle picture proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -37,6 +37,9 @@ bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BE
 
 bench-gpu: .venv/dev.stamp ## measure on a CUDA device, into tests/bench/results
 	PYTHONPATH=tests $(BIN)/python -m bench.gpu
+
+bench-page: .venv/dev.stamp ## measure the page in Chromium, into docs/performance.md
+	PYTHONPATH=tests $(BIN)/python -m bench.page
 
 bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed loading" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.precision $(PARTS)
