@@ -310,7 +310,7 @@ def scores_of_edges(circuit: Circuit) -> EdgeScores:
 
     graph = circuit.graph
     scores = np.full(graph.num_edges, np.nan)
-    tested = [verdict for verdict in circuit.verdicts if "->" in verdict.subject]
+    tested = [verdict for verdict in circuit.verdicts if verdict.of_one_edge]
     edges = (Edge.parse(verdict.subject) for verdict in tested)
     scores[edge_index(graph).numbers(edges)] = [verdict.delta for verdict in tested]
     if np.isnan(scores).any():

@@ -83,7 +83,7 @@ def method_fields() -> list[FieldDescriptor]:
 
 def test_the_fields_of_a_method_s_message_are_its_parameters() -> None:
     found = {field.name: [each.name for each in field.message_type.fields] for field in method_fields()}
-    assert {"acdc", "single_edge", "eap"} == found.keys()
+    assert {"acdc", "single_edge", "eap", "eap_ig", "clean_corrupted", "relp", "gim"} == found.keys()
     for name, parameters in found.items():
         assert parameters == [field.name for field in fields(registry.METHODS[name].parameters)]
 
