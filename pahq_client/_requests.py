@@ -7,12 +7,9 @@ Arguments of a wrong type raise InvalidRequest here; the server refuses wrong va
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from textwrap import indent
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
 
 from google.protobuf.message import Message
@@ -20,179 +17,24 @@ from google.protobuf.struct_pb2 import Struct
 from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, task_pb2
 
 from pahq_client import checks
+from pahq_client._job_options import ATTRIBUTION, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.curve import FRACTIONS, CurveCircuits, circuits_of_curve
 from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest
 from pahq_client.graph import Edge, Graph
 from pahq_client.scores import EdgeScores
-from pahq_client.selection import RANKS
 from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=Message)
 
 # The size of a message, below the limit of every server, and how many circuits a server measures in one call.
 CHUNK_BYTES = 3 << 20
 MOST_EVALUATED = 1000
-
-
-class JobOptions(TypedDict, total=False):
-    """Keyword arguments of a job beyond model, task and threshold; see `JobRequest`."""
-
-    method: str
-    metric: str | None
-    ablation: str
-    grouping: str
-    within: Circuit | None
-    edges: int | None
-    fraction: float | None
-    faithfulness: float | None
-    rank: str
-    greedy: bool
-    steps: int | None
-    kv_receivers: str
-    precision: str
-    include_prompts: bool
-    parameters: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True)
-class JobRequest:
-    """What a job is to do; the arguments are described in `JOB_OPTIONS`."""
-
-    model: str
-    task: TaskLike
-    threshold: float | None = None
-    method: str = "acdc"
-    metric: str | None = None
-    ablation: str = "resample"
-    grouping: str = "gates"
-    within: Circuit | None = None
-    edges: int | None = None
-    fraction: float | None = None
-    faithfulness: float | None = None
-    rank: str = "absolute"
-    greedy: bool = False
-    steps: int | None = None
-    kv_receivers: str = "group"
-    precision: str = "fp32"
-    include_prompts: bool = False
-    parameters: Mapping[str, Any] | None = None
-
-    @property
-    def selection(self) -> Selection | None:
-        """How edges are chosen by their scores; None if they are not.
-
-        Raises:
-            InvalidRequest: an argument of the choice is wrong.
-        """
-        if self.method not in (*ATTRIBUTION, "single_edge"):
-            return None
-        if self.edges is None and self.fraction is None:
-            for name in ("rank", "greedy"):
-                if getattr(self, name) != getattr(JobRequest, name):
-                    raise InvalidRequest(name, "is for choosing edges: give edges or fraction, too")
-            return None
-        if self.threshold is not None:
-            raise InvalidRequest("threshold", "does not go with edges or fraction: give one of them")
-        return Selection(self.edges, self.fraction, self.rank, self.greedy)
-
-    @property
-    def scoring(self) -> JobRequest:
-        """The request of scores alone, without a choice of edges."""
-        return replace(self, edges=None, fraction=None, rank="absolute", greedy=False)
-
-
-@dataclass(frozen=True)
-class Selection:
-    """A choice of edges by their scores: see `EdgeScores.top` and `EdgeScores.greedy`.
-
-    Raises:
-        InvalidRequest: both or none of edges and fraction are given, or one of them cannot be.
-    """
-
-    edges: int | None
-    fraction: float | None
-    rank: str = "absolute"
-    greedy: bool = False
-
-    def __post_init__(self) -> None:
-        if self.edges is not None and self.fraction is not None:
-            raise InvalidRequest("fraction", "does not go with edges: give one of them")
-        if self.edges is not None and checks.integer("edges", self.edges) < 1:
-            raise InvalidRequest("edges", f"must be an integer from 1 on, got {self.edges}")
-        if self.fraction is not None and not 0 < checks.number("fraction", self.fraction) <= 1:
-            raise InvalidRequest("fraction", f"must be above 0 and at most 1, got {self.fraction}")
-        if checks.text("rank", self.rank) not in RANKS:
-            raise InvalidRequest("rank", f"must be one of {', '.join(RANKS)}, got {self.rank!r}")
-        checks.flag("greedy", self.greedy)
-
-    def choose(self, scores: EdgeScores) -> Circuit:
-        """Chooses edges."""
-        if self.greedy:
-            return scores.greedy(edges=self.edges, fraction=self.fraction, rank=self.rank)
-        return scores.top(edges=self.edges, fraction=self.fraction, rank=self.rank)
-
-
-# Methods whose artifact is edge scores, from one backward pass or a few.
-ATTRIBUTION = ("eap", "eap_ig", "clean_corrupted", "relp", "gim")
-
-JOB_OPTIONS = """\
-threshold: an edge is removed if that worsens the metric by less than this. ``acdc`` needs exactly one of
-    threshold, edges and faithfulness; for ``single_edge``, edges whose score is below are left out.
-method: ``acdc``, ``single_edge`` (the effect of every edge alone), an estimate of that from gradients
-    (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), or another one that the server knows.
-metric: ``kl_divergence``, ``logit_difference`` or ``l2``. None stands for ``kl_divergence``, and for
-    ``logit_difference`` with methods that use gradients, where the task has answers.
-ablation: ``resample``, ``zero`` or ``mean``.
-grouping: what ``acdc`` tests at once: ``none`` tests each edge alone, ``gates`` first all edges into a q, k
-    or v receiver, ``bisect`` halves groups of edges, which takes the fewest evaluations.
-within: a Circuit that ``acdc`` starts from, all other edges being removed; None for the full graph.
-edges: how many edges the circuit is to have. ``acdc`` searches for the smallest threshold that keeps at most
-    so many; methods that score edges choose the best, and the circuit is measured.
-fraction: the same as a share of all edges, above 0 and at most 1; for methods that score edges.
-faithfulness: ``acdc`` searches for the largest threshold whose circuit is at least so faithful.
-rank: what edges are chosen by: ``absolute`` for the size of their scores, ``harm`` for how much ablating
-    them worsens the metric.
-greedy: whether edges are chosen from the logits on, so that each leads to one that is in.
-steps: how many runs ``eap_ig`` takes the mean gradient of; None for the server's 5.
-kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
-precision: name of a precision policy.
-include_prompts: whether the result, and the file it is saved to, hold the prompts as well; without, they
-    hold the name of a built-in task, the number of prompts and a hash.
-parameters: parameters of a method without arguments of its own, by name.
-"""
-
-
-def job_options(function: F) -> F:
-    """Decorates a function that takes ``**options: Unpack[JobOptions]``: its signature and help list them.
-
-    So seven functions state the eighteen arguments of a job once. The line ``options: JOB_OPTIONS`` of its
-    docstring gives way to the descriptions.
-    """
-    signature = inspect.signature(function)
-    ordinary = [each for each in signature.parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
-    own = [each for each in signature.parameters.values() if each.kind is each.KEYWORD_ONLY]
-    kind = inspect.Parameter.KEYWORD_ONLY
-    options = [
-        inspect.Parameter(each.name, kind, default=each.default, annotation=each.type)
-        for each in dataclasses.fields(JobRequest)
-        if each.name in JobOptions.__annotations__
-    ]
-    function.__signature__ = signature.replace(parameters=[*ordinary, *options, *own])  # type: ignore[attr-defined]
-    if function.__doc__ is not None:
-        function.__doc__ = re.sub(
-            r"^( +)options: JOB_OPTIONS\n",
-            lambda line: indent(JOB_OPTIONS, line[1]),
-            function.__doc__,
-            flags=re.MULTILINE,
-        )
-    return function
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from pahq_client._requests import (
-    CurveRequest,
-    EvaluationOptions,
-    JobOptions,
-    JobRequest,
-    SessionRequest,
-    job_options,
-)
+from pahq_client._job_options import JobOptions, JobRequest, job_options
+from pahq_client._requests import CurveRequest, EvaluationOptions, SessionRequest
 from pahq_client._transport import AsyncTransport
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments

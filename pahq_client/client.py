@@ -27,16 +27,14 @@ from pahq_client._calls import (
     Caller,
     Steps,
 )
+from pahq_client._job_options import JobOptions, JobRequest, job_options
 from pahq_client._requests import (
     CurveRequest,
     EvaluationOptions,
     EvaluationRequest,
     GivenCircuit,
-    JobOptions,
-    JobRequest,
     NumberedEdges,
     SessionRequest,
-    job_options,
 )
 from pahq_client._transport import Transport
 from pahq_client.artifacts import AnyArtifact, measured, scores_of_edges

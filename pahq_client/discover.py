@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Unpack
 
-from pahq_client._requests import JobOptions, job_options
+from pahq_client._job_options import JobOptions, job_options
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.client import Client

@@ -35,7 +35,8 @@ _KNOWN_ANSWERS = (
 )
 _ONE_ANSWER = (
     "a task has one answer and one wrong answer for each prompt, while EAP-IG counts all years above as "
-    "answers of greater-than, and several words as those of hypernymy: write one of each into the file"
+    "answers of greater-than (Task.greater_than() draws such a task), and several words as those of "
+    "hypernymy: write one of each into the file"
 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pahq_client import files
-from pahq_client._requests import ATTRIBUTION
+from pahq_client._job_options import ATTRIBUTION
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
 from pahq_client.circuit import compare as compare_circuits

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pahq_client import files
-from pahq_client._requests import JobOptions
+from pahq_client._job_options import JobOptions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.options import connection, read_task
 from pahq_client.cli.output import (

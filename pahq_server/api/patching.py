@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 from pahq.v1 import patching_pb2 as pb
 from pahq.v1 import patching_pb2_grpc
 
 from pahq_server.api import conversion
-from pahq_server.api.calls import ExpiredError, FairThreadPool, check_owner, current_call
+from pahq_server.api.calls import FairThreadPool, check_owner, current_call, within
 from pahq_server.jobs.evaluation import Evaluation, EvaluationService
 from pahq_server.jobs.sessions import PatchingSession, SessionService
 
 # Longest time that an evaluation may take, most of which it waits for its turn.
 EVALUATION_S = 3600.0
-
-T = TypeVar("T")
 
 
 class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
@@ -75,7 +72,7 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
             return self._evaluations.evaluate(objective, circuits, user)
 
         evaluation = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
-        metrics = await _within(EVALUATION_S, evaluation.future)
+        metrics = await within(EVALUATION_S, evaluation.future)
         resolved = evaluation.resolved
         return pb.EvaluateCircuitsResponse(
             metric=resolved.objective.metric,
@@ -94,16 +91,3 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
         """
         check_owner("session", name)
         return self._sessions.find(name)
-
-
-async def _within(seconds: float, future: Future[T]) -> T:
-    """Waits for the result of a future, which is cancelled if that takes longer.
-
-    Raises:
-        ExpiredError: it took longer.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            return await asyncio.wrap_future(future)
-    except TimeoutError:
-        raise ExpiredError from None

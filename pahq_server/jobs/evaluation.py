@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
@@ -20,8 +19,8 @@ from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.jobs import warnings as request_warnings
 from pahq_server.jobs.quotas import Admission
 from pahq_server.jobs.session_calls import BASE_CIRCUITS_PER_BATCH, KNOWN_NAMES
+from pahq_server.jobs.unstored_run import UnstoredRun
 from pahq_server.methods import warnings as circuit_warnings
-from pahq_server.scheduler.run import QueuePosition
 from pahq_server.scheduler.scheduler import Scheduler
 from pahq_server.store.base import JobStore
 
@@ -60,26 +59,18 @@ class PackedCircuit:
         return Circuit(self._graph, kept)
 
 
-class EvaluationRun:
-    """A `Run` of the scheduler that measures circuits, the full model and the empty circuit.
-
-    ``future`` resolves to the metrics. Cancelling it stops the run.
+class EvaluationRun(UnstoredRun[CircuitMetrics]):
+    """Measures circuits, the full model and the empty circuit.
 
     Args:
         resolved: the objective.
         circuits: the circuits that are measured.
         user: who asked for it.
-        tokens: number of tokens of the task's prompts, for quotas.
     """
 
-    name = ""
-
-    def __init__(
-        self, resolved: ResolvedObjective, circuits: Sequence[PackedCircuit], user: str, tokens: int = 0
-    ) -> None:
-        self.resolved, self.circuits, self.user, self.tokens = resolved, circuits, user, tokens
-        self.begun = False
-        self.future: Future[CircuitMetrics] = Future()
+    def __init__(self, resolved: ResolvedObjective, circuits: Sequence[PackedCircuit], user: str) -> None:
+        super().__init__(resolved, user)
+        self.circuits = circuits
         self._passes = self._all_passes()
         self._scores: list[float] = []
 
@@ -90,40 +81,21 @@ class EvaluationRun:
         given = (packed.unpack() for packed in self.circuits)
         return (PatchedPass(BaseCircuit(circuit)) for circuit in chain(ends, given))
 
-    def begin(self) -> Operation | None:
-        self.begun = True
-        return self._next()
-
-    def deliver(self, result: object) -> Operation | None:
-        assert isinstance(result, list), "the scheduler has checked it"
-        self._scores += result
-        return self._next()
-
-    def _next(self) -> Operation | None:
+    def next_operation(self) -> Operation | None:
         """Returns an operation of one batch, since others wait for their turn meanwhile; None at the end."""
         passes = tuple(islice(self._passes, BASE_CIRCUITS_PER_BATCH))
         return ScorePasses(passes) if passes else None
 
-    def stopped(self) -> bool:
-        return self.future.cancelled()
+    def take(self, result: object) -> None:
+        assert isinstance(result, list), "the scheduler has checked it"
+        self._scores += result
 
-    def end(self, error: Exception | None) -> None:
-        if not self.future.set_running_or_notify_cancel():
-            return
-        if error is not None or len(self._scores) != 2 + len(self.circuits):
-            self.future.set_exception(error or RuntimeError("the evaluation ended without a result"))
-        else:
-            full, empty, *values = self._scores
-            self.future.set_result(CircuitMetrics(tuple(values), full, empty))
+    def result(self) -> CircuitMetrics:
+        full, empty, *values = self._scores
+        return CircuitMetrics(tuple(values), full, empty)
 
     def done(self) -> float:
         return len(self._scores) / (2 + len(self.circuits))
-
-    def charge(self, seconds: float) -> None:
-        """Does nothing: the answer to an evaluation does not say what it cost."""
-
-    def queued_at(self, position: QueuePosition) -> None:
-        """Does nothing: whoever waits for an evaluation is not told its position in the queue."""
 
 
 class Evaluation:
@@ -186,10 +158,8 @@ class EvaluationService:
             detail = f"must be from 1 to {MOST_CIRCUITS} circuits, got {len(circuits)}"
             raise InvalidRequestError("circuits", detail)
         resolved = self._engine.resolve(objective)
-        run = EvaluationRun(resolved, _packed(resolved, circuits), user, resolved.task.num_tokens)
-        self._admission.admit(run, self._store.usage(user))
-        run.future.add_done_callback(lambda future: self._admission.forget(run))
-        self._scheduler.submit(run)
+        run = EvaluationRun(resolved, _packed(resolved, circuits), user)
+        run.submit(self._scheduler, self._admission, self._store.usage(user))
         return Evaluation(run)
 
 

@@ -11,8 +11,8 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.operations import LikeliestTokens, MeasureAccuracy, TaskAccuracy, TopTokens
 from pahq_server.core.task import Prompt, PromptTask, TaskSpec
 from pahq_server.jobs import warnings as request_warnings
-from pahq_server.jobs.operation_run import OperationRun
 from pahq_server.jobs.quotas import Admission
+from pahq_server.jobs.unstored_run import OperationRun
 from pahq_server.scheduler.scheduler import Scheduler
 from pahq_server.store.base import JobStore
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bench import measure, workloads
+from bench import attribution, measure, workloads
 from bench.measure import MEMORY_BYTES, Job, SweepJob
 from bench.pages import write_table
 from bench.tables import markdown, targets
@@ -201,6 +201,7 @@ BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "ten-tinytalk-sweeps": lambda: together(lambda number: workloads.tinytalk(2, number), 10, SweepJob),
     "three-large": lambda: together(lambda number: workloads.tinytalk(16, number), 3),
     "single-edge": single_edge,
+    "attribution": attribution.run,
 }
 
 
@@ -227,6 +228,7 @@ def main() -> None:
     table = markdown(results)
     (RESULTS / "bench.md").write_text(table, "utf-8")
     write_table("speed", targets(results))
+    write_table("attribution", attribution.table(results.get("attribution")))
     print(table)
 
 

@@ -21,9 +21,8 @@ from pahq_client import Circuit, CircuitMetric, Edge, Graph
 EDGES, STEPS = 2000, 40
 GPT2 = Graph(layers=12, heads=12, kv_heads=12, kv_receivers="group", parallel=False)
 # From an event to the end of the first frame that shows it.
-SHOWN = (
-    "await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done))));"
-)
+FRAME = "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))"
+SHOWN = f"await new Promise((done) => {FRAME});"
 SLIDE = f"""async (steps) => {{
   const [slider, times] = [document.getElementById("count"), []];
   for (const n of steps) {{
@@ -46,7 +45,11 @@ ZOOM = f"""async (steps) => {{
   }}
   return times;
 }}"""
-DRAWN = """() => {
+# The browser reports its first paint some time after it.
+DRAWN = """async () => {
+  while (!performance.getEntriesByName("first-contentful-paint").length) {
+    await new Promise((done) => setTimeout(done, 20));
+  }
   const [drawn] = performance.getEntriesByName("pahq-drawn");
   const [paint] = performance.getEntriesByName("first-contentful-paint");
   return [paint.startTime, drawn.startTime];
@@ -64,7 +67,6 @@ def circuit() -> Circuit:
 
 def measure(page: Any) -> dict[str, list[float]]:
     """Milliseconds of what a reader waits for."""
-    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
     paint, drawn = page.evaluate(DRAWN)
     generator = random.Random(1)
     page.evaluate(SLIDE, [EDGES - 1, EDGES])  # what happens once, happens here
@@ -75,6 +77,11 @@ def measure(page: Any) -> dict[str, list[float]]:
         "a jump of the slider": page.evaluate(SLIDE, [generator.randrange(EDGES) for _ in range(STEPS)]),
         "a frame of zooming": page.evaluate(ZOOM, STEPS),
     }
+
+
+def _most(times: list[float]) -> float:
+    """What nine of ten do not exceed."""
+    return sorted(times)[len(times) * 9 // 10]
 
 
 def main() -> None:
@@ -89,11 +96,13 @@ def main() -> None:
         page.goto(path.as_uri())
         figures = measure(page)
         browser.close()
-    rows = [f"| {what} | {statistics.median(each):.0f} | {max(each):.0f} |" for what, each in figures.items()]
+    rows = [
+        f"| {what} | {statistics.median(each):.0f} | {_most(each):.0f} |" for what, each in figures.items()
+    ]
     write_table(
         "page",
         [
-            f"| {EDGES:,} edges, headless Chromium on the CPU | median, ms | most, ms |",
+            f"| {EDGES:,} edges, headless Chromium on the CPU | median, ms | 9 of 10 below, ms |",
             "|---|---|---|",
             *rows,
             f"| writing the page, {size / 1e6:.1f} MB | {seconds * 1000:.0f} (CPU) | |",

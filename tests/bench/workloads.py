@@ -81,24 +81,29 @@ def gpt2_shape(
     changed: tuple[int, ...] = (2, 6, 10),
     common: int = 0,
     prompts: int = 16,
+    vocabulary: int = VOCABULARY,
 ) -> Workload:
-    """GPT-2 small with a vocabulary of 5,000 and random weights.
+    """GPT-2 small with random weights, and a vocabulary of 5,000 unless another is asked for.
 
     ``common`` is how many tokens all prompts begin with.
     """
     generator = torch.Generator().manual_seed(1)
-    clean = torch.randint(0, VOCABULARY, (prompts, tokens), generator=generator)
+    clean = torch.randint(0, vocabulary, (prompts, tokens), generator=generator)
     clean[:, :common] = clean[0, :common]
     corrupted = clean.clone()
     for position in changed:
-        step = torch.randint(1, VOCABULARY, (prompts,), generator=generator)
-        corrupted[:, position] = (clean[:, position] + step) % VOCABULARY
+        step = torch.randint(1, vocabulary, (prompts,), generator=generator)
+        corrupted[:, position] = (clean[:, position] + step) % vocabulary
     task = TokenTask(ids(clean), ids(corrupted))
     name = f"GPT-2 small shape, {prompts} x {tokens} tokens"
-    return Workload(name, task, 9.5e-6, lambda transform: random_gpt2(layers, transform))
+    return Workload(
+        name, task, 9.5e-6, lambda transform: random_gpt2(layers, transform, vocabulary=vocabulary)
+    )
 
 
-def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: int = 12) -> Model:
+def random_gpt2(
+    layers: int, transform: Transform, d_model: int = 768, heads: int = 12, vocabulary: int = VOCABULARY
+) -> Model:
     """Seeded weights of standard deviation .02, biases 0, norms 1, as GPT-2 is initialised."""
     d_head, d_mlp, generator = d_model // heads, 4 * d_model, torch.Generator().manual_seed(0)
     zero, one, none = torch.zeros(d_model), torch.ones(d_model), torch.zeros(heads, d_head)
@@ -107,7 +112,7 @@ def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: in
         return torch.randn(*shape, generator=generator) * 0.02
 
     def embeddings() -> Weights:
-        embedding, positions = normal(VOCABULARY, d_model), normal(1024, d_model)
+        embedding, positions = normal(vocabulary, d_model), normal(1024, d_model)
         return Weights(embedding, (), embedding.T, None, positions, one, zero)
 
     def layer(_: int) -> LayerWeights:
@@ -126,7 +131,7 @@ def random_gpt2(layers: int, transform: Transform, d_model: int = 768, heads: in
         )
 
     arch = Architecture(
-        "gpt2", layers, heads, heads, d_model, d_head, d_mlp, VOCABULARY, VOCABULARY, 1024, "layer", 1e-5,
+        "gpt2", layers, heads, heads, d_model, d_head, d_mlp, vocabulary, vocabulary, 1024, "layer", 1e-5,
         "gelu_tanh", (d_head**-0.5,) * layers, (None,) * layers,
     )  # fmt: skip
     return build(arch, embeddings, layer, transform)

@@ -13,7 +13,7 @@ import pytest
 
 import pahq_client
 from pahq_client import Circuit, Client, EdgeScores, InvalidRequest, Task
-from pahq_client._requests import ATTRIBUTION, JobOptions, JobRequest, job_options
+from pahq_client._job_options import ATTRIBUTION, JobOptions, JobRequest, job_options
 from pahq_client.cli import main
 
 from .fake_server import FakeServer, edges_of

@@ -26,7 +26,7 @@ def test_every_call_of_the_protocol_is_in_the_table() -> None:
 def test_what_is_repeated_has_a_reason(rpc: calls.Rpc[object, object]) -> None:
     """Reading does no harm twice. What else is repeated is named here, with what makes it harmless."""
     (method,) = (method for service, method in METHODS if (service, method.name) == (rpc.service, rpc.name))
-    reads = rpc.name.startswith(("Get", "List", "Watch", "Evaluate", "Score", "Tokenize"))
+    reads = rpc.name.startswith(("Get", "List", "Watch", "Evaluate", "Score", "Tokenize", "Predict", "Check"))
     harmless = {"CreateJob": "request_id", "CancelJob": "name", "DeleteJob": "name"}
     assert rpc.idempotent is (reads or rpc.name in harmless)
     if rpc.name in harmless:

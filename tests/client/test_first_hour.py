@@ -36,7 +36,8 @@ from pahq_client import (
     compare,
     discover,
 )
-from pahq_client._requests import EvaluationRequest, JobRequest, SessionRequest, edge_set
+from pahq_client._job_options import JobRequest
+from pahq_client._requests import EvaluationRequest, SessionRequest, edge_set
 from pahq_client.cli import main
 from pahq_client.embedded import EmbeddedServer
 from pahq_client.formatting import clock_time, local_time, one_line, printable

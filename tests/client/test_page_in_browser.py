@@ -87,8 +87,9 @@ class Opened:
         return str(self.page.locator(selector).inner_text())
 
     def settled(self) -> None:
-        """Waits until the page has drawn what was asked for, and written its address."""
-        self.page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 220)))")
+        """Waits until the page has drawn what was asked for."""
+        frames = "requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))"
+        self.page.evaluate(f"new Promise((done) => {frames})")
 
     def edges(self, selector: str = VISIBLE) -> set[str]:
         """The names of the edges whose elements a selector meets; the page draws the first edge last."""
@@ -122,7 +123,7 @@ class Opened:
 
     @property
     def fragment(self) -> str:
-        self.settled()
+        self.page.wait_for_timeout(220)  # it is written with a delay
         return str(self.page.evaluate("location.hash"))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pahq_client import BuiltinTask, Client, InvalidRequest, Task
 from pahq_client import _requests as requests
-from pahq_client._requests import JobRequest
+from pahq_client._job_options import JobRequest
 
 
 def test_texts_and_ids_of_any_kind() -> None:

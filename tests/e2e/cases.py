@@ -99,17 +99,16 @@ def score_parameters() -> Iterator[Any]:
             yield pytest.param((case, scores), id=f"{case.name}-{scores['ablation']}-{scores['kv']}")
 
 
-def attribution_parameters(single: bool = False) -> Iterator[Any]:
+def attribution_parameters() -> Iterator[Any]:
     """One parameter (case, edges, entry) per expected list of edge scores; see ``attribution.json``.
 
-    Args:
-        single: for the exact effects of single edges, of which those of large graphs are marked as long,
-            instead of the scores of attribution methods.
+    Exact effects of single edges, the method ``single``, take long where there are many edges.
     """
     for case in load_cases():
         for entry in case.attribution["scores"]:
-            if (entry["method"] == "single") is single and entry.get("stable", True):
-                name = "-".join([case.name, *(entry[key] for key in ("method", "metric", "ablation", "kv"))])
-                expected = case, case.attribution["edges"][entry["kv"]], entry
-                quick = not single or case.attribution["n_edges_total"][entry["kv"]] < 1000
-                yield pytest.param(expected, id=name, marks=() if quick else pytest.mark.long)
+            if not entry.get("stable", True):
+                continue
+            name = "-".join([case.name, *(entry[key] for key in ("method", "metric", "ablation", "kv"))])
+            long = entry["method"] == "single" and case.attribution["n_edges_total"][entry["kv"]] > 1000
+            expected = case, case.attribution["edges"][entry["kv"]], entry
+            yield pytest.param(expected, id=name, marks=pytest.mark.long if long else ())

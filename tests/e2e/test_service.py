@@ -26,7 +26,8 @@ from pahq_client import (
     Task,
     Unavailable,
 )
-from pahq_client._requests import JobRequest, job_spec
+from pahq_client._job_options import JobRequest
+from pahq_client._requests import job_spec
 from pahq_client.retries import Backoff
 
 from .process import ServerProcess

@@ -101,12 +101,15 @@ class EdgeGradientScorer:
         clean, ablated = PartRun(unpatched.clean, part), PartRun(unpatched.ablated, part)
         backward = BackwardPass(self._model, graph, unpatched, self._task, self._metric, part, tokens, rule)
         gradients = ReceiverGradients()
-        for point in points:
-            run: RunActivations = clean
+
+        def run_at(point: GradientPoint) -> RunActivations:
+            if point.clean_share == 1:
+                return clean
             if point.clean_share == 0 and self._ablation == "resample":
-                run = ablated
-            elif point.clean_share != 1:
-                run = InterpolatedRun(self._model, unpatched, part, point.clean_share)
-            backward.add(run, clean, point.weight, gradients)
+                return ablated
+            return InterpolatedRun(self._model, unpatched, part, point.clean_share)
+
+        for point in points:
+            backward.add(run_at(point), clean, point.weight, gradients)
         differences = SenderDifferences.of(graph, clean, ablated, tokens)
         return edge_scores(self._model, graph, differences, gradients)
