@@ -234,20 +234,32 @@ def _circuit(
     _finite_array(arrays, "verdict_score", count)  # not needed here: the metric of every tested circuit
     delta = _finite_array(arrays, "verdict_delta", count)
     verdict_kept = _array(arrays, "verdict_kept", "bool", count)
+    # Sent only where there are groups.
+    last = _array(arrays, "verdict_last", "int64", count) if "verdict_last" in arrays else index
+    size = _array(arrays, "verdict_size", "int64", count) if "verdict_size" in arrays else 0 * index + 1
     edges, receivers = list(graph.edges()), list(graph.receivers())
-    edge_index, gate_index = index[~of_gate], index[of_gate]
+    of_edge, of_group = ~of_gate & (size == 1), ~of_gate & (size != 1)
+    edge_index = index[of_edge]
     _check_indices("edges", edge_index, len(edges))
-    _check_indices("receivers", gate_index, len(receivers))
-    if (kept[edge_index] != verdict_kept[~of_gate]).any():
+    _check_indices("receivers", index[of_gate], len(receivers))
+    if (kept[edge_index] != verdict_kept[of_edge]).any():
         raise ValueError("'kept' contradicts the verdicts")
+    _check_groups(kept, index[of_group], last[of_group], size[of_group], verdict_kept[of_group])
+    names = ["->".join(edge) for edge in edges]
     verdicts = tuple(
-        Verdict(receivers[i] if gate else "->".join(edges[i]), change, stays, gate)
-        for gate, i, change, stays in zip(
-            of_gate.tolist(), index.tolist(), delta.tolist(), verdict_kept.tolist(), strict=True
+        Verdict(
+            receivers[first] if gate else names[first] if first == end else f"{names[first]} ... {names[end]}",
+            change,
+            stays,
+            gate,
+            size=many,
+        )
+        for gate, first, end, many, change, stays in zip(
+            *(array.tolist() for array in (of_gate, index, last, size, delta, verdict_kept)), strict=True
         )
     )
     # Kept edges in the order of their verdicts, then those without one: of a partial circuit, undecided ones.
-    scores = dict(zip(edge_index.tolist(), delta[~of_gate].tolist(), strict=True))
+    scores = dict(zip(edge_index.tolist(), delta[of_edge].tolist(), strict=True))
     kept_indices = set(kept.nonzero()[0].tolist())
     order = [i for i in scores if i in kept_indices] + sorted(kept_indices - scores.keys())
     return Circuit(
@@ -260,6 +272,7 @@ def _circuit(
         verdicts=verdicts,
         provenance=provenance,
         partial=partial,
+        threshold=layout.number("threshold") if "threshold" in layout else None,
     )
 
 
@@ -300,6 +313,22 @@ def measured(circuit: Circuit, evaluation: Evaluation) -> Circuit:
         metric=CircuitMetric(evaluation.metric, evaluation.value, evaluation.full, evaluation.empty),
         provenance={**circuit.provenance, "run": {**run, "warnings": told}},
     )
+
+
+def _check_groups(
+    kept: NDArray[Any],
+    first: NDArray[Any],
+    last: NDArray[Any],
+    size: NDArray[Any],
+    group_kept: NDArray[Any],
+) -> None:
+    """Refuses groups that are no edges of the circuit in the order of tests, which is that of falling indices."""
+    if not ((last >= 0) & (last < first) & (first < len(kept)) & (size > 1) & (size <= first - last + 1)).all():
+        raise ValueError("it has a verdict on edges that are no group")
+    removed = ~group_kept
+    for end, begin in zip(last[removed].tolist(), first[removed].tolist(), strict=True):
+        if kept[end : begin + 1].any():
+            raise ValueError("'kept' contradicts the verdicts")
 
 
 def _check_indices(what: str, indices: NDArray[Any], count: int) -> None:

@@ -37,7 +37,7 @@ class Circuit(WithProvenance):
         graph: the graph that they belong to.
         metric: metric of the circuit, the full model and the empty circuit; its value is NaN if it was not
             measured.
-        num_evaluations: tested edges plus tested gates.
+        num_evaluations: tested edges, groups and gates.
         num_edges_total: edges of the graph.
         gates_kept: receivers whose gate was tested and kept, in order of decision.
         verdicts: one per evaluation, in order.
@@ -47,6 +47,7 @@ class Circuit(WithProvenance):
         extra: unknown keys of the file that the circuit was loaded from.
         partial: whether the job was cancelled or failed before its end. Edges that it had not tested yet are
             then still in the circuit, after those that it had decided to keep; see `undecided`.
+        threshold: below which edges were removed; None where that is not known.
     """
 
     edges: tuple[Edge, ...]
@@ -59,6 +60,7 @@ class Circuit(WithProvenance):
     provenance: Mapping[str, Any] = field(default_factory=dict)
     extra: Extra = ()
     partial: bool = False
+    threshold: float | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, allow_partial: bool = False) -> Circuit:
@@ -156,8 +158,11 @@ class Circuit(WithProvenance):
 
     @property
     def removed_without_test(self) -> int:
-        """How many edges were removed without a test of their own: by a gate, or with a dead node."""
-        tested = sum(not verdict.gate for verdict in self.verdicts)
+        """How many edges were removed without a test of their own: with others at once, or with a dead node.
+
+        Those that a search within another circuit did not begin with count, too.
+        """
+        tested = sum(verdict.of_one_edge for verdict in self.verdicts)
         return self.num_edges_total - tested - len(self.undecided)
 
     @property
@@ -165,7 +170,7 @@ class Circuit(WithProvenance):
         """The edges of a partial circuit that the job had not tested yet; none for a whole circuit."""
         if not self.partial:
             return ()
-        decided = {verdict.subject for verdict in self.verdicts if not verdict.gate}
+        decided = {verdict.subject for verdict in self.verdicts if verdict.of_one_edge}
         return tuple(edge for edge in self.edges if str(edge) not in decided)
 
     def pruned(self) -> Circuit:

@@ -66,6 +66,7 @@ def document(circuit: Circuit, run: bool = True) -> dict[str, Any]:
         "edges": [_edge_out(edge) for edge in circuit.edges],
         "gates_kept": list(circuit.gates_kept),
         "verdicts": [_verdict_out(verdict) for verdict in circuit.verdicts],
+        **({} if circuit.threshold is None else {"threshold": float(circuit.threshold)}),
         "metric": {
             **dict(metric.extra),
             "name": metric.name,
@@ -93,6 +94,7 @@ def _verdict_out(verdict: Verdict) -> dict[str, Any]:
         "delta": float(verdict.delta),
         "kept": verdict.kept,
         "gate": verdict.gate,
+        **({"size": verdict.size} if verdict.size != 1 else {}),
     }
 
 
@@ -214,6 +216,7 @@ def _circuit(top: JsonObject) -> dict[str, Any]:
         "num_edges_total": top.get("num_edges_total", int),
         "provenance": read_provenance(top.get("provenance", dict)),
         "partial": partial,
+        "threshold": top.number("threshold") if "threshold" in top else None,
     }
     return {**fields, "extra": top.rest()}
 
@@ -264,7 +267,11 @@ def _edge(item: JsonObject) -> Edge:
 
 def _verdict(item: JsonObject) -> Verdict:
     subject, delta = item.get("subject", str), item.number("delta")
-    return Verdict(subject, delta, item.get("kept", bool), item.get("gate", bool), item.rest())
+    kept, gate = item.get("kept", bool), item.get("gate", bool)
+    size = item.get("size", int) if "size" in item else 1
+    if size < 1:
+        raise ValueError(f"a verdict on {size} edges cannot be")
+    return Verdict(subject, delta, kept, gate, item.rest(), size)
 
 
 def _name(value: Any, valid: Any) -> str:

@@ -139,13 +139,16 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of one test of an edge or a gate.
+    """The outcome of one test of an edge, a group of edges or a gate.
 
     Args:
-        subject: the edge, or for a gate the receiver.
-        delta: how much the metric changed when the edge or the gate was removed; positive is worse.
-        kept: whether it stays.
+        subject: the edge; for a gate the receiver; for a group its first and its last edge with `` ... ``
+            between them: all edges from one to the other, in the order of ACDC's tests, that were left.
+        delta: how much the metric changed when the edge, the group or the gate was removed; positive is
+            worse.
+        kept: whether it stays. A group that stays is tested again in halves, down to single edges.
         gate: whether all incoming edges of one receiver were tested at once.
+        size: how many edges the group has; 1 if this is none.
     """
 
     subject: str
@@ -153,6 +156,12 @@ class Verdict:
     kept: bool
     gate: bool = False
     extra: Extra = field(default=(), compare=False, repr=False)
+    size: int = 1
+
+    @property
+    def of_one_edge(self) -> bool:
+        """Whether it decides a single edge."""
+        return not self.gate and self.size == 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from itertools import islice
+from typing import Any, TypeAlias, TypeVar
 
 from pahq_client import checks, files
 from pahq_client.circuit_file import parse_json
@@ -19,6 +20,7 @@ from pahq_client.errors import InvalidRequest
 
 Source: TypeAlias = Any
 """The path of a file, or an open file of text or bytes."""
+T = TypeVar("T")
 
 # The largest file of a task. A server takes 16 MiB in a request.
 MOST_BYTES = 64 << 20
@@ -198,14 +200,11 @@ def _csv_rows(name: str, text: str) -> Iterator[tuple[int, list[str]]]:
             yield number, row
 
 
-def _first(rows: Iterator[tuple[int, Any]], limit: int | None) -> Iterator[tuple[int, Any]]:
-    """Yields at most ``limit`` rows."""
+def _first(rows: Iterator[tuple[int, T]], limit: int | None) -> Iterator[tuple[int, T]]:
+    """Returns at most ``limit`` rows; none after them is read."""
     if limit is not None and checks.integer("limit", limit) < 1:
         raise InvalidRequest("limit", f"must be at least 1, got {limit}")
-    for index, row in enumerate(rows):
-        if index == limit:
-            return
-        yield row
+    return islice(rows, limit)
 
 
 def _wanted(names: Mapping[str, str | None]) -> dict[str, str]:

@@ -110,7 +110,7 @@ def read_job_spec(message: jobs_pb2.JobSpec) -> JobSpec:
         path, values = f"{_EXTENSION}.parameters", _struct_values(method, message.extension)
     else:
         method = registry.find(field)
-        path, values = field, _message_values(getattr(message, field))
+        path, values = field, _message_values(field, getattr(message, field))
     try:
         parameters = method.read(values)
     except InvalidRequestError as error:
@@ -123,12 +123,21 @@ def read_job_spec(message: jobs_pb2.JobSpec) -> JobSpec:
     )
 
 
-def _message_values(message: Message) -> dict[str, object]:
-    """Returns the parameters in a method's message, without ``optional`` fields that are not set."""
-    return {
+def _message_values(path: str, message: Message) -> dict[str, object]:
+    """Returns the parameters in a method's message, without ``optional`` fields that are not set.
+
+    Args:
+        path: of the message in the request.
+        message: the message.
+    """
+    values = {
         field.name: getattr(message, field.name)
         for field in message.DESCRIPTOR.fields
         if not field.has_presence or message.HasField(field.name)
+    }
+    return {
+        name: read_edge_set(f"{path}.{name}", value) if isinstance(value, circuit_pb2.EdgeSet) else value
+        for name, value in values.items()
     }
 
 
@@ -161,7 +170,7 @@ def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters
 
 
 def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
-    """Returns what was asked for, without the client's prompts, which would make lists of jobs large."""
+    """Returns what was asked for, without the client's prompts and edges, which would make lists of jobs large."""
     objective, task = spec.objective, task_pb2.Task()
     if isinstance(objective.task, BuiltinTask):
         task.builtin.CopyFrom(task_pb2.BuiltinTask(**asdict(objective.task)))
@@ -177,7 +186,7 @@ def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
         include_prompts=spec.include_prompts,
     )
     if spec.method:  # empty for a stored job that cannot be read
-        _set_method(message, spec.method, asdict(spec.parameters))
+        _set_method(message, spec.method, vars(spec.parameters))
     return message
 
 
@@ -190,7 +199,10 @@ def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any
     parameters = getattr(message, method)
     parameters.SetInParent()  # a method may have no parameters at all
     for name, value in values.items():
-        if value is not None:
+        if isinstance(value, EdgeSet):
+            own = circuit_pb2.EdgeSet(graph=graph(value.graph), model_revision=value.revision)
+            getattr(parameters, name).CopyFrom(own)
+        elif value is not None:
             setattr(parameters, name, value)
 
 

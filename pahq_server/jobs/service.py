@@ -405,7 +405,7 @@ class JobService:
         return self._store.durable and (stopped or isinstance(error.__cause__, WorkerFailedError))
 
     def _content(self, spec: JobSpec, resolved: ResolvedObjective) -> bytes:
-        request = request_provenance(spec, resolved, self._version)
+        request = request_provenance(spec, resolved, self._version) | {"parameters": spec.identity()}
         capabilities = self._shared.capabilities
         engine = {"device": capabilities.device, "hardware": capabilities.hardware}
         return content_key(request, spec.objective.model, engine | self._policy.environment)

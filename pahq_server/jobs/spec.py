@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from dataclasses import fields as fields_of
 from typing import Any
 
 from pahq_server.core.engine import Objective
@@ -21,8 +20,8 @@ from pahq_server.store.records import JobRecord
 
 VERSION = 2
 _FACTS = "facts"
-# Specs of version 1 have these beside each other, whatever the method. Later parameters are missing.
-_PARAMETERS_OF_VERSION_1 = frozenset({"threshold", "gates"})
+# Specs of version 1 have the parameters of all methods beside each other, whatever the method.
+_PARAMETERS_OF_VERSION_1 = {"acdc": ("threshold", "gates"), "single_edge": ("threshold",)}
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,19 @@ class JobSpec:
 
     def choices(self) -> dict[str, object]:
         """Everything but model, task and precision, for provenance."""
+        return self._choices(registry.find(self.method).described(self.parameters))
+
+    def identity(self) -> dict[str, object]:
+        """The choices as they are a part of the key by which equal jobs are found."""
+        return self._choices(registry.find(self.method).identity(self.parameters))
+
+    def _choices(self, parameters: dict[str, object]) -> dict[str, object]:
         return {
             "method": self.method,
             "metric": self.objective.metric,
             "ablation": self.objective.ablation,
             "kv_receivers": self.objective.kv_receivers,
-            **asdict(self.parameters),
+            **parameters,
         }
 
 
@@ -119,7 +125,7 @@ def encode(spec: JobSpec) -> StoredSpec:
         "objective": {name: value for name, value in vars(spec.objective).items() if name != "task"},
         "builtin": builtin,
         "method": spec.method,
-        "parameters": asdict(spec.parameters),
+        "parameters": registry.find(spec.method).stored(spec.parameters),
         "include_prompts": spec.include_prompts,
     }
     return StoredSpec(to_json(fields), None if isinstance(task, BuiltinTask) else prompts_to_json(task))
@@ -140,10 +146,9 @@ def decode(text: str, prompts: str | None) -> JobSpec:
     if version == VERSION:
         values = fields["parameters"]
     else:
-        known = [each.name for each in fields_of(method.parameters) if each.name in _PARAMETERS_OF_VERSION_1]
-        values = {name: fields[name] for name in known}
+        values = {name: fields[name] for name in _PARAMETERS_OF_VERSION_1.get(method.name, ())}
     include_prompts = fields.get("include_prompts", False)
-    return JobSpec(objective, method.name, method.read(values), include_prompts)
+    return JobSpec(objective, method.name, method.read_stored(values), include_prompts)
 
 
 def facts(text: str) -> RequestFacts:

@@ -111,6 +111,28 @@ class Method(ABC, Generic[P]):
                 raise InvalidRequestError(name, f"method {self.name!r} needs a {name}")
         return self.parameters(**fields)
 
+    def stored(self, parameters: P) -> dict[str, Any]:
+        """Returns the parameters as the values of a JSON object, for the database."""
+        return dataclasses.asdict(parameters)  # type: ignore[call-overload, no-any-return]
+
+    def read_stored(self, fields: Mapping[str, Any]) -> P:
+        """Reads what `stored` returned, or what that of an earlier version did.
+
+        Raises like `read`, and ValueError, TypeError, LookupError or AttributeError for what is neither.
+        """
+        return self.read(fields)
+
+    def described(self, parameters: P) -> dict[str, object]:
+        """Returns the parameters for provenance: short, and different where the parameters are."""
+        return self.stored(parameters)
+
+    def identity(self, parameters: P) -> dict[str, object]:
+        """Returns the parameters for the key by which equal jobs are found.
+
+        A parameter that is renamed keeps its old name here, else jobs of earlier versions begin again.
+        """
+        return self.described(parameters)
+
     def check(self, parameters: P, resolved: ResolvedObjective) -> None:
         """Raises InvalidRequestError for an objective that is valid, but that the method cannot work on."""
 

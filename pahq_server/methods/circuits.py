@@ -25,15 +25,16 @@ class Search(Protocol):
     """A search over the edges of one graph that decides them by verdicts.
 
     Attributes:
-        verdicts: reached so far, those of earlier processes included.
+        records: what its journal holds, in order, that of earlier processes included: the verdicts, and what
+            else was measured.
         counts: how many ``batches`` and ``passes`` were asked for, and how many passes were ``wasted``.
     """
 
-    verdicts: list[Verdict]
+    records: list[Verdict]
     counts: Counter[str]
 
     def run(self) -> SearchSteps:
-        """Starts the search, or continues it after ``verdicts``."""
+        """Starts the search, or continues it after ``records``."""
         ...
 
     def progress(self) -> Progress:
@@ -67,46 +68,54 @@ def endpoints(graph: Graph, circuit: Circuit) -> tuple[PatchedPass, PatchedPass,
     )
 
 
-def run_search(context: MethodContext[Any], search: Search, threshold: float | None) -> Steps:
-    """Runs a search as a method: its verdicts go to the journal, its result becomes a circuit artifact.
+def run_search(context: MethodContext[Any], search: Search) -> Steps:
+    """Runs a search as a method: its records go to the journal, its result becomes a circuit artifact.
 
     Args:
         context: context of the job.
-        search: not begun, or continued from the verdicts of the journal.
-        threshold: below which edges are removed, for warnings; None if the search removes none.
+        search: not begun, or continued from the records of the journal.
     """
     context.counts = search.counts
-    context.tell(search.progress())
-    steps, recorded = search.run(), len(search.verdicts)
-    passes, found = next(steps), None
-    while found is None:
-        scores = yield ScorePasses(passes)
+    steps, recorded = search.run(), len(search.records)
+    scores: Sequence[float] | None = None
+    found: SearchResult | None = None
+    while True:
         try:
-            passes = steps.send(scores)
+            passes = steps.send(scores)  # type: ignore[arg-type]
         except StopIteration as stop:
             found = stop.value
-        new = search.verdicts[recorded:]
+        new = search.records[recorded:]
         recorded += len(new)
         if new:
             context.record(pack_verdicts(new), len(new))
         context.tell(search.progress())
-    told = warnings.of_search(context.resolved, threshold, found)
+        if found is not None:
+            break
+        scores = yield ScorePasses(passes)
+    told = (*found.warnings, *warnings.of_search(context.resolved, found))
     figures = {
         "metric": found.metric_value,
         "metric_full": found.metric_full,
         "metric_empty": found.metric_empty,
     }
+    chosen = found.threshold if found.chose_threshold else None
+    if chosen is not None:
+        figures["threshold"] = chosen
     data = circuit_bytes(
         context.resolved.objective.metric,
         found.circuit,
         found.verdicts,
         (found.metric_value, found.metric_full, found.metric_empty),
+        chosen,
     )
     return Artifact(KIND, VERSION, data, figures, told)
 
 
 def partial_circuit(
-    context: MethodContext[Any], verdicts: Sequence[Verdict], circuit: Circuit
+    context: MethodContext[Any],
+    verdicts: Sequence[Verdict],
+    circuit: Circuit,
+    threshold: float | None = None,
 ) -> Artifact | None:
     """Returns what an interrupted search had decided as a circuit artifact; None if it had no verdicts.
 
@@ -114,10 +123,12 @@ def partial_circuit(
         context: context of the job.
         verdicts: in order of decision.
         circuit: all edges except those that the search had removed.
+        threshold: which the search has chosen; None if it chooses none.
     """
     if not verdicts:
         return None
-    data = circuit_bytes(context.resolved.objective.metric, circuit, verdicts, (None, None, None))
+    metric, unknown = context.resolved.objective.metric, (None, None, None)
+    data = circuit_bytes(metric, circuit, verdicts, unknown, threshold)
     told = (
         f"The job did not come to its end: it had reached {len(verdicts)} verdicts, edges without a verdict "
         "count as kept, and the circuit was not measured. Run the job again for the whole circuit.",
@@ -130,6 +141,7 @@ def circuit_bytes(
     circuit: Circuit,
     verdicts: Sequence[Verdict],
     values: tuple[float | None, float | None, float | None],
+    threshold: float | None = None,
 ) -> bytes:
     """Packs a circuit as an artifact of kind ``circuit``.
 
@@ -138,14 +150,20 @@ def circuit_bytes(
         circuit: the kept edges.
         verdicts: in order of decision.
         values: the metric of the circuit, the full model and the empty circuit; None where unknown.
+        threshold: which the search has chosen; None if it chooses none.
     """
     value, full, empty = values
-    header = {
+    header: dict[str, Any] = {
         "kind": KIND,
         "version": VERSION,
         "graph": asdict(circuit.graph),
         "metric": {"name": metric, "value": value, "full": full, "empty": empty},
     }
+    if threshold is not None:
+        header["threshold"] = threshold
     table = verdict_table(verdicts)
-    columns = {f"verdict_{name}": table[name] for name in ("gate", "index", "score", "delta", "kept")}
+    names = ["gate", "index", "score", "delta", "kept"]
+    if not all(verdict.gate or verdict.of_one_edge for verdict in verdicts):
+        names += ["last", "size"]
+    columns = {f"verdict_{name}": table[name] for name in names}
     return pack(header, {"kept": circuit.kept, **columns})

@@ -64,12 +64,12 @@ def of_baseline(endpoints: Endpoints, clean_run: CleanRun) -> tuple[str, ...]:
     return tuple(found)
 
 
-def of_search(resolved: ResolvedObjective, threshold: float | None, found: SearchResult) -> tuple[str, ...]:
-    """Returns warnings about the result of a search; ``threshold`` is None if it removes no edges."""
+def of_search(resolved: ResolvedObjective, found: SearchResult) -> tuple[str, ...]:
+    """Returns warnings about the result of a search."""
     endpoints = Endpoints(resolved.objective.metric, found.metric_full, found.metric_empty)
     return (
         *of_baseline(endpoints, resolved.clean_run),
-        *_sizes(found, threshold),
+        *_sizes(found),
         *_paths(found.circuit),
         *_faithfulness(endpoints, found.metric_value, "Use a smaller threshold"),
     )
@@ -84,6 +84,22 @@ def of_circuit(clean_run: CleanRun, circuit: Circuit, value: float, endpoints: E
         *_paths(circuit),
         *_faithfulness(endpoints, value, "Use a circuit with more edges"),
     )
+
+
+# The request
+
+# Metrics of which one edge can raise what another lowers. The others are never below those of the full model.
+SIGNED = frozenset({"logit_difference"})
+
+
+def of_signed_groups(metric: str) -> Iterator[str]:
+    """Yields a warning about a search that tests groups of edges at once by a metric with two directions."""
+    if metric in SIGNED:
+        yield (
+            f"Changes of {metric} have signs, and cancel where edges are removed together: with grouping "
+            "'bisect' a group whose edges matter can go as one that does not, and the circuit can end far "
+            "worse than with single tests. Use metric 'kl_divergence' or 'l2', or another grouping."
+        )
 
 
 # The full model
@@ -113,11 +129,13 @@ def _margins(clean_run: CleanRun) -> Iterator[str]:
 # The circuit
 
 
-def _sizes(found: SearchResult, threshold: float | None) -> Iterator[str]:
-    kept, total = found.circuit.num_kept, found.circuit.graph.num_edges
+def _sizes(found: SearchResult) -> Iterator[str]:
+    kept, total, threshold = found.circuit.num_kept, found.circuit.graph.num_edges, found.threshold
     if threshold is None:
         return
-    if not kept:
+    if not kept and not found.verdicts:
+        yield "No edge was tested: the circuit to start from leads nowhere. Start from one with more edges."
+    elif not kept:
         largest = max((verdict.delta for verdict in found.verdicts), default=0.0)
         advice = (
             "Use a smaller threshold" if largest > 0 else "Change the task: a smaller threshold does not help"

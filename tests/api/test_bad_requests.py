@@ -29,7 +29,7 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
     "no threshold": (
         lambda s: s.create(spec(threshold=None)),
         "acdc.threshold",
-        "method 'acdc' needs a threshold",
+        "method 'acdc' needs exactly one of threshold, edges and faithfulness, got none of them",
     ),
     "NaN": (
         lambda s: s.create(spec(threshold=float("nan"))),
@@ -55,7 +55,7 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
     "unknown parameter": (
         lambda s: s.create(extension("acdc", treshold=1.0)),
         "extension.parameters.treshold",
-        "is no parameter of method 'acdc', which has ['gates', 'threshold']",
+        "is no parameter of method 'acdc', which has ['edges', 'faithfulness', 'grouping', 'threshold', 'within']",
     ),
     "list as a parameter": (
         lambda s: s.create(extension("acdc", threshold=[1.0])),

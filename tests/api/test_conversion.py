@@ -50,9 +50,9 @@ def test_specs() -> None:
     task = prompts(clean=token_ids((1, 2), (3, 4)), corrupted=token_ids((1, 5), (3, 6)))
     expected = Objective("toy", TASK, "kl_divergence", "resample", "group", "fp32")
     assert conversion.read_objective(objective(task=task)) == expected
-    found = conversion.read_job_spec(spec(task=task, gates=False))
+    found = conversion.read_job_spec(spec(task=task, grouping="none"))
     assert (found.objective, found.method, found.include_prompts) == (expected, "acdc", False)
-    assert asdict(found.parameters) == {"threshold": 2.0, "gates": False}
+    assert asdict(found.parameters) == {"threshold": 2.0, "grouping": "none", "within": None, "edges": None, "faithfulness": None}
 
 
 @pytest.mark.parametrize("threshold", [None, 0.0])
@@ -63,7 +63,7 @@ def test_a_threshold_of_zero_is_not_a_missing_one(threshold: float | None) -> No
 
 def test_equal_messages_are_equal_values_and_can_be_compared_for_repeated_requests() -> None:
     assert conversion.read_job_spec(spec()) == conversion.read_job_spec(spec())
-    assert conversion.read_job_spec(spec()) != conversion.read_job_spec(spec(gates=False))
+    assert conversion.read_job_spec(spec()) != conversion.read_job_spec(spec(grouping="none"))
 
 
 # Parameters of methods

@@ -29,7 +29,7 @@ def test_create(server: RunningServer, engine: FakeEngine) -> None:
 
 
 def test_the_spec_comes_back_without_the_prompts(server: RunningServer) -> None:
-    asked = spec(gates=False)
+    asked = spec(grouping="none")
     found = server.create(asked).spec
     assert found.objective.task == task_pb2.Task()
     asked.objective.ClearField("task")
@@ -106,7 +106,7 @@ def test_the_artifact_of_a_circuit(server: RunningServer) -> None:
     fetched = server.artifact(server.finish(spec()))
     header, content, arrays = fetched.header, fetched.content, fetched.arrays
     assert (header.kind, header.version, header.partial) == ("circuit", 1, False)
-    found = answer(AcdcSearch(GRAPH, 2.0, gates=True).run(), SetScore(GRAPH, 1))
+    found = answer(AcdcSearch(GRAPH, 2.0, grouping="gates").run(), SetScore(GRAPH, 1))
     assert fetched.kept_edges() == [(v.index, v.delta) for v in found.verdicts if v.kept and not v.gate]
     columns = [arrays[f"verdict_{name}"].tolist() for name in ("index", "delta", "kept", "gate")]
     verdicts = list(zip(*columns, strict=True))

@@ -67,7 +67,7 @@ class Job:
         self.executor = backend.open(graph, workload.task, "kl_divergence", "resample")
         self.seconds = 0.0  # its share of what batches took, as the server charges it
         self.search = AcdcSearch(
-            self.graph, workload.threshold, gates=False, window=WINDOW, clock=lambda: self.seconds
+            self.graph, workload.threshold, grouping="none", window=WINDOW, clock=lambda: self.seconds
         )
         self._steps = self.search.run()
         self.rows: Sequence[PatchedPass] = next(self._steps)

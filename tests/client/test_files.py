@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pahq_client import Circuit, InvalidCircuitFile, InvalidRequest, files
+from pahq_client import Circuit, InvalidCircuitFile, InvalidRequest, files, task_files
 from pahq_client.cli import main
 
 from .fake_server import FakeServer
@@ -211,7 +211,8 @@ def test_what_is_no_path(path: Any, circuit: Circuit) -> None:
 def test_a_file_without_end_is_not_read_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(files, "MOST_BYTES", 1 << 20)
+    for module in (files, task_files):
+        monkeypatch.setattr(module, "MOST_BYTES", 1 << 20)
     with pytest.raises(InvalidRequest, match="more than 1 MiB"):
         Circuit.load("/dev/zero")
     (tmp_path / "t.json").symlink_to("/dev/zero")

@@ -104,9 +104,9 @@ def test_the_first_rows() -> None:
     assert read(IOI, limit=1).clean == EXPECTED.clean[:1]  # type: ignore[index]
     assert read(IOI, limit=5) == EXPECTED
     assert "at least 1" in refusal(lambda: read(IOI, limit=0), "limit")
-    broken = IOI + "1,2\n"
-    assert read(broken, limit=2) == EXPECTED
-    assert "row 4" in refusal(lambda: read(broken))
+    for broken in (IOI + "1,2\n", IOI + '3,"'):
+        assert read(broken, limit=2) == EXPECTED
+        assert "row 4" in refusal(lambda broken=broken: read(broken))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

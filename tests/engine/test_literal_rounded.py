@@ -19,7 +19,7 @@ from pahq_server.core.task import TokenTask
 from pahq_server.engine import literal_rounded
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedLinears, RoundedModel, promoted_linears
-from pahq_server.methods.acdc.order import TestOrder
+from pahq_server.methods.acdc.order import GROUPINGS, Grouping, TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
 from pahq_server.models.building import cast
@@ -206,14 +206,14 @@ def test_the_current_circuit_can_be_measured_under_any_promoted_head(zoo: Zoo) -
     assert torch.equal(job.logits(circuit), again.logits(circuit))
 
 
-@pytest.mark.parametrize("gates", [True, False])
-def test_a_search_compares_circuits_under_the_same_promoted_head(zoo: Zoo, gates: bool) -> None:
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_a_search_compares_circuits_under_the_same_promoted_head(zoo: Zoo, grouping: Grouping) -> None:
     model = zoo["gpt2"]
     graph = model.architecture.graph("group")
     job, twin = executor(model, POLICIES["paper"]), executor(model, POLICIES["paper"])
-    search = AcdcSearch(graph, 0.02, gates, window=4, baseline_depends_on_promotion=True)
+    search = AcdcSearch(graph, 0.02, grouping, window=4, baseline_depends_on_promotion=True)
     found = answer(search.run(), lambda patched_pass: job.score([patched_pass])[0])
-    order = TestOrder(graph, gates)
+    order = TestOrder(graph, grouping)
     state = order.start()
     for verdict in found.verdicts:
         own = state.patched_pass.promoted_receiver

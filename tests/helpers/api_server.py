@@ -210,12 +210,12 @@ def objective(**changes: Any) -> pb.Objective:
 
 
 def spec(
-    method: str = "acdc", threshold: float | None = 2.0, gates: bool = True, **changes: Any
+    method: str = "acdc", threshold: float | None = 2.0, grouping: str = "gates", **changes: Any
 ) -> pb.JobSpec:
     """A job that the fake engine can do; further changes are of the objective."""
     parameters: dict[str, Any] = {} if threshold is None else {"threshold": threshold}
     if method == "acdc":
-        parameters["gates"] = gates
+        parameters["grouping"] = grouping
     include_prompts = changes.pop("include_prompts", False)
     return pb.JobSpec(objective=objective(**changes), include_prompts=include_prompts, **{method: parameters})
 

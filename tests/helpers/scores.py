@@ -56,15 +56,36 @@ class SetScore:
         return self.of_circuit(patched.circuit)
 
 
+class SumScore(SetScore):
+    """A metric that grows by what every lost edge is worth: most are worth nothing, a few less than that.
+
+    Groups are kept where one of their edges matters, as in a real model.
+    """
+
+    WORTH = (0, 0, 0, 0, 0, 1, 3, -1)
+
+    def of_names(self, names: Collection[str]) -> float:
+        alive: set[str] = set()
+        lost = 0
+        for behind, edges in self._receivers:
+            dead = bool(behind) and alive.isdisjoint(behind)
+            for sender, edge in edges.items():
+                if not dead and edge in names:
+                    alive.add(sender)
+                else:
+                    lost += self.WORTH[self._code[edge] % len(self.WORTH)]
+        return float(lost)
+
+
 class BasedScore:
     """A metric that also depends on the base circuits, as a rounded one does.
 
     Searches may rely on nothing more: a score is a pure function of the chain of base circuits and the pass.
     """
 
-    def __init__(self, graph: Graph, seed: int) -> None:
+    def __init__(self, graph: Graph, seed: int, kind: type[SetScore] = SetScore) -> None:
         self._seed = seed
-        self._set_score = SetScore(graph, seed)
+        self._set_score = kind(graph, seed)
 
     def __call__(self, patched: PatchedPass) -> float:
         chain = b"".join([*_base_keys(patched.base_circuit), patched.circuit.key])

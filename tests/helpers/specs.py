@@ -23,8 +23,8 @@ from pahq_server.methods.verdicts import SearchResult, Verdict
 from pahq_server.store.records import StoredArtifact
 
 
-def acdc(threshold: float, gates: bool = False, objective: Objective = OBJECTIVE) -> JobSpec:
-    return JobSpec(objective, "acdc", AcdcParameters(threshold, gates))
+def acdc(threshold: float, grouping: str = "none", objective: Objective = OBJECTIVE) -> JobSpec:
+    return JobSpec(objective, "acdc", AcdcParameters(threshold, grouping))
 
 
 def single_edge(threshold: float | None = None, objective: Objective = OBJECTIVE) -> JobSpec:
@@ -42,11 +42,14 @@ def found(result: StoredArtifact | Artifact) -> SearchResult:
     assert (artifact.kind, artifact.version) == ("circuit", 1)
     header, arrays = unpack(artifact.data)
     circuit = Circuit(Graph(**header["graph"]), arrays["kept"])
-    columns = ("verdict_gate", "verdict_index", "verdict_score", "verdict_delta", "verdict_kept")
-    verdicts = tuple(Verdict(*row) for row in zip(*(arrays[name].tolist() for name in columns), strict=True))
+    names = ["gate", "index", "score", "delta", "kept"]
+    names += ["last", "size"] if "verdict_last" in arrays else []
+    columns = (arrays[f"verdict_{name}"].tolist() for name in names)
+    rows = [Verdict(*row) for row in zip(*columns, strict=True)]
+    verdicts = tuple(v if v.size > 1 else replace(v, last=None) for v in rows)
     metrics = [header["metric"][name] for name in ("value", "full", "empty")]
     value, full, empty = (float("nan") if metric is None else metric for metric in metrics)
-    return SearchResult(circuit, verdicts, value, full, empty)
+    return SearchResult(circuit, verdicts, value, full, empty, header.get("threshold"))
 
 
 def run_method(

@@ -22,7 +22,7 @@ from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import Retention
 
-SPEC = acdc(2.0, gates=False)
+SPEC = acdc(2.0, grouping="none")
 DAY_S = 86_400.0
 
 

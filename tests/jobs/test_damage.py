@@ -27,7 +27,7 @@ from pahq_server.store.directory import DATABASE, StorageConfig, opened
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.store.records import StoredArtifact
 
-SPEC = acdc(2.0, gates=False)
+SPEC = acdc(2.0, grouping="none")
 TEXTS = PromptTask(clean=("Mary had a", (3, 4)), corrupted=("John had a", (3, 6)), positions=(1,))
 ASKING = replace(acdc(1.5, objective=replace(OBJECTIVE, task=TEXTS)), include_prompts=True)
 BUILTIN = acdc(0.25, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 4, 7)))

@@ -31,7 +31,7 @@ from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobService
 from pahq_server.jobs.session_calls import BASE_CIRCUITS_PER_BATCH
 
-SPEC = acdc(2.0, gates=False)
+SPEC = acdc(2.0, grouping="none")
 EDGES = ["m1->logits", "a0.h1->m1", "input->a0.h1<q>"]
 
 

@@ -27,7 +27,7 @@ from pahq_server.store.jobs import SqliteJobStore
 NewService = Callable[..., JobService]
 
 TASK = PromptTask(("Mary had a", (3, 4)), ("John had a", (3, 6)), ("lamb", (7,)), positions=(1,))
-SPEC = acdc(2.0, gates=True, objective=replace(OBJECTIVE, task=TASK))
+SPEC = acdc(2.0, grouping="gates", objective=replace(OBJECTIVE, task=TASK))
 ASKS = replace(SPEC, include_prompts=True)
 BUILTIN = replace(SPEC, objective=replace(OBJECTIVE, task=BuiltinTask("ioi", 1, 5)))
 
@@ -155,7 +155,7 @@ def test_specs_of_an_older_server(new_service: NewService, tmp_path: Path) -> No
         "builtin": None,
         "method": "acdc",
         "threshold": 2.0,
-        "gates": True,
+        "grouping": "gates",
     }
     with database.transaction("test", synced=True) as connection:
         connection.execute("UPDATE jobs SET spec = ?, payload = ?", (specs.to_json(older), bytes(32)))

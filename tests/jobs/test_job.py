@@ -17,7 +17,7 @@ from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.jobs.job import Job, JobState, Journal, Snapshot
 from pahq_server.store.records import StoredArtifact
 
-SPEC = acdc(1.0, gates=True)
+SPEC = acdc(1.0, grouping="gates")
 
 ARTIFACT = StoredArtifact(Artifact("circuit", 1, b""), {}, {})
 

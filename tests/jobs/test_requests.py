@@ -20,7 +20,7 @@ from pahq_server.jobs.service import JobService
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.store.records import Retention
 
-SPEC = acdc(2.0, gates=True)
+SPEC = acdc(2.0, grouping="gates")
 NewService = Callable[..., JobService]
 
 

@@ -31,7 +31,7 @@ from pahq_server.jobs.spec import JobSpec
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 
-SPEC = acdc(2.0, gates=False)
+SPEC = acdc(2.0, grouping="none")
 SINGLE = single_edge()
 
 
@@ -101,7 +101,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.database.close()
 
 
-@pytest.mark.parametrize("spec", [SPEC, changed(SPEC, gates=True), SINGLE])
+@pytest.mark.parametrize("spec", [SPEC, changed(SPEC, grouping="gates"), SINGLE])
 @pytest.mark.parametrize("evaluations", [0, 1, 7])
 def test_a_job_goes_on_where_it_stopped(spec: JobSpec, evaluations: int, start: Start) -> None:
     first = start()
@@ -309,7 +309,7 @@ def test_an_equal_job_of_the_same_user_is_not_computed_again(start: Start) -> No
     first = process.create(user="ada")
     one = result_of(process.jobs, first)
     assert process.create(user="ada").snapshot.state is JobState.SUCCEEDED
-    again = process.create(changed(SPEC, gates=False), user="ada")
+    again = process.create(changed(SPEC, grouping="none"), user="ada")
     reused = process.jobs.artifact(again.name)
     assert reused is not None
     assert reused.artifact == one.artifact

@@ -26,7 +26,7 @@ from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.store.database import Database
 from pahq_server.store.jobs import SqliteJobStore
 
-SPEC = acdc(2.0, gates=False)
+SPEC = acdc(2.0, grouping="none")
 
 
 class SlowlyPreparing(FakeEngine):

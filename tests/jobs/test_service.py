@@ -23,7 +23,7 @@ from pahq_server.jobs.job import Job, JobState, Snapshot
 from pahq_server.jobs.service import JobService
 from pahq_server.jobs.spec import JobSpec
 
-SPEC = acdc(2.0, gates=True)
+SPEC = acdc(2.0, grouping="gates")
 BAD = replace(SPEC, objective=replace(OBJECTIVE, model="bad"))
 NewService = Callable[..., JobService]
 
@@ -53,7 +53,7 @@ def test_a_job_finds_what_its_search_finds(service: JobService) -> None:
 
 def test_several_jobs_advance_together_and_do_not_mix(engine: FakeEngine, service: JobService) -> None:
     engine.hold()
-    specs = [changed(SPEC, threshold=t, gates=g) for t in (1.0, 3.0) for g in (True, False)]
+    specs = [changed(SPEC, threshold=t, grouping=g) for t in (1.0, 3.0) for g in ("gates", "none")]
     specs += [single_edge()]
     jobs = [create(service, spec) for spec in specs]
     engine.release()
@@ -87,7 +87,7 @@ def test_provenance(engine: FakeEngine, service: JobService) -> None:
             "ablation": "resample",
             "kv_receivers": "group",
             "threshold": 2.0,
-            "gates": True,
+            "grouping": "gates",
         },
         "policy": "fp32",
         "version": "1.2.3",

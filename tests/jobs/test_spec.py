@@ -22,7 +22,7 @@ from pahq_server.store.records import JobRecord, JobState, Snapshot
 
 BUILTIN = replace(OBJECTIVE, task=BuiltinTask("ioi", 4, 7))
 SPECS = [
-    acdc(0.1, gates=True),
+    acdc(0.1, grouping="gates"),
     acdc(3.0, objective=BUILTIN),
     single_edge(),
     single_edge(0.5),
@@ -43,7 +43,7 @@ def older(spec: JobSpec) -> str:
         "builtin": asdict(task) if isinstance(task, BuiltinTask) else None,
         "method": spec.method,
         "threshold": spec.parameters.threshold,
-        "gates": getattr(spec.parameters, "gates", False),
+        "gates": getattr(spec.parameters, "grouping", "none") == "gates",
     }
     if spec.include_prompts:
         fields["include_prompts"] = True
@@ -116,7 +116,7 @@ def test_parameters_of_another_method() -> None:
 
 def test_choices_are_those_of_the_method() -> None:
     shared = {"metric": "kl_divergence", "ablation": "resample", "kv_receivers": "group"}
-    assert acdc(0.1, gates=True).choices() == shared | {"method": "acdc", "threshold": 0.1, "gates": True}
+    assert acdc(0.1, grouping="gates").choices() == shared | {"method": "acdc", "threshold": 0.1, "grouping": "gates"}
     assert single_edge().choices() == shared | {"method": "single_edge", "threshold": None}
 
 

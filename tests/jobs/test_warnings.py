@@ -117,7 +117,7 @@ def test_what_an_engine_found_comes_first() -> None:
 
 # In jobs
 
-SPEC = acdc(1e6, gates=True)
+SPEC = acdc(1e6, grouping="gates")
 
 
 class Warned(FakeEngine):

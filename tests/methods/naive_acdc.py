@@ -25,10 +25,11 @@ class NaiveAcdc:
     metric: Callable[[Collection[str]], float]
     threshold: float
     gates: bool
+    start: Collection[str] | None = None  # the kept edges at the start; None for all
     verdicts: list[tuple[str, float, bool, bool]] = field(default_factory=list)  # subject, delta, kept, gate
 
     def run(self) -> None:
-        self.kept = set(edge_names(self.graph))
+        self.kept = set(edge_names(self.graph) if self.start is None else self.start)
         self.current = self.metric(self.kept)
         self._receiver("logits")
         for layer in reversed(range(self.graph.layers)):

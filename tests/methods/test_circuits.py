@@ -20,7 +20,13 @@ from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.methods.base import MethodContext
 from pahq_server.methods.verdicts import VERDICT_BYTES, pack_verdicts, unpack_verdicts
 
-SPECS = [acdc(2.0), acdc(1.0, gates=True), single_edge(), single_edge(3.0)]
+SPECS = [
+    acdc(2.0),
+    acdc(1.0, grouping="gates"),
+    acdc(0.0, grouping="bisect"),
+    single_edge(),
+    single_edge(3.0),
+]
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -53,9 +59,9 @@ def test_a_method_goes_on_from_its_journal_with_the_same_bytes(spec: JobSpec) ->
 
 
 def test_an_artifact_holds_what_the_search_found() -> None:
-    artifact, _ = run_method(acdc(2.0, gates=True))
+    artifact, _ = run_method(acdc(2.0, grouping="gates"))
     header, arrays = unpack(artifact.data)
-    result = answer(AcdcSearch(GRAPH, 2.0, gates=True).run(), SetScore(GRAPH, 1))
+    result = answer(AcdcSearch(GRAPH, 2.0, grouping="gates").run(), SetScore(GRAPH, 1))
     assert header == {
         "kind": "circuit",
         "version": 1,
@@ -104,7 +110,7 @@ def test_what_an_interrupted_search_had_decided(spec: JobSpec) -> None:
         (told,) = artifact.warnings  # type: ignore[attr-defined]
         assert f"it had reached {records} verdicts" in told
         assert result.verdicts == found(whole).verdicts[:records]
-        removed = [v.index for v in result.verdicts if not v.kept and not v.gate]
+        removed = [v.index for v in result.verdicts if not v.kept and v.of_one_edge]
         assert not result.circuit.kept[removed].any()
         assert result.circuit.kept[np.flatnonzero(found(whole).circuit.kept)].all()
         assert all(map(math.isnan, (result.metric_value, result.metric_full, result.metric_empty)))

@@ -20,8 +20,8 @@ GRAPH = Graph(2, 2, 1)
 @pytest.mark.parametrize(
     "search",
     [
-        AcdcSearch(GRAPH, 2.0, gates=True),
-        AcdcSearch(GRAPH, 2.0, gates=False, window=7),
+        AcdcSearch(GRAPH, 2.0, grouping="gates"),
+        AcdcSearch(GRAPH, 2.0, grouping="none", window=7),
         SingleEdgeSearch(GRAPH, 1.0, window=5),
         SingleEdgeSearch(GRAPH, None),
     ],
@@ -45,7 +45,7 @@ def test_decided_edges_only_grow_up_to_all_of_them(search: Search) -> None:
 
 
 def test_the_metric_of_acdc_is_that_of_the_full_graph_without_what_was_removed() -> None:
-    score, search = SetScore(GRAPH, 4), AcdcSearch(GRAPH, 3.0, gates=False)
+    score, search = SetScore(GRAPH, 4), AcdcSearch(GRAPH, 3.0, grouping="none")
     steps = search.run()
     passes = next(steps)
     for _ in range(10):
@@ -57,7 +57,7 @@ def test_the_metric_of_acdc_is_that_of_the_full_graph_without_what_was_removed()
 
 @given(st.integers(1, 40), st.booleans())
 def test_a_right_prediction_wastes_nothing(window: int, gates: bool) -> None:
-    search = AcdcSearch(GRAPH, 1.0, gates, window)
+    search = AcdcSearch(GRAPH, 1.0, "gates" if gates else "none", window)
     sizes: list[int] = []
     answer(search.run(), lambda patched: 0.0, sizes)  # nothing matters: all is removed, as predicted
     *steps, endpoints = sizes
@@ -75,9 +75,9 @@ def test_a_wrong_prediction_costs_passes_but_no_verdict() -> None:
     def score(patched: PatchedPass) -> float:
         return 0.0 if patched.circuit.kept[middle] else 9.0  # one edge matters
 
-    search = AcdcSearch(GRAPH, 1.0, gates=False, window=GRAPH.num_edges, clock=lambda: 0.0)
+    search = AcdcSearch(GRAPH, 1.0, grouping="none", window=GRAPH.num_edges, clock=lambda: 0.0)
     answer(search.run(), score)
-    plain = AcdcSearch(GRAPH, 1.0, gates=False)
+    plain = AcdcSearch(GRAPH, 1.0, grouping="none")
     answer(plain.run(), score)
     assert search.verdicts == plain.verdicts
     assert [verdict.index for verdict in search.verdicts if verdict.kept] == [middle]
@@ -90,9 +90,9 @@ def test_a_predictor_that_is_always_wrong_is_not_followed() -> None:
     def predict_keeping(test: Question) -> bool:
         return True
 
-    search = AcdcSearch(GRAPH, 1.0, gates=False, window=4, predictor=predict_keeping)
+    search = AcdcSearch(GRAPH, 1.0, grouping="none", window=4, predictor=predict_keeping)
     answer(search.run(), lambda patched: 0.0)
-    plain = AcdcSearch(GRAPH, 1.0, gates=False)
+    plain = AcdcSearch(GRAPH, 1.0, grouping="none")
     answer(plain.run(), lambda patched: 0.0)
     assert search.verdicts == plain.verdicts
     assert search.counts["batches"] == len(search.verdicts)

@@ -13,6 +13,7 @@ from helpers.topology import heads_behind
 
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
+from pahq_server.methods.acdc.order import GROUPINGS, Grouping
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.methods.single_edge.method import SingleEdgeSearch
 
@@ -61,22 +62,23 @@ def test_acdc_finds_what_the_plainest_search_finds(
     score = PromotedScore(graph)
     naive = PromotingAcdc(graph, score, threshold, gates)
     naive.run()
-    search = AcdcSearch(graph, threshold, gates, window, baseline_depends_on_promotion=True)
+    grouping: Grouping = "gates" if gates else "none"
+    search = AcdcSearch(graph, threshold, grouping, window, baseline_depends_on_promotion=True)
     found = answer(search.run(), score)
     assert {graph.edge_name(int(e)) for e in found.circuit.kept.nonzero()[0]} == naive.kept
     assert [(v.delta, v.kept, v.gate) for v in found.verdicts] == [v[1:] for v in naive.verdicts]
-    unaware = answer(AcdcSearch(graph, threshold, gates, window).run(), score)
+    unaware = answer(AcdcSearch(graph, threshold, grouping, window).run(), score)
     assert [v.delta for v in unaware.verdicts] != [v.delta for v in found.verdicts]
 
 
-@pytest.mark.parametrize("gates", [True, False])
-def test_acdc_resumes_from_any_prefix_of_its_log(gates: bool) -> None:
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_acdc_resumes_from_any_prefix_of_its_log(grouping: Grouping) -> None:
     graph = GRAPHS[0]
     score = PromotedScore(graph)
-    whole = answer(AcdcSearch(graph, 2.0, gates, baseline_depends_on_promotion=True).run(), score)
+    whole = answer(AcdcSearch(graph, 2.0, grouping, baseline_depends_on_promotion=True).run(), score)
     for length in range(len(whole.verdicts) + 1):
         search = AcdcSearch(
-            graph, 2.0, gates, 7, verdicts=whole.verdicts[:length], baseline_depends_on_promotion=True
+            graph, 2.0, grouping, 7, verdicts=whole.verdicts[:length], baseline_depends_on_promotion=True
         )
         assert answer(search.run(), score).verdicts == whole.verdicts
 

@@ -31,11 +31,12 @@ def per_verdict(fixed: float, costs: list[float], risks: list[float]) -> float:
 
 
 def length(fixed: float, costs: list[float], risks: list[float]) -> int:
-    budget = SpeculationBudget(fixed)
+    budget, needed = SpeculationBudget(fixed), 1.0
     for count, (cost, risk) in enumerate(zip(costs, risks, strict=True)):
-        if not budget.pays(cost):
+        if not budget.pays(cost, needed):
             return count
-        budget.add(cost, risk)
+        budget.add(cost, needed)
+        needed *= 1 - risk
     return len(costs)
 
 
@@ -117,4 +118,4 @@ def test_a_clock_that_stands_still_does_no_harm() -> None:
     costs = CostModel()
     for _ in range(100):
         costs.took(1, 1, 0.0)
-    assert costs.budget().pays(costs.cost(1, new_base=True))
+    assert costs.budget().pays(costs.cost(1, new_base=True), 1.0)

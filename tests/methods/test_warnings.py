@@ -76,8 +76,8 @@ def of_result(
 ) -> list[str]:
     circuit = Circuit.from_names(GRAPH, names)
     verdicts = (Verdict(False, 0, 0.0, 0.25, False),)
-    result = SearchResult(circuit, verdicts, value, full, empty)
-    return list(warnings.of_search(ResolvedObjective(OBJECTIVE, GOOD, GRAPH, "r"), threshold, result))
+    result = SearchResult(circuit, verdicts, value, full, empty, threshold)
+    return list(warnings.of_search(ResolvedObjective(OBJECTIVE, GOOD, GRAPH, "r"), result))
 
 
 def test_a_good_result() -> None:
@@ -93,6 +93,17 @@ def test_circuits_without_effect() -> None:
     pathless, _ = of_result(["m0->m1", "m1->logits"], 2.0)
     told([pathless], "None of the 2 kept edges is on a path from input to logits")
     told(of_result(["m1->logits"], 0.1), "The only kept edge is not on a path")
+
+
+def test_a_search_that_had_nothing_to_test() -> None:
+    result = SearchResult(Circuit.empty(GRAPH), (), 2.0, 0.0, 2.0, 0.5)
+    nothing, _ = warnings.of_search(ResolvedObjective(OBJECTIVE, GOOD, GRAPH, "r"), result)
+    told([nothing], "No edge was tested", "Start from one with more edges")
+
+
+def test_groups_under_a_metric_with_signs() -> None:
+    told(list(warnings.of_signed_groups("logit_difference")), "cancel", "'kl_divergence' or 'l2'")
+    assert not list(warnings.of_signed_groups("kl_divergence")) + list(warnings.of_signed_groups("l2"))
 
 
 def test_circuits_that_keep_nearly_everything() -> None:

@@ -16,7 +16,7 @@ from helpers.api_server import objective as toy_measurement
 from helpers.api_server import spec as toy_spec
 from helpers.fake_engine import FakeEngine
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import jobs_pb2_grpc, patching_pb2, patching_pb2_grpc
+from pahq.v1 import jobs_pb2_grpc, model_pb2, model_pb2_grpc, patching_pb2, patching_pb2_grpc, task_pb2
 
 from pahq_server.jobs.session_calls import SessionLimits
 
@@ -26,11 +26,13 @@ from .secured import SecuredServer, evaluation, objective, spec, wait_until
 Code = grpc.StatusCode
 SHORT, FULL = (200, 100), (5_000, 2_000)  # calls that are too late, jobs that are cancelled
 AT_ONCE = 50
+PROMPT = task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=range(1, 21)))
 
 
 def test_no_work_is_started_for_calls_whose_time_is_up(figures: Figures) -> None:
     """While the engine is busy, calls come and expire; when it has time again, it never hears of them."""
     engine, calls = FakeEngine(), 60
+    engine.answers = {"answers": (4,), "wrong_answers": (5,)}
     with RunningServer(engine, SessionLimits(sessions=calls)) as server:
         engine.hold()
         busy = server.create(toy_spec())
@@ -38,12 +40,17 @@ def test_no_work_is_started_for_calls_whose_time_is_up(figures: Figures) -> None
         opened = len(engine.opened)
         evaluate = toy_evaluation([])
         session = patching_pb2.OpenSessionRequest(objective=toy_measurement())
+        task = toy_measurement().task
+        predict = model_pb2.PredictTokensRequest(model="toy", prompts=task.prompts.clean)
+        check = model_pb2.CheckTaskRequest(model="toy", task=task)
         asked = [
             method.future(request, timeout=0.05)
-            for _ in range(calls // 2)
+            for _ in range(calls // 4)
             for method, request in (
                 (server.patching.EvaluateCircuits, evaluate),
                 (server.patching.OpenSession, session),
+                (server.models.PredictTokens, predict),
+                (server.models.CheckTask, check),
             )
         ]
         assert {call.code() for call in asked} == {Code.DEADLINE_EXCEEDED}
@@ -76,12 +83,17 @@ class Storm:
         ) as channel:
             jobs = jobs_pb2_grpc.JobServiceStub(channel)
             patching = patching_pb2_grpc.PatchingServiceStub(channel)
+            models, task = model_pb2_grpc.ModelServiceStub(channel), objective().task
             kinds = (
                 (patching.EvaluateCircuits, evaluation()),
+                (models.PredictTokens, model_pb2.PredictTokensRequest(model="demo", prompts=[PROMPT] * 20)),
+                (models.CheckTask, model_pb2.CheckTaskRequest(model="demo", task=task)),
                 (jobs.CreateJob, pb.CreateJobRequest(spec=spec())),
                 (patching.OpenSession, patching_pb2.OpenSessionRequest(objective=objective())),
             )
-            storms = [self._late(gate, *kinds[i % 3], chance.uniform(0.001, 0.05)) for i in range(late)]
+            storms = [
+                self._late(gate, *kinds[i % len(kinds)], chance.uniform(0.001, 0.05)) for i in range(late)
+            ]
             storms += [self._cancelled(gate, jobs) for _ in range(cancelled)]
             chance.shuffle(storms)
             await asyncio.gather(*storms)

@@ -74,9 +74,10 @@ class BaseActivations:
         self._cache = PagedTensors(unpatched.pool)
         # Whether inputs of receivers are computed again whenever they are needed, to save memory.
         self.recomputes = False
-        # Changes by removed edges in the last batch, from which the next batch of a job often goes on: by
-        # receiver and whatever else they depend on (see `batch.sum_chains`), then by set of senders.
+        # Changes by removed edges in the present batch and in the one before it, from which a batch often goes
+        # on: by receiver and whatever else they depend on (see `batch.sum_chains`), then by set of senders.
         self.known_ablations: dict[tuple[int, object], dict[RemovedSenders, Tensor]] = {}
+        self._earlier_ablations: dict[tuple[int, object], dict[RemovedSenders, Tensor]] = {}
         self._ablation_bytes = 0
         self._changed = changed
         self._mean_logit_change: Tensor | None = None
@@ -140,7 +141,7 @@ class BaseActivations:
         """Frees all activations that no other base shares. May be called again."""
         self._outputs.release()
         self._cache.release()
-        self.known_ablations, self._ablation_bytes = {}, 0
+        self.known_ablations, self._earlier_ablations, self._ablation_bytes = {}, {}, 0
 
     def trim_ablations(self, room: int) -> int:
         """Drops remembered changes by removed edges until they take at most ``room`` bytes.
@@ -150,6 +151,7 @@ class BaseActivations:
         The latest stay, because the next batch mostly goes on from them. A change that is not remembered is
         summed again in the same order and has the same bits.
         """
+        self._earlier_ablations = {}
         if self._ablation_bytes <= room:
             return self._ablation_bytes
         left, kept_bytes = {}, 0
@@ -163,15 +165,25 @@ class BaseActivations:
         self.known_ablations, self._ablation_bytes = left, kept_bytes
         return kept_bytes
 
+    def begin_ablations(self) -> None:
+        """Begins a batch: its changes will be remembered, those of the batch before the last are forgotten."""
+        self._earlier_ablations, self.known_ablations, self._ablation_bytes = self.known_ablations, {}, 0
+
+    def recalled_ablations(self, key: tuple[int, object]) -> Mapping[RemovedSenders, Tensor]:
+        """Returns the changes that are remembered, by set of removed senders. ``key`` as in the next method."""
+        return self._earlier_ablations.get(key, {})
+
     def remember_ablations(self, key: tuple[int, object], ablations: dict[RemovedSenders, Tensor]) -> None:
-        """Remembers the changes of a batch at one receiver, and forgets all others.
+        """Remembers the changes of the present batch at one receiver.
 
         Args:
             key: the receiver, and what else the changes depend on.
             ablations: changes of the receiver's input by set of removed senders, [N, D] each.
         """
-        self.known_ablations = {key: ablations}
-        self._ablation_bytes = sum(dx.nbytes for dx in ablations.values())
+        before = self.known_ablations.get(key, {})
+        self.known_ablations[key] = ablations
+        self._ablation_bytes += sum(dx.nbytes for dx in ablations.values())
+        self._ablation_bytes -= sum(dx.nbytes for dx in before.values())
 
     def count(self, receiver: int) -> int:
         """Returns the number of packed tokens at a live receiver, N."""

@@ -9,7 +9,7 @@ Shape suffixes: V variants, N packed tokens, D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -88,6 +88,8 @@ def collect_ablations(
         kind_of: which kind of change a pass, given by number, needs for a set of senders. Passes of one kind
             share changes. Without it all passes are of kind -1.
     """
+    for base in bases:
+        base.begin_ablations()
     wanted: dict[int, dict[tuple[int, int, RemovedSenders], int]] = {}
     variants: dict[int, NDArray[np.int64]] = {}
     for index, edges in enumerate(removed):
@@ -141,7 +143,8 @@ def sum_chains(
 ) -> Tensor:
     """Sums the changes by single edges, one sum per set: [V, N, D].
 
-    The base remembers the sums, because the next batch of a job often goes on from them.
+    The base remembers the sums, because the next batch of a job often goes on from them. A sum is always made
+    in the order of its set, so that going on from that of a set that it begins with gives the same bits.
 
     Args:
         base: activations of the base circuit.
@@ -152,23 +155,35 @@ def sum_chains(
         everything: gives the change by removing all kept edges without summing; None to sum it, too.
     """
     kept = tuple(np.flatnonzero(base.circuit.incoming(receiver))[::-1].tolist())
-    known = dict(base.known_ablations.get((receiver, key), {}))
+    known = dict(base.recalled_ablations((receiver, key)))
     # The changes by all single edges together would take most of a batch's memory: few are held at a time.
     single = lru_cache(REMEMBERED_EDGES)(ablate)
     shape = (len(patterns), base.count(receiver), base.weights.arch.d_model)
     dx = torch.empty(shape, dtype=base.weights.dtype, device=base.weights.device)
-    for i, pattern in enumerate(patterns):
-        if everything is not None and pattern == kept:
+    # The shortest first: longer ones begin with them.
+    for i in sorted(range(len(patterns)), key=lambda i: len(patterns[i])):
+        pattern = patterns[i]
+        if pattern in known:
+            dx[i] = known[pattern]
+        elif everything is not None and pattern == kept:
             dx[i] = everything()
-        elif pattern[:-1] in known:
-            torch.add(known[pattern[:-1]], single(pattern[-1]), out=dx[i])
         else:
-            dx[i] = single(pattern[0])
-            for sender in pattern[1:]:
+            length = _longest_known_beginning(pattern, known)
+            if length:
+                torch.add(known[pattern[:length]], single(pattern[length]), out=dx[i])
+            else:
+                dx[i] = single(pattern[0])
+            for sender in pattern[length + 1 :]:
                 dx[i] += single(sender)
         known[pattern] = dx[i]
     base.remember_ablations((receiver, key), dict(zip(patterns, dx, strict=True)))
     return dx
+
+
+def _longest_known_beginning(pattern: RemovedSenders, known: Mapping[RemovedSenders, Tensor]) -> int:
+    """Returns the length of the longest known set that a longer one begins with; 0 if there is none."""
+    lengths = sorted({len(each) for each in known if len(each) < len(pattern)}, reverse=True)
+    return next((length for length in lengths if pattern[:length] in known), 0)
 
 
 def _by_receiver(base: BaseActivations, edges: Sequence[int]) -> list[tuple[int, RemovedSenders]]:

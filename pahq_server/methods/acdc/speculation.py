@@ -1,9 +1,9 @@
 """How many tests ACDC asks for at once.
 
-All tests of a chain after a wrong prediction are wasted, and a short chain shares the fixed cost of a batch
-among few tests. `KeepPredictor` estimates how likely a prediction is to fail, `CostModel` what tests cost,
-and `SpeculationBudget` says when the next test of a chain would waste more than it saves. They learn while
-the search goes on; verdicts do not depend on them.
+Tests that assume a wrong verdict are wasted, and few tests leave the fixed cost of a batch to few.
+`KeepPredictor` estimates verdicts on single edges and gates, `GroupPredictor` those on groups, `CostModel`
+what tests cost, and `SpeculationBudget` says when the next test would waste more than it saves. They learn
+while the search goes on; verdicts do not depend on them.
 """
 
 from __future__ import annotations
@@ -77,29 +77,82 @@ class KeepPredictor:
         return min(max(math.log(delta / self._threshold), -self.BOUND), self.BOUND)
 
 
+class GroupPredictor:
+    """Estimates how likely a group of edges is kept, from how often groups like it were.
+
+    Groups are alike if they are the same half of a larger one, are of about one size, and if about the same
+    is left for them of what the larger one did: half of it for a first half, the rest for a second one.
+
+    Args:
+        threshold: tau. If it is not positive, effects tell nothing.
+    """
+
+    LEAST, MOST = 0.02, 0.98  # probabilities
+    # What is believed before anything was seen, and how many observations it is worth; what is left of an
+    # observation at the next one.
+    PRIOR, WORTH, LEFT = 0.6, 2.0, 0.95
+    SIZES, EFFECTS = 5, 4  # larger ones are all the same
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        # Of each kind of group, how many were kept and how many there were, lately.
+        self._seen: dict[tuple[int, ...], tuple[float, float]] = {}
+
+    def kept(self, half: int, size: int, expected: float | None) -> float:
+        """Returns the probability that a group is kept.
+
+        Args:
+            half: 0 for a whole group, 1 for a first half, 2 for a second one.
+            size: how many edges it has.
+            expected: what its removal may do to the metric; None if nothing is known.
+        """
+        kept, count = self._seen.get(self._kind(half, size, expected), (0.0, 0.0))
+        likely = (kept + self.PRIOR * self.WORTH) / (count + self.WORTH)
+        return min(max(likely, self.LEAST), self.MOST)
+
+    def decided(self, half: int, size: int, expected: float | None, kept: bool) -> None:
+        """Learns from one verdict. The arguments are those of `kept`."""
+        kind = self._kind(half, size, expected)
+        before, count = self._seen.get(kind, (0.0, 0.0))
+        self._seen[kind] = self.LEFT * before + kept, self.LEFT * count + 1
+
+    def _kind(self, half: int, size: int, expected: float | None) -> tuple[int, ...]:
+        sizes = min(size.bit_length(), self.SIZES)
+        if expected is None or self._threshold <= 0:
+            return half, sizes
+        times = expected / self._threshold
+        effect = -self.EFFECTS if times <= 0 else round(2 * math.log2(times))
+        return half, sizes, min(max(effect, -self.EFFECTS), self.EFFECTS)
+
+
 class SpeculationBudget:
-    """Says whether a chain of speculated tests should have another one.
+    """Says whether to ask for another speculated test in the same batch.
 
     A batch that costs c beyond its tests, and whose test i costs w_i and is needed with probability P_i,
     costs (c + sum of w_i (1 - P_i)) / (sum of P_i) per verdict beyond the test itself. A test that makes
-    this less belongs to the chain; of equal tests that fail with probability p these are about sqrt(2 c / p).
+    this less belongs to the batch; of a chain of equal tests whose predictions fail with probability p these
+    are about sqrt(2 c / p).
 
     Args:
         fixed: c, in passes.
     """
 
     def __init__(self, fixed: float) -> None:
-        self._lost, self._used, self._alive = fixed, 0.0, 1.0
+        self._lost, self._used = fixed, 0.0
 
-    def pays(self, cost: float) -> bool:
-        """Tells whether to add a test of this cost, in passes. The first one always pays."""
-        return cost * (1 - self._alive) * self._used < self._alive * self._lost
+    def pays(self, cost: float, needed: float) -> bool:
+        """Tells whether to add a test. The first one always pays.
 
-    def add(self, cost: float, risk: float) -> None:
-        """Adds a test whose prediction fails with this probability."""
-        self._lost += cost * (1 - self._alive)
-        self._used += self._alive
-        self._alive *= 1 - risk
+        Args:
+            cost: in passes.
+            needed: the probability that its score will be needed.
+        """
+        return cost * (1 - needed) * self._used < needed * self._lost
+
+    def add(self, cost: float, needed: float) -> None:
+        """Adds a test. The arguments are those of `pays`."""
+        self._lost += cost * (1 - needed)
+        self._used += needed
 
 
 class CostModel:

@@ -55,7 +55,7 @@ class SingleEdge(Method[SingleEdgeParameters]):
             unpack_verdicts(b"".join(context.journal)),
             resolved.baseline_depends_on_promotion,
         )
-        return run_search(context, search, threshold)
+        return run_search(context, search)
 
     def partial(self, context: MethodContext[SingleEdgeParameters]) -> Artifact | None:
         verdicts = unpack_verdicts(b"".join(context.journal))
@@ -104,7 +104,14 @@ class SingleEdgeSearch:
             self.counts.update(batches=1, passes=len(passes))
         circuit = Circuit(self.graph, np.array([verdict.kept for verdict in self.verdicts], dtype=bool))
         value, full_metric, empty_metric = yield endpoints(self.graph, circuit)
-        return SearchResult(circuit, tuple(self.verdicts), value, full_metric, empty_metric)
+        return SearchResult(
+            circuit, tuple(self.verdicts), value, full_metric, empty_metric, self.threshold
+        )
+
+    @property
+    def records(self) -> list[Verdict]:
+        """The verdicts: the journal holds nothing else."""
+        return self.verdicts
 
     def progress(self) -> Progress:
         """Says how many edges have a score; the metric is that of the full model."""

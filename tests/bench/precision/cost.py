@@ -133,7 +133,7 @@ def narrow_search() -> dict[str, Figures]:
 def batches_of(job: SparseExecutor, threshold: float) -> list[list[PatchedPass]]:
     """What a search with gates asks for."""
     steps = AcdcSearch(
-        job.graph, threshold, gates=True, window=WINDOW, baseline_depends_on_promotion=False
+        job.graph, threshold, grouping="gates", window=WINDOW, baseline_depends_on_promotion=False
     ).run()
     batches = [list(next(steps))]
     while True:

@@ -69,7 +69,7 @@ class Bench:
         steps = AcdcSearch(
             self.graph,
             threshold,
-            gates=False,
+            grouping="none",
             window=WINDOW,
             baseline_depends_on_promotion=baseline_depends_on_promotion,
         ).run()
@@ -83,7 +83,7 @@ class Bench:
 
     def path(self, result: SearchResult) -> list[Step]:
         """The verdicts of the fp32 search."""
-        order, steps = TestOrder(self.graph, gates=False), []
+        order, steps = TestOrder(self.graph, grouping="none"), []
         state = order.start()
         for verdict in result.verdicts:
             if state.has_new_base:

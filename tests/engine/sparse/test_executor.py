@@ -18,6 +18,7 @@ from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import batch_forward, positions
 from pahq_server.engine.sparse.executor import SparseExecutor
+from pahq_server.methods.acdc.order import GROUPINGS, Grouping
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
 from pahq_server.models.building import cast
@@ -129,14 +130,14 @@ def test_mlps_in_small_parts_give_the_same_bits(zoo: Zoo, monkeypatch: pytest.Mo
     assert executor(model, graph, task).score(passes) == together
 
 
-@pytest.mark.parametrize("gates", [True, False])
+@pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox"])
-def test_a_search_decides_the_same_with_any_window(zoo: Zoo, name: str, gates: bool) -> None:
+def test_a_search_decides_the_same_with_any_window(zoo: Zoo, name: str, grouping: Grouping) -> None:
     model = cast(zoo[name], torch.float32)
     graph, task = model.architecture.graph("group"), random_task(model)
 
     def verdicts(window: int) -> list[object]:
-        search = AcdcSearch(graph, 0.001, gates, window)
+        search = AcdcSearch(graph, 0.001, grouping, window)
         run(search, executor(model, graph, task).score)
         return list(search.verdicts)
 
