@@ -1,0 +1,187 @@
+"""The methods: each finds scores of all edges, or circuits, on a server of its own, and tells what it cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from bench.methods.server import Cost, MeasuredServer
+from bench.methods.subjects import Subject
+from pahq_client import Circuit, EdgeScores
+
+KL, LOGIT_DIFFERENCE = "kl_divergence", "logit_difference"
+# Thresholds of a search, in units of the subject's: a curve needs circuits of many sizes.
+LADDER = (16, 8, 4, 2, 1, 1 / 2, 1 / 4, 1 / 8)
+# Those whose circuits of plain ACDC give the sizes at which all methods are compared.
+COMPARED = (4, 1, 1 / 4)
+PLAIN = "acdc, none"
+WITHIN = 0.05
+# Gradients cost so little that single measurements are noisy.
+REPEATS = 3
+RANDOM_SEEDS = range(3)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found for a subject.
+
+    Args:
+        cost: of the scores, or of the search at the subject's threshold.
+        evaluations: circuits that were measured for it, or runs in which a gradient was taken.
+        scores: of methods that score edges: one, or several draws whose figures are averaged.
+        circuits: of methods that search: the circuits of `LADDER`.
+        sized: of methods that search: circuits of at most the sizes that were asked for.
+        sized_evaluations: how many evaluations each of these searches took, all their runs together.
+    """
+
+    cost: Cost
+    evaluations: int
+    scores: tuple[EdgeScores, ...] = ()
+    circuits: tuple[Circuit, ...] = ()
+    sized: tuple[Circuit, ...] = ()
+    sized_evaluations: tuple[int, ...] = ()
+
+    @property
+    def at_threshold(self) -> Circuit:
+        """The circuit of a search at the subject's threshold."""
+        return self.circuits[LADDER.index(1)]
+
+
+class Finder(Protocol):
+    """A method with its arguments."""
+
+    @property
+    def name(self) -> str: ...
+
+    def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
+        """Finds scores or circuits.
+
+        Args:
+            server: has nothing else to do.
+            subject: the model and the task.
+            sizes: numbers of edges at which circuits are compared; empty for plain ACDC, whose circuits give
+                them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A method that scores all edges.
+
+    Args:
+        method: its name for the client.
+        metric: what the scores are about.
+        gradients: runs in which it takes a gradient; None for a pass per edge.
+    """
+
+    method: str
+    metric: str = LOGIT_DIFFERENCE
+    gradients: int | None = 1
+
+    @property
+    def name(self) -> str:
+        return self.method if self.metric == LOGIT_DIFFERENCE else f"{self.method} (KL)"
+
+    def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
+        def work() -> EdgeScores:
+            return server.client.attribute(
+                subject.model, subject.prompts(), self.method, metric=self.metric
+            )
+
+        runs = [server.measured(work) for _ in range(1 if self.gradients is None else REPEATS)]
+        scores = runs[0][0]
+        return Found(
+            _median([cost for _, cost in runs]), self.gradients or len(scores.scores), scores=(scores,)
+        )
+
+
+@dataclass(frozen=True)
+class Search:
+    """ACDC under the KL divergence.
+
+    Args:
+        grouping: what it tests at once.
+        within: whether it starts from the best edges by ``gim``, whose cost and run then count, too.
+    """
+
+    grouping: str
+    within: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"acdc, {self.grouping}" + (f" in gim's {WITHIN:.0%}" if self.within else "")
+
+    def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
+        client, task = server.client, subject.prompts()
+
+        def start() -> Circuit | None:
+            if not self.within:
+                return None
+            return client.attribute(subject.model, task, "gim").top(fraction=WITHIN)
+
+        def search(within: Circuit | None, threshold: float | None, edges: int | None = None) -> Circuit:
+            found = client.discover(
+                *(subject.model, task, threshold),
+                metric=KL,
+                grouping=self.grouping,
+                within=within,
+                edges=edges,
+            )
+            assert isinstance(found, Circuit)
+            return found
+
+        (within, at_threshold), cost = server.measured(
+            lambda: (known := start(), search(known, subject.threshold))
+        )
+        ladder = {
+            step: at_threshold if step == 1 else search(within, step * subject.threshold) for step in LADDER
+        }
+        sized = tuple(search(within, None, size) for size in sizes) or tuple(ladder[step] for step in COMPARED)
+        return Found(
+            cost,
+            at_threshold.num_evaluations + self.within,
+            circuits=tuple(ladder.values()),
+            sized=sized,
+            sized_evaluations=tuple(each.num_evaluations for each in sized),
+        )
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Random scores: what any other method must beat."""
+
+    name: str = "random"
+
+    def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
+        pattern, _ = server.measured(lambda: server.client.attribute(subject.model, subject.prompts(), "eap"))
+        draws = (np.random.default_rng(seed).standard_normal(len(pattern.scores)) for seed in RANDOM_SEEDS)
+        scores = (EdgeScores(each, pattern.graph, self.name, pattern.metric) for each in draws)
+        return Found(Cost(0.0, 0.0), 0, scores=tuple(scores))
+
+
+FINDERS: tuple[Finder, ...] = (
+    Search("none"),  # first: the others are compared with its circuits,
+    Scoring("single_edge", KL, None),  # and with these scores
+    Scoring("single_edge", LOGIT_DIFFERENCE, None),
+    Search("gates"),
+    Search("bisect"),
+    Search("bisect", within=True),
+    Scoring("gim"),
+    Scoring("eap_ig", gradients=5),
+    Scoring("eap_ig", KL, gradients=5),
+    Scoring("clean_corrupted", gradients=2),
+    Scoring("relp"),
+    Scoring("eap"),
+    Chance(),
+)
+
+
+def _median(costs: Sequence[Cost]) -> Cost:
+    middle: Callable[[list[float]], float] = statistics.median
+    # The first run takes the memory that the others find.
+    return Cost(middle([each.cpu_seconds for each in costs]), max(each.peak_mib for each in costs))
