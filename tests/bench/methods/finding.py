@@ -89,9 +89,7 @@ class Scoring:
 
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         def work() -> EdgeScores:
-            return server.client.attribute(
-                subject.model, subject.prompts(), self.method, metric=self.metric
-            )
+            return server.client.attribute(subject.model, subject.prompts(), self.method, metric=self.metric)
 
         runs = [server.measured(work) for _ in range(1 if self.gradients is None else REPEATS)]
         scores = runs[0][0]
@@ -141,7 +139,9 @@ class Search:
         ladder = {
             step: at_threshold if step == 1 else search(within, step * subject.threshold) for step in LADDER
         }
-        sized = tuple(search(within, None, size) for size in sizes) or tuple(ladder[step] for step in COMPARED)
+        sized = tuple(search(within, None, size) for size in sizes) or tuple(
+            ladder[step] for step in COMPARED
+        )
         return Found(
             cost,
             at_threshold.num_evaluations + self.within,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from e2e.process import ServerProcess
+
 from pahq_client import Client
 
 T = TypeVar("T")

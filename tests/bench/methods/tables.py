@@ -87,7 +87,8 @@ def by_task(results: Results, metric: str = LOGIT_DIFFERENCE) -> list[str]:
             "|---" * len(HEAD) + "|",
         ]
         lines += [
-            f"| {method} | {' | '.join(_row(figures, metric))} |" for method, figures in own["methods"].items()
+            f"| {method} | {' | '.join(_row(figures, metric))} |"
+            for method, figures in own["methods"].items()
         ]
     return lines
 
