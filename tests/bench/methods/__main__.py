@@ -15,7 +15,7 @@ import torch
 
 from bench.__main__ import RESULTS, machine
 from bench.methods import judging
-from bench.methods.finding import FINDERS, KL, PLAIN, Finder, Found
+from bench.methods.finding import FINDERS, Finder, Found
 from bench.methods.judging import Reference
 from bench.methods.server import MeasuredServer
 from bench.methods.subjects import Subject, models_here, subjects
