@@ -1,8 +1,8 @@
 """What a job can be asked for: its options as types, as a request with defaults, and in words.
 
 Seven functions take these options: `discover`, and `discover`, `submit` and `estimate` of both clients. They
-declare them as ``**options: Unpack[JobOptions]``, which type checkers read, and `job_options` lists them in their
-signatures and descriptions, which people read.
+declare them as ``**options: Unpack[JobOptions]``, which type checkers read, and `job_options` lists them in
+their signatures and descriptions, which people read.
 """
 
 from __future__ import annotations

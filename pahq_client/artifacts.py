@@ -246,9 +246,15 @@ def _circuit(
         raise ValueError("'kept' contradicts the verdicts")
     _check_groups(kept, index[of_group], last[of_group], size[of_group], verdict_kept[of_group])
     names = ["->".join(edge) for edge in edges]
+
+    def subject(gate: bool, first: int, last: int) -> str:
+        if gate:
+            return receivers[first]
+        return names[first] if first == last else f"{names[first]} ... {names[last]}"
+
     verdicts = tuple(
         Verdict(
-            receivers[first] if gate else names[first] if first == end else f"{names[first]} ... {names[end]}",
+            subject(gate, first, end),
             change,
             stays,
             gate,
@@ -276,6 +282,24 @@ def _circuit(
     )
 
 
+def _check_groups(
+    kept: NDArray[Any],
+    first: NDArray[Any],
+    last: NDArray[Any],
+    size: NDArray[Any],
+    group_kept: NDArray[Any],
+) -> None:
+    """Refuses groups that are no edges in the order of tests, which is that of falling indices."""
+    if not (
+        (last >= 0) & (last < first) & (first < len(kept)) & (size > 1) & (size <= first - last + 1)
+    ).all():
+        raise ValueError("it has a verdict on edges that are no group")
+    removed = ~group_kept
+    for end, begin in zip(last[removed].tolist(), first[removed].tolist(), strict=True):
+        if kept[end : begin + 1].any():
+            raise ValueError("'kept' contradicts the verdicts")
+
+
 def scores_of_edges(circuit: Circuit) -> EdgeScores:
     """Returns the exact score of every edge, from the circuit of a ``single_edge`` job.
 
@@ -286,7 +310,7 @@ def scores_of_edges(circuit: Circuit) -> EdgeScores:
 
     graph = circuit.graph
     scores = np.full(graph.num_edges, np.nan)
-    tested = [verdict for verdict in circuit.verdicts if "->" in verdict.subject]
+    tested = [verdict for verdict in circuit.verdicts if verdict.of_one_edge]
     edges = (Edge.parse(verdict.subject) for verdict in tested)
     scores[edge_index(graph).numbers(edges)] = [verdict.delta for verdict in tested]
     if np.isnan(scores).any():
@@ -313,22 +337,6 @@ def measured(circuit: Circuit, evaluation: Evaluation) -> Circuit:
         metric=CircuitMetric(evaluation.metric, evaluation.value, evaluation.full, evaluation.empty),
         provenance={**circuit.provenance, "run": {**run, "warnings": told}},
     )
-
-
-def _check_groups(
-    kept: NDArray[Any],
-    first: NDArray[Any],
-    last: NDArray[Any],
-    size: NDArray[Any],
-    group_kept: NDArray[Any],
-) -> None:
-    """Refuses groups that are no edges of the circuit in the order of tests, which is that of falling indices."""
-    if not ((last >= 0) & (last < first) & (first < len(kept)) & (size > 1) & (size <= first - last + 1)).all():
-        raise ValueError("it has a verdict on edges that are no group")
-    removed = ~group_kept
-    for end, begin in zip(last[removed].tolist(), first[removed].tolist(), strict=True):
-        if kept[end : begin + 1].any():
-            raise ValueError("'kept' contradicts the verdicts")
 
 
 def _check_indices(what: str, indices: NDArray[Any], count: int) -> None:

@@ -170,7 +170,7 @@ def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters
 
 
 def job_spec(spec: JobSpec) -> jobs_pb2.JobSpec:
-    """Returns what was asked for, without the client's prompts and edges, which would make lists of jobs large."""
+    """Returns what was asked for, without prompts and edges of the client, which would make lists large."""
     objective, task = spec.objective, task_pb2.Task()
     if isinstance(objective.task, BuiltinTask):
         task.builtin.CopyFrom(task_pb2.BuiltinTask(**asdict(objective.task)))

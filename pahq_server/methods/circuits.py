@@ -25,13 +25,18 @@ class Search(Protocol):
     """A search over the edges of one graph that decides them by verdicts.
 
     Attributes:
-        records: what its journal holds, in order, that of earlier processes included: the verdicts, and what
-            else was measured.
         counts: how many ``batches`` and ``passes`` were asked for, and how many passes were ``wasted``.
     """
 
-    records: list[Verdict]
     counts: Counter[str]
+
+    @property
+    def records(self) -> list[Verdict]:
+        """What its journal holds, in order: the verdicts, and what else was measured.
+
+        That of earlier processes is included.
+        """
+        ...
 
     def run(self) -> SearchSteps:
         """Starts the search, or continues it after ``records``."""

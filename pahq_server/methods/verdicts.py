@@ -98,9 +98,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> NDArray[np.void]:
 
 def pack_verdicts(verdicts: Sequence[Verdict]) -> bytes:
     """Writes verdicts as journal records of `VERDICT_BYTES` each."""
-    return np.array(
-        [(v.gate, v.index, v.score, v.delta, v.kept) for v in verdicts], dtype=_VERDICT
-    ).tobytes()
+    return np.array([(v.gate, v.index, v.score, v.delta, v.kept) for v in verdicts], dtype=_VERDICT).tobytes()
 
 
 def unpack_verdicts(data: bytes) -> list[Verdict]:
@@ -108,7 +106,7 @@ def unpack_verdicts(data: bytes) -> list[Verdict]:
     return [Verdict(*fields) for fields in np.frombuffer(data, dtype=_VERDICT).tolist()]
 
 
-# Searches that need the metric of a circuit before they can go on put it into their journal, among the verdicts.
+# A search that needs the metric of a circuit before it can go on puts that into its journal, too.
 _MEASURED = -1
 
 

@@ -14,7 +14,7 @@ _ESTIMATE = (
     "(*) an estimate: one evaluation per edge at {rate:,.0f} GFLOP/s, the rate of large products; from only",
     "    the unembedding and one head where the metric is read, to every node above the edge at all tokens",
     "    and {bookkeeping:.0f} ms of bookkeeping each. Nearer to the first where few edges are kept;",
-    "    gates=True needs fewer evaluations; jobs that run at once share the rate.",
+    "    grouping='bisect' needs far fewer evaluations; jobs that run at once share the rate.",
 )
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

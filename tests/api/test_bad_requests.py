@@ -55,7 +55,8 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
     "unknown parameter": (
         lambda s: s.create(extension("acdc", treshold=1.0)),
         "extension.parameters.treshold",
-        "is no parameter of method 'acdc', which has ['edges', 'faithfulness', 'grouping', 'threshold', 'within']",
+        "is no parameter of method 'acdc', which has ['edges', 'faithfulness', 'grouping', 'threshold', "
+        "'within']",
     ),
     "list as a parameter": (
         lambda s: s.create(extension("acdc", threshold=[1.0])),

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from helpers.shared import MODELS
@@ -82,6 +82,13 @@ def load_cases() -> list[Case]:
     return [Case(path.parent, json.loads(path.read_text("utf-8"))) for _, path in sorted(found.items())]
 
 
+def grouping_of(run: dict[str, Any]) -> Literal["none", "gates", "bisect"]:
+    """What an expected discovery tests at once."""
+    if "gates" not in run:
+        return "bisect"
+    return "gates" if run["gates"] else "none"
+
+
 def run_parameters() -> Iterator[Any]:
     """One parameter (case, run) per expected discovery; those of a large model that take long are marked."""
     for case in load_cases():
@@ -90,6 +97,15 @@ def run_parameters() -> Iterator[Any]:
             name = "-".join([case.name, run["ablation"], run["kv"], gates, str(run["tau"])])
             quick = case.name != "tinytalk_ioi" or (run["gates"] and run["tau"] == 0.05)
             yield pytest.param((case, run), id=name, marks=() if quick else pytest.mark.long)
+
+
+def bisect_parameters() -> Iterator[Any]:
+    """One parameter (case, run) per expected grouped discovery; see ``attribution.json``."""
+    for case in load_cases():
+        for run in case.attribution["bisect"]:
+            name = "-".join([case.name, run["ablation"], run["kv"], str(run["tau"])])
+            long = case.name.startswith("tinytalk") and run["tau"] < 0.05
+            yield pytest.param((case, run), id=name, marks=pytest.mark.long if long else ())
 
 
 def score_parameters() -> Iterator[Any]:

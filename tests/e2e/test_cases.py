@@ -9,7 +9,7 @@ import pytest
 
 from pahq_client import Circuit, Client
 
-from .cases import ABSENT, Case, load_cases, run_parameters
+from .cases import ABSENT, Case, bisect_parameters, grouping_of, load_cases, run_parameters
 from .process import ServerProcess
 
 
@@ -17,7 +17,7 @@ def discover(client: Client, case: Case, run: dict[str, Any], **changes: Any) ->
     options = {
         "kv_receivers": run["kv"],
         "ablation": run["ablation"],
-        "grouping": "gates" if run["gates"] else "none",
+        "grouping": grouping_of(run),
     }
     options |= {"metric": case.metric, "threshold": run["tau"]} | changes
     return client.discover(case.model, case.task, **options)
@@ -46,6 +46,18 @@ def test_discovery(client: Client, expected: tuple[Case, dict[str, Any]]) -> Non
     # The file says by how much the closest verdict was decided.
     margin = min(abs(verdict.delta - run["tau"]) for verdict in circuit.verdicts)
     assert margin == close(run["min_margin"])
+
+
+@pytest.mark.parametrize("expected", list(bisect_parameters()))
+def test_grouped_discovery(client: Client, expected: tuple[Case, dict[str, Any]]) -> None:
+    case, run = expected
+    circuit = discover(client, case, run)
+    assert_expected(circuit, run | {"gates_kept": []})
+    assert sum(verdict.size for verdict in circuit.verdicts) >= run["n_evaluations"]
+    margin = min(abs(verdict.delta - run["tau"]) for verdict in circuit.verdicts)
+    assert margin == close(run["min_margin"])
+    signed = case.metric == "logit_difference"
+    assert any("have signs, and cancel" in warning for warning in circuit.warnings) is signed
 
 
 # No head of these models shares its keys and values: their files know one mode only.

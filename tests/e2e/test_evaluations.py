@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pahq_client import Circuit, Client, EdgeScores, InvalidRequest, OtherModel, Task
+from pahq_client._job_options import ATTRIBUTION
 from pahq_client.cli import main
 
 from .process import ServerProcess
@@ -41,10 +42,11 @@ def test_a_session_measures_the_same(client: Client) -> None:
         assert [each.value for each in found] == session.score(circuits)
 
 
-def test_chosen_edges(client: Client) -> None:
-    scores = client.attribute("demo", TASK)
-    assert (scores.method, scores.metric) == ("eap", "logit_difference")
-    circuit = client.discover("demo", TASK, method="eap", edges=60)
+@pytest.mark.parametrize("method", ATTRIBUTION)
+def test_chosen_edges(client: Client, method: str) -> None:
+    scores = client.attribute("demo", TASK, method)
+    assert (scores.method, scores.metric) == (method, "logit_difference")
+    circuit = client.discover("demo", TASK, method=method, edges=60)
     assert isinstance(circuit, Circuit)
     chosen = scores.top(edges=60)
     assert circuit.edges == chosen.edges

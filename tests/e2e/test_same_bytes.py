@@ -59,7 +59,9 @@ class Known:
     def search(
         self, resolved: ResolvedObjective, window: int, verdicts: Sequence[Verdict] = ()
     ) -> AcdcSearch:
-        return AcdcSearch(resolved.graph, self.run["tau"], "gates" if self.run["gates"] else "none", window, verdicts)
+        return AcdcSearch(
+            resolved.graph, self.run["tau"], "gates" if self.run["gates"] else "none", window, verdicts
+        )
 
 
 def cheapest_first() -> list[Known]:

@@ -155,7 +155,7 @@ def test_specs_of_an_older_server(new_service: NewService, tmp_path: Path) -> No
         "builtin": None,
         "method": "acdc",
         "threshold": 2.0,
-        "grouping": "gates",
+        "gates": True,
     }
     with database.transaction("test", synced=True) as connection:
         connection.execute("UPDATE jobs SET spec = ?, payload = ?", (specs.to_json(older), bytes(32)))

@@ -179,7 +179,7 @@ def test_what_waits_counts_like_jobs(
 ) -> None:
     service = new_service(quotas=Quotas(queued_jobs=2, running_jobs=1))
     engine.hold()
-    job = service.create(acdc(2.0, gates=False), "", user="ada")
+    job = service.create(acdc(2.0, grouping="none"), "", user="ada")
     wait_state(job, JobState.RUNNING)
     waiting = [ask(service, user="ada").future for _ in range(2)]  # type: ignore[attr-defined]
     for full in (

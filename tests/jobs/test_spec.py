@@ -116,7 +116,11 @@ def test_parameters_of_another_method() -> None:
 
 def test_choices_are_those_of_the_method() -> None:
     shared = {"metric": "kl_divergence", "ablation": "resample", "kv_receivers": "group"}
-    assert acdc(0.1, grouping="gates").choices() == shared | {"method": "acdc", "threshold": 0.1, "grouping": "gates"}
+    assert acdc(0.1, grouping="gates").choices() == shared | {
+        "method": "acdc",
+        "threshold": 0.1,
+        "grouping": "gates",
+    }
     assert single_edge().choices() == shared | {"method": "single_edge", "threshold": None}
 
 

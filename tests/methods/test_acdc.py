@@ -32,7 +32,13 @@ def named(graph: Graph, verdicts: list[Verdict] | tuple[Verdict, ...]) -> list[t
 
 
 @settings(max_examples=250)
-@given(graphs(max_kv_heads=2, max_group=2), thresholds, st.sampled_from(["none", "gates"]), seeds, st.integers(1, 50))
+@given(
+    graphs(max_kv_heads=2, max_group=2),
+    thresholds,
+    st.sampled_from(["none", "gates"]),
+    seeds,
+    st.integers(1, 50),
+)
 def test_equals_the_naive_implementation(
     graph: Graph, threshold: float, grouping: Grouping, seed: int, window: int
 ) -> None:

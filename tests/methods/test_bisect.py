@@ -27,7 +27,13 @@ windows = st.sampled_from([1, 2, 7, 64])
 def told(graph: Graph, found: SearchResult) -> list[tuple[str, str, int, float, bool]]:
     """The verdicts as the plain twin tells them."""
     return [
-        (graph.edge_name(v.index), graph.edge_name(v.index if v.last is None else v.last), v.size, v.delta, v.kept)
+        (
+            graph.edge_name(v.index),
+            graph.edge_name(v.index if v.last is None else v.last),
+            v.size,
+            v.delta,
+            v.kept,
+        )
         for v in found.verdicts
     ]
 
@@ -117,7 +123,11 @@ def test_a_second_half_whose_sibling_went_costs_no_pass() -> None:
         return 0.0 if patched.circuit.kept[needed] else 1.0
 
     found = answer(AcdcSearch(graph, 0.5, "bisect").run(), score)
-    assert [(v.size, v.delta, v.kept) for v in found.verdicts] == [(3, 1.0, True), (2, 0.0, False), (1, 1.0, True)]
+    assert [(v.size, v.delta, v.kept) for v in found.verdicts] == [
+        (3, 1.0, True),
+        (2, 0.0, False),
+        (1, 1.0, True),
+    ]
     # The current circuit, the group, its first half, and the endpoints; the rest is dead.
     assert len(asked) == 3 + 3
 
@@ -131,7 +141,7 @@ def test_the_window_and_an_interruption_change_no_bit(
     whole = answer(AcdcSearch(graph, threshold, "bisect").run(), score)
     prefix = whole.verdicts[: data.draw(st.integers(0, len(whole.verdicts)))]
     search = AcdcSearch(graph, threshold, "bisect", window, verdicts=prefix)
-    assert answer(search.run(), score) .verdicts == whole.verdicts
+    assert answer(search.run(), score).verdicts == whole.verdicts
 
 
 def test_verdicts_of_another_search_are_refused() -> None:
@@ -144,9 +154,7 @@ def test_verdicts_of_another_search_are_refused() -> None:
 def test_both_verdicts_are_speculated() -> None:
     """Whatever comes, a step goes on from it: with many tests at once there are far fewer steps."""
     graph, score = Graph(2, 4, 4), SumScore(Graph(2, 4, 4), 11)
-    plain, wide = (
-        AcdcSearch(graph, 1.0, "bisect", window, clock=lambda: 0.0) for window in (1, 64)
-    )
+    plain, wide = (AcdcSearch(graph, 1.0, "bisect", window, clock=lambda: 0.0) for window in (1, 64))
     for search in (plain, wide):
         answer(search.run(), score)
     assert wide.verdicts == plain.verdicts
@@ -170,9 +178,10 @@ def test_a_new_base_circuit_never_comes_between_tests_that_are_compared() -> Non
             assert bases[key(test.parent)] is state.base_circuit
         if test.has_parents_score:
             assert bases[key(test.parent)] is bases[key(test.sibling)] is state.base_circuit
-            assert state.circuit.without(test.edges).key == bases[key(test.parent)].circuit.without(
-                state.removed + test.edges
-            ).key
+            assert (
+                state.circuit.without(test.edges).key
+                == bases[key(test.parent)].circuit.without(state.removed + test.edges).key
+            )
         found = score(state.patched_pass)
         keep = found - current >= 1
         current = current if keep else found

@@ -75,6 +75,7 @@ def test_edges_that_input_cannot_reach_are_not_pruned() -> None:
     # Only m0 -> logits matters: m0 keeps its edge although nothing flows into it any more.
     needed = graph.parse_edge("m0->logits")
     found = answer(
-        AcdcSearch(graph, 0.5, grouping="gates").run(), lambda patched: 0.0 if patched.circuit.kept[needed] else 1.0
+        AcdcSearch(graph, 0.5, grouping="gates").run(),
+        lambda patched: 0.0 if patched.circuit.kept[needed] else 1.0,
     )
     assert found.circuit.kept.nonzero()[0].tolist() == [needed]

@@ -1,4 +1,4 @@
-"""Grouped ACDC as plainly as it can be said: names of edges, a set of kept ones, recursion, no speculation."""
+"""Grouped ACDC as plainly as it can be said: names of edges, a set of kept ones, recursion."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from helpers.topology import edge_names, heads_behind, senders_into, unit_names
+
 from pahq_server.core.graph import Graph
 
 

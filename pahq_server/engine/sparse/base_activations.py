@@ -74,8 +74,9 @@ class BaseActivations:
         self._cache = PagedTensors(unpatched.pool)
         # Whether inputs of receivers are computed again whenever they are needed, to save memory.
         self.recomputes = False
-        # Changes by removed edges in the present batch and in the one before it, from which a batch often goes
-        # on: by receiver and whatever else they depend on (see `batch.sum_chains`), then by set of senders.
+        # Changes by removed edges in the present batch and in the one before it, from which a batch often
+        # goes on: by receiver and whatever else they depend on (see `batch.sum_chains`), then by set of
+        # senders.
         self.known_ablations: dict[tuple[int, object], dict[RemovedSenders, Tensor]] = {}
         self._earlier_ablations: dict[tuple[int, object], dict[RemovedSenders, Tensor]] = {}
         self._ablation_bytes = 0
@@ -166,11 +167,14 @@ class BaseActivations:
         return kept_bytes
 
     def begin_ablations(self) -> None:
-        """Begins a batch: its changes will be remembered, those of the batch before the last are forgotten."""
+        """Begins to remember the changes of a batch, and forgets those of the batch before the last."""
         self._earlier_ablations, self.known_ablations, self._ablation_bytes = self.known_ablations, {}, 0
 
     def recalled_ablations(self, key: tuple[int, object]) -> Mapping[RemovedSenders, Tensor]:
-        """Returns the changes that are remembered, by set of removed senders. ``key`` as in the next method."""
+        """Returns the changes that the last batch remembered, by set of removed senders.
+
+        ``key`` is as in `remember_ablations`.
+        """
         return self._earlier_ablations.get(key, {})
 
     def remember_ablations(self, key: tuple[int, object], ablations: dict[RemovedSenders, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The order of ACDC's tests (Conmy et al. 2023, arXiv:2304.14997, algorithm 1), and what each removes at once.
+"""The order of ACDC's tests (Conmy et al. 2023, arXiv:2304.14997, algorithm 1), and what each removes.
 
 The order is a pure state machine: a `State` names the next test, `TestOrder.advance` gives the state after a
 verdict. What has been decided is a function of the verdicts alone, so a list of verdicts is a complete

@@ -205,7 +205,8 @@ class AcdcSearch:
 
         Returns the first one, the passes of all, and how many of their base circuits are new.
         """
-        budget, passes, new_bases, tests, order = self._costs.budget(), [], 0, 0, count()
+        passes: list[PatchedPass] = []
+        budget, new_bases, tests, order = self._costs.budget(), 0, 0, count()
         root: SpeculatedTest | None = None
         # By probability: what a test assumes, and whether the score of the current circuit is known then.
         pending: list[tuple[float, int, State, bool | None, SpeculatedTest | None, PromotedHeads | None]]

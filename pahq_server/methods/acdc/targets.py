@@ -191,8 +191,8 @@ class TargetSearch:
         if self._target.faithfulness is not None and not gap:
             raise InvalidRequestError(
                 "faithfulness",
-                f"has no meaning here: the full model and the empty circuit measure the same, {full:g}. Give a "
-                "threshold or a number of edges, or corrupted prompts that break the behaviour",
+                f"has no meaning here: the full model and the empty circuit measure the same, {full:g}. Give "
+                "a threshold or a number of edges, or corrupted prompts that break the behaviour",
             )
         choice = self._choice(gap or 1.0)
         while (threshold := choice.next) is not None:
@@ -265,8 +265,9 @@ class TargetSearch:
                 f"No threshold that was tried leaves at most {self._target.edges} edges: this circuit has "
                 f"{best.circuit.num_kept}, at threshold {best.threshold:.6g}. Give a threshold above that."
             )
+        found = (best.value - empty) / (full - empty)
         return (
             f"No threshold that was tried leads to a faithfulness of {self._target.faithfulness:g}: that of "
-            f"this circuit is {(best.value - empty) / (full - empty):.3g}, at threshold {best.threshold:.6g}. "
+            f"this circuit is {found:.3g}, at threshold {best.threshold:.6g}. "
             "Start from a circuit with more edges, or ask for less."
         )

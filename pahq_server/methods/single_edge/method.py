@@ -104,9 +104,7 @@ class SingleEdgeSearch:
             self.counts.update(batches=1, passes=len(passes))
         circuit = Circuit(self.graph, np.array([verdict.kept for verdict in self.verdicts], dtype=bool))
         value, full_metric, empty_metric = yield endpoints(self.graph, circuit)
-        return SearchResult(
-            circuit, tuple(self.verdicts), value, full_metric, empty_metric, self.threshold
-        )
+        return SearchResult(circuit, tuple(self.verdicts), value, full_metric, empty_metric, self.threshold)
 
     @property
     def records(self) -> list[Verdict]:
