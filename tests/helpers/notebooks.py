@@ -35,7 +35,7 @@ def execute(notebook: NotebookNode, address: str) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="pahq-notebook-") as home:
         # Settings of whoever runs it, and the width of their terminal, are not to change what is shown.
-        apart = {name: home for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+        apart = dict.fromkeys(("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"), home)
         environment = {**os.environ, **apart, "PAHQ_SERVER": address, "COLUMNS": "100"}
         client = NotebookClient(
             notebook, timeout=SECONDS, kernel_name="python3", record_timing=False, resources={}
