@@ -11,6 +11,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,21 +21,29 @@ from pahq_server.store.database import FAILPOINTS
 from .conftest import Figures
 from .crashing import PATIENCE_S, CrashingServer, num_batches, repeated, wait_for
 
-# What to find: task, threshold, gates.
-Spec = tuple[Task, float, bool]
+# What to find: task, and how.
+Spec = tuple[Task, dict[str, Any]]
 
 SMALL: list[Spec] = [
-    (Task.ioi(num_prompts=2, seed=2), 0.02, False),
-    (Task.ioi(num_prompts=4, seed=3), 0.05, True),
+    (Task.ioi(num_prompts=2, seed=2), {"threshold": 0.02, "grouping": "none"}),
+    (Task.ioi(num_prompts=4, seed=3), {"threshold": 0.05, "grouping": "gates"}),
+    (Task.ioi(num_prompts=2, seed=4), {"threshold": 0.02, "grouping": "bisect"}),
+    (Task.ioi(num_prompts=1, seed=5), {"edges": 20, "grouping": "bisect"}),
 ]
 # Enough for many interruptions.
-MANY: list[Spec] = [(Task.ioi(num_prompts=2, seed=seed), 0.02, seed % 2 == 0) for seed in range(24)]
+MANY: list[Spec] = [
+    (
+        Task.ioi(num_prompts=2, seed=seed),
+        {"threshold": 0.02, "grouping": ("none", "gates", "bisect")[seed % 3]},
+    )
+    for seed in range(24)
+]
 
 
 def submit(client: Client, spec: Spec) -> str:
     """Name of a new job."""
-    task, threshold, gates = spec
-    return client.submit("demo", task, threshold, grouping="gates" if gates else "none").name
+    task, options = spec
+    return client.submit("demo", task, **options).name
 
 
 def results(client: Client, names: Sequence[str]) -> list[bytes]:
@@ -65,7 +74,7 @@ def test_killed_at_random(kills: int, specs: list[Spec], most: int, tmp_path: Pa
             names = names or [submit(client, spec) for spec in specs]
             idle += work_a_little(client, names[: len(specs)], passes, draw.randrange(most))
             # Of few evaluations, and acknowledged at the last moment.
-            names.append(submit(client, (Task.ioi(num_prompts=1, seed=kill), 100.0, True)))
+            names.append(submit(client, (Task.ioi(num_prompts=1, seed=kill), {"threshold": 100.0})))
             server.kill()
     with CrashingServer(tmp_path / "data", passes) as server, Client(server.address) as client:
         disturbed = results(client, names)
