@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-page bench-precision demo-model d3-bundle picture proto clean
+.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-methods bench-page bench-precision demo-model d3-bundle notebook picture proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -38,6 +38,9 @@ bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BE
 bench-gpu: .venv/dev.stamp ## measure on a CUDA device, into tests/bench/results
 	PYTHONPATH=tests $(BIN)/python -m bench.gpu
 
+bench-methods: .venv/dev.stamp ## compare all methods; SUBJECTS="'demo ioi'" for some tasks only
+	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.methods $(SUBJECTS)
+
 bench-page: .venv/dev.stamp ## measure the page in Chromium, into docs/performance.md
 	PYTHONPATH=tests $(BIN)/python -m bench.page
 
@@ -49,8 +52,11 @@ demo-model: .venv/dev.stamp ## train the demo model anew, some minutes, into OUT
 
 d3-bundle: ## build the page's bundle of d3 anew, with npm
 	mkdir -p build/d3
-	cp pahq_client/display/page/bundle/* build/d3
+	cp tools/d3_bundle/* build/d3
 	cd build/d3 && npm ci --ignore-scripts && node build.js "$(CURDIR)/pahq_client/display/page"
+
+notebook: .venv/dev.stamp ## execute the notebooks of the documentation anew, in place
+	PYTHONPATH=tests $(BIN)/python -m helpers.notebooks
 
 picture: demo ## draw the README's picture anew
 	$(BIN)/python -c 'from pahq_client import Circuit; print(Circuit.load("out/ioi.json").to_svg(), end="")' >docs/images/ioi.svg

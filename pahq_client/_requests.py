@@ -152,14 +152,14 @@ class CurveRequest:
 def _found_with(source: object) -> dict[str, str]:
     if not isinstance(source, Circuit | EdgeScores):
         return {}
-    request = source.provenance.get("request", {})
     asked = {
         "ablation": source.parameters.get("ablation"),
-        "precision": request.get("policy") if isinstance(request, Mapping) else None,
+        "precision": source.request.get("policy"),
         "metric": source.metric if isinstance(source, EdgeScores) else source.metric.name,
         "kv_receivers": source.graph.kv_receivers,
     }
-    return {key: value for key, value in asked.items() if isinstance(value, str)}
+    # A name is empty where the tool that the edges come from does not tell it.
+    return {key: value for key, value in asked.items() if isinstance(value, str) and value}
 
 
 # Conversion to messages.

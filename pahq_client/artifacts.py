@@ -330,12 +330,11 @@ def scores_of_edges(circuit: Circuit) -> EdgeScores:
 
 def measured(circuit: Circuit, evaluation: Evaluation) -> Circuit:
     """Returns a circuit that was chosen by scores, with its metric and the warnings of the evaluation."""
-    run = circuit.provenance.get("run", {})
     told = [*circuit.warnings, *(each for each in evaluation.warnings if each not in circuit.warnings)]
     return replace(
         circuit,
         metric=CircuitMetric(evaluation.metric, evaluation.value, evaluation.full, evaluation.empty),
-        provenance={**circuit.provenance, "run": {**run, "warnings": told}},
+        provenance={**circuit.provenance, "run": {**circuit.run, "warnings": told}},
     )
 
 

@@ -186,8 +186,8 @@ class Circuit(WithProvenance):
             return self
         receivers = {edge.target for edge in edges}
         gone = self._pruned_before + len(self.edges) - len(edges)
-        run: dict[str, Any] = {**self._run, "pruned": gone}
-        if self.parameters.get("ablation") != "resample":
+        run: dict[str, Any] = {**self.run, "pruned": gone}
+        if self.is_measured and self.parameters.get("ablation") != "resample":
             run["warnings"] = [
                 *self.warnings,
                 f"The metric is that of the circuit before it was pruned of {gone} edge{'s'[: gone > 1]}; "
@@ -203,7 +203,7 @@ class Circuit(WithProvenance):
 
     @property
     def _pruned_before(self) -> int:
-        before = self._run.get("pruned", 0)
+        before = self.run.get("pruned", 0)
         return before if isinstance(before, int) else 0
 
     @overload
@@ -234,7 +234,7 @@ class Circuit(WithProvenance):
         index = edge_index(self.graph)
         numbers, scores = index.numbers(self.edges), np.zeros(index.num_edges)
         scores[numbers] = [edge.score or 0.0 for edge in self.edges]
-        width = eap_ig.d_model_of(d_model, self.provenance)
+        width = eap_ig.d_model_of(d_model, self.request.get("d_model"))
         content = eap_ig.Content(self.graph, width, scores, index.kept(self.edges))
         if path is None:
             return eap_ig.document(content)
@@ -383,7 +383,7 @@ class Circuit(WithProvenance):
 def _combined(a: Circuit, b: Circuit, operation: str) -> Circuit:
     """The circuit that an operation on sets gives of two; not measured, without verdicts.
 
-    Its provenance keeps what the two have in common.
+    Its provenance keeps what the two have in common, and the warnings of both.
 
     Raises:
         InvalidRequest: the circuits belong to different graphs.
@@ -394,9 +394,16 @@ def _combined(a: Circuit, b: Circuit, operation: str) -> Circuit:
     _check_comparable(a, b)
     first = tuple(edge for edge in a.edges if operation == "|" or (edge in b) == (operation == "&"))
     second = tuple(edge for edge in b.edges if operation in "|^" and edge not in a)
-    shared = {key: value for key, value in a.parameters.items() if b.parameters.get(key, ...) == value}
+    request = {**_shared(a.request, b.request), "operation": operation}
+    request["parameters"] = _shared(a.parameters, b.parameters)
     revision = a.model_revision or b.model_revision
-    request = {"operation": operation, "parameters": shared}
+    told = list(dict.fromkeys([*a.warnings, *b.warnings]))
+    if a.partial or b.partial:
+        told.append(
+            "A partial circuit is one of those that this one is made of: edges that its job had not tested "
+            "count as kept there. Run the job again to its end."
+        )
+    run = {key: value for key, value in _shared(a.run, b.run).items() if key in ("model", "task", "prompts")}
     name, full, empty = a.metric.name, a.metric.full, a.metric.empty
     if (name, full, empty) != (b.metric.name, b.metric.full, b.metric.empty):  # or one of them is unknown
         full = empty = math.nan
@@ -409,9 +416,14 @@ def _combined(a: Circuit, b: Circuit, operation: str) -> Circuit:
         num_edges_total=a.num_edges_total,
         provenance={
             "request": request | ({"model_revision": revision} if revision else {}),
-            "run": {"model": a.model} if a.model and a.model == b.model else {},
+            "run": run | ({"warnings": told} if told else {}),
         },
     )
+
+
+def _shared(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
+    """What two mappings have in common."""
+    return {key: value for key, value in a.items() if key in b and b[key] == value}
 
 
 def _check_comparable(a: Circuit, b: Circuit, allow_other_model: bool = False) -> None:
@@ -421,13 +433,21 @@ def _check_comparable(a: Circuit, b: Circuit, allow_other_model: bool = False) -
     check_same_revision(a, b, allow_other_model)
 
 
-def check_same_revision(a: WithProvenance, b: WithProvenance, allow_other_model: bool) -> None:
-    """Raises OtherModel if two results are of different models and that is not allowed."""
+def check_same_revision(
+    a: WithProvenance, b: WithProvenance, allow_other_model: bool, call: str = "compare"
+) -> None:
+    """Raises OtherModel if two results are of different models and that is not allowed.
+
+    Args:
+        a, b: the results.
+        allow_other_model: whether they may be.
+        call: the function whose argument allows it, for the error.
+    """
     revisions = a.model_revision, b.model_revision
     if all(revisions) and revisions[0] != revisions[1] and not allow_other_model:
         detail = (
             f"these are of different models (revisions {' and '.join(revisions)}), whose edges of the same "
-            "names do other things. To compare them all the same, use compare(..., allow_other_model=True)"
+            f"names do other things. To compare them all the same, use {call}(..., allow_other_model=True)"
         )
         raise OtherModel(*revisions, detail)
 

@@ -436,7 +436,7 @@ class Client(ClientBase):
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
             circuits: scores, whose largest are taken at each fraction, or Circuits, taken as they are.
             fractions: shares of the graph's edges, ascending; by default those of the MIB benchmark.
-            rank: what edges are chosen by, see `EdgeScores.top`.
+            rank: what edges are chosen by, see `EdgeScores.top`; for scores only, like ``greedy``.
             greedy: whether they are chosen from the logits on, see `EdgeScores.greedy`.
             baselines: how many random curves to compare with; 0 for none.
             seed: of the random curves.

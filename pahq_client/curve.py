@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Fractions of the graph's edges at which the MIB benchmark measures."""
 
+_PARTIAL = (
+    "One of the circuits is partial: edges that its job had not tested count as kept. Run the job again to "
+    "its end.",
+)
 # As many as one call measures.
 MOST_CIRCUITS = 1000
 
@@ -45,6 +49,9 @@ class CurveCircuits:
         fractions: what each point of the curve is called: a share of the graph's edges.
         num_edges: for each point, how many edges were asked for.
         points: for each point the set of edges that is measured: bool, shape [edges].
+        selection: how edges were chosen by their scores, for example ``top absolute``; empty for circuits
+            that were taken as they are.
+        warnings: what may mislead about the choice, each with what to do.
         baselines: for each random baseline the same sets as for ``points``.
         circuits: all of these sets, each once: what is to be measured, in this order.
     """
@@ -55,6 +62,8 @@ class CurveCircuits:
     fractions: tuple[float, ...]
     num_edges: tuple[int, ...]
     points: tuple[NDArray[np.bool_], ...]
+    selection: str = ""
+    warnings: tuple[str, ...] = ()
     baselines: tuple[tuple[NDArray[np.bool_], ...], ...] = ()
     circuits: tuple[NDArray[np.bool_], ...] = field(init=False)
 
@@ -92,7 +101,8 @@ def circuits_of_curve(
         source: scores, whose largest are taken at each fraction, without those on no path from input to
             logits; or circuits of one graph, which are taken as they are, in order of their sizes.
         fractions: above 0, at most 1. Circuits bring their own.
-        rank, greedy: how edges are chosen by their scores; see `EdgeScores.top` and `EdgeScores.greedy`.
+        rank, greedy: how edges are chosen by their scores; see `EdgeScores.top` and `EdgeScores.greedy`. Not
+            for circuits.
         baselines: how many random curves to compare with. Each draws one order of all edges and takes as many
             of them, at each point, as the curve was asked for; those on no path go, too.
         seed: of the random orders.
@@ -112,8 +122,13 @@ def circuits_of_curve(
         )
         chosen = source.selections(shares, rank=rank, greedy=greedy)
         graph, revision, method = source.graph, source.model_revision, source.method
+        how, told = f"{'greedy' if greedy else 'top'} {rank}", source.warnings_of_choices
     else:
+        for name, value, usual in (("rank", rank, "absolute"), ("greedy", greedy, False)):
+            if value != usual:
+                raise InvalidRequest(name, "is for choosing edges by scores: circuits are taken as they are")
         found = _circuits(source)
+        how, told = "", _PARTIAL if any(circuit.partial for circuit in found) else ()
         graph, method = found[0].graph, _common(found)
         revision = next((circuit.model_revision for circuit in found if circuit.model_revision), "")
         sets = (edge_index(graph).kept(circuit.edges) for circuit in found)
@@ -134,6 +149,8 @@ def circuits_of_curve(
         fractions=shares,
         num_edges=tuple(counts),
         points=tuple(kept for _, kept in chosen),
+        selection=how,
+        warnings=told,
         baselines=tuple(
             tuple(index.on_paths(selection.top(order, count)) for count in counts) for order in orders
         ),
@@ -178,6 +195,7 @@ class Curve:
         empty: the metric of the empty circuit.
         metric: name of the metric.
         method: the method that found the circuits; empty if it is not known.
+        selection: how edges were chosen by their scores, as in `CurveCircuits`.
         baselines: curves of random circuits of the same sizes.
         warnings: what may mislead about the figures, each with what to do.
 
@@ -194,6 +212,7 @@ class Curve:
     empty: float
     metric: str = ""
     method: str = ""
+    selection: str = ""
     baselines: tuple[Curve, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -207,7 +226,8 @@ class Curve:
             raise InvalidRequest("fractions", "is empty: a curve has at least one point")
         if list(self.fractions) != sorted(self.fractions):
             raise InvalidRequest("fractions", f"must ascend, got {list(self.fractions)}")
-        for name, values in (("values", self.values), ("full", [self.full]), ("empty", [self.empty])):
+        numbers = {"fractions": self.fractions, "values": self.values}
+        for name, values in {**numbers, "full": [self.full], "empty": [self.empty]}.items():
             for value in values:
                 if not math.isfinite(value):
                     raise InvalidRequest(name, f"must be finite, got {value}")
@@ -229,6 +249,7 @@ class Curve:
         num_kept: Iterable[int] | None = None,
         metric: str = "",
         method: str = "",
+        selection: str = "",
         baselines: Iterable[Curve] = (),
         warnings: Iterable[str] = (),
     ) -> Curve:
@@ -244,6 +265,7 @@ class Curve:
             empty=float(empty),
             metric=metric,
             method=method,
+            selection=selection,
             baselines=tuple(baselines),
             warnings=tuple(warnings),
         )
@@ -290,7 +312,14 @@ class Curve:
             curve(sets, measured, method="random")
             for sets, measured in zip(circuits.baselines, random, strict=True)
         ]
-        return curve(circuits.points, points, method=circuits.method, baselines=baselines, warnings=warnings)
+        return curve(
+            circuits.points,
+            points,
+            method=circuits.method,
+            selection=circuits.selection,
+            baselines=baselines,
+            warnings=dict.fromkeys([*circuits.warnings, *warnings]),
+        )
 
     @property
     def faithfulness(self) -> tuple[float, ...]:

@@ -105,11 +105,9 @@ def read(source: str | os.PathLike[str] | Mapping[str, Any], graph: Graph | None
         raise InvalidCircuitFile(origin, f"not a readable file of EAP-IG: {error}") from None
 
 
-def d_model_of(d_model: int | None, provenance: Mapping[str, Any]) -> int:
+def d_model_of(d_model: int | None, known: object) -> int:
     """The width of the model: as given, or as a file of EAP-IG said. Raises InvalidRequest if unknown."""
     if d_model is None:
-        request = provenance.get("request")
-        known = request.get("d_model") if isinstance(request, Mapping) else None
         if isinstance(known, int):
             return known
         detail = "is not known here, and EAP-IG's files tell it: pass d_model=, as Client.models() shows it"
@@ -210,9 +208,9 @@ def _parse_document(value: Any) -> Content:
         if isinstance(node, dict) and "neurons" in node:
             raise ValueError(f"node {name!r} has neurons: only files whose circuits are of edges can be read")
     scores, kept = np.full(index.num_edges, np.nan), np.zeros(index.num_edges, bool)
-    numbers = {name: number for number, name in enumerate(graph.edge_names())}
     for name, entry in top.get("edges", dict).items():
-        number = numbers.get(name)
+        sender, _, receiver = name.partition("->")
+        number = index.find(sender, receiver)
         if number is None:
             raise ValueError(f"{name!r} is no edge of its graph")
         edge = JsonObject(entry, f"edge {name}")
@@ -292,5 +290,6 @@ def _parse_tensors(torch: Any, data: bytes) -> Content:
     for tensor in tensors:
         if list(tensor.shape) != shape or tensor.is_sparse:
             raise ValueError(f"its tensors must have shape {shape}, got {list(tensor.shape)}")
-    scores, kept = (tensor.double().numpy()[index.sender_of, index.receiver_of] for tensor in tensors)
+    places = index.sender_of, index.receiver_of
+    scores, kept = (tensor.detach().double().numpy()[places] for tensor in tensors)
     return Content(graph, d_model, scores.astype(np.float64), kept != 0)

@@ -56,6 +56,7 @@ class EdgeIndex:
         self.receivers: list[str] = list(graph.receivers())
         counts = np.array(list(graph.sender_counts()), np.int64)
         self.offsets: NDArray[np.int64] = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self._bounds: list[int] = self.offsets.tolist()
         numbers = np.arange(len(self.receivers), dtype=np.int32)
         self.receiver_of: NDArray[np.int32] = np.repeat(numbers, counts)
         edges = np.arange(self.num_edges)
@@ -123,7 +124,7 @@ class EdgeIndex:
         # Senders that a path from the input reaches. Receivers come in the order of computation.
         reached = np.zeros(len(self.senders), bool)
         reached[0] = True
-        bounds = self.offsets.tolist()
+        bounds = self._bounds
         for receiver, senders in enumerate(self.feeds):
             start, end = bounds[receiver], bounds[receiver + 1]
             if senders and (kept[start:end] & reached[: end - start]).any():
@@ -139,13 +140,19 @@ class EdgeIndex:
                 leading[: end - start] |= kept[start:end]
         return kept & reached[self.sender_of] & used[self.receiver_of]
 
-    def _number(self, source: str, target: str) -> int:
+    def find(self, source: str, target: str) -> int | None:
+        """The number of the edge from a sender to a receiver; None if the graph has none."""
         sender, receiver = self._sender_numbers.get(source), self._receiver_numbers.get(target)
-        if sender is not None and receiver is not None:
-            start, end = self.offsets[receiver], self.offsets[receiver + 1]
-            if sender < end - start:
-                return int(start) + sender
-        raise InvalidRequest("edges", f"the graph has no edge {source}->{target}: {self.graph}")
+        if sender is None or receiver is None:
+            return None
+        number = self._bounds[receiver] + sender
+        return number if number < self._bounds[receiver + 1] else None
+
+    def _number(self, source: str, target: str) -> int:
+        number = self.find(source, target)
+        if number is None:
+            raise InvalidRequest("edges", f"the graph has no edge {source}->{target}: {self.graph}")
+        return number
 
 
 def pack(kept: NDArray[np.bool_]) -> bytes:

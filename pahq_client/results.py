@@ -19,22 +19,31 @@ class WithProvenance:
     provenance: Mapping[str, Any]
 
     @property
+    def request(self) -> Mapping[str, Any]:
+        """``provenance.request``, what determines the result; empty if it is not known."""
+        return mapping(self.provenance.get("request"))
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """``provenance.run``, what happened this time; empty if it is not known."""
+        return mapping(self.provenance.get("run"))
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What may mislead about the result, in the words of the server, each with what to do."""
-        found = self._run.get("warnings")
+        found = self.run.get("warnings")
         return tuple(text for text in found if isinstance(text, str)) if isinstance(found, list) else ()
 
     @property
     def model_revision(self) -> str:
         """The revision of the model that the job ran on; empty if it is not known."""
-        request = self.provenance.get("request", {})
-        revision = request.get("model_revision") if isinstance(request, Mapping) else None
+        revision = self.request.get("model_revision")
         return revision if isinstance(revision, str) else ""
 
     @property
     def model(self) -> str:
         """The name of the model that the job ran on; empty if it is not known."""
-        name = self._run.get("model")
+        name = self.run.get("model")
         return name if isinstance(name, str) else ""
 
     @property
@@ -43,18 +52,17 @@ class WithProvenance:
 
         None unless it is a built-in one, or the job was asked to include its prompts.
         """
-        return task_of(self._run)
-
-    @property
-    def _run(self) -> Mapping[str, Any]:
-        run = self.provenance.get("run", {})
-        return run if isinstance(run, Mapping) else {}
+        return task_of(self.run)
 
     @property
     def parameters(self) -> Mapping[str, Any]:
         """What the job was asked for (method, threshold, ablation, ...), as far as it is known."""
-        parameters = self.provenance.get("request", {}).get("parameters", {})
-        return parameters if isinstance(parameters, Mapping) else {}
+        return mapping(self.request.get("parameters"))
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """Returns a part of a provenance; an empty one for a value of another type."""
+    return value if isinstance(value, Mapping) else {}
 
 
 @dataclass(frozen=True)

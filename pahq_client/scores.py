@@ -153,13 +153,9 @@ class EdgeScores(WithProvenance):
 
         numbers = np.flatnonzero(kept)[::-1]
         ends = zip(self.index.edges(numbers), self.scores[numbers].tolist(), strict=True)
-        provenance = dict(self.provenance)
-        if request:
-            provenance["request"] = {**_mapping(provenance.get("request")), **request}
+        provenance = {**self.provenance, "request": {**self.request, **(request or {})}}
         if self.partial:
-            text = "The scores are those of a job that did not come to its end. Run it again for all of them."
-            run = {**self._run, "warnings": [*self.warnings, text]}
-            provenance["run"] = run
+            provenance["run"] = {**self.run, "warnings": list(self.warnings_of_choices)}
         return Circuit(
             edges=tuple(Edge(source, target, score) for (source, target), score in ends),
             graph=self.graph,
@@ -168,6 +164,14 @@ class EdgeScores(WithProvenance):
             num_edges_total=len(self.scores),
             provenance=provenance,
         )
+
+    @property
+    def warnings_of_choices(self) -> tuple[str, ...]:
+        """What may mislead about circuits that are chosen by these scores, each with what to do."""
+        if not self.partial:
+            return self.warnings
+        text = "The scores are those of a job that did not come to its end. Run it again for all of them."
+        return (*self.warnings, text)
 
     def compare(self, other: EdgeScores, *, allow_other_model: bool = False) -> ScoreComparison:
         """Compares with other scores of the same graph, edge by edge.
@@ -208,7 +212,7 @@ class EdgeScores(WithProvenance):
         if not self.graph.same_as(reference.graph):
             detail = f"belongs to another graph ({reference.graph}) than the scores ({self.graph})"
             raise InvalidRequest("reference", detail)
-        check_same_revision(self, reference, allow_other_model)
+        check_same_revision(self, reference, allow_other_model, "roc")
         keys = selection.sort_keys(self.scores, rank)
         return comparison.roc(keys, self.index.kept(reference.edges), self.method)
 
@@ -260,7 +264,7 @@ class EdgeScores(WithProvenance):
         """
         import numpy as np
 
-        width = eap_ig.d_model_of(d_model, self.provenance)
+        width = eap_ig.d_model_of(d_model, self.request.get("d_model"))
         content = eap_ig.Content(self.graph, width, self.scores, np.zeros(len(self.scores), bool))
         if path is None:
             return eap_ig.document(content)
@@ -337,7 +341,3 @@ class EdgeScores(WithProvenance):
 
     def __repr__(self) -> str:
         return f"EdgeScores({circuits.summarize_scores(self)})"
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}

@@ -94,8 +94,11 @@ def decode(data: bytes, origin: str) -> EdgeScores:
 
 
 def is_scores_file(data: bytes) -> bool:
-    """Whether bytes look like a file of edge scores, whatever their state."""
-    return data[8:9] == b"{" and KIND.encode() in data
+    """Whether bytes look like a file of edge scores, whatever their state.
+
+    A safetensors file begins with the length of its header, then comes JSON; text would give a huge length.
+    """
+    return data[8:9] == b"{" and int.from_bytes(data[:8], "little") < len(data)
 
 
 def _other(data: bytes) -> str:

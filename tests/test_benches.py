@@ -1,11 +1,26 @@
-"""Benchmarks that need a machine of their own: they run in small here, so that they can be relied on."""
+"""Benchmarks run in small here, so that those that take long or need another machine can be relied on."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pytest
 from bench import attribution, gpu
+from bench.methods import judging
+from bench.methods import tables as methods_tables
+from bench.methods.__main__ import compare, quietly
+from bench.methods.finding import FINDERS, PLAIN, Chance, Region, Scoring, Search
+from bench.methods.subjects import Subject
+from bench.methods.tables import WITHIN_GIM
 from helpers.simulated import simulated_device
+
+from pahq_client import BuiltinTask, Evaluation
+from pahq_client.curve import FRACTIONS
+
+CPRS = ("cpr", "cpr_log")
 
 
 def test_the_benchmark_for_gpus_measures_what_it_says() -> None:
@@ -34,3 +49,79 @@ def test_the_table_of_attribution_says_what_holds() -> None:
     assert ends[1] == ["yes |", "yes |", "yes |", "no |", "yes |"]
     assert ends[2] == ["yes |", "yes |", "no |", "yes |", "yes |"]
     assert attribution.table(None)[2].startswith("| `eap` | - | - | - | 2.5 |")
+
+
+@pytest.fixture(scope="module")
+def compared() -> dict[str, Any]:
+    """A short comparison: the references, a search within scores, scores and chance."""
+    subject = Subject("demo ioi", "demo", BuiltinTask("ioi", 4, 0), 0.2)
+    unknown = Subject("demo docstring", "demo", BuiltinTask("docstring", 4, 0), 0.2)
+    gim = Scoring("gim")
+    finders = (
+        *FINDERS[:3],
+        Search("bisect", Region(gim, 0.05)),
+        gim,
+        Scoring("eap_ig"),
+        Scoring("eap"),
+        Chance(),
+    )
+    with quietly():
+        return compare([subject, unknown], finders, apart=False)
+
+
+def test_the_comparison_of_methods_measures_what_it_says(compared: dict[str, Any]) -> None:
+    own = compared["demo ioi"]
+    methods, about = own["methods"], own["about"]
+    plain, exact, within = methods[PLAIN], methods["single_edge (KL)"], methods[WITHIN_GIM]
+    assert about["edges"] == exact["evaluations"] == methods["single_edge"]["evaluations"]
+    assert plain["edges"] == about["circuit"] == about["sizes"][1] == plain["sizes"][1]
+    assert sorted(about["sizes"]) == about["sizes"], "lower thresholds keep more"
+    # Against themselves, the references are perfect.
+    assert plain["auc_acdc"] == exact["auc_exact"] == exact["spearman"] == pytest.approx(1.0)
+    assert 0.4 < methods["random"]["auc_exact"] < 0.6
+    assert abs(methods["random"]["spearman"]) < 0.1
+    # Whatever knows something is better than chance, and costs something.
+    for name, figures in methods.items():
+        assert all(0 <= a <= size for a, size in zip(figures["sizes"], about["sizes"], strict=True)), name
+        if name != "random":
+            assert figures["auc_exact"] > methods["random"]["auc_exact"], name
+            assert figures["kl_divergence"]["cpr"] > methods["random"]["kl_divergence"]["cpr"], name
+            assert figures["cpu_seconds"] > 0, name
+    assert methods["gim"]["evaluations"] == 1 < within["evaluations"] < plain["evaluations"]
+    assert plain["kl"] == sorted(plain["kl"], reverse=True)
+
+
+def test_a_task_that_the_model_does_not_have_is_left_out_with_a_reason(compared: dict[str, Any]) -> None:
+    assert "docstring" in compared["demo docstring"]["skipped"]
+    assert compared["demo docstring"]["skipped"] in methods_tables.markdown(compared)
+
+
+def test_the_curve_of_a_search_has_steps_at_its_circuits() -> None:
+    """Of 1,000 edges, circuits of 15, 3 and 90: none fits up to .002, and all of the model is at 1."""
+    values = {15: 0.5, 3: 0.9, 90: 0.125}
+    circuits: Any = [SimpleNamespace(edges=range(size)) for size in values]
+    client: Any = SimpleNamespace(
+        evaluate_many=lambda model, task, given, metric: [
+            Evaluation(metric, values[len(each.edges)], full=0.0, empty=1.0) for each in given
+        ]
+    )
+    areas = judging._areas(client, Subject("", "demo", BuiltinTask("ioi"), 0.1), circuits, "l2", 1000)
+    faithful = [0, 0, 0.1, 0.1, 0.5, 0.5, 0.875, 0.875, 0.875, 1]
+    assert areas["cpr"] == pytest.approx(np.trapezoid(faithful, FRACTIONS))
+    assert areas["cpr_log"] == pytest.approx(np.trapezoid(faithful, np.log10(FRACTIONS)) / 3)
+    assert areas["cmd"] == pytest.approx(np.trapezoid(1 - np.array(faithful), FRACTIONS))
+
+
+def test_tables_of_methods_tell_what_holds_and_where_not(compared: dict[str, Any]) -> None:
+    row, _ = methods_tables.orders(compared)[2:]
+    own = compared["demo ioi"]["methods"]
+    better = [
+        own["gim"]["logit_difference"][area] >= own["eap_ig"]["logit_difference"][area] for area in CPRS
+    ]
+    assert row.count("1 of 1") >= sum(better)
+    assert ("demo ioi" in row) == ("0 of 1" in row)
+    tinytalk = {methods_tables.TINYTALK: compared["demo ioi"]}
+    share = own[WITHIN_GIM]["evaluations"] / own[PLAIN]["evaluations"]
+    row = next(line for line in methods_tables.targets(tinytalk) if "gim's 5%: evaluations" in line)
+    assert row.endswith("| yes |" if share <= 1 / 15 else "| no |")
+    assert all(line.endswith("| - |") for line in methods_tables.targets({})[2:])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bench import pages
+from bench.methods import tables as methods_tables
 from bench.precision import tables as precision_tables
 from bench.tables import TARGETS, targets
 from e2e.process import ServerProcess
@@ -134,6 +135,10 @@ def test_the_tables_of_figures_are_those_that_were_measured() -> None:
     assert pages.with_table(page, "speed", targets(speed)) == page
     assert pages.with_table(page, "precision", precision_tables.targets(precision)) == page
     assert pages.with_table(page, "width", precision_tables.by_width(precision)) == page
+    methods = json.loads((stored / "methods.json").read_text("utf-8"))
+    assert pages.with_table(page, "methods", methods_tables.targets(methods)) == page
+    assert pages.with_table(page, "methods-by-task", methods_tables.by_task(methods)) == page
+    assert pages.with_table(page, "methods-orders", methods_tables.orders(methods)) == page
     assert sum(line.endswith("| - |") for line in targets(speed)) < len(TARGETS), "nothing was measured"
     assert {"faithfulness", "speed", "resident", "loading"} <= set(precision)
 

@@ -8,7 +8,7 @@ import webbrowser
 from argparse import Namespace
 from pathlib import Path
 
-from pahq_client import files
+from pahq_client import files, scores_file
 from pahq_client.circuit import Circuit
 from pahq_client.cli.output import note, put
 from pahq_client.display import page
@@ -41,16 +41,8 @@ def load(path: str, allow_partial: bool) -> Result:
         InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
         OSError: it cannot be read.
     """
-    kind = EdgeScores if _is_safetensors(files.path_text("FILE", path)) else Circuit
+    kind = EdgeScores if scores_file.is_scores_file(files.read(path)) else Circuit
     return kind.load(path, allow_partial=allow_partial)
-
-
-def _is_safetensors(path: str) -> bool:
-    """Whether a file begins as one of safetensors does: with the length of its header, then with JSON."""
-    with open(path, "rb") as file:
-        start = file.read(9)
-        size = os.fstat(file.fileno()).st_size
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < size
 
 
 def _names(paths: list[str]) -> tuple[str, ...]:

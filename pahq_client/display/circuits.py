@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from pahq_client import formatting
 from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line, printable
-from pahq_client.graph import Edge, Graph, head_of, layer_of, node_kind, node_order
+from pahq_client.graph import Edge, head_of, layer_of, node_kind, node_order
 
 if TYPE_CHECKING:
     import networkx
@@ -25,7 +24,6 @@ MOST_ARROWS = 5_000_000
 # Red, green and blue of the least and the largest score, and of those below zero.
 _LIGHT, _DARK = (178, 200, 223), (8, 48, 107)
 _LIGHT_RED, _DARK_RED = (244, 190, 180), (165, 15, 21)
-_RECEIVER = re.compile(r"(a\d{1,9})\.([hg])(\d{1,9})<([qkv])>", re.ASCII)
 
 
 class Arrow(NamedTuple):
@@ -52,17 +50,8 @@ def arrows(circuit: Circuit) -> Iterator[Arrow]:
 
 def _arrows(circuit: Circuit) -> Iterator[Arrow]:
     for edge in circuit.edges:
-        for target, receiver in _ends(edge.target, circuit.graph):
-            yield Arrow(edge.source, target, receiver, edge)
-
-
-def _ends(receiver: str, graph: Graph) -> list[tuple[str, str]]:
-    match = _RECEIVER.fullmatch(receiver)
-    if match is None:
-        return [(receiver, "logits" if receiver == "logits" else "mlp")]
-    layer, letter, unit, kind = match.groups()
-    heads = graph.group_heads(int(unit)) if letter == "g" else (int(unit),)
-    return [(f"{layer}.h{head}", kind) for head in heads]
+        for target in circuit.graph.senders_behind(edge.target) or (edge.target,):
+            yield Arrow(edge.source, target, edge.kind, edge)
 
 
 def to_networkx(circuit: Circuit) -> networkx.MultiDiGraph[str]:
@@ -177,16 +166,21 @@ def summary(circuit: Circuit) -> str:
         parts = [size, f"{kept} of them kept", f"metric {one_line(circuit.metric.name)}", evaluations]
     else:
         parts = [size, paths, *measured, *([evaluations] if circuit.num_evaluations else [])]
-    return ", ".join([*parts, *_asked(circuit), *formatting.count_warnings(circuit.warnings)])
+    asked = _asked(circuit, circuit.threshold)
+    return ", ".join([*parts, *asked, *formatting.count_warnings(circuit.warnings)])
 
 
-def _asked(result: Circuit | EdgeScores) -> list[str]:
-    """The model and what was asked for, as far as they are known."""
-    run = result.provenance.get("run", {})
-    run = run if isinstance(run, Mapping) else {}
-    task = formatting.task(run.get("task"))
-    known = {**result.parameters, "model": run.get("model"), "task": task or None}
-    names = ("model", "task", "method", "threshold")
+def _asked(result: Circuit | EdgeScores, threshold: float | None = None) -> list[str]:
+    """The model, what was asked for, and the threshold that was found, as far as they are known."""
+    run, found = result.run, {} if threshold is None else {"threshold": threshold}
+    known = {
+        **result.parameters,
+        **found,
+        "model": run.get("model"),
+        "operation": result.request.get("operation"),
+        "task": formatting.task(run.get("task")) or None,
+    }
+    names = ("model", "task", "operation", "method", "threshold")
     return [one_line(f"{key}={known[key]!r}") for key in names if known.get(key) is not None]
 
 

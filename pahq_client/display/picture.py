@@ -7,9 +7,8 @@ largest first; edges that were never measured come last. "n edges" means the fir
 from __future__ import annotations
 
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,7 +18,8 @@ from pahq_client.curve import Curve
 from pahq_client.display.layout import Layout, Router, arrange
 from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line
-from pahq_client.graph import Graph
+from pahq_client.graph import Edge, Graph
+from pahq_client.results import mapping
 from pahq_client.scores import EdgeScores
 from pahq_client.selection import ranking
 
@@ -32,8 +32,6 @@ _FIRST_SHOWN = 100
 # A circuit whose groups of shared keys feed many heads has more curves than edges.
 _MOST_CURVES = 50_000
 _MOST_PROMPTS = 8
-_RECEIVER = re.compile(r"(a\d{1,9})\.([hg])(\d{1,9})<([qkv])>", re.ASCII)
-_HEAD = re.compile(r"(a\d{1,9})\.h(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -123,10 +121,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """The edges of a side: (source, receiver, score) by rank, and the scores of all others by name."""
+    """The edges of a side that are drawn, by rank, and how to look up the score of any edge."""
 
-    edges: list[tuple[str, str, float | None]]
-    scores: Mapping[str, float | None]
+    edges: list[Edge]
+    score: Callable[[Edge], float | None]
 
 
 def picture(
@@ -147,8 +145,8 @@ def picture(
         most: the most edges; those with the largest scores are taken, half of them from each of two results.
 
     Raises:
-        InvalidRequest: one is neither circuit nor scores, they belong to different graphs, or so many heads
-            share keys that the edges cannot be drawn.
+        InvalidRequest: one is neither circuit nor scores, they belong to different graphs, the curve is not
+            that of the largest of these scores, or so many heads share keys that the edges cannot be drawn.
     """
     results = [result] if other is None else [result, other]
     for field, found in zip(("result", "other"), results, strict=False):
@@ -157,6 +155,8 @@ def picture(
             raise InvalidRequest(field, f"{detail}; read a file with Circuit.load or EdgeScores.load")
     if other is not None and not result.graph.same_as(other.graph):
         raise InvalidRequest("other", f"belongs to another graph: {other.graph}, not {result.graph}")
+    if curve is not None:
+        _check_curve(curve, result)
     limit = max(most // len(results), 1)
     ranked = [_ranked(found, limit) for found in results]
     called = names or tuple(_name(found) for found in results)
@@ -169,40 +169,61 @@ def picture(
     return Picture(result.graph, tuple(sides), tuple(_edges(ranked, result.graph)))
 
 
+def _check_curve(curve: object, result: Result) -> None:
+    """Refuses a curve that would show the figures of other edges than the picture does."""
+    if not isinstance(curve, Curve):
+        raise InvalidRequest("curve", f"must be a Curve, got {type(curve).__name__}")
+    if not isinstance(result, EdgeScores):
+        raise InvalidRequest("curve", "is for scores, not for a circuit")
+    for name in ("method", "metric"):
+        theirs, ours = getattr(curve, name), getattr(result, name)
+        if theirs and ours and theirs != ours:
+            raise InvalidRequest("curve", f"is of the {name} {theirs!r}, the scores are of {ours!r}")
+    if curve.selection not in ("", "top absolute"):
+        detail = f"is of edges chosen by {curve.selection!r}; a picture shows those of 'top absolute'"
+        raise InvalidRequest("curve", detail)
+
+
 def _ranked(result: Result, limit: int) -> _Ranked:
     if isinstance(result, EdgeScores):
         return _ranked_scores(result, limit)
-    edges = [(edge.source, edge.target, _finite(edge.score)) for edge in result.edges]
-    edges.sort(key=lambda edge: -1.0 if edge[2] is None else abs(edge[2]), reverse=True)  # stable: ties stay
-    return _Ranked(edges[:limit], {f"{source}->{target}": score for source, target, score in edges})
+    edges = [Edge(edge.source, edge.target, _finite(edge.score)) for edge in result.edges]
+    edges.sort(key=lambda edge: -1.0 if edge.score is None else abs(edge.score), reverse=True)  # ties stay
+    scores = {str(edge): edge.score for edge in edges}
+    return _Ranked(edges[:limit], lambda edge: scores.get(str(edge)))
 
 
 def _ranked_scores(result: EdgeScores, limit: int) -> _Ranked:
-    order = ranking(result.scores, "absolute")[:limit]
-    ends = zip(result.index.edges(order), result.scores[order].tolist(), strict=True)
-    found: list[tuple[str, str, float | None]] = [(source, target, score) for (source, target), score in ends]
-    return _Ranked(found, {f"{source}->{target}": score for source, target, score in found})
+    index, scores = result.index, result.scores
+    order = ranking(scores, "absolute")[:limit]
+    ends = zip(index.edges(order), scores[order].tolist(), strict=True)
+
+    def score(edge: Edge) -> float | None:
+        number = index.find(edge.source, edge.target)
+        return None if number is None else float(scores[number])
+
+    return _Ranked([Edge(source, target, size) for (source, target), size in ends], score)
 
 
 def _edges(ranked: list[_Ranked], graph: Graph) -> list[PictureEdge]:
     """The edges of all sides, by rank; those of one rank in the order of the sides."""
-    ends: dict[str, tuple[str, str]] = {}
+    drawn: dict[str, Edge] = {}
     ranks: list[dict[str, int]] = [{} for _ in ranked]
     for side, found in zip(ranks, ranked, strict=True):
-        for rank, (source, target, _) in enumerate(found.edges):
-            name = f"{source}->{target}"
-            side.setdefault(name, rank)
-            ends[name] = source, target
-    largest = [max((abs(score) for score in found.scores.values() if score), default=0.0) for found in ranked]
-    living = _living_heads(source for source, _ in ends.values())
+        for rank, edge in enumerate(found.edges):
+            side.setdefault(str(edge), rank)
+            drawn[str(edge)] = edge
+    largest = [abs(found.edges[0].score or 0.0) if found.edges else 0.0 for found in ranked]
+    living = _living_heads(drawn.values())
     edges: list[PictureEdge] = []
     curves = 0
-    for name, (source, target) in ends.items():
-        nodes, kind = _fed(target, graph, living)
-        scores = tuple(found.scores.get(name) for found in ranked)
+    for name, edge in drawn.items():
+        nodes = _fed(edge, graph, living)
+        scores = tuple(found.score(edge) for found in ranked)
         sizes = [abs(score) / most for score, most in zip(scores, largest, strict=True) if score and most]
         places = tuple(side.get(name) for side in ranks)
-        edges.append(PictureEdge(name, source, nodes, kind, scores, places, max(sizes, default=0.0)))
+        share = max(sizes, default=0.0)
+        edges.append(PictureEdge(name, edge.source, nodes, edge.kind, scores, places, share))
         curves += len(nodes)
         if curves > _MOST_CURVES:
             detail = f"needs more than {_MOST_CURVES} curves to be drawn; take one with fewer edges"
@@ -210,31 +231,26 @@ def _edges(ranked: list[_Ranked], graph: Graph) -> list[PictureEdge]:
     return sorted(edges, key=lambda edge: edge.rank)
 
 
-def _living_heads(sources: Iterable[str]) -> Mapping[str, list[int]]:
-    """The heads of each layer that something reads, by the name of their layer (``a3``)."""
-    living: dict[str, set[int]] = defaultdict(set)
-    for source in sources:
-        match = _HEAD.fullmatch(source)
-        if match:
-            living[match[1]].add(int(match[2]))
+def _living_heads(edges: Iterable[Edge]) -> Mapping[int, list[int]]:
+    """The heads of each layer that something reads."""
+    living: dict[int, set[int]] = defaultdict(set)
+    for edge in edges:
+        if edge.source_layer is not None and edge.source_head is not None:
+            living[edge.source_layer].add(edge.source_head)
     return {layer: sorted(heads) for layer, heads in living.items()}
 
 
-def _fed(receiver: str, graph: Graph, living: Mapping[str, list[int]]) -> tuple[tuple[str, ...], str]:
-    """The nodes that a receiver feeds, and its kind.
+def _fed(edge: Edge, graph: Graph, living: Mapping[int, list[int]]) -> tuple[str, ...]:
+    """The nodes that an edge leads to.
 
     Of the heads that share keys and values only those that something reads are drawn. Where there is none,
     the group is a node of its own.
     """
-    match = _RECEIVER.fullmatch(receiver)
-    if match is None:
-        return (receiver,), "logits" if receiver == "logits" else "mlp"
-    layer, letter, unit, kind = match.groups()
-    if letter == "h":
-        return (f"{layer}.h{unit}",), kind
-    group = graph.group_heads(int(unit))
-    heads = tuple(f"{layer}.h{head}" for head in living.get(layer, ()) if head in group)
-    return heads or (f"{layer}.g{unit}",), kind
+    if edge.group is None or edge.layer is None:
+        return graph.senders_behind(edge.target) or (edge.target,)
+    group = graph.group_heads(edge.group)
+    heads = tuple(f"a{edge.layer}.h{head}" for head in living.get(edge.layer, ()) if head in group)
+    return heads or (f"a{edge.layer}.g{edge.group}",)
 
 
 def _side(result: Result, name: str, drawn: int, curve: Curve | None) -> Side:
@@ -279,11 +295,7 @@ def _points(result: Result, curve: Curve | None) -> Iterator[tuple[int, float, f
 
 
 def _name(result: Result) -> str:
-    run = result.provenance.get("run")
-    run = run if isinstance(run, Mapping) else {}
-    about = run.get("task")
-    task = about.get("name") if isinstance(about, Mapping) else None
-    model = run.get("model")
+    task, model = mapping(result.run.get("task")).get("name"), result.run.get("model")
     words = [str(task)] if task else []
     words += [f"on {model}" if words else str(model)] if model else []
     return " ".join(words) or ("circuit" if isinstance(result, Circuit) else "edge scores")
@@ -292,16 +304,20 @@ def _name(result: Result) -> str:
 def _method(result: Result) -> str:
     if isinstance(result, EdgeScores):
         return one_line(result.method)
-    method, threshold = (result.parameters.get(key) for key in ("method", "threshold"))
+    method, threshold = result.parameters.get("method"), _threshold(result)
     if not isinstance(method, str):
         return ""
-    return one_line(f"{method}, threshold {threshold:g}" if isinstance(threshold, float) else method)
+    return one_line(method if threshold is None else f"{method}, threshold {threshold:g}")
+
+
+def _threshold(circuit: Circuit) -> float | None:
+    """The threshold that a search has found, else the one that was asked for."""
+    asked = circuit.parameters.get("threshold")
+    return asked if circuit.threshold is None and isinstance(asked, float) else circuit.threshold
 
 
 def _facts(result: Result) -> Iterator[tuple[str, object]]:
-    run = result.provenance.get("run")
-    request = result.provenance.get("request")
-    run, request = (part if isinstance(part, Mapping) else {} for part in (run, request))
+    run, request = result.run, result.request
     yield from _known(("model", run.get("model")), ("task", formatting.task(run.get("task"))))
     if isinstance(result, Circuit):
         yield "edges", f"{len(result.edges):,} of {result.num_edges_total:,}"
@@ -310,17 +326,21 @@ def _facts(result: Result) -> Iterator[tuple[str, object]]:
         metric = result.metric
         values = (("circuit", metric.value), ("full model", metric.full), ("empty circuit", metric.empty))
         known = [f"{value:.4g} ({what})" for what, value in values if math.isfinite(value)]
-        yield metric.name, ", ".join(known) or "not measured"
+        yield metric.name or "metric", ", ".join(known) or "not measured"
         if result.faithfulness is not None:
             yield "faithfulness", f"{result.faithfulness:.1%}"
-        yield "evaluations", f"{result.num_evaluations:,}"
+        if result.num_evaluations:
+            yield "evaluations", f"{result.num_evaluations:,}"
+        threshold = _threshold(result)
+        if threshold is not None:
+            yield "threshold", f"{threshold:g}"
     else:
         yield "edges", f"{len(result.scores):,}"
         yield "method", result.method
         ends = (("full model", result.full), ("empty circuit", result.empty))
         known = [f"{value:.4g} ({what})" for what, value in ends if math.isfinite(value)]
-        yield result.metric, ", ".join(known) or "not measured"
-    shown = {"metric"} if isinstance(result, Circuit) else {"metric", "method"}
+        yield result.metric or "metric", ", ".join(known) or "not measured"
+    shown = {"metric", "threshold" if isinstance(result, Circuit) else "method"}
     for key, value in sorted(result.parameters.items(), key=lambda item: str(item[0])):
         if key not in shown and isinstance(value, str | int | float):
             yield str(key).replace("_", " "), value
@@ -337,10 +357,7 @@ def _known(*facts: tuple[str, object]) -> Iterator[tuple[str, object]]:
 
 
 def _prompts(result: Result) -> Iterator[tuple[str, str]]:
-    run = result.provenance.get("run")
-    prompts = run.get("prompts") if isinstance(run, Mapping) else None
-    if not isinstance(prompts, Mapping):
-        return
+    prompts = mapping(result.run.get("prompts"))
     clean, corrupted = (prompts.get(key) for key in ("clean", "corrupted"))
     if not isinstance(clean, list):
         return

@@ -100,7 +100,7 @@ class Metrics(Observer):
     def _add_work(self) -> None:
         self._evaluations = Counter(
             "pahq_evaluations",
-            "Records that methods added to the journals of their jobs: of a search, edges and gates decided.",
+            "Records that methods added to the journals of their jobs: of a search, its tests.",
             registry=self.registry,
         )
         passes = Counter(

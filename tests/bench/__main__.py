@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bench import attribution, measure, workloads
+from bench import attribution, bisect, measure, workloads
 from bench.measure import MEMORY_BYTES, Job, SweepJob
 from bench.pages import write_table
 from bench.tables import markdown, targets
@@ -193,6 +193,9 @@ BENCHMARKS: dict[str, Callable[[], Figures]] = {
     "tinytalk-profile": lambda: breakdown(workloads.tinytalk(), 100, 50),
     "gpt2": lambda: acdc(workloads.gpt2_shape(), 50),
     "gpt2-profile": lambda: breakdown(workloads.gpt2_shape(), 1700, 20),
+    "bisect": lambda: bisect.against_singles(workloads.gpt2_shape()),
+    "bisect-tinytalk": lambda: bisect.against_singles(workloads.tinytalk()),
+    "bisect-within": bisect.within_scores,
     "growth": growth,
     "prefix": prefix,
     "ten-demo": lambda: together(lambda number: workloads.demo(4, number), 10),

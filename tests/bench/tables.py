@@ -39,6 +39,38 @@ TARGETS = (
     Target("gpt2", "times_needed", "GPT-2 small shape: time / (needed operations / GEMM rate)", 2.5, 1.4),
     Target("gpt2", "peak_resident_gib", "GPT-2 small shape: peak resident memory, GiB", 1.2, 0.8),
     Target("gpt2", "share_of_gemm_rate", "GPT-2 small shape: share of the GEMM rate", 0.4, 0.7, least=True),
+    Target(
+        "bisect", "evaluations_ratio", "GPT-2 small shape, bisect / single tests: evaluations", 1 / 4, 1 / 10
+    ),
+    Target(
+        "bisect", "seconds_ratio", "GPT-2 small shape, bisect / single tests: CPU seconds", 1 / 2.5, 1 / 6
+    ),
+    Target("bisect", "kl_ratio", "GPT-2 small shape, bisect / single tests: KL at equal edges", 1.1, 1.0),
+    Target(
+        "bisect-tinytalk",
+        "evaluations_ratio",
+        "tinytalk IOI, bisect / single tests: evaluations",
+        1 / 4,
+        1 / 10,
+    ),
+    Target(
+        "bisect-tinytalk", "seconds_ratio", "tinytalk IOI, bisect / single tests: CPU seconds", 1 / 2.5, 1 / 6
+    ),
+    Target("bisect-tinytalk", "kl_ratio", "tinytalk IOI, bisect / single tests: KL at equal edges", 1.1, 1.0),
+    Target(
+        "bisect-within",
+        "evaluations_ratio",
+        "tinytalk IOI, bisect within 5 % by gim / single tests: evaluations",
+        1 / 15,
+        1 / 40,
+    ),
+    Target(
+        "bisect-within",
+        "kl_ratio",
+        "tinytalk IOI, bisect within 5 % by gim / single tests: KL at equal edges",
+        1.15,
+        1.0,
+    ),
     Target("growth", "deepest_to_shallowest", "24 layers / 4 layers, live nodes in the top 4", 1.3, 1.0),
     Target("prefix", "shared_to_none", "context 512, prompts with one prefix of 256 / none", 1.3, 1.05),
     Target("prefix", "own_to_none", "context 512, each prompt's own prefix of 256 / none", 1.3, 1.05),

@@ -12,7 +12,7 @@ import torch
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
-from pahq_server.core.task import BuiltinTask, TokenTask
+from pahq_server.core.task import BuiltinTask, PromptTask, TokenTask
 from pahq_server.demo import model_path
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
 from pahq_server.models.building import PLAIN, Transform, build
@@ -53,16 +53,27 @@ def tinytalk(prompts: int = 16, first: int = 0) -> Workload:
     """Indirect objects on a small trained model, prompts of 13 tokens."""
     loaded = load(str(TINYTALK))
     assert loaded.tokenizer is not None
-    draw, clean, corrupted = random.Random(first), [], []
-    for _ in range(prompts):
-        a, b, *others = draw.sample(NAMES.split(), 5)
-        for texts, names in ((clean, (a, b, a)), (corrupted, others)):
-            text = " {} and {} went to the park. {} gave the ball to".format(*names)
-            texts.append(tuple(loaded.tokenizer.encode(text)))
+    asked = tinytalk_texts(prompts, first)
+    clean, corrupted = (
+        tuple(tuple(loaded.tokenizer.encode(text)) for text in texts)
+        for texts in (asked.clean, asked.corrupted)
+    )
     assert {len(ids) for ids in (*clean, *corrupted)} == {13}
-    task = TokenTask(tuple(clean), tuple(corrupted))
+    task = TokenTask(clean, corrupted)
     name = f"tinytalk IOI, {prompts} x 13 tokens"
     return Workload(name, task, 0.02, lambda transform: load(str(TINYTALK), transform).model)
+
+
+def tinytalk_texts(prompts: int = 16, first: int = 0) -> PromptTask:
+    """The prompts of `tinytalk` with their answers, the object and the repeated subject."""
+    draw, columns = random.Random(first), []
+    for _ in range(prompts):
+        a, b, *others = draw.sample(NAMES.split(), 5)
+        clean, corrupted = (
+            " {} and {} went to the park. {} gave the ball to".format(*names) for names in ((a, b, a), others)
+        )
+        columns.append((clean, corrupted, f" {b}", f" {a}"))
+    return PromptTask(*zip(*columns, strict=True))
 
 
 def demo(prompts: int, seed: int) -> Workload:

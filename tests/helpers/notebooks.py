@@ -15,6 +15,7 @@ import nbformat
 from e2e.process import ServerProcess
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 NOTEBOOKS = Path(__file__).parents[2] / "docs" / "notebooks"
 SECONDS = 120
@@ -35,10 +36,12 @@ def execute(notebook: NotebookNode, address: str) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="pahq-notebook-") as home:
         # Settings of whoever runs it, and the width of their terminal, are not to change what is shown.
-        apart = {name: home for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR")}
+        apart = dict.fromkeys(("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR"), home)
         environment = {**os.environ, **apart, "PAHQ_SERVER": address, "COLUMNS": "100"}
+        # Sockets of files, which nobody else on the machine can listen to.
+        config = Config({"KernelManager": {"transport": "ipc"}})
         client = NotebookClient(
-            notebook, timeout=SECONDS, kernel_name="python3", record_timing=False, resources={}
+            notebook, timeout=SECONDS, kernel_name="python3", record_timing=False, resources={}, config=config
         )
         client.execute(env=environment)
 

@@ -62,11 +62,11 @@ class SumScore(SetScore):
     Groups are kept where one of their edges matters, as in a real model.
     """
 
-    WORTH = (0, 0, 0, 0, 0, 1, 3, -1)
+    WORTH: tuple[float, ...] = (0, 0, 0, 0, 0, 1, 3, -1)
 
     def of_names(self, names: Collection[str]) -> float:
         alive: set[str] = set()
-        lost = 0
+        lost = 0.0
         for behind, edges in self._receivers:
             dead = bool(behind) and alive.isdisjoint(behind)
             for sender, edge in edges.items():
@@ -74,7 +74,7 @@ class SumScore(SetScore):
                     alive.add(sender)
                 else:
                     lost += self.WORTH[self._code[edge] % len(self.WORTH)]
-        return float(lost)
+        return lost
 
 
 class BasedScore:

@@ -7,7 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from bench.__main__ import RESULTS, machine
 from bench.methods import judging
-from bench.methods.finding import FINDERS, KL, PLAIN, Finder, Found
+from bench.methods.finding import FINDERS, Finder, Found
 from bench.methods.judging import Reference
 from bench.methods.server import MeasuredServer
 from bench.methods.subjects import Subject, models_here, subjects
@@ -26,12 +26,13 @@ from pahq_client import PahqWarning
 Results = dict[str, Any]
 
 
-def compare(chosen: Sequence[Subject], finders: Sequence[Finder] = FINDERS) -> Results:
-    """Runs methods on subjects, each method on a server of its own.
+def compare(chosen: Sequence[Subject], finders: Sequence[Finder] = FINDERS, apart: bool = True) -> Results:
+    """Runs methods on subjects.
 
     Args:
         chosen: subjects; one that cannot be compared is left out with its reason.
         finders: the methods, of which the first is plain ACDC, and the exact scores come next.
+        apart: whether each method has a server of its own, so that none finds memory that another took.
 
     Returns:
         By the subject's name either ``skipped``, the reason, or ``about`` the subject and figures per method
@@ -46,7 +47,7 @@ def compare(chosen: Sequence[Subject], finders: Sequence[Finder] = FINDERS) -> R
         pending: list[tuple[Finder, Subject, Found]] = []
         for finder in finders:
             print(f"{finder.name} ...", file=sys.stderr, flush=True)
-            with MeasuredServer(models_here()) as server:
+            with MeasuredServer(models_here()) if apart else nullcontext(judge) as server:
                 for subject in here:
                     known = references.get(subject.name)
                     found = finder.find(server, subject, known.sizes if known else ())

@@ -1,4 +1,4 @@
-"""The methods: each finds scores of all edges, or circuits, on a server of its own, and tells what it cost."""
+"""The methods: each finds scores of all edges, or circuits, on a server, and tells what that cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.methods.server import Cost, MeasuredServer
 from bench.methods.subjects import Subject
-from pahq_client import Circuit, EdgeScores
+from pahq_client import Circuit, Client, EdgeScores
 
 KL, LOGIT_DIFFERENCE = "kl_divergence", "logit_difference"
 # Thresholds of a search, in units of the subject's: a curve needs circuits of many sizes.
@@ -19,7 +19,6 @@ LADDER = (16, 8, 4, 2, 1, 1 / 2, 1 / 4, 1 / 8)
 # Those whose circuits of plain ACDC give the sizes at which all methods are compared.
 COMPARED = (4, 1, 1 / 4)
 PLAIN = "acdc, none"
-WITHIN = 0.05
 # Gradients cost so little that single measurements are noisy.
 REPEATS = 3
 RANDOM_SEEDS = range(3)
@@ -35,7 +34,6 @@ class Found:
         scores: of methods that score edges: one, or several draws whose figures are averaged.
         circuits: of methods that search: the circuits of `LADDER`.
         sized: of methods that search: circuits of at most the sizes that were asked for.
-        sized_evaluations: how many evaluations each of these searches took, all their runs together.
     """
 
     cost: Cost
@@ -43,7 +41,6 @@ class Found:
     scores: tuple[EdgeScores, ...] = ()
     circuits: tuple[Circuit, ...] = ()
     sized: tuple[Circuit, ...] = ()
-    sized_evaluations: tuple[int, ...] = ()
 
     @property
     def at_threshold(self) -> Circuit:
@@ -87,17 +84,32 @@ class Scoring:
     def name(self) -> str:
         return self.method if self.metric == LOGIT_DIFFERENCE else f"{self.method} (KL)"
 
-    def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
-        def work() -> EdgeScores:
-            return server.client.attribute(
-                subject.model, subject.prompts(), self.method, metric=self.metric
-            )
+    def scores(self, client: Client, subject: Subject) -> EdgeScores:
+        return client.attribute(subject.model, subject.prompts(), self.method, metric=self.metric)
 
-        runs = [server.measured(work) for _ in range(1 if self.gradients is None else REPEATS)]
+    def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
+        repeats = 1 if self.gradients is None else REPEATS
+        runs = [server.measured(lambda: self.scores(server.client, subject)) for _ in range(repeats)]
         scores = runs[0][0]
         return Found(
             _median([cost for _, cost in runs]), self.gradients or len(scores.scores), scores=(scores,)
         )
+
+
+@dataclass(frozen=True)
+class Region:
+    """The edges with the best scores, for a search to start from.
+
+    Args:
+        scoring: gives the scores, whose cost and gradients count with those of the search.
+        fraction: how many edges to take, as a share of the graph's.
+    """
+
+    scoring: Scoring
+    fraction: float
+
+    def circuit(self, client: Client, subject: Subject) -> Circuit:
+        return self.scoring.scores(client, subject).top(fraction=self.fraction)
 
 
 @dataclass(frozen=True)
@@ -106,25 +118,22 @@ class Search:
 
     Args:
         grouping: what it tests at once.
-        within: whether it starts from the best edges by ``gim``, whose cost and run then count, too.
+        region: what it starts from; None for all edges.
     """
 
     grouping: str
-    within: bool = False
+    region: Region | None = None
 
     @property
     def name(self) -> str:
-        return f"acdc, {self.grouping}" + (f" in gim's {WITHIN:.0%}" if self.within else "")
+        within = f" in {self.region.scoring.name}'s {self.region.fraction:.0%}" if self.region else ""
+        return f"acdc, {self.grouping}{within}"
 
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         client, task = server.client, subject.prompts()
+        within: Circuit | None = None
 
-        def start() -> Circuit | None:
-            if not self.within:
-                return None
-            return client.attribute(subject.model, task, "gim").top(fraction=WITHIN)
-
-        def search(within: Circuit | None, threshold: float | None, edges: int | None = None) -> Circuit:
+        def search(threshold: float | None, edges: int | None = None) -> Circuit:
             found = client.discover(
                 *(subject.model, task, threshold),
                 metric=KL,
@@ -135,19 +144,20 @@ class Search:
             assert isinstance(found, Circuit)
             return found
 
-        (within, at_threshold), cost = server.measured(
-            lambda: (known := start(), search(known, subject.threshold))
-        )
-        ladder = {
-            step: at_threshold if step == 1 else search(within, step * subject.threshold) for step in LADDER
-        }
-        sized = tuple(search(within, None, size) for size in sizes) or tuple(ladder[step] for step in COMPARED)
+        def from_the_start() -> Circuit:
+            nonlocal within
+            within = self.region and self.region.circuit(client, subject)
+            return search(subject.threshold)
+
+        at_threshold, cost = server.measured(from_the_start)
+        ladder = {step: at_threshold if step == 1 else search(step * subject.threshold) for step in LADDER}
+        sized = [search(None, size) for size in sizes] or [ladder[step] for step in COMPARED]
+        gradients = (self.region and self.region.scoring.gradients) or 0
         return Found(
             cost,
-            at_threshold.num_evaluations + self.within,
+            at_threshold.num_evaluations + gradients,
             circuits=tuple(ladder.values()),
-            sized=sized,
-            sized_evaluations=tuple(each.num_evaluations for each in sized),
+            sized=tuple(sized),
         )
 
 
@@ -170,7 +180,8 @@ FINDERS: tuple[Finder, ...] = (
     Scoring("single_edge", LOGIT_DIFFERENCE, None),
     Search("gates"),
     Search("bisect"),
-    Search("bisect", within=True),
+    Search("bisect", Region(Scoring("gim"), 0.05)),
+    Search("bisect", Region(Scoring("eap_ig", KL, gradients=5), 0.01)),
     Scoring("gim"),
     Scoring("eap_ig", gradients=5),
     Scoring("eap_ig", KL, gradients=5),

@@ -52,7 +52,6 @@ def figures(client: Client, subject: Subject, found: Found, reference: Reference
     }
     if found.circuits:
         own["edges"] = len(found.at_threshold.edges)
-        own["sized_evaluations"] = list(found.sized_evaluations)
         return own | _of_circuits(client, subject, found, reference)
     return own | _mean([_of_scores(client, subject, scores, reference) for scores in found.scores])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from e2e.process import ServerProcess
+
 from pahq_client import Client
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class MeasuredServer(ServerProcess):
         super().__enter__()
         self.client = Client(self.address)
         # What is loaded and prepared at the first job of a process is no cost of a method.
-        self.client.attribute("demo", "ioi", "eap")
+        self.client.check_task("demo", "ioi")
         return self
 
     def __exit__(self, *exc: object) -> None:
