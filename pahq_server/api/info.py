@@ -62,7 +62,9 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
 
         asked = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
         await within(PREDICTION_S, asked.future)
-        return await self._threads.run(lambda: conversion.predictions(asked.tokens(), asked.warnings))
+        return await self._threads.run(
+            lambda: conversion.predictions(asked.tokens(), asked.warnings), slow=True
+        )
 
     async def CheckTask(
         self, request: model_pb2.CheckTaskRequest, context: Any

@@ -234,12 +234,15 @@ class Engine(Protocol):
         """
         ...
 
-    def estimate(self, resolved: ResolvedObjective, weight: float | None = None) -> Estimate:
+    def estimate(
+        self, resolved: ResolvedObjective, weight: float | None = None, tests: tuple[int, int] | None = None
+    ) -> Estimate:
         """Estimates what a job with this objective takes. May be called from any thread.
 
         Args:
             resolved: the objective.
-            weight: sum of `Operation.weight` over the job; None for a search over all edges.
+            weight: sum of `Operation.weight` over the job; None for a search over edges.
+            tests: the least and the most tests of such a search; None for each edge once.
         """
         ...
 

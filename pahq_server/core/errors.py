@@ -47,7 +47,7 @@ class OtherModelError(InvalidRequestError):
         field: path of the circuit in the request.
     """
 
-    def __init__(self, circuit: str, model: str, field: str = "circuit") -> None:
+    def __init__(self, circuit: str, model: str, field: str) -> None:
         super().__init__(
             field,
             f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "

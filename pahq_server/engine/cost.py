@@ -175,7 +175,11 @@ class Estimator:
         self._bytes_s: dict[str, float] = {}
 
     def estimate(
-        self, loaded: LoadedModel, resolved: ResolvedObjective, weight: float | None = None
+        self,
+        loaded: LoadedModel,
+        resolved: ResolvedObjective,
+        weight: float | None = None,
+        tests: tuple[int, int] | None = None,
     ) -> Estimate:
         """Estimates what a job on a model will take.
 
@@ -183,28 +187,33 @@ class Estimator:
             loaded: the model.
             resolved: the job's objective.
             weight: the job's weight in patched passes, see `Engine.estimate`. Each takes between a plain
-                forward pass and one from scratch. None for a job that tests every edge once.
+                forward pass and one from scratch. None for a job that tests edges.
+            tests: the least and the most tests of such a job; None for every edge once. They are taken to
+                cost what tests of single edges do on average.
         """
         arch, task, graph = loaded.model.architecture, resolved.task, resolved.graph
         prompts, tokens = len(task.clean), max(map(len, task.clean))
         if self._operations_s is None:
             self._operations_s = measured_gflops(device=loaded.model.device) * 1e9
         rate = self._operations_s
-        least = least_operations(arch, prompts, tokens) * graph.num_edges / rate
-        most = most_operations(arch, graph, prompts, tokens) / rate + BOOKKEEPING_S * graph.num_edges
-        if POLICIES[resolved.objective.precision].operand == "activations":
-            least = whole_operations(arch, graph, prompts, tokens) * graph.num_edges / rate
-            most = least + BOOKKEEPING_S * graph.num_edges
+        # The operations of an evaluation, and how many of these there are: at least and at most.
+        least: float = least_operations(arch, prompts, tokens)
+        most = most_operations(arch, graph, prompts, tokens) / graph.num_edges
+        whole = whole_operations(arch, graph, prompts, tokens)
+        fewest: float
+        many: float
+        fewest, many = tests or (graph.num_edges, graph.num_edges)
         if weight is not None:
-            least = weight * forward_operations(arch, prompts, tokens) / rate
-            most = weight * whole_operations(arch, graph, prompts, tokens) / rate + BOOKKEEPING_S * weight
+            fewest = many = weight
+            least, most = forward_operations(arch, prompts, tokens), whole
+        elif POLICIES[resolved.objective.precision].operand == "activations":
+            least = most = whole
+        each_s = most / rate + BOOKKEEPING_S
         streams = isinstance(loaded, ResidentModel) and resolved.objective.precision == "fp32"
         if isinstance(loaded, ResidentModel) and streams:
             # At worst, every evaluation is a batch of its own and needs every layer.
-            most += (graph.num_edges if weight is None else weight) * self._reading_s(
-                resolved.objective.model, loaded
-            )
-        return Estimate(job_bytes(arch, task), least, most, streams)
+            each_s += self._reading_s(resolved.objective.model, loaded)
+        return Estimate(job_bytes(arch, task), fewest * least / rate, many * each_s, streams)
 
     def _reading_s(self, name: str, loaded: ResidentModel) -> float:
         """Returns the seconds to read all weights of a model from its files."""

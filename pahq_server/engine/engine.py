@@ -205,8 +205,10 @@ class ModelEngine:
             arch.vocabulary, arch.output_vocabulary, arch.context, self._memory_bytes, token_bytes(arch)
         )
 
-    def estimate(self, resolved: ResolvedObjective, weight: float | None = None) -> Estimate:
-        return self._estimator.estimate(self._find(resolved.objective.model), resolved, weight)
+    def estimate(
+        self, resolved: ResolvedObjective, weight: float | None = None, tests: tuple[int, int] | None = None
+    ) -> Estimate:
+        return self._estimator.estimate(self._find(resolved.objective.model), resolved, weight, tests)
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
         objective = resolved.objective

@@ -1,4 +1,4 @@
-"""Quotas of users, and the decision whether another job or evaluation is accepted."""
+"""Quotas of users, and the decision whether another job, evaluation or prediction is accepted."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Quotas:
 
     Args:
         running_jobs: jobs that run at a time; further ones wait.
-        queued_jobs: jobs and evaluations that wait.
-        prompt_tokens: tokens of the prompts of all unfinished jobs and evaluations.
+        queued_jobs: jobs that wait, and other runs: evaluations, predictions, checks of tasks.
+        prompt_tokens: tokens of the prompts of all of these that have not ended.
         stored_results: artifacts that are kept, together with unfinished jobs, which may still give one.
     """
 
@@ -45,13 +45,13 @@ class Quotas:
         _check("stored_results", user, usage.results + 1, self.stored_results, RETRY_RESULTS_S)
 
     def check_run(self, user: str, usage: Usage, tokens: int) -> None:
-        """Does `check` for work that leaves no artifact, such as an evaluation."""
+        """Does `check` for work that leaves no artifact, an `unstored_run.UnstoredRun`."""
         _check("queued_jobs", user, usage.queued + 1, self.queued_jobs, RETRY_S)
         _check("prompt_tokens", user, usage.tokens + tokens, self.prompt_tokens, RETRY_S)
 
 
 class Unstored(Protocol):
-    """Work that counts towards its user's quotas and is not stored: an evaluation.
+    """Work that counts towards its user's quotas and is not stored: see `unstored_run.UnstoredRun`.
 
     Attributes:
         user: whose it is.

@@ -139,9 +139,14 @@ class Method(ABC, Generic[P]):
     def weight(self, parameters: P, resolved: ResolvedObjective) -> float | None:
         """Returns the weight of all operations together, in patched passes, for estimates.
 
-        None where it depends on what the method finds: then a search over all edges is estimated.
+        None where it depends on what the method finds: then `tests` is asked.
         """
         return None
+
+    def tests(self, parameters: P, resolved: ResolvedObjective) -> tuple[int, int]:
+        """Returns the least and the most tests of a search, for estimates; each edge once by default."""
+        edges = resolved.graph.num_edges
+        return edges, edges
 
     @abstractmethod
     def total(self, parameters: P, resolved: ResolvedObjective) -> int:

@@ -163,7 +163,7 @@ def _generate(spec: BuiltinTask, tokenizer: Tokenizer | None, texts: TaskTexts) 
     if tokenizer is None:
         raise InvalidRequestError("task", f"{spec.name!r} is text, but the model has no tokenizer")
     if spec.num_prompts < 1:
-        raise InvalidRequestError("task", f"{spec.name} needs at least 1 prompt, not {spec.num_prompts}")
+        raise InvalidRequestError("task.num_prompts", f"must be at least 1, got {spec.num_prompts}")
     if spec.num_prompts > MAX_GENERATED:
         raise InvalidRequestError("task.num_prompts", f"{spec.num_prompts} is more than {MAX_GENERATED}")
     return BUILTIN_TASKS[spec.name](texts, spec.num_prompts, spec.seed)

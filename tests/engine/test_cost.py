@@ -117,3 +117,13 @@ def test_a_known_weight_is_reckoned_in_passes() -> None:
     assert few.most_seconds == pytest.approx(3 * (whole / rate + BOOKKEEPING_S))
     assert few.memory_bytes == engine.estimate(resolved).memory_bytes
     assert many.most_seconds < engine.estimate(resolved).most_seconds
+
+
+def test_a_search_may_have_fewer_or_more_tests_than_edges() -> None:
+    engine = ModelEngine({"demo": load(str(model_path()))})
+    resolved = engine.resolve(OBJECTIVE)
+    edges, each_once = resolved.graph.num_edges, engine.estimate(resolved)
+    assert engine.estimate(resolved, tests=(edges, edges)) == each_once
+    other = engine.estimate(resolved, tests=(edges // 10, 12 * edges))
+    assert other.least_seconds == pytest.approx(each_once.least_seconds * (edges // 10) / edges)
+    assert other.most_seconds == pytest.approx(12 * each_once.most_seconds)

@@ -185,7 +185,9 @@ class FakeEngine:
             for prompt, ids in zip(prompts, tokens, strict=True)
         ]
 
-    def estimate(self, resolved: ResolvedObjective, weight: float | None = None) -> Estimate:
+    def estimate(
+        self, resolved: ResolvedObjective, weight: float | None = None, tests: tuple[int, int] | None = None
+    ) -> Estimate:
         return Estimate(1000 * len(resolved.task.clean), 0.5, 60.0, resolved.objective.model != "toy")
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:

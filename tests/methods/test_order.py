@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from helpers.scores import answer
 
+from pahq_server.core.circuit import Circuit
 from pahq_server.core.graph import Graph
-from pahq_server.methods.acdc.order import Grouping
+from pahq_server.methods.acdc.order import Grouping, TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
 
 
@@ -47,6 +48,13 @@ def test_the_gates_of_a_layer_come_after_its_mlp_and_before_its_edges() -> None:
         *("a0.h0<v>", "a0.h0<k>", "a0.h0<q>"),
         *("input->a0.h0<v>", "input->a0.h0<k>", "input->a0.h0<q>"),
     ]
+
+
+@pytest.mark.parametrize(("grouping", "least"), [("none", 23), ("gates", 17), ("bisect", 9)])
+def test_how_many_tests_there_can_be(grouping: Grouping, least: int) -> None:
+    graph = Graph(2, 1, 1)
+    assert TestOrder(graph, grouping).bounds() == (least, len(subjects(graph, grouping)))
+    assert TestOrder(graph, grouping, Circuit.empty(graph)).bounds() == (0, 0)
 
 
 def test_group_receivers_take_their_turn_in_place_of_their_heads() -> None:

@@ -13,6 +13,7 @@ from pahq_server.methods.acdc.speculation import (
     BATCH_PASSES,
     BATCH_S,
     CostModel,
+    GroupPredictor,
     KeepPredictor,
     SpeculationBudget,
 )
@@ -119,3 +120,13 @@ def test_a_clock_that_stands_still_does_no_harm() -> None:
     for _ in range(100):
         costs.took(1, 1, 0.0)
     assert costs.budget().pays(costs.cost(1, new_base=True), 1.0)
+
+
+@pytest.mark.parametrize("threshold", [5e-324, 1e308])
+@pytest.mark.parametrize("delta", [1e-300, 1.0, 1e300])
+def test_effects_are_compared_with_thresholds_of_any_size(threshold: float, delta: float) -> None:
+    edges, groups = KeepPredictor(threshold), GroupPredictor(threshold)
+    for _ in range(50):
+        edges.decided(0, 0, delta, delta >= threshold)
+        groups.decided(1, 8, delta, delta >= threshold)
+    assert (edges.kept(0, 0) > 0.5) == (groups.kept(1, 8, delta) > 0.5) == (delta >= threshold)

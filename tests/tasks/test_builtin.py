@@ -138,7 +138,7 @@ def test_the_prompts_of_a_seed_never_change(name: str) -> None:
 @tasks
 @pytest.mark.parametrize("num_prompts", [0, -1])
 def test_no_prompts_is_an_error(name: str, num_prompts: int) -> None:
-    with pytest.raises(InvalidRequestError, match=f"task: {name} needs at least 1 prompt, not {num_prompts}"):
+    with pytest.raises(InvalidRequestError, match=f"task.num_prompts: must be at least 1, got {num_prompts}"):
         resolved(name, num_prompts)
 
 

@@ -153,8 +153,8 @@ def test_bad_input(spec: PromptTask | BuiltinTask, field: str, detail: str) -> N
         ),
         (task("a", answers=("bc",)), "task.answers[0]", "'bc' is 2 tokens; an answer is exactly one token"),
         (task("a", answers=("",)), "task.answers[0]", "'' is 0 tokens; an answer is exactly one token"),
-        (BuiltinTask("ioi", 0, 0), "task", "ioi needs at least 1 prompt, not 0"),
-        (BuiltinTask("ioi", -3, 0), "task", "ioi needs at least 1 prompt, not -3"),
+        (BuiltinTask("ioi", 0, 0), "task.num_prompts", "must be at least 1, got 0"),
+        (BuiltinTask("ioi", -3, 0), "task.num_prompts", "must be at least 1, got -3"),
         (BuiltinTask("", 1, 0), "task", f"unknown task ''; built-in tasks: {list(BUILTIN_TASKS)}"),
     ],
 )

@@ -14,7 +14,7 @@ from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.methods import warnings
-from pahq_server.methods.acdc.order import GROUPINGS
+from pahq_server.methods.acdc.order import GROUPINGS, TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch, TestedBranch
 from pahq_server.methods.acdc.targets import MOST_RUNS, Target, TargetSearch
 from pahq_server.methods.base import Method, MethodContext, Steps, finite_number, truth_value
@@ -106,6 +106,11 @@ class Acdc(Method[AcdcParameters]):
     def total(self, parameters: AcdcParameters, resolved: ResolvedObjective) -> int:
         runs = 1 if parameters.threshold is not None else MOST_RUNS
         return resolved.graph.num_edges * runs
+
+    def tests(self, parameters: AcdcParameters, resolved: ResolvedObjective) -> tuple[int, int]:
+        start, grouping = _start(parameters, resolved), parameters.grouping
+        least, most = TestOrder(resolved.graph, grouping, start).bounds()  # type: ignore[arg-type]
+        return least, most if parameters.threshold is not None else most * MOST_RUNS
 
     def warnings(self, parameters: AcdcParameters, resolved: ResolvedObjective) -> tuple[str, ...]:
         bisects = parameters.grouping == "bisect"

@@ -142,6 +142,23 @@ class TestOrder:
         self.graph, self._start = graph, start or Circuit.full(graph)
         self.groups = _groups(graph, grouping)
 
+    def bounds(self) -> tuple[int, int]:
+        """Returns the least and the most tests of a search in which no node dies."""
+        kept = np.add.reduceat(self._start.kept, self.graph.offsets[:-1], dtype=np.int64)
+        least = most = 0
+        gated: set[int] = set()
+        for group in self.groups:
+            of_receivers = kept[list(group.receivers)]
+            edges, gates = int(of_receivers.sum()), int(np.count_nonzero(of_receivers))
+            if group.tests == "gates":
+                least, most = least + gates, most + gates
+                gated.update(group.receivers)
+            elif group.tests == "halves":
+                least, most = least + min(edges, 1), most + max(2 * edges - 1, 0)
+            else:
+                least, most = least + (0 if gated.issuperset(group.receivers) else edges), most + edges
+        return least, most
+
     def start(self) -> State:
         """Returns the state before the first test."""
         return self._enter(0, None)

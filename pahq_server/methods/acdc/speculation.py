@@ -74,7 +74,7 @@ class KeepPredictor:
     def _effect(self, delta: float, kept: bool) -> float:
         if self._threshold <= 0 or delta <= 0:
             return self.BOUND if kept else -self.BOUND
-        return min(max(math.log(delta / self._threshold), -self.BOUND), self.BOUND)
+        return min(max(_log_quotient(delta, self._threshold), -self.BOUND), self.BOUND)
 
 
 class GroupPredictor:
@@ -120,9 +120,15 @@ class GroupPredictor:
         sizes = min(size.bit_length(), self.SIZES)
         if expected is None or self._threshold <= 0:
             return half, sizes
-        times = expected / self._threshold
-        effect = -self.EFFECTS if times <= 0 else round(2 * math.log2(times))
+        if expected <= 0:
+            return half, sizes, -self.EFFECTS
+        effect = round(2 * _log_quotient(expected, self._threshold) / math.log(2))
         return half, sizes, min(max(effect, -self.EFFECTS), self.EFFECTS)
+
+
+def _log_quotient(a: float, b: float) -> float:
+    """Returns log(a / b) of numbers above 0, also where the quotient itself is too large or too small."""
+    return math.log(a) - math.log(b)
 
 
 class SpeculationBudget:
