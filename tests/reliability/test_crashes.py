@@ -27,15 +27,16 @@ Spec = tuple[Task, dict[str, Any]]
 SMALL: list[Spec] = [
     (Task.ioi(num_prompts=2, seed=2), {"threshold": 0.02, "grouping": "none"}),
     (Task.ioi(num_prompts=4, seed=3), {"threshold": 0.05, "grouping": "gates"}),
+]
+# Speculate on verdicts either way, so that a pass that was of no use may be asked for again.
+BRANCHING: list[Spec] = [
     (Task.ioi(num_prompts=2, seed=4), {"threshold": 0.02, "grouping": "bisect"}),
     (Task.ioi(num_prompts=1, seed=5), {"edges": 20, "grouping": "bisect"}),
+    (Task.ioi(num_prompts=1, seed=6), {"faithfulness": 0.8, "grouping": "gates"}),
 ]
 # Enough for many interruptions.
 MANY: list[Spec] = [
-    (
-        Task.ioi(num_prompts=2, seed=seed),
-        {"threshold": 0.02, "grouping": ("none", "gates", "bisect")[seed % 3]},
-    )
+    (Task.ioi(num_prompts=2, seed=seed), {"threshold": 0.02, "grouping": ("gates", "none")[seed % 2]})
     for seed in range(24)
 ]
 
@@ -94,6 +95,24 @@ def test_killed_at_random(kills: int, specs: list[Spec], most: int, tmp_path: Pa
         most_batches_repeated_by_one_crash=max(found.batches),
         base_circuits_measured_again=found.base_circuits,
     )
+
+
+@pytest.mark.timeout(3600)
+def test_searches_that_branch_are_killed_at_random(tmp_path: Path) -> None:
+    passes, draw = tmp_path / "passes", random.Random(1)
+    names: list[str] = []
+    for _ in range(4):
+        with CrashingServer(tmp_path / "data", passes) as server, Client(server.address) as client:
+            names = names or [submit(client, spec) for spec in BRANCHING]
+            work_a_little(client, names, passes, draw.randrange(20))
+            server.kill()
+    with CrashingServer(tmp_path / "data", passes) as server, Client(server.address) as client:
+        replayed = [client.job(name).result().provenance["run"]["counts"]["replayed"] for name in names]
+        disturbed = results(client, names)
+        undisturbed = results(client, [submit(client, spec) for spec in BRANCHING])
+    assert sum(replayed) > 0
+    assert disturbed == undisturbed
+    assert len(set(undisturbed)) == len(BRANCHING)
 
 
 # The places that a job passes, and how often one is passed before the server dies there.
