@@ -196,7 +196,7 @@ class JobService:
         self._known(specs.encode(spec), request_id, user)
         resolved, facts = self._accept(spec, method)
         job = Job("", spec, method.total(spec.parameters, resolved), method.unit, facts=facts)
-        weight, tests = (find(spec.parameters, resolved) for find in (method.weight, method.tests))
+        weight, tests = method.weight(spec.parameters, resolved), method.tests(spec.parameters, resolved)
         return job, self._engine.estimate(resolved, weight, tests)
 
     def create(self, spec: JobSpec, request_id: str, user: str = LOCAL_USER) -> Job:

@@ -149,7 +149,7 @@ class TestOrder:
         gated: set[int] = set()
         for group in self.groups:
             of_receivers = kept[list(group.receivers)]
-            edges, gates = int(of_receivers.sum()), np.count_nonzero(of_receivers)
+            edges, gates = int(of_receivers.sum()), int(np.count_nonzero(of_receivers))
             if group.tests == "gates":
                 least, most = least + gates, most + gates
                 gated.update(group.receivers)
