@@ -52,7 +52,7 @@ demo-model: .venv/dev.stamp ## train the demo model anew, some minutes, into OUT
 
 d3-bundle: ## build the page's bundle of d3 anew, with npm
 	mkdir -p build/d3
-	cp tools/d3_bundle/* build/d3
+	cp tests/d3_bundle/* build/d3
 	cd build/d3 && npm ci --ignore-scripts && node build.js "$(CURDIR)/pahq_client/display/page"
 
 notebook: .venv/dev.stamp ## execute the notebooks of the documentation anew, in place

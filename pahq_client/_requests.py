@@ -19,6 +19,7 @@ from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2,
 from pahq_client import checks
 from pahq_client._job_options import ATTRIBUTION, JobRequest
 from pahq_client.circuit import Circuit
+from pahq_client.circuit_file import graph_object
 from pahq_client.curve import FRACTIONS, CurveCircuits, circuits_of_curve
 from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest
@@ -345,10 +346,7 @@ def edge_set_message(kept: NDArray[np.bool_], graph: Graph, revision: str) -> ci
         graph: the graph.
         revision: revision of the model that they were found in; empty if it is not known.
     """
-    sizes = {name: getattr(graph, name) for name in ("layers", "heads", "kv_heads")}
-    message = circuit_pb2.Graph(
-        **sizes, kv_receivers=graph.kv_receivers, parallel=graph.parallel, mlps=graph.mlps
-    )
+    message = circuit_pb2.Graph(**graph_object(graph))
     return circuit_pb2.EdgeSet(graph=message, model_revision=revision, bits=pack(kept))
 
 

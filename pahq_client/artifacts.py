@@ -211,7 +211,7 @@ def _edge_scores(
     graph = _graph(layout)
     metric, (full, empty) = _metric(layout, ("full", "empty"), partial)
     return EdgeScores(
-        scores=_finite_array(arrays, "scores", graph.num_edges).copy(),  # theirs cannot be written to
+        scores=_finite_array(arrays, "scores", graph.num_edges),
         graph=graph,
         method=responses.text(layout.get("method", str)),
         metric=metric,

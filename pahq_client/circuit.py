@@ -236,10 +236,7 @@ class Circuit(WithProvenance):
         scores[numbers] = [edge.score or 0.0 for edge in self.edges]
         width = eap_ig.d_model_of(d_model, self.request.get("d_model"))
         content = eap_ig.Content(self.graph, width, scores, index.kept(self.edges))
-        if path is None:
-            return eap_ig.document(content)
-        eap_ig.write(path, content)
-        return None
+        return eap_ig.export(content, path)
 
     @classmethod
     def from_eap_ig(

@@ -47,22 +47,14 @@ def encode(circuit: Circuit, origin: str, run: bool = True) -> bytes:
 
 def document(circuit: Circuit, run: bool = True) -> dict[str, Any]:
     """The circuit as a JSON object."""
-    graph, metric = circuit.graph, circuit.metric
+    metric = circuit.metric
     unknown = circuit.partial or not (circuit.is_measured or circuit.num_evaluations)
     return {
         **dict(circuit.extra),
         **({"partial": True} if circuit.partial else {}),
         "format": FORMAT,
         "version": VERSION,
-        "graph": {
-            **dict(graph.extra),
-            "layers": graph.layers,
-            "heads": graph.heads,
-            "kv_heads": graph.kv_heads,
-            "kv_receivers": graph.kv_receivers,
-            "parallel": graph.parallel,
-            "mlps": graph.mlps,
-        },
+        "graph": {**dict(circuit.graph.extra), **graph_object(circuit.graph)},
         "edges": [_edge_out(edge) for edge in circuit.edges],
         "gates_kept": list(circuit.gates_kept),
         "verdicts": [_verdict_out(verdict) for verdict in circuit.verdicts],
@@ -227,6 +219,12 @@ def read_provenance(value: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(value.get(part, {}), dict):
             raise ValueError(f"{part!r} of provenance must be an object")
     return value
+
+
+def graph_object(graph: Graph) -> dict[str, Any]:
+    """The graph as a JSON object, as `read_graph` reads it, without keys of later versions."""
+    names = ("layers", "heads", "kv_heads", "kv_receivers", "parallel", "mlps")
+    return {name: getattr(graph, name) for name in names}
 
 
 def read_graph(item: JsonObject) -> Graph:

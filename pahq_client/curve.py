@@ -120,7 +120,8 @@ def circuits_of_curve(
         shares = tuple(
             checks.number("fractions", fraction) for fraction in checks.items("fractions", fractions)
         )
-        chosen = source.selections(shares, rank=rank, greedy=greedy)
+        counts = [selection.share(source.graph.num_edges, fraction) for fraction in shares]
+        points = source.selections(counts, rank=rank, greedy=checks.flag("greedy", greedy))
         graph, revision, method = source.graph, source.model_revision, source.method
         how, told = f"{'greedy' if greedy else 'top'} {rank}", source.warnings_of_choices
     else:
@@ -132,13 +133,13 @@ def circuits_of_curve(
         graph, method = found[0].graph, _common(found)
         revision = next((circuit.model_revision for circuit in found if circuit.model_revision), "")
         sets = (edge_index(graph).kept(circuit.edges) for circuit in found)
-        chosen = sorted(((int(kept.sum()), kept) for kept in sets), key=lambda pair: pair[0])
-        shares = tuple(count / graph.num_edges for count, _ in chosen)
+        points = sorted(sets, key=np.count_nonzero)
+        counts = [int(kept.sum()) for kept in points]
+        shares = tuple(count / graph.num_edges for count in counts)
     if not shares:
         raise InvalidRequest("fractions", "is empty: a curve has at least one point")
     if list(shares) != sorted(shares):
         raise InvalidRequest("fractions", f"must ascend, got {list(shares)}")
-    counts = [count for count, _ in chosen]
     index = edge_index(graph)
     generator = np.random.default_rng(checks.integer("seed", seed) & 0xFFFF_FFFF_FFFF_FFFF)
     orders = (generator.permutation(index.num_edges) for _ in range(draws))
@@ -148,7 +149,7 @@ def circuits_of_curve(
         method=method,
         fractions=shares,
         num_edges=tuple(counts),
-        points=tuple(kept for _, kept in chosen),
+        points=tuple(points),
         selection=how,
         warnings=told,
         baselines=tuple(

@@ -51,16 +51,22 @@ class Content:
     kept: NDArray[np.bool_]
 
 
-def write(path: str | os.PathLike[str], content: Content) -> None:
+def export(content: Content, path: str | os.PathLike[str] | None) -> dict[str, Any] | None:
     """Writes a file: ``.pt`` for tensors, which needs torch, any other name for JSON.
+
+    Args:
+        content: what to write.
+        path: where; None to return the JSON object instead.
 
     Raises:
         InvalidRequest: the path is none, the graph has no MLPs, or torch is missing.
         OSError: it cannot be written.
     """
+    if path is None:
+        return document(content)
     name = files.path_text("path", path)
-    data = _tensors(content) if name.endswith(".pt") else json.dumps(document(content)).encode()
-    files.write(name, data)
+    files.write(name, _tensors(content) if name.endswith(".pt") else json.dumps(document(content)).encode())
+    return None
 
 
 def document(content: Content) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -57,7 +57,7 @@ class EdgeScores(WithProvenance):
         import numpy as np
 
         try:
-            scores = np.asarray(self.scores, np.float64)
+            scores = np.array(self.scores, np.float64)  # a copy: what is checked here stays as it is
         except (TypeError, ValueError) as error:
             raise InvalidRequest("scores", f"must be numbers: {error}") from None
         if scores.shape != (self.graph.num_edges,):
@@ -94,8 +94,7 @@ class EdgeScores(WithProvenance):
                 such rank.
         """
         count = selection.count_of(len(self.scores), edges, fraction)
-        kept = selection.top(selection.ranking(self.scores, rank), count)
-        return self.circuit(self.index.on_paths(kept), {"selection": "top", "rank": rank, "edges": count})
+        return self._circuits([count], rank, greedy=False)[0]
 
     def greedy(
         self, *, edges: int | None = None, fraction: float | None = None, rank: str = "absolute"
@@ -106,8 +105,7 @@ class EdgeScores(WithProvenance):
         those that are not go here, too.
         """
         count = selection.count_of(len(self.scores), edges, fraction)
-        kept = selection.greedy(self.index, selection.ranking(self.scores, rank), count)
-        return self.circuit(self.index.on_paths(kept), {"selection": "greedy", "rank": rank, "edges": count})
+        return self._circuits([count], rank, greedy=True)[0]
 
     def curve_circuits(
         self, fractions: Iterable[float] | None = None, *, rank: str = "absolute", greedy: bool = False
@@ -124,23 +122,28 @@ class EdgeScores(WithProvenance):
         """
         from pahq_client.curve import FRACTIONS
 
-        how = "greedy" if greedy else "top"
-        chosen = self.selections(FRACTIONS if fractions is None else fractions, rank=rank, greedy=greedy)
-        return tuple(
-            self.circuit(kept, {"selection": how, "rank": rank, "edges": count}) for count, kept in chosen
-        )
+        shares = FRACTIONS if fractions is None else fractions
+        counts = [selection.share(len(self.scores), fraction) for fraction in shares]
+        return tuple(self._circuits(counts, rank, greedy))
 
     def selections(
-        self, fractions: Iterable[float], *, rank: str = "absolute", greedy: bool = False
-    ) -> list[tuple[int, NDArray[np.bool_]]]:
-        """For each fraction how many edges it is, and the set of those left on paths: bool, shape [edges]."""
-        counts = [selection.share(len(self.scores), fraction) for fraction in fractions]
+        self, counts: Sequence[int], *, rank: str = "absolute", greedy: bool = False
+    ) -> list[NDArray[np.bool_]]:
+        """For each number of edges the set of those that are left on paths: bool, shape [edges].
+
+        Arguments beside the counts, and errors, are those of `curve_circuits`.
+        """
         order = selection.ranking(self.scores, rank)
         if greedy:
             sets = [selection.greedy(self.index, order, count) for count in counts]
         else:
             sets = [selection.top(order, count) for count in counts]
-        return [(count, self.index.on_paths(kept)) for count, kept in zip(counts, sets, strict=True)]
+        return list(map(self.index.on_paths, sets))
+
+    def _circuits(self, counts: Sequence[int], rank: str, greedy: bool) -> list[Circuit]:
+        chosen = zip(counts, self.selections(counts, rank=rank, greedy=greedy), strict=True)
+        how = {"selection": "greedy" if greedy else "top", "rank": rank}
+        return [self.circuit(kept, {**how, "edges": count}) for count, kept in chosen]
 
     def circuit(self, kept: NDArray[np.bool_], request: Mapping[str, Any] | None = None) -> Circuit:
         """A circuit of given edges, with their scores, in the order of ACDC's tests.
@@ -266,10 +269,7 @@ class EdgeScores(WithProvenance):
 
         width = eap_ig.d_model_of(d_model, self.request.get("d_model"))
         content = eap_ig.Content(self.graph, width, self.scores, np.zeros(len(self.scores), bool))
-        if path is None:
-            return eap_ig.document(content)
-        eap_ig.write(path, content)
-        return None
+        return eap_ig.export(content, path)
 
     @classmethod
     def from_eap_ig(

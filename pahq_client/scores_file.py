@@ -12,7 +12,14 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pahq_client.circuit_file import EAP_IG_KEYS, FORMAT, JsonObject, parse_json, read_provenance
+from pahq_client.circuit_file import (
+    EAP_IG_KEYS,
+    FORMAT,
+    JsonObject,
+    graph_object,
+    parse_json,
+    read_provenance,
+)
 from pahq_client.errors import InvalidScoresFile, ServerFault
 
 if TYPE_CHECKING:
@@ -34,19 +41,11 @@ def encode(scores: EdgeScores, origin: str) -> bytes:
     import numpy as np
     from safetensors.numpy import save
 
-    graph = scores.graph
     layout = {
         "kind": KIND,
         "version": VERSION,
         "method": scores.method,
-        "graph": {
-            "layers": graph.layers,
-            "heads": graph.heads,
-            "kv_heads": graph.kv_heads,
-            "kv_receivers": graph.kv_receivers,
-            "parallel": graph.parallel,
-            "mlps": graph.mlps,
-        },
+        "graph": graph_object(scores.graph),
         # Null where unknown, also without a job that was cut off: other tools do not tell these metrics.
         "metric": {"name": scores.metric, "full": _number(scores.full), "empty": _number(scores.empty)},
         "provenance": dict(scores.provenance),

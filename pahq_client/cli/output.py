@@ -65,7 +65,7 @@ def _print_scores(scores: EdgeScores, as_json: bool) -> None:
     by_name = zip(scores.graph.edge_names(), scores.scores.tolist(), strict=True)
     if as_json:
         values = {name: getattr(scores, name) for name in ("method", "metric", "full", "empty", "partial")}
-        graph = {key: value for key, value in dataclasses.asdict(scores.graph).items() if key != "extra"}
+        graph = circuit_file.graph_object(scores.graph)
         print_json({**values, "graph": graph, "scores": dict(by_name), "provenance": scores.provenance})
         return
     put(f"# {circuits.summarize_scores(scores)}")

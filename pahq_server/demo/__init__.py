@@ -1,4 +1,4 @@
-"""The demo model: a tiny GPT-2 that ships with the server and does indirect object identification.
+"""The demo model: a tiny GPT-2 that ships with the server and does some of the built-in tasks.
 
 With it a circuit can be discovered right after installing, with nothing to download. It is trained by
 ``tests/demo_training``, which is not installed. Importing this package does not import torch.

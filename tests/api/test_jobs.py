@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 from helpers.api_server import RunningServer, evaluation, objective, refused, spec, token_ids
 from helpers.fake_engine import GRAPH, FakeEngine
 from helpers.scores import SetScore, answer
+from numpy.typing import NDArray
+from pahq.v1 import circuit_pb2, patching_pb2, task_pb2
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import patching_pb2, task_pb2
 
 from pahq_server.api import conversion
+from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.graph import Graph
+from pahq_server.methods.acdc.order import Grouping
 from pahq_server.methods.acdc.search import AcdcSearch
 
 
@@ -100,6 +107,94 @@ def test_delete(server: RunningServer) -> None:
     with refused() as refusal:
         server.job_stub.GetJob(pb.GetJobRequest(name=name))
     assert refusal.info.reason == "NOT_FOUND"
+
+
+def edge_set(kept: NDArray[Any], graph: Graph = GRAPH, revision: str = "c0ffee") -> circuit_pb2.EdgeSet:
+    bits = np.packbits(kept.astype(bool), bitorder="little").tobytes()
+    return circuit_pb2.EdgeSet(graph=conversion.graph(graph), model_revision=revision, bits=bits)
+
+
+def within(edges: circuit_pb2.EdgeSet, **changes: Any) -> pb.JobSpec:
+    asked = spec(**changes)
+    asked.acdc.within.CopyFrom(edges)
+    return asked
+
+
+@pytest.mark.parametrize("grouping", ["none", "gates", "bisect"])
+@pytest.mark.parametrize("share", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("revision", ["c0ffee", ""])
+def test_a_job_that_starts_within_a_circuit(
+    server: RunningServer, grouping: Grouping, share: float, revision: str
+) -> None:
+    kept = np.random.default_rng(3).random(GRAPH.num_edges) < share
+    name = server.finish(within(edge_set(kept, revision=revision), threshold=0.0, grouping=grouping))
+    fetched = server.artifact(name)
+    search = AcdcSearch(GRAPH, 0.0, grouping, start=Circuit(GRAPH, kept))
+    found = answer(search.run(), SetScore(GRAPH, 1))
+    assert np.array_equal(fetched.arrays["kept"], found.circuit.kept)
+    assert fetched.arrays["verdict_delta"].tolist() == [v.delta for v in found.verdicts]
+    assert not (fetched.arrays["kept"] & ~kept).any()
+    # Which edges is told by their hash, wherever jobs are listed.
+    told = server.job_stub.GetJob(pb.GetJobRequest(name=name)).job.spec.acdc
+    assert (told.grouping, told.within.bits, told.within.model_revision) == (grouping, b"", revision)
+    parameters = json.loads(fetched.header.provenance_request_json)["parameters"]
+    assert parameters["within"] == {"sha256": hashlib.sha256(edge_set(kept).bits).hexdigest()}
+
+
+FULL = np.ones(GRAPH.num_edges, dtype=bool)
+OTHER = replace(GRAPH, layers=3)
+
+
+@pytest.mark.parametrize(
+    ("edges", "reason", "field", "words"),
+    [
+        (edge_set(np.ones(OTHER.num_edges), OTHER), "OTHER_MODEL", "within", ("3 layers", "2 layers")),
+        (edge_set(FULL, revision="decaf"), "OTHER_MODEL", "within", ("revision decaf", "revision c0ffee")),
+        (edge_set(FULL[:-8]), "INVALID_REQUEST", "within.bits", ("must be 6 bytes", "got 5")),
+        (edge_set(np.ones(48)), "INVALID_REQUEST", "within.bits", ("must be 0 after the last of 46",)),
+        (circuit_pb2.EdgeSet(bits=b"x"), "INVALID_REQUEST", "acdc.within.graph", ("is missing",)),
+    ],
+)
+def test_a_circuit_that_does_not_fit_is_refused(
+    server: RunningServer, edges: circuit_pb2.EdgeSet, reason: str, field: str, words: tuple[str, ...]
+) -> None:
+    with refused() as refusal:
+        server.create(within(edges))
+    assert (refusal.info.reason, refusal.violation[0]) == (reason, field)
+    for word in words:
+        assert word in refusal.violation[1]
+
+
+def test_a_circuit_with_other_receivers_of_keys_is_refused(server: RunningServer) -> None:
+    server.engine.graph = Graph(2, 4, 2, "group")
+    there = replace(server.engine.graph, kv_receivers="query")
+    with refused() as refusal:
+        server.create(within(edge_set(np.ones(there.num_edges), there)))
+    assert refusal.violation[0] == "kv_receivers"
+    assert "'query'" in refusal.violation[1]
+    assert "'group'" in refusal.violation[1]
+
+
+def test_a_job_that_searches_for_a_threshold_tells_it(server: RunningServer) -> None:
+    asked = spec(threshold=None, grouping="bisect")
+    asked.acdc.edges = 5
+    name = server.finish(asked)
+    ended, fetched = server.job_stub.GetJob(pb.GetJobRequest(name=name)).job, server.artifact(name)
+    assert fetched.content["threshold"] == ended.artifact.figures["threshold"] >= 0
+    assert ended.progress.done == ended.progress.total > GRAPH.num_edges
+    assert ended.progress.stage.startswith("run ")
+    asked.acdc.faithfulness = 0.5
+    with refused() as refusal:
+        server.create(asked)
+    assert refusal.violation[0] == "acdc.edges"
+
+
+def test_a_faithfulness_that_has_no_meaning_fails_its_job(server: RunningServer) -> None:
+    asked = spec(threshold=None)
+    asked.acdc.faithfulness = 0.5  # the fake engine's full model and empty circuit measure the same
+    job = server.job_stub.GetJob(pb.GetJobRequest(name=server.finish(asked))).job
+    assert job.state == pb.JOB_STATE_FAILED
+    assert "faithfulness: has no meaning here" in job.error_message
 
 
 def test_the_artifact_of_a_circuit(server: RunningServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,44 +34,25 @@ def _at_once(benchmark: str, jobs: str, must: float, aim: float) -> Target:
     return Target(benchmark, "throughput_cpu", f"{jobs}: at once, CPU throughput", must, aim, least=True)
 
 
+def _grouped(
+    benchmark: str, search: str, evaluations: tuple[float, float] = (1 / 4, 1 / 10), kl: float = 1.1
+) -> Iterator[Target]:
+    """A grouped search against one with single tests: evaluations (must, aim), CPU seconds and circuits."""
+    against = f"{search} / single tests"
+    yield Target(benchmark, "evaluations_ratio", f"{against}: evaluations", *evaluations)
+    yield Target(benchmark, "seconds_ratio", f"{against}: CPU seconds", 1 / 2.5, 1 / 6)
+    yield Target(benchmark, "kl_ratio", f"{against}: KL at equal edges", kl, 1.0)
+
+
 TARGETS = (
     Target("tinytalk", "times_floor", "tinytalk IOI: time per evaluation / floor", 2.0, 1.3),
     Target("gpt2", "seconds_per_evaluation", "GPT-2 small shape: ms per evaluation", 12.0, 5.0, 1e3),
     Target("gpt2", "times_needed", "GPT-2 small shape: time / (needed operations / GEMM rate)", 2.5, 1.4),
     Target("gpt2", "peak_resident_gib", "GPT-2 small shape: peak resident memory, GiB", 1.2, 0.8),
     Target("gpt2", "share_of_gemm_rate", "GPT-2 small shape: share of the GEMM rate", 0.4, 0.7, least=True),
-    Target(
-        "bisect", "evaluations_ratio", "GPT-2 small shape, bisect / single tests: evaluations", 1 / 4, 1 / 10
-    ),
-    Target(
-        "bisect", "seconds_ratio", "GPT-2 small shape, bisect / single tests: CPU seconds", 1 / 2.5, 1 / 6
-    ),
-    Target("bisect", "kl_ratio", "GPT-2 small shape, bisect / single tests: KL at equal edges", 1.1, 1.0),
-    Target(
-        "bisect-tinytalk",
-        "evaluations_ratio",
-        "tinytalk IOI, bisect / single tests: evaluations",
-        1 / 4,
-        1 / 10,
-    ),
-    Target(
-        "bisect-tinytalk", "seconds_ratio", "tinytalk IOI, bisect / single tests: CPU seconds", 1 / 2.5, 1 / 6
-    ),
-    Target("bisect-tinytalk", "kl_ratio", "tinytalk IOI, bisect / single tests: KL at equal edges", 1.1, 1.0),
-    Target(
-        "bisect-within",
-        "evaluations_ratio",
-        "tinytalk IOI, bisect within 5 % by gim / single tests: evaluations",
-        1 / 15,
-        1 / 40,
-    ),
-    Target(
-        "bisect-within",
-        "kl_ratio",
-        "tinytalk IOI, bisect within 5 % by gim / single tests: KL at equal edges",
-        1.15,
-        1.0,
-    ),
+    *_grouped("bisect", "GPT-2 small shape, bisect"),
+    *_grouped("bisect-tinytalk", "tinytalk IOI, bisect"),
+    *_grouped("bisect-within", "tinytalk IOI, bisect within 5 % by gim", (1 / 15, 1 / 40), kl=1.15),
     Target("growth", "deepest_to_shallowest", "24 layers / 4 layers, live nodes in the top 4", 1.3, 1.0),
     Target("prefix", "shared_to_none", "context 512, prompts with one prefix of 256 / none", 1.3, 1.05),
     Target("prefix", "own_to_none", "context 512, each prompt's own prefix of 256 / none", 1.3, 1.05),

@@ -64,6 +64,58 @@ def test_the_file_is_that_of_the_server() -> None:
     assert first.undecided == ()
 
 
+def groups(fake: FakeArtifact, last: list[int], size: list[int]) -> bytes:
+    """The artifact with other verdicts: on 20 edges, on the last 12 of them, and on a single one."""
+    first = [60, 52, 3]
+    kept = np.zeros(len(NAMES), dtype=bool)
+    kept[[60, 3]] = True
+    fake.arrays = {
+        "kept": kept,
+        "verdict_gate": np.zeros(3, dtype=bool),
+        "verdict_index": np.array(first),
+        "verdict_last": np.array(last),
+        "verdict_size": np.array(size),
+        "verdict_score": np.ones(3),
+        "verdict_delta": np.array([0.5, 0.01, 0.75]),
+        "verdict_kept": np.array([True, False, True]),
+    }
+    return fake.bytes()
+
+
+def test_verdicts_on_groups(tmp_path: Path) -> None:
+    fake = FakeArtifact()
+    fake.layout["threshold"] = 0.125
+    found = decode("circuit", 1, groups(fake, [41, 41, 3], [20, 12, 1]), {})
+    assert isinstance(found, Circuit)
+    assert found.verdicts == (
+        Verdict(f"{NAMES[60]} ... {NAMES[41]}", 0.5, True, size=20),
+        Verdict(f"{NAMES[52]} ... {NAMES[41]}", 0.01, False, size=12),
+        Verdict(NAMES[3], 0.75, True),
+    )
+    assert [str(edge) for edge in found.edges] == [NAMES[3], NAMES[60]]
+    assert (found.num_evaluations, found.removed_without_test) == (3, len(NAMES) - 1)
+    assert found.threshold == 0.125
+    found.save(tmp_path / "circuit.json")
+    again = Circuit.load(tmp_path / "circuit.json")
+    assert (again.verdicts, again.threshold) == (found.verdicts, 0.125)
+    assert again == found
+
+
+@pytest.mark.parametrize(
+    ("last", "size", "words"),
+    [
+        ([41, 41, 3], [21, 12, 1], "no group"),
+        ([41, 41, 3], [0, 12, 1], "no group"),
+        ([-1, 41, 3], [20, 12, 1], "no group"),
+        ([61, 41, 3], [2, 12, 1], "no group"),
+        ([41, 2, 3], [20, 12, 1], "'kept' contradicts the verdicts"),
+    ],
+)
+def test_groups_that_cannot_be(last: list[int], size: list[int], words: str) -> None:
+    with pytest.raises(ServerFault, match=words):
+        decode("circuit", 1, groups(FakeArtifact(), last, size), {})
+
+
 def test_kept_edges_are_in_the_order_of_their_verdicts() -> None:
     fake = FakeArtifact()
     order = [40, 3, 81, 7]

@@ -183,6 +183,49 @@ def test_operations_on_sets(circuit: Circuit) -> None:
         _ = circuit & {"m1->logits"}  # type: ignore[operator]
 
 
+def test_operations_keep_what_their_circuits_have_in_common(circuit: Circuit) -> None:
+    task = {"name": "ioi", "num_prompts": 4, "seed": 0}
+    request = {"policy": "bf16", "task_hash": "t", "parameters": {"ablation": "mean", "threshold": 0.1}}
+    one = dataclasses.replace(
+        circuit,
+        provenance={"request": request, "run": {"model": "demo", "task": task, "warnings": ["a", "b"]}},
+    )
+    parameters = {"ablation": "mean", "threshold": 0.2}
+    two = dataclasses.replace(
+        one,
+        partial=True,
+        provenance={
+            "request": {**request, "task_hash": "u", "parameters": parameters},
+            "run": {"model": "demo", "task": task, "warnings": ["b", "c"], "seconds": 3},
+        },
+    )
+    both = one & two
+    assert both.request == {"policy": "bf16", "parameters": {"ablation": "mean"}, "operation": "&"}
+    assert (both.run["model"], both.run["task"]) == ("demo", task)
+    assert both.warnings[:3] == ("a", "b", "c")
+    assert "had not tested count as kept" in both.warnings[3]
+    assert "seconds" not in both.run
+    assert (one | one).warnings == ("a", "b")
+    assert "operation='|', threshold=0.1" in repr(one | one)
+    odd = dataclasses.replace(circuit, provenance={"request": None, "run": 3})
+    assert (odd.request, odd.run, odd.parameters, odd.warnings) == ({}, {}, {}, ())
+    assert len(odd & one) == len(circuit)
+
+
+def test_the_threshold_that_was_found_is_shown(circuit: Circuit) -> None:
+    request = {"parameters": {"method": "acdc", "faithfulness": 0.9}}
+    found = dataclasses.replace(circuit, provenance={"request": request}, threshold=0.0125)
+    assert "threshold=0.0125" in repr(found)
+    assert "threshold" not in repr(dataclasses.replace(found, threshold=None))
+
+
+def test_a_pruned_circuit_that_was_not_measured_has_no_metric_to_warn_of(circuit: Circuit) -> None:
+    loose = dataclasses.replace(circuit, edges=(*circuit.edges, Edge("input", "a0.h0<q>")))
+    assert loose.pruned().warnings != loose.warnings
+    unmeasured = dataclasses.replace(loose, metric=CircuitMetric("l2", math.nan, 0.0, 1.0))
+    assert unmeasured.pruned().warnings == unmeasured.warnings
+
+
 def test_operations_keep_to_one_graph_and_model(circuit: Circuit) -> None:
     deeper = dataclasses.replace(circuit, graph=dataclasses.replace(circuit.graph, layers=3))
     one, two = (

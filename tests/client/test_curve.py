@@ -106,6 +106,7 @@ def test_areas_that_are_not_defined() -> None:
         ({"num_edges": [1]}, "num_edges", "got 1"),
         ({"num_kept": []}, "num_kept", "got 0"),
         ({"fractions": [1.0, 0.5]}, "fractions", "must ascend"),
+        ({"fractions": [0.5, math.nan]}, "fractions", "must be finite, got nan"),
         ({"fractions": [], "values": [], "num_edges": []}, "fractions", "is empty"),
     ],
 )

@@ -120,6 +120,13 @@ def test_one_circuit_is_no_list(client: Any, circuit: Circuit) -> None:
         client.evaluate_many("demo", "ioi", circuit)
 
 
+def test_what_a_file_of_another_tool_does_not_tell_is_as_usual(client: Any, server: FakeServer) -> None:
+    scores = EdgeScores(np.ones(GRAPH.num_edges), GRAPH, "", "")
+    client.evaluate("demo", "ioi", scores.top(edges=3))
+    (request,) = server.called("EvaluateCircuits")
+    assert (request.objective.metric, request.objective.precision) == ("kl_divergence", "fp32")
+
+
 # Curves
 
 
@@ -149,6 +156,17 @@ def test_a_curve_of_scores(client: Any, server: FakeServer, scores: EdgeScores, 
     assert list(map(vars, curve.baselines)) == list(map(vars, expected.baselines))
     assert (curve.method, curve.fractions, len(curve.baselines)) == ("gim", (0.1, 0.3, 1.0), 2)
     assert curve.warnings == ("careful",)
+    assert curve.selection == f"{'greedy' if greedy else 'top'} absolute"
+
+
+def test_a_curve_tells_the_warnings_of_its_scores(client: Any, scores: EdgeScores, circuit: Circuit) -> None:
+    told = {**PROVENANCE, "run": {"warnings": ["the scores are odd"]}}
+    odd = replace(scores, provenance=told, partial=True)
+    first, second = client.curve("demo", "ioi", odd, baselines=0).warnings
+    assert (first, second[:34]) == ("the scores are odd", "The scores are those of a job that")
+    curve = client.curve("demo", "ioi", [replace(circuit, partial=True)], baselines=0)
+    assert [warning[:35] for warning in curve.warnings] == ["One of the circuits is partial: edg"]
+    assert client.curve("demo", "ioi", circuit, baselines=0).warnings == ()
 
 
 def test_a_curve_of_circuits(client: Any, server: FakeServer, scores: EdgeScores) -> None:
@@ -180,6 +198,9 @@ def test_curves_that_make_no_sense(client: Any, server: FakeServer, scores: Edge
         with pytest.raises(InvalidRequest) as raised:
             client.curve("demo", "ioi", scores, **options)
         assert raised.value.field == field
+    for option, value in (("rank", "harm"), ("greedy", True)):
+        with pytest.raises(InvalidRequest, match=f"^{option}: .*circuits are taken as they are"):
+            client.curve("demo", "ioi", [scores.top(edges=3)], **{option: value})
     for wrong in ([], 3, "x", [3], [scores, scores]):
         with pytest.raises(InvalidRequest, match="circuits"):
             client.curve("demo", "ioi", wrong)

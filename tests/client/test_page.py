@@ -19,7 +19,7 @@ from pahq_client.display import page
 from pahq_client.display.picture import picture
 
 FOLDER = Path(page.__file__).parent
-BUNDLE = Path(__file__).parents[2] / "tools" / "d3_bundle"  # from which the page's d3 is built
+BUNDLE = Path(__file__).parents[2] / "tests" / "d3_bundle"  # from which the page's d3 is built
 
 
 @pytest.fixture

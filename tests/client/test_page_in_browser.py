@@ -534,6 +534,7 @@ def test_the_other_keys(show: Open) -> None:
     press("c")
     press("m")
     press("k")
+    view.settled()
     assert view.fragment == "#kinds=q.v.logits&paths=1&colour=sign"
     press("/")
     view.page.keyboard.type("qkv")

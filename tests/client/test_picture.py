@@ -189,6 +189,51 @@ def test_names_that_no_model_has_get_a_place() -> None:
     assert len(layout.boxes) == 7
 
 
+def test_scores_tell_the_score_of_every_edge_of_the_other_side() -> None:
+    first, second = scores(), scores()
+    second = dataclasses.replace(second, scores=second.scores[::-1].copy())
+    shown = picture(first, second, most=20)
+    numbers = {name: number for number, name in enumerate(GRAPH.edge_names())}
+    assert any(None in edge.ranks for edge in shown.edges)
+    for edge in shown.edges:
+        number = numbers[edge.name]
+        assert edge.scores == (first.scores[number], second.scores[number])
+    circuit = found([Edge("input", "m0", 0.5), Edge("m9", "logits", 0.25)])  # the graph has no m9
+    assert [edge.scores[1] for edge in picture(circuit, first).edges if edge.ranks[0] is not None] == [
+        first.scores[numbers["input->m0"]],
+        None,
+    ]
+
+
+def test_a_curve_of_other_edges_is_refused() -> None:
+    curve = Curve.from_values([0.1, 1.0], [0.0, -3.0], full=-3.0, empty=1.0, num_edges=[20, GRAPH.num_edges])
+    picture(scores(), curve=dataclasses.replace(curve, method="eap", selection="top absolute"))
+    for change in ({"method": "gim"}, {"metric": "l2"}, {"selection": "greedy absolute"}):
+        with pytest.raises(InvalidRequest, match=f"^curve: .*{next(iter(change.values()))}"):
+            picture(scores(), curve=dataclasses.replace(curve, **change))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=r"^curve: is for scores"):
+        picture(found(some(3)), curve=curve)
+    with pytest.raises(InvalidRequest, match=r"^curve: must be a Curve, got list"):
+        picture(scores(), curve=[])  # type: ignore[arg-type]
+
+
+def test_facts_of_a_circuit_tell_the_threshold_that_was_found() -> None:
+    circuit = found(some(3), model="demo")
+    request = {"parameters": {"method": "acdc", "edges": 3}}
+    circuit = dataclasses.replace(
+        circuit, provenance={**circuit.provenance, "request": request}, threshold=0.25
+    )
+    side = picture(circuit).sides[0]
+    assert side.method == "acdc, threshold 0.25"
+    assert dict(side.facts)["threshold"] == "0.25"
+    unmeasured = dataclasses.replace(
+        circuit, num_evaluations=0, metric=CircuitMetric("", math.nan, math.nan, math.nan), threshold=None
+    )
+    facts = dict(picture(unmeasured).sides[0].facts)
+    assert facts["metric"] == "not measured"
+    assert not {"evaluations", "threshold", ""} & facts.keys()
+
+
 def test_curves_lead_from_box_to_box() -> None:
     shown = picture(found(some(80)))
     layout = shown.layout()

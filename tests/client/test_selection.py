@@ -108,10 +108,11 @@ def test_fractions_are_rounded_down_as_doubles() -> None:
     scores = made_up(graph)
     assert graph.num_edges == 57
     # 0.07 · 100 would be 7.000000000000001; 0.57 · 100 is 56.99999999999999.
-    assert [count for count, _ in scores.selections([1 / 57, 0.29, 1.0])] == [1, 16, 57]
+    asked = [circuit.request["edges"] for circuit in scores.curve_circuits([1 / 57, 0.29, 1.0])]
+    assert asked == [1, 16, 57]
     hundred = made_up(Graph(1, 33, 33, "query", True, mlps=False))
     assert hundred.graph.num_edges == 133
-    assert hundred.selections([3 / 7])[0][0] == int(3 / 7 * 133) == 57
+    assert hundred.top(fraction=3 / 7).request["edges"] == int(3 / 7 * 133) == 57
     assert [len(circuit) for circuit in scores.curve_circuits([0.01, 1.0])] == [0, 57]
     assert len(scores.curve_circuits()) == 10
 

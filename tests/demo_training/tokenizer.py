@@ -1,4 +1,7 @@
-"""The demo model's tokenizer: one token per word or punctuation mark, with the space before it."""
+"""The demo model's tokenizer: one token per word or punctuation mark, with the space before it.
+
+Of numbers two digits at a time are a token, so that a year is its century and the rest.
+"""
 
 from __future__ import annotations
 
@@ -39,5 +42,5 @@ def build(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
 def _splitter() -> pre_tokenizers.PreTokenizer:
     """Splits texts into words, each with the space before it; a text without a leading space gets one."""
     spaces = pre_tokenizers.Metaspace(replacement=_SPACE, prepend_scheme="first", split=False)
-    word_or_mark = Regex(rf"{_SPACE}?\w+|[^\w{_SPACE}]")
+    word_or_mark = Regex(rf"{_SPACE}?\d\d?|{_SPACE}?[^\W\d]+|[^\w{_SPACE}]")
     return pre_tokenizers.Sequence([spaces, pre_tokenizers.Split(word_or_mark, "isolated")])

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers.demo import HEADS, LAYERS, NUM_EDGES
 from helpers.shared import shared_model
 
 from pahq_client import Circuit, Client, InvalidRequest, OtherModel, PahqWarning, Task
@@ -59,7 +60,7 @@ def test_a_good_circuit_says_nothing(client: Client, task: Task) -> None:
     for asked in (IOI, task):
         circuit = discover(client, asked)
         told(circuit)
-        assert circuit.faithfulness == pytest.approx(0.8816, abs=1e-4)
+        assert circuit.faithfulness == pytest.approx(0.9605, abs=1e-4)
         assert client.evaluate("demo", asked, circuit).warnings == ()
 
 
@@ -75,14 +76,14 @@ def test_a_threshold_that_keeps_everything(client: Client) -> None:
 
 
 def test_edges_on_no_path(client: Client) -> None:
-    circuit = discover(client, IOI, 1.0)
-    told(circuit, "None of the 4 kept edges is on a path", "The faithfulness is ")
+    circuit = discover(client, IOI, 2.0)
+    told(circuit, "None of the 5 kept edges is on a path", "The faithfulness is ")
     assert circuit.pruned().edges == ()
 
 
 def test_a_circuit_that_goes_beyond_the_model(client: Client) -> None:
     circuit = discover(client, IOI, 0.02, metric="logit_difference", ablation="zero")
-    told(circuit, "The faithfulness is 1.32: the circuit goes beyond the full model")
+    told(circuit, "The faithfulness is 1.4: the circuit goes beyond the full model")
 
 
 @pytest.mark.parametrize("metric", ["kl_divergence", "logit_difference"])
@@ -91,7 +92,7 @@ def test_a_task_that_the_model_cannot_do(client: Client, task: Task, metric: str
     swapped = dataclasses.replace(task, answers=task.wrong_answers, wrong_answers=task.answers)
     circuit = discover(client, swapped, 0.3, metric=metric)
     (text,) = (text for text in circuit.warnings if "does not do the task" in text)
-    assert "is -9.665 on the clean prompts" in text
+    assert "is -12 on the clean prompts" in text
     assert "at 0 of 16 positions" in text
 
 
@@ -178,19 +179,19 @@ def test_the_literal_executor_and_rounded_policies_tell_the_same(task: Task) -> 
                 found = client.evaluate("demo", swapped, ["m3->logits", "input->m3"], precision=precision)
                 assert any("does not do the task" in text for text in found.warnings)
                 # To the three digits that rounding leaves.
-                assert any("is -9.6" in text for text in found.warnings), found.warnings
+                assert any("is -12" in text for text in found.warnings), found.warnings
 
 
 # The circuit
 
 
 @pytest.mark.usefixtures("quiet")
-@pytest.mark.parametrize("ablation", ["resample", "zero", "mean"])
-def test_pruned_circuits(client: Client, ablation: str) -> None:
-    circuit = client.discover("demo", IOI, 0.3, ablation=ablation)
+@pytest.mark.parametrize(("ablation", "threshold"), [("resample", 1.5), ("zero", 0.05), ("mean", 0.1)])
+def test_pruned_circuits(client: Client, ablation: str, threshold: float) -> None:
+    circuit = client.discover("demo", IOI, threshold, ablation=ablation)
     pruned = circuit.pruned()
     assert 0 < len(pruned.edges) < len(circuit.edges)
-    assert f"{len(circuit.edges)} of 1519 edges, {len(pruned.edges)} on a path" in repr(circuit)
+    assert f"{len(circuit.edges)} of {NUM_EDGES} edges, {len(pruned.edges)} on a path" in repr(circuit)
     evaluated = client.evaluate("demo", IOI, pruned)
     if ablation == "resample":
         assert evaluated.value == pytest.approx(circuit.metric_value, abs=1e-5)
@@ -248,7 +249,7 @@ def test_a_circuit_of_another_model(client: Client, tmp_path: Path, server: Serv
     with pytest.raises(OtherModel) as raised:
         client.evaluate("demo", IOI, circuit)
     assert "2 layers, 2 heads" in raised.value.circuit
-    assert "4 layers, 8 heads" in raised.value.model
+    assert f"{LAYERS} layers, {HEADS} heads" in raised.value.model
     assert circuit.model_revision in raised.value.circuit
     unknown = dataclasses.replace(circuit, provenance={})
     with pytest.raises(OtherModel, match="revision unknown"):
@@ -259,7 +260,7 @@ def test_a_circuit_of_another_model(client: Client, tmp_path: Path, server: Serv
         with pytest.raises(OtherModel):
             session.commit(edges=circuit)
         assert len(session.score([circuit], allow_other_model=True)) == 1
-    assert client.evaluate("demo", IOI, circuit, allow_other_model=True).num_edges_total == 1519
+    assert client.evaluate("demo", IOI, circuit, allow_other_model=True).num_edges_total == NUM_EDGES
     circuit.save(tmp_path / "c.json")
     command = ["evaluate", "--circuit", str(tmp_path / "c.json"), "--model", "demo", "--task", "ioi"]
     command += ["--server", server.address]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.demo import NUM_EDGES
 
 from pahq_client import Circuit, Client, Task
 
@@ -71,7 +72,7 @@ def test_the_script(tmp_path: Path, environment: dict[str, str]) -> None:
     expected = EXPECTED.read_text("utf-8").split()
     assert [str(edge) for edge in circuit.edges] == expected
     lines = run.stdout.splitlines()
-    assert f"# {len(expected)} of 1519 edges" in run.stdout
+    assert f"# {len(expected)} of {NUM_EDGES} edges" in run.stdout
     assert not [edge for edge in expected if not any(line.startswith(f"{edge}\t") for line in lines)]
     assert (tmp_path / "out" / "ioi.dot").read_text("utf-8").startswith("digraph circuit {")
     assert (tmp_path / "out" / "ioi.html").read_text("utf-8").startswith("<!doctype html>")

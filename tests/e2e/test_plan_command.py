@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.demo import NUM_EDGES, NUM_PARAMETERS
 from helpers.random_models import save_hooked
 
 from pahq_server.cli import main
@@ -23,10 +24,10 @@ def printed(capsys: pytest.CaptureFixture[str], *options: str, code: int = 0) ->
 
 def test_the_demo_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys).splitlines()
-    assert lines[0] == "demo: gpt2, 849,920 parameters"
+    assert lines[0] == f"demo: gpt2, {NUM_PARAMETERS:,} parameters"
     assert lines[1] == "  on disk        1.6 MiB, float16"
     assert lines[2].startswith("  resident       3.4 MiB of float32: embedding 221 KiB, attention 1.0 MiB,")
-    assert "  edges          1,519" in lines
+    assert f"  edges          {NUM_EDGES}" in lines
     assert any(line.startswith("this fits into the machine's ") for line in lines)
 
 
@@ -84,7 +85,7 @@ def test_json_has_numbers_only_and_all_of_them(capsys: pytest.CaptureFixture[str
     assert list(parts) == ["embedding", "attention", "mlps", "unembedding", "total"]
     assert parts.pop("total") == sum(parts.values())
     least, most = (count / 100e9 for count in model["discovery_operations"])
-    assert model["discovery_seconds"] == pytest.approx([least, most + 1519 * 0.01])
+    assert model["discovery_seconds"] == pytest.approx([least, most + NUM_EDGES * 0.01])
 
 
 def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +104,7 @@ def test_a_server_refuses_what_does_not_fit_with_the_plan() -> None:
         [*command, "--memory", f"{machine_bytes()}B"], capture_output=True, text=True, check=False, timeout=60
     )
     assert (run.returncode, run.stdout) == (1, "")
-    assert "pahq-server: the models do not fit\ndemo: gpt2, 849,920 parameters\n" in run.stderr
+    assert f"pahq-server: the models do not fit\ndemo: gpt2, {NUM_PARAMETERS:,} parameters\n" in run.stderr
     assert "this does NOT fit into the machine's" in run.stderr
     assert "Traceback" not in run.stderr
 

@@ -23,7 +23,7 @@ from pahq_server.models.loading import LoadedModel, load
 from pahq_server.scheduler.run import QueuePosition
 from pahq_server.scheduler.scheduler import Scheduler
 
-from .cases import Case, load_cases
+from .cases import Case, grouping_of, load_cases
 
 JOBS = 10
 PATIENCE_S = 600.0
@@ -39,7 +39,7 @@ class Known:
     @property
     def name(self) -> str:
         run = self.run
-        return "-".join([self.case.name, run["ablation"], run["kv"], str(run["gates"]), str(run["tau"])])
+        return "-".join([self.case.name, run["ablation"], run["kv"], grouping_of(run), str(run["tau"])])
 
     def resolved(self, engine: ModelEngine) -> ResolvedObjective:
         content = self.case.content
@@ -59,9 +59,7 @@ class Known:
     def search(
         self, resolved: ResolvedObjective, window: int, verdicts: Sequence[Verdict] = ()
     ) -> AcdcSearch:
-        return AcdcSearch(
-            resolved.graph, self.run["tau"], "gates" if self.run["gates"] else "none", window, verdicts
-        )
+        return AcdcSearch(resolved.graph, self.run["tau"], grouping_of(self.run), window, verdicts)
 
 
 def cheapest_first() -> list[Known]:
@@ -76,6 +74,14 @@ def one_per_case() -> list[Known]:
     for known in cheapest_first():
         first.setdefault(known.case.name, known)
     return list(first.values())
+
+
+def one_grouped_per_case() -> list[Known]:
+    """The cheapest grouped discovery of each case."""
+    return [
+        Known(case, min(case.attribution["bisect"], key=lambda run: run["n_evaluations"]))
+        for case in load_cases()
+    ]
 
 
 def by_model() -> dict[str, list[Known]]:
@@ -221,12 +227,12 @@ def together(engine: ModelEngine, jobs: Sequence[Known], windows: Sequence[int])
 
 
 @pytest.mark.parametrize("window", [1, 7, 64])
-@pytest.mark.parametrize("known", parameters(one_per_case()))
+@pytest.mark.parametrize("known", parameters([*one_per_case(), *one_grouped_per_case()]))
 def test_any_window(engine: ModelEngine, known: Known, window: int) -> None:
     assert alone(engine, known, window) == expected(engine, known)
 
 
-@pytest.mark.parametrize("known", parameters(one_per_case()))
+@pytest.mark.parametrize("known", parameters([*one_per_case(), *one_grouped_per_case()]))
 def test_a_restart_from_the_log(engine: ModelEngine, known: Known) -> None:
     whole = expected(engine, known)
     for share in (0.25, 0.5, 0.9):

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.demo import NUM_PARAMETERS
 
 from pahq_client import Client
 from pahq_client.cli import main as pahq
@@ -37,7 +38,7 @@ def test_a_server_tells_what_it_serves_and_how_to_try_it(
         lines = process.log().splitlines()
         (heading,) = (i for i, line in enumerate(lines) if line.startswith("model  "))
         demo, mine = lines[heading + 1 : heading + 3]
-        assert demo.split()[:3] == ["demo", "gpt2", "849,920"]
+        assert demo.split()[:3] == ["demo", "gpt2", f"{NUM_PARAMETERS:,}"]
         assert demo.endswith(known["demo"].revision[:12])
         assert mine.startswith("my model  hooked_transformer")
         assert "  token ids  " in mine

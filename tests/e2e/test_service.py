@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+from helpers.demo import NUM_EDGES
 from pahq.v1 import jobs_pb2 as pb
 from pahq.v1.jobs_pb2_grpc import JobServiceStub
 
@@ -178,7 +179,7 @@ def test_one_failure_is_nobody_elses(client: Client) -> None:
     jobs.append(client.submit(**PLAIN))
     with pytest.raises(JobFailed):
         jobs[1].result()
-    assert jobs[0].result().num_edges_total == 1519
+    assert jobs[0].result().num_edges_total == NUM_EDGES
     assert jobs[2].result() == client.discover(**PLAIN)
 
 

@@ -160,7 +160,7 @@ def test_capabilities(engine: ModelEngine) -> None:
     assert can.metrics == ("kl_divergence", "logit_difference", "l2")
     assert can.ablations == ("resample", "zero", "mean")
     assert "fp32" in can.precisions
-    assert can.tasks == ("ioi",)
+    assert set(can.tasks) == {"ioi", "greater_than", "induction", "pronoun", "subject_verb", "docstring"}
     assert can.hardware["torch"] == torch.__version__
     assert can.hardware["processor"].endswith(torch.backends.cpu.get_cpu_capability())
 

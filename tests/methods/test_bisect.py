@@ -45,7 +45,7 @@ def circuits(draw: st.DrawFn) -> Circuit:
     return Circuit(graph, chance.random(graph.num_edges) < share)
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(graphs(max_kv_heads=3, max_group=2), thresholds, seeds, windows)
 def test_equals_the_plain_twin(graph: Graph, threshold: float, seed: int, window: int) -> None:
     metric = SumScore(graph, seed)
@@ -132,7 +132,7 @@ def test_a_second_half_whose_sibling_went_costs_no_pass() -> None:
     assert len(asked) == 3 + 3
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(graphs(max_layers=2, max_kv_heads=2, max_group=2), thresholds, seeds, windows, st.data())
 def test_the_window_and_an_interruption_change_no_bit(
     graph: Graph, threshold: float, seed: int, window: int, data: st.DataObject

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import pytest
-from helpers.scores import SetScore, answer
+from helpers.scores import SetScore, SumScore, answer
 from helpers.topology import heads_behind
+from reference.bisect import PlainBisect
 
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
@@ -25,13 +26,13 @@ GRAPHS = [Graph(2, 2, 2), Graph(2, 4, 2, kv_receivers="group"), Graph(2, 2, 1, m
 class PromotedScore:
     """A metric of its own for every set of heads under investigation."""
 
-    def __init__(self, graph: Graph) -> None:
-        self._graph, self._seeds = graph, {(): 5}
+    def __init__(self, graph: Graph, kind: type[SetScore] = SetScore) -> None:
+        self._graph, self._kind, self._seeds = graph, kind, {(): 5}
 
     def of_names(self, names: Collection[str], receiver: str | None) -> float:
         heads = tuple(sorted(heads_behind(self._graph, receiver))) if receiver and "<" in receiver else ()
         seed = self._seeds.setdefault(heads, 6 + sum(map(ord, "".join(heads))))
-        return SetScore(self._graph, seed % 251).of_names(names)
+        return self._kind(self._graph, seed % 251).of_names(names)
 
     def __call__(self, patched: PatchedPass) -> float:
         own, circuit = patched.promoted_receiver, patched.circuit
@@ -50,6 +51,35 @@ class PromotingAcdc(NaiveAcdc):
         self.receiver = subject if gate else subject.split("->")[1]
         self.current = self.metric(self.kept)
         super()._test(subject, edges, gate)
+
+
+class PromotingBisect(PlainBisect):
+    """Measures the current circuit anew for every group, under the heads of its last receiver."""
+
+    def __init__(self, graph: Graph, score: PromotedScore, threshold: float) -> None:
+        super().__init__(graph, lambda names: score.of_names(names, self.receiver), threshold)
+        self.receiver: str | None = None
+
+    def _test(self, edges: list[str]) -> None:
+        if edges:
+            self.receiver = edges[-1].split("->")[1]
+            self.current = self.metric(self.kept)
+        super()._test(edges)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("threshold", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("window", [1, 2, 7, 64])
+def test_groups_promote_the_heads_of_their_last_receiver(graph: Graph, threshold: float, window: int) -> None:
+    score = PromotedScore(graph, SumScore)
+    plain = PromotingBisect(graph, score, threshold)
+    plain.run()
+    search = AcdcSearch(graph, threshold, "bisect", window, baseline_depends_on_promotion=True)
+    found = answer(search.run(), score)
+    assert [(v.size, v.delta, v.kept) for v in found.verdicts] == [v[2:] for v in plain.verdicts]
+    assert {graph.edge_name(int(e)) for e in found.circuit.kept.nonzero()[0]} == plain.kept
+    unaware = answer(AcdcSearch(graph, threshold, "bisect", window).run(), score)
+    assert [v.delta for v in unaware.verdicts] != [v.delta for v in found.verdicts]
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

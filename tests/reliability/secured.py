@@ -13,6 +13,7 @@ import grpc
 import pytest
 from e2e.process import ServerProcess
 from helpers.certificates import Authority
+from helpers.demo import NUM_EDGES
 from pahq.v1 import (
     jobs_pb2,
     jobs_pb2_grpc,
@@ -159,7 +160,7 @@ class SecuredServer:
         """The process has not ended, and computes."""
         assert self.process.process.poll() is None, self.process.log()
         with self.as_user("root") as root:
-            assert root.ask(root.patching.EvaluateCircuits, evaluation()).num_edges_total == 1519
+            assert root.ask(root.patching.EvaluateCircuits, evaluation()).num_edges_total == NUM_EDGES
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,21 +21,30 @@ from pahq_server.store.database import FAILPOINTS
 from .conftest import Figures
 from .crashing import PATIENCE_S, CrashingServer, num_batches, repeated, wait_for
 
-# What to find: task, threshold, gates.
-Spec = tuple[Task, float, bool]
+# What to find: task, and how.
+Spec = tuple[Task, dict[str, Any]]
 
 SMALL: list[Spec] = [
-    (Task.ioi(num_prompts=2, seed=2), 0.02, False),
-    (Task.ioi(num_prompts=4, seed=3), 0.05, True),
+    (Task.ioi(num_prompts=2, seed=2), {"threshold": 0.02, "grouping": "none"}),
+    (Task.ioi(num_prompts=4, seed=3), {"threshold": 0.05, "grouping": "gates"}),
+]
+# Speculate on verdicts either way, so that a pass that was of no use may be asked for again.
+BRANCHING: list[Spec] = [
+    (Task.ioi(num_prompts=2, seed=4), {"threshold": 0.02, "grouping": "bisect"}),
+    (Task.ioi(num_prompts=1, seed=5), {"edges": 20, "grouping": "bisect"}),
+    (Task.ioi(num_prompts=1, seed=6), {"faithfulness": 0.8, "grouping": "gates"}),
 ]
 # Enough for many interruptions.
-MANY: list[Spec] = [(Task.ioi(num_prompts=2, seed=seed), 0.02, seed % 2 == 0) for seed in range(24)]
+MANY: list[Spec] = [
+    (Task.ioi(num_prompts=2, seed=seed), {"threshold": 0.02, "grouping": ("gates", "none")[seed % 2]})
+    for seed in range(24)
+]
 
 
 def submit(client: Client, spec: Spec) -> str:
     """Name of a new job."""
-    task, threshold, gates = spec
-    return client.submit("demo", task, threshold, grouping="gates" if gates else "none").name
+    task, options = spec
+    return client.submit("demo", task, **options).name
 
 
 def results(client: Client, names: Sequence[str]) -> list[bytes]:
@@ -65,7 +75,7 @@ def test_killed_at_random(kills: int, specs: list[Spec], most: int, tmp_path: Pa
             names = names or [submit(client, spec) for spec in specs]
             idle += work_a_little(client, names[: len(specs)], passes, draw.randrange(most))
             # Of few evaluations, and acknowledged at the last moment.
-            names.append(submit(client, (Task.ioi(num_prompts=1, seed=kill), 100.0, True)))
+            names.append(submit(client, (Task.ioi(num_prompts=1, seed=kill), {"threshold": 100.0})))
             server.kill()
     with CrashingServer(tmp_path / "data", passes) as server, Client(server.address) as client:
         disturbed = results(client, names)
@@ -85,6 +95,24 @@ def test_killed_at_random(kills: int, specs: list[Spec], most: int, tmp_path: Pa
         most_batches_repeated_by_one_crash=max(found.batches),
         base_circuits_measured_again=found.base_circuits,
     )
+
+
+@pytest.mark.timeout(3600)
+def test_searches_that_branch_are_killed_at_random(tmp_path: Path) -> None:
+    passes, draw = tmp_path / "passes", random.Random(1)
+    names: list[str] = []
+    for _ in range(4):
+        with CrashingServer(tmp_path / "data", passes) as server, Client(server.address) as client:
+            names = names or [submit(client, spec) for spec in BRANCHING]
+            work_a_little(client, names, passes, draw.randrange(20))
+            server.kill()
+    with CrashingServer(tmp_path / "data", passes) as server, Client(server.address) as client:
+        replayed = [client.job(name).result().provenance["run"]["counts"]["replayed"] for name in names]
+        disturbed = results(client, names)
+        undisturbed = results(client, [submit(client, spec) for spec in BRANCHING])
+    assert sum(replayed) > 0
+    assert disturbed == undisturbed
+    assert len(set(undisturbed)) == len(BRANCHING)
 
 
 # The places that a job passes, and how often one is passed before the server dies there.

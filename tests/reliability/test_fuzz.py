@@ -15,6 +15,7 @@ import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from helpers.demo import HEADS, LAYERS, NUM_EDGES
 from pahq.v1 import circuit_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 from pahq.v1 import jobs_pb2 as pb
 
@@ -59,10 +60,11 @@ def seeds() -> dict[str, Message]:
     checked = task_pb2.PromptTask(answers=answer, wrong_answers=answer)
     checked.MergeFrom(right)
     computed = objective(task=task_pb2.Task(prompts=right))
-    edges = patching_pb2.EdgeList(names=["m3->logits", "a3.h7->m3"])
+    edges = patching_pb2.EdgeList(names=["m3->logits", f"a3.h{HEADS - 1}->m3"])
     circuit = patching_pb2.SessionCircuit(removed=edges)
-    graph = circuit_pb2.Graph(layers=4, heads=8, kv_heads=8, kv_receivers="group", mlps=True)
-    every_edge = circuit_pb2.EdgeSet(graph=graph, bits=b"\xff" * 189 + b"\x7f")
+    graph = circuit_pb2.Graph(layers=LAYERS, heads=HEADS, kv_heads=HEADS, kv_receivers="group", mlps=True)
+    bits = ((1 << NUM_EDGES) - 1).to_bytes(-(-NUM_EDGES // 8), "little")
+    every_edge = circuit_pb2.EdgeSet(graph=graph, bits=bits)
     jobs, patching = "pahq.v1.JobService", "pahq.v1.PatchingService"
     reflection = "grpc.reflection.v1alpha.ServerReflection"
     return {

@@ -4,7 +4,7 @@
 modules: `data.js` reads the embedded picture, `view.js` says what is visible in a state, `state.js` keeps the
 state in the address, `drawing.js` draws the circuit, `panel.js` the controls and tables, `export.js` writes
 SVG and PNG, and `main.js` joins them. `d3.min.js` is a bundle of d3-selection and d3-zoom, which
-`make d3-bundle` builds from `tools/d3_bundle`.
+`make d3-bundle` builds from `tests/d3_bundle`.
 
 Everything that comes from a result is data: it is embedded as JSON, and the scripts only ever set it as text.
 The page's Content-Security-Policy lets nothing run but these scripts, known by their hashes, and nothing be

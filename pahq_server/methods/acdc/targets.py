@@ -23,7 +23,7 @@ MOST_RUNS, FINEST = 12, 1.03
 # What is close enough: this share of the wanted edges may be missing, and the faithfulness may be above the
 # wanted one by so much.
 MISSING_EDGES, SPARE_FAITHFULNESS = 0.02, 0.005
-# Before both a too small and a too large threshold are known, the next one is at most so many times the last.
+# Before both a too small and a too large threshold are known, the next one is so many times the last.
 FARTHEST, NEAREST = 16.0, 1.5
 # Between the two, the next threshold is no closer to either than this share of the way.
 INNER = 0.1
@@ -72,15 +72,17 @@ class ThresholdChoice:
 
     def _choose(self) -> float | None:
         least = NOTHING * self._scale
+        # The more often the last thresholds were off to one side, the farther the next one goes.
+        nearest = NEAREST ** abs(self._last_side)
         if self._large is None:
             assert self._small is not None
             threshold, surplus = self._small
-            return max(threshold, least) * min(max(math.exp(min(surplus, 99.0)), NEAREST), FARTHEST)
+            return max(threshold, least) * min(max(math.exp(min(surplus, 99.0)), nearest), FARTHEST)
         high, surplus = self._large
         if self._small is None:
             if high == 0:
                 return None
-            lower = high * min(max(math.exp(surplus), 1 / FARTHEST), 1 / NEAREST)
+            lower = high * max(min(math.exp(surplus), 1 / nearest), 1 / FARTHEST)
             return lower if lower > least else 0.0
         low = max(self._small[0], least)
         if high <= low * FINEST:
