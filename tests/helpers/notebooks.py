@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from traitlets.config import Config
 
 NOTEBOOKS = Path(__file__).parents[2] / "docs" / "notebooks"
-SECONDS = 120
+SECONDS = 500
 # Metadata that tells of the machine where a notebook was executed.
 _MACHINE = ("language_info", "signature")
 
