@@ -69,6 +69,8 @@ def _about(subject: Subject, reference: Reference) -> dict[str, Any]:
     return {
         "edges": reference.circuit.num_edges_total,
         "threshold": subject.threshold,
+        "gim_share": subject.gim_share,
+        "eap_ig_share": subject.eap_ig_share,
         "circuit": len(reference.circuit.edges),
         "sizes": list(reference.sizes),
         "empty": reference.circuit.metric.empty,

@@ -97,37 +97,21 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Region:
-    """The edges with the best scores, for a search to start from.
-
-    Args:
-        scoring: gives the scores, whose cost and gradients count with those of the search.
-        fraction: how many edges to take, as a share of the graph's.
-    """
-
-    scoring: Scoring
-    fraction: float
-
-    def circuit(self, client: Client, subject: Subject) -> Circuit:
-        return self.scoring.scores(client, subject).top(fraction=self.fraction)
-
-
-@dataclass(frozen=True)
 class Search:
     """ACDC under the KL divergence.
 
     Args:
         grouping: what it tests at once.
-        region: what it starts from; None for all edges.
+        region: gives the scores of the edges that it starts from, and its cost and gradients count with those
+            of the search; None to start from all edges.
     """
 
     grouping: str
-    region: Region | None = None
+    region: Scoring | None = None
 
     @property
     def name(self) -> str:
-        within = f" in {self.region.scoring.name}'s {self.region.fraction:.0%}" if self.region else ""
-        return f"acdc, {self.grouping}{within}"
+        return f"acdc, {self.grouping}" + (f" in {self.region.name}'s best" if self.region else "")
 
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         client, task = server.client, subject.prompts()
@@ -146,13 +130,15 @@ class Search:
 
         def from_the_start() -> Circuit:
             nonlocal within
-            within = self.region and self.region.circuit(client, subject)
+            if self.region:
+                share = subject.gim_share if self.region.method == "gim" else subject.eap_ig_share
+                within = self.region.scores(client, subject).top(fraction=share)
             return search(subject.threshold)
 
         at_threshold, cost = server.measured(from_the_start)
         ladder = {step: at_threshold if step == 1 else search(step * subject.threshold) for step in LADDER}
         sized = [search(None, size) for size in sizes] or [ladder[step] for step in COMPARED]
-        gradients = (self.region and self.region.scoring.gradients) or 0
+        gradients = (self.region.gradients if self.region else None) or 0
         return Found(
             cost,
             at_threshold.num_evaluations + gradients,
@@ -180,8 +166,8 @@ FINDERS: tuple[Finder, ...] = (
     Scoring("single_edge", LOGIT_DIFFERENCE, None),
     Search("gates"),
     Search("bisect"),
-    Search("bisect", Region(Scoring("gim"), 0.05)),
-    Search("bisect", Region(Scoring("eap_ig", KL, gradients=5), 0.01)),
+    Search("bisect", Scoring("gim")),
+    Search("bisect", Scoring("eap_ig", KL, gradients=5)),
     Scoring("gim"),
     Scoring("eap_ig", gradients=5),
     Scoring("eap_ig", KL, gradients=5),
