@@ -31,6 +31,8 @@ from pahq_server.models.loading import load
 Figures = dict[str, float]
 # The step of thresholds on the curve of single tests, and how many steps there are at most to either side.
 STEP, MOST_STEPS = 2**0.25, 8
+# Circuits of single tests that have so many more edges are compared as they are: smaller ones would be worse.
+NEARLY_EQUAL = 0.03
 # The share of all edges from which `within` starts.
 WITHIN = 0.05
 
@@ -87,13 +89,13 @@ class Searches:
         return self._singles[step]
 
     def kl_of_singles(self, edges: int) -> float:
-        """The metric of circuits of single tests with so many edges."""
+        """The metric of circuits of single tests with so many edges, or a little less than that."""
+        if edges <= self.single().edges <= (1 + NEARLY_EQUAL) * edges:
+            return self.single().kl
         step = 0
         direction = 1 if self.single().edges >= edges else -1
         while (self.single(step).edges - edges) * direction > 0 and abs(step) < MOST_STEPS:
             step += direction
-        if step == 0:
-            return self.single().kl
         one, other = self.single(step - direction), self.single(step)
         if one.edges == other.edges:
             return one.kl

@@ -64,13 +64,17 @@ def planned_bytes() -> int:
 
 def varied_job(client: Client, dice: random.Random, seed: int) -> JobHandle:
     task = Task.ioi(num_prompts=dice.choice([1, 2, 4, 8, 16, 32]), seed=seed)
+    if seed % AT_ONCE == AT_ONCE - 1:
+        method = dice.choice(["eap", "eap_ig", "clean_corrupted", "relp", "gim"])
+        ablation = dice.choice(["resample", "mean"])
+        return client.submit("demo", task, method=method, metric="logit_difference", ablation=ablation)
     return client.submit(
         "demo",
         task,
         dice.choice([0.05, 0.1, 0.2, 0.5]),
         metric=dice.choice(["kl_divergence", "l2", "logit_difference"]),
         ablation=dice.choice(["resample", "zero", "mean"]),
-        grouping=dice.choice(["gates", "none"]),
+        grouping=dice.choice(["gates", "none", "bisect"]),
         precision=dice.choice(["fp32", "bf16", "pahq-int8", "pahq-fp8", "pahq-int8-weight"]),
     )
 
@@ -89,6 +93,7 @@ def test_varied_jobs_stay_within_the_plan(count: int, figures: Figures) -> None:
         with Peak(server.process.pid) as peak:
             for first in range(0, count, AT_ONCE):
                 jobs = [varied_job(client, dice, first + number) for number in range(AT_ONCE)]
+                client.check_task("demo", Task.ioi(num_prompts=32, seed=first))
                 for job in jobs:
                     job.result(timeout=PATIENCE_S)
         end = anonymous_bytes(server.process.pid)
