@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any
@@ -77,7 +78,8 @@ def test_scores_tell_the_exact_circuit_and_their_curve_ends_at_the_full_model(fa
 
 def test_the_circuit_is_drawn(executed: NotebookNode) -> None:
     html = executed.cells[-2].outputs[0].data["text/html"]
-    (picture,) = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    (encoded,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', html)
+    picture = base64.b64decode(encoded, validate=True)
     texts = set(ElementTree.fromstring(picture).itertext())
     assert {"input", "logits"} <= texts
     assert len(picture) < 200_000
