@@ -24,7 +24,7 @@ logging.disable_progress_bar()
 PEOPLE = {*ALL_NAMES, "Mom", "Dad", "Grandma", "Grandpa"}
 # Mean logit difference of the corrupted prompts as a share of that of the clean ones: where nothing tells the
 # answer it is near 0, where the wrong answer is right it is negative.
-CORRUPTED = {"ioi": (-0.1, 0.1), "greater_than": (-0.3, 0.3), "induction": (-2, -0.5), "pronoun": (-2, -0.5)}
+CORRUPTED = {"ioi": (-0.1, 0.1), "greater_than": (-0.3, 0.3), "induction": (-2, -0.3), "pronoun": (-2, -0.5)}
 
 
 @pytest.mark.parametrize(("name", "items"), [(name, items) for name, task in TASKS.items() for items in task])
@@ -148,12 +148,12 @@ def test_what_the_text_tells_weighs_more() -> None:
     documents = [
         corpus.Document(" Lily met Tom."),
         corpus.Document.solved(" dog cat dog", " cat dog", "."),
-    ] * 9
+    ] * 12
     words = build((document.text for document in documents), CONTEXT)
     rows = pack(words, documents, rest=0.25)
     assert (rows.ids.shape, rows.weights.shape) == ((2, CONTEXT), (2, CONTEXT))
     plain, solved = [0.25] * 5, [0.25] * 3 + [1.0] * 2 + [0.25] * 2
-    assert rows.weights[0].tolist() == ((plain + solved) * 9)[:CONTEXT]
+    assert rows.weights[0].tolist() == ((plain + solved) * 12)[:CONTEXT]
     assert rows.ids[0, :5].tolist() == [*words(" Lily met Tom.")["input_ids"], words.eos_token_id]
 
 

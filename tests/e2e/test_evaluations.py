@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.demo import NUM_EDGES
 
 from pahq_client import Circuit, Client, EdgeScores, InvalidRequest, OtherModel, Task
 from pahq_client._job_options import ATTRIBUTION
@@ -21,7 +22,7 @@ PLAIN = Task(clean=[[1, 2, 3], [4, 5]], corrupted=[[1, 6, 3], [7, 5]], answers=[
 def test_many_circuits_are_measured_as_each_alone(client: Client) -> None:
     """Whatever is beside them, and by numbers as by names, to the last bit."""
     scores = client.attribute("demo", TASK)
-    circuits = [scores.top(edges=count) for count in (1, 10, 100, 700, 1519)]
+    circuits = [scores.top(edges=count) for count in (1, 10, 100, NUM_EDGES // 2, NUM_EDGES)]
     alone = [client.evaluate("demo", TASK, circuit) for circuit in circuits]
     together = client.evaluate_many("demo", TASK, [*circuits, []])
     assert [each.value for each in together[:-1]] == [each.value for each in alone]
