@@ -61,7 +61,7 @@ def compare(chosen: Sequence[Subject], finders: Sequence[Finder] = FINDERS, apar
         for finder, subject, found in pending:
             reference = references[subject.name]
             own = results.setdefault(subject.name, {"about": _about(subject, reference), "methods": {}})
-            own["methods"][finder.name] = judging.figures(judge.client, subject, found, reference)
+            own["methods"][finder.row(subject)] = judging.figures(judge.client, subject, found, reference)
     return results
 
 
@@ -69,8 +69,6 @@ def _about(subject: Subject, reference: Reference) -> dict[str, Any]:
     return {
         "edges": reference.circuit.num_edges_total,
         "threshold": subject.threshold,
-        "gim_share": subject.gim_share,
-        "eap_ig_share": subject.eap_ig_share,
         "circuit": len(reference.circuit.edges),
         "sizes": list(reference.sizes),
         "empty": reference.circuit.metric.empty,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -48,12 +48,19 @@ class Found:
         return self.circuits[LADDER.index(1)]
 
 
-class Finder(Protocol):
+class Finder(ABC):
     """A method with its arguments."""
 
     @property
-    def name(self) -> str: ...
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called."""
 
+    def row(self, subject: Subject) -> str:
+        """Returns the name of its figures in a subject's table."""
+        return self.name
+
+    @abstractmethod
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         """Finds scores or circuits.
 
@@ -63,11 +70,10 @@ class Finder(Protocol):
             sizes: numbers of edges at which circuits are compared; empty for plain ACDC, whose circuits give
                 them.
         """
-        ...
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Finder):
     """A method that scores all edges.
 
     Args:
@@ -97,7 +103,7 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Finder):
     """ACDC under the KL divergence.
 
     Args:
@@ -112,6 +118,15 @@ class Search:
     @property
     def name(self) -> str:
         return f"acdc, {self.grouping}" + (f" in {self.region.name}'s best" if self.region else "")
+
+    def row(self, subject: Subject) -> str:
+        if self.region is None:
+            return self.name
+        return f"acdc, {self.grouping} in {self.region.name}'s {self._share(subject):.0%}"
+
+    def _share(self, subject: Subject) -> float:
+        """How many of the edges it starts from, as a share of all."""
+        return subject.gim_share if self.region == Scoring("gim") else subject.eap_ig_share
 
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         client, task = server.client, subject.prompts()
@@ -131,8 +146,7 @@ class Search:
         def from_the_start() -> Circuit:
             nonlocal within
             if self.region:
-                share = subject.gim_share if self.region.method == "gim" else subject.eap_ig_share
-                within = self.region.scores(client, subject).top(fraction=share)
+                within = self.region.scores(client, subject).top(fraction=self._share(subject))
             return search(subject.threshold)
 
         at_threshold, cost = server.measured(from_the_start)
@@ -148,10 +162,12 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Chance:
+class Chance(Finder):
     """Random scores: what any other method must beat."""
 
-    name: str = "random"
+    @property
+    def name(self) -> str:
+        return "random"
 
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         pattern, _ = server.measured(lambda: server.client.attribute(subject.model, subject.prompts(), "eap"))
