@@ -12,7 +12,7 @@ from bench import attribution, gpu
 from bench.methods import judging
 from bench.methods import tables as methods_tables
 from bench.methods.__main__ import compare, quietly
-from bench.methods.finding import FINDERS, PLAIN, Chance, Region, Scoring, Search
+from bench.methods.finding import FINDERS, PLAIN, Chance, Scoring, Search
 from bench.methods.subjects import Subject
 from bench.methods.tables import WITHIN_GIM
 from helpers.simulated import simulated_device
@@ -54,12 +54,12 @@ def test_the_table_of_attribution_says_what_holds() -> None:
 @pytest.fixture(scope="module")
 def compared() -> dict[str, Any]:
     """A short comparison: the references, a search within scores, scores and chance."""
-    subject = Subject("demo ioi", "demo", BuiltinTask("ioi", 4, 0), 0.2)
+    subject = Subject("demo ioi", "demo", BuiltinTask("ioi", 4, 0), 0.2, gim_share=0.05)
     unknown = Subject("demo docstring", "demo", BuiltinTask("docstring", 4, 0), 0.2)
     gim = Scoring("gim")
     finders = (
         *FINDERS[:3],
-        Search("bisect", Region(gim, 0.05)),
+        Search("bisect", gim),
         gim,
         Scoring("eap_ig"),
         Scoring("eap"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from typing import Any
@@ -58,15 +59,15 @@ def test_the_quick_search_stays_within_the_best_edges_and_is_cheaper(facts: dict
     edges = {name: set(names) for name, names in facts["edges"].items()}
     assert edges["quick"] <= edges["region"]
     assert edges["best"] <= edges["region"], "fewer of the same order"
-    assert 0 < 3 * facts["evaluations"]["quick"] < facts["evaluations"]["exact"]
+    assert 0 < 2 * facts["evaluations"]["quick"] < facts["evaluations"]["exact"]
     assert len(edges["quick"] & edges["exact"]) > len(edges["quick"]) / 2
 
 
 def test_circuits_measure_what_their_searches_said(facts: dict[str, Any]) -> None:
     quick, best_as_quick, exact, best_as_exact = facts["measured"]
     assert [quick, exact] == pytest.approx(facts["stored"], rel=1e-5)
-    assert exact < quick < best_as_quick < facts["empty"], "a search beats as many of the best scores"
-    assert exact < best_as_exact < best_as_quick
+    assert quick < best_as_quick < facts["empty"], "a search beats as many of the best scores"
+    assert exact < best_as_exact < facts["empty"]
 
 
 def test_scores_tell_the_exact_circuit_and_their_curve_ends_at_the_full_model(facts: dict[str, Any]) -> None:
@@ -77,7 +78,8 @@ def test_scores_tell_the_exact_circuit_and_their_curve_ends_at_the_full_model(fa
 
 def test_the_circuit_is_drawn(executed: NotebookNode) -> None:
     html = executed.cells[-2].outputs[0].data["text/html"]
-    (picture,) = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    (encoded,) = re.findall(r'src="data:image/svg\+xml;base64,([^"]*)"', html)
+    picture = base64.b64decode(encoded, validate=True)
     texts = set(ElementTree.fromstring(picture).itertext())
     assert {"input", "logits"} <= texts
     assert len(picture) < 200_000

@@ -61,7 +61,7 @@ def compare(chosen: Sequence[Subject], finders: Sequence[Finder] = FINDERS, apar
         for finder, subject, found in pending:
             reference = references[subject.name]
             own = results.setdefault(subject.name, {"about": _about(subject, reference), "methods": {}})
-            own["methods"][finder.name] = judging.figures(judge.client, subject, found, reference)
+            own["methods"][finder.row(subject)] = judging.figures(judge.client, subject, found, reference)
     return results
 
 

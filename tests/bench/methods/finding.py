@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -48,12 +48,19 @@ class Found:
         return self.circuits[LADDER.index(1)]
 
 
-class Finder(Protocol):
+class Finder(ABC):
     """A method with its arguments."""
 
     @property
-    def name(self) -> str: ...
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called."""
 
+    def row(self, subject: Subject) -> str:
+        """Returns the name of its figures in a subject's table."""
+        return self.name
+
+    @abstractmethod
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         """Finds scores or circuits.
 
@@ -63,11 +70,10 @@ class Finder(Protocol):
             sizes: numbers of edges at which circuits are compared; empty for plain ACDC, whose circuits give
                 them.
         """
-        ...
 
 
 @dataclass(frozen=True)
-class Scoring:
+class Scoring(Finder):
     """A method that scores all edges.
 
     Args:
@@ -97,37 +103,30 @@ class Scoring:
 
 
 @dataclass(frozen=True)
-class Region:
-    """The edges with the best scores, for a search to start from.
-
-    Args:
-        scoring: gives the scores, whose cost and gradients count with those of the search.
-        fraction: how many edges to take, as a share of the graph's.
-    """
-
-    scoring: Scoring
-    fraction: float
-
-    def circuit(self, client: Client, subject: Subject) -> Circuit:
-        return self.scoring.scores(client, subject).top(fraction=self.fraction)
-
-
-@dataclass(frozen=True)
-class Search:
+class Search(Finder):
     """ACDC under the KL divergence.
 
     Args:
         grouping: what it tests at once.
-        region: what it starts from; None for all edges.
+        region: gives the scores of the edges that it starts from, and its cost and gradients count with those
+            of the search; None to start from all edges.
     """
 
     grouping: str
-    region: Region | None = None
+    region: Scoring | None = None
 
     @property
     def name(self) -> str:
-        within = f" in {self.region.scoring.name}'s {self.region.fraction:.0%}" if self.region else ""
-        return f"acdc, {self.grouping}{within}"
+        return f"acdc, {self.grouping}" + (f" in {self.region.name}'s best" if self.region else "")
+
+    def row(self, subject: Subject) -> str:
+        if self.region is None:
+            return self.name
+        return f"acdc, {self.grouping} in {self.region.name}'s {self._share(subject):.0%}"
+
+    def _share(self, subject: Subject) -> float:
+        """How many of the edges it starts from, as a share of all."""
+        return subject.gim_share if self.region == Scoring("gim") else subject.eap_ig_share
 
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         client, task = server.client, subject.prompts()
@@ -146,13 +145,14 @@ class Search:
 
         def from_the_start() -> Circuit:
             nonlocal within
-            within = self.region and self.region.circuit(client, subject)
+            if self.region:
+                within = self.region.scores(client, subject).top(fraction=self._share(subject))
             return search(subject.threshold)
 
         at_threshold, cost = server.measured(from_the_start)
         ladder = {step: at_threshold if step == 1 else search(step * subject.threshold) for step in LADDER}
         sized = [search(None, size) for size in sizes] or [ladder[step] for step in COMPARED]
-        gradients = (self.region and self.region.scoring.gradients) or 0
+        gradients = (self.region.gradients if self.region else None) or 0
         return Found(
             cost,
             at_threshold.num_evaluations + gradients,
@@ -162,10 +162,12 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Chance:
+class Chance(Finder):
     """Random scores: what any other method must beat."""
 
-    name: str = "random"
+    @property
+    def name(self) -> str:
+        return "random"
 
     def find(self, server: MeasuredServer, subject: Subject, sizes: Sequence[int]) -> Found:
         pattern, _ = server.measured(lambda: server.client.attribute(subject.model, subject.prompts(), "eap"))
@@ -180,8 +182,8 @@ FINDERS: tuple[Finder, ...] = (
     Scoring("single_edge", LOGIT_DIFFERENCE, None),
     Search("gates"),
     Search("bisect"),
-    Search("bisect", Region(Scoring("gim"), 0.05)),
-    Search("bisect", Region(Scoring("eap_ig", KL, gradients=5), 0.01)),
+    Search("bisect", Scoring("gim")),
+    Search("bisect", Scoring("eap_ig", KL, gradients=5)),
     Scoring("gim"),
     Scoring("eap_ig", gradients=5),
     Scoring("eap_ig", KL, gradients=5),

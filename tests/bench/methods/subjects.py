@@ -24,12 +24,16 @@ class Subject:
         model: the name under which it is served.
         task: a built-in task, or the name of a case with known answers.
         threshold: tau, at which searches are compared.
+        gim_share: how many of the best edges by ``gim`` a search starts from, as a share of all.
+        eap_ig_share: the same by ``eap_ig`` with the KL divergence.
     """
 
     name: str
     model: str
     task: BuiltinTask | str
     threshold: float
+    gim_share: float = 0.1  # of the few edges of the demo, in which less leads from nowhere to nowhere
+    eap_ig_share: float = 0.1
 
     def prompts(self) -> BuiltinTask | Task:
         """Returns the task to send."""
@@ -56,8 +60,8 @@ def subjects() -> list[Subject]:
     demo = [Subject(f"demo {name}", "demo", BuiltinTask(name, PROMPTS, 0), 0.05) for name in DEMO_TASKS]
     return [
         *demo,
-        Subject("stories260K pronoun", "stories260K", "stories260k_pronoun_logit_diff", 0.02),
-        Subject("tinytalk IOI", "tinytalk", "tinytalk_ioi_logit_diff", 0.02),
+        Subject("stories260K pronoun", "stories260K", "stories260k_pronoun_logit_diff", 0.02, 0.05, 0.05),
+        Subject("tinytalk IOI", "tinytalk", "tinytalk_ioi_logit_diff", 0.02, 0.05, 0.01),
     ]
 
 
