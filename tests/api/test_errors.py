@@ -22,7 +22,7 @@ EXPECTED: dict[type[errors.ServerError], tuple[errors.ServerError, grpc.StatusCo
     errors.NotFoundError: (errors.NotFoundError("model 'x'", "served: a"), Code.NOT_FOUND, "NOT_FOUND"),
     errors.AlreadyExistsError: (errors.AlreadyExistsError("used"), Code.ALREADY_EXISTS, "ALREADY_EXISTS"),
     errors.OtherModelError: (
-        errors.OtherModelError("2 layers", "4 layers"),
+        errors.OtherModelError("2 layers", "4 layers", "circuit"),
         Code.INVALID_ARGUMENT,
         "OTHER_MODEL",
     ),

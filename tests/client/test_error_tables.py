@@ -18,7 +18,7 @@ from .fake_server import FakeServer
 # One of each; what they hold is not the default.
 SAMPLES: tuple[tuple[server_errors.ServerError, type[errors.PahqError]], ...] = (
     (server_errors.InvalidRequestError("task.clean[3]", "is empty"), errors.InvalidRequest),
-    (server_errors.OtherModelError("2 layers", "4 layers"), errors.OtherModel),
+    (server_errors.OtherModelError("2 layers", "4 layers", "circuit"), errors.OtherModel),
     (server_errors.NotFoundError("model 'x'", "there is 'demo'"), errors.NotFound),
     (server_errors.AlreadyExistsError("another spec"), errors.AlreadyExists),
     (server_errors.ConflictError("it runs"), errors.Conflict),

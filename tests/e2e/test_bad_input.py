@@ -37,7 +37,7 @@ CORRUPTED = [
 ]
 SHORTER = " Max met Ben at the zoo. Tom gave a toy"
 LENGTHS = 13, 12
-VOCABULARY, CONTEXT = 378, 64
+VOCABULARY, CONTEXT = 749, 64
 
 PLAIN: dict[str, Any] = {"model": "plain", "task": Task([[1, 2, 3]], [[4, 5, 3]]), "threshold": 0.01}
 
@@ -107,7 +107,7 @@ INVALID: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     ),
     "text without a tokenizer": ({"model": "plain", "task": prompts()}, "task.clean[0]", ("no tokenizer",)),
     "built-in without a tokenizer": ({"model": "plain", "task": "ioi"}, "task", ("no tokenizer",)),
-    "no prompts of a built-in": ({"task": Task.ioi(num_prompts=0)}, "task", ("1 prompt", "0")),
+    "no prompts of a built-in": ({"task": Task.ioi(num_prompts=0)}, "task.num_prompts", ("at least 1", "0")),
 }
 
 

@@ -25,8 +25,8 @@ def printed(capsys: pytest.CaptureFixture[str], *options: str, code: int = 0) ->
 def test_the_demo_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys).splitlines()
     assert lines[0] == f"demo: gpt2, {NUM_PARAMETERS:,} parameters"
-    assert lines[1] == "  on disk        1.6 MiB, float16"
-    assert lines[2].startswith("  resident       3.4 MiB of float32: embedding 221 KiB, attention 1.0 MiB,")
+    assert lines[1] == "  on disk        1.7 MiB, float16"
+    assert lines[2].startswith("  resident       3.8 MiB of float32: embedding 406 KiB, attention 1.0 MiB,")
     assert f"  edges          {NUM_EDGES}" in lines
     assert any(line.startswith("this fits into the machine's ") for line in lines)
 
