@@ -292,7 +292,7 @@ def _add_measured(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         required=True,
-        help="built-in task (ioi), or file with clean, corrupted, …: JSON, JSON Lines or CSV",
+        help="built-in task (ioi, induction, …), or file with clean, corrupted, …: JSON, JSON Lines or CSV",
     )
     parser.add_argument("--num-prompts", type=int, metavar="N", help="of a built-in task (default 16)")
     parser.add_argument("--seed", type=int, metavar="N", help="of a built-in task (default 0)")
