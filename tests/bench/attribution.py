@@ -16,12 +16,10 @@ from typing import Any
 import torch
 
 from bench import measure, workloads
-from pahq_server.core.engine import Objective, Work
+from pahq_server.core.engine import Objective
 from pahq_server.core.task import PromptTask
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
-from pahq_server.methods.base import MethodContext
-from pahq_server.methods.registry import find
 from pahq_server.models.loading import LoadedModel
 
 VOCABULARY, REPEAT, ROUNDS = 50257, 3, 2
@@ -85,21 +83,7 @@ def measured_job(name: str) -> dict[str, float]:
     before = _reset_peak()
 
     def job() -> None:
-        resolved = engine.resolve(objective)
-        method = find(name)
-        parameters = method.read({})
-        method.check(parameters, resolved)
-        state = engine.open(resolved)
-        steps = method.run(MethodContext(resolved, parameters))
-        operation = next(steps)
-        while True:
-            (outcome,) = engine.run([Work(state, operation)])
-            operation.check(outcome)
-            try:
-                operation = steps.send(outcome)
-            except StopIteration:
-                break
-        engine.close(state)
+        measure.run_method(engine, engine.resolve(objective), name)
 
     seconds = [measure.cpu_seconds(job) for _ in range(REPEAT + 1)]
     return {"seconds": statistics.median(seconds[1:]), "peak_gib": (_peak() - before) / 2**30}

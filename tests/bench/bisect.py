@@ -13,19 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from bench import workloads
-from bench.measure import MEMORY_BYTES, WINDOW
+from bench.measure import MEMORY_BYTES, WINDOW, run_method
 from bench.workloads import Workload
-from pahq_server.core.artifact import Artifact, unpack
+from pahq_server.core.artifact import unpack
 from pahq_server.core.circuit import Circuit
-from pahq_server.core.engine import Objective, ResolvedObjective, Work
+from pahq_server.core.engine import Objective
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.methods.acdc.order import Grouping
 from pahq_server.methods.acdc.search import AcdcSearch
-from pahq_server.methods.base import MethodContext
-from pahq_server.methods.registry import find
 from pahq_server.models.loading import load
 
 Figures = dict[str, float]
@@ -136,7 +134,7 @@ def largest_scores() -> tuple[Circuit, float]:
     engine = ModelEngine({"tinytalk": load(str(workloads.TINYTALK), TRANSFORMS["sparse"])})
     asked = workloads.tinytalk_texts()
     resolved = engine.resolve(Objective("tinytalk", asked, "logit_difference", "resample", "group", "fp32"))
-    begun, artifact = time.process_time(), _artifact(engine, resolved, "gim")
+    begun, artifact = time.process_time(), run_method(engine, resolved, "gim")
     seconds = time.process_time() - begun
     scores = np.abs(unpack(artifact.data)[1]["scores"])
     # Equal scores in the order of tests, which is that of falling indices.
@@ -144,25 +142,6 @@ def largest_scores() -> tuple[Circuit, float]:
     kept = np.zeros(len(scores), dtype=bool)
     kept[order[: int(WITHIN * len(scores))]] = True
     return Circuit(resolved.graph, Circuit(resolved.graph, kept).on_paths()), seconds
-
-
-def _artifact(engine: ModelEngine, resolved: ResolvedObjective, name: str) -> Artifact:
-    """Runs a method without parameters to its end."""
-    method = find(name)
-    parameters = method.read({})
-    method.check(parameters, resolved)
-    state = engine.open(resolved)
-    steps = method.run(MethodContext(resolved, parameters))
-    operation = next(steps)
-    while True:
-        (outcome,) = engine.run([Work(state, operation)])
-        operation.check(outcome)
-        try:
-            operation = steps.send(outcome)
-        except StopIteration as stop:
-            engine.close(state)
-            found: Artifact = stop.value
-            return found
 
 
 def _told(name: str, found: Found) -> Figures:

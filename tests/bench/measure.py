@@ -11,14 +11,19 @@ import torch
 
 from bench.operations import needed_operations
 from bench.workloads import Workload
+from pahq_server.core.artifact import Artifact
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.engine import ResolvedObjective, Work
 from pahq_server.core.graph import Graph
+from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import executor as sparse
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.base import MethodContext
+from pahq_server.methods.registry import find
 from pahq_server.models.architecture import Model
 
 WINDOW = 32
@@ -203,3 +208,22 @@ def profile(work: Callable[[], object]) -> dict[str, float]:
         kinds = (kind for kind, names in OPERATORS.items() if event.key.startswith(names))
         shares[next(kinds, "elementwise")] += event.self_cpu_time_total / 1e6 / total
     return {**shares, "python": 1 - sum(shares.values())}
+
+
+def run_method(engine: ModelEngine, resolved: ResolvedObjective, name: str) -> Artifact:
+    """Runs a job of a method without parameters to its end."""
+    method = find(name)
+    parameters = method.read({})
+    method.check(parameters, resolved)
+    state = engine.open(resolved)
+    steps = method.run(MethodContext(resolved, parameters))
+    operation = next(steps)
+    while True:
+        (outcome,) = engine.run([Work(state, operation)])
+        operation.check(outcome)
+        try:
+            operation = steps.send(outcome)
+        except StopIteration as stop:
+            engine.close(state)
+            found: Artifact = stop.value
+            return found
