@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pahq_server.core.circuit import BaseCircuit, Circuit, EdgeSet, PatchedPass
+from pahq_server.core.circuit import Circuit, EdgeSet, PatchedPass
 from pahq_server.core.context import LOCAL_USER
 from pahq_server.core.engine import Engine, Objective, ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
@@ -21,6 +21,7 @@ from pahq_server.jobs.quotas import Admission
 from pahq_server.jobs.session_calls import BASE_CIRCUITS_PER_BATCH, KNOWN_NAMES
 from pahq_server.jobs.unstored_run import UnstoredRun
 from pahq_server.methods import warnings as circuit_warnings
+from pahq_server.methods.circuits import from_scratch, full_and_empty
 from pahq_server.scheduler.scheduler import Scheduler
 from pahq_server.store.base import JobStore
 
@@ -76,10 +77,8 @@ class EvaluationRun(UnstoredRun[CircuitMetrics]):
 
     def _all_passes(self) -> Iterator[PatchedPass]:
         """Yields passes for the full model, the empty circuit and the circuits, each from scratch."""
-        graph = self.resolved.graph
-        ends = (Circuit.full(graph), Circuit.empty(graph))
-        given = (packed.unpack() for packed in self.circuits)
-        return (PatchedPass(BaseCircuit(circuit)) for circuit in chain(ends, given))
+        given = (from_scratch(packed.unpack()) for packed in self.circuits)
+        return chain(full_and_empty(self.resolved.graph), given)
 
     def next_operation(self) -> Operation | None:
         """Returns an operation of one batch, since others wait for their turn meanwhile; None at the end."""

@@ -66,11 +66,17 @@ def search_progress(decided: int, kept: int, metric: float, evaluations: int) ->
 
 def endpoints(graph: Graph, circuit: Circuit) -> tuple[PatchedPass, PatchedPass, PatchedPass]:
     """Returns passes that measure a circuit, the full model and the empty circuit, each from scratch."""
-    return (
-        PatchedPass(BaseCircuit(circuit)),
-        PatchedPass(BaseCircuit(Circuit.full(graph))),
-        PatchedPass(BaseCircuit(Circuit.empty(graph))),
-    )
+    return from_scratch(circuit), *full_and_empty(graph)
+
+
+def full_and_empty(graph: Graph) -> tuple[PatchedPass, PatchedPass]:
+    """Returns passes that measure the full model and the empty circuit, each from scratch."""
+    return from_scratch(Circuit.full(graph)), from_scratch(Circuit.empty(graph))
+
+
+def from_scratch(circuit: Circuit) -> PatchedPass:
+    """Returns a pass that measures a circuit from scratch."""
+    return PatchedPass(BaseCircuit(circuit))
 
 
 def run_search(context: MethodContext[Any], search: Search) -> Steps:

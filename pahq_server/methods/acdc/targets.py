@@ -12,10 +12,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.artifact import Progress
-from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.methods.acdc.search import AcdcSearch, TestedBranch
-from pahq_server.methods.circuits import SearchSteps, endpoints, new_counts
+from pahq_server.methods.circuits import SearchSteps, endpoints, from_scratch, new_counts
 from pahq_server.methods.verdicts import SearchResult, Verdict, is_measured_record, measured_record
 
 # The most runs. Thresholds that differ by less than this factor are not told apart.
@@ -202,7 +202,7 @@ class TargetSearch:
             self.current, search.counts = search, self.counts
             self._begun += 1
             yield from self._decide(search)
-            (value,) = yield from self._measured([PatchedPass(BaseCircuit(search.circuit))])
+            (value,) = yield from self._measured([from_scratch(search.circuit)])
             faithfulness = (value - empty) / (full - empty) if gap else math.nan
             surplus = self._target.surplus(search.circuit.num_kept, faithfulness)
             found = Run(threshold, search.circuit, tuple(search.verdicts), value, surplus)

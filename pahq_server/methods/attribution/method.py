@@ -12,7 +12,6 @@ from typing import ClassVar, TypeVar
 import numpy as np
 
 from pahq_server.core.artifact import Artifact, Progress
-from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.operations import (
@@ -33,7 +32,7 @@ from pahq_server.methods.attribution.scores import (
     parts_per_record,
 )
 from pahq_server.methods.base import Method, MethodContext, Steps
-from pahq_server.methods.circuits import endpoints
+from pahq_server.methods.circuits import full_and_empty
 
 P = TypeVar("P")
 
@@ -109,7 +108,7 @@ class Attribution(Method[P]):
             if number % every == 0 or number == len(parts):
                 context.record(found.record())
             context.tell(Progress(last, "gradients"))
-        _, *ends = endpoints(graph, Circuit.full(graph))
+        ends = full_and_empty(graph)
         full, empty = yield ScorePasses(ends)
         context.count(passes=len(ends))
         metric = resolved.objective.metric
