@@ -11,7 +11,6 @@ from pahq_client import files
 from pahq_client._job_options import ATTRIBUTION
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
-from pahq_client.circuit import compare as compare_circuits
 from pahq_client.cli.jobs import detach, job_options
 from pahq_client.cli.options import connection, read_task, tls
 from pahq_client.cli.output import (
@@ -26,6 +25,7 @@ from pahq_client.cli.output import (
     put,
 )
 from pahq_client.cli.view import load
+from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
 from pahq_client.errors import InvalidRequest
@@ -222,3 +222,28 @@ def _write_and_print(found: AnyArtifact, arguments: Namespace) -> None:
     print_artifact(found, arguments.json)
     if failed:
         raise failed[0]
+
+
+def predict(arguments: Namespace) -> None:
+    """Shows the likeliest next tokens of texts."""
+    with connection(arguments, arguments.model) as (client, model):
+        found = client.predict(model, arguments.texts, arguments.top)
+    if arguments.json:
+        print_json([dataclasses.asdict(prediction) for prediction in found])
+        return
+    for prediction in found:
+        for line in repr(prediction).splitlines():
+            put(line)
+
+
+def check_task(arguments: Namespace) -> None:
+    """Tells whether a model does a task: how often it is right, and what that means."""
+    task = read_task(arguments)
+    with connection(arguments, arguments.model) as (client, model):
+        check = client.check_task(model, task)
+    if arguments.json:
+        found = dataclasses.asdict(check)
+        print_json({**found, "suspicions": check.suspicions, "verdict": check.verdict})
+        return
+    for line in repr(check).splitlines():
+        put(line)

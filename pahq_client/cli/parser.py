@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pahq import __version__
 
-from pahq_client.cli import commands, jobs, predictions
+from pahq_client.cli import commands, jobs
 from pahq_client.cli.view import view
 from pahq_client.formatting import printable
 
@@ -233,7 +233,7 @@ def _tokenize(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 def _predict(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("predict", help="show the likeliest next tokens of texts")
-    parser.set_defaults(run=predictions.predict)
+    parser.set_defaults(run=commands.predict)
     parser.add_argument(
         "--model", required=True, help="served model (without a server: or directory, hub id)"
     )
@@ -245,7 +245,7 @@ def _predict(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 def _check(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("check-task", help="tell whether a model does a task")
-    parser.set_defaults(run=predictions.check_task)
+    parser.set_defaults(run=commands.check_task)
     _add_measured(parser)
     _add_server(parser)
     _add_json(parser)
