@@ -18,9 +18,9 @@ if "GRPC_VERBOSITY" not in os.environ and "GRPC_TRACE" not in os.environ:
 
 from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
 from pahq_client.artifacts import Artifact
-from pahq_client.circuit import Circuit, Comparison, compare
+from pahq_client.circuit import Circuit
 from pahq_client.client import Client
-from pahq_client.comparison import Roc, ScoreComparison
+from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
 from pahq_client.discover import attribute, discover

@@ -19,7 +19,7 @@ from pahq_client import checks
 from pahq_client.circuit import Circuit
 from pahq_client.errors import InvalidRequest
 from pahq_client.scores import EdgeScores
-from pahq_client.selection import RANKS
+from pahq_client.selection import RANKS, checked_fraction
 from pahq_client.task import TaskLike
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -113,8 +113,8 @@ class Selection:
             raise InvalidRequest("fraction", "does not go with edges: give one of them")
         if self.edges is not None and checks.integer("edges", self.edges) < 1:
             raise InvalidRequest("edges", f"must be an integer from 1 on, got {self.edges}")
-        if self.fraction is not None and not 0 < checks.number("fraction", self.fraction) <= 1:
-            raise InvalidRequest("fraction", f"must be above 0 and at most 1, got {self.fraction}")
+        if self.fraction is not None:
+            checked_fraction(self.fraction)
         if checks.text("rank", self.rank) not in RANKS:
             raise InvalidRequest("rank", f"must be one of {', '.join(RANKS)}, got {self.rank!r}")
         checks.flag("greedy", self.greedy)

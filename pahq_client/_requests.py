@@ -20,7 +20,7 @@ from pahq_client import checks
 from pahq_client._job_options import ATTRIBUTION, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import graph_object
-from pahq_client.curve import FRACTIONS, CurveCircuits, circuits_of_curve
+from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_of_curve
 from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest
 from pahq_client.graph import Edge, Graph
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound=Message)
 
-# The size of a message, below the limit of every server, and how many circuits a server measures in one call.
+# The size of a message, below the limit of every server.
 CHUNK_BYTES = 3 << 20
-MOST_EVALUATED = 1000
 
 
 @dataclass(frozen=True)
@@ -307,7 +306,7 @@ def evaluation_messages(request: EvaluationRequest) -> Iterator[patching_pb2.Eva
     circuits = [
         _evaluated_circuit(field.format(i), circuit, allowed) for i, circuit in enumerate(request.circuits)
     ]
-    for chunk in chunks(circuits, MOST_EVALUATED):
+    for chunk in chunks(circuits, MOST_CIRCUITS):
         yield patching_pb2.EvaluateCircuitsRequest(objective=objective, circuits=chunk)
 
 

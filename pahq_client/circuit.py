@@ -1,4 +1,4 @@
-"""A circuit: the edges that a job kept, the verdicts that led to them, and comparisons of circuits."""
+"""A circuit: the edges that a job kept, the verdicts that led to them, and sets of edges made of others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidCircuitFile, InvalidRequest, OtherModel
 from pahq_client.graph import CircuitMetric, Edge, Extra, Graph, Verdict, edges_on_paths, node_order
 from pahq_client.nodes import NodeTotal, node_totals
-from pahq_client.results import WithProvenance
+from pahq_client.results import WithProvenance, check_same_revision
 
 if TYPE_CHECKING:
     import networkx
@@ -258,13 +258,9 @@ class Circuit(WithProvenance):
             InvalidRequest: torch is missing.
             OSError: it cannot be read.
         """
-        import numpy as np
-
         content = eap_ig.read(source, graph)
-        numbers = np.flatnonzero(content.kept)[::-1]
-        ends = zip(edge_index(content.graph).edges(numbers), content.scores[numbers].tolist(), strict=True)
         return cls(
-            edges=tuple(Edge(a, b, None if math.isnan(score) else score) for (a, b), score in ends),
+            edges=edge_index(content.graph).scored(content.kept, content.scores),
             graph=content.graph,
             metric=CircuitMetric("", math.nan, math.nan, math.nan),
             num_evaluations=0,
@@ -388,7 +384,7 @@ def _combined(a: Circuit, b: Circuit, operation: str) -> Circuit:
     """
     if not isinstance(b, Circuit):
         return NotImplemented
-    _check_comparable(a, b)
+    check_comparable(a, b)
     first = tuple(edge for edge in a.edges if operation == "|" or (edge in b) == (operation == "&"))
     second = tuple(edge for edge in b.edges if operation in "|^" and edge not in a)
     request = {**_shared(a.request, b.request), "operation": operation}
@@ -423,54 +419,11 @@ def _shared(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in a.items() if key in b and b[key] == value}
 
 
-def _check_comparable(a: Circuit, b: Circuit, allow_other_model: bool = False) -> None:
+def check_comparable(a: Circuit, b: Circuit, allow_other_model: bool = False) -> None:
     """Raises InvalidRequest if the graphs of two circuits differ, OtherModel if their models do."""
     if not a.graph.same_as(b.graph):
         raise InvalidRequest("graph", f"the circuits belong to different graphs: {a.graph} and {b.graph}")
     check_same_revision(a, b, allow_other_model)
-
-
-def check_same_revision(
-    a: WithProvenance, b: WithProvenance, allow_other_model: bool, call: str = "compare"
-) -> None:
-    """Raises OtherModel if two results are of different models and that is not allowed.
-
-    Args:
-        a, b: the results.
-        allow_other_model: whether they may be.
-        call: the function whose argument allows it, for the error.
-    """
-    revisions = a.model_revision, b.model_revision
-    if all(revisions) and revisions[0] != revisions[1] and not allow_other_model:
-        detail = (
-            f"these are of different models (revisions {' and '.join(revisions)}), whose edges of the same "
-            f"names do other things. To compare them all the same, use {call}(..., allow_other_model=True)"
-        )
-        raise OtherModel(*revisions, detail)
-
-
-_NO_LIST = "edges alone do not tell which graph they belong to: compare their names, as set(a) & set(b)"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Names of edges, for example ``a0.h1->a5.h5<q>``, each in the order of its circuit.
-
-    Args:
-        shared: edges of both circuits, in the order of ``a``.
-        only_a: edges of ``a`` only.
-        only_b: edges of ``b`` only.
-    """
-
-    shared: tuple[str, ...]
-    only_a: tuple[str, ...]
-    only_b: tuple[str, ...]
-
-    @property
-    def jaccard(self) -> float:
-        """Shared edges by edges of either; 1 for two empty circuits."""
-        union = len(self.shared) + len(self.only_a) + len(self.only_b)
-        return len(self.shared) / union if union else 1.0
 
 
 def check_same_model(circuit: Circuit, graph: Graph, revision: str) -> None:
@@ -499,28 +452,3 @@ def _describe(graph: Graph, revision: str) -> str:
     parts += ["attention and MLP in parallel"] if graph.parallel else []
     parts += [] if graph.mlps else ["no MLPs"]
     return ", ".join([*parts, f"revision {revision or 'unknown'}"])
-
-
-def compare(a: Circuit, b: Circuit, *, allow_other_model: bool = False) -> Comparison:
-    """Compares the edges of two circuits.
-
-    Args:
-        a, b: the circuits.
-        allow_other_model: whether they may have been found in different models of one graph.
-
-    Raises:
-        InvalidRequest: one is no Circuit, or they belong to different graphs, so that equal names mean
-            different things.
-        OtherModel: they were found in different models, and that is not allowed.
-    """
-    for name, circuit in (("a", a), ("b", b)):
-        if not isinstance(circuit, Circuit):
-            hint = "read a file with Circuit.load" if isinstance(circuit, str | os.PathLike) else _NO_LIST
-            raise InvalidRequest(name, f"must be a Circuit, got {type(circuit).__name__}; {hint}")
-    _check_comparable(a, b, allow_other_model)
-    names_a, names_b = ({str(edge): None for edge in circuit.edges} for circuit in (a, b))
-    return Comparison(
-        shared=tuple(name for name in names_a if name in names_b),
-        only_a=tuple(name for name in names_a if name not in names_b),
-        only_b=tuple(name for name in names_b if name not in names_a),
-    )

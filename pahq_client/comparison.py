@@ -1,14 +1,16 @@
-"""Comparisons of edge scores: with other scores by rank, and with a reference circuit by ROC."""
+"""Comparisons: of edge scores by rank, with a reference circuit by ROC, and of two circuits edge by edge."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from pahq_client import checks, selection
+from pahq_client.circuit import Circuit, check_comparable
 from pahq_client.display.plots import Series, plot, table
 from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line
@@ -233,4 +235,53 @@ def roc(keys: NDArray[np.float64], reference: NDArray[np.bool_], name: str) -> R
         name=name,
         num_reference=positives,
         num_edges=len(keys),
+    )
+
+
+_NO_LIST = "edges alone do not tell which graph they belong to: compare their names, as set(a) & set(b)"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Names of edges, for example ``a0.h1->a5.h5<q>``, each in the order of its circuit.
+
+    Args:
+        shared: edges of both circuits, in the order of ``a``.
+        only_a: edges of ``a`` only.
+        only_b: edges of ``b`` only.
+    """
+
+    shared: tuple[str, ...]
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+
+    @property
+    def jaccard(self) -> float:
+        """Shared edges by edges of either; 1 for two empty circuits."""
+        union = len(self.shared) + len(self.only_a) + len(self.only_b)
+        return len(self.shared) / union if union else 1.0
+
+
+def compare(a: Circuit, b: Circuit, *, allow_other_model: bool = False) -> Comparison:
+    """Compares the edges of two circuits.
+
+    Args:
+        a, b: the circuits.
+        allow_other_model: whether they may have been found in different models of one graph.
+
+    Raises:
+        InvalidRequest: one is no Circuit, or they belong to different graphs, so that equal names mean
+            different things.
+        OtherModel: they were found in different models, and that is not allowed.
+    """
+    for name, circuit in (("a", a), ("b", b)):
+        if not isinstance(circuit, Circuit):
+            hint = "read a file with Circuit.load" if isinstance(circuit, str | os.PathLike) else _NO_LIST
+            raise InvalidRequest(name, f"must be a Circuit, got {type(circuit).__name__}; {hint}")
+    check_comparable(a, b, allow_other_model)
+    names_a, names_b = ({str(edge): None for edge in circuit.edges} for circuit in (a, b))
+    return Comparison(
+        shared=tuple(name for name in names_a if name in names_b),
+        only_a=tuple(name for name in names_a if name not in names_b),
+        only_b=tuple(name for name in names_b if name not in names_a),
     )

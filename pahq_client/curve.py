@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ _PARTIAL = (
     "One of the circuits is partial: edges that its job had not tested count as kept. Run the job again to "
     "its end.",
 )
-# As many as one call measures.
+# How many circuits a server measures in one call.
 MOST_CIRCUITS = 1000
 
 
@@ -117,45 +117,63 @@ def circuits_of_curve(
     if not 0 <= draws <= MOST_CIRCUITS:
         raise InvalidRequest("baselines", f"must be from 0 to {MOST_CIRCUITS}, got {draws}")
     if isinstance(source, EdgeScores):
-        shares = tuple(
-            checks.number("fractions", fraction) for fraction in checks.items("fractions", fractions)
-        )
-        counts = [selection.share(source.graph.num_edges, fraction) for fraction in shares]
-        points = source.selections(counts, rank=rank, greedy=checks.flag("greedy", greedy))
-        graph, revision, method = source.graph, source.model_revision, source.method
-        how, told = f"{'greedy' if greedy else 'top'} {rank}", source.warnings_of_choices
+        chosen = _chosen_by_scores(source, fractions, rank, checks.flag("greedy", greedy))
     else:
         for name, value, usual in (("rank", rank, "absolute"), ("greedy", greedy, False)):
             if value != usual:
                 raise InvalidRequest(name, "is for choosing edges by scores: circuits are taken as they are")
-        found = _circuits(source)
-        how, told = "", _PARTIAL if any(circuit.partial for circuit in found) else ()
-        graph, method = found[0].graph, _common(found)
-        revision = next((circuit.model_revision for circuit in found if circuit.model_revision), "")
-        sets = (edge_index(graph).kept(circuit.edges) for circuit in found)
-        points = sorted(sets, key=np.count_nonzero)
-        counts = [int(kept.sum()) for kept in points]
-        shares = tuple(count / graph.num_edges for count in counts)
-    if not shares:
-        raise InvalidRequest("fractions", "is empty: a curve has at least one point")
-    if list(shares) != sorted(shares):
-        raise InvalidRequest("fractions", f"must ascend, got {list(shares)}")
-    index = edge_index(graph)
+        chosen = _taken_as_they_are(_circuits(source))
+    _check_fractions(chosen.fractions)
+    index = edge_index(chosen.graph)
     generator = np.random.default_rng(checks.integer("seed", seed) & 0xFFFF_FFFF_FFFF_FFFF)
     orders = (generator.permutation(index.num_edges) for _ in range(draws))
+    random = (
+        tuple(index.on_paths(selection.top(order, count)) for count in chosen.num_edges) for order in orders
+    )
+    return replace(chosen, baselines=tuple(random))
+
+
+def _chosen_by_scores(
+    scores: EdgeScores, fractions: Iterable[float], rank: str, greedy: bool
+) -> CurveCircuits:
+    shares = tuple(checks.number("fractions", fraction) for fraction in checks.items("fractions", fractions))
+    counts = [selection.share(scores.graph.num_edges, fraction) for fraction in shares]
     return CurveCircuits(
-        graph=graph,
-        model_revision=revision,
-        method=method,
+        graph=scores.graph,
+        model_revision=scores.model_revision,
+        method=scores.method,
         fractions=shares,
         num_edges=tuple(counts),
-        points=tuple(points),
-        selection=how,
-        warnings=told,
-        baselines=tuple(
-            tuple(index.on_paths(selection.top(order, count)) for count in counts) for order in orders
-        ),
+        points=tuple(scores.selections(counts, rank=rank, greedy=greedy)),
+        selection=f"{'greedy' if greedy else 'top'} {rank}",
+        warnings=scores.warnings_of_choices,
     )
+
+
+def _taken_as_they_are(circuits: Sequence[Circuit]) -> CurveCircuits:
+    import numpy as np
+
+    graph = circuits[0].graph
+    sets = (edge_index(graph).kept(circuit.edges) for circuit in circuits)
+    points = sorted(sets, key=np.count_nonzero)
+    counts = tuple(int(kept.sum()) for kept in points)
+    return CurveCircuits(
+        graph=graph,
+        model_revision=next((each.model_revision for each in circuits if each.model_revision), ""),
+        method=_common(circuits),
+        fractions=tuple(count / graph.num_edges for count in counts),
+        num_edges=counts,
+        points=tuple(points),
+        warnings=_PARTIAL if any(circuit.partial for circuit in circuits) else (),
+    )
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    """Raises InvalidRequest unless there are fractions and they ascend."""
+    if not fractions:
+        raise InvalidRequest("fractions", "is empty: a curve has at least one point")
+    if list(fractions) != sorted(fractions):
+        raise InvalidRequest("fractions", f"must ascend, got {list(fractions)}")
 
 
 def _circuits(source: Any) -> list[Circuit]:
@@ -223,10 +241,7 @@ class Curve:
             if len(getattr(self, name)) != points:
                 detail = f"must be as many as the {points} fractions, got {len(getattr(self, name))}"
                 raise InvalidRequest(name, detail)
-        if not points:
-            raise InvalidRequest("fractions", "is empty: a curve has at least one point")
-        if list(self.fractions) != sorted(self.fractions):
-            raise InvalidRequest("fractions", f"must ascend, got {list(self.fractions)}")
+        _check_fractions(self.fractions)
         numbers = {"fractions": self.fractions, "values": self.values}
         for name, values in {**numbers, "full": [self.full], "empty": [self.empty]}.items():
             for value in values:

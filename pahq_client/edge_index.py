@@ -8,6 +8,7 @@ receiver's offset plus its sender's number. A set of edges is a boolean array wi
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,19 @@ class EdgeIndex:
         chosen = np.asarray(numbers, np.int64)
         pairs = zip(self.sender_of[chosen].tolist(), self.receiver_of[chosen].tolist(), strict=True)
         return [(self.senders[sender], self.receivers[receiver]) for sender, receiver in pairs]
+
+    def scored(self, kept: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[Edge, ...]:
+        """The edges of a set with their scores, in the order of ACDC's tests.
+
+        Args:
+            kept: bool, shape [edges].
+            scores: float64, shape [edges]; NaN for an edge that has none.
+        """
+        import numpy as np
+
+        numbers = np.flatnonzero(kept)[::-1]
+        ends = zip(self.edges(numbers), scores[numbers].tolist(), strict=True)
+        return tuple(Edge(a, b, None if math.isnan(score) else score) for (a, b), score in ends)
 
     def numbers(self, edges: Iterable[Edge]) -> NDArray[np.int64]:
         """The number of each of these edges, int64, shape [edges].

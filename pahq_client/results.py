@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pahq_client.errors import OtherModel
 from pahq_client.graph import CircuitMetric
 from pahq_client.task import BuiltinTask, Task, task_of
 
@@ -63,6 +64,25 @@ class WithProvenance:
 def mapping(value: object) -> Mapping[str, Any]:
     """Returns a part of a provenance; an empty one for a value of another type."""
     return value if isinstance(value, Mapping) else {}
+
+
+def check_same_revision(
+    a: WithProvenance, b: WithProvenance, allow_other_model: bool, call: str = "compare"
+) -> None:
+    """Raises OtherModel if two results are of different models and that is not allowed.
+
+    Args:
+        a, b: the results.
+        allow_other_model: whether they may be.
+        call: the function whose argument allows it, for the error.
+    """
+    revisions = a.model_revision, b.model_revision
+    if all(revisions) and revisions[0] != revisions[1] and not allow_other_model:
+        detail = (
+            f"these are of different models (revisions {' and '.join(revisions)}), whose edges of the same "
+            f"names do other things. To compare them all the same, use {call}(..., allow_other_model=True)"
+        )
+        raise OtherModel(*revisions, detail)
 
 
 @dataclass(frozen=True)

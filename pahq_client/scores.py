@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
 from pahq_client import comparison, eap_ig, files, scores_file, selection
-from pahq_client.circuit import Circuit, check_same_revision
+from pahq_client.circuit import Circuit
 from pahq_client.comparison import Roc, ScoreComparison
 from pahq_client.display import circuits
 from pahq_client.edge_index import EdgeIndex, edge_index
 from pahq_client.errors import InvalidCircuitFile, InvalidRequest, InvalidScoresFile
-from pahq_client.graph import CircuitMetric, Edge, Graph
+from pahq_client.graph import CircuitMetric, Graph
 from pahq_client.nodes import NodeTotal, node_totals
-from pahq_client.results import WithProvenance
+from pahq_client.results import WithProvenance, check_same_revision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,15 +152,11 @@ class EdgeScores(WithProvenance):
             kept: bool, shape [edges].
             request: what to add to ``provenance.request``: how the edges were chosen.
         """
-        import numpy as np
-
-        numbers = np.flatnonzero(kept)[::-1]
-        ends = zip(self.index.edges(numbers), self.scores[numbers].tolist(), strict=True)
         provenance = {**self.provenance, "request": {**self.request, **(request or {})}}
         if self.partial:
             provenance["run"] = {**self.run, "warnings": list(self.warnings_of_choices)}
         return Circuit(
-            edges=tuple(Edge(source, target, score) for (source, target), score in ends),
+            edges=self.index.scored(kept, self.scores),
             graph=self.graph,
             metric=CircuitMetric(self.metric, math.nan, self.full, self.empty),
             num_evaluations=0,

@@ -68,11 +68,16 @@ def count_of(num_edges: int, edges: object, fraction: object) -> int:
 
 
 def share(num_edges: int, fraction: object) -> int:
-    """How many edges a fraction of the graph is: rounded down, possibly 0. Raises as `count_of`."""
+    """How many edges a fraction of the graph is: rounded down, possibly 0. Raises as `checked_fraction`."""
+    return math.floor(checked_fraction(fraction) * num_edges)
+
+
+def checked_fraction(fraction: object) -> float:
+    """Returns a share of a graph's edges. Raises InvalidRequest unless it is above 0 and at most 1."""
     value = checks.number("fraction", fraction)
     if not 0 < value <= 1:  # also refuses NaN
         raise InvalidRequest("fraction", f"must be above 0 and at most 1, got {value:g}")
-    return math.floor(value * num_edges)
+    return value
 
 
 def top(order: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
