@@ -42,7 +42,8 @@ class Engine(LoggedEngine, FakeEngine):
 
 def spec_of(threshold: float, prompt: int) -> JobSpec:
     task = replace(OBJECTIVE.task, clean=((1, prompt),), corrupted=((1, 5),))  # type: ignore[type-var]
-    return JobSpec(replace(OBJECTIVE, task=task), "acdc", AcdcParameters(threshold))
+    # Without gates: one of a single edge is the same pass as that edge, which would look like lost work.
+    return JobSpec(replace(OBJECTIVE, task=task), "acdc", AcdcParameters(threshold, "none"))
 
 
 def canonical(found: StoredArtifact | None) -> str | None:

@@ -26,18 +26,19 @@ Spec = tuple[Task, dict[str, Any]]
 
 SMALL: list[Spec] = [
     (Task.ioi(num_prompts=2, seed=2), {"threshold": 0.02, "grouping": "none"}),
-    (Task.ioi(num_prompts=4, seed=3), {"threshold": 0.05, "grouping": "gates"}),
+    (Task.ioi(num_prompts=4, seed=3), {"threshold": 0.05, "grouping": "none"}),
 ]
-# Speculate on verdicts either way, so that a pass that was of no use may be asked for again.
+# These may ask for the same pass twice even undisturbed: they speculate on verdicts either way, and a gate
+# of one edge is the same pass as that edge.
 BRANCHING: list[Spec] = [
     (Task.ioi(num_prompts=2, seed=4), {"threshold": 0.02, "grouping": "bisect"}),
     (Task.ioi(num_prompts=1, seed=5), {"edges": 20, "grouping": "bisect"}),
     (Task.ioi(num_prompts=1, seed=6), {"faithfulness": 0.8, "grouping": "gates"}),
+    (Task.ioi(num_prompts=2, seed=7), {"threshold": 0.05, "grouping": "gates"}),
 ]
 # Enough for many interruptions.
 MANY: list[Spec] = [
-    (Task.ioi(num_prompts=2, seed=seed), {"threshold": 0.02, "grouping": ("gates", "none")[seed % 2]})
-    for seed in range(24)
+    (Task.ioi(num_prompts=2, seed=seed), {"threshold": 0.02, "grouping": "none"}) for seed in range(24)
 ]
 
 
