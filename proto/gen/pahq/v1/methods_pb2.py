@@ -26,7 +26,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from pahq.v1 import circuit_pb2 as pahq_dot_v1_dot_circuit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pahq/v1/methods.proto\x12\x07pahq.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15pahq/v1/circuit.proto\"\xc1\x01\n\x0e\x41\x63\x64\x63Parameters\x12\x16\n\tthreshold\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08grouping\x18\x03 \x01(\t\x12 \n\x06within\x18\x04 \x01(\x0b\x32\x10.pahq.v1.EdgeSet\x12\x12\n\x05\x65\x64ges\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x0c\x66\x61ithfulness\x18\x06 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_thresholdB\x08\n\x06_edgesB\x0f\n\r_faithfulnessJ\x04\x08\x02\x10\x03R\x05gates\"<\n\x14SingleEdgeParameters\x12\x16\n\tthreshold\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_threshold\"\x0f\n\rEapParameters\"/\n\x0f\x45\x61pIgParameters\x12\x12\n\x05steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_steps\"\x1a\n\x18\x43leanCorruptedParameters\"\x10\n\x0eRelpParameters\"\x0f\n\rGimParameters\"R\n\x13\x45xtensionParameters\x12\x0e\n\x06method\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Structb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15pahq/v1/methods.proto\x12\x07pahq.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x15pahq/v1/circuit.proto\"\xc1\x01\n\x0e\x41\x63\x64\x63Parameters\x12\x16\n\tthreshold\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08grouping\x18\x03 \x01(\t\x12 \n\x06within\x18\x04 \x01(\x0b\x32\x10.pahq.v1.EdgeSet\x12\x12\n\x05\x65\x64ges\x18\x05 \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x0c\x66\x61ithfulness\x18\x06 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_thresholdB\x08\n\x06_edgesB\x0f\n\r_faithfulnessJ\x04\x08\x02\x10\x03R\x05gates\"<\n\x14SingleEdgeParameters\x12\x16\n\tthreshold\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x0c\n\n_threshold\"\x0f\n\rEapParameters\"/\n\x0f\x45\x61pIgParameters\x12\x12\n\x05steps\x18\x01 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_steps\"\x1a\n\x18\x43leanCorruptedParameters\"\x10\n\x0eRelpParameters\"\x0f\n\rGimParameters\"\xf8\x01\n\x12GenerateParameters\x12\t\n\x01n\x18\x01 \x01(\x05\x12\x12\n\nmax_tokens\x18\x02 \x01(\x05\x12\x18\n\x0btemperature\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x01H\x02\x88\x01\x01\x12\r\n\x05top_k\x18\x05 \x01(\x05\x12\x0c\n\x04stop\x18\x06 \x03(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x03\x12\x10\n\x08logprobs\x18\x08 \x01(\x08\x12\x0f\n\x05slots\x18\t \x01(\x05H\x00\x12\x13\n\tkv_tokens\x18\n \x01(\x03H\x00\x12\x0e\n\x06policy\x18\x0b \x01(\tB\x08\n\x06memoryB\x0e\n\x0c_temperatureB\x08\n\x06_top_p\"R\n\x13\x45xtensionParameters\x12\x0e\n\x06method\x18\x01 \x01(\t\x12+\n\nparameters\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Structb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,6 +47,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RELPPARAMETERS']._serialized_end=455
   _globals['_GIMPARAMETERS']._serialized_start=457
   _globals['_GIMPARAMETERS']._serialized_end=472
-  _globals['_EXTENSIONPARAMETERS']._serialized_start=474
-  _globals['_EXTENSIONPARAMETERS']._serialized_end=556
+  _globals['_GENERATEPARAMETERS']._serialized_start=475
+  _globals['_GENERATEPARAMETERS']._serialized_end=723
+  _globals['_EXTENSIONPARAMETERS']._serialized_start=725
+  _globals['_EXTENSIONPARAMETERS']._serialized_end=807
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,73 @@
+"""What a library that generates text has to offer: sequences that are begun, run and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from pahq_server.core.generation import DecodedSample, GenerationOffer, SampleRequest
+
+# A state of the engine, and the key of a sample within it.
+SequenceId = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class KvUsage:
+    """Keys and values in memory at present, and prompts since the generator was made.
+
+    Args:
+        tokens: by sequence, tokens whose keys and values it holds, shared ones included.
+        prompt_computed: by sequence, tokens of its prompt and prefix that were computed.
+        prompt_reused: by sequence, tokens of its prompt and prefix that were in memory already.
+    """
+
+    tokens: dict[SequenceId, int]
+    prompt_computed: dict[SequenceId, int]
+    prompt_reused: dict[SequenceId, int]
+
+
+class GeneratorFailedError(Exception):
+    """The generator, or the process that it runs in, has ended and lost all sequences; make another one."""
+
+
+class Generator(Protocol):
+    """Generates text with one model. Used by one thread at a time.
+
+    All methods raise GeneratorFailedError once the generator cannot go on.
+
+    Attributes:
+        offer: what it can do.
+    """
+
+    offer: GenerationOffer
+
+    def add(self, sequence: SequenceId, request: SampleRequest) -> None:
+        """Begins a sequence, which runs with the next call of `run`. The order is that of arrival."""
+        ...
+
+    def run(self, sequences: Collection[SequenceId], steps: int) -> int:
+        """Goes on with these sequences until one of them ends, or each has got ``steps`` tokens.
+
+        Other sequences stand still, if the backend can hold them.
+
+        Returns:
+            How many forward passes that took.
+        """
+        ...
+
+    def sample(self, sequence: SequenceId) -> DecodedSample:
+        """Says how far a sequence is. One that has ended is kept until it is dropped."""
+        ...
+
+    def drop(self, sequence: SequenceId) -> None:
+        """Forgets a sequence and frees its memory; one that is unknown is ignored."""
+        ...
+
+    def usage(self) -> KvUsage:
+        """Says what is in memory."""
+        ...
+
+    def close(self) -> None:
+        """Frees everything, and ends the process that it may have."""
+        ...
