@@ -41,7 +41,10 @@ NO_BACKEND = (
     "this server generates no text: start it with --generation transformers, or with --generation vllm where "
     "vLLM is installed (pip install 'pahq[vllm]')"
 )
-ROUNDED = "the server keeps rounded weights only, and text is generated in full precision: start it with --weights fp32"
+ROUNDED = (
+    "the server keeps rounded weights only, and text is generated in full precision: start it with "
+    "--weights fp32"
+)
 # When to ask again for memory that other jobs' samples take.
 RETRY_S = 5.0
 
@@ -209,8 +212,21 @@ class ModelGeneration:
                 outcomes.append(ResourceExhaustedError("other samples take all memory for text", RETRY_S))
                 continue
             samples = tuple(self._sample(generator, job, request) for request in operation.requests)
-            outcomes.append(Decoded(samples, _spent(job, steps, before, usage)))
+            held = self._held(generator, job, usage)
+            outcomes.append(Decoded(samples, _spent(job, steps, held, before, usage)))
         return outcomes
+
+    def _held(self, generator: Generator, job: _Job, usage: KvUsage) -> int:
+        """Returns how many tokens of a job had their keys and values in memory in the last forward pass.
+
+        A sample that has ended may have lost them since; it had those of all tokens but its last one.
+        """
+        held = 0
+        for key, sequence in job.sequences.items():
+            sample = generator.sample(job.id(key))
+            whole = sequence.length(sample) - 1
+            held += whole if sample.finish else usage.tokens.get(job.id(key), 0)
+        return held
 
     def _job(self, state: EngineState) -> _Job:
         if state not in self._jobs:
@@ -299,7 +315,7 @@ class ModelGeneration:
         )
 
 
-def _spent(job: _Job, steps: int, before: KvUsage, after: KvUsage) -> DecodeUsage:
+def _spent(job: _Job, steps: int, held: int, before: KvUsage, after: KvUsage) -> DecodeUsage:
     """Returns what an operation took, from what was in memory before and after it."""
     ids = [job.id(key) for key in job.sequences]
 
@@ -308,7 +324,7 @@ def _spent(job: _Job, steps: int, before: KvUsage, after: KvUsage) -> DecodeUsag
 
     return DecodeUsage(
         steps,
-        sum(after.tokens.get(each, 0) for each in ids),
+        held,
         more(after.prompt_computed, before.prompt_computed),
         more(after.prompt_reused, before.prompt_reused),
     )
