@@ -36,7 +36,7 @@ from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import TaskAccuracy
-from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenizedText
+from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenIds, TokenizedText
 from pahq_server.jobs.evaluation import GivenCircuit
 from pahq_server.jobs.generation import GenerationSummary, StreamedSamples
 from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
@@ -413,6 +413,12 @@ def session(
 
 
 # Responses: samples
+
+
+def tokenized_prompts(prompts: Iterable[TokenIds]) -> generation_pb2.GenerateSamplesResponse:
+    """Returns prompts as token ids."""
+    message = generation_pb2.TokenizedPrompts(prompts=[task_pb2.TokenIds(ids=ids) for ids in prompts])
+    return generation_pb2.GenerateSamplesResponse(prompts=message)
 
 
 def sample(run: StreamedSamples, found: FinishedSample) -> generation_pb2.GenerateSamplesResponse:

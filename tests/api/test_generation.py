@@ -35,7 +35,8 @@ def asked(model: str = "toy", prompts: Any = PROMPTS, **parameters: Any) -> pb.G
 def read(
     server: RunningServer, request: pb.GenerateSamplesRequest
 ) -> tuple[list[pb.Sample], pb.GenerationSummary]:
-    *samples, last = server.generation.GenerateSamples(request, timeout=PATIENCE_S)
+    first, *samples, last = server.generation.GenerateSamples(request, timeout=PATIENCE_S)
+    assert [tuple(prompt.ids) for prompt in first.prompts.prompts] == list(PROMPTS)
     assert last.HasField("summary")
     return [each.sample for each in samples], last.summary
 
@@ -165,7 +166,7 @@ def test_streams_count_towards_quotas(limited: RunningServer) -> None:
         read(limited, asked())
     assert refusal.info.reason == "QUOTA_EXCEEDED"
     engine.release()
-    assert len(list(first)) == 11
+    assert len(list(first)) == 12
     assert len(read(limited, asked())[0]) == 10
 
 
