@@ -20,7 +20,8 @@ from pahq_server.core.generation import Decoded, DecodedSample, DecodeUsage, Gen
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.base import MethodContext
 from pahq_server.methods.generate.method import Generate
-from pahq_server.methods.generate.parameters import POLICIES, GenerateParameters
+from pahq_server.methods.generate.parameters import GenerateParameters
+from pahq_server.methods.generate.policies import NAMES
 from pahq_server.methods.generate.samples import (
     FinishedSample,
     RunTotals,
@@ -118,7 +119,7 @@ def reference(asked: GenerateParameters) -> bytes:
     return samples_bytes(found, PROMPTS, asked.n, asked.logprobs, texts=False)
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", NAMES)
 @pytest.mark.parametrize("resumes", [True, False])
 def test_the_same_bytes_whatever_policy_slots_and_interruptions(policy: str, resumes: bool) -> None:
     source, offer = random.Random(f"{policy}{resumes}"), replace(OFFER, resumes=resumes)
@@ -239,7 +240,7 @@ def test_a_journal_of_another_request_is_refused() -> None:
         ({"slots": 0}, "slots", "from 1"),
         ({"kv_tokens": 0}, "kv_tokens", "from 1"),
         ({"slots": 1, "kv_tokens": 99}, "kv_tokens", "one of both"),
-        ({"policy": "best"}, "policy", "one of ['auto'"),
+        ({"policy": "best"}, "policy", "one of auto, "),
         ({"logprobs": 1}, "logprobs", "true or false"),
     ],
 )

@@ -88,7 +88,7 @@ def request_warnings(parameters: GenerateParameters, resolved: ResolvedObjective
 def _progress(run: SampleRun) -> Progress:
     figures = run.figures()
     shown = {name: float(figures[name]) for name in ("tokens", "steps")}
-    return Progress(len(run.finished), "sampling", shown)
+    return Progress(len(run.finished), f"sampling ({run.policy})", shown)
 
 
 def _artifact(

@@ -9,6 +9,7 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.generation import GenerationOffer, Sampling
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.base import finite_number, truth_value
+from pahq_server.methods.generate.policies import check_name
 
 MOST_SAMPLES = 4096
 MOST_STOPS, MOST_STOP_BYTES = 16, 1024
@@ -17,7 +18,6 @@ MOST_TEMPERATURE = 100.0
 MOST_TOKENS = 10_000_000
 # Samples that run at once unless the request says how many.
 USUAL_SLOTS = 32
-POLICIES = ("auto", "fifo")
 _INT32, _INT64 = 2**31 - 1, 2**63 - 1
 
 
@@ -70,8 +70,7 @@ class GenerateParameters:
             if self.slots is not None:
                 raise InvalidRequestError("kv_tokens", "does not go with slots: give one of both")
         _set(self, "policy", self.policy or "auto")
-        if self.policy not in POLICIES:
-            raise InvalidRequestError("policy", f"unknown policy {self.policy!r}; one of {list(POLICIES)}")
+        check_name(self.policy)
 
     def _check_stops(self) -> None:
         if len(self.stop) > MOST_STOPS:

@@ -15,6 +15,7 @@ from pahq_server.core.generation import (
     SampleRequest,
     TokenSignal,
 )
+from pahq_server.methods.generate.admission import admission
 from pahq_server.methods.generate.parameters import GenerateParameters
 from pahq_server.methods.generate.samples import FinishedSample, RunTotals, sample_seed
 
@@ -65,35 +66,49 @@ class SampleRun:
         self._resolved, self._parameters = resolved, parameters
         self._prompts, self._sampling = resolved.task.clean, parameters.sampling
         self.slots = parameters.slots_for(resolved.task, self._offer)
-        self.policy = "fifo"
         self.total = parameters.n * len(self._prompts)
         self.finished = {sample.key: sample for sample in finished}
         if any(not 0 <= key < self.total for key in self.finished):
             raise ValueError(f"the journal holds samples that are not among the {self.total} asked for")
         self.totals = totals
         self._begun: dict[int, _Begun] = {}
-        self._waiting = [key for key in range(self.total) if key not in self.finished]
-        self._running: list[int] = []
+        self._running: tuple[int, ...] = ()
+        self._admission = admission(
+            parameters.policy,
+            [key // parameters.n for key in range(self.total)],
+            self.slots,
+            parameters.max_tokens,
+            resumes=self._offer.resumes,
+            prompt_tokens=max(map(len, self._prompts)),
+            ended={key: len(sample.ids) for key, sample in self.finished.items()},
+        )
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy that runs: what ``auto`` stands for, where that was asked for."""
+        return self._admission.policy
 
     def next_operation(self) -> Decode | None:
         """Returns what is to be computed next; None if all samples have ended."""
-        while len(self._running) < self.slots and self._waiting:
-            self._running.append(self._waiting.pop(0))
-        if not self._running:
+        turn = self._admission.next_turn()
+        if turn is None:
             return None
+        self._running = turn.keys
         requests = tuple(map(self._request, self._running))
-        return Decode(requests, STEPS, self._resolved.task.num_tokens)
+        return Decode(requests, min(turn.steps, STEPS), self._resolved.task.num_tokens)
 
     def take(self, decoded: Decoded) -> list[FinishedSample]:
         """Takes the result of the last operation. Returns the samples that have ended."""
         ended = []
-        for key, sample in zip(list(self._running), decoded.samples, strict=True):
+        for key, sample in zip(self._running, decoded.samples, strict=True):
             if not self._offer.resumes:
                 # The result is the whole sample, also where it had to begin again.
                 lost = self._begun.pop(key, _Begun())
                 dropped = max(0, len(lost.ids) - len(sample.ids))
                 self.totals = replace(self.totals, dropped=self.totals.dropped + dropped)
-            self._begun.setdefault(key, _Begun()).add(sample)
+            known = self._begun.setdefault(key, _Begun())
+            known.add(sample)
+            self._admission.told(key, len(known.ids), known.signals, bool(sample.finish))
             if sample.finish:
                 ended.append(self._end(key, sample))
         usage, spent = decoded.usage, self.totals
@@ -123,7 +138,6 @@ class SampleRun:
 
     def _end(self, key: int, last: DecodedSample) -> FinishedSample:
         whole = self._begun.pop(key)
-        self._running.remove(key)
         if not whole.ids or (self._sampling.logprobs and len(whole.logprobs) != len(whole.ids)):
             raise ServerError(f"the engine gave a sample of {len(whole.ids)} tokens that cannot be right")
         sample = FinishedSample(key, tuple(whole.ids), tuple(whole.logprobs), last.finish, last.text)
