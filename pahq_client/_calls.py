@@ -100,9 +100,9 @@ SCORE: Rpc[p.ScoreCircuitsRequest, p.ScoreCircuitsResponse] = Rpc(
 COMMIT: Rpc[p.CommitCircuitRequest, p.CommitCircuitResponse] = Rpc(_PATCHING, "CommitCircuit", False)
 # Not repeated: a caller that closes is about to leave, and the session expires anyway.
 CLOSE: Rpc[p.CloseSessionRequest, p.CloseSessionResponse] = Rpc(_PATCHING, "CloseSession", False)
-# Not repeated: the samples that have come would come again.
+# Nothing is stored, and the same request gives the same samples.
 GENERATE: Rpc[g.GenerateSamplesRequest, g.GenerateSamplesResponse] = Rpc(
-    "GenerationService", "GenerateSamples", False, costly=True
+    "GenerationService", "GenerateSamples", True, costly=True
 )
 INFO: Rpc[s.GetServerInfoRequest, s.GetServerInfoResponse] = Rpc(_SERVER, "GetServerInfo", True)
 

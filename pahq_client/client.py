@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -27,9 +28,11 @@ from pahq_client._calls import (
     TOKENIZE,
     Caller,
     Open,
+    Pause,
     Read,
     Steps,
     Stream,
+    next_delay,
 )
 from pahq_client._job_options import (
     GenerateOptions,
@@ -61,6 +64,7 @@ from pahq_client.errors import (
     JobFailed,
     OtherModel,
     PahqError,
+    RateLimited,
     ServerFault,
     Unavailable,
     WarningDisplay,
@@ -491,7 +495,7 @@ class Client(ClientBase):
         Raises:
             InvalidRequest: an argument is wrong.
             NotFound: the server does not serve the model.
-            Unavailable: there is no server, or it went away. Nothing is tried again.
+            Unavailable: there is no server, or it went away. What was interrupted soon is tried again.
         """
         request = GenerateRequest(model, prompts, **options)
         stream = self._calls.stream_samples(request)
@@ -789,7 +793,7 @@ class ServerCalls:
 
     def stream_samples(self, request: GenerateRequest) -> SampleStream:
         prompts = requests.generate_prompts(request)
-        return SampleStream(requests.generate_message(request, prompts), prompts)
+        return SampleStream(self._caller, requests.generate_message(request, prompts), prompts)
 
     def _run_job(
         self, request: JobRequest, timeout: float | None, progress: ProgressLike
@@ -868,28 +872,56 @@ class ServerCalls:
 
 
 class SampleStream:
-    """Reads samples as they end. Must be closed.
+    """Reads samples as they end, each once. Must be closed.
+
+    A stream that breaks off soon is opened again: the server then generates the same samples from the start.
 
     Args:
+        caller: makes calls to the server.
         request: what to sample.
         prompts: its prompts.
     """
 
-    def __init__(self, request: generation_pb2.GenerateSamplesRequest, prompts: tuple[Prompt, ...]) -> None:
-        self._request, self._prompts = request, prompts
+    def __init__(
+        self, caller: Caller, request: generation_pb2.GenerateSamplesRequest, prompts: tuple[Prompt, ...]
+    ) -> None:
+        self._caller, self._request, self._prompts = caller, request, prompts
         self._ids: list[tuple[int, ...]] = []
         self._stream: Stream | None = None
-        self._seen: set[tuple[int, int]] = set()
+        self._delays = caller.backoff.delays()
+        self._began = time.monotonic()
+        self._read: set[tuple[int, int]] = set()  # from the present stream
+        self._given: set[tuple[int, int]] = set()
 
     def next(self) -> Steps[Sample | None]:
         """The next sample; None after the last one."""
-        try:
-            if self._stream is None:
-                self._stream = yield Open(GENERATE, self._request, GENERATE_SECONDS)
-                self._ids = self._read_prompts((yield Read(self._stream)))
-            message: generation_pb2.GenerateSamplesResponse | None = yield Read(self._stream)
-        except InvalidRequest as error:
-            raise requests.generate_error(error) from None
+        while True:
+            try:
+                sample = yield from self._next()
+            except InvalidRequest as error:
+                raise requests.generate_error(error) from None
+            except (Unavailable, RateLimited) as error:
+                self.close()
+                yield from self._pause(error)
+                continue
+            if sample is None:
+                return None
+            place = sample.prompt_number, sample.index
+            if place not in self._given:
+                self._given.add(place)
+                return sample
+
+    def close(self) -> None:
+        """Ends the stream, which stops the work on the server."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+    def _next(self) -> Steps[Sample | None]:
+        if self._stream is None:
+            self._stream, self._read = (yield Open(GENERATE, self._request, GENERATE_SECONDS)), set()
+            self._ids = self._read_prompts((yield Read(self._stream)))
+        message: generation_pb2.GenerateSamplesResponse | None = yield Read(self._stream)
         if message is None:
             raise ServerFault("the server's stream of samples ended without its last message")
         if message.HasField("summary"):
@@ -897,15 +929,10 @@ class SampleStream:
             return None
         sample = responses.sample(message.sample, self._prompts, self._ids)
         place = sample.prompt_number, sample.index
-        if place in self._seen or sample.index >= self._request.parameters.n:
+        if place in self._read or sample.index >= self._request.parameters.n:
             raise ServerFault("the server sent a sample twice, or one that was not asked for")
-        self._seen.add(place)
+        self._read.add(place)
         return sample
-
-    def close(self) -> None:
-        """Ends the stream, which stops the work on the server."""
-        if self._stream is not None:
-            self._stream.close()
 
     def _read_prompts(self, message: generation_pb2.GenerateSamplesResponse | None) -> list[tuple[int, ...]]:
         found = [] if message is None else [tuple(each.ids) for each in message.prompts.prompts]
@@ -915,9 +942,17 @@ class SampleStream:
 
     def _end(self, summary: generation_pb2.GenerationSummary) -> None:
         asked = len(self._prompts) * self._request.parameters.n
-        if len(self._seen) != asked:
-            raise ServerFault(f"the server sent {len(self._seen)} samples, asked for {asked}")
+        if len(self._read) != asked:
+            raise ServerFault(f"the server sent {len(self._read)} samples, asked for {asked}")
         WarningDisplay().show(responses.warnings(summary.warnings))
+
+    def _pause(self, error: Unavailable | RateLimited) -> Steps[None]:
+        # What took long is not silently done twice.
+        late = time.monotonic() - self._began > self._caller.timeout and not isinstance(error, RateLimited)
+        delay = None if late or isinstance(error, DeadlineExceeded) else next_delay(error, self._delays)
+        if delay is None:
+            raise error
+        yield Pause(delay)
 
 
 def _leaves_it_running(error: BaseException, job: JobCalls | None) -> bool:
