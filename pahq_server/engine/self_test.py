@@ -139,10 +139,23 @@ def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Te
     if missing := sorted(report["missing_keys"]):
         raise InvalidRequestError("model", f"transformers finds no weights for {', '.join(missing[:5])}")
     try:
+        _use_stored_values(model)
         with torch.inference_mode():
             return [model.eval()(torch.tensor([list(ids)])).logits[0] for ids in prompts]
     except Exception as error:
         raise InvalidRequestError("model", f"transformers does not run it: {error!r}") from error
+
+
+def _use_stored_values(model: torch.nn.Module) -> None:
+    """Replaces quantised weights by the float32 numbers that they stand for, as torchao reads them.
+
+    Otherwise inputs would be rounded where the checkpoint asks for that, and numbers to the model's dtype.
+    """
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if type(parameter.data) is not Tensor and hasattr(parameter, "qdata"):
+                floats = cast(Any, parameter).dequantize(torch.float32)
+                setattr(module, name, torch.nn.Parameter(floats, requires_grad=False))
 
 
 def _prompts(vocabulary: int, context: int) -> list[TokenIds]:
