@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torchao import kernel
+from torchao.quantization import quant_primitives as primitives
 
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import Format
 from pahq_server.precision.quantized import Quantized, quantize, rounded_rows
-
-primitives = pytest.importorskip("torchao.quantization.quant_primitives", reason="torchao is not installed")
-kernel = pytest.importorskip("torchao.kernel", reason="torchao is not installed")
 
 SHAPES = [(768, 64), (64, 768), (33, 5)]
 
@@ -78,7 +77,7 @@ def test_e4m3_has_the_same_numbers(rows: int, columns: int) -> None:
 def test_int8_products_are_the_same(inner: int, outer: int) -> None:
     x, w = _matrix(20, inner), quantize(torch.randn(inner, outer), Format.INT8)
     # Without scales of outputs, which torchao and this server multiply in another order.
-    unscaled = Quantized(w.data, torch.ones(1, outer))
+    unscaled = Quantized.of(w.data, torch.ones(1, outer))
     data, scale = rounded_rows(x, Format.INT8)
     expected = kernel.int_scaled_matmul(data, w.data, scale)
     assert torch.equal(linear(x, unscaled, Format.INT8), expected)

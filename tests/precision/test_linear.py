@@ -277,7 +277,7 @@ def test_products_of_integers_are_exact(multiply: Callable[[Tensor, Tensor], Ten
 def test_the_largest_terms_do_not_overflow(inner: int, sign: int) -> None:
     """All codes of both terms are as large as possible; terms are summed as integers or as floats."""
     data = torch.full((2 * 3, inner), sign * 127, dtype=torch.int8)
-    w = Quantized(torch.full((inner, 5), 127, dtype=torch.int8), torch.ones(1, 5))
+    w = Quantized.of(torch.full((inner, 5), 127, dtype=torch.int8), torch.ones(1, 5))
     product = module._int8(data, torch.ones(3, 1), w, 2, torch.float32)
     assert product == pytest.approx(sign * inner * 127**2 * (1 + 1 / 254), rel=1e-6)
 
@@ -352,7 +352,7 @@ def test_a_row_has_the_same_bits_in_any_company_on_cuda(
 def test_products_of_integers_are_exact_on_cuda(rows: int, inner: int, outer: int) -> None:
     a = torch.randint(-127, 128, (rows, inner), dtype=torch.int8)
     b = torch.randint(-127, 128, (inner, outer), dtype=torch.int8)
-    product = integer_matmul(a.cuda(), Quantized(b, torch.ones(1, outer)).to(torch.device("cuda")).data)
+    product = integer_matmul(a.cuda(), Quantized.of(b, torch.ones(1, outer)).to(torch.device("cuda")).data)
     assert torch.equal(product.cpu(), integer_matmul(a, b))
 
 

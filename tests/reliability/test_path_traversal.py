@@ -20,7 +20,13 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2_grpc
-from pahq.v1 import jobs_pb2_grpc, model_pb2_grpc, patching_pb2_grpc, server_pb2_grpc
+from pahq.v1 import (
+    generation_pb2_grpc,
+    jobs_pb2_grpc,
+    model_pb2_grpc,
+    patching_pb2_grpc,
+    server_pb2_grpc,
+)
 
 from pahq_server.demo import model_path
 
@@ -30,6 +36,7 @@ from .secured import LIMITS
 from .test_fuzz import seeds
 
 STUBS = {
+    "GenerationService": generation_pb2_grpc.GenerationServiceStub,
     "JobService": jobs_pb2_grpc.JobServiceStub,
     "ModelService": model_pb2_grpc.ModelServiceStub,
     "PatchingService": patching_pb2_grpc.PatchingServiceStub,
