@@ -66,10 +66,10 @@ class GivenLengths(LengthPredictor):
     """Predicts lengths that are given by key. For experiments."""
 
     def __init__(self, lengths: Mapping[int, float]) -> None:
-        self._lengths = lengths
+        self.lengths = lengths
 
     def remaining(self, samples: Sequence[SampleState]) -> list[float]:
-        return [max(1.0, self._lengths[each.key] - each.done) for each in samples]
+        return [max(1.0, self.lengths[each.key] - each.done) for each in samples]
 
 
 class Oracle(GivenLengths):
@@ -107,12 +107,13 @@ class LearnedLengths(LengthPredictor):
 
     # The prior: mean length as a share of the most tokens, how many samples that and the slopes are worth;
     # deviation of log lengths, and how many samples that is worth.
-    SHARE, MEAN_WORTH, SLOPES_WORTH = 0.4, 0.5, 4.0
+    SHARE, MEAN_WORTH, SLOPES_WORTH = 0.4, 0.1, 4.0
     DEVIATION, DEVIATION_WORTH, LEAST_DEVIATION = 0.6, 4.0, 0.05
     # Slopes expected of the features, per deviation of the feature; see `_read`.
     SLOPES = (0.15, 0.15, 0.0)
-    # Rounds of expectation and maximisation; fits are made anew when so much more is known.
-    ROUNDS, GROWTH = 12, 1.05
+    # Most rounds of expectation and maximisation, and the change of log lengths at which they end; fits are
+    # made anew when so much more is known.
+    ROUNDS, CLOSE, GROWTH = 60, 1e-3, 1.05
     # Log-probabilities below this are all the same: no end in sight.
     LEAST_LOGPROB = -30.0
 
@@ -149,6 +150,9 @@ class LearnedLengths(LengthPredictor):
         censored = np.array([not each.ended or each.done >= self._cap for each in begun])
         prompts, inverse = np.unique([each.prompt for each in begun], return_inverse=True)
         expected, spread = self._means(begun), self._deviation
+        if not self._of_prompt and not censored.all():
+            # The prior may be far off, and rounds that begin there would take long.
+            expected = np.full(len(begun), log_done[~censored].mean())
         of_prompt = np.array([self._of_prompt.get(int(prompt), 0.0) for prompt in prompts])
         prior_mean = math.log(max(1.0, self.SHARE * self._cap))
         weights = np.concatenate([[self.MEAN_WORTH], np.full(len(self.SLOPES), self.SLOPES_WORTH)])
@@ -159,14 +163,15 @@ class LearnedLengths(LengthPredictor):
             right = columns.T @ (values - of_prompt[inverse]) + weights * prior
             coefficients = np.linalg.solve(columns.T @ columns + np.diag(weights), right)
             rest = values - columns @ coefficients
-            if len(prompts) > 1:
-                # A prompt's own part varies as much as the samples of one prompt do.
-                of_prompt = np.bincount(inverse, rest) / (np.bincount(inverse) + 1)
-            expected = columns @ coefficients + of_prompt[inverse]
+            # A prompt's own part varies as much as the samples of one prompt do.
+            of_prompt = np.bincount(inverse, rest) / (np.bincount(inverse) + 1)
+            before, expected = expected, columns @ coefficients + of_prompt[inverse]
             errors = float(((values - expected) ** 2 + extra).sum())
             worth = self.DEVIATION_WORTH
             variance = (errors + worth * self.DEVIATION**2) / (len(begun) + worth)
             spread = max(math.sqrt(variance), self.LEAST_DEVIATION)
+            if np.abs(expected - before).max() < self.CLOSE:
+                break
         self._mean, self._slopes, self._deviation = float(coefficients[0]), coefficients[1:], spread
         self._of_prompt = dict(zip(map(int, prompts), map(float, of_prompt), strict=True))
 
