@@ -73,6 +73,10 @@ def _described(inspection: Inspection) -> dict[str, Any]:
         "fields": dict(inspection.computed),
         "no effect": list(inspection.ignored),
         "tensors": f"{inspection.read} read, {loaded.model.parameters:,} parameters",
+        "quantised": ", ".join(
+            f"{count} tensors of {form.value}, one scale per row"
+            for form, count in inspection.quantized.items()
+        ),
         "buffers": list(inspection.buffers),
         "tokenizer": "none: it takes token ids" if tokenizer is None else _tokenized(tokenizer),
         "warnings": list(loaded.warnings),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import ResolvedObjective
+from pahq_server.core.errors import ConflictError, ServerError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
@@ -19,7 +20,9 @@ from pahq_server.engine.metrics import Scores
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
+from pahq_server.models.checkpoint_weights import CheckpointWeights
 from pahq_server.models.loading import LoadedModel
+from pahq_server.models.resident import ResidentWeights, make_resident
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES, Format, Policy
 
@@ -102,6 +105,28 @@ class Backend(Protocol[E]):
         ...
 
 
+class NoActivations:
+    """Backend and executor of a state whose prompts are not run: it has nothing to compute with."""
+
+    def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> NoActivations:
+        return self
+
+    def score(self, work: Sequence[tuple[NoActivations, Sequence[PatchedPass]]]) -> list[Scores]:
+        return [self._missing()] * len(work)
+
+    def clean_margins(self) -> tuple[float, ...] | None:
+        return None
+
+    def unpatched_logits(self, corrupted: bool, positions: slice) -> Tensor:
+        raise self._missing()
+
+    def release(self) -> None:
+        """Does nothing: there are no activations."""
+
+    def _missing(self) -> ServerError:
+        return ServerError("the method asked for activations, which it says that it does not need")
+
+
 @dataclass(frozen=True, eq=False)
 class EngineState:
     """What the engine holds for one job or session between `Engine.open` and `Engine.close`.
@@ -142,7 +167,21 @@ def make_backend(
     if executor == "literal":
         return LiteralBackend(partial(LiteralExecutor, model))
     if isinstance(loaded, ResidentModel) and precision != "fp32":
-        quantized: QuantizedModel | None = QuantizedModel(policy, loaded.resident.layers, loaded.resident.w_u)
+        quantized: QuantizedModel | None = QuantizedModel.of_resident(loaded.resident, policy)
+    elif loaded.stored.intersection(_formats(policy)):
+        quantized = QuantizedModel.of_resident(_of_checkpoint(loaded, policy), policy)
     else:
         quantized = QuantizedModel.of(model, policy)
     return SparseBackend(model, memory, namespace, quantized)
+
+
+def _of_checkpoint(loaded: LoadedModel, policy: Policy) -> ResidentWeights:
+    """Reads a checkpoint's own weights in the policy's format, for a model that is in memory as floats.
+
+    Rounding the floats would give other codes. Raises ConflictError if the checkpoint has been replaced.
+    """
+    checkpoint = CheckpointWeights.open(str(loaded.directory))
+    if checkpoint.revision != loaded.revision:
+        where = f"the checkpoint in {loaded.directory.name!r}"
+        raise ConflictError(f"{where} was replaced while the model was served: load it again")
+    return make_resident(checkpoint, policy, loaded.model.device)

@@ -67,8 +67,8 @@ def self_test(loaded: LoadedModel, room: int) -> SelfTest:
     Raises InvalidRequestError (field ``model``) if logits differ or are not finite.
     """
     arch = loaded.model.architecture
-    prompts = _prompts(arch.vocabulary, arch.context)
-    found = _literal_logits(_unrounded(loaded), prompts)
+    prompts = random_prompts(arch.vocabulary, arch.context)
+    found = literal_logits(loaded, prompts)
     if not all(logits.isfinite().all() for logits in found):
         raise InvalidRequestError("model", "its logits on random prompts are not finite: weights are damaged")
     if arch.model_type == WITHOUT_REFERENCE:
@@ -100,8 +100,13 @@ def self_test(loaded: LoadedModel, room: int) -> SelfTest:
     return SelfTest(difference, allowed)
 
 
-def _literal_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
-    """Computes logits by the literal executor with all edges: per prompt [tokens, outputs], on the CPU."""
+def literal_logits(loaded: LoadedModel, prompts: Sequence[TokenIds]) -> list[Tensor]:
+    """Computes logits by the literal executor with all edges, with rounded weights in full precision.
+
+    Returns:
+        Per prompt [tokens, outputs], float32 on the CPU.
+    """
+    model = _unrounded(loaded)
     graph = model.architecture.graph("group")
     logits = []
     for ids in prompts:
@@ -125,7 +130,8 @@ def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Te
         raise InvalidRequestError("model", f"transformers does not run it: {error!r}") from error
 
 
-def _prompts(vocabulary: int, context: int) -> list[TokenIds]:
+def random_prompts(vocabulary: int, context: int) -> list[TokenIds]:
+    """Returns prompts of `LENGTHS` random tokens, the same ones every time."""
     generator = torch.Generator().manual_seed(0)
     lengths = [min(length, context) for length in LENGTHS]
     return [tuple(torch.randint(vocabulary, (n,), generator=generator).tolist()) for n in lengths]

@@ -41,7 +41,21 @@ def load_causal_lm(directory: Path) -> Any:
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InvalidRequestError("model", f"transformers finds no weights for {', '.join(missing[:5])}")
+    _use_stored_values(model)
     return model.eval()
+
+
+def _use_stored_values(model: torch.nn.Module) -> None:
+    """Replaces quantised weights by the float32 numbers that they stand for, as torchao reads them.
+
+    Otherwise inputs would be rounded where the checkpoint asks for that, and numbers to the model's dtype.
+    """
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            weight: Any = parameter.data
+            if type(weight) is not torch.Tensor and hasattr(weight, "qdata"):
+                floats = weight.dequantize(torch.float32)
+                setattr(module, name, torch.nn.Parameter(floats, requires_grad=False))
 
 
 @contextmanager

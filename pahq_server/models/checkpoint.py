@@ -6,6 +6,10 @@ There are three ways to read one:
 - `MappedCheckpoint` gives views of the mapped files, in the dtype in which they are stored, so that weights
   take no memory but the page cache;
 - `CheckpointHeaders` gives shapes alone, to plan memory before anything is loaded.
+
+A weight that is stored in 8 bits (see `quantized_tensors`) has the name of the weight; the tensors that hold
+its parts have none here. As a float it is its codes times the scales of its rows. `MappedCheckpoint` gives
+its codes, and `ScaleViews` the scales that belong to them.
 """
 
 from __future__ import annotations
@@ -23,10 +27,14 @@ from torch import Tensor
 
 from pahq_server.core.errors import ConflictError, InvalidRequestError
 from pahq_server.models.files import CONFIG, weight_files
+from pahq_server.models.quantized_tensors import QuantizedTensor, quantized_tensors, refused
+from pahq_server.precision.quantized import DTYPES, codes_to_floats, has_nan
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # How many rows of two tensors are compared at a time, which bounds the memory that it takes.
 _ROWS = 4096
+# How many codes are looked at at a time.
+_CODES = 1 << 20
 # The names that headers of safetensors files give to dtypes.
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -57,6 +65,7 @@ class Checkpoint:
     Attributes:
         directory: of the checkpoint.
         has_values: whether tensors have values, or shapes alone.
+        quantized: the weights that are stored in 8 bits, by name.
     """
 
     has_values = True
@@ -66,13 +75,67 @@ class Checkpoint:
         self._shard_of: dict[str, Path] = {}
         # Number of elements of each tensor that has been read.
         self._sizes: dict[str, int] = {}
+        metadata: list[tuple[Path, dict[str, str]]] = []
         for path in weight_files(directory).paths:
             with reading(path), safe_open(path, framework="pt") as shard:
                 names = dict.fromkeys(shard.keys(), path)
+                metadata.append((path, shard.metadata() or {}))
             for name in names.keys() & self._shard_of.keys():
                 both = f"{self._shard_of[name].name} and {path.name}"
                 raise InvalidRequestError("model", f"tensor {name!r} is in two files, {both}")
             self._shard_of.update(names)
+        self.quantized = quantized_tensors(metadata)
+        # Scales of the quantised weights, float32 [rows, 1].
+        self._scales = {name: self._read_scale(tensor) for name, tensor in self.quantized.items()}
+        # From here on a quantised weight has one name, and is where its codes are.
+        for name, tensor in self.quantized.items():
+            places = {part: self._shard_of.pop(part) for part in tensor.parts}
+            if name in self._shard_of:
+                raise InvalidRequestError("model", f"tensor {name!r} is stored twice: quantised and as it is")
+            self._shard_of[name] = places[tensor.part("qdata")]
+
+    def _read_scale(self, tensor: QuantizedTensor) -> Tensor:
+        """Checks the parts of a quantised weight, but for the values of its codes; reads its scales."""
+        codes, scale = tensor.part("qdata"), tensor.part("scale")
+        for part in tensor.parts:
+            if part not in self._shard_of:
+                raise InvalidRequestError("model", f"the checkpoint has no tensor {part!r}")
+        tensor.check_shapes(self.shape(codes), self.shape(scale))
+        dtype = self._stored_dtype(codes)
+        if dtype is not DTYPES[tensor.form]:
+            raise refused(tensor.name, f"with codes of dtype {dtype}")
+        if tensor.zero_point and self._small(tensor.part("zero_point")).any():
+            raise refused(tensor.name, "with zero points that are not 0 (asymmetric)")
+        found = self._small(scale)
+        if found.dtype not in FLOATS:
+            raise wrong_dtype(scale, found.dtype)
+        found = found.to(torch.float32)
+        if not (found.isfinite() & (found >= 0)).all():
+            detail = f"tensor {scale!r} has scales that are negative or not finite: the checkpoint is damaged"
+            raise InvalidRequestError("model", detail)
+        return found
+
+    def _small(self, name: str) -> Tensor:
+        """Reads a small tensor in its own dtype, with its values whatever the default device is."""
+        path = self._path(name)
+        with torch.device("cpu"), reading(path), safe_open(path, framework="pt") as shard:
+            found: Tensor = shard.get_tensor(name).clone()
+            return found
+
+    def _stored_dtype(self, name: str) -> torch.dtype | str:
+        path = self._path(name)
+        with reading(path), safe_open(path, framework="pt") as shard:
+            stored_as: str = shard.get_slice(name).get_dtype()
+            return _DTYPES.get(stored_as, stored_as)
+
+    def _stored_name(self, name: str) -> str:
+        """Returns the name in the file of a tensor, or of the codes of a quantised weight."""
+        return self.quantized[name].part("qdata") if name in self.quantized else name
+
+    def scale(self, name: str) -> Tensor:
+        """Returns what the stored numbers of a tensor are multiplied by: float32 [rows, 1]; 1 for floats."""
+        found = self._scales.get(name)
+        return torch.ones(()) if found is None else found
 
     def __contains__(self, name: str) -> bool:
         return name in self._shard_of
@@ -85,7 +148,10 @@ class Checkpoint:
         path = self._path(name)
         # Tensors of an open file are views of its mapping. After a copy the kernel may drop the pages again.
         with reading(path), safe_open(path, framework="pt") as shard:
-            return self._view(name, shard).to(torch.float32, copy=True)
+            view = self._view(name, shard)
+            if name in self.quantized:
+                return codes_to_floats(view, torch.float32).mul_(self._scales[name])
+            return view.to(torch.float32, copy=True)
 
     def _path(self, name: str) -> Path:
         if name not in self._shard_of:
@@ -93,9 +159,15 @@ class Checkpoint:
         return self._shard_of[name]
 
     def _view(self, name: str, shard: safe_open) -> Tensor:
-        """Returns a tensor of an open file as a view of its mapping, and counts it as read."""
-        mapped: Tensor = shard.get_tensor(name)
-        if mapped.dtype not in FLOATS:
+        """Returns a tensor, or codes, of an open file as a view of its mapping, and counts it as read."""
+        mapped: Tensor = shard.get_tensor(self._stored_name(name))
+        if name in self.quantized:
+            if any(map(has_nan, mapped.flatten().split(_CODES))):
+                detail = (
+                    f"tensor {self._stored_name(name)!r} has codes that are NaN: the checkpoint is damaged"
+                )
+                raise InvalidRequestError("model", detail)
+        elif mapped.dtype not in FLOATS:
             raise wrong_dtype(name, mapped.dtype)
         self._sizes[name] = mapped.numel()
         return mapped
@@ -132,19 +204,24 @@ class Checkpoint:
         """Returns the shape of a tensor of any dtype. Does not count it as read."""
         path = self._path(name)
         with reading(path), safe_open(path, framework="pt") as shard:
-            return tuple(shard.get_slice(name).get_shape())
+            return tuple(shard.get_slice(self._stored_name(name)).get_shape())
 
     def rows(self, name: str, count: int) -> Iterator[tuple[int, Tensor]]:
         """Reads a tensor of any dtype in pieces of ``count`` rows. Does not count it as read.
 
         Yields:
-            The index of the piece's first row, and a copy of the piece in its own dtype. A scalar is one row.
+            The index of the piece's first row, and a copy of the piece: in its own dtype, or in float32 of a
+            quantised weight. A scalar is one row.
         """
-        path, shape = self._path(name), self.shape(name)
+        path, shape, stored = self._path(name), self.shape(name), self._stored_name(name)
         for first in range(0, shape[0] if shape else 1, count):
+            rows = slice(first, first + count)
             with reading(path), safe_open(path, framework="pt") as shard:
-                part = shard.get_slice(name)[first : first + count] if shape else shard.get_tensor(name)
-                yield first, part.clone()
+                part = shard.get_slice(stored)[rows] if shape else shard.get_tensor(stored)
+                if name in self.quantized:
+                    yield first, codes_to_floats(part, torch.float32).mul_(self._scales[name][rows])
+                else:
+                    yield first, part.clone()
 
 
 class CheckpointHeaders(Checkpoint):
@@ -153,6 +230,10 @@ class CheckpointHeaders(Checkpoint):
     Only the headers of the files are read, and the same checkpoints are refused as by `Checkpoint`:
     safetensors itself checks that each file is as long as its header says.
 
+    Args:
+        directory: of the checkpoint.
+        as_stored: whether tensors have the dtype in which they are stored, as `MappedCheckpoint` gives them.
+
     Attributes:
         bytes_on_disk: size of the files with weights.
         dtypes: those in which the tensors are stored that were asked for.
@@ -160,8 +241,9 @@ class CheckpointHeaders(Checkpoint):
 
     has_values = False
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, as_stored: bool = False) -> None:
         super().__init__(directory)
+        self._as_stored = as_stored
         self._found: dict[str, tuple[str, list[int]]] = {}
         self.bytes_on_disk = 0
         self.dtypes: set[torch.dtype] = set()
@@ -173,14 +255,13 @@ class CheckpointHeaders(Checkpoint):
                     self._found[name] = tensor.get_dtype(), tensor.get_shape()
 
     def get(self, name: str) -> Tensor:
-        """Returns a float32 tensor of this shape, without values."""
-        if name not in self._found:
-            raise InvalidRequestError("model", f"the checkpoint has no tensor {name!r}")
-        stored_as, shape = self._found[name]
+        """Returns a tensor of this shape, without values."""
+        self._path(name)
+        stored_as, shape = self._found[self._stored_name(name)]
         dtype = _DTYPES.get(stored_as)
-        if dtype not in FLOATS:
+        if dtype is None or (dtype not in FLOATS and name not in self.quantized):
             raise wrong_dtype(name, dtype or stored_as)
-        tensor = torch.empty(shape, dtype=torch.float32, device="meta")
+        tensor = torch.empty(shape, dtype=dtype if self._as_stored else torch.float32, device="meta")
         self._sizes[name] = tensor.numel()
         self.dtypes.add(dtype)
         return tensor
@@ -233,6 +314,26 @@ class MappedCheckpoint(Checkpoint):
             self._stamps[path] = now
 
 
+class ScaleViews(Checkpoint):
+    """Gives, in place of each tensor of a checkpoint, the scales of its numbers, in the tensor's shape.
+
+    An adapter that reads these, too, takes them through the same views as the codes: afterwards each code has
+    its scale in the same place. The scales of a row are one number in memory.
+
+    Args:
+        checkpoint: that an adapter has read.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        vars(self).update(vars(checkpoint))
+        self.has_values = checkpoint.has_values
+
+    def get(self, name: str) -> Tensor:
+        """Returns the scales of a tensor: a view without copies of a smaller one; ones for floats."""
+        scale = self.scale(name) if self.has_values else self.scale(name).to("meta")
+        return scale.expand(self.shape(name)).as_subclass(_View)
+
+
 class _View(Tensor):
     """A view of a mapped file, of which no copy is made.
 
@@ -248,7 +349,10 @@ class _View(Tensor):
 
 def wrong_dtype(name: str, dtype: object) -> InvalidRequestError:
     """Makes the error for a tensor whose dtype is none of `FLOATS`."""
-    allowed = "expected a float of 16, 32 or 64 bits: quantised weights are not read"
+    allowed = (
+        "expected a float of 16, 32 or 64 bits: quantised weights are read only as torchao saves them, with "
+        "their description in the file's metadata"
+    )
     detail = f"tensor {name!r} has dtype {dtype}, {allowed}"
     return InvalidRequestError("model", detail)
 

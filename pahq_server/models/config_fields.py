@@ -178,7 +178,7 @@ class Fields:
         holds a value that is not allowed.
         """
         for name in _QUANTIZATION:
-            if raw.get(name) is not None:
+            if raw.get(name) is not None and not _is_torchao(name, raw[name]):
                 refuse_quantized(name, raw[name])
         self._check_classes(model_type, raw)
         aliases, defaults = _aliases_and_defaults(model_type)
@@ -263,11 +263,19 @@ def refuse_quantized(name: str, value: object) -> None:
         bits = [bits for bits in (4, 8) if found.get(f"load_in_{bits}bit")]
         scheme = f"bitsandbytes, {bits[0]} bits" if bits else shown(value)
     detail = (
-        f"config.json: {name} says that the weights are quantised ({scheme!s:.40}), and quantised "
-        "checkpoints are not read. Serve the original model (--weights int8 rounds it to 8 bits), or "
-        "dequantise this one, save it, and remove the field"
+        f"config.json: {name} says that the weights are quantised ({scheme!s:.40}), and of quantised "
+        "checkpoints only those of torchao are read, in int8 or float8 (e4m3) with one scale per row. Serve "
+        "the original model (--weights int8 rounds it to 8 bits), or dequantise this one, save it, and "
+        "remove the field"
     )
     raise InvalidRequestError("model", detail)
+
+
+def _is_torchao(name: str, value: object) -> bool:
+    """Whether a field says that torchao has quantised weights: then `quantized_tensors` judges the scheme."""
+    return (
+        name == "quantization_config" and isinstance(value, dict) and value.get("quant_method") == "torchao"
+    )
 
 
 def _check_fixed(model_type: str, name: str, value: object, allowed: tuple[object, ...]) -> None:

@@ -130,6 +130,21 @@ def fold_linear(
     return w.contiguous(), b
 
 
+def fold_factors(
+    arch: Architecture, index: int, layer: LayerWeights, name: Linear
+) -> tuple[Tensor | None, float] | None:
+    """Returns what `fold_linear` multiplies the weights of a map with.
+
+    Returns:
+        A factor for each input, [I] (None for none), and one for all outputs; None if folding does more.
+    """
+    if name in ("o", "out"):
+        return None if arch.norm == "layer" else (None, 1.0)
+    if name in ("in", "gate"):
+        return layer.norm2_w, 1.0
+    return layer.norm1_w, arch.attention_scales[index] if name == "q" and layer.q_norm is None else 1.0
+
+
 def fold_head_norms(
     arch: Architecture, index: int, layer: LayerWeights
 ) -> tuple[Tensor | None, Tensor | None]:

@@ -8,6 +8,7 @@ of the files, `outline` only their shapes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,13 @@ from pahq_server.models.adapters.hooked_config import IRRELEVANT
 from pahq_server.models.adapters.registry import ADAPTERS, HOOKED, REASONS, TRANSFORMERS_ADAPTERS
 from pahq_server.models.architecture import LayerWeights, Model, Rotary, Weights
 from pahq_server.models.building import PLAIN, Transform, build
-from pahq_server.models.checkpoint import Checkpoint, CheckpointHeaders, MappedCheckpoint, revision_hash
+from pahq_server.models.checkpoint import (
+    Checkpoint,
+    CheckpointHeaders,
+    MappedCheckpoint,
+    ScaleViews,
+    revision_hash,
+)
 from pahq_server.models.files import CONFIG, WeightFiles, locate, read_json, weight_files
 from pahq_server.models.tensor_checks import (
     check_embeddings,
@@ -32,6 +39,7 @@ from pahq_server.models.tensor_checks import (
     refuse_other_weights,
 )
 from pahq_server.models.tokenizer import load_tokenizer
+from pahq_server.precision.policy import Format
 
 _Checkpoint = TypeVar("_Checkpoint", bound=Checkpoint)
 
@@ -46,6 +54,9 @@ class LoadedModel:
         revision: SHA-256 of configuration and weights, hexadecimal.
         directory: of the checkpoint.
         warnings: sentences about the checkpoint for the operator of the server.
+        stored: the 8-bit formats in which the checkpoint holds weights; empty for one of floats.
+        scales: what the codes of a mapped checkpoint are multiplied by, in the shapes of the model's weights;
+            None unless `map_files` or `map_headers` has mapped one that has codes.
     """
 
     model: Model
@@ -53,6 +64,8 @@ class LoadedModel:
     revision: str
     directory: Path = field(default=Path(), kw_only=True)
     warnings: tuple[str, ...] = field(default=(), kw_only=True)
+    stored: frozenset[Format] = field(default=frozenset(), kw_only=True)
+    scales: Weights | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -80,8 +93,8 @@ def load(source: str, transform: Transform = PLAIN) -> LoadedModel:
     Raises InvalidRequestError (field ``model``) for anything that is missing, damaged or unsupported.
     """
     directory = locate(source)
-    model, _ = _assemble(directory, Checkpoint, transform)
-    return _loaded(model, directory)
+    model, checkpoint = _assemble(directory, Checkpoint, transform)
+    return _loaded(model, directory, checkpoint)
 
 
 def map_files(source: str) -> tuple[LoadedModel, MappedCheckpoint]:
@@ -96,7 +109,30 @@ def map_files(source: str) -> tuple[LoadedModel, MappedCheckpoint]:
     """
     directory = locate(source)
     model, files = _assemble(directory, MappedCheckpoint, PLAIN)
-    return _loaded(model, directory), files
+    return replace(_loaded(model, directory, files), scales=_scales(directory, files)), files
+
+
+def map_headers(source: str) -> LoadedModel:
+    """Describes what `map_files` would give: the same dtypes and shapes, on the device ``meta``.
+
+    The result has no tokenizer and no revision. Raises InvalidRequestError as `outline` does.
+    """
+    directory = locate(source)
+    with torch.device("meta"):
+        model, headers = _assemble(directory, lambda at: CheckpointHeaders(at, as_stored=True), PLAIN)
+        scales = _scales(directory, headers)
+    return LoadedModel(model, None, "", directory=directory, stored=_stored(headers), scales=scales)
+
+
+def _scales(directory: Path, checkpoint: Checkpoint) -> Weights | None:
+    """Returns `LoadedModel.scales` of a checkpoint that has been read."""
+    if not checkpoint.quantized:
+        return None
+    return _assemble(directory, lambda _: ScaleViews(checkpoint), PLAIN)[0].weights
+
+
+def _stored(checkpoint: Checkpoint) -> frozenset[Format]:
+    return frozenset(tensor.form for tensor in checkpoint.quantized.values())
 
 
 def outline(source: str, transform: Transform = PLAIN) -> Outline:
@@ -119,6 +155,7 @@ class Inspection:
         computed: the fields of ``config.json`` that decide what is computed, with their values.
         ignored: names of the fields that have no effect on logits.
         read: number of tensors that were read.
+        quantized: how many of them are stored in 8 bits, by format.
         buffers: names of the tensors that were only checked, since they follow from the configuration.
     """
 
@@ -127,6 +164,7 @@ class Inspection:
     computed: Mapping[str, Any]
     ignored: tuple[str, ...]
     read: int
+    quantized: Mapping[Format, int]
     buffers: tuple[str, ...]
 
 
@@ -138,11 +176,12 @@ def inspect(source: str) -> Inspection:
     ignored = [name for name in raw if _is_ignored(raw["model_type"], name)]
     unread = tuple(checkpoint.unread)
     return Inspection(
-        loaded=_loaded(model, directory),
+        loaded=_loaded(model, directory, checkpoint),
         files=weight_files(directory),
         computed={name: value for name, value in raw.items() if name not in ignored},
         ignored=tuple(ignored),
         read=sum(1 for _ in checkpoint) - len(unread),
+        quantized=Counter(tensor.form for tensor in checkpoint.quantized.values()),
         buffers=unread,
     )
 
@@ -153,11 +192,21 @@ def _is_ignored(model_type: str, name: str) -> bool:
     return TRANSFORMERS_ADAPTERS[model_type].FIELDS.does_not_matter(name)
 
 
-def _loaded(model: Model, directory: Path) -> LoadedModel:
+def _loaded(model: Model, directory: Path, checkpoint: Checkpoint) -> LoadedModel:
     warnings = list(weight_files(directory).warnings)
+    if any(tensor.rounds_inputs for tensor in checkpoint.quantized.values()):
+        warnings.append(
+            "the checkpoint asks for inputs of linear maps that are rounded to 8 bits; here its weights are "
+            "used, and a job's precision alone says what is rounded"
+        )
     tokenizer = load_tokenizer(directory, warnings.append)
     return LoadedModel(
-        model, tokenizer, revision_hash(directory), directory=directory, warnings=tuple(warnings)
+        model,
+        tokenizer,
+        revision_hash(directory),
+        directory=directory,
+        warnings=tuple(warnings),
+        stored=_stored(checkpoint),
     )
 
 
@@ -173,6 +222,9 @@ def _assemble(
         raise InvalidRequestError("model", f"config.json cannot be used: {error}") from error
     checkpoint = open_checkpoint(directory)
     refuse_other_weights(checkpoint)
+    if checkpoint.quantized and config.model_type == HOOKED:
+        name = min(checkpoint.quantized)
+        raise InvalidRequestError("model", f"tensor {name!r} is quantised, which {HOOKED} is not read with")
     rotary: Rotary | None = None
 
     def embeddings() -> Weights:

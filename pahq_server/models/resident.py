@@ -2,7 +2,8 @@
 
 There are two ways to make them. `make_resident` reads a checkpoint piece by piece and keeps only the rounded
 weights, for a server started with rounded weights. `round_layers` and `round_unembedding` round a model that
-is in memory in full precision, for a job that asks for another policy than the model is served in.
+is in memory in full precision, for a job that asks for another policy than the model is served in. Weights
+that the checkpoint holds in the policy's 8-bit format are taken as they are, not rounded again.
 
 Shapes: D d_model, U output vocabulary; layers have the shapes of `architecture.LayerWeights`.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Rotary
 from pahq_server.models.checkpoint_weights import CheckpointWeights
-from pahq_server.models.folding import ATTENTION, MLP
+from pahq_server.models.folding import ATTENTION, MLP, Linear
 from pahq_server.precision.policy import Format, Policy
 from pahq_server.precision.quantized import Matrix, Quantized, quantize
 
@@ -137,18 +138,30 @@ def _resident_layer(
 ) -> QuantizedLayer:
     kept: dict[str, Any] = {}
     for linear in checkpoint.linears(index):
-        w, b = checkpoint.linear(index, linear)
-        kept[f"w_{linear}"] = rounded(w, policy.heads if linear in ATTENTION else policy.mlps).to(device)
+        form = policy.heads if linear in ATTENTION else policy.mlps
+        matrix, b = checkpoint.stored(index, linear, form) or _rounded_linear(checkpoint, index, linear, form)
+        kept[f"w_{linear}"] = matrix.to(device)
         kept[f"b_{linear}"] = None if b is None else b.to(device)
     for name, norm in zip(("q_norm", "k_norm"), checkpoint.head_norms(index), strict=True):
         kept[name] = None if norm is None else norm.to(device)
     return QuantizedLayer(**kept)
 
 
+def _rounded_linear(
+    checkpoint: CheckpointWeights, index: int, name: Linear, form: Format
+) -> tuple[Matrix, Tensor | None]:
+    w, b = checkpoint.linear(index, name)
+    return rounded(w, form), b
+
+
 def _resident_unembedding(
     checkpoint: CheckpointWeights, form: Format, device: torch.device
 ) -> tuple[Matrix, Tensor | None]:
     """Returns ``w_u`` and ``b_u`` of `ResidentWeights`."""
+    stored = checkpoint.stored_unembedding(form)
+    if stored is not None:
+        matrix, bias = stored
+        return matrix.to(device), None if bias is None else bias.to(device)
     parts, biases = [], []
     for w, b in checkpoint.unembedding():
         parts.append(rounded(w, form))
@@ -162,7 +175,9 @@ def _joined(parts: list[Matrix]) -> Matrix:
     if not quantized:
         # Stored output by output, as folding leaves matrices.
         return torch.cat([part.T for part in parts if isinstance(part, Tensor)]).T
-    return Quantized(torch.cat([w.data for w in quantized], -1), torch.cat([w.scale for w in quantized], -1))
+    return Quantized.of(
+        torch.cat([w.data for w in quantized], -1), torch.cat([w.scale for w in quantized], -1)
+    )
 
 
 def round_layers(model: Model, policy: Policy) -> tuple[QuantizedLayer, ...]:

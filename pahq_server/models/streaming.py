@@ -185,7 +185,8 @@ def load_rounded(source: str, policy: Policy, device: torch.device | str = "cpu"
     """Loads a model whose weights stay in memory rounded, each piece rounded before the next one is read.
 
     Args:
-        source: checkpoint directory or hub id.
+        source: checkpoint directory or hub id. What it holds in the policy's 8-bit format already is kept as
+            it is.
         policy: how weights are rounded.
         device: on which the rounded weights are kept.
 
@@ -202,4 +203,5 @@ def load_rounded(source: str, policy: Policy, device: torch.device | str = "cpu"
         store,
         directory=checkpoint.directory,
         warnings=checkpoint.warnings,
+        stored=checkpoint.formats,
     )

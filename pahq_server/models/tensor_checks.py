@@ -22,6 +22,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # By the endings of their names: tensors of checkpoints whose weights are not plain floats, and what they are.
 _SCHEMES = {
+    r"\._\w+_(qdata|scale|zero_point)|:(qdata|scale|zero_point)|weight_qdata": (
+        "quantised weights (torchao) without a description in the metadata of their file"
+    ),
     r"\.lora_\w+(\.\w+)*|\.base_layer\.\w+": (
         "those of an adapter such as LoRA: merge it into its model (merge_and_unload() of peft) and save that"
     ),
@@ -34,7 +37,6 @@ _SCHEMES = {
     r"[._](weight_scales?|weight_scale_2|(input|output|activation)_scale|[kqv]_scale)": (
         "quantised weights (8-bit floats, BitNet or the like)"
     ),
-    r":(qdata|scale|zero_point)|weight_(qdata|scale)": "quantised weights (torchao)",
     r"\._(data|scale|shift)": "quantised weights (quanto)",
     r"\.(W_q|codebooks|codes)": "quantised weights (HQQ or AQLM)",
     r"\.(scales|biases|zeros)": "quantised weights (MLX or the like)",

@@ -16,9 +16,10 @@ from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.models.architecture import Architecture, LayerWeights, Model, Weights
 from pahq_server.models.building import Transform
 from pahq_server.models.checkpoint_weights import CheckpointWeights
-from pahq_server.models.loading import LoadedModel, outline
+from pahq_server.models.loading import map_headers
 from pahq_server.models.resident import WeightBytes, make_resident
 from pahq_server.precision.policy import Format, Policy
+from pahq_server.precision.quantized import Quantized
 
 _MLP = ("w_in", "b_in", "w_gate", "b_gate", "w_out", "b_out", "norm2_w", "norm2_b")
 
@@ -80,7 +81,7 @@ def resident(weights: Weights) -> WeightBytes:
 def rounded(source: str, policy: Policy) -> WeightBytes:
     """Counts the bytes of a model's weights rounded by a policy. Raises as `loading.outline` does."""
     with torch.device("meta"):
-        checkpoint = CheckpointWeights(LoadedModel(outline(source).model, None, ""), lambda: None)
+        checkpoint = CheckpointWeights(map_headers(source), lambda: None)
         return make_resident(checkpoint, policy, "meta").nbytes
 
 
@@ -146,7 +147,10 @@ def storages(values: Iterable[object]) -> dict[int, int]:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
+    if isinstance(value, Quantized):  # a weight of torchao has no storage of its own
+        yield from (value.data, value.scale)
+        yield from _tensors(value.inputs)
+    elif isinstance(value, Tensor):
         yield value
     elif isinstance(value, tuple | list):
         for item in value:

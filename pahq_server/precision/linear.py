@@ -24,10 +24,12 @@ from pahq_server.precision.quantized import (
     rounded_rows,
 )
 
-# How many products of two 8-bit integers can be summed in float32 without rounding.
-EXACT_IN_FLOAT32 = 2**24 // 127**2
-# Most inputs of a matrix for which the sum of both terms of an 8-bit product fits into 32 bits.
-EXACT_INPUTS = (2**31 - 1) // (127**2 * (int(SECOND_TERM_FACTOR[Format.INT8]) + 1))
+# How many products of two 8-bit integers can be summed in float32 without rounding. Codes of weights that
+# others have rounded go down to -128.
+EXACT_IN_FLOAT32 = 2**24 // (127 * 128)
+# Most inputs of a matrix for which the sum of both terms of an 8-bit product fits into 32 bits. No input is
+# larger than 127 first terms: where the first term is 127, the second is not positive.
+EXACT_INPUTS = (2**31 - 1) // (128 * 127 * int(SECOND_TERM_FACTOR[Format.INT8]))
 # More weights than this are converted to floats in parts, and more inputs than this are rounded in parts: the
 # kernel provides memory for large temporary tensors page by page, which takes longer than the arithmetic.
 LARGE_WEIGHTS = 1 << 21
@@ -57,6 +59,8 @@ def linear(x: Tensor, w: Tensor | Quantized, inputs: Format, terms: int = 1) -> 
     """
     if isinstance(w, Tensor):
         return matmul(x, w)
+    if w.inputs is not None:
+        x, w = x * w.inputs, w.without_inputs()
     flat, (width, outputs) = x.reshape(-1, x.shape[-1]).contiguous(), w.data.shape
     if inputs is Format.INT8 and flat.numel() > LARGE_INPUTS and width > outputs:
         parts = flat.split(LARGE_INPUTS // width)
@@ -104,7 +108,8 @@ class RoundedInput:
         return _sum_terms(terms, len(self.x), self.inputs).mul_(self.scale)
 
     def times(self, w: Quantized) -> Tensor:
-        """Computes the product with a matrix [I, O] of the same format: [N, O]."""
+        """Computes the product with a matrix [I, O] of the same format, whose ``inputs`` is None: [N, O]."""
+        assert w.inputs is None
         if not self.x.numel():
             return self.x.new_zeros(len(self.x), w.scale.shape[-1])
         if self.scale is None:
@@ -165,7 +170,7 @@ def _sum_terms(of_terms: Tensor, terms: int, form: Format) -> Tensor:
 
 
 def integer_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Computes ``a @ b`` exactly: int32 [N, O] for int8 [N, I] and [I, O] with values from -127 to 127."""
+    """Computes ``a @ b`` exactly: int32 [N, O] for int8 [N, I] from -127 to 127 and int8 [I, O]."""
     if a.device.type == "cuda":
         return _padded_integer_matmul(a, b)
     if a.device.type == "cpu" and _cpu_multiplies_integers():

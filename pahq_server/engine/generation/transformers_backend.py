@@ -26,7 +26,12 @@ from pahq_server.core.generation import (
     SampleRequest,
     TokenSignal,
 )
-from pahq_server.engine.generation.backend import GeneratorFailedError, KvUsage, SequenceId
+from pahq_server.engine.generation.backend import (
+    GeneratorFailedError,
+    KvUsage,
+    SequenceId,
+    UnsupportedModelError,
+)
 from pahq_server.engine.generation.row_independence import BatchSequence, RowAttention, make_row_independent
 from pahq_server.engine.generation.sampling import draw
 from pahq_server.engine.generation.stopping import Detokenizer, SampleText
@@ -105,6 +110,15 @@ def load_generator(
 
     Raises InvalidRequestError (field ``model``) if text cannot be generated with it.
     """
+    _check_model(loaded)
+    arch = loaded.model.architecture
+    model = load_causal_lm(loaded.directory).requires_grad_(False).to(loaded.model.device)
+    tokenizer = loaded.tokenizer if isinstance(loaded.tokenizer, Detokenizer) else None
+    return TransformersGenerator(model, tokenizer, arch, kv_bytes=kv_bytes, most_sequences=most_sequences)
+
+
+def _check_model(loaded: LoadedModel) -> None:
+    """Raises InvalidRequestError (field ``model``) if text cannot be generated with a model."""
     arch = loaded.model.architecture
     if arch.model_type not in TRANSFORMERS_ADAPTERS:
         known = ", ".join(sorted(TRANSFORMERS_ADAPTERS))
@@ -115,9 +129,49 @@ def load_generator(
     if not arch.causal:
         detail = "its positions see later ones, so that it predicts no next token: no text can be generated"
         raise InvalidRequestError("model", detail)
-    model = load_causal_lm(loaded.directory).requires_grad_(False).to(loaded.model.device)
-    tokenizer = loaded.tokenizer if isinstance(loaded.tokenizer, Detokenizer) else None
-    return TransformersGenerator(model, tokenizer, arch, kv_bytes=kv_bytes, most_sequences=most_sequences)
+
+
+class TransformersBackend:
+    """Generates text by transformers. Implements `backend.GenerationBackend`.
+
+    Args:
+        kv_bytes: memory for the keys and values of each model.
+    """
+
+    name = "transformers"
+
+    def __init__(self, kv_bytes: int = KV_BYTES) -> None:
+        self._kv_bytes = kv_bytes
+
+    def offer(self, loaded: LoadedModel) -> GenerationOffer:
+        import transformers
+
+        try:
+            _check_model(loaded)
+        except InvalidRequestError as error:
+            raise UnsupportedModelError(error.detail) from error
+        arch = loaded.model.architecture
+        size = 2 * arch.layers * arch.kv_heads * arch.d_head * torch.float32.itemsize
+        blocks = self._kv_bytes // (size * BLOCK_TOKENS)
+        if blocks < 1:
+            raise UnsupportedModelError(
+                f"keys and values of {BLOCK_TOKENS} tokens take {size * BLOCK_TOKENS} bytes, and may take "
+                f"{self._kv_bytes}: start the server with more --generation-memory"
+            )
+        return GenerationOffer(
+            backend=self.name,
+            version=transformers.__version__,
+            context=arch.context,
+            kv_tokens=blocks * BLOCK_TOKENS,
+            kv_token_bytes=size,
+            most_sequences=min(MOST_SEQUENCES, blocks),
+            resumes=True,
+            texts=isinstance(loaded.tokenizer, Detokenizer),
+            end_tokens=(),
+        )
+
+    def generator(self, loaded: LoadedModel) -> TransformersGenerator:
+        return load_generator(loaded, kv_bytes=self._kv_bytes)
 
 
 class TransformersGenerator:

@@ -29,7 +29,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.engine.sparse.variants import Index, MergedVariants, as_tensor
 from pahq_server.engine.sparse.weights import BOTH_QUANTIZED, PairPrecision, SparseWeights
 from pahq_server.models.architecture import Model
-from pahq_server.models.resident import QuantizedLayer, round_layers, round_unembedding
+from pahq_server.models.resident import QuantizedLayer, ResidentWeights, round_layers, round_unembedding
 from pahq_server.precision.linear import RoundedInput, linear
 from pahq_server.precision.policy import Policy
 from pahq_server.precision.products import matmul
@@ -150,6 +150,11 @@ class QuantizedModel:
             return None
         return cls(policy, round_layers(model, policy), round_unembedding(model, policy))
 
+    @classmethod
+    def of_resident(cls, weights: ResidentWeights, policy: Policy) -> QuantizedModel:
+        """Takes weights that are rounded as the policy says."""
+        return cls(policy, weights.layers, weights.w_u)
+
 
 class QuantizedUnembedding:
     """Multiplies changes of the unembedding's input with it, for some variants and columns at a time.
@@ -182,7 +187,10 @@ class QuantizedUnembedding:
         return product.view(-1, positions, product.shape[-1])
 
     def values(self) -> Tensor:
-        """Returns the changes of the input as they are multiplied, after rounding: [V, N, D]."""
+        """Returns the changes of the input as they are multiplied, after rounding: [V, N, D].
+
+        That is after `Quantized.inputs`, as for `QuantizedLinears.probability_weighted_columns`.
+        """
         inputs = self._inputs.values() if isinstance(self._inputs, RoundedInput) else self._inputs
         return inputs.view(*self._shape)
 
@@ -212,6 +220,10 @@ class QuantizedLinears:
     def __init__(self, weights: SparseWeights, quantized: QuantizedModel) -> None:
         self._weights, self._layers, self._w_u = weights, quantized.layers, quantized.w_u
         self._policy = quantized.policy
+        # What inputs of the unembedding are multiplied by before they are rounded, [D].
+        self._w_u_inputs: Tensor | None = None
+        if isinstance(self._w_u, Quantized):
+            self._w_u_inputs, self._w_u = self._w_u.inputs, self._w_u.without_inputs()
 
     @property
     def promotes(self) -> bool:
@@ -261,6 +273,8 @@ class QuantizedLinears:
     def unembedding(self, dn: Tensor) -> QuantizedUnembedding:
         """Prepares changes of the unembedding's input, [V, N, D], to be multiplied with it."""
         flat = dn.flatten(0, 1)
+        if self._w_u_inputs is not None:
+            flat = flat * self._w_u_inputs
         if isinstance(self._w_u, Tensor):
             return QuantizedUnembedding(self._w_u, flat.to(self._w_u.dtype), dn.shape, dn.dtype)
         inputs = self._policy.inputs_of(self._w_u.data.numel())
@@ -270,8 +284,8 @@ class QuantizedLinears:
     def probability_weighted_columns(self, p: Tensor) -> Tensor | None:
         """Returns ``p @ w_u.T``, the mean of the unembedding's columns under probabilities: [N, D].
 
-        Its inner product with a change of the unembedding's input is the mean change of logits under p. None
-        for formats in which that does not hold, because products are less precise than float32.
+        Its inner product with `QuantizedUnembedding.values` is the mean change of logits under p. None for
+        formats in which that does not hold, because products are less precise than float32.
 
         Args:
             p: the probabilities, [N, U].
