@@ -60,7 +60,8 @@ def main() -> None:
             try:
                 answer = getattr(stepper, call.pop("call"))(**call)
             except NonFiniteMetricError as error:
-                answer = {"not_finite": str(error)}
+                calls.send_bytes(json.dumps({"not_finite": str(error)}).encode())
+                break  # in the middle of a pass, from which the engine does not recover
             if answer is not None:
                 calls.send_bytes(json.dumps(answer).encode())
     # Threads of libraries may hang. Nothing of the process is of use any more.
