@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import socket
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers.demo import NUM_PARAMETERS
 
-from pahq_client import Client
+from pahq_client import Client, InvalidRequest
 from pahq_client.cli import main as pahq
 
 from .process import ServerProcess
@@ -118,3 +119,21 @@ def test_the_address_is_told_on_stdout_and_the_rest_on_stderr() -> None:
         assert process.process.stdout is not None
         assert process.process.stdout.read() == ""
         assert "stopping" in process.log()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_backend_that_is_not_installed() -> None:
+    code, message = serve("--listen", "127.0.0.1:0", "--generation", "vllm")
+    assert code == 2
+    assert "generation: vLLM is not installed: pip install" in message
+    assert "use --generation transformers" in message
+    assert "Traceback" not in message
+
+
+def test_a_server_that_generates_no_text() -> None:
+    with ServerProcess({}, "--generation", "none") as process, Client(process.address) as client:
+        assert client.server_info().generation == ""
+        (model,) = client.models()
+        assert "start it with --generation transformers" in model.no_generation
+        with pytest.raises(InvalidRequest, match="this server generates no text"):
+            client.generate("demo", "The dog")
