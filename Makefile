@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-methods bench-page bench-precision demo-model d3-bundle notebook picture proto clean
+.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-methods bench-page bench-precision bench-sampling demo-model d3-bundle notebook picture proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -46,6 +46,9 @@ bench-page: .venv/dev.stamp ## measure the page in Chromium, into docs/performan
 
 bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed loading" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.precision $(PARTS)
+
+bench-sampling: .venv/dev.stamp ## compare the policies of sampling; PARTS="known kinds" for some only
+	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.sampling $(PARTS)
 
 demo-model: .venv/dev.stamp ## train the demo model anew, some minutes, into OUT (default: demo-model)
 	PYTHONPATH=tests $(BIN)/python -m demo_training.train --out "$(or $(OUT),demo-model)"

@@ -23,13 +23,14 @@ from pahq_client.client import Client
 from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
-from pahq_client.discover import attribute, discover
+from pahq_client.discover import attribute, discover, generate
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
     DeadlineExceeded,
     InvalidCircuitFile,
     InvalidRequest,
+    InvalidSamplesFile,
     InvalidScoresFile,
     JobCancelled,
     JobFailed,
@@ -54,6 +55,7 @@ from pahq_client.jobs import JobHandle
 from pahq_client.nodes import NodeTotal
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
+from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
@@ -82,6 +84,7 @@ __all__ = [
     "Graph",
     "InvalidCircuitFile",
     "InvalidRequest",
+    "InvalidSamplesFile",
     "InvalidScoresFile",
     "JobCancelled",
     "JobFailed",
@@ -106,6 +109,8 @@ __all__ = [
     "RateLimited",
     "ResourceExhausted",
     "Roc",
+    "Sample",
+    "Samples",
     "ScoreComparison",
     "ServerFault",
     "ServerInfo",
@@ -124,4 +129,5 @@ __all__ = [
     "circuits_of_curve",
     "compare",
     "discover",
+    "generate",
 ]

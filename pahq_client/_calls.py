@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
+from pahq.v1 import generation_pb2 as g
 from pahq.v1 import jobs_pb2 as j
 from pahq.v1 import model_pb2 as m
 from pahq.v1 import patching_pb2 as p
@@ -99,12 +100,17 @@ SCORE: Rpc[p.ScoreCircuitsRequest, p.ScoreCircuitsResponse] = Rpc(
 COMMIT: Rpc[p.CommitCircuitRequest, p.CommitCircuitResponse] = Rpc(_PATCHING, "CommitCircuit", False)
 # Not repeated: a caller that closes is about to leave, and the session expires anyway.
 CLOSE: Rpc[p.CloseSessionRequest, p.CloseSessionResponse] = Rpc(_PATCHING, "CloseSession", False)
+# Nothing is stored, and the same request gives the same samples.
+GENERATE: Rpc[g.GenerateSamplesRequest, g.GenerateSamplesResponse] = Rpc(
+    "GenerationService", "GenerateSamples", True, costly=True
+)
 INFO: Rpc[s.GetServerInfoRequest, s.GetServerInfoResponse] = Rpc(_SERVER, "GetServerInfo", True)
 
 ALL: tuple[Rpc[Any, Any], ...] = (
     *(CREATE, GET, LIST, CANCEL, DELETE, WATCH, ARTIFACT),
     *(MODELS, MODEL, TOKENIZE, PREDICT, CHECK_TASK),
     *(EVALUATE, OPEN, SCORE, COMMIT, CLOSE),
+    GENERATE,
     INFO,
 )
 

@@ -1,8 +1,9 @@
 """What a job can be asked for: its options as types, as a request with defaults, and in words.
 
-Seven functions take these options: `discover`, and `discover`, `submit` and `estimate` of both clients. They
-declare them as ``**options: Unpack[JobOptions]``, which type checkers read, and `job_options` lists them in
-their signatures and descriptions, which people read.
+Seven functions take the options of a search: `discover`, and `discover`, `submit` and `estimate` of both
+clients. They declare them as ``**options: Unpack[JobOptions]``, which type checkers read, and `job_options`
+lists them in their signatures and descriptions, which people read. Those that sample text do the same with
+`GenerateOptions` and `generate_options`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from textwrap import indent
 from typing import Any, TypedDict, TypeVar
@@ -20,7 +21,7 @@ from pahq_client.circuit import Circuit
 from pahq_client.errors import InvalidRequest
 from pahq_client.scores import EdgeScores
 from pahq_client.selection import RANKS, checked_fraction
-from pahq_client.task import TaskLike
+from pahq_client.task import PromptLike, TaskLike
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -153,25 +154,86 @@ parameters: parameters of a method without arguments of its own, by name.
 """
 
 
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of sampling beyond model and prompts; see `GenerateRequest`."""
+
+    n: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    stop: str | Iterable[str]
+    seed: int
+    logprobs: bool
+    slots: int | None
+    kv_tokens: int | None
+    policy: str
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What is to be sampled; the arguments are described in `GENERATE_OPTIONS`."""
+
+    model: str
+    prompts: PromptLike | Iterable[PromptLike]
+    n: int = 1
+    max_tokens: int = 32
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: str | Iterable[str] = ()
+    seed: int = 0
+    logprobs: bool = False
+    slots: int | None = None
+    kv_tokens: int | None = None
+    policy: str = "auto"
+
+
+GENERATE_OPTIONS = """\
+n: samples of each prompt, at most 4096.
+max_tokens: the most tokens of a sample; prompt and sample must fit into the model's context.
+temperature: logits are divided by it; 0 takes the likeliest token.
+top_p: only the likeliest tokens whose probabilities sum up to this are drawn from.
+top_k: only so many of the likeliest tokens are drawn from; 0 for all.
+stop: a text that ends a sample, or at most 16 of them.
+seed: the same seed gives the same samples.
+logprobs: whether samples have the log-probability of each token.
+slots: how many samples run at once; None for as many as the server thinks fit.
+kv_tokens: how many tokens have their keys and values in memory at once, instead of ``slots``.
+policy: in which order samples run: ``auto``, ``rounds``, ``fifo``, ``sjf``, ``longest_first``, ``fptas`` or
+    ``fptas_sjf``. Like ``slots`` and ``kv_tokens`` it changes no sample, see docs/sampling.md.
+"""
+
+
 def job_options(function: F) -> F:
     """Decorates a function that takes ``**options: Unpack[JobOptions]``: its signature and help list them.
 
     The line ``options: JOB_OPTIONS`` of its docstring gives way to the descriptions.
     """
+    return _listing(function, JobRequest, JobOptions.__annotations__, "JOB_OPTIONS", JOB_OPTIONS)
+
+
+def generate_options(function: F) -> F:
+    """Does for ``**options: Unpack[GenerateOptions]`` what `job_options` does for those of a search."""
+    names = GenerateOptions.__annotations__
+    return _listing(function, GenerateRequest, names, "GENERATE_OPTIONS", GENERATE_OPTIONS)
+
+
+def _listing(function: F, request: type, names: Container[str], line: str, descriptions: str) -> F:
     signature = inspect.signature(function)
     ordinary = [each for each in signature.parameters.values() if each.kind is each.POSITIONAL_OR_KEYWORD]
     own = [each for each in signature.parameters.values() if each.kind is each.KEYWORD_ONLY]
     kind = inspect.Parameter.KEYWORD_ONLY
     options = [
         inspect.Parameter(each.name, kind, default=each.default, annotation=each.type)
-        for each in dataclasses.fields(JobRequest)
-        if each.name in JobOptions.__annotations__
+        for each in dataclasses.fields(request)
+        if each.name in names
     ]
     function.__signature__ = signature.replace(parameters=[*ordinary, *options, *own])  # type: ignore[attr-defined]
     if function.__doc__ is not None:
         function.__doc__ = re.sub(
-            r"^( +)options: JOB_OPTIONS\n",
-            lambda line: indent(JOB_OPTIONS, line[1]),
+            rf"^( +)options: {line}\n",
+            lambda found: indent(descriptions, found[1]),
             function.__doc__,
             flags=re.MULTILINE,
         )

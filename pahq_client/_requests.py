@@ -14,10 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar
 
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
-from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, task_pb2
+from pahq.v1 import (
+    circuit_pb2,
+    generation_pb2,
+    jobs_pb2,
+    methods_pb2,
+    model_pb2,
+    patching_pb2,
+    task_pb2,
+)
 
 from pahq_client import checks
-from pahq_client._job_options import ATTRIBUTION, JobRequest
+from pahq_client._job_options import ATTRIBUTION, GenerateRequest, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import graph_object
 from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_of_curve
@@ -271,13 +279,83 @@ def logit_difference_if_answers(task: TaskLike) -> str:
     return "logit_difference" if known else "kl_divergence"
 
 
+def generate_prompts(request: GenerateRequest) -> tuple[Prompt, ...]:
+    """Returns the prompts of a GenerateRequest."""
+    given = request.prompts
+    many = (given,) if isinstance(given, str) else checks.items("prompts", given)
+    _refuse_bare_ids("prompts", many)
+    return read_prompts("prompts", many)
+
+
+def generate_parameters(request: GenerateRequest) -> methods_pb2.GenerateParameters:
+    """Converts how samples are drawn."""
+    n, max_tokens = (checks.integer(name, getattr(request, name), bits=32) for name in ("n", "max_tokens"))
+    if n < 1:  # 0 would be the server's default
+        raise InvalidRequest("n", f"must be an integer ≥ 1, got {n}")
+    stops = (request.stop,) if isinstance(request.stop, str) else checks.items("stop", request.stop)
+    message = methods_pb2.GenerateParameters(
+        n=n,
+        max_tokens=max_tokens,
+        temperature=checks.number("temperature", request.temperature),
+        top_p=checks.number("top_p", request.top_p),
+        top_k=checks.integer("top_k", request.top_k, bits=32),
+        stop=[checks.text(f"stop[{i}]", stop) for i, stop in enumerate(stops)],
+        seed=checks.integer("seed", request.seed),
+        logprobs=checks.flag("logprobs", request.logprobs),
+        policy=checks.text("policy", request.policy),
+    )
+    if request.slots is not None and request.kv_tokens is not None:
+        raise InvalidRequest("kv_tokens", "does not go with slots: give one of both")
+    if request.slots is not None:
+        message.slots = checks.integer("slots", request.slots, bits=32)
+    if request.kv_tokens is not None:
+        message.kv_tokens = checks.integer("kv_tokens", request.kv_tokens)
+    return message
+
+
+def generate_spec(request: GenerateRequest, prompts: Iterable[Prompt]) -> jobs_pb2.JobSpec:
+    """Converts a GenerateRequest to a job, whose result comes with its prompts."""
+    task = task_pb2.Task(prompts=task_pb2.PromptTask(clean=map(_prompt, prompts)))
+    objective = jobs_pb2.Objective(
+        model=_model_name(request.model),
+        task=task,
+        # These have no effect.
+        metric="l2",
+        ablation="zero",
+        kv_receivers="group",
+        precision="fp32",
+    )
+    return jobs_pb2.JobSpec(objective=objective, include_prompts=True, generate=generate_parameters(request))
+
+
+def generate_message(
+    request: GenerateRequest, prompts: Iterable[Prompt]
+) -> generation_pb2.GenerateSamplesRequest:
+    """Converts a GenerateRequest to a call that streams samples."""
+    return generation_pb2.GenerateSamplesRequest(
+        model=_model_name(request.model),
+        prompts=map(_prompt, prompts),
+        parameters=generate_parameters(request),
+    )
+
+
+def generate_error(error: InvalidRequest) -> InvalidRequest:
+    """Returns an error of a request for samples with the caller's names of the arguments."""
+    field = error.field
+    for start in ("generate.", "parameters."):
+        field = field.removeprefix(start)
+    if field.startswith("task.clean"):
+        field = f"prompts{field.removeprefix('task.clean')}"
+    return InvalidRequest(field, error.detail.replace("task.clean", "prompts"))
+
+
 def argument_of(field: str) -> str:
     """Returns the argument of `discover` for a field of a request: ``threshold`` for ``acdc.threshold``.
 
     Arguments have the names of the methods' parameters. Other fields are returned unchanged.
     """
     method, dot, parameter = field.partition(".")
-    if not dot or method not in (*_ARGUMENTS, "extension"):
+    if not dot or method not in (*_ARGUMENTS, "generate", "extension"):
         return field
     return parameter.partition(".")[0] if method != "extension" else parameter
 
@@ -395,13 +473,18 @@ def prediction_message(
 ) -> model_pb2.PredictTokensRequest:
     """Converts the arguments of `Client.predict`."""
     many = (texts,) if isinstance(texts, str) else checks.items("texts", texts)
-    if many and all(hasattr(token, "__index__") and not hasattr(token, "__len__") for token in many):
-        raise InvalidRequest("texts", "must be texts or lists of token ids; put one list into another list")
+    _refuse_bare_ids("texts", many)
     top = checks.integer("k", k, bits=32)
     if top < 1:  # 0 would be the server's default
         raise InvalidRequest("k", f"must be at least 1, got {top}")
     prompts = map(_prompt, read_prompts("texts", many))
     return model_pb2.PredictTokensRequest(model=_model_name(model), prompts=prompts, top=top)
+
+
+def _refuse_bare_ids(field: str, many: Sequence[object]) -> None:
+    """Raises InvalidRequest for the token ids of one prompt where a list of prompts is due."""
+    if many and all(hasattr(token, "__index__") and not hasattr(token, "__len__") for token in many):
+        raise InvalidRequest(field, "must be texts or lists of token ids; put one list into another list")
 
 
 def prediction_argument(field: str) -> str:

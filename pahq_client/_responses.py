@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
-from pahq.v1 import circuit_pb2, jobs_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
+from pahq.v1 import circuit_pb2, generation_pb2, jobs_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 
 from pahq_client import formatting
 from pahq_client.errors import InvalidRequest, ServerFault
@@ -23,6 +23,7 @@ from pahq_client.formatting import printable
 from pahq_client.graph import Graph
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
+from pahq_client.samples import Sample
 from pahq_client.task import Prompt
 
 V = TypeVar("V")
@@ -319,6 +320,35 @@ def _share(name: str, value: float) -> float:
     if not 0 <= value <= 1 + 1e-6:
         raise ServerFault(f"the server sent {value} as {name}, which must be from 0 to 1")
     return min(value, 1.0)
+
+
+def sample(
+    message: generation_pb2.Sample, prompts: Sequence[Prompt], prompt_ids: Sequence[tuple[int, ...]]
+) -> Sample:
+    """Reads a sample of a stream. Its text stays as it is, for programs to compare.
+
+    Args:
+        message: the sample.
+        prompts: those of the request.
+        prompt_ids: their token ids; empty where they are not known.
+    """
+    if not 0 <= message.prompt < len(prompts) or message.index < 0:
+        raise ServerFault("the server sent a sample of a prompt that was not asked for")
+    if message.finish_reason not in ("stop", "length"):
+        reason = text(message.finish_reason)
+        raise ServerFault(f"the server sent a sample that ended for {reason!r}, which there is not")
+    if any(token < 0 for token in message.ids) or len(message.logprobs) not in (0, len(message.ids)):
+        raise ServerFault("the server sent a sample whose tokens cannot be right")
+    return Sample(
+        prompt=prompts[message.prompt],
+        prompt_ids=prompt_ids[message.prompt],
+        prompt_number=message.prompt,
+        index=message.index,
+        ids=tuple(message.ids),
+        text=message.text,
+        finish_reason=message.finish_reason,
+        logprobs=tuple(_finite("a log-probability", value) for value in message.logprobs),
+    )
 
 
 def server_info(message: server_pb2.ServerInfo) -> ServerInfo:

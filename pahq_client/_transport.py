@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import grpc
 from grpc import aio
+from pahq.v1.generation_pb2_grpc import GenerationServiceStub
 from pahq.v1.jobs_pb2_grpc import JobServiceStub
 from pahq.v1.model_pb2_grpc import ModelServiceStub
 from pahq.v1.patching_pb2_grpc import PatchingServiceStub
@@ -35,6 +36,7 @@ class Stubs:
 
     def __init__(self, channel: Any) -> None:
         self._services = {
+            "GenerationService": GenerationServiceStub(channel),
             "JobService": JobServiceStub(channel),
             "ModelService": ModelServiceStub(channel),
             "PatchingService": PatchingServiceStub(channel),

@@ -7,7 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
-from pahq_client._job_options import JobOptions, JobRequest, job_options
+from pahq_client._job_options import (
+    GenerateOptions,
+    GenerateRequest,
+    JobOptions,
+    JobRequest,
+    generate_options,
+    job_options,
+)
 from pahq_client._requests import CurveRequest, EvaluationOptions, SessionRequest
 from pahq_client._transport import AsyncTransport
 from pahq_client.artifacts import AnyArtifact
@@ -23,6 +30,7 @@ from pahq_client.jobs import JobBase, JobCalls, JobHandle
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
+from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Edges, Session, SessionBase, SessionCalls
 from pahq_client.task import PromptLike, TaskLike
@@ -208,6 +216,51 @@ class AsyncClient(ClientBase):
             include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.attribute(request, timeout, progress))
+
+    @described_as(Client.generate)
+    @known_arguments
+    @generate_options
+    async def generate(
+        self,
+        model: str,
+        prompts: PromptLike | Iterable[PromptLike],
+        *,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Samples:
+        request = GenerateRequest(model, prompts, **options)
+        return await self._transport.run(self._calls.generate(request, timeout, progress))
+
+    @described_as(Client.submit_generate)
+    @known_arguments
+    @generate_options
+    async def submit_generate(
+        self,
+        model: str,
+        prompts: PromptLike | Iterable[PromptLike],
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncJobHandle:
+        request = GenerateRequest(model, prompts, **options)
+        job = await self._transport.run(self._calls.submit_generate(request))
+        return AsyncJobHandle(self._transport, job)
+
+    @described_as(Client.stream_samples)
+    @known_arguments
+    @generate_options
+    async def stream_samples(
+        self,
+        model: str,
+        prompts: PromptLike | Iterable[PromptLike],
+        **options: Unpack[GenerateOptions],
+    ) -> AsyncIterator[Sample]:
+        request = GenerateRequest(model, prompts, **options)
+        stream = self._calls.stream_samples(request)
+        try:
+            while (sample := await self._transport.run(stream.next())) is not None:
+                yield sample
+        finally:
+            stream.close()
 
     @described_as(Client.curve)
     @known_arguments

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pahq.v1 import jobs_pb2
 
 from pahq_client import _responses as responses
+from pahq_client import samples_file
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.graph import MOST_LISTED, CircuitMetric, Edge, Graph, Verdict
 from pahq_client.results import Evaluation, WithProvenance
+from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
 
 if TYPE_CHECKING:
@@ -56,8 +58,8 @@ class Artifact(WithProvenance):
         return f"Artifact(kind={self.kind!r}, version={self.version}, {len(self.data)} bytes{partial})"
 
 
-AnyArtifact: TypeAlias = Circuit | EdgeScores | Artifact
-"""What a job gives: a Circuit, EdgeScores, or an Artifact of a kind that this client does not know."""
+AnyArtifact: TypeAlias = Circuit | EdgeScores | Samples | Artifact
+"""What a job gives: a Circuit, EdgeScores, Samples, or an Artifact of a kind that is not known here."""
 
 
 class ArtifactMessages:
@@ -126,7 +128,8 @@ def decode(
     """Decodes an artifact.
 
     Args:
-        kind: ``circuit`` or ``edge_scores``; another one gives an `Artifact` with the bytes as they are.
+        kind: ``circuit``, ``edge_scores`` or ``samples``; another one gives an `Artifact` with the bytes as
+            they are.
         version: version of the kind's format.
         data: the bytes of the artifact.
         provenance: an object with the keys ``request`` and ``run``.
@@ -169,7 +172,7 @@ def _unpack(data: bytes) -> tuple[JsonObject, dict[str, NDArray[Any]]]:
     return JsonObject(layout, "the layout"), arrays
 
 
-def _array(arrays: Mapping[str, NDArray[Any]], name: str, dtype: str, length: int | None) -> NDArray[Any]:
+def array_of(arrays: Mapping[str, NDArray[Any]], name: str, dtype: str, length: int | None) -> NDArray[Any]:
     """Returns an array of one dimension. Raises ValueError for another type, shape or length."""
     array = arrays.get(name)
     if array is None:
@@ -183,7 +186,7 @@ def _array(arrays: Mapping[str, NDArray[Any]], name: str, dtype: str, length: in
 def _finite_array(arrays: Mapping[str, NDArray[Any]], name: str, length: int) -> NDArray[Any]:
     import numpy as np
 
-    array = _array(arrays, name, "float64", length)
+    array = array_of(arrays, name, "float64", length)
     if not np.isfinite(array).all():
         raise ValueError(f"{name!r} holds a number that is not finite")
     return array
@@ -227,16 +230,16 @@ def _circuit(
 ) -> Circuit:
     graph = _graph(layout)
     name, (value, full, empty) = _metric(layout, ("value", "full", "empty"), partial)
-    kept = _array(arrays, "kept", "bool", graph.num_edges)
-    of_gate = _array(arrays, "verdict_gate", "bool", None)
+    kept = array_of(arrays, "kept", "bool", graph.num_edges)
+    of_gate = array_of(arrays, "verdict_gate", "bool", None)
     count = len(of_gate)
-    index = _array(arrays, "verdict_index", "int64", count)
+    index = array_of(arrays, "verdict_index", "int64", count)
     _finite_array(arrays, "verdict_score", count)  # not needed here: the metric of every tested circuit
     delta = _finite_array(arrays, "verdict_delta", count)
-    verdict_kept = _array(arrays, "verdict_kept", "bool", count)
+    verdict_kept = array_of(arrays, "verdict_kept", "bool", count)
     # Sent only where there are groups.
-    last = _array(arrays, "verdict_last", "int64", count) if "verdict_last" in arrays else index
-    size = _array(arrays, "verdict_size", "int64", count) if "verdict_size" in arrays else 0 * index + 1
+    last = array_of(arrays, "verdict_last", "int64", count) if "verdict_last" in arrays else index
+    size = array_of(arrays, "verdict_size", "int64", count) if "verdict_size" in arrays else 0 * index + 1
     edges, receivers = list(graph.edges()), list(graph.receivers())
     of_edge, of_group = ~of_gate & (size == 1), ~of_gate & (size != 1)
     edge_index = index[of_edge]
@@ -345,7 +348,11 @@ def _check_indices(what: str, indices: NDArray[Any], count: int) -> None:
         raise ValueError(f"it has two verdicts on one of its {what}")
 
 
-_DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {"circuit": _circuit, "edge_scores": _edge_scores}
+_DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {
+    "circuit": _circuit,
+    "edge_scores": _edge_scores,
+    "samples": samples_file.read,
+}
 
 
 def _json_object(what: str, text: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Every function raises InvalidRequest with the field it is given.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -53,6 +54,17 @@ def known_arguments(function: F) -> F:
             return await function(*arguments, **named)
 
         return cast(F, asynchronous)
+
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        async def iterated(*arguments: Any, **named: Any) -> Any:
+            check(named)
+            async with contextlib.aclosing(function(*arguments, **named)) as values:
+                async for value in values:
+                    yield value
+
+        return cast(F, iterated)
 
     @functools.wraps(function)
     def checked(*arguments: Any, **named: Any) -> Any:

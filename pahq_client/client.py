@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, Unpack
 
+from pahq.v1 import generation_pb2, model_pb2, server_pb2
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import model_pb2, server_pb2
 
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
@@ -18,6 +19,7 @@ from pahq_client._calls import (
     CHECK_TASK,
     CREATE,
     EVALUATE,
+    GENERATE,
     INFO,
     LIST,
     MODELS,
@@ -25,9 +27,21 @@ from pahq_client._calls import (
     PREDICT,
     TOKENIZE,
     Caller,
+    Open,
+    Pause,
+    Read,
     Steps,
+    Stream,
+    next_delay,
 )
-from pahq_client._job_options import JobOptions, JobRequest, job_options
+from pahq_client._job_options import (
+    GenerateOptions,
+    GenerateRequest,
+    JobOptions,
+    JobRequest,
+    generate_options,
+    job_options,
+)
 from pahq_client._requests import (
     CurveRequest,
     EvaluationOptions,
@@ -50,6 +64,7 @@ from pahq_client.errors import (
     JobFailed,
     OtherModel,
     PahqError,
+    RateLimited,
     ServerFault,
     Unavailable,
     WarningDisplay,
@@ -59,14 +74,17 @@ from pahq_client.jobs import JobCalls, JobHandle
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff, Deadline
+from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session, SessionCalls, renamed
-from pahq_client.task import PromptLike, TaskLike
+from pahq_client.task import Prompt, PromptLike, TaskLike
 
 # How long an interrupted user waits at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
 # Time limit of an evaluation and of opening a session, which includes waiting for their turn.
 EVALUATE_SECONDS = 3600.0
+# That of a stream of samples.
+GENERATE_SECONDS = 86_400.0
 MOST_PER_PAGE = 1000
 MOST_EMPTY_PAGES = 100
 MOST_JOBS = 1_000_000
@@ -409,6 +427,85 @@ class Client(ClientBase):
         return self._transport.run(self._calls.attribute(request, timeout, progress))
 
     @known_arguments
+    @generate_options
+    def generate(
+        self,
+        model: str,
+        prompts: PromptLike | Iterable[PromptLike],
+        *,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+        **options: Unpack[GenerateOptions],
+    ) -> Samples:
+        """Samples what the full model says after prompts; errors as of `pahq_client.discover`.
+
+        Like `discover` it runs a job, which whatever ends the call also cancels.
+
+        Args:
+            model: name of a served model.
+            prompts: one text, or texts or lists of token ids.
+            options: GENERATE_OPTIONS
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+        """
+        request = GenerateRequest(model, prompts, **options)
+        return self._transport.run(self._calls.generate(request, timeout, progress))
+
+    @known_arguments
+    @generate_options
+    def submit_generate(
+        self,
+        model: str,
+        prompts: PromptLike | Iterable[PromptLike],
+        **options: Unpack[GenerateOptions],
+    ) -> JobHandle:
+        """Starts a job that samples text, and returns at once; its result is Samples.
+
+        Args:
+            model: name of a served model.
+            prompts: one text, or texts or lists of token ids.
+            options: GENERATE_OPTIONS
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+            NotFound: the server does not serve the model.
+            QuotaExceeded: as many jobs wait or run as this user may have.
+        """
+        request = GenerateRequest(model, prompts, **options)
+        return JobHandle(self._transport, self._transport.run(self._calls.submit_generate(request)))
+
+    @known_arguments
+    @generate_options
+    def stream_samples(
+        self,
+        model: str,
+        prompts: PromptLike | Iterable[PromptLike],
+        **options: Unpack[GenerateOptions],
+    ) -> Iterator[Sample]:
+        """Yields samples as they end, in any order: those that `generate` would return.
+
+        Nothing of them is stored on the server. Ending the loop stops the work there. So does a loop that
+        takes no sample for half a minute while more than 256 wait: that raises ResourceExhausted.
+
+        Args:
+            model: name of a served model.
+            prompts: one text, or texts or lists of token ids.
+            options: GENERATE_OPTIONS
+
+        Raises:
+            InvalidRequest: an argument is wrong.
+            NotFound: the server does not serve the model.
+            Unavailable: there is no server, or it went away. What was interrupted soon is tried again.
+        """
+        request = GenerateRequest(model, prompts, **options)
+        stream = self._calls.stream_samples(request)
+        try:
+            while (sample := self._transport.run(stream.next())) is not None:
+                yield sample
+        finally:
+            stream.close()
+
+    @known_arguments
     def curve(
         self,
         model: str,
@@ -629,7 +726,7 @@ class ServerCalls:
             name = "edges" if request.edges is not None else "fraction"
             detail = f"takes a second call after a job of {request.method!r}: use discover(), or leave it out"
             raise InvalidRequest(name, f"{detail} and choose edges with top() of the job's result")
-        job = yield from self._create(_creation(request))
+        job = yield from self._create(_creation(requests.job_spec(request)))
         job.show_warnings()
         return job
 
@@ -673,10 +770,39 @@ class ServerCalls:
             raise InvalidRequest("method", f"{request.method!r} gives a {kind}, not scores: use discover()")
         return found
 
+    def generate(
+        self, request: GenerateRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[Samples]:
+        creation = _creation(requests.generate_spec(request, requests.generate_prompts(request)))
+        try:
+            found = yield from self._run_creation(creation, timeout, progress)
+        except InvalidRequest as error:
+            raise requests.generate_error(error) from None
+        if not isinstance(found, Samples):
+            raise ServerFault(f"the server sent a {type(found).__name__}, asked for samples")
+        return found
+
+    def submit_generate(self, request: GenerateRequest) -> Steps[JobCalls]:
+        creation = _creation(requests.generate_spec(request, requests.generate_prompts(request)))
+        try:
+            job = yield from self._create(creation)
+        except InvalidRequest as error:
+            raise requests.generate_error(error) from None
+        job.show_warnings()
+        return job
+
+    def stream_samples(self, request: GenerateRequest) -> SampleStream:
+        prompts = requests.generate_prompts(request)
+        return SampleStream(self._caller, requests.generate_message(request, prompts), prompts)
+
     def _run_job(
         self, request: JobRequest, timeout: float | None, progress: ProgressLike
     ) -> Steps[AnyArtifact]:
-        creation = _creation(request)
+        return (yield from self._run_creation(_creation(requests.job_spec(request)), timeout, progress))
+
+    def _run_creation(
+        self, creation: pb.CreateJobRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[AnyArtifact]:
         job: JobCalls | None = None
         try:
             job = yield from self._create(creation)
@@ -745,6 +871,90 @@ class ServerCalls:
             pass  # the error that led here is the one to report
 
 
+class SampleStream:
+    """Reads samples as they end, each once. Must be closed.
+
+    A stream that breaks off soon is opened again: the server then generates the same samples from the start.
+
+    Args:
+        caller: makes calls to the server.
+        request: what to sample.
+        prompts: its prompts.
+    """
+
+    def __init__(
+        self, caller: Caller, request: generation_pb2.GenerateSamplesRequest, prompts: tuple[Prompt, ...]
+    ) -> None:
+        self._caller, self._request, self._prompts = caller, request, prompts
+        self._ids: list[tuple[int, ...]] = []
+        self._stream: Stream | None = None
+        self._delays = caller.backoff.delays()
+        self._began = time.monotonic()
+        self._read: set[tuple[int, int]] = set()  # from the present stream
+        self._given: set[tuple[int, int]] = set()
+
+    def next(self) -> Steps[Sample | None]:
+        """The next sample; None after the last one."""
+        while True:
+            try:
+                sample = yield from self._next()
+            except InvalidRequest as error:
+                raise requests.generate_error(error) from None
+            except (Unavailable, RateLimited) as error:
+                self.close()
+                yield from self._pause(error)
+                continue
+            if sample is None:
+                return None
+            place = sample.prompt_number, sample.index
+            if place not in self._given:
+                self._given.add(place)
+                return sample
+
+    def close(self) -> None:
+        """Ends the stream, which stops the work on the server."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
+
+    def _next(self) -> Steps[Sample | None]:
+        if self._stream is None:
+            self._stream, self._read = (yield Open(GENERATE, self._request, GENERATE_SECONDS)), set()
+            self._ids = self._read_prompts((yield Read(self._stream)))
+        message: generation_pb2.GenerateSamplesResponse | None = yield Read(self._stream)
+        if message is None:
+            raise ServerFault("the server's stream of samples ended without its last message")
+        if message.HasField("summary"):
+            self._end(message.summary)
+            return None
+        sample = responses.sample(message.sample, self._prompts, self._ids)
+        place = sample.prompt_number, sample.index
+        if place in self._read or sample.index >= self._request.parameters.n:
+            raise ServerFault("the server sent a sample twice, or one that was not asked for")
+        self._read.add(place)
+        return sample
+
+    def _read_prompts(self, message: generation_pb2.GenerateSamplesResponse | None) -> list[tuple[int, ...]]:
+        found = [] if message is None else [tuple(each.ids) for each in message.prompts.prompts]
+        if len(found) != len(self._prompts):
+            raise ServerFault(f"the server sent {len(found)} prompts, asked for {len(self._prompts)}")
+        return found
+
+    def _end(self, summary: generation_pb2.GenerationSummary) -> None:
+        asked = len(self._prompts) * self._request.parameters.n
+        if len(self._read) != asked:
+            raise ServerFault(f"the server sent {len(self._read)} samples, asked for {asked}")
+        WarningDisplay().show(responses.warnings(summary.warnings))
+
+    def _pause(self, error: Unavailable | RateLimited) -> Steps[None]:
+        # What took long is not silently done twice.
+        late = time.monotonic() - self._began > self._caller.timeout and not isinstance(error, RateLimited)
+        delay = None if late or isinstance(error, DeadlineExceeded) else next_delay(error, self._delays)
+        if delay is None:
+            raise error
+        yield Pause(delay)
+
+
 def _leaves_it_running(error: BaseException, job: JobCalls | None) -> bool:
     """Whether the job may go on although its caller stops waiting, so that it is to be cancelled."""
     if isinstance(error, GeneratorExit):  # operations are not performed any more
@@ -756,8 +966,8 @@ def _leaves_it_running(error: BaseException, job: JobCalls | None) -> bool:
     return True
 
 
-def _creation(request: JobRequest) -> pb.CreateJobRequest:
-    return pb.CreateJobRequest(spec=requests.job_spec(request), request_id=str(uuid.uuid4()))
+def _creation(spec: pb.JobSpec) -> pb.CreateJobRequest:
+    return pb.CreateJobRequest(spec=spec, request_id=str(uuid.uuid4()))
 
 
 def _of_circuits(error: InvalidRequest, count: int, offset: int) -> InvalidRequest:

@@ -1,13 +1,13 @@
-"""`discover` and `attribute`: run a job in one call, on an embedded server if none is named."""
+"""`discover`, `attribute` and `generate`: a job in one call, on an embedded server if none is named."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Unpack
 
-from pahq_client._job_options import JobOptions, job_options
+from pahq_client._job_options import GenerateOptions, JobOptions, generate_options, job_options
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.client import Client
@@ -16,8 +16,9 @@ from pahq_client.display.progress import ProgressLike
 from pahq_client.embedded import EmbeddedServer, check_served, served_model
 from pahq_client.errors import InvalidRequest
 from pahq_client.retries import Backoff, Deadline
+from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
-from pahq_client.task import TaskLike
+from pahq_client.task import PromptLike, TaskLike
 
 
 @known_arguments
@@ -107,6 +108,33 @@ def attribute(
             timeout=deadline.left,
             progress=progress,
         )
+
+
+@known_arguments
+@generate_options
+def generate(
+    model: str | os.PathLike[str],
+    prompts: PromptLike | Iterable[PromptLike],
+    *,
+    server: str | None = None,
+    token: str | None = None,
+    tls: bool | TlsConfig | None = None,
+    timeout: float | None = None,
+    progress: ProgressLike = None,
+    **options: Unpack[GenerateOptions],
+) -> Samples:
+    """Samples what a model says after prompts.
+
+    Args:
+        model: as of `discover`, like ``server``, ``token``, ``tls``, ``timeout`` and ``progress``.
+        prompts: one text, or texts or lists of token ids.
+        options: GENERATE_OPTIONS
+
+    Raises errors as `discover` does.
+    """
+    deadline = Deadline.after(timeout)
+    with connect(model, server, token, tls, deadline) as (client, name):
+        return client.generate(name, prompts, timeout=deadline.left, progress=progress, **options)
 
 
 @contextmanager

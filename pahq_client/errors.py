@@ -4,6 +4,7 @@ PahqError
  ├─ InvalidRequest       an argument is wrong; carries its field and what is wrong with it
  │   ├─ InvalidCircuitFile  a file is not a circuit file that this version can read
  │   ├─ InvalidScoresFile   a file is not a file of edge scores that this version can read
+ │   ├─ InvalidSamplesFile  a file is not a file of samples that this version can read
  │   └─ OtherModel          a circuit of one model is to be measured on another
  ├─ NotFound             the server has nothing of this name
  ├─ Conflict             the state of the job or session forbids the call
@@ -65,6 +66,10 @@ class InvalidCircuitFile(InvalidRequest):
 
 class InvalidScoresFile(InvalidRequest):
     """A file is not a file of edge scores that this version can read; ``field`` is its path."""
+
+
+class InvalidSamplesFile(InvalidRequest):
+    """A file is not a file of samples that this version can read; ``field`` is its path."""
 
 
 class OtherModel(InvalidRequest):

@@ -174,6 +174,8 @@ class Model:
         tokenizer: whether prompts may be text.
         edges_group: edges of its graph with ``kv_receivers="group"``.
         edges_query: edges of its graph with ``kv_receivers="query"``.
+        generation: the backend that generates text with it, ``transformers`` or ``vllm``; empty if none does.
+        no_generation: why none does, with what to do; empty if one does.
     """
 
     name: str
@@ -189,6 +191,8 @@ class Model:
     tokenizer: bool
     edges_group: int
     edges_query: int
+    generation: str = ""
+    no_generation: str = ""
 
 
 @dataclass(frozen=True)
@@ -282,6 +286,7 @@ class ServerInfo:
         max_message_bytes: largest message that it accepts.
         memory: memory of its jobs and sessions; None if it does not tell.
         limits: limits of each user.
+        generation: the backend that generates text, ``transformers`` or ``vllm``; empty if none does.
     """
 
     version: str
@@ -294,3 +299,4 @@ class ServerInfo:
     max_message_bytes: int
     memory: MemoryUsage | None = None
     limits: Limits = Limits()
+    generation: str = ""

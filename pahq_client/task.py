@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pahq_client.aio import AsyncClient
     from pahq_client.client import Client
     from pahq_client.predictions import TaskCheck
+    from pahq_client.samples import Sample, Samples
 
 Prompt: TypeAlias = str | tuple[int, ...]
 """Text, or token ids."""
@@ -208,6 +209,47 @@ class Task(Checkable):
         """
         keys = {"clean": clean, "corrupted": corrupted, "answers": answers, "wrong_answers": wrong_answers}
         return Task(**task_files.read_jsonl(path_or_file, keys, limit), positions=positions)
+
+    @staticmethod
+    @checks.known_arguments
+    def from_samples(
+        samples: Samples | Iterable[Sample],
+        positive: Callable[[Sample], object],
+        *,
+        negative: Callable[[Sample], object] | None = None,
+        tokens: int | None = None,
+        same_prompt: bool = True,
+        answers: AnswerLike | Mapping[int, AnswerLike] | None = None,
+        wrong_answers: AnswerLike | Mapping[int, AnswerLike] | None = None,
+        limit: int | None = None,
+    ) -> Task:
+        """Makes contrast pairs of what the model itself said: of samples that do something and others.
+
+        The prompt with a positive sample is a clean prompt, that with a negative one its corrupted prompt, as
+        token ids. Both of a pair have the same number of tokens. Each sample is in one pair at most; a
+        PahqWarning says how many are left out.
+
+        Args:
+            samples: as `Client.generate` returns them.
+            positive: says of a Sample whether it does what a circuit is to be found for, for example
+                ``lambda sample: "happy" in sample.text``.
+            negative: says of a Sample whether it is one to compare with; None for all that are not positive.
+            tokens: only so many tokens of each sample are taken, so that more of them have partners. What is
+                said later does not count then, though the functions see all of it.
+            same_prompt: whether both samples of a pair follow the same prompt.
+            answers: the right answer after each clean prompt, one token; or one for each prompt's number.
+            wrong_answers: the wrong answer, likewise.
+            limit: at most so many pairs.
+
+        Raises:
+            InvalidRequest: an argument is wrong, or there is no pair.
+        """
+        # Imported here, since samples have prompts.
+        from pahq_client.sample_pairs import contrast_pairs
+
+        return Task(
+            **contrast_pairs(samples, positive, negative, tokens, same_prompt, answers, wrong_answers, limit)
+        )
 
     @staticmethod
     def load(path_or_file: task_files.Source) -> Task:

@@ -22,12 +22,13 @@ from pahq_server.access.tls import ExpiryWatch, TlsContents
 from pahq_server.access.tokens import TokenTable
 from pahq_server.api.connections import raise_file_limit
 from pahq_server.api.server import ApiServer
-from pahq_server.config.server import ServerConfig, wants_traces
+from pahq_server.config.server import GenerationOptions, ServerConfig, wants_traces
 from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
 from pahq_server.engine.devices import machine_bytes
 from pahq_server.engine.engine import TRANSFORMS, ModelEngine
+from pahq_server.engine.generation.backend import GenerationBackend, UnsupportedModelError
 from pahq_server.engine.self_test import MOST_BYTES, self_test
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
@@ -150,6 +151,7 @@ async def _serve(
             logger.error("a part of the server did not end in good order: %r", result)
             logger.debug("it failed here", exc_info=result)
     engine.stop_tokenizing()
+    engine.stop_generating()
     if broken.is_set():
         # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
         # failed.
@@ -184,7 +186,25 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
     hand_back_freed_memory()
     served = {name: _load(name, config, device, plan) for name in config.models.sources}
     keep_freed_memory(kept_free_bytes(plan.scratch))
-    return ModelEngine(served, config.compute.executor, plan.memory)
+    return ModelEngine(
+        served, config.compute.executor, plan.memory, generation=_generation_backend(config.generation)
+    )
+
+
+def _generation_backend(options: GenerationOptions) -> GenerationBackend | None:
+    """Makes what generates text; None for nothing. Raises InvalidRequestError where it is not installed."""
+    if options.backend is None:
+        return None
+    try:
+        if options.backend == "vllm":
+            from pahq_server.engine.generation.vllm_backend import VllmBackend
+
+            return VllmBackend(options.kv_bytes)
+        from pahq_server.engine.generation.transformers_backend import TransformersBackend
+
+        return TransformersBackend(options.kv_bytes)
+    except UnsupportedModelError as error:
+        raise InvalidRequestError("generation", str(error)) from error
 
 
 def _plan(config: ServerConfig, device: torch.device) -> Plan:
@@ -203,6 +223,8 @@ def _plan(config: ServerConfig, device: torch.device) -> Plan:
         device=str(device),
         executor=config.compute.executor,
         precision=models.weight_policy,
+        generation=config.generation.backend,
+        kv_bytes=config.generation.kv_bytes,
     )
     if not plan.fits:
         raise DoesNotFitError(f"the models do not fit\n{text(plan)}")

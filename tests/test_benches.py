@@ -15,6 +15,8 @@ from bench.methods.__main__ import compare, quietly
 from bench.methods.finding import FINDERS, PLAIN, Chance, Scoring, Search
 from bench.methods.subjects import Subject
 from bench.methods.tables import WITHIN_GIM
+from bench.sampling import simulated
+from bench.sampling import tables as sampling_tables
 from helpers.simulated import simulated_device
 
 from pahq_client import BuiltinTask, Evaluation
@@ -125,3 +127,30 @@ def test_tables_of_methods_tell_what_holds_and_where_not(compared: dict[str, Any
     row = next(line for line in methods_tables.targets(tinytalk) if "gim's 5%: evaluations" in line)
     assert row.endswith("| yes |" if share <= 1 / 15 else "| no |")
     assert all(line.endswith("| - |") for line in methods_tables.targets({})[2:])
+
+
+def test_the_benchmark_of_sampling_measures_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulated, "KINDS", [each for each in simulated.KINDS if each.slots == 4])
+    parts = {"known": simulated.known_steps(3), "kinds": simulated.kinds(3), "plans": simulated.plans(40)}
+    results = {name: {"figures": own, "measured_on": "nowhere"} for name, own in parts.items()}
+    lines = sampling_tables.targets(results)
+    assert len(lines) == 2 + len(sampling_tables.KNOWN) + 1 + len(sampling_tables.MOST_OVER_BOUND) + 4
+    plans = [line for line in lines if line.startswith("| plans, 40 random")]
+    assert len(plans) == 2
+    assert all(line.endswith("| yes |") for line in plans)
+    steps = parts["known"]["steps"]
+    assert parts["known"]["lower_bound"] <= steps["fptas"][0] <= steps["longest_first"][0] < steps["fifo"][0]
+    steps["fifo"][2] *= 1.5
+    own = parts["kinds"]["noise .3"]
+    assert own["over_bound"]["longest_first"] == min(own["over_bound"].values())
+    own["over_bound"]["fifo"] = 0.9
+    failing = sampling_tables.targets(results)
+    assert [line.startswith("| simulated steps, fifo") for line in failing if line.endswith("| no |")].count(
+        True
+    ) == 1
+    assert any(line.startswith("| auto / best policy, worst kind of run (noise .3)") for line in failing)
+    assert sampling_tables.markdown(results).count("**") == 4 * len(parts["kinds"])
+    peaks = own["peak_of_whole"]
+    assert 0.1 < peaks["rounds"] < peaks["fifo"] < peaks["longest_first"] < 1
+    assert parts["kinds"]["n 4, m 4"]["peak_of_whole"]["fifo"] == 1
+    assert sampling_tables.targets({}) == lines[:2], "what was not measured has no rows"

@@ -12,6 +12,7 @@ import pytest
 from bench import pages
 from bench.methods import tables as methods_tables
 from bench.precision import tables as precision_tables
+from bench.sampling import tables as sampling_tables
 from bench.tables import TARGETS, targets
 from e2e.process import ServerProcess
 
@@ -139,6 +140,10 @@ def test_the_tables_of_figures_are_those_that_were_measured() -> None:
     assert pages.with_table(page, "methods", methods_tables.targets(methods)) == page
     assert pages.with_table(page, "methods-by-task", methods_tables.by_task(methods)) == page
     assert pages.with_table(page, "methods-orders", methods_tables.orders(methods)) == page
+    sampling = json.loads((stored / "sampling.json").read_text("utf-8"))
+    assert pages.with_table(page, "sampling", sampling_tables.targets(sampling)) == page
+    assert pages.with_table(page, "sampling-kinds", sampling_tables.by_kind(sampling)) == page
+    assert pages.with_table(page, "sampling-memory", sampling_tables.by_memory(sampling)) == page
     assert sum(line.endswith("| - |") for line in targets(speed)) < len(TARGETS), "nothing was measured"
     assert {"faithfulness", "speed", "resident", "loading"} <= set(precision)
 

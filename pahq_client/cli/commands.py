@@ -11,7 +11,7 @@ from pahq_client import files
 from pahq_client._job_options import ATTRIBUTION
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
-from pahq_client.cli.jobs import detach, job_options
+from pahq_client.cli.jobs import detach, detach_generate, job_options
 from pahq_client.cli.options import connection, read_task, tls
 from pahq_client.cli.output import (
     count,
@@ -28,6 +28,7 @@ from pahq_client.cli.view import load
 from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
+from pahq_client.discover import generate as sample
 from pahq_client.errors import InvalidRequest
 from pahq_client.results import Model
 from pahq_client.scores import EdgeScores
@@ -67,6 +68,27 @@ def attribute(arguments: Namespace) -> None:
     options: Any = {name: getattr(arguments, name) for name in names}
     found = score(arguments.model, read_task(arguments), **options, **_waiting(arguments))
     _write_and_print(found, arguments)
+
+
+def generate(arguments: Namespace) -> None:
+    """Samples text, prints it and writes the file asked for."""
+    names = ("n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
+    options: Any = {name: getattr(arguments, name) for name in (*names, "slots", "kv_tokens", "policy")}
+    if arguments.detach:
+        detach_generate(arguments, options)
+        return
+    if arguments.out is not None:
+        files.check_target("--out", arguments.out)
+    found = sample(arguments.model, arguments.texts, **options, **_waiting(arguments))
+    failed: OSError | None = None
+    if arguments.out is not None:
+        try:
+            found.save(arguments.out)
+        except OSError as error:  # a full disk must not lose the samples
+            failed = error
+    print_artifact(found, arguments.json)
+    if failed is not None:
+        raise failed
 
 
 def _waiting(arguments: Namespace) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pahq_client import files
+from pahq_client import files, samples_file
 from pahq_client._job_options import JobOptions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.options import connection, read_task
@@ -31,6 +31,7 @@ from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.formatting import local_time, one_line, stands, summarize
 from pahq_client.jobs import JobHandle
+from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
 
 _NAME = re.compile(r"users/[^/]+/jobs/[^/]+")
@@ -65,6 +66,16 @@ def detach(arguments: Namespace) -> None:
     with _named_server(arguments) as client:
         options = job_options(arguments)
         name = client.submit(arguments.model, read_task(arguments), arguments.threshold, **options).name
+    print_json({"name": name}) if arguments.json else put(name)
+
+
+def detach_generate(arguments: Namespace, options: dict[str, Any]) -> None:
+    """Starts a job that samples text, and prints its name."""
+    for option in ("out", "timeout"):
+        if getattr(arguments, option) is not None:
+            raise InvalidRequest(option, "does not go with --detach, which waits for nothing")
+    with _named_server(arguments) as client:
+        name = client.submit_generate(arguments.model, arguments.texts, **options).name
     print_json({"name": name}) if arguments.json else put(name)
 
 
@@ -112,7 +123,7 @@ def cancel(arguments: Namespace) -> None:
 
 
 def show(arguments: Namespace) -> None:
-    """Prints a file of a circuit or of scores, or a job: its artifact, or how it stands while it has none."""
+    """Prints what a file holds, or a job: its artifact, or how it stands while it has none."""
     what = files.path_text("NAME_OR_FILE", arguments.what)
     if os.path.exists(what) or not (_NAME.fullmatch(what) or (_ID.fullmatch(what) and arguments.server)):
         found = _load(what)
@@ -142,8 +153,10 @@ def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
     return True
 
 
-def _load(path: str) -> Circuit | EdgeScores:
+def _load(path: str) -> Circuit | EdgeScores | Samples:
     try:
+        if samples_file.is_samples_file(files.read(path)):
+            return Samples.load(path, allow_partial=True)
         return load(path, allow_partial=True)
     except FileNotFoundError as error:
         if _ID.fullmatch(path):  # may as well be a job

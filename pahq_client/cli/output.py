@@ -26,6 +26,7 @@ from pahq_client.errors import PahqWarning
 from pahq_client.events import Event, JobInfo
 from pahq_client.formatting import local_time, one_line, printable
 from pahq_client.results import Estimate, Evaluation
+from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
 
 # Columns of a table outside of a terminal: nothing is broken or cut off.
@@ -38,11 +39,13 @@ def put(*cells: object) -> None:
 
 
 def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
-    """Prints what a job gave: a circuit, scores, or a line about an artifact of another kind."""
+    """Prints what a job gave: a circuit, scores, samples, or a line about an artifact of another kind."""
     if isinstance(artifact, Circuit):
         print_circuit(artifact, as_json)
     elif isinstance(artifact, EdgeScores):
         _print_scores(artifact, as_json)
+    elif isinstance(artifact, Samples):
+        _print_samples(artifact, as_json)
     else:
         values = {"kind": artifact.kind, "version": artifact.version, "partial": artifact.partial}
         print_values({**values, "bytes": len(artifact.data)}, as_json)
@@ -71,6 +74,21 @@ def _print_scores(scores: EdgeScores, as_json: bool) -> None:
     put(f"# {circuits.summarize_scores(scores)}")
     for name, score in by_name:
         put(name, f"{score:.6g}")
+
+
+def _print_samples(samples: Samples, as_json: bool) -> None:
+    """Prints a summary, then each prompt with a line per sample: its number, why it ended, what it says."""
+    if as_json:
+        found = [{**dataclasses.asdict(sample), "logprob": sample.logprob} for sample in samples]
+        values = {"samples": found, "figures": dict(samples.figures), "partial": samples.partial}
+        print_json({**values, "provenance": samples.provenance})
+        return
+    put(f"# {samples.summary()}")
+    for prompt, group in zip(samples.prompts, samples.by_prompt, strict=True):
+        put(f"## {prompt!r}" if isinstance(prompt, str) else f"## {list(prompt)}")
+        for sample in group:
+            said = repr(sample.text) if sample.text or not sample.ids else list(sample.ids)
+            put(sample.index, sample.finish_reason, said)
 
 
 def print_curve(curve: Curve, as_json: bool) -> None:

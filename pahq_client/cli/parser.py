@@ -35,7 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        *(_discover, _attribute, _jobs, _watch, _cancel, _show, _view),
+        *(_discover, _attribute, _generate, _jobs, _watch, _cancel, _show, _view),
         *(_evaluate, _curve, _compare, _models, _tokenize, _predict, _check, _info),
     ):
         add(subparsers)
@@ -95,6 +95,45 @@ def _attribute(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("--out", metavar="FILE", help="write the scores here")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _generate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("generate", help="sample what a model says after prompts")
+    parser.set_defaults(run=commands.generate)
+    parser.add_argument(
+        "--model", required=True, help="served model (without a server: or directory, hub id)"
+    )
+    parser.add_argument("texts", nargs="+", metavar="PROMPT", help="put it in quotes: spaces count")
+    parser.add_argument("-n", type=int, default=1, metavar="N", help="samples of each prompt (default 1)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=32, metavar="N", help="the most tokens of a sample (default 32)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="default 1; 0 takes the likeliest token"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="default 1")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="default 0, for all tokens")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="ends a sample; may be repeated"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument("--logprobs", action="store_true", help="give log-probabilities of tokens, too")
+    memory = parser.add_mutually_exclusive_group()
+    memory.add_argument("--slots", type=int, metavar="N", help="samples that run at once")
+    memory.add_argument("--kv-tokens", type=int, metavar="N", help="tokens in memory at once")
+    parser.add_argument(
+        "--policy",
+        default="auto",
+        help="order of samples: auto (default), rounds, fifo, sjf, longest_first, fptas or fptas_sjf",
+    )
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
+    parser.add_argument("-o", "--out", metavar="FILE", help="write the samples here")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--detach", action="store_true", help="do not wait: print the job's name, for watch and show"
+    )
     _add_server(parser)
     _add_json(parser)
 
@@ -268,7 +307,7 @@ def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("show", help="print a circuit or scores, or how their job stands")
+    parser = subparsers.add_parser("show", help="print a circuit, scores or samples, or how their job stands")
     parser.set_defaults(run=jobs.show)
     parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a file")
     _add_server(parser)

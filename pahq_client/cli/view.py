@@ -8,12 +8,12 @@ import webbrowser
 from argparse import Namespace
 from pathlib import Path
 
-from pahq_client import files, scores_file
+from pahq_client import files, samples_file, scores_file
 from pahq_client.circuit import Circuit
 from pahq_client.cli.output import note, put
 from pahq_client.display import page
 from pahq_client.display.picture import Result
-from pahq_client.errors import WarningDisplay
+from pahq_client.errors import InvalidRequest, WarningDisplay
 from pahq_client.scores import EdgeScores
 
 
@@ -38,10 +38,14 @@ def load(path: str, allow_partial: bool) -> Result:
     """Reads a circuit or edge scores, whichever the file holds.
 
     Raises:
+        InvalidRequest: it holds samples.
         InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
         OSError: it cannot be read.
     """
-    kind = EdgeScores if scores_file.is_scores_file(files.read(path)) else Circuit
+    data = files.read(path)
+    if samples_file.is_samples_file(data):
+        raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
+    kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
     return kind.load(path, allow_partial=allow_partial)
 
 

@@ -18,6 +18,7 @@ POLICY = {
     "grpc.health.v1.Health/Check": Scope.PUBLIC,
     "grpc.health.v1.Health/Watch": Scope.PUBLIC,
     "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Scope.USER,
+    "pahq.v1.GenerationService/GenerateSamples": Scope.USER,
     "pahq.v1.JobService/CreateJob": Scope.USER,
     "pahq.v1.JobService/GetJob": Scope.USER,
     "pahq.v1.JobService/ListJobs": Scope.USER,

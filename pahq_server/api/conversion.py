@@ -19,7 +19,16 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
+from pahq.v1 import (
+    circuit_pb2,
+    generation_pb2,
+    jobs_pb2,
+    methods_pb2,
+    model_pb2,
+    patching_pb2,
+    server_pb2,
+    task_pb2,
+)
 
 from pahq_server.access.limits import CallLimits
 from pahq_server.core.circuit import EdgeSet
@@ -27,8 +36,9 @@ from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import TaskAccuracy
-from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenizedText
+from pahq_server.core.task import BuiltinTask, Prompt, PromptTask, TaskSpec, TokenIds, TokenizedText
 from pahq_server.jobs.evaluation import GivenCircuit
+from pahq_server.jobs.generation import GenerationSummary, StreamedSamples
 from pahq_server.jobs.job import ExpectedStart, Job, JobState, Snapshot
 from pahq_server.jobs.predictions import PredictedToken
 from pahq_server.jobs.quotas import Quotas
@@ -37,6 +47,9 @@ from pahq_server.jobs.sessions import PatchingSession
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.methods import registry
 from pahq_server.methods.base import Method
+from pahq_server.methods.generate.method import Generate
+from pahq_server.methods.generate.parameters import GenerateParameters
+from pahq_server.methods.generate.samples import FinishedSample
 from pahq_server.store.records import StoredArtifact
 
 # Bytes of an artifact, or characters of prompts (all ASCII), per message of GetArtifact: with what belongs to
@@ -111,16 +124,26 @@ def read_job_spec(message: jobs_pb2.JobSpec) -> JobSpec:
     else:
         method = registry.find(field)
         path, values = field, _message_values(field, getattr(message, field))
-    try:
-        parameters = method.read(values)
-    except InvalidRequestError as error:
-        raise InvalidRequestError(f"{path}.{error.field}", error.detail) from error
+    parameters = _read_parameters(method, path, values)
     return JobSpec(
         objective=read_objective(message.objective),
         method=method.name,
         parameters=parameters,
         include_prompts=message.include_prompts,
     )
+
+
+def read_generate_parameters(field: str, message: methods_pb2.GenerateParameters) -> GenerateParameters:
+    """Reads how samples are drawn, from a message that is at ``field`` of its request."""
+    parameters: GenerateParameters = _read_parameters(Generate(), field, _message_values(field, message))
+    return parameters
+
+
+def _read_parameters(method: Method[Any], path: str, values: Mapping[str, object]) -> Any:
+    try:
+        return method.read(values)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"{path}.{error.field}", error.detail) from error
 
 
 def _message_values(path: str, message: Message) -> dict[str, object]:
@@ -135,10 +158,14 @@ def _message_values(path: str, message: Message) -> dict[str, object]:
         for field in message.DESCRIPTOR.fields
         if not field.has_presence or message.HasField(field.name)
     }
-    return {
-        name: read_edge_set(f"{path}.{name}", value) if isinstance(value, circuit_pb2.EdgeSet) else value
-        for name, value in values.items()
-    }
+    return {name: _plain_value(f"{path}.{name}", value) for name, value in values.items()}
+
+
+def _plain_value(path: str, value: Any) -> object:
+    if isinstance(value, circuit_pb2.EdgeSet):
+        return read_edge_set(path, value)
+    # The only other type that is no plain value: a repeated field.
+    return value if isinstance(value, int | float | str | bytes) else tuple(value)
 
 
 def _struct_values(method: Method[Any], message: methods_pb2.ExtensionParameters) -> dict[str, object]:
@@ -202,6 +229,8 @@ def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any
         if isinstance(value, EdgeSet):
             own = circuit_pb2.EdgeSet(graph=graph(value.graph), model_revision=value.revision)
             getattr(parameters, name).CopyFrom(own)
+        elif isinstance(value, tuple):
+            getattr(parameters, name).extend(value)
         elif value is not None:
             setattr(parameters, name, value)
 
@@ -381,6 +410,39 @@ def session(
         warnings=warnings,
         model_revision=opened.resolved.revision,
     )
+
+
+# Responses: samples
+
+
+def tokenized_prompts(prompts: Iterable[TokenIds]) -> generation_pb2.GenerateSamplesResponse:
+    """Returns prompts as token ids."""
+    message = generation_pb2.TokenizedPrompts(prompts=[task_pb2.TokenIds(ids=ids) for ids in prompts])
+    return generation_pb2.GenerateSamplesResponse(prompts=message)
+
+
+def sample(run: StreamedSamples, found: FinishedSample) -> generation_pb2.GenerateSamplesResponse:
+    """Returns a sample that has ended."""
+    prompt, index = run.place(found)
+    message = generation_pb2.Sample(
+        prompt=prompt,
+        index=index,
+        ids=found.ids,
+        text=found.text,
+        logprobs=found.logprobs,
+        finish_reason=found.finish,
+    )
+    return generation_pb2.GenerateSamplesResponse(sample=message)
+
+
+def generation_summary(
+    found: GenerationSummary, warnings: Sequence[str]
+) -> generation_pb2.GenerateSamplesResponse:
+    """Returns what samples took, with what may mislead about them."""
+    message = generation_pb2.GenerationSummary(
+        figures=found.figures, backend=found.backend, policy=found.policy, warnings=warnings
+    )
+    return generation_pb2.GenerateSamplesResponse(summary=message)
 
 
 # Responses: models and the server

@@ -107,5 +107,6 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             max_message_bytes=self._max_message_bytes,
             memory=conversion.memory(self._engine.memory_usage()),
             limits=self._limits,
+            generation=can.generation,
         )
         return server_pb2.GetServerInfoResponse(server_info=info)

@@ -7,6 +7,8 @@ from grpc_health.v1 import health as standard_health
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pahq.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
     model_pb2,
@@ -24,6 +26,7 @@ from pahq_server.api import conversion
 from pahq_server.api.calls import FairThreadPool
 from pahq_server.api.connections import ConnectionLimits
 from pahq_server.api.gate import Gate
+from pahq_server.api.generation import GenerationServicer
 from pahq_server.api.health import RESUMED, HealthService, Status
 from pahq_server.api.info import ModelServicer, ServerServicer
 from pahq_server.api.jobs import JobServicer
@@ -36,6 +39,7 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 SERVICES = tuple(
     file.services_by_name[name].full_name
     for file in (
+        generation_pb2.DESCRIPTOR,
         jobs_pb2.DESCRIPTOR,
         model_pb2.DESCRIPTOR,
         patching_pb2.DESCRIPTOR,
@@ -115,6 +119,9 @@ class ApiServer:
     def _add_services(self, engine: Engine, jobs: JobService, access: Access) -> None:
         server, threads = self._server, self._threads
         limits = conversion.limits(jobs.quotas, access.limits)
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(
+            GenerationServicer(jobs.generations, threads), server
+        )
         jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs, threads), server)
         patching_pb2_grpc.add_PatchingServiceServicer_to_server(
             PatchingServicer(jobs.sessions, jobs.evaluations, threads), server

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from pahq_server.cli.output import FAILED, OK, complain
 from pahq_server.config.options import option
-from pahq_server.config.server import ModelOptions
+from pahq_server.config.server import GenerationOptions, ModelOptions
 from pahq_server.config.values import Count, Rate
 from pahq_server.core.errors import ServerError
 
@@ -17,6 +17,7 @@ class PlanOptions:
     """Which models to plan for, what a job is like, and how to tell."""
 
     models: ModelOptions = field(default_factory=ModelOptions)
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
     prompts: Count = option(16, "prompts of a job")
     tokens: Count = option(16, "tokens of a prompt")
     gflops: Rate | None = option(
@@ -45,6 +46,8 @@ def run(options: PlanOptions) -> int:
             machine=devices.memory_bytes(device),
             device=str(device),
             precision=models.weight_policy,
+            generation=options.generation.backend,
+            kv_bytes=options.generation.kv_bytes,
         )
     except ServerError as error:
         return complain(str(error))

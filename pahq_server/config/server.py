@@ -33,6 +33,9 @@ DEFAULT_ADDRESS = "127.0.0.1:7300"
 DEMO = "demo"
 # What weights can be kept in, with the precision policy that rounds them so; None for full precision.
 WEIGHT_POLICIES = {"fp32": None, "bf16": "bf16", "int8": "pahq-int8", "fp8": "pahq-fp8"}
+# What generates text, and the memory for keys and values of each model unless the operator says otherwise.
+GENERATION_BACKENDS = ("transformers", "vllm", "none")
+GENERATION_BYTES = 256 << 20
 # OpenTelemetry's own variables say where spans go. Without one of them there is no tracing.
 _OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -76,6 +79,32 @@ class ModelOptions:
     def weight_policy(self) -> str | None:
         """Name of the precision policy by which weights are kept rounded; None for full precision."""
         return WEIGHT_POLICIES[self.weights]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What generates text."""
+
+    generation: str = option(
+        "transformers",
+        "what generates text: %(choices)s (default: %(default)s); vllm is faster and is installed apart from "
+        "this server, see docs/sampling.md",
+        choices=GENERATION_BACKENDS,
+    )
+    generation_memory: Size | None = option(
+        None,
+        "what keys and values of generated text may take, of each model (default: 256MiB)",
+    )
+
+    @property
+    def backend(self) -> str | None:
+        """Name of the backend; None if no text is generated."""
+        return None if self.generation == "none" else self.generation
+
+    @property
+    def kv_bytes(self) -> int:
+        """Memory for keys and values, of each model."""
+        return GENERATION_BYTES if self.generation_memory is None else self.generation_memory
 
 
 @dataclass(frozen=True)
@@ -232,6 +261,7 @@ class ServerConfig:
     """
 
     models: ModelOptions = field(default_factory=ModelOptions)
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
     network: ListenOptions = field(default_factory=ListenOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
     compute: ComputeOptions = field(default_factory=ComputeOptions)

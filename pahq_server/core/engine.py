@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NewType, Protocol, TypeAlias
 
+from pahq_server.core.generation import GenerationOffer
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import PromptTask, TaskSpec, TokenIds, TokenizedText, TokenTask
@@ -63,6 +64,10 @@ class ResolvedObjective:
         warnings: what may mislead the user about this request although it is valid: full sentences that say
             what it means and what to do. They may quote the request, so they must not be logged.
         clean_run: empty until `Engine.open` has run the clean prompts.
+        activations: whether `Engine.open` runs the prompts. If not, only operations that need no clean run
+            can be asked for.
+        generation: what text can be generated with the model; None if none can, or if ``activations``.
+        no_generation: why no text can be generated, and what to do; empty if it can.
     """
 
     objective: Objective
@@ -75,11 +80,19 @@ class ResolvedObjective:
     prompts: PromptTask | None = None
     warnings: tuple[str, ...] = ()
     clean_run: CleanRun = field(default_factory=CleanRun, compare=False)
+    activations: bool = True
+    generation: GenerationOffer | None = None
+    no_generation: str = ""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Public description of a served model."""
+    """Public description of a served model.
+
+    Args:
+        generation: name of the backend that generates text with it; empty if none does.
+        no_generation: why none does, and what to do; empty if one does.
+    """
 
     name: str
     architecture: str
@@ -94,11 +107,13 @@ class ModelInfo:
     tokenizer: bool
     edges_group: int
     edges_query: int
+    generation: str = ""
+    no_generation: str = ""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine offers, by name."""
+    """What an engine offers, by name; ``generation`` is the backend that generates text, empty for none."""
 
     device: str
     metrics: tuple[str, ...]
@@ -106,6 +121,7 @@ class Capabilities:
     precisions: tuple[str, ...]
     tasks: tuple[str, ...]
     hardware: dict[str, str] = field(default_factory=dict)
+    generation: str = ""
 
 
 @dataclass(frozen=True)
@@ -199,8 +215,13 @@ class Engine(Protocol):
         """Describes the served models. May be called from any thread."""
         ...
 
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         """Checks an objective completely. May be called from any thread.
+
+        Args:
+            objective: what is asked for.
+            activations: whether the prompts are to be run when the state is opened. If not, the task needs
+                nothing that only metric or ablation need, and its activations need not fit into memory.
 
         Raises InvalidRequestError, or NotFoundError where the model is not served.
         """
@@ -247,7 +268,7 @@ class Engine(Protocol):
         ...
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
-        """Runs the clean and corrupted prompts and keeps their activations.
+        """Runs the clean and corrupted prompts and keeps their activations, unless the objective needs none.
 
         Raises ResourceExhaustedError if there is no room beside what is open already.
         """

@@ -113,8 +113,8 @@ class DecodedSample:
             empty unless asked for.
         signals: one per token; empty for backends that do not tell.
         finish: why it ended; empty while it goes on.
-        text: prefix and ids as text, without the end token and up to the stop text; only once it has ended,
-            and only with a tokenizer.
+        text: what prefix and ids add to the prompt's text, without the end token and up to the stop text;
+            only once it has ended, and only with a tokenizer.
     """
 
     ids: TokenIds

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import ResolvedObjective
-from pahq_server.core.errors import ConflictError
+from pahq_server.core.errors import ConflictError, ServerError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
@@ -103,6 +103,28 @@ class Backend(Protocol[E]):
         Returns one outcome per job, in order: a job that fails does not affect the others.
         """
         ...
+
+
+class NoActivations:
+    """Backend and executor of a state whose prompts are not run: it has nothing to compute with."""
+
+    def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> NoActivations:
+        return self
+
+    def score(self, work: Sequence[tuple[NoActivations, Sequence[PatchedPass]]]) -> list[Scores]:
+        return [self._missing()] * len(work)
+
+    def clean_margins(self) -> tuple[float, ...] | None:
+        return None
+
+    def unpatched_logits(self, corrupted: bool, positions: slice) -> Tensor:
+        raise self._missing()
+
+    def release(self) -> None:
+        """Does nothing: there are no activations."""
+
+    def _missing(self) -> ServerError:
+        return ServerError("the method asked for activations, which it says that it does not need")
 
 
 @dataclass(frozen=True, eq=False)

@@ -213,7 +213,8 @@ class Estimator:
         if isinstance(loaded, ResidentModel) and streams:
             # At worst, every evaluation is a batch of its own and needs every layer.
             each_s += self._reading_s(resolved.objective.model, loaded)
-        return Estimate(job_bytes(arch, task), fewest * least / rate, many * each_s, streams)
+        memory = job_bytes(arch, task) if resolved.activations else 0
+        return Estimate(memory, fewest * least / rate, many * each_s, streams)
 
     def _reading_s(self, name: str, loaded: ResidentModel) -> float:
         """Returns the seconds to read all weights of a model from its files."""

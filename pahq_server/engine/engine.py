@@ -24,12 +24,15 @@ from pahq_server.core.engine import (
     Work,
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ServerError
+from pahq_server.core.generation import Decode, GenerationOffer
 from pahq_server.core.graph import KvReceivers
 from pahq_server.core.operations import Operation, in_groups
 from pahq_server.core.task import DecodingTokenizer, TaskSpec, TokenIds, TokenizedText, TokenTask
 from pahq_server.engine import devices
-from pahq_server.engine.backends import Backend, EngineState, make_backend, precisions
+from pahq_server.engine.backends import Backend, EngineState, NoActivations, make_backend, precisions
 from pahq_server.engine.cost import DEFAULT_SHARE, Estimator, job_bytes, slow_policy, token_bytes
+from pahq_server.engine.generation.backend import GenerationBackend
+from pahq_server.engine.generation.decoding import Generation
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
 from pahq_server.engine.runners import RUNNERS, Runner
 from pahq_server.engine.sparse.memory import DeviceMemory, page_bytes_for
@@ -63,7 +66,8 @@ class ModelEngine:
         executor: one of `backends.EXECUTORS`; ``literal`` is slow and for comparison.
         memory_bytes: what all jobs together may take beside the weights; None for half of the device's
             memory.
-        runners: how each class of operation is run.
+        runners: how each class of operation is run, beside `Decode`.
+        generation: generates text; None if nothing does.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class ModelEngine:
         executor: str = "sparse",
         memory_bytes: int | None = None,
         runners: Mapping[type[Operation], Runner] = RUNNERS,
+        generation: GenerationBackend | None = None,
     ) -> None:
         fold_model = fold if TRANSFORMS[executor] is FOLDING else (lambda model: model)
         self._served = {
@@ -85,7 +90,8 @@ class ModelEngine:
         self._memory_bytes = memory_bytes or int(DEFAULT_SHARE * devices.memory_bytes(self._device))
         self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models), self._device)
         self._executor = executor
-        self._runners = runners
+        self._generation = Generation(generation, self._served)
+        self._runners: Mapping[type[Operation], Runner] = {Decode: self._generation.run, **runners}
         self._backends: dict[tuple[str, str], Backend[Any]] = {}
         self._states: dict[EngineStateId, EngineState] = {}
         self._ids = itertools.count()
@@ -113,6 +119,7 @@ class ModelEngine:
                 "threads": str(torch.get_num_threads()),
                 **devices.kind(self._device),
             },
+            generation=self._generation.backend,
         )
 
     def memory_usage(self) -> MemoryUsage:
@@ -139,9 +146,12 @@ class ModelEngine:
         )
 
     def models(self) -> list[ModelInfo]:
-        return [_describe(name, loaded) for name, loaded in sorted(self._served.items())]
+        return [
+            _describe(name, loaded, *self._generation.offer(name))
+            for name, loaded in sorted(self._served.items())
+        ]
 
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         loaded = self._find(objective.model)
         for field, value, allowed in (
             ("metric", objective.metric, tuple(METRICS)),
@@ -152,14 +162,17 @@ class ModelEngine:
             if value not in allowed:
                 raise InvalidRequestError(field, f"unknown {field} {value!r}; one of {list(allowed)}")
         arch = loaded.model.architecture
-        found = self._resolve(objective.model, objective.task)
+        found = self._resolve(objective.model, objective.task, activations)
         task = found.task
-        _check_needs(objective, task)
-        self._check_size(arch, task)
+        if activations:
+            _check_needs(objective, task)
+            self._check_size(arch, task)
         graph = arch.graph("group" if objective.kv_receivers == "group" else "query")
         policy = POLICIES[objective.precision]
         # Where changes are rounded, a pass without changes has the same score whatever is promoted.
         baseline_depends_on_promotion = policy.promotes and policy.operand == "activations"
+        slow = slow_policy(arch, task, graph, objective.precision) if activations else ()
+        offer, why_none = (None, "") if activations else self._generation.offer(objective.model)
         return ResolvedObjective(
             objective,
             task,
@@ -169,7 +182,10 @@ class ModelEngine:
             arch.causal,
             arch.norm is not None,
             found.prompts,
-            (*found.warnings, *slow_policy(arch, task, graph, objective.precision)),
+            (*found.warnings, *slow),
+            activations=activations,
+            generation=offer,
+            no_generation=why_none,
         )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
@@ -186,13 +202,19 @@ class ModelEngine:
             return [[""] * len(ids) for ids in tokens]
         return [tokenizer.texts_after(*pair) for pair in zip(prompts, tokens, strict=True)]
 
+    def stop_generating(self) -> None:
+        """Ends all generators and their processes. Called when the worker thread has ended."""
+        self._generation.close()
+
     def stop_tokenizing(self) -> None:
         """Makes all calls fail that wait for a tokenizer, which may hang. Called when the process ends."""
         for limit in self._time_limits.values():
             limit.close()
 
-    def _resolve(self, model: str, task: TaskSpec) -> ResolvedTask:
+    def _resolve(self, model: str, task: TaskSpec, activations: bool) -> ResolvedTask:
         tokenizer, limits = self._served[model].tokenizer, self._limits(model)
+        if not activations:
+            limits = replace(limits, memory=0, token_bytes=0)
         if tokenizer is None or not has_text(task):
             return resolve_task(task, tokenizer, limits)
         return self._time_limits[model].run(
@@ -211,10 +233,9 @@ class ModelEngine:
         return self._estimator.estimate(self._find(resolved.objective.model), resolved, weight, tests)
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
-        objective = resolved.objective
-        backend = self._backend(objective.model, objective.precision)
+        objective, backend = resolved.objective, self._backend_for(resolved)
         executor = backend.open(resolved.graph, resolved.task, objective.metric, objective.ablation)
-        if resolved.clean_run.margins is None:
+        if resolved.activations and resolved.clean_run.margins is None:
             try:
                 resolved.clean_run.margins = executor.clean_margins()
             except BaseException:
@@ -235,7 +256,9 @@ class ModelEngine:
         return in_groups(lambda item: type(item.operation), work, run)
 
     def close(self, state: EngineStateId) -> None:
-        self._states.pop(state).executor.release()
+        closed = self._states.pop(state)
+        self._generation.drop(closed)
+        closed.executor.release()
         self._gaps.hand_back()
 
     def check(self) -> None:
@@ -252,6 +275,12 @@ class ModelEngine:
         expected = (x[:, :, None].double() * w.double()).sum(1)
         if not torch.equal(products.matmul(x, w).double(), expected):
             raise RuntimeError("a product of known matrices came out wrong")
+
+    def _backend_for(self, resolved: ResolvedObjective) -> Backend[Any]:
+        objective = resolved.objective
+        if not resolved.activations:
+            return NoActivations()
+        return self._backend(objective.model, objective.precision)
 
     def _backend(self, name: str, precision: str) -> Backend[Any]:
         """Returns the backend of a model and policy.
@@ -297,7 +326,7 @@ def _check_needs(objective: Objective, task: TokenTask) -> None:
                 raise InvalidRequestError(f"task.{field}", f"metric {objective.metric!r} needs {field}")
 
 
-def _describe(name: str, loaded: LoadedModel) -> ModelInfo:
+def _describe(name: str, loaded: LoadedModel, offer: GenerationOffer | None, why_none: str) -> ModelInfo:
     arch = loaded.model.architecture
     return ModelInfo(
         name=name,
@@ -313,4 +342,6 @@ def _describe(name: str, loaded: LoadedModel) -> ModelInfo:
         tokenizer=loaded.tokenizer is not None,
         edges_group=arch.graph("group").num_edges,
         edges_query=arch.graph("query").num_edges,
+        generation="" if offer is None else offer.backend,
+        no_generation=why_none,
     )

@@ -6,13 +6,11 @@ the two readings agree on random prompts, the adapter has read what is in the ch
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast, overload
+from typing import cast, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +19,7 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import TokenIds, TokenTask
 from pahq_server.engine.literal import LiteralExecutor
+from pahq_server.engine.transformers_model import load_causal_lm
 from pahq_server.models.architecture import LayerWeights, Model, Weights
 from pahq_server.models.building import to_device
 from pahq_server.models.checkpoint_weights import CheckpointWeights
@@ -68,8 +67,8 @@ def self_test(loaded: LoadedModel, room: int) -> SelfTest:
     Raises InvalidRequestError (field ``model``) if logits differ or are not finite.
     """
     arch = loaded.model.architecture
-    prompts = _prompts(arch.vocabulary, arch.context)
-    found = _literal_logits(_unrounded(loaded), prompts)
+    prompts = random_prompts(arch.vocabulary, arch.context)
+    found = literal_logits(loaded, prompts)
     if not all(logits.isfinite().all() for logits in found):
         raise InvalidRequestError("model", "its logits on random prompts are not finite: weights are damaged")
     if arch.model_type == WITHOUT_REFERENCE:
@@ -101,8 +100,13 @@ def self_test(loaded: LoadedModel, room: int) -> SelfTest:
     return SelfTest(difference, allowed)
 
 
-def _literal_logits(model: Model, prompts: Sequence[TokenIds]) -> list[Tensor]:
-    """Computes logits by the literal executor with all edges: per prompt [tokens, outputs], on the CPU."""
+def literal_logits(loaded: LoadedModel, prompts: Sequence[TokenIds]) -> list[Tensor]:
+    """Computes logits by the literal executor with all edges, with rounded weights in full precision.
+
+    Returns:
+        Per prompt [tokens, outputs], float32 on the CPU.
+    """
+    model = _unrounded(loaded)
     graph = model.architecture.graph("group")
     logits = []
     for ids in prompts:
@@ -118,66 +122,19 @@ def transformers_logits(directory: Path, prompts: Sequence[TokenIds]) -> list[Te
     Raises InvalidRequestError (field ``model``) if transformers does not load the checkpoint, or would make
     up missing weights.
     """
+    model = load_causal_lm(directory)
     try:
-        with _quiet():
-            # Imported here, because its optional parts warn on import.
-            from transformers import AutoModelForCausalLM
-
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                return_dict=True,  # config.json may turn it off; it does not change results
-            )
-    except Exception as error:
-        raise InvalidRequestError("model", f"transformers does not load it: {error}") from error
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise InvalidRequestError("model", f"transformers finds no weights for {', '.join(missing[:5])}")
-    try:
-        _use_stored_values(model)
         with torch.inference_mode():
-            return [model.eval()(torch.tensor([list(ids)])).logits[0] for ids in prompts]
+            return [model(torch.tensor([list(ids)])).logits[0] for ids in prompts]
     except Exception as error:
         raise InvalidRequestError("model", f"transformers does not run it: {error!r}") from error
 
 
-def _use_stored_values(model: torch.nn.Module) -> None:
-    """Replaces quantised weights by the float32 numbers that they stand for, as torchao reads them.
-
-    Otherwise inputs would be rounded where the checkpoint asks for that, and numbers to the model's dtype.
-    """
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if type(parameter.data) is not Tensor and hasattr(parameter, "qdata"):
-                floats = cast(Any, parameter).dequantize(torch.float32)
-                setattr(module, name, torch.nn.Parameter(floats, requires_grad=False))
-
-
-def _prompts(vocabulary: int, context: int) -> list[TokenIds]:
+def random_prompts(vocabulary: int, context: int) -> list[TokenIds]:
+    """Returns prompts of `LENGTHS` random tokens, the same ones every time."""
     generator = torch.Generator().manual_seed(0)
     lengths = [min(length, context) for length in LENGTHS]
     return [tuple(torch.randint(vocabulary, (n,), generator=generator).tolist()) for n in lengths]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps progress bars, and what libraries log below errors, out of standard error."""
-    from transformers.utils import logging as library
-
-    bars, disabled = library.is_progress_bar_enabled(), logging.root.manager.disable
-    library.disable_progress_bar()
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        if bars:
-            library.enable_progress_bar()
 
 
 def _unrounded(loaded: LoadedModel) -> Model:

@@ -56,7 +56,7 @@ class Predictions:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What the model does not see of the prompts."""
-        return tuple(_of_prompts(text) for text in self.resolved.warnings)
+        return tuple(of_prompts(text) for text in self.resolved.warnings)
 
 
 class TaskCheck:
@@ -112,7 +112,7 @@ class PredictionService:
             # No corrupted prompts are needed; zero ablation computes and keeps the least.
             resolved = self._resolve(model, PromptTask(tuple(prompts)), "zero")
         except InvalidRequestError as error:
-            raise InvalidRequestError(_of_prompts(error.field), error.detail) from error
+            raise InvalidRequestError(of_prompts(error.field), error.detail) from error
         run = OperationRun[TopTokens](resolved, LikeliestTokens(len(resolved.task.clean), top), user)
         run.submit(self._scheduler, self._admission, self._store.usage(user))
         return Predictions(self._engine, run)
@@ -150,7 +150,7 @@ def _check_answers(resolved: ResolvedObjective) -> None:
             raise InvalidRequestError(f"task.{field}", f"{detail}: {meaning}")
 
 
-def _of_prompts(text: str) -> str:
+def of_prompts(text: str) -> str:
     """Renames the field of a task, with which a text begins, to that of a request for predictions."""
     for name in ("task.clean", "task"):
         if text.startswith(name):

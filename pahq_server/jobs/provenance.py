@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from pahq_server.core.engine import Capabilities, ResolvedObjective
 from pahq_server.jobs.spec import JobSpec, to_json
+from pahq_server.methods import registry
 
 
 def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str) -> dict[str, object]:
@@ -24,6 +25,7 @@ def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str)
         "parameters": spec.choices(),
         "policy": spec.objective.precision,
         "version": version,
+        **registry.find(spec.method).determinants(resolved),
     }
 
 

@@ -223,7 +223,7 @@ class Resumption:
         if record.snapshot.crash_count > MOST_CRASHES:
             crashes = record.snapshot.crash_count
             raise ServerError(f"the server crashed {crashes} times while it ran, without coming further")
-        resolved = self._engine.resolve(spec.objective)
+        resolved = self._engine.resolve(spec.objective, spec.needs_activations)
         if resolved.revision != record.revision:
             raise ServerError(
                 f"model {spec.objective.model!r} has revision {resolved.revision} now; the job was "

@@ -27,6 +27,7 @@ from pahq_server.core.task import PromptTask
 from pahq_server.jobs import spec as specs
 from pahq_server.jobs import warnings
 from pahq_server.jobs.evaluation import EvaluationService
+from pahq_server.jobs.generation import GenerationService
 from pahq_server.jobs.housekeeping import Housekeeper
 from pahq_server.jobs.job import Job, JobState, StoredJournal
 from pahq_server.jobs.predictions import PredictionService
@@ -84,8 +85,8 @@ class JobPolicy:
 class JobService:
     """Jobs of one server. Methods may be called from any thread, and raise StorageError.
 
-    ``sessions``, ``evaluations`` and ``predictions`` are the services for calls that share its worker and
-    store nothing. Finished jobs are kept in the store only.
+    ``sessions``, ``evaluations``, ``predictions`` and ``generations`` are the services for calls that share
+    its worker and store nothing. Finished jobs are kept in the store only.
 
     Args:
         engine: checks objectives and runs operations.
@@ -145,6 +146,7 @@ class JobService:
         self.sessions = SessionService(engine, self._scheduler, window, limits)
         self.evaluations = EvaluationService(engine, self._scheduler, self._store, self._admission)
         self.predictions = PredictionService(engine, self._scheduler, self._store, self._admission)
+        self.generations = GenerationService(engine, self._scheduler, self._store, self._admission)
 
     @property
     def quotas(self) -> Quotas:
@@ -230,7 +232,7 @@ class JobService:
 
     def _accept(self, spec: JobSpec, method: Method[Any]) -> tuple[ResolvedObjective, RequestFacts]:
         """Checks a request against the model. Raises InvalidRequestError and NotFoundError."""
-        resolved = self._engine.resolve(spec.objective)
+        resolved = self._engine.resolve(spec.objective, spec.needs_activations)
         method.check(spec.parameters, resolved)
         return resolved, _facts(spec, method, resolved)
 
@@ -335,7 +337,7 @@ class JobService:
         spec = specs.read(record, self._store.prompts(record.id))
         why_not = f"what {record.name} had found cannot be read"
         try:
-            resolved = self._engine.resolve(spec.objective)
+            resolved = self._engine.resolve(spec.objective, spec.needs_activations)
         except ServerError as error:
             raise ConflictError(f"{why_not}: {error}") from error
         if resolved.revision != record.revision:

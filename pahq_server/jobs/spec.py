@@ -51,6 +51,11 @@ class JobSpec:
             raise TypeError(f"parameters of {self.method!r} must be {method.parameters.__name__}")
         return method
 
+    @property
+    def needs_activations(self) -> bool:
+        """Whether the prompts are to be run before its operations, see `Method.needs_activations`."""
+        return registry.find(self.method).needs_activations
+
     def task(self, num_prompts: int) -> dict[str, object]:
         """Describes the task for provenance: name and seed of a built-in one, and how many prompts it has.
 

@@ -19,6 +19,8 @@ Pairs: TypeAlias = Sequence[tuple[TokenIds, TokenIds]]
 
 def of_request(resolved: ResolvedObjective) -> tuple[str, ...]:
     """Returns the warnings about a request alone, before anything is computed."""
+    if not resolved.activations:
+        return resolved.warnings
     task, ablation = resolved.task, resolved.objective.ablation
     read_until = _last_positions(resolved)
     found = [*resolved.warnings, *_repetitions(task), *_first_tokens(read_until), *_answers(task)]

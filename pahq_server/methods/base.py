@@ -86,11 +86,14 @@ class Method(ABC, Generic[P]):
             method's protobuf message, none of them named like a field of `Objective`. Constructing it raises
             InvalidRequestError for values that are not allowed.
         unit: what progress counts, in the plural, such as "edges".
+        needs_activations: whether its operations need the clean and corrupted runs of the task. If not, they
+            are not made, and metric and ablation have no effect.
     """
 
     name: ClassVar[str]
     parameters: type[P]
     unit: ClassVar[str]
+    needs_activations: ClassVar[bool] = True
 
     def read(self, fields: Mapping[str, object]) -> P:
         """Makes the parameters from values by name; a parameter that is left out has its default.
@@ -132,6 +135,10 @@ class Method(ABC, Generic[P]):
         A parameter that is renamed keeps its old name here, else jobs of earlier versions begin again.
         """
         return self.described(parameters)
+
+    def determinants(self, resolved: ResolvedObjective) -> dict[str, object]:
+        """Returns what else determines the artifact, for provenance and the key of equal jobs."""
+        return {}
 
     def check(self, parameters: P, resolved: ResolvedObjective) -> None:
         """Raises InvalidRequestError for an objective that is valid, but that the method cannot work on."""

@@ -8,11 +8,13 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.methods.acdc.method import Acdc
 from pahq_server.methods.attribution.methods import CleanCorrupted, Eap, EapIg, Gim, Relp
 from pahq_server.methods.base import Method
+from pahq_server.methods.generate.method import Generate
 from pahq_server.methods.single_edge.method import SingleEdge
 
 # To add a method, add its folder to this package and an instance of it here.
 METHODS: dict[str, Method[Any]] = {
-    method.name: method for method in (Acdc(), SingleEdge(), Eap(), EapIg(), CleanCorrupted(), Relp(), Gim())
+    method.name: method
+    for method in (Acdc(), SingleEdge(), Eap(), EapIg(), CleanCorrupted(), Relp(), Gim(), Generate())
 }
 
 

@@ -107,6 +107,10 @@ class PretrainedTokenizer:
         added = whole[len(start) :]
         return "" if _NO_CHARACTER in added else added
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of tokens, special ones included; empty if they have none."""
+        return self._decoded(list(ids)) or ""
+
     def _decoded(self, ids: list[int]) -> str | None:
         """Returns the text of tokens; None if they have none."""
         try:

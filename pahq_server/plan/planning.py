@@ -34,6 +34,8 @@ DEFAULT_SHARE = 0.5
 # `cli.serve`), free memory of the heap (bounded, see `memory.heap`), threads, requests and results: 570 MiB
 # in all after 200 varied jobs of the demo model.
 PROCESS_BYTES = 640 << 20
+# About what a process of vLLM takes beside weights, keys and values: interpreter, torch and vLLM.
+VLLM_BYTES = 1 << 30
 
 
 class DoesNotFitError(Exception):
@@ -75,6 +77,8 @@ class ModelPlan:
         store: bytes of full-precision copies of single heads that are kept beside rounded weights.
         copies: bytes of rounded copies, which are made when jobs first ask for other precisions than
             ``fp32``.
+        generation: bytes that are taken when text is first generated: the weights once more, in float32, keys
+            and values, and a process if there is one.
     """
 
     name: str
@@ -93,11 +97,12 @@ class ModelPlan:
     rounded: WeightBytes | None = None
     store: int = 0
     copies: int = 0
+    generation: int = 0
 
     @property
     def weights(self) -> int:
         """Bytes that the model takes once jobs have used it."""
-        return self.kept + self.gated + self.composed
+        return self.kept + self.gated + self.composed + self.generation
 
     @property
     def kept(self) -> int:
@@ -194,6 +199,8 @@ def plan_models(
     executor: str = "sparse",
     precision: str | None = None,
     device: str = "cpu",
+    generation: str | None = None,
+    kv_bytes: int = 0,
 ) -> Plan:
     """Plans for models, from their configurations and the headers of their weights.
 
@@ -205,6 +212,8 @@ def plan_models(
         executor: one of `engine.backends.EXECUTORS`.
         precision: name of the policy by which weights are rounded; None for full precision.
         device: name of the device on which models are kept.
+        generation: name of the backend that generates text; None for none.
+        kv_bytes: bytes for the keys and values of generated text, of each model.
 
     Raises InvalidRequestError (field ``model``) for a model that cannot be served.
     """
@@ -215,7 +224,11 @@ def plan_models(
         recording = Recording(TRANSFORMS[executor])
         outlines.append(outline(source, recording))
         model = _plan_model(name, outlines[-1], recording, load, executor)
-        models.append(_rounded(model, source, recording, precision) if precision else model)
+        if precision:  # text is generated in full precision only
+            model = _rounded(model, source, recording, precision)
+        elif generation is not None:
+            model = replace(model, generation=generation_bytes(generation, model.parameters, kv_bytes))
+        models.append(model)
     weights = sum(model.weights for model in models)
     left = max(0, machine - PROCESS_BYTES - weights)
     return Plan(
@@ -228,6 +241,17 @@ def plan_models(
         precision=precision,
         device=device,
     )
+
+
+def generation_bytes(backend: str, parameters: int, kv_bytes: int) -> int:
+    """Returns the bytes that generating text with a model takes.
+
+    Args:
+        backend: name of the backend.
+        parameters: of the model.
+        kv_bytes: bytes for keys and values.
+    """
+    return 4 * parameters + kv_bytes + (VLLM_BYTES if backend == "vllm" else 0)
 
 
 def _rounded(model: ModelPlan, source: str, recording: Recording, precision: str) -> ModelPlan:

@@ -63,6 +63,7 @@ def _model_json(plan: Plan, model: ModelPlan) -> dict[str, Any]:
         "gated_bytes": model.gated,
         "composed_bytes": model.composed,
         "copies_bytes": model.copies,
+        "generation_bytes": model.generation,
         "loading_bytes": model.loading,
         "edges_group": model.edges_group,
         "edges_query": model.edges_query,
@@ -110,6 +111,8 @@ def _first_use(model: ModelPlan) -> str:
         parts.append(f"up to {size(model.composed)} for products of weights")
     if model.copies:
         parts.append(f"up to {size(model.copies)} for copies in all other precisions")
+    if model.generation:
+        parts.append(f"{size(model.generation)} for generating text")
     return " and ".join(parts)
 
 

@@ -256,7 +256,7 @@ class SlowToPrepare(FakeEngine):
         super().__init__()
         self.preparing, self.go_on = threading.Event(), threading.Event()
 
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         self.preparing.set()
         assert self.go_on.wait(PATIENCE_S)
         return super().resolve(objective)
@@ -307,7 +307,7 @@ class SlowToTokenize(FakeEngine):
         assert self.go_on.wait(PATIENCE_S)
         return super().tokenize(model, texts, special, prompt)
 
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         if objective.model == "toy" and objective.metric == "l2":
             self.tokenizing.release()
             assert self.go_on.wait(PATIENCE_S)

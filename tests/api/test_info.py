@@ -50,7 +50,7 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
     assert info == server_pb2.ServerInfo(
         version=__version__,
         device="abacus",
-        methods=["acdc", "clean_corrupted", "eap", "eap_ig", "gim", "relp", "single_edge"],
+        methods=["acdc", "clean_corrupted", "eap", "eap_ig", "generate", "gim", "relp", "single_edge"],
         metrics=["kl_divergence", "l2"],
         ablations=["resample", "zero"],
         precisions=["fp32"],
@@ -71,6 +71,7 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
         limits=server_pb2.Limits(
             requests_per_second=500, burst=1000, concurrent_calls=128, concurrent_streams=256
         ),
+        generation="transformers",
     )
 
 

@@ -34,7 +34,7 @@ class Waiting(FakeEngine):
         super().__init__()
         self.go = threading.Event()
 
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         assert self.go.wait(PATIENCE_S), "the test forgot the engine"
         return super().resolve(objective)
 

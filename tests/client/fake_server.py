@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 from pahq.v1 import circuit_pb2, model_pb2, patching_pb2, server_pb2
+from pahq.v1.generation_pb2_grpc import GenerationServiceServicer, add_GenerationServiceServicer_to_server
 from pahq.v1.jobs_pb2_grpc import add_JobServiceServicer_to_server
 from pahq.v1.model_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
 from pahq.v1.patching_pb2_grpc import PatchingServiceServicer, add_PatchingServiceServicer_to_server
@@ -48,7 +49,9 @@ class _Answering:
         return answer
 
 
-class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, ServerServiceServicer):
+class FakeServer(
+    FakeJobs, GenerationServiceServicer, ModelServiceServicer, PatchingServiceServicer, ServerServiceServicer
+):
     """Set its fields before calls; look at ``calls`` after them.
 
     Args:
@@ -81,6 +84,7 @@ class FakeServer(FakeJobs, ModelServiceServicer, PatchingServiceServicer, Server
         # By method: what answers instead of the method here.
         self.replies: dict[str, Callable[[Any, Any], Any]] = {}
         answering: Any = _Answering(self)
+        add_GenerationServiceServicer_to_server(answering, self._server)
         add_JobServiceServicer_to_server(answering, self._server)
         add_ModelServiceServicer_to_server(answering, self._server)
         add_PatchingServiceServicer_to_server(answering, self._server)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from pahq.v1 import jobs_pb2, model_pb2, patching_pb2, server_pb2
+from pahq.v1 import generation_pb2, jobs_pb2, model_pb2, patching_pb2, server_pb2
 
 from pahq_client import _calls as calls
 
-FILES = (jobs_pb2, model_pb2, patching_pb2, server_pb2)
+FILES = (generation_pb2, jobs_pb2, model_pb2, patching_pb2, server_pb2)
 METHODS = [
     (service.name, method)
     for file in FILES
@@ -26,7 +26,8 @@ def test_every_call_of_the_protocol_is_in_the_table() -> None:
 def test_what_is_repeated_has_a_reason(rpc: calls.Rpc[object, object]) -> None:
     """Reading does no harm twice. What else is repeated is named here, with what makes it harmless."""
     (method,) = (method for service, method in METHODS if (service, method.name) == (rpc.service, rpc.name))
-    reads = rpc.name.startswith(("Get", "List", "Watch", "Evaluate", "Score", "Tokenize", "Predict", "Check"))
+    reading = ("Get", "List", "Watch", "Evaluate", "Score", "Tokenize", "Predict", "Check", "Generate")
+    reads = rpc.name.startswith(reading)
     harmless = {"CreateJob": "request_id", "CancelJob": "name", "DeleteJob": "name"}
     assert rpc.idempotent is (reads or rpc.name in harmless)
     if rpc.name in harmless:

@@ -16,8 +16,8 @@ import pahq.v1
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import (
+    generation_pb2_grpc,
     jobs_pb2_grpc,
     model_pb2_grpc,
     patching_pb2,
@@ -25,6 +25,7 @@ from pahq.v1 import (
     server_pb2_grpc,
     task_pb2,
 )
+from pahq.v1 import jobs_pb2 as pb
 
 from helpers.fake_engine import PATIENCE_S, FakeEngine
 from pahq_server.api.server import ApiServer
@@ -78,6 +79,7 @@ class RunningServer:
         self.channel = grpc.insecure_channel(f"127.0.0.1:{self.port}")
         self.job_stub = jobs_pb2_grpc.JobServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
+        self.generation = generation_pb2_grpc.GenerationServiceStub(self.channel)
         self.patching = patching_pb2_grpc.PatchingServiceStub(self.channel)
         self.server = server_pb2_grpc.ServerServiceStub(self.channel)
         return self

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from helpers.fake_generator import OFFER, decode
 from helpers.scores import SetScore
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import (
@@ -25,6 +26,7 @@ from pahq_server.core.engine import (
     Work,
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
+from pahq_server.core.generation import Decode, GenerationOffer
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import (
     LikeliestTokens,
@@ -79,6 +81,7 @@ class FakeEngine:
         self.request_warnings: tuple[str, ...] = ()
         self.answers: dict[str, TokenIds] = {}  # fields of every task beside its prompts
         self.revision = "c0ffee"  # of every model
+        self.offer: GenerationOffer | None = OFFER  # of every model
         self.steps: list[list[EngineStateId]] = []
         self.open_states: dict[EngineStateId, ResolvedObjective] = {}
         self.opened: list[ResolvedObjective] = []
@@ -88,6 +91,7 @@ class FakeEngine:
             ScorePasses: lambda operation: [score_pass(each) for each in operation.passes],
             LikeliestTokens: _likeliest,
             MeasureAccuracy: lambda operation: [CLEAN, CORRUPTED][: 1 + operation.corrupted],
+            Decode: decode,
         }
         self._ids = itertools.count()
         self._held = False
@@ -124,6 +128,7 @@ class FakeEngine:
             precisions=("fp32",),
             tasks=("ioi",),
             hardware={"beads": "100"},
+            generation="transformers",
         )
 
     def memory_usage(self) -> MemoryUsage:
@@ -158,14 +163,33 @@ class FakeEngine:
             for name in sorted(self.failures)
         ]
 
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         if objective.model not in self.failures:
             raise NotFoundError(f"model {objective.model!r}", "served models: toy")
         _raise(self.failures[objective.model].resolve)
         if objective.metric not in self.capabilities().metrics:
             raise InvalidRequestError("metric", f"unknown metric {objective.metric!r}")
+        if not activations:
+            return self._resolve_prompts(objective)
         task = replace(TokenTask(((1, 2),), ((1, 3),)), **self.answers)
         return ResolvedObjective(objective, task, self.graph, self.revision, warnings=self.request_warnings)
+
+    def _resolve_prompts(self, objective: Objective) -> ResolvedObjective:
+        """Takes prompts of token ids as they are."""
+        assert isinstance(objective.task, PromptTask)
+        if not objective.task.clean:
+            raise InvalidRequestError("task.clean", "at least one prompt is needed")
+        return ResolvedObjective(
+            objective,
+            TokenTask(tuple(ids if isinstance(ids, tuple) else (1,) for ids in objective.task.clean)),
+            self.graph,
+            self.revision,
+            prompts=objective.task,
+            warnings=self.request_warnings,
+            activations=False,
+            generation=self.offer,
+            no_generation="" if self.offer else "the abacus does not speak",
+        )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
         """A token for each letter, with 0 before them; single letters other than the prompt are answers."""

@@ -217,17 +217,17 @@ def test_a_crash_loses_nothing_that_was_told(start: Start, tmp_path: Path) -> No
 
 
 class OtherRevision(FakeEngine):
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         return replace(super().resolve(objective), revision="beef")
 
 
 class NoModel(FakeEngine):
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         raise NotFoundError(f"model {objective.model!r}", "served models: none")
 
 
 class Broken(FakeEngine):
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         raise RuntimeError("something about a prompt")
 
 

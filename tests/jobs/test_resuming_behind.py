@@ -36,7 +36,7 @@ class SlowlyPreparing(FakeEngine):
         super().__init__()
         self.preparing, self.prepare_on = threading.Semaphore(0), threading.Semaphore(0)
 
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         if threading.current_thread().name == "pahq-resumption":
             self.preparing.release()
             assert self.prepare_on.acquire(timeout=PATIENCE_S), "the test forgot a job"

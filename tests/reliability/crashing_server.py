@@ -36,8 +36,8 @@ def install_death(place: str) -> None:
 
 def install_log(path: Path) -> None:
     class Engine(LoggedEngine, ModelEngine):
-        def __init__(self, *arguments: Any) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
             self.log_into(path)
 
     pahq_server.app.ModelEngine = Engine  # type: ignore[misc]

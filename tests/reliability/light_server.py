@@ -34,7 +34,7 @@ from pahq_server.store.records import Retention, StoredArtifact
 class Engine(LoggedEngine, FakeEngine):
     """Writes down what it was asked, and tells tasks apart."""
 
-    def resolve(self, objective: Objective) -> ResolvedObjective:
+    def resolve(self, objective: Objective, activations: bool = True) -> ResolvedObjective:
         assert isinstance(objective.task, PromptTask)
         resolved = super().resolve(objective)
         return replace(resolved, task=TokenTask(objective.task.clean))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from e2e.process import ServerProcess
 from helpers.certificates import Authority
 from helpers.demo import NUM_EDGES
 from pahq.v1 import (
+    generation_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
     model_pb2_grpc,
@@ -47,6 +48,7 @@ class Stubs:
         self.channel = channel
         self.metadata = () if token is None else (("authorization", f"Bearer {token}"),)
         self.job_stub = jobs_pb2_grpc.JobServiceStub(channel)
+        self.generation = generation_pb2_grpc.GenerationServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.patching = patching_pb2_grpc.PatchingServiceStub(channel)
         self.server = server_pb2_grpc.ServerServiceStub(channel)

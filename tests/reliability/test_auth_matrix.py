@@ -11,15 +11,15 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
+from pahq.v1 import generation_pb2, model_pb2, patching_pb2, server_pb2
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import model_pb2, patching_pb2, server_pb2
 
 from pahq_server.access.policy import POLICY, Scope
 
 from .secured import SecuredServer, Stubs, objective, spec, wait_until
 
 Code = grpc.StatusCode
-FILES = (pb, model_pb2, patching_pb2, server_pb2, health_pb2, reflection_pb2)
+FILES = (pb, generation_pb2, model_pb2, patching_pb2, server_pb2, health_pb2, reflection_pb2)
 METHODS = {
     f"{service.full_name}/{method.name}": method
     for file in FILES

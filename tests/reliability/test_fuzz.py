@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from helpers.demo import HEADS, LAYERS, NUM_EDGES
-from pahq.v1 import circuit_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
+from pahq.v1 import circuit_pb2, generation_pb2, methods_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 from pahq.v1 import jobs_pb2 as pb
 
 from pahq_server.access.policy import POLICY
@@ -82,6 +82,13 @@ def seeds() -> dict[str, Message]:
         f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(name=NAME, circuits=[circuit] * 3),
         f"{patching}/CommitCircuit": patching_pb2.CommitCircuitRequest(name=NAME, circuit=circuit),
         f"{patching}/CloseSession": patching_pb2.CloseSessionRequest(name=NAME),
+        "pahq.v1.GenerationService/GenerateSamples": generation_pb2.GenerateSamplesRequest(
+            model="demo",
+            prompts=prompts.clean,
+            parameters=methods_pb2.GenerateParameters(
+                n=2, max_tokens=3, temperature=0.5, top_p=0.9, stop=["."], slots=2, policy="sjf"
+            ),
+        ),
         "pahq.v1.ModelService/ListModels": model_pb2.ListModelsRequest(),
         "pahq.v1.ModelService/GetModel": model_pb2.GetModelRequest(name="demo"),
         "pahq.v1.ModelService/TokenizeTexts": model_pb2.TokenizeTextsRequest(

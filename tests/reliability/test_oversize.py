@@ -10,8 +10,8 @@ from statistics import median
 import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from pahq.v1 import generation_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import model_pb2, patching_pb2, server_pb2, task_pb2
 
 from .conftest import Figures
 from .http2 import RawClient, Stream, framed
@@ -121,7 +121,7 @@ def test_calls_take_no_raw_bytes_but_bits_of_edges() -> None:
             if field.message_type is not None:
                 walk(field.message_type)
 
-    for file in (pb, model_pb2, patching_pb2, server_pb2):
+    for file in (pb, generation_pb2, model_pb2, patching_pb2, server_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 walk(method.input_type)

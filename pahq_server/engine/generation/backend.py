@@ -1,4 +1,7 @@
-"""What a library that generates text has to offer: sequences that are begun, run and dropped."""
+"""What a library that generates text has to offer: sequences that are begun, run and dropped.
+
+A `GenerationBackend` says what can be done with a model, before anything is loaded, and makes a `Generator`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pahq_server.core.generation import DecodedSample, GenerationOffer, SampleRequest
+from pahq_server.models.loading import LoadedModel
 
 # A state of the engine, and the key of a sample within it.
 SequenceId = tuple[int, int]
@@ -29,6 +33,10 @@ class KvUsage:
 
 class GeneratorFailedError(Exception):
     """The generator, or the process that it runs in, has ended and lost all sequences; make another one."""
+
+
+class UnsupportedModelError(Exception):
+    """A backend cannot generate text with a model. The message says why, and what to do."""
 
 
 class Generator(Protocol):
@@ -70,4 +78,28 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """Frees everything, and ends the process that it may have."""
+        ...
+
+
+class GenerationBackend(Protocol):
+    """A library, with the memory that it may take.
+
+    Attributes:
+        name: ``transformers`` or ``vllm``.
+    """
+
+    name: str
+
+    def offer(self, loaded: LoadedModel) -> GenerationOffer:
+        """Says what can be generated with a model. Loads nothing.
+
+        Raises UnsupportedModelError where nothing can.
+        """
+        ...
+
+    def generator(self, loaded: LoadedModel) -> Generator:
+        """Makes a generator, which may load the model once more, or start a process.
+
+        Raises ResourceExhaustedError where there is no memory for it, and GeneratorFailedError.
+        """
         ...

@@ -19,12 +19,20 @@ class GenerateSamplesRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_task_pb2.Prompt, _Mapping]]] = ..., parameters: _Optional[_Union[_methods_pb2.GenerateParameters, _Mapping]] = ...) -> None: ...
 
 class GenerateSamplesResponse(_message.Message):
-    __slots__ = ("sample", "summary")
+    __slots__ = ("sample", "summary", "prompts")
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     sample: Sample
     summary: GenerationSummary
-    def __init__(self, sample: _Optional[_Union[Sample, _Mapping]] = ..., summary: _Optional[_Union[GenerationSummary, _Mapping]] = ...) -> None: ...
+    prompts: TokenizedPrompts
+    def __init__(self, sample: _Optional[_Union[Sample, _Mapping]] = ..., summary: _Optional[_Union[GenerationSummary, _Mapping]] = ..., prompts: _Optional[_Union[TokenizedPrompts, _Mapping]] = ...) -> None: ...
+
+class TokenizedPrompts(_message.Message):
+    __slots__ = ("prompts",)
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    prompts: _containers.RepeatedCompositeFieldContainer[_task_pb2.TokenIds]
+    def __init__(self, prompts: _Optional[_Iterable[_Union[_task_pb2.TokenIds, _Mapping]]] = ...) -> None: ...
 
 class Sample(_message.Message):
     __slots__ = ("prompt", "index", "ids", "text", "logprobs", "finish_reason")

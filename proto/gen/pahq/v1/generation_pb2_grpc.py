@@ -51,7 +51,8 @@ class GenerationServiceServicer(object):
     def GenerateSamples(self, request, context):
         """Streams samples as they end, in any order, and at last what they took. The
         call is charged to its user like a job, and stops when its client goes. A
-        client that does not read stops it, too, once some samples wait for it.
+        client that takes no sample for half a minute stops it, too, once more than
+        256 samples wait for it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

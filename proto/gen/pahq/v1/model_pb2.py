@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pahq.v1 import task_pb2 as pahq_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13pahq/v1/model.proto\x12\x07pahq.v1\x1a\x12pahq/v1/task.proto\"\xf5\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06layers\x18\x04 \x01(\x05\x12\r\n\x05heads\x18\x05 \x01(\x05\x12\x10\n\x08kv_heads\x18\x06 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x07 \x01(\x05\x12\x12\n\nvocabulary\x18\x08 \x01(\x05\x12\x0f\n\x07\x63ontext\x18\t \x01(\x05\x12\x12\n\nparameters\x18\n \x01(\x03\x12\x11\n\ttokenizer\x18\x0b \x01(\x08\x12\x13\n\x0b\x65\x64ges_group\x18\x0c \x01(\x03\x12\x13\n\x0b\x65\x64ges_query\x18\r \x01(\x03\"\x13\n\x11ListModelsRequest\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.pahq.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x10GetModelResponse\x12\x1d\n\x05model\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Model\"\x8b\x01\n\rTokenizedText\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x03\x12\x0e\n\x06tokens\x18\x03 \x03(\t\x12\x16\n\tanswer_id\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0c\x61nswer_token\x18\x05 \x01(\t\x12\x13\n\x0b\x61nswer_note\x18\x06 \x01(\tB\x0c\n\n_answer_id\"a\n\x14TokenizeTextsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1b\n\x13omit_special_tokens\x18\x03 \x01(\x08\x12\x0e\n\x06prompt\x18\x04 \x01(\t\">\n\x15TokenizeTextsResponse\x12%\n\x05texts\x18\x01 \x03(\x0b\x32\x16.pahq.v1.TokenizedText\"T\n\x14PredictTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x07prompts\x18\x02 \x03(\x0b\x32\x0f.pahq.v1.Prompt\x12\x0b\n\x03top\x18\x03 \x01(\x05\"S\n\x15PredictTokensResponse\x12(\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x13.pahq.v1.Prediction\x12\x10\n\x08warnings\x18\x02 \x03(\t\"5\n\nPrediction\x12\'\n\x06tokens\x18\x01 \x03(\x0b\x32\x17.pahq.v1.PredictedToken\"N\n\x0ePredictedToken\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\r\n\x05logit\x18\x04 \x01(\x01\">\n\x10\x43heckTaskRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x04task\x18\x02 \x01(\x0b\x32\r.pahq.v1.Task\"\x8a\x01\n\x11\x43heckTaskResponse\x12$\n\x05\x63lean\x18\x01 \x01(\x0b\x32\x15.pahq.v1.TaskAccuracy\x12(\n\tcorrupted\x18\x02 \x01(\x0b\x32\x15.pahq.v1.TaskAccuracy\x12\x13\n\x0bnum_prompts\x18\x03 \x01(\x03\x12\x10\n\x08warnings\x18\x04 \x03(\t\"P\n\x0cTaskAccuracy\x12\x13\n\x0b\x61\x62ove_wrong\x18\x01 \x01(\x01\x12\x11\n\tlikeliest\x18\x02 \x01(\x01\x12\x18\n\x10logit_difference\x18\x03 \x01(\x01\x32\xfa\x02\n\x0cModelService\x12\x45\n\nListModels\x12\x1a.pahq.v1.ListModelsRequest\x1a\x1b.pahq.v1.ListModelsResponse\x12?\n\x08GetModel\x12\x18.pahq.v1.GetModelRequest\x1a\x19.pahq.v1.GetModelResponse\x12N\n\rTokenizeTexts\x12\x1d.pahq.v1.TokenizeTextsRequest\x1a\x1e.pahq.v1.TokenizeTextsResponse\x12N\n\rPredictTokens\x12\x1d.pahq.v1.PredictTokensRequest\x1a\x1e.pahq.v1.PredictTokensResponse\x12\x42\n\tCheckTask\x12\x19.pahq.v1.CheckTaskRequest\x1a\x1a.pahq.v1.CheckTaskResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13pahq/v1/model.proto\x12\x07pahq.v1\x1a\x12pahq/v1/task.proto\"\xa0\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12\x0e\n\x06layers\x18\x04 \x01(\x05\x12\r\n\x05heads\x18\x05 \x01(\x05\x12\x10\n\x08kv_heads\x18\x06 \x01(\x05\x12\x0f\n\x07\x64_model\x18\x07 \x01(\x05\x12\x12\n\nvocabulary\x18\x08 \x01(\x05\x12\x0f\n\x07\x63ontext\x18\t \x01(\x05\x12\x12\n\nparameters\x18\n \x01(\x03\x12\x11\n\ttokenizer\x18\x0b \x01(\x08\x12\x13\n\x0b\x65\x64ges_group\x18\x0c \x01(\x03\x12\x13\n\x0b\x65\x64ges_query\x18\r \x01(\x03\x12\x12\n\ngeneration\x18\x0e \x01(\t\x12\x15\n\rno_generation\x18\x0f \x01(\t\"\x13\n\x11ListModelsRequest\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.pahq.v1.Model\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x10GetModelResponse\x12\x1d\n\x05model\x18\x01 \x01(\x0b\x32\x0e.pahq.v1.Model\"\x8b\x01\n\rTokenizedText\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0b\n\x03ids\x18\x02 \x03(\x03\x12\x0e\n\x06tokens\x18\x03 \x03(\t\x12\x16\n\tanswer_id\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0c\x61nswer_token\x18\x05 \x01(\t\x12\x13\n\x0b\x61nswer_note\x18\x06 \x01(\tB\x0c\n\n_answer_id\"a\n\x14TokenizeTextsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05texts\x18\x02 \x03(\t\x12\x1b\n\x13omit_special_tokens\x18\x03 \x01(\x08\x12\x0e\n\x06prompt\x18\x04 \x01(\t\">\n\x15TokenizeTextsResponse\x12%\n\x05texts\x18\x01 \x03(\x0b\x32\x16.pahq.v1.TokenizedText\"T\n\x14PredictTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x07prompts\x18\x02 \x03(\x0b\x32\x0f.pahq.v1.Prompt\x12\x0b\n\x03top\x18\x03 \x01(\x05\"S\n\x15PredictTokensResponse\x12(\n\x0bpredictions\x18\x01 \x03(\x0b\x32\x13.pahq.v1.Prediction\x12\x10\n\x08warnings\x18\x02 \x03(\t\"5\n\nPrediction\x12\'\n\x06tokens\x18\x01 \x03(\x0b\x32\x17.pahq.v1.PredictedToken\"N\n\x0ePredictedToken\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\r\n\x05logit\x18\x04 \x01(\x01\">\n\x10\x43heckTaskRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x1b\n\x04task\x18\x02 \x01(\x0b\x32\r.pahq.v1.Task\"\x8a\x01\n\x11\x43heckTaskResponse\x12$\n\x05\x63lean\x18\x01 \x01(\x0b\x32\x15.pahq.v1.TaskAccuracy\x12(\n\tcorrupted\x18\x02 \x01(\x0b\x32\x15.pahq.v1.TaskAccuracy\x12\x13\n\x0bnum_prompts\x18\x03 \x01(\x03\x12\x10\n\x08warnings\x18\x04 \x03(\t\"P\n\x0cTaskAccuracy\x12\x13\n\x0b\x61\x62ove_wrong\x18\x01 \x01(\x01\x12\x11\n\tlikeliest\x18\x02 \x01(\x01\x12\x18\n\x10logit_difference\x18\x03 \x01(\x01\x32\xfa\x02\n\x0cModelService\x12\x45\n\nListModels\x12\x1a.pahq.v1.ListModelsRequest\x1a\x1b.pahq.v1.ListModelsResponse\x12?\n\x08GetModel\x12\x18.pahq.v1.GetModelRequest\x1a\x19.pahq.v1.GetModelResponse\x12N\n\rTokenizeTexts\x12\x1d.pahq.v1.TokenizeTextsRequest\x1a\x1e.pahq.v1.TokenizeTextsResponse\x12N\n\rPredictTokens\x12\x1d.pahq.v1.PredictTokensRequest\x1a\x1e.pahq.v1.PredictTokensResponse\x12\x42\n\tCheckTask\x12\x19.pahq.v1.CheckTaskRequest\x1a\x1a.pahq.v1.CheckTaskResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,35 +33,35 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pahq.v1.model_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MODEL']._serialized_start=53
-  _globals['_MODEL']._serialized_end=298
-  _globals['_LISTMODELSREQUEST']._serialized_start=300
-  _globals['_LISTMODELSREQUEST']._serialized_end=319
-  _globals['_LISTMODELSRESPONSE']._serialized_start=321
-  _globals['_LISTMODELSRESPONSE']._serialized_end=373
-  _globals['_GETMODELREQUEST']._serialized_start=375
-  _globals['_GETMODELREQUEST']._serialized_end=406
-  _globals['_GETMODELRESPONSE']._serialized_start=408
-  _globals['_GETMODELRESPONSE']._serialized_end=457
-  _globals['_TOKENIZEDTEXT']._serialized_start=460
-  _globals['_TOKENIZEDTEXT']._serialized_end=599
-  _globals['_TOKENIZETEXTSREQUEST']._serialized_start=601
-  _globals['_TOKENIZETEXTSREQUEST']._serialized_end=698
-  _globals['_TOKENIZETEXTSRESPONSE']._serialized_start=700
-  _globals['_TOKENIZETEXTSRESPONSE']._serialized_end=762
-  _globals['_PREDICTTOKENSREQUEST']._serialized_start=764
-  _globals['_PREDICTTOKENSREQUEST']._serialized_end=848
-  _globals['_PREDICTTOKENSRESPONSE']._serialized_start=850
-  _globals['_PREDICTTOKENSRESPONSE']._serialized_end=933
-  _globals['_PREDICTION']._serialized_start=935
-  _globals['_PREDICTION']._serialized_end=988
-  _globals['_PREDICTEDTOKEN']._serialized_start=990
-  _globals['_PREDICTEDTOKEN']._serialized_end=1068
-  _globals['_CHECKTASKREQUEST']._serialized_start=1070
-  _globals['_CHECKTASKREQUEST']._serialized_end=1132
-  _globals['_CHECKTASKRESPONSE']._serialized_start=1135
-  _globals['_CHECKTASKRESPONSE']._serialized_end=1273
-  _globals['_TASKACCURACY']._serialized_start=1275
-  _globals['_TASKACCURACY']._serialized_end=1355
-  _globals['_MODELSERVICE']._serialized_start=1358
-  _globals['_MODELSERVICE']._serialized_end=1736
+  _globals['_MODEL']._serialized_end=341
+  _globals['_LISTMODELSREQUEST']._serialized_start=343
+  _globals['_LISTMODELSREQUEST']._serialized_end=362
+  _globals['_LISTMODELSRESPONSE']._serialized_start=364
+  _globals['_LISTMODELSRESPONSE']._serialized_end=416
+  _globals['_GETMODELREQUEST']._serialized_start=418
+  _globals['_GETMODELREQUEST']._serialized_end=449
+  _globals['_GETMODELRESPONSE']._serialized_start=451
+  _globals['_GETMODELRESPONSE']._serialized_end=500
+  _globals['_TOKENIZEDTEXT']._serialized_start=503
+  _globals['_TOKENIZEDTEXT']._serialized_end=642
+  _globals['_TOKENIZETEXTSREQUEST']._serialized_start=644
+  _globals['_TOKENIZETEXTSREQUEST']._serialized_end=741
+  _globals['_TOKENIZETEXTSRESPONSE']._serialized_start=743
+  _globals['_TOKENIZETEXTSRESPONSE']._serialized_end=805
+  _globals['_PREDICTTOKENSREQUEST']._serialized_start=807
+  _globals['_PREDICTTOKENSREQUEST']._serialized_end=891
+  _globals['_PREDICTTOKENSRESPONSE']._serialized_start=893
+  _globals['_PREDICTTOKENSRESPONSE']._serialized_end=976
+  _globals['_PREDICTION']._serialized_start=978
+  _globals['_PREDICTION']._serialized_end=1031
+  _globals['_PREDICTEDTOKEN']._serialized_start=1033
+  _globals['_PREDICTEDTOKEN']._serialized_end=1111
+  _globals['_CHECKTASKREQUEST']._serialized_start=1113
+  _globals['_CHECKTASKREQUEST']._serialized_end=1175
+  _globals['_CHECKTASKRESPONSE']._serialized_start=1178
+  _globals['_CHECKTASKRESPONSE']._serialized_end=1316
+  _globals['_TASKACCURACY']._serialized_start=1318
+  _globals['_TASKACCURACY']._serialized_end=1398
+  _globals['_MODELSERVICE']._serialized_start=1401
+  _globals['_MODELSERVICE']._serialized_end=1779
 # @@protoc_insertion_point(module_scope)

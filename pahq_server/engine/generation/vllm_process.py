@@ -1,0 +1,363 @@
+"""vLLM's engine, in a process of its own: the only module that imports vLLM.
+
+`vllm_backend` starts the process and sends it messages in JSON. Forward passes are made only when they are
+asked for, so that samples stand still between two calls of `run`. The process therefore steps vLLM's engine
+(`LLMEngine`, without vLLM's own process for it) instead of letting `AsyncLLM` run on.
+
+vLLM schedules, keeps keys and values in pages, shares those of equal prompts, and computes logits. The next
+token is drawn by `sampling`, in a logits processor that leaves vLLM's greedy choice only that token. The draw
+needs nothing but a sample's seed and the token's number, so that a sample can go on from any of its tokens.
+vLLM's own generator of a request cannot be moved on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm import EngineArgs, LLMEngine, SamplingParams
+from vllm.inputs import tokens_input
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
+
+from pahq_server.core.errors import NonFiniteMetricError
+from pahq_server.core.generation import Finish, Sampling
+from pahq_server.engine.generation.sampling import DrawnToken, draw
+from pahq_server.engine.generation.stopping import Detokenizer, SampleText, sample_text
+from pahq_server.models.tokenizer import load_tokenizer
+
+# How often the process looks whether the one that started it is still there.
+PARENT_S = 0.5
+
+
+def main() -> None:
+    """Serves calls until there are no more. Arguments: a socket's number and the id of the parent process."""
+    number, parent = int(sys.argv[1]), int(sys.argv[2])
+    os.set_inheritable(number, False)
+    # Ctrl-C goes to all processes of a terminal, and it is the parent that ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    with Connection(number) as calls:
+        options = json.loads(calls.recv_bytes())
+        stepper = Stepper(**options)
+        calls.send_bytes(json.dumps({"blocks": stepper.blocks, "block_size": stepper.block_size}).encode())
+        while True:
+            try:
+                call = json.loads(calls.recv_bytes())
+            except EOFError:
+                break
+            try:
+                answer = getattr(stepper, call.pop("call"))(**call)
+            except NonFiniteMetricError as error:
+                answer = {"not_finite": str(error)}
+            if answer is not None:
+                calls.send_bytes(json.dumps(answer).encode())
+    # Threads of libraries may hang. Nothing of the process is of use any more.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process, and those that it has started, soon after the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_S)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+@dataclass
+class _Sequence:
+    """A sequence from `Stepper.add` until it is dropped.
+
+    Args:
+        sampling: how its tokens are drawn.
+        prompt: its prompt's tokens.
+        prefix: what it began with.
+        ids: tokens since then.
+        reused: how many tokens of prompt and prefix were in memory already; None before the first token.
+        finish: why it ended.
+        text: what it says so far; None unless stop texts are looked for.
+        internal: the name that vLLM has given its request.
+        told: how many of ``ids`` were told already; None before anything was.
+    """
+
+    sampling: Sampling
+    prompt: list[int]
+    prefix: list[int]
+    ids: list[int] = field(default_factory=list)
+    reused: int | None = None
+    finish: Finish = ""
+    text: SampleText | None = None
+    internal: str = ""
+    told: int | None = None
+
+
+class Stepper:
+    """A vLLM engine that makes forward passes when it is asked to.
+
+    Args:
+        directory: of the checkpoint.
+        dtype: of weights, activations, keys and values.
+        kv_bytes: memory for keys and values.
+        block_size: tokens per page.
+        context: the most tokens of a prompt and its sample together.
+        sequences: the most that run at once.
+        end_tokens: the ids that end a sample.
+        eager: whether there is nothing to be compiled or captured before the first pass.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        dtype: str,
+        kv_bytes: int,
+        block_size: int,
+        context: int,
+        sequences: int,
+        end_tokens: Sequence[int],
+        eager: bool,
+    ) -> None:
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=directory,
+                model_impl="vllm",
+                # Texts are made from tokens by the server's own tokenizer.
+                skip_tokenizer_init=True,
+                trust_remote_code=False,
+                dtype=dtype,
+                max_model_len=context,
+                max_num_seqs=sequences,
+                block_size=block_size,
+                kv_cache_memory_bytes=kv_bytes,
+                enable_prefix_caching=True,
+                # Sequences are admitted, and wait where memory runs out, in the order of their arrival.
+                scheduling_policy="priority",
+                # Draws count the tokens that a request has, which must all be known.
+                async_scheduling=False,
+                enforce_eager=eager,
+                seed=0,
+                logits_processors=[Draws],
+                worker_extension_cls=f"{__name__}.{WorkerCalls.__name__}",
+                disable_log_stats=True,
+            )
+        )
+        cache = self._engine.vllm_config.cache_config
+        self.blocks, self.block_size = int(cache.num_gpu_blocks or 0), int(cache.block_size)
+        self._scheduler: Any = self._engine.engine_core.engine_core.scheduler
+        self._end_tokens = list(end_tokens)
+        tokenizer = load_tokenizer(Path(directory), lambda _: None)
+        self._tokenizer = tokenizer if isinstance(tokenizer, Detokenizer) else None
+        self._sequences: dict[str, _Sequence] = {}
+        self._arrivals = 0
+        # By sequence, what it held in memory during the last forward pass.
+        self._held: dict[str, int] = {}
+
+    def score(self, prompt: list[int]) -> list[float]:
+        """Returns the log-probability of each token of a prompt but the first. No sequence may be running."""
+        parameters = SamplingParams(temperature=0.0, max_tokens=1, detokenize=False, prompt_logprobs=0)
+        self._engine.add_request("score", tokens_input(prompt), parameters)
+        outputs = []
+        while self._engine.has_unfinished_requests():
+            outputs += self._engine.step()
+        _, *found = outputs[-1].prompt_logprobs
+        return [logprobs[token].logprob for token, logprobs in zip(prompt[1:], found, strict=True)]
+
+    def add(
+        self,
+        sequence: str,
+        prompt: list[int],
+        prefix: list[int],
+        seed: int,
+        sampling: Mapping[str, Any],
+    ) -> None:
+        """Begins a sequence, which runs with the next call of `run`."""
+        how = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
+        begun = self._sequences[sequence] = _Sequence(how, prompt, prefix)
+        if how.stop and self._tokenizer is not None:
+            begun.text = SampleText(self._tokenizer, prompt, how.stop)
+        for token in prefix:
+            self._took(begun, token)
+        if begun.finish:  # by its prefix
+            return
+        parameters = SamplingParams(
+            temperature=0.0,  # of the logits that `Draws` leaves
+            max_tokens=how.max_tokens - len(prefix),
+            stop_token_ids=self._end_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            extra_args={
+                "sequence": sequence,
+                "seed": seed,
+                "number": len(prefix),
+                "sampling": how,
+                "end_tokens": self._end_tokens,
+            },
+        )
+        self._arrivals += 1
+        begun.internal = self._engine.add_request(
+            sequence, tokens_input([*prompt, *prefix]), parameters, priority=self._arrivals
+        )
+
+    def _took(self, found: _Sequence, token: int) -> None:
+        """Notes whether a token, its last one so far, ends a sequence."""
+        if token in self._end_tokens or (found.text is not None and found.text.add(token)):
+            found.finish = "stop"
+        elif len(found.prefix) + len(found.ids) >= found.sampling.max_tokens:
+            found.finish = "length"
+
+    def drop(self, sequence: str) -> None:
+        """Forgets a sequence and frees its memory."""
+        found = self._sequences.pop(sequence)
+        self._held.pop(sequence, None)
+        if not found.finish:
+            self._engine.abort_request([found.internal], internal=True)
+
+    def run(self, needed: dict[str, int], seconds: float) -> dict[str, Any]:
+        """Makes forward passes until one of some sequences ends or all have got their tokens.
+
+        Args:
+            needed: by sequence, how many tokens it is to get.
+            seconds: how long that may take; the pass at hand is always finished.
+
+        Returns:
+            passes: how many forward passes were made.
+            samples: what is new of all sequences: see `_news`.
+            held: by sequence, the tokens whose keys and values were in memory during the last pass.
+        """
+        end, passes = time.monotonic() + seconds, 0
+        while self._goes_on(needed) and time.monotonic() < end:
+            self._held = {}
+            passes += 1
+            for output in self._engine.step():
+                (new,) = output.outputs
+                found = self._sequences[output.request_id]
+                if found.reused is None:
+                    found.reused = output.num_cached_tokens or 0
+                for token in new.token_ids:
+                    found.ids.append(token)
+                    self._took(found, token)
+                if output.request_id in needed:
+                    needed[output.request_id] -= len(new.token_ids)
+                if found.finish and not output.finished:  # at a stop text
+                    self._engine.abort_request([found.internal], internal=True)
+                # The last token's keys and values are computed with the next pass.
+                self._held[output.request_id] = len(found.prompt) + len(found.prefix) + len(found.ids) - 1
+            for request in self._scheduler.running:
+                # Prompts that are computed in parts have no output yet.
+                name = request.sampling_params.extra_args["sequence"]
+                self._held.setdefault(name, request.num_computed_tokens)
+        return {"passes": passes, "samples": self._news(), "held": self._held}
+
+    def _goes_on(self, needed: Mapping[str, int]) -> bool:
+        ended = any(self._sequences[name].finish for name in needed)
+        return not ended and any(left > 0 for left in needed.values())
+
+    def _text(self, found: _Sequence) -> str:
+        """Returns what a sequence that has ended says, without its end token and up to a stop text."""
+        if self._tokenizer is None:
+            return ""
+        if found.text is not None and found.text.stopped:
+            return found.text.text
+        ids = [*found.prefix, *found.ids]
+        return sample_text(self._tokenizer, found.prompt, ids[:-1] if ids[-1] in self._end_tokens else ids)
+
+    def _news(self) -> dict[str, dict[str, Any]]:
+        """Returns what is new of all sequences since the last call.
+
+        By sequence: ids, and of each logprob and signal, see `core.generation`; finish; text, once it has
+        ended; reused, the number of tokens of prompt and prefix that were in memory already.
+        """
+        (drawn, *_) = self._engine.collective_rpc("take_draws")
+        news = {}
+        for name, found in self._sequences.items():
+            told = found.told or 0
+            if len(found.ids) == told and not (found.finish and found.told is None):
+                continue
+            first, last = len(found.prefix) + told, len(found.prefix) + len(found.ids)
+            tokens = [drawn[name][number] for number in range(first, last)]
+            news[name] = {
+                "ids": found.ids[told:],
+                "logprobs": [token.logprob for token in tokens],
+                "signals": [(token.signal.end_logprob, token.signal.entropy) for token in tokens],
+                "finish": found.finish,
+                "text": self._text(found) if found.finish else "",
+                "reused": found.reused,
+            }
+            found.told = len(found.ids)
+        return news
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A request in vLLM's batch.
+
+    Args:
+        sequence: its name.
+        seed, sampling: how its tokens are drawn.
+        number: of its first output token within the sample.
+        output: its output tokens; vLLM's own list, which grows.
+        end_tokens: the ids that end it.
+    """
+
+    sequence: str
+    seed: int
+    sampling: Sampling
+    number: int
+    output: Sequence[int]
+    end_tokens: Sequence[int]
+
+
+# What `Draws` has drawn in this worker and nobody has taken: by sequence, then by the token's number.
+_DRAWN: dict[str, dict[int, DrawnToken]] = {}
+
+
+class Draws(LogitsProcessor):  # type: ignore[misc]  # mypy runs without vLLM
+    """Draws the next token of every request, and leaves vLLM's greedy choice only that one."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self._rows: dict[int, _Row] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        process_dict_updates(self._rows, batch_update, self._row)
+
+    @staticmethod
+    def _row(parameters: SamplingParams, _: list[int] | None, output: list[int]) -> _Row | None:
+        return _Row(output=output, **parameters.extra_args) if parameters.extra_args else None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        if not self._rows:  # vLLM's own passes, before there are requests
+            return logits
+        rows = [self._rows[index] for index in range(len(logits))]
+        numbers = [row.number + len(row.output) for row in rows]
+        drawn = draw(
+            logits, [row.sampling for row in rows], [row.seed for row in rows], numbers, rows[0].end_tokens
+        )
+        # A pass that computes a part of a prompt draws too. Its token is thrown away, and drawn again later.
+        for row, number, token in zip(rows, numbers, drawn, strict=True):
+            _DRAWN.setdefault(row.sequence, {})[number] = token
+        chosen = torch.tensor([[token.id] for token in drawn], device=logits.device)
+        return logits.zero_().scatter_(1, chosen, 1.0)
+
+
+class WorkerCalls:
+    """What vLLM's worker can be asked for beside its own methods, by `collective_rpc`."""
+
+    def take_draws(self) -> dict[str, dict[int, DrawnToken]]:
+        """Returns what was drawn since the last call, and forgets it."""
+        taken = dict(_DRAWN)
+        _DRAWN.clear()
+        return taken

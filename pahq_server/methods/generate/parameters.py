@@ -1,0 +1,154 @@
+"""What a request for samples may ask, and whether it fits a model and its backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pahq_server.core.engine import ResolvedObjective
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.generation import GenerationOffer, Sampling
+from pahq_server.core.task import TokenTask
+from pahq_server.methods.base import finite_number, truth_value
+from pahq_server.methods.generate.policies import check_name
+
+MOST_SAMPLES = 4096
+MOST_STOPS, MOST_STOP_BYTES = 16, 1024
+MOST_TEMPERATURE = 100.0
+# Tokens of all samples together, so that they fit into one artifact.
+MOST_TOKENS = 10_000_000
+# Samples that run at once unless the request says how many.
+USUAL_SLOTS = 32
+_INT32, _INT64 = 2**31 - 1, 2**63 - 1
+
+
+@dataclass(frozen=True)
+class GenerateParameters:
+    """Parameters of `generate`; see `GenerateParameters` in methods.proto.
+
+    Args:
+        n: samples of each prompt; 0 means 1.
+        max_tokens: the most tokens of a sample.
+        temperature, top_p, top_k, stop, logprobs: see `core.generation.Sampling`.
+        seed: the same seed gives the same samples.
+        slots: how many samples run at once; None to leave it open.
+        kv_tokens: how many tokens have their keys and values in memory at once; None to leave it open.
+        policy: in which order samples run.
+    """
+
+    n: int = 1
+    max_tokens: int = 0  # never allowed: there is no usual number
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    logprobs: bool = False
+    slots: int | None = None
+    kv_tokens: int | None = None
+    policy: str = "auto"
+
+    def __post_init__(self) -> None:
+        _integer("max_tokens", self.max_tokens, 1, _INT32)
+        _integer("n", self.n, 0, MOST_SAMPLES)
+        _set(self, "n", self.n or 1)
+        _integer("top_k", self.top_k, 0, _INT32)
+        _integer("seed", self.seed, 0, _INT64)
+        _set(self, "temperature", finite_number("temperature", self.temperature))
+        if self.temperature > MOST_TEMPERATURE:
+            detail = f"must be from 0 to {MOST_TEMPERATURE:g}, got {self.temperature:g}"
+            raise InvalidRequestError("temperature", detail)
+        _set(self, "top_p", finite_number("top_p", self.top_p))
+        if not 0 < self.top_p <= 1:
+            raise InvalidRequestError("top_p", f"must be above 0 and at most 1, got {self.top_p:g}")
+        truth_value("logprobs", self.logprobs)
+        _set(self, "stop", tuple(self.stop))
+        self._check_stops()
+        if self.slots is not None:
+            _integer("slots", self.slots, 1, _INT32)
+        if self.kv_tokens is not None:
+            _integer("kv_tokens", self.kv_tokens, 1, _INT64)
+            if self.slots is not None:
+                raise InvalidRequestError("kv_tokens", "does not go with slots: give one of both")
+        _set(self, "policy", self.policy or "auto")
+        check_name(self.policy)
+
+    def _check_stops(self) -> None:
+        if len(self.stop) > MOST_STOPS:
+            raise InvalidRequestError("stop", f"must be at most {MOST_STOPS} texts, got {len(self.stop)}")
+        for i, text in enumerate(self.stop):
+            if not isinstance(text, str):
+                raise InvalidRequestError(f"stop[{i}]", f"must be a text, got {text!r}")
+            if not text:
+                detail = "is empty, which every sample begins with: leave it out, or give a text"
+                raise InvalidRequestError(f"stop[{i}]", detail)
+            if len(text.encode(errors="replace")) > MOST_STOP_BYTES:
+                detail = f"must be at most {MOST_STOP_BYTES} bytes of text, got {len(text)} characters"
+                raise InvalidRequestError(f"stop[{i}]", detail)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, self.stop, self.logprobs)
+
+    def check_for(self, resolved: ResolvedObjective) -> GenerationOffer:
+        """Checks the request against the model, and returns what its backend offers.
+
+        Raises InvalidRequestError.
+        """
+        offer, task = resolved.generation, resolved.task
+        if offer is None:
+            raise InvalidRequestError("model", f"{resolved.objective.model!r}: {resolved.no_generation}")
+        longest = max(range(len(task.clean)), key=lambda i: len(task.clean[i]))
+        length = len(task.clean[longest])
+        if length + self.max_tokens > offer.context:
+            most = offer.context - length
+            advice = f"ask for at most {most}" if most > 0 else "give a shorter prompt"
+            detail = (
+                f"the longest prompt, task.clean[{longest}], has {length} tokens, and {self.max_tokens} more "
+                f"do not fit into the model's context of {offer.context}: {advice}"
+            )
+            raise InvalidRequestError("max_tokens", detail)
+        tokens = len(task.clean) * self.n * self.max_tokens
+        if tokens > MOST_TOKENS:
+            detail = (
+                f"{len(task.clean)} prompts x {self.n} samples x {self.max_tokens} tokens are more than "
+                f"{MOST_TOKENS} tokens in all: ask for fewer at a time"
+            )
+            raise InvalidRequestError("n", detail)
+        if self.stop and not offer.texts:
+            detail = "the model has no tokenizer, so that stop texts cannot be looked for: leave them out"
+            raise InvalidRequestError("stop", detail)
+        self.slots_for(task, offer)
+        return offer
+
+    def slots_for(self, task: TokenTask, offer: GenerationOffer) -> int:
+        """Returns how many samples run at once. Raises InvalidRequestError where it cannot be so many."""
+        longest = max(map(len, task.clean)) + self.max_tokens
+        most = min(offer.most_sequences, offer.kv_tokens // longest)
+        if most < 1:
+            detail = (
+                f"one sample takes keys and values of {longest} tokens, and {offer.kv_tokens} fit into "
+                "memory: ask for shorter samples, or have the server started with more --generation-memory"
+            )
+            raise InvalidRequestError("max_tokens", detail)
+        if self.slots is not None:
+            if self.slots > most:
+                raise InvalidRequestError("slots", f"must be from 1 to {most} here, got {self.slots}")
+            return self.slots
+        if self.kv_tokens is not None:
+            if self.kv_tokens < longest:
+                detail = (
+                    f"must be at least {longest}, which the longest sample may take, got {self.kv_tokens}"
+                )
+                raise InvalidRequestError("kv_tokens", detail)
+            return min(most, self.kv_tokens // longest)
+        return min(most, USUAL_SLOTS)
+
+
+def _integer(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidRequestError(name, f"must be an integer from {least} to {most}, got {value!r}")
+
+
+def _set(instance: object, name: str, value: object) -> None:
+    object.__setattr__(instance, name, value)  # frozen for callers, not for its own constructor

@@ -1,0 +1,152 @@
+"""One run of sampling: says which samples run next, and takes in what they have got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from pahq_server.core.engine import ResolvedObjective
+from pahq_server.core.errors import ServerError
+from pahq_server.core.generation import (
+    Decode,
+    Decoded,
+    DecodedSample,
+    GenerationOffer,
+    SampleRequest,
+    TokenSignal,
+)
+from pahq_server.methods.generate.admission import admission
+from pahq_server.methods.generate.parameters import GenerateParameters
+from pahq_server.methods.generate.samples import FinishedSample, RunTotals, sample_seed
+
+# The most tokens that each sample gets in an operation: others wait for their turn meanwhile.
+STEPS = 16
+_NOTHING = RunTotals()
+
+
+@dataclass
+class _Begun:
+    """A sample that has begun and not ended.
+
+    Args:
+        ids, logprobs, signals: all that it has got.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    signals: list[TokenSignal] = field(default_factory=list)
+
+    def add(self, more: DecodedSample) -> None:
+        self.ids += more.ids
+        self.logprobs += more.logprobs
+        self.signals += more.signals
+
+
+class SampleRun:
+    """Samples that are to be generated, those that run, and those that have ended.
+
+    Samples are numbered: those of the first prompt come first.
+
+    Args:
+        resolved: the prompts, and what can be generated.
+        parameters: how.
+        finished: samples that ended earlier.
+        totals: what they took.
+    """
+
+    def __init__(
+        self,
+        resolved: ResolvedObjective,
+        parameters: GenerateParameters,
+        finished: Iterable[FinishedSample] = (),
+        totals: RunTotals = _NOTHING,
+    ) -> None:
+        assert resolved.generation is not None, "`GenerateParameters.check_for` has refused it"
+        self._offer: GenerationOffer = resolved.generation
+        self._resolved, self._parameters = resolved, parameters
+        self._prompts, self._sampling = resolved.task.clean, parameters.sampling
+        self.slots = parameters.slots_for(resolved.task, self._offer)
+        self.total = parameters.n * len(self._prompts)
+        self.finished = {sample.key: sample for sample in finished}
+        if any(not 0 <= key < self.total for key in self.finished):
+            raise ValueError(f"the journal holds samples that are not among the {self.total} asked for")
+        self.totals = totals
+        self._begun: dict[int, _Begun] = {}
+        self._running: tuple[int, ...] = ()
+        self._admission = admission(
+            parameters.policy,
+            [key // parameters.n for key in range(self.total)],
+            self.slots,
+            parameters.max_tokens,
+            resumes=self._offer.resumes,
+            prompt_tokens=max(map(len, self._prompts)),
+            ended={key: len(sample.ids) for key, sample in self.finished.items()},
+        )
+
+    @property
+    def policy(self) -> str:
+        """Name of the policy that runs: what ``auto`` stands for, where that was asked for."""
+        return self._admission.policy
+
+    def next_operation(self) -> Decode | None:
+        """Returns what is to be computed next; None if all samples have ended."""
+        turn = self._admission.next_turn()
+        if turn is None:
+            return None
+        self._running = turn.keys
+        requests = tuple(map(self._request, self._running))
+        return Decode(requests, min(turn.steps, STEPS), self._resolved.task.num_tokens)
+
+    def take(self, decoded: Decoded) -> list[FinishedSample]:
+        """Takes the result of the last operation. Returns the samples that have ended."""
+        ended = []
+        for key, sample in zip(self._running, decoded.samples, strict=True):
+            if not self._offer.resumes:
+                # The result is the whole sample, also where it had to begin again.
+                lost = self._begun.pop(key, _Begun())
+                dropped = max(0, len(lost.ids) - len(sample.ids))
+                self.totals = replace(self.totals, dropped=self.totals.dropped + dropped)
+            known = self._begun.setdefault(key, _Begun())
+            known.add(sample)
+            self._admission.told(key, len(known.ids), known.signals, bool(sample.finish))
+            if sample.finish:
+                ended.append(self._end(key, sample))
+        usage, spent = decoded.usage, self.totals
+        self.totals = replace(
+            spent,
+            steps=spent.steps + usage.steps,
+            peak_kv_tokens=max(spent.peak_kv_tokens, usage.peak_kv_tokens),
+            prompt_computed=spent.prompt_computed + usage.prompt_computed,
+            prompt_reused=spent.prompt_reused + usage.prompt_reused,
+        )
+        return ended
+
+    def figures(self) -> dict[str, int]:
+        """Returns the figures of the run by name; see docs/sampling.md."""
+        lengths = [len(sample.ids) for sample in self.finished.values()]
+        spent = self.totals
+        return {
+            "steps": spent.steps,
+            "lower_bound": max([0, *lengths, -(-sum(lengths) // self.slots)]),
+            "peak_kv_tokens": spent.peak_kv_tokens,
+            "peak_kv_bytes": spent.peak_kv_tokens * self._offer.kv_token_bytes,
+            "prompt_tokens_computed": spent.prompt_computed,
+            "prompt_tokens_reused": spent.prompt_reused,
+            "tokens": sum(lengths),
+            "slots": self.slots,
+        }
+
+    def _end(self, key: int, last: DecodedSample) -> FinishedSample:
+        whole = self._begun.pop(key)
+        if not whole.ids or (self._sampling.logprobs and len(whole.logprobs) != len(whole.ids)):
+            raise ServerError(f"the engine gave a sample of {len(whole.ids)} tokens that cannot be right")
+        sample = FinishedSample(key, tuple(whole.ids), tuple(whole.logprobs), last.finish, last.text)
+        self.finished[key] = sample
+        return sample
+
+    def _request(self, key: int) -> SampleRequest:
+        prompt, index = divmod(key, self._parameters.n)
+        known = self._begun.get(key)
+        prefix = tuple(known.ids) if known is not None and self._offer.resumes else ()
+        seed = sample_seed(self._parameters.seed, index)
+        return SampleRequest(key, self._prompts[prompt], seed, self._sampling, prefix)

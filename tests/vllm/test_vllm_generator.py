@@ -1,0 +1,311 @@
+"""Real vLLM with real models. Run by ``make test-vllm``, in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import vllm_models
+
+from pahq_server.core.generation import DecodedSample, SampleRequest, Sampling
+from pahq_server.demo import model_path
+from pahq_server.engine.generation import vllm_backend
+from pahq_server.engine.generation.backend import GeneratorFailedError
+from pahq_server.engine.generation.sampling import draw
+from pahq_server.engine.generation.vllm_backend import VllmGenerator, load_generator
+from pahq_server.engine.self_test import literal_logits
+from pahq_server.models.loading import LoadedModel, load
+from pahq_server.models.tokenizer import PretrainedTokenizer
+
+
+def _installed() -> bool:
+    for distribution in vllm_backend.DISTRIBUTIONS:
+        try:
+            version(distribution)
+        except PackageNotFoundError:
+            continue
+        return True
+    return False
+
+
+pytestmark = pytest.mark.skipif(not _installed(), reason="vLLM is not installed: make test-vllm installs it")
+
+KV_BYTES = 16 << 20
+TEXT = "The cat saw the dog and the man gave the"
+LONG = Sampling(max_tokens=40, logprobs=True)
+
+
+@pytest.fixture(scope="module")
+def demo() -> LoadedModel:
+    return load(str(model_path()))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return vllm_models.llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="module")
+def demo_generator(demo: LoadedModel) -> Iterator[VllmGenerator]:
+    generator = load_generator(demo, KV_BYTES)
+    yield generator
+    generator.close()
+
+
+@pytest.fixture(scope="module")
+def llama_generator(llama: LoadedModel) -> Iterator[VllmGenerator]:
+    generator = load_generator(llama, KV_BYTES)
+    yield generator
+    generator.close()
+
+
+@pytest.fixture(params=["demo", "llama"])
+def pair(request: pytest.FixtureRequest) -> tuple[LoadedModel, VllmGenerator]:
+    return request.getfixturevalue(request.param), request.getfixturevalue(f"{request.param}_generator")
+
+
+def _prompts(loaded: LoadedModel, count: int) -> list[tuple[int, ...]]:
+    """Prompts of different lengths, every other one the same."""
+    if isinstance(loaded.tokenizer, PretrainedTokenizer):
+        ids = loaded.tokenizer.encode(TEXT)
+    else:
+        ids = torch.randint(
+            vllm_models.VOCABULARY, (40,), generator=torch.Generator().manual_seed(1)
+        ).tolist()
+    return [tuple(ids[: len(ids) if i % 2 else 2 + i % 7]) for i in range(count)]
+
+
+def _requests(loaded: LoadedModel, count: int, sampling: Sampling = LONG) -> list[SampleRequest]:
+    prompts = _prompts(loaded, count)
+    return [SampleRequest(i, prompts[i], seed=2**62 + 7919 * i, sampling=sampling) for i in range(count)]
+
+
+def _generate(
+    generator: VllmGenerator, requests: Sequence[SampleRequest], slots: int, steps: int = 1000, job: int = 0
+) -> list[DecodedSample]:
+    """Generates samples, so many at a time."""
+    waiting, running, ended = list(requests), set[int](), dict[int, DecodedSample]()
+    while waiting or running:
+        while waiting and len(running) < slots:
+            request = waiting.pop(0)
+            generator.add((job, request.key), request)
+            running.add(request.key)
+        generator.run([(job, key) for key in running], steps)
+        for key in list(running):
+            found = generator.sample((job, key))
+            if found.finish:
+                ended[key] = found
+                generator.drop((job, key))
+                running.remove(key)
+    return [ended[request.key] for request in requests]
+
+
+def test_tokens_are_drawn_from_the_models_distribution(pair: tuple[LoadedModel, VllmGenerator]) -> None:
+    loaded, generator = pair
+    how = Sampling(max_tokens=20, temperature=0.8, top_k=20, top_p=0.9, logprobs=True)
+    requests = _requests(loaded, 6, how)
+    drawn_alike = total = 0
+    for request, found in zip(requests, _generate(generator, requests, slots=6), strict=True):
+        ids = (*request.prompt, *found.ids)
+        logits = literal_logits(loaded, [ids])[0][len(request.prompt) - 1 : -1]
+        count = len(found.ids)
+        expected = draw(
+            logits, [how] * count, [request.seed] * count, range(count), generator.offer.end_tokens
+        )
+        own = logits.double().log_softmax(-1)
+        for number, (token, one) in enumerate(zip(found.ids, expected, strict=True)):
+            assert found.logprobs[number] == pytest.approx(float(own[number, token]), abs=1e-4)
+            assert found.signals[number].entropy == pytest.approx(one.signal.entropy, abs=1e-4)
+            assert found.signals[number].end_logprob == pytest.approx(one.signal.end_logprob, abs=1e-4)
+            drawn_alike += token == one.id
+        total += count
+    # A difference in the last bits may move a token across the edge of a draw, very rarely.
+    assert drawn_alike >= total - 1
+
+
+@pytest.mark.parametrize(("slots", "steps"), [(1, 1000), (3, 1), (5, 4), (16, 7)])
+def test_samples_do_not_depend_on_slots_or_steps(
+    pair: tuple[LoadedModel, VllmGenerator], slots: int, steps: int
+) -> None:
+    loaded, generator = pair
+    requests = _requests(loaded, 16)
+    assert _generate(generator, requests, slots, steps) == _generate(generator, requests, slots=16)
+
+
+def test_a_sample_goes_on_from_any_prefix(pair: tuple[LoadedModel, VllmGenerator]) -> None:
+    loaded, generator = pair
+    requests = _requests(
+        loaded, 8, Sampling(max_tokens=20, logprobs=True, stop=("zebra",)[: loaded.tokenizer is not None])
+    )
+    whole = _generate(generator, requests, slots=8)
+    longest = max(range(8), key=lambda i: len(whole[i].ids))
+    request, sample = requests[longest], whole[longest]
+    assert len(sample.ids) > 4
+    parts = [
+        SampleRequest(n, request.prompt, request.seed, request.sampling, prefix=sample.ids[:n])
+        for n in range(1, len(sample.ids))
+    ]
+    for part, rest in zip(parts, _generate(generator, parts, slots=4), strict=True):
+        n = part.key
+        expected = DecodedSample(
+            sample.ids[n:], sample.logprobs[n:], sample.signals[n:], sample.finish, sample.text
+        )
+        assert rest == expected
+
+
+def test_why_samples_end(demo: LoadedModel, demo_generator: VllmGenerator) -> None:
+    (prompt,) = _prompts(demo, 2)[1:]
+    assert isinstance(demo.tokenizer, PretrainedTokenizer)
+    (whole,) = _generate(demo_generator, [SampleRequest(0, prompt, 5, Sampling(40, temperature=0))], 1)
+    assert whole.finish == "stop"
+    assert whole.ids[-1] in demo_generator.offer.end_tokens
+    assert whole.text == demo.tokenizer.decode(whole.ids[:-1])
+    (again,) = _generate(demo_generator, [SampleRequest(0, prompt, 6, Sampling(40, top_k=1))], 1)
+    assert again.ids == whole.ids
+    (short,) = _generate(demo_generator, [SampleRequest(0, prompt, 5, Sampling(2, temperature=0))], 1)
+    assert (short.ids, short.finish, short.logprobs) == (whole.ids[:2], "length", ())
+    stop = whole.text[2:5]
+    how = Sampling(40, temperature=0, stop=("not there", stop))
+    (stopped,) = _generate(demo_generator, [SampleRequest(0, prompt, 5, how)], 1)
+    assert (stopped.text, stopped.finish) == (whole.text[:2], "stop")
+    assert stop in demo.tokenizer.decode(stopped.ids)
+    assert stop not in demo.tokenizer.decode(stopped.ids[:-1])
+
+
+def test_a_full_context_ends_a_sample(llama: LoadedModel, llama_generator: VllmGenerator) -> None:
+    prompt = _prompts(llama, 2)[1]
+    most = vllm_models.CONTEXT - len(prompt)
+    requests = [SampleRequest(i, prompt, i, Sampling(most)) for i in range(12)]
+    lengths = {len(found.ids): found.finish for found in _generate(llama_generator, requests, slots=12)}
+    assert lengths.pop(most, "length") == "length"
+    assert set(lengths.values()) == {"stop"}
+
+
+def test_run_ends_with_a_sample_or_with_enough_tokens(
+    llama: LoadedModel, llama_generator: VllmGenerator
+) -> None:
+    generator = llama_generator
+    requests = _requests(llama, 6, Sampling(max_tokens=30))
+    lengths = [len(found.ids) for found in _generate(generator, requests, slots=6)]
+    for request in requests:
+        generator.add((1, request.key), request)
+    running = [(1, request.key) for request in requests]
+    assert generator.run(running, 1) == 1
+    assert [len(generator.sample(each).ids) for each in running] == [1] * 6
+    passes = 1
+    while not any(generator.sample(each).finish for each in running):
+        passes += generator.run(running, 4)
+    assert passes == min(lengths)
+    # One that has ended ends every further run at once.
+    assert generator.run(running, 4) == 0
+    for each in running:
+        generator.drop(each)
+
+
+def test_tokens_got_in_another_jobs_run_count(llama: LoadedModel, llama_generator: VllmGenerator) -> None:
+    generator, (mine, other) = llama_generator, _requests(llama, 2, Sampling(max_tokens=30))
+    generator.add((1, 0), mine)
+    generator.add((2, 0), other)
+    assert generator.run([(1, 0)], 1) == 1
+    assert len(generator.sample((2, 0)).ids) == 1
+    assert generator.run([(2, 0)], 1) == 0
+    generator.drop((1, 0))
+    generator.drop((2, 0))
+
+
+def test_usage_counts_keys_and_values(llama: LoadedModel, llama_generator: VllmGenerator) -> None:
+    generator = llama_generator
+    prompt = tuple(range(40, 75))
+    for key in range(2):
+        generator.add((1, key), SampleRequest(key, prompt, key, Sampling(30)))
+    assert generator.usage().tokens == {}
+    generator.run([(1, 0), (1, 1)], 1)
+    usage = generator.usage()
+    assert usage.tokens == {(1, 0): 35, (1, 1): 35}
+    # One page of 32 tokens is shared; the rest of the second prompt is computed.
+    assert (usage.prompt_computed, usage.prompt_reused) == ({(1, 0): 35, (1, 1): 3}, {(1, 0): 0, (1, 1): 32})
+    generator.drop((1, 0))
+    generator.drop((1, 0))
+    assert generator.usage().tokens == {(1, 1): 35}
+    generator.drop((1, 1))
+    assert generator.usage().tokens == {}
+
+
+def _processes_of(group: int) -> list[int]:
+    """Processes of a group that are there, zombies left out."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(int(entry.name))
+    return found
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_a_killed_process_is_an_error_and_another_gives_the_same(demo: LoadedModel) -> None:
+    requests = _requests(demo, 4)
+    generator = load_generator(demo, KV_BYTES)
+    group = generator.process_id
+    assert _processes_of(group)
+    samples = _generate(generator, requests, slots=4)
+    for request in requests:
+        generator.add((0, request.key), request)
+    os.kill(generator.process_id, signal.SIGKILL)
+    assert _wait(lambda: not _processes_of(group))
+    with pytest.raises(GeneratorFailedError, match="SIGKILL"):
+        generator.run([(0, 0)], 1000)
+    generator.close()
+    generator.close()
+    # With keys and values of a few samples at once, all others wait or are computed again.
+    page = vllm_backend.CPU_PAGE * generator.offer.kv_token_bytes
+    generator = load_generator(demo, 6 * page)
+    assert generator.offer.kv_tokens == 5 * vllm_backend.CPU_PAGE
+    assert _generate(generator, requests, slots=4) == samples
+    group = generator.process_id
+    generator.close()
+    assert not _processes_of(group)
+
+
+OWNER = """
+import sys, time
+from pahq_server.demo import model_path
+from pahq_server.engine.generation.vllm_backend import load_generator
+from pahq_server.models.loading import load
+generator = load_generator(load(str(model_path())), 16 << 20)
+print(generator.process_id, flush=True)
+time.sleep(600)
+"""
+
+
+def test_no_process_outlives_a_killed_server() -> None:
+    root = Path(vllm_backend.__file__).parents[3]
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
+    ) as owner:
+        assert owner.stdout is not None
+        group = int(owner.stdout.readline())
+        assert _processes_of(group)
+        owner.kill()
+    assert _wait(lambda: not _processes_of(group))
