@@ -25,7 +25,7 @@ from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.loading import load, outline
-from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Load, plan_models
+from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Load, Plan, plan_models
 from pahq_server.plan.text import as_json, duration, size, text
 
 GIB = 1 << 30
@@ -239,3 +239,18 @@ def test_generating_text_is_part_of_the_plan(sources: dict[str, str]) -> None:
     assert first["generation_bytes"] == plans["transformers"].models[0].generation
     rounded = plan_models(sources, machine=machine, precision="pahq-int8", generation="vllm", kv_bytes=9)
     assert not any(model.generation for model in rounded.models)
+
+
+def test_text_is_generated_where_there_is_memory_for_it(sources: dict[str, str]) -> None:
+    def plan(machine: int) -> Plan:
+        return plan_models(sources, machine=machine, generation="auto", kv_bytes=GENERATION_BYTES)
+
+    without = plan_models(sources, machine=1 << 34)
+    taken = plan_models(
+        sources, machine=1 << 34, generation="transformers", kv_bytes=GENERATION_BYTES
+    ).weights
+    enough = PROCESS_BYTES + without.weights + 2 * (taken - without.weights)
+    assert plan(enough).generation == "transformers"
+    assert plan(enough).weights == taken
+    assert plan(enough - 1).generation is None
+    assert plan(enough - 1) == plan_models(sources, machine=enough - 1)
