@@ -3,8 +3,8 @@
 A model whose weights stay in memory rounded (`resident`) still needs single heads in full precision. They
 come from here: reading one head costs no more than that head.
 
-Where the checkpoint holds weights in 8 bits itself, "full precision" are the numbers that its codes and scales
-stand for, and `stored` gives the codes without a detour.
+Where the checkpoint holds weights in 8 bits itself, "full precision" are the numbers that its codes and
+scales stand for, and `stored` gives the codes without a detour.
 
 Shapes: D d_model, K d_head, H heads of one kind (query heads, or key/value heads), M d_mlp.
 """

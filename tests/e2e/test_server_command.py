@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import random_models as make
 from helpers.demo import NUM_PARAMETERS
+from helpers.quantized_files import quantize_files
 
-from pahq_client import Client
+from pahq_client import Client, Task
 from pahq_client.cli import main as pahq
+from pahq_server.precision.policy import Format
 
 from .process import ServerProcess
 
@@ -110,6 +113,23 @@ def test_a_client_alone_cannot_serve() -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 2
     assert run.stderr == "pahq-server: torch is not installed: pip install 'pahq[server]'\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--weights", "int8")], ids=["float32", "int8"])
+def test_what_libraries_say_of_kernels_does_not_reach_the_log(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """torchao warns of each kernel that is not built for the machine when it is imported."""
+    make.llama().save_pretrained(tmp_path / "plain")
+    saved = quantize_files(tmp_path / "plain", tmp_path / "saved", Format.INT8)
+    with ServerProcess({"mine": saved}, *options) as process:
+        with Client(process.address) as client:
+            task = Task(clean=[[1, 2, 3]], corrupted=[[1, 7, 3]])
+            assert client.discover("mine", task, 0.01, precision="pahq-int8").edges
+        told = process.log().splitlines()
+    known = ("INFO pahq_server", "model  format", "demo   gpt2", "mine   llama", "try it:")
+    assert [line for line in told if line and not any(text in line for text in known)] == []
+    assert any("model 'mine': logits within" in line for line in told)
 
 
 def test_the_address_is_told_on_stdout_and_the_rest_on_stderr() -> None:

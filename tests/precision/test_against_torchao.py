@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torchao import kernel
+from torchao.quantization import Float8Tensor, Int8Tensor
 from torchao.quantization import quant_primitives as primitives
 
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import Format
-from pahq_server.precision.quantized import Quantized, quantize, rounded_rows
+from pahq_server.precision.quantized import LARGEST, Quantized, quantize, rounded_rows, to_floats
 
 SHAPES = [(768, 64), (64, 768), (33, 5)]
 
@@ -71,6 +74,35 @@ def test_e4m3_has_the_same_numbers(rows: int, columns: int) -> None:
     weights = quantize(x.T, Format.E4M3)
     assert torch.equal(weights.scale.T, scale)
     assert torch.equal(weights.data.T.float(), expected.float())
+
+
+@pytest.mark.parametrize("form", [Format.INT8, Format.E4M3])
+@pytest.mark.parametrize("shape", [(64, 24), (3, 33, 5), (1, 7), (2, 1, 4)])
+def test_matrices_are_weights_of_torchao(form: Format, shape: tuple[int, ...]) -> None:
+    """Symmetric, with one scale per output; the same floats; and torchao multiplies with them."""
+    torch.manual_seed(0)
+    w = torch.randn(shape)
+    matrix = quantize(w, form)
+    weight: Any = matrix.weight
+    assert type(weight) is (Int8Tensor if form is Format.INT8 else Float8Tensor)
+    assert weight.shape == w.mT.shape
+    assert weight.scale.shape == (*w.mT.shape[:-1], 1)
+    assert weight.block_size == [1] * (w.dim() - 1) + [w.shape[-2]]
+    assert torch.equal(weight.dequantize().mT, to_floats(matrix, torch.float32))
+    assert weight.qdata.data_ptr() == matrix.data.data_ptr()
+    if w.dim() == 2:
+        x = torch.randn(6, w.shape[0])
+        product = torch.nn.functional.linear(x, weight)
+        assert torch.allclose(product, linear(x, matrix, Format.FP32), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [Format.INT8, Format.E4M3])
+def test_outputs_of_zeros_and_tiny_weights(form: Format) -> None:
+    """torchao's smallest scale would be that of a weight of 1e-5: none is set."""
+    w = torch.randn(16, 6) * torch.tensor([1.0, 0.0, 1e-12, 1e-30, 1e-38, 0.0])
+    matrix = quantize(w, form)
+    assert torch.equal(matrix.scale, w.abs().amax(0, keepdim=True) / LARGEST[form])
+    assert not matrix.data.float()[:, 1].any()
 
 
 @pytest.mark.parametrize(("inner", "outer"), SHAPES)

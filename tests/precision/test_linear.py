@@ -272,6 +272,40 @@ def test_products_of_integers_are_exact(multiply: Callable[[Tensor, Tensor], Ten
     assert torch.equal(product, (a.to(torch.int64) @ b.to(torch.int64)).to(torch.int32))
 
 
+@pytest.mark.parametrize("multiply", [module.integer_matmul, module._integers_by_floats])
+@pytest.mark.parametrize("inner", [64, module.EXACT_IN_FLOAT32, 3000])
+def test_codes_that_others_rounded_go_down_to_minus_128(
+    multiply: Callable[[Tensor, Tensor], Tensor], inner: int
+) -> None:
+    torch.manual_seed(0)
+    a = torch.randint(-127, 128, (40, inner), dtype=torch.int8)
+    b = torch.randint(-128, 128, (inner, 24), dtype=torch.int8)
+    a[0], a[1], b[:, 0], b[:, 1] = 127, -127, -128, 127
+    assert torch.equal(multiply(a, b).to(torch.int64), a.to(torch.int64) @ b.to(torch.int64))
+
+
+@pytest.mark.parametrize("inner", [module.EXACT_INPUTS - 1, module.EXACT_INPUTS, module.EXACT_INPUTS + 1])
+def test_the_largest_inputs_and_codes_do_not_overflow(inner: int) -> None:
+    w = Quantized.of(torch.full((inner, 5), -128, dtype=torch.int8), torch.ones(1, 5))
+    x = torch.full((3, inner), 127.0)
+    assert linear(x, w, INT8, 2) == pytest.approx(-128 * 127 * inner, rel=1e-6)
+
+
+@pytest.mark.parametrize("terms", [1, 2])
+@pytest.mark.parametrize("inputs", [Format.FP32, Format.INT8])
+def test_a_factor_on_each_input(inputs: Format, terms: int) -> None:
+    """Is multiplied into the inputs before they are rounded, and into the matrix where that becomes floats."""
+    torch.manual_seed(0)
+    x, factor, plain = torch.randn(30, 64), 1 + torch.rand(64), quantize(torch.randn(64, 24), INT8)
+    w = Quantized.of(plain.data, plain.scale, factor)
+    assert torch.equal(linear(x, w, inputs, terms), linear(x * factor, plain, inputs, terms))
+    floats = to_floats(plain, torch.float32)
+    assert torch.equal(to_floats(w, torch.float32), factor[:, None] * floats)
+    assert torch.equal(to_floats(w.outputs(3, 9), torch.float32), (factor[:, None] * floats)[:, 3:9])
+    assert torch.equal(w.to(torch.device("cpu")).inputs, factor)  # type: ignore[arg-type]
+    assert w.nbytes == plain.nbytes + factor.nbytes
+
+
 @pytest.mark.parametrize("inner", [module.EXACT_INPUTS - 1, module.EXACT_INPUTS, module.EXACT_INPUTS + 1])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_terms_do_not_overflow(inner: int, sign: int) -> None:

@@ -15,8 +15,18 @@ from helpers.api_server import evaluation as toy_evaluation
 from helpers.api_server import objective as toy_measurement
 from helpers.api_server import spec as toy_spec
 from helpers.fake_engine import FakeEngine
+from pahq.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    jobs_pb2_grpc,
+    methods_pb2,
+    model_pb2,
+    model_pb2_grpc,
+    patching_pb2,
+    patching_pb2_grpc,
+    task_pb2,
+)
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import jobs_pb2_grpc, model_pb2, model_pb2_grpc, patching_pb2, patching_pb2_grpc, task_pb2
 
 from pahq_server.jobs.session_calls import SessionLimits
 
@@ -27,6 +37,18 @@ Code = grpc.StatusCode
 SHORT, FULL = (200, 100), (5_000, 2_000)  # calls that are too late, jobs that are cancelled
 AT_ONCE = 50
 PROMPT = task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=range(1, 21)))
+GENERATE = generation_pb2.GenerateSamplesRequest(
+    model="demo", prompts=[PROMPT], parameters=methods_pb2.GenerateParameters(n=20, max_tokens=20)
+)
+
+
+def _all_of(method: Any) -> Any:
+    """Makes a call that reads a stream to its end."""
+
+    async def call(request: Any, **options: Any) -> list[Any]:
+        return [message async for message in method(request, **options)]
+
+    return call
 
 
 def test_no_work_is_started_for_calls_whose_time_is_up(figures: Figures) -> None:
@@ -83,11 +105,13 @@ class Storm:
         ) as channel:
             jobs = jobs_pb2_grpc.JobServiceStub(channel)
             patching = patching_pb2_grpc.PatchingServiceStub(channel)
+            generations = generation_pb2_grpc.GenerationServiceStub(channel)
             models, task = model_pb2_grpc.ModelServiceStub(channel), objective().task
             kinds = (
                 (patching.EvaluateCircuits, evaluation()),
                 (models.PredictTokens, model_pb2.PredictTokensRequest(model="demo", prompts=[PROMPT] * 20)),
                 (models.CheckTask, model_pb2.CheckTaskRequest(model="demo", task=task)),
+                (_all_of(generations.GenerateSamples), GENERATE),
                 (jobs.CreateJob, pb.CreateJobRequest(spec=spec())),
                 (patching.OpenSession, patching_pb2.OpenSessionRequest(objective=objective())),
             )

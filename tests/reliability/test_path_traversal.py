@@ -21,11 +21,14 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2_grpc
 from pahq.v1 import (
+    generation_pb2,
     generation_pb2_grpc,
     jobs_pb2_grpc,
+    methods_pb2,
     model_pb2_grpc,
     patching_pb2_grpc,
     server_pb2_grpc,
+    task_pb2,
 )
 
 from pahq_server.demo import model_path
@@ -44,6 +47,11 @@ STUBS = {
     "Health": health_pb2_grpc.HealthStub,
 }
 MARK = "canary"
+GENERATE = generation_pb2.GenerateSamplesRequest(
+    model="demo",
+    prompts=[task_pb2.Prompt(text="The dog")],
+    parameters=methods_pb2.GenerateParameters(max_tokens=2),
+)
 # A string of a message: where it is, from the message on.
 Slot = tuple[str, tuple[str | int, ...]]
 
@@ -126,8 +134,11 @@ def test_no_string_leads_to_a_file(each: int, tmp_path: Path, figures: Figures) 
     texts = payloads(home)
     codes: Counter[grpc.StatusCode] = Counter()
     with CrashingServer(data, audit=audit, options=LIMITS) as server:
-        before, started = tree(home), audit.read_text("utf-8").count("\n")
         with grpc.insecure_channel(server.address) as channel:
+            # What generates text is loaded with the first call.
+            path = "pahq.v1.GenerationService/GenerateSamples"
+            assert send(channel, path, GENERATE) is grpc.StatusCode.OK
+            before, started = tree(home), audit.read_text("utf-8").count("\n")
             turn = itertools.cycle(places)
             sent = [(text, next(turn)) for text in texts for _ in range(min(each, len(places)))]
             for text, (path, slot) in sent:
