@@ -178,6 +178,7 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
     """Plans, loads the models and gives them to an engine. Raises as `serve` does."""
     device = devices.find(config.models.device)
     devices.prepare(device)
+    generation = _generation_backend(config.generation)  # a library that is missing is found at once
     plan = _plan(config, device)
     keep_freed_memory(kept_free_bytes(plan.scratch))
     if config.compute.threads is not None:
@@ -186,9 +187,11 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
     hand_back_freed_memory()
     served = {name: _load(name, config, device, plan) for name in config.models.sources}
     keep_freed_memory(kept_free_bytes(plan.scratch))
-    return ModelEngine(
-        served, config.compute.executor, plan.memory, generation=_generation_backend(config.generation)
-    )
+    engine = ModelEngine(served, config.compute.executor, plan.memory, generation=generation)
+    for model in engine.models():
+        if generation is not None and model.no_generation:
+            logger.warning("model %r: no text can be generated: %s", model.name, model.no_generation)
+    return engine
 
 
 def _generation_backend(options: GenerationOptions) -> GenerationBackend | None:

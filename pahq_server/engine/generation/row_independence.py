@@ -7,7 +7,8 @@ other sequences of the batch, nor on how many tokens of its own were computed wi
 - Attention of a query runs over its own keys, of which there are so many that their number depends on the
   query's position alone: the numbers are rounded up to a few lengths, and keys that it must not see are
   masked. Each query is a matrix of its own in the kernel, which is the same for all of one length.
-- All else (norms, activations, rotations, embeddings) transformers computes row by row.
+- Activation functions are those of the sparse executor, whose bits do not depend on where a value stands.
+- All else (norms, rotations, embeddings) transformers computes row by row.
 
 On other devices than CPUs the same code runs, but libraries choose kernels by the sizes of batches, so that
 the last bits can differ.
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from pahq_server.engine.sparse.weights import ACTIVATIONS
+from pahq_server.models.architecture import Activation
 from pahq_server.precision.products import matmul
 
 # The name of this attention among those of transformers.
@@ -37,6 +40,8 @@ ATTENTION = "pahq_row_independent"
 # Lengths of slices of keys: up to so many keys they are multiples of so many.
 _STEPS = ((512, 64), (1024, 128), (2048, 256))
 _LAST_STEP = 512
+# What transformers calls the activation function of an MLP.
+_ACTIVATION_NAMES = ("act", "act_fn", "activation_fn")
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ class RowAttention:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """Computes [R, G, Q, K] for queries [R, G, Q, K], keys and values [S, G, L, K] and a mask [R, 1, 1, L]."""
+    """Returns [R, G, Q, K] for queries [R, G, Q, K], keys and values [S, G, L, K], a mask [R, 1, 1, L]."""
     if q.shape[0] * q.shape[1] == 1:
         # A single matrix would be computed outside of torch's parallel regions, where MKL starts threads of
         # its own and sums in another order.
@@ -190,7 +195,7 @@ def _slice(position: int, window: int | None) -> tuple[int, int]:
 def _plan(
     sequences: Sequence[BatchSequence], window: int | None, layout: CacheLayout, device: torch.device
 ) -> _Plan:
-    """Finds the slices of all queries. Sequences with one token are grouped by the lengths of their slices."""
+    """Finds the slices of all queries. Single queries are grouped by the lengths of theirs."""
     single: dict[int, list[tuple[int, int, int]]] = {}  # by length: row, sequence, first token
     shared: list[tuple[int, int, int, int, int]] = []  # row, rows, sequence, first token, length
     row = 0
@@ -281,27 +286,47 @@ class _GptNeoAttention(nn.Module):
         return self.out_proj(mixed.flatten(-2)), None
 
 
-def make_row_independent(model: Any, rows: RowAttention) -> None:
-    """Replaces products and attention of a model of transformers by those of this module.
+class _RowActivation(nn.Module):
+    """The activation function of an MLP."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self._function = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._function(x)
+
+
+def make_row_independent(model: Any, rows: RowAttention, activation: Activation) -> None:
+    """Replaces products, activations and attention of a model of transformers by those of this module.
 
     Args:
         model: loaded with the attention ``eager``; it is changed in place.
         rows: its attention, which has to know each batch before the model computes it.
+        activation: of its MLPs.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
     from transformers.pytorch_utils import Conv1D
 
-    for module in list(model.modules()):
+    def replaced(child: nn.Module, name: str) -> nn.Module | None:
+        if isinstance(child, nn.Linear | Conv1D):
+            return _RowLinear(child, by_input=isinstance(child, Conv1D))
+        if isinstance(child, GPTNeoSelfAttention):
+            return _GptNeoAttention(child, rows)
+        return _RowActivation(activation) if name in _ACTIVATION_NAMES else None
+
+    activations = 0
+    # From the inside out, so that the attention of GPT-Neo takes over products that were replaced already.
+    for module in reversed(list(model.modules())):
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear | Conv1D):
-                setattr(module, name, _RowLinear(child, by_input=isinstance(child, Conv1D)))
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, GPTNeoSelfAttention):
-                setattr(module, name, _GptNeoAttention(child, rows))
+            if (new := replaced(child, name)) is not None:
+                setattr(module, name, new)
+                activations += isinstance(new, _RowActivation)
         if hasattr(module, "layer_idx"):
             module.pahq_rows = rows
+    if activations != model.config.num_hidden_layers:
+        raise ValueError(f"{type(model).__name__} has {activations} activation functions of known names")
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention_function)
     config = model.config
     config._attn_implementation = ATTENTION

@@ -37,6 +37,7 @@ from pahq_server.engine.generation.sampling import draw
 from pahq_server.engine.generation.stopping import Detokenizer, SampleText
 from pahq_server.engine.transformers_model import load_causal_lm, quiet
 from pahq_server.models.adapters.registry import TRANSFORMERS_ADAPTERS
+from pahq_server.models.architecture import Architecture
 from pahq_server.models.loading import LoadedModel
 
 # Tokens per block of the cache. Only whole blocks are shared between prompts.
@@ -113,14 +114,7 @@ def load_generator(
     arch = loaded.model.architecture
     model = load_causal_lm(loaded.directory).requires_grad_(False).to(loaded.model.device)
     tokenizer = loaded.tokenizer if isinstance(loaded.tokenizer, Detokenizer) else None
-    return TransformersGenerator(
-        model,
-        tokenizer,
-        context=arch.context,
-        windows=arch.windows,
-        kv_bytes=kv_bytes,
-        most_sequences=most_sequences,
-    )
+    return TransformersGenerator(model, tokenizer, arch, kv_bytes=kv_bytes, most_sequences=most_sequences)
 
 
 def _check_model(loaded: LoadedModel) -> None:
@@ -186,8 +180,7 @@ class TransformersGenerator:
     Args:
         model: in float32, with eager attention; it is changed in place.
         tokenizer: None if samples are to have no texts.
-        context: the most tokens of a prompt and its sample together.
-        windows: per layer, how many keys a query sees including itself; None for all.
+        architecture: what it computes.
         kv_bytes: memory for keys and values, in bytes.
         most_sequences: the most samples that run at once.
         batch_tokens: the most tokens of a forward pass.
@@ -199,9 +192,8 @@ class TransformersGenerator:
         self,
         model: Any,
         tokenizer: Detokenizer | None,
+        architecture: Architecture,
         *,
-        context: int,
-        windows: Sequence[int | None],
         kv_bytes: int = KV_BYTES,
         most_sequences: int = MOST_SEQUENCES,
         batch_tokens: int = BATCH_TOKENS,
@@ -210,7 +202,7 @@ class TransformersGenerator:
 
         self._model, self._tokenizer = model, tokenizer
         self._end_tokens = _end_tokens(model)
-        self._rows = RowAttention(windows)
+        self._rows = RowAttention(architecture.windows)
         self._draw = _Draw(self._end_tokens)
         self._sequences: dict[SequenceId, _Sequence] = {}
         self._by_name: dict[str, _Sequence] = {}
@@ -224,14 +216,16 @@ class TransformersGenerator:
             raise InvalidRequestError("kv_bytes", detail)
         most_sequences = min(most_sequences, blocks)
         batch_tokens = max(batch_tokens, most_sequences)
-        self._manager = _manager(model, blocks, most_sequences, batch_tokens, self._rows, self._draw)
+        self._manager = _manager(model, blocks, most_sequences, batch_tokens)
+        make_row_independent(model, self._rows, architecture.activation)
+        _make_processor(self._manager, self._draw)
         self._processor = self._manager.batch_processor
         self._scheduler, self._cache = self._processor.scheduler, self._processor.cache
         self._allocator = self._cache.layer_to_allocator[0]
         self.offer = GenerationOffer(
             backend="transformers",
             version=transformers.__version__,
-            context=context,
+            context=architecture.context,
             kv_tokens=blocks * BLOCK_TOKENS,
             kv_token_bytes=token_bytes,
             most_sequences=most_sequences,
@@ -484,10 +478,12 @@ class _Draw:
         self.samples: Sequence[_Sequence] = ()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns scores [R, V] of which the drawn tokens' are the largest."""
-        scores = scores[: len(self.samples)]
+        """Returns scores [R, V] of which the drawn tokens' are the largest.
+
+        The last rows are the library's padding, for sequences whose prompts are not computed yet.
+        """
         drawn = draw(
-            scores,
+            scores[: len(self.samples)],
             [found.request.sampling for found in self.samples],
             [found.request.seed for found in self.samples],
             [found.number for found in self.samples],
@@ -497,26 +493,17 @@ class _Draw:
             found.ids.append(token.id)
             found.logprobs.append(token.logprob)
             found.signals.append(token.signal)
-        ids = torch.tensor([token.id for token in drawn], device=scores.device)
-        return torch.zeros_like(scores).scatter(-1, ids[:, None], 1.0)
+        ids = torch.tensor([[token.id] for token in drawn], dtype=torch.int64, device=scores.device)
+        return torch.zeros_like(scores).scatter(-1, ids.view(-1, 1), 1.0)
 
 
-def _manager(
-    model: Any, blocks: int, most_sequences: int, batch_tokens: int, rows: RowAttention, drawing: _Draw
-) -> Any:
-    """Makes the library's manager of batches, with a processor that is to be driven step by step.
-
-    The library accepts only its own kinds of attention, and chooses memory and drawing before it makes the
-    processor. So both are exchanged in between.
-    """
-    from transformers import GenerationConfig, LogitsProcessorList
+def _manager(model: Any, blocks: int, most_sequences: int, batch_tokens: int) -> Any:
+    """Makes the library's manager of batches, which accepts only its own kinds of attention at this point."""
+    from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
-    from transformers.generation.continuous_batching.cb_logits_processors import (
-        ContinuousBatchingLogitsProcessorList,
-    )
 
     with quiet():
-        manager = model.init_continuous_batching(
+        return model.init_continuous_batching(
             GenerationConfig(do_sample=False, eos_token_id=-1),
             ContinuousBatchingConfig(
                 page_size=BLOCK_TOKENS,
@@ -532,10 +519,18 @@ def _manager(
                 auto_switch_to_flash=False,
             ),
         )
-        make_row_independent(model, rows)
-        manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([drawing]))
+
+
+def _make_processor(manager: Any, drawing: _Draw) -> None:
+    """Has the manager make its cache and the processor of batches, without a thread that runs it."""
+    from transformers import LogitsProcessorList
+    from transformers.generation.continuous_batching.cb_logits_processors import (
+        ContinuousBatchingLogitsProcessorList,
+    )
+
+    manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([drawing]))
+    with quiet():
         manager.warmup()
-    return manager
 
 
 def _end_tokens(model: Any) -> tuple[int, ...]:
