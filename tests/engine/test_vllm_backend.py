@@ -93,6 +93,8 @@ def test_models_that_vllm_does_not_run_are_refused(
         backend.offer(_changed(demo, model_type="gpt_neo"))
     with pytest.raises(UnsupportedModelError, match=r"16 wide.*Use --generation transformers"):
         backend.offer(_changed(demo, d_head=16))
+    with pytest.raises(UnsupportedModelError, match="different numbers of tokens"):
+        backend.offer(_changed(demo, windows=(None, 3, None, 3)))
 
 
 def test_end_tokens_are_those_that_the_model_can_give(

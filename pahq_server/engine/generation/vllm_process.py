@@ -50,7 +50,12 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with Connection(number) as calls:
         options = json.loads(calls.recv_bytes())
-        stepper = Stepper(**options)
+        try:
+            stepper = Stepper(**options)
+        except Exception as error:
+            why = ": ".join(filter(None, [type(error).__name__, str(error).strip().rstrip(".")]))
+            calls.send_bytes(json.dumps({"failed": why}).encode())
+            raise
         calls.send_bytes(json.dumps({"blocks": stepper.blocks, "block_size": stepper.block_size}).encode())
         while True:
             try:
