@@ -25,7 +25,7 @@ def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str)
         "parameters": spec.choices(),
         "policy": spec.objective.precision,
         "version": version,
-        **registry.find(spec.method).determinants(resolved),
+        **registry.find(spec.method).determinants(spec.parameters, resolved),
     }
 
 
