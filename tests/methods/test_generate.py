@@ -384,13 +384,13 @@ def test_the_weight_is_that_of_the_operations() -> None:
 @pytest.mark.parametrize(
     ("circuit", "objective", "field", "words"),
     [
-        (FULL, under_circuit("mean"), "ablation", "Use 'zero' or 'resample'"),
+        (FULL, under_circuit("mean"), "ablation", "for text under a circuit, got 'mean'"),
         (FULL, under_circuit("resample"), "task.corrupted", "needs corrupted prompts"),
         (FULL, under_circuit(precision="pahq"), "precision", "must be 'fp32'"),
         (FULL, replace(under_circuit(), circuit_generation=None, no_circuit_generation="too large"), "model",
          "'toy': too large"),
         (FULL, replace(under_circuit(), circuit_generation=replace(CIRCUIT_OFFER, context=20)), "max_tokens",
-         "what is computed under a circuit, 20: ask for at most 17"),
+         "the 20 that a text under a circuit may have: ask for at most 17"),
         (replace(FULL, bits=FULL.bits[1:]), under_circuit(), "circuit.bits", "one bit for each"),
         (edges(Circuit.full(GRAPH), "bad"), under_circuit(), "circuit", "another model"),
         (edges(Circuit.full(Graph(1, 2, 2))), under_circuit(), "circuit", "another model"),

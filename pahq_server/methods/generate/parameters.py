@@ -124,10 +124,12 @@ class GenerateParameters:
         if length + self.max_tokens > offer.context:
             most = offer.context - length
             advice = f"ask for at most {most}" if most > 0 else "give a shorter prompt"
-            what = "the model's context of" if self.circuit is None else "what is computed under a circuit,"
+            what = f"the model's context of {offer.context}"
+            if self.circuit is not None:
+                what = f"the {offer.context} that a text under a circuit may have"
             detail = (
                 f"the longest prompt, task.clean[{longest}], has {length} tokens, and {self.max_tokens} more "
-                f"do not fit into {what} {offer.context}: {advice}"
+                f"do not fit into {what}: {advice}"
             )
             raise InvalidRequestError("max_tokens", detail)
         tokens = len(task.clean) * self.n * self.max_tokens
@@ -170,11 +172,13 @@ class GenerateParameters:
 def _check_ablation(resolved: ResolvedObjective) -> None:
     """Raises InvalidRequestError where it is not defined what the edges outside of a circuit carry."""
     objective = resolved.objective
-    if objective.ablation == "mean":
-        detail = (
-            "'mean' is not for text under a circuit: it is the mean over the prompts at each position, and "
-            "none of them reaches the positions of a sample's tokens. Use 'zero' or 'resample'"
-        )
+    if objective.ablation not in ("zero", "resample"):
+        detail = f"must be 'zero' or 'resample' for text under a circuit, got {objective.ablation!r}"
+        if objective.ablation == "mean":
+            detail += (
+                ": the mean is over the prompts at each position, and none of them reaches the positions of "
+                "a sample's tokens"
+            )
         raise InvalidRequestError("ablation", detail)
     if objective.ablation == "resample" and resolved.task.corrupted is None:
         detail = "resample ablation needs corrupted prompts, one for each prompt; or use ablation 'zero'"
