@@ -43,9 +43,8 @@ from pahq_server.engine.generation.backend import (
     SequenceId,
     UnsupportedModelError,
 )
-from pahq_server.engine.generation.stopping import Detokenizer
+from pahq_server.engine.generation.stopping import Detokenizer, end_tokens
 from pahq_server.engine.self_test import literal_logits, random_prompts
-from pahq_server.models.files import CONFIG, read_json
 from pahq_server.models.loading import LoadedModel
 
 logger = logging.getLogger(__name__)
@@ -126,7 +125,7 @@ class VllmBackend:
             most_sequences=MOST_SEQUENCES,
             resumes=True,
             texts=isinstance(loaded.tokenizer, Detokenizer),
-            end_tokens=_end_tokens(loaded),
+            end_tokens=end_tokens(loaded.directory, loaded.model.architecture.output_vocabulary),
         )
 
     def generator(self, loaded: LoadedModel) -> VllmGenerator:
@@ -175,18 +174,6 @@ def _page(loaded: LoadedModel) -> int:
 def _kv_token_bytes(loaded: LoadedModel) -> int:
     arch = loaded.model.architecture
     return 2 * arch.layers * arch.kv_heads * arch.d_head * 4
-
-
-def _end_tokens(loaded: LoadedModel) -> tuple[int, ...]:
-    """Returns the ids that end a sample, as the checkpoint says, without those that the model cannot give."""
-    for name in ("generation_config.json", CONFIG):
-        if (loaded.directory / name).exists():
-            named = read_json(loaded.directory / name).get("eos_token_id")
-            if named is not None:
-                ids = named if isinstance(named, list) else [named]
-                most = loaded.model.architecture.output_vocabulary
-                return tuple(sorted({token for token in ids if isinstance(token, int) and 0 <= token < most}))
-    return ()
 
 
 @dataclass
