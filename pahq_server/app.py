@@ -22,7 +22,7 @@ from pahq_server.access.tls import ExpiryWatch, TlsContents
 from pahq_server.access.tokens import TokenTable
 from pahq_server.api.connections import raise_file_limit
 from pahq_server.api.server import ApiServer
-from pahq_server.config.server import GenerationOptions, ServerConfig, wants_traces
+from pahq_server.config.server import ServerConfig, wants_traces
 from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
@@ -35,7 +35,7 @@ from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, k
 from pahq_server.models.building import ToDevice
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
-from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Plan, plan_models
+from pahq_server.plan.planning import AUTO, PROCESS_BYTES, DoesNotFitError, Plan, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
 from pahq_server.store.database import Database
@@ -179,6 +179,9 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
     device = devices.find(config.models.device)
     devices.prepare(device)
     plan = _plan(config, device)
+    generation = _generation_backend(plan.generation, config.generation.kv_bytes)
+    if generation is None and config.generation.backend is not None:
+        logger.warning("no text can be generated: it would take more than half of the memory that is left")
     keep_freed_memory(kept_free_bytes(plan.scratch))
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
@@ -186,23 +189,26 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
     hand_back_freed_memory()
     served = {name: _load(name, config, device, plan) for name in config.models.sources}
     keep_freed_memory(kept_free_bytes(plan.scratch))
-    return ModelEngine(
-        served, config.compute.executor, plan.memory, generation=_generation_backend(config.generation)
-    )
+    engine = ModelEngine(served, config.compute.executor, plan.memory, generation=generation)
+    level = logging.INFO if config.generation.backend == AUTO else logging.WARNING
+    for model in engine.models():
+        if generation is not None and model.no_generation:
+            logger.log(level, "model %r: no text can be generated: %s", model.name, model.no_generation)
+    return engine
 
 
-def _generation_backend(options: GenerationOptions) -> GenerationBackend | None:
+def _generation_backend(name: str | None, kv_bytes: int) -> GenerationBackend | None:
     """Makes what generates text; None for nothing. Raises InvalidRequestError where it is not installed."""
-    if options.backend is None:
+    if name is None:
         return None
     try:
-        if options.backend == "vllm":
+        if name == "vllm":
             from pahq_server.engine.generation.vllm_backend import VllmBackend
 
-            return VllmBackend(options.kv_bytes)
+            return VllmBackend(kv_bytes)
         from pahq_server.engine.generation.transformers_backend import TransformersBackend
 
-        return TransformersBackend(options.kv_bytes)
+        return TransformersBackend(kv_bytes)
     except UnsupportedModelError as error:
         raise InvalidRequestError("generation", str(error)) from error
 

@@ -168,12 +168,13 @@ def compare(arguments: Namespace) -> None:
     """Compares two files of circuits, or two of scores."""
     a, b = (load(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
     if isinstance(a, EdgeScores) and isinstance(b, EdgeScores):
-        print_comparison(a.compare(b), arguments.json)
+        compared = a.compare(b, allow_other_model=arguments.allow_other_model)
+        print_comparison(compared, arguments.json)
         return
     if isinstance(a, EdgeScores) or isinstance(b, EdgeScores):
         detail = "is a circuit and the other file holds scores: compare two of a kind"
         raise InvalidRequest("a" if isinstance(a, Circuit) else "b", detail)
-    result = compare_circuits(a, b)
+    result = compare_circuits(a, b, allow_other_model=arguments.allow_other_model)
     lists = dataclasses.asdict(result)
     if arguments.json:
         print_json({**lists, "jaccard": result.jaccard})

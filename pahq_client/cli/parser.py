@@ -302,6 +302,9 @@ def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=commands.compare)
     parser.add_argument("a", help="circuit file, or file of scores")
     parser.add_argument("b", help="another one of the same kind")
+    parser.add_argument(
+        "--allow-other-model", action="store_true", help="compare although they are of different models"
+    )
     _add_allow_partial(parser)
     _add_json(parser)
 

@@ -34,7 +34,7 @@ DEMO = "demo"
 # What weights can be kept in, with the precision policy that rounds them so; None for full precision.
 WEIGHT_POLICIES = {"fp32": None, "bf16": "bf16", "int8": "pahq-int8", "fp8": "pahq-fp8"}
 # What generates text, and the memory for keys and values of each model unless the operator says otherwise.
-GENERATION_BACKENDS = ("transformers", "vllm", "none")
+GENERATION_BACKENDS = ("auto", "transformers", "vllm", "none")
 GENERATION_BYTES = 256 << 20
 # OpenTelemetry's own variables say where spans go. Without one of them there is no tracing.
 _OTLP_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -86,8 +86,9 @@ class GenerationOptions:
     """What generates text."""
 
     generation: str = option(
-        "transformers",
-        "what generates text: %(choices)s (default: %(default)s); vllm is faster and is installed apart from "
+        "auto",
+        "what generates text: %(choices)s (default: %(default)s, which is transformers if it takes at most "
+        "half of what the models leave of the memory, else none); vllm is faster and is installed apart from "
         "this server, see docs/sampling.md",
         choices=GENERATION_BACKENDS,
     )
@@ -98,7 +99,7 @@ class GenerationOptions:
 
     @property
     def backend(self) -> str | None:
-        """Name of the backend; None if no text is generated."""
+        """Name of the backend, or ``auto``; None if no text is generated."""
         return None if self.generation == "none" else self.generation
 
     @property

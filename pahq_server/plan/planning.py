@@ -34,6 +34,8 @@ DEFAULT_SHARE = 0.5
 # `cli.serve`), free memory of the heap (bounded, see `memory.heap`), threads, requests and results: 570 MiB
 # in all after 200 varied jobs of the demo model.
 PROCESS_BYTES = 640 << 20
+# Stands for `DEFAULT_BACKEND` where there is memory for it, else for no generated text.
+AUTO, DEFAULT_BACKEND = "auto", "transformers"
 # About what a process of vLLM takes beside weights, keys and values: interpreter, torch and vLLM.
 VLLM_BYTES = 1 << 30
 
@@ -124,6 +126,7 @@ class Plan:
         gflops: speed of the machine in billions of operations per second; None if it is not known.
         precision: name of the policy by which weights are rounded; None for full precision.
         device: name of the device, such as "cpu".
+        generation: name of the backend that generates text; None for none.
     """
 
     models: tuple[ModelPlan, ...]
@@ -135,6 +138,7 @@ class Plan:
     gflops: float | None = None
     precision: str | None = None
     device: str = "cpu"
+    generation: str | None = None
 
     @property
     def weights(self) -> int:
@@ -212,7 +216,8 @@ def plan_models(
         executor: one of `engine.backends.EXECUTORS`.
         precision: name of the policy by which weights are rounded; None for full precision.
         device: name of the device on which models are kept.
-        generation: name of the backend that generates text; None for none.
+        generation: name of the backend that generates text; `AUTO` for transformers, if that takes no more
+            than half of what the models leave; None for none.
         kv_bytes: bytes for the keys and values of generated text, of each model.
 
     Raises InvalidRequestError (field ``model``) for a model that cannot be served.
@@ -224,23 +229,36 @@ def plan_models(
         recording = Recording(TRANSFORMS[executor])
         outlines.append(outline(source, recording))
         model = _plan_model(name, outlines[-1], recording, load, executor)
-        if precision:  # text is generated in full precision only
+        if precision is not None:
             model = _rounded(model, source, recording, precision)
-        elif generation is not None:
-            model = replace(model, generation=generation_bytes(generation, model.parameters, kv_bytes))
         models.append(model)
-    weights = sum(model.weights for model in models)
-    left = max(0, machine - PROCESS_BYTES - weights)
-    return Plan(
-        models=tuple(models),
-        load=load,
-        machine=machine,
-        memory=int(left * DEFAULT_SHARE) if memory is None else memory,
-        given=memory is not None,
-        page_bytes=page_bytes_for([found.model for found in outlines]),
-        precision=precision,
-        device=device,
-    )
+
+    def plan(backend: str | None) -> Plan:
+        taken = {
+            model.name: 0 if backend is None else generation_bytes(backend, model.parameters, kv_bytes)
+            for model in models
+        }
+        with_text = tuple(replace(model, generation=taken[model.name]) for model in models)
+        left = max(0, machine - PROCESS_BYTES - sum(model.weights for model in with_text))
+        return Plan(
+            models=with_text,
+            load=load,
+            machine=machine,
+            memory=int(left * DEFAULT_SHARE) if memory is None else memory,
+            given=memory is not None,
+            page_bytes=page_bytes_for([found.model for found in outlines]),
+            precision=precision,
+            device=device,
+            generation=backend,
+        )
+
+    if precision is not None:  # text is generated in full precision only
+        return replace(plan(None), generation=DEFAULT_BACKEND if generation == AUTO else generation)
+    if generation != AUTO:
+        return plan(generation)
+    without, found = plan(None), plan(DEFAULT_BACKEND)
+    spare = machine - PROCESS_BYTES - without.weights
+    return found if found.fits and 2 * (found.weights - without.weights) <= spare else without
 
 
 def generation_bytes(backend: str, parameters: int, kv_bytes: int) -> int:

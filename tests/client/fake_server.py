@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from pahq.v1 import circuit_pb2, model_pb2, patching_pb2, server_pb2
+from pahq.v1 import circuit_pb2, generation_pb2, model_pb2, patching_pb2, server_pb2
 from pahq.v1.generation_pb2_grpc import GenerationServiceServicer, add_GenerationServiceServicer_to_server
 from pahq.v1.jobs_pb2_grpc import add_JobServiceServicer_to_server
 from pahq.v1.model_pb2_grpc import ModelServiceServicer, add_ModelServiceServicer_to_server
@@ -184,6 +184,18 @@ class FakeServer(
         ]
         predictions = [model_pb2.Prediction(tokens=tokens)] * len(request.prompts)
         return model_pb2.PredictTokensResponse(predictions=predictions, warnings=self.warnings)
+
+    def GenerateSamples(self, request: Any, context: Any) -> Any:
+        """The first sample is token 0, the second token 1, and so on; texts have a token."""
+        self._enter("GenerateSamples", request, context)
+        ids = [prompt.token_ids.ids or [1] for prompt in request.prompts]
+        prompts = {"prompts": [{"ids": each} for each in ids]}
+        yield generation_pb2.GenerateSamplesResponse(prompts=prompts)
+        for prompt in range(len(ids)):
+            for index in range(request.parameters.n):
+                sample = {"prompt": prompt, "index": index, "ids": [index], "finish_reason": "stop"}
+                yield generation_pb2.GenerateSamplesResponse(sample=sample)
+        yield generation_pb2.GenerateSamplesResponse(summary={"warnings": self.warnings})
 
     def CheckTask(self, request: Any, context: Any) -> Any:
         self._enter("CheckTask", request, context)

@@ -250,13 +250,13 @@ def test_errors_name_the_argument_of_the_caller(
 
 
 def test_a_kind_that_is_not_known(client: Any, server: FakeServer) -> None:
-    server.artifact.header.kind, server.artifact.header.version = "samples", 7
+    server.artifact.header.kind, server.artifact.header.version = "heat_map", 7
     server.artifact.data = b"anything"
     artifact = client.discover("demo", "ioi", method="mine")
     assert isinstance(artifact, Artifact)
-    assert (artifact.kind, artifact.version, artifact.data) == ("samples", 7, b"anything")
+    assert (artifact.kind, artifact.version, artifact.data) == ("heat_map", 7, b"anything")
     assert artifact.parameters["method"] == "acdc"
-    assert repr(artifact) == "Artifact(kind='samples', version=7, 8 bytes)"
+    assert repr(artifact) == "Artifact(kind='heat_map', version=7, 8 bytes)"
 
 
 # Partial circuits.

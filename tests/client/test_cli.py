@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,13 @@ def test_show_and_compare(circuit: Circuit, tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines()[:3] == ["jaccard 1", "shared 4", "  m1->logits"]
     assert main(["compare", path, path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["only_b"] == []
+    two = [str(tmp_path / f"{name}.json") for name in ("one", "another")]
+    for name in two:
+        replace(circuit, provenance={"request": {"model_revision": name}}).save(name)
+    assert main(["compare", *two]) == 2
+    assert "another" in capsys.readouterr().err
+    assert main(["compare", *two, "--allow-other-model"]) == 0
+    assert capsys.readouterr().out.startswith("jaccard 1\n")
     assert main(["show", str(tmp_path / "none")]) == 2
     (tmp_path / "c.json").write_text("{}")
     assert main(["show", path]) == 2

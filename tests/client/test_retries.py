@@ -39,6 +39,7 @@ USES: dict[str, Callable[[Any, Any, Any], object]] = {
     "ListModels": lambda client, job, session: client.models(),
     "TokenizeTexts": lambda client, job, session: client.tokenize("demo", ["a"]),
     "PredictTokens": lambda client, job, session: client.predict("demo", "a"),
+    "GenerateSamples": lambda client, job, session: list(client.stream_samples("demo", [[1, 2]])),
     "CheckTask": lambda client, job, session: client.check_task("demo", "ioi"),
     "GetServerInfo": lambda client, job, session: client.server_info(),
     "OpenSession": lambda client, job, session: client.session("demo", "ioi"),
@@ -189,5 +190,5 @@ def test_hours_of_work_are_not_begun_again(
 
 
 def test_calls_that_compute_for_long_are_known() -> None:
-    costly = {"EvaluateCircuits", "ScoreCircuits", "PredictTokens", "CheckTask"}
+    costly = {"EvaluateCircuits", "ScoreCircuits", "PredictTokens", "CheckTask", "GenerateSamples"}
     assert {rpc.name for rpc in rpcs.ALL if rpc.costly} == costly

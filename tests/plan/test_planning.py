@@ -11,7 +11,7 @@ from helpers.zoo import NAMES, Zoo
 
 from pahq_server import app
 from pahq_server.app import serve
-from pahq_server.config.server import ModelOptions, ServerConfig
+from pahq_server.config.server import GENERATION_BYTES, GenerationOptions, ModelOptions, ServerConfig
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine.cost import (
     BOOKKEEPING_S,
@@ -25,7 +25,7 @@ from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.loading import load, outline
-from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Load, plan_models
+from pahq_server.plan.planning import PROCESS_BYTES, DoesNotFitError, Load, Plan, plan_models
 from pahq_server.plan.text import as_json, duration, size, text
 
 GIB = 1 << 30
@@ -205,7 +205,14 @@ def test_a_server_on_a_small_machine_loads_nothing(memory: int | None, sources: 
     config = ServerConfig(models, machine_bytes=PROCESS_BYTES + 2000)
     with pytest.raises(DoesNotFitError) as caught:
         run(config)
-    plan = plan_models(models.sources, memory, machine=PROCESS_BYTES + 2000)
+    options = GenerationOptions()
+    plan = plan_models(
+        models.sources,
+        memory,
+        machine=PROCESS_BYTES + 2000,
+        generation=options.backend,
+        kv_bytes=options.kv_bytes,
+    )
     assert text(plan) in str(caught.value)
     assert "llama: llama" in str(caught.value)
 
@@ -214,3 +221,36 @@ def test_a_server_on_a_small_machine_loads_nothing(memory: int | None, sources: 
 def test_a_damaged_model_is_found_before_another_is_loaded(sources: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="nowhere' is not a directory"):
         run(ServerConfig(ModelOptions(model=(*sources.items(), ("mine", str(tmp_path / "nowhere"))))))
+
+
+def test_generating_text_is_part_of_the_plan(sources: dict[str, str]) -> None:
+    machine = 1 << 34
+    without = plan_models(sources, machine=machine)
+    plans = {
+        backend: plan_models(sources, machine=machine, generation=backend, kv_bytes=GENERATION_BYTES)
+        for backend in ("transformers", "vllm")
+    }
+    for before, model in zip(without.models, plans["transformers"].models, strict=True):
+        assert model.weights - before.weights == 4 * model.parameters + GENERATION_BYTES
+    assert plans["vllm"].weights > plans["transformers"].weights
+    assert plans["transformers"].memory < without.memory
+    assert "for generating text" in text(plans["transformers"])
+    first = as_json(plans["transformers"])["models"][0]
+    assert first["generation_bytes"] == plans["transformers"].models[0].generation
+    rounded = plan_models(sources, machine=machine, precision="pahq-int8", generation="vllm", kv_bytes=9)
+    assert not any(model.generation for model in rounded.models)
+
+
+def test_text_is_generated_where_there_is_memory_for_it(sources: dict[str, str]) -> None:
+    def plan(machine: int) -> Plan:
+        return plan_models(sources, machine=machine, generation="auto", kv_bytes=GENERATION_BYTES)
+
+    without = plan_models(sources, machine=1 << 34)
+    taken = plan_models(
+        sources, machine=1 << 34, generation="transformers", kv_bytes=GENERATION_BYTES
+    ).weights
+    enough = PROCESS_BYTES + without.weights + 2 * (taken - without.weights)
+    assert plan(enough).generation == "transformers"
+    assert plan(enough).weights == taken
+    assert plan(enough - 1).generation is None
+    assert plan(enough - 1) == plan_models(sources, machine=enough - 1)

@@ -294,7 +294,7 @@ def test_the_largest_inputs_and_codes_do_not_overflow(inner: int) -> None:
 @pytest.mark.parametrize("terms", [1, 2])
 @pytest.mark.parametrize("inputs", [Format.FP32, Format.INT8])
 def test_a_factor_on_each_input(inputs: Format, terms: int) -> None:
-    """Is multiplied into the inputs before they are rounded, and into the matrix where that becomes floats."""
+    """Is multiplied into inputs before they are rounded, and into the matrix where that becomes floats."""
     torch.manual_seed(0)
     x, factor, plain = torch.randn(30, 64), 1 + torch.rand(64), quantize(torch.randn(64, 24), INT8)
     w = Quantized.of(plain.data, plain.scale, factor)

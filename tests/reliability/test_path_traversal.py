@@ -136,8 +136,8 @@ def test_no_string_leads_to_a_file(each: int, tmp_path: Path, figures: Figures) 
     with CrashingServer(data, audit=audit, options=LIMITS) as server:
         with grpc.insecure_channel(server.address) as channel:
             # What generates text is loaded with the first call.
-            path = "pahq.v1.GenerationService/GenerateSamples"
-            assert send(channel, path, GENERATE) is grpc.StatusCode.OK
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            assert len(list(stub.GenerateSamples(GENERATE))) == 3
             before, started = tree(home), audit.read_text("utf-8").count("\n")
             turn = itertools.cycle(places)
             sent = [(text, next(turn)) for text in texts for _ in range(min(each, len(places)))]

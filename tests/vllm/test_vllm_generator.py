@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import vllm_models
+from helpers import random_models, vllm_models
+from pahq_server.core.errors import InvalidRequestError
 
 from pahq_server.core.generation import DecodedSample, SampleRequest, Sampling
 from pahq_server.demo import model_path
@@ -237,6 +238,16 @@ def test_usage_counts_keys_and_values(llama: LoadedModel, llama_generator: VllmG
     assert generator.usage().tokens == {(1, 1): 35}
     generator.drop((1, 1))
     assert generator.usage().tokens == {}
+
+
+def test_a_model_that_vllm_computes_otherwise_is_refused(tmp_path: Path) -> None:
+    """vLLM ignores this field of the configuration."""
+    model = random_models.gpt2(
+        n_embd=96, n_head=3, n_positions=64, vocab_size=vllm_models.VOCABULARY, scale_attn_weights=False
+    )
+    model.save_pretrained(tmp_path)
+    with pytest.raises(InvalidRequestError, match="vLLM computes another model"):
+        load_generator(load(str(tmp_path)), KV_BYTES)
 
 
 def _processes_of(group: int) -> list[int]:

@@ -255,18 +255,16 @@ class ModelGeneration:
         del job.sequences[key]
 
     def _admit(self, generator: Generator, work: Sequence[tuple[_Job, Decode]]) -> dict[_Job, list[int]]:
-        """Chooses which samples run, so that all fit into memory beside the samples that stand still.
+        """Chooses which samples run, so that all fit into memory.
 
         Each job's samples come in the order of its request, and jobs take turns, so that none is left out.
+        Samples that stand still, because their users have no turn, give way where they can go on from their
+        tokens; else those that run have to fit beside them.
         """
-        asked = {job for job, _ in work}
-        still = [job for job in self._jobs.values() if job not in asked]
-        count = sum(len(job.sequences) for job in still)
-        tokens = sum(
-            self._needed(sequence.request, sequence.length(generator.sample(job.id(key))), 0)
-            for job in still
-            for key, sequence in job.sequences.items()
-        )
+        still = self._standing({job for job, _ in work}, generator)
+        resumes = self._offer.resumes
+        count = 0 if resumes else len(still)
+        tokens = 0 if resumes else sum(needed for _, _, needed in still)
         chosen: dict[_Job, list[int]] = {job: [] for job, _ in work}
         turns = (
             (job, operation, request)
@@ -277,13 +275,31 @@ class ModelGeneration:
         full = False
         for job, operation, request in turns:
             needed = self._needed(request, len(request.prompt) + len(request.prefix), operation.steps)
-            full = full or count >= self._offer.most_sequences or tokens + needed > self._offer.kv_tokens
+            full = full or not self._fit(count + 1, tokens + needed)
             if not full:
                 chosen[job].append(request.key)
                 count, tokens = count + 1, tokens + needed
             elif request.key in job.sequences:
                 self._forget(generator, job, request.key)
+        if resumes:
+            for job, key, needed in still:
+                if self._fit(count + 1, tokens + needed):
+                    count, tokens = count + 1, tokens + needed
+                else:
+                    self._forget(generator, job, key)
         return chosen
+
+    def _standing(self, asked: set[_Job], generator: Generator) -> list[tuple[_Job, int, int]]:
+        """Returns the samples of other jobs: job, key, and how many tokens are kept for each."""
+        return [
+            (job, key, self._needed(each.request, each.length(generator.sample(job.id(key))), 0))
+            for job in self._jobs.values()
+            if job not in asked
+            for key, each in job.sequences.items()
+        ]
+
+    def _fit(self, count: int, tokens: int) -> bool:
+        return count <= self._offer.most_sequences and tokens <= self._offer.kv_tokens
 
     def _needed(self, request: SampleRequest, length: int, steps: int) -> int:
         """Returns how many tokens a sample's keys and values take by the end of an operation.

@@ -107,6 +107,10 @@ class VllmBackend:
                 f"{where} on a CPU: its heads are {arch.d_head} wide, and must be one of {widths}. Use "
                 "--generation transformers"
             )
+        if len(set(arch.windows)) > 1:
+            raise UnsupportedModelError(
+                f"{where}: its layers see different numbers of tokens. Use --generation transformers"
+            )
         page, size = _page(loaded), _kv_token_bytes(loaded)
         # vLLM keeps one page to itself.
         tokens = (self._kv_bytes // (page * size) - 1) * page
@@ -233,6 +237,11 @@ class VllmGenerator:
                 eager=loaded.model.device.type == "cpu",
             )
             started = self._process.answer(None)
+            if "failed" in started:
+                raise GeneratorFailedError(
+                    f"vLLM does not load the model ({loaded.model.architecture.model_type}): "
+                    f"{started['failed']}. The server's log says more; use --generation transformers"
+                )
             tokens = (started["blocks"] - 1) * started["block_size"]
             if tokens < offer.kv_tokens:
                 raise GeneratorFailedError(
@@ -247,7 +256,7 @@ class VllmGenerator:
     def _compare(self, loaded: LoadedModel) -> None:
         """Compares vLLM's log-probabilities on random prompts with those of the model that is served.
 
-        Raises UnsupportedModelError if they differ.
+        Raises InvalidRequestError (field ``model``) if they differ.
         """
         arch = loaded.model.architecture
         prompts = random_prompts(arch.vocabulary, self.offer.context)
@@ -260,10 +269,11 @@ class VllmGenerator:
             difference = float((ours - theirs).abs().max())
             allowed = TOLERANCE * max(1.0, float(logits.abs().max()))
             if not difference <= allowed:  # NaN included
-                raise UnsupportedModelError(
+                raise InvalidRequestError(
+                    "model",
                     f"vLLM computes another model ({arch.model_type}) than the one that is served: its "
                     f"log-probabilities differ by {difference:.2g} on a random prompt (at most {allowed:.2g} "
-                    "is rounding). Use --generation transformers"
+                    "is rounding). Use --generation transformers",
                 )
             logger.debug("vLLM's log-probabilities on a random prompt: within %.1e", difference)
 
@@ -428,6 +438,8 @@ class _Process:
             os.killpg(self._process.pid, signal.SIGKILL)
 
     def _failed(self) -> GeneratorFailedError:
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSE_S)  # while it says why
         self._kill()
         code = self._process.wait()
         self._reader.join(CLOSE_S)

@@ -50,7 +50,12 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with Connection(number) as calls:
         options = json.loads(calls.recv_bytes())
-        stepper = Stepper(**options)
+        try:
+            stepper = Stepper(**options)
+        except Exception as error:
+            why = ": ".join(filter(None, [type(error).__name__, str(error).strip().rstrip(".")]))
+            calls.send_bytes(json.dumps({"failed": why}).encode())
+            raise
         calls.send_bytes(json.dumps({"blocks": stepper.blocks, "block_size": stepper.block_size}).encode())
         while True:
             try:
@@ -60,7 +65,8 @@ def main() -> None:
             try:
                 answer = getattr(stepper, call.pop("call"))(**call)
             except NonFiniteMetricError as error:
-                answer = {"not_finite": str(error)}
+                calls.send_bytes(json.dumps({"not_finite": str(error)}).encode())
+                break  # in the middle of a pass, from which the engine does not recover
             if answer is not None:
                 calls.send_bytes(json.dumps(answer).encode())
     # Threads of libraries may hang. Nothing of the process is of use any more.

@@ -101,6 +101,8 @@ class Admission:
         for key, length in (ended or {}).items():
             self._samples[key].done, self._samples[key].ended = length, True
         self._begun = False
+        # Those that have not ended, in order of submission.
+        self._open = {each.key: each for each in self._samples if not each.ended}
         # Of all samples; the predictions of those that are stale are to be made anew.
         self._queued = [QueuedSample(each.key, each.prompt, max_tokens) for each in self._samples]
         self._stale = {each.key for each in self._samples}
@@ -112,17 +114,18 @@ class Admission:
 
         Raises ServerError if the policy lets nothing run.
         """
-        if all(each.ended for each in self._samples):
+        if not self._open:
             return None
-        self._running = [key for key in self._running if not self._samples[key].ended]
-        unprobed = [each for each in self._samples if not each.ended and each.done < self.probe]
-        if unprobed and not self._begun:
-            return self._probing(unprobed)
+        self._running = [key for key in self._running if key in self._open]
+        if not self._begun:
+            unprobed = [each for each in self._open.values() if each.done < self.probe]
+            if unprobed:
+                return self._probing(unprobed)
         if not self._begun:
             self._policy = self._policy.begin(self._queue(running=[]))
             self._running = self._in_order(self._policy.admit(self._queue(running=[])))
             self._begun = True
-        else:
+        elif len(self._running) < self._slots:
             self._running += self._policy.admit(self._queue(self._running))
         if not 1 <= len(self._running) <= self._slots:
             raise ServerError(f"policy {self.policy} runs {len(self._running)} of {self._slots} samples")
@@ -141,6 +144,8 @@ class Admission:
         sample = self._samples[key]
         sample.done, sample.ended = done, ended
         self._stale.add(key)
+        if ended:
+            self._open.pop(key, None)
         if len(sample.signals) < PROBE_TOKENS and len(signals) > len(sample.signals):
             sample.signals = tuple(signals[:PROBE_TOKENS])
 
@@ -149,7 +154,7 @@ class Admission:
         probing = [key for key in self._running if self._samples[key].done < self.probe]
         waiting = [each.key for each in unprobed if each.key not in probing]
         probing += waiting[: self._slots - len(probing)]
-        parked = [each for each in self._samples if each.done >= self.probe and not each.ended]
+        parked = [each for each in self._open.values() if each.done >= self.probe]
         free = self._slots - len(probing)
         if free and parked:
             # What was begun in such a slot keeps it.
@@ -173,14 +178,14 @@ class Admission:
 
     def _queue(self, running: Sequence[int]) -> Queue:
         queued, runs = self._predicted() if self._policy.reads_predictions else self._queued, set(running)
-        waiting = [queued[each.key] for each in self._samples if not each.ended and each.key not in runs]
+        waiting = [queued[key] for key in self._open if key not in runs]
         return Queue(self._slots, tuple(waiting), tuple(queued[key] for key in running))
 
     def _predicted(self) -> Sequence[QueuedSample]:
         """All samples, with predictions that are up to date for those that have not ended."""
         if self._predictor.learn(self._samples):
             self._stale.update(range(len(self._samples)))
-        samples = [self._samples[key] for key in sorted(self._stale) if not self._samples[key].ended]
+        samples = [self._open[key] for key in sorted(self._stale) if key in self._open]
         for each, remaining in zip(samples, self._predictor.remaining(samples), strict=True):
             self._queued[each.key] = QueuedSample(each.key, each.prompt, remaining)
         self._stale.clear()
