@@ -110,8 +110,10 @@ def test_frequencies_are_probabilities() -> None:
 
 
 def test_uniform_numbers_are_those_of_philox() -> None:
-    # The first words of Philox-4x64-10 for these keys and counters, by numpy's stream.
-    assert uniform(0, 0) == (int(np.random.Philox(key=0).random_raw()) >> 11) / 2**53
+    for seed in (0, 12345, 2**63 - 1):
+        stream = np.random.Philox(key=seed)
+        for number in range(200):
+            assert uniform(seed, number) == (int(stream.random_raw()) >> 11) / 2**53
     numbers = {uniform(seed, number) for seed in (0, 1, 2**63 - 1) for number in range(50)}
     assert len(numbers) == 150
     assert min(numbers) >= 0
