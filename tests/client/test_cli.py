@@ -79,6 +79,27 @@ def test_a_task_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureF
     assert "cannot read" in capsys.readouterr().err
 
 
+def test_tasks_in_files_of_csv(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "task.csv"
+    path.write_text("clean,corrupted,answer,wrong_answer\nx,y, Tom, Lily\n")
+    arguments = ["discover", "--model", "demo", "--server", server.address, "--quiet", "--task"]
+    assert main([*arguments, str(path)]) == 0
+    task = server.called("CreateJob")[0].spec.objective.task.prompts
+    assert [(p.text, q.text) for p, q in zip(task.answers, task.wrong_answers, strict=True)] == [
+        (" Tom", " Lily")
+    ]
+    capsys.readouterr()
+    path.write_text("clean,corrupted,good,bad\nx,y, Tom, Lily\n")
+    assert main([*arguments, str(path)]) == 2
+    assert "for the command pahq, rename the columns to answer and wrong_answer" in capsys.readouterr().err
+    for name in ("task.tsv", "data/task.parquet"):
+        assert main([*arguments, name]) == 2
+        assert f"cannot read '{name}': files end in one of .json, .jsonl, .csv" in capsys.readouterr().err
+    assert len(server.called("CreateJob")) == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
