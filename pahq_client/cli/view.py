@@ -13,7 +13,7 @@ from pahq_client.circuit import Circuit
 from pahq_client.cli.output import note, put
 from pahq_client.display import page
 from pahq_client.display.picture import Result
-from pahq_client.errors import WarningDisplay
+from pahq_client.errors import InvalidRequest, WarningDisplay
 from pahq_client.scores import EdgeScores
 
 
@@ -39,10 +39,25 @@ def load(path: str, allow_partial: bool) -> Result:
 
     Raises:
         InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
-        OSError: it cannot be read.
+        InvalidRequest: it cannot be read.
     """
-    kind = EdgeScores if scores_file.is_scores_file(files.read(path)) else Circuit
-    return kind.load(path, allow_partial=allow_partial)
+    try:
+        kind = EdgeScores if scores_file.is_scores_file(files.read(path)) else Circuit
+        return kind.load(path, allow_partial=allow_partial)
+    except OSError as error:
+        raise InvalidRequest("FILE", f"cannot read {path!r}: {error.strerror}") from None
+
+
+def load_circuit(option: str, path: str, allow_partial: bool = False) -> Circuit:
+    """Reads the circuit that an option names. Raises as `load`, and InvalidRequest for a file of scores."""
+    found = load(path, allow_partial)
+    if isinstance(found, EdgeScores):
+        detail = (
+            f"{path!r} holds edge scores: choose a circuit by them first, for example with pahq discover "
+            f"--method {found.method or 'gim'} --fraction 0.1 --out FILE"
+        )
+        raise InvalidRequest(option, detail)
+    return found
 
 
 def _names(paths: list[str]) -> tuple[str, ...]:

@@ -109,7 +109,9 @@ def test_a_client_alone_cannot_serve() -> None:
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 2
-    assert run.stderr == "pahq-server: torch is not installed: pip install 'pahq[server]'\n"
+    assert (
+        run.stderr == "pahq-server: torch is not installed: pip install '.[server]' in a checkout of PAHQ\n"
+    )
 
 
 def test_the_address_is_told_on_stdout_and_the_rest_on_stderr() -> None:
