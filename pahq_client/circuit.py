@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
@@ -312,21 +312,29 @@ class Circuit(WithProvenance):
         return files.text_or_file(to_svg(picture(self, most=most)), path)
 
     @checks.known_arguments
-    def to_html(self, path: str | os.PathLike[str], *, other: Circuit | EdgeScores | None = None) -> None:
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        other: Circuit | EdgeScores | None = None,
+        names: Iterable[str] = (),
+    ) -> None:
         """Writes a page that shows the circuit, to be looked at in a browser: one file, without any network.
 
         Args:
             path: where to write.
             other: what to compare with, of the same graph.
+            names: what to call this one and the other; by default their task and model, and their method
+                where these are the same.
 
         Raises:
             InvalidRequest: the path is none, is that of a folder, or cannot be written to; the other is
-                neither circuit nor scores, or belongs to another graph.
+                neither circuit nor scores, or belongs to another graph; there is not one name for each.
             OSError: the file cannot be written.
         """
         from pahq_client.display import page
 
-        page.write(path, self, other)
+        page.write(path, self, other, names=names)
 
     def __len__(self) -> int:
         return len(self.edges)

@@ -333,6 +333,7 @@ class EdgeScores(WithProvenance):
         path: str | os.PathLike[str],
         *,
         other: Circuit | EdgeScores | None = None,
+        names: Iterable[str] = (),
         curve: Curve | None = None,
     ) -> None:
         """Writes a page that shows the 2,000 largest scores, as `Circuit.to_html` does.
@@ -340,6 +341,7 @@ class EdgeScores(WithProvenance):
         Args:
             path: where to write.
             other: what to compare with, of the same graph.
+            names: as of `Circuit.to_html`.
             curve: what the metric is for growing numbers of these edges, to be shown beside them.
 
         Raises:
@@ -348,7 +350,7 @@ class EdgeScores(WithProvenance):
         """
         from pahq_client.display import page
 
-        page.write(path, self, other, curve=curve)
+        page.write(path, self, other, names=names, curve=curve)
 
     def _repr_html_(self) -> str:
         from pahq_client.display.notebook import scores_html
