@@ -132,8 +132,9 @@ threshold: an edge is removed if that worsens the metric by less than this. ``ac
     threshold, edges and faithfulness; for ``single_edge``, edges whose score is below are left out.
 method: ``acdc``, ``single_edge`` (the effect of every edge alone), an estimate of that from gradients
     (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), or another one that the server knows.
-metric: ``kl_divergence``, ``logit_difference`` or ``l2``. None stands for ``kl_divergence``, and for
-    ``logit_difference`` with methods that use gradients, where the task has answers.
+metric: ``kl_divergence``, ``logit_difference`` or ``l2``, of which lower is better. None stands for
+    ``kl_divergence``, and for ``logit_difference`` with methods that use gradients, where the task has
+    answers.
 ablation: ``resample``, ``zero`` or ``mean``.
 grouping: what ``acdc`` tests at once: ``none`` tests each edge alone, ``gates`` first all edges into a q, k
     or v receiver, ``bisect`` halves groups of edges, which takes the fewest evaluations.

@@ -7,6 +7,7 @@ Arguments of a wrong type raise InvalidRequest here; the server refuses wrong va
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -28,11 +29,11 @@ from pahq_client import checks
 from pahq_client._job_options import ATTRIBUTION, GenerateRequest, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import graph_object
-from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_of_curve
+from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_of_curve, given_circuits
 from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest, OtherModel
 from pahq_client.graph import Edge, Graph
-from pahq_client.scores import EdgeScores
+from pahq_client.scores import CIRCUIT_OF_SCORES, EdgeScores
 from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class CurveRequest:
     def sources(self) -> tuple[Any, ...]:
         """Returns the scores or Circuits, read once: they may be a generator."""
         given = self.circuits
-        return (given,) if isinstance(given, EdgeScores | Circuit) else checks.items("circuits", given)
+        return (given,) if isinstance(given, EdgeScores) else given_circuits(given)
 
     def choose(self, sources: tuple[Any, ...]) -> CurveCircuits:
         """Chooses circuits. Raises InvalidRequest as `circuits_of_curve` does."""
@@ -239,9 +240,17 @@ def _given(request: JobRequest) -> dict[str, Any]:
 
 def _edges_of_circuit(field: str, value: object) -> circuit_pb2.EdgeSet:
     if not isinstance(value, Circuit):
-        hint = "; read a file with Circuit.load" if isinstance(value, str | os.PathLike) else ""
-        raise InvalidRequest(field, f"must be a Circuit, got {type(value).__name__}{hint}")
+        raise InvalidRequest(field, f"must be a Circuit, got {type(value).__name__}{_hint_at_circuit(value)}")
     return edge_set_of(field, value)
+
+
+def _hint_at_circuit(value: object) -> str:
+    """Says how to make a circuit of what was given in its place, as the end of a sentence."""
+    if isinstance(value, EdgeScores):
+        return f"; {CIRCUIT_OF_SCORES}"
+    if isinstance(value, str) and "->" in value:
+        return f"; a single edge is [{value!r}]"
+    return "; read a file with Circuit.load" if isinstance(value, str | os.PathLike) else ""
 
 
 def _check_arguments(method: str, given: Iterable[str]) -> None:
@@ -253,7 +262,12 @@ def _check_arguments(method: str, given: Iterable[str]) -> None:
         if name == "parameters":
             detail = f"is for methods without arguments of their own; {method!r} has {', '.join(own)}"
         elif method not in _ARGUMENTS:
-            detail = f"is no argument of {method!r}: give what the method takes as parameters"
+            close = difflib.get_close_matches(method, _ARGUMENTS, 1)
+            meant = f"; did you mean {close[0]!r}" if close else ""
+            detail = (
+                f"is no argument of {method!r}: give what the method takes as parameters. The client knows "
+                f"the methods {', '.join(_ARGUMENTS)}{meant}{'?' if meant else '.'}"
+            )
         elif name == "threshold":
             detail = f"is not for method {method!r}, which scores every edge: choose by edges or fraction"
         else:
@@ -581,6 +595,9 @@ def _edge_names(field: str, edges: GivenCircuit) -> list[str]:
         return [str(edge) for edge in edges.edges]
     if isinstance(edges, Set):
         return edge_set(field, edges)
+    if isinstance(edges, str | os.PathLike | EdgeScores):
+        kind, hint = type(edges).__name__, _hint_at_circuit(edges)
+        raise InvalidRequest(field, f"must be a Circuit or a list of edges, got {kind}{hint}")
     return [_edge_name(f"{field}[{i}]", edge) for i, edge in enumerate(checks.items(field, edges))]
 
 

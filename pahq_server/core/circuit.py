@@ -163,7 +163,7 @@ def _describe(graph: Graph, revision: str) -> str:
     parts = [f"{graph.layers} layers", f"{graph.heads} heads", f"{graph.kv_heads} key/value heads"]
     parts += ["attention and MLP in parallel"] if graph.parallel else []
     parts += [] if graph.mlps else ["no MLPs"]
-    return ", ".join([*parts, f"revision {revision}" if revision else "revision unknown"])
+    return ", ".join([*parts, f"revision {revision[:12]}" if revision else "revision unknown"])
 
 
 @dataclass(frozen=True, eq=False)

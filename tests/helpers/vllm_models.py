@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import pytest
 import torch
 
 from helpers import random_models
+from pahq_server.engine.generation.vllm_backend import DISTRIBUTIONS
 from pahq_server.models.loading import LoadedModel, load
 
 VOCABULARY = 97
 CONTEXT = 128
 END = 5
+
+
+def _installed() -> bool:
+    for distribution in DISTRIBUTIONS:
+        try:
+            version(distribution)
+        except PackageNotFoundError:
+            continue
+        return True
+    return False
+
+
+needs_vllm = pytest.mark.skipif(not _installed(), reason="vLLM is not installed: make test-vllm installs it")
 
 
 def llama(directory: Path) -> LoadedModel:

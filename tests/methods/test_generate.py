@@ -430,3 +430,17 @@ def test_a_circuit_that_leads_nowhere_is_warned_of() -> None:
     (told,) = Generate().warnings(empty, under_circuit())
     assert "does not depend on the prompt" in told
     assert Generate().warnings(parameters(circuit=FULL), under_circuit()) == ()
+
+
+def test_corrupted_prompts_that_mislead() -> None:
+    def told(ablation: str, *pairs: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[str, ...]:
+        task = TokenTask(tuple(clean for clean, _ in pairs), tuple(corrupted for _, corrupted in pairs))
+        return Generate().warnings(parameters(circuit=FULL), replace(under_circuit(ablation), task=task))
+
+    assert told("resample", ((1, 2), (3, 2)), ((1, 2), (4, 2))) == ()
+    (repeated,) = told("resample", ((1, 2), (3, 2)), ((1, 2), (3, 2)))
+    assert repeated.startswith("1 of 2 prompts are repetitions")
+    (same,) = told("resample", ((1, 2), (1, 2)), ((5, 2), (4, 2)))
+    assert "are the same in 1 of 2 pairs" in same
+    (unused,) = told("zero", ((1, 2), (3, 2)))
+    assert "have no effect" in unused

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -26,18 +25,7 @@ from pahq_server.engine.self_test import literal_logits
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.tokenizer import PretrainedTokenizer
 
-
-def _installed() -> bool:
-    for distribution in vllm_backend.DISTRIBUTIONS:
-        try:
-            version(distribution)
-        except PackageNotFoundError:
-            continue
-        return True
-    return False
-
-
-pytestmark = pytest.mark.skipif(not _installed(), reason="vLLM is not installed: make test-vllm installs it")
+pytestmark = vllm_models.needs_vllm
 
 KV_BYTES = 16 << 20
 TEXT = "The cat saw the dog and the man gave the"

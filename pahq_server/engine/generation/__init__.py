@@ -2,5 +2,6 @@
 
 `backend` is the interface of both. `transformers_backend`, and `vllm_backend` with the `vllm_process` that it
 starts, are the only modules that know their library; `decoding` runs `Decode` operations on either. Both draw
-tokens by `sampling` and look for stop texts by `stopping`.
+tokens by `sampling` and look for stop texts by `stopping`. `row_independence` makes models of `transformers`
+compute each token by itself.
 """

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pahq_server.core.circuit import Circuit
+from pahq_server.core.errors import InvalidRequestError, ServerError
 from pahq_server.core.generation import (
     Decoded,
     DecodedSample,
@@ -66,6 +67,10 @@ def circuit_offer(loaded: LoadedModel, room_bytes: int) -> tuple[GenerationOffer
             f"activations of two tokens under a circuit take {2 * token_bytes} bytes, and may take "
             f"{room_bytes}: start the server with more --memory"
         )
+    try:
+        ends = end_tokens(loaded.directory, arch.output_vocabulary)
+    except InvalidRequestError as error:  # a file of the checkpoint is damaged
+        return None, error.detail
     offer = GenerationOffer(
         backend="pahq",
         version=torch.__version__,
@@ -75,7 +80,7 @@ def circuit_offer(loaded: LoadedModel, room_bytes: int) -> tuple[GenerationOffer
         most_sequences=1,
         resumes=True,
         texts=isinstance(loaded.tokenizer, Detokenizer),
-        end_tokens=(),  # those of the checkpoint; nobody but the runner asks for them
+        end_tokens=ends,
     )
     return offer, ""
 
@@ -85,7 +90,10 @@ def decode_under_circuit(state: EngineState, operation: DecodeUnderCircuit) -> D
 
     Raises NonFiniteMetricError if a logit is not finite, ResourceExhaustedError if there is no memory.
     """
-    tokenizer, ends = state.loaded.tokenizer, end_tokens(state.loaded)
+    offer, tokenizer = state.resolved.circuit_generation, state.loaded.tokenizer
+    if offer is None:
+        raise ServerError(state.resolved.no_circuit_generation or "the prompts were resolved to be run")
+    ends = offer.end_tokens
     samples = [
         _Sample(
             request,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.generation import Sampling, TokenSignal
+
+# How many random numbers of a sample are made at a time.
+_OUTPUTS = 64
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,18 @@ def draw(
 def uniform(seed: int, number: int) -> float:
     """Returns a number from 0 to below 1 that depends on a sample's seed and a token's number alone.
 
-    It is the first output of Philox-4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-    3") with the seed as key and the number as counter, of which the upper 53 bits are taken.
+    It is output ``number`` of Philox-4x64-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
+    3") with the seed as key, of which the upper 53 bits are taken.
     """
-    raw = np.random.Philox(key=seed, counter=number).random_raw()
-    return (int(raw) >> 11) * 2.0**-53
+    return (_outputs(seed, number // _OUTPUTS)[number % _OUTPUTS] >> 11) * 2.0**-53
+
+
+@lru_cache(maxsize=1024)
+def _outputs(seed: int, part: int) -> list[int]:
+    """Returns `_OUTPUTS` outputs of Philox; the counter counts four at a time."""
+    raw = np.random.Philox(key=seed, counter=part * _OUTPUTS // 4).random_raw(_OUTPUTS)
+    outputs: list[int] = raw.tolist()
+    return outputs
 
 
 def _draw_ids(logits: Tensor, sampling: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:

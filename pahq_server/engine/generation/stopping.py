@@ -1,12 +1,13 @@
-"""What ends samples: end tokens, and stop texts, which are looked for token by token."""
+"""What ends a sample: end tokens and stop texts, which are looked for token by token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from pahq_server.core.task import TokenIds
 from pahq_server.models.files import CONFIG, read_json
-from pahq_server.models.loading import LoadedModel
 
 # How many tokens before a sample are decoded with it: enough for what a decoder does at the beginning of a
 # text, such as dropping its first space.
@@ -83,13 +84,12 @@ def sample_text(tokenizer: Detokenizer, prompt: Sequence[int], ids: Iterable[int
     return text.finish()
 
 
-def end_tokens(loaded: LoadedModel) -> tuple[int, ...]:
-    """Returns the ids that end a sample, as the checkpoint says, without those that the model cannot give."""
+def end_tokens(directory: Path, vocabulary: int) -> TokenIds:
+    """Returns the ids that end a sample, as a checkpoint says, without those that the model cannot give."""
     for name in ("generation_config.json", CONFIG):
-        if (loaded.directory / name).exists():
-            named = read_json(loaded.directory / name).get("eos_token_id")
+        if (directory / name).exists():
+            named = read_json(directory / name).get("eos_token_id")
             if named is not None:
                 ids = named if isinstance(named, list) else [named]
-                most = loaded.model.architecture.output_vocabulary
-                return tuple(sorted({token for token in ids if isinstance(token, int) and 0 <= token < most}))
+                return tuple(sorted({id for id in ids if isinstance(id, int) and 0 <= id < vocabulary}))
     return ()

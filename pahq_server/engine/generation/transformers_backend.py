@@ -11,14 +11,14 @@ others they lose them, and are computed again when it is their turn.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pahq_server.core.errors import InvalidRequestError, ServerError
+from pahq_server.core.errors import ConflictError, InvalidRequestError, ServerError
 from pahq_server.core.generation import (
     DecodedSample,
     Finish,
@@ -26,6 +26,7 @@ from pahq_server.core.generation import (
     SampleRequest,
     TokenSignal,
 )
+from pahq_server.engine.devices import is_out_of_memory, not_enough_memory
 from pahq_server.engine.generation.backend import (
     GeneratorFailedError,
     KvUsage,
@@ -34,10 +35,11 @@ from pahq_server.engine.generation.backend import (
 )
 from pahq_server.engine.generation.row_independence import BatchSequence, RowAttention, make_row_independent
 from pahq_server.engine.generation.sampling import draw
-from pahq_server.engine.generation.stopping import Detokenizer, SampleText
+from pahq_server.engine.generation.stopping import Detokenizer, SampleText, end_tokens
 from pahq_server.engine.transformers_model import load_causal_lm, quiet
 from pahq_server.models.adapters.registry import TRANSFORMERS_ADAPTERS
 from pahq_server.models.architecture import Architecture
+from pahq_server.models.checkpoint import MappedCheckpoint, revision_hash
 from pahq_server.models.loading import LoadedModel
 
 # Tokens per block of the cache. Only whole blocks are shared between prompts.
@@ -96,41 +98,6 @@ class _Sequence:
             self.finish = "stop"
 
 
-def load_generator(
-    loaded: LoadedModel, *, kv_bytes: int = KV_BYTES, most_sequences: int = MOST_SEQUENCES
-) -> TransformersGenerator:
-    """Loads a model for text generation, beside the one that is served already, on the same device.
-
-    It takes a second copy of the weights, in float32.
-
-    Args:
-        loaded: the served model.
-        kv_bytes: memory for keys and values, in bytes.
-        most_sequences: the most samples that run at once.
-
-    Raises InvalidRequestError (field ``model``) if text cannot be generated with it.
-    """
-    _check_model(loaded)
-    arch = loaded.model.architecture
-    model = load_causal_lm(loaded.directory).requires_grad_(False).to(loaded.model.device)
-    tokenizer = loaded.tokenizer if isinstance(loaded.tokenizer, Detokenizer) else None
-    return TransformersGenerator(model, tokenizer, arch, kv_bytes=kv_bytes, most_sequences=most_sequences)
-
-
-def _check_model(loaded: LoadedModel) -> None:
-    """Raises InvalidRequestError (field ``model``) if text cannot be generated with a model."""
-    arch = loaded.model.architecture
-    if arch.model_type not in TRANSFORMERS_ADAPTERS:
-        known = ", ".join(sorted(TRANSFORMERS_ADAPTERS))
-        detail = (
-            f"text is generated with checkpoints of transformers only ({known}), not of {arch.model_type}"
-        )
-        raise InvalidRequestError("model", detail)
-    if not arch.causal:
-        detail = "its positions see later ones, so that it predicts no next token: no text can be generated"
-        raise InvalidRequestError("model", detail)
-
-
 class TransformersBackend:
     """Generates text by transformers. Implements `backend.GenerationBackend`.
 
@@ -146,11 +113,16 @@ class TransformersBackend:
     def offer(self, loaded: LoadedModel) -> GenerationOffer:
         import transformers
 
-        try:
-            _check_model(loaded)
-        except InvalidRequestError as error:
-            raise UnsupportedModelError(error.detail) from error
         arch = loaded.model.architecture
+        if arch.model_type not in TRANSFORMERS_ADAPTERS:
+            known = ", ".join(sorted(TRANSFORMERS_ADAPTERS))
+            raise UnsupportedModelError(
+                f"text is generated with checkpoints of transformers only ({known}), not of {arch.model_type}"
+            )
+        if not arch.causal:
+            raise UnsupportedModelError(
+                "its positions see later ones, so that it predicts no next token: no text can be generated"
+            )
         size = 2 * arch.layers * arch.kv_heads * arch.d_head * torch.float32.itemsize
         blocks = self._kv_bytes // (size * BLOCK_TOKENS)
         if blocks < 1:
@@ -167,11 +139,39 @@ class TransformersBackend:
             most_sequences=min(MOST_SEQUENCES, blocks),
             resumes=True,
             texts=isinstance(loaded.tokenizer, Detokenizer),
-            end_tokens=(),
+            end_tokens=end_tokens(loaded.directory, arch.output_vocabulary),
         )
 
     def generator(self, loaded: LoadedModel) -> TransformersGenerator:
         return load_generator(loaded, kv_bytes=self._kv_bytes)
+
+
+def load_generator(loaded: LoadedModel, *, kv_bytes: int = KV_BYTES) -> TransformersGenerator:
+    """Makes a generator: loads the model once more, in float32, on the device where it is served.
+
+    A checkpoint in float32 is mapped on a CPU, so that the copy takes no memory beyond the page cache.
+
+    Args:
+        loaded: the served model.
+        kv_bytes: memory for keys and values, in bytes.
+
+    Raises:
+        UnsupportedModelError: if text cannot be generated with it.
+        ConflictError: if the checkpoint is not the one any more that is served.
+        ResourceExhaustedError: if there is not enough memory.
+    """
+    offer = TransformersBackend(kv_bytes).offer(loaded)
+    files = MappedCheckpoint(loaded.directory)
+    if revision_hash(loaded.directory) != loaded.revision:
+        raise ConflictError("the checkpoint was changed while the model was served: load it again")
+    try:
+        model = load_causal_lm(loaded.directory).requires_grad_(False).to(loaded.model.device)
+        tokenizer = loaded.tokenizer if isinstance(loaded.tokenizer, Detokenizer) else None
+        return TransformersGenerator(model, tokenizer, loaded.model.architecture, offer, files.check)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise not_enough_memory("generating text", error) from error
+        raise
 
 
 class TransformersGenerator:
@@ -180,12 +180,10 @@ class TransformersGenerator:
     Args:
         model: in float32, with eager attention; it is changed in place.
         tokenizer: None if samples are to have no texts.
-        architecture: what it computes.
-        kv_bytes: memory for keys and values, in bytes.
-        most_sequences: the most samples that run at once.
+        architecture: what the model computes.
+        offer: what is offered for it; says how much memory keys and values take.
+        check_weights: raises ConflictError if the weights have changed; called now and then.
         batch_tokens: the most tokens of a forward pass.
-
-    Raises InvalidRequestError (field ``kv_bytes``) if not even a block of tokens fits in ``kv_bytes``.
     """
 
     def __init__(
@@ -193,46 +191,26 @@ class TransformersGenerator:
         model: Any,
         tokenizer: Detokenizer | None,
         architecture: Architecture,
+        offer: GenerationOffer,
+        check_weights: Callable[[], None] = lambda: None,
         *,
-        kv_bytes: int = KV_BYTES,
-        most_sequences: int = MOST_SEQUENCES,
         batch_tokens: int = BATCH_TOKENS,
     ) -> None:
-        import transformers
-
-        self._model, self._tokenizer = model, tokenizer
-        self._end_tokens = _end_tokens(model)
+        self.offer = offer
+        self._model, self._tokenizer, self._check_weights = model, tokenizer, check_weights
+        self._vocabulary = architecture.vocabulary
         self._rows = RowAttention(architecture.windows)
-        self._draw = _Draw(self._end_tokens)
+        self._draw = _Draw(offer.end_tokens)
         self._sequences: dict[SequenceId, _Sequence] = {}
         self._by_name: dict[str, _Sequence] = {}
         self._names = 0
         self._failed = ""
-        token_bytes = _token_bytes(model)
-        blocks = kv_bytes // (token_bytes * BLOCK_TOKENS)
-        if blocks < 1:
-            least = token_bytes * BLOCK_TOKENS
-            detail = f"keys and values of {BLOCK_TOKENS} tokens take {least} bytes, got {kv_bytes}: give more"
-            raise InvalidRequestError("kv_bytes", detail)
-        most_sequences = min(most_sequences, blocks)
-        batch_tokens = max(batch_tokens, most_sequences)
-        self._manager = _manager(model, blocks, most_sequences, batch_tokens)
+        self._manager = _manager(model, offer, max(batch_tokens, offer.most_sequences))
         make_row_independent(model, self._rows, architecture.activation)
         _make_processor(self._manager, self._draw)
         self._processor = self._manager.batch_processor
         self._scheduler, self._cache = self._processor.scheduler, self._processor.cache
         self._allocator = self._cache.layer_to_allocator[0]
-        self.offer = GenerationOffer(
-            backend="transformers",
-            version=transformers.__version__,
-            context=architecture.context,
-            kv_tokens=blocks * BLOCK_TOKENS,
-            kv_token_bytes=token_bytes,
-            most_sequences=most_sequences,
-            resumes=True,
-            texts=tokenizer is not None,
-            end_tokens=self._end_tokens,
-        )
 
     def add(self, sequence: SequenceId, request: SampleRequest) -> None:
         self._check_alive()
@@ -244,13 +222,14 @@ class TransformersGenerator:
             text = SampleText(self._tokenizer, request.prompt, request.sampling.stop)
         added = _Sequence(request, text)
         for token in request.prefix:
-            added.took(token, self._end_tokens)
+            added.took(token, self.offer.end_tokens)
         if not added.finish and added.left <= 0:
             added.finish = "length"
         self._sequences[sequence] = added
 
     def run(self, sequences: Collection[SequenceId], steps: int) -> int:
         self._check_alive()
+        self._check_weights()
         chosen = [found for name, found in self._sequences.items() if name in set(sequences)]
         if len(chosen) != len(set(sequences)):
             raise ValueError(f"unknown sequences among {sorted(sequences)}: add them first")
@@ -264,6 +243,9 @@ class TransformersGenerator:
                 self._step(running)
                 passes += 1
         except ServerError:
+            # Logits that are not finite: the batch was not finished, so all of it is computed again.
+            for found in chosen:
+                self._free(found)
             raise
         except Exception as error:
             self._failed = f"{type(error).__name__}: {error}"
@@ -313,14 +295,17 @@ class TransformersGenerator:
     def _check(self, request: SampleRequest) -> None:
         """Raises InvalidRequestError for what a caller should have checked."""
         offer, sampling = self.offer, request.sampling
-        vocabulary = self._model.config.vocab_size
         if not request.prompt:
             raise InvalidRequestError("prompts", "a prompt is empty: the first token needs one before it")
         for token in (*request.prompt, *request.prefix):
-            if not 0 <= token < vocabulary:
-                raise InvalidRequestError("prompts", f"token {token} is not among 0 to {vocabulary - 1}")
+            if not 0 <= token < self._vocabulary:
+                detail = f"token {token} is not among 0 to {self._vocabulary - 1}"
+                raise InvalidRequestError("prompts", detail)
         needed = len(request.prompt) + sampling.max_tokens
-        for most, what in ((offer.context, "the model's context"), (offer.kv_tokens, "the memory for keys")):
+        for most, what in (
+            (offer.context, "the model's context"),
+            (offer.kv_tokens, "the memory for keys and values"),
+        ):
             if needed > most:
                 detail = f"{len(request.prompt)} tokens of a prompt and {sampling.max_tokens} are {needed}, "
                 raise InvalidRequestError("max_tokens", f"{detail}and {what} has room for {most}")
@@ -401,7 +386,7 @@ class TransformersGenerator:
             list(found.tokens),
             request_id=found.name,
             max_new_tokens=found.left,
-            eos_token_id=list(self._end_tokens),
+            eos_token_id=list(self.offer.end_tokens),
         )
 
     def _make_room(self) -> None:
@@ -436,7 +421,7 @@ class TransformersGenerator:
 
     def _took(self, found: _Sequence) -> None:
         """Notes whether the token that a sequence has just got ends it."""
-        found.took(found.ids[-1], self._end_tokens)
+        found.took(found.ids[-1], self.offer.end_tokens)
         if not found.finish and found.left <= 0:
             found.finish = "length"
         if found.finish:
@@ -497,7 +482,7 @@ class _Draw:
         return torch.zeros_like(scores).scatter(-1, ids.view(-1, 1), 1.0)
 
 
-def _manager(model: Any, blocks: int, most_sequences: int, batch_tokens: int) -> Any:
+def _manager(model: Any, offer: GenerationOffer, batch_tokens: int) -> Any:
     """Makes the library's manager of batches, which accepts only its own kinds of attention at this point."""
     from transformers import GenerationConfig
     from transformers.generation.configuration_utils import ContinuousBatchingConfig
@@ -507,10 +492,10 @@ def _manager(model: Any, blocks: int, most_sequences: int, batch_tokens: int) ->
             GenerationConfig(do_sample=False, eos_token_id=-1),
             ContinuousBatchingConfig(
                 page_size=BLOCK_TOKENS,
-                num_blocks=blocks,
+                num_blocks=offer.kv_tokens // BLOCK_TOKENS,
                 max_batch_tokens=batch_tokens,
                 max_memory_percent=1.0,
-                max_requests_per_batch=most_sequences,
+                max_requests_per_batch=offer.most_sequences,
                 max_blocks_per_request=0,
                 # `_make_room` frees what is needed; a margin would give up shared blocks long before.
                 safety_margin=0.0,
@@ -531,22 +516,3 @@ def _make_processor(manager: Any, drawing: _Draw) -> None:
     manager.logit_processor = ContinuousBatchingLogitsProcessorList(LogitsProcessorList([drawing]))
     with quiet():
         manager.warmup()
-
-
-def _end_tokens(model: Any) -> tuple[int, ...]:
-    """Returns the ids that end a sample, without those that the model cannot give; maybe none."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    if named is None:
-        named = getattr(model.config, "eos_token_id", None)
-    ids = named if isinstance(named, list | tuple) else [named]
-    vocabulary = model.config.vocab_size
-    return tuple(sorted({token for token in ids if isinstance(token, int) and 0 <= token < vocabulary}))
-
-
-def _token_bytes(model: Any) -> int:
-    """Returns the size of a token's keys and values in all layers, in bytes."""
-    from transformers.generation.continuous_batching.utils import find_head_dim, find_num_key_value_heads
-
-    config = model.config
-    numbers = 2 * config.num_hidden_layers * find_num_key_value_heads(config) * find_head_dim(config)
-    return int(numbers) * int(model.dtype.itemsize)

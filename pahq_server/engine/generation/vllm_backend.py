@@ -129,7 +129,7 @@ class VllmBackend:
             most_sequences=MOST_SEQUENCES,
             resumes=True,
             texts=isinstance(loaded.tokenizer, Detokenizer),
-            end_tokens=end_tokens(loaded),
+            end_tokens=end_tokens(loaded.directory, loaded.model.architecture.output_vocabulary),
         )
 
     def generator(self, loaded: LoadedModel) -> VllmGenerator:

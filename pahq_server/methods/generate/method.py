@@ -100,7 +100,9 @@ class Generate(Method[GenerateParameters]):
 def request_warnings(parameters: GenerateParameters, resolved: ResolvedObjective) -> Iterable[str]:
     """Yields what may mislead about samples, as far as the request shows it."""
     prompts = resolved.task.clean
-    repeated = len(prompts) - len(set(prompts))
+    resample = parameters.circuit is not None and resolved.objective.ablation == "resample"
+    corrupted = (resolved.task.corrupted or ()) if resample else ()
+    repeated = len(prompts) - len(set(zip(prompts, corrupted, strict=True) if corrupted else prompts))
     if repeated:
         yield (
             f"{repeated} of {len(prompts)} prompts are repetitions: samples of equal prompts are the same, "
@@ -116,6 +118,17 @@ def request_warnings(parameters: GenerateParameters, resolved: ResolvedObjective
         yield (
             "No edge of the circuit is on a path from input to logits: what it says does not depend on the "
             "prompt, or on the corrupted one alone. Use a circuit with more edges."
+        )
+    same = sum(clean == other for clean, other in zip(prompts, corrupted, strict=False))
+    if same:
+        yield (
+            f"The clean and the corrupted prompt are the same in {same} of {len(prompts)} pairs: there every "
+            "circuit says what the full model says. Give corrupted prompts that differ."
+        )
+    if circuit is not None and not resample and resolved.task.corrupted is not None:
+        yield (
+            "The corrupted prompts have no effect, because the ablation is 'zero'. Leave them out, or use "
+            "ablation 'resample'."
         )
 
 
