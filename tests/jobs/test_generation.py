@@ -140,8 +140,8 @@ def test_samples_under_a_circuit_survive_a_server_that_is_killed(tmp_path: Path)
     task = replace(PROMPTS, corrupted=((1, 2, 9), (4, 9)))
     spec = generate(slots=None, circuit=circuit)
     job = killed.create(replace(spec, objective=replace(spec.objective, task=task)), "")
-    held.let(5)
-    for _ in range(6):
+    held.let(40)
+    for _ in range(41):
         held.wait_for_call()
     before = job.snapshot
     assert 0 < before.progress.done < 12

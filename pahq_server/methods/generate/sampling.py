@@ -16,7 +16,6 @@ from pahq_server.core.generation import (
     SampleRequest,
     TokenSignal,
 )
-from pahq_server.core.operations import PART_TOKENS
 from pahq_server.core.task import TokenIds
 from pahq_server.methods.generate.admission import admission
 from pahq_server.methods.generate.parameters import GenerateParameters
@@ -100,13 +99,11 @@ class SampleRun:
             return None
         self._running = turn.keys
         requests = tuple(map(self._request, self._running))
-        steps, tokens = min(turn.steps, STEPS), self._resolved.task.num_tokens
+        tokens = self._resolved.task.num_tokens
         if self._circuit is None:
-            return Decode(requests, steps, tokens)
-        # A step computes the whole text: no more of them at once than would hold up other jobs.
-        longest = max(len(request.prompt) + len(request.prefix) for request in requests)
-        steps = min(steps, max(1, PART_TOKENS // longest))
-        return DecodeUnderCircuit(requests, steps, tokens, self._circuit, self._corrupted())
+            return Decode(requests, min(turn.steps, STEPS), tokens)
+        # A step is some passes of the literal executor over the whole text: others have waited long enough.
+        return DecodeUnderCircuit(requests, 1, tokens, self._circuit, self._corrupted())
 
     def take(self, decoded: Decoded) -> list[FinishedSample]:
         """Takes the result of the last operation. Returns the samples that have ended."""
