@@ -98,7 +98,7 @@ def _artifact(
 ) -> Artifact:
     asked, resolved = context.parameters, context.resolved
     offer, found = resolved.generation, list(samples)
-    texts = offer is not None and offer.texts
+    texts = offer is None or offer.texts  # without one, samples of a server that had one are read
     data = samples_bytes(found, resolved.task.clean, asked.n, asked.logprobs, texts)
     tokens = sum(len(sample.ids) for sample in found)
     stopped = sum(sample.finish == "stop" for sample in found)

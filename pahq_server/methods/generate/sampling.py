@@ -71,6 +71,8 @@ class SampleRun:
         if any(not 0 <= key < self.total for key in self.finished):
             raise ValueError(f"the journal holds samples that are not among the {self.total} asked for")
         self.totals = totals
+        lengths = [len(sample.ids) for sample in self.finished.values()]
+        self._tokens, self._longest = sum(lengths), max(lengths, default=0)
         self._begun: dict[int, _Begun] = {}
         self._running: tuple[int, ...] = ()
         self._admission = admission(
@@ -123,16 +125,15 @@ class SampleRun:
 
     def figures(self) -> dict[str, int]:
         """Returns the figures of the run by name; see docs/sampling.md."""
-        lengths = [len(sample.ids) for sample in self.finished.values()]
         spent = self.totals
         return {
             "steps": spent.steps,
-            "lower_bound": max([0, *lengths, -(-sum(lengths) // self.slots)]),
+            "lower_bound": max(self._longest, -(-self._tokens // self.slots)),
             "peak_kv_tokens": spent.peak_kv_tokens,
             "peak_kv_bytes": spent.peak_kv_tokens * self._offer.kv_token_bytes,
             "prompt_tokens_computed": spent.prompt_computed,
             "prompt_tokens_reused": spent.prompt_reused,
-            "tokens": sum(lengths),
+            "tokens": self._tokens,
             "slots": self.slots,
         }
 
@@ -142,6 +143,7 @@ class SampleRun:
             raise ServerError(f"the engine gave a sample of {len(whole.ids)} tokens that cannot be right")
         sample = FinishedSample(key, tuple(whole.ids), tuple(whole.logprobs), last.finish, last.text)
         self.finished[key] = sample
+        self._tokens, self._longest = self._tokens + len(sample.ids), max(self._longest, len(sample.ids))
         return sample
 
     def _request(self, key: int) -> SampleRequest:
