@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import random_models, vllm_models
-from pahq_server.core.errors import InvalidRequestError
 
+from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.generation import DecodedSample, SampleRequest, Sampling
 from pahq_server.demo import model_path
 from pahq_server.engine.generation import vllm_backend
