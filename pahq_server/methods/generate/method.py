@@ -52,10 +52,11 @@ class Generate(Method[GenerateParameters]):
         context.tell(_progress(run))
         while (operation := run.next_operation()) is not None:
             for sample in run.take((yield operation)):
+                finished.append(sample)
                 context.record(record(sample, run.totals))
             context.tell(_progress(run))
         context.count(**run.figures())
-        return _artifact(context, run.finished.values())
+        return _artifact(context, finished)
 
     def partial(self, context: MethodContext[GenerateParameters]) -> Artifact | None:
         finished, _ = read_records(context.journal)
@@ -88,7 +89,7 @@ def request_warnings(parameters: GenerateParameters, resolved: ResolvedObjective
 def _progress(run: SampleRun) -> Progress:
     figures = run.figures()
     shown = {name: float(figures[name]) for name in ("tokens", "steps")}
-    return Progress(len(run.finished), f"sampling ({run.policy})", shown)
+    return Progress(run.ended, f"sampling ({run.policy})", shown)
 
 
 def _artifact(
