@@ -26,7 +26,7 @@ def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str)
         "parameters": spec.choices(),
         "policy": spec.objective.precision,
         "version": version,
-        **(registry.find(spec.method).determinants(resolved) if version else {}),
+        **(registry.find(spec.method).determinants(spec.parameters, resolved) if version else {}),
     }
 
 

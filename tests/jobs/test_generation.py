@@ -7,13 +7,16 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers.fake_engine import OBJECTIVE, FakeEngine
+from helpers.fake_engine import GRAPH, OBJECTIVE, FakeEngine
 from helpers.specs import acdc
 from helpers.waiting import result_of, wait_end, wait_state, wait_until
 
 from pahq_server.core.artifact import unpack
+from pahq_server.core.circuit import EdgeSet
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.generation import DecodeUnderCircuit
 from pahq_server.core.task import PromptTask
 from pahq_server.jobs.job import JobState
 from pahq_server.jobs.service import JobPolicy, JobService
@@ -172,3 +175,37 @@ def test_a_job_that_is_cancelled_gives_up_its_slot_and_keeps_its_samples(tmp_pat
     _, arrays = unpack(found.artifact.data)
     assert 0 < len(arrays["finish"]) < 600
     service.close()
+
+
+def test_samples_under_a_circuit_survive_a_server_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    killed, held = start(tmp_path / "first")
+    held.offer = None  # it needs no backend
+    held.hold()
+    circuit = EdgeSet(
+        GRAPH, "c0ffee", np.packbits(np.ones(GRAPH.num_edges, bool), bitorder="little").tobytes()
+    )
+    task = replace(PROMPTS, corrupted=((1, 2, 9), (4, 9)))
+    spec = generate(slots=None, circuit=circuit)
+    job = killed.create(replace(spec, objective=replace(spec.objective, task=task)), "")
+    held.let(5)
+    for _ in range(6):
+        held.wait_for_call()
+    before = job.snapshot
+    assert 0 < before.progress.done < 12
+    shutil.copytree(tmp_path / "first", tmp_path / "then", ignore=shutil.ignore_patterns("*-shm"))
+    service, engine = start(tmp_path / "then")
+    seen: list[DecodeUnderCircuit] = []
+    decode = engine.operations[DecodeUnderCircuit]
+    engine.operations[DecodeUnderCircuit] = lambda operation: (seen.append(operation), decode(operation))[1]
+    found = result_of(service, service.find(job.name))
+    held.release()
+    undisturbed = result_of(killed, job)
+    assert found.artifact.data == undisturbed.artifact.data
+    assert found.run["counts"]["replayed"] == before.records  # type: ignore[index]
+    assert len(seen) < len(held.steps)
+    assert {each.corrupted for each in seen} <= {((1, 2, 9),), ((4, 9),)}
+    assert all(each.circuit.kept.all() for each in seen)
+    assert found.request["generation"] == {"backend": "pahq", "version": "0"}
+    for each in (killed, service):
+        each.close()

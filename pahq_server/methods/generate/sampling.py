@@ -11,10 +11,13 @@ from pahq_server.core.generation import (
     Decode,
     Decoded,
     DecodedSample,
+    DecodeUnderCircuit,
     GenerationOffer,
     SampleRequest,
     TokenSignal,
 )
+from pahq_server.core.operations import PART_TOKENS
+from pahq_server.core.task import TokenIds
 from pahq_server.methods.generate.admission import admission
 from pahq_server.methods.generate.parameters import GenerateParameters
 from pahq_server.methods.generate.samples import FinishedSample, RunTotals, sample_seed
@@ -65,8 +68,10 @@ class SampleRun:
         ended: Iterable[FinishedSample] = (),
         totals: RunTotals = _NOTHING,
     ) -> None:
-        assert resolved.generation is not None, "`GenerateParameters.check_for` has refused it"
-        self._offer: GenerationOffer = resolved.generation
+        offer = parameters.offer_for(resolved)
+        assert offer is not None, "`GenerateParameters.check_for` has refused it"
+        self._offer: GenerationOffer = offer
+        self._circuit = parameters.circuit_for(resolved)
         self._resolved, self._parameters = resolved, parameters
         self._prompts, self._sampling = resolved.task.clean, parameters.sampling
         self.slots = parameters.slots_for(resolved.task, self._offer)
@@ -101,7 +106,13 @@ class SampleRun:
             return None
         self._running = turn.keys
         requests = tuple(map(self._request, self._running))
-        return Decode(requests, min(turn.steps, STEPS), self._resolved.task.num_tokens)
+        steps, tokens = min(turn.steps, STEPS), self._resolved.task.num_tokens
+        if self._circuit is None:
+            return Decode(requests, steps, tokens)
+        # A step computes the whole text: no more of them at once than would hold up other jobs.
+        longest = max(len(request.prompt) + len(request.prefix) for request in requests)
+        steps = min(steps, max(1, PART_TOKENS // longest))
+        return DecodeUnderCircuit(requests, steps, tokens, self._circuit, self._corrupted())
 
     def take(self, decoded: Decoded) -> list[FinishedSample]:
         """Takes the result of the last operation. Returns the samples that have ended."""
@@ -149,6 +160,13 @@ class SampleRun:
         self.ended += 1
         self._tokens, self._longest = self._tokens + len(sample.ids), max(self._longest, len(sample.ids))
         return sample
+
+    def _corrupted(self) -> tuple[TokenIds, ...]:
+        """Returns the corrupted prompt of each sample that runs; nothing without resample ablation."""
+        prompts = self._resolved.task.corrupted
+        if prompts is None or self._resolved.objective.ablation != "resample":
+            return ()
+        return tuple(prompts[key // self._parameters.n] for key in self._running)
 
     def _request(self, key: int) -> SampleRequest:
         prompt, index = divmod(key, self._parameters.n)
