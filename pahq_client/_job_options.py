@@ -197,7 +197,7 @@ class GenerateRequest:
 
 
 GENERATE_OPTIONS = """\
-n: samples of each prompt, at most 4096.
+n: samples of each prompt, at most 4096; 16384 of all prompts together.
 max_tokens: the most tokens of a sample; prompt and sample must fit into the model's context.
 temperature: logits are divided by it; 0 takes the likeliest token.
 top_p: only the likeliest tokens whose probabilities sum up to this are drawn from.

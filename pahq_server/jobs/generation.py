@@ -131,7 +131,7 @@ class StreamedSamples(UnstoredRun[GenerationSummary]):
         return GenerationSummary(figures, offer.backend, self._run.policy)
 
     def done(self) -> float:
-        return len(self._run.finished) / self._run.total
+        return self._run.ended / self._run.total
 
     def place(self, sample: FinishedSample) -> tuple[int, int]:
         """Returns the prompt that a sample follows, and its number among the samples of that prompt."""

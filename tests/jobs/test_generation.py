@@ -65,6 +65,54 @@ def test_finished_samples_survive_a_server_that_is_killed(tmp_path: Path) -> Non
         each.close()
 
 
+def interrupted(path: Path) -> tuple[str, int, Path]:
+    """Stops a job that has some samples: its name, how many, and what is on disk."""
+    (path / "first").mkdir()
+    service, engine = start(path / "first")
+    engine.hold()
+    job = service.create(generate(), "")
+    engine.let(3)
+    for _ in range(4):
+        engine.wait_for_call()
+    done = job.snapshot.progress.done
+    shutil.copytree(path / "first", path / "then", ignore=shutil.ignore_patterns("*-shm"))
+    engine.release()
+    service.close()
+    assert 0 < done < 12
+    return job.name, done, path / "then"
+
+
+def test_samples_of_another_backend_are_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    name, _, path = interrupted(tmp_path)
+    engine = FakeEngine()
+    assert engine.offer is not None
+    engine.offer = replace(engine.offer, backend="vllm")
+    service, _ = start(path, engine)
+    found = result_of(service, service.find(name))
+    assert found.run["counts"]["replayed"] == 0  # type: ignore[index]
+    assert found.request["generation"] == {"backend": "vllm", "version": "0"}
+    service.close()
+
+
+def test_samples_outlive_a_server_that_generates_no_text(tmp_path: Path) -> None:
+    name, done, path = interrupted(tmp_path)
+    engine = FakeEngine()
+    engine.offer = None
+    service, _ = start(path, engine)
+    now = wait_end(service.find(name))
+    assert now.state is JobState.FAILED
+    assert "cannot go on after a restart" in now.error
+    assert "the abacus does not speak" in now.error
+    found = service.artifact(name)
+    assert found is not None
+    assert found.partial
+    _, arrays = unpack(found.artifact.data)
+    assert len(arrays["finish"]) == done
+    assert not {"generation"} & found.request.keys()  # by what it was generated is not known here
+    assert not engine.opened
+    service.close()
+
+
 def test_equal_requests_share_samples_and_others_do_not(tmp_path: Path) -> None:
     engine = FakeEngine()
     service = JobService(

@@ -284,6 +284,13 @@ def test_values_that_do_not_fit_the_model(
     assert words in caught.value.detail
 
 
+def test_samples_of_all_prompts_are_bounded() -> None:
+    method, prompts = Generate(), [(1,), (2,), (3,), (4,), (5,)]
+    method.check(parameters(n=4096), resolved(prompts=prompts[:4]))
+    with pytest.raises(InvalidRequestError, match="are 20480, and may be at most 16384"):
+        method.check(parameters(n=4096), resolved(prompts=prompts))
+
+
 def test_zero_stands_for_the_usual() -> None:
     assert GenerateParameters(max_tokens=1, n=0, policy="") == GenerateParameters(max_tokens=1)
 

@@ -80,10 +80,11 @@ class Generate(Method[GenerateParameters]):
         context.tell(_progress(run))
         while (operation := run.next_operation()) is not None:
             for sample in run.take((yield operation)):
+                finished.append(sample)
                 context.record(record(sample, run.totals))
             context.tell(_progress(run))
         context.count(**run.figures())
-        return _artifact(context, run.finished.values())
+        return _artifact(context, finished)
 
     def partial(self, context: MethodContext[GenerateParameters]) -> Artifact | None:
         finished, _ = read_records(context.journal)
@@ -135,7 +136,7 @@ def request_warnings(parameters: GenerateParameters, resolved: ResolvedObjective
 def _progress(run: SampleRun) -> Progress:
     figures = run.figures()
     shown = {name: float(figures[name]) for name in ("tokens", "steps")}
-    return Progress(len(run.finished), f"sampling ({run.policy})", shown)
+    return Progress(run.ended, f"sampling ({run.policy})", shown)
 
 
 def _artifact(
@@ -145,7 +146,7 @@ def _artifact(
 ) -> Artifact:
     asked, resolved = context.parameters, context.resolved
     offer, found = asked.offer_for(resolved), list(samples)
-    texts = offer is not None and offer.texts
+    texts = offer is None or offer.texts  # without one, samples of a server that had one are read
     data = samples_bytes(found, resolved.task.clean, asked.n, asked.logprobs, texts)
     tokens = sum(len(sample.ids) for sample in found)
     stopped = sum(sample.finish == "stop" for sample in found)

@@ -15,7 +15,9 @@ from pahq_server.methods.generate.policies import check_name
 MOST_SAMPLES = 4096
 MOST_STOPS, MOST_STOP_BYTES = 16, 1024
 MOST_TEMPERATURE = 100.0
-# Tokens of all samples together, so that they fit into one artifact.
+# Samples of all prompts together: a policy looks at all that wait whenever one has ended.
+MOST_IN_ALL = 16_384
+# Their tokens, so that they fit into one artifact.
 MOST_TOKENS = 10_000_000
 # Samples that run at once unless the request says how many.
 USUAL_SLOTS = 32
@@ -132,7 +134,14 @@ class GenerateParameters:
                 f"do not fit into {what}: {advice}"
             )
             raise InvalidRequestError("max_tokens", detail)
-        tokens = len(task.clean) * self.n * self.max_tokens
+        samples = len(task.clean) * self.n
+        if samples > MOST_IN_ALL:
+            detail = (
+                f"{len(task.clean)} prompts x {self.n} samples are {samples}, and may be at most "
+                f"{MOST_IN_ALL}: ask for fewer at a time"
+            )
+            raise InvalidRequestError("n", detail)
+        tokens = samples * self.max_tokens
         if tokens > MOST_TOKENS:
             detail = (
                 f"{len(task.clean)} prompts x {self.n} samples x {self.max_tokens} tokens are more than "

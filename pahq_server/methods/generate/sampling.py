@@ -52,15 +52,19 @@ class SampleRun:
     Args:
         resolved: the prompts, and what can be generated.
         parameters: how.
-        finished: samples that ended earlier.
+        ended: samples that ended earlier.
         totals: what they took.
+
+    Attributes:
+        total: how many samples there are.
+        ended: how many of them have ended.
     """
 
     def __init__(
         self,
         resolved: ResolvedObjective,
         parameters: GenerateParameters,
-        finished: Iterable[FinishedSample] = (),
+        ended: Iterable[FinishedSample] = (),
         totals: RunTotals = _NOTHING,
     ) -> None:
         offer = parameters.offer_for(resolved)
@@ -71,10 +75,12 @@ class SampleRun:
         self._prompts, self._sampling = resolved.task.clean, parameters.sampling
         self.slots = parameters.slots_for(resolved.task, self._offer)
         self.total = parameters.n * len(self._prompts)
-        self.finished = {sample.key: sample for sample in finished}
-        if any(not 0 <= key < self.total for key in self.finished):
+        lengths = {sample.key: len(sample.ids) for sample in ended}
+        if any(not 0 <= key < self.total for key in lengths):
             raise ValueError(f"the journal holds samples that are not among the {self.total} asked for")
         self.totals = totals
+        self.ended = len(lengths)
+        self._tokens, self._longest = sum(lengths.values()), max(lengths.values(), default=0)
         self._begun: dict[int, _Begun] = {}
         self._running: tuple[int, ...] = ()
         self._admission = admission(
@@ -84,7 +90,7 @@ class SampleRun:
             parameters.max_tokens,
             resumes=self._offer.resumes,
             prompt_tokens=max(map(len, self._prompts)),
-            ended={key: len(sample.ids) for key, sample in self.finished.items()},
+            ended=lengths,
         )
 
     @property
@@ -131,16 +137,15 @@ class SampleRun:
 
     def figures(self) -> dict[str, int]:
         """Returns the figures of the run by name; see docs/sampling.md."""
-        lengths = [len(sample.ids) for sample in self.finished.values()]
         spent = self.totals
         return {
             "steps": spent.steps,
-            "lower_bound": max([0, *lengths, -(-sum(lengths) // self.slots)]),
+            "lower_bound": max(self._longest, -(-self._tokens // self.slots)),
             "peak_kv_tokens": spent.peak_kv_tokens,
             "peak_kv_bytes": spent.peak_kv_tokens * self._offer.kv_token_bytes,
             "prompt_tokens_computed": spent.prompt_computed,
             "prompt_tokens_reused": spent.prompt_reused,
-            "tokens": sum(lengths),
+            "tokens": self._tokens,
             "slots": self.slots,
         }
 
@@ -149,7 +154,8 @@ class SampleRun:
         if not whole.ids or (self._sampling.logprobs and len(whole.logprobs) != len(whole.ids)):
             raise ServerError(f"the engine gave a sample of {len(whole.ids)} tokens that cannot be right")
         sample = FinishedSample(key, tuple(whole.ids), tuple(whole.logprobs), last.finish, last.text)
-        self.finished[key] = sample
+        self.ended += 1
+        self._tokens, self._longest = self._tokens + len(sample.ids), max(self._longest, len(sample.ids))
         return sample
 
     def _corrupted(self) -> tuple[TokenIds, ...]:
