@@ -73,7 +73,7 @@ def known_arguments(function: F) -> F:
 
         @functools.wraps(function)
         async def iterated(*arguments: Any, **named: Any) -> Any:
-            check(named)
+            check(arguments, named)
             async with contextlib.aclosing(function(*arguments, **named)) as values:
                 async for value in values:
                     yield value

@@ -72,6 +72,9 @@ def generate(arguments: Namespace) -> None:
     """Samples text, prints it and writes the file asked for."""
     names = ("n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
     options: Any = {name: getattr(arguments, name) for name in (*names, "slots", "kv_tokens", "policy")}
+    options |= {name: getattr(arguments, name) for name in ("ablation", "corrupted")}
+    if arguments.circuit is not None:
+        options["circuit"] = Circuit.load(arguments.circuit)
     if arguments.detach:
         detach_generate(arguments, options)
         return

@@ -24,7 +24,7 @@ from pahq_client.cli.output import (
     print_table,
     put,
 )
-from pahq_client.cli.view import load, load_circuit
+from pahq_client.cli.view import contents, load, load_circuit
 from pahq_client.client import Client
 from pahq_client.display.progress import reporter
 from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed, NotFound, WarningDisplay
@@ -155,7 +155,7 @@ def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
 
 def _load(path: str) -> Circuit | EdgeScores | Samples:
     try:
-        if samples_file.is_samples_file(files.read(path)):
+        if samples_file.is_samples_file(contents(path)):
             return Samples.load(path, allow_partial=True)
         return load(path, allow_partial=True)
     except InvalidRequest as error:

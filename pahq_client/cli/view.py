@@ -41,12 +41,17 @@ def load(path: str, allow_partial: bool) -> Result:
         InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
         InvalidRequest: it holds samples, or cannot be read.
     """
+    data = contents(path)
+    if samples_file.is_samples_file(data):
+        raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
+    kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
+    return kind.load(path, allow_partial=allow_partial)
+
+
+def contents(path: str) -> bytes:
+    """Reads a file that an argument names. Raises InvalidRequest where that fails."""
     try:
-        data = files.read(path)
-        if samples_file.is_samples_file(data):
-            raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
-        kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
-        return kind.load(path, allow_partial=allow_partial)
+        return files.read(path)
     except OSError as error:
         raise InvalidRequest("FILE", f"cannot read {path!r}: {error.strerror}") from None
 
