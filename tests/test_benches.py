@@ -155,3 +155,11 @@ def test_the_benchmark_of_sampling_measures_what_it_says(monkeypatch: pytest.Mon
     assert 0.1 < peaks["rounds"] < peaks["fifo"] < peaks["longest_first"] < 1
     assert parts["kinds"]["n 4, m 4"]["peak_of_whole"]["fifo"] == 1
     assert sampling_tables.targets({}) == lines[:2], "what was not measured has no rows"
+
+
+def test_throughput_is_compared_with_plain_vllm() -> None:
+    own = {"ratio": 0.95, "cpu_ratio": 0.85, "samples": 32, "slots": 8}
+    *_, wall, cpu = sampling_tables.targets({"throughput": {"figures": {"demo": own}}})
+    end = "demo on vLLM, 8 slots / LLM.generate(n=32)"
+    assert wall == f"| tokens per second, {end} | 0.95 | - | ≥ 0.9 | yes |"
+    assert cpu == f"| tokens per CPU second, {end} | 0.85 | - | ≥ 0.9 | no |"

@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.__main__ import RESULTS, machine
 from bench.pages import write_table
-from bench.sampling import simulated
+from bench.sampling import simulated, throughput
 from bench.sampling.tables import by_kind, by_memory, markdown, targets
 
 # What is measured with models goes here too: one entry per backend, in a module `real` beside `simulated`,
@@ -19,6 +19,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "known": simulated.known_steps,
     "kinds": simulated.kinds,
     "plans": simulated.plans,
+    "throughput": throughput.measure,
 }
 
 

@@ -25,6 +25,7 @@ MOST_OVER_BOUND = {
     "learned, one prompt, signals tell 25%": 1.08,
 }
 MOST_OF_ROUNDS, MOST_OF_BEST = 0.70, 1.01
+LEAST_OF_PLAIN = 0.9
 
 
 def markdown(results: Results) -> str:
@@ -75,6 +76,12 @@ def _targets(results: Results) -> Iterator[tuple[str, str, str, str, bool]]:
         what = f"plans, {own['instances']:,} random instances against brute force"
         yield f"{what}: excess / epsilon, worst", f"{worst:.2f}", "-", "≤ 1", worst <= 1
         yield f"{what}: states / bound, most", f"{states:.2f}", "-", "≤ 1", states <= 1
+    if "throughput" in results:
+        for model, own in results["throughput"]["figures"].items():
+            against = f"{own['slots']} slots / LLM.generate(n={own['samples']})"
+            for unit, ratio in (("second", own["ratio"]), ("CPU second", own["cpu_ratio"])):
+                what = f"tokens per {unit}, {model} on vLLM, {against}"
+                yield what, f"{ratio:.2f}", "-", f"≥ {LEAST_OF_PLAIN:g}", ratio >= LEAST_OF_PLAIN
 
 
 def _known(own: dict[str, Any]) -> Iterator[tuple[str, str, str, str, bool]]:
