@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
@@ -241,29 +242,41 @@ class Stepper:
             samples: what is new of all sequences: see `_news`.
             held: by sequence, the tokens whose keys and values were in memory during the last pass.
         """
-        end, passes = time.monotonic() + seconds, 0
+        end, passes, outputs = time.monotonic() + seconds, 0, []
         while self._goes_on(needed) and time.monotonic() < end:
-            self._held = {}
+            outputs = self._engine.step()
             passes += 1
-            for output in self._engine.step():
-                (new,) = output.outputs
-                found = self._sequences[output.request_id]
-                if found.reused is None:
-                    found.reused = output.num_cached_tokens or 0
-                for token in new.token_ids:
-                    found.ids.append(token)
-                    self._took(found, token)
+            for output in outputs:
+                self._took_output(output)
                 if output.request_id in needed:
-                    needed[output.request_id] -= len(new.token_ids)
-                if found.finish and not output.finished:  # at a stop text
-                    self._engine.abort_request([found.internal], internal=True)
-                # The last token's keys and values are computed with the next pass.
-                self._held[output.request_id] = len(found.prompt) + len(found.prefix) + len(found.ids) - 1
-            for request in self._scheduler.running:
-                # Prompts that are computed in parts have no output yet.
-                name = request.sampling_params.extra_args["sequence"]
-                self._held.setdefault(name, request.num_computed_tokens)
+                    needed[output.request_id] -= len(output.outputs[0].token_ids)
+        if passes:
+            self._held = self._held_with(outputs)
         return {"passes": passes, "samples": self._news(), "held": self._held}
+
+    def _took_output(self, output: RequestOutput) -> None:
+        """Gives a sequence the tokens that a pass gave to its request."""
+        (new,) = output.outputs
+        found = self._sequences[output.request_id]
+        if found.reused is None:
+            found.reused = output.num_cached_tokens or 0
+        for token in new.token_ids:
+            found.ids.append(token)
+            self._took(found, token)
+        if found.finish and not output.finished:  # at a stop text
+            self._engine.abort_request([found.internal], internal=True)
+
+    def _held_with(self, outputs: Sequence[RequestOutput]) -> dict[str, int]:
+        """Returns how many tokens each sequence held in memory during the pass that gave these outputs."""
+        held = {}
+        for output in outputs:
+            found = self._sequences[output.request_id]
+            # The last token's keys and values are computed with the next pass.
+            held[output.request_id] = len(found.prompt) + len(found.prefix) + len(found.ids) - 1
+        for request in self._scheduler.running:
+            # Prompts that are computed in parts have no output yet.
+            held.setdefault(request.sampling_params.extra_args["sequence"], request.num_computed_tokens)
+        return held
 
     def _goes_on(self, needed: Mapping[str, int]) -> bool:
         ended = any(self._sequences[name].finish for name in needed)
