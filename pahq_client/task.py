@@ -252,8 +252,8 @@ class Task(Checkable):
         """Makes contrast pairs of what the model itself said: of samples that do something and others.
 
         The prompt with a positive sample is a clean prompt, that with a negative one its corrupted prompt, as
-        token ids, without the token that ended a sample. Both of a pair have the same number of tokens. Each sample is in one pair at most; a
-        PahqWarning says how many are left out.
+        token ids, without the token that ended a sample. Both of a pair have the same number of tokens. Each
+        sample is in one pair at most; a PahqWarning says how many are left out.
 
         Args:
             samples: as `Client.generate` returns them.

@@ -389,9 +389,9 @@ def test_a_stream_that_breaks_off_goes_on_with_what_is_missing(server: FakeServe
 # Contrast pairs
 
 
-def said(prompt: int, index: int, *ids: int) -> Sample:
+def said(prompt: int, index: int, *ids: int, finish: str = "length") -> Sample:
     of_prompt = ((1, 2, 3), (4, 5))[prompt]
-    return Sample(of_prompt, of_prompt, prompt, index, ids, "".join(map(chr, ids)), "stop")
+    return Sample(of_prompt, of_prompt, prompt, index, ids, "".join(map(chr, ids)), finish)
 
 
 def even(sample: Sample) -> bool:
@@ -416,6 +416,17 @@ def test_pairs_of_beginnings_and_of_other_prompts() -> None:
     assert task.corrupted == ((4, 5, 3, 9, 9),)
     shorter = [said(0, 0, 2, 9), said(0, 1, 3, 9, 9)]
     assert Task.from_samples(shorter, even, tokens=1).clean == ((1, 2, 3, 2),)
+
+
+def test_what_ended_a_sample_is_no_part_of_its_pair() -> None:
+    given = [
+        said(0, 0, 2, 5, 0, finish="stop"),
+        said(0, 1, 3, 7, 0, finish="stop"),
+        said(0, 2, 0, finish="stop"),
+    ]
+    with pytest.warns(PahqWarning, match="1 are left out"):
+        task = Task.from_samples(given, even)
+    assert (task.clean, task.corrupted) == (((1, 2, 3, 2, 5),), ((1, 2, 3, 3, 7),))
 
 
 def test_repetitions_count_once_and_limits_are_kept() -> None:
@@ -465,7 +476,7 @@ def test_how_samples_look(samples: Samples) -> None:
     assert "<b>'" not in page
     assert "\x1b" not in page
     assert "… and 10 more" in page
-    assert repr(said(0, 1, 65)) == "Sample('A', prompt_number=0, index=1, stop)"
+    assert repr(said(0, 1, 65)) == "Sample('A', prompt_number=0, index=1, length)"
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
