@@ -50,7 +50,7 @@ bench-page: .venv/dev.stamp ## measure the page in Chromium, into docs/performan
 bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed loading" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.precision $(PARTS)
 
-bench-sampling: .venv/dev.stamp .venv-vllm/stamp ## compare the policies of sampling; PARTS="known kinds" for some only
+bench-sampling: .venv/dev.stamp ## compare the policies of sampling; PARTS="known kinds" for some only; VLLM_PYTHON names vLLM's Python
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.sampling $(PARTS)
 
 demo-model: .venv/dev.stamp ## train the demo model anew, some minutes, into OUT (default: demo-model)

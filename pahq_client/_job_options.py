@@ -132,8 +132,9 @@ threshold: an edge is removed if that worsens the metric by less than this. ``ac
     threshold, edges and faithfulness; for ``single_edge``, edges whose score is below are left out.
 method: ``acdc``, ``single_edge`` (the effect of every edge alone), an estimate of that from gradients
     (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), or another one that the server knows.
-metric: ``kl_divergence``, ``logit_difference`` or ``l2``. None stands for ``kl_divergence``, and for
-    ``logit_difference`` with methods that use gradients, where the task has answers.
+metric: ``kl_divergence``, ``logit_difference`` or ``l2``, of which lower is better. None stands for
+    ``kl_divergence``, and for ``logit_difference`` with methods that use gradients, where the task has
+    answers.
 ablation: ``resample``, ``zero`` or ``mean``.
 grouping: what ``acdc`` tests at once: ``none`` tests each edge alone, ``gates`` first all edges into a q, k
     or v receiver, ``bisect`` halves groups of edges, which takes the fewest evaluations.
@@ -168,6 +169,9 @@ class GenerateOptions(TypedDict, total=False):
     slots: int | None
     kv_tokens: int | None
     policy: str
+    circuit: Circuit | None
+    ablation: str | None
+    corrupted: PromptLike | Iterable[PromptLike] | None
 
 
 @dataclass(frozen=True)
@@ -187,10 +191,13 @@ class GenerateRequest:
     slots: int | None = None
     kv_tokens: int | None = None
     policy: str = "auto"
+    circuit: Circuit | None = None
+    ablation: str | None = None
+    corrupted: PromptLike | Iterable[PromptLike] | None = None
 
 
 GENERATE_OPTIONS = """\
-n: samples of each prompt, at most 4096.
+n: samples of each prompt, at most 4096; 16384 of all prompts together.
 max_tokens: the most tokens of a sample; prompt and sample must fit into the model's context.
 temperature: logits are divided by it; 0 takes the likeliest token.
 top_p: only the likeliest tokens whose probabilities sum up to this are drawn from.
@@ -202,6 +209,12 @@ slots: how many samples run at once; None for as many as the server thinks fit.
 kv_tokens: how many tokens have their keys and values in memory at once, instead of ``slots``.
 policy: in which order samples run: ``auto``, ``rounds``, ``fifo``, ``sjf``, ``longest_first``, ``fptas`` or
     ``fptas_sjf``. Like ``slots`` and ``kv_tokens`` it changes no sample, see docs/sampling.md.
+circuit: a Circuit under which all tokens are computed, to see what it says alone; None for the full model.
+    Prompt and sample then have at most 128 tokens together, one sample runs at a time, and each token takes
+    passes over the whole text so far.
+ablation: what the edges outside of the circuit carry: ``zero``, or ``resample`` for the values of the
+    corrupted prompt with the sample's tokens after it. None stands for that with which the circuit was found.
+corrupted: for ``resample`` a prompt for each prompt, with as many tokens.
 """
 
 

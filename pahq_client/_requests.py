@@ -7,6 +7,7 @@ Arguments of a wrong type raise InvalidRequest here; the server refuses wrong va
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -28,11 +29,11 @@ from pahq_client import checks
 from pahq_client._job_options import ATTRIBUTION, GenerateRequest, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import graph_object
-from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_of_curve
+from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_of_curve, given_circuits
 from pahq_client.edge_index import edge_index, pack
-from pahq_client.errors import InvalidRequest
+from pahq_client.errors import InvalidRequest, OtherModel
 from pahq_client.graph import Edge, Graph
-from pahq_client.scores import EdgeScores
+from pahq_client.scores import CIRCUIT_OF_SCORES, EdgeScores
 from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class CurveRequest:
     def sources(self) -> tuple[Any, ...]:
         """Returns the scores or Circuits, read once: they may be a generator."""
         given = self.circuits
-        return (given,) if isinstance(given, EdgeScores | Circuit) else checks.items("circuits", given)
+        return (given,) if isinstance(given, EdgeScores) else given_circuits(given)
 
     def choose(self, sources: tuple[Any, ...]) -> CurveCircuits:
         """Chooses circuits. Raises InvalidRequest as `circuits_of_curve` does."""
@@ -219,7 +220,7 @@ def _given(request: JobRequest) -> dict[str, Any]:
     readers: Mapping[str, Callable[[str, Any], Any]] = {
         "threshold": checks.number,
         "grouping": checks.text,
-        "within": _within,
+        "within": _edges_of_circuit,
         "edges": checks.integer,
         "fraction": checks.number,
         "faithfulness": checks.number,
@@ -237,11 +238,19 @@ def _given(request: JobRequest) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 
-def _within(field: str, value: object) -> circuit_pb2.EdgeSet:
+def _edges_of_circuit(field: str, value: object) -> circuit_pb2.EdgeSet:
     if not isinstance(value, Circuit):
-        hint = "; read a file with Circuit.load" if isinstance(value, str | os.PathLike) else ""
-        raise InvalidRequest(field, f"must be a Circuit, got {type(value).__name__}{hint}")
+        raise InvalidRequest(field, f"must be a Circuit, got {type(value).__name__}{_hint_at_circuit(value)}")
     return edge_set_of(field, value)
+
+
+def _hint_at_circuit(value: object) -> str:
+    """Says how to make a circuit of what was given in its place, as the end of a sentence."""
+    if isinstance(value, EdgeScores):
+        return f"; {CIRCUIT_OF_SCORES}"
+    if isinstance(value, str) and "->" in value:
+        return f"; a single edge is [{value!r}]"
+    return "; read a file with Circuit.load" if isinstance(value, str | os.PathLike) else ""
 
 
 def _check_arguments(method: str, given: Iterable[str]) -> None:
@@ -253,7 +262,12 @@ def _check_arguments(method: str, given: Iterable[str]) -> None:
         if name == "parameters":
             detail = f"is for methods without arguments of their own; {method!r} has {', '.join(own)}"
         elif method not in _ARGUMENTS:
-            detail = f"is no argument of {method!r}: give what the method takes as parameters"
+            close = difflib.get_close_matches(method, _ARGUMENTS, 1)
+            meant = f"; did you mean {close[0]!r}" if close else ""
+            detail = (
+                f"is no argument of {method!r}: give what the method takes as parameters. The client knows "
+                f"the methods {', '.join(_ARGUMENTS)}{meant}{'?' if meant else '.'}"
+            )
         elif name == "threshold":
             detail = f"is not for method {method!r}, which scores every edge: choose by edges or fraction"
         else:
@@ -281,10 +295,33 @@ def logit_difference_if_answers(task: TaskLike) -> str:
 
 def generate_prompts(request: GenerateRequest) -> tuple[Prompt, ...]:
     """Returns the prompts of a GenerateRequest."""
-    given = request.prompts
-    many = (given,) if isinstance(given, str) else checks.items("prompts", given)
-    _refuse_bare_ids("prompts", many)
-    return read_prompts("prompts", many)
+    return _many_prompts("prompts", request.prompts)
+
+
+def _many_prompts(field: str, given: PromptLike | Iterable[PromptLike]) -> tuple[Prompt, ...]:
+    many = (given,) if isinstance(given, str) else checks.items(field, given)
+    _refuse_bare_ids(field, many)
+    return read_prompts(field, many)
+
+
+def _corrupted_prompts(request: GenerateRequest) -> tuple[Prompt, ...]:
+    given = request.corrupted
+    if given is None:
+        return ()
+    if request.circuit is None:
+        raise InvalidRequest("corrupted", "is for text under a circuit: give circuit= as well")
+    return _many_prompts("corrupted", given)
+
+
+def _circuit_ablation(request: GenerateRequest) -> str:
+    """Returns what the edges outside of the circuit carry; empty without a circuit."""
+    if request.circuit is None:
+        if request.ablation is not None:
+            raise InvalidRequest("ablation", "is for text under a circuit: give circuit= as well")
+        return ""
+    if request.ablation is not None:
+        return checks.text("ablation", request.ablation)
+    return _found_with(request.circuit).get("ablation", "resample")
 
 
 def generate_parameters(request: GenerateRequest) -> methods_pb2.GenerateParameters:
@@ -310,22 +347,26 @@ def generate_parameters(request: GenerateRequest) -> methods_pb2.GenerateParamet
         message.slots = checks.integer("slots", request.slots, bits=32)
     if request.kv_tokens is not None:
         message.kv_tokens = checks.integer("kv_tokens", request.kv_tokens)
+    if request.circuit is not None:
+        message.circuit.CopyFrom(_edges_of_circuit("circuit", request.circuit))
     return message
 
 
 def generate_spec(request: GenerateRequest, prompts: Iterable[Prompt]) -> jobs_pb2.JobSpec:
     """Converts a GenerateRequest to a job, whose result comes with its prompts."""
-    task = task_pb2.Task(prompts=task_pb2.PromptTask(clean=map(_prompt, prompts)))
+    parameters = generate_parameters(request)
+    corrupted = map(_prompt, _corrupted_prompts(request))
+    task = task_pb2.PromptTask(clean=map(_prompt, prompts), corrupted=corrupted)
     objective = jobs_pb2.Objective(
         model=_model_name(request.model),
-        task=task,
-        # These have no effect.
-        metric="l2",
-        ablation="zero",
-        kv_receivers="group",
+        task=task_pb2.Task(prompts=task),
+        metric="l2",  # has no effect
+        # Without a circuit neither have these.
+        ablation=_circuit_ablation(request) or "zero",
+        kv_receivers="group" if request.circuit is None else request.circuit.graph.kv_receivers,
         precision="fp32",
     )
-    return jobs_pb2.JobSpec(objective=objective, include_prompts=True, generate=generate_parameters(request))
+    return jobs_pb2.JobSpec(objective=objective, include_prompts=True, generate=parameters)
 
 
 def generate_message(
@@ -336,17 +377,23 @@ def generate_message(
         model=_model_name(request.model),
         prompts=map(_prompt, prompts),
         parameters=generate_parameters(request),
+        ablation=_circuit_ablation(request),
+        corrupted=map(_prompt, _corrupted_prompts(request)),
     )
 
 
 def generate_error(error: InvalidRequest) -> InvalidRequest:
     """Returns an error of a request for samples with the caller's names of the arguments."""
+    if isinstance(error, OtherModel):
+        return OtherModel(error.circuit, error.model, error.detail, "circuit")
+
+    def renamed(text: str) -> str:
+        return text.replace("task.clean", "prompts").replace("task.corrupted", "corrupted")
+
     field = error.field
     for start in ("generate.", "parameters."):
         field = field.removeprefix(start)
-    if field.startswith("task.clean"):
-        field = f"prompts{field.removeprefix('task.clean')}"
-    return InvalidRequest(field, error.detail.replace("task.clean", "prompts"))
+    return InvalidRequest(renamed(field), renamed(error.detail))
 
 
 def argument_of(field: str) -> str:
@@ -548,6 +595,9 @@ def _edge_names(field: str, edges: GivenCircuit) -> list[str]:
         return [str(edge) for edge in edges.edges]
     if isinstance(edges, Set):
         return edge_set(field, edges)
+    if isinstance(edges, str | os.PathLike | EdgeScores):
+        kind, hint = type(edges).__name__, _hint_at_circuit(edges)
+        raise InvalidRequest(field, f"must be a Circuit or a list of edges, got {kind}{hint}")
     return [_edge_name(f"{field}[{i}]", edge) for i, edge in enumerate(checks.items(field, edges))]
 
 

@@ -14,7 +14,16 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
-from pahq.v1 import circuit_pb2, generation_pb2, jobs_pb2, model_pb2, patching_pb2, server_pb2, task_pb2
+from pahq.v1 import (
+    circuit_pb2,
+    generation_pb2,
+    jobs_pb2,
+    methods_pb2,
+    model_pb2,
+    patching_pb2,
+    server_pb2,
+    task_pb2,
+)
 
 from pahq_client import formatting
 from pahq_client.errors import InvalidRequest, ServerFault
@@ -61,6 +70,7 @@ def job_info(message: jobs_pb2.Job) -> JobInfo:
         method=text(method),
         metric=text(spec.objective.metric),
         threshold=threshold,
+        target=_target(spec.acdc),
         task=text(formatting.task(_task_facts(message))),
         num_prompts=_count("num_prompts", message.num_prompts),
         progress=_progress(message.progress),
@@ -87,6 +97,12 @@ def _method(spec: jobs_pb2.JobSpec) -> tuple[str, float | None]:
         return parameters.method, None
     has_threshold = "threshold" in parameters.DESCRIPTOR.fields_by_name and parameters.HasField("threshold")
     return kind, parameters.threshold if has_threshold else None
+
+
+def _target(acdc: methods_pb2.AcdcParameters) -> str:
+    if acdc.HasField("edges"):
+        return f"{acdc.edges} edges"
+    return f"faithfulness {acdc.faithfulness:.4g}" if acdc.HasField("faithfulness") else ""
 
 
 def _task_facts(message: jobs_pb2.Job) -> dict[str, object]:

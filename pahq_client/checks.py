@@ -10,7 +10,7 @@ import difflib
 import functools
 import inspect
 import operator
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, TypeVar, cast
 
 from pahq_client.errors import InvalidRequest
@@ -25,18 +25,32 @@ _REPLACED = {
 
 
 class UnknownArgument(InvalidRequest, TypeError):
-    """A function has no argument of the name ``field``. Also a TypeError, which Python would raise."""
+    """A function has no argument of the name ``field``, or takes it by name only.
+
+    Also a TypeError, which Python would raise.
+    """
 
 
 def known_arguments(function: F) -> F:
     """Decorates a function to refuse unknown keyword arguments, and to suggest the one that was meant.
 
-    Raises (the function):
-        UnknownArgument: it has no argument of a name.
-    """
-    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    An argument that is taken by name only, and is given without, is refused likewise.
 
-    def check(given: Mapping[str, object]) -> None:
+    Raises (the function):
+        UnknownArgument: it has no argument of a name, or takes it by name only.
+    """
+    parameters = inspect.signature(function).parameters
+    names = [name for name in parameters if name not in ("self", "cls")]
+    by_name = [name for name in names if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
+    most = len(parameters) - len(by_name)
+
+    def check(arguments: Sequence[object], given: Mapping[str, object]) -> None:
+        if len(arguments) > most and by_name:
+            *first, last = (f"{name}=" for name in by_name)
+            options = f"{', '.join(first)} or {last}" if first else last
+            title = function.__qualname__.removesuffix(".__init__")
+            detail = f"{title}() takes {options} by name, got {arguments[most]!r:.60} without one"
+            raise UnknownArgument(by_name[0], detail)
         for name in given:
             if name not in names:
                 if name in _REPLACED and _REPLACED[name][0] in names:
@@ -50,7 +64,7 @@ def known_arguments(function: F) -> F:
 
         @functools.wraps(function)
         async def asynchronous(*arguments: Any, **named: Any) -> Any:
-            check(named)
+            check(arguments, named)
             return await function(*arguments, **named)
 
         return cast(F, asynchronous)
@@ -59,7 +73,7 @@ def known_arguments(function: F) -> F:
 
         @functools.wraps(function)
         async def iterated(*arguments: Any, **named: Any) -> Any:
-            check(named)
+            check(arguments, named)
             async with contextlib.aclosing(function(*arguments, **named)) as values:
                 async for value in values:
                     yield value
@@ -68,7 +82,7 @@ def known_arguments(function: F) -> F:
 
     @functools.wraps(function)
     def checked(*arguments: Any, **named: Any) -> Any:
-        check(named)
+        check(arguments, named)
         return function(*arguments, **named)
 
     return cast(F, checked)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
-from pahq_client import circuit_file, eap_ig, files, scores_file
-from pahq_client.checks import integer
+from pahq_client import checks, circuit_file, eap_ig, files, scores_file
 from pahq_client.display import circuits
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidCircuitFile, InvalidRequest, OtherModel
 from pahq_client.graph import CircuitMetric, Edge, Extra, Graph, Verdict, edges_on_paths, node_order
 from pahq_client.nodes import NodeTotal, node_totals
-from pahq_client.results import WithProvenance, check_same_revision
+from pahq_client.results import SHORT_REVISION, WithProvenance, check_same_revision
 
 if TYPE_CHECKING:
     import networkx
@@ -63,6 +62,7 @@ class Circuit(WithProvenance):
     threshold: float | None = None
 
     @classmethod
+    @checks.known_arguments
     def load(cls, path: str | os.PathLike[str], *, allow_partial: bool = False) -> Circuit:
         """Reads a circuit file.
 
@@ -210,6 +210,7 @@ class Circuit(WithProvenance):
     def to_eap_ig(self, path: None = None, *, d_model: int | None = None) -> dict[str, Any]: ...
     @overload
     def to_eap_ig(self, path: str | os.PathLike[str], *, d_model: int | None = None) -> None: ...
+    @checks.known_arguments
     def to_eap_ig(
         self, path: str | os.PathLike[str] | None = None, *, d_model: int | None = None
     ) -> dict[str, Any] | None:
@@ -239,6 +240,7 @@ class Circuit(WithProvenance):
         return eap_ig.export(content, path)
 
     @classmethod
+    @checks.known_arguments
     def from_eap_ig(
         cls, source: str | os.PathLike[str] | Mapping[str, Any], *, graph: Graph | None = None
     ) -> Circuit:
@@ -280,40 +282,59 @@ class Circuit(WithProvenance):
         """The circuit in Graphviz's language; the same text for the same circuit."""
         return circuits.to_dot(self)
 
-    def to_svg(self, *, edges: int | None = None) -> str:
+    @overload
+    def to_svg(self, path: None = None, *, edges: int | None = None) -> str: ...
+    @overload
+    def to_svg(self, path: str | os.PathLike[str], *, edges: int | None = None) -> None: ...
+    @checks.known_arguments
+    def to_svg(self, path: str | os.PathLike[str] | None = None, *, edges: int | None = None) -> str | None:
         """The circuit as a picture, for papers; the same text for the same circuit.
 
         Args:
+            path: where to write.
             edges: how many edges to draw, those with the largest scores; by default all of them, up to the
                 2,000 that a picture takes.
 
+        Returns:
+            The text if there is no path, else None.
+
         Raises:
-            InvalidRequest: the number of edges is none, or heads share keys in such numbers that the edges
-                cannot be drawn.
+            InvalidRequest: the number of edges is none, heads share keys in such numbers that the edges
+                cannot be drawn, or the path cannot be written to.
+            OSError: the file cannot be written.
         """
         from pahq_client.display.picture import MOST_EDGES, picture
         from pahq_client.display.svg import to_svg
 
-        most = MOST_EDGES if edges is None else integer("edges", edges)
+        most = MOST_EDGES if edges is None else checks.integer("edges", edges)
         if not 0 < most <= MOST_EDGES:
             raise InvalidRequest("edges", f"must be from 1 to {MOST_EDGES}, got {most}")
-        return to_svg(picture(self, most=most))
+        return files.text_or_file(to_svg(picture(self, most=most)), path)
 
-    def to_html(self, path: str | os.PathLike[str], *, other: Circuit | EdgeScores | None = None) -> None:
+    @checks.known_arguments
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        other: Circuit | EdgeScores | None = None,
+        names: Iterable[str] = (),
+    ) -> None:
         """Writes a page that shows the circuit, to be looked at in a browser: one file, without any network.
 
         Args:
             path: where to write.
             other: what to compare with, of the same graph.
+            names: what to call this one and the other; by default their task and model, and their method
+                where these are the same.
 
         Raises:
             InvalidRequest: the path is none, is that of a folder, or cannot be written to; the other is
-                neither circuit nor scores, or belongs to another graph.
+                neither circuit nor scores, or belongs to another graph; there is not one name for each.
             OSError: the file cannot be written.
         """
         from pahq_client.display import page
 
-        page.write(path, self, other)
+        page.write(path, self, other, names=names)
 
     def __len__(self) -> int:
         return len(self.edges)
@@ -422,7 +443,8 @@ def _shared(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 def check_comparable(a: Circuit, b: Circuit, allow_other_model: bool = False) -> None:
     """Raises InvalidRequest if the graphs of two circuits differ, OtherModel if their models do."""
     if not a.graph.same_as(b.graph):
-        raise InvalidRequest("graph", f"the circuits belong to different graphs: {a.graph} and {b.graph}")
+        detail = f"the circuits belong to different graphs: one of {a.graph}, one of {b.graph}"
+        raise InvalidRequest("graph", detail)
     check_same_revision(a, b, allow_other_model)
 
 
@@ -448,7 +470,4 @@ def check_same_model(circuit: Circuit, graph: Graph, revision: str) -> None:
 
 
 def _describe(graph: Graph, revision: str) -> str:
-    parts = [f"{graph.layers} layers", f"{graph.heads} heads", f"{graph.kv_heads} key/value heads"]
-    parts += ["attention and MLP in parallel"] if graph.parallel else []
-    parts += [] if graph.mlps else ["no MLPs"]
-    return ", ".join([*parts, f"revision {revision or 'unknown'}"])
+    return f"{graph}, revision {revision[:SHORT_REVISION] or 'unknown'}"

@@ -437,7 +437,7 @@ class Client(ClientBase):
         progress: ProgressLike = None,
         **options: Unpack[GenerateOptions],
     ) -> Samples:
-        """Samples what the full model says after prompts; errors as of `pahq_client.discover`.
+        """Samples what a model, or a circuit of it, says after prompts; errors as of `pahq_client.discover`.
 
         Like `discover` it runs a job, which whatever ends the call also cancels.
 

@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
-from pahq_client import checks, selection
+from pahq_client import checks, files, selection
 from pahq_client.circuit import Circuit, check_comparable
 from pahq_client.display.plots import Series, plot, table
 from pahq_client.errors import InvalidRequest
@@ -103,12 +103,20 @@ class ScoreComparison:
         chosen = np.sort(np.argsort(-weight, kind="stable")[:most])
         return self.a[chosen], self.b[chosen]
 
-    def to_svg(self) -> str:
-        """A plot of one side's scores over the other's, of the 2,000 edges with the largest."""
+    @overload
+    def to_svg(self, path: None = None) -> str: ...
+    @overload
+    def to_svg(self, path: files.PathLike) -> None: ...
+    def to_svg(self, path: files.PathLike | None = None) -> str | None:
+        """A plot of one side's scores over the other's, of the 2,000 edges with the largest.
+
+        Returns the text if there is no path to write it to, else None. Raises as `Circuit.to_svg`.
+        """
         xs, ys = self.scatter(_MOST_POINTS)
         points = list(zip(xs.tolist(), ys.tolist(), strict=True))
         name_a, name_b = self._names
-        return plot([Series(points, f"{name_b} by {name_a}", line=False)], name_a, name_b)
+        shown = plot([Series(points, f"{name_b} by {name_a}", line=False)], name_a, name_b)
+        return files.text_or_file(shown, path)
 
     @property
     def _names(self) -> tuple[str, str]:
@@ -184,16 +192,25 @@ class Roc:
         x, y = self.false_positives, self.true_positives
         return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
 
-    def to_svg(self) -> str:
-        """A plot of the curve, with chance as a dashed line."""
+    @overload
+    def to_svg(self, path: None = None) -> str: ...
+    @overload
+    def to_svg(self, path: files.PathLike) -> None: ...
+    def to_svg(self, path: files.PathLike | None = None) -> str | None:
+        """A plot of the curve, with chance as a dashed line.
+
+        Returns the text if there is no path to write it to, else None. Raises as `Circuit.to_svg`.
+        """
         import numpy as np
 
         last = len(self.thresholds) - 1
         chosen = np.unique(np.linspace(0, last, min(last + 1, _MOST_POINTS)).astype(int))
         xs, ys = self.false_positives[chosen].tolist(), self.true_positives[chosen].tolist()
         chance = Series([(0.0, 0.0), (1.0, 1.0)], "chance", "#888888", dots=False, dashed=True)
-        curve = Series(list(zip(xs, ys, strict=True)), self.name or "scores", dots=False)
-        return plot([chance, curve], "false positives", "true positives")
+        label = f"{self.name or 'scores'}, AUC {self.auc:.3g}"
+        curve = Series(list(zip(xs, ys, strict=True)), label, dots=False)
+        shown = plot([chance, curve], "false positives", "true positives", legend=True)
+        return files.text_or_file(shown, path)
 
     def __repr__(self) -> str:
         size = f"{self.num_reference} of {self.num_edges} edges in the reference"
@@ -241,7 +258,7 @@ def roc(keys: NDArray[np.float64], reference: NDArray[np.bool_], name: str) -> R
 _NO_LIST = "edges alone do not tell which graph they belong to: compare their names, as set(a) & set(b)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Names of edges, for example ``a0.h1->a5.h5<q>``, each in the order of its circuit.
 
@@ -261,7 +278,12 @@ class Comparison:
         union = len(self.shared) + len(self.only_a) + len(self.only_b)
         return len(self.shared) / union if union else 1.0
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.shared)} shared, {len(self.only_a)} only in a, {len(self.only_b)} only in b"
+        return f"Comparison({counts}, jaccard={self.jaccard:.4g})"
 
+
+@checks.known_arguments
 def compare(a: Circuit, b: Circuit, *, allow_other_model: bool = False) -> Comparison:
     """Compares the edges of two circuits.
 
@@ -277,6 +299,8 @@ def compare(a: Circuit, b: Circuit, *, allow_other_model: bool = False) -> Compa
     for name, circuit in (("a", a), ("b", b)):
         if not isinstance(circuit, Circuit):
             hint = "read a file with Circuit.load" if isinstance(circuit, str | os.PathLike) else _NO_LIST
+            if hasattr(circuit, "roc"):
+                hint = "scores compare with scores.compare(other), and with a circuit by scores.roc(circuit)"
             raise InvalidRequest(name, f"must be a Circuit, got {type(circuit).__name__}; {hint}")
     check_comparable(a, b, allow_other_model)
     names_a, names_b = ({str(edge): None for edge in circuit.edges} for circuit in (a, b))

@@ -9,18 +9,20 @@ results.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from pahq_client import checks, formatting, selection
+from pahq_client import checks, files, formatting, selection
 from pahq_client.circuit import Circuit
 from pahq_client.display.plots import Series, plot, table, text_table
 from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line
 from pahq_client.graph import Graph
+from pahq_client.results import SHORT_REVISION
 from pahq_client.scores import EdgeScores
 
 if TYPE_CHECKING:
@@ -136,7 +138,10 @@ def circuits_of_curve(
 def _chosen_by_scores(
     scores: EdgeScores, fractions: Iterable[float], rank: str, greedy: bool
 ) -> CurveCircuits:
-    shares = tuple(checks.number("fractions", fraction) for fraction in checks.items("fractions", fractions))
+    shares = tuple(
+        selection.checked_fraction(fraction, f"fractions[{i}]")
+        for i, fraction in enumerate(checks.items("fractions", fractions))
+    )
     counts = [selection.share(scores.graph.num_edges, fraction) for fraction in shares]
     return CurveCircuits(
         graph=scores.graph,
@@ -176,8 +181,19 @@ def _check_fractions(fractions: Sequence[float]) -> None:
         raise InvalidRequest("fractions", f"must ascend, got {list(fractions)}")
 
 
+def given_circuits(source: Any) -> tuple[Any, ...]:
+    """Returns the elements of what should be one Circuit or several. Raises InvalidRequest for text."""
+    if isinstance(source, str | os.PathLike):
+        detail = (
+            f"must be EdgeScores or Circuits, got {type(source).__name__}; score edges with "
+            "client.attribute(model, task, method), or read a file with EdgeScores.load or Circuit.load"
+        )
+        raise InvalidRequest("circuits", detail)
+    return checks.items("circuits", [source] if isinstance(source, Circuit) else source)
+
+
 def _circuits(source: Any) -> list[Circuit]:
-    found = list(checks.items("circuits", [source] if isinstance(source, Circuit) else source))
+    found = list(given_circuits(source))
     if not found:
         raise InvalidRequest("circuits", "is empty: a curve has at least one point")
     for i, circuit in enumerate(found):
@@ -191,7 +207,8 @@ def _circuits(source: Any) -> list[Circuit]:
             raise InvalidRequest(f"circuits[{i}]", detail)
     revisions = {circuit.model_revision for circuit in found} - {""}
     if len(revisions) > 1:
-        detail = f"were found in {len(revisions)} models (revisions {', '.join(sorted(revisions))})"
+        short = ", ".join(revision[:SHORT_REVISION] for revision in sorted(revisions))
+        detail = f"were found in {len(revisions)} models (revisions {short})"
         raise InvalidRequest("circuits", f"{detail}; measure those of each model by themselves")
     return found
 
@@ -403,8 +420,15 @@ class Curve:
         shares = zip(*(curve.faithfulness for curve in self.baselines), strict=True)
         return tuple(math.fsum(point) / len(self.baselines) for point in shares)
 
-    def to_svg(self) -> str:
-        """A plot of the faithfulness over the fractions, with the mean of the baselines in grey."""
+    @overload
+    def to_svg(self, path: None = None) -> str: ...
+    @overload
+    def to_svg(self, path: files.PathLike) -> None: ...
+    def to_svg(self, path: files.PathLike | None = None) -> str | None:
+        """A plot of the faithfulness over the fractions, with the mean of the baselines in grey.
+
+        Returns the text if there is no path to write it to, else None. Raises as `Circuit.to_svg`.
+        """
         random = self.baseline_faithfulness
         series = [
             Series([(x, 1.0) for x in self.fractions], "full model", "#888888", dots=False, dashed=True)
@@ -414,7 +438,8 @@ class Curve:
             series.append(Series(points, "random circuits", "#888888"))
         points = list(zip(self.fractions, self.faithfulness, strict=True))
         series.append(Series(points, self.method or "circuits"))
-        return plot(series, "share of edges", "faithfulness", log_x=True)
+        shown = plot(series, "share of edges", "faithfulness", log_x=True, legend=True)
+        return files.text_or_file(shown, path)
 
     def __str__(self) -> str:
         header, rows = self._table()

@@ -45,7 +45,7 @@ def discover(
         task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
         options: JOB_OPTIONS
         server: HOST:PORT; None for $PAHQ_SERVER, else for an embedded server, started for this call on
-            this machine (needs ``pip install 'pahq[server]'``).
+            this machine (needs the ``server`` extra, see the README).
         token: for a server that asks for one; None for $PAHQ_TOKEN, if it is set.
         tls: None for plaintext, True to trust public authorities, or a TlsConfig.
         timeout: seconds for the whole call, including the start of an embedded server; None for no limit.

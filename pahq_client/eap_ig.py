@@ -242,7 +242,8 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError:
-        detail = "a .pt file needs torch: pip install 'pahq[torch]', or use a name that ends in .json"
+        advice = "pip install '.[torch]' in a checkout of PAHQ, or use a name that ends in .json"
+        detail = f"a .pt file needs torch: {advice}"
         raise InvalidRequest("path", detail) from None
     return torch
 

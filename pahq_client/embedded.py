@@ -202,5 +202,5 @@ def _check_installed() -> None:
         raise NoEmbeddedServer(
             "embedded",
             f"no server was named and none can be started here ({' and '.join(missing)} not installed): pass "
-            "server=, set PAHQ_SERVER, or pip install 'pahq[server]'",
+            "server=, set PAHQ_SERVER, or pip install '.[server]' in a checkout of PAHQ",
         )

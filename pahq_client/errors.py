@@ -85,7 +85,8 @@ class OtherModel(InvalidRequest):
     def __init__(self, circuit: str, model: str, detail: str = "", field: str = "circuit") -> None:
         detail = detail or (
             f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
-            "on the model that it was found in, or allow another model if you mean to"
+            "on the model that it was found in, or pass allow_other_model=True (pahq: --allow-other-model) "
+            "if you mean another"
         )
         super().__init__(field, detail)
         self.args = (circuit, model, detail, field)

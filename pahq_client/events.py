@@ -153,6 +153,7 @@ class JobInfo(_WithProgress):
         method: name of the method, for example ``acdc``.
         metric: name of the metric.
         threshold: None if there is none.
+        target: what ``acdc`` looks for a threshold for, in words such as ``30 edges``; else empty.
         progress: how far it is.
         queue_position: position among the waiting jobs of all users, 1 for the next to begin; None when
             unknown.
@@ -189,6 +190,7 @@ class JobInfo(_WithProgress):
     artifact: str = ""
     figures: Mapping[str, float] = field(default_factory=dict, hash=False)
     warnings: tuple[str, ...] = ()
+    target: str = ""
 
     @property
     def metric_value(self) -> float | None:

@@ -78,11 +78,26 @@ def write(path: PathLike, data: bytes) -> None:
             _write_all(descriptor, data)
         return
     target = Path(os.path.realpath(name))  # through a link, not over it
+    _check_folder(target)
     with _partial(target) as (partial, file):
         _write_all(file.fileno(), data)
         os.fsync(file.fileno())
         file.close()
         os.replace(partial, target)
+
+
+def text_or_file(text: str, path: PathLike | None) -> str | None:
+    """Returns the text if there is no path; else writes it there and returns None.
+
+    Raises:
+        InvalidRequest: the path is none, or cannot be written to.
+        OSError: it cannot be written.
+    """
+    if path is None:
+        return text
+    check_target("path", path)
+    write(path, text.encode())
+    return None
 
 
 def path_text(field: str, path: object) -> str:
@@ -106,13 +121,17 @@ def _check(name: str) -> None:
             raise PermissionError(errno.EACCES, "you may not write to it")
         return
     target = Path(os.path.realpath(name))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, f"there is no directory {str(target.parent)!r}")
+    _check_folder(target)
     # What is write-protected is so on purpose, although it could be replaced.
     if target.exists() and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, "it is write-protected")
     with _partial(target):  # the only way to know: permissions do not tell of quotas and read-only disks
         pass
+
+
+def _check_folder(target: Path) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no directory {str(target.parent)!r}", str(target))
 
 
 def _in_place(name: str) -> str | int | None:
@@ -131,7 +150,9 @@ def _in_place(name: str) -> str | int | None:
             raise IsADirectoryError(errno.EISDIR, "it is the name of a directory", name) from None
         return None
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "it is a directory", name)
+        example = os.path.join(name, "ioi.json")
+        detail = f"it is a directory; name a file in it, for example {example!r}"
+        raise IsADirectoryError(errno.EISDIR, detail, name)
     if stat.S_ISSOCK(mode):
         raise OSError(errno.ENXIO, "it is a socket", name)
     return None if stat.S_ISREG(mode) else name

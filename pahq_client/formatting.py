@@ -87,11 +87,11 @@ def summarize(info: JobInfo) -> str:
 
 
 def asked(info: JobInfo) -> str:
-    """Says in one line what a job was asked to do: model, task, method, threshold."""
+    """Says in one line what a job was asked to do: model, task, method, threshold or what it is for."""
     task = info.task and f"task {info.task}"
     known = {"model": info.model, "method": info.method, "threshold": info.threshold}
     model, *others = (f"{key} {value}" if value not in ("", None) else "" for key, value in known.items())
-    return ", ".join(part for part in (model, task, *others) if part)
+    return ", ".join(part for part in (model, task, *others, info.target) if part)
 
 
 def task(about: object) -> str:

@@ -194,6 +194,13 @@ class Graph:
         alike = replace(other, kv_receivers=self.kv_receivers) if self.heads == self.kv_heads else other
         return self == alike
 
+    def __str__(self) -> str:
+        parts = [f"{self.layers} layers", f"{self.heads} heads", f"{self.kv_heads} key/value heads"]
+        parts += [f"kv_receivers {self.kv_receivers!r}"] if self.heads != self.kv_heads else []
+        parts += ["attention and MLP in parallel"] if self.parallel else []
+        parts += [] if self.mlps else ["no MLPs"]
+        return ", ".join(parts)
+
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "kv_heads"):
             number = integer(f"graph.{name}", getattr(self, name))

@@ -194,7 +194,7 @@ class TaskCheck:
     def _table(self) -> list[tuple[str, ...]]:
         rows = [("clean", self.clean), ("corrupted", self.corrupted)]
         return [
-            ("prompts", "above wrong answer", "likeliest", "logit difference"),
+            ("prompts", "above wrong answer", "likeliest", "mean logit difference, answer - wrong answer"),
             *(
                 (name, _percent(each.above_wrong), _percent(each.likeliest), f"{each.logit_difference:.4g}")
                 for name, each in rows

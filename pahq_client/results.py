@@ -10,6 +10,9 @@ from pahq_client.errors import OtherModel
 from pahq_client.graph import CircuitMetric
 from pahq_client.task import BuiltinTask, Task, task_of
 
+# How many digits of a revision are shown.
+SHORT_REVISION = 12
+
 
 class WithProvenance:
     """Reads the ``provenance`` of a result: what was asked for, and what happened in the run.
@@ -78,9 +81,11 @@ def check_same_revision(
     """
     revisions = a.model_revision, b.model_revision
     if all(revisions) and revisions[0] != revisions[1] and not allow_other_model:
+        short = " and ".join(revision[:SHORT_REVISION] for revision in revisions)
         detail = (
-            f"these are of different models (revisions {' and '.join(revisions)}), whose edges of the same "
-            f"names do other things. To compare them all the same, use {call}(..., allow_other_model=True)"
+            f"these are of different models (revisions {short}), whose edges of the same names do other "
+            f"things. To compare them all the same, use {call}(..., allow_other_model=True), or pahq with "
+            "--allow-other-model"
         )
         raise OtherModel(*revisions, detail)
 

@@ -63,7 +63,8 @@ def _pairs(
 ) -> list[tuple[Sample, Sample]]:
     """Pairs each positive sample with a negative one that is as long and in no other pair.
 
-    Those of one prompt are paired first; samples that are equal in all tokens count once.
+    Those of one prompt are paired first; samples that are equal in all tokens count once, and those that
+    ended at once not at all.
     """
     waiting: dict[object, list[Sample]] = defaultdict(list)
     for sample in _distinct(bad, tokens):
@@ -89,12 +90,19 @@ def _pairs(
 
 
 def _distinct(samples: list[Sample], tokens: int | None) -> list[Sample]:
-    return list({_ids(sample, tokens): sample for sample in samples}.values())
+    return list({_ids(sample, tokens): sample for sample in samples if _said(sample)}.values())
 
 
 def _ids(sample: Sample, tokens: int | None) -> tuple[int, ...]:
-    """The tokens of a prompt and of its sample, or of the sample's beginning."""
-    return sample.prompt_ids + sample.ids[:tokens]
+    """The tokens of a prompt and of its sample, or of the sample's beginning.
+
+    The token that ended a sample is left out: what a model says after an end of text means nothing.
+    """
+    return sample.prompt_ids + _said(sample)[:tokens]
+
+
+def _said(sample: Sample) -> tuple[int, ...]:
+    return sample.ids[:-1] if sample.finish_reason == "stop" else sample.ids
 
 
 def _answer(field: str, value: Any, sample: Sample) -> AnswerLike:

@@ -158,7 +158,7 @@ class Samples(WithProvenance, Sequence[Sample]):
         parts = [
             f"{len(self.items)} samples of {prompts} prompt{'' if prompts == 1 else 's'}",
             f"{tokens} tokens",
-            f"{stopped} ended by themselves",
+            f"{stopped} stopped",  # at an end token or a stop text
         ]
         if self.model:
             parts.append(f"model {one_line(self.model)}")

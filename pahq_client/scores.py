@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
 
-from pahq_client import comparison, eap_ig, files, scores_file, selection
+from pahq_client import checks, comparison, eap_ig, files, scores_file, selection
 from pahq_client.circuit import Circuit
 from pahq_client.comparison import Roc, ScoreComparison
 from pahq_client.display import circuits
@@ -25,9 +25,15 @@ if TYPE_CHECKING:
     from pahq_client.curve import Curve
 
 
+# What to do where a circuit is wanted and scores are given.
+CIRCUIT_OF_SCORES = "choose a circuit by the scores, such as scores.top(fraction=0.1)"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class EdgeScores(WithProvenance):
     """A score for every edge of a graph, for example from edge attribution patching (``method="eap"``).
+
+    Two are equal when they would be the same in a file, apart from ``provenance.run``.
 
     Args:
         scores: float64, shape [edges], in the order of ``graph.edge_names()``: how much ablating an edge is
@@ -74,6 +80,7 @@ class EdgeScores(WithProvenance):
         """Edges, senders and receivers of the graph by number."""
         return edge_index(self.graph)
 
+    @checks.known_arguments
     def top(
         self, *, edges: int | None = None, fraction: float | None = None, rank: str = "absolute"
     ) -> Circuit:
@@ -96,6 +103,7 @@ class EdgeScores(WithProvenance):
         count = selection.count_of(len(self.scores), edges, fraction)
         return self._circuits([count], rank, greedy=False)[0]
 
+    @checks.known_arguments
     def greedy(
         self, *, edges: int | None = None, fraction: float | None = None, rank: str = "absolute"
     ) -> Circuit:
@@ -107,6 +115,7 @@ class EdgeScores(WithProvenance):
         count = selection.count_of(len(self.scores), edges, fraction)
         return self._circuits([count], rank, greedy=True)[0]
 
+    @checks.known_arguments
     def curve_circuits(
         self, fractions: Iterable[float] | None = None, *, rank: str = "absolute", greedy: bool = False
     ) -> tuple[Circuit, ...]:
@@ -123,7 +132,8 @@ class EdgeScores(WithProvenance):
         from pahq_client.curve import FRACTIONS
 
         shares = FRACTIONS if fractions is None else fractions
-        counts = [selection.share(len(self.scores), fraction) for fraction in shares]
+        checked = [selection.checked_fraction(share, f"fractions[{i}]") for i, share in enumerate(shares)]
+        counts = [selection.share(len(self.scores), share) for share in checked]
         return tuple(self._circuits(counts, rank, greedy))
 
     def selections(
@@ -172,6 +182,7 @@ class EdgeScores(WithProvenance):
         text = "The scores are those of a job that did not come to its end. Run it again for all of them."
         return (*self.warnings, text)
 
+    @checks.known_arguments
     def compare(self, other: EdgeScores, *, allow_other_model: bool = False) -> ScoreComparison:
         """Compares with other scores of the same graph, edge by edge.
 
@@ -184,13 +195,17 @@ class EdgeScores(WithProvenance):
             OtherModel: it is of another model, and that is not allowed.
         """
         if not isinstance(other, EdgeScores):
-            raise InvalidRequest("other", f"must be EdgeScores, got {type(other).__name__}")
+            hint = (
+                "; scores.roc(circuit) compares scores with a circuit" if isinstance(other, Circuit) else ""
+            )
+            raise InvalidRequest("other", f"must be EdgeScores, got {type(other).__name__}{hint}")
         if not self.graph.same_as(other.graph):
             detail = f"belongs to another graph ({other.graph}) than these scores ({self.graph})"
             raise InvalidRequest("other", detail)
         check_same_revision(self, other, allow_other_model)
         return comparison.ScoreComparison(self.scores, other.scores, self.method, other.method)
 
+    @checks.known_arguments
     def roc(self, reference: Circuit, *, rank: str = "absolute", allow_other_model: bool = False) -> Roc:
         """How well the scores tell the edges of a circuit from the others, for example of an exact search.
 
@@ -205,7 +220,8 @@ class EdgeScores(WithProvenance):
             OtherModel: it is of another model, and that is not allowed.
         """
         if not isinstance(reference, Circuit):
-            raise InvalidRequest("reference", f"must be a Circuit, got {type(reference).__name__}")
+            hint = f"; {CIRCUIT_OF_SCORES}" if isinstance(reference, EdgeScores) else ""
+            raise InvalidRequest("reference", f"must be a Circuit, got {type(reference).__name__}{hint}")
         if reference.partial:
             raise InvalidRequest("reference", "is a partial circuit, whose undecided edges tell nothing")
         if not self.graph.same_as(reference.graph):
@@ -216,6 +232,7 @@ class EdgeScores(WithProvenance):
         return comparison.roc(keys, self.index.kept(reference.edges), self.method)
 
     @classmethod
+    @checks.known_arguments
     def load(cls, path: str | os.PathLike[str], *, allow_partial: bool = False) -> EdgeScores:
         """Reads a file of edge scores.
 
@@ -253,6 +270,7 @@ class EdgeScores(WithProvenance):
     def to_eap_ig(self, path: None = None, *, d_model: int | None = None) -> dict[str, Any]: ...
     @overload
     def to_eap_ig(self, path: str | os.PathLike[str], *, d_model: int | None = None) -> None: ...
+    @checks.known_arguments
     def to_eap_ig(
         self, path: str | os.PathLike[str] | None = None, *, d_model: int | None = None
     ) -> dict[str, Any] | None:
@@ -268,6 +286,7 @@ class EdgeScores(WithProvenance):
         return eap_ig.export(content, path)
 
     @classmethod
+    @checks.known_arguments
     def from_eap_ig(
         cls,
         source: str | os.PathLike[str] | Mapping[str, Any],
@@ -308,11 +327,13 @@ class EdgeScores(WithProvenance):
 
         return node_totals(self.index, np.arange(len(self.scores)), self.scores)
 
+    @checks.known_arguments
     def to_html(
         self,
         path: str | os.PathLike[str],
         *,
         other: Circuit | EdgeScores | None = None,
+        names: Iterable[str] = (),
         curve: Curve | None = None,
     ) -> None:
         """Writes a page that shows the 2,000 largest scores, as `Circuit.to_html` does.
@@ -320,6 +341,7 @@ class EdgeScores(WithProvenance):
         Args:
             path: where to write.
             other: what to compare with, of the same graph.
+            names: as of `Circuit.to_html`.
             curve: what the metric is for growing numbers of these edges, to be shown beside them.
 
         Raises:
@@ -328,12 +350,25 @@ class EdgeScores(WithProvenance):
         """
         from pahq_client.display import page
 
-        page.write(path, self, other, curve=curve)
+        page.write(path, self, other, names=names, curve=curve)
 
     def _repr_html_(self) -> str:
         from pahq_client.display.notebook import scores_html
 
         return scores_html(self)
+
+    def _canonical_bytes(self) -> bytes:
+        """The file without ``provenance.run``: equal for two equal jobs."""
+        kept = {key: value for key, value in self.provenance.items() if key != "run"}
+        return scores_file.encode(replace(self, provenance=kept), "scores")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EdgeScores):
+            return NotImplemented
+        return self._canonical_bytes() == other._canonical_bytes()
+
+    def __hash__(self) -> int:
+        return hash(self._canonical_bytes())
 
     def __repr__(self) -> str:
         return f"EdgeScores({circuits.summarize_scores(self)})"

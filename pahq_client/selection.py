@@ -72,11 +72,12 @@ def share(num_edges: int, fraction: object) -> int:
     return math.floor(checked_fraction(fraction) * num_edges)
 
 
-def checked_fraction(fraction: object) -> float:
+def checked_fraction(fraction: object, field: str = "fraction") -> float:
     """Returns a share of a graph's edges. Raises InvalidRequest unless it is above 0 and at most 1."""
-    value = checks.number("fraction", fraction)
+    value = checks.number(field, fraction)
     if not 0 < value <= 1:  # also refuses NaN
-        raise InvalidRequest("fraction", f"must be above 0 and at most 1, got {value:g}")
+        hint = f"; {value:g} % is {value / 100:g}" if 1 < value <= 100 else ""
+        raise InvalidRequest(field, f"must be above 0 and at most 1, got {value:g}{hint}")
     return value
 
 

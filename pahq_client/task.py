@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from pahq_client import checks, files, task_files
@@ -51,13 +53,16 @@ class Checkable:
 class BuiltinTask(Checkable):
     """A task that the server generates for the tokenizer of the served model.
 
+    Its prompts depend on that tokenizer, so that only results have them: the ``task`` of a result that was
+    asked for with ``include_prompts=True`` is a `Task` with the prompts that were drawn.
+
     Args:
         name: name of the generator, for example ``ioi``.
         num_prompts: how many prompt pairs.
         seed: the same seed gives the same prompts.
 
     Raises:
-        InvalidRequest: an argument has the wrong type.
+        InvalidRequest: an argument has the wrong type, or the name is that of a file.
     """
 
     name: str
@@ -66,8 +71,23 @@ class BuiltinTask(Checkable):
 
     def __post_init__(self) -> None:
         _set(self, "name", checks.text("task", self.name))
+        if hint := _hint_at_file(self.name):
+            raise InvalidRequest("task", f"{self.name!r} is not the name of a built-in task; {hint}")
         _set(self, "num_prompts", checks.integer("task.num_prompts", self.num_prompts, bits=32))
         _set(self, "seed", checks.integer("task.seed", self.seed))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            if name not in task_files.KEYS:
+                raise AttributeError(
+                    f"{type(self).__name__!r} has no attribute {name!r}", name=name, obj=self
+                )
+            detail = (
+                f"a built-in task has no {name!r} of its own: a server draws its prompts for the "
+                "tokenizer of its model. client.attribute(model, task, include_prompts=True).task has them"
+            )
+            raise AttributeError(detail, name=name, obj=self)
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,8 @@ class Task(Checkable):
         positions: ``"last"``, or the 0-based token positions at which the metric is read.
 
     Raises:
-        InvalidRequest: an argument has the wrong type; its field names the element.
+        InvalidRequest: an argument has the wrong type, and the field names the element; or there is no
+            prompt, or not one corrupted prompt, answer or wrong answer for each.
     """
 
     clean: Iterable[PromptLike]
@@ -94,10 +115,13 @@ class Task(Checkable):
 
     def __post_init__(self) -> None:
         _set(self, "clean", read_prompts("task.clean", self.clean))
+        if not self.clean:
+            raise InvalidRequest("task.clean", "is empty: a task has at least one prompt")
         for name in ("corrupted", "answers", "wrong_answers"):
             value = getattr(self, name)
             if value is not None:
                 _set(self, name, read_prompts(f"task.{name}", value, answers="answers" in name))
+                _check_pairwise(name, getattr(self, name), self.clean)  # type: ignore[arg-type]
         _set(self, "positions", _positions(self.positions))
 
     @staticmethod
@@ -153,8 +177,10 @@ class Task(Checkable):
         positions: str | Iterable[int] = "last",
         limit: int | None = None,
     ) -> Task:
-        """Reads a task from a CSV file whose first row names the columns; by default those of EAP-IG.
+        """Reads a task from a CSV file whose first row names the columns.
 
+        By default these are ``clean`` and ``corrupted`` and, for the answers, those of EAP-IG, with token
+        ids: ``correct_idx`` and ``incorrect_idx``; or else ``answer`` and ``wrong_answer``, with texts.
         Prompts are texts; spaces count. Other columns and empty rows are left out.
 
         Args:
@@ -226,7 +252,7 @@ class Task(Checkable):
         """Makes contrast pairs of what the model itself said: of samples that do something and others.
 
         The prompt with a positive sample is a clean prompt, that with a negative one its corrupted prompt, as
-        token ids. Both of a pair have the same number of tokens. Each sample is in one pair at most; a
+        token ids, without the token that ended a sample. Both of a pair have the same number of tokens. Each sample is in one pair at most; a
         PahqWarning says how many are left out.
 
         Args:
@@ -285,7 +311,21 @@ def as_task(task: TaskLike) -> Task | BuiltinTask:
         return task
     if isinstance(task, str):
         return BuiltinTask(task)
-    raise InvalidRequest("task", f"must be a Task or the name of a task, got {type(task).__name__}")
+    hint = f"; {_hint_at_file(str(task))}" if isinstance(task, os.PathLike) else ""
+    raise InvalidRequest("task", f"must be a Task or the name of a task, got {type(task).__name__}{hint}")
+
+
+def _hint_at_file(name: str) -> str:
+    """Says how to read the file that a name seems to be of; empty for a name that is none."""
+    path = PurePath(name)
+    if path.suffix in _READERS:
+        return f"read the file with Task.{_READERS[path.suffix]}({name!r})"
+    if path.suffix or path.name != name:
+        return "read a file with Task.load (JSON), Task.from_jsonl or Task.from_csv"
+    return ""
+
+
+_READERS = {".json": "load", ".jsonl": "from_jsonl", ".csv": "from_csv"}
 
 
 def task_of(run: Mapping[str, Any]) -> Task | BuiltinTask | None:
@@ -319,6 +359,14 @@ def read_prompts(field: str, value: object, answers: bool = False) -> tuple[Prom
     """Checks prompts, or answers. Raises InvalidRequest that names the element of ``field``."""
     read = _answer if answers else _prompt
     return tuple(read(f"{field}[{i}]", item) for i, item in enumerate(checks.items(field, value)))
+
+
+def _check_pairwise(name: str, values: tuple[Prompt, ...], clean: tuple[Prompt, ...]) -> None:
+    """Raises InvalidRequest unless there is one value for each clean prompt."""
+    if len(values) != len(clean):
+        what = "prompts" if name == "corrupted" else name.replace("_", " ")
+        detail = f"must be one for each clean prompt, got {len(values)} {what} for {len(clean)}"
+        raise InvalidRequest(f"task.{name}", detail)
 
 
 def _prompt(field: str, value: object) -> Prompt:

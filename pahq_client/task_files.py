@@ -29,6 +29,9 @@ KEYS = ("clean", "corrupted", "answers", "wrong_answers", "positions")
 _IDS = "_idx"
 _LIST = re.compile(r"\s*\[.+\]\s*", re.DOTALL)
 _QUOTED = 60
+# Columns of answers that are read unless others are named: token ids, else texts.
+ID_COLUMNS = {"answers": "correct_idx", "wrong_answers": "incorrect_idx"}
+TEXT_COLUMNS = {"answers": "answer", "wrong_answers": "wrong_answer"}
 # Columns of answers in the files of EAP-IG (github.com/hannamw/eap-ig-faithfulness, folder data).
 _KNOWN_ANSWERS = (
     ("correct_idx", "incorrect_idx"),  # ioi, colored-objects
@@ -52,7 +55,8 @@ def read_csv(
 
     Args:
         source: the file.
-        columns: per argument of `Task`, the name of its column; None to leave it out.
+        columns: per argument of `Task`, the name of its column; None to leave it out. Where a file has none
+            of `ID_COLUMNS`, `TEXT_COLUMNS` take their place.
         token_ids: whether answers are token ids; None where the column's name tells.
         limit: at most so many rows.
 
@@ -71,6 +75,7 @@ def read_csv(
     header = next(rows, (0, []))[1]
     if not header:
         raise InvalidRequest("task", f"{name} is empty; its first row must name the columns")
+    wanted = _with_texts(header, wanted)
     _check_header(name, header, wanted)
     places = {argument: header.index(column) for argument, column in wanted.items()}
     found: dict[str, list[Any]] = {argument: [] for argument in wanted}
@@ -88,6 +93,8 @@ def read_csv(
                 found[argument].append(_token_id(where, cell) if ids else cell)
             else:
                 found[argument].append(cell)
+    if not found["clean"]:
+        raise InvalidRequest("task", f"{name} has no rows below its header: a task has at least one prompt")
     return found
 
 
@@ -124,6 +131,8 @@ def read_jsonl(source: Source, keys: Mapping[str, str | None], limit: int | None
             raise InvalidRequest("task", f"{where} has no {_names(missing)}; it has {_names(row)}")
         for argument, key in wanted.items():
             found[argument].append(_json_value(f"{where}, {key!r}", argument, row[key]))
+    if not found["clean"]:
+        raise InvalidRequest("task", f"{name} has no rows: a task has at least one prompt")
     return found
 
 
@@ -214,6 +223,16 @@ def _wanted(names: Mapping[str, str | None]) -> dict[str, str]:
     return {argument: checks.text(argument, name) for argument, name in names.items() if name is not None}
 
 
+def _with_texts(header: Sequence[str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Returns the wanted columns with `TEXT_COLUMNS` for `ID_COLUMNS`, if the file has only those."""
+    if not set(ID_COLUMNS.values()).isdisjoint(header) or set(TEXT_COLUMNS.values()).isdisjoint(header):
+        return dict(wanted)
+    return {
+        argument: TEXT_COLUMNS[argument] if ID_COLUMNS.get(argument) == column else column
+        for argument, column in wanted.items()
+    }
+
+
 def _check_header(name: str, header: Sequence[str], wanted: Mapping[str, str]) -> None:
     """Raises InvalidRequest where a wanted column is missing or is there twice."""
     twice = [column for column in wanted.values() if header.count(column) > 1]
@@ -229,16 +248,21 @@ def _check_header(name: str, header: Sequence[str], wanted: Mapping[str, str]) -
 def _advice(header: Sequence[str], wanted: Mapping[str, str], missing: Mapping[str, str]) -> str:
     """Says how to read a file without the wanted columns."""
     asked = wanted.get("answers"), wanted.get("wrong_answers")
+    usual = " and ".join(ID_COLUMNS.values())
     for answers, wrong in _KNOWN_ANSWERS:
         if {answers, wrong} <= set(header) and asked != (answers, wrong):
-            return f"Read it with answers={answers!r}, wrong_answers={wrong!r}"
+            columns = f"answers={answers!r}, wrong_answers={wrong!r}"
+            return f"Read it with {columns} (for the command pahq, rename these columns to {usual})"
     greater_than = asked[0] == "correct_idx" and [*missing] == ["wrong_answers"]
     if greater_than or "answers_idx" in header:
         return f"Beware: {_ONE_ANSWER}"
     options = ", ".join(f"{argument}=" for argument in missing)
     left_out = [argument for argument in missing if argument != "clean"]
     without = f", or leave them out, such as {left_out[0]}=None" if left_out else ""
-    return f"Name the columns with {options}{without}"
+    names = [TEXT_COLUMNS.get(argument, argument) for argument in missing]
+    renamed = f"rename the columns to {' and '.join(names)}"
+    renamed += ", or leave them out of a .json file with the arguments of Task" if left_out else ""
+    return f"Name the columns with {options}{without} (for the command pahq, {renamed})"
 
 
 def _check_one_answer(where: str, several: bool, value: object) -> None:
@@ -248,7 +272,10 @@ def _check_one_answer(where: str, several: bool, value: object) -> None:
 
 def _token_id(where: str, cell: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", cell.strip(), re.ASCII):
-        detail = f"must be a token id, got {_cut(cell)}; for texts give token_ids=False"
+        detail = (
+            f"must be a token id, got {_cut(cell)}; for texts give token_ids=False (for the command pahq, "
+            f"rename the columns to {' and '.join(TEXT_COLUMNS.values())})"
+        )
         raise InvalidRequest("task", f"{where}: {detail}")
     return int(cell)
 

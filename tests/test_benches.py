@@ -154,12 +154,34 @@ def test_the_benchmark_of_sampling_measures_what_it_says(monkeypatch: pytest.Mon
     peaks = own["peak_of_whole"]
     assert 0.1 < peaks["rounds"] < peaks["fifo"] < peaks["longest_first"] < 1
     assert parts["kinds"]["n 4, m 4"]["peak_of_whole"]["fifo"] == 1
+    runs = {
+        name: {
+            "steps": [steps],
+            "lower_bound": [100],
+            "peak_kv_tokens": [peak],
+            "prompt_tokens_computed": [40],
+            "tokens": [400],
+            "seconds": [2.0],
+            "cpu_seconds": [1.0],
+        }
+        for name, steps, peak in (("whole group", 50, 1000), ("rounds", 200, 300), ("fifo", 110, 340))
+    }
+    replayed = {"fifo": {"over_bound": 1.06, "peak_of_whole": 0.33}}
+    measured = {"auto": "fifo", "runs": runs, "replayed": replayed, "differ": 1, "compared": 160}
+    plain = {"ours": [9.0, 8.0, 1.0], "plain": [10.0] * 3, "ours_cpu": [1.0], "plain_cpu": [2.0]}
+    results = {
+        "transformers": {"figures": {"toy": measured}, "measured_on": "nowhere"},
+        "vllm": {"figures": {"toy": measured | {"plain": plain}}, "measured_on": "nowhere"},
+    }
+    ours = [line.split(" | ")[1:] for line in sampling_tables.targets(results)[2:]]
+    assert ours[:4] == [
+        ["0.340", "-", "≤ 0.35", "yes |"],
+        ["0.550", "-", "≤ 0.7", "yes |"],
+        ["1.100", "-", "≤ 1.08", "no |"],
+        ["1", "-", "0", "no |"],
+    ]
+    assert ours[7:] == [["1", "-", "-", "- |"], ["0.80", "-", "≥ 0.9", "no |"], ["0.50", "-", "-", "- |"]]
+    assert "| toy, vllm | **fifo** | 1.100 (1.060) | 0.340 (0.330) | 40 | 200 | 2.50 |" in (
+        sampling_tables.by_model(results)
+    )
     assert sampling_tables.targets({}) == lines[:2], "what was not measured has no rows"
-
-
-def test_throughput_is_compared_with_plain_vllm() -> None:
-    own = {"ratio": 0.95, "cpu_ratio": 0.85, "samples": 32, "slots": 8}
-    *_, wall, cpu = sampling_tables.targets({"throughput": {"figures": {"demo": own}}})
-    end = "demo on vLLM, 8 slots / LLM.generate(n=32)"
-    assert wall == f"| tokens per second, {end} | 0.95 | - | ≥ 0.9 | yes |"
-    assert cpu == f"| tokens per CPU second, {end} | 0.85 | - | ≥ 0.9 | no |"

@@ -24,17 +24,15 @@ from pahq_client.cli.output import (
     print_values,
     put,
 )
-from pahq_client.cli.view import load
+from pahq_client.cli.view import load, load_circuit
 from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
 from pahq_client.discover import generate as sample
 from pahq_client.errors import InvalidRequest
-from pahq_client.results import Model
+from pahq_client.results import SHORT_REVISION, Model
 from pahq_client.scores import EdgeScores
 
-# How many digits of a revision are shown.
-SHORT_REVISION = 12
 _MODEL_COLUMNS = (
     *("name", "architecture", "layers", "heads", "width", "context", "parameters", "edges"),
     *("text", "revision"),
@@ -74,6 +72,9 @@ def generate(arguments: Namespace) -> None:
     """Samples text, prints it and writes the file asked for."""
     names = ("n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs")
     options: Any = {name: getattr(arguments, name) for name in (*names, "slots", "kv_tokens", "policy")}
+    options |= {name: getattr(arguments, name) for name in ("ablation", "corrupted")}
+    if arguments.circuit is not None:
+        options["circuit"] = Circuit.load(arguments.circuit)
     if arguments.detach:
         detach_generate(arguments, options)
         return
@@ -121,7 +122,7 @@ def estimate(arguments: Namespace) -> None:
 
 def evaluate(arguments: Namespace) -> None:
     """Measures a circuit file."""
-    circuit = Circuit.load(arguments.circuit, allow_partial=arguments.allow_partial)
+    circuit = load_circuit("--circuit", arguments.circuit, arguments.allow_partial)
     task = read_task(arguments)
     names = ("metric", "ablation", "kv_receivers", "precision", "allow_other_model")
     options: Any = {name: getattr(arguments, name) for name in names}

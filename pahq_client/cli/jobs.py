@@ -24,7 +24,7 @@ from pahq_client.cli.output import (
     print_table,
     put,
 )
-from pahq_client.cli.view import load
+from pahq_client.cli.view import contents, load, load_circuit
 from pahq_client.client import Client
 from pahq_client.display.progress import reporter
 from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed, NotFound, WarningDisplay
@@ -53,7 +53,7 @@ def job_options(arguments: Namespace) -> JobOptions:
     names = (*_FOR_ALL, *_FOR_SOME)
     options: Any = {name: getattr(arguments, name) for name in names}
     if arguments.within is not None:
-        options["within"] = Circuit.load(arguments.within)
+        options["within"] = load_circuit("--within", arguments.within)
     found: JobOptions = options
     return found
 
@@ -155,11 +155,11 @@ def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
 
 def _load(path: str) -> Circuit | EdgeScores | Samples:
     try:
-        if samples_file.is_samples_file(files.read(path)):
+        if samples_file.is_samples_file(contents(path)):
             return Samples.load(path, allow_partial=True)
         return load(path, allow_partial=True)
-    except FileNotFoundError as error:
-        if _ID.fullmatch(path):  # may as well be a job
+    except InvalidRequest as error:
+        if _ID.fullmatch(path) and not os.path.exists(path):  # may as well be a job
             error.add_note("to show a job, name its server with --server or $PAHQ_SERVER")
         raise
 
@@ -206,7 +206,7 @@ def _row(info: JobInfo) -> tuple[object, ...]:
         info.model,
         info.task or None,
         info.method,
-        number(info.threshold),
+        number(info.threshold) or info.target or None,
         f"{info.kept}/{info.total}" if info.total and "kept" in info.progress.figures else None,
         f"{info.metric or 'metric'} {number(info.metric_value)}" if info.metric_value is not None else None,
         number(info.faithfulness) if info.metric_full is not None else None,

@@ -47,7 +47,10 @@ def read_task(arguments: Namespace) -> Task | BuiltinTask:
     size = {name: getattr(arguments, name) for name in ("num_prompts", "seed")}
     given = {name: value for name, value in size.items() if value is not None}
     path = Path(arguments.task)
-    if path.suffix not in _READERS and path.name == arguments.task:
+    if path.suffix and path.suffix not in _READERS:
+        known = ", ".join(_READERS)
+        raise InvalidRequest("--task", f"cannot read {arguments.task!r}: files end in one of {known}")
+    if not path.suffix and path.name == arguments.task:
         return BuiltinTask(arguments.task, **given)
     if given:
         raise InvalidRequest(f"task.{next(iter(given))}", "is for built-in tasks, not for files")

@@ -130,8 +130,11 @@ def fields(answer: Evaluation | Estimate | JobInfo | Event, as_json: bool) -> di
         del values["warnings"]
     if isinstance(answer, Evaluation) or (isinstance(answer, JobInfo) and answer.metric_full is not None):
         values["faithfulness"] = answer.faithfulness
-        if not as_json and answer.faithfulness is None:
-            values["faithfulness"] = formatting.NO_FAITHFULNESS
+        if not as_json:
+            values["faithfulness"] = number(answer.faithfulness) or formatting.NO_FAITHFULNESS
+    if isinstance(answer, Estimate) and not as_json:
+        values["memory_bytes"] = count(answer.memory_bytes)
+        values |= {name: number(values[name]) for name in ("least_seconds", "most_seconds")}
     return values
 
 
@@ -231,6 +234,8 @@ def _plain(value: object) -> str:
         return ", ".join(f"{key} {part}" for key, part in value.items())
     if isinstance(value, datetime):
         return local_time(value, "%Y-%m-%d %H:%M:%S")
+    if isinstance(value, float):
+        return f"{value:.6g}"
     return one_line(", ".join(map(str, value)) if isinstance(value, tuple) else str(value))
 
 

@@ -128,6 +128,17 @@ def _generate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
         default="auto",
         help="order of samples: auto (default), rounds, fifo, sjf, longest_first, fptas or fptas_sjf",
     )
+    parser.add_argument("--circuit", metavar="FILE", help="circuit file: what does the circuit alone say?")
+    parser.add_argument(
+        "--ablation",
+        help="what edges outside of the circuit carry: zero or resample (default: as the circuit was found)",
+    )
+    parser.add_argument(
+        "--corrupted",
+        action="append",
+        metavar="TEXT",
+        help="corrupted prompt for resample; once for each prompt, in order",
+    )
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("-o", "--out", metavar="FILE", help="write the samples here")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

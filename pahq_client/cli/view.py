@@ -38,15 +38,34 @@ def load(path: str, allow_partial: bool) -> Result:
     """Reads a circuit or edge scores, whichever the file holds.
 
     Raises:
-        InvalidRequest: it holds samples.
         InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
-        OSError: it cannot be read.
+        InvalidRequest: it holds samples, or cannot be read.
     """
-    data = files.read(path)
+    data = contents(path)
     if samples_file.is_samples_file(data):
         raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
     kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
     return kind.load(path, allow_partial=allow_partial)
+
+
+def contents(path: str) -> bytes:
+    """Reads a file that an argument names. Raises InvalidRequest where that fails."""
+    try:
+        return files.read(path)
+    except OSError as error:
+        raise InvalidRequest("FILE", f"cannot read {path!r}: {error.strerror}") from None
+
+
+def load_circuit(option: str, path: str, allow_partial: bool = False) -> Circuit:
+    """Reads the circuit that an option names. Raises as `load`, and InvalidRequest for a file of scores."""
+    found = load(path, allow_partial)
+    if isinstance(found, EdgeScores):
+        detail = (
+            f"{path!r} holds edge scores: choose a circuit by them first, for example with pahq discover "
+            f"--method {found.method or 'gim'} --fraction 0.1 --out FILE"
+        )
+        raise InvalidRequest(option, detail)
+    return found
 
 
 def _names(paths: list[str]) -> tuple[str, ...]:

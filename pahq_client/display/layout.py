@@ -28,8 +28,11 @@ _CHARACTER = 6.4  # width of a character of a node's name
 _MLP_GAP = 0.35  # more room beside the column of MLPs, in columns
 # Widths and heights that a picture gets if it has room enough for them.
 _USUAL_WIDTH, _USUAL_HEIGHT = 760.0, 640.0
-# How far a curve may swing out to pass between nodes, in columns, nearest first.
-_DETOURS = (0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5)
+# How far the handles of a curve reach from its ends, as shares of its rise: usually both alike, else so that
+# it moves across late or early. The third number is its cost, beside which that of a detour is its size.
+_LIFTS = ((0.42, 0.42, 0.0), (0.8, 0.12, 0.05), (0.12, 0.8, 0.05), (0.95, 0.3, 0.1), (0.3, 0.95, 0.1))
+# How far a curve may swing out beyond its ends to pass between nodes, in columns, nearest first.
+_DETOURS = (0.5, -0.5, 1.0, -1.0, 1.5, -1.5)
 
 
 class Box(NamedTuple):
@@ -169,29 +172,38 @@ class Router:
         start = source.x + _spread(source, target), source.y - source.height / 2
         entry = PORTS[kind] * target.width if kind in PORTS else _spread(target, source)
         end = target.x + entry, target.y + target.height / 2
-        rise = start[1] - end[1]
-        lift = max(0.42 * rise, 12.0)
-        passed = list(self._passed(start, end, lift))
-        best, least = 0.0, math.inf
-        for detour in _DETOURS:
-            aside = detour * self._layout.pitch * 4 / 3  # a cubic curve goes 3/4 of the way to its handles
-            hits = sum(self._hits(row, (t, start[0], end[0], aside)) for t, row in passed)
-            cost = 4 * hits + abs(detour) + (100 if self._is_outside(start[0], end[0], aside) else 0)
+        best, least = (0.0, 0.0, 0.0), math.inf
+        for cost, lifts, aside in self._ways(start, end):
+            if cost >= least:
+                continue
+            passed = self._passed(start, end, lifts)
+            cost += 4 * sum(self._hits(row, (t, start[0], end[0], aside)) for t, row in passed)
             if cost < least:
-                best, least = aside, cost
-            if cost < 1 and detour <= 0:
-                break
-        first, second = (start[0] + best, start[1] - lift), (end[0] + best, end[1] + lift)
+                best, least = (*lifts, aside), cost
+        first, second = (start[0] + best[2], start[1] - best[0]), (end[0] + best[2], end[1] + best[1])
         return f"M{_pair(start)}C{_pair(first)} {_pair(second)} {_pair(end)}"
 
+    def _ways(
+        self, start: tuple[float, float], end: tuple[float, float]
+    ) -> Iterator[tuple[float, tuple[float, float], float]]:
+        """Curves to try: what each costs without nodes in the way, how far its handles rise and are aside."""
+        rise = start[1] - end[1]
+        for first, second, cost in _LIFTS:
+            yield cost, (max(first * rise, 12.0), max(second * rise, 12.0)), 0.0
+        lift = max(_LIFTS[0][0] * rise, 12.0)
+        for detour in _DETOURS:
+            aside = detour * self._layout.pitch * 4 / 3  # a cubic curve goes 3/4 of the way to its handles
+            outside = 100.0 if self._is_outside(start[0], end[0], aside) else 0.0
+            yield abs(detour) + outside, (lift, lift), aside
+
     def _passed(
-        self, start: tuple[float, float], end: tuple[float, float], lift: float
+        self, start: tuple[float, float], end: tuple[float, float], lifts: tuple[float, float]
     ) -> Iterator[tuple[float, float]]:
         """The points of a curve at which it crosses a row between its ends, as (t, height of the row)."""
         steps = int(max(start[1] - end[1], 0.0) / 9) + 1
         for step in range(1, steps):
             t = step / steps
-            y = _bezier(t, start[1], start[1] - lift, end[1] + lift, end[1])
+            y = _bezier(t, start[1], start[1] - lifts[0], end[1] + lifts[1], end[1])
             index = bisect_left(self._heights, y - NODE_HEIGHT / 2 - 2)
             if index < len(self._heights):
                 row = self._heights[index]

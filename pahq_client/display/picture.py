@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from pahq_client import formatting
+from pahq_client import checks, formatting
 from pahq_client.circuit import Circuit
 from pahq_client.curve import Curve
 from pahq_client.display.layout import Layout, Router, arrange
@@ -51,6 +51,7 @@ class Side:
         graph_edges: how many edges the graph has.
         start: how many edges to show at first.
         partial: whether its job did not come to its end.
+        order: what edges are ordered by, for people.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Side:
     graph_edges: int
     start: int
     partial: bool
+    order: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def picture(
     result: Result,
     other: Result | None = None,
     *,
-    names: tuple[str, ...] = (),
+    names: Iterable[str] = (),
     curve: Curve | None = None,
     most: int = MOST_EDGES,
 ) -> Picture:
@@ -140,13 +142,15 @@ def picture(
     Args:
         result: a circuit or edge scores.
         other: what to compare it with.
-        names: what to call the results; by default their task and model.
+        names: what to call the results; by default their task and model, and their method where these are the
+            same.
         curve: what the metric is for growing numbers of edges of the first result, which has scores.
         most: the most edges; those with the largest scores are taken, half of them from each of two results.
 
     Raises:
         InvalidRequest: one is neither circuit nor scores, they belong to different graphs, the curve is not
-            that of the largest of these scores, or so many heads share keys that the edges cannot be drawn.
+            that of the largest of these scores, there is not one name for each, or so many heads share keys
+            that the edges cannot be drawn.
     """
     results = [result] if other is None else [result, other]
     for field, found in zip(("result", "other"), results, strict=False):
@@ -159,7 +163,9 @@ def picture(
         _check_curve(curve, result)
     limit = max(most // len(results), 1)
     ranked = [_ranked(found, limit) for found in results]
-    called = names or tuple(_name(found) for found in results)
+    called = _checked_names(names, len(results)) or tuple(_name(found) for found in results)
+    if len(set(called)) < len(called) and all(map(_method, results)):
+        called = tuple(f"{name}, {_method(found)}" for name, found in zip(called, results, strict=True))
     if len(set(called)) < len(called):
         called = tuple(f"{letter}: {name}" for letter, name in zip("AB", called, strict=False))
     sides = [
@@ -167,6 +173,13 @@ def picture(
         for found, name, rank in zip(results, called, ranked, strict=True)
     ]
     return Picture(result.graph, tuple(sides), tuple(_edges(ranked, result.graph)))
+
+
+def _checked_names(names: object, count: int) -> tuple[str, ...]:
+    given = tuple(checks.text(f"names[{i}]", name) for i, name in enumerate(checks.items("names", names)))
+    if given and len(given) != count:
+        raise InvalidRequest("names", f"must be one for each of {count} results, got {len(given)}")
+    return given
 
 
 def _check_curve(curve: object, result: Result) -> None:
@@ -268,7 +281,15 @@ def _side(result: Result, name: str, drawn: int, curve: Curve | None) -> Side:
         graph_edges=result.num_edges_total if isinstance(result, Circuit) else edges,
         start=drawn if isinstance(result, Circuit) else min(drawn, _FIRST_SHOWN),
         partial=result.partial,
+        order=_order(result),
     )
+
+
+def _order(result: Result) -> str:
+    """What edges are ordered by. A search scores each edge in the circuit of its own test."""
+    if isinstance(result, Circuit) and result.verdicts and result.parameters.get("method") == "acdc":
+        return "by the score of each edge's own test, which does not rank edges"
+    return "largest score first"
 
 
 def _num_edges(result: Result) -> int:

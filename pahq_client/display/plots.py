@@ -12,6 +12,9 @@ from pahq_client.formatting import one_line
 _WIDTH, _HEIGHT = 420, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 12, 42
 _TICKS = 5
+# The line above a plot that says which series is which: its height, and the width of a character.
+_LEGEND, _CHARACTER = 20, 6.2
+_LONGEST_LABEL = 30
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Series:
 
     Args:
         points: (x, y) of each point; those that are not finite are left out.
-        label: what it shows, as its tooltip.
+        label: what it shows, for its tooltip and the legend.
         color: of the line or the points.
         line: whether points are joined by a line.
         dots: whether points are marked.
@@ -35,13 +38,16 @@ class Series:
     dashed: bool = False
 
 
-def plot(series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = False) -> str:
+def plot(
+    series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = False, legend: bool = False
+) -> str:
     """Draws series over common axes, as an SVG element.
 
     Args:
         series: what to draw, the first one lowest.
         x_label, y_label: what the axes show.
         log_x: whether x is drawn by its logarithm; points with x ≤ 0 are then left out.
+        legend: whether a line above says which series is which.
     """
     shown = [[p for p in one.points if _drawable(p, log_x)] for one in series]
     xs, ys = [x for points in shown for x, _ in points], [y for points in shown for _, y in points]
@@ -50,7 +56,9 @@ def plot(series: Sequence[Series], x_label: str, y_label: str, *, log_x: bool = 
     parts = [*_axis_x(xs, x_at, x_label, log_x), *_axis_y(ys, y_at, y_label)]
     for one, points in zip(series, shown, strict=True):
         parts += _drawn(one, [(x_at(x), y_at(y)) for x, y in points])
-    size = f'width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}"'
+    above = _LEGEND if legend else 0
+    parts += _legend(series) if legend else []
+    size = f'width="{_WIDTH}" height="{_HEIGHT + above}" viewBox="0 {-above} {_WIDTH} {_HEIGHT + above}"'
     style = 'font-family="sans-serif" font-size="11" fill="currentColor"'
     label = _text(f"{y_label} by {x_label}")
     return (
@@ -116,6 +124,19 @@ def _axis_y(values: Sequence[float], at: Callable[[float], float], label: str) -
         parts += [_line(_LEFT - 4, y, _LEFT, y), _label(_LEFT - 6, y + 4, f"{tick + 0.0:.4g}", "end")]
     middle = (_TOP + _HEIGHT - _BOTTOM) / 2
     return [*parts, f'<g transform="rotate(-90 12 {middle:.1f})">{_label(12, middle, label, "middle")}</g>']
+
+
+def _legend(series: Sequence[Series]) -> list[str]:
+    """A sample of each series with its label, from left to right above the plot, the last one first."""
+    parts, x, y = [], float(_LEFT), -_LEGEND / 2
+    for one in reversed(series):
+        label = one_line(one.label)
+        label = label if len(label) <= _LONGEST_LABEL else f"{label[:_LONGEST_LABEL]}…"
+        dashes = ' stroke-dasharray="4 3"' if one.dashed else ""
+        style = f'stroke="{_text(one.color)}" stroke-width="1.6"{dashes}'
+        parts += [f'<path d="M{x:.1f} {y:.1f}h20" {style}/>', _label(x + 26, y + 4, label, "start")]
+        x += 26 + _CHARACTER * len(label) + 16
+    return parts
 
 
 def _drawn(series: Series, points: Sequence[tuple[float, float]]) -> list[str]:

@@ -209,7 +209,10 @@ def _certificates(option: str, path: Path, data: bytes) -> list[Certificate]:
     try:
         from cryptography import x509
     except ModuleNotFoundError:
-        detail = "cryptography, which reads certificates, is not installed: pip install 'pahq[server]'"
+        detail = (
+            "cryptography, which reads certificates, is not installed: pip install '.[server]' in a checkout "
+            "of PAHQ"
+        )
         raise InvalidRequestError(option, detail) from None
     try:
         return x509.load_pem_x509_certificates(data)

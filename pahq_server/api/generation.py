@@ -42,7 +42,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 raise InvalidRequestError("parameters", "is missing")
             parameters = conversion.read_generate_parameters("parameters", request.parameters)
             prompts = conversion.read_prompts("prompts", request.prompts)
-            return self._generations.generate(request.model, prompts, parameters, user, told)
+            corrupted = conversion.read_prompts("corrupted", request.corrupted)
+            return self._generations.generate(
+                request.model, prompts, parameters, user, told, request.ablation, corrupted
+            )
 
         run = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
         run.future.add_done_callback(lambda future: told())

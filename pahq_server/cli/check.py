@@ -40,7 +40,7 @@ def run(options: CheckOptions) -> int:
             code = FAILED if found["error"] else code
             print(json.dumps(found) if options.json else text(found), flush=True)
     except ModuleNotFoundError as error:  # only the client is installed
-        return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
+        return complain(f"{error.name} is not installed: pip install '.[server]' in a checkout of PAHQ")
     return code
 
 

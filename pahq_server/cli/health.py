@@ -46,7 +46,7 @@ def run(options: HealthOptions) -> int:
     try:
         from pahq_server.api import health
     except ModuleNotFoundError as error:  # only the client is installed
-        return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
+        return complain(f"{error.name} is not installed: pip install '.[server]' in a checkout of PAHQ")
     try:
         service = health.RESUMED if options.resumed else ""
         healthy, answer = health.probe(

@@ -35,7 +35,7 @@ def run(options: PlanOptions) -> int:
         from pahq_server.engine.cost import measured_gflops
         from pahq_server.plan import planning, text
     except ModuleNotFoundError as error:  # only the client is installed
-        return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
+        return complain(f"{error.name} is not installed: pip install '.[server]' in a checkout of PAHQ")
     models = options.models
     try:
         device = devices.find(models.device)

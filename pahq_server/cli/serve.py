@@ -86,7 +86,7 @@ def _serve(config: ServerConfig) -> int:
     try:
         from pahq_server.app import serve  # imports torch, which takes seconds
     except ModuleNotFoundError as error:  # only the client is installed
-        return complain(f"{error.name} is not installed: pip install 'pahq[server]'")
+        return complain(f"{error.name} is not installed: pip install '.[server]' in a checkout of PAHQ")
     from pahq_server.api.server import ListenError
     from pahq_server.plan.planning import DoesNotFitError
 

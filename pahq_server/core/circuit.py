@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +109,21 @@ class EdgeSet:
     revision: str
     bits: bytes
 
+    def stored(self) -> dict[str, Any]:
+        """Returns the edges as the values of a JSON object, for the database."""
+        bits = base64.b64encode(self.bits).decode("ascii")
+        return {"graph": asdict(self.graph), "revision": self.revision, "bits": bits}
+
+    @classmethod
+    def of_stored(cls, fields: Mapping[str, Any]) -> EdgeSet:
+        """Reads what `stored` returned. Raises ValueError, TypeError or LookupError for what is none."""
+        bits = base64.b64decode(fields["bits"], validate=True)
+        return cls(Graph(**fields["graph"]), fields["revision"], bits)
+
+    def described(self) -> dict[str, object]:
+        """Returns what tells these edges from others of their graph, for provenance: the edges are large."""
+        return {"sha256": hashlib.sha256(self.bits).hexdigest()}
+
     def circuit(self, field: str, graph: Graph, revision: str) -> Circuit:
         """Returns these edges as a circuit of a served model.
 
@@ -145,7 +163,7 @@ def _describe(graph: Graph, revision: str) -> str:
     parts = [f"{graph.layers} layers", f"{graph.heads} heads", f"{graph.kv_heads} key/value heads"]
     parts += ["attention and MLP in parallel"] if graph.parallel else []
     parts += [] if graph.mlps else ["no MLPs"]
-    return ", ".join([*parts, f"revision {revision}" if revision else "revision unknown"])
+    return ", ".join([*parts, f"revision {revision[:12]}" if revision else "revision unknown"])
 
 
 @dataclass(frozen=True, eq=False)

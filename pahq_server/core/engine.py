@@ -68,6 +68,8 @@ class ResolvedObjective:
             can be asked for.
         generation: what text can be generated with the model; None if none can, or if ``activations``.
         no_generation: why no text can be generated, and what to do; empty if it can.
+        circuit_generation: what text can be generated under a circuit; None as ``generation``.
+        no_circuit_generation: why none can; empty if it can.
     """
 
     objective: Objective
@@ -83,6 +85,8 @@ class ResolvedObjective:
     activations: bool = True
     generation: GenerationOffer | None = None
     no_generation: str = ""
+    circuit_generation: GenerationOffer | None = None
+    no_circuit_generation: str = ""
 
 
 @dataclass(frozen=True)

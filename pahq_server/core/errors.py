@@ -48,11 +48,14 @@ class OtherModelError(InvalidRequestError):
     """
 
     def __init__(self, circuit: str, model: str, field: str) -> None:
-        super().__init__(
-            field,
-            f"it was found in another model ({circuit}) than it is to be measured on ({model}). Measure it "
-            "on the model that it was found in, or allow another model if you mean to",
+        advice = (
+            "Start from a circuit of this model"
+            if field == "within"
+            else "Measure it on the model that it was found in, or pass allow_other_model=True (pahq: "
+            "--allow-other-model) if you mean another"
         )
+        detail = f"it was found in another model ({circuit}) than it is to be measured on ({model}). {advice}"
+        super().__init__(field, detail)
         self.circuit, self.model = circuit, model
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import TokenIds
@@ -45,8 +46,8 @@ class GenerationOffer:
     """What can be generated with a model.
 
     Args:
-        backend: ``transformers`` or ``vllm``.
-        version: version of the backend's library.
+        backend: ``transformers`` or ``vllm``; ``pahq`` under a circuit, where the server computes all itself.
+        version: version of the backend's library; of torch for ``pahq``.
         context: the most tokens of a prompt and its sample together.
         kv_tokens: tokens whose keys and values fit into memory at once, those of all users together.
         kv_token_bytes: size of the keys and values of one token, in bytes.
@@ -178,3 +179,36 @@ class Decode(Operation):
         for sample in result.samples:
             if not all(map(math.isfinite, sample.logprobs)):
                 raise NonFiniteMetricError("the engine gave a log-probability that is not finite")
+
+
+@dataclass(frozen=True, eq=False)
+class DecodeUnderCircuit(Decode):
+    """Goes on with samples of what a model says under a circuit; the result is a `Decoded`.
+
+    Each token is drawn from the logits of a patched pass over the whole text so far, prompt and sample.
+    Nothing is kept between operations: a sample goes on from its prefix.
+
+    Args:
+        circuit: the circuit.
+        corrupted: for each request the prompt of its corrupted run, as long as the clean one; the sample's
+            tokens follow it. Empty for zero ablation.
+    """
+
+    circuit: Circuit
+    corrupted: Sequence[TokenIds] = ()
+
+    @property
+    def weight(self) -> float:
+        lengths = (len(request.prompt) + len(request.prefix) for request in self.requests)
+        tokens = sum(tokens_computed(length, self.steps) for length in lengths)
+        return max(1, passes_per_token(bool(self.corrupted)) * tokens) / self.task_tokens
+
+
+def tokens_computed(length: int, steps: int) -> int:
+    """Returns how many tokens the passes of some steps have, if a text begins with ``length`` tokens."""
+    return steps * length + steps * (steps - 1) // 2
+
+
+def passes_per_token(resample: bool) -> int:
+    """Returns how many passes a token under a circuit takes: the clean, the patched, maybe the corrupted."""
+    return 3 if resample else 2

@@ -32,6 +32,7 @@ from pahq_server.engine import devices
 from pahq_server.engine.backends import Backend, EngineState, NoActivations, make_backend, precisions
 from pahq_server.engine.cost import DEFAULT_SHARE, Estimator, job_bytes, slow_policy, token_bytes
 from pahq_server.engine.generation.backend import GenerationBackend
+from pahq_server.engine.generation.circuit_decoding import circuit_offer
 from pahq_server.engine.generation.decoding import Generation
 from pahq_server.engine.metrics import METRICS, NEEDS_ANSWERS
 from pahq_server.engine.runners import RUNNERS, Runner
@@ -91,6 +92,8 @@ class ModelEngine:
         self.memory = DeviceMemory(self._memory_bytes, page_bytes_for(models), self._device)
         self._executor = executor
         self._generation = Generation(generation, self._served)
+        room = self.memory.batch_bytes
+        self._circuit_offers = {name: circuit_offer(loaded, room) for name, loaded in self._served.items()}
         self._runners: Mapping[type[Operation], Runner] = {Decode: self._generation.run, **runners}
         self._backends: dict[tuple[str, str], Backend[Any]] = {}
         self._states: dict[EngineStateId, EngineState] = {}
@@ -172,7 +175,9 @@ class ModelEngine:
         # Where changes are rounded, a pass without changes has the same score whatever is promoted.
         baseline_depends_on_promotion = policy.promotes and policy.operand == "activations"
         slow = slow_policy(arch, task, graph, objective.precision) if activations else ()
-        offer, why_none = (None, "") if activations else self._generation.offer(objective.model)
+        none: tuple[GenerationOffer | None, str] = (None, "")
+        offer, why_none = none if activations else self._generation.offer(objective.model)
+        under_circuit, why_no_circuit = none if activations else self._circuit_offers[objective.model]
         return ResolvedObjective(
             objective,
             task,
@@ -186,6 +191,8 @@ class ModelEngine:
             activations=activations,
             generation=offer,
             no_generation=why_none,
+            circuit_generation=under_circuit,
+            no_circuit_generation=why_no_circuit,
         )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:

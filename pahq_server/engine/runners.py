@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pahq_server.core.engine import Outcome
+from pahq_server.core.generation import DecodeUnderCircuit
 from pahq_server.core.operations import (
     EdgeGradients,
     LikeliestTokens,
@@ -26,6 +27,7 @@ from pahq_server.core.operations import (
     in_groups,
 )
 from pahq_server.engine.backends import EngineState
+from pahq_server.engine.generation.circuit_decoding import decode_under_circuit
 from pahq_server.engine.gradients.scorer import edge_gradients
 from pahq_server.engine.predictions import likeliest_tokens, measure_accuracy
 
@@ -68,4 +70,5 @@ RUNNERS: Mapping[type[Operation], Runner] = {
     EdgeGradients: one_by_one(edge_gradients),
     LikeliestTokens: one_by_one(likeliest_tokens),
     MeasureAccuracy: one_by_one(measure_accuracy),
+    DecodeUnderCircuit: one_by_one(decode_under_circuit),
 }

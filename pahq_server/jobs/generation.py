@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pahq_server.core.context import LOCAL_USER
 from pahq_server.core.engine import Engine, Objective, ResolvedObjective
-from pahq_server.core.errors import InvalidRequestError, ResourceExhaustedError
+from pahq_server.core.errors import InvalidRequestError, OtherModelError, ResourceExhaustedError
 from pahq_server.core.generation import Decoded
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import Prompt, PromptTask
@@ -125,13 +125,13 @@ class StreamedSamples(UnstoredRun[GenerationSummary]):
         self.samples.put(self._run.take(result))
 
     def result(self) -> GenerationSummary:
-        offer = self.resolved.generation
+        offer = self.parameters.offer_for(self.resolved)
         assert offer is not None, "a run without a backend is refused"
         figures = {**self._run.figures(), "seconds": time.monotonic() - self._begun_at}
         return GenerationSummary(figures, offer.backend, self._run.policy)
 
     def done(self) -> float:
-        return len(self._run.finished) / self._run.total
+        return self._run.ended / self._run.total
 
     def place(self, sample: FinishedSample) -> tuple[int, int]:
         """Returns the prompt that a sample follows, and its number among the samples of that prompt."""
@@ -159,6 +159,8 @@ class GenerationService:
         parameters: GenerateParameters,
         user: str = LOCAL_USER,
         told: Callable[[], None] = lambda: None,
+        ablation: str = "",
+        corrupted: Sequence[Prompt] = (),
     ) -> StreamedSamples:
         """Begins to generate samples as soon as it is the user's turn.
 
@@ -168,20 +170,37 @@ class GenerationService:
             parameters: how samples are drawn.
             user: who asks.
             told: called after every sample, from the worker thread.
+            ablation: what the edges outside of a circuit carry; empty without a circuit.
+            corrupted: prompts of resample ablation; none without a circuit.
 
         Raises InvalidRequestError, NotFoundError (model) and ResourceExhaustedError.
         """
-        # No circuit is measured, and no prompt is run: metric and ablation have no effect.
-        objective = Objective(model, PromptTask(tuple(prompts)), "l2", "zero", "group", "fp32")
+        circuit = parameters.circuit
+        for field, given in (("ablation", ablation), ("corrupted", corrupted)):
+            if circuit is None and given:
+                raise InvalidRequestError(field, "is for text under a circuit: give one, or leave this out")
+        task = PromptTask(tuple(prompts), tuple(corrupted))
+        # The full model ablates nothing, and nothing is measured.
+        ablation, kv = ("zero", "group") if circuit is None else (ablation, circuit.graph.kv_receivers)
+        objective = Objective(model, task, "l2", ablation, kv, "fp32")
         try:
             resolved = self._engine.resolve(objective, activations=False)
         except InvalidRequestError as error:
-            raise InvalidRequestError(of_prompts(error.field), error.detail) from error
+            raise InvalidRequestError(_of_request(error.field), _of_request(error.detail)) from error
         try:
             parameters.check_for(resolved)
+        except OtherModelError as error:
+            raise OtherModelError(error.circuit, error.model, f"parameters.{error.field}") from error
         except InvalidRequestError as error:
-            field = error.field if error.field == "model" else f"parameters.{error.field}"
-            raise InvalidRequestError(field, error.detail.replace("task.clean", "prompts")) from error
+            own = error.field in ("model", "ablation", "task.corrupted")
+            field = _of_request(error.field) if own else f"parameters.{error.field}"
+            raise InvalidRequestError(field, _of_request(error.detail)) from error
         run = StreamedSamples(resolved, parameters, user, told)
         run.submit(self._scheduler, self._admission, self._store.usage(user))
         return run
+
+
+def _of_request(text: str) -> str:
+    """Renames the fields of a task in a text to those of a request for samples."""
+    text = text.replace("task.clean", "prompts").replace("task.corrupted", "corrupted")
+    return of_prompts(text)

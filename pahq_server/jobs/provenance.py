@@ -17,7 +17,8 @@ def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str)
     Args:
         spec: what was asked for.
         resolved: its objective.
-        version: version of the server.
+        version: version of the server; empty if another one, or another backend, may have made the artifact:
+            then nothing is said of either.
     """
     return {
         "model_revision": resolved.revision,
@@ -25,7 +26,7 @@ def request_provenance(spec: JobSpec, resolved: ResolvedObjective, version: str)
         "parameters": spec.choices(),
         "policy": spec.objective.precision,
         "version": version,
-        **registry.find(spec.method).determinants(resolved),
+        **(registry.find(spec.method).determinants(spec.parameters, resolved) if version else {}),
     }
 
 

@@ -229,6 +229,7 @@ class Resumption:
                 f"model {spec.objective.model!r} has revision {resolved.revision} now; the job was "
                 f"accepted for {record.revision}"
             )
+        spec.check().check(spec.parameters, resolved)  # what the server offers may have changed
         return resolved
 
     # Jobs that end here

@@ -136,7 +136,7 @@ class Method(ABC, Generic[P]):
         """
         return self.described(parameters)
 
-    def determinants(self, resolved: ResolvedObjective) -> dict[str, object]:
+    def determinants(self, parameters: P, resolved: ResolvedObjective) -> dict[str, object]:
         """Returns what else determines the artifact, for provenance and the key of equal jobs."""
         return {}
 

@@ -63,6 +63,7 @@ class SearchResult:
         threshold: below which edges were removed; None if the search removes none.
         chose_threshold: whether the search chose it, so that only its result tells it.
         warnings: what the search itself has to tell, in full sentences.
+        metric_start: the metric of the circuit that the search started from; None if that is the full graph.
     """
 
     circuit: Circuit
@@ -73,6 +74,7 @@ class SearchResult:
     threshold: float | None = None
     chose_threshold: bool = False
     warnings: tuple[str, ...] = ()
+    metric_start: float | None = None
 
     @property
     def scores(self) -> NDArray[np.float64]:

@@ -20,6 +20,8 @@ LEAST_FAITHFULNESS, MOST_FAITHFULNESS = 0.1, 1.2
 # The full model and the empty circuit are indistinct if their metrics differ by less than this share of the
 # larger one, or by less than this in all.
 LEAST_RELATIVE_GAP, LEAST_GAP = 0.01, 1e-6
+# A search that starts from a circuit with less than this faithfulness has little of the behaviour to find.
+LEAST_START = 0.5
 # A circuit with at least this share of all edges leaves out next to nothing.
 ALMOST_ALL = 0.95
 
@@ -42,6 +44,10 @@ class Endpoints:
         """Whether the ablation hardly changes the metric, so that there is nothing to explain."""
         gap = abs(self.full - self.empty)
         return gap < LEAST_GAP or gap < LEAST_RELATIVE_GAP * max(abs(self.full), abs(self.empty))
+
+    def faithfulness(self, value: float) -> float:
+        """The faithfulness of a circuit with this metric; only for endpoints that differ."""
+        return (value - self.empty) / (self.full - self.empty)
 
 
 def of_baseline(endpoints: Endpoints, clean_run: CleanRun) -> tuple[str, ...]:
@@ -67,11 +73,12 @@ def of_baseline(endpoints: Endpoints, clean_run: CleanRun) -> tuple[str, ...]:
 def of_search(resolved: ResolvedObjective, found: SearchResult) -> tuple[str, ...]:
     """Returns warnings about the result of a search."""
     endpoints = Endpoints(resolved.objective.metric, found.metric_full, found.metric_empty)
+    larger_start = _larger_start(endpoints, found.metric_start)
     return (
         *of_baseline(endpoints, resolved.clean_run),
-        *_sizes(found),
-        *_paths(found.circuit),
-        *_faithfulness(endpoints, found.metric_value, "Use a smaller threshold"),
+        *_sizes(found, larger_start),
+        *_paths(found.circuit, larger_start or PATHS_ADVICE),
+        *_faithfulness(endpoints, found.metric_value, larger_start or "Use a smaller threshold"),
     )
 
 
@@ -81,7 +88,7 @@ def of_circuit(clean_run: CleanRun, circuit: Circuit, value: float, endpoints: E
     return (
         *of_baseline(endpoints, clean_run),
         *empty,
-        *_paths(circuit),
+        *_paths(circuit, PATHS_ADVICE),
         *_faithfulness(endpoints, value, "Use a circuit with more edges"),
     )
 
@@ -129,7 +136,21 @@ def _margins(clean_run: CleanRun) -> Iterator[str]:
 # The circuit
 
 
-def _sizes(found: SearchResult) -> Iterator[str]:
+PATHS_ADVICE = "Use a smaller threshold, or another metric or ablation"
+
+
+def _larger_start(endpoints: Endpoints, start: float | None) -> str:
+    """Returns the advice to start from a larger circuit; empty where the start is not to blame."""
+    if start is None or endpoints.indistinct or endpoints.faithfulness(start) >= LEAST_START:
+        return ""
+    return (
+        "The circuit that the search started from has only the faithfulness "
+        f"{_number(endpoints.faithfulness(start), 3)}, and no threshold finds what it lacks: start from a "
+        "larger one, such as a larger fraction of the best edges"
+    )
+
+
+def _sizes(found: SearchResult, larger_start: str) -> Iterator[str]:
     kept, total, threshold = found.circuit.num_kept, found.circuit.graph.num_edges, found.threshold
     if threshold is None:
         return
@@ -140,6 +161,7 @@ def _sizes(found: SearchResult) -> Iterator[str]:
         advice = (
             "Use a smaller threshold" if largest > 0 else "Change the task: a smaller threshold does not help"
         )
+        advice = larger_start or advice
         yield (
             f"No edge is kept: no removal worsened the metric by the threshold {threshold:g}, the largest "
             f"change was {_number(largest)}. {advice}."
@@ -151,14 +173,13 @@ def _sizes(found: SearchResult) -> Iterator[str]:
         )
 
 
-def _paths(circuit: Circuit) -> Iterator[str]:
+def _paths(circuit: Circuit, advice: str) -> Iterator[str]:
     kept = circuit.num_kept
     if kept and not circuit.on_paths().any():
         edges = "The only kept edge is not" if kept == 1 else f"None of the {kept} kept edges is"
         yield (
             f"{edges} on a path from input to logits: nothing of what is special to a prompt gets through, "
-            "and the circuit does not explain the behaviour. Use a smaller threshold, or another metric or "
-            "ablation."
+            f"and the circuit does not explain the behaviour. {advice}."
         )
 
 
@@ -166,7 +187,7 @@ def _faithfulness(endpoints: Endpoints, value: float, advice: str) -> Iterator[s
     """Yields nothing where the endpoints are indistinct: `of_baseline` has warned of that already."""
     if endpoints.indistinct:
         return
-    faithfulness = (value - endpoints.empty) / (endpoints.full - endpoints.empty)
+    faithfulness = endpoints.faithfulness(value)
     values = (
         f"{endpoints.name} {_number(value)}, of the full model {_number(endpoints.full)}, of the empty "
         f"circuit {_number(endpoints.empty)}"

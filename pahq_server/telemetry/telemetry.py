@@ -80,7 +80,8 @@ def _tracing(version: str) -> Tracing:
     try:
         from pahq_server.telemetry.tracing import otlp_tracing
     except ModuleNotFoundError as error:
-        detail = f"{error.name} is not installed: pip install 'pahq[tracing]', or unset OTEL_EXPORTER_OTLP_*"
+        advice = "pip install '.[tracing]' in a checkout of PAHQ, or unset OTEL_EXPORTER_OTLP_*"
+        detail = f"{error.name} is not installed: {advice}"
         raise InvalidRequestError("tracing", detail) from error
     return otlp_tracing(version)
 

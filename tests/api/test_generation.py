@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from helpers.api_server import RunningServer, objective, refused, token_ids
-from helpers.fake_engine import PATIENCE_S, FakeEngine
+from helpers.fake_engine import GRAPH, PATIENCE_S, FakeEngine
 from helpers.fake_generator import whole
+from pahq.v1 import circuit_pb2, jobs_pb2, methods_pb2, task_pb2
 from pahq.v1 import generation_pb2 as pb
-from pahq.v1 import jobs_pb2, methods_pb2, task_pb2
 
+from pahq_server.api import conversion
 from pahq_server.core.errors import ResourceExhaustedError, ServerError
 from pahq_server.jobs import generation
 from pahq_server.jobs.generation import SampleBuffer
@@ -116,6 +119,65 @@ def test_bad_requests(
     assert refusal.violation[0] == field
     assert words in refusal.violation[1]
     server.assert_alive()
+
+
+EVERY_EDGE = circuit_pb2.EdgeSet(
+    graph=conversion.graph(GRAPH),
+    bits=np.packbits(np.ones(GRAPH.num_edges, bool), bitorder="little").tobytes(),
+)
+OTHER_GRAPH = circuit_pb2.EdgeSet(graph=conversion.graph(replace(GRAPH, layers=3)), bits=EVERY_EDGE.bits)
+CORRUPTED = ((1, 3), (3, 9, 5))
+
+
+def under(
+    circuit: Any = EVERY_EDGE, ablation: str = "zero", corrupted: Any = ()
+) -> pb.GenerateSamplesRequest:
+    request = asked(circuit=circuit)
+    request.parameters.ClearField("slots")
+    request.ablation = ablation
+    request.corrupted.extend(token_ids(*corrupted))
+    return request
+
+
+def test_samples_under_a_circuit(server: RunningServer, engine: FakeEngine) -> None:
+    engine.offer = None  # it needs no backend
+    samples, summary = read(server, under(ablation="resample", corrupted=CORRUPTED))
+    for each in samples:
+        assert tuple(each.ids) == whole(PROMPTS[each.prompt], sample_seed(9, each.index), 20).ids
+    assert (len(samples), summary.backend, summary.figures["slots"]) == (10, "pahq", 1)
+    task = task_pb2.Task(
+        prompts=task_pb2.PromptTask(clean=token_ids(*PROMPTS), corrupted=token_ids(*CORRUPTED))
+    )
+    parameters = under().parameters
+    job = server.create(jobs_pb2.JobSpec(objective=objective(task=task), generate=parameters))
+    told = job.spec.generate.circuit
+    assert (told.graph, told.bits) == (EVERY_EDGE.graph, b"")
+
+
+@pytest.mark.parametrize(
+    ("request_", "field", "words"),
+    [
+        (
+            under(ablation="mean"),
+            "ablation",
+            "must be 'zero' or 'resample' for text under a circuit, got 'mean'",
+        ),
+        (under(ablation="resample"), "corrupted", "needs corrupted prompts"),
+        (under(None), "ablation", "is for text under a circuit"),
+        (under(None, "", CORRUPTED), "corrupted", "is for text under a circuit"),
+        (under(circuit_pb2.EdgeSet()), "parameters.circuit.graph", "is missing"),
+        (under(circuit_pb2.EdgeSet(graph=EVERY_EDGE.graph)), "parameters.circuit.bits", "one bit for each"),
+        (under(OTHER_GRAPH), "parameters.circuit", "another model"),
+    ],
+)
+def test_bad_requests_for_circuits(
+    server: RunningServer, request_: pb.GenerateSamplesRequest, field: str, words: str
+) -> None:
+    with refused() as refusal:
+        read(server, request_)
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert refusal.violation[0] == field
+    assert words in refusal.violation[1]
 
 
 def test_a_model_that_cannot_generate_and_one_that_is_not_there(

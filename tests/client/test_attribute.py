@@ -17,6 +17,7 @@ from pahq_client._job_options import ATTRIBUTION, JobOptions, JobRequest, job_op
 from pahq_client.cli import main
 
 from .fake_server import FakeServer, edges_of
+from .test_selection import SMALL, made_up
 
 NO_ANSWERS = Task([[1]], [[2]])
 ANSWERS = Task([[1]], [[2]], answers=[3], wrong_answers=[4])
@@ -183,8 +184,10 @@ def test_a_choice_takes_a_second_call(client: Any, server: FakeServer, argument:
         ({"rank": "harm"}, "rank", "is not for method 'acdc'"),
         ({"steps": 3}, "steps", "is not for method 'acdc'"),
         ({"method": "mine", "edges": 3}, "edges", "give what the method takes as parameters"),
+        ({"method": "gimm", "edges": 3}, "edges", "the methods acdc, .*, gim; did you mean 'gim'?"),
         ({"within": "circuit.json"}, "within", "must be a Circuit, got str; read a file with Circuit.load"),
         ({"within": []}, "within", "must be a Circuit, got list"),
+        ({"within": made_up(SMALL)}, "within", r"got EdgeScores; choose .* scores\.top\(fraction=0\.1\)"),
         ({"gates": False}, "gates", "gave way to grouping: .*'none' for False"),
     ],
 )

@@ -292,3 +292,30 @@ def test_graphml_is_read_back_by_networkx(circuit: Circuit, tmp_path: Path) -> N
     ids = re.findall(r'<edge [^>]*id="([^"]*)"', text)
     assert len(set(ids)) == len(ids) == graph.number_of_edges()
     assert "a0.h1-&gt;a1.h3&lt;v&gt;" in ids
+
+
+def test_a_comparison_is_told_in_a_line(circuit: Circuit) -> None:
+    found = compare(circuit, dataclasses.replace(circuit, edges=circuit.edges[1:]))
+    assert repr(found) == str(found) == "Comparison(3 shared, 1 only in a, 0 only in b, jaccard=0.75)"
+
+
+def test_a_picture_is_written(circuit: Circuit, tmp_path: Path) -> None:
+    assert circuit.to_svg(tmp_path / "c.svg") is None  # type: ignore[func-returns-value]
+    assert (tmp_path / "c.svg").read_text("utf-8") == circuit.to_svg()
+    circuit.to_svg(str(tmp_path / "c.svg"), edges=2)
+    assert (tmp_path / "c.svg").read_text("utf-8") == circuit.to_svg(edges=2)
+    with pytest.raises(InvalidRequest, match=r"path: cannot write .*name a file in it"):
+        circuit.to_svg(tmp_path)
+
+
+def test_graphs_are_told_in_words(circuit: Circuit) -> None:
+    other = dataclasses.replace(circuit, graph=dataclasses.replace(circuit.graph, layers=3, mlps=False))
+    words = "one of 2 layers, 4 heads, 2 key/value heads, kv_receivers 'group', one of 3 layers.*, no MLPs"
+    with pytest.raises(InvalidRequest, match=words):
+        compare(circuit, other)
+    revised = [
+        dataclasses.replace(circuit, provenance={"request": {"model_revision": letter * 64}})
+        for letter in "ab"
+    ]
+    with pytest.raises(OtherModel, match=r"revisions a{12} and b{12}\)"):
+        compare(*revised)

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from pahq import __version__
 from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import patching_pb2
 
 from pahq_client import Circuit
 from pahq_client.cli import main
 
 from .fake_server import Code, FakeServer, Fault
+from .test_selection import SMALL, made_up
 
 DISCOVER = ["discover", "--model", "demo", "--task", "ioi", "--threshold", "0.1"]
 
@@ -77,6 +79,27 @@ def test_a_task_file(server: FakeServer, tmp_path: Path, capsys: pytest.CaptureF
     path.unlink()
     assert main(arguments) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_tasks_in_files_of_csv(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "task.csv"
+    path.write_text("clean,corrupted,answer,wrong_answer\nx,y, Tom, Lily\n")
+    arguments = ["discover", "--model", "demo", "--server", server.address, "--quiet", "--task"]
+    assert main([*arguments, str(path)]) == 0
+    task = server.called("CreateJob")[0].spec.objective.task.prompts
+    assert [(p.text, q.text) for p, q in zip(task.answers, task.wrong_answers, strict=True)] == [
+        (" Tom", " Lily")
+    ]
+    capsys.readouterr()
+    path.write_text("clean,corrupted,good,bad\nx,y, Tom, Lily\n")
+    assert main([*arguments, str(path)]) == 2
+    assert "for the command pahq, rename the columns to answer and wrong_answer" in capsys.readouterr().err
+    for name in ("task.tsv", "data/task.parquet"):
+        assert main([*arguments, name]) == 2
+        assert f"cannot read '{name}': files end in one of .json, .jsonl, .csv" in capsys.readouterr().err
+    assert len(server.called("CreateJob")) == 1
 
 
 @pytest.mark.parametrize(
@@ -213,12 +236,60 @@ def test_show_and_compare(circuit: Circuit, tmp_path: Path, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["only_b"] == []
     two = [str(tmp_path / f"{name}.json") for name in ("one", "another")]
     for name in two:
-        replace(circuit, provenance={"request": {"model_revision": name}}).save(name)
+        replace(circuit, provenance={"request": {"model_revision": Path(name).stem}}).save(name)
     assert main(["compare", *two]) == 2
-    assert "another" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "another" in err
+    assert "allow_other_model=True), or pahq with --allow-other-model" in err
     assert main(["compare", *two, "--allow-other-model"]) == 0
     assert capsys.readouterr().out.startswith("jaccard 1\n")
     assert main(["show", str(tmp_path / "none")]) == 2
     (tmp_path / "c.json").write_text("{}")
     assert main(["show", path]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_files_of_scores_where_a_circuit_is_wanted(
+    server: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "gim.safetensors")
+    made_up(SMALL).save(path)
+    at = ["--model", "demo", "--task", "ioi", "--server", server.address]
+    for command, option in ((["discover", "--threshold", "0.1"], "--within"), (["evaluate"], "--circuit")):
+        assert main([*command, *at, option, path]) == 2
+        err = capsys.readouterr().err
+        assert f"{option}: {path!r} holds edge scores: choose a circuit by them first" in err
+        assert "--fraction 0.1 --out FILE" in err
+    assert server.calls == []
+
+
+@pytest.mark.parametrize(
+    "command", [["show"], ["view"], ["compare", "{}"], ["curve"], ["evaluate", "--circuit"]]
+)
+def test_files_that_are_missing(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "none.json")
+    measured = ["--model", "demo", "--task", "ioi"] if command[0] in ("curve", "evaluate") else []
+    assert main([*(part.format(missing) for part in command), missing, *measured]) == 2
+    assert f"cannot read {missing!r}: No such file or directory" in capsys.readouterr().err
+
+
+def test_figures_in_a_terminal_are_rounded(
+    server: FakeServer, tmp_path: Path, circuit: Circuit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A program that wants every digit takes --json."""
+    circuit.save(tmp_path / "c.json")
+    server.replies["EvaluateCircuits"] = lambda request, context: patching_pb2.EvaluateCircuitsResponse(
+        metric="kl_divergence", values=[0.4245007038116455], full=0, empty=10.741340637207031
+    )
+    arguments = ["--circuit", str(tmp_path / "c.json"), "--model", "demo", "--task", "ioi"]
+    arguments += ["--server", server.address]
+    assert main(["evaluate", *arguments]) == 0
+    out = capsys.readouterr().out
+    for line in ("value: 0.424501", "full: 0", "empty: 10.7413", "faithfulness: 0.9605"):
+        assert f"{line}\n" in out
+    assert main(["evaluate", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["value"] == 0.4245007038116455
+    assert main([*DISCOVER, "--estimate", "--server", server.address]) == 0
+    assert "memory_bytes: 1,048,576\nleast_seconds: 2\n" in capsys.readouterr().out

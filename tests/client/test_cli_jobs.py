@@ -78,6 +78,24 @@ def test_jobs(server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]) 
     assert main(["jobs", "--limit", "-1"]) == 2
 
 
+def test_jobs_that_look_for_a_threshold(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.outcome = None
+    asked = ["discover", "--model", "demo", "--task", "ioi", "--detach"]
+    names = []
+    for option in (["--edges", "30"], ["--faithfulness", "0.9"], ["--threshold", "0.1"]):
+        assert main([*asked, *option]) == 0
+        names.append(capsys.readouterr().out.strip())
+    server.list_pages = [names]
+    assert main(["jobs"]) == 0
+    heading, *rows = capsys.readouterr().out.splitlines()
+    end = heading.index("threshold") + len("threshold")
+    assert [row[:end].split("acdc")[1].strip() for row in rows] == ["30 edges", "faithfulness 0.9", "0.1"]
+    assert main(["jobs", "--json"]) == 0
+    assert [info["target"] for info in json.loads(capsys.readouterr().out)] == [
+        *("30 edges", "faithfulness 0.9", "")
+    ]
+
+
 def test_no_jobs(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["jobs"]) == 0
     assert capsys.readouterr().out == ""

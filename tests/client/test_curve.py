@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,19 @@ def test_what_is_no_curve_is_refused(change: dict[str, Any], field: str, words: 
     assert raised.value.field == field
 
 
+def test_a_picture_of_a_curve_says_which_line_is_which(tmp_path: Path) -> None:
+    curve = dataclasses.replace(line([1.0, 0.0], (0.5, 1.0)), method="gim")
+    curve = dataclasses.replace(curve, baselines=(line([2.0, 0.0], (0.5, 1.0)),))
+    shown = curve.to_svg()
+    for label in ("gim", "random circuits", "full model"):
+        assert f">{label}</text>" in shown
+    assert 'viewBox="0 -20 420 280"' in shown  # the legend does not cover the lines
+    assert curve.to_svg(tmp_path / "c.svg") is None
+    assert (tmp_path / "c.svg").read_text("utf-8") == shown
+    with pytest.raises(InvalidRequest, match=r"path: cannot write .*name a file in it"):
+        curve.to_svg(tmp_path)
+
+
 def test_each_different_circuit_is_measured_once() -> None:
     circuits = circuits_of_curve(made_up(SMALL), baselines=4, seed=7)
     sets = [tuple(kept) for group in (circuits.points, *circuits.baselines) for kept in group]
@@ -186,8 +200,11 @@ def test_a_curve_of_circuits_takes_them_as_they_are() -> None:
         (3, {}, "circuits: must be a list"),
         ("scores", {"fractions": []}, "fractions: is empty"),
         ("scores", {"fractions": [0.5, 0.1]}, "fractions: must ascend"),
-        ("scores", {"fractions": [0.0, 0.1]}, "fraction: must be above 0"),
-        ("scores", {"fractions": [0.1, 1.5]}, "fraction: must be above 0 and at most 1, got 1.5"),
+        ("scores", {"fractions": [0.0, 0.1]}, r"fractions\[0\]: must be above 0"),
+        ("scores", {"fractions": [0.1, 1.5]}, r"fractions\[1\]: must be above 0 and at most 1, got 1.5"),
+        ("scores", {"fractions": [5, 10]}, r"fractions\[0\]: must be above .*, got 5; 5 % is 0.05"),
+        ("gim", {}, "circuits: must be EdgeScores or Circuits, got str; score edges with client.attribute"),
+        (Path("s"), {}, r"got PosixPath; .*EdgeScores\.load or Circuit\.load"),
         ("scores", {"fractions": "all"}, "fractions: must be a list"),
         ("scores", {"rank": "size"}, "rank: "),
         ("scores", {"baselines": -1}, "baselines: must be from 0"),

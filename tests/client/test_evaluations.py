@@ -189,7 +189,7 @@ def test_curves_that_make_no_sense(client: Any, server: FakeServer, scores: Edge
     for options, field in (
         ({"fractions": []}, "fractions"),
         ({"fractions": [0.5, 0.1]}, "fractions"),
-        ({"fractions": [0]}, "fraction"),
+        ({"fractions": [0]}, "fractions[0]"),
         ({"baselines": -1}, "baselines"),
         ({"baselines": 2000}, "baselines"),
         ({"rank": "x"}, "rank"),

@@ -163,6 +163,19 @@ def test_edges_have_no_order(client: Any, server: FakeServer) -> None:
         Task(clean={"a", "b"})  # prompts have one
 
 
+def test_what_is_no_circuit_is_explained(client: Any, server: FakeServer, tmp_path: Path) -> None:
+    for wrong, words in (
+        ("m0->logits", r"got str; a single edge is \['m0->logits'\]"),
+        ("circuit.json", "got str; read a file with Circuit.load"),
+        (tmp_path, "got PosixPath; read a file with Circuit.load"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"circuit: must be a Circuit or a list of edges, {words}"):
+            client.evaluate("m", "ioi", wrong)
+    with pytest.raises(InvalidRequest, match=r"score edges with client\.attribute"):
+        client.curve("m", "ioi", "gim")
+    assert server.calls == []
+
+
 def test_only_circuits_can_be_compared(circuit: Circuit) -> None:
     for wrong, words in (
         (["m0->logits"], "list; .*set"),

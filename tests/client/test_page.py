@@ -115,6 +115,10 @@ def test_to_html(circuit: Circuit, scores: EdgeScores, tmp_path: Path) -> None:
     assert len(embedded(target.read_text("utf-8"))["sides"]) == 2  # type: ignore[arg-type]
     scores.to_html(target)
     assert embedded(target.read_text("utf-8"))["edges"]
+    for result, other in ((circuit, scores), (scores, circuit)):
+        result.to_html(target, other=other, names=("mine", "exact"))
+        sides = embedded(target.read_text("utf-8"))["sides"]
+        assert [side["name"] for side in sides] == ["mine", "exact"]
 
 
 @pytest.mark.parametrize("kind", ["circuit", "scores"])

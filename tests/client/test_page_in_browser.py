@@ -174,6 +174,7 @@ def test_what_is_shown_at_first(show: Open) -> None:
     assert view.edges(".q") == {"a1.h0->a2.h3<q>"}
     assert view.nodes() == set(SMALL.nodes)
     assert view.text("#readout") == "10 edges, 8 nodes; 9 of 10 on a path"
+    assert view.text("#order") == "largest score first"
     assert "kl_divergence 0.5, faithfulness 90 %" in view.text("#figures")
     label = view.page.locator("#legend").get_attribute("aria-label")
     parts = ["query", "key", "value", "into MLP or logits", "negative score", "not measured"]

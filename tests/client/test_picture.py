@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pahq_client import Circuit, CircuitMetric, Edge, EdgeScores, Graph, InvalidRequest
+from pahq_client import Circuit, CircuitMetric, Edge, EdgeScores, Graph, InvalidRequest, Verdict
 from pahq_client.curve import Curve
 from pahq_client.display import palette
 from pahq_client.display.layout import NODE_HEIGHT, Layout, arrange
@@ -96,6 +96,35 @@ def test_two_results_share_edges_with_a_rank_on_each_side() -> None:
 def test_results_of_one_name_are_told_apart() -> None:
     alike = found(some(3), model="demo", task={"name": "ioi"})
     assert [side.name for side in picture(alike, alike).sides] == ["A: ioi on demo", "B: ioi on demo"]
+
+
+def test_what_results_of_one_name_differ_in() -> None:
+    circuit = found(some(3), model="demo", task={"name": "ioi"})
+
+    def by(method: str, threshold: float | None = None) -> Circuit:
+        request = {"parameters": {"method": method}}
+        return dataclasses.replace(
+            circuit, provenance={**circuit.provenance, "request": request}, threshold=threshold
+        )
+
+    sides = picture(by("acdc", 0.1), by("acdc", 0.05)).sides
+    assert [side.name for side in sides] == [f"ioi on demo, acdc, threshold {t}" for t in (0.1, 0.05)]
+    assert [side.name for side in picture(by("acdc"), by("gim")).sides] == [
+        *("ioi on demo, acdc", "ioi on demo, gim")
+    ]
+    assert picture(by("gim"), by("gim")).sides[0].name == "A: ioi on demo, gim"
+    for names, words in ((["a"], "one for each of 2 results, got 1"), ("ab", "must be a list"), ([1, 2], "")):
+        with pytest.raises(InvalidRequest, match=rf"^names.*{words}"):
+            picture(circuit, circuit, names=names)  # type: ignore[arg-type]
+
+
+def test_what_the_slider_takes_first() -> None:
+    circuit = found(some(3))
+    request = {"parameters": {"method": "acdc"}}
+    tested = tuple(Verdict(str(edge), 1.0, True) for edge in circuit.edges)
+    searched = dataclasses.replace(circuit, provenance={"request": request}, verdicts=tested)
+    assert "own test, which does not rank edges" in picture(searched).sides[0].order
+    assert picture(circuit).sides[0].order == picture(scores()).sides[0].order == "largest score first"
 
 
 def test_what_cannot_be_compared() -> None:
@@ -256,6 +285,31 @@ def test_a_curve_passes_beside_a_node_that_is_in_its_way() -> None:
     numbers = [float(x) for x in re.findall(r"([-\d.]+),", paths["m0->m3"])]
     middle = (numbers[0] + 3 * numbers[1] + 3 * numbers[2] + numbers[3]) / 8
     assert abs(middle - layout.boxes["m1"].x) > layout.boxes["m1"].width / 2
+
+
+def test_a_curve_keeps_to_the_side_of_its_other_end() -> None:
+    """Where a node stands in the middle of its way, it passes beside it and stays between its ends."""
+    edges = [Edge("a0.h3", "a2.h0<v>", 1.0), Edge("a0.h0", "a2.h3<v>", 1.0)]
+    others = [Edge("a0.h1", "m0", 1.0), Edge("a0.h2", "m0", 1.0), Edge("m0", "logits", 1.0)]
+    shown = picture(found([*edges, *others]))
+    layout = shown.layout()
+    paths = dict(zip((edge.name for edge in shown.edges), shown.paths(layout), strict=True))
+    for edge in edges:
+        points = [float(x) for x in re.findall(r"([-\d.]+),", paths[str(edge)])]
+        assert min(points[0], points[3]) <= min(points) <= max(points) <= max(points[0], points[3])
+        source, target = layout.boxes[edge.source], layout.boxes[edge.target.removesuffix("<v>")]
+        assert (points[0] > source.x) is (target.x > source.x)
+        ys = [float(y) for y in re.findall(r",([-\d.]+)", paths[str(edge)])]
+        node = layout.boxes["m0"]
+        for step in range(101):
+            x, y = (_at(step / 100, values) for values in (points, ys))
+            assert abs(x - node.x) > node.width / 2 or abs(y - node.y) > NODE_HEIGHT / 2
+
+
+def _at(t: float, values: list[float]) -> float:
+    """A point of a cubic curve."""
+    a, b, c, d = values
+    return (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
 
 
 # SVG.

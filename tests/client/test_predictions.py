@@ -195,9 +195,9 @@ def test_what_is_suspicious(found: TaskCheck, suspicion: str | None) -> None:
 def test_a_check_can_be_read() -> None:
     assert repr(CHECK).splitlines() == [
         "TaskCheck of 'demo', 16 prompts",
-        "prompts    above wrong answer  likeliest  logit difference",
-        "clean                  95.0 %     50.0 %                 3",
-        "corrupted              50.0 %     25.0 %            -0.125",
+        "prompts    above wrong answer  likeliest  mean logit difference, answer - wrong answer",
+        "clean                  95.0 %     50.0 %                                             3",
+        "corrupted              50.0 %     25.0 %                                        -0.125",
         "The model does the task, and no longer does on the corrupted prompts.",
     ]
     alone = check(CLEAN)

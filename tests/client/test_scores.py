@@ -25,6 +25,7 @@ from pahq_client import (
     InvalidScoresFile,
     OtherModel,
     ScoreComparison,
+    compare,
     comparison,
 )
 
@@ -196,6 +197,62 @@ def test_scores_round_trip_exactly(scores: EdgeScores, tmp_path: Path) -> None:
     scores.save(path)
     assert path.read_bytes() == first
     assert os.listdir(tmp_path) == ["eap.safetensors"]
+
+
+def test_scores_are_equal_apart_from_their_run(scores: EdgeScores, tmp_path: Path) -> None:
+    scores.save(tmp_path / "s")
+    assert EdgeScores.load(tmp_path / "s") == scores
+    later = dataclasses.replace(scores, provenance={**scores.provenance, "run": {"seconds": 9}})
+    assert later == scores
+    assert hash(later) == hash(scores)
+    for change in ({"scores": -scores.scores}, {"method": "relp"}, {"full": 7.5}, {"partial": True}):
+        assert dataclasses.replace(scores, **change) != scores  # type: ignore[arg-type]
+    assert dataclasses.replace(scores, provenance={"request": {"x": 1}}) != scores
+    assert scores != scores.scores.tolist()
+    assert scores in [later]
+
+
+def test_arguments_that_go_by_name_say_so(scores: EdgeScores) -> None:
+    for call, name, words in (
+        (
+            lambda: scores.top(5),
+            "edges",
+            r"EdgeScores.top\(\) takes edges=, fraction= or rank= by name, got 5",
+        ),
+        (lambda: scores.greedy(0.05), "edges", "takes edges=, fraction= or rank= by name, got 0.05"),
+        (lambda: scores.curve_circuits([0.1], "harm"), "rank", "takes rank= or greedy= by name, got 'harm'"),
+        (lambda: scores.top(edge=3), "edge", "did you mean edges"),
+        (lambda: EdgeScores.load("s", True), "allow_partial", "takes allow_partial= by name"),
+        (lambda: scores.top(edges=3).to_svg("s.svg", 3), "edges", "takes edges= by name"),
+    ):
+        with pytest.raises(InvalidRequest, match=words) as raised:
+            call()  # type: ignore[no-untyped-call]
+        assert raised.value.field == name
+        assert isinstance(raised.value, TypeError)
+
+
+def test_the_picture_of_a_roc_tells_its_area(tmp_path: Path) -> None:
+    found = made_up(SMALL)
+    roc = found.roc(found.top(edges=60))
+    assert f", AUC {roc.auc:.3g}</text>" in roc.to_svg()
+    assert ">chance</text>" in roc.to_svg()
+    roc.to_svg(tmp_path / "roc.svg")
+    assert (tmp_path / "roc.svg").read_text("utf-8") == roc.to_svg()
+    compared = found.compare(found)
+    compared.to_svg(str(tmp_path / "c.svg"))
+    assert (tmp_path / "c.svg").read_text("utf-8") == compared.to_svg()
+
+
+def test_scores_in_the_place_of_a_circuit() -> None:
+    found = made_up(SMALL)
+    circuit = found.top(edges=9)
+    for call, words in (
+        (lambda: found.roc(found), r"reference: .*got EdgeScores; choose .*scores\.top\(fraction="),
+        (lambda: found.compare(circuit), r"other: .*got Circuit; scores\.roc\(circuit\)"),
+        (lambda: compare(circuit, found), r"b: .*scores\.compare\(other\)"),
+    ):
+        with pytest.raises(InvalidRequest, match=words):
+            call()  # type: ignore[no-untyped-call]
 
 
 def test_partial_scores_are_refused_unless_asked_for(scores: EdgeScores, tmp_path: Path) -> None:

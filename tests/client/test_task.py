@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 from pahq_client import BuiltinTask, Client, InvalidRequest, Task
 from pahq_client import _requests as requests
 from pahq_client._job_options import JobRequest
+
+from .fake_server import FakeServer
 
 
 def test_texts_and_ids_of_any_kind() -> None:
@@ -72,6 +76,51 @@ def test_wrong_types_name_their_place(arguments: dict[str, Any], field: str) -> 
     with pytest.raises(InvalidRequest) as raised:
         Task(**arguments)
     assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "words"),
+    [
+        ({"clean": []}, "task.clean", "is empty"),
+        ({"clean": ["a"], "corrupted": ["b", "c"]}, "task.corrupted", "got 2 prompts for 1"),
+        ({"clean": ["a"], "corrupted": []}, "task.corrupted", "got 0 prompts for 1"),
+        ({"clean": ["a"], "answers": ["x", "y"]}, "task.answers", "got 2 answers for 1"),
+        ({"clean": ["a", "b"], "wrong_answers": [7]}, "task.wrong_answers", "got 1 wrong answers for 2"),
+    ],
+)
+def test_one_of_each_for_every_prompt(arguments: dict[str, Any], field: str, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as raised:
+        Task(**arguments)
+    assert raised.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("my.csv", r"Task\.from_csv\('my.csv'\)"),
+        ("data/my.jsonl", r"Task\.from_jsonl\('data/my.jsonl'\)"),
+        ("my.json", r"Task\.load\('my.json'\)"),
+        ("data/my", r"Task\.load \(JSON\), Task\.from_jsonl or Task\.from_csv"),
+        ("my.tsv", r"Task\.load \(JSON\), Task\.from_jsonl or Task\.from_csv"),
+        (Path("my.csv"), r"got PosixPath; read the file with Task\.from_csv"),
+        (Path("ioi"), "got PosixPath"),
+    ],
+)
+def test_a_file_is_no_name_of_a_task(client: Client, server: FakeServer, name: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as raised:
+        client.submit("m", name, 0.1)
+    assert raised.value.field == "task"
+    assert server.calls == []
+
+
+def test_prompts_of_builtin_tasks_are_drawn_by_a_server() -> None:
+    for name in ("clean", "corrupted", "answers", "wrong_answers", "positions"):
+        with pytest.raises(AttributeError, match=rf"no '{name}' of its own: .*include_prompts=True"):
+            getattr(Task.ioi(), name)
+    with pytest.raises(AttributeError, match="'BuiltinTask' has no attribute 'prompts'"):
+        Task.ioi().prompts  # type: ignore[attr-defined]  # noqa: B018
+    assert not hasattr(Task.ioi(), "cleaned")
+    assert copy.deepcopy(Task.ioi(3)) == copy.copy(Task.ioi(3)) == Task.ioi(3)
 
 
 def test_the_place_in_a_prompt_is_in_the_detail() -> None:

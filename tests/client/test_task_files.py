@@ -88,6 +88,35 @@ def test_numbers_are_texts_unless_the_column_or_the_caller_says_so(
     )
 
 
+def test_answers_as_texts_need_no_arguments() -> None:
+    header = "clean,corrupted,answer,wrong_answer"
+    assert read(f"{header}\nx,y, Tom, Lily\n") == Task(["x"], ["y"], [" Tom"], [" Lily"])
+    only = read("clean,answer\nx,7\n", corrupted=None, wrong_answers=None)
+    assert only == Task(["x"], answers=["7"])
+    # Token ids come first, and columns that are named are taken as they are named.
+    both = f"{header},correct_idx,incorrect_idx,other\nx,y, Tom, Lily,1,2, Max\n"
+    assert read(both) == Task(["x"], ["y"], [1], [2])
+    text = f"{header},other\nx,y, Tom, Lily, Max\n"
+    assert read(text, wrong_answers="other") == Task(["x"], ["y"], [" Tom"], [" Max"])
+    assert "no column 'wrong_answer'" in refusal(lambda: read("clean,corrupted,answer\nx,y,z\n"))
+    assert "no column 'none'" in refusal(lambda: read(text, answers="none"))
+
+
+@pytest.mark.parametrize("text", ["clean,corrupted,correct_idx,incorrect_idx\n", "clean,corrupted,answer\n"])
+def test_a_header_alone_is_no_task(text: str) -> None:
+    assert "no rows below its header" in refusal(lambda: read(text, wrong_answers=None))
+    assert "no rows" in refusal(lambda: Task.from_jsonl(io.StringIO("\n")))
+
+
+def test_what_is_wrong_is_told_for_the_command_as_well() -> None:
+    renamed = "(for the command pahq, rename the columns to answer and wrong_answer"
+    assert renamed in refusal(lambda: read("clean,corrupted,yes,no\nx,y,1,2\n"))
+    assert renamed in refusal(lambda: read(IOI + "3,a,b,c,Tom,2\n"))
+    text = "clean,corrupted,country_idx,corrupted_country_idx\nx,y,1,2\n"
+    assert "rename these columns to correct_idx and incorrect_idx" in refusal(lambda: read(text))
+    assert "a .json file with the arguments of Task" in refusal(lambda: read("clean\nx\n"))
+
+
 def test_what_was_written_is_read() -> None:
     rng = random.Random(3)
     parts = ["a", " ", ",", '"', "\n", "\r\n", "ü", "\u2028", "'", ";", "\t", "\\", "🙂"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.unchecked_tasks import unchecked_task
 from pahq import __version__
 
 import pahq_client
@@ -68,7 +69,7 @@ INVALID: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "threshold nan": ({"threshold": float("nan")}, "threshold", ("nan",)),
     "threshold infinite": ({"threshold": float("inf")}, "threshold", ("inf",)),
     "threshold negative": ({"threshold": -0.5}, "threshold", ("-0.5",)),
-    "no prompt": ({"task": Task(clean=[])}, "task.clean", ("at least one",)),
+    "no prompt": ({"task": unchecked_task(clean=[])}, "task.clean", ("at least one",)),
     "empty text": ({"task": prompts(clean=["", CLEAN[1]])}, "task.clean[0]", ("empty",)),
     "no token": ({"task": ids()}, "task.clean[1]", ("empty",)),
     "pair of unequal length": (
@@ -76,7 +77,11 @@ INVALID: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         "task.corrupted[1]",
         ("pair 1", str(LENGTHS[1]), str(LENGTHS[1] - 1)),
     ),
-    "pair incomplete": ({"task": prompts(corrupted=CORRUPTED[:1])}, "task.corrupted", ("1 prompts for 2",)),
+    "pair incomplete": (
+        {"task": unchecked_task(clean=CLEAN, corrupted=CORRUPTED[:1])},
+        "task.corrupted",
+        ("1 prompts for 2",),
+    ),
     "nothing to resample from": ({"task": prompts(corrupted=None)}, "task.corrupted", ("resample",)),
     "token too large": ({"task": ids(3, VOCABULARY)}, "task.clean[1]", (str(VOCABULARY),)),
     "token negative": ({"task": ids(3, -1)}, "task.clean[1]", ("-1", str(VOCABULARY))),
@@ -94,7 +99,14 @@ INVALID: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "no position": ({"task": prompts(positions=[])}, "task.positions", ("at least one",)),
     "no answers": (differing(wrong_answers=TWO), "task.answers", ("logit_difference",)),
     "no wrong answers": (differing(answers=TWO), "task.wrong_answers", ("logit_difference",)),
-    "too few answers": (differing(answers=TWO[:1], wrong_answers=TWO), "task.answers", ("1 answers for 2",)),
+    "too few answers": (
+        {
+            "metric": "logit_difference",
+            "task": unchecked_task(clean=CLEAN, corrupted=CORRUPTED, answers=TWO[:1], wrong_answers=TWO),
+        },
+        "task.answers",
+        ("1 answers for 2",),
+    ),
     "long answer": (
         differing(answers=TWO, wrong_answers=[" Tom", " Lily and"]),
         "task.wrong_answers[1]",

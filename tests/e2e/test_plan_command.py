@@ -150,4 +150,6 @@ def test_a_client_alone_cannot_plan() -> None:
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 2
-    assert run.stderr == "pahq-server: torch is not installed: pip install 'pahq[server]'\n"
+    assert (
+        run.stderr == "pahq-server: torch is not installed: pip install '.[server]' in a checkout of PAHQ\n"
+    )

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+from helpers.unchecked_tasks import unchecked_task
 
 from pahq_client import AsyncClient, Client, InvalidRequest, JobFailed, NotFound, PahqWarning, Task, TaskCheck
 
@@ -118,7 +119,7 @@ def test_what_a_model_gets_wrong_is_suspicious(client: Client) -> None:
         (Task([CLEAN], [CORRUPTED], [" Tom"]), "task.wrong_answers", "Add wrong_answers"),
         (Task([CLEAN], [" Max"], [" Tom"], [" Lily"]), "task.corrupted[0]", "tokens"),
         (Task([CLEAN], None, [" Tom"], [" Lily"], [99]), "task.positions", "outside of prompt 0"),
-        (Task([]), "task.clean", "at least one prompt"),
+        (unchecked_task(clean=[]), "task.clean", "at least one prompt"),
     ],
 )
 def test_tasks_that_cannot_be_checked(client: Client, task: Task, field: str, words: str) -> None:

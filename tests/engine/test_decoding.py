@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 from helpers.fake_generator import OFFER, FakeBackend, FakeGenerator, whole
 
 from pahq_server.core.engine import EngineStateId, Objective, ResolvedObjective, Work
-from pahq_server.core.errors import ResourceExhaustedError, ServerError
+from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
 from pahq_server.core.generation import Decode, Decoded, GenerationOffer, SampleRequest, Sampling
 from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
 from pahq_server.demo import model_path
 from pahq_server.engine.engine import ModelEngine
+from pahq_server.engine.generation.backend import SequenceId
 from pahq_server.models.loading import LoadedModel, load
 
 SAMPLING = Sampling(max_tokens=40)
@@ -92,6 +94,27 @@ def test_samples_are_run_to_their_ends_and_dropped_with_their_state(demo: Loaded
     assert generator.sequences == {}
     engine.stop_generating()
     assert generator.closed
+
+
+def test_logits_that_are_not_finite_end_one_job_alone(
+    demo: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = FakeGenerator.run
+
+    def broken(self: FakeGenerator, sequences: Collection[SequenceId], steps: int) -> int:
+        passes = run(self, sequences, steps)
+        if any(key == 7 for _, key in sequences):  # in the middle of a pass: all have half a token
+            raise NonFiniteMetricError("the model gave logits that are not finite")
+        return passes
+
+    monkeypatch.setattr(FakeGenerator, "run", broken)
+    engine, backend = serve(demo)
+    a, b = engine.open(resolve(engine)), engine.open(resolve(engine))
+    first, second = decode(engine, (a, [request(0)]), (b, [request(7)]), steps=3)
+    assert decoded(first).samples[0].ids == ids(0)[:3]
+    assert isinstance(second, NonFiniteMetricError)
+    assert finish(engine, a, [0, 1]) == {key: ids(key) for key in range(2)}
+    assert [each.closed for each in backend.made] == [True, True, False]
 
 
 def test_an_operation_ends_early_with_a_sample(demo: LoadedModel) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from helpers.fake_generator import OFFER, decode
+from helpers.fake_generator import CIRCUIT_OFFER, OFFER, decode
 from helpers.scores import SetScore
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import (
@@ -26,7 +26,7 @@ from pahq_server.core.engine import (
     Work,
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
-from pahq_server.core.generation import Decode, GenerationOffer
+from pahq_server.core.generation import Decode, DecodeUnderCircuit, GenerationOffer
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import (
     LikeliestTokens,
@@ -36,7 +36,7 @@ from pahq_server.core.operations import (
     TaskAccuracy,
     TopTokens,
 )
-from pahq_server.core.task import PromptTask, TokenIds, TokenizedText, TokenTask
+from pahq_server.core.task import Prompt, PromptTask, TokenIds, TokenizedText, TokenTask
 
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
 TASK = PromptTask(clean=((1, 2), (3, 4)), corrupted=((1, 5), (3, 6)))
@@ -92,6 +92,7 @@ class FakeEngine:
             LikeliestTokens: _likeliest,
             MeasureAccuracy: lambda operation: [CLEAN, CORRUPTED][: 1 + operation.corrupted],
             Decode: decode,
+            DecodeUnderCircuit: decode,
         }
         self._ids = itertools.count()
         self._held = False
@@ -181,7 +182,7 @@ class FakeEngine:
             raise InvalidRequestError("task.clean", "at least one prompt is needed")
         return ResolvedObjective(
             objective,
-            TokenTask(tuple(ids if isinstance(ids, tuple) else (1,) for ids in objective.task.clean)),
+            TokenTask(_ids(objective.task.clean), _ids(objective.task.corrupted) or None),
             self.graph,
             self.revision,
             prompts=objective.task,
@@ -189,6 +190,7 @@ class FakeEngine:
             activations=False,
             generation=self.offer,
             no_generation="" if self.offer else "the abacus does not speak",
+            circuit_generation=CIRCUIT_OFFER,
         )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
@@ -246,6 +248,10 @@ class FakeEngine:
     def _outcome(self, work: Work) -> Outcome:
         failure = self.failures[self.open_states[work.state].objective.model].run
         return failure if failure is not None else self.operations[type(work.operation)](work.operation)
+
+
+def _ids(prompts: Sequence[Prompt]) -> tuple[TokenIds, ...]:
+    return tuple(ids if isinstance(ids, tuple) else (1,) for ids in prompts)
 
 
 def _likeliest(operation: LikeliestTokens) -> TopTokens:

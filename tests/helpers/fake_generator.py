@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from pahq_server.core.generation import (
@@ -37,6 +37,10 @@ OFFER = GenerationOffer(
     resumes=True,
     texts=False,
     end_tokens=(END,),
+)
+# Under a circuit.
+CIRCUIT_OFFER = replace(
+    OFFER, backend="pahq", context=32, kv_tokens=32, kv_token_bytes=0, most_sequences=1, end_tokens=()
 )
 
 

@@ -15,6 +15,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.methods.acdc.order import Test as Question
 from pahq_server.methods.acdc.order import TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
+from pahq_server.methods.circuits import from_scratch
 from pahq_server.methods.verdicts import SearchResult
 
 from .naive_acdc import NaiveAcdc
@@ -91,9 +92,18 @@ def test_a_whole_and_an_empty_circuit_to_start_from() -> None:
     for grouping in ("none", "gates", "bisect"):
         whole = answer(AcdcSearch(graph, 2.0, grouping, start=Circuit.full(graph)).run(), score)
         assert whole.verdicts == answer(AcdcSearch(graph, 2.0, grouping).run(), score).verdicts
+        assert whole.metric_start is None
         nothing = answer(AcdcSearch(graph, 2.0, grouping, start=Circuit.empty(graph)).run(), score)
         assert (nothing.verdicts, nothing.circuit.num_kept) == ((), 0)
-        assert nothing.metric_value == nothing.metric_empty
+        assert nothing.metric_value == nothing.metric_empty == nothing.metric_start
+
+
+def test_the_circuit_to_start_from_is_measured() -> None:
+    graph = Graph(2, 2, 1)
+    score = BasedScore(graph, 3, SumScore)
+    start = Circuit(graph, np.arange(graph.num_edges) % 2 == 0)
+    found = answer(AcdcSearch(graph, 2.0, "bisect", start=start).run(), score)
+    assert found.metric_start == score(from_scratch(start)) != found.metric_value
 
 
 def test_the_order_of_groups_and_halves() -> None:

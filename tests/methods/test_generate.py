@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,12 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.fake_engine import GRAPH, OBJECTIVE
-from helpers.fake_generator import OFFER, decode, whole
+from helpers.fake_generator import CIRCUIT_OFFER, OFFER, decode, whole
 
 from pahq_server.core.artifact import Artifact, unpack
+from pahq_server.core.circuit import Circuit, EdgeSet
 from pahq_server.core.engine import ResolvedObjective
-from pahq_server.core.errors import InvalidRequestError, ServerError
-from pahq_server.core.generation import Decoded, DecodedSample, DecodeUsage, GenerationOffer
+from pahq_server.core.errors import InvalidRequestError, OtherModelError, ServerError
+from pahq_server.core.generation import (
+    Decoded,
+    DecodedSample,
+    DecodeUnderCircuit,
+    DecodeUsage,
+    GenerationOffer,
+)
+from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.base import MethodContext
 from pahq_server.methods.generate.method import Generate
@@ -275,6 +284,13 @@ def test_values_that_do_not_fit_the_model(
     assert words in caught.value.detail
 
 
+def test_samples_of_all_prompts_are_bounded() -> None:
+    method, prompts = Generate(), [(1,), (2,), (3,), (4,), (5,)]
+    method.check(parameters(n=4096), resolved(prompts=prompts[:4]))
+    with pytest.raises(InvalidRequestError, match="are 20480, and may be at most 16384"):
+        method.check(parameters(n=4096), resolved(prompts=prompts))
+
+
 def test_zero_stands_for_the_usual() -> None:
     assert GenerateParameters(max_tokens=1, n=0, policy="") == GenerateParameters(max_tokens=1)
 
@@ -298,3 +314,130 @@ def test_a_backend_that_loses_tokens_is_no_success() -> None:
     )
     with pytest.raises(ServerError, match="cannot be right"):
         steps.send(broken)
+
+
+# Under a circuit
+
+
+def edges(circuit: Circuit, revision: str = "c0ffee") -> EdgeSet:
+    return EdgeSet(circuit.graph, revision, np.packbits(circuit.kept, bitorder="little").tobytes())
+
+
+FULL = edges(Circuit.full(GRAPH))
+
+
+def under_circuit(ablation: str = "zero", corrupted: bool = False, **changes: Any) -> ResolvedObjective:
+    """An objective on a server that generates no text otherwise."""
+    prompts = tuple(tuple(99 - token for token in ids) for ids in PROMPTS)
+    fields: dict[str, Any] = {
+        "objective": replace(OBJECTIVE, ablation=ablation, **changes),
+        "task": TokenTask(PROMPTS, prompts if corrupted else None),
+        "circuit_generation": CIRCUIT_OFFER,
+    }
+    return replace(resolved(None, why="no backend"), **fields)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "resample"])
+def test_samples_under_a_circuit_and_after_interruptions(ablation: str) -> None:
+    asked = parameters(circuit=FULL, logprobs=True)
+    objective = under_circuit(ablation, corrupted=True)
+    Generate().check(asked, objective)
+    expected, journal = reference(asked), [b""]
+    for stop_after in (1, 70, 20, None):
+        context = MethodContext(objective, asked, journal)
+        steps, result, done = Generate().run(context), None, 0
+        artifact: Artifact | None = None
+        while done != stop_after and artifact is None:
+            try:
+                operation = steps.send(result)
+            except StopIteration as end:
+                artifact = end.value
+                break
+            assert type(operation) is DecodeUnderCircuit
+            assert operation.circuit.kept.all()
+            assert operation.steps == 1
+            (request,) = operation.requests
+            assert operation.corrupted == (
+                (tuple(99 - token for token in request.prompt),) if ablation == "resample" else ()
+            )
+            assert operation.weight > 0
+            result = decode(operation)
+            journal.append(context.take_records()[0])
+            done += 1
+        journal.append(context.take_records()[0])
+    assert artifact is not None
+    assert artifact.data == expected
+    assert context.counts["slots"] == 1
+    assert context.counts["peak_kv_bytes"] == 0
+
+
+def test_the_weight_is_that_of_the_operations() -> None:
+    """Where all samples have their most tokens; those of a fake end earlier."""
+    asked, objective = parameters(n=2, max_tokens=5, circuit=FULL), under_circuit("resample", corrupted=True)
+    lengths = [len(ids) + number for ids in PROMPTS for _ in range(2) for number in range(5)]
+    assert Generate().weight(asked, objective) == 3 * sum(lengths) / objective.task.num_tokens
+
+
+@pytest.mark.parametrize(
+    ("circuit", "objective", "field", "words"),
+    [
+        (FULL, under_circuit("mean"), "ablation", "for text under a circuit, got 'mean'"),
+        (FULL, under_circuit("resample"), "task.corrupted", "needs corrupted prompts"),
+        (FULL, under_circuit(precision="pahq"), "precision", "must be 'fp32'"),
+        (FULL, replace(under_circuit(), circuit_generation=None, no_circuit_generation="too large"), "model",
+         "'toy': too large"),
+        (FULL, replace(under_circuit(), circuit_generation=replace(CIRCUIT_OFFER, context=20)), "max_tokens",
+         "the 20 that a text under a circuit may have: ask for at most 17"),
+        (replace(FULL, bits=FULL.bits[1:]), under_circuit(), "circuit.bits", "one bit for each"),
+        (edges(Circuit.full(GRAPH), "bad"), under_circuit(), "circuit", "another model"),
+        (edges(Circuit.full(Graph(1, 2, 2))), under_circuit(), "circuit", "another model"),
+    ],
+)  # fmt: skip
+def test_circuits_that_do_not_do(
+    circuit: EdgeSet, objective: ResolvedObjective, field: str, words: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        Generate().check(parameters(circuit=circuit), objective)
+    assert caught.value.field == field
+    assert words in caught.value.detail
+    assert isinstance(caught.value, OtherModelError) == ("another model" in words)
+
+
+def test_a_circuit_that_names_shared_keys_otherwise() -> None:
+    grouped = Graph(2, 4, 2, "query")
+    objective = replace(under_circuit(), graph=Graph(2, 4, 2, "group"))
+    with pytest.raises(InvalidRequestError) as caught:
+        Generate().check(parameters(circuit=edges(Circuit.full(grouped))), objective)
+    assert caught.value.field == "kv_receivers"
+
+
+def test_a_circuit_is_stored_and_told() -> None:
+    method, asked = Generate(), parameters(circuit=FULL)
+    assert method.read_stored(json.loads(json.dumps(method.stored(asked)))) == asked
+    assert method.read_stored(method.stored(parameters())) == parameters()
+    assert "circuit" not in method.identity(parameters())
+    other = parameters(circuit=edges(Circuit.empty(GRAPH)))
+    assert method.identity(asked) != method.identity(other)
+    assert method.determinants(asked, under_circuit()) == {"generation": {"backend": "pahq", "version": "0"}}
+    assert method.determinants(parameters(), under_circuit()) == {}
+
+
+def test_a_circuit_that_leads_nowhere_is_warned_of() -> None:
+    empty = parameters(circuit=edges(Circuit.empty(GRAPH)))
+    (told,) = Generate().warnings(empty, under_circuit())
+    assert "does not depend on the prompt" in told
+    assert Generate().warnings(parameters(circuit=FULL), under_circuit()) == ()
+
+
+def test_corrupted_prompts_that_mislead() -> None:
+    def told(ablation: str, *pairs: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[str, ...]:
+        task = TokenTask(tuple(clean for clean, _ in pairs), tuple(corrupted for _, corrupted in pairs))
+        return Generate().warnings(parameters(circuit=FULL), replace(under_circuit(ablation), task=task))
+
+    assert told("resample", ((1, 2), (3, 2)), ((1, 2), (4, 2))) == ()
+    (repeated,) = told("resample", ((1, 2), (3, 2)), ((1, 2), (3, 2)))
+    assert repeated.startswith("1 of 2 prompts are repetitions")
+    (same,) = told("resample", ((1, 2), (1, 2)), ((5, 2), (4, 2)))
+    assert "are the same in 1 of 2 pairs" in same
+    (unused,) = told("zero", ((1, 2), (3, 2)))
+    assert "have no effect" in unused

@@ -177,6 +177,7 @@ def test_what_cannot_be_reached_is_told() -> None:
         return AcdcSearch(GRAPH, threshold, "none", 4, recorded, start=start, tested=tested)
 
     result = answer(TargetSearch(Target(faithfulness=0.8), start, search).run(), score)
+    assert result.metric_start == 0.9
     (told,) = result.warnings
     assert "No threshold that was tried leads to a faithfulness of 0.8: that of this circuit is 0.1" in told
 

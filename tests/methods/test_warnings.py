@@ -72,11 +72,16 @@ BELOW = ["input->m0", "m0->m1", "m1->logits"]
 
 
 def of_result(
-    names: list[str], value: float, full: float = 0.0, empty: float = 2.0, threshold: float | None = 0.5
+    names: list[str],
+    value: float,
+    full: float = 0.0,
+    empty: float = 2.0,
+    threshold: float | None = 0.5,
+    start: float | None = None,
 ) -> list[str]:
     circuit = Circuit.from_names(GRAPH, names)
     verdicts = (Verdict(False, 0, 0.0, 0.25, False),)
-    result = SearchResult(circuit, verdicts, value, full, empty, threshold)
+    result = SearchResult(circuit, verdicts, value, full, empty, threshold, metric_start=start)
     return list(warnings.of_search(ResolvedObjective(OBJECTIVE, GOOD, GRAPH, "r"), result))
 
 
@@ -99,6 +104,23 @@ def test_a_search_that_had_nothing_to_test() -> None:
     result = SearchResult(Circuit.empty(GRAPH), (), 2.0, 0.0, 2.0, 0.5)
     nothing, _ = warnings.of_search(ResolvedObjective(OBJECTIVE, GOOD, GRAPH, "r"), result)
     told([nothing], "No edge was tested", "Start from one with more edges")
+
+
+def test_a_search_that_started_from_too_little() -> None:
+    """A smaller threshold does not help where what matters was gone before the first test."""
+    larger = "started from has only the faithfulness 0.017", "start from a larger one, such as a larger frac"
+    pathless, unfaithful = of_result(["m0->m1", "m1->logits"], 2.0, start=1.966)
+    told([pathless], "None of the 2 kept edges is on a path", *larger)
+    told([unfaithful], "The faithfulness is 0: the circuit has lost", *larger)
+    nothing, _ = of_result([], 2.0, start=1.966)
+    told([nothing], "No edge is kept", *larger)
+    assert "smaller threshold" not in pathless + unfaithful + nothing
+    # A start that does most of it, or whose faithfulness has no meaning, is not to blame.
+    for found in (of_result(BELOW, 1.9, start=0.9), of_result(BELOW, 1.9)):
+        told(found, "has lost the behaviour", "Use a smaller threshold")
+    pathless, _ = of_result(["m0->m1"], 2.0, full=2.0, start=1.966)[::-1]
+    told([pathless], "on a path", "Use a smaller threshold")
+    assert of_result(BELOW, 0.4, start=1.9) == []  # and what came out better needs no excuse
 
 
 def test_groups_under_a_metric_with_signs() -> None:

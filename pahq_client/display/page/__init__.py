@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable
 from functools import cache
 from html import escape
 from importlib import resources
@@ -43,7 +44,7 @@ def write(
     result: Result,
     other: Result | None = None,
     *,
-    names: tuple[str, ...] = (),
+    names: Iterable[str] = (),
     curve: Curve | None = None,
 ) -> None:
     """Writes the page of a result, or of two that are compared, to a file.
@@ -52,7 +53,7 @@ def write(
         path: where to write.
         result: a circuit or edge scores.
         other: what to compare it with.
-        names: what to call the results; by default their task and model.
+        names: what to call the results, see `pahq_client.display.picture.picture`.
         curve: what the metric is for growing numbers of edges of the first result, if that was measured.
 
     Raises:

@@ -12,7 +12,7 @@ const COLUMNS = [
   { key: "edges", text: "Edges", words: "number of edges" },
   { key: "into", text: "In", words: "sum of incoming scores" },
   { key: "out", text: "Out", words: "sum of outgoing scores" },
-  { key: "total", text: "Total", words: "sum of all scores, without signs" },
+  { key: "total", text: "|Total|", words: "sum of all scores, without signs" },
 ];
 
 export const byId = (id) => document.getElementById(id);
@@ -116,10 +116,18 @@ function heading() {
   byId("title").textContent = comparing ? `${sides[0].name} and ${sides[1].name}` : title;
   byId("subtitle").textContent = sides.map(sideline).join(" \u2014 ");
   const cut = sides.filter((side) => side.drawn < side.edges);
+  byId("order").textContent = order();
   byId("cut").hidden = !cut.length;
   byId("cut").textContent = cut
     .map((side) => `${comparing ? `${side.name}: the` : "The"} largest ${count(side.drawn)} of ${count(side.edges)} edges are in this picture.`)
     .join(" ");
+}
+
+/** What the slider takes first. */
+function order() {
+  const [first] = sides;
+  if (sides.every((side) => side.order === first.order)) return first.order;
+  return sides.map((side) => `${side.name}: ${side.order}`).join("; ");
 }
 
 function sideline(side) {

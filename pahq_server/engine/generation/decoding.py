@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pahq_server.core.engine import Outcome
-from pahq_server.core.errors import ResourceExhaustedError, ServerError
+from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
 from pahq_server.core.generation import (
     Decode,
     Decoded,
@@ -151,23 +151,25 @@ class ModelGeneration:
         self._jobs: dict[EngineState, _Job] = {}
         self._numbers = itertools.count()
 
-    def run(self, work: Sequence[tuple[EngineState, Decode]]) -> list[Outcome]:
+    def run(self, work: Sequence[tuple[EngineState, Decode]], again: bool = True) -> list[Outcome]:
         """Runs operations together, until a sample of any of them has ended or all have got their tokens.
 
-        If the generator has failed, another one begins all samples again, once. A second failure is the
-        outcome of all operations.
+        If the generator has failed, another one begins all samples again, if ``again``. A second failure is
+        the outcome of all operations. One whose model gives what is not finite fails alone.
         """
         try:
             return self._run(work)
         except GeneratorFailedError as error:
+            self.close()
+            if not again:
+                failed = ServerError(f"generating text has failed twice: {error}. See the server's log")
+                return [failed] * len(work)
             logger.warning("the generator has failed, and is made again: %s", error, exc_info=error)
+            return self.run(work, again=False)
+        except NonFiniteMetricError as error:
+            # In the middle of a forward pass: what the generator holds now cannot be relied on.
             self.close()
-        try:
-            return self._run(work)
-        except GeneratorFailedError as error:
-            self.close()
-            failed = ServerError(f"generating text has failed twice: {error}. See the server's log")
-            return [failed] * len(work)
+            return [error] if len(work) == 1 else [self.run([each])[0] for each in work]
 
     def drop(self, state: EngineState) -> None:
         """Drops all samples of a state."""

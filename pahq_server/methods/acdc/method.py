@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from pahq_server.core.artifact import Artifact
 from pahq_server.core.circuit import Circuit, EdgeSet
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.graph import Graph
 from pahq_server.methods import warnings
 from pahq_server.methods.acdc.order import GROUPINGS, TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch, TestedBranch
@@ -74,8 +71,7 @@ class Acdc(Method[AcdcParameters]):
         within = parameters.within
         fields = {**vars(parameters), "within": None}
         if within is not None:
-            bits = base64.b64encode(within.bits).decode("ascii")
-            fields["within"] = {"graph": asdict(within.graph), "revision": within.revision, "bits": bits}
+            fields["within"] = within.stored()
         return {name: value for name, value in fields.items() if value is not None}
 
     def read_stored(self, fields: Mapping[str, Any]) -> AcdcParameters:
@@ -83,15 +79,13 @@ class Acdc(Method[AcdcParameters]):
         if "gates" in fields:  # of earlier versions, which had these two groupings only
             fields["grouping"] = "gates" if truth_value("gates", fields.pop("gates")) else "none"
         if (within := fields.get("within")) is not None:
-            bits = base64.b64decode(within["bits"], validate=True)
-            fields["within"] = EdgeSet(Graph(**within["graph"]), within["revision"], bits)
+            fields["within"] = EdgeSet.of_stored(within)
         return self.read(fields)
 
     def described(self, parameters: AcdcParameters) -> dict[str, object]:
         fields = self.stored(parameters)
         if parameters.within is not None:
-            # Large, and of no use to read.
-            fields["within"] = {"sha256": hashlib.sha256(parameters.within.bits).hexdigest()}
+            fields["within"] = parameters.within.described()
         return fields
 
     def identity(self, parameters: AcdcParameters) -> dict[str, object]:

@@ -23,7 +23,7 @@ from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.methods.acdc.order import Grouping, State, Test, TestOrder
 from pahq_server.methods.acdc.speculation import CostModel, GroupPredictor, KeepPredictor
-from pahq_server.methods.circuits import SearchSteps, endpoints, new_counts, search_progress
+from pahq_server.methods.circuits import SearchSteps, endpoints, from_scratch, new_counts, search_progress
 from pahq_server.methods.verdicts import SearchResult, Verdict
 
 # Predicts whether the edges of a test will be kept.
@@ -133,6 +133,7 @@ class AcdcSearch:
         self.counts = new_counts()
         self._clock, self._baseline_depends_on_promotion = clock, baseline_depends_on_promotion
         self._order, self._grouping = TestOrder(graph, grouping, start), grouping
+        self._start = None if start is None or start.num_kept == graph.num_edges else start
         self._costs, self._keep_predictor = CostModel(), KeepPredictor(threshold)
         self._group_predictor = GroupPredictor(threshold)
         # What was found for the larger groups that the present test is a part of, by first edge and size.
@@ -155,8 +156,14 @@ class AcdcSearch:
     def run(self) -> SearchSteps:
         """Yields the passes of some tests at a time, then those of the endpoints."""
         yield from self.decide()
-        value, full, empty = yield endpoints(self.graph, self.circuit)
-        return SearchResult(self.circuit, tuple(self.verdicts), value, full, empty, self.threshold)
+        start = [] if self._start is None else [from_scratch(self._start)]
+        value, full, empty, *of_start = yield [*endpoints(self.graph, self.circuit), *start]
+        return SearchResult(
+            self.circuit,
+            tuple(self.verdicts),
+            *(value, full, empty, self.threshold),
+            metric_start=of_start[0] if of_start else None,
+        )
 
     def decide(self) -> Generator[Sequence[PatchedPass], Sequence[float], None]:
         """Yields the passes of some tests at a time, until all edges are decided."""

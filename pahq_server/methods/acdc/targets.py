@@ -188,7 +188,7 @@ class TargetSearch:
     def run(self) -> SearchSteps:
         """Yields the passes of some tests at a time, and those that measure circuits between the runs."""
         graph = self._start.graph
-        _, full, empty = yield from self._measured(endpoints(graph, self._start))
+        of_start, full, empty = yield from self._measured(endpoints(graph, self._start))
         gap = abs(full - empty)
         if self._target.faithfulness is not None and not gap:
             raise InvalidRequestError(
@@ -212,7 +212,12 @@ class TargetSearch:
         best = self.best
         assert best is not None, "there is at least one run"
         told = () if self._target.reached(best.surplus) else (self._missed(best, full, empty),)
-        return SearchResult(best.circuit, best.verdicts, best.value, full, empty, best.threshold, True, told)
+        return SearchResult(
+            *(best.circuit, best.verdicts, best.value, full, empty, best.threshold),
+            chose_threshold=True,
+            warnings=told,
+            metric_start=None if self._start.num_kept == graph.num_edges else of_start,
+        )
 
     def progress(self) -> Progress:
         """Says how many edges are decided, in all runs so far; the figures are those of the present run."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from pahq_server.core.artifact import Artifact, Progress
+from pahq_server.core.circuit import EdgeSet
 from pahq_server.core.engine import ResolvedObjective
+from pahq_server.core.generation import passes_per_token, tokens_computed
 from pahq_server.methods.base import Method, MethodContext, Steps
 from pahq_server.methods.generate.parameters import GenerateParameters
 from pahq_server.methods.generate.samples import (
@@ -29,8 +32,27 @@ class Generate(Method[GenerateParameters]):
     name, parameters, unit = "generate", GenerateParameters, "samples"
     needs_activations = False
 
-    def determinants(self, resolved: ResolvedObjective) -> dict[str, object]:
-        offer = resolved.generation
+    def stored(self, parameters: GenerateParameters) -> dict[str, Any]:
+        fields = dict(vars(parameters))
+        if fields.pop("circuit") is not None:
+            assert parameters.circuit is not None
+            fields["circuit"] = parameters.circuit.stored()
+        return fields
+
+    def read_stored(self, fields: Mapping[str, Any]) -> GenerateParameters:
+        fields = dict(fields)
+        if "circuit" in fields:
+            fields["circuit"] = EdgeSet.of_stored(fields["circuit"])
+        return self.read(fields)
+
+    def described(self, parameters: GenerateParameters) -> dict[str, object]:
+        fields = self.stored(parameters)
+        if parameters.circuit is not None:
+            fields["circuit"] = parameters.circuit.described()
+        return fields
+
+    def determinants(self, parameters: GenerateParameters, resolved: ResolvedObjective) -> dict[str, object]:
+        offer = parameters.offer_for(resolved)
         return {} if offer is None else {"generation": {"backend": offer.backend, "version": offer.version}}
 
     def check(self, parameters: GenerateParameters, resolved: ResolvedObjective) -> None:
@@ -40,8 +62,14 @@ class Generate(Method[GenerateParameters]):
         return parameters.n * len(resolved.task.clean)
 
     def weight(self, parameters: GenerateParameters, resolved: ResolvedObjective) -> float:
-        tokens = self.total(parameters, resolved) * parameters.max_tokens
-        return max(1.0, tokens / resolved.task.num_tokens)
+        task = resolved.task
+        if parameters.circuit is None:
+            tokens = self.total(parameters, resolved) * parameters.max_tokens
+        else:
+            texts = (tokens_computed(len(ids), parameters.max_tokens) for ids in task.clean)
+            resample = resolved.objective.ablation == "resample"
+            tokens = parameters.n * sum(texts) * passes_per_token(resample)
+        return max(1.0, tokens / task.num_tokens)
 
     def warnings(self, parameters: GenerateParameters, resolved: ResolvedObjective) -> tuple[str, ...]:
         return tuple(request_warnings(parameters, resolved))
@@ -52,10 +80,11 @@ class Generate(Method[GenerateParameters]):
         context.tell(_progress(run))
         while (operation := run.next_operation()) is not None:
             for sample in run.take((yield operation)):
+                finished.append(sample)
                 context.record(record(sample, run.totals))
             context.tell(_progress(run))
         context.count(**run.figures())
-        return _artifact(context, run.finished.values())
+        return _artifact(context, finished)
 
     def partial(self, context: MethodContext[GenerateParameters]) -> Artifact | None:
         finished, _ = read_records(context.journal)
@@ -72,7 +101,9 @@ class Generate(Method[GenerateParameters]):
 def request_warnings(parameters: GenerateParameters, resolved: ResolvedObjective) -> Iterable[str]:
     """Yields what may mislead about samples, as far as the request shows it."""
     prompts = resolved.task.clean
-    repeated = len(prompts) - len(set(prompts))
+    resample = parameters.circuit is not None and resolved.objective.ablation == "resample"
+    corrupted = (resolved.task.corrupted or ()) if resample else ()
+    repeated = len(prompts) - len(set(zip(prompts, corrupted, strict=True) if corrupted else prompts))
     if repeated:
         yield (
             f"{repeated} of {len(prompts)} prompts are repetitions: samples of equal prompts are the same, "
@@ -83,12 +114,29 @@ def request_warnings(parameters: GenerateParameters, resolved: ResolvedObjective
             f"With temperature 0 all {parameters.n} samples of a prompt are the same. Use n = 1, or a higher "
             "temperature."
         )
+    circuit = parameters.circuit_for(resolved)
+    if circuit is not None and not circuit.on_paths().any():
+        yield (
+            "No edge of the circuit is on a path from input to logits: what it says does not depend on the "
+            "prompt, or on the corrupted one alone. Use a circuit with more edges."
+        )
+    same = sum(clean == other for clean, other in zip(prompts, corrupted, strict=False))
+    if same:
+        yield (
+            f"The clean and the corrupted prompt are the same in {same} of {len(prompts)} pairs: there every "
+            "circuit says what the full model says. Give corrupted prompts that differ."
+        )
+    if circuit is not None and not resample and resolved.task.corrupted is not None:
+        yield (
+            "The corrupted prompts have no effect, because the ablation is 'zero'. Leave them out, or use "
+            "ablation 'resample'."
+        )
 
 
 def _progress(run: SampleRun) -> Progress:
     figures = run.figures()
     shown = {name: float(figures[name]) for name in ("tokens", "steps")}
-    return Progress(len(run.finished), f"sampling ({run.policy})", shown)
+    return Progress(run.ended, f"sampling ({run.policy})", shown)
 
 
 def _artifact(
@@ -97,8 +145,8 @@ def _artifact(
     warnings: tuple[str, ...] = (),
 ) -> Artifact:
     asked, resolved = context.parameters, context.resolved
-    offer, found = resolved.generation, list(samples)
-    texts = offer is not None and offer.texts
+    offer, found = asked.offer_for(resolved), list(samples)
+    texts = offer is None or offer.texts  # without one, samples of a server that had one are read
     data = samples_bytes(found, resolved.task.clean, asked.n, asked.logprobs, texts)
     tokens = sum(len(sample.ids) for sample in found)
     stopped = sum(sample.finish == "stop" for sample in found)

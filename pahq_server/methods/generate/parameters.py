@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pahq_server.core.circuit import Circuit, EdgeSet
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.generation import GenerationOffer, Sampling
@@ -14,7 +15,9 @@ from pahq_server.methods.generate.policies import check_name
 MOST_SAMPLES = 4096
 MOST_STOPS, MOST_STOP_BYTES = 16, 1024
 MOST_TEMPERATURE = 100.0
-# Tokens of all samples together, so that they fit into one artifact.
+# Samples of all prompts together: a policy looks at all that wait whenever one has ended.
+MOST_IN_ALL = 16_384
+# Their tokens, so that they fit into one artifact.
 MOST_TOKENS = 10_000_000
 # Samples that run at once unless the request says how many.
 USUAL_SLOTS = 32
@@ -33,6 +36,7 @@ class GenerateParameters:
         slots: how many samples run at once; None to leave it open.
         kv_tokens: how many tokens have their keys and values in memory at once; None to leave it open.
         policy: in which order samples run.
+        circuit: the circuit under which samples are generated; None for the full model.
     """
 
     n: int = 1
@@ -46,6 +50,7 @@ class GenerateParameters:
     slots: int | None = None
     kv_tokens: int | None = None
     policy: str = "auto"
+    circuit: EdgeSet | None = None
 
     def __post_init__(self) -> None:
         _integer("max_tokens", self.max_tokens, 1, _INT32)
@@ -71,6 +76,8 @@ class GenerateParameters:
                 raise InvalidRequestError("kv_tokens", "does not go with slots: give one of both")
         _set(self, "policy", self.policy or "auto")
         check_name(self.policy)
+        if self.circuit is not None and not isinstance(self.circuit, EdgeSet):
+            raise InvalidRequestError("circuit", f"must be edges of a graph, got {self.circuit!r}")
 
     def _check_stops(self) -> None:
         if len(self.stop) > MOST_STOPS:
@@ -90,25 +97,51 @@ class GenerateParameters:
         """How tokens are drawn."""
         return Sampling(self.max_tokens, self.temperature, self.top_p, self.top_k, self.stop, self.logprobs)
 
+    def offer_for(self, resolved: ResolvedObjective) -> GenerationOffer | None:
+        """Returns what can be generated, under the circuit if there is one; None if nothing can."""
+        return resolved.generation if self.circuit is None else resolved.circuit_generation
+
+    def circuit_for(self, resolved: ResolvedObjective) -> Circuit | None:
+        """Returns the circuit; None for the full model.
+
+        Raises InvalidRequestError for one of another graph or model.
+        """
+        if self.circuit is None:
+            return None
+        return self.circuit.circuit("circuit", resolved.graph, resolved.revision)
+
     def check_for(self, resolved: ResolvedObjective) -> GenerationOffer:
         """Checks the request against the model, and returns what its backend offers.
 
         Raises InvalidRequestError.
         """
-        offer, task = resolved.generation, resolved.task
+        offer, task = self.offer_for(resolved), resolved.task
         if offer is None:
-            raise InvalidRequestError("model", f"{resolved.objective.model!r}: {resolved.no_generation}")
+            why = resolved.no_generation if self.circuit is None else resolved.no_circuit_generation
+            raise InvalidRequestError("model", f"{resolved.objective.model!r}: {why}")
+        if self.circuit_for(resolved) is not None:
+            _check_ablation(resolved)
         longest = max(range(len(task.clean)), key=lambda i: len(task.clean[i]))
         length = len(task.clean[longest])
         if length + self.max_tokens > offer.context:
             most = offer.context - length
             advice = f"ask for at most {most}" if most > 0 else "give a shorter prompt"
+            what = f"the model's context of {offer.context}"
+            if self.circuit is not None:
+                what = f"the {offer.context} that a text under a circuit may have"
             detail = (
                 f"the longest prompt, task.clean[{longest}], has {length} tokens, and {self.max_tokens} more "
-                f"do not fit into the model's context of {offer.context}: {advice}"
+                f"do not fit into {what}: {advice}"
             )
             raise InvalidRequestError("max_tokens", detail)
-        tokens = len(task.clean) * self.n * self.max_tokens
+        samples = len(task.clean) * self.n
+        if samples > MOST_IN_ALL:
+            detail = (
+                f"{len(task.clean)} prompts x {self.n} samples are {samples}, and may be at most "
+                f"{MOST_IN_ALL}: ask for fewer at a time"
+            )
+            raise InvalidRequestError("n", detail)
+        tokens = samples * self.max_tokens
         if tokens > MOST_TOKENS:
             detail = (
                 f"{len(task.clean)} prompts x {self.n} samples x {self.max_tokens} tokens are more than "
@@ -143,6 +176,25 @@ class GenerateParameters:
                 raise InvalidRequestError("kv_tokens", detail)
             return min(most, self.kv_tokens // longest)
         return min(most, USUAL_SLOTS)
+
+
+def _check_ablation(resolved: ResolvedObjective) -> None:
+    """Raises InvalidRequestError where it is not defined what the edges outside of a circuit carry."""
+    objective = resolved.objective
+    if objective.ablation not in ("zero", "resample"):
+        detail = f"must be 'zero' or 'resample' for text under a circuit, got {objective.ablation!r}"
+        if objective.ablation == "mean":
+            detail += (
+                ": the mean is over the prompts at each position, and none of them reaches the positions of "
+                "a sample's tokens"
+            )
+        raise InvalidRequestError("ablation", detail)
+    if objective.ablation == "resample" and resolved.task.corrupted is None:
+        detail = "resample ablation needs corrupted prompts, one for each prompt; or use ablation 'zero'"
+        raise InvalidRequestError("task.corrupted", detail)
+    if objective.precision != "fp32":
+        detail = f"must be 'fp32' for text under a circuit, got {objective.precision!r}"
+        raise InvalidRequestError("precision", detail)
 
 
 def _integer(name: str, value: object, least: int, most: int) -> None:

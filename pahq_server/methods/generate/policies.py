@@ -6,10 +6,12 @@ A policy is a pure function of a `Queue`; what it plans at the beginning of a ru
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Literal, NamedTuple, TypeAlias
 
 from pahq_server.core.errors import InvalidRequestError
@@ -133,7 +135,7 @@ class ShortestFirst(Policy):
         return "sjf"
 
     def admit(self, queue: Queue) -> tuple[int, ...]:
-        return _first(sorted(_alternating(queue), key=_length), queue.free)
+        return _least(queue, 1)
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class LongestFirst(Policy):
         return "longest_first"
 
     def admit(self, queue: Queue) -> tuple[int, ...]:
-        return _first(sorted(_alternating(queue), key=lambda each: -each.remaining), queue.free)
+        return _least(queue, -1)
 
 
 @dataclass(frozen=True)
@@ -187,9 +189,9 @@ class Fptas(Policy):
                 chosen += [key for key in stack if key in waiting][:1]
         if self.refill != "nobody" or not (running or chosen):
             sign = -1 if self.refill == "longest" else 1
-            rest = [each for each in queue.waiting if each.key not in chosen]
-            rest.sort(key=lambda each: sign * each.remaining)
-            chosen += _first(rest, queue.free - len(chosen))
+            rest = (each for each in queue.waiting if each.key not in chosen)
+            free = queue.free - len(chosen)
+            chosen += _first(nsmallest(free, rest, key=lambda each: sign * each.remaining), free)
         return tuple(chosen)
 
 
@@ -252,11 +254,18 @@ def _first(samples: Sequence[QueuedSample], count: int) -> tuple[int, ...]:
     return tuple(each.key for each in samples[: max(0, count)])
 
 
-def _alternating(queue: Queue) -> Iterable[QueuedSample]:
-    """The waiting samples in such an order that those of one prompt are apart, fewest running ones first."""
-    seen = Counter(each.prompt for each in queue.running)
-    turns: list[tuple[int, QueuedSample]] = []
-    for each in queue.waiting:
-        turns.append((seen[each.prompt], each))
-        seen[each.prompt] += 1
-    return [each for _, each in sorted(turns, key=lambda turn: turn[0])]
+def _least(queue: Queue, sign: int) -> tuple[int, ...]:
+    """Takes the waiting samples with the least ``sign * remaining``.
+
+    Of equal ones those of the prompt come first of which the fewest run, so that prompts alternate.
+    """
+    costs = [sign * each.remaining for each in queue.waiting]
+    most = max(nsmallest(queue.free, costs), default=-math.inf)
+    turns = dict(Counter(each.prompt for each in queue.running))
+    found: list[tuple[float, int, int]] = []
+    for position, ((_, prompt, _), cost) in enumerate(zip(queue.waiting, costs, strict=True)):
+        turn = turns.get(prompt, 0)
+        turns[prompt] = turn + 1
+        if cost <= most:
+            found.append((cost, turn, position))
+    return tuple(queue.waiting[position].key for *_, position in nsmallest(queue.free, found))

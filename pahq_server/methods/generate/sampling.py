@@ -11,10 +11,12 @@ from pahq_server.core.generation import (
     Decode,
     Decoded,
     DecodedSample,
+    DecodeUnderCircuit,
     GenerationOffer,
     SampleRequest,
     TokenSignal,
 )
+from pahq_server.core.task import TokenIds
 from pahq_server.methods.generate.admission import admission
 from pahq_server.methods.generate.parameters import GenerateParameters
 from pahq_server.methods.generate.samples import FinishedSample, RunTotals, sample_seed
@@ -50,27 +52,35 @@ class SampleRun:
     Args:
         resolved: the prompts, and what can be generated.
         parameters: how.
-        finished: samples that ended earlier.
+        ended: samples that ended earlier.
         totals: what they took.
+
+    Attributes:
+        total: how many samples there are.
+        ended: how many of them have ended.
     """
 
     def __init__(
         self,
         resolved: ResolvedObjective,
         parameters: GenerateParameters,
-        finished: Iterable[FinishedSample] = (),
+        ended: Iterable[FinishedSample] = (),
         totals: RunTotals = _NOTHING,
     ) -> None:
-        assert resolved.generation is not None, "`GenerateParameters.check_for` has refused it"
-        self._offer: GenerationOffer = resolved.generation
+        offer = parameters.offer_for(resolved)
+        assert offer is not None, "`GenerateParameters.check_for` has refused it"
+        self._offer: GenerationOffer = offer
+        self._circuit = parameters.circuit_for(resolved)
         self._resolved, self._parameters = resolved, parameters
         self._prompts, self._sampling = resolved.task.clean, parameters.sampling
         self.slots = parameters.slots_for(resolved.task, self._offer)
         self.total = parameters.n * len(self._prompts)
-        self.finished = {sample.key: sample for sample in finished}
-        if any(not 0 <= key < self.total for key in self.finished):
+        lengths = {sample.key: len(sample.ids) for sample in ended}
+        if any(not 0 <= key < self.total for key in lengths):
             raise ValueError(f"the journal holds samples that are not among the {self.total} asked for")
         self.totals = totals
+        self.ended = len(lengths)
+        self._tokens, self._longest = sum(lengths.values()), max(lengths.values(), default=0)
         self._begun: dict[int, _Begun] = {}
         self._running: tuple[int, ...] = ()
         self._admission = admission(
@@ -80,7 +90,7 @@ class SampleRun:
             parameters.max_tokens,
             resumes=self._offer.resumes,
             prompt_tokens=max(map(len, self._prompts)),
-            ended={key: len(sample.ids) for key, sample in self.finished.items()},
+            ended=lengths,
         )
 
     @property
@@ -95,7 +105,11 @@ class SampleRun:
             return None
         self._running = turn.keys
         requests = tuple(map(self._request, self._running))
-        return Decode(requests, min(turn.steps, STEPS), self._resolved.task.num_tokens)
+        tokens = self._resolved.task.num_tokens
+        if self._circuit is None:
+            return Decode(requests, min(turn.steps, STEPS), tokens)
+        # A step is some passes of the literal executor over the whole text: others have waited long enough.
+        return DecodeUnderCircuit(requests, 1, tokens, self._circuit, self._corrupted())
 
     def take(self, decoded: Decoded) -> list[FinishedSample]:
         """Takes the result of the last operation. Returns the samples that have ended."""
@@ -123,16 +137,15 @@ class SampleRun:
 
     def figures(self) -> dict[str, int]:
         """Returns the figures of the run by name; see docs/sampling.md."""
-        lengths = [len(sample.ids) for sample in self.finished.values()]
         spent = self.totals
         return {
             "steps": spent.steps,
-            "lower_bound": max([0, *lengths, -(-sum(lengths) // self.slots)]),
+            "lower_bound": max(self._longest, -(-self._tokens // self.slots)),
             "peak_kv_tokens": spent.peak_kv_tokens,
             "peak_kv_bytes": spent.peak_kv_tokens * self._offer.kv_token_bytes,
             "prompt_tokens_computed": spent.prompt_computed,
             "prompt_tokens_reused": spent.prompt_reused,
-            "tokens": sum(lengths),
+            "tokens": self._tokens,
             "slots": self.slots,
         }
 
@@ -141,8 +154,16 @@ class SampleRun:
         if not whole.ids or (self._sampling.logprobs and len(whole.logprobs) != len(whole.ids)):
             raise ServerError(f"the engine gave a sample of {len(whole.ids)} tokens that cannot be right")
         sample = FinishedSample(key, tuple(whole.ids), tuple(whole.logprobs), last.finish, last.text)
-        self.finished[key] = sample
+        self.ended += 1
+        self._tokens, self._longest = self._tokens + len(sample.ids), max(self._longest, len(sample.ids))
         return sample
+
+    def _corrupted(self) -> tuple[TokenIds, ...]:
+        """Returns the corrupted prompt of each sample that runs; nothing without resample ablation."""
+        prompts = self._resolved.task.corrupted
+        if prompts is None or self._resolved.objective.ablation != "resample":
+            return ()
+        return tuple(prompts[key // self._parameters.n] for key in self._running)
 
     def _request(self, key: int) -> SampleRequest:
         prompt, index = divmod(key, self._parameters.n)

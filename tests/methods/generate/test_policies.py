@@ -26,6 +26,7 @@ from pahq_server.methods.generate.policies import (
     QueuedSample,
     Rounds,
     RunKind,
+    ShortestFirst,
     auto,
     find,
 )
@@ -150,6 +151,28 @@ def test_a_plan_is_kept_to() -> None:
     rest = Queue(2, queue.waiting[3:], queue.waiting[2:3])
     assert planned.admit(rest) == ()
     assert Fptas("shortest", 0.01).begin(queue).admit(rest) == (3,)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=12),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.integers(1, 6),
+)
+def test_the_shortest_and_the_longest_are_those_of_sorted_lists(
+    waiting: list[tuple[int, int]], running: list[int], slots: int
+) -> None:
+    samples = [QueuedSample(key, prompt, remaining) for key, (prompt, remaining) in enumerate(waiting)]
+    runs = tuple(QueuedSample(100 + key, prompt, 5) for key, prompt in enumerate(running))
+    queue = Queue(slots, tuple(samples), runs)
+
+    def turn(sample: QueuedSample) -> int:
+        """How many samples of its prompt run, or wait before it."""
+        before = [*running, *(each.prompt for each in samples[: sample.key])]
+        return before.count(sample.prompt)
+
+    for policy, sign in ((ShortestFirst(), 1), (LongestFirst(), -1)):
+        ordered = sorted(samples, key=lambda each: (sign * each.remaining, turn(each)))
+        assert policy.admit(queue) == tuple(each.key for each in ordered[: queue.free])
 
 
 def test_equal_samples_alternate_by_prompt() -> None:

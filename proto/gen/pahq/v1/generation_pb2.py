@@ -26,7 +26,7 @@ from pahq.v1 import methods_pb2 as pahq_dot_v1_dot_methods__pb2
 from pahq.v1 import task_pb2 as pahq_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pahq/v1/generation.proto\x12\x07pahq.v1\x1a\x15pahq/v1/methods.proto\x1a\x12pahq/v1/task.proto\"z\n\x16GenerateSamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x07prompts\x18\x02 \x03(\x0b\x32\x0f.pahq.v1.Prompt\x12/\n\nparameters\x18\x03 \x01(\x0b\x32\x1b.pahq.v1.GenerateParameters\"\xa4\x01\n\x17GenerateSamplesResponse\x12!\n\x06sample\x18\x01 \x01(\x0b\x32\x0f.pahq.v1.SampleH\x00\x12-\n\x07summary\x18\x02 \x01(\x0b\x32\x1a.pahq.v1.GenerationSummaryH\x00\x12,\n\x07prompts\x18\x03 \x01(\x0b\x32\x19.pahq.v1.TokenizedPromptsH\x00\x42\t\n\x07\x63ontent\"6\n\x10TokenizedPrompts\x12\"\n\x07prompts\x18\x01 \x03(\x0b\x32\x11.pahq.v1.TokenIds\"k\n\x06Sample\x12\x0e\n\x06prompt\x18\x01 \x01(\x05\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0b\n\x03ids\x18\x03 \x03(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12\x15\n\rfinish_reason\x18\x06 \x01(\t\"\xb0\x01\n\x11GenerationSummary\x12\x38\n\x07\x66igures\x18\x01 \x03(\x0b\x32\'.pahq.v1.GenerationSummary.FiguresEntry\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x10\n\x08warnings\x18\x04 \x03(\t\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32k\n\x11GenerationService\x12V\n\x0fGenerateSamples\x12\x1f.pahq.v1.GenerateSamplesRequest\x1a .pahq.v1.GenerateSamplesResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18pahq/v1/generation.proto\x12\x07pahq.v1\x1a\x15pahq/v1/methods.proto\x1a\x12pahq/v1/task.proto\"\xb0\x01\n\x16GenerateSamplesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12 \n\x07prompts\x18\x02 \x03(\x0b\x32\x0f.pahq.v1.Prompt\x12/\n\nparameters\x18\x03 \x01(\x0b\x32\x1b.pahq.v1.GenerateParameters\x12\x10\n\x08\x61\x62lation\x18\x04 \x01(\t\x12\"\n\tcorrupted\x18\x05 \x03(\x0b\x32\x0f.pahq.v1.Prompt\"\xa4\x01\n\x17GenerateSamplesResponse\x12!\n\x06sample\x18\x01 \x01(\x0b\x32\x0f.pahq.v1.SampleH\x00\x12-\n\x07summary\x18\x02 \x01(\x0b\x32\x1a.pahq.v1.GenerationSummaryH\x00\x12,\n\x07prompts\x18\x03 \x01(\x0b\x32\x19.pahq.v1.TokenizedPromptsH\x00\x42\t\n\x07\x63ontent\"6\n\x10TokenizedPrompts\x12\"\n\x07prompts\x18\x01 \x03(\x0b\x32\x11.pahq.v1.TokenIds\"k\n\x06Sample\x12\x0e\n\x06prompt\x18\x01 \x01(\x05\x12\r\n\x05index\x18\x02 \x01(\x05\x12\x0b\n\x03ids\x18\x03 \x03(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x10\n\x08logprobs\x18\x05 \x03(\x02\x12\x15\n\rfinish_reason\x18\x06 \x01(\t\"\xb0\x01\n\x11GenerationSummary\x12\x38\n\x07\x66igures\x18\x01 \x03(\x0b\x32\'.pahq.v1.GenerationSummary.FiguresEntry\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\x10\n\x08warnings\x18\x04 \x03(\t\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32k\n\x11GenerationService\x12V\n\x0fGenerateSamples\x12\x1f.pahq.v1.GenerateSamplesRequest\x1a .pahq.v1.GenerateSamplesResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,18 +35,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATIONSUMMARY_FIGURESENTRY']._loaded_options = None
   _globals['_GENERATIONSUMMARY_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_GENERATESAMPLESREQUEST']._serialized_start=80
-  _globals['_GENERATESAMPLESREQUEST']._serialized_end=202
-  _globals['_GENERATESAMPLESRESPONSE']._serialized_start=205
-  _globals['_GENERATESAMPLESRESPONSE']._serialized_end=369
-  _globals['_TOKENIZEDPROMPTS']._serialized_start=371
-  _globals['_TOKENIZEDPROMPTS']._serialized_end=425
-  _globals['_SAMPLE']._serialized_start=427
-  _globals['_SAMPLE']._serialized_end=534
-  _globals['_GENERATIONSUMMARY']._serialized_start=537
-  _globals['_GENERATIONSUMMARY']._serialized_end=713
-  _globals['_GENERATIONSUMMARY_FIGURESENTRY']._serialized_start=667
-  _globals['_GENERATIONSUMMARY_FIGURESENTRY']._serialized_end=713
-  _globals['_GENERATIONSERVICE']._serialized_start=715
-  _globals['_GENERATIONSERVICE']._serialized_end=822
+  _globals['_GENERATESAMPLESREQUEST']._serialized_start=81
+  _globals['_GENERATESAMPLESREQUEST']._serialized_end=257
+  _globals['_GENERATESAMPLESRESPONSE']._serialized_start=260
+  _globals['_GENERATESAMPLESRESPONSE']._serialized_end=424
+  _globals['_TOKENIZEDPROMPTS']._serialized_start=426
+  _globals['_TOKENIZEDPROMPTS']._serialized_end=480
+  _globals['_SAMPLE']._serialized_start=482
+  _globals['_SAMPLE']._serialized_end=589
+  _globals['_GENERATIONSUMMARY']._serialized_start=592
+  _globals['_GENERATIONSUMMARY']._serialized_end=768
+  _globals['_GENERATIONSUMMARY_FIGURESENTRY']._serialized_start=722
+  _globals['_GENERATIONSUMMARY_FIGURESENTRY']._serialized_end=768
+  _globals['_GENERATIONSERVICE']._serialized_start=770
+  _globals['_GENERATIONSERVICE']._serialized_end=877
 # @@protoc_insertion_point(module_scope)

@@ -9,14 +9,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateSamplesRequest(_message.Message):
-    __slots__ = ("model", "prompts", "parameters")
+    __slots__ = ("model", "prompts", "parameters", "ablation", "corrupted")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    ABLATION_FIELD_NUMBER: _ClassVar[int]
+    CORRUPTED_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompts: _containers.RepeatedCompositeFieldContainer[_task_pb2.Prompt]
     parameters: _methods_pb2.GenerateParameters
-    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_task_pb2.Prompt, _Mapping]]] = ..., parameters: _Optional[_Union[_methods_pb2.GenerateParameters, _Mapping]] = ...) -> None: ...
+    ablation: str
+    corrupted: _containers.RepeatedCompositeFieldContainer[_task_pb2.Prompt]
+    def __init__(self, model: _Optional[str] = ..., prompts: _Optional[_Iterable[_Union[_task_pb2.Prompt, _Mapping]]] = ..., parameters: _Optional[_Union[_methods_pb2.GenerateParameters, _Mapping]] = ..., ablation: _Optional[str] = ..., corrupted: _Optional[_Iterable[_Union[_task_pb2.Prompt, _Mapping]]] = ...) -> None: ...
 
 class GenerateSamplesResponse(_message.Message):
     __slots__ = ("sample", "summary", "prompts")

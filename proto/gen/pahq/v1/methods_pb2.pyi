@@ -51,7 +51,7 @@ class GimParameters(_message.Message):
     def __init__(self) -> None: ...
 
 class GenerateParameters(_message.Message):
-    __slots__ = ("n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs", "slots", "kv_tokens", "policy")
+    __slots__ = ("n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs", "slots", "kv_tokens", "policy", "circuit")
     N_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -63,6 +63,7 @@ class GenerateParameters(_message.Message):
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    CIRCUIT_FIELD_NUMBER: _ClassVar[int]
     n: int
     max_tokens: int
     temperature: float
@@ -74,7 +75,8 @@ class GenerateParameters(_message.Message):
     slots: int
     kv_tokens: int
     policy: str
-    def __init__(self, n: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., logprobs: bool = ..., slots: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., policy: _Optional[str] = ...) -> None: ...
+    circuit: _circuit_pb2.EdgeSet
+    def __init__(self, n: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., logprobs: bool = ..., slots: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., circuit: _Optional[_Union[_circuit_pb2.EdgeSet, _Mapping]] = ...) -> None: ...
 
 class ExtensionParameters(_message.Message):
     __slots__ = ("method", "parameters")
