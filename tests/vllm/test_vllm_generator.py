@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import random_models, vllm_models
+from helpers.processes import in_group, wait_for
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.generation import DecodedSample, SampleRequest, Sampling
@@ -238,40 +236,16 @@ def test_a_model_that_vllm_computes_otherwise_is_refused(tmp_path: Path) -> None
         load_generator(load(str(tmp_path)), KV_BYTES)
 
 
-def _processes_of(group: int) -> list[int]:
-    """Processes of a group that are there, zombies left out."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            found.append(int(entry.name))
-    return found
-
-
-def _wait(condition: Callable[[], bool], seconds: float = 60) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def test_a_killed_process_is_an_error_and_another_gives_the_same(demo: LoadedModel) -> None:
     requests = _requests(demo, 4)
     generator = load_generator(demo, KV_BYTES)
     group = generator.process_id
-    assert _processes_of(group)
+    assert in_group(group)
     samples = _generate(generator, requests, slots=4)
     for request in requests:
         generator.add((0, request.key), request)
     os.kill(generator.process_id, signal.SIGKILL)
-    assert _wait(lambda: not _processes_of(group))
+    assert wait_for(lambda: not in_group(group))
     with pytest.raises(GeneratorFailedError, match="SIGKILL"):
         generator.run([(0, 0)], 1000)
     generator.close()
@@ -283,28 +257,4 @@ def test_a_killed_process_is_an_error_and_another_gives_the_same(demo: LoadedMod
     assert _generate(generator, requests, slots=4) == samples
     group = generator.process_id
     generator.close()
-    assert not _processes_of(group)
-
-
-OWNER = """
-import sys, time
-from pahq_server.demo import model_path
-from pahq_server.engine.generation.vllm_backend import load_generator
-from pahq_server.models.loading import load
-generator = load_generator(load(str(model_path())), 16 << 20)
-print(generator.process_id, flush=True)
-time.sleep(600)
-"""
-
-
-def test_no_process_outlives_a_killed_server() -> None:
-    root = Path(vllm_backend.__file__).parents[3]
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(
-        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}
-    ) as owner:
-        assert owner.stdout is not None
-        group = int(owner.stdout.readline())
-        assert _processes_of(group)
-        owner.kill()
-    assert _wait(lambda: not _processes_of(group))
+    assert not in_group(group)
