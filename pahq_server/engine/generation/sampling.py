@@ -59,12 +59,29 @@ def draw(
 
     Raises NonFiniteMetricError if a logit is not finite.
     """
+    return describe(logits, draw_ids(logits, sampling, seeds, numbers), end_tokens)
+
+
+def draw_ids(
+    logits: Tensor, sampling: Sequence[Sampling], seeds: Sequence[int], numbers: Sequence[int]
+) -> Tensor:
+    """Draws as `draw` does, and returns the ids alone: int64 [R], on the device of the logits."""
     logits = logits.double()
     if not logits.isfinite().all():
         raise NonFiniteMetricError("the model gave logits that are not finite")
-    logprobs = logits.log_softmax(-1)
+    return _draw_ids(logits, sampling, [uniform(*pair) for pair in zip(seeds, numbers, strict=True)])
+
+
+def describe(logits: Tensor, ids: Tensor, end_tokens: Sequence[int]) -> list[DrawnToken]:
+    """Says what the model's own distribution says of drawn tokens.
+
+    Args:
+        logits: [R, V], finite.
+        ids: int64 [R], as `draw_ids` gives them.
+        end_tokens: ids that end a sample, each from 0 to V - 1.
+    """
+    logprobs = logits.double().log_softmax(-1)
     entropies = _total(torch.special.entr(logprobs.exp()))
-    ids = _draw_ids(logits, sampling, [uniform(*pair) for pair in zip(seeds, numbers, strict=True)])
     drawn = logprobs.gather(-1, ids[:, None])[:, 0]
     ends = torch.full_like(drawn, -torch.inf)
     if end_tokens:
@@ -95,28 +112,28 @@ def _outputs(seed: int, part: int) -> list[int]:
 
 def _draw_ids(logits: Tensor, sampling: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
     """Returns the drawn ids, [R], for float64 logits [R, V]."""
-    ids = logits.argmax(-1)
     warm = [row for row, how in enumerate(sampling) if how.temperature > 0]
-    if not warm:
+    if len(warm) < len(sampling):
+        ids = logits.argmax(-1)
+        if warm:
+            ids[warm] = _draw_ids(logits[warm], [sampling[i] for i in warm], [uniforms[i] for i in warm])
         return ids
     column = logits.new_tensor  # of one value per row
-    chosen = logits[warm]
-    temperatures = column([sampling[row].temperature for row in warm])[:, None]
+    temperatures = column([how.temperature for how in sampling])[:, None]
     # Differences are divided, not logits: the largest stays 0 however small the temperature is.
-    weights = ((chosen - chosen.amax(-1, keepdim=True)) / temperatures).exp()
-    cut = [i for i, row in enumerate(warm) if sampling[row].top_k or sampling[row].top_p < 1]
+    weights = ((logits - logits.amax(-1, keepdim=True)) / temperatures).exp()
+    cut = [row for row, how in enumerate(sampling) if how.top_k or how.top_p < 1]
     if cut:
-        top = [sampling[warm[i]] for i in cut]
+        top = [sampling[row] for row in cut]
         weights[cut] *= _kept(
-            chosen[cut],
+            logits[cut],
             weights[cut],
             column([how.top_k or logits.shape[-1] for how in top])[:, None],
             column([how.top_p for how in top])[:, None],
         )
     sums = weights.cumsum(-1)
-    targets = column([uniforms[row] for row in warm])[:, None] * sums[:, -1:]
-    ids[warm] = torch.searchsorted(sums, targets, right=True)[:, 0]
-    return ids
+    targets = column(uniforms)[:, None] * sums[:, -1:]
+    return torch.searchsorted(sums, targets, right=True)[:, 0]
 
 
 def _kept(logits: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

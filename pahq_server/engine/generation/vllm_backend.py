@@ -74,6 +74,8 @@ RUN_S = 2.0
 # A forward pass that takes longer than this is taken for a process that hangs.
 ANSWER_S = 1800.0
 CLOSE_S = 5.0
+# How often threads of OpenMP look for work before they sleep; as `cli.serve` sets it for the server.
+SPIN_COUNT = "4000"
 # Lines of vLLM's log that are kept to explain its end.
 KEPT_LINES = 30
 _LEVEL = re.compile(r"^(?:\(.*?\) )?(WARNING|ERROR|CRITICAL) ")
@@ -480,6 +482,9 @@ def _environment(device: torch.device) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     if device.type == "cpu":
+        # Threads that spin while they wait make passes several times as long where other processes want the
+        # cores.
+        found.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         # Passes are made while the worker thread of this process waits: both may use the same cores.
         found |= {"OMP_NUM_THREADS": str(torch.get_num_threads()), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         # Some of vLLM's helpers would be compiled when they are first used, which takes half a minute.

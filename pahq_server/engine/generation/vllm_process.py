@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, proces
 
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.generation import Finish, Sampling
-from pahq_server.engine.generation.sampling import DrawnToken, draw
+from pahq_server.engine.generation.sampling import DrawnToken, describe, draw_ids
 from pahq_server.engine.generation.stopping import Detokenizer, SampleText, sample_text
 from pahq_server.models.tokenizer import load_tokenizer
 
@@ -203,6 +204,7 @@ class Stepper:
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
+            skip_clone=True,  # nobody else has it
             extra_args={
                 "sequence": sequence,
                 "seed": seed,
@@ -265,6 +267,8 @@ class Stepper:
             self._took(found, token)
         if found.finish and not output.finished:  # at a stop text
             self._engine.abort_request([found.internal], internal=True)
+        elif output.finished and not found.finish:  # for a reason of vLLM's own, such as a full context
+            found.finish = "length"
 
     def _held_with(self, outputs: Sequence[RequestOutput]) -> dict[str, int]:
         """Returns how many tokens each sequence held in memory during the pass that gave these outputs."""
@@ -337,8 +341,8 @@ class _Row:
     end_tokens: Sequence[int]
 
 
-# What `Draws` has drawn in this worker and nobody has taken: by sequence, then by the token's number.
-_DRAWN: dict[str, dict[int, DrawnToken]] = {}
+# What is kept of passes until `WorkerCalls.take_draws` asks, in numbers: 16 MB.
+KEPT_LOGITS = 1 << 22
 
 
 class Draws(LogitsProcessor):  # type: ignore[misc]  # mypy runs without vLLM
@@ -362,21 +366,55 @@ class Draws(LogitsProcessor):  # type: ignore[misc]  # mypy runs without vLLM
             return logits
         rows = [self._rows[index] for index in range(len(logits))]
         numbers = [row.number + len(row.output) for row in rows]
-        drawn = draw(
-            logits, [row.sampling for row in rows], [row.seed for row in rows], numbers, rows[0].end_tokens
-        )
-        # A pass that computes a part of a prompt draws too. Its token is thrown away, and drawn again later.
-        for row, number, token in zip(rows, numbers, drawn, strict=True):
-            _DRAWN.setdefault(row.sequence, {})[number] = token
-        chosen = torch.tensor([[token.id] for token in drawn], device=logits.device)
-        return logits.zero_().scatter_(1, chosen, 1.0)
+        ids = draw_ids(logits, [row.sampling for row in rows], [row.seed for row in rows], numbers)
+        _DRAWN.add(rows, numbers, logits, ids)
+        return torch.zeros_like(logits).scatter_(1, ids[:, None], 1.0)
+
+
+class _Drawn:
+    """What was drawn in this worker and nobody has taken.
+
+    A pass is only kept; many are described at once, which takes much less time.
+    """
+
+    def __init__(self) -> None:
+        self._passes: list[tuple[Sequence[_Row], Sequence[int], Tensor, Tensor]] = []
+        self._kept = 0
+        self._described: dict[str, dict[int, DrawnToken]] = {}
+
+    def add(self, rows: Sequence[_Row], numbers: Sequence[int], logits: Tensor, ids: Tensor) -> None:
+        """Keeps the tokens that a pass drew: R rows with their numbers, logits [R, V] and ids [R]."""
+        self._passes.append((rows, numbers, logits, ids))
+        self._kept += logits.numel()
+        if self._kept > KEPT_LOGITS:
+            self._describe()
+
+    def take(self) -> dict[str, dict[int, DrawnToken]]:
+        """Returns all tokens, by sequence and by their numbers in the sample, and forgets them.
+
+        A pass that computes a part of a prompt draws, too. Its token is thrown away by vLLM, and drawn again
+        with the rest of the prompt.
+        """
+        self._describe()
+        taken, self._described = self._described, {}
+        return taken
+
+    def _describe(self) -> None:
+        if not self._passes:
+            return
+        passes, self._passes, self._kept = self._passes, [], 0
+        all_rows, all_numbers, logits, ids = zip(*passes, strict=True)
+        tokens = describe(torch.cat(logits), torch.cat(ids), all_rows[0][0].end_tokens)
+        for row, number, token in zip(chain(*all_rows), chain(*all_numbers), tokens, strict=True):
+            self._described.setdefault(row.sequence, {})[number] = token
+
+
+_DRAWN = _Drawn()
 
 
 class WorkerCalls:
     """What vLLM's worker can be asked for beside its own methods, by `collective_rpc`."""
 
     def take_draws(self) -> dict[str, dict[int, DrawnToken]]:
-        """Returns what was drawn since the last call, and forgets it."""
-        taken = dict(_DRAWN)
-        _DRAWN.clear()
-        return taken
+        """Returns what was drawn since the last call, see `_Drawn.take`."""
+        return _DRAWN.take()
