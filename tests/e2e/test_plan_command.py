@@ -58,6 +58,7 @@ def test_json_has_numbers_only_and_all_of_them(capsys: pytest.CaptureFixture[str
         "serving_bytes": int,
         "every_precision_bytes": int,
         "machine_bytes": int,
+        "generation": str,
         "fits": bool,
     }
     assert (plan["format"], plan["prompts"], plan["tokens"]) == ("pahq.plan.v1", 2, 8)
