@@ -74,6 +74,7 @@ def test_json_has_numbers_only_and_all_of_them(capsys: pytest.CaptureFixture[str
         "gated_bytes": int,
         "composed_bytes": int,
         "copies_bytes": int,
+        "generation_bytes": int,
         "loading_bytes": int,
         "edges_group": int,
         "edges_query": int,
