@@ -43,7 +43,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "serving_bytes": plan.serving,
         "every_precision_bytes": plan.every_precision,
         "machine_bytes": plan.machine,
-        "generation": plan.generation,
+        **({} if plan.generation is None else {"generation": plan.generation}),
         "fits": plan.fits,
     }
 

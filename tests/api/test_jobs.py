@@ -332,7 +332,9 @@ def test_token_ids_reach_the_engine_as_sent(server: RunningServer, engine: FakeE
 
 
 def test_a_job_tells_figures_of_its_artifact_and_the_number_of_prompts(server: RunningServer) -> None:
+    server.engine.hold()  # else it may have ended when the answer is made
     created = server.create(spec())
+    server.engine.release()
     assert created.num_prompts == 1
     assert not created.HasField("artifact")
     assert list(server.events(created.name))[-1].kind == pb.EVENT_KIND_END

@@ -58,6 +58,7 @@ def test_json_has_numbers_only_and_all_of_them(capsys: pytest.CaptureFixture[str
         "serving_bytes": int,
         "every_precision_bytes": int,
         "machine_bytes": int,
+        "generation": str,
         "fits": bool,
     }
     assert (plan["format"], plan["prompts"], plan["tokens"]) == ("pahq.plan.v1", 2, 8)
@@ -73,6 +74,7 @@ def test_json_has_numbers_only_and_all_of_them(capsys: pytest.CaptureFixture[str
         "gated_bytes": int,
         "composed_bytes": int,
         "copies_bytes": int,
+        "generation_bytes": int,
         "loading_bytes": int,
         "edges_group": int,
         "edges_query": int,
