@@ -18,7 +18,7 @@ from pahq_server.demo import model_path
 from pahq_server.engine.generation import vllm_backend
 from pahq_server.engine.generation.backend import GeneratorFailedError
 from pahq_server.engine.generation.sampling import draw
-from pahq_server.engine.generation.vllm_backend import VllmGenerator, load_generator
+from pahq_server.engine.generation.vllm_backend import VllmBackend, VllmGenerator
 from pahq_server.engine.self_test import literal_logits
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.tokenizer import PretrainedTokenizer
@@ -42,14 +42,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def demo_generator(demo: LoadedModel) -> Iterator[VllmGenerator]:
-    generator = load_generator(demo, KV_BYTES)
+    generator = VllmBackend(KV_BYTES).generator(demo)
     yield generator
     generator.close()
 
 
 @pytest.fixture(scope="module")
 def llama_generator(llama: LoadedModel) -> Iterator[VllmGenerator]:
-    generator = load_generator(llama, KV_BYTES)
+    generator = VllmBackend(KV_BYTES).generator(llama)
     yield generator
     generator.close()
 
@@ -233,12 +233,12 @@ def test_a_model_that_vllm_computes_otherwise_is_refused(tmp_path: Path) -> None
     )
     model.save_pretrained(tmp_path)
     with pytest.raises(InvalidRequestError, match="vLLM computes another model"):
-        load_generator(load(str(tmp_path)), KV_BYTES)
+        VllmBackend(KV_BYTES).generator(load(str(tmp_path)))
 
 
 def test_a_killed_process_is_an_error_and_another_gives_the_same(demo: LoadedModel) -> None:
     requests = _requests(demo, 4)
-    generator = load_generator(demo, KV_BYTES)
+    generator = VllmBackend(KV_BYTES).generator(demo)
     group = generator.process_id
     assert in_group(group)
     samples = _generate(generator, requests, slots=4)
@@ -252,7 +252,7 @@ def test_a_killed_process_is_an_error_and_another_gives_the_same(demo: LoadedMod
     generator.close()
     # With keys and values of a few samples at once, all others wait or are computed again.
     page = vllm_backend.CPU_PAGE * generator.offer.kv_token_bytes
-    generator = load_generator(demo, 6 * page)
+    generator = VllmBackend(6 * page).generator(demo)
     assert generator.offer.kv_tokens == 5 * vllm_backend.CPU_PAGE
     assert _generate(generator, requests, slots=4) == samples
     group = generator.process_id

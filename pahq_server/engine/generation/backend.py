@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
+from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.generation import DecodedSample, GenerationOffer, SampleRequest
 from pahq_server.models.loading import LoadedModel
 
@@ -37,6 +38,32 @@ class GeneratorFailedError(Exception):
 
 class UnsupportedModelError(Exception):
     """A backend cannot generate text with a model. The message says why, and what to do."""
+
+
+def check_request(request: SampleRequest, offer: GenerationOffer, vocabulary: int) -> None:
+    """Raises InvalidRequestError for what whoever adds a sequence should have checked.
+
+    Args:
+        request: the sample.
+        offer: of the generator.
+        vocabulary: of the model.
+    """
+    sampling = request.sampling
+    if not request.prompt:
+        raise InvalidRequestError("prompts", "a prompt is empty: the first token needs one before it")
+    for token in (*request.prompt, *request.prefix):
+        if not 0 <= token < vocabulary:
+            raise InvalidRequestError("prompts", f"token {token} is not among 0 to {vocabulary - 1}")
+    needed = len(request.prompt) + sampling.max_tokens
+    for most, what in (
+        (offer.context, "the model's context"),
+        (offer.kv_tokens, "the memory for keys and values"),
+    ):
+        if needed > most:
+            detail = f"{len(request.prompt)} tokens of a prompt and {sampling.max_tokens} are {needed}, "
+            raise InvalidRequestError("max_tokens", f"{detail}and {what} has room for {most}")
+    if sampling.stop and not offer.texts:
+        raise InvalidRequestError("stop", "the model has no tokenizer, so stop texts cannot be found")
 
 
 class Generator(Protocol):

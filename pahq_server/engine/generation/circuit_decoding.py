@@ -10,8 +10,7 @@ the tokens that the sample has so far, so that the two runs differ in nothing bu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -20,20 +19,17 @@ from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import InvalidRequestError, ServerError
 from pahq_server.core.generation import (
     Decoded,
-    DecodedSample,
     DecodeUnderCircuit,
     DecodeUsage,
-    Finish,
     GenerationOffer,
-    SampleRequest,
-    TokenSignal,
 )
 from pahq_server.core.task import TokenIds, TokenTask
 from pahq_server.engine.backends import EngineState
 from pahq_server.engine.devices import is_out_of_memory, not_enough_memory
 from pahq_server.engine.generation.decoding import ROUNDED
+from pahq_server.engine.generation.progress import SampleProgress, text_of
 from pahq_server.engine.generation.sampling import draw
-from pahq_server.engine.generation.stopping import Detokenizer, SampleText, end_tokens
+from pahq_server.engine.generation.stopping import Detokenizer, end_tokens
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.models.architecture import Model
 from pahq_server.models.loading import LoadedModel
@@ -94,24 +90,19 @@ def decode_under_circuit(state: EngineState, operation: DecodeUnderCircuit) -> D
     if offer is None:
         raise ServerError(state.resolved.no_circuit_generation or "the prompts were resolved to be run")
     ends = offer.end_tokens
-    samples = [
-        _Sample(
-            request,
-            SampleText(tokenizer, request.prompt, request.sampling.stop)
-            if isinstance(tokenizer, Detokenizer)
-            else None,
-        )
-        for request in operation.requests
-    ]
+    samples = [SampleProgress(request, text_of(request, tokenizer)) for request in operation.requests]
     for sample in samples:
-        for token in sample.request.prefix:
-            sample.took(token, ends)
+        sample.take_prefix(ends)
     corrupted: Sequence[TokenIds | None] = operation.corrupted or [None] * len(samples)
     steps = computed = 0
     while steps < operation.steps and not any(sample.finish for sample in samples):
         for sample, corrupted_prompt in zip(samples, corrupted, strict=True):
-            computed += len(sample.text_ids)
-            sample.draw(_logits(state.loaded.model, operation.circuit, sample, corrupted_prompt), ends)
+            computed += len(sample.tokens)
+            logits = _logits(state.loaded.model, operation.circuit, sample, corrupted_prompt)
+            request = sample.request
+            (token,) = draw(logits, [request.sampling], [request.seed], [sample.number], ends)
+            sample.add(token)
+            sample.ended(ends)
         steps += 1
     passes = steps * len(samples)
     return Decoded(tuple(sample.decoded() for sample in samples), DecodeUsage(passes, 0, computed, 0))
@@ -131,66 +122,12 @@ def patched_logits(model: Model, circuit: Circuit, text: TokenIds, corrupted: To
     return LiteralExecutor(model, circuit.graph, task, "l2", ablation).logits(circuit)
 
 
-def _logits(model: Model, circuit: Circuit, sample: _Sample, corrupted_prompt: TokenIds | None) -> Tensor:
-    corrupted = None if corrupted_prompt is None else (*corrupted_prompt, *sample.said)
+def _logits(model: Model, circuit: Circuit, sample: SampleProgress, corrupted: TokenIds | None) -> Tensor:
+    """Returns the logits after a sample so far; ``corrupted`` is the prompt of its corrupted run, if any."""
+    continued = None if corrupted is None else (*corrupted, *sample.said)
     try:
-        return patched_logits(model, circuit, sample.text_ids, corrupted)
+        return patched_logits(model, circuit, sample.tokens, continued)
     except Exception as error:
         if is_out_of_memory(error):
             raise not_enough_memory("a text under a circuit", error) from error
         raise
-
-
-@dataclass
-class _Sample:
-    """A sample during an operation.
-
-    Args:
-        request: as it was asked for.
-        text: of its prefix and its tokens; None without a tokenizer.
-        ids, logprobs, signals: of the tokens after the prefix.
-        finish: why it ended; empty while it goes on.
-    """
-
-    request: SampleRequest
-    text: SampleText | None
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    signals: list[TokenSignal] = field(default_factory=list)
-    finish: Finish = ""
-
-    @property
-    def said(self) -> TokenIds:
-        """All tokens after the prompt."""
-        return (*self.request.prefix, *self.ids)
-
-    @property
-    def text_ids(self) -> TokenIds:
-        """All tokens, from those of the prompt on."""
-        return (*self.request.prompt, *self.said)
-
-    def draw(self, logits: Tensor, ends: Collection[int]) -> None:
-        """Draws the next token from logits [1, V]."""
-        request = self.request
-        (token,) = draw(logits, [request.sampling], [request.seed], [len(self.said)], tuple(ends))
-        self.ids.append(token.id)
-        self.logprobs.append(token.logprob)
-        self.signals.append(token.signal)
-        self.took(token.id, ends)
-        if not self.finish and len(self.said) >= request.sampling.max_tokens:
-            self.finish = "length"
-
-    def took(self, token: int, ends: Collection[int]) -> None:
-        """Notes whether a token, its last one so far, ends it."""
-        if token in ends or (self.text is not None and self.text.add(token)):
-            self.finish = "stop"
-
-    def decoded(self) -> DecodedSample:
-        """Returns how far the sample is."""
-        return DecodedSample(
-            tuple(self.ids),
-            tuple(self.logprobs) if self.request.sampling.logprobs else (),
-            tuple(self.signals),
-            self.finish,
-            self.text.finish() if self.finish and self.text is not None else "",
-        )

