@@ -13,17 +13,14 @@ from numpy.typing import NDArray
 
 from pahq_server.core.circuit import Circuit, EdgeSet, PatchedPass
 from pahq_server.core.context import LOCAL_USER
-from pahq_server.core.engine import Engine, Objective, ResolvedObjective
+from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.jobs import warnings as request_warnings
-from pahq_server.jobs.quotas import Admission
 from pahq_server.jobs.session_calls import BASE_CIRCUITS_PER_BATCH, KNOWN_NAMES
-from pahq_server.jobs.unstored_run import UnstoredRun
+from pahq_server.jobs.unstored_run import UnstoredRun, UnstoredService
 from pahq_server.methods import warnings as circuit_warnings
 from pahq_server.methods.circuits import from_scratch, full_and_empty
-from pahq_server.scheduler.scheduler import Scheduler
-from pahq_server.store.base import JobStore
 
 # How many circuits one evaluation measures at most.
 MOST_CIRCUITS = 1000
@@ -123,19 +120,8 @@ class Evaluation:
         return (*told, *circuit_warnings.of_circuit(resolved.clean_run, circuit, value, full_and_empty))
 
 
-class EvaluationService:
-    """Evaluates circuits under the same quotas as jobs. May be used from any thread.
-
-    Args:
-        engine: checks objectives.
-        scheduler: runs evaluations.
-        store: knows what users have.
-        admission: decides what is accepted.
-    """
-
-    def __init__(self, engine: Engine, scheduler: Scheduler, store: JobStore, admission: Admission) -> None:
-        self._engine, self._scheduler, self._store = engine, scheduler, store
-        self._admission = admission
+class EvaluationService(UnstoredService):
+    """Evaluates circuits under the same quotas as jobs."""
 
     def evaluate(
         self,
@@ -158,7 +144,7 @@ class EvaluationService:
             raise InvalidRequestError("circuits", detail)
         resolved = self._engine.resolve(objective)
         run = EvaluationRun(resolved, _packed(resolved, circuits), user)
-        run.submit(self._scheduler, self._admission, self._store.usage(user))
+        self._submit(run)
         return Evaluation(run)
 
 

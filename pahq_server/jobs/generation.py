@@ -9,20 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.context import LOCAL_USER
-from pahq_server.core.engine import Engine, Objective, ResolvedObjective
+from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError, OtherModelError, ResourceExhaustedError
 from pahq_server.core.generation import Decoded
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import Prompt, PromptTask
 from pahq_server.jobs.predictions import of_prompts
-from pahq_server.jobs.quotas import Admission
-from pahq_server.jobs.unstored_run import UnstoredRun
+from pahq_server.jobs.unstored_run import UnstoredRun, UnstoredService
 from pahq_server.methods.generate.method import Generate
 from pahq_server.methods.generate.parameters import GenerateParameters
 from pahq_server.methods.generate.samples import FinishedSample
 from pahq_server.methods.generate.sampling import SampleRun
-from pahq_server.scheduler.scheduler import Scheduler
-from pahq_server.store.base import JobStore
 
 # A run stops once more samples than this wait for a client that has taken none for so many seconds.
 MOST_WAITING, PATIENCE_S = 256, 30.0
@@ -138,19 +135,8 @@ class StreamedSamples(UnstoredRun[GenerationSummary]):
         return divmod(sample.key, self.parameters.n)
 
 
-class GenerationService:
-    """Generates samples under the same quotas as jobs. May be used from any thread.
-
-    Args:
-        engine: checks prompts.
-        scheduler: runs what was asked.
-        store: knows what users have.
-        admission: decides what is accepted.
-    """
-
-    def __init__(self, engine: Engine, scheduler: Scheduler, store: JobStore, admission: Admission) -> None:
-        self._engine, self._scheduler, self._store = engine, scheduler, store
-        self._admission = admission
+class GenerationService(UnstoredService):
+    """Generates samples under the same quotas as jobs."""
 
     def generate(
         self,
@@ -196,7 +182,7 @@ class GenerationService:
             field = _of_request(error.field) if own else f"parameters.{error.field}"
             raise InvalidRequestError(field, _of_request(error.detail)) from error
         run = StreamedSamples(resolved, parameters, user, told)
-        run.submit(self._scheduler, self._admission, self._store.usage(user))
+        self._submit(run)
         return run
 
 

@@ -11,10 +11,7 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.operations import LikeliestTokens, MeasureAccuracy, TaskAccuracy, TopTokens
 from pahq_server.core.task import Prompt, PromptTask, TaskSpec
 from pahq_server.jobs import warnings as request_warnings
-from pahq_server.jobs.quotas import Admission
-from pahq_server.jobs.unstored_run import OperationRun
-from pahq_server.scheduler.scheduler import Scheduler
-from pahq_server.store.base import JobStore
+from pahq_server.jobs.unstored_run import OperationRun, UnstoredService
 
 USUAL_TOP, MAX_TOP = 5, 100
 # Most tokens of one answer, all prompts together, so that it fits into a message.
@@ -75,19 +72,8 @@ class TaskCheck:
         return request_warnings.of_request(self.resolved)
 
 
-class PredictionService:
-    """Asks full models under the same quotas as jobs. May be used from any thread.
-
-    Args:
-        engine: checks prompts and tasks.
-        scheduler: runs what was asked.
-        store: knows what users have.
-        admission: decides what is accepted.
-    """
-
-    def __init__(self, engine: Engine, scheduler: Scheduler, store: JobStore, admission: Admission) -> None:
-        self._engine, self._scheduler, self._store = engine, scheduler, store
-        self._admission = admission
+class PredictionService(UnstoredService):
+    """Asks full models under the same quotas as jobs."""
 
     def predict(
         self, model: str, prompts: Sequence[Prompt], top: int = 0, user: str = LOCAL_USER
@@ -114,7 +100,7 @@ class PredictionService:
         except InvalidRequestError as error:
             raise InvalidRequestError(of_prompts(error.field), error.detail) from error
         run = OperationRun[TopTokens](resolved, LikeliestTokens(len(resolved.task.clean), top), user)
-        run.submit(self._scheduler, self._admission, self._store.usage(user))
+        self._submit(run)
         return Predictions(self._engine, run)
 
     def check_task(self, model: str, task: TaskSpec, user: str = LOCAL_USER) -> TaskCheck:
@@ -131,7 +117,7 @@ class PredictionService:
         resolved = self._resolve(model, task, "zero" if alone else "resample")
         _check_answers(resolved)
         run = OperationRun[list[TaskAccuracy]](resolved, MeasureAccuracy(corrupted=not alone), user)
-        run.submit(self._scheduler, self._admission, self._store.usage(user))
+        self._submit(run)
         return TaskCheck(run)
 
     def _resolve(self, model: str, task: TaskSpec, ablation: str) -> ResolvedObjective:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
-from pahq_server.core.engine import ResolvedObjective
+from pahq_server.core.engine import Engine, ResolvedObjective
 from pahq_server.core.operations import Operation
 from pahq_server.jobs.quotas import Admission
 from pahq_server.scheduler.run import QueuePosition
 from pahq_server.scheduler.scheduler import Scheduler
+from pahq_server.store.base import JobStore
 from pahq_server.store.records import Usage
 
 T = TypeVar("T")
@@ -115,3 +116,22 @@ class OperationRun(UnstoredRun[T]):
     def result(self) -> T:
         assert self._result is not None, "the scheduler has delivered a result before it ends a run in order"
         return self._result
+
+
+class UnstoredService:
+    """Runs what calls wait for, under the same quotas as jobs. May be used from any thread.
+
+    Args:
+        engine: checks what is asked for.
+        scheduler: runs it.
+        store: knows what users have.
+        admission: decides what is accepted.
+    """
+
+    def __init__(self, engine: Engine, scheduler: Scheduler, store: JobStore, admission: Admission) -> None:
+        self._engine, self._scheduler, self._store = engine, scheduler, store
+        self._admission = admission
+
+    def _submit(self, run: UnstoredRun[Any]) -> None:
+        """Queues a run. Raises ResourceExhaustedError where it would be too much."""
+        run.submit(self._scheduler, self._admission, self._store.usage(run.user))
