@@ -233,32 +233,41 @@ def plan_models(
             model = _rounded(model, source, recording, precision)
         models.append(model)
 
-    def plan(backend: str | None) -> Plan:
-        taken = {
-            model.name: 0 if backend is None else generation_bytes(backend, model.parameters, kv_bytes)
-            for model in models
-        }
-        with_text = tuple(replace(model, generation=taken[model.name]) for model in models)
-        left = max(0, machine - PROCESS_BYTES - sum(model.weights for model in with_text))
-        return Plan(
-            models=with_text,
-            load=load,
-            machine=machine,
-            memory=int(left * DEFAULT_SHARE) if memory is None else memory,
-            given=memory is not None,
-            page_bytes=page_bytes_for([found.model for found in outlines]),
-            precision=precision,
-            device=device,
-            generation=backend,
-        )
-
+    without = Plan(
+        models=tuple(models),
+        load=load,
+        machine=machine,
+        memory=0 if memory is None else memory,
+        given=memory is not None,
+        page_bytes=page_bytes_for([found.model for found in outlines]),
+        precision=precision,
+        device=device,
+    )
     if precision is not None:  # text is generated in full precision only
-        return replace(plan(None), generation=DEFAULT_BACKEND if generation == AUTO else generation)
-    if generation != AUTO:
-        return plan(generation)
-    without, found = plan(None), plan(DEFAULT_BACKEND)
-    spare = machine - PROCESS_BYTES - without.weights
-    return found if found.fits and 2 * (found.weights - without.weights) <= spare else without
+        backend = DEFAULT_BACKEND if generation == AUTO else generation
+        return replace(_divided(without), generation=backend)
+    return _with_text(without, generation, kv_bytes)
+
+
+def _with_text(without: Plan, generation: str | None, kv_bytes: int) -> Plan:
+    """Adds what generates text to the plan of models, see `plan_models`."""
+    if generation is None:
+        return _divided(without)
+    backend = DEFAULT_BACKEND if generation == AUTO else generation
+    models = tuple(
+        replace(model, generation=generation_bytes(backend, model.parameters, kv_bytes))
+        for model in without.models
+    )
+    found = _divided(replace(without, models=models, generation=backend))
+    spare = without.machine - PROCESS_BYTES - without.weights
+    enough = found.fits and 2 * (found.weights - without.weights) <= spare
+    return found if enough or generation != AUTO else _divided(without)
+
+
+def _divided(plan: Plan) -> Plan:
+    """Gives jobs and sessions half of what the models leave, unless the operator chose their memory."""
+    left = max(0, plan.machine - PROCESS_BYTES - plan.weights)
+    return plan if plan.given else replace(plan, memory=int(left * DEFAULT_SHARE))
 
 
 def generation_bytes(backend: str, parameters: int, kv_bytes: int) -> int:
