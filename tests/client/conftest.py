@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from helpers.api_server import RunningServer
 
 from pahq_client import AsyncClient, Circuit, CircuitMetric, Client, Edge, Graph, Verdict
 from pahq_client.retries import Backoff
@@ -27,16 +29,30 @@ def threads_client(server: FakeServer) -> Iterator[Client]:
         yield connected
 
 
-@pytest.fixture(params=["threads", "asyncio"])
-def client(request: pytest.FixtureRequest, server: FakeServer) -> Iterator[Any]:
-    """Both kinds of clients, with the same surface: everything is to be true of both."""
-    if request.param == "threads":
-        yield request.getfixturevalue("threads_client")
+@contextmanager
+def _of_kind(kind: str, address: str) -> Iterator[Any]:
+    if kind == "threads":
+        with Client(address, backoff=BACKOFF) as connected:
+            yield connected
         return
     with (
         asyncio.Runner() as runner,
-        Blocking(AsyncClient(server.address, backoff=BACKOFF), runner) as connected,
+        Blocking(AsyncClient(address, backoff=BACKOFF), runner) as connected,
     ):
+        yield connected
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def client(request: pytest.FixtureRequest, server: FakeServer) -> Iterator[Any]:
+    """Both kinds of clients, with the same surface: everything is to be true of both."""
+    with _of_kind(request.param, server.address) as connected:
+        yield connected
+
+
+@pytest.fixture(params=["threads", "asyncio"])
+def speaker(request: pytest.FixtureRequest, running: RunningServer) -> Iterator[Any]:
+    """Both kinds of clients of the real server that the test's module has as ``running``."""
+    with _of_kind(request.param, f"127.0.0.1:{running.port}") as connected:
         yield connected
 
 

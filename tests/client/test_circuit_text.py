@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from helpers.api_server import RunningServer
 from helpers.fake_engine import GRAPH, FakeEngine
 from helpers.fake_generator import decode, whole
 
-from pahq_client import AsyncClient, Circuit, Client, InvalidRequest, OtherModel, PahqWarning
+from pahq_client import Circuit, Client, InvalidRequest, OtherModel, PahqWarning
 from pahq_client.circuit import CircuitMetric
 from pahq_client.cli import main
 from pahq_client.edge_index import edge_index
@@ -22,7 +21,6 @@ from pahq_server.core import circuit as server_circuit
 from pahq_server.core.generation import DecodeUnderCircuit
 from pahq_server.methods.generate.samples import sample_seed
 
-from .blocking import Blocking
 from .conftest import BACKOFF
 
 PROMPTS, CORRUPTED = [[1, 2, 3], [4, 5]], [[1, 9, 3], [8, 5]]
@@ -39,19 +37,6 @@ def running() -> Iterator[RunningServer]:
 
 def address(server: RunningServer) -> str:
     return f"127.0.0.1:{server.port}"
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-def speaker(request: pytest.FixtureRequest, running: RunningServer) -> Iterator[Any]:
-    if request.param == "threads":
-        with Client(address(running), backoff=BACKOFF) as connected:
-            yield connected
-        return
-    with (
-        asyncio.Runner() as runner,
-        Blocking(AsyncClient(address(running), backoff=BACKOFF), runner) as connected,
-    ):
-        yield connected
 
 
 def made(ablation: str | None = "zero", edges: slice = slice(None), **graph: Any) -> Circuit:

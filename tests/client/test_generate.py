@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -19,7 +18,6 @@ from pahq.v1 import generation_pb2, task_pb2
 from safetensors.numpy import save
 
 from pahq_client import (
-    AsyncClient,
     Circuit,
     Client,
     EdgeScores,
@@ -39,7 +37,6 @@ from pahq_client.cli import main
 from pahq_client.samples_file import is_samples_file
 from pahq_server.methods.generate.samples import sample_seed
 
-from .blocking import Blocking
 from .conftest import BACKOFF
 from .fake_server import FakeServer
 
@@ -55,19 +52,6 @@ def running() -> Iterator[RunningServer]:
 
 def address(server: RunningServer) -> str:
     return f"127.0.0.1:{server.port}"
-
-
-@pytest.fixture(params=["threads", "asyncio"])
-def speaker(request: pytest.FixtureRequest, running: RunningServer) -> Iterator[Any]:
-    if request.param == "threads":
-        with Client(address(running), backoff=BACKOFF) as connected:
-            yield connected
-        return
-    with (
-        asyncio.Runner() as runner,
-        Blocking(AsyncClient(address(running), backoff=BACKOFF), runner) as connected,
-    ):
-        yield connected
 
 
 def expected(prompt: int, index: int) -> Sample:
