@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from e2e.process import ServerProcess
+from helpers import vllm_models
 from helpers.api_server import RunningServer
+from helpers.processes import in_group, started_by
 from pahq.v1 import generation_pb2, methods_pb2, task_pb2
 
 from pahq_client import Client, JobHandle, Samples
@@ -20,22 +22,13 @@ from pahq_server.core.engine import Objective
 from pahq_server.core.task import PromptTask
 from pahq_server.demo import model_path
 from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.generation.backend import UnsupportedModelError
-from pahq_server.engine.generation.vllm_backend import VllmBackend, VllmGenerator, installed_version
+from pahq_server.engine.generation.vllm_backend import VllmBackend, VllmGenerator
 from pahq_server.jobs.job import JobState
 from pahq_server.jobs.spec import JobSpec
 from pahq_server.methods.generate.parameters import GenerateParameters
 from pahq_server.models.loading import LoadedModel, load
 
-
-def _installed() -> bool:
-    try:
-        return bool(installed_version())
-    except UnsupportedModelError:
-        return False
-
-
-pytestmark = pytest.mark.skipif(not _installed(), reason="vLLM is not installed: make test-vllm installs it")
+pytestmark = vllm_models.needs_vllm
 
 PATIENCE_S = 300.0
 PROMPTS = ["The dog was", "When Mary and John went to the store, John gave a drink to"]
@@ -61,22 +54,8 @@ def _samples(job: JobHandle) -> Samples:
     return found
 
 
-def _vllm_processes(parent: int) -> set[int]:
-    """Processes that run vLLM and were started by another one."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            if b"vllm_process" in (entry / "cmdline").read_bytes() and int(fields[1]) == parent:
-                found.add(int(entry.name))
-    return found
-
-
-def _alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+def _vllm_processes(server: ServerProcess) -> list[int]:
+    return started_by(server.process.pid, "vllm_process")
 
 
 def test_samples_outlive_vllm_and_the_server(tmp_path: Path) -> None:
@@ -84,18 +63,18 @@ def test_samples_outlive_vllm_and_the_server(tmp_path: Path) -> None:
     with ServerProcess({}, *options) as server, Client(server.address) as client:
         job = client.submit_generate("demo", PROMPTS, slots=2, policy="fifo", **ASKED)
         _wait(lambda: _done(job) >= 5, "samples")
-        (process,) = _vllm_processes(server.process.pid)
+        (process,) = _vllm_processes(server)
         os.kill(process, signal.SIGKILL)
         kept = _done(job)
         _wait(lambda: _done(job) >= kept + 5, "samples of another process")
         assert "the generator has failed, and is made again" in server.log()
         seen = _done(job)
         assert seen < 80, "the job is too short for this test"
-        (other,) = _vllm_processes(server.process.pid)
+        (other,) = _vllm_processes(server)
         assert other != process
         server.process.kill()
         server.process.wait()
-        _wait(lambda: not _alive(other), "the end of vLLM's process")
+        _wait(lambda: not in_group(other), "the end of vLLM's process")
     with ServerProcess({}, *options) as server, Client(server.address) as client:
         job = client.job(job.name)
         assert _done(job) >= seen
@@ -104,9 +83,9 @@ def test_samples_outlive_vllm_and_the_server(tmp_path: Path) -> None:
         assert disturbed.figures["replayed"] >= seen
         undisturbed = client.generate("demo", PROMPTS, slots=16, policy="longest_first", **ASKED)
         assert disturbed.items == undisturbed.items
-        (process,) = _vllm_processes(server.process.pid)
+        (process,) = _vllm_processes(server)
         assert server.stop() == 0
-        assert not _alive(process)
+        assert not in_group(process)
 
 
 class _Recording(VllmBackend):
