@@ -9,13 +9,13 @@ asked for; per sample ``prompt``, ``index`` (int32) and ``finish`` (uint8, a pos
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pahq_client.circuit_file import JsonObject, parse_json, read_provenance
-from pahq_client.errors import InvalidSamplesFile, ServerFault
+from pahq_client.artifact_file import layout_of, metadata, reading
+from pahq_client.circuit_file import JsonObject, read_provenance
+from pahq_client.errors import InvalidSamplesFile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -66,11 +66,7 @@ def encode(samples: Samples, origin: str) -> bytes:
         "provenance": dict(samples.provenance),
         "partial": samples.partial,
     }
-    try:
-        metadata = {"artifact": json.dumps(layout, sort_keys=True, allow_nan=False)}
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidSamplesFile(origin, f"the samples cannot be written: {error}") from None
-    return save(arrays, metadata)
+    return save(arrays, metadata(layout, "samples", origin, InvalidSamplesFile))
 
 
 def decode(data: bytes, origin: str) -> Samples:
@@ -83,19 +79,12 @@ def decode(data: bytes, origin: str) -> Samples:
     from pahq_client import artifacts
     from pahq_client.samples import Samples
 
-    try:
-        layout = _layout(data)
+    with reading("samples", origin, InvalidSamplesFile):
+        layout = layout_of(data)
         if layout.get("kind", str) != KIND:
             raise ValueError(f"it holds an artifact of kind {layout.get('kind', str)!r}, not samples")
         provenance, partial = read_provenance(layout.get("provenance", dict)), layout.get("partial", bool)
         samples = artifacts.decode(KIND, layout.get("version", int), data, provenance, partial)
-    except (ValueError, OverflowError) as error:
-        raise InvalidSamplesFile(origin, f"not a readable file of samples: {error}") from None
-    except ServerFault as error:
-        detail = str(error).removeprefix("the server sent ")
-        raise InvalidSamplesFile(origin, f"not a readable file of samples: it holds {detail}") from None
-    except MemoryError:
-        raise InvalidSamplesFile(origin, "is larger than what fits into this machine's memory") from None
     assert isinstance(samples, Samples)
     return samples
 
@@ -103,17 +92,9 @@ def decode(data: bytes, origin: str) -> Samples:
 def is_samples_file(data: bytes) -> bool:
     """Whether bytes look like a file of samples, whatever their state."""
     try:
-        return bool(_layout(data).get("kind", str) == KIND)
+        return bool(layout_of(data).get("kind", str) == KIND)
     except (ValueError, OverflowError):
         return False
-
-
-def _layout(data: bytes) -> JsonObject:
-    size = int.from_bytes(data[:8], "little")
-    if not 0 < size <= len(data) - 8 or data[8:9] != b"{":
-        raise ValueError("it is not a safetensors file")
-    metadata = JsonObject(parse_json(data[8 : 8 + size]), "the header").object("__metadata__")
-    return JsonObject(parse_json(metadata.get("artifact", str)), "the layout")
 
 
 def read(

@@ -7,20 +7,19 @@ safetensors can read the scores.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pahq_client.artifact_file import layout_of, metadata, reading
 from pahq_client.circuit_file import (
     EAP_IG_KEYS,
     FORMAT,
-    JsonObject,
     graph_object,
     parse_json,
     read_provenance,
 )
-from pahq_client.errors import InvalidScoresFile, ServerFault
+from pahq_client.errors import InvalidScoresFile
 
 if TYPE_CHECKING:
     from pahq_client.scores import EdgeScores
@@ -51,12 +50,8 @@ def encode(scores: EdgeScores, origin: str) -> bytes:
         "provenance": dict(scores.provenance),
         "partial": scores.partial,
     }
-    try:
-        # In one key: safetensors writes several in any order.
-        metadata = {"artifact": json.dumps(layout, sort_keys=True, allow_nan=False)}
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidScoresFile(origin, f"the scores cannot be written: {error}") from None
-    return save({"scores": np.ascontiguousarray(scores.scores)}, metadata)
+    written = metadata(layout, "scores", origin, InvalidScoresFile)
+    return save({"scores": np.ascontiguousarray(scores.scores)}, written)
 
 
 def decode(data: bytes, origin: str) -> EdgeScores:
@@ -69,25 +64,14 @@ def decode(data: bytes, origin: str) -> EdgeScores:
     from pahq_client import artifacts
     from pahq_client.scores import EdgeScores
 
-    try:
-        size = int.from_bytes(data[:8], "little")
-        if not 0 < size <= len(data) - 8 or data[8:9] != b"{":
-            raise ValueError(_other(data))
-        metadata = JsonObject(parse_json(data[8 : 8 + size]), "the header").object("__metadata__")
-        layout = JsonObject(parse_json(metadata.get("artifact", str)), "the layout")
+    with reading("edge scores", origin, InvalidScoresFile):
+        layout = layout_of(data, _other)
         if layout.get("kind", str) != KIND:
             raise ValueError(f"it holds an artifact of kind {layout.get('kind', str)!r}, not edge scores")
         provenance = read_provenance(layout.get("provenance", dict))
         partial = layout.get("partial", bool)
         # A job's metrics are known unless it was cut off; here they may be unknown anyway.
         scores = artifacts.decode(KIND, layout.get("version", int), data, provenance, partial=True)
-    except (ValueError, OverflowError) as error:
-        raise InvalidScoresFile(origin, f"not a readable file of edge scores: {error}") from None
-    except ServerFault as error:
-        detail = str(error).removeprefix("the server sent ")
-        raise InvalidScoresFile(origin, f"not a readable file of edge scores: it holds {detail}") from None
-    except MemoryError:
-        raise InvalidScoresFile(origin, "is larger than what fits into this machine's memory") from None
     assert isinstance(scores, EdgeScores)
     return replace(scores, partial=partial)
 
