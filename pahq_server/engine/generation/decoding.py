@@ -106,31 +106,17 @@ class Generation:
             model.close()
 
 
-@dataclass
-class _Sequence:
-    """A sequence that the generator has.
-
-    Args:
-        request: with which it was begun.
-    """
-
-    request: SampleRequest
-
-    def length(self, of: DecodedSample) -> int:
-        return len(self.request.prompt) + len(self.request.prefix) + len(of.ids)
-
-
 @dataclass(eq=False)
 class _Job:
     """What a generator holds for one state.
 
     Args:
         number: names the state to the generator.
-        sequences: those that were begun, by the keys of their samples.
+        begun: the requests with which sequences were begun, by the keys of their samples.
     """
 
     number: int
-    sequences: dict[int, _Sequence] = field(default_factory=dict)
+    begun: dict[int, SampleRequest] = field(default_factory=dict)
 
     def id(self, key: int) -> SequenceId:
         return self.number, key
@@ -177,7 +163,7 @@ class ModelGeneration:
         if job is None or self._generator is None:
             return
         try:
-            for key in job.sequences:
+            for key in job.begun:
                 self._generator.drop(job.id(key))
         except GeneratorFailedError as error:
             logger.warning("the generator has failed, and is made again when it is needed: %s", error)
@@ -224,9 +210,9 @@ class ModelGeneration:
         A sample that has ended may have lost them since; it had those of all tokens but its last one.
         """
         held = 0
-        for key, sequence in job.sequences.items():
+        for key, begun in job.begun.items():
             sample = generator.sample(job.id(key))
-            whole = sequence.length(sample) - 1
+            whole = _length(begun, sample) - 1
             held += whole if sample.finish else usage.tokens.get(job.id(key), 0)
         return held
 
@@ -238,23 +224,22 @@ class ModelGeneration:
     def _drop_missing(self, generator: Generator, job: _Job, operation: Decode) -> None:
         """Drops the samples of a job that its operation does not list, or lists with another prefix."""
         wanted = {request.key: request for request in operation.requests}
-        for key, sequence in list(job.sequences.items()):
+        for key, begun in list(job.begun.items()):
             request = wanted.get(key)
-            if request is None or not self._continues(generator, job, sequence, request):
+            if request is None or not self._continues(generator, job, begun, request):
                 self._forget(generator, job, key)
 
     def _continues(
-        self, generator: Generator, job: _Job, sequence: _Sequence, request: SampleRequest
+        self, generator: Generator, job: _Job, begun: SampleRequest, request: SampleRequest
     ) -> bool:
         """Tells whether a sequence goes on with what a request asks for."""
-        begun = sequence.request
         same = replace(request, prefix=begun.prefix) == begun
         known = (*begun.prefix, *generator.sample(job.id(request.key)).ids)
         return same and known[: len(request.prefix)] == request.prefix
 
     def _forget(self, generator: Generator, job: _Job, key: int) -> None:
         generator.drop(job.id(key))
-        del job.sequences[key]
+        del job.begun[key]
 
     def _admit(self, generator: Generator, work: Sequence[tuple[_Job, Decode]]) -> dict[_Job, list[int]]:
         """Chooses which samples run, so that all fit into memory.
@@ -281,7 +266,7 @@ class ModelGeneration:
             if not full:
                 chosen[job].append(request.key)
                 count, tokens = count + 1, tokens + needed
-            elif request.key in job.sequences:
+            elif request.key in job.begun:
                 self._forget(generator, job, request.key)
         if resumes:
             for job, key, needed in still:
@@ -294,10 +279,10 @@ class ModelGeneration:
     def _standing(self, asked: set[_Job], generator: Generator) -> list[tuple[_Job, int, int]]:
         """Returns the samples of other jobs: job, key, and how many tokens are kept for each."""
         return [
-            (job, key, self._needed(each.request, each.length(generator.sample(job.id(key))), 0))
+            (job, key, self._needed(begun, _length(begun, generator.sample(job.id(key))), 0))
             for job in self._jobs.values()
             if job not in asked
-            for key, each in job.sequences.items()
+            for key, begun in job.begun.items()
         ]
 
     def _fit(self, count: int, tokens: int) -> bool:
@@ -314,17 +299,17 @@ class ModelGeneration:
     def _begin(self, generator: Generator, job: _Job, operation: Decode, keys: Sequence[int]) -> None:
         requests = {request.key: request for request in operation.requests}
         for key in keys:
-            if key not in job.sequences:
+            if key not in job.begun:
                 generator.add(job.id(key), requests[key])
-                job.sequences[key] = _Sequence(requests[key])
+                job.begun[key] = requests[key]
 
     def _sample(self, generator: Generator, job: _Job, request: SampleRequest) -> DecodedSample:
         """Returns what is new of a sample since its request's prefix; nothing for one that did not run."""
-        sequence = job.sequences.get(request.key)
-        if sequence is None:
+        begun = job.begun.get(request.key)
+        if begun is None:
             return DecodedSample(())
         found = generator.sample(job.id(request.key))
-        known = len(request.prefix) - len(sequence.request.prefix)
+        known = len(request.prefix) - len(begun.prefix)
         return replace(
             found,
             ids=found.ids[known:],
@@ -333,9 +318,14 @@ class ModelGeneration:
         )
 
 
+def _length(begun: SampleRequest, sample: DecodedSample) -> int:
+    """Returns how many tokens a sequence has, those of its prompt included."""
+    return len(begun.prompt) + len(begun.prefix) + len(sample.ids)
+
+
 def _spent(job: _Job, steps: int, held: int, before: KvUsage, after: KvUsage) -> DecodeUsage:
     """Returns what an operation took, from what was in memory before and after it."""
-    ids = [job.id(key) for key in job.sequences]
+    ids = [job.id(key) for key in job.begun]
 
     def more(now: Mapping[SequenceId, int], then: Mapping[SequenceId, int]) -> int:
         return sum(now.get(each, 0) - then.get(each, 0) for each in ids)
