@@ -291,6 +291,10 @@ class Engine(Protocol):
         """Frees the tensors of a job or session."""
         ...
 
+    def unavailable(self) -> str:
+        """Says why nothing can be computed at present; empty if it can. May be called from any thread."""
+        ...
+
     def check(self) -> None:
         """Computes something whose result is known. Raises if it fails or the result is wrong."""
         ...
