@@ -22,6 +22,8 @@ from pahq_server.core.engine import (
     Outcome,
     ResolvedObjective,
     Work,
+    WorkerState,
+    WorkerStatus,
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ServerError
 from pahq_server.core.generation import Decode, GenerationOffer
@@ -101,6 +103,7 @@ class ModelEngine:
         self._estimator = Estimator()
         self._gaps = Gaps(kept_free=kept_free_bytes(self.memory.scratch_bytes))
         self._checks = 0
+        self._batches = 0
         self._processor = _processor()
         self._time_limits = {name: TimeLimit() for name in self._served}
 
@@ -147,6 +150,22 @@ class ModelEngine:
             misses=sum(count.misses for count in counts),
             bytes_moved=sum(count.bytes_moved for count in counts),
         )
+
+    def workers(self) -> list[WorkerStatus]:
+        own = self.capabilities()
+        return [
+            WorkerStatus(
+                number=0,
+                state=WorkerState.READY,
+                host=platform.node(),
+                device=own.device,
+                hardware=own.hardware,
+                batches=self._batches,
+            )
+        ]
+
+    def unavailable(self) -> str:
+        return ""
 
     def models(self) -> list[ModelInfo]:
         return [
@@ -260,6 +279,7 @@ class ModelEngine:
                 return [ServerError(f"the engine has no runner for {operation.__name__}")] * len(group)
             return runner([(self._states[item.state], item.operation) for item in group])
 
+        self._batches += 1
         return in_groups(lambda item: type(item.operation), work, run)
 
     def close(self, state: EngineStateId) -> None:
