@@ -27,9 +27,10 @@ from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
 from pahq_server.engine.devices import machine_bytes
-from pahq_server.engine.engine import TRANSFORMS, ModelEngine
+from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.generation.backend import GenerationBackend, UnsupportedModelError
 from pahq_server.engine.self_test import MOST_BYTES, self_test
+from pahq_server.engine.worker import TRANSFORMS
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
 from pahq_server.models.building import ToDevice
@@ -151,7 +152,7 @@ async def _serve(
             logger.error("a part of the server did not end in good order: %r", result)
             logger.debug("it failed here", exc_info=result)
     engine.stop_tokenizing()
-    engine.stop_generating()
+    engine.stop()
     if broken.is_set():
         # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
         # failed.

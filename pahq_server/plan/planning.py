@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pahq_server.engine.backends import policies
 from pahq_server.engine.cost import BOOKKEEPING_S, job_bytes, least_operations, most_operations, sample_task
 from pahq_server.engine.devices import machine_bytes
-from pahq_server.engine.engine import TRANSFORMS
 from pahq_server.engine.sparse.memory import divided, page_bytes_for
 from pahq_server.engine.sparse.weights import COMPOSED_BYTES
+from pahq_server.engine.worker import TRANSFORMS
 from pahq_server.models.architecture import Architecture
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline

@@ -24,7 +24,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker cannot be reached: its process has ended, or what connects it. No call to it is answered any more.
+    """A worker cannot be reached: its process has ended, or what connects it. No call to it is answered.
 
     The cluster starts it again by itself; `Ready` tells when it has.
 

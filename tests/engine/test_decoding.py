@@ -92,7 +92,7 @@ def test_samples_are_run_to_their_ends_and_dropped_with_their_state(demo: Loaded
     (generator,) = backend.made
     engine.close(state)
     assert generator.sequences == {}
-    engine.stop_generating()
+    engine.stop()
     assert generator.closed
 
 

@@ -114,7 +114,7 @@ class Model:
         )
 
     def close(self) -> None:
-        self._engine.stop_generating()
+        self._engine.stop()
 
 
 class SkippedError(Exception):
