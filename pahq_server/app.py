@@ -22,7 +22,7 @@ from pahq_server.access.tls import ExpiryWatch, TlsContents
 from pahq_server.access.tokens import TokenTable
 from pahq_server.api.connections import raise_file_limit
 from pahq_server.api.server import ApiServer
-from pahq_server.config.server import ServerConfig, wants_traces
+from pahq_server.config.server import ServerConfig, WorkerOptions, cores, wants_traces
 from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
 from pahq_server.engine import devices
@@ -36,6 +36,7 @@ from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, k
 from pahq_server.models.building import ToDevice
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
+from pahq_server.plan.division import Division
 from pahq_server.plan.planning import AUTO, PROCESS_BYTES, DoesNotFitError, Plan, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
@@ -237,10 +238,35 @@ def _plan(config: ServerConfig, device: torch.device) -> Plan:
         precision=models.weight_policy,
         generation=config.generation.backend,
         kv_bytes=config.generation.kv_bytes,
+        division=divide(config.workers, device, machine, config.compute.threads),
     )
     if not plan.fits:
         raise DoesNotFitError(f"the models do not fit\n{text(plan)}")
     return plan
+
+
+def divide(
+    workers: WorkerOptions, device: torch.device, machine: int, threads: int | None
+) -> Division | None:
+    """Says how workers share a machine; None where the one worker is the server's own process.
+
+    Args:
+        workers: how many there are, and where.
+        device: what models are kept and computed on.
+        machine: bytes of memory of the device.
+        threads: of each worker, as the operator chose them; None for the default.
+    """
+    if not workers.remote:
+        return None
+    return Division(
+        workers=workers.count,
+        joined=not workers.on_this_machine,
+        device=device.type,
+        machine=machine,
+        threads=workers.threads(threads, cores()),
+        gpus=workers.gpus(device.type),
+        gpus_here=torch.cuda.device_count(),
+    )
 
 
 def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> LoadedModel:

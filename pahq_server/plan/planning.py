@@ -16,6 +16,7 @@ from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
 from pahq_server.models.resident import WeightBytes
 from pahq_server.models.streaming import STORE_SHARE
+from pahq_server.plan.division import Division
 from pahq_server.plan.weights import (
     Recording,
     composed_bytes,
@@ -127,6 +128,8 @@ class Plan:
         precision: name of the policy by which weights are rounded; None for full precision.
         device: name of the device, such as "cpu".
         generation: name of the backend that generates text; None for none.
+        division: how workers share the machine, if they are processes of their own. All else is then of one
+            worker, and ``machine`` is its share.
     """
 
     models: tuple[ModelPlan, ...]
@@ -139,6 +142,7 @@ class Plan:
     precision: str | None = None
     device: str = "cpu"
     generation: str | None = None
+    division: Division | None = None
 
     @property
     def weights(self) -> int:
@@ -180,6 +184,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether everything fits into the machine."""
+        if self.division is not None and not self.division.has_place:
+            return False
         return self.memory > 0 and max(self.serving, self.loading) <= self.machine
 
     def jobs(self, model: ModelPlan) -> int:
@@ -205,6 +211,7 @@ def plan_models(
     device: str = "cpu",
     generation: str | None = None,
     kv_bytes: int = 0,
+    division: Division | None = None,
 ) -> Plan:
     """Plans for models, from their configurations and the headers of their weights.
 
@@ -219,10 +226,14 @@ def plan_models(
         generation: name of the backend that generates text; `AUTO` for transformers, if that takes no more
             than half of what the models leave; None for none.
         kv_bytes: bytes for the keys and values of generated text, of each model.
+        division: how workers share the machine; then the plan is that of one worker on its share, whatever
+            ``machine`` is. None if the one worker is the server's own process.
 
     Raises InvalidRequestError (field ``model``) for a model that cannot be served.
     """
     load = load or Load()
+    if division is not None:
+        machine = division.share
     machine = machine_bytes() if machine is None else machine
     outlines, models = [], []
     for name, source in sources.items():
@@ -242,6 +253,7 @@ def plan_models(
         page_bytes=page_bytes_for([found.model for found in outlines]),
         precision=precision,
         device=device,
+        division=division,
     )
     if precision is not None:  # text is generated in full precision only
         backend = DEFAULT_BACKEND if generation == AUTO else generation
