@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.circuit import PatchedPass
@@ -151,8 +151,3 @@ def _cut(load: Load, left: int, wanted_s: float) -> int:
     count = min(left, round(wanted_s / each)) if each else 0
     near = [left - joint for joint in load.joints if abs(left - joint - count) <= SNAP * count]
     return min(near, key=lambda other: abs(other - count), default=count)
-
-
-def homes(open_states: Mapping[int, int]) -> int:
-    """Returns which worker keeps the state of a new job: the one that keeps fewest."""
-    return min(open_states, key=lambda worker: (open_states[worker], worker))
