@@ -184,8 +184,8 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
     if generation is None and config.generation.backend is not None:
         logger.warning("no text can be generated: it would take more than half of the memory that is left")
     keep_freed_memory(kept_free_bytes(plan.scratch))
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     # Only while loading: memory that is freed between weights that stay is of no use to passes.
     hand_back_freed_memory()
     served = {name: _load(name, config, device, plan) for name in config.models.sources}
@@ -261,9 +261,9 @@ def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> 
 def _job_policy(config: ServerConfig) -> JobPolicy:
     storage = config.storage.config
     return JobPolicy(
-        window=config.compute.window,
+        window=config.window,
         quotas=config.quotas.quotas,
-        slots=config.sharing.slots,
+        slots=config.slots,
         user_weights=dict(config.sharing.user_weight),
         retention=storage.retention,
         reuse=storage.reuse,

@@ -76,6 +76,7 @@ class Scheduler:
         self._blocked = False
         self._wake = threading.Condition()
         self._closing = False
+        self._failure = ""
         self._over = ServerError("the server stopped")  # the error of runs that are submitted after that
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
 
@@ -120,6 +121,11 @@ class Scheduler:
         """Returns how many of the `queued` runs are one user's."""
         return self._queued_of.get(user, 0)
 
+    @property
+    def failure(self) -> str:
+        """Why the worker thread has ended although nobody asked it to; empty if it has not."""
+        return self._failure
+
     def close(self) -> None:
         """Ends the worker after its current step; every run that is left ends with an error."""
         with self._wake:
@@ -145,7 +151,8 @@ class Scheduler:
         not used here.
         """
         why = f"{raised!r:.200}"
-        error = ServerError(f"the server cannot compute any more ({why}) and has to be restarted")
+        self._failure = f"the server cannot compute any more ({why}) and has to be restarted"
+        error = ServerError(self._failure)
         error.__cause__ = WorkerFailedError(why)
         try:
             logger.critical("the worker cannot go on; every run ends now", exc_info=raised)
