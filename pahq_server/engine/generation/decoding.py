@@ -72,10 +72,10 @@ class Generation:
         return self._offers[model]
 
     def _offer(self, loaded: LoadedModel) -> tuple[GenerationOffer | None, str]:
-        if self._backend is None:
-            return None, NO_BACKEND
         if isinstance(loaded, ResidentModel):
             return None, ROUNDED
+        if self._backend is None:
+            return None, NO_BACKEND
         try:
             return self._backend.offer(loaded), ""
         except UnsupportedModelError as error:
