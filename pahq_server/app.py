@@ -181,8 +181,8 @@ def _load_engine(config: ServerConfig) -> ModelEngine:
     devices.prepare(device)
     plan = _plan(config, device)
     generation = _generation_backend(plan.generation, config.generation.kv_bytes)
-    if generation is None and config.generation.backend is not None:
-        logger.warning("no text can be generated: it would take more than half of the memory that is left")
+    if plan.no_generation:
+        logger.info("no text can be generated: %s", plan.no_generation)
     keep_freed_memory(kept_free_bytes(plan.scratch))
     if config.threads is not None:
         torch.set_num_threads(config.threads)

@@ -44,6 +44,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "every_precision_bytes": plan.every_precision,
         "machine_bytes": plan.machine,
         **({} if plan.generation is None else {"generation": plan.generation}),
+        **({"no_generation": plan.no_generation} if plan.no_generation else {}),
         "fits": plan.fits,
     }
 
@@ -142,6 +143,8 @@ def _machine(plan: Plan) -> list[str]:
         f"{size(plan.serving)}; while loading at most {size(plan.loading)}" + _every_precision(plan),
         f"{'this fits' if plan.fits else 'this does NOT fit'} into {place} {size(plan.machine)}",
     ]
+    if plan.no_generation:
+        lines.append(f"no text can be generated with these models: {plan.no_generation}")
     if plan.gflops is not None:
         lines += [line.format(rate=plan.gflops, bookkeeping=1000 * BOOKKEEPING_S) for line in _ESTIMATE]
     return lines
