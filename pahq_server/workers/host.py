@@ -38,22 +38,25 @@ class WorkerHost:
 
     def info(self) -> WorkerInfo:
         """Describes the worker; measures its speed."""
-        worker = self._worker
+        worker, speed = self._worker, self._worker.speed()
+        models = tuple(sorted(worker.models(), key=lambda model: model.name))
         return WorkerInfo(
             host=platform.node(),
             device=worker.title,
             hardware=worker.hardware(),
-            models=tuple(worker.models()),
-            operations_s=worker.speed().operations_s(),
+            models=models,
+            operations_s=speed.operations_s(),
+            bytes_s={model.name: speed.bytes_s(model.name) for model in models if model.streams},
+            memory_bytes=worker.memory_bytes,
             memory=worker.memory_usage(),
         )
 
     @singledispatchmethod
-    def answer(self, call: Call) -> object:
-        """Answers a call, see `messages`. Raises whatever it fails with."""
+    def run(self, call: Call) -> object:
+        """Returns the answer to a call, see `messages`. Raises whatever it fails with."""
         raise ServerError(f"a worker has no answer to {type(call).__name__}")
 
-    @answer.register
+    @run.register
     def _open(self, call: OpenState) -> Opened:
         if call.state not in self._states:
             self._failed.pop(call.state, None)
@@ -65,8 +68,8 @@ class WorkerHost:
             self._bases[call.state] = KnownBases()
         return Opened(call.resolved.clean_run.margins, self._worker.memory_usage())
 
-    @answer.register
-    def _run(self, call: RunOperations) -> Ran:
+    @run.register
+    def _operate(self, call: RunOperations) -> Ran:
         outcomes: dict[int, Outcome] = {}
         work: dict[int, Work] = {}
         for number, (state, operation) in enumerate(call.operations):
@@ -83,7 +86,7 @@ class WorkerHost:
             return operation
         return ScorePasses(self._bases[state].of(operation.passes))
 
-    @answer.register
+    @run.register
     def _close(self, call: CloseState) -> None:
         self._failed.pop(call.state, None)
         self._bases.pop(call.state, None)
@@ -91,7 +94,7 @@ class WorkerHost:
         if state is not None:
             self._worker.close(state)
 
-    @answer.register
+    @run.register
     def _check(self, call: CheckWorker) -> None:
         self._worker.check()
 

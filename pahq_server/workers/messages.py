@@ -84,7 +84,10 @@ class WorkerInfo:
         hardware: what the last bits of a score depend on, by name: processor, versions, threads.
         models: what it serves, in the order of their names.
         operations_s: multiplications and additions per second of large float32 products.
-        memory: how large its pool of pages is.
+        bytes_s: bytes per second at which the weights of models are read whose full precision is not in memory,
+            by name.
+        memory_bytes: what all jobs together may take beside the weights.
+        memory: how full its pool of pages is.
     """
 
     host: str
@@ -92,4 +95,6 @@ class WorkerInfo:
     hardware: dict[str, str]
     models: tuple[ServedModel, ...]
     operations_s: float
+    bytes_s: dict[str, float]
+    memory_bytes: int
     memory: MemoryUsage

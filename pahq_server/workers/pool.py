@@ -20,6 +20,7 @@ from pahq_server.core.engine import (
     Outcome,
     ResolvedObjective,
     Work,
+    WorkerStatus,
 )
 from pahq_server.core.errors import NoWorkerError, ServerError
 from pahq_server.workers.batch import MOST_LOSSES, Batch, exception, ignore
@@ -64,6 +65,10 @@ class RemotePool:
     def unavailable(self) -> str:
         with self.roster.lock:
             return "" if self.roster.usable() else self.roster.why_none()
+
+    def workers(self) -> list[WorkerStatus]:
+        with self.roster.lock:
+            return self.roster.statuses()
 
     def hardware(self) -> dict[str, str]:
         return self._first.hardware

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pahq_server.core.engine import EngineStateId, MemoryUsage
+from pahq_server.core.engine import EngineStateId, MemoryUsage, WorkerState, WorkerStatus
 from pahq_server.core.errors import InvalidRequestError, NoWorkerError
 from pahq_server.workers.cluster import Answer, Cluster, ClusterEvent, Lost, Ready
 from pahq_server.workers.messages import Call, Opened, Ran, WorkerInfo
@@ -35,9 +35,11 @@ class Member:
 
     Args:
         info: what it says of itself; None unless it takes calls.
+        told: what it last said of itself, whether it takes calls or not.
         reason: why it takes none.
         unfit: whether starting it again is of no use.
         restarts: how often it was lost.
+        batches: how often it has run operations.
         calls: those that are not answered yet, in the order in which they are worked on.
         since: when it began the first of these.
         open: the states that are open on it, or will be when its calls are done.
@@ -46,9 +48,11 @@ class Member:
     """
 
     info: WorkerInfo | None = None
+    told: WorkerInfo | None = None
     reason: str = "it is starting"
     unfit: bool = False
     restarts: int = 0
+    batches: int = 0
     calls: deque[Pending] = field(default_factory=deque)
     since: float = 0.0
     open: set[EngineStateId] = field(default_factory=set)
@@ -106,6 +110,22 @@ class Roster:
         said = (f"{count} x {reason}" if count > 1 else reason for reason, count in reasons.items())
         return f"no worker is ready: {'; '.join(said)}"
 
+    def statuses(self) -> list[WorkerStatus]:
+        """Describes the workers, in the order of their numbers."""
+        return [self._status(number, member) for number, member in enumerate(self.members)]
+
+    def _status(self, number: int, member: Member) -> WorkerStatus:
+        info, counts = member.told, {"restarts": member.restarts, "batches": member.batches}
+        if member.info is not None:
+            state = WorkerState.READY
+        elif member.unfit:
+            state = WorkerState.REFUSED
+        else:
+            state = WorkerState.LOST if member.restarts else WorkerState.STARTING
+        if info is None:
+            return WorkerStatus(number, state, reason=member.reason, **counts)
+        return WorkerStatus(number, state, info.host, info.device, info.hardware, member.reason, **counts)
+
     def call(self, number: int, call: Call, answered: Answered) -> None:
         """Calls a worker that takes calls. If it is lost, ``answered`` gets a NoWorkerError."""
         member = self.members[number]
@@ -153,7 +173,7 @@ class Roster:
         member = self.members[number]
         if self.first is None:
             self.first = info
-        why = difference(info, self.first)
+        member.told, why = info, difference(info, self.first)
         if why:
             member.reason, member.unfit = why, True
             logger.error("worker %d is not used: %s", number, why)
@@ -166,7 +186,11 @@ class Roster:
         logger.log(logging.ERROR if unfit else logging.WARNING, "worker %d was lost: %s", number, reason)
         calls = list(member.calls)
         self.members[number] = Member(
-            reason=reason, unfit=unfit, restarts=member.restarts + (member.info is not None)
+            told=member.told,
+            reason=reason,
+            unfit=unfit,
+            restarts=member.restarts + (member.info is not None),
+            batches=member.batches,
         )
         self._tell_lost(number)
         for pending in calls:
@@ -180,6 +204,7 @@ class Roster:
         seconds, member.since = now - member.since, now
         if isinstance(answer.content, (Ran, Opened)):
             member.memory = answer.content.memory
+        member.batches += isinstance(answer.content, Ran)
         pending.answered(answer.content, seconds)
 
 

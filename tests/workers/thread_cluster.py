@@ -109,7 +109,7 @@ class ThreadCluster:
             self.calls[worker].append(call)
             try:
                 self._fault(worker, len(self.calls[worker]), call)
-                answer: object = host.answer(call)
+                answer: object = host.run(call)
             except Die as error:
                 self.lose(worker, str(error) or "it died")
                 return
