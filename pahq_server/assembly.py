@@ -1,4 +1,4 @@
-"""Loads what a configuration says onto workers, here or in processes of their own, and makes an engine of it."""
+"""Loads models onto workers, here or in processes of their own, and makes an engine of them."""
 
 from __future__ import annotations
 

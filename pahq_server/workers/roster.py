@@ -115,16 +115,23 @@ class Roster:
         return [self._status(number, member) for number, member in enumerate(self.members)]
 
     def _status(self, number: int, member: Member) -> WorkerStatus:
-        info, counts = member.told, {"restarts": member.restarts, "batches": member.batches}
         if member.info is not None:
             state = WorkerState.READY
         elif member.unfit:
             state = WorkerState.REFUSED
         else:
             state = WorkerState.LOST if member.restarts else WorkerState.STARTING
-        if info is None:
-            return WorkerStatus(number, state, reason=member.reason, **counts)
-        return WorkerStatus(number, state, info.host, info.device, info.hardware, member.reason, **counts)
+        info = member.told
+        return WorkerStatus(
+            number,
+            state,
+            host="" if info is None else info.host,
+            device="" if info is None else info.device,
+            hardware={} if info is None else info.hardware,
+            reason="" if state is WorkerState.STARTING else member.reason,
+            restarts=member.restarts,
+            batches=member.batches,
+        )
 
     def call(self, number: int, call: Call, answered: Answered) -> None:
         """Calls a worker that takes calls. If it is lost, ``answered`` gets a NoWorkerError."""
