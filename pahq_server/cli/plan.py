@@ -35,7 +35,9 @@ def run(options: PlanOptions) -> int:
     """Prints the plan; returns the exit code, `FAILED` if the models do not fit."""
     try:
         # These import torch, which takes seconds.
-        from pahq_server.app import divide
+        import torch
+
+        from pahq_server.assembly import divide
         from pahq_server.engine import devices
         from pahq_server.engine.cost import measured_gflops
         from pahq_server.plan import planning, text
@@ -55,7 +57,7 @@ def run(options: PlanOptions) -> int:
             precision=models.weight_policy,
             generation=options.generation.backend,
             kv_bytes=options.generation.kv_bytes,
-            division=divide(options.workers, device, machine, options.threads),
+            division=divide(options.workers, device, machine, options.threads, torch.cuda.device_count()),
         )
     except ServerError as error:
         return complain(str(error))

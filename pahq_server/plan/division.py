@@ -8,7 +8,7 @@ from dataclasses import dataclass
 # requests and results.
 SERVER_BYTES = 448 << 20
 # Ray's processes where it was started for the server, without the workers'. Resident, measured with Ray 2.60:
-# 45 MiB of the store of the cluster's state, 28 of the raylet, 94 and 80 of its agents, 82 of the monitor, 78
+# 45 MiB of the store of the cluster's state, 28 of the raylet, 94 + 80 of its agents, 82 of the monitor, 78
 # of the log monitor, 99 of the dashboard's process (which runs also without a dashboard), 79 of a process kept
 # for the next worker, 92 of the driver. That is 677 MiB, a third of it shared; the rest is for messages.
 RAY_BYTES = 768 << 20
@@ -30,7 +30,7 @@ class Division:
         machine: bytes of memory of this device.
         threads: of each worker; None for as many as its host has cores.
         gpus: share of a GPU that each worker has; 0 without.
-        gpus_here: number of GPUs of the machine.
+        gpus_here: number of GPUs of the machine; None where that is not known.
     """
 
     workers: int
@@ -39,7 +39,7 @@ class Division:
     machine: int
     threads: int | None = None
     gpus: float = 0.0
-    gpus_here: int = 0
+    gpus_here: int | None = None
 
     @property
     def on_this_device(self) -> int:
@@ -69,6 +69,11 @@ class Division:
     @property
     def has_place(self) -> bool:
         """Whether there is a device for each worker, as far as this machine tells."""
-        if self.device == "cpu" or self.joined:
+        if self.device == "cpu" or self.joined or self.gpus_here is None:
             return True
-        return self.workers <= self.gpus_here * self.on_this_device
+        return self.workers <= self.places
+
+    @property
+    def places(self) -> int:
+        """How many such workers the GPUs of this machine have room for; 0 where that is not known."""
+        return (self.gpus_here or 0) * self.on_this_device

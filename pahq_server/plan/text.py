@@ -45,6 +45,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "every_precision_bytes": plan.every_precision,
         "machine_bytes": plan.machine,
         **({} if plan.generation is None else {"generation": plan.generation}),
+        **({"no_generation": plan.no_generation} if plan.no_generation else {}),
         **({} if plan.division is None else {"workers": _division_json(plan.division)}),
         "fits": plan.fits,
     }
@@ -161,6 +162,8 @@ def _machine(plan: Plan) -> list[str]:
         f"{size(plan.serving)}; while loading at most {size(plan.loading)}" + _every_precision(plan),
         f"{'this fits' if plan.fits else 'this does NOT fit'} into {place} {size(plan.machine)}",
     ]
+    if plan.no_generation:
+        lines.append(f"no text can be generated with these models: {plan.no_generation}")
     if plan.division is not None:
         lines += _workers(plan, plan.division)
     if plan.gflops is not None:
@@ -186,8 +189,7 @@ def _workers(plan: Plan, division: Division) -> list[str]:
         )
     lines = [f"{number}, of which all this is one: {each}, and {threads}"]
     if not division.has_place:
-        places = division.gpus_here * division.on_this_device
-        lines.append(f"this does NOT fit: the machine's GPUs have room for {places} such workers")
+        lines.append(f"this does NOT fit: the machine's GPUs have room for {division.places} such workers")
     if not division.joined and division.device == "cpu":
         took = division.workers * max(plan.serving, plan.loading) + division.server + division.ray
         lines.append(f"all together: {size(took)} of the machine's {memory}")

@@ -111,12 +111,6 @@ class EventLog(Observer):
         fields = {"job": name, "user": rest.partition("/")[0]}
         logger.info("job %s after %.3f s", state, seconds, extra=fields)
 
-    def worker_ready(self, worker: int) -> None:
-        logger.info("worker %d is ready", worker)
-
-    def worker_lost(self, worker: int, reason: str) -> None:
-        logger.warning("worker %d is lost: %s", worker, reason)
-
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         level = logging.WARNING if code in FAULT_CODES else logging.DEBUG
         logger.log(level, "call ended with %s after %.3f s", code, seconds, extra={"method": method})

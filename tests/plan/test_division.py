@@ -6,10 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers.zoo import Zoo
 
-from pahq_server import app
-from pahq_server.app import divide
+from pahq_server import assembly
+from pahq_server.assembly import divide
 from pahq_server.cli import main
 from pahq_server.config.server import ModelOptions, ServerConfig, WorkerOptions
 from pahq_server.engine import devices
@@ -132,13 +133,24 @@ def test_the_options_of_a_server_say_how_it_is_divided() -> None:
     assert joined == replace(HERE, joined=True, threads=None)
 
 
+def test_workers_that_share_a_gpu_share_all_of_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "total_bytes", lambda device: 80 * GIB)
+    gpu, half = torch.device("cuda", 0), WorkerOptions(workers=2, gpus_per_worker=0.5)
+    shared = divide(half, gpu, 30 * GIB, gpus_here=1)  # the first worker has taken the rest
+    assert shared is not None
+    assert (shared.share, shared.has_place) == (40 * GIB, True)
+    whole = divide(WorkerOptions(workers=2), gpu, 30 * GIB)
+    assert whole is not None
+    assert (whole.share, whole.has_place) == (30 * GIB, True)
+
+
 def test_a_server_with_more_workers_than_memory_loads_nothing(
     sources: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(app, "load", fail)
+    monkeypatch.setattr(assembly, "load", fail)
     config = ServerConfig(
         ModelOptions(model=tuple(sources.items())), workers=WorkerOptions(workers=5), machine_bytes=4 * GIB
     )

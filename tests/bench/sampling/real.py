@@ -239,7 +239,6 @@ def _simulated(model: Model, policy: str, group: Group, slots: int = SLOTS) -> R
         workload.prompts,
         slots,
         model.subject.max_tokens,
-        resumes=offer.resumes,
         prompt_tokens=workload.prompt_tokens,
     )
     return decode(made, workload, slots, STEPS)
