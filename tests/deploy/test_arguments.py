@@ -127,13 +127,8 @@ def test_commands_of_the_pages_fit(page: str) -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        "--threads",
-        "--window",
-        "--workers",
-        "--worker-deadline",
-        "--max-sessions",
-        "--max-user-sessions",
-        "--session-timeout",
+        *("--threads", "--window", "--workers", "--gpus-per-worker", "--worker-deadline"),
+        *("--max-sessions", "--max-user-sessions", "--session-timeout"),
     ],
 )
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "x"])
