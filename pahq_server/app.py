@@ -114,7 +114,12 @@ async def _serve(
     )
     telemetry.read(
         Sources(
-            engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.config.directory
+            engine.memory_usage,
+            jobs.count_by_state,
+            jobs.sessions.count,
+            engine.workers,
+            jobs.unavailable,
+            config.storage.config.directory,
         )
     )
     # Models stay until the end. Each garbage collection would search them, for a tenth of a second and more
