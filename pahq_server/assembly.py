@@ -114,7 +114,8 @@ def _remote_engine(config: ServerConfig) -> PoolEngine:
     if config.workers.on_this_machine:
         _plan(config, devices.find(config.models.device), torch.cuda.device_count())
     directories = {name: locate(source) for name, source in config.models.sources.items()}
-    tokenizers = {name: load_tokenizer(directory) for name, directory in directories.items()}
+    # What is odd about a tokenizer is told by the workers, which load the checkpoints.
+    tokenizers = {name: load_tokenizer(at, lambda warning: None) for name, at in directories.items()}
     workers = config.workers
     options = RayOptions(
         None if workers.on_this_machine else workers.ray_address,
