@@ -920,7 +920,7 @@ class SampleStream:
     def _next(self) -> Steps[Sample | None]:
         if self._stream is None:
             self._stream, self._read = (yield Open(GENERATE, self._request, GENERATE_SECONDS)), set()
-            self._ids = self._read_prompts((yield Read(self._stream)))
+            self._ids = yield from self._read_prompts(self._stream)
         message: generation_pb2.GenerateSamplesResponse | None = yield Read(self._stream)
         if message is None:
             raise ServerFault("the server's stream of samples ended without its last message")
@@ -934,8 +934,13 @@ class SampleStream:
         self._read.add(place)
         return sample
 
-    def _read_prompts(self, message: generation_pb2.GenerateSamplesResponse | None) -> list[tuple[int, ...]]:
-        found = [] if message is None else [tuple(each.ids) for each in message.prompts.prompts]
+    def _read_prompts(self, stream: Stream) -> Steps[list[tuple[int, ...]]]:
+        found: list[tuple[int, ...]] = []
+        while len(found) < len(self._prompts):
+            message: generation_pb2.GenerateSamplesResponse | None = yield Read(stream)
+            if message is None or not message.prompts.prompts:
+                break
+            found += [tuple(each.ids) for each in message.prompts.prompts]
         if len(found) != len(self._prompts):
             raise ServerFault(f"the server sent {len(found)} prompts, asked for {len(self._prompts)}")
         return found
