@@ -123,15 +123,9 @@ async def _serve(
         telemetry.observer,
         config.network.limits,
     )
-    telemetry.read(
-        Sources(
-            engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.config.directory
-        )
-    )
-    # Models stay until the end. Each garbage collection would search them, for a tenth of a second and more
-    # in which no call is answered.
-    gc.collect()
-    gc.freeze()
+    folder = config.storage.config.directory
+    telemetry.read(Sources(engine.memory_usage, jobs.count_by_state, jobs.sessions.count, folder))
+    _leave_out_of_garbage_collections()
     # Before `ready`: whoever reads the address may stop the server at once.
     stop = _stop_event(config.network.parent_watch)
     # Calls are answered before all jobs of an earlier process are resumed: there may be thousands.
@@ -145,6 +139,25 @@ async def _serve(
     logger.info("stopping")
     if watching is not None:
         watching.cancel()
+    await _end(engine, jobs, api, resuming)
+    if broken.is_set():
+        # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
+        # failed.
+        raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
+
+
+def _leave_out_of_garbage_collections() -> None:
+    """Has garbage collections pass over all objects that there are.
+
+    Models stay until the end. Each collection would search them, for a tenth of a second and more in which no
+    call is answered.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+async def _end(engine: ModelEngine, jobs: JobService, api: ApiServer, resuming: asyncio.Task[None]) -> None:
+    """Ends all parts of the server, whatever one of them raises."""
     for result in await asyncio.gather(api.stop(GRACE_S), _close(jobs), resuming, return_exceptions=True):
         if isinstance(result, BaseException):
             # A later process goes on from what is stored.
@@ -152,10 +165,6 @@ async def _serve(
             logger.debug("it failed here", exc_info=result)
     engine.stop_tokenizing()
     engine.stop_generating()
-    if broken.is_set():
-        # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
-        # failed.
-        raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
 
 
 def _read_certificates(access: AccessConfig, telemetry: Telemetry) -> TlsContents | None:

@@ -148,8 +148,8 @@ class GenerateParameters:
         if tokens > MOST_TOKENS:
             detail = (
                 f"{len(task.clean)} prompts x {self.n} samples x {self.max_tokens} tokens are {tokens} "
-                f"in all, and may be at most {MOST_TOKENS}, which take {MOST_SAMPLE_BYTES >> 20} MiB of the server's "
-                "memory: ask for fewer or shorter samples at a time"
+                f"in all, and may be at most {MOST_TOKENS}, which take {MOST_SAMPLE_BYTES >> 20} MiB of the "
+                "server's memory: ask for fewer or shorter samples at a time"
             )
             raise InvalidRequestError("n", detail)
         if self.stop and not offer.texts:
