@@ -147,7 +147,7 @@ class SampleRun:
         whole = self._begun.pop(key)
         if not whole.ids or (self._sampling.logprobs and len(whole.logprobs) != len(whole.ids)):
             raise ServerError(f"the engine gave a sample of {len(whole.ids)} tokens that cannot be right")
-        sample = FinishedSample(key, tuple(whole.ids), tuple(whole.logprobs), last.finish, last.text)
+        sample = FinishedSample(key, whole.ids, whole.logprobs, last.finish, last.text)
         self.ended += 1
         self._tokens, self._longest = self._tokens + len(sample.ids), max(self._longest, len(sample.ids))
         return sample
