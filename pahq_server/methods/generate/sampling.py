@@ -164,4 +164,6 @@ class SampleRun:
         known = self._begun.get(key)
         prefix = tuple(known.ids) if known is not None else ()
         seed = sample_seed(self._parameters.seed, index)
-        return SampleRequest(key, self._prompts[prompt], seed, self._sampling, prefix)
+        return SampleRequest(
+            key, self._prompts[prompt], seed, self._sampling, prefix, self._admission.signals
+        )
