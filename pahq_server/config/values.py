@@ -86,7 +86,7 @@ def read_share(text: str) -> float:
 
 def read_ray_address(text: str) -> str:
     """Reads where a Ray cluster is: ``HOST:PORT`` of its head, or a word of `RAY_WORDS`."""
-    if text in RAY_WORDS or _is_address(text):
+    if text in RAY_WORDS or _is_address(text.removeprefix("ray://")):
         return text
     words = " or ".join(RAY_WORDS)
     hint = ""
