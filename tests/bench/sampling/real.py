@@ -90,6 +90,7 @@ class Model:
         parameters = GenerateParameters(**({"max_tokens": self.subject.max_tokens} | asked))
         parameters.check_for(self.resolved)
         run = SampleRun(self.resolved, parameters)
+        finished: dict[int, FinishedSample] = {}
         signals: dict[int, tuple[TokenSignal, ...]] = {}
         state: EngineStateId = self._engine.open(self.resolved)
         seconds, cpu_seconds = time.perf_counter(), _cpu_seconds()
@@ -101,11 +102,11 @@ class Model:
             for request, sample in zip(operation.requests, outcome.samples, strict=True):
                 if len(signals.get(request.key, ())) == len(request.prefix) < PROBE_TOKENS:
                     signals[request.key] = (*signals.get(request.key, ()), *sample.signals)
-            run.take(outcome)
+            finished |= {sample.key: sample for sample in run.take(outcome)}
         seconds, cpu_seconds = time.perf_counter() - seconds, _cpu_seconds() - cpu_seconds
         self._engine.close(state)
         return Group(
-            tuple(run.finished[key] for key in range(run.total)),
+            tuple(finished[key] for key in range(run.total)),
             tuple(signals[key][:PROBE_TOKENS] for key in range(run.total)),
             run.figures(),
             run.policy,
