@@ -32,7 +32,7 @@ from pahq.v1 import (
 
 from pahq_server.access.limits import CallLimits
 from pahq_server.core.circuit import EdgeSet
-from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective
+from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective, WorkerState, WorkerStatus
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import TaskAccuracy
@@ -57,6 +57,7 @@ from pahq_server.store.records import StoredArtifact
 CHUNK = 1_000_000
 
 _STATES = {state: getattr(jobs_pb2, f"JOB_STATE_{state.name}") for state in JobState}
+_WORKER_STATES = {state: getattr(server_pb2, f"WORKER_STATE_{state.name}") for state in WorkerState}
 # The field of the oneof for methods that have no message of their own.
 _EXTENSION = "extension"
 
@@ -486,6 +487,20 @@ def task_check(
         corrupted=corrupted[0] if corrupted else None,
         num_prompts=num_prompts,
         warnings=warnings,
+    )
+
+
+def worker(status: WorkerStatus) -> server_pb2.Worker:
+    """Returns what is known of a worker."""
+    return server_pb2.Worker(
+        number=status.number,
+        host=status.host,
+        device=status.device,
+        hardware=status.hardware,
+        state=_WORKER_STATES[status.state],
+        reason=status.reason,
+        restarts=status.restarts,
+        batches=status.batches,
     )
 
 

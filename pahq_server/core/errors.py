@@ -11,6 +11,7 @@ ServerError
  ├─ ResourceExhaustedError  a limit is reached; carries when to try again
  │   ├─ QuotaExceededError    a limit of the caller's own
  │   └─ RateLimitedError      the caller's calls come too fast
+ ├─ NoWorkerError           no worker can be asked at present; it can be tried again
  ├─ NonFiniteMetricError    a metric came out NaN or infinite; fails the job
  └─ StorageError            the database cannot be written or read
 
@@ -118,6 +119,10 @@ class UnauthenticatedError(ServerError):
 
 class PermissionDeniedError(ServerError):
     """The caller is known, but may not do this."""
+
+
+class NoWorkerError(ServerError):
+    """No worker can be asked at present: all are starting, or were lost. The same can be tried again."""
 
 
 class NonFiniteMetricError(ServerError):

@@ -7,7 +7,9 @@ one circuit.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -167,61 +169,92 @@ def _factor(value: float) -> str:
     return f"{value:.1f}" if value < 10 else f"{value:.0f}"
 
 
-class Estimator:
-    """Estimates jobs on models of one device. The speed of the device is measured when it is first needed."""
+class Speed(Protocol):
+    """How fast a device is. Methods may be called from any thread; the first call may measure it."""
 
-    def __init__(self) -> None:
+    def operations_s(self) -> float:
+        """Returns multiplications and additions per second of large float32 products."""
+        ...
+
+    def bytes_s(self, model: str) -> float:
+        """Returns bytes per second at which weights of a model are read from its checkpoint's files."""
+        ...
+
+
+class MeasuredSpeed:
+    """Measures the speed of a device when it is first needed.
+
+    Args:
+        device: to measure.
+        served: the models on it, by name.
+    """
+
+    def __init__(self, device: torch.device, served: Mapping[str, LoadedModel]) -> None:
+        self._device, self._served = device, served
         self._operations_s: float | None = None
         self._bytes_s: dict[str, float] = {}
 
-    def estimate(
-        self,
-        loaded: LoadedModel,
-        resolved: ResolvedObjective,
-        weight: float | None = None,
-        tests: tuple[int, int] | None = None,
-    ) -> Estimate:
-        """Estimates what a job on a model will take.
-
-        Args:
-            loaded: the model.
-            resolved: the job's objective.
-            weight: the job's weight in patched passes, see `Engine.estimate`. Each takes between a plain
-                forward pass and one from scratch. None for a job that tests edges.
-            tests: the least and the most tests of such a job; None for every edge once. They are taken to
-                cost what tests of single edges do on average.
-        """
-        arch, task, graph = loaded.model.architecture, resolved.task, resolved.graph
-        prompts, tokens = len(task.clean), max(map(len, task.clean))
+    def operations_s(self) -> float:
         if self._operations_s is None:
-            self._operations_s = measured_gflops(device=loaded.model.device) * 1e9
-        rate = self._operations_s
-        # The operations of an evaluation, and how many of these there are: at least and at most.
-        least: float = least_operations(arch, prompts, tokens)
-        most = most_operations(arch, graph, prompts, tokens) / graph.num_edges
-        whole = whole_operations(arch, graph, prompts, tokens)
-        fewest: float
-        many: float
-        fewest, many = tests or (graph.num_edges, graph.num_edges)
-        if weight is not None:
-            fewest = many = weight
-            least, most = forward_operations(arch, prompts, tokens), whole
-        elif POLICIES[resolved.objective.precision].operand == "activations":
-            least = most = whole
-        each_s = most / rate + BOOKKEEPING_S
-        streams = isinstance(loaded, ResidentModel) and resolved.objective.precision == "fp32"
-        if isinstance(loaded, ResidentModel) and streams:
-            # At worst, every evaluation is a batch of its own and needs every layer.
-            each_s += self._reading_s(resolved.objective.model, loaded)
-        memory = job_bytes(arch, task) if resolved.activations else 0
-        return Estimate(memory, fewest * least / rate, many * each_s, streams)
+            self._operations_s = measured_gflops(device=self._device) * 1e9
+        return self._operations_s
 
-    def _reading_s(self, name: str, loaded: ResidentModel) -> float:
-        """Returns the seconds to read all weights of a model from its files."""
-        if name not in self._bytes_s:
-            begin = time.perf_counter()
-            layer = loaded.resident.checkpoint.layer(0)
-            values = (getattr(layer, field.name) for field in fields(layer))
-            size = sum(value.nbytes for value in values if isinstance(value, Tensor))
-            self._bytes_s[name] = size / (time.perf_counter() - begin)
-        return loaded.model.parameters * BYTES / self._bytes_s[name]
+    def bytes_s(self, model: str) -> float:
+        if model not in self._bytes_s:
+            self._bytes_s[model] = _reading_speed(self._served[model])
+        return self._bytes_s[model]
+
+
+def _reading_speed(loaded: LoadedModel) -> float:
+    """Measures how fast a layer is read from a checkpoint's files, in bytes per second."""
+    if not isinstance(loaded, ResidentModel):
+        raise TypeError("the weights of this model are in memory, and are not read again")
+    begin = time.perf_counter()
+    layer = loaded.resident.checkpoint.layer(0)
+    values = (getattr(layer, field.name) for field in fields(layer))
+    size = sum(value.nbytes for value in values if isinstance(value, Tensor))
+    return size / (time.perf_counter() - begin)
+
+
+def estimate(
+    arch: Architecture,
+    resolved: ResolvedObjective,
+    speed: Speed,
+    streamed_bytes: int = 0,
+    weight: float | None = None,
+    tests: tuple[int, int] | None = None,
+) -> Estimate:
+    """Estimates what a job on a model will take.
+
+    Args:
+        arch: of the model.
+        resolved: the job's objective.
+        speed: of the device.
+        streamed_bytes: size of the weights if they are read from the checkpoint's files again and again; else
+            0.
+        weight: the job's weight in patched passes, see `Engine.estimate`. Each takes between a plain forward
+            pass and one from scratch. None for a job that tests edges.
+        tests: the least and the most tests of such a job; None for every edge once. They are taken to cost
+            what tests of single edges do on average.
+    """
+    task, graph = resolved.task, resolved.graph
+    prompts, tokens = len(task.clean), max(map(len, task.clean))
+    rate = speed.operations_s()
+    # The operations of an evaluation, and how many of these there are: at least and at most.
+    least: float = least_operations(arch, prompts, tokens)
+    most = most_operations(arch, graph, prompts, tokens) / graph.num_edges
+    whole = whole_operations(arch, graph, prompts, tokens)
+    fewest: float
+    many: float
+    fewest, many = tests or (graph.num_edges, graph.num_edges)
+    if weight is not None:
+        fewest = many = weight
+        least, most = forward_operations(arch, prompts, tokens), whole
+    elif POLICIES[resolved.objective.precision].operand == "activations":
+        least = most = whole
+    each_s = most / rate + BOOKKEEPING_S
+    if streamed_bytes:
+        # At worst, every evaluation is a batch of its own and needs every layer.
+        each_s += streamed_bytes / speed.bytes_s(resolved.objective.model)
+    memory = job_bytes(arch, task) if resolved.activations else 0
+    return Estimate(memory, fewest * least / rate, many * each_s, streamed_bytes > 0)

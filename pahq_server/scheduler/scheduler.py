@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from pahq_server.core.context import log_context
 from pahq_server.core.engine import Engine, EngineStateId, ResolvedObjective, Work
-from pahq_server.core.errors import ResourceExhaustedError, ServerError, WorkerFailedError
+from pahq_server.core.errors import NoWorkerError, ResourceExhaustedError, ServerError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.core.operations import Operation
 from pahq_server.scheduler.batch import Finished, Part, run_batch
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # How often an idle worker looks for expired sessions, since their expiry does not wake it.
 TICK_S = 5.0
-# The same while a job waits for memory that sessions hold. The worker also tries then whether the job fits.
+# The same while a job waits for memory that sessions hold, or for workers. It is tried again that often.
 BLOCKED_TICK_S = 0.5
 # Errors of the engine after which a job can go on once there is more memory.
 OUT_OF_MEMORY = (ResourceExhaustedError, MemoryError)
@@ -71,10 +71,12 @@ class Scheduler:
         self._entries: dict[int, Entry] = {}
         self._queued = 0
         self._queued_of: Counter[str] = Counter()
-        # Whether a job waits for memory that only sessions hold: until one is closed or expires.
+        # Whether a job waits for memory that only sessions hold, until one is closed or expires; or for
+        # workers.
         self._blocked = False
         self._wake = threading.Condition()
         self._closing = False
+        self._failure = ""
         self._over = ServerError("the server stopped")  # the error of runs that are submitted after that
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
 
@@ -119,6 +121,11 @@ class Scheduler:
         """Returns how many of the `queued` runs are one user's."""
         return self._queued_of.get(user, 0)
 
+    @property
+    def failure(self) -> str:
+        """Why the worker thread has ended although nobody asked it to; empty if it has not."""
+        return self._failure
+
     def close(self) -> None:
         """Ends the worker after its current step; every run that is left ends with an error."""
         with self._wake:
@@ -144,7 +151,8 @@ class Scheduler:
         not used here.
         """
         why = f"{raised!r:.200}"
-        error = ServerError(f"the server cannot compute any more ({why}) and has to be restarted")
+        self._failure = f"the server cannot compute any more ({why}) and has to be restarted"
+        error = ServerError(self._failure)
         error.__cause__ = WorkerFailedError(why)
         try:
             logger.critical("the worker cannot go on; every run ends now", exc_info=raised)
@@ -160,7 +168,7 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         with self._wake:
             tick = BLOCKED_TICK_S if self._blocked else TICK_S
-            self._wake.wait_for(self._has_work, tick if len(self._sessions) else None)
+            self._wake.wait_for(self._has_work, tick if self._blocked or len(self._sessions) else None)
             return not self._closing
 
     def _has_work(self) -> bool:
@@ -216,6 +224,8 @@ class Scheduler:
         if error is None:
             self._accounts.measured_opening(seconds)
             self._opened(entry)
+        elif isinstance(error, NoWorkerError):
+            self._blocked = True
         elif not (isinstance(error, OUT_OF_MEMORY) and self._waits_for_memory(entry)):
             self._finish(entry, error)
 
@@ -245,6 +255,8 @@ class Scheduler:
             try:
                 self._engine.check()
                 return tried > 0
+            except NoWorkerError:
+                return True  # there will be others, or the same started anew
             except Exception as error:
                 logger.error("the engine does not compute what it should", exc_info=error)
                 last = error
@@ -309,7 +321,9 @@ class Scheduler:
 
     def _deliver(self, entry: Entry, part: Finished, beside_others: bool) -> None:
         """Hands an outcome to its run. A run that lacked memory beside others waits for its slot again."""
-        if beside_others and _out_of_memory(part):
+        if isinstance(part.outcome, NoWorkerError):
+            self._blocked = True  # it is asked for again
+        elif beside_others and _out_of_memory(part):
             self._suspend(entry, for_memory=True)
         elif isinstance(part.outcome, Exception):
             self._finish(entry, part.outcome)

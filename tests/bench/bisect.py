@@ -18,9 +18,10 @@ from bench.workloads import Workload
 from pahq_server.core.artifact import unpack
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import Objective
-from pahq_server.engine.engine import TRANSFORMS, ModelEngine
+from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory
+from pahq_server.engine.worker import TRANSFORMS
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
 from pahq_server.methods.acdc.order import Grouping
 from pahq_server.methods.acdc.search import AcdcSearch

@@ -16,7 +16,8 @@ from pahq_server.core.errors import ResourceExhaustedError
 from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
 from pahq_server.engine.cost import job_bytes
-from pahq_server.engine.engine import TRANSFORMS, ModelEngine
+from pahq_server.engine.engine import ModelEngine
+from pahq_server.engine.worker import TRANSFORMS
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.methods.verdicts import SearchResult, Verdict
 from pahq_server.models.loading import LoadedModel, load

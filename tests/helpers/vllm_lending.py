@@ -125,7 +125,7 @@ def scores(loaded: LoadedModel, executor: str) -> tuple[list[float], list[Tensor
     (outcome,) = engine.run([Work(state, ScorePasses(passes))])
     if isinstance(outcome, Exception):
         raise outcome
-    weights = list(tensors(engine._served["m"].model.weights))
+    weights = list(tensors(engine.worker._served["m"].model.weights))
     engine.close(state)
     return [float(score) for score in outcome], weights
 

@@ -22,13 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pahq_server.core.graph import KvReceivers
 from pahq_server.demo import model_path
-from pahq_server.engine.engine import TRANSFORMS
 from pahq_server.engine.literal_rounded import RoundedModel
 from pahq_server.engine.sparse import weights as sparse_weights
 from pahq_server.engine.sparse.executor import SharedModel
 from pahq_server.engine.sparse.memory import DeviceMemory
 from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.engine.sparse.weights import SparseWeights
+from pahq_server.engine.worker import TRANSFORMS
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load, outline

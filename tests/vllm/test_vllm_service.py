@@ -115,7 +115,7 @@ def server(backend: _Recording) -> Iterator[RunningServer]:
     engine = _Engine({"demo": load(str(model_path()))}, generation=backend)
     with RunningServer(engine) as running:  # type: ignore[arg-type]
         yield running
-    engine.stop_generating()
+    engine.stop()
 
 
 def _holds_nothing(generator: VllmGenerator) -> bool:

@@ -74,7 +74,7 @@ def circuit_offer(loaded: LoadedModel, room_bytes: int) -> tuple[GenerationOffer
         kv_tokens=context,
         kv_token_bytes=0,  # none are kept
         most_sequences=1,
-        resumes=True,
+        block_tokens=1,
         texts=isinstance(loaded.tokenizer, Detokenizer),
         end_tokens=ends,
     )

@@ -130,7 +130,7 @@ class VllmBackend:
             kv_tokens=tokens,
             kv_token_bytes=size,
             most_sequences=MOST_SEQUENCES,
-            resumes=True,
+            block_tokens=page,
             texts=isinstance(loaded.tokenizer, Detokenizer),
             end_tokens=end_tokens(loaded.directory, loaded.model.architecture.output_vocabulary),
         )

@@ -157,7 +157,7 @@ class GenerateParameters:
     def slots_for(self, task: TokenTask, offer: GenerationOffer) -> int:
         """Returns how many samples run at once. Raises InvalidRequestError where it cannot be so many."""
         longest = max(map(len, task.clean)) + self.max_tokens
-        most = min(offer.most_sequences, offer.kv_tokens // longest)
+        most = min(offer.most_sequences, offer.kv_tokens // offer.room(longest))
         if most < 1:
             detail = (
                 f"one sample takes keys and values of {longest} tokens, and {offer.kv_tokens} fit into "

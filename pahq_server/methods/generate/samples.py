@@ -44,17 +44,15 @@ class RunTotals:
         steps: forward passes.
         peak_kv_tokens: the most tokens whose keys and values were in memory at once.
         prompt_computed, prompt_reused: prompt and prefix tokens that were computed, or were in memory.
-        dropped: tokens that were generated and lost, because their sample had to begin again.
     """
 
     steps: int = 0
     peak_kv_tokens: int = 0
     prompt_computed: int = 0
     prompt_reused: int = 0
-    dropped: int = 0
 
 
-_TOTALS = struct.Struct("<QQQQQ")
+_TOTALS = struct.Struct("<QQQQ")
 
 
 def sample_seed(seed: int, index: int) -> int:

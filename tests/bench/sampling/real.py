@@ -115,7 +115,7 @@ class Model:
         )
 
     def close(self) -> None:
-        self._engine.stop_generating()
+        self._engine.stop()
 
 
 class SkippedError(Exception):
@@ -240,7 +240,6 @@ def _simulated(model: Model, policy: str, group: Group, slots: int = SLOTS) -> R
         workload.prompts,
         slots,
         model.subject.max_tokens,
-        resumes=offer.resumes,
         prompt_tokens=workload.prompt_tokens,
     )
     return decode(made, workload, slots, STEPS)
