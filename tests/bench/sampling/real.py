@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,7 +46,7 @@ MEASURED = ("rounds", "fifo", "longest_first")
 # Numbers of slots whose samples are compared too.
 OTHER_SLOTS = (2, 7)
 # How often the engine and plain vLLM generate in turns.
-TURNS = 5
+TURNS = 15
 KV_BYTES = 64 << 20
 # Groups that are put together of the samples of all trials, and decoded anew in simulations.
 REPLAYS = 200
@@ -85,15 +86,19 @@ class Model:
         # Makes the generator, and makes it compute once.
         self.sample(n=2, max_tokens=20, slots=2)
 
-    def sample(self, **asked: Any) -> Group:
-        """Generates a group of samples."""
+    def sample(self, signals_of: int = 0, **asked: Any) -> Group:
+        """Generates a group of samples, with the signals of so many first tokens even if nobody reads them."""
         parameters = GenerateParameters(**({"max_tokens": self.subject.max_tokens} | asked))
         parameters.check_for(self.resolved)
         run = SampleRun(self.resolved, parameters)
         signals: dict[int, tuple[TokenSignal, ...]] = {}
+        ended: dict[int, FinishedSample] = {}
         state: EngineStateId = self._engine.open(self.resolved)
         seconds, cpu_seconds = time.perf_counter(), _cpu_seconds()
         while (operation := run.next_operation()) is not None:
+            if signals_of:
+                requests = [replace(each, signals=signals_of) for each in operation.requests]
+                operation = replace(operation, requests=requests)
             (outcome,) = self._engine.run([Work(state, operation)])
             if isinstance(outcome, Exception):
                 raise outcome
@@ -101,12 +106,12 @@ class Model:
             for request, sample in zip(operation.requests, outcome.samples, strict=True):
                 if len(signals.get(request.key, ())) == len(request.prefix) < PROBE_TOKENS:
                     signals[request.key] = (*signals.get(request.key, ()), *sample.signals)
-            run.take(outcome)
+            ended |= {sample.key: sample for sample in run.take(outcome)}
         seconds, cpu_seconds = time.perf_counter() - seconds, _cpu_seconds() - cpu_seconds
         self._engine.close(state)
         return Group(
-            tuple(run.finished[key] for key in range(run.total)),
-            tuple(signals[key][:PROBE_TOKENS] for key in range(run.total)),
+            tuple(ended[key] for key in range(run.total)),
+            tuple(signals.get(key, ())[:PROBE_TOKENS] for key in range(run.total)),
             run.figures(),
             run.policy,
             seconds,
@@ -172,6 +177,8 @@ def measure(subject: Subject, backend: str) -> dict[str, Any]:
                     seed=trial,
                     slots=SAMPLES if whole else SLOTS,
                     policy="fifo" if whole else name,
+                    # Simulations of these samples read them, whatever the policy.
+                    signals_of=PROBE_TOKENS,
                 )
             )
             compared += SAMPLES
@@ -267,7 +274,10 @@ def _replayed(model: Model, groups: Sequence[Group]) -> dict[str, dict[str, floa
 
 
 def _against_plain_vllm(model: Model) -> dict[str, list[float]]:
-    """Tokens per second through the engine and by `vllm.LLM`, in turns: by wall time and by CPU time."""
+    """Tokens per second through the engine and by `vllm.LLM`, in turns: by wall time and by CPU time.
+
+    By `vllm.LLM` without seeds, so that no sample could be drawn again, and with a seed for each.
+    """
     # As `vllm_backend` sets it for its process.
     os.environ |= {
         "VLLM_NO_USAGE_STATS": "1",
@@ -297,19 +307,22 @@ def _against_plain_vllm(model: Model) -> dict[str, list[float]]:
         "ignore_eos": True,
         "detokenize": False,
     }
-    figures: dict[str, list[float]] = {"ours": [], "ours_cpu": [], "plain": [], "plain_cpu": []}
+    figures: dict[str, list[float]] = defaultdict(list)
     plain.generate({"prompt_token_ids": list(prompt)}, SamplingParams(n=2, **asked), use_tqdm=False)
     for turn in range(TURNS):
         group = model.sample(n=SAMPLES, seed=100 + turn, slots=SLOTS)
         figures["ours"].append(group.figures["tokens"] / group.seconds)
         figures["ours_cpu"].append(group.figures["tokens"] / group.cpu_seconds)
-        seconds, cpu_seconds = time.perf_counter(), time.process_time()
-        (output,) = plain.generate(
-            {"prompt_token_ids": list(prompt)}, SamplingParams(n=SAMPLES, **asked), use_tqdm=False
-        )
-        tokens = sum(len(each.token_ids) for each in output.outputs)
-        figures["plain"].append(tokens / (time.perf_counter() - seconds))
-        figures["plain_cpu"].append(tokens / (time.process_time() - cpu_seconds))
+        for name, seed in (("plain", None), ("seeded", 100 + turn)):
+            seconds, cpu_seconds = time.perf_counter(), time.process_time()
+            (output,) = plain.generate(
+                {"prompt_token_ids": list(prompt)},
+                SamplingParams(n=SAMPLES, seed=seed, **asked),
+                use_tqdm=False,
+            )
+            tokens = sum(len(each.token_ids) for each in output.outputs)
+            figures[name].append(tokens / (time.perf_counter() - seconds))
+            figures[f"{name}_cpu"].append(tokens / (time.process_time() - cpu_seconds))
     return figures
 
 
