@@ -32,7 +32,7 @@ OPTIONS = {
     LOCAL: ("--threads", "1"),
     TWO_THREADS: ("--threads", "2"),
     TWO_WORKERS: ("--threads", "1", "--workers", "2"),
-    ONE_BY_RAY: ("--threads", "1", "--workers", "1"),
+    ONE_BY_RAY: ("--threads", "1", "--workers", "1", "--ray-address", "local"),
 }
 # How often each server has its turn.
 TURNS = 3
@@ -86,7 +86,7 @@ def gpt2(layers: int = 12, share: float = SHARE) -> Work:
     return Work("GPT-2 shape, one search", model, prepare, run)
 
 
-def tinytalk(jobs: int = JOBS, prompts: int = 2) -> Work:
+def tinytalk(jobs: int = JOBS, prompts: int = 2, threshold: float = 0.02) -> Work:
     """Searches on tinytalk at once, single tests only."""
 
     def task(number: int) -> Task:
@@ -95,7 +95,7 @@ def tinytalk(jobs: int = JOBS, prompts: int = 2) -> Work:
 
     def search(client: Client, numbers: Sequence[int]) -> list[Circuit]:
         submitted = [
-            client.submit("model", task(number), 0.02, metric=KL, grouping="none") for number in numbers
+            client.submit("model", task(number), threshold, metric=KL, grouping="none") for number in numbers
         ]
         found = [job.result() for job in submitted]
         return [circuit for circuit in found if isinstance(circuit, Circuit)]
