@@ -113,7 +113,7 @@ class KnownBases:
             if id(base) not in replaced:
                 parent = None if base.parent is None else known(base.parent)
                 key = base.circuit.key, 0 if parent is None else id(parent)
-                kept[key] = self._known.get(key) or BaseCircuit(base.circuit, parent)
+                kept[key] = kept.get(key) or self._known.get(key) or BaseCircuit(base.circuit, parent)
                 replaced[id(base)] = kept[key]
             return replaced[id(base)]
 
