@@ -36,6 +36,7 @@ from pahq_client.errors import (
     JobFailed,
     NoEmbeddedServer,
     NotFound,
+    NoWorker,
     OtherModel,
     PahqError,
     PahqWarning,
@@ -54,7 +55,17 @@ from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
 from pahq_client.nodes import NodeTotal
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
-from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
+from pahq_client.results import (
+    Estimate,
+    Evaluation,
+    Limits,
+    MemoryUsage,
+    Model,
+    ServerInfo,
+    TokenizedText,
+    Worker,
+    WorkerState,
+)
 from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
@@ -95,6 +106,7 @@ __all__ = [
     "MemoryUsage",
     "Model",
     "NoEmbeddedServer",
+    "NoWorker",
     "NodeTotal",
     "NotFound",
     "OtherModel",
@@ -125,6 +137,8 @@ __all__ = [
     "Unavailable",
     "Verdict",
     "VersionMismatch",
+    "Worker",
+    "WorkerState",
     "attribute",
     "circuits_of_curve",
     "compare",

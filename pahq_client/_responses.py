@@ -31,7 +31,17 @@ from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.formatting import printable
 from pahq_client.graph import Graph
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
-from pahq_client.results import Estimate, Evaluation, Limits, MemoryUsage, Model, ServerInfo, TokenizedText
+from pahq_client.results import (
+    Estimate,
+    Evaluation,
+    Limits,
+    MemoryUsage,
+    Model,
+    ServerInfo,
+    TokenizedText,
+    Worker,
+    WorkerState,
+)
 from pahq_client.samples import Sample
 from pahq_client.task import Prompt
 
@@ -371,7 +381,18 @@ def server_info(message: server_pb2.ServerInfo) -> ServerInfo:
     """Reads what a server says of itself."""
     memory = _same_fields(MemoryUsage, message.memory) if message.HasField("memory") else None
     limits = Limits(**{field.name: value for field, value in message.limits.ListFields()})
-    return _same_fields(ServerInfo, message, memory=memory, limits=limits)
+    workers = tuple(map(_worker, _few("workers", message.workers)))
+    return _same_fields(ServerInfo, message, memory=memory, limits=limits, workers=workers)
+
+
+def _worker(message: server_pb2.Worker) -> Worker:
+    names = _few("names of hardware", sorted(message.hardware))
+    return _same_fields(
+        Worker,
+        message,
+        state=WorkerState(_enum_name(server_pb2.WorkerState, message.state, "WORKER_STATE_")),
+        hardware={text(name): text(message.hardware[name]) for name in names},
+    )
 
 
 def _same_fields(cls: type[V], message: Message, **given: object) -> V:

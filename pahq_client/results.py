@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from pahq_client.errors import OtherModel
@@ -276,6 +277,44 @@ class Limits:
     concurrent_streams: int | None = None
 
 
+class WorkerState(StrEnum):
+    """What a worker is doing; compares equal to its name.
+
+    ``STARTING``: it loads the models. ``READY``: it computes, or waits for something to compute. ``LOST``: it
+    cannot be reached, and is being started again. ``REFUSED``: it cannot be used as it is.
+    """
+
+    STARTING = "STARTING"
+    READY = "READY"
+    LOST = "LOST"
+    REFUSED = "REFUSED"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One device of a server that computes, with all models.
+
+    Args:
+        number: from 0; it stays the same when the worker is started again.
+        state: what it is doing.
+        host: name of its machine; empty as long as that is not known.
+        device: in words; empty as long as it is not known.
+        hardware: what the last bits of a score depend on, by name: processor, versions, threads.
+        reason: why it is lost or refused; empty for all others.
+        restarts: how often it was started again, since the server started.
+        batches: how many batches of operations it has computed, since the server started.
+    """
+
+    number: int
+    state: WorkerState
+    host: str = ""
+    device: str = ""
+    hardware: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    restarts: int = 0
+    batches: int = 0
+
+
 @dataclass(frozen=True)
 class ServerInfo:
     """What a server is and can do.
@@ -292,6 +331,9 @@ class ServerInfo:
         memory: memory of its jobs and sessions; None if it does not tell.
         limits: limits of each user.
         generation: the backend that generates text, ``transformers`` or ``vllm``; empty if none does.
+        workers: the devices that compute; empty if the server does not tell.
+        unavailable: why nothing can be computed at present, while jobs are accepted and wait; empty if it
+            can.
     """
 
     version: str
@@ -305,3 +347,5 @@ class ServerInfo:
     memory: MemoryUsage | None = None
     limits: Limits = Limits()
     generation: str = ""
+    workers: tuple[Worker, ...] = ()
+    unavailable: str = ""

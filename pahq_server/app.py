@@ -16,29 +16,17 @@ from pahq import __version__
 
 from pahq_server.access import tls as tls_files
 from pahq_server.access.access import Access, AccessConfig
-from pahq_server.access.identity import Authenticator
 from pahq_server.access.policy import POLICY
 from pahq_server.access.tls import ExpiryWatch, TlsContents
 from pahq_server.access.tokens import TokenTable
 from pahq_server.api.connections import raise_file_limit
 from pahq_server.api.server import ApiServer
+from pahq_server.assembly import make_engine
 from pahq_server.config.server import ServerConfig, wants_traces
 from pahq_server.core.engine import ModelInfo
-from pahq_server.core.errors import InvalidRequestError, WorkerFailedError
-from pahq_server.engine import devices
-from pahq_server.engine.devices import machine_bytes
-from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.generation.backend import GenerationBackend, UnsupportedModelError
-from pahq_server.engine.self_test import MOST_BYTES, self_test
-from pahq_server.engine.worker import TRANSFORMS
+from pahq_server.core.errors import WorkerFailedError
+from pahq_server.engine.engine import PoolEngine
 from pahq_server.jobs.service import JobPolicy, JobService
-from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory, kept_free_bytes
-from pahq_server.models.building import ToDevice
-from pahq_server.models.loading import LoadedModel, load
-from pahq_server.models.streaming import load_rounded
-from pahq_server.plan.planning import AUTO, PROCESS_BYTES, DoesNotFitError, Plan, plan_models
-from pahq_server.plan.text import text
-from pahq_server.precision.policy import POLICIES
 from pahq_server.store.database import Database
 from pahq_server.store.directory import opened
 from pahq_server.store.jobs import SqliteJobStore
@@ -82,16 +70,23 @@ async def serve(
             opened(config.storage.config) as database,
             access.authenticating(TokenTable(database)) as authenticator,
         ):
-            await _serve(config, access, database, authenticator, telemetry, ready, loaded)
+            tls = _read_certificates(access, telemetry)
+            engine = make_engine(config)
+            try:
+                api_access = Access(authenticator, access.limits, telemetry.observer)
+                await _serve(config, engine, api_access, tls, database, telemetry, ready, loaded)
+            finally:
+                engine.stop()
     finally:
         telemetry.close()
 
 
 async def _serve(
     config: ServerConfig,
-    access: AccessConfig,
+    engine: PoolEngine,
+    access: Access,
+    tls: TlsContents | None,
     database: Database,
-    authenticator: Authenticator,
     telemetry: Telemetry,
     ready: Callable[[str], None],
     loaded: Callable[[Sequence[ModelInfo]], None],
@@ -102,8 +97,6 @@ async def _serve(
         broken.set()
         stop.set()
 
-    tls = _read_certificates(access, telemetry)
-    engine = _load_engine(config)
     jobs = JobService(
         engine,
         __version__,
@@ -119,20 +112,22 @@ async def _serve(
         jobs,
         config.network.listen,
         config.network.reflection,
-        Access(authenticator, access.limits, telemetry.observer),
+        access,
         tls,
         telemetry.observer,
         config.network.limits,
     )
     telemetry.read(
         Sources(
-            engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.config.directory
+            engine.memory_usage,
+            jobs.count_by_state,
+            jobs.sessions.count,
+            engine.workers,
+            jobs.unavailable,
+            config.storage.config.directory,
         )
     )
-    # Models stay until the end. Each garbage collection would search them, for a tenth of a second and more
-    # in which no call is answered.
-    gc.collect()
-    gc.freeze()
+    _leave_out_of_garbage_collections()
     # Before `ready`: whoever reads the address may stop the server at once.
     stop = _stop_event(config.network.parent_watch)
     # Calls are answered before all jobs of an earlier process are resumed: there may be thousands.
@@ -146,17 +141,31 @@ async def _serve(
     logger.info("stopping")
     if watching is not None:
         watching.cancel()
+    await _end(engine, jobs, api, resuming)
+    if broken.is_set():
+        # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
+        # failed.
+        raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
+
+
+def _leave_out_of_garbage_collections() -> None:
+    """Has garbage collections pass over all objects that there are.
+
+    Models stay until the end. Each collection would search them, for a tenth of a second and more in which no
+    call is answered.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+async def _end(engine: PoolEngine, jobs: JobService, api: ApiServer, resuming: asyncio.Task[None]) -> None:
+    """Ends all parts of the server, whatever one of them raises."""
     for result in await asyncio.gather(api.stop(GRACE_S), _close(jobs), resuming, return_exceptions=True):
         if isinstance(result, BaseException):
             # A later process goes on from what is stored.
             logger.error("a part of the server did not end in good order: %r", result)
             logger.debug("it failed here", exc_info=result)
     engine.stop_tokenizing()
-    engine.stop()
-    if broken.is_set():
-        # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
-        # failed.
-        raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
 
 
 def _read_certificates(access: AccessConfig, telemetry: Telemetry) -> TlsContents | None:
@@ -175,95 +184,12 @@ async def _watch_certificates(tls: TlsContents) -> None:
         await asyncio.sleep(CERTIFICATES_S)
 
 
-def _load_engine(config: ServerConfig) -> ModelEngine:
-    """Plans, loads the models and gives them to an engine. Raises as `serve` does."""
-    device = devices.find(config.models.device)
-    devices.prepare(device)
-    plan = _plan(config, device)
-    generation = _generation_backend(plan.generation, config.generation.kv_bytes)
-    if generation is None and config.generation.backend is not None:
-        logger.warning("no text can be generated: it would take more than half of the memory that is left")
-    keep_freed_memory(kept_free_bytes(plan.scratch))
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
-    # Only while loading: memory that is freed between weights that stay is of no use to passes.
-    hand_back_freed_memory()
-    served = {name: _load(name, config, device, plan) for name in config.models.sources}
-    keep_freed_memory(kept_free_bytes(plan.scratch))
-    engine = ModelEngine(served, config.compute.executor, plan.memory, generation=generation)
-    level = logging.INFO if config.generation.backend == AUTO else logging.WARNING
-    for model in engine.models():
-        if generation is not None and model.no_generation:
-            logger.log(level, "model %r: no text can be generated: %s", model.name, model.no_generation)
-    return engine
-
-
-def _generation_backend(name: str | None, kv_bytes: int) -> GenerationBackend | None:
-    """Makes what generates text; None for nothing. Raises InvalidRequestError where it is not installed."""
-    if name is None:
-        return None
-    try:
-        if name == "vllm":
-            from pahq_server.engine.generation.vllm_backend import VllmBackend
-
-            return VllmBackend(kv_bytes)
-        from pahq_server.engine.generation.transformers_backend import TransformersBackend
-
-        return TransformersBackend(kv_bytes)
-    except UnsupportedModelError as error:
-        raise InvalidRequestError("generation", str(error)) from error
-
-
-def _plan(config: ServerConfig, device: torch.device) -> Plan:
-    """Plans the memory of models and jobs; loads nothing. Raises as `serve` does."""
-    models = config.models
-    machine = devices.memory_bytes(device) if config.machine_bytes is None else config.machine_bytes
-    if models.memory is not None and models.memory > machine:
-        detail = f"{models.memory} bytes are more than the {machine} of {device}"
-        raise InvalidRequestError("memory", detail)
-    if models.weight_policy is not None and config.compute.executor == "literal":
-        raise InvalidRequestError("weights", "the literal executor runs weights in fp32 only")
-    plan = plan_models(
-        models.sources,
-        models.memory,
-        machine=machine,
-        device=str(device),
-        executor=config.compute.executor,
-        precision=models.weight_policy,
-        generation=config.generation.backend,
-        kv_bytes=config.generation.kv_bytes,
-    )
-    if not plan.fits:
-        raise DoesNotFitError(f"the models do not fit\n{text(plan)}")
-    return plan
-
-
-def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> LoadedModel:
-    """Loads a model and compares it with transformers' reading of it; logs what is odd about it."""
-    source, weight_policy = config.models.sources[name], config.models.weight_policy
-    if weight_policy is None:
-        loaded = load(source, ToDevice(TRANSFORMS[config.compute.executor], device))
-    else:
-        loaded = load_rounded(source, POLICIES[weight_policy], device)
-    for warning in loaded.warnings:
-        logger.warning("model %r: %s", name, warning)
-    if config.self_test:
-        # No job runs yet, so the test may use what jobs will take.
-        room = machine_bytes() - PROCESS_BYTES - (plan.weights if device.type == "cpu" else 0)
-        try:
-            outcome = self_test(loaded, min(MOST_BYTES, room))
-        except InvalidRequestError as error:
-            raise InvalidRequestError("model", f"{name!r}: {error.detail}") from error
-        logger.log(logging.WARNING if outcome.skipped else logging.INFO, "model %r: %s", name, outcome)
-    return loaded
-
-
 def _job_policy(config: ServerConfig) -> JobPolicy:
     storage = config.storage.config
     return JobPolicy(
-        window=config.compute.window,
+        window=config.window,
         quotas=config.quotas.quotas,
-        slots=config.sharing.slots,
+        slots=config.slots,
         user_weights=dict(config.sharing.user_weight),
         retention=storage.retention,
         reuse=storage.reuse,

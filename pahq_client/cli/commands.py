@@ -30,13 +30,14 @@ from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
 from pahq_client.discover import generate as sample
 from pahq_client.errors import InvalidRequest
-from pahq_client.results import SHORT_REVISION, Model
+from pahq_client.results import SHORT_REVISION, Model, Worker
 from pahq_client.scores import EdgeScores
 
 _MODEL_COLUMNS = (
     *("name", "architecture", "layers", "heads", "width", "context", "parameters", "edges"),
     *("text", "revision"),
 )
+_WORKER_COLUMNS = ("worker", "state", "host", "device", "batches", "restarts", "reason", "hardware")
 
 
 def discover(arguments: Namespace) -> None:
@@ -160,9 +161,20 @@ def tokenize(arguments: Namespace) -> None:
 
 
 def info(arguments: Namespace) -> None:
-    """Describes the server."""
+    """Describes the server, and the workers that compute for it."""
     with connection(arguments) as (client, _):
-        print_values(dataclasses.asdict(client.server_info()), arguments.json)
+        found = client.server_info()
+    values = dataclasses.asdict(found)
+    if arguments.json:
+        print_json(values)
+        return
+    del values["workers"]
+    if not found.unavailable:
+        del values["unavailable"]
+    print_values(values, arguments.json)
+    if found.workers:
+        put("workers:")
+        print_table(_WORKER_COLUMNS, map(_worker_row, found.workers), right=("batches", "restarts"))
 
 
 def compare(arguments: Namespace) -> None:
@@ -185,6 +197,19 @@ def compare(arguments: Namespace) -> None:
         put(f"{name} {len(edges)}")
         for edge in edges:
             put(f"  {edge}")
+
+
+def _worker_row(worker: Worker) -> tuple[object, ...]:
+    return (
+        worker.number,
+        worker.state,
+        worker.host,
+        worker.device,
+        worker.batches,
+        worker.restarts,
+        worker.reason,
+        dict(worker.hardware),
+    )
 
 
 def _model_row(model: Model) -> tuple[object, ...]:

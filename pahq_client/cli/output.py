@@ -139,9 +139,18 @@ def fields(answer: Evaluation | Estimate | JobInfo | Event, as_json: bool) -> di
 
 
 def _with_progress(answer: Event | JobInfo, values: dict[str, Any], as_json: bool) -> dict[str, Any]:
-    """Puts progress and figures on one level with the other fields."""
+    """Puts progress and figures on one level with the other fields.
+
+    As text, a job that reports no edges is told in its own units and by its own figures.
+    """
     progress = values.pop("progress")
     figures = {**progress["figures"], **values.pop("figures", {})}
+    if not as_json and progress["unit"] not in ("", "edges") and "kept" not in figures:
+        if progress["unit"] == "samples":  # nothing is measured
+            for name in ("metric", "threshold", "target"):
+                values.pop(name, None)
+        done = {progress["unit"]: f"{answer.decided}/{answer.total}", "stage": progress["stage"]}
+        return {**values, **done, **figures, "eta_s": answer.eta_s}
     known = {name: getattr(answer, name) for name in ("decided", "total", "kept", "evaluations", "eta_s")}
     known |= {"unit": progress["unit"], "stage": progress["stage"]}
     if isinstance(answer, Event):

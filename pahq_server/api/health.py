@@ -1,7 +1,8 @@
 """The standard gRPC health service, and the probe by which supervisors ask for it.
 
-Beside the services of the protocol, the health service knows `RESUMED`: whether all jobs that an earlier
-process left are worked on again. Calls are answered before that.
+Services are NOT_SERVING while nothing can be computed, although calls are answered: jobs are accepted and
+wait. Beside the services of the protocol, the health service knows `ALIVE`, whether calls are answered, and
+`RESUMED`, whether all jobs that an earlier process left are worked on again. Calls are answered before that.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pahq_server.core.errors import InvalidRequestError
 Status = health_pb2.HealthCheckResponse
 
 RESUMED = "pahq.resumed"
+# For supervisors: starting the server again would not bring back a worker that is lost.
+ALIVE = "pahq.alive"
 # Longest wait until watchers know that the server stops: one that does not read must not hold up the stop.
 STOP_TOLD_S = 0.5
 

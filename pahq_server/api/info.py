@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from pahq import __version__
@@ -87,10 +88,18 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         engine: says what the server can do.
         max_message_bytes: size of the largest accepted request.
         limits: what each user may have and ask for.
+        unavailable: says why nothing can be computed at present; empty if it can.
     """
 
-    def __init__(self, engine: Engine, max_message_bytes: int, limits: server_pb2.Limits) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        max_message_bytes: int,
+        limits: server_pb2.Limits,
+        unavailable: Callable[[], str],
+    ) -> None:
         self._engine, self._max_message_bytes, self._limits = engine, max_message_bytes, limits
+        self._unavailable = unavailable
 
     async def GetServerInfo(
         self, request: server_pb2.GetServerInfoRequest, context: Any
@@ -108,5 +117,7 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             memory=conversion.memory(self._engine.memory_usage()),
             limits=self._limits,
             generation=can.generation,
+            workers=map(conversion.worker, self._engine.workers()),
+            unavailable=self._unavailable(),
         )
         return server_pb2.GetServerInfoResponse(server_info=info)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from contextlib import suppress
+
 import grpc
 from grpc_health.v1 import health as standard_health
 from grpc_health.v1 import health_pb2_grpc
@@ -27,13 +31,15 @@ from pahq_server.api.calls import FairThreadPool
 from pahq_server.api.connections import ConnectionLimits
 from pahq_server.api.gate import Gate
 from pahq_server.api.generation import GenerationServicer
-from pahq_server.api.health import RESUMED, HealthService, Status
+from pahq_server.api.health import ALIVE, RESUMED, HealthService, Status
 from pahq_server.api.info import ModelServicer, ServerServicer
 from pahq_server.api.jobs import JobServicer
 from pahq_server.api.patching import PatchingServicer
 from pahq_server.core.engine import Engine
 from pahq_server.core.observer import Observer
 from pahq_server.jobs.service import JobService
+
+logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 SERVICES = tuple(
@@ -51,6 +57,8 @@ SERVICES = tuple(
 # A set of algorithms with only "none" in it. Requests are small, or numbers that compress badly, and the size
 # of a compressed one is only known after it was unpacked.
 NO_COMPRESSION = 1
+# How often the server looks whether anything can be computed.
+AVAILABILITY_S = 1.0
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS = 60_000, 20_000
 
 
@@ -109,6 +117,8 @@ class ApiServer:
         self._server = grpc.aio.server(interceptors=(gate,), options=options)
         self._threads = FairThreadPool(access.limits.threads)
         self._health, self._jobs = HealthService(), jobs
+        self._unavailable = ""  # what the health service was told last
+        self._watching: asyncio.Task[None] | None = None
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._add_services(engine, jobs, access)
         if reflect:
@@ -130,7 +140,7 @@ class ApiServer:
             ModelServicer(engine, jobs.predictions, threads), server
         )
         server_pb2_grpc.add_ServerServiceServicer_to_server(
-            ServerServicer(engine, MAX_MESSAGE_BYTES, limits), server
+            ServerServicer(engine, MAX_MESSAGE_BYTES, limits, jobs.unavailable), server
         )
 
     def _bind(self, listen: str, tls: TlsContents | None) -> int:
@@ -154,13 +164,38 @@ class ApiServer:
     async def start(self) -> None:
         """Takes calls from now on."""
         await self._server.start()
-        for name in ("", *SERVICES):
-            await self._health.set(name, Status.SERVING)
+        await self._health.set(ALIVE, Status.SERVING)
+        await self._tell_available(self._why_unavailable())
         await self.tell_resumed()
+        self._watching = asyncio.create_task(self._watch_availability())
 
     async def tell_resumed(self) -> None:
         """Updates `RESUMED` in the health service. To be called when `JobService.resumed` becomes true."""
         await self._health.set(RESUMED, Status.SERVING if self._jobs.resumed else Status.NOT_SERVING)
+
+    async def _watch_availability(self) -> None:
+        """Keeps the health service up to date on whether anything can be computed."""
+        while True:
+            await asyncio.sleep(AVAILABILITY_S)
+            why = self._why_unavailable()
+            if bool(why) != bool(self._unavailable):
+                await self._tell_available(why)
+
+    def _why_unavailable(self) -> str:
+        try:
+            return self._jobs.unavailable()
+        except Exception as error:
+            logger.exception("the engine does not say whether it computes")
+            return f"the engine does not say whether it computes: {error!r:.200}"
+
+    async def _tell_available(self, unavailable: str) -> None:
+        if unavailable:
+            logger.error("nothing can be computed: %s", unavailable)
+        elif self._unavailable:
+            logger.info("operations are computed again")
+        self._unavailable = unavailable
+        for name in ("", *SERVICES):
+            await self._health.set(name, Status.NOT_SERVING if unavailable else Status.SERVING)
 
     async def stop(self, grace_s: float) -> None:
         """Tells watchers of the health service, takes no new calls, and lets running ones end.
@@ -168,6 +203,10 @@ class ApiServer:
         Args:
             grace_s: seconds that running calls may take before they are cancelled.
         """
+        if self._watching is not None:
+            self._watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._watching
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
         self._threads.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pahq_server.cli.output import FAILED, OK, complain, table
 from pahq_server.config.server import DEMO, ServerConfig
 from pahq_server.core.errors import ServerError, StorageError, WorkerFailedError
+from pahq_server.process import prepare_process
 from pahq_server.telemetry import logs
 
 if TYPE_CHECKING:
@@ -21,16 +22,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How long a thread may keep others from running Python code.
-SWITCH_S = 0.001
-# How often threads of OpenMP look for work before they sleep. Measured on two cores: small models take 1.1 to
-# 1.3 times as long as with the default. Where other processes want both cores, they take 1.2 times as long as
-# if threads slept at once, against 1.5 times with the default.
-SPIN_COUNT = "4000"
-# Kernels that torch's oneDNN layer keeps, one per shape of a matrix product and some 400 KB each; by default
-# 1024. Jobs of ever other shapes would fill them all, and no plan counts that memory. Measured on 24 varied
-# jobs of the demo model: a quarter of the default costs no more than 2 % of the CPU time.
-KEPT_KERNELS = "256"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -42,7 +33,7 @@ def run(config: ServerConfig) -> int:
     """
     if why := config.refusal():
         return complain(why)
-    _prepare_process()
+    prepare_process()
     # Handlers until the event loop takes over. Nothing has to be stored yet. Without them the first process
     # of a container would ignore SIGTERM.
     before = {number: signal.signal(number, _stop_at_once) for number in STOP_SIGNALS}
@@ -66,19 +57,6 @@ def _stop_at_once(*_: object) -> None:
     while objects are deleted, and libraries may leave behind half of what they make.
     """
     os._exit(OK)
-
-
-def _prepare_process() -> None:
-    """Sets variables that torch and gRPC read once, where they are not set, and Python's switch interval."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # Threads that wait for the next operation spin, by default for long, on cores that the event loop and
-        # other processes need. If they slept at once, small models would take nearly twice as long.
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    os.environ.setdefault("LRU_CACHE_CAPACITY", KEPT_KERNELS)
-    # gRPC's core would write a line in a format of its own about every handshake that fails, past the log.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # A call is answered in many turns between those of the worker, and by default waits 5 ms for each.
-    sys.setswitchinterval(SWITCH_S)
 
 
 def _serve(config: ServerConfig) -> int:

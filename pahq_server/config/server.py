@@ -11,16 +11,20 @@ from pahq_server.api.connections import ConnectionLimits
 from pahq_server.config.access import AccessOptions
 from pahq_server.config.options import option
 from pahq_server.config.values import (
+    RAY_LOCAL,
     Address,
     Count,
     Days,
     Directory,
     ModelSource,
     Name,
+    RayAddress,
     Seconds,
+    Share,
     Size,
     UserWeight,
 )
+from pahq_server.core.errors import InvalidRequestError
 from pahq_server.demo import model_path
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.session_calls import SessionLimits
@@ -33,6 +37,9 @@ DEFAULT_ADDRESS = "127.0.0.1:7300"
 DEMO = "demo"
 # What weights can be kept in, with the precision policy that rounds them so; None for full precision.
 WEIGHT_POLICIES = {"fp32": None, "bf16": "bf16", "int8": "pahq-int8", "fp8": "pahq-fp8"}
+# Of each worker, unless the operator says otherwise: jobs that have tensors in memory, and patched passes
+# that a job asks for at once.
+SLOTS, WINDOW = 4, 32
 # What generates text, and the memory for keys and values of each model unless the operator says otherwise.
 GENERATION_BACKENDS = ("auto", "transformers", "vllm", "none")
 GENERATION_BYTES = 256 << 20
@@ -60,8 +67,8 @@ class ModelOptions:
     device: Name = option("cpu", "what models are kept and computed on: cpu, cuda or cuda:1")
     memory: Size | None = option(
         None,
-        "what jobs and sessions may take beside the models, such as 4GiB or 1500MB; never changes a result "
-        "(default: half of what the models leave of the device's memory)",
+        "what jobs and sessions may take beside the models, of each worker, such as 4GiB or 1500MB; never "
+        "changes a result (default: half of what the models leave of the device's memory)",
     )
     weights: str = option(
         "fp32",
@@ -134,13 +141,106 @@ class ListenOptions:
 class ComputeOptions:
     """How patched passes are computed."""
 
-    threads: Count | None = option(None, "threads for tensor arithmetic")
+    threads: Count | None = option(
+        None,
+        "threads for tensor arithmetic, of each worker (default: as many as there are cores; several "
+        "workers on this machine divide them)",
+    )
     executor: str = option(
         "sparse",
         "how patched passes are computed; literal is slow and for comparison",
         choices=("sparse", "literal"),
     )
-    window: Count = option(32, "patched passes that a job asks for at once, about; never changes a result")
+    window: Count | None = option(
+        None,
+        "patched passes that a job asks for at once, about; never changes a result "
+        f"(default: {WINDOW} for each worker)",
+    )
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many workers there are, each with a device of its own, and where."""
+
+    workers: Count | None = option(
+        None,
+        "workers that share the operations, each with all models in memory; several are processes that Ray "
+        "starts, which is installed with the extra 'ray' (default: 1, in the server's own process)",
+    )
+    ray_address: RayAddress | None = option(
+        None,
+        "Ray cluster to join, by the address of its head, or auto for the one that this machine is part of; "
+        "needs --workers (default: local, which starts one on this machine for several workers)",
+    )
+    gpus_per_worker: Share | None = option(
+        None,
+        "share of a GPU that Ray sets aside for each worker (default: 1 with --device cuda, else 0)",
+    )
+    worker_deadline: Seconds = option(
+        600.0, "replace a worker process that has not answered a call for so many seconds"
+    )
+
+    @property
+    def count(self) -> int:
+        """The number of workers."""
+        return self.workers or 1
+
+    @property
+    def remote(self) -> bool:
+        """Whether workers are processes of their own; if not, the one worker is the server's process."""
+        return self.count > 1 or self.ray_address is not None
+
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether all workers run on this machine."""
+        return not self.remote or self.ray_address in (None, RAY_LOCAL)
+
+    def gpus(self, device: str) -> float:
+        """Returns the share of a GPU that each worker has.
+
+        Args:
+            device: what models are kept and computed on, such as ``cuda``.
+        """
+        if self.gpus_per_worker is not None:
+            return self.gpus_per_worker
+        return 0.0 if device == "cpu" else 1.0
+
+    def threads(self, given: int | None, cores: int) -> int | None:
+        """Returns the threads of each worker; None for as many as its machine has cores.
+
+        Args:
+            given: what the operator chose; None for nothing.
+            cores: of this machine.
+        """
+        if given is None and self.remote and self.on_this_machine:
+            return max(1, cores // self.count)
+        return given
+
+    def check(self, device: str) -> None:
+        """Raises InvalidRequestError where the options contradict each other or the device.
+
+        Args:
+            device: what models are kept and computed on, such as ``cuda``.
+        """
+        if self.ray_address is not None and self.workers is None:
+            raise InvalidRequestError("ray_address", "needs --workers, the number of workers in that cluster")
+        if not self.remote:
+            if self.gpus_per_worker is not None:
+                raise InvalidRequestError(
+                    "gpus_per_worker",
+                    "needs --workers 2 or more, or --ray-address: the one worker of the "
+                    "server's own process takes the device that --device names",
+                )
+            return
+        if self.gpus_per_worker is not None and not device.startswith("cuda"):
+            raise InvalidRequestError(
+                "gpus_per_worker", f"needs --device cuda: workers on {device!r} would leave the GPUs idle"
+            )
+        if ":" in device:
+            raise InvalidRequestError(
+                "device",
+                f"{device!r} names one device, but Ray gives each worker its own: pass --device cuda",
+            )
 
 
 @dataclass(frozen=True)
@@ -165,7 +265,11 @@ class SessionOptions:
 class SharingOptions:
     """How users share the machine."""
 
-    slots: Count = option(4, "jobs of all users together that have tensors in memory at a time")
+    slots: Count | None = option(
+        None,
+        "jobs of all users together that have tensors in memory at a time "
+        f"(default: {SLOTS} for each worker)",
+    )
     user_weight: tuple[UserWeight, ...] = option(
         (), "share of the machine's time that a user gets beside others, who have 1; may be repeated"
     )
@@ -266,6 +370,7 @@ class ServerConfig:
     network: ListenOptions = field(default_factory=ListenOptions)
     access: AccessOptions = field(default_factory=AccessOptions)
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    workers: WorkerOptions = field(default_factory=WorkerOptions)
     sessions: SessionOptions = field(default_factory=SessionOptions)
     sharing: SharingOptions = field(default_factory=SharingOptions)
     quotas: QuotaOptions = field(default_factory=QuotaOptions)
@@ -278,4 +383,30 @@ class ServerConfig:
 
     def refusal(self) -> str | None:
         """Says why a server must not or cannot start with this; None if it may."""
+        try:
+            self.workers.check(self.models.device)
+        except InvalidRequestError as error:
+            return str(error)
         return self.access.refusal(self.network.listen, self.storage.ephemeral)
+
+    @property
+    def window(self) -> int:
+        """Patched passes that a job asks for at once, about."""
+        return self.compute.window or WINDOW * self.workers.count
+
+    @property
+    def slots(self) -> int:
+        """Jobs of all users together that have tensors in memory at a time."""
+        return self.sharing.slots or SLOTS * self.workers.count
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of each worker; None for as many as its machine has cores."""
+        return self.workers.threads(self.compute.threads, cores())
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -16,6 +16,8 @@ from pahq_server.config.options import Reader
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(i?)b?|b)", re.ASCII | re.IGNORECASE)
 _NUMBER = re.compile(r"\d+(?:\.\d+)?", re.ASCII)
 _MINUTE_DAYS = 1 / 1440
+# Ray's words for a cluster that is to be started on this machine, and for the one that runs on it already.
+RAY_LOCAL, RAY_AUTO = RAY_WORDS = ("local", "auto")
 
 
 def read_model(text: str) -> tuple[str, str]:
@@ -69,6 +71,31 @@ def read_positive(text: str) -> float:
     if 0 < number < float("inf"):
         return number
     raise ValueError(f"must be a number > 0, got {text!r}")
+
+
+def read_share(text: str) -> float:
+    """Reads a number above 0 and at most 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if 0 < number <= 1:
+        return number
+    raise ValueError(f"must be a number > 0 and at most 1, got {text!r}")
+
+
+def read_ray_address(text: str) -> str:
+    """Reads where a Ray cluster is: a word of `RAY_WORDS`, or ``HOST:PORT`` of its head.
+
+    After ``ray://`` the port is that for machines that are no hosts of the cluster.
+    """
+    if text in RAY_WORDS or _is_address(text.removeprefix("ray://")):
+        return text
+    hint = f"; did you mean {text}:6379?" if _is_address(f"{text}:6379") else ""
+    raise ValueError(
+        f"{text!r} is not HOST:PORT of a Ray cluster's head, such as head:6379, or ray://head:10001 from a "
+        f"machine that is none of its hosts, or {' or '.join(RAY_WORDS)}{hint}"
+    )
 
 
 def read_lifetime(text: str) -> float:
@@ -129,6 +156,8 @@ ModelSource = Annotated[tuple[str, str], Reader(read_model, "NAME=PATH_OR_HUB_ID
 Name = Annotated[str, Reader(str, "NAME")]
 PemFile = Annotated[Path, Reader(Path, "PEM")]
 Rate = Annotated[float, Reader(read_positive, "RATE")]  # per second
+RayAddress = Annotated[str, Reader(read_ray_address, "HOST:PORT")]
 Seconds = Annotated[float, Reader(read_positive, "S")]
+Share = Annotated[float, Reader(read_share, "X")]
 Size = Annotated[int, Reader(read_size, "SIZE")]  # in bytes
 UserWeight = Annotated[tuple[str, float], Reader(read_user_weight, "USER=WEIGHT")]

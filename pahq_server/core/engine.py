@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import NewType, Protocol, TypeAlias
 
 from pahq_server.core.generation import GenerationOffer
@@ -128,6 +129,40 @@ class Capabilities:
     generation: str = ""
 
 
+class WorkerState(Enum):
+    """What a worker is doing."""
+
+    STARTING = auto()  # it loads the models
+    READY = auto()  # it computes, or waits for something to compute
+    LOST = auto()  # it cannot be reached, and is being started again
+    REFUSED = auto()  # it cannot be used, and starting it again would not help
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What is known of one worker.
+
+    Args:
+        number: of the worker, from 0; it stays the same when the worker is started again.
+        state: what it is doing.
+        host: name of its machine; empty as long as that is not known.
+        device: what it computes on, in words; empty as long as that is not known.
+        hardware: what the last bits of a score depend on, by name: processor, versions, threads.
+        reason: why it is lost or refused; empty for all others.
+        restarts: how often it was started again, since the server started.
+        batches: how many batches of operations it has computed, since the server started.
+    """
+
+    number: int
+    state: WorkerState
+    host: str = ""
+    device: str = ""
+    hardware: Mapping[str, str] = field(default_factory=dict)
+    reason: str = ""
+    restarts: int = 0
+    batches: int = 0
+
+
 @dataclass(frozen=True)
 class HeadStoreUsage:
     """What the head stores have done since the server started; zeros for a server without rounded weights.
@@ -215,6 +250,17 @@ class Engine(Protocol):
         """Says how full the pool of pages is. May be called from any thread."""
         ...
 
+    def workers(self) -> list[WorkerStatus]:
+        """Describes the workers, in the order of their numbers. May be called from any thread."""
+        ...
+
+    def unavailable(self) -> str:
+        """Says why nothing can be computed at present; empty if it can. May be called from any thread.
+
+        Does not wait for a worker. Operations that are asked for meanwhile wait until one is there again.
+        """
+        ...
+
     def models(self) -> list[ModelInfo]:
         """Describes the served models. May be called from any thread."""
         ...
@@ -289,10 +335,6 @@ class Engine(Protocol):
 
     def close(self, state: EngineStateId) -> None:
         """Frees the tensors of a job or session."""
-        ...
-
-    def unavailable(self) -> str:
-        """Says why nothing can be computed at present; empty if it can. May be called from any thread."""
         ...
 
     def check(self) -> None:

@@ -11,6 +11,7 @@ ServerError
  ├─ ResourceExhaustedError  a limit is reached; carries when to try again
  │   ├─ QuotaExceededError    a limit of the caller's own
  │   └─ RateLimitedError      the caller's calls come too fast
+ ├─ NoWorkerError           no worker can be asked at present; it can be tried again
  ├─ NonFiniteMetricError    a metric came out NaN or infinite; fails the job
  └─ StorageError            the database cannot be written or read
 
@@ -39,22 +40,23 @@ class InvalidRequestError(ServerError):
 
 
 class OtherModelError(InvalidRequestError):
-    """A circuit of one model is to be measured on another.
+    """A circuit of one model is to be measured on another, or used for it.
 
     Args:
         circuit: the model that the circuit was found in, in words.
-        model: the model that it is to be measured on, in words.
-        field: path of the circuit in the request.
+        model: the model that is asked for, in words.
+        field: path of the circuit in the request. An evaluation has ``circuits``, and can be told to measure
+            them all the same; other requests cannot.
     """
 
     def __init__(self, circuit: str, model: str, field: str) -> None:
         advice = (
-            "Start from a circuit of this model"
-            if field == "within"
-            else "Measure it on the model that it was found in, or pass allow_other_model=True (pahq: "
+            "Measure it on the model that it was found in, or pass allow_other_model=True (pahq: "
             "--allow-other-model) if you mean another"
+            if field.startswith("circuits[")
+            else "Give a circuit of this model"
         )
-        detail = f"it was found in another model ({circuit}) than it is to be measured on ({model}). {advice}"
+        detail = f"it was found in another model ({circuit}) than the one asked for ({model}). {advice}"
         super().__init__(field, detail)
         self.circuit, self.model = circuit, model
 
@@ -118,6 +120,10 @@ class UnauthenticatedError(ServerError):
 
 class PermissionDeniedError(ServerError):
     """The caller is known, but may not do this."""
+
+
+class NoWorkerError(ServerError):
+    """No worker can be asked at present: all are starting, or were lost. The same can be tried again."""
 
 
 class NonFiniteMetricError(ServerError):

@@ -52,7 +52,7 @@ class GenerationOffer:
         kv_tokens: tokens whose keys and values fit into memory at once, those of all users together.
         kv_token_bytes: size of the keys and values of one token, in bytes.
         most_sequences: how many samples can run at once.
-        resumes: whether a sample that was stopped goes on from its tokens. If not, it begins again.
+        block_tokens: keys and values take memory in blocks of so many tokens; ``kv_tokens`` is whole blocks.
         texts: whether there is a tokenizer, so that samples have texts and stop texts can be looked for.
         end_tokens: the ids that end a sample.
     """
@@ -63,9 +63,13 @@ class GenerationOffer:
     kv_tokens: int
     kv_token_bytes: int
     most_sequences: int
-    resumes: bool
+    block_tokens: int
     texts: bool
     end_tokens: tuple[int, ...]
+
+    def room(self, tokens: int) -> int:
+        """Returns how many of ``kv_tokens`` a sample of some tokens takes, its prompt's included."""
+        return -(-tokens // self.block_tokens) * self.block_tokens
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class SampleRequest:
         seed: of this sample alone, from 0 to 2**63 - 1.
         sampling: how tokens are drawn.
         prefix: what the sample begins with, because it was generated earlier: the next token is the one with
-            this number. Empty for backends that do not resume.
+            this number.
+        signals: of how many of the sample's first tokens signals are wanted.
     """
 
     key: int
@@ -86,6 +91,7 @@ class SampleRequest:
     seed: int
     sampling: Sampling
     prefix: TokenIds = ()
+    signals: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class DecodedSample:
             completed a stop text.
         logprobs: log-probability of each of them in the model's own distribution (temperature 1, all tokens);
             empty unless asked for.
-        signals: one per token; empty for backends that do not tell.
+        signals: one per token, at least of those for which they are wanted; empty for backends that do not
+            tell.
         finish: why it ended; empty while it goes on.
         text: what prefix and ids add to the prompt's text, without the end token and up to the stop text;
             only once it has ended, and only with a tokenizer.

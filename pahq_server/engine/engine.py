@@ -15,6 +15,7 @@ from pahq_server.core.engine import (
     Outcome,
     ResolvedObjective,
     Work,
+    WorkerStatus,
 )
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import TokenIds, TokenizedText
@@ -43,6 +44,8 @@ class WorkerPool(Protocol):
     def check(self) -> None: ...
 
     def memory_usage(self) -> MemoryUsage: ...
+
+    def workers(self) -> list[WorkerStatus]: ...
 
     def unavailable(self) -> str: ...
 
@@ -108,6 +111,9 @@ class PoolEngine:
 
     def memory_usage(self) -> MemoryUsage:
         return self._pool.memory_usage()
+
+    def workers(self) -> list[WorkerStatus]:
+        return self._pool.workers()
 
     def unavailable(self) -> str:
         return self._pool.unavailable()

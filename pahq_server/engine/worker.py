@@ -18,6 +18,8 @@ from pahq_server.core.engine import (
     Outcome,
     ResolvedObjective,
     Work,
+    WorkerState,
+    WorkerStatus,
 )
 from pahq_server.core.errors import ServerError
 from pahq_server.core.generation import Decode
@@ -88,6 +90,7 @@ class Worker:
         self._ids = itertools.count()
         self._gaps = Gaps(kept_free=kept_free_bytes(self.memory.scratch_bytes))
         self._checks = 0
+        self._batches = 0
         self._processor = _processor()
 
     def speed(self) -> Speed:
@@ -104,6 +107,19 @@ class Worker:
         """What it computes on, in words."""
         return devices.title(self._device)
 
+    def workers(self) -> list[WorkerStatus]:
+        """Describes itself, the one worker of a pool of one."""
+        return [
+            WorkerStatus(
+                number=0,
+                state=WorkerState.READY,
+                host=platform.node(),
+                device=self.title,
+                hardware=self.hardware(),
+                batches=self._batches,
+            )
+        ]
+
     def unavailable(self) -> str:
         """Says why it cannot compute: a worker that cannot raises when it is asked to."""
         return ""
@@ -116,7 +132,7 @@ class Worker:
     def hardware(self) -> dict[str, str]:
         """Says what the last bits of a score depend on, by name."""
         return {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "platform": platform.platform(),
             "processor": self._processor,
             "threads": str(torch.get_num_threads()),
@@ -190,6 +206,7 @@ class Worker:
                 return [ServerError(f"the engine has no runner for {operation.__name__}")] * len(group)
             return runner([(self._states[item.state], item.operation) for item in group])
 
+        self._batches += 1
         return in_groups(lambda item: type(item.operation), work, run)
 
     def close(self, state: EngineStateId) -> None:

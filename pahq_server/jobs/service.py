@@ -179,6 +179,13 @@ class JobService:
         """Waits until the service is `resumed` or closed; returns whether it is resumed."""
         return self._resumption.wait()
 
+    def unavailable(self) -> str:
+        """Says why nothing can be computed at present, or any more; empty if it can.
+
+        New jobs are accepted all the same, and wait.
+        """
+        return self._scheduler.failure or self._engine.unavailable()
+
     def close(self) -> None:
         """Stops the worker. Unfinished jobs are left to a later process, or fail if the store is not durable.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine.backends import policies
 from pahq_server.engine.cost import BOOKKEEPING_S, job_bytes, least_operations, most_operations, sample_task
 from pahq_server.engine.devices import machine_bytes
+from pahq_server.engine.generation.decoding import ROUNDED
 from pahq_server.engine.sparse.memory import divided, page_bytes_for
 from pahq_server.engine.sparse.weights import COMPOSED_BYTES
 from pahq_server.engine.worker import TRANSFORMS
@@ -16,6 +18,7 @@ from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
 from pahq_server.models.resident import WeightBytes
 from pahq_server.models.streaming import STORE_SHARE
+from pahq_server.plan.division import Division
 from pahq_server.plan.weights import (
     Recording,
     composed_bytes,
@@ -36,6 +39,10 @@ DEFAULT_SHARE = 0.5
 PROCESS_BYTES = 640 << 20
 # Stands for `DEFAULT_BACKEND` where there is memory for it, else for no generated text.
 AUTO, DEFAULT_BACKEND = "auto", "transformers"
+TOO_MUCH = (
+    "it would take more than half of the memory that the models leave: give more memory, or start the server "
+    "with --generation transformers to take it all the same"
+)
 # About what a process of vLLM takes beside weights, keys and values: interpreter, torch and vLLM.
 VLLM_BYTES = 1 << 30
 
@@ -127,6 +134,9 @@ class Plan:
         precision: name of the policy by which weights are rounded; None for full precision.
         device: name of the device, such as "cpu".
         generation: name of the backend that generates text; None for none.
+        no_generation: why none does although one may have; empty if one does, or if none was asked for.
+        division: how workers share the machine, if they are processes of their own. All else is then of one
+            worker, and ``machine`` is its share.
     """
 
     models: tuple[ModelPlan, ...]
@@ -139,6 +149,8 @@ class Plan:
     precision: str | None = None
     device: str = "cpu"
     generation: str | None = None
+    no_generation: str = ""
+    division: Division | None = None
 
     @property
     def weights(self) -> int:
@@ -180,6 +192,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether everything fits into the machine."""
+        if self.division is not None and not self.division.has_place:
+            return False
         return self.memory > 0 and max(self.serving, self.loading) <= self.machine
 
     def jobs(self, model: ModelPlan) -> int:
@@ -205,6 +219,7 @@ def plan_models(
     device: str = "cpu",
     generation: str | None = None,
     kv_bytes: int = 0,
+    division: Division | None = None,
 ) -> Plan:
     """Plans for models, from their configurations and the headers of their weights.
 
@@ -219,10 +234,18 @@ def plan_models(
         generation: name of the backend that generates text; `AUTO` for transformers, if that takes no more
             than half of what the models leave; None for none.
         kv_bytes: bytes for the keys and values of generated text, of each model.
+        division: how workers share the machine; then the plan is that of one worker on its share, whatever
+            ``machine`` is. None if the one worker is the server's own process.
 
-    Raises InvalidRequestError (field ``model``) for a model that cannot be served.
+    Raises InvalidRequestError for a model that cannot be served (field ``model``), and for a backend where
+    weights are kept rounded, with which it would refuse every model (field ``generation``).
     """
+    if precision is not None and generation not in (None, AUTO):
+        detail = f"{generation} would refuse every model: {ROUNDED}, or with --generation none"
+        raise InvalidRequestError("generation", detail)
     load = load or Load()
+    if division is not None:
+        machine = division.share
     machine = machine_bytes() if machine is None else machine
     outlines, models = [], []
     for name, source in sources.items():
@@ -242,10 +265,10 @@ def plan_models(
         page_bytes=page_bytes_for([found.model for found in outlines]),
         precision=precision,
         device=device,
+        division=division,
     )
-    if precision is not None:  # text is generated in full precision only
-        backend = DEFAULT_BACKEND if generation == AUTO else generation
-        return replace(_divided(without), generation=backend)
+    if precision is not None and generation is not None:
+        return replace(_divided(without), no_generation=ROUNDED)
     return _with_text(without, generation, kv_bytes)
 
 
@@ -261,7 +284,7 @@ def _with_text(without: Plan, generation: str | None, kv_bytes: int) -> Plan:
     found = _divided(replace(without, models=models, generation=backend))
     spare = without.machine - PROCESS_BYTES - without.weights
     enough = found.fits and 2 * (found.weights - without.weights) <= spare
-    return found if enough or generation != AUTO else _divided(without)
+    return found if enough or generation != AUTO else _divided(replace(without, no_generation=TOO_MUCH))
 
 
 def _divided(plan: Plan) -> Plan:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from pahq_server.core.context import log_context
 from pahq_server.core.engine import Engine, EngineStateId, ResolvedObjective, Work
-from pahq_server.core.errors import ResourceExhaustedError, ServerError, WorkerFailedError
+from pahq_server.core.errors import NoWorkerError, ResourceExhaustedError, ServerError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.core.operations import Operation
 from pahq_server.scheduler.batch import Finished, Part, run_batch
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 # How often an idle worker looks for expired sessions, since their expiry does not wake it.
 TICK_S = 5.0
-# The same while a job waits for memory that sessions hold. The worker also tries then whether the job fits.
+# The same while a job waits for memory that sessions hold, or for workers. It is tried again that often.
 BLOCKED_TICK_S = 0.5
 # Errors of the engine after which a job can go on once there is more memory.
 OUT_OF_MEMORY = (ResourceExhaustedError, MemoryError)
@@ -71,10 +71,13 @@ class Scheduler:
         self._entries: dict[int, Entry] = {}
         self._queued = 0
         self._queued_of: Counter[str] = Counter()
-        # Whether a job waits for memory that only sessions hold: until one is closed or expires.
+        # Whether a job waits for memory that only sessions hold, until one is closed or expires; or for
+        # workers.
         self._blocked = False
+        self._no_worker = False  # whether the engine had no worker when it was asked last
         self._wake = threading.Condition()
         self._closing = False
+        self._failure = ""
         self._over = ServerError("the server stopped")  # the error of runs that are submitted after that
         self._thread = threading.Thread(target=self._loop, name="pahq-worker", daemon=True)
 
@@ -119,6 +122,11 @@ class Scheduler:
         """Returns how many of the `queued` runs are one user's."""
         return self._queued_of.get(user, 0)
 
+    @property
+    def failure(self) -> str:
+        """Why the worker thread has ended although nobody asked it to; empty if it has not."""
+        return self._failure
+
     def close(self) -> None:
         """Ends the worker after its current step; every run that is left ends with an error."""
         with self._wake:
@@ -144,7 +152,8 @@ class Scheduler:
         not used here.
         """
         why = f"{raised!r:.200}"
-        error = ServerError(f"the server cannot compute any more ({why}) and has to be restarted")
+        self._failure = f"the server cannot compute any more ({why}) and has to be restarted"
+        error = ServerError(self._failure)
         error.__cause__ = WorkerFailedError(why)
         try:
             logger.critical("the worker cannot go on; every run ends now", exc_info=raised)
@@ -160,7 +169,7 @@ class Scheduler:
     def _wait_for_work(self) -> bool:
         with self._wake:
             tick = BLOCKED_TICK_S if self._blocked else TICK_S
-            self._wake.wait_for(self._has_work, tick if len(self._sessions) else None)
+            self._wake.wait_for(self._has_work, tick if self._blocked or len(self._sessions) else None)
             return not self._closing
 
     def _has_work(self) -> bool:
@@ -216,6 +225,8 @@ class Scheduler:
         if error is None:
             self._accounts.measured_opening(seconds)
             self._opened(entry)
+        elif isinstance(error, NoWorkerError):
+            self._blocked = self._no_worker = True
         elif not (isinstance(error, OUT_OF_MEMORY) and self._waits_for_memory(entry)):
             self._finish(entry, error)
 
@@ -245,6 +256,8 @@ class Scheduler:
             try:
                 self._engine.check()
                 return tried > 0
+            except NoWorkerError:
+                return True  # there will be others, or the same started anew
             except Exception as error:
                 logger.error("the engine does not compute what it should", exc_info=error)
                 last = error
@@ -279,7 +292,10 @@ class Scheduler:
         """
         # A copy, since finished entries leave the list.
         ready = [entry for entry in [*self._slots.open] if not self._finished_if_stopped(entry)]
-        turn = self._accounts.turn({entry.user for entry in ready} | waiting)
+        users = {entry.user for entry in ready} | waiting
+        # Without a worker nothing is charged, so that a turn would never pass on: all are told.
+        turn = users if self._no_worker else self._accounts.turn(users)
+        self._no_worker = False
         entries = [entry for entry in ready if entry.user in turn]
         asked = self._sessions.collect(turn, self._accounts.spend)
         parts = [_part(entry) for entry in entries]
@@ -292,11 +308,14 @@ class Scheduler:
         unknown = any(_unknown_failure(part) for part in finished)
         recovered = unknown and self._recovered()
         seconds = self._clock() - started
-        self._accounts.measured_batch(seconds)
-        self._observer.batch(sum(part.work.operation.weight for part in parts), seconds)
+        ran = [part for part, done in zip(parts, finished, strict=True) if not _had_no_worker(done)]
         beside_others = len(self._slots.open) > 1
         pairs = list(zip(entries, finished, strict=False))
-        self._slots.batch_passed([entry for entry, part in pairs if not _out_of_memory(part)])
+        if ran:
+            self._accounts.measured_batch(seconds)
+            self._observer.batch(sum(part.work.operation.weight for part in ran), seconds)
+            passed = [entry for entry, part in pairs if not (_out_of_memory(part) or _had_no_worker(part))]
+            self._slots.batch_passed(passed)
         for entry, part in pairs:
             self._spend(entry, part.seconds)
             if recovered and _unknown_failure(part):
@@ -309,7 +328,9 @@ class Scheduler:
 
     def _deliver(self, entry: Entry, part: Finished, beside_others: bool) -> None:
         """Hands an outcome to its run. A run that lacked memory beside others waits for its slot again."""
-        if beside_others and _out_of_memory(part):
+        if _had_no_worker(part):
+            self._blocked = self._no_worker = True  # it is asked for again
+        elif beside_others and _out_of_memory(part):
             self._suspend(entry, for_memory=True)
         elif isinstance(part.outcome, Exception):
             self._finish(entry, part.outcome)
@@ -388,6 +409,10 @@ def _part(entry: Entry) -> Part:
 def _unknown_failure(part: Finished) -> bool:
     """Tells whether a part failed with an unexpected exception."""
     return isinstance(part.outcome, Exception) and not isinstance(part.outcome, ServerError)
+
+
+def _had_no_worker(part: Finished) -> bool:
+    return isinstance(part.outcome, NoWorkerError)
 
 
 def _out_of_memory(part: Finished) -> bool:

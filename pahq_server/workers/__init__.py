@@ -1,7 +1,8 @@
 """Workers in processes of their own, on this machine or on others, and the pool that shares work among them.
 
-Read `pool` first: it hands pieces of operations (`placement`) to workers and puts the results together,
-whatever happens to a worker meanwhile. `cluster` says what the pool asks of whoever starts the processes;
-`ray_cluster` starts them with Ray, by way of a process of its own (`ray_driver`), and `ray_actor` is what
-runs in each. `codec` turns the messages between pool and worker (`messages`) into bytes.
+Read `pool` first: it opens the jobs' states (`states`) on workers (`roster`), hands them parts of operations
+(`batch`, `placement`) and puts the results together, whatever happens to a worker meanwhile. `cluster` says
+what the pool asks of whoever starts the processes; `ray_cluster` starts them with Ray, by way of a process of
+its own (`ray_driver`), and `ray_actor` is what runs in each. There, `host` answers the pool's calls. `codec`
+turns the messages between the two (`messages`) into bytes.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pahq_server.core.engine import EngineStateId, MemoryUsage, ResolvedObjective
+from pahq_server.core.engine import EngineStateId, MemoryUsage, Outcome, ResolvedObjective
 from pahq_server.core.operations import Operation
 from pahq_server.engine.catalogue import ServedModel
 
@@ -28,20 +28,35 @@ class Opened:
 
     Args:
         margins: see `core.engine.CleanRun`.
+        memory: how full the worker's memory is now.
     """
 
     margins: tuple[float, ...] | None
+    memory: MemoryUsage
 
 
 @dataclass(frozen=True)
 class RunOperations:
-    """Runs operations of one class, as `Engine.run` does. The answer is a list of their outcomes.
+    """Runs operations of one class, as `Engine.run` does. The answer is `Ran`.
 
     Args:
         operations: with the names of the states that they run on.
     """
 
     operations: tuple[tuple[EngineStateId, Operation], ...]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Operations have run.
+
+    Args:
+        outcomes: one per operation, in order: its result, or the exception with which it failed.
+        memory: how full the worker's memory is now.
+    """
+
+    outcomes: list[Outcome]
+    memory: MemoryUsage
 
 
 @dataclass(frozen=True)
@@ -56,12 +71,7 @@ class CheckWorker:
     """Computes something whose result is known, as `Engine.check` does. The answer is None."""
 
 
-@dataclass(frozen=True)
-class MeasureMemory:
-    """Asks how full the worker's memory is. The answer is a `MemoryUsage`."""
-
-
-Call = OpenState | RunOperations | CloseState | CheckWorker | MeasureMemory
+Call = OpenState | RunOperations | CloseState | CheckWorker
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,10 @@ class WorkerInfo:
         hardware: what the last bits of a score depend on, by name: processor, versions, threads.
         models: what it serves, in the order of their names.
         operations_s: multiplications and additions per second of large float32 products.
-        memory: how large its pool of pages is.
+        bytes_s: bytes per second at which weights are read from the checkpoint's files, by name of the models
+            of which rounded weights are in memory.
+        memory_bytes: what all jobs together may take beside the weights.
+        memory: how full its pool of pages is.
     """
 
     host: str
@@ -82,4 +95,6 @@ class WorkerInfo:
     hardware: dict[str, str]
     models: tuple[ServedModel, ...]
     operations_s: float
+    bytes_s: dict[str, float]
+    memory_bytes: int
     memory: MemoryUsage

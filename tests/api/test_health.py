@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from helpers.api_server import RunningServer
+from helpers.api_server import RunningServer, spec
 from helpers.fake_engine import PATIENCE_S, FakeEngine
+from pahq.v1 import jobs_pb2 as pb
+from pahq.v1 import server_pb2
 
-from pahq_server.api.health import HealthService, Status
+from pahq_server.api.health import ALIVE, RESUMED, HealthService, Status
 from pahq_server.api.server import SERVICES
 
 Request = health_pb2.HealthCheckRequest
@@ -55,6 +58,92 @@ def test_watchers_hear_of_the_end_also_when_others_have_left(engine: FakeEngine)
         server.stop()
         for stream in (streams[0], streams[2], latest):
             assert next(stream).status == Status.NOT_SERVING
+
+
+COMPUTING = ["", *SERVICES]
+
+
+def test_services_are_down_while_nothing_can_be_computed(engine: FakeEngine) -> None:
+    with RunningServer(engine) as server, stubs(server, 1) as (stub,):
+        streams = [stub.Watch(Request(service=name), timeout=PATIENCE_S) for name in COMPUTING]
+        assert {next(stream).status for stream in streams} == {Status.SERVING}
+        engine.why_unavailable = "no worker is left"
+        assert {next(stream).status for stream in streams} == {Status.NOT_SERVING}
+        # Supervisors need not start it again, and jobs of an earlier process were resumed all the same.
+        for name in (ALIVE, RESUMED):
+            assert stub.Check(Request(service=name), timeout=PATIENCE_S).status == Status.SERVING
+        engine.why_unavailable = ""
+        assert {next(stream).status for stream in streams} == {Status.SERVING}
+
+
+def test_jobs_that_come_while_nothing_can_be_computed_are_accepted(engine: FakeEngine) -> None:
+    engine.why_unavailable = "no worker is left"
+    with RunningServer(engine) as server, stubs(server, 1) as (stub,):
+        assert stub.Check(Request(), timeout=PATIENCE_S).status == Status.NOT_SERVING
+        assert server.create(spec()).name
+
+
+def test_another_reason_is_no_change(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pahq_server.api.server.AVAILABILITY_S", 0.01)
+    asked = threading.Semaphore(0)
+
+    def reasons() -> Iterator[str]:
+        yield from ("one worker starts", "it starts again", "the cluster does not answer")
+        while True:
+            yield ""
+
+    reason = reasons()
+
+    def unavailable() -> str:
+        asked.release()
+        return next(reason)
+
+    engine.unavailable = unavailable  # type: ignore[method-assign]
+    with RunningServer(engine) as server, stubs(server, 1) as (stub,):
+        stream = stub.Watch(Request(), timeout=PATIENCE_S)
+        told = [next(stream).status]
+        while told[-1] != Status.SERVING:
+            told.append(next(stream).status)
+        assert told in ([Status.NOT_SERVING, Status.SERVING], [Status.SERVING])
+        assert all(asked.acquire(timeout=PATIENCE_S) for _ in range(4))
+
+
+def test_an_engine_that_does_not_answer_the_question_is_not_trusted(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pahq_server.api.server.AVAILABILITY_S", 0.01)
+
+    def broken() -> str:
+        raise RuntimeError("a defect")
+
+    with RunningServer(engine) as server, stubs(server, 1) as (stub,):
+        stream = stub.Watch(Request(), timeout=PATIENCE_S)
+        assert next(stream).status == Status.SERVING
+        engine.unavailable = broken  # type: ignore[method-assign]
+        assert next(stream).status == Status.NOT_SERVING
+        del engine.unavailable
+        assert next(stream).status == Status.SERVING
+
+
+@pytest.mark.parametrize("error", [MemoryError("full"), SystemExit(3)], ids=repr)
+def test_a_worker_thread_that_ends_fails_its_jobs_and_shows_in_the_health(error: BaseException) -> None:
+    engine = FakeEngine()
+
+    def broken(work: object) -> list[object]:
+        raise error
+
+    engine.broken = error if isinstance(error, Exception) else None
+    engine.run = broken  # type: ignore[assignment, method-assign]
+    with RunningServer(engine) as server, stubs(server, 1) as (stub,):
+        stream = stub.Watch(Request(), timeout=PATIENCE_S)
+        assert next(stream).status == Status.SERVING
+        name = server.create(spec()).name
+        (*_, end) = server.events(name)
+        assert end.state == pb.JOB_STATE_FAILED
+        assert "cannot compute any more" in end.error_message
+        assert next(stream).status == Status.NOT_SERVING
+        info = server.server.GetServerInfo(server_pb2.GetServerInfoRequest()).server_info
+        assert "has to be restarted" in info.unavailable
 
 
 class Context:

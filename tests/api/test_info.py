@@ -16,6 +16,7 @@ from pahq.v1 import model_pb2, server_pb2
 from pahq_server.access.access import Access
 from pahq_server.access.limits import CallLimits
 from pahq_server.api.server import MAX_MESSAGE_BYTES, SERVICES, ApiServer
+from pahq_server.core.engine import WorkerState, WorkerStatus
 from pahq_server.jobs.quotas import Quotas
 from pahq_server.jobs.service import JobService
 
@@ -72,7 +73,42 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
             requests_per_second=500, burst=1000, concurrent_calls=128, concurrent_streams=256
         ),
         generation="transformers",
+        workers=[
+            server_pb2.Worker(
+                number=0,
+                host="attic",
+                device="abacus",
+                hardware={"beads": "100"},
+                state=server_pb2.WORKER_STATE_READY,
+                batches=7,
+            )
+        ],
     )
+
+
+def test_workers_that_do_not_compute_are_listed_with_the_reason(
+    server: RunningServer, engine: FakeEngine
+) -> None:
+    engine.worker_list = [
+        WorkerStatus(0, WorkerState.STARTING),
+        WorkerStatus(1, WorkerState.LOST, "attic", "abacus", reason="its process ended", restarts=2),
+        WorkerStatus(2, WorkerState.REFUSED, reason="it has another torch"),
+    ]
+    engine.why_unavailable = "no worker is left"
+    info = server.server.GetServerInfo(server_pb2.GetServerInfoRequest()).server_info
+    assert info.unavailable == "no worker is left"
+    assert list(info.workers) == [
+        server_pb2.Worker(number=0, state=server_pb2.WORKER_STATE_STARTING),
+        server_pb2.Worker(
+            number=1,
+            host="attic",
+            device="abacus",
+            state=server_pb2.WORKER_STATE_LOST,
+            reason="its process ended",
+            restarts=2,
+        ),
+        server_pb2.Worker(number=2, state=server_pb2.WORKER_STATE_REFUSED, reason="it has another torch"),
+    ]
 
 
 def test_the_server_tells_what_a_user_may_have(engine: FakeEngine) -> None:

@@ -70,6 +70,8 @@ class FakeServer(
             metric_empty=4.0,
             max_circuits=5,
         )
+        self.workers: list[server_pb2.Worker] = []
+        self.unavailable = ""
         self.base = 11  # edges of the session's base circuit
         self.unanswered = 0  # circuits per call
         self.measured = ""  # the metric of evaluations, if not that which was asked for
@@ -222,6 +224,12 @@ class FakeServer(
         )
         limits = server_pb2.Limits(queued_jobs=0, requests_per_second=0.5)
         info = server_pb2.ServerInfo(
-            version="9.9", device="abacus", methods=["acdc", "single_edge"], memory=memory, limits=limits
+            version="9.9",
+            device="abacus",
+            methods=["acdc", "single_edge"],
+            memory=memory,
+            limits=limits,
+            workers=self.workers,
+            unavailable=self.unavailable,
         )
         return server_pb2.GetServerInfoResponse(server_info=info)

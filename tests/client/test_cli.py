@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pahq import __version__
 from pahq.v1 import jobs_pb2 as pb
-from pahq.v1 import patching_pb2
+from pahq.v1 import patching_pb2, server_pb2
 
 from pahq_client import Circuit
 from pahq_client.cli import main
@@ -211,6 +211,8 @@ def test_models_info_and_evaluate(
     printed = capsys.readouterr().out
     assert "methods: acdc, single_edge\n" in printed
     assert "memory: page_bytes 16, pages 70, used_pages 60, " in printed
+    assert "worker" not in printed
+    assert "unavailable" not in printed
     assert main(["info", "--json", *at]) == 0
     assert json.loads(capsys.readouterr().out)["memory"]["preemptions"] == 3
     circuit.save(tmp_path / "c.json")
@@ -221,6 +223,30 @@ def test_models_info_and_evaluate(
     assert server.called("EvaluateCircuits")[0].objective.ablation == "mean"
     assert main(evaluate) == 0
     assert "faithfulness: 0.75" in capsys.readouterr().out
+
+
+def test_info_has_a_table_of_the_workers(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server.unavailable = "no worker is left"
+    lost, refused = server_pb2.WORKER_STATE_LOST, server_pb2.WORKER_STATE_REFUSED
+    server.workers = [
+        server_pb2.Worker(number=0, state=lost, host="attic", batches=12, reason="its process\x1b[31m ended"),
+        server_pb2.Worker(number=1, state=refused, hardware={"torch": "2", "beads": "100"}, restarts=3),
+    ]
+    at = ["--server", server.address]
+    assert main(["info", *at]) == 0
+    *values, heading, first, second = capsys.readouterr().out.splitlines()
+    assert "unavailable: no worker is left" in values
+    assert values[-1] == "workers:"
+    assert heading.split() == [
+        *("worker", "state", "host", "device", "batches", "restarts", "reason", "hardware"),
+    ]
+    assert first.split()[:5] == ["0", "LOST", "attic", "12", "0"]
+    assert "its process" in first
+    assert "\x1b" not in first
+    assert second.split() == ["1", "REFUSED", "0", "3", "beads", "100,", "torch", "2"]
+    assert main(["info", "--json", *at]) == 0
+    (_, found) = json.loads(capsys.readouterr().out)["workers"]
+    assert (found["state"], found["hardware"]) == ("REFUSED", {"beads": "100", "torch": "2"})
 
 
 def test_show_and_compare(circuit: Circuit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

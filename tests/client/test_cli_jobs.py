@@ -154,6 +154,22 @@ def test_show(
     assert json.loads(capsys.readouterr().out)["format"] == "pahq.circuit"
 
 
+def test_show_of_samples_that_are_being_drawn(
+    server: FakeServer, job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.jobs[job].events[-1].progress.CopyFrom(
+        pb.Progress(
+            done=3, total=24, unit="samples", stage="sampling (fifo)", figures={"tokens": 50, "steps": 20}
+        )
+    )
+    assert main(["show", job]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line in ("samples: 3/24", "stage: sampling (fifo)", "tokens: 50", "steps: 20"):
+        assert line in lines
+    names = {line.partition(":")[0] for line in lines}
+    assert not names & {"decided", "total", "kept", "evaluations", "metric", "metric_value", "threshold"}
+
+
 def test_a_file_is_shown_before_a_job_of_its_name(
     circuit: Circuit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

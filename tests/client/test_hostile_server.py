@@ -45,9 +45,9 @@ from pahq_client import _calls as rpcs
 from pahq_client._calls import Call, Caller, Open, Operation, Pause, Read, run_steps
 from pahq_client._job_options import JobRequest
 from pahq_client._requests import CurveRequest, SessionRequest
+from pahq_client._server_calls import ServerCalls
 from pahq_client._transport import INBOX, BlockingStream
 from pahq_client.cli import main
-from pahq_client.client import ServerCalls
 from pahq_client.graph import Edge, Graph
 from pahq_client.retries import Backoff
 
@@ -256,6 +256,7 @@ def good() -> dict[str, list[Message]]:
     job.create_time.seconds = 1_700_000_000
     token = model_pb2.PredictedToken(id=3, text=" Tom", probability=0.5, logit=2.0)
     prediction = model_pb2.Prediction(tokens=[token])
+    worker = server_pb2.Worker(state=server_pb2.WORKER_STATE_READY, hardware={"torch": "2"}, host="attic")
     accuracy = model_pb2.TaskAccuracy(above_wrong=1.0, likeliest=0.5, logit_difference=2.0)
     end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_SUCCEEDED)
     session = patching_pb2.Session(
@@ -264,7 +265,9 @@ def good() -> dict[str, list[Message]]:
     return {
         "ListModels": [model_pb2.ListModelsResponse(models=[model_pb2.Model(name="demo", layers=4)])],
         "GetServerInfo": [
-            server_pb2.GetServerInfoResponse(server_info=server_pb2.ServerInfo(version="1", metrics=["l2"]))
+            server_pb2.GetServerInfoResponse(
+                server_info=server_pb2.ServerInfo(version="1", metrics=["l2"], workers=[worker])
+            )
         ],
         "PredictTokens": [model_pb2.PredictTokensResponse(predictions=[prediction])],
         "CheckTask": [model_pb2.CheckTaskResponse(clean=accuracy, corrupted=accuracy, num_prompts=3)],

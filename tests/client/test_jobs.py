@@ -26,6 +26,8 @@ from pahq_client import (
     ServerFault,
     Task,
     Unavailable,
+    Worker,
+    WorkerState,
 )
 from pahq_client import _responses as responses
 
@@ -206,6 +208,34 @@ def test_models_and_info(client: Client) -> None:
     assert (info.device, info.methods, info.tasks) == ("abacus", ("acdc", "single_edge"), ())
     assert info.memory == MemoryUsage(16, 70, 60, 0, 0, 0, 3, head_store_misses=5)
     assert info.limits == Limits(queued_jobs=0, requests_per_second=0.5)
+    assert (info.workers, info.unavailable) == ((), "")
+
+
+def test_the_workers_of_a_server(client: Client, server: FakeServer) -> None:
+    server.unavailable = "no worker is left"
+    server.workers = [
+        server_pb2.Worker(number=0, state=server_pb2.WORKER_STATE_STARTING),
+        server_pb2.Worker(
+            number=1,
+            host="attic",
+            device="abacus",
+            hardware={"torch": "2", "beads": "100"},
+            state=server_pb2.WORKER_STATE_LOST,
+            reason="its process ended",
+            restarts=2,
+            batches=7,
+        ),
+    ]
+    info = client.server_info()
+    assert info.unavailable == "no worker is left"
+    hardware = {"beads": "100", "torch": "2"}
+    assert info.workers == (
+        Worker(0, WorkerState.STARTING),
+        Worker(1, WorkerState.LOST, "attic", "abacus", hardware, "its process ended", 2, 7),
+    )
+    server.workers = [server_pb2.Worker(state=99)]
+    with pytest.raises(ServerFault, match="WORKER_STATE_99"):
+        client.server_info()
 
 
 def test_a_server_that_does_not_tell_its_memory() -> None:

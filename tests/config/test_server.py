@@ -7,16 +7,20 @@ from pathlib import Path
 import pytest
 
 from pahq_server.config.server import (
+    ComputeOptions,
     DataDirOptions,
     ListenOptions,
     ModelOptions,
     QuotaOptions,
     ServerConfig,
     SessionOptions,
+    SharingOptions,
     StorageOptions,
+    WorkerOptions,
     state_directory,
     wants_traces,
 )
+from pahq_server.core.errors import InvalidRequestError
 from pahq_server.demo import model_path
 from pahq_server.jobs.quotas import Quotas
 
@@ -78,3 +82,79 @@ def test_the_data_directory_is_the_users(monkeypatch: pytest.MonkeyPatch) -> Non
     assert state_directory({"XDG_STATE_HOME": ""}) == Path.home() / ".local/state/pahq"
     monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
     assert DataDirOptions().data_dir == ServerConfig().storage.data_dir == Path("/elsewhere/pahq")
+
+
+def test_one_worker_is_the_servers_own_process() -> None:
+    for options in (WorkerOptions(), WorkerOptions(workers=1)):
+        assert (options.count, options.remote, options.on_this_machine) == (1, False, True)
+    config = ServerConfig()
+    assert (config.slots, config.window, config.threads) == (4, 32, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "here"),
+    [
+        (WorkerOptions(workers=3), True),
+        (WorkerOptions(workers=1, ray_address="local"), True),
+        (WorkerOptions(workers=3, ray_address="auto"), False),
+        (WorkerOptions(workers=1, ray_address="head:6379"), False),
+    ],
+)
+def test_other_workers_are_processes_of_their_own(options: WorkerOptions, here: bool) -> None:
+    assert options.remote
+    assert options.on_this_machine is here
+    options.check("cpu")
+    assert options.gpus("cpu") == 0.0
+
+
+def test_slots_and_window_grow_with_the_workers_unless_they_are_given() -> None:
+    workers = WorkerOptions(workers=3)
+    grown = ServerConfig(workers=workers)
+    assert (grown.slots, grown.window) == (12, 96)
+    given = ServerConfig(workers=workers, sharing=SharingOptions(slots=5), compute=ComputeOptions(window=7))
+    assert (given.slots, given.window) == (5, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "threads"),
+    [
+        (WorkerOptions(), None, None),
+        (WorkerOptions(), 3, 3),
+        (WorkerOptions(workers=2), None, 4),
+        (WorkerOptions(workers=3), None, 2),
+        (WorkerOptions(workers=9), None, 1),
+        (WorkerOptions(workers=2), 3, 3),
+        (WorkerOptions(workers=1, ray_address="local"), None, 8),
+        (WorkerOptions(workers=2, ray_address="head:6379"), None, None),
+        (WorkerOptions(workers=2, ray_address="head:6379"), 5, 5),
+    ],
+)
+def test_workers_of_one_machine_divide_its_cores(
+    options: WorkerOptions, given: int | None, threads: int | None
+) -> None:
+    assert options.threads(given, cores=8) == threads
+
+
+def test_each_worker_has_a_gpu_unless_told_otherwise() -> None:
+    assert WorkerOptions(workers=2).gpus("cuda") == 1.0
+    shared = WorkerOptions(workers=2, gpus_per_worker=0.5)
+    shared.check("cuda")
+    assert shared.gpus("cuda") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "field", "message"),
+    [
+        (WorkerOptions(ray_address="head:6379"), "cpu", "ray_address", "needs --workers"),
+        (WorkerOptions(gpus_per_worker=1.0), "cuda", "gpus_per_worker", "needs --workers 2 or more"),
+        (WorkerOptions(workers=2, gpus_per_worker=1.0), "cpu", "gpus_per_worker", "needs --device cuda"),
+        (WorkerOptions(workers=2), "cuda:1", "device", "'cuda:1' names one device"),
+        (WorkerOptions(workers=1, ray_address="auto"), "cuda:0", "device", "names one device"),
+    ],
+)
+def test_workers_that_cannot_be(options: WorkerOptions, device: str, field: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as raised:
+        options.check(device)
+    assert raised.value.field == field
+    config = ServerConfig(ModelOptions(device=device), workers=options)
+    assert config.refusal() == str(raised.value)

@@ -141,9 +141,9 @@ def test_names_of_models_stand_for_one(
 
 def test_weights_of_users() -> None:
     given = make_parser().parse_args(["serve", "--user-weight", "ada=2", "--user-weight", "b=c=.5"])
-    sharing = build(ServerConfig, given).sharing
-    assert dict(sharing.user_weight) == {"ada": 2.0, "b=c": 0.5}
-    assert sharing.slots == 4
+    config = build(ServerConfig, given)
+    assert dict(config.sharing.user_weight) == {"ada": 2.0, "b=c": 0.5}
+    assert config.slots == 4
 
 
 @pytest.mark.parametrize("text", ["", "ada", "=2", "ada=", "ada=0", "ada=-1", "ada=nan", "ada=inf"])
@@ -151,3 +151,43 @@ def test_what_is_no_weight(text: str) -> None:
     with pytest.raises(SystemExit) as exit:
         make_parser().parse_args(["serve", "--user-weight", text])
     assert exit.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["local", "auto", "head:6379", "10.0.0.7:6379", "[fd00::7]:6379", "ray://head:10001"]
+)
+def test_addresses_of_ray_clusters(text: str) -> None:
+    assert make_parser().parse_args(["serve", "--ray-address", text]).ray_address == text
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("", "HOST:PORT of a Ray cluster's head"),
+        ("Auto", "did you mean Auto:6379?"),
+        ("head", "did you mean head:6379?"),
+        ("head:", "local or auto"),
+        ("head:99999", "local or auto"),
+        ("ray://head", "or ray://head:10001"),
+        ("http://head:8265", "local or auto"),
+    ],
+)
+def test_what_is_no_address_of_a_ray_cluster(
+    text: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["serve", f"--ray-address={text}"])
+    assert exit.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_shares_of_a_gpu() -> None:
+    assert make_parser().parse_args(["serve", "--gpus-per-worker", "0.25"]).gpus_per_worker == 0.25
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "nan", "inf", "all"])
+def test_what_is_no_share_of_a_gpu(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["serve", f"--gpus-per-worker={text}"])
+    assert exit.value.code == 2
+    assert "must be a number > 0 and at most 1" in capsys.readouterr().err

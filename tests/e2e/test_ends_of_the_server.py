@@ -24,7 +24,7 @@ SERVE = [sys.executable, "-m", "pahq_server", "serve", "--ephemeral", "--listen"
 PREPARED = """if True:
     import signal, sys, threading
     from asyncio import BaseEventLoop
-    from pahq_server import app
+    from pahq_server import app, assembly
     from pahq_server.cli import main
     from pahq_server.jobs.service import JobService
     {preparation}
@@ -49,10 +49,10 @@ def run_prepared(preparation: str) -> tuple[int, str]:
     return ended(start([sys.executable, "-c", PREPARED.format(preparation=preparation)]))
 
 
-# What replaces `app._load`: a signal comes while models are loaded.
+# What replaces `assembly._load`: a signal comes while models are loaded.
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_signal_while_models_are_loaded(number: str) -> None:
-    code, _ = run_prepared(f"app._load = lambda *_: signal.raise_signal(signal.{number})")
+    code, _ = run_prepared(f"assembly._load = lambda *_: signal.raise_signal(signal.{number})")
     assert code == 0
 
 
@@ -60,10 +60,10 @@ def test_a_signal_that_comes_while_an_object_is_deleted() -> None:
     """What a handler raises there is dropped by Python."""
     preparation = "class Deleted:\n"
     preparation += "        def __del__(self): signal.raise_signal(signal.SIGTERM)\n"
-    preparation += "    load = app._load\n"
+    preparation += "    load = assembly._load\n"
     preparation += "    def delete(*rest): Deleted(); return load(*rest)\n"
     preparation += "    sys.unraisablehook = lambda _: None\n"
-    preparation += "    app._load = delete"
+    preparation += "    assembly._load = delete"
     code, _ = run_prepared(preparation)
     assert code == 0
 
@@ -94,7 +94,7 @@ def test_a_signal_at_any_moment_of_the_start() -> None:
     ],
 )
 def test_a_shortage_at_the_start(error: str, said: str) -> None:
-    preparation = f"def fail(*_): raise {error}\n    app._load = fail"
+    preparation = f"def fail(*_): raise {error}\n    assembly._load = fail"
     code, errors = run_prepared(preparation)
     assert code == 1
     assert f"pahq-server: {said}" in errors

@@ -131,9 +131,13 @@ def test_what_libraries_say_of_kernels_does_not_reach_the_log(
         with Client(process.address) as client:
             task = Task(clean=[[1, 2, 3]], corrupted=[[1, 7, 3]])
             assert client.discover("mine", task, 0.01, precision="pahq-int8").edges
+            assert client.server_info().generation == ("" if options else "transformers")
+            if options:
+                assert all("--weights fp32" in model.no_generation for model in client.models())
         told = process.log().splitlines()
     known = ("INFO pahq_server", "model  format", "demo   gpt2", "mine   llama", "try it:")
     assert [line for line in told if line and not any(text in line for text in known)] == []
+    assert any("no text can be generated: the server keeps rounded" in line for line in told) == bool(options)
     assert any("model 'mine': logits within" in line for line in told)
 
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.fake_generator import OFFER, FakeBackend, FakeGenerator, whole
 
 from pahq_server.core.engine import EngineStateId, Objective, ResolvedObjective, Work
-from pahq_server.core.errors import NonFiniteMetricError, ResourceExhaustedError, ServerError
+from pahq_server.core.errors import NonFiniteMetricError, ServerError
 from pahq_server.core.generation import Decode, Decoded, GenerationOffer, SampleRequest, Sampling
 from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import PromptTask
@@ -151,15 +151,13 @@ def test_a_sample_that_is_left_out_is_dropped_and_goes_on_from_its_prefix(demo: 
     assert decoded(outcome).usage.prompt_computed == len(PROMPT) + 1
 
 
-@pytest.mark.parametrize("resumes", [True, False])
-def test_a_generator_that_fails_is_made_again_and_nothing_changes(demo: LoadedModel, resumes: bool) -> None:
-    engine, backend = serve(demo, replace(OFFER, resumes=resumes))
+def test_a_generator_that_fails_is_made_again_and_nothing_changes(demo: LoadedModel) -> None:
+    engine, backend = serve(demo)
     state = engine.open(resolve(engine))
     (outcome,) = decode(engine, (state, [request(0)]), steps=1)
     backend.made[0].fails = 1
-    prefix = ids(0)[:1] if resumes else ()
-    (outcome,) = decode(engine, (state, [request(0, prefix)]), steps=1)
-    assert (*prefix, *decoded(outcome).samples[0].ids) == ids(0)[: len(prefix) + 1]
+    (outcome,) = decode(engine, (state, [request(0, ids(0)[:1])]), steps=1)
+    assert decoded(outcome).samples[0].ids == ids(0)[1:2]
     assert [generator.closed for generator in backend.made] == [True, False]
 
 
@@ -196,24 +194,26 @@ def test_samples_that_stand_still_give_way_and_go_on_later(demo: LoadedModel) ->
     assert [sample.ids for sample in decoded(outcome).samples] == [ids(key)[1:2] for key in range(3)]
 
 
-def test_samples_that_could_not_go_on_are_not_dropped(demo: LoadedModel) -> None:
-    engine, backend = serve(demo, replace(OFFER, most_sequences=3, resumes=False))
-    a, b = engine.open(resolve(engine)), engine.open(resolve(engine))
-    decode(engine, (a, [request(0), request(1), request(2)]), steps=1)
-    (outcome,) = decode(engine, (b, [request(3)]), steps=1)
-    assert isinstance(outcome, ResourceExhaustedError)
-    assert set(backend.made[0].sequences) == {(0, 0), (0, 1), (0, 2)}
-    engine.close(a)
-    (outcome,) = decode(engine, (b, [request(3)]), steps=1)
-    assert decoded(outcome).samples[0].ids == ids(3)[:1]
-
-
 def test_keys_and_values_never_take_more_than_there_is(demo: LoadedModel) -> None:
     engine, backend = serve(demo, replace(OFFER, kv_tokens=50))
     state = engine.open(resolve(engine))
     assert finish(engine, state, [0, 1, 2, 3, 4, 5]) == {key: ids(key) for key in range(6)}
     generator: FakeGenerator = backend.made[0]
     assert generator.most > 1
+
+
+@pytest.mark.parametrize("block_tokens", [1, 3, 8])
+def test_memory_is_counted_in_whole_blocks(demo: LoadedModel, block_tokens: int) -> None:
+    """Each sample has 4 tokens after its first step."""
+    offer = replace(OFFER, kv_tokens=24, block_tokens=block_tokens)
+    engine, backend = serve(demo, offer)
+    a, b = engine.open(resolve(engine)), engine.open(resolve(engine))
+    decode(engine, (a, [request(key) for key in range(6)]), steps=1)
+    assert backend.made[0].most == {1: 6, 3: 4, 8: 3}[block_tokens]
+    (outcome,) = decode(engine, (b, [request(7), request(8)]), steps=1)
+    assert [len(sample.ids) for sample in decoded(outcome).samples] == [1, 1]
+    standing = [key for state, key in backend.made[0].sequences if state == 0]
+    assert len(standing) == {1: 4, 3: 2, 8: 1}[block_tokens]
 
 
 def test_a_model_that_the_backend_refuses(demo: LoadedModel) -> None:

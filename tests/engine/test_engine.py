@@ -9,7 +9,7 @@ import torch
 from helpers.zoo import Zoo
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
-from pahq_server.core.engine import Objective, ResolvedObjective, Work
+from pahq_server.core.engine import Objective, ResolvedObjective, Work, WorkerState
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, NotFoundError, ServerError
 from pahq_server.core.operations import ScorePasses
 from pahq_server.core.task import BuiltinTask, PromptTask
@@ -163,6 +163,18 @@ def test_capabilities(engine: ModelEngine) -> None:
     assert set(can.tasks) == {"ioi", "greater_than", "induction", "pronoun", "subject_verb", "docstring"}
     assert can.hardware["torch"] == torch.__version__
     assert can.hardware["processor"].endswith(torch.backends.cpu.get_cpu_capability())
+
+
+def test_the_one_worker_is_the_engine_itself(engine: ModelEngine) -> None:
+    (worker,) = engine.workers()
+    can = engine.capabilities()
+    assert (worker.number, worker.state, worker.batches) == (0, WorkerState.READY, 0)
+    assert (worker.device, worker.hardware) == (can.device, can.hardware)
+    assert worker.host
+    assert engine.unavailable() == ""
+    state = engine.open(engine.resolve(ASKED))
+    engine.run([Work(state, ScorePasses(passes(engine.resolve(ASKED))))])
+    assert engine.workers()[0].batches == 1
 
 
 def test_serving_does_not_change_the_model_that_was_loaded(zoo: Zoo) -> None:

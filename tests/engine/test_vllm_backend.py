@@ -75,7 +75,7 @@ def test_the_offer_is_what_memory_holds(demo: LoadedModel, monkeypatch: pytest.M
     assert offer.kv_token_bytes == 2 * arch.layers * arch.kv_heads * arch.d_head * torch.float32.itemsize
     # One of eight pages is vLLM's own.
     assert (offer.kv_tokens, offer.context) == (7 * 32, 64)
-    assert (offer.backend, offer.version, offer.resumes, offer.texts) == ("vllm", TESTED_VERSION, True, True)
+    assert (offer.backend, offer.version, offer.texts) == ("vllm", TESTED_VERSION, True)
     assert offer.end_tokens == (0,)
     # Two pages are the least, and a context is no longer than what they hold.
     least = 2 * 32 * offer.kv_token_bytes

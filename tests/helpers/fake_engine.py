@@ -24,6 +24,8 @@ from pahq_server.core.engine import (
     Outcome,
     ResolvedObjective,
     Work,
+    WorkerState,
+    WorkerStatus,
 )
 from pahq_server.core.errors import InvalidRequestError, NotFoundError, ResourceExhaustedError
 from pahq_server.core.generation import Decode, DecodeUnderCircuit, GenerationOffer
@@ -77,6 +79,10 @@ class FakeEngine:
         self.whole_call_fails: Exception | None = None
         self.broken: Exception | None = None  # what `check` raises
         self.checks = 0
+        self.why_unavailable = ""
+        self.worker_list = [
+            WorkerStatus(0, WorkerState.READY, "attic", "abacus", {"beads": "100"}, batches=7)
+        ]
         self.room: int | None = None
         self.request_warnings: tuple[str, ...] = ()
         self.answers: dict[str, TokenIds] = {}  # fields of every task beside its prompts
@@ -143,6 +149,12 @@ class FakeEngine:
             preemptions=3,
             head_store=HeadStoreUsage(hits=11, misses=2, bytes_moved=4096),
         )
+
+    def workers(self) -> list[WorkerStatus]:
+        return self.worker_list
+
+    def unavailable(self) -> str:
+        return self.why_unavailable
 
     def models(self) -> list[ModelInfo]:
         return [

@@ -34,7 +34,7 @@ OFFER = GenerationOffer(
     kv_tokens=512,
     kv_token_bytes=8,
     most_sequences=16,
-    resumes=True,
+    block_tokens=1,
     texts=False,
     end_tokens=(END,),
 )
@@ -107,7 +107,6 @@ class FakeGenerator:
 
     def add(self, sequence: SequenceId, request: SampleRequest) -> None:
         assert sequence not in self.sequences
-        assert self.offer.resumes or not request.prefix
         self.sequences[sequence] = _Sequence(request)
         self.most = max(self.most, len(self.sequences))
 

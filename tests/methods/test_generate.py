@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.base import MethodContext
 from pahq_server.methods.generate.method import Generate
-from pahq_server.methods.generate.parameters import GenerateParameters
+from pahq_server.methods.generate.parameters import TOKEN_BYTES, GenerateParameters
 from pahq_server.methods.generate.policies import NAMES
 from pahq_server.methods.generate.samples import (
     FinishedSample,
@@ -74,8 +75,6 @@ def run(
             return end.value, context, kept
         assert len(operation.requests) <= (asked.slots or 32)
         result = decode(operation)
-        if not offer.resumes:
-            assert not any(request.prefix for request in operation.requests)
         kept += context.take_records()[0]
         done += 1
         if stop_after is not None and done >= stop_after:
@@ -115,6 +114,7 @@ def test_the_artifact_holds_every_sample_of_every_prompt() -> None:
     tokens = len(arrays["ids"])
     assert artifact.figures["tokens"] == context.counts["tokens"] == tokens
     assert context.progress.done == 24
+    assert context.chosen == {"policy": "longest_first"}  # what auto stands for here
 
 
 def reference(asked: GenerateParameters) -> bytes:
@@ -129,60 +129,20 @@ def reference(asked: GenerateParameters) -> bytes:
 
 
 @pytest.mark.parametrize("policy", NAMES)
-@pytest.mark.parametrize("resumes", [True, False])
-def test_the_same_bytes_whatever_policy_slots_and_interruptions(policy: str, resumes: bool) -> None:
-    source, offer = random.Random(f"{policy}{resumes}"), replace(OFFER, resumes=resumes)
-    for _ in range(6):
+def test_the_same_bytes_whatever_policy_slots_and_interruptions(policy: str) -> None:
+    source = random.Random(policy)
+    for _ in range(12):
         memory = source.choice([{"slots": source.randint(1, 16)}, {"kv_tokens": source.randint(27, 300)}, {}])
         asked = parameters(policy=policy, logprobs=source.random() < 0.5, seed=source.randrange(99), **memory)
         expected = reference(asked)
         journal: list[bytes] = []
         for _ in range(source.randrange(4)):  # killed so often
-            _, _, kept = run_for(asked, offer, journal, source.randrange(1, 9))
+            _, _, kept = run(asked, journal=journal, stop_after=source.randrange(1, 9))
             journal = [kept]
-        artifact, context, _ = run_for(asked, offer, journal, None)
+        artifact, context, _ = run(asked, journal=journal)
         assert artifact is not None
         assert artifact.data == expected
         assert context.counts["steps"] >= context.counts["lower_bound"] > 0
-
-
-def run_for(
-    asked: GenerateParameters, offer: GenerationOffer, journal: Sequence[bytes], stop_after: int | None
-) -> tuple[Artifact | None, MethodContext[GenerateParameters], bytes]:
-    if offer.resumes:
-        return run(asked, offer, journal, stop_after)
-    return run_without_resuming(asked, offer, journal, stop_after)
-
-
-def run_without_resuming(
-    asked: GenerateParameters, offer: GenerationOffer, journal: Sequence[bytes], stop_after: int | None
-) -> tuple[Artifact | None, MethodContext[GenerateParameters], bytes]:
-    """As `run`, with an engine that gives whole samples, and forgets those that are not asked for."""
-    context = MethodContext(resolved(offer), asked, journal)
-    steps, result, kept, counts = Generate().run(context), None, b"".join(journal), dict[int, int]()
-    done = 0
-    while stop_after is None or done < stop_after:
-        try:
-            operation = steps.send(result)
-        except StopIteration as end:
-            return end.value, context, kept
-        counts = {request.key: counts.get(request.key, 0) for request in operation.requests}
-        ends = {r.key: whole(r.prompt, r.seed, r.sampling.max_tokens) for r in operation.requests}
-        more = min(operation.steps, *(len(ends[key].ids) - counts[key] for key in counts))
-        counts = {key: count + more for key, count in counts.items()}
-        samples = tuple(
-            DecodedSample(
-                ends[key].ids[:count],
-                ends[key].logprobs[:count] if asked.logprobs else (),
-                ends[key].signals[:count],
-                ends[key].finish if count == len(ends[key].ids) else "",
-            )
-            for key, count in counts.items()
-        )
-        result = Decoded(samples, DecodeUsage(more, 0, 0, 0))
-        kept += context.take_records()[0]
-        done += 1
-    return None, context, kept
 
 
 def test_figures_go_on_after_an_interruption() -> None:
@@ -216,7 +176,7 @@ def test_records_are_read_as_they_were_written() -> None:
         FinishedSample(7, (1, 2, 2**40), (-0.5, -0.25, 0.0), "stop", "naïve 🙂"),
         FinishedSample(0, (9,), (), "length", ""),
     ]
-    totals = [RunTotals(1, 2, 3, 4, 5), RunTotals(10, 20, 30, 40, 50)]
+    totals = [RunTotals(1, 2, 3, 4), RunTotals(10, 20, 30, 40)]
     pieces = [record(*pair) for pair in zip(samples, totals, strict=True)]
     assert read_records([b"".join(pieces)]) == read_records(pieces) == (samples, totals[-1])
     for cut in (1, len(pieces[0]) - 1, len(pieces[0]) + 3):
@@ -233,14 +193,18 @@ def test_a_journal_of_another_request_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [
-        ({"n": 4097}, "n", "from 0 to 4096, got 4097"),
-        ({"n": -1}, "n", "got -1"),
+        ({"n": 4097}, "n", "from 1 to 4096, got 4097"),
+        ({"n": -1}, "n", "from 1 to 4096, got -1"),
+        ({"n": False}, "n", "got False"),
         ({"max_tokens": 0}, "max_tokens", "from 1 to"),
-        ({"temperature": -0.1}, "temperature", ">= 0"),
-        ({"temperature": float("nan")}, "temperature", "finite"),
+        ({"temperature": -0.1}, "temperature", "from 0 to 100, got -0.1"),
+        ({"temperature": float("nan")}, "temperature", "from 0 to 100, got nan"),
+        ({"temperature": "1"}, "temperature", "must be a number, got '1'"),
+        ({"temperature": 10**400}, "temperature", "that a float can hold"),
         ({"temperature": 101.0}, "temperature", "from 0 to 100"),
         ({"top_p": 0.0}, "top_p", "above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p", "above 0 and at most 1"),
+        ({"top_p": -1.0}, "top_p", "above 0 and at most 1"),
         ({"top_k": -1}, "top_k", "from 0"),
         ({"seed": -1}, "seed", "from 0"),
         ({"stop": ("a", "")}, "stop[1]", "is empty"),
@@ -267,10 +231,16 @@ def test_values_that_are_not_allowed(change: dict[str, Any], field: str, words: 
         ({"max_tokens": 1}, replace(OFFER, context=3), "max_tokens", "give a shorter prompt"),
         ({"slots": 17}, OFFER, "slots", "from 1 to 16 here, got 17"),
         ({"slots": 5}, replace(OFFER, kv_tokens=108), "slots", "from 1 to 4 here"),
+        ({"slots": 4}, replace(OFFER, kv_tokens=108, block_tokens=12), "slots", "from 1 to 3 here"),
         ({"kv_tokens": 26}, OFFER, "kv_tokens", "at least 27"),
         ({}, replace(OFFER, kv_tokens=26), "max_tokens", "--generation-memory"),
         ({"stop": (".",)}, OFFER, "stop", "has no tokenizer"),
-        ({"n": 4096, "max_tokens": 1000}, replace(OFFER, context=2000), "n", "10000000 tokens in all"),
+        (
+            {"n": 4096, "max_tokens": 1000},
+            replace(OFFER, context=2000),
+            "n",
+            "12288000 in all, and may be at most 2097152, which take 32 MiB",
+        ),
         ({}, None, "model", "'toy': start it otherwise"),
     ],
 )
@@ -289,6 +259,16 @@ def test_samples_of_all_prompts_are_bounded() -> None:
     method.check(parameters(n=4096), resolved(prompts=prompts[:4]))
     with pytest.raises(InvalidRequestError, match="are 20480, and may be at most 16384"):
         method.check(parameters(n=4096), resolved(prompts=prompts))
+
+
+def test_a_finished_token_takes_as_much_memory_as_the_limit_reckons() -> None:
+    sample = FinishedSample(0, range(1000), (0.5,) * 1000, "length", "")
+    tracemalloc.start()
+    try:
+        kept = [replace(sample, key=key) for key in range(100)]
+        assert tracemalloc.get_traced_memory()[0] <= len(kept) * 1000 * TOKEN_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_zero_stands_for_the_usual() -> None:
@@ -401,6 +381,7 @@ def test_circuits_that_do_not_do(
     assert caught.value.field == field
     assert words in caught.value.detail
     assert isinstance(caught.value, OtherModelError) == ("another model" in words)
+    assert "allow_other_model" not in caught.value.detail
 
 
 def test_a_circuit_that_names_shared_keys_otherwise() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server import app
+from pahq_server import assembly
 from pahq_server.app import serve
 from pahq_server.config.server import GENERATION_BYTES, GenerationOptions, ModelOptions, ServerConfig
 from pahq_server.core.errors import InvalidRequestError
@@ -195,7 +195,7 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(app, "load", fail)
+    monkeypatch.setattr(assembly, "load", fail)
 
 
 @pytest.mark.usefixtures("_nothing_is_loaded")
@@ -237,8 +237,30 @@ def test_generating_text_is_part_of_the_plan(sources: dict[str, str]) -> None:
     assert "for generating text" in text(plans["transformers"])
     first = as_json(plans["transformers"])["models"][0]
     assert first["generation_bytes"] == plans["transformers"].models[0].generation
-    rounded = plan_models(sources, machine=machine, precision="pahq-int8", generation="vllm", kv_bytes=9)
-    assert not any(model.generation for model in rounded.models)
+
+
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_a_backend_that_would_refuse_every_model_is_refused(sources: dict[str, str], backend: str) -> None:
+    with pytest.raises(InvalidRequestError, match="--weights fp32, or with --generation none") as caught:
+        plan_models(sources, machine=1 << 34, precision="pahq-int8", generation=backend, kv_bytes=9)
+    assert caught.value.field == "generation"
+    options = GenerationOptions(backend)
+    with pytest.raises(InvalidRequestError, match=f"{backend} would refuse every model"):
+        run(ServerConfig(ModelOptions(weights="int8"), generation=options))
+
+
+def test_the_plan_says_why_no_text_can_be_generated(sources: dict[str, str]) -> None:
+    def plan(generation: str | None) -> Plan:
+        return plan_models(
+            sources, machine=1 << 34, precision="pahq-int8", generation=generation, kv_bytes=GENERATION_BYTES
+        )
+
+    left_open = plan("auto")
+    assert left_open.generation is None
+    assert not any(model.generation for model in left_open.models)
+    assert "generated with these models: the server keeps rounded weights only" in text(left_open)
+    assert "--weights fp32" in as_json(left_open)["no_generation"]
+    assert "no text" not in text(plan(None))
 
 
 def test_text_is_generated_where_there_is_memory_for_it(sources: dict[str, str]) -> None:
@@ -253,4 +275,6 @@ def test_text_is_generated_where_there_is_memory_for_it(sources: dict[str, str])
     assert plan(enough).generation == "transformers"
     assert plan(enough).weights == taken
     assert plan(enough - 1).generation is None
-    assert plan(enough - 1) == plan_models(sources, machine=enough - 1)
+    assert "--generation transformers to take it all the same" in text(plan(enough - 1))
+    plain = plan_models(sources, machine=enough - 1)
+    assert replace(plan(enough - 1), no_generation="") == plain

@@ -19,6 +19,7 @@ from dying import die_at
 from pass_log import LoggedEngine
 
 import pahq_server.app
+import pahq_server.assembly
 from pahq_server.cli import main
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.store.database import Database
@@ -40,7 +41,7 @@ def install_log(path: Path) -> None:
             super().__init__(*arguments, **named)
             self.log_into(path)
 
-    pahq_server.app.ModelEngine = Engine  # type: ignore[misc]
+    pahq_server.assembly.ModelEngine = Engine  # type: ignore[misc]
 
 
 def install_audit(path: Path) -> None:

@@ -72,10 +72,10 @@ class Generation:
         return self._offers[model]
 
     def _offer(self, loaded: LoadedModel) -> tuple[GenerationOffer | None, str]:
-        if self._backend is None:
-            return None, NO_BACKEND
         if isinstance(loaded, ResidentModel):
             return None, ROUNDED
+        if self._backend is None:
+            return None, NO_BACKEND
         try:
             return self._backend.offer(loaded), ""
         except UnsupportedModelError as error:
@@ -245,13 +245,11 @@ class ModelGeneration:
         """Chooses which samples run, so that all fit into memory.
 
         Each job's samples come in the order of its request, and jobs take turns, so that none is left out.
-        Samples that stand still, because their users have no turn, give way where they can go on from their
-        tokens; else those that run have to fit beside them.
+        Samples that stand still, because their users have no turn, give way; later they go on from their
+        tokens.
         """
         still = self._standing({job for job, _ in work}, generator)
-        resumes = self._offer.resumes
-        count = 0 if resumes else len(still)
-        tokens = 0 if resumes else sum(needed for _, _, needed in still)
+        count = tokens = 0
         chosen: dict[_Job, list[int]] = {job: [] for job, _ in work}
         turns = (
             (job, operation, request)
@@ -268,16 +266,15 @@ class ModelGeneration:
                 count, tokens = count + 1, tokens + needed
             elif request.key in job.begun:
                 self._forget(generator, job, request.key)
-        if resumes:
-            for job, key, needed in still:
-                if self._fit(count + 1, tokens + needed):
-                    count, tokens = count + 1, tokens + needed
-                else:
-                    self._forget(generator, job, key)
+        for job, key, needed in still:
+            if self._fit(count + 1, tokens + needed):
+                count, tokens = count + 1, tokens + needed
+            else:
+                self._forget(generator, job, key)
         return chosen
 
     def _standing(self, asked: set[_Job], generator: Generator) -> list[tuple[_Job, int, int]]:
-        """Returns the samples of other jobs: job, key, and how many tokens are kept for each."""
+        """Returns the samples of other jobs: job, key, and the room that each takes, in tokens."""
         return [
             (job, key, self._needed(begun, _length(begun, generator.sample(job.id(key))), 0))
             for job in self._jobs.values()
@@ -289,12 +286,9 @@ class ModelGeneration:
         return count <= self._offer.most_sequences and tokens <= self._offer.kv_tokens
 
     def _needed(self, request: SampleRequest, length: int, steps: int) -> int:
-        """Returns how many tokens a sample's keys and values take by the end of an operation.
-
-        A sample that could not go on from its tokens must fit to its end: to drop it would lose its work.
-        """
+        """Returns the room that a sample's keys and values take by the end of an operation, in tokens."""
         whole = len(request.prompt) + request.sampling.max_tokens
-        return min(length + steps, whole) if self._offer.resumes else whole
+        return self._offer.room(min(length + steps, whole))
 
     def _begin(self, generator: Generator, job: _Job, operation: Decode, keys: Sequence[int]) -> None:
         requests = {request.key: request for request in operation.requests}

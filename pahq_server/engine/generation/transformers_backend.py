@@ -109,7 +109,7 @@ class TransformersBackend:
             kv_tokens=blocks * BLOCK_TOKENS,
             kv_token_bytes=size,
             most_sequences=min(MOST_SEQUENCES, blocks),
-            resumes=True,
+            block_tokens=BLOCK_TOKENS,
             texts=isinstance(loaded.tokenizer, Detokenizer),
             end_tokens=end_tokens(loaded.directory, arch.output_vocabulary),
         )

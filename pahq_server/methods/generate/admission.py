@@ -36,7 +36,6 @@ def admission(
     slots: int,
     max_tokens: int,
     *,
-    resumes: bool,
     prompt_tokens: int,
     predictor: LengthPredictor | None = None,
     ended: Mapping[int, int] | None = None,
@@ -46,7 +45,6 @@ def admission(
     Args:
         policy: name of a policy.
         prompts, slots, max_tokens, ended: see `Admission`.
-        resumes: whether a sample that was parked goes on from its tokens; where it does not, none is probed.
         prompt_tokens: length of the longest prompt.
         predictor: how long samples will be; None for one that learns.
 
@@ -56,7 +54,7 @@ def admission(
     predictor = predictor or LearnedLengths(max_tokens)
     unfinished = [prompt for key, prompt in enumerate(prompts) if key not in (ended or {})]
     affordable = LEAST_TOKENS_PER_PROBED * (PROBE_TOKENS + prompt_tokens) <= max_tokens
-    probes = resumes and affordable and predictor.reads_signals and len(unfinished) > slots
+    probes = affordable and predictor.reads_signals and len(unfinished) > slots
     kind = RunKind(len(unfinished), len(set(unfinished)), slots, predictor.foreknowledge, probes)
     chosen = find(policy, kind)
     probe = PROBE_TOKENS if probes and chosen.reads_predictions else 0
@@ -82,6 +80,7 @@ class Admission:
     Attributes:
         policy: name of the policy.
         probe: as above.
+        signals: of how many of a sample's first tokens the predictor reads the signals.
     """
 
     def __init__(
@@ -95,6 +94,7 @@ class Admission:
         ended: Mapping[int, int] | None = None,
     ) -> None:
         self.policy, self.probe = policy.name, probe
+        self.signals = PROBE_TOKENS if policy.reads_predictions and predictor.reads_signals else 0
         self._policy, self._predictor = policy, predictor
         self._slots, self._most = slots, max_tokens
         self._samples = [SampleState(key, prompt) for key, prompt in enumerate(prompts)]

@@ -88,7 +88,6 @@ class SampleRun:
             [key // parameters.n for key in range(self.total)],
             self.slots,
             parameters.max_tokens,
-            resumes=self._offer.resumes,
             prompt_tokens=max(map(len, self._prompts)),
             ended=lengths,
         )
@@ -115,11 +114,6 @@ class SampleRun:
         """Takes the result of the last operation. Returns the samples that have ended."""
         ended = []
         for key, sample in zip(self._running, decoded.samples, strict=True):
-            if not self._offer.resumes:
-                # The result is the whole sample, also where it had to begin again.
-                lost = self._begun.pop(key, _Begun())
-                dropped = max(0, len(lost.ids) - len(sample.ids))
-                self.totals = replace(self.totals, dropped=self.totals.dropped + dropped)
             known = self._begun.setdefault(key, _Begun())
             known.add(sample)
             self._admission.told(key, len(known.ids), known.signals, bool(sample.finish))
@@ -153,7 +147,7 @@ class SampleRun:
         whole = self._begun.pop(key)
         if not whole.ids or (self._sampling.logprobs and len(whole.logprobs) != len(whole.ids)):
             raise ServerError(f"the engine gave a sample of {len(whole.ids)} tokens that cannot be right")
-        sample = FinishedSample(key, tuple(whole.ids), tuple(whole.logprobs), last.finish, last.text)
+        sample = FinishedSample(key, whole.ids, whole.logprobs, last.finish, last.text)
         self.ended += 1
         self._tokens, self._longest = self._tokens + len(sample.ids), max(self._longest, len(sample.ids))
         return sample
@@ -168,6 +162,8 @@ class SampleRun:
     def _request(self, key: int) -> SampleRequest:
         prompt, index = divmod(key, self._parameters.n)
         known = self._begun.get(key)
-        prefix = tuple(known.ids) if known is not None and self._offer.resumes else ()
+        prefix = tuple(known.ids) if known is not None else ()
         seed = sample_seed(self._parameters.seed, index)
-        return SampleRequest(key, self._prompts[prompt], seed, self._sampling, prefix)
+        return SampleRequest(
+            key, self._prompts[prompt], seed, self._sampling, prefix, self._admission.signals
+        )

@@ -49,15 +49,15 @@ class Kind:
         name: in words.
         draw: the workload of a trial.
         predictor: what is known of its lengths.
-        resumes: whether the backend resumes.
         slots: how many run at a time.
+        probes: whether samples are probed, where that can help; not, as if their prompts were too long.
     """
 
     name: str
     draw: Callable[[Random], Workload]
     predictor: MakePredictor
-    resumes: bool = False
     slots: int = SLOTS
+    probes: bool = True
 
     def trials(self, count: int, policy: str) -> list[Run]:
         """Runs a policy by its name, with a probe wherever a job would have one."""
@@ -78,8 +78,7 @@ class Kind:
             workload.prompts,
             self.slots,
             CAP,
-            resumes=self.resumes,
-            prompt_tokens=workload.prompt_tokens,
+            prompt_tokens=workload.prompt_tokens if self.probes else CAP,
             predictor=self.predictor(workload, generator),
         )
         return made, workload
@@ -99,16 +98,13 @@ KINDS = (
     Kind("exact lengths, n 64, m 8", lambda generator: workloads.lognormal(generator, 64), oracle, slots=8),
     Kind("noise .3", workloads.lognormal, noisy(0.3)),
     Kind("noise .6", workloads.lognormal, noisy(0.6)),
-    *(
-        Kind(LEARNED.format(share=share), _told(share), learned, resumes=True)
-        for share in (0.0, 0.25, 0.5, 0.75)
-    ),
-    Kind("learned, one prompt, no resuming", _told(0.25), learned),
-    Kind("learned, 8 prompts that differ", _told(0.25, 8, 0.4), learned, resumes=True),
-    Kind("learned, 8 prompts that differ, no resuming", _told(0.25, 8, 0.4), learned),
-    Kind("learned, 8 prompts alike, no resuming", _told(0.25, 8), learned),
-    Kind("learned, n 64, m 8, signals tell 25%", _told(0.25, samples=64), learned, resumes=True, slots=8),
-    Kind("n 4, m 4", lambda generator: workloads.lognormal(generator, 4), learned, resumes=True),
+    *(Kind(LEARNED.format(share=share), _told(share), learned) for share in (0.0, 0.25, 0.5, 0.75)),
+    Kind("learned, one prompt, no probe", _told(0.25), learned, probes=False),
+    Kind("learned, 8 prompts that differ", _told(0.25, 8, 0.4), learned),
+    Kind("learned, 8 prompts that differ, no probe", _told(0.25, 8, 0.4), learned, probes=False),
+    Kind("learned, 8 prompts alike, no probe", _told(0.25, 8), learned, probes=False),
+    Kind("learned, n 64, m 8, signals tell 25%", _told(0.25, samples=64), learned, slots=8),
+    Kind("n 4, m 4", lambda generator: workloads.lognormal(generator, 4), learned),
 )
 
 
@@ -140,7 +136,7 @@ def kinds(trials: int = TRIALS) -> dict[str, Any]:
     for kind in KINDS:
         runs = {policy: kind.trials(trials, policy) for policy in POLICIES}
         bound = mean(run.lower_bound for run in runs["fifo"])
-        whole = replace(kind, resumes=False, slots=10**6).trials(trials, "fifo")
+        whole = replace(kind, slots=10**6).trials(trials, "fifo")
         whole_peak = mean(run.peak_kv_tokens for run in whole)
         figures[kind.name] = {
             "auto": kind.auto(),

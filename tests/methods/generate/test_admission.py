@@ -66,32 +66,31 @@ def test_samples_that_run_are_not_stopped_without_a_probe() -> None:
 
 
 def test_samples_that_have_ended_earlier_do_not_run() -> None:
-    made = admission("fifo", [0] * 5, 2, 40, resumes=True, prompt_tokens=3, ended={0: 7, 3: 40})
+    made = admission("fifo", [0] * 5, 2, 40, prompt_tokens=3, ended={0: 7, 3: 40})
     assert made.next_turn() == Turn((1, 2), 40)
-    ended = admission("auto", [0] * 2, 2, 40, resumes=True, prompt_tokens=3, ended={0: 7, 1: 40})
+    ended = admission("auto", [0] * 2, 2, 40, prompt_tokens=3, ended={0: 7, 1: 40})
     assert ended.next_turn() is None
-    assert admission("auto", [], 2, 40, resumes=False, prompt_tokens=0).next_turn() is None
+    assert admission("auto", [], 2, 40, prompt_tokens=0).next_turn() is None
 
 
 @pytest.mark.parametrize(
     ("change", "policy", "probe"),
     [
         ({}, "longest_first", PROBE_TOKENS),
-        ({"resumes": False}, "fifo", 0),
-        ({"resumes": False, "prompts": [0, 1] * 8}, "longest_first", 0),
+        ({"prompt_tokens": 500, "prompts": [0, 1] * 8}, "longest_first", 0),
         ({"prompt_tokens": 500}, "fifo", 0),
         ({"max_tokens": 100}, "fifo", 0),
         ({"slots": 16}, "fifo", 0),
         ({"policy": "rounds"}, "rounds", 0),
         ({"policy": "fptas"}, "fptas", PROBE_TOKENS),
-        ({"policy": "sjf", "resumes": False}, "sjf", 0),
+        ({"policy": "sjf", "prompt_tokens": 500}, "sjf", 0),
         ({"predictor": Oracle({})}, "fptas_sjf", 0),
         ({"ended": dict.fromkeys(range(12), 3)}, "fifo", 0),
     ],
 )
 def test_what_auto_and_the_probe_depend_on(change: dict[str, object], policy: str, probe: int) -> None:
     usual: dict[str, object] = {"policy": "auto", "prompts": [0] * 16, "slots": 4, "max_tokens": 512}
-    made = admission(**(usual | {"resumes": True, "prompt_tokens": 20} | change))  # type: ignore[arg-type]
+    made = admission(**(usual | {"prompt_tokens": 20} | change))  # type: ignore[arg-type]
     assert (made.policy, made.probe) == (policy, probe)
 
 
@@ -122,4 +121,10 @@ def test_a_policy_that_starts_nothing_is_an_error() -> None:
 
 def test_an_unknown_policy() -> None:
     with pytest.raises(InvalidRequestError, match=r"policy: must be one of auto, rounds, .* got 'best'"):
-        admission("best", [0], 1, 9, resumes=True, prompt_tokens=1)
+        admission("best", [0], 1, 9, prompt_tokens=1)
+
+
+@pytest.mark.parametrize(("policy", "signals"), [("fifo", 0), ("longest_first", PROBE_TOKENS)])
+def test_signals_are_wanted_where_predictions_are_read(policy: str, signals: int) -> None:
+    made = admission(policy, [0] * 8, 2, 400, prompt_tokens=4)
+    assert made.signals == signals

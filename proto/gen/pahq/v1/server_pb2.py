@@ -24,23 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pahq/v1/server.proto\x12\x07pahq.v1\"\x16\n\x14GetServerInfoRequest\"A\n\x15GetServerInfoResponse\x12(\n\x0bserver_info\x18\x01 \x01(\x0b\x32\x13.pahq.v1.ServerInfo\"\xfb\x01\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07methods\x18\x03 \x03(\t\x12\x0f\n\x07metrics\x18\x04 \x03(\t\x12\x11\n\tablations\x18\x05 \x03(\t\x12\x12\n\nprecisions\x18\x06 \x03(\t\x12\r\n\x05tasks\x18\x07 \x03(\t\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x03\x12$\n\x06memory\x18\t \x01(\x0b\x32\x14.pahq.v1.MemoryUsage\x12\x1f\n\x06limits\x18\n \x01(\x0b\x32\x0f.pahq.v1.Limits\x12\x12\n\ngeneration\x18\x0b \x01(\t\"\x80\x03\n\x06Limits\x12\x19\n\x0crunning_jobs\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bqueued_jobs\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\rprompt_tokens\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x1b\n\x0estored_results\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12 \n\x13requests_per_second\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05\x62urst\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x1d\n\x10\x63oncurrent_calls\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12\x1f\n\x12\x63oncurrent_streams\x18\x08 \x01(\x03H\x07\x88\x01\x01\x42\x0f\n\r_running_jobsB\x0e\n\x0c_queued_jobsB\x10\n\x0e_prompt_tokensB\x11\n\x0f_stored_resultsB\x16\n\x14_requests_per_secondB\x08\n\x06_burstB\x13\n\x11_concurrent_callsB\x15\n\x13_concurrent_streams\"\xf3\x01\n\x0bMemoryUsage\x12\x12\n\npage_bytes\x18\x01 \x01(\x03\x12\r\n\x05pages\x18\x02 \x01(\x03\x12\x12\n\nused_pages\x18\x03 \x01(\x03\x12\x14\n\x0cshared_pages\x18\x04 \x01(\x03\x12\x17\n\x0fpeak_used_pages\x18\x05 \x01(\x03\x12\x15\n\rscratch_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bpreemptions\x18\x07 \x01(\x03\x12\x17\n\x0fhead_store_hits\x18\x08 \x01(\x03\x12\x19\n\x11head_store_misses\x18\t \x01(\x03\x12\x1e\n\x16head_store_bytes_moved\x18\n \x01(\x03\x32_\n\rServerService\x12N\n\rGetServerInfo\x12\x1d.pahq.v1.GetServerInfoRequest\x1a\x1e.pahq.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14pahq/v1/server.proto\x12\x07pahq.v1\"\x16\n\x14GetServerInfoRequest\"A\n\x15GetServerInfoResponse\x12(\n\x0bserver_info\x18\x01 \x01(\x0b\x32\x13.pahq.v1.ServerInfo\"\xb2\x02\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0f\n\x07methods\x18\x03 \x03(\t\x12\x0f\n\x07metrics\x18\x04 \x03(\t\x12\x11\n\tablations\x18\x05 \x03(\t\x12\x12\n\nprecisions\x18\x06 \x03(\t\x12\r\n\x05tasks\x18\x07 \x03(\t\x12\x19\n\x11max_message_bytes\x18\x08 \x01(\x03\x12$\n\x06memory\x18\t \x01(\x0b\x32\x14.pahq.v1.MemoryUsage\x12\x1f\n\x06limits\x18\n \x01(\x0b\x32\x0f.pahq.v1.Limits\x12\x12\n\ngeneration\x18\x0b \x01(\t\x12 \n\x07workers\x18\x0c \x03(\x0b\x32\x0f.pahq.v1.Worker\x12\x13\n\x0bunavailable\x18\r \x01(\t\"\xf0\x01\n\x06Worker\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12/\n\x08hardware\x18\x04 \x03(\x0b\x32\x1d.pahq.v1.Worker.HardwareEntry\x12#\n\x05state\x18\x05 \x01(\x0e\x32\x14.pahq.v1.WorkerState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x10\n\x08restarts\x18\x07 \x01(\x03\x12\x0f\n\x07\x62\x61tches\x18\x08 \x01(\x03\x1a/\n\rHardwareEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x80\x03\n\x06Limits\x12\x19\n\x0crunning_jobs\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bqueued_jobs\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1a\n\rprompt_tokens\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x1b\n\x0estored_results\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12 \n\x13requests_per_second\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x12\n\x05\x62urst\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12\x1d\n\x10\x63oncurrent_calls\x18\x07 \x01(\x03H\x06\x88\x01\x01\x12\x1f\n\x12\x63oncurrent_streams\x18\x08 \x01(\x03H\x07\x88\x01\x01\x42\x0f\n\r_running_jobsB\x0e\n\x0c_queued_jobsB\x10\n\x0e_prompt_tokensB\x11\n\x0f_stored_resultsB\x16\n\x14_requests_per_secondB\x08\n\x06_burstB\x13\n\x11_concurrent_callsB\x15\n\x13_concurrent_streams\"\xf3\x01\n\x0bMemoryUsage\x12\x12\n\npage_bytes\x18\x01 \x01(\x03\x12\r\n\x05pages\x18\x02 \x01(\x03\x12\x12\n\nused_pages\x18\x03 \x01(\x03\x12\x14\n\x0cshared_pages\x18\x04 \x01(\x03\x12\x17\n\x0fpeak_used_pages\x18\x05 \x01(\x03\x12\x15\n\rscratch_bytes\x18\x06 \x01(\x03\x12\x13\n\x0bpreemptions\x18\x07 \x01(\x03\x12\x17\n\x0fhead_store_hits\x18\x08 \x01(\x03\x12\x19\n\x11head_store_misses\x18\t \x01(\x03\x12\x1e\n\x16head_store_bytes_moved\x18\n \x01(\x03*\x8f\x01\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_STATE_STARTING\x10\x01\x12\x16\n\x12WORKER_STATE_READY\x10\x02\x12\x15\n\x11WORKER_STATE_LOST\x10\x03\x12\x18\n\x14WORKER_STATE_REFUSED\x10\x04\x32_\n\rServerService\x12N\n\rGetServerInfo\x12\x1d.pahq.v1.GetServerInfoRequest\x1a\x1e.pahq.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'pahq.v1.server_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_WORKER_HARDWAREENTRY']._loaded_options = None
+  _globals['_WORKER_HARDWAREENTRY']._serialized_options = b'8\001'
+  _globals['_WORKERSTATE']._serialized_start=1310
+  _globals['_WORKERSTATE']._serialized_end=1453
   _globals['_GETSERVERINFOREQUEST']._serialized_start=33
   _globals['_GETSERVERINFOREQUEST']._serialized_end=55
   _globals['_GETSERVERINFORESPONSE']._serialized_start=57
   _globals['_GETSERVERINFORESPONSE']._serialized_end=122
   _globals['_SERVERINFO']._serialized_start=125
-  _globals['_SERVERINFO']._serialized_end=376
-  _globals['_LIMITS']._serialized_start=379
-  _globals['_LIMITS']._serialized_end=763
-  _globals['_MEMORYUSAGE']._serialized_start=766
-  _globals['_MEMORYUSAGE']._serialized_end=1009
-  _globals['_SERVERSERVICE']._serialized_start=1011
-  _globals['_SERVERSERVICE']._serialized_end=1106
+  _globals['_SERVERINFO']._serialized_end=431
+  _globals['_WORKER']._serialized_start=434
+  _globals['_WORKER']._serialized_end=674
+  _globals['_WORKER_HARDWAREENTRY']._serialized_start=627
+  _globals['_WORKER_HARDWAREENTRY']._serialized_end=674
+  _globals['_LIMITS']._serialized_start=677
+  _globals['_LIMITS']._serialized_end=1061
+  _globals['_MEMORYUSAGE']._serialized_start=1064
+  _globals['_MEMORYUSAGE']._serialized_end=1307
+  _globals['_SERVERSERVICE']._serialized_start=1455
+  _globals['_SERVERSERVICE']._serialized_end=1550
 # @@protoc_insertion_point(module_scope)

@@ -1,10 +1,24 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class WorkerState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WORKER_STATE_UNSPECIFIED: _ClassVar[WorkerState]
+    WORKER_STATE_STARTING: _ClassVar[WorkerState]
+    WORKER_STATE_READY: _ClassVar[WorkerState]
+    WORKER_STATE_LOST: _ClassVar[WorkerState]
+    WORKER_STATE_REFUSED: _ClassVar[WorkerState]
+WORKER_STATE_UNSPECIFIED: WorkerState
+WORKER_STATE_STARTING: WorkerState
+WORKER_STATE_READY: WorkerState
+WORKER_STATE_LOST: WorkerState
+WORKER_STATE_REFUSED: WorkerState
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -17,7 +31,7 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, server_info: _Optional[_Union[ServerInfo, _Mapping]] = ...) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "device", "methods", "metrics", "ablations", "precisions", "tasks", "max_message_bytes", "memory", "limits", "generation")
+    __slots__ = ("version", "device", "methods", "metrics", "ablations", "precisions", "tasks", "max_message_bytes", "memory", "limits", "generation", "workers", "unavailable")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +43,8 @@ class ServerInfo(_message.Message):
     MEMORY_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    UNAVAILABLE_FIELD_NUMBER: _ClassVar[int]
     version: str
     device: str
     methods: _containers.RepeatedScalarFieldContainer[str]
@@ -40,7 +56,36 @@ class ServerInfo(_message.Message):
     memory: MemoryUsage
     limits: Limits
     generation: str
-    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., ablations: _Optional[_Iterable[str]] = ..., precisions: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., max_message_bytes: _Optional[int] = ..., memory: _Optional[_Union[MemoryUsage, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., generation: _Optional[str] = ...) -> None: ...
+    workers: _containers.RepeatedCompositeFieldContainer[Worker]
+    unavailable: str
+    def __init__(self, version: _Optional[str] = ..., device: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Iterable[str]] = ..., ablations: _Optional[_Iterable[str]] = ..., precisions: _Optional[_Iterable[str]] = ..., tasks: _Optional[_Iterable[str]] = ..., max_message_bytes: _Optional[int] = ..., memory: _Optional[_Union[MemoryUsage, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., generation: _Optional[str] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., unavailable: _Optional[str] = ...) -> None: ...
+
+class Worker(_message.Message):
+    __slots__ = ("number", "host", "device", "hardware", "state", "reason", "restarts", "batches")
+    class HardwareEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    host: str
+    device: str
+    hardware: _containers.ScalarMap[str, str]
+    state: WorkerState
+    reason: str
+    restarts: int
+    batches: int
+    def __init__(self, number: _Optional[int] = ..., host: _Optional[str] = ..., device: _Optional[str] = ..., hardware: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[WorkerState, str]] = ..., reason: _Optional[str] = ..., restarts: _Optional[int] = ..., batches: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("running_jobs", "queued_jobs", "prompt_tokens", "stored_results", "requests_per_second", "burst", "concurrent_calls", "concurrent_streams")
