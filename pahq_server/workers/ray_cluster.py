@@ -187,7 +187,7 @@ class RayCluster:
         return some_loaded, f"Ray's driver has ended: {driver.end(said)}"
 
     def _messages(self, driver: _Driver) -> Iterator[tuple[dict[str, Any], bytes]]:
-        """Yields what the driver says, until it has ended. Raises TimeoutError if it says nothing for long."""
+        """Yields what the driver says, until it has ended. Raises TimeoutError if it is silent for long."""
         waited = 0.0
         # `stop` may have come before it could know of this driver.
         while driver.started or not self._stopping.is_set():

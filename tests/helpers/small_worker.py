@@ -14,14 +14,17 @@ from pahq_server.workers.messages import (
     Call,
     CheckWorker,
     CloseState,
-    MeasureMemory,
+    Opened,
     OpenState,
+    Ran,
     RunOperations,
     WorkerInfo,
 )
 
 # Closing these states does something else. What is added to HANGS is how long to hang, in seconds.
 DIES, HANGS, RAISES, NOT_FOUND = 1_000_000, 2_000_000, 3_000_000, 4_000_000
+# Runs nothing, to see whether a worker answers.
+NOTHING = RunOperations(())
 
 
 class SmallWorker:
@@ -32,7 +35,7 @@ class SmallWorker:
 
     def info(self) -> WorkerInfo:
         hardware = {"process": str(os.getpid())}
-        return WorkerInfo(socket.gethostname(), "cpu", hardware, (), 1e9, self._memory())
+        return WorkerInfo(socket.gethostname(), "cpu", hardware, (), 1e9, {}, 100, self._memory())
 
     def _memory(self) -> MemoryUsage:
         return MemoryUsage(1, 100, len(self._open), 0, 0, 0, 0)
@@ -41,6 +44,7 @@ class SmallWorker:
         match call:
             case OpenState(state):
                 self._open.add(state)
+                return Opened(None, self._memory())
             case CloseState(state) if state >= NOT_FOUND:
                 raise NotFoundError("state", "look elsewhere")
             case CloseState(state) if state == NOT_FOUND - 1:
@@ -53,10 +57,8 @@ class SmallWorker:
                 os._exit(3)
             case CloseState(state):
                 self._open.discard(state)
-            case MeasureMemory():
-                return self._memory()
             case RunOperations(operations):
-                return [operation for _, operation in operations]
+                return Ran([operation for _, operation in operations], self._memory())
             case CheckWorker():
                 return None
         return None

@@ -48,9 +48,9 @@ from pahq_server.workers.codec import EXCEPTIONS, TABLE, MessageError, decode, e
 from pahq_server.workers.messages import (
     CheckWorker,
     CloseState,
-    MeasureMemory,
     Opened,
     OpenState,
+    Ran,
     RunOperations,
     WorkerInfo,
 )
@@ -76,11 +76,10 @@ RESOLVED = ResolvedObjective(
 REQUEST = SampleRequest(1, (2, 3), 2**63 - 1, Sampling(5, 0.5, stop=("\n",)), (4,))
 MESSAGES = [
     OpenState(STATE, RESOLVED),
-    Opened((0.1, float("-inf"))),
-    Opened(None),
+    Opened((0.1, float("-inf")), MemoryUsage(1, 2, 3, 4, 5, 6, 7)),
+    Ran([[0.5], ValueError(3).args], MemoryUsage(1, 2, 3, 4, 5, 6, 7)),
     CloseState(STATE),
     CheckWorker(),
-    MeasureMemory(),
     MemoryUsage(1, 2, 3, 4, 5, 6, 7),
     RunOperations(((STATE, ScorePasses(random_passes(GRAPH, 0))),)),
     RunOperations(((STATE, EdgeGradients(0, 2, 2, 9, BackwardRule(True), (GradientPoint(0.5, 1.0),))),)),
@@ -98,6 +97,8 @@ MESSAGES = [
         {"torch": "2", "threads": "1"},
         (ServedModel("demo", ARCHITECTURE, "abc", 10, ("fp32",), generation=OFFER, no_generation=""),),
         1.5e9,
+        {"demo": 1e8},
+        1 << 30,
         MemoryUsage(1, 2, 3, 4, 5, 6, 7),
     ),
     {"numbers": {1, 2}, "more": frozenset({3}), "bytes": b"\0", "none": None, "large": 2**100},

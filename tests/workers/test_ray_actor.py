@@ -6,12 +6,12 @@ import json
 import os
 
 import pytest
-from helpers.small_worker import NOT_FOUND, RAISES
+from helpers.small_worker import NOT_FOUND, NOTHING, RAISES
 
-from pahq_server.core.engine import EngineStateId, MemoryUsage
+from pahq_server.core.engine import EngineStateId
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.workers.codec import MessageError, decode, encode
-from pahq_server.workers.messages import CloseState, MeasureMemory, WorkerInfo
+from pahq_server.workers.messages import CloseState, Ran, WorkerInfo
 from pahq_server.workers.ray_actor import RayActor
 from pahq_server.workers.ray_link import FAILED, LOADED, REFUSED
 
@@ -27,7 +27,7 @@ def test_a_loaded_actor_answers() -> None:
     info = decode(answer[1:])
     assert isinstance(info, WorkerInfo)
     assert info.hardware == {"process": str(os.getpid())}
-    assert isinstance(decode(actor.run(3, encode(MeasureMemory()))), MemoryUsage)
+    assert isinstance(decode(actor.run(3, encode(NOTHING))), Ran)
     actor.ping(3)
 
 
@@ -50,11 +50,11 @@ def test_a_factory_that_is_not_there_is_a_failure(factory: str) -> None:
 def test_calls_for_another_incarnation_are_not_run() -> None:
     actor = make()
     with pytest.raises(RuntimeError, match="has not loaded"):
-        actor.run(0, encode(MeasureMemory()))
+        actor.run(0, encode(NOTHING))
     actor.load(2)
     for incarnation in (1, 3):
         with pytest.raises(RuntimeError, match="started again"):
-            actor.run(incarnation, encode(MeasureMemory()))
+            actor.run(incarnation, encode(NOTHING))
         with pytest.raises(RuntimeError, match="started again"):
             actor.ping(incarnation)
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from helpers.processes import in_session, wait_for
 from helpers.random_passes import random_circuit
-from helpers.small_worker import DIES, HANGS, NOT_FOUND, RAISES
+from helpers.small_worker import DIES, HANGS, NOT_FOUND, NOTHING, RAISES
 
 from pahq_server.core.circuit import BaseCircuit, PatchedPass
 from pahq_server.core.engine import EngineStateId, MemoryUsage
@@ -28,7 +28,7 @@ from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import ScorePasses
 from pahq_server.workers.cluster import Answer, Lost, Ready
-from pahq_server.workers.messages import Call, CloseState, MeasureMemory, RunOperations
+from pahq_server.workers.messages import Call, CloseState, Ran, RunOperations
 from pahq_server.workers.ray_cluster import RayCluster, RayOptions
 
 FACTORY = "helpers.small_worker:load"
@@ -106,19 +106,21 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 def test_calls_are_answered_in_their_order(running: Running) -> None:
     for state in range(1, 6):
         running.call(state % 2, close(RAISES + state))
-        running.call(state % 2, MeasureMemory())
+        running.call(state % 2, NOTHING)
     answers = [running.next(Answer) for _ in range(10)]
     for worker in (0, 1):
         mine = [answer for answer in answers if answer.worker == worker]
         assert [answer.number for answer in mine] == sorted(answer.number for answer in mine)
-        assert [type(answer.content) for answer in mine] == [ValueError, MemoryUsage] * (len(mine) // 2)
+        assert [type(answer.content) for answer in mine] == [ValueError, Ran] * (len(mine) // 2)
 
 
 def test_what_a_worker_answers_is_what_it_was_given(running: Running) -> None:
     graph = Graph(12, 12, 12)
     base = BaseCircuit(random_circuit(graph, 0.5, 0))
     passes = ScorePasses([PatchedPass(base, (edge,)) for edge in range(100)])
-    (answer,) = running.ask(1, RunOperations(((EngineStateId(0), passes),)))  # type: ignore[misc]
+    ran = running.ask(1, RunOperations(((EngineStateId(0), passes),)))
+    assert isinstance(ran, Ran)
+    (answer,) = ran.outcomes
     assert isinstance(answer, ScorePasses)
     assert [each.removed for each in answer.passes] == [each.removed for each in passes.passes]
     assert {id(each.base_circuit) for each in answer.passes} == {id(answer.passes[0].base_circuit)}
@@ -152,15 +154,15 @@ def test_only_this_user_reaches_the_files(running: Running) -> None:
 
 def test_a_worker_that_is_killed_is_lost_and_comes_back(running: Running) -> None:
     running.call(0, close(DIES))
-    running.call(0, MeasureMemory())
-    assert running.ask(1, MeasureMemory()) == MemoryUsage(1, 100, 0, 0, 0, 0, 0)
+    running.call(0, NOTHING)
+    assert running.ask(1, NOTHING) == Ran([], MemoryUsage(1, 100, 0, 0, 0, 0, 0))
     lost = running.next(Lost)
     assert (lost.worker, lost.refused) == (0, False)
     assert "its process has ended" in lost.reason
     ready = running.next(Ready)
     assert ready.worker == 0
     # The calls to the lost process are not answered, by it or by another.
-    assert isinstance(running.ask(0, MeasureMemory()), MemoryUsage)
+    assert isinstance(running.ask(0, NOTHING), Ran)
 
 
 def test_an_idle_worker_that_is_killed_is_noticed(running: Running) -> None:
@@ -207,7 +209,7 @@ def test_a_lost_driver_or_head_is_started_again(running: Running, killed: str) -
     ready = [running.next(Ready) for _ in range(2)]
     assert {event.worker for event in ready} == {0, 1}
     assert not set(before) & set(running.processes())
-    assert isinstance(running.ask(0, MeasureMemory()), MemoryUsage)
+    assert isinstance(running.ask(0, NOTHING), Ran)
 
 
 def test_nothing_is_left_after_the_end(running: Running) -> None:
@@ -219,7 +221,7 @@ def test_nothing_is_left_after_the_end(running: Running) -> None:
     running.cluster.stop()
     assert not in_session(leader)
     assert not directory.exists()
-    running.cluster.call(0, 0, MeasureMemory())
+    running.cluster.call(0, 0, NOTHING)
     with pytest.raises(Empty):
         running.events.get_nowait()
 
