@@ -23,6 +23,7 @@ from pahq.v1 import server_pb2 as s
 from pahq_client.errors import (
     DeadlineExceeded,
     NotFound,
+    NoWorker,
     PahqError,
     RateLimited,
     StorageUnavailable,
@@ -315,4 +316,7 @@ def next_delay(error: PahqError, delays: Iterator[float]) -> float | None:
     hopeless = isinstance(error, StorageUnavailable) and error.damaged
     if not isinstance(error, Unavailable) or hopeless or error.explanation:
         return None
-    return next(delays, None)
+    delay = next(delays, None)
+    if delay is not None and isinstance(error, NoWorker):
+        return max(delay, min(error.retry_after or 0.0, MOST_PAUSE))
+    return delay

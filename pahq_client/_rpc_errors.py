@@ -106,6 +106,10 @@ def _storage(failure: Failure) -> errors.PahqError:
     return errors.StorageUnavailable(failure.address, failure.message, damaged)
 
 
+def _no_worker(failure: Failure) -> errors.PahqError:
+    return errors.NoWorker(failure.address, failure.message, failure.retry_after)
+
+
 def _late(failure: Failure) -> errors.PahqError:
     return errors.DeadlineExceeded(failure.address, failure.message)
 
@@ -126,6 +130,7 @@ BY_REASON: Mapping[str, Factory] = {
     "VERSION_MISMATCH": _version,
     "UNAUTHENTICATED": _unauthenticated,
     "PERMISSION_DENIED": _denied,
+    "NO_WORKER": _no_worker,
     "NON_FINITE_METRIC": _failed,
     "STORAGE": _storage,
     "UNAVAILABLE": _unavailable,

@@ -15,6 +15,7 @@ PahqError
  ├─ Unavailable          nothing answers at the address
  │   ├─ DeadlineExceeded    the server did not answer in time
  │   ├─ StorageUnavailable  the server cannot write or read its database
+ │   ├─ NoWorker            the server has no worker that computes at present
  │   └─ NoEmbeddedServer    no server was named and none can be started here
  ├─ VersionMismatch      client and server do not fit together; carries both versions
  ├─ Unauthenticated      the server wants a token, or another one
@@ -208,6 +209,26 @@ class StorageUnavailable(Unavailable):
 
     def __str__(self) -> str:
         return f"the PAHQ server at {self.address} has trouble with its storage: {self.detail}"
+
+
+class NoWorker(Unavailable):
+    """The server has no worker that computes at present: all are starting, or were lost.
+
+    Jobs wait meanwhile. Calls that may be repeated wait and try again by themselves, within their time.
+
+    Args:
+        address: address of the server.
+        detail: why there is none.
+        retry_after: seconds after which another try is sensible; None if the server does not say.
+    """
+
+    def __init__(self, address: str, detail: str = "", retry_after: float | None = None) -> None:
+        super().__init__(address, detail)
+        self.args = (address, detail, retry_after)
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"the PAHQ server at {self.address} cannot compute at present: {self.detail}"
 
 
 class NoEmbeddedServer(Unavailable):

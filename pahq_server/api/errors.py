@@ -36,6 +36,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # message, description and name), with three bytes for one where it is escaped.
 MAX_TEXT_BYTES = 800
 MEMORY_RETRY_S = 10.0
+# A worker that was lost is back after about so long, if nothing else is wrong.
+NO_WORKER_RETRY_S = 2.0
 # A very low rate gives waits that a Duration cannot hold.
 MAX_RETRY_S = 365 * 86_400.0
 
@@ -60,6 +62,7 @@ STATUS: tuple[tuple[type[errors.ServerError], grpc.StatusCode, str], ...] = (
     (errors.QuotaExceededError, grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"),
     (errors.RateLimitedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED"),
     (errors.ResourceExhaustedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "RESOURCE_EXHAUSTED"),
+    (errors.NoWorkerError, grpc.StatusCode.UNAVAILABLE, "NO_WORKER"),
     (errors.NonFiniteMetricError, grpc.StatusCode.FAILED_PRECONDITION, "NON_FINITE_METRIC"),
     (errors.StorageError, grpc.StatusCode.UNAVAILABLE, "STORAGE"),
     (VersionMismatchError, grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH"),
@@ -109,10 +112,14 @@ def _details(error: errors.ServerError) -> list[Message]:
         violation = BadRequest.FieldViolation(field=_shorten(error.field), description=_shorten(error.detail))
         return [BadRequest(field_violations=[violation])]
     if isinstance(error, errors.ResourceExhaustedError):
-        delay = Duration()
-        delay.FromMilliseconds(math.ceil(min(error.retry_after_s, MAX_RETRY_S) * 1000))
-        return [RetryInfo(retry_delay=delay), *_quota_failure(error)]
-    return []
+        return [_retry(error.retry_after_s), *_quota_failure(error)]
+    return [_retry(NO_WORKER_RETRY_S)] if isinstance(error, errors.NoWorkerError) else []
+
+
+def _retry(seconds: float) -> RetryInfo:
+    delay = Duration()
+    delay.FromMilliseconds(math.ceil(min(seconds, MAX_RETRY_S) * 1000))
+    return RetryInfo(retry_delay=delay)
 
 
 def _quota_failure(error: errors.ResourceExhaustedError) -> list[Message]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 # A server that computes nothing by itself: interpreter, libraries and tokenizers (280 MiB), threads,
 # requests and results.
 SERVER_BYTES = 448 << 20
-# Ray's processes where it was started for the server, without the workers'. Resident, measured with Ray 2.60:
-# 45 MiB of the store of the cluster's state, 28 of the raylet, 94 + 80 of its agents, 82 of the monitor, 78
-# of the log monitor, 99 of the dashboard's process (which runs also without a dashboard), 79 of a process kept
-# for the next worker, 92 of the driver. That is 677 MiB, a third of it shared; the rest is for messages.
+# Ray's processes where it was started for the server, without the workers'. Resident, measured with Ray 2.60
+# in MiB: 45 of the store of the cluster's state, 28 of the raylet, 94 and 80 of its agents, 82 of the
+# monitor, 78 of the log monitor, 99 of the dashboard's process (which runs also without a dashboard), 79 of a
+# process kept for the next worker, 92 of the driver. That is 677, a third of it shared; the rest is for
+# messages.
 RAY_BYTES = 768 << 20
 # The same on a machine that is one of a cluster's: raylet, agents, log monitor, a process kept, and messages.
 RAY_HOST_BYTES = 448 << 20

@@ -74,6 +74,7 @@ class Scheduler:
         # Whether a job waits for memory that only sessions hold, until one is closed or expires; or for
         # workers.
         self._blocked = False
+        self._no_worker = False  # whether the engine had no worker when it was asked last
         self._wake = threading.Condition()
         self._closing = False
         self._failure = ""
@@ -225,7 +226,7 @@ class Scheduler:
             self._accounts.measured_opening(seconds)
             self._opened(entry)
         elif isinstance(error, NoWorkerError):
-            self._blocked = True
+            self._blocked = self._no_worker = True
         elif not (isinstance(error, OUT_OF_MEMORY) and self._waits_for_memory(entry)):
             self._finish(entry, error)
 
@@ -291,7 +292,10 @@ class Scheduler:
         """
         # A copy, since finished entries leave the list.
         ready = [entry for entry in [*self._slots.open] if not self._finished_if_stopped(entry)]
-        turn = self._accounts.turn({entry.user for entry in ready} | waiting)
+        users = {entry.user for entry in ready} | waiting
+        # Without a worker nothing is charged, so that a turn would never pass on: all are told.
+        turn = users if self._no_worker else self._accounts.turn(users)
+        self._no_worker = False
         entries = [entry for entry in ready if entry.user in turn]
         asked = self._sessions.collect(turn, self._accounts.spend)
         parts = [_part(entry) for entry in entries]
@@ -304,11 +308,14 @@ class Scheduler:
         unknown = any(_unknown_failure(part) for part in finished)
         recovered = unknown and self._recovered()
         seconds = self._clock() - started
-        self._accounts.measured_batch(seconds)
-        self._observer.batch(sum(part.work.operation.weight for part in parts), seconds)
+        ran = [part for part, done in zip(parts, finished, strict=True) if not _had_no_worker(done)]
         beside_others = len(self._slots.open) > 1
         pairs = list(zip(entries, finished, strict=False))
-        self._slots.batch_passed([entry for entry, part in pairs if not _out_of_memory(part)])
+        if ran:
+            self._accounts.measured_batch(seconds)
+            self._observer.batch(sum(part.work.operation.weight for part in ran), seconds)
+            passed = [entry for entry, part in pairs if not (_out_of_memory(part) or _had_no_worker(part))]
+            self._slots.batch_passed(passed)
         for entry, part in pairs:
             self._spend(entry, part.seconds)
             if recovered and _unknown_failure(part):
@@ -321,8 +328,8 @@ class Scheduler:
 
     def _deliver(self, entry: Entry, part: Finished, beside_others: bool) -> None:
         """Hands an outcome to its run. A run that lacked memory beside others waits for its slot again."""
-        if isinstance(part.outcome, NoWorkerError):
-            self._blocked = True  # it is asked for again
+        if _had_no_worker(part):
+            self._blocked = self._no_worker = True  # it is asked for again
         elif beside_others and _out_of_memory(part):
             self._suspend(entry, for_memory=True)
         elif isinstance(part.outcome, Exception):
@@ -402,6 +409,10 @@ def _part(entry: Entry) -> Part:
 def _unknown_failure(part: Finished) -> bool:
     """Tells whether a part failed with an unexpected exception."""
     return isinstance(part.outcome, Exception) and not isinstance(part.outcome, ServerError)
+
+
+def _had_no_worker(part: Finished) -> bool:
+    return isinstance(part.outcome, NoWorkerError)
 
 
 def _out_of_memory(part: Finished) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pahq_server.core.engine import EngineStateId, Outcome, Work
 from pahq_server.core.errors import NoWorkerError, ResourceExhaustedError, ServerError
 from pahq_server.core.operations import Operation, ScorePasses
-from pahq_server.workers.messages import CloseState, OpenState, Ran, RunOperations
+from pahq_server.workers.messages import CloseState, Opened, OpenState, Ran, RunOperations
 from pahq_server.workers.placement import Load, Share, joints_of, part_of, place
 from pahq_server.workers.roster import Roster
 from pahq_server.workers.states import State, States
@@ -16,8 +17,6 @@ from pahq_server.workers.states import State, States
 # A part goes to another worker only if it takes at least so long: sending it, and computing its base circuits
 # there once more, take some milliseconds.
 LEAST_S = 0.02
-# What was running at more losses of workers than this fails, since it may be what ends them.
-MOST_LOSSES = 5
 
 
 @dataclass(eq=False)
@@ -28,14 +27,12 @@ class Fragment:
         share: which part of which operation.
         name, state: what it runs on.
         operation: the part.
-        losses: how many workers were lost while they had it.
     """
 
     share: Share
     name: EngineStateId
     state: State
     operation: Operation
-    losses: int = 0
 
 
 class Batch:
@@ -62,9 +59,21 @@ class Batch:
             return [NoWorkerError(self._roster.why_none())] * len(self._work)
         loads = [self._load(item, usable) for item in self._work]
         for number, shares in place(loads, usable, LEAST_S).items():
-            self._send(number, [self._fragment(share) for share in shares])
+            for fragments in self._calls([self._fragment(share) for share in shares]):
+                self._send(number, fragments)
         self._roster.wait(lambda: not self._under_way)
-        return [self._joined(number) for number in range(len(self._work))]
+        outcomes = [self._joined(number) for number in range(len(self._work))]
+        for item, outcome in zip(self._work, outcomes, strict=True):
+            if not isinstance(outcome, NoWorkerError):
+                self._states.losses.forget(self._states.housed(item.state, ()).resolved)
+        return outcomes
+
+    def _calls(self, fragments: Sequence[Fragment]) -> list[list[Fragment]]:
+        """Puts fragments together that are to run together; one that may end its worker runs alone, last."""
+        losses = [(self._states.losses.of(fragment.state.resolved), fragment) for fragment in fragments]
+        together = [fragment for count, fragment in losses if not count]
+        alone = sorted((pair for pair in losses if pair[0]), key=lambda pair: pair[0])
+        return [*([together] if together else []), *([fragment] for _, fragment in alone)]
 
     def _load(self, item: Work, usable: Collection[int]) -> Load:
         state, operation = self._states.housed(item.state, usable), item.operation
@@ -93,9 +102,18 @@ class Batch:
         for fragment in fragments:
             if fragment.name not in member.open:
                 member.open.add(fragment.name)
-                roster.call(number, OpenState(fragment.name, fragment.state.resolved), ignore)
-        call = RunOperations(tuple((fragment.name, fragment.operation) for fragment in fragments))
-        roster.call(number, call, lambda answer, seconds: self._ran(number, fragments, answer, seconds))
+                call = OpenState(fragment.name, fragment.state.resolved)
+                roster.call(number, call, partial(self._opened, number, fragment.name))
+        work = RunOperations(tuple((fragment.name, fragment.operation) for fragment in fragments))
+        roster.call(number, work, partial(self._ran, number, fragments))
+
+    def _opened(self, number: int, name: EngineStateId, answer: object, seconds: float) -> None:
+        """Notes why a state could not be opened; that is tried again before the next operation there."""
+        member = self._roster.members[number]
+        member.failed.pop(name, None)
+        if not isinstance(answer, Opened):
+            member.open.discard(name)
+            member.failed[name] = exception(answer)
 
     def _ran(self, number: int, fragments: Sequence[Fragment], answer: object, seconds: float) -> None:
         self._under_way -= len(fragments)
@@ -108,35 +126,40 @@ class Batch:
             if isinstance(answer, NoWorkerError):
                 self._repeat(fragment, answer)
             else:
-                self._end(fragment, exception(answer))
+                self._take(number, fragment, exception(answer))
 
     def _take(self, number: int, fragment: Fragment, outcome: Outcome) -> None:
         """Takes an outcome; what had no memory on a helping worker goes home."""
-        short = isinstance(outcome, (ResourceExhaustedError, MemoryError))
-        home = fragment.state.home
-        if not short or home is None or home == number:
-            self._end(fragment, outcome)
+        outcome = self._roster.members[number].failed.get(fragment.name, outcome)
+        if not short_of_memory(outcome):
+            self._end(fragment, _checked(fragment.operation, outcome))
             return
-        member = self._roster.members[number]
-        member.refused.add(fragment.name)
-        if fragment.name in member.open:
-            member.open.discard(fragment.name)
-            self._roster.call(number, CloseState(fragment.name), ignore)
-        self._send(home, [fragment])
+        home = self._states.housed(fragment.name, self._allowed(fragment.name, but=number)).home
+        if home is not None and home != number:
+            refuse(self._roster, number, fragment.name)
+            self._send(home, [fragment])
+        elif make_room(self._roster, self._states, number):
+            self._send(number, [fragment])
+        else:
+            self._end(fragment, outcome)
+
+    def _allowed(self, name: EngineStateId, but: int | None = None) -> list[int]:
+        """Returns the workers that can keep a state: all if none is known to have memory for it."""
+        members, usable = self._roster.members, self._roster.usable()
+        return [n for n in usable if n != but and name not in members[n].refused] or usable
 
     def _repeat(self, fragment: Fragment, lost: NoWorkerError) -> None:
         """Runs a fragment again whose worker was lost: by itself, so that it is known what ends workers."""
-        fragment.losses += 1
-        usable = self._roster.usable()
-        if fragment.losses > MOST_LOSSES:
-            what = f"{fragment.losses} workers were lost while they worked on this job; the last one: {lost}"
-            self._end(fragment, ServerError(what))
-        elif not usable:
+        losses, resolved = self._states.losses, fragment.state.resolved
+        allowed = self._allowed(fragment.name)
+        if losses.too_many(resolved):
+            self._end(fragment, losses.error(resolved, lost))
+        elif not allowed:
             self._end(fragment, NoWorkerError(self._roster.why_none()))
         else:
-            self._states.housed(fragment.name, usable)
+            self._states.housed(fragment.name, allowed)
             members = self._roster.members
-            self._send(min(usable, key=lambda number: (len(members[number].calls), number)), [fragment])
+            self._send(min(allowed, key=lambda number: (len(members[number].calls), number)), [fragment])
 
     def _end(self, fragment: Fragment, outcome: Outcome) -> None:
         self._outcomes[fragment.share.load].append((fragment.share, outcome))
@@ -152,14 +175,34 @@ class Batch:
             return parts[0][1]
         scores: list[float] = []
         for _, outcome in parts:
-            if not isinstance(outcome, list):
-                return ServerError(f"a worker gave {type(outcome).__name__} in the place of scores")
+            assert isinstance(outcome, list), "it was checked"
             scores += outcome
         return scores
 
 
 def ignore(answer: object, seconds: float) -> None:
-    """For calls whose answer nobody waits for: a state that cannot be opened is told by what needs it."""
+    """For calls whose answer nobody waits for."""
+
+
+def short_of_memory(answer: object) -> bool:
+    return isinstance(answer, (ResourceExhaustedError, MemoryError))
+
+
+def refuse(roster: Roster, number: int, name: EngineStateId) -> None:
+    """Closes a state on a worker that has no memory for it, and does not try it there again."""
+    member = roster.members[number]
+    member.refused.add(name)
+    if name in member.open:
+        member.open.discard(name)
+        roster.call(number, CloseState(name), ignore)
+
+
+def make_room(roster: Roster, states: States, number: int) -> bool:
+    """Closes the states of a worker that have their home elsewhere. Tells whether there were any."""
+    guests = [name for name in roster.members[number].open if not states.at_home(name, number)]
+    for name in guests:
+        refuse(roster, number, name)
+    return bool(guests)
 
 
 def exception(answer: object) -> Exception:
@@ -179,5 +222,18 @@ def _measure(fragments: Sequence[Fragment], seconds: float) -> None:
         for fragment in fragments
     ]
     total = sum(expected)
+    if not total:  # nothing was asked for, or the clock is coarse
+        return
     for fragment, part in zip(fragments, expected, strict=True):
         fragment.state.spent(fragment.operation, seconds * part / total)
+
+
+def _checked(operation: Operation, outcome: Outcome) -> Outcome:
+    """Returns the outcome of a part, or the error if it cannot be that: lengths of parts could make up."""
+    if isinstance(outcome, Exception):
+        return outcome
+    try:
+        operation.check(outcome)
+    except Exception as error:  # noqa: BLE001 - it concerns this operation alone
+        return error
+    return outcome

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import singledispatchmethod
 
 from pahq_server.core.circuit import BaseCircuit, PatchedPass
-from pahq_server.core.engine import EngineStateId, Outcome, Work
+from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work
 from pahq_server.core.errors import ServerError
 from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.engine.worker import Worker
@@ -33,7 +33,7 @@ class WorkerHost:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._states: dict[EngineStateId, EngineStateId] = {}  # the pool's name to the worker's
-        self._failed: dict[EngineStateId, Exception] = {}  # states that could not be opened
+        self._opened: dict[EngineStateId, ResolvedObjective] = {}
         self._bases: dict[EngineStateId, KnownBases] = {}
 
     def info(self) -> WorkerInfo:
@@ -59,13 +59,10 @@ class WorkerHost:
     @run.register
     def _open(self, call: OpenState) -> Opened:
         if call.state not in self._states:
-            self._failed.pop(call.state, None)
-            try:
-                self._states[call.state] = self._worker.open(call.resolved)
-            except Exception as error:
-                self._failed[call.state] = error
-                raise
-            self._bases[call.state] = KnownBases()
+            self._states[call.state] = self._worker.open(call.resolved)
+            self._opened[call.state], self._bases[call.state] = call.resolved, KnownBases()
+        elif self._opened[call.state] != call.resolved:
+            raise ServerError(f"a worker has state {call.state} open with another objective")
         return Opened(call.resolved.clean_run.margins, self._worker.memory_usage())
 
     @run.register
@@ -76,8 +73,7 @@ class WorkerHost:
             if state in self._states:
                 work[number] = Work(self._states[state], self._known(state, operation))
             else:
-                missing = ServerError("a worker was asked for an operation on a state that is not open")
-                outcomes[number] = self._failed.get(state, missing)
+                outcomes[number] = ServerError(f"state {state} is not open on this worker")
         outcomes |= zip(work, self._worker.run(list(work.values())), strict=True)
         return Ran([outcomes[number] for number in range(len(outcomes))], self._worker.memory_usage())
 
@@ -88,7 +84,7 @@ class WorkerHost:
 
     @run.register
     def _close(self, call: CloseState) -> None:
-        self._failed.pop(call.state, None)
+        self._opened.pop(call.state, None)
         self._bases.pop(call.state, None)
         state = self._states.pop(call.state, None)
         if state is not None:
@@ -117,7 +113,7 @@ class KnownBases:
             if id(base) not in replaced:
                 parent = None if base.parent is None else known(base.parent)
                 key = base.circuit.key, 0 if parent is None else id(parent)
-                kept[key] = self._known.get(key) or BaseCircuit(base.circuit, parent)
+                kept[key] = kept.get(key) or self._known.get(key) or BaseCircuit(base.circuit, parent)
                 replaced[id(base)] = kept[key]
             return replaced[id(base)]
 

@@ -147,7 +147,7 @@ def _cut(load: Load, left: int, wanted_s: float) -> int:
     each = _each(load)
     if load.passes == 1:
         # A whole operation moves only if both workers are nearer to their part then.
-        return int(0 < each <= 2 * wanted_s)
+        return int(0 < each < 2 * wanted_s)
     count = min(left, round(wanted_s / each)) if each else 0
     near = [left - joint for joint in load.joints if abs(left - joint - count) <= SNAP * count]
     return min(near, key=lambda other: abs(other - count), default=count)

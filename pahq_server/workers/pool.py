@@ -22,8 +22,8 @@ from pahq_server.core.engine import (
     Work,
     WorkerStatus,
 )
-from pahq_server.core.errors import NoWorkerError, ServerError
-from pahq_server.workers.batch import MOST_LOSSES, Batch, exception, ignore
+from pahq_server.core.errors import NoWorkerError
+from pahq_server.workers.batch import Batch, exception, ignore, make_room, short_of_memory
 from pahq_server.workers.cluster import Cluster
 from pahq_server.workers.messages import CheckWorker, CloseState, Opened, OpenState, WorkerInfo
 from pahq_server.workers.roster import Roster
@@ -64,6 +64,8 @@ class RemotePool:
 
     def unavailable(self) -> str:
         with self.roster.lock:
+            if self.roster.failure:
+                return self.roster.failure
             return "" if self.roster.usable() else self.roster.why_none()
 
     def workers(self) -> list[WorkerStatus]:
@@ -97,7 +99,7 @@ class RemotePool:
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
         name, roster = EngineStateId(next(self._ids)), self.roster
         with roster.lock:
-            for _ in range(1 + MOST_LOSSES):
+            while True:
                 home, begun = self._states.emptiest(roster.usable()), self._clock()
                 if home is None:
                     raise NoWorkerError(roster.why_none())
@@ -106,18 +108,29 @@ class RemotePool:
                 if isinstance(answer, Opened):
                     if resolved.clean_run.margins is None:
                         resolved.clean_run.margins = answer.margins
-                    self._states.add(name, State(resolved, home, self._clock() - begun))
+                    # The worker may have been lost since it answered, and be another one now.
+                    still = home if name in roster.members[home].open else None
+                    self._states.add(name, State(resolved, still, self._clock() - begun))
                     return name
                 roster.members[home].open.discard(name)
-                if not isinstance(answer, NoWorkerError):
+                if isinstance(answer, NoWorkerError):
+                    self._raise_if_too_many(resolved, answer)
+                elif not (short_of_memory(answer) and make_room(roster, self._states, home)):
                     raise exception(answer)
-        raise ServerError(f"{1 + MOST_LOSSES} workers were lost while they opened this job: {answer}")
+
+    def _raise_if_too_many(self, resolved: ResolvedObjective, lost: NoWorkerError) -> None:
+        losses = self._states.losses
+        if losses.too_many(resolved):
+            error = losses.error(resolved, lost)
+            losses.forget(resolved)
+            raise error
 
     def close(self, state: EngineStateId) -> None:
         with self.roster.lock:
             self._states.remove(state)
             for number, member in enumerate(self.roster.members):
                 member.refused.discard(state)
+                member.failed.pop(state, None)
                 if state in member.open:
                     member.open.discard(state)
                     self.roster.call(number, CloseState(state), ignore)

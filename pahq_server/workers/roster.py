@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pahq_server.core.engine import EngineStateId, MemoryUsage, WorkerState, WorkerStatus
-from pahq_server.core.errors import InvalidRequestError, NoWorkerError
+from pahq_server.core.errors import InvalidRequestError, NoWorkerError, WorkerFailedError
+from pahq_server.engine.catalogue import ServedModel
 from pahq_server.workers.cluster import Answer, Cluster, ClusterEvent, Lost, Ready
 from pahq_server.workers.messages import Call, Opened, Ran, WorkerInfo
 
@@ -44,6 +45,7 @@ class Member:
         since: when it began the first of these.
         open: the states that are open on it, or will be when its calls are done.
         refused: states for which it had no memory.
+        failed: why states could not be opened on it, when that was last tried.
         memory: how full its memory was when it last answered.
     """
 
@@ -57,6 +59,7 @@ class Member:
     since: float = 0.0
     open: set[EngineStateId] = field(default_factory=set)
     refused: set[EngineStateId] = field(default_factory=set)
+    failed: dict[EngineStateId, Exception] = field(default_factory=dict)
     memory: MemoryUsage | None = None
 
 
@@ -69,11 +72,16 @@ class Roster:
         cluster: starts the workers' processes.
         deadline_s: a worker that takes longer for a call is replaced.
         clock: seconds.
-        lost: is told the number of a worker that was lost, under the lock, before its calls fail.
+        lost: is told the number of a worker that was lost, and the call that it worked on (None for none),
+            under the lock, before its calls fail.
     """
 
     def __init__(
-        self, cluster: Cluster, deadline_s: float, clock: Callable[[], float], lost: Callable[[int], None]
+        self,
+        cluster: Cluster,
+        deadline_s: float,
+        clock: Callable[[], float],
+        lost: Callable[[int, Call | None], None],
     ) -> None:
         self._cluster, self._deadline_s, self._clock, self._tell_lost = cluster, deadline_s, clock, lost
         self.lock = threading.RLock()
@@ -81,6 +89,7 @@ class Roster:
         self._numbers = itertools.count()
         self.members = [Member() for _ in range(cluster.size)]
         self.first: WorkerInfo | None = None
+        self.failure = ""  # why no event of the cluster can be relied on any more; empty if all can
 
     def start(self) -> WorkerInfo:
         """Starts the workers; returns what the first one that is ready says of itself.
@@ -90,8 +99,9 @@ class Roster:
         self._cluster.start(self._tell)
         with self.lock:
             self._changed.wait_for(
-                lambda: self.first is not None or all(member.unfit for member in self.members)
+                lambda: self.first or self.failure or all(member.unfit for member in self.members)
             )
+            self._raise_failure()
             if self.first is None:
                 raise InvalidRequestError("workers", self.members[0].reason)
             return self.first
@@ -101,7 +111,8 @@ class Roster:
         self._cluster.stop()
 
     def usable(self) -> list[int]:
-        """Returns the workers that take calls."""
+        """Returns the workers that take calls. Raises WorkerFailedError if the pool cannot go on."""
+        self._raise_failure()
         return [number for number, member in enumerate(self.members) if member.info is not None]
 
     def why_none(self) -> str:
@@ -154,8 +165,12 @@ class Roster:
         self._cluster.replace(number, reason)
 
     def wait(self, done: Callable[[], bool]) -> None:
-        """Waits until something is done, and replaces workers that take too long meanwhile."""
+        """Waits until something is done, and replaces workers that take too long meanwhile.
+
+        Raises WorkerFailedError if the pool cannot go on.
+        """
         while not done():
+            self._raise_failure()
             now = self._clock()
             busy = [member.since for member in self.members if member.calls]
             self._changed.wait(max(0.0, min(busy, default=now) + self._deadline_s - now))
@@ -168,13 +183,26 @@ class Roster:
 
     def _tell(self, event: ClusterEvent) -> None:
         with self.lock:
-            if isinstance(event, Ready):
-                self._ready(event.worker, event.info)
-            elif isinstance(event, Lost):
-                self._lost(event.worker, event.reason, event.refused)
-            else:
-                self._answer(event)
+            try:
+                self._take(event)
+            except Exception as error:  # the cluster's thread must not end in silence
+                logger.critical("the pool of workers cannot go on", exc_info=True)
+                self.failure = f"the pool of workers broke: {error!r:.200}"
             self._changed.notify_all()
+
+    def _take(self, event: ClusterEvent) -> None:
+        if isinstance(event, Ready):
+            if self.members[event.worker].info is not None:
+                self._lost(event.worker, "it was started again", False)
+            self._ready(event.worker, event.info)
+        elif isinstance(event, Lost):
+            self._lost(event.worker, event.reason, event.refused)
+        else:
+            self._answer(event)
+
+    def _raise_failure(self) -> None:
+        if self.failure:
+            raise WorkerFailedError(self.failure)
 
     def _ready(self, number: int, info: WorkerInfo) -> None:
         member = self.members[number]
@@ -196,10 +224,10 @@ class Roster:
             told=member.told,
             reason=reason,
             unfit=unfit,
-            restarts=member.restarts + (member.info is not None),
+            restarts=member.restarts + (not unfit),
             batches=member.batches,
         )
-        self._tell_lost(number)
+        self._tell_lost(number, calls[0].call if calls else None)
         for pending in calls:
             pending.answered(NoWorkerError(f"worker {number} was lost: {reason}"), 0.0)
 
@@ -223,7 +251,8 @@ def difference(info: WorkerInfo, first: WorkerInfo) -> str:
         if own != other:
             return (
                 f"its {name} is {own!r}, the first worker's is {other!r}: scores would differ in their last "
-                "bits. Use workers of one kind, and another server for others"
+                "bits. Use workers of one kind, and another server for others, or start this one again if all "
+                "have changed"
             )
     if len(info.models) != len(first.models):
         return f"it serves {len(info.models)} models, the first worker {len(first.models)}"
@@ -233,4 +262,14 @@ def difference(info: WorkerInfo, first: WorkerInfo) -> str:
                 f"its model {model.name!r} has revision {model.revision[:12]}, the first worker's "
                 f"{expected.name!r} has {expected.revision[:12]}"
             )
+        own_offer, offer = _offer(model), _offer(expected)
+        if own_offer != offer:
+            return f"its model {model.name!r} is served with {own_offer}, the first worker's with {offer}"
     return ""
+
+
+def _offer(model: ServedModel) -> str:
+    """Describes what can be asked of a model, and what the bits of its samples depend on."""
+    text = model.generation
+    generates = "no text" if text is None else f"text of {text.backend} {text.version}"
+    return f"{', '.join(model.precisions)}{' (read from files)' if model.streams else ''} and {generates}"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from pahq_server.core.engine import EngineStateId, ResolvedObjective
+from pahq_server.core.errors import ServerError
 from pahq_server.core.operations import Operation
+from pahq_server.workers.messages import Call, OpenState, RunOperations
 
 # A job is opened on a further worker when it has taken this many times what opening it takes, so that small
 # jobs stay on one.
 OPENINGS = 2.0
+# A job fails if more workers than this were lost while they worked on it, since it may be what ends them.
+MOST_LOSSES = 5
 # Weight of the latest measurement in a mean.
 NEWS = 0.3
 
@@ -41,7 +46,10 @@ class State:
     def spent(self, operation: Operation, seconds: float) -> None:
         """Notes what an operation took."""
         self.spent_s += seconds
-        news, kind = seconds / self.size(operation), type(operation)
+        size, kind = self.size(operation), type(operation)
+        if not size:
+            return
+        news = seconds / size
         mean = self.unit_s.get(kind, news)
         self.unit_s[kind] = mean + NEWS * (news - mean)
 
@@ -56,6 +64,7 @@ class States:
 
     def __init__(self) -> None:
         self._states: dict[EngineStateId, State] = {}
+        self.losses = Losses()
 
     def add(self, name: EngineStateId, state: State) -> None:
         self._states[name] = state
@@ -70,13 +79,59 @@ class States:
             state.home = self.emptiest(usable)
         return state
 
+    def at_home(self, name: EngineStateId, worker: int) -> bool:
+        """Tells whether a worker is the home of a state."""
+        return self._states[name].home == worker
+
     def emptiest(self, usable: Collection[int]) -> int | None:
         """Returns which of these workers is home to the fewest states; None if there are no workers."""
         at = Counter(state.home for state in self._states.values())
         return min(usable, key=lambda worker: (at[worker], worker), default=None)
 
-    def leave(self, worker: int) -> None:
-        """Takes the home from all states that a worker had."""
+    def leave(self, worker: int, call: Call | None) -> None:
+        """Takes the home from all states that a lost worker had.
+
+        Args:
+            worker: its number.
+            call: what it worked on, which may be what ended it; None for nothing.
+        """
+        if isinstance(call, OpenState):
+            self.losses.add(call.resolved)
+        elif isinstance(call, RunOperations):
+            for name in dict(call.operations):
+                if name in self._states:
+                    self.losses.add(self._states[name].resolved)
         for state in self._states.values():
             if state.home == worker:
                 state.home = None
+
+
+class Losses:
+    """How many workers were lost while they worked for a job, since the last operation that it has done.
+
+    Kept by the identity of its objective, which is there before a state is open and while none is.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def of(self, resolved: ResolvedObjective) -> int:
+        return self._counts.get(id(resolved), 0)
+
+    def add(self, resolved: ResolvedObjective) -> None:
+        if id(resolved) not in self._counts:
+            weakref.finalize(resolved, self._counts.pop, id(resolved), None).atexit = False
+        self._counts[id(resolved)] = self.of(resolved) + 1
+
+    def forget(self, resolved: ResolvedObjective) -> None:
+        self._counts.pop(id(resolved), None)
+
+    def too_many(self, resolved: ResolvedObjective) -> bool:
+        return self.of(resolved) > MOST_LOSSES
+
+    def error(self, resolved: ResolvedObjective, last: object) -> ServerError:
+        """Returns the error of a job that has lost too many workers."""
+        return ServerError(
+            f"{self.of(resolved)} workers were lost while they worked on this job, which may be why. "
+            f"The last one: {last}. See the workers' logs, or try with fewer prompts"
+        )

@@ -9,7 +9,7 @@ import pytest
 from helpers.api_server import RunningServer, evaluation, refused, spec
 from helpers.fake_engine import FakeEngine
 
-from pahq_server.api.errors import STATUS, VersionMismatchError, to_status
+from pahq_server.api.errors import NO_WORKER_RETRY_S, STATUS, VersionMismatchError, to_status
 from pahq_server.core import errors
 
 Code = grpc.StatusCode
@@ -57,6 +57,11 @@ EXPECTED: dict[type[errors.ServerError], tuple[errors.ServerError, grpc.StatusCo
         Code.FAILED_PRECONDITION,
         "NON_FINITE_METRIC",
     ),
+    errors.NoWorkerError: (
+        errors.NoWorkerError("no worker is ready: 2 x it is starting"),
+        Code.UNAVAILABLE,
+        "NO_WORKER",
+    ),
     errors.StorageError: (errors.StorageError("the disk is full"), Code.UNAVAILABLE, "STORAGE"),
     errors.ServerError: (errors.ServerError("the server stopped"), Code.UNAVAILABLE, "UNAVAILABLE"),
 }
@@ -95,6 +100,8 @@ def test_an_error_over_the_wire(
         assert refusal.info.metadata == {"name": "model 'x'"}
     if isinstance(error, errors.ResourceExhaustedError):
         assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() == 2500
+    if isinstance(error, errors.NoWorkerError):
+        assert refusal.details["RetryInfo"].retry_delay.ToMilliseconds() == 1000 * NO_WORKER_RETRY_S
     if isinstance(error, errors.QuotaExceededError):
         (violation,) = refusal.details["QuotaFailure"].violations
         assert (violation.subject, violation.description) == (error.subject, str(error))
@@ -103,6 +110,7 @@ def test_an_error_over_the_wire(
         errors.OtherModelError: {"BadRequest"},
         errors.ResourceExhaustedError: {"RetryInfo"},
         errors.RateLimitedError: {"RetryInfo"},
+        errors.NoWorkerError: {"RetryInfo"},
         errors.QuotaExceededError: {"RetryInfo", "QuotaFailure"},
     }
     assert refusal.details.keys() == {"ErrorInfo"} | expected_details.get(kind, set())

@@ -32,6 +32,7 @@ SAMPLES: tuple[tuple[server_errors.ServerError, type[errors.PahqError]], ...] = 
     (server_errors.ResourceExhaustedError("full", 0.25), errors.ResourceExhausted),
     (server_errors.NonFiniteMetricError("l2 is NaN"), errors.JobFailed),
     (server_errors.StorageError("the disk is full"), errors.StorageUnavailable),
+    (server_errors.NoWorkerError("2 x it is starting"), errors.NoWorker),
     (server_errors.StorageError("a page is damaged", damaged=True), errors.StorageUnavailable),
     (VersionMismatchError("1.2.3", "9.9.9"), errors.VersionMismatch),
     (server_errors.ServerError("it stops"), errors.Unavailable),

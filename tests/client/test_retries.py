@@ -13,6 +13,7 @@ from pahq_client import (
     Client,
     DeadlineExceeded,
     NotFound,
+    NoWorker,
     QuotaExceeded,
     RateLimited,
     ResourceExhausted,
@@ -26,6 +27,7 @@ from .fake_server import Code, FakeServer, Fault
 
 DOWN = Fault(Code.UNAVAILABLE, "down")
 SLOW = Fault(Code.RESOURCE_EXHAUSTED, "too fast", "RATE_LIMITED", retry_s=0.05)
+IDLE = Fault(Code.UNAVAILABLE, "no worker is ready", "NO_WORKER", retry_s=0.05)
 
 # Every call that a client makes beside the streams; the name of its method, and how it is made.
 USES: dict[str, Callable[[Any, Any, Any], object]] = {
@@ -55,19 +57,27 @@ def test_every_call_is_tried_here() -> None:
 
 
 @pytest.mark.parametrize("name", USES)
-@pytest.mark.parametrize("fault", [DOWN, SLOW], ids=["away", "limited"])
+@pytest.mark.parametrize("fault", [DOWN, SLOW, IDLE], ids=["away", "limited", "idle"])
 def test_idempotent_calls_are_made_again(client: Client, server: FakeServer, name: str, fault: Fault) -> None:
     (rpc,) = (rpc for rpc in rpcs.ALL if rpc.name == name)
     job, session = client.submit("demo", "ioi"), client.session("demo", "ioi")
     server.calls.clear()
     server.faults[name] = [fault, fault]
-    silent = name == "CloseSession" and fault is DOWN  # who leaves does not care
+    silent = name == "CloseSession" and fault is not SLOW  # who leaves does not care
     if rpc.idempotent or silent:
         USES[name](client, job, session)
     else:
         with pytest.raises((Unavailable, RateLimited)):
             USES[name](client, job, session)
     assert len(server.called(name)) == (3 if rpc.idempotent else 1)
+
+
+def test_a_server_without_workers_is_asked_again_no_sooner_than_it_says() -> None:
+    error = NoWorker("localhost:1", "2 x it is starting", retry_after=2.5)
+    assert rpcs.next_delay(error, iter([0.1])) == 2.5
+    assert rpcs.next_delay(error, iter([4.0])) == 4.0
+    assert rpcs.next_delay(error, iter([])) is None
+    assert "2 x it is starting" in str(error)
 
 
 def test_a_deletion_whose_answer_was_lost_is_done(client: Client, server: FakeServer) -> None:

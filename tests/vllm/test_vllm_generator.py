@@ -140,10 +140,7 @@ def test_a_sample_goes_on_from_any_prefix(pair: tuple[LoadedModel, VllmGenerator
     longest = max(range(8), key=lambda i: len(whole[i].ids))
     request, sample = requests[longest], whole[longest]
     assert len(sample.ids) > 4
-    parts = [
-        replace(request, key=n, prefix=sample.ids[:n])
-        for n in range(1, len(sample.ids))
-    ]
+    parts = [replace(request, key=n, prefix=sample.ids[:n]) for n in range(1, len(sample.ids))]
     for part, rest in zip(parts, _generate(generator, parts, slots=4), strict=True):
         n = part.key
         expected = DecodedSample(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import queue
 import threading
 from collections.abc import Callable
@@ -14,6 +15,11 @@ from pahq_server.workers.messages import Call
 # Is told each call before it is answered: of which worker, and its number among all calls of that worker. May
 # raise `Die`, which loses the worker, or wait, which makes it hang.
 Fault = Callable[[int, int, Call], None]
+
+
+def sent(call: Call) -> Call:
+    """What a worker gets of a call: equal, and of other objects, which share what was shared within it."""
+    return copy.deepcopy(call)
 
 
 class Die(Exception):
@@ -109,7 +115,7 @@ class ThreadCluster:
             self.calls[worker].append(call)
             try:
                 self._fault(worker, len(self.calls[worker]), call)
-                answer: object = host.run(call)
+                answer: object = host.run(sent(call))
             except Die as error:
                 self.lose(worker, str(error) or "it died")
                 return
