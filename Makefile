@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-vllm lint pytest cases reliability bench bench-gpu bench-methods bench-page bench-precision bench-sampling demo-model d3-bundle notebook picture proto clean
+.PHONY: demo test test-vllm lint pytest cases reliability bench bench-gpu bench-methods bench-page bench-precision bench-sampling bench-workers demo-model d3-bundle notebook picture proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -52,6 +52,9 @@ bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed
 
 bench-sampling: .venv/dev.stamp ## compare the policies of sampling; PARTS="known kinds" for some only; VLLM_PYTHON names vLLM's Python
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.sampling $(PARTS)
+
+bench-workers: .venv/dev.stamp ## several workers, simulated and real; PARTS="simulation" for some only
+	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.workers $(PARTS)
 
 demo-model: .venv/dev.stamp ## train the demo model anew, some minutes, into OUT (default: demo-model)
 	PYTHONPATH=tests $(BIN)/python -m demo_training.train --out "$(or $(OUT),demo-model)"

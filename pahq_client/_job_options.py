@@ -27,6 +27,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Methods whose artifact is edge scores, from one backward pass or a few.
 ATTRIBUTION = ("eap", "eap_ig", "clean_corrupted", "relp", "gim")
+# Of a prompt; the server refuses more.
+MOST_SAMPLES = 4096
 
 
 class JobOptions(TypedDict, total=False):
@@ -197,10 +199,10 @@ class GenerateRequest:
 
 
 GENERATE_OPTIONS = """\
-n: samples of each prompt, at most 4096; 16384 of all prompts together.
+n: samples of each prompt, from 1 to 4096; at most 16384 of all prompts together, and 2097152 tokens.
 max_tokens: the most tokens of a sample; prompt and sample must fit into the model's context.
-temperature: logits are divided by it; 0 takes the likeliest token.
-top_p: only the likeliest tokens whose probabilities sum up to this are drawn from.
+temperature: logits are divided by it, from 0 to 100; 0 takes the likeliest token.
+top_p: only the likeliest tokens whose probabilities sum up to this are drawn from; above 0, at most 1.
 top_k: only so many of the likeliest tokens are drawn from; 0 for all.
 stop: a text that ends a sample, or at most 16 of them.
 seed: the same seed gives the same samples.

@@ -26,7 +26,7 @@ from pahq.v1 import (
 )
 
 from pahq_client import checks
-from pahq_client._job_options import ATTRIBUTION, GenerateRequest, JobRequest
+from pahq_client._job_options import ATTRIBUTION, MOST_SAMPLES, GenerateRequest, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import graph_object
 from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_of_curve, given_circuits
@@ -328,7 +328,7 @@ def generate_parameters(request: GenerateRequest) -> methods_pb2.GenerateParamet
     """Converts how samples are drawn."""
     n, max_tokens = (checks.integer(name, getattr(request, name), bits=32) for name in ("n", "max_tokens"))
     if n < 1:  # 0 would be the server's default
-        raise InvalidRequest("n", f"must be an integer ≥ 1, got {n}")
+        raise InvalidRequest("n", f"must be an integer from 1 to {MOST_SAMPLES}, got {n}")
     stops = (request.stop,) if isinstance(request.stop, str) else checks.items("stop", request.stop)
     message = methods_pb2.GenerateParameters(
         n=n,

@@ -120,6 +120,12 @@ class Samples(WithProvenance, Sequence[Sample]):
             found["tokens_per_second"] = found["tokens"] / found["seconds"]
         return found
 
+    @property
+    def policy(self) -> str:
+        """The policy of the run, also where ``auto`` stood for it; empty if it is not known."""
+        name = mapping(self.run.get("chosen")).get("policy")
+        return name if isinstance(name, str) else ""
+
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, allow_partial: bool = False) -> Samples:
         """Reads a file of samples.
@@ -162,6 +168,8 @@ class Samples(WithProvenance, Sequence[Sample]):
         ]
         if self.model:
             parts.append(f"model {one_line(self.model)}")
+        if self.policy:
+            parts.append(f"policy {one_line(self.policy)}")
         return ", ".join([*parts, *(["partial"] if self.partial else [])])
 
     def __repr__(self) -> str:

@@ -16,7 +16,6 @@ from pahq import __version__
 
 from pahq_server.access import tls as tls_files
 from pahq_server.access.access import Access, AccessConfig
-from pahq_server.access.identity import Authenticator
 from pahq_server.access.policy import POLICY
 from pahq_server.access.tls import ExpiryWatch, TlsContents
 from pahq_server.access.tokens import TokenTable
@@ -26,6 +25,7 @@ from pahq_server.assembly import make_engine
 from pahq_server.config.server import ServerConfig, wants_traces
 from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import WorkerFailedError
+from pahq_server.engine.engine import PoolEngine
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.store.database import Database
 from pahq_server.store.directory import opened
@@ -70,16 +70,23 @@ async def serve(
             opened(config.storage.config) as database,
             access.authenticating(TokenTable(database)) as authenticator,
         ):
-            await _serve(config, access, database, authenticator, telemetry, ready, loaded)
+            tls = _read_certificates(access, telemetry)
+            engine = make_engine(config)
+            try:
+                api_access = Access(authenticator, access.limits, telemetry.observer)
+                await _serve(config, engine, api_access, tls, database, telemetry, ready, loaded)
+            finally:
+                engine.stop()
     finally:
         telemetry.close()
 
 
 async def _serve(
     config: ServerConfig,
-    access: AccessConfig,
+    engine: PoolEngine,
+    access: Access,
+    tls: TlsContents | None,
     database: Database,
-    authenticator: Authenticator,
     telemetry: Telemetry,
     ready: Callable[[str], None],
     loaded: Callable[[Sequence[ModelInfo]], None],
@@ -90,8 +97,6 @@ async def _serve(
         broken.set()
         stop.set()
 
-    tls = _read_certificates(access, telemetry)
-    engine = make_engine(config)
     jobs = JobService(
         engine,
         __version__,
@@ -107,20 +112,22 @@ async def _serve(
         jobs,
         config.network.listen,
         config.network.reflection,
-        Access(authenticator, access.limits, telemetry.observer),
+        access,
         tls,
         telemetry.observer,
         config.network.limits,
     )
     telemetry.read(
         Sources(
-            engine.memory_usage, jobs.count_by_state, jobs.sessions.count, config.storage.config.directory
+            engine.memory_usage,
+            jobs.count_by_state,
+            jobs.sessions.count,
+            engine.workers,
+            jobs.unavailable,
+            config.storage.config.directory,
         )
     )
-    # Models stay until the end. Each garbage collection would search them, for a tenth of a second and more
-    # in which no call is answered.
-    gc.collect()
-    gc.freeze()
+    _leave_out_of_garbage_collections()
     # Before `ready`: whoever reads the address may stop the server at once.
     stop = _stop_event(config.network.parent_watch)
     # Calls are answered before all jobs of an earlier process are resumed: there may be thousands.
@@ -134,17 +141,31 @@ async def _serve(
     logger.info("stopping")
     if watching is not None:
         watching.cancel()
+    await _end(engine, jobs, api, resuming)
+    if broken.is_set():
+        # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
+        # failed.
+        raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
+
+
+def _leave_out_of_garbage_collections() -> None:
+    """Has garbage collections pass over all objects that there are.
+
+    Models stay until the end. Each collection would search them, for a tenth of a second and more in which no
+    call is answered.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+async def _end(engine: PoolEngine, jobs: JobService, api: ApiServer, resuming: asyncio.Task[None]) -> None:
+    """Ends all parts of the server, whatever one of them raises."""
     for result in await asyncio.gather(api.stop(GRACE_S), _close(jobs), resuming, return_exceptions=True):
         if isinstance(result, BaseException):
             # A later process goes on from what is stored.
             logger.error("a part of the server did not end in good order: %r", result)
             logger.debug("it failed here", exc_info=result)
     engine.stop_tokenizing()
-    engine.stop()
-    if broken.is_set():
-        # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
-        # failed.
-        raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
 
 
 def _read_certificates(access: AccessConfig, telemetry: Telemetry) -> TlsContents | None:

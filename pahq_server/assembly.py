@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pahq_server.config.server import (
     ModelOptions,
     ServerConfig,
     WorkerOptions,
+    cores,
 )
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.engine import devices
@@ -31,6 +32,7 @@ from pahq_server.models.files import locate
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.streaming import load_rounded
 from pahq_server.models.tokenizer import load_tokenizer
+from pahq_server.plan.division import Division
 from pahq_server.plan.planning import AUTO, PROCESS_BYTES, DoesNotFitError, Plan, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
@@ -85,7 +87,7 @@ def describe_worker(config: ServerConfig) -> bytes:
             "models": asdict(config.models),
             "generation": asdict(config.generation),
             "compute": asdict(config.compute) | {"threads": config.threads},
-            "workers": config.workers.count if config.workers.on_this_machine else None,
+            "workers": asdict(config.workers),
             "self_test": config.self_test,
             "machine_bytes": config.machine_bytes,
         }
@@ -101,7 +103,7 @@ def _described(description: bytes) -> ServerConfig:
         models=ModelOptions(**models),
         generation=GenerationOptions(**values["generation"]),
         compute=ComputeOptions(**values["compute"]),
-        workers=WorkerOptions(workers=values["workers"]),
+        workers=WorkerOptions(**values["workers"]),
         self_test=values["self_test"],
         machine_bytes=values["machine_bytes"],
     )
@@ -110,9 +112,10 @@ def _described(description: bytes) -> ServerConfig:
 def _remote_engine(config: ServerConfig) -> PoolEngine:
     """Makes an engine of workers in processes of their own, as soon as one of them is ready."""
     if config.workers.on_this_machine:
-        _plan(config, devices.find(config.models.device))
+        _plan(config, devices.find(config.models.device), torch.cuda.device_count())
     directories = {name: locate(source) for name, source in config.models.sources.items()}
-    tokenizers = {name: load_tokenizer(directory) for name, directory in directories.items()}
+    # What is odd about a tokenizer is told by the workers, which load the checkpoints.
+    tokenizers = {name: load_tokenizer(at, lambda warning: None) for name, at in directories.items()}
     workers = config.workers
     options = RayOptions(
         None if workers.on_this_machine else workers.ray_address,
@@ -194,10 +197,17 @@ def _generation_backend(name: str | None, kv_bytes: int) -> GenerationBackend | 
         raise InvalidRequestError("generation", str(error)) from error
 
 
-def _plan(config: ServerConfig, device: torch.device) -> Plan:
-    """Plans the memory of models and jobs; loads nothing. Raises as `serve` does."""
+def _plan(config: ServerConfig, device: torch.device, gpus_here: int | None = None) -> Plan:
+    """Plans the memory of models and jobs, of one worker; loads nothing. Raises as `serve` does.
+
+    Args:
+        config: what is served.
+        device: what models are kept and computed on.
+        gpus_here: number of GPUs that there are for all workers; None where that is not known.
+    """
     models = config.models
     machine = devices.memory_bytes(device) if config.machine_bytes is None else config.machine_bytes
+    division = divide(config.workers, device, machine, config.compute.threads, gpus_here)
     if models.memory is not None and models.memory > machine:
         detail = f"{models.memory} bytes are more than the {machine} of {device}"
         raise InvalidRequestError("memory", detail)
@@ -212,10 +222,44 @@ def _plan(config: ServerConfig, device: torch.device) -> Plan:
         precision=models.weight_policy,
         generation=config.generation.backend,
         kv_bytes=config.generation.kv_bytes,
+        division=division,
     )
     if not plan.fits:
         raise DoesNotFitError(f"the models do not fit\n{text(plan)}")
     return plan
+
+
+def divide(
+    workers: WorkerOptions,
+    device: torch.device,
+    machine: int,
+    threads: int | None = None,
+    gpus_here: int | None = None,
+) -> Division | None:
+    """Says how workers share a machine; None where the one worker is the server's own process.
+
+    Args:
+        workers: how many there are, and where.
+        device: what models are kept and computed on.
+        machine: bytes of memory of the device.
+        threads: of each worker, as the operator chose them; None for the default.
+        gpus_here: number of GPUs that there are for all workers; None where that is not known.
+    """
+    if not workers.remote:
+        return None
+    division = Division(
+        workers=workers.count,
+        joined=not workers.on_this_machine,
+        device=device.type,
+        machine=machine,
+        threads=workers.threads(threads, cores()),
+        gpus=workers.gpus(device.type),
+        gpus_here=gpus_here,
+    )
+    if device.type == "cuda" and division.on_this_device > 1:
+        # Not what is free: those that came first have taken their share of it.
+        return replace(division, machine=devices.total_bytes(device))
+    return division
 
 
 def _load(name: str, config: ServerConfig, device: torch.device, plan: Plan) -> LoadedModel:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +21,20 @@ from bench.methods.subjects import Subject
 from bench.methods.tables import WITHIN_GIM
 from bench.sampling import simulated
 from bench.sampling import tables as sampling_tables
+from bench.workers import costs, real
+from bench.workers import tables as workers_tables
+from bench.workers.scores import Effects, Scorer
+from bench.workers.simulation import Costs, Setting, SimulatedSearch, Stretch, Workers, simulate
 from helpers.simulated import simulated_device
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pahq_client import BuiltinTask, Evaluation
 from pahq_client.curve import FRACTIONS
+from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
+from pahq_server.core.graph import Graph
+from pahq_server.engine.cost import forward_operations
+from pahq_server.methods.verdicts import Verdict
 
 CPRS = ("cpr", "cpr_log")
 
@@ -185,3 +199,164 @@ def test_the_benchmark_of_sampling_measures_what_it_says(monkeypatch: pytest.Mon
         sampling_tables.by_model(results)
     )
     assert sampling_tables.targets({}) == lines[:2], "what was not measured has no rows"
+
+
+def test_a_simulated_search_finds_the_edges_whose_effects_are_large() -> None:
+    graph = Graph(3, 2, 2)
+    start, costs = Circuit.full(graph), _costs(graph)
+    effects = Effects(1.0, 0.5, 0.5, kept=0.05).draw(graph, 1)
+    assert (effects >= 1).mean() == pytest.approx(0.05, abs=1 / graph.num_edges)
+    for setting in (
+        Setting(1),
+        Setting(3),
+        Setting(3, knows_bases=True),
+        Setting(5, knows_workers=True, knows_bases=True, both_verdicts=True, sends_once=True),
+    ):
+        search = SimulatedSearch(start, setting)
+        steps, scorer = search.decide(), Scorer(effects)
+        passes = next(steps)
+        while passes:
+            passes = _following(steps, scorer(passes))
+        assert search.circuit.kept.tolist() == (effects >= 1).tolist()
+        run = simulate(start, [effects], costs, setting)
+        assert run.verdicts == graph.num_edges, "no edge goes without a test"
+        assert run.spent.total == pytest.approx(setting.workers * run.seconds), "nothing is lost but counted"
+        # However the passes are shared, those that are used take the same.
+        alone = simulate(start, [effects], costs, Setting(1, window=1))
+        assert run.spent.used == pytest.approx(alone.spent.used, rel=0.2)
+        assert alone.spent.wasted == 0
+
+
+def test_simulated_workers_share_what_can_be_shared() -> None:
+    """Jobs as many as workers, with nothing to predict and nothing to pay: every worker is always busy."""
+    graph = Graph(3, 2, 2)
+    free = replace(_costs(graph), head_batch=0.0, head_pass=0.0, head_piece=0.0, worker_batch=0.0)
+    start, nothing = Circuit.full(graph), np.zeros(graph.num_edges)
+    alone = simulate(start, [nothing] * 4, free, Setting(1, jobs=4))
+    shared = simulate(start, [nothing] * 4, free, Setting(4, jobs=4))
+    assert alone.seconds == pytest.approx(4 * shared.seconds)
+    assert shared.spent.repeated_bases == shared.spent.waiting == shared.spent.head == 0
+    # What the server's thread takes can be hidden behind the workers' time, not below it.
+    busy = replace(free, head_batch=0.02)
+    waits = simulate(start, [nothing] * 4, busy, Setting(4, jobs=4))
+    hides = simulate(start, [nothing] * 4, busy, Setting(4, jobs=4, in_flight=True))
+    assert waits.spent.head == pytest.approx(4 * 0.02 * waits.batches)
+    assert hides.seconds < waits.seconds
+    with pytest.raises(ValueError, match="effects of 4 jobs, got 1"):
+        simulate(start, [nothing], free, Setting(4, jobs=4))
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_a_batch_is_cut_about_as_well_as_it_can_be(data: st.DataObject) -> None:
+    """Against all cuts in order, tried one by one."""
+    graph = Graph(2, 2, 2)
+    costs = replace(_costs(graph), worker_batch=0.0)
+    layer = BaseCircuit(Circuit.full(graph))
+    bases = [layer, *(BaseCircuit(Circuit.full(graph), layer) for _ in range(2))]
+    batch = [
+        Stretch(base, data.draw(st.integers(0, graph.num_receivers - 1)), data.draw(st.integers(1, 3)))
+        for base in bases[: data.draw(st.integers(1, 3))]
+    ]
+    workers = data.draw(st.integers(1, 3))
+    pieces = Workers(workers, costs).cut(batch)
+    singles = [Stretch(each.base, each.receiver, 1) for each in batch for _ in range(each.count)]
+    assert [
+        Stretch(each.base, each.receiver, 1) for piece in pieces for each in piece for _ in range(each.count)
+    ] == singles, "every pass is in one piece"
+
+    def slowest(cut: Sequence[Sequence[Stretch]]) -> float:
+        return max(Workers(workers, costs).run(cut)[0])
+
+    every = itertools.combinations_with_replacement(range(len(singles) + 1), workers - 1)
+    best = min(
+        slowest([singles[a:b] for a, b in itertools.pairwise((0, *ends, len(singles)))]) for ends in every
+    )
+    assert best <= slowest(pieces) * (1 + 1e-9) <= best * 1.001 + slowest([batch]) / 2**13
+
+
+def test_effects_are_drawn_as_they_were_found() -> None:
+    """A search over drawn effects gives about the variances that they were drawn with."""
+    graph, drawn = Graph(6, 6, 6), Effects(1.0, 0.5, 0.25, kept=0.5)
+    effects = drawn.draw(graph, 3)
+    verdicts = [Verdict(False, edge, delta, delta, delta >= 1) for edge, delta in enumerate(effects)]
+    found = Effects.of_search(graph, verdicts, 1.0)
+    assert found.kept == pytest.approx(0.5, abs=0.001)
+    assert found.of_senders == pytest.approx(1.0, rel=0.5)
+    assert found.of_receivers == pytest.approx(0.5, rel=0.5)
+    assert found.rest == pytest.approx(0.25, rel=0.5)
+
+
+def _following(steps: Generator[Sequence[PatchedPass], Sequence[float]], scores: Sequence[float]) -> Any:
+    """The passes after these scores; none at the end."""
+    try:
+        return steps.send(scores)
+    except StopIteration:
+        return ()
+
+
+def _costs(graph: Graph) -> Costs:
+    return Costs(
+        passes=np.linspace(0.03, 0.01, graph.num_receivers),
+        base_passes=2.0,
+        scratch=0.1,
+        worker_batch=0.001,
+        head_batch=0.002,
+        head_pass=1e-5,
+        head_piece=0.001,
+        head_piece_known=0.0005,
+    )
+
+
+def test_the_costs_of_the_large_model_grow_with_depth() -> None:
+    effects = Effects(1.0, 1.0, 1.0, 0.01)
+    constants = costs.Constants(0.1, 2.0, 8.0, 0.5, 100.0, 20.0, 1e-3, 1e-5, 1e-4, 1e-6, 1e-3, 5e-4, effects)
+    assert costs.Constants.of_stored(json.loads(json.dumps(constants.stored()))) == constants
+    graph = costs.GRAPH
+    assert graph.num_edges == 1_592_881
+    slow, fast = (costs.costs(constants, costs.DEVICES[name]) for name in ("float32", "bfloat16"))
+    by_layer = slow.passes[[graph.receiver_of("q", layer) for layer in reversed(range(graph.layers))]]
+    assert (np.diff(by_layer) > 0).all()
+    assert slow.passes[graph.logits] == slow.passes.min()
+    assert (fast.passes < slow.passes).all()
+    # With everything alive and every token computed, the deepest pass is nearly a plain forward pass.
+    least, most = (costs.pass_operations(costs.LLAMA_8B, 0, live, 100, 15) for live in (0.0, 1.0))
+    assert least < 0.1 * most
+    assert most == pytest.approx(forward_operations(costs.LLAMA_8B, 100, 15), rel=0.05)
+
+
+def test_the_tables_of_workers_tell_what_holds_and_where_not() -> None:
+    seconds = dict(zip(real.SERVERS, ([10.0, 20.0], [6.0, 12.0], [5.0, 12.5], [10.2, 22.0]), strict=True))
+    own = {"seconds": seconds, "different": 1, "tests": 5}
+    spent = dict.fromkeys(workers_tables.PARTS, 0.1) | {"used": 0.4}
+    run = {"device": "float32", "step": "as it is", "passes": 30, "batches": 3, "verdicts": 25, "lost": spent}
+    runs = [
+        run | {"workers": workers, "jobs": jobs, "seconds": wall}
+        for workers, jobs, wall in ((1, 1, 64.0), (64, 1, 4.0), (1, 8, 512.0), (64, 8, 10.0))
+    ]
+    results = {
+        "real": {"figures": {"toy": own}, "measured_on": "nowhere"},
+        "simulation": {"figures": {"runs": runs, "devices": {"float32": "a GPU"}}, "measured_on": "nowhere"},
+    }
+    lines = [line.split(" | ")[1:] for line in workers_tables.targets(results)[2:]]
+    assert lines == [
+        ["1.80", "≥ 1.7", "≥ 1.9", "yes |"],
+        ["1.08", "≥ 1.1", "-", "no |"],
+        ["1.06", "≤ 1.1", "≤ 1.03", "yes |"],
+        ["1", "0", "-", "no |"],
+        ["0.25", "-", "≥ 0.7", "no |"],
+        ["0.80", "-", "≥ 0.7", "yes |"],
+    ]
+    assert workers_tables.by_workers(results)[3].startswith("| a GPU | 64 | 0.25 | 16.0 | 10 | 40% | 10% |")
+    assert len(workers_tables.by_step(results)) == 4
+    assert workers_tables.markdown({}).count("\n|--") == 4, "what was not measured has no rows"
+
+
+@pytest.mark.skipif(
+    not real.TINYTALK.is_dir(), reason="needs ../shared/models, which is not part of the repository"
+)
+def test_the_benchmark_of_workers_compares_servers() -> None:
+    work = real.tinytalk(jobs=2, prompts=1, threshold=0.5)
+    found = real.compare(work, (real.LOCAL,), 2)
+    assert found["different"] == 0 < found["tests"]
+    assert len(found["seconds"][real.LOCAL]) == 2

@@ -14,6 +14,7 @@ from bench.methods import tables as methods_tables
 from bench.precision import tables as precision_tables
 from bench.sampling import tables as sampling_tables
 from bench.tables import TARGETS, targets
+from bench.workers import tables as workers_tables
 from e2e.process import ServerProcess
 
 import pahq_client
@@ -144,6 +145,11 @@ def test_the_tables_of_figures_are_those_that_were_measured() -> None:
     assert pages.with_table(page, "sampling", sampling_tables.targets(sampling)) == page
     assert pages.with_table(page, "sampling-kinds", sampling_tables.by_kind(sampling)) == page
     assert pages.with_table(page, "sampling-memory", sampling_tables.by_memory(sampling)) == page
+    workers = json.loads((stored / "workers.json").read_text("utf-8"))
+    assert pages.with_table(page, "workers", workers_tables.targets(workers)) == page
+    assert pages.with_table(page, "workers-simulated", workers_tables.by_workers(workers)) == page
+    assert pages.with_table(page, "workers-steps", workers_tables.by_step(workers)) == page
+    assert pages.with_table(page, "workers-constants", workers_tables.constants(workers)) == page
     assert sum(line.endswith("| - |") for line in targets(speed)) < len(TARGETS), "nothing was measured"
     assert {"faithfulness", "speed", "resident", "loading"} <= set(precision)
 

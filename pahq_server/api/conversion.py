@@ -52,9 +52,11 @@ from pahq_server.methods.generate.parameters import GenerateParameters
 from pahq_server.methods.generate.samples import FinishedSample
 from pahq_server.store.records import StoredArtifact
 
-# Bytes of an artifact, or characters of prompts (all ASCII), per message of GetArtifact: with what belongs to
-# the message itself, still below 1 MiB.
+# Bytes of an artifact, characters of prompts (all ASCII) or bytes of tokenized prompts per message: with what
+# belongs to the message itself, still below 1 MiB.
 CHUNK = 1_000_000
+# The most bytes of a prompt's field number and length.
+_PROMPT_HEAD = 6
 
 _STATES = {state: getattr(jobs_pb2, f"JOB_STATE_{state.name}") for state in JobState}
 _WORKER_STATES = {state: getattr(server_pb2, f"WORKER_STATE_{state.name}") for state in WorkerState}
@@ -416,10 +418,19 @@ def session(
 # Responses: samples
 
 
-def tokenized_prompts(prompts: Iterable[TokenIds]) -> generation_pb2.GenerateSamplesResponse:
-    """Returns prompts as token ids."""
-    message = generation_pb2.TokenizedPrompts(prompts=[task_pb2.TokenIds(ids=ids) for ids in prompts])
-    return generation_pb2.GenerateSamplesResponse(prompts=message)
+def tokenized_prompts(prompts: Iterable[TokenIds]) -> Iterator[generation_pb2.GenerateSamplesResponse]:
+    """Yields prompts as token ids, in messages of at most `CHUNK` bytes, or of one prompt."""
+    chunk = generation_pb2.TokenizedPrompts()
+    size = 0
+    for ids in prompts:
+        prompt = task_pb2.TokenIds(ids=ids)
+        added = prompt.ByteSize() + _PROMPT_HEAD
+        if size and size + added > CHUNK:
+            yield generation_pb2.GenerateSamplesResponse(prompts=chunk)
+            chunk, size = generation_pb2.TokenizedPrompts(), 0
+        chunk.prompts.append(prompt)
+        size += added
+    yield generation_pb2.GenerateSamplesResponse(prompts=chunk)
 
 
 def sample(run: StreamedSamples, found: FinishedSample) -> generation_pb2.GenerateSamplesResponse:

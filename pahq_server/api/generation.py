@@ -50,7 +50,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         run = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
         run.future.add_done_callback(lambda future: told())
         try:
-            yield conversion.tokenized_prompts(run.resolved.task.clean)
+            for prompts in conversion.tokenized_prompts(run.resolved.task.clean):
+                yield prompts
             while True:
                 news.clear()
                 ended = run.future.done()  # before the samples are looked at: none comes after it

@@ -33,6 +33,9 @@ class HealthOptions:
         False,
         "ask whether it has taken up all jobs that an earlier process left: it takes calls before that",
     )
+    alive: bool = option(
+        False, "ask only whether it answers calls, also while no worker is there to compute what they ask for"
+    )
 
 
 def run(options: HealthOptions) -> int:
@@ -41,6 +44,8 @@ def run(options: HealthOptions) -> int:
         return complain("--tls-cert and --tls-key go together")
     if options.tls_ca is None and (options.tls_cert or options.tls_name):
         return complain("--tls-cert, --tls-key and --tls-name need --tls-ca")
+    if options.alive and options.resumed:
+        return complain("--alive and --resumed are two questions: ask one at a time")
     # Why a connection fails is in the answer; gRPC's core need not write it to stderr as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
@@ -48,7 +53,7 @@ def run(options: HealthOptions) -> int:
     except ModuleNotFoundError as error:  # only the client is installed
         return complain(f"{error.name} is not installed: pip install '.[server]' in a checkout of PAHQ")
     try:
-        service = health.RESUMED if options.resumed else ""
+        service = health.ALIVE if options.alive else health.RESUMED if options.resumed else ""
         healthy, answer = health.probe(
             options.address, _tls(options), min(options.timeout, MAX_TIMEOUT_S), service
         )

@@ -67,8 +67,8 @@ class ModelOptions:
     device: Name = option("cpu", "what models are kept and computed on: cpu, cuda or cuda:1")
     memory: Size | None = option(
         None,
-        "what jobs and sessions may take beside the models, such as 4GiB or 1500MB; never changes a result "
-        "(default: half of what the models leave of the device's memory)",
+        "what jobs and sessions may take beside the models, of each worker, such as 4GiB or 1500MB; never "
+        "changes a result (default: half of what the models leave of the device's memory)",
     )
     weights: str = option(
         "fp32",
@@ -402,10 +402,10 @@ class ServerConfig:
     @property
     def threads(self) -> int | None:
         """Threads of each worker; None for as many as its machine has cores."""
-        return self.workers.threads(self.compute.threads, _cores())
+        return self.workers.threads(self.compute.threads, cores())
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -85,17 +85,16 @@ def read_share(text: str) -> float:
 
 
 def read_ray_address(text: str) -> str:
-    """Reads where a Ray cluster is: ``HOST:PORT`` of its head, or a word of `RAY_WORDS`."""
-    if text in RAY_WORDS or _is_address(text):
+    """Reads where a Ray cluster is: a word of `RAY_WORDS`, or ``HOST:PORT`` of its head.
+
+    After ``ray://`` the port is that for machines that are no hosts of the cluster.
+    """
+    if text in RAY_WORDS or _is_address(text.removeprefix("ray://")):
         return text
-    words = " or ".join(RAY_WORDS)
-    hint = ""
-    if text.startswith("ray://"):
-        hint = "; ray:// is the port for Ray's clients: name the head's own, by default 6379"
-    elif _is_address(f"{text}:6379"):
-        hint = f"; did you mean {text}:6379?"
+    hint = f"; did you mean {text}:6379?" if _is_address(f"{text}:6379") else ""
     raise ValueError(
-        f"{text!r} is not HOST:PORT of a Ray cluster's head, such as head:6379, or {words}{hint}"
+        f"{text!r} is not HOST:PORT of a Ray cluster's head, such as head:6379, or ray://head:10001 from a "
+        f"machine that is none of its hosts, or {' or '.join(RAY_WORDS)}{hint}"
     )
 
 

@@ -40,22 +40,23 @@ class InvalidRequestError(ServerError):
 
 
 class OtherModelError(InvalidRequestError):
-    """A circuit of one model is to be measured on another.
+    """A circuit of one model is to be measured on another, or used for it.
 
     Args:
         circuit: the model that the circuit was found in, in words.
-        model: the model that it is to be measured on, in words.
-        field: path of the circuit in the request.
+        model: the model that is asked for, in words.
+        field: path of the circuit in the request. An evaluation has ``circuits``, and can be told to measure
+            them all the same; other requests cannot.
     """
 
     def __init__(self, circuit: str, model: str, field: str) -> None:
         advice = (
-            "Start from a circuit of this model"
-            if field == "within"
-            else "Measure it on the model that it was found in, or pass allow_other_model=True (pahq: "
+            "Measure it on the model that it was found in, or pass allow_other_model=True (pahq: "
             "--allow-other-model) if you mean another"
+            if field.startswith("circuits[")
+            else "Give a circuit of this model"
         )
-        detail = f"it was found in another model ({circuit}) than it is to be measured on ({model}). {advice}"
+        detail = f"it was found in another model ({circuit}) than the one asked for ({model}). {advice}"
         super().__init__(field, detail)
         self.circuit, self.model = circuit, model
 

@@ -83,6 +83,7 @@ class SampleRequest:
         sampling: how tokens are drawn.
         prefix: what the sample begins with, because it was generated earlier: the next token is the one with
             this number.
+        signals: of how many of the sample's first tokens signals are wanted.
     """
 
     key: int
@@ -90,6 +91,7 @@ class SampleRequest:
     seed: int
     sampling: Sampling
     prefix: TokenIds = ()
+    signals: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class DecodedSample:
             completed a stop text.
         logprobs: log-probability of each of them in the model's own distribution (temperature 1, all tokens);
             empty unless asked for.
-        signals: one per token; empty for backends that do not tell.
+        signals: one per token, at least of those for which they are wanted; empty for backends that do not
+            tell.
         finish: why it ended; empty while it goes on.
         text: what prefix and ids add to the prompt's text, without the end token and up to the stop text;
             only once it has ended, and only with a tokenizer.

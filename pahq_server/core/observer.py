@@ -53,6 +53,28 @@ class Observer:
     def call_ended(self, method: str, code: str, seconds: float) -> None:
         """An RPC ended with a gRPC status code, by name."""
 
+    def worker_ready(self, worker: int) -> None:
+        """A worker that is a process of its own takes operations: for the first time, or again.
+
+        ``worker`` is its number, from 0; there are no more numbers than workers.
+        """
+
+    def worker_lost(self, worker: int, reason: str) -> None:
+        """A worker that is a process of its own cannot be reached any more. ``reason`` is one of these:
+
+        ``ended``: its process ended, or its machine. ``hung``: it did not answer in time, and was ended.
+        ``connection``: the cluster cannot be reached. ``refused``: it cannot be used as it is.
+        """
+
+    def worker_worked(self, worker: int, weight: float, seconds: float) -> None:
+        """A worker that is a process of its own has answered a call.
+
+        Args:
+            worker: its number.
+            weight: sum of the weights of the operations, see `Operation.weight`.
+            seconds: how long they took it.
+        """
+
     def certificates_expire(self, server: float, client_ca: float) -> None:
         """Certificates were read.
 

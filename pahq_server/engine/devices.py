@@ -67,6 +67,11 @@ def memory_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else machine_bytes()
 
 
+def total_bytes(device: torch.device) -> int:
+    """Returns the memory of a device, also what other processes have taken of it."""
+    return int(torch.cuda.mem_get_info(device)[1]) if device.type == "cuda" else machine_bytes()
+
+
 def title(device: torch.device) -> str:
     """Returns the device's usual name; equal devices have equal titles."""
     if device.type == "cuda":

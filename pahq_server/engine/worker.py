@@ -132,7 +132,7 @@ class Worker:
     def hardware(self) -> dict[str, str]:
         """Says what the last bits of a score depend on, by name."""
         return {
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "platform": platform.platform(),
             "processor": self._processor,
             "threads": str(torch.get_num_threads()),

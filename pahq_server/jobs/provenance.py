@@ -49,6 +49,7 @@ def run_provenance(
     seconds: float,
     capabilities: Capabilities,
     counts: Mapping[str, int],
+    chosen: Mapping[str, str],
     warnings: Sequence[str],
 ) -> dict[str, object]:
     """Returns what happened in the run that made an artifact.
@@ -59,6 +60,7 @@ def run_provenance(
         seconds: how long the run took.
         capabilities: capabilities of the engine.
         counts: counts of the method, such as ``passes``, and how many journal records were ``replayed``.
+        chosen: what the method settled by itself, such as what ``auto`` stood for.
         warnings: what may mislead about the artifact, beside what the request shows.
     """
     return {
@@ -69,6 +71,7 @@ def run_provenance(
         "device": capabilities.device,
         "hardware": capabilities.hardware,
         "counts": dict(counts),
+        **({"chosen": dict(chosen)} if chosen else {}),
         "warnings": list(warnings),
     }
 

@@ -194,6 +194,7 @@ class MethodRun:
             self._before + time.monotonic() - self._begun,
             shared.capabilities,
             {**self._context.counts, "replayed": self._context.replayed},
+            self._context.chosen,
             found.warnings,
         )
         return StoredArtifact(found, request_provenance(spec, self.resolved, shared.version), run)

@@ -37,6 +37,7 @@ class MethodContext(Generic[P]):
     Attributes:
         progress: what `tell` was given last.
         counts: the counts of this run by name, see `count`.
+        chosen: what the run settled by itself, by name, see `choose`.
     """
 
     resolved: ResolvedObjective
@@ -47,6 +48,7 @@ class MethodContext(Generic[P]):
     clock: Callable[[], float] = time.perf_counter
     progress: Progress = field(default=Progress(), init=False)
     counts: Counter[str] = field(default_factory=Counter, init=False)
+    chosen: dict[str, str] = field(default_factory=dict, init=False)
     _new: list[tuple[bytes, int]] = field(default_factory=list, init=False)
 
     def record(self, data: bytes, count: int = 1) -> None:
@@ -70,6 +72,10 @@ class MethodContext(Generic[P]):
         Telemetry shows two of them: ``passes`` that were asked for, and how many of these were ``wasted``.
         """
         self.counts.update(numbers)
+
+    def choose(self, **names: str) -> None:
+        """Says what the run settled by itself, such as what ``auto`` stands for; part of its provenance."""
+        self.chosen.update(names)
 
     def take_records(self) -> tuple[bytes, int]:
         """Called by the job: returns the records since the last call, and how many they are."""

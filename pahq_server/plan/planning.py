@@ -18,6 +18,7 @@ from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import Outline, outline
 from pahq_server.models.resident import WeightBytes
 from pahq_server.models.streaming import STORE_SHARE
+from pahq_server.plan.division import Division
 from pahq_server.plan.weights import (
     Recording,
     composed_bytes,
@@ -134,6 +135,8 @@ class Plan:
         device: name of the device, such as "cpu".
         generation: name of the backend that generates text; None for none.
         no_generation: why none does although one may have; empty if one does, or if none was asked for.
+        division: how workers share the machine, if they are processes of their own. All else is then of one
+            worker, and ``machine`` is its share.
     """
 
     models: tuple[ModelPlan, ...]
@@ -147,6 +150,7 @@ class Plan:
     device: str = "cpu"
     generation: str | None = None
     no_generation: str = ""
+    division: Division | None = None
 
     @property
     def weights(self) -> int:
@@ -188,6 +192,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether everything fits into the machine."""
+        if self.division is not None and not self.division.has_place:
+            return False
         return self.memory > 0 and max(self.serving, self.loading) <= self.machine
 
     def jobs(self, model: ModelPlan) -> int:
@@ -213,6 +219,7 @@ def plan_models(
     device: str = "cpu",
     generation: str | None = None,
     kv_bytes: int = 0,
+    division: Division | None = None,
 ) -> Plan:
     """Plans for models, from their configurations and the headers of their weights.
 
@@ -227,6 +234,8 @@ def plan_models(
         generation: name of the backend that generates text; `AUTO` for transformers, if that takes no more
             than half of what the models leave; None for none.
         kv_bytes: bytes for the keys and values of generated text, of each model.
+        division: how workers share the machine; then the plan is that of one worker on its share, whatever
+            ``machine`` is. None if the one worker is the server's own process.
 
     Raises InvalidRequestError for a model that cannot be served (field ``model``), and for a backend where
     weights are kept rounded, with which it would refuse every model (field ``generation``).
@@ -235,6 +244,8 @@ def plan_models(
         detail = f"{generation} would refuse every model: {ROUNDED}, or with --generation none"
         raise InvalidRequestError("generation", detail)
     load = load or Load()
+    if division is not None:
+        machine = division.share
     machine = machine_bytes() if machine is None else machine
     outlines, models = [], []
     for name, source in sources.items():
@@ -254,6 +265,7 @@ def plan_models(
         page_bytes=page_bytes_for([found.model for found in outlines]),
         precision=precision,
         device=device,
+        division=division,
     )
     if precision is not None and generation is not None:
         return replace(_divided(without), no_generation=ROUNDED)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pahq_server.engine.cost import BOOKKEEPING_S
 from pahq_server.models.resident import WeightBytes
+from pahq_server.plan.division import Division
 from pahq_server.plan.planning import PROCESS_BYTES, ModelPlan, Plan
 
 FORMAT = "pahq.plan.v1"
@@ -45,7 +46,23 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "machine_bytes": plan.machine,
         **({} if plan.generation is None else {"generation": plan.generation}),
         **({"no_generation": plan.no_generation} if plan.no_generation else {}),
+        **({} if plan.division is None else {"workers": _division_json(plan.division)}),
         "fits": plan.fits,
+    }
+
+
+def _division_json(division: Division) -> dict[str, Any]:
+    return {
+        "number": division.workers,
+        "joined": division.joined,
+        "threads": division.threads,
+        "gpus": division.gpus,
+        "device_bytes": division.machine,
+        "server_bytes": division.server,
+        "ray_bytes": division.ray,
+        "on_device": division.on_this_device,
+        "share_bytes": division.share,
+        "has_place": division.has_place,
     }
 
 
@@ -136,6 +153,8 @@ def _seconds(plan: Plan, model: ModelPlan) -> str:
 def _machine(plan: Plan) -> list[str]:
     which = "as given" if plan.given else "half of what the models leave"
     place = "the machine's" if plan.device == "cpu" else f"the free memory of {plan.device},"
+    if plan.division is not None:
+        place = "a worker's"
     lines = [
         f"jobs and sessions: {size(plan.memory)} ({which}): {plan.pages:,} pages of {size(plan.page_bytes)}, "
         f"{size(plan.scratch)} of scratch",
@@ -145,8 +164,35 @@ def _machine(plan: Plan) -> list[str]:
     ]
     if plan.no_generation:
         lines.append(f"no text can be generated with these models: {plan.no_generation}")
+    if plan.division is not None:
+        lines += _workers(plan, plan.division)
     if plan.gflops is not None:
         lines += [line.format(rate=plan.gflops, bookkeeping=1000 * BOOKKEEPING_S) for line in _ESTIMATE]
+    return lines
+
+
+def _workers(plan: Plan, division: Division) -> list[str]:
+    """Says what one worker has, which all lines before are about, and where that comes from."""
+    number = f"{division.workers} worker{'' if division.workers == 1 else 's'}"
+    threads = "as many threads as its host has cores"
+    if division.threads is not None:
+        threads = f"{division.threads} thread{'' if division.threads == 1 else 's'}"
+    memory = size(division.machine)
+    if division.device != "cpu":
+        each = f"{division.gpus:g} of a GPU with {memory}"
+    elif division.joined:
+        each = f"a host like this one, with {memory} less {size(division.ray)} for Ray"
+    else:
+        each = (
+            f"an equal part of the machine's {memory} less {size(division.server)} for the server and "
+            f"{size(division.ray)} for Ray"
+        )
+    lines = [f"{number}, of which all this is one: {each}, and {threads}"]
+    if not division.has_place:
+        lines.append(f"this does NOT fit: the machine's GPUs have room for {division.places} such workers")
+    if not division.joined and division.device == "cpu":
+        took = division.workers * max(plan.serving, plan.loading) + division.server + division.ray
+        lines.append(f"all together: {size(took)} of the machine's {memory}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Metrics for Prometheus: what is counted while the server works, and what is read when Prometheus asks.
 
-Labels come from fixed, small sets: methods of the API, codes, reasons, states. Never users, jobs or models.
+Labels come from fixed, small sets: methods of the API, codes, reasons, states, numbers of workers. Never
+users, jobs or models.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter as Tally
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pahq_server.core.engine import MemoryUsage
+from pahq_server.core.engine import MemoryUsage, WorkerState, WorkerStatus
 from pahq_server.core.observer import Observer
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ CODES = frozenset(
 )
 ENDS = ("succeeded", "failed", "cancelled")
 REASONS = ("auth", "auth_limit", "rate_limit", "quota", "queue_full", "anonymous")
+LOSSES = ("ended", "hung", "connection", "refused")
 # How many different reasons are counted apart: the first ones that come.
 MAX_REASONS = 32
 WATCH = "pahq.v1.JobService/WatchJob"
@@ -73,6 +76,7 @@ class Metrics(Observer):
         self.registry = CollectorRegistry()
         self._add_jobs()
         self._add_work()
+        self._add_workers()
         self._add_calls()
         self._add_certificates()
 
@@ -121,6 +125,28 @@ class Metrics(Observer):
             "pahq_batch_duration_seconds",
             "Time that the engine took for a batch.",
             buckets=_BATCHES_S,
+            registry=self.registry,
+        )
+
+    def _add_workers(self) -> None:
+        self._worker_losses = Counter(
+            "pahq_worker_losses",
+            "Worker processes that could not be reached any more, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in LOSSES:
+            self._worker_losses.labels(reason)
+        self._worker_seconds = Counter(
+            "pahq_worker_busy_seconds",
+            "Time that a worker process computed, by its number.",
+            ["worker"],
+            registry=self.registry,
+        )
+        self._worker_passes = Counter(
+            "pahq_worker_passes",
+            "Patched passes that a worker process computed, or what cost as much, by its number.",
+            ["worker"],
             registry=self.registry,
         )
 
@@ -180,6 +206,18 @@ class Metrics(Observer):
     def preempted(self) -> None:
         self._preemptions.inc()
 
+    def worker_ready(self, worker: int) -> None:
+        # So that a rate over them exists before the first call.
+        self._worker_seconds.labels(str(worker))
+        self._worker_passes.labels(str(worker))
+
+    def worker_lost(self, worker: int, reason: str) -> None:
+        self._worker_losses.labels(reason if reason in LOSSES else OTHER).inc()
+
+    def worker_worked(self, worker: int, weight: float, seconds: float) -> None:
+        self._worker_seconds.labels(str(worker)).inc(seconds)
+        self._worker_passes.labels(str(worker)).inc(weight)
+
     def rejected(self, reason: str) -> None:
         if reason not in self._reasons and len(self._reasons) >= MAX_REASONS:
             reason = OTHER
@@ -210,12 +248,16 @@ class Sources:
         memory: returns the memory usage of the engine.
         jobs: returns how many jobs there are, by the name of their state, for every state.
         sessions: returns how many patching sessions are open.
+        workers: returns what is known of each worker.
+        unavailable: returns why nothing can be computed at present; empty if it can.
         data_dir: folder of the store; None where nothing is stored.
     """
 
     memory: Callable[[], MemoryUsage]
     jobs: Callable[[], Mapping[str, int]]
     sessions: Callable[[], int]
+    workers: Callable[[], Sequence[WorkerStatus]]
+    unavailable: Callable[[], str]
     data_dir: Path | None = None
 
 
@@ -226,7 +268,7 @@ class PulledMetrics(Collector):
         self._sources = sources
 
     def collect(self) -> Iterator[Metric]:
-        for read in (self._jobs, self._sessions, self._memory, self._disk):
+        for read in (self._jobs, self._sessions, self._available, self._workers, self._memory, self._disk):
             try:
                 yield from read()
             except Exception:
@@ -244,6 +286,25 @@ class PulledMetrics(Collector):
 
     def _sessions(self) -> Iterable[Metric]:
         return [_gauge("pahq_sessions_open", "Patching sessions that are open.", self._sources.sessions())]
+
+    def _available(self) -> Iterable[Metric]:
+        available = 0 if self._sources.unavailable() else 1
+        return [
+            _gauge("pahq_available", "Whether operations can be computed at present: 1, or 0.", available)
+        ]
+
+    def _workers(self) -> Iterable[Metric]:
+        workers = self._sources.workers()
+        states = GaugeMetricFamily("pahq_workers", "Workers by state.", labels=["state"])
+        found = Tally(worker.state for worker in workers)
+        for state in WorkerState:
+            states.add_metric([state.name.lower()], found[state])
+        restarts = CounterMetricFamily(
+            "pahq_worker_restarts", "How often a worker was started again, by its number.", labels=["worker"]
+        )
+        for worker in workers:
+            restarts.add_metric([str(worker.number)], worker.restarts)
+        return [states, restarts]
 
     def _memory(self) -> Iterable[Metric]:
         now = self._sources.memory()

@@ -84,8 +84,8 @@ class WorkerInfo:
         hardware: what the last bits of a score depend on, by name: processor, versions, threads.
         models: what it serves, in the order of their names.
         operations_s: multiplications and additions per second of large float32 products.
-        bytes_s: bytes per second at which weights are read from the checkpoint's files, by the names of the
-            models whose full precision is not in memory.
+        bytes_s: bytes per second at which weights are read from the checkpoint's files, by name of the models
+            of which rounded weights are in memory.
         memory_bytes: what all jobs together may take beside the weights.
         memory: how full its pool of pages is.
     """

@@ -133,6 +133,7 @@ def test_a_circuit_of_another_model_is_refused(
         server.patching.EvaluateCircuits(request(numbered(), numbered(revision=revision, **graph)))
     assert refusal.info.reason == "OTHER_MODEL"
     assert refusal.violation[0] == "circuits[1].edges"
+    assert "or pass allow_other_model=True" in refusal.violation[1]
     assert "2 layers, 2 heads" in refusal.info.metadata["model"]
     assert "revision c0ffee" in refusal.info.metadata["model"]
     assert (revision or "revision unknown") in refusal.info.metadata["circuit"]

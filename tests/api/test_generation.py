@@ -213,6 +213,19 @@ def test_an_error_of_the_engine_ends_the_stream(server: RunningServer, engine: F
     assert "failed twice" in refusal.message
 
 
+def test_prompts_are_sent_in_as_many_messages_as_they_need(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [tuple(range(1, 2 + number % 9)) for number in range(60)]
+    monkeypatch.setattr(conversion, "CHUNK", 40)
+    answers = list(server.generation.GenerateSamples(asked(prompts=prompts, n=1), timeout=PATIENCE_S))
+    messages = [each.prompts for each in answers if each.HasField("prompts")]
+    assert [each.WhichOneof("content") for each in answers[: len(messages)]] == ["prompts"] * len(messages)
+    assert [tuple(prompt.ids) for each in messages for prompt in each.prompts] == prompts
+    assert len(messages) > 10
+    assert max(each.ByteSize() for each in messages) <= 40
+
+
 @pytest.fixture
 def limited() -> Iterator[RunningServer]:
     with RunningServer(FakeEngine(), quotas=Quotas(prompt_tokens=8)) as running:
@@ -263,6 +276,7 @@ def test_a_client_that_does_not_read_is_told_so(
 ) -> None:
     monkeypatch.setattr(generation, "MOST_WAITING", 10)
     monkeypatch.setattr(generation, "PATIENCE_S", -1.0)
+    monkeypatch.setattr(SampleBuffer, "take", lambda self: None)  # as where no message is read
     with refused() as refusal:
         read(server, asked(n=40, slots=16, max_tokens=1))
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -72,6 +72,8 @@ def test_samples_come_in_order_with_what_the_run_took(speaker: Any) -> None:
     assert figures["tokens"] == sum(len(sample.ids) for sample in found)
     assert figures["steps"] >= figures["lower_bound"] > 0
     assert figures["slots"] == 3
+    assert found.policy == "longest_first"  # what auto stands for here
+    assert "policy longest_first" in found.summary()
     assert found.parameters["max_tokens"] == 20
     assert seen[-1].progress.done == 8
     assert found[0].logprob == sum(found[0].logprobs)
@@ -115,8 +117,8 @@ def test_a_job_that_is_submitted_gives_samples(speaker: Any) -> None:
 @pytest.mark.parametrize(
     ("prompts", "change", "field", "words"),
     [
-        (PROMPTS, {"n": 0}, "n", "≥ 1, got 0"),
-        (PROMPTS, {"n": 5000}, "n", "4096"),
+        (PROMPTS, {"n": 0}, "n", "from 1 to 4096, got 0"),
+        (PROMPTS, {"n": 5000}, "n", "from 1 to 4096, got 5000"),
         (PROMPTS, {"max_tokens": 62}, "max_tokens", "the longest prompt, prompts[0]"),
         (PROMPTS, {"max_tokens": 1.5}, "max_tokens", "must be an integer"),
         (PROMPTS, {"stop": ["a", ""]}, "stop[1]", "is empty"),
@@ -324,6 +326,8 @@ def one(**changes: Any) -> generation_pb2.GenerateSamplesResponse:
         [SUMMARY],
         [one(), SUMMARY],
         [TOKENIZED],
+        [response(prompts={}), TOKENIZED, one(), SUMMARY],
+        [TOKENIZED, TOKENIZED, one(), SUMMARY],
         [TOKENIZED, SUMMARY],
         [TOKENIZED, one()],
         [TOKENIZED, one(), one(), SUMMARY],
@@ -350,6 +354,13 @@ def test_a_stream_that_is_right(server: FakeServer, client: Any) -> None:
     (found,) = client.stream_samples("demo", ["a b"], n=1)
     assert found == Sample("a b", (1, 2), 0, 0, (3,), "\x1b", "stop")
     assert "\x1b" not in repr(found)
+
+
+def test_prompts_come_in_several_messages(server: FakeServer, client: Any) -> None:
+    answers = [TOKENIZED, TOKENIZED, one(prompt=1), one(), SUMMARY]
+    server.replies["GenerateSamples"] = lambda request, context: iter(answers)
+    found = list(client.stream_samples("demo", [[1, 2], [1, 2]], n=1))
+    assert [sample.prompt_number for sample in found] == [1, 0]
 
 
 def test_a_stream_that_breaks_off_goes_on_with_what_is_missing(server: FakeServer, client: Any) -> None:

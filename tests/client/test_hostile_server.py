@@ -45,9 +45,9 @@ from pahq_client import _calls as rpcs
 from pahq_client._calls import Call, Caller, Open, Operation, Pause, Read, run_steps
 from pahq_client._job_options import JobRequest
 from pahq_client._requests import CurveRequest, SessionRequest
+from pahq_client._server_calls import ServerCalls
 from pahq_client._transport import INBOX, BlockingStream
 from pahq_client.cli import main
-from pahq_client.client import ServerCalls
 from pahq_client.graph import Edge, Graph
 from pahq_client.retries import Backoff
 

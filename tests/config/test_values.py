@@ -153,7 +153,9 @@ def test_what_is_no_weight(text: str) -> None:
     assert exit.value.code == 2
 
 
-@pytest.mark.parametrize("text", ["local", "auto", "head:6379", "10.0.0.7:6379", "[fd00::7]:6379"])
+@pytest.mark.parametrize(
+    "text", ["local", "auto", "head:6379", "10.0.0.7:6379", "[fd00::7]:6379", "ray://head:10001"]
+)
 def test_addresses_of_ray_clusters(text: str) -> None:
     assert make_parser().parse_args(["serve", "--ray-address", text]).ray_address == text
 
@@ -166,7 +168,8 @@ def test_addresses_of_ray_clusters(text: str) -> None:
         ("head", "did you mean head:6379?"),
         ("head:", "local or auto"),
         ("head:99999", "local or auto"),
-        ("ray://head:10001", "name the head's own, by default 6379"),
+        ("ray://head", "or ray://head:10001"),
+        ("http://head:8265", "local or auto"),
     ],
 )
 def test_what_is_no_address_of_a_ray_cluster(

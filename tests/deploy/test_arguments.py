@@ -36,6 +36,7 @@ SERVERS = {
     "image (CUDA)": exec_form("Dockerfile.cuda", "CMD"),
     "compose": compose("compose.yaml")["server"]["command"],
     "compose, network": compose("compose.yaml", "compose.network.yaml")["server"]["command"],
+    "compose, workers": compose("compose.yaml", "compose.workers.yaml")["server"]["command"],
     "systemd": unit_arguments(),
     "start": start_arguments(),
 }
@@ -69,6 +70,13 @@ def test_servers_on_the_network_are_encrypted_and_ask_for_tokens(name: str) -> N
     assert not options.insecure
 
 
+def test_compose_with_workers_differs_by_them_alone() -> None:
+    one, two = parsed(SERVERS["compose"]), parsed(SERVERS["compose, workers"])
+    assert (one.workers, two.workers, two.ray_address) == (None, 2, None)
+    assert vars(one) == vars(two) | {"workers": None}
+    assert compose("compose.yaml", "compose.workers.yaml")["server"]["shm_size"]
+
+
 @pytest.mark.parametrize("name", PROBES)
 def test_probes_ask_what_listens(name: str) -> None:
     command, *arguments = PROBES[name]
@@ -95,7 +103,7 @@ def test_ports_agree() -> None:
 
 
 def test_data_is_kept_where_the_volume_is() -> None:
-    for name in ("image (CPU)", "compose", "compose, network"):
+    for name in ("image (CPU)", "compose", "compose, network", "compose, workers"):
         assert str(parsed(SERVERS[name]).data_dir).startswith("/data/")
     assert "data:/data" in compose("compose.yaml")["server"]["volumes"]
     assert str(parsed(SERVERS["systemd"]).data_dir) == f"/var/lib/{unit()['StateDirectory'][0]}"
@@ -117,7 +125,11 @@ def test_commands_of_the_pages_fit(page: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["--threads", "--window", "--max-sessions", "--max-user-sessions", "--session-timeout"]
+    "option",
+    [
+        *("--threads", "--window", "--workers", "--gpus-per-worker", "--worker-deadline"),
+        *("--max-sessions", "--max-user-sessions", "--session-timeout"),
+    ],
 )
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "x"])
 def test_numbers_that_no_server_can_work_with(option: str, value: str) -> None:

@@ -7,6 +7,7 @@ import copy
 import json
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import jsonschema
 import pytest
 import yaml
 
-from deploy.files import CHART, GRPC_PORT, METRICS_PORT, load_yaml
+from deploy.files import CHART, DEPLOY, GRPC_PORT, METRICS_PORT, ROOT, load_yaml
 from pahq_server.cli import make_parser
 
 Refusal = Callable[[argparse.Namespace], str | None]
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text("utf-8"))
 VALUES = load_yaml(CHART / "values.yaml")
+
+KUBERAY = load_yaml(CHART / "values-kuberay.yaml")
 
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not on PATH")
 
@@ -74,6 +77,11 @@ def test_the_schema_knows_every_value() -> None:
         {"persistence": {"accessModes": ["ReadWriteMany"]}},
         {"podDisruptionBudget": {"maxUnavailable": 2}},
         {"networkPolicy": {"clients": [{}]}},  # everybody
+        {"workers": {"count": 0}},
+        {"workers": {"rayAddress": "head:6379"}},  # with which token?
+        {"workers": {"tokenSecretName": "ray"}},  # of which cluster?
+        {"workers": {"rayAddress": "ray://head:10001", "tokenSecretName": "ray"}},
+        {"workers": {"gpusPerWorker": 2}},  # a worker has one device
     ],
 )
 def test_the_schema_refuses_what_would_not_work(changes: dict[str, Any]) -> None:
@@ -89,10 +97,103 @@ def test_the_schema_refuses_what_would_not_work(changes: dict[str, Any]) -> None
         {"auth": "certificates", "tls": {"clientCaSecretName": "client-ca"}, "certificateAdmins": ["ops"]},
         {"models": [{"name": "gpt2", "source": "/models/gpt2"}], "server": {"memory": "4GiB", "threads": 8}},
         {"networkPolicy": {"enabled": True, "clients": [{"podSelector": {}}]}},
+        {"workers": {"count": 2}},
+        {"workers": {"count": 2, "rayAddress": "head:6379", "tokenSecretName": "ray", "gpusPerWorker": 0.5}},
+        KUBERAY,
     ],
 )
 def test_the_schema_takes_what_works(changes: dict[str, Any]) -> None:
     jsonschema.validate(with_values(**changes), SCHEMA)
+
+
+# Workers in a Ray cluster
+
+
+def ray_cluster() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The example of a RayCluster, and the policy of its network."""
+    return load_yaml(DEPLOY / "kuberay/raycluster.yaml"), load_yaml(DEPLOY / "kuberay/networkpolicy.yaml")
+
+
+def ray_pods() -> dict[str, dict[str, Any]]:
+    """Specs of the pods, by what they are."""
+    spec = ray_cluster()[0]["spec"]
+    (workers,) = spec["workerGroupSpecs"]
+    return {"head": spec["headGroupSpec"]["template"]["spec"], "workers": workers["template"]["spec"]}
+
+
+def test_the_server_joins_the_cluster_that_is_there() -> None:
+    cluster, policy = ray_cluster()
+    name, workers = cluster["metadata"]["name"], KUBERAY["workers"]
+    assert workers["rayAddress"] == f"{name}-head-svc:6379"  # as the operator calls the head's Service
+    assert workers["tokenSecretName"] == name  # and the Secret
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    (group,) = cluster["spec"]["workerGroupSpecs"]
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == workers["count"]
+    label = {"ray.io/cluster": name}
+    assert KUBERAY["networkPolicy"]["workers"] == [{"podSelector": {"matchLabels": label}}]
+    assert policy["spec"]["podSelector"]["matchLabels"] == label
+    chart = {"app.kubernetes.io/name": load_yaml(CHART / "Chart.yaml")["name"]}
+    (rule,) = policy["spec"]["ingress"]
+    assert [peer["podSelector"]["matchLabels"] for peer in rule["from"]] == [label, chart]
+
+
+def test_server_and_cluster_are_of_the_same_versions() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (required,) = project["optional-dependencies"]["ray"]
+    version = ray_cluster()[0]["spec"]["rayVersion"]
+    assert required == f"ray=={version.rpartition('.')[0]}.*"
+    assert f"\nray=={version}\n" in (ROOT / "constraints.txt").read_text("utf-8")
+    tag = load_yaml(CHART / "Chart.yaml")["appVersion"]
+    for pod in ray_pods().values():
+        (container,) = pod["containers"]
+        assert container["image"] == f"{VALUES['image']['repository']}:{tag}"
+
+
+def test_workers_find_the_models_where_the_server_does() -> None:
+    pod = ray_pods()["workers"]
+    (mount,) = pod["containers"][0]["volumeMounts"]
+    (volume,) = pod["volumes"]
+    assert mount == {"name": volume["name"], "mountPath": "/models", "readOnly": True}
+    assert volume["persistentVolumeClaim"]["claimName"] == KUBERAY["modelsVolume"]["existingClaim"]
+    assert all(model["source"].startswith("/models/") for model in KUBERAY["models"])
+
+
+@pytest.mark.parametrize("name", ["head", "workers"])
+def test_pods_of_the_cluster_are_confined(name: str) -> None:
+    pod = ray_pods()[name]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["automountServiceAccountToken"]
+    (container,) = pod["containers"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert not container["securityContext"]["allowPrivilegeEscalation"]
+    assert container["resources"]["limits"]["memory"]
+    for probe in ("readinessProbe", "livenessProbe"):
+        assert "tcpSocket" in container[probe]
+
+
+def test_there_is_no_dashboard_and_no_worker_on_the_head() -> None:
+    parameters = ray_cluster()[0]["spec"]["headGroupSpec"]["rayStartParams"]
+    assert parameters["include-dashboard"] == "false"
+    assert parameters["num-cpus"] == "0"
+
+
+@needs_helm
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_pod_of_a_server_with_workers(joined: bool, tmp_path: Path, refusal: Refusal) -> None:
+    changes = KUBERAY if joined else {"workers": {"count": 2}}
+    pod = render(tmp_path, **changes)["StatefulSet/lab-pahq"]["spec"]["template"]["spec"]
+    server, *others = pod["containers"]
+    options = make_parser().parse_args(server["args"])
+    assert refusal(options) is None
+    assert options.workers == 2
+    assert "/dev/shm" in {mount["mountPath"] for mount in server["volumeMounts"]}
+    assert [other["name"] for other in others] == (["ray"] if joined else [])
+    for host in others:
+        assert pod["shareProcessNamespace"]
+        assert host["command"][:2] == ["ray", "start"]
+        assert host["command"][-1] == options.ray_address == KUBERAY["workers"]["rayAddress"]
+        tokens = [each["env"][1]["valueFrom"]["secretKeyRef"]["name"] for each in (server, host)]
+        assert tokens == [KUBERAY["workers"]["tokenSecretName"]] * 2
 
 
 # Rendered

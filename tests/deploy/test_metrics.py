@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from deploy.files import DEPLOY, load_yaml
-from pahq_server.core.engine import MemoryUsage
+from pahq_server.core.engine import MemoryUsage, WorkerState, WorkerStatus
 from pahq_server.jobs.job import JobState
 from pahq_server.telemetry.metrics import CODES, Metrics, PulledMetrics, Sources
 
@@ -36,7 +36,10 @@ def samples() -> dict[str, dict[str, set[str]]]:
     usage = MemoryUsage(1, 2, 1, 0, 1, 1, 0)
     states = {state.name.lower(): 0 for state in JobState}
     registry = CollectorRegistry()
-    registry.register(PulledMetrics(Sources(lambda: usage, lambda: states, lambda: 0, Path("/"))))
+    metrics.worker_ready(0)
+    workers = [WorkerStatus(0, WorkerState.READY)]
+    sources = Sources(lambda: usage, lambda: states, lambda: 0, lambda: workers, str, Path("/"))
+    registry.register(PulledMetrics(sources))
     found: dict[str, dict[str, set[str]]] = {name: {} for name in OUTSIDE}
     found["pahq_build_info"] = {"version": set(), "torch": set()}
     for family in (*metrics.registry.collect(), *registry.collect()):

@@ -12,6 +12,11 @@ def in_group(group: int) -> list[int]:
     return [process for process, fields in _stat() if int(fields[2]) == group]
 
 
+def in_session(leader: int) -> list[int]:
+    """Processes of a session that have not ended."""
+    return [process for process, fields in _stat() if int(fields[3]) == leader]
+
+
 def started_by(parent: int, text: str) -> list[int]:
     """Processes that a process has started and that have not ended, with a text among their arguments."""
     found = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.base import MethodContext
 from pahq_server.methods.generate.method import Generate
-from pahq_server.methods.generate.parameters import GenerateParameters
+from pahq_server.methods.generate.parameters import TOKEN_BYTES, GenerateParameters
 from pahq_server.methods.generate.policies import NAMES
 from pahq_server.methods.generate.samples import (
     FinishedSample,
@@ -113,6 +114,7 @@ def test_the_artifact_holds_every_sample_of_every_prompt() -> None:
     tokens = len(arrays["ids"])
     assert artifact.figures["tokens"] == context.counts["tokens"] == tokens
     assert context.progress.done == 24
+    assert context.chosen == {"policy": "longest_first"}  # what auto stands for here
 
 
 def reference(asked: GenerateParameters) -> bytes:
@@ -191,14 +193,18 @@ def test_a_journal_of_another_request_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [
-        ({"n": 4097}, "n", "from 0 to 4096, got 4097"),
-        ({"n": -1}, "n", "got -1"),
+        ({"n": 4097}, "n", "from 1 to 4096, got 4097"),
+        ({"n": -1}, "n", "from 1 to 4096, got -1"),
+        ({"n": False}, "n", "got False"),
         ({"max_tokens": 0}, "max_tokens", "from 1 to"),
-        ({"temperature": -0.1}, "temperature", ">= 0"),
-        ({"temperature": float("nan")}, "temperature", "finite"),
+        ({"temperature": -0.1}, "temperature", "from 0 to 100, got -0.1"),
+        ({"temperature": float("nan")}, "temperature", "from 0 to 100, got nan"),
+        ({"temperature": "1"}, "temperature", "must be a number, got '1'"),
+        ({"temperature": 10**400}, "temperature", "that a float can hold"),
         ({"temperature": 101.0}, "temperature", "from 0 to 100"),
         ({"top_p": 0.0}, "top_p", "above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p", "above 0 and at most 1"),
+        ({"top_p": -1.0}, "top_p", "above 0 and at most 1"),
         ({"top_k": -1}, "top_k", "from 0"),
         ({"seed": -1}, "seed", "from 0"),
         ({"stop": ("a", "")}, "stop[1]", "is empty"),
@@ -229,7 +235,12 @@ def test_values_that_are_not_allowed(change: dict[str, Any], field: str, words: 
         ({"kv_tokens": 26}, OFFER, "kv_tokens", "at least 27"),
         ({}, replace(OFFER, kv_tokens=26), "max_tokens", "--generation-memory"),
         ({"stop": (".",)}, OFFER, "stop", "has no tokenizer"),
-        ({"n": 4096, "max_tokens": 1000}, replace(OFFER, context=2000), "n", "10000000 tokens in all"),
+        (
+            {"n": 4096, "max_tokens": 1000},
+            replace(OFFER, context=2000),
+            "n",
+            "12288000 in all, and may be at most 2097152, which take 32 MiB",
+        ),
         ({}, None, "model", "'toy': start it otherwise"),
     ],
 )
@@ -248,6 +259,16 @@ def test_samples_of_all_prompts_are_bounded() -> None:
     method.check(parameters(n=4096), resolved(prompts=prompts[:4]))
     with pytest.raises(InvalidRequestError, match="are 20480, and may be at most 16384"):
         method.check(parameters(n=4096), resolved(prompts=prompts))
+
+
+def test_a_finished_token_takes_as_much_memory_as_the_limit_reckons() -> None:
+    sample = FinishedSample(0, range(1000), (0.5,) * 1000, "length", "")
+    tracemalloc.start()
+    try:
+        kept = [replace(sample, key=key) for key in range(100)]
+        assert tracemalloc.get_traced_memory()[0] <= len(kept) * 1000 * TOKEN_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 def test_zero_stands_for_the_usual() -> None:
@@ -360,6 +381,7 @@ def test_circuits_that_do_not_do(
     assert caught.value.field == field
     assert words in caught.value.detail
     assert isinstance(caught.value, OtherModelError) == ("another model" in words)
+    assert "allow_other_model" not in caught.value.detail
 
 
 def test_a_circuit_that_names_shared_keys_otherwise() -> None:

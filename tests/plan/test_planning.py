@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.zoo import NAMES, Zoo
 
-from pahq_server import app
+from pahq_server import assembly
 from pahq_server.app import serve
 from pahq_server.config.server import GENERATION_BYTES, GenerationOptions, ModelOptions, ServerConfig
 from pahq_server.core.errors import InvalidRequestError
@@ -195,7 +195,7 @@ def _nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(app, "load", fail)
+    monkeypatch.setattr(assembly, "load", fail)
 
 
 @pytest.mark.usefixtures("_nothing_is_loaded")

@@ -39,31 +39,45 @@ FINE = {
 GROWTH_MIB = 64
 NAME = "users/ada/jobs/0123456789abcdef0123456789abcdef"
 
+PROMPTS = task_pb2.PromptTask(
+    clean=[
+        task_pb2.Prompt(text=" Lily gave"),
+        task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3])),
+    ],
+    corrupted=[task_pb2.Prompt(text=" Ben gave")],
+    positions=task_pb2.Positions(indices=[-1, 2]),
+)
+RIGHT = task_pb2.PromptTask(
+    clean=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3]))],
+    corrupted=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 4]))],
+)
+
 
 def seeds() -> dict[str, Message]:
     """A request of every RPC that makes sense, or nearly."""
-    prompts = task_pb2.PromptTask(
-        clean=[
-            task_pb2.Prompt(text=" Lily gave"),
-            task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3])),
-        ],
-        corrupted=[task_pb2.Prompt(text=" Ben gave")],
-        positions=task_pb2.Positions(indices=[-1, 2]),
-    )
-    # Nearly right: sessions that were opened would stay.
-    own = objective(task=task_pb2.Task(prompts=prompts))
-    answer = [task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[7]))]
-    right = task_pb2.PromptTask(
-        clean=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 3]))],
-        corrupted=[task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[1, 2, 4]))],
-    )
-    checked = task_pb2.PromptTask(answers=answer, wrong_answers=answer)
-    checked.MergeFrom(right)
-    computed = objective(task=task_pb2.Task(prompts=right))
-    edges = patching_pb2.EdgeList(names=["m3->logits", f"a3.h{HEADS - 1}->m3"])
-    circuit = patching_pb2.SessionCircuit(removed=edges)
-    jobs, patching = "pahq.v1.JobService", "pahq.v1.PatchingService"
     reflection = "grpc.reflection.v1alpha.ServerReflection"
+    return {
+        **job_seeds(),
+        **patching_seeds(),
+        **model_seeds(),
+        "pahq.v1.GenerationService/GenerateSamples": generation_pb2.GenerateSamplesRequest(
+            model="demo",
+            prompts=PROMPTS.clean,
+            parameters=methods_pb2.GenerateParameters(
+                n=2, max_tokens=3, temperature=0.5, top_p=0.9, stop=["."], slots=2, policy="sjf"
+            ),
+        ),
+        "pahq.v1.ServerService/GetServerInfo": server_pb2.GetServerInfoRequest(),
+        "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="pahq.v1.ModelService"),
+        "grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest(service="nothing"),
+        f"{reflection}/ServerReflectionInfo": reflection_pb2.ServerReflectionRequest(
+            file_containing_symbol="pahq.v1.Job"
+        ),
+    }
+
+
+def job_seeds() -> dict[str, Message]:
+    jobs = "pahq.v1.JobService"
     return {
         f"{jobs}/CreateJob": pb.CreateJobRequest(spec=spec(), request_id="a", validate_only=True),
         f"{jobs}/GetJob": pb.GetJobRequest(name=NAME),
@@ -72,37 +86,40 @@ def seeds() -> dict[str, Message]:
         f"{jobs}/DeleteJob": pb.DeleteJobRequest(name=NAME),
         f"{jobs}/WatchJob": pb.WatchJobRequest(name=NAME, after_sequence=5),
         f"{jobs}/GetArtifact": pb.GetArtifactRequest(name=NAME),
+    }
+
+
+def patching_seeds() -> dict[str, Message]:
+    patching = "pahq.v1.PatchingService"
+    edges = patching_pb2.EdgeList(names=["m3->logits", f"a3.h{HEADS - 1}->m3"])
+    circuit = patching_pb2.SessionCircuit(removed=edges)
+    # Nearly right: sessions that were opened would stay.
+    nearly = objective(task=task_pb2.Task(prompts=PROMPTS))
+    return {
         f"{patching}/EvaluateCircuits": patching_pb2.EvaluateCircuitsRequest(
-            objective=computed, circuits=[{"names": {"names": ["m3->logits"]}}, {"edges": every_edge()}]
+            objective=objective(task=task_pb2.Task(prompts=RIGHT)),
+            circuits=[{"names": {"names": ["m3->logits"]}}, {"edges": every_edge()}],
         ),
-        f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(objective=own),
+        f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(objective=nearly),
         f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(name=NAME, circuits=[circuit] * 3),
         f"{patching}/CommitCircuit": patching_pb2.CommitCircuitRequest(name=NAME, circuit=circuit),
         f"{patching}/CloseSession": patching_pb2.CloseSessionRequest(name=NAME),
-        "pahq.v1.GenerationService/GenerateSamples": generation_pb2.GenerateSamplesRequest(
-            model="demo",
-            prompts=prompts.clean,
-            parameters=methods_pb2.GenerateParameters(
-                n=2, max_tokens=3, temperature=0.5, top_p=0.9, stop=["."], slots=2, policy="sjf"
-            ),
-        ),
-        "pahq.v1.ModelService/ListModels": model_pb2.ListModelsRequest(),
-        "pahq.v1.ModelService/GetModel": model_pb2.GetModelRequest(name="demo"),
-        "pahq.v1.ModelService/TokenizeTexts": model_pb2.TokenizeTextsRequest(
+    }
+
+
+def model_seeds() -> dict[str, Message]:
+    models = "pahq.v1.ModelService"
+    answer = [task_pb2.Prompt(token_ids=task_pb2.TokenIds(ids=[7]))]
+    checked = task_pb2.PromptTask(answers=answer, wrong_answers=answer)
+    checked.MergeFrom(RIGHT)
+    return {
+        f"{models}/ListModels": model_pb2.ListModelsRequest(),
+        f"{models}/GetModel": model_pb2.GetModelRequest(name="demo"),
+        f"{models}/TokenizeTexts": model_pb2.TokenizeTextsRequest(
             model="demo", texts=[" Lily", "Tom"], prompt=" Lily and"
         ),
-        "pahq.v1.ModelService/PredictTokens": model_pb2.PredictTokensRequest(
-            model="demo", prompts=prompts.clean, top=3
-        ),
-        "pahq.v1.ModelService/CheckTask": model_pb2.CheckTaskRequest(
-            model="demo", task=task_pb2.Task(prompts=checked)
-        ),
-        "pahq.v1.ServerService/GetServerInfo": server_pb2.GetServerInfoRequest(),
-        "grpc.health.v1.Health/Check": health_pb2.HealthCheckRequest(service="pahq.v1.ModelService"),
-        "grpc.health.v1.Health/Watch": health_pb2.HealthCheckRequest(service="nothing"),
-        f"{reflection}/ServerReflectionInfo": reflection_pb2.ServerReflectionRequest(
-            file_containing_symbol="pahq.v1.Job"
-        ),
+        f"{models}/PredictTokens": model_pb2.PredictTokensRequest(model="demo", prompts=PROMPTS.clean, top=3),
+        f"{models}/CheckTask": model_pb2.CheckTaskRequest(model="demo", task=task_pb2.Task(prompts=checked)),
     }
 
 

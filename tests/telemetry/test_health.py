@@ -20,6 +20,17 @@ def test_a_server_that_serves(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "SERVING\n"
 
 
+def test_a_server_without_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = FakeEngine()
+    engine.why_unavailable = "no worker is left"
+    with RunningServer(engine) as server:
+        address = ["--address", f"127.0.0.1:{server.port}"]
+        assert main(["health", *address]) == 1
+        assert main(["health", "--alive", *address]) == 0
+        assert main(["health", "--resumed", *address]) == 0
+    assert capsys.readouterr().out.split() == ["NOT_SERVING", "SERVING", "SERVING"]
+
+
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # nobody listens
@@ -33,6 +44,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
         (["--tls-cert", "c.pem"], "go together"),
         (["--tls-cert", "c.pem", "--tls-key", "k.pem"], "need --tls-ca"),
         (["--tls-name", "lab"], "need --tls-ca"),
+        (["--alive", "--resumed"], "ask one at a time"),
         (["--tls-ca", "/nowhere/ca.pem"], "cannot read /nowhere/ca.pem"),
     ],
 )

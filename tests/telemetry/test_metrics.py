@@ -9,8 +9,8 @@ import pytest
 from helpers.scrape import parse, value
 from prometheus_client import CollectorRegistry, generate_latest
 
-from pahq_server.core.engine import HeadStoreUsage, MemoryUsage
-from pahq_server.telemetry.metrics import MAX_REASONS, REASONS, WATCH, Metrics, PulledMetrics, Sources
+from pahq_server.core.engine import HeadStoreUsage, MemoryUsage, WorkerState, WorkerStatus
+from pahq_server.telemetry.metrics import LOSSES, MAX_REASONS, REASONS, WATCH, Metrics, PulledMetrics, Sources
 
 CREATE = "pahq.v1.JobService/CreateJob"
 
@@ -62,6 +62,24 @@ def test_what_happens_is_counted(metrics: Metrics) -> None:
     assert value(now, "pahq_jobs_ended_total", state="succeeded") == 0
 
 
+def test_workers_are_counted_by_number(metrics: Metrics) -> None:
+    metrics.worker_ready(1)
+    now = told(metrics)
+    assert value(now, "pahq_worker_busy_seconds_total", worker="1") == 0
+    assert value(now, "pahq_worker_passes_total", worker="1") == 0
+    metrics.worker_worked(1, weight=13.0, seconds=0.25)
+    metrics.worker_worked(1, weight=7.0, seconds=0.5)
+    metrics.worker_worked(0, weight=1.0, seconds=2.0)
+    metrics.worker_lost(1, "hung")
+    metrics.worker_lost(1, "something else")
+    now = told(metrics)
+    assert value(now, "pahq_worker_busy_seconds_total", worker="1") == 0.75
+    assert value(now, "pahq_worker_passes_total", worker="1") == 20
+    assert value(now, "pahq_worker_busy_seconds_total", worker="0") == 2
+    losses = {reason: value(now, "pahq_worker_losses_total", reason=reason) for reason in (*LOSSES, "other")}
+    assert losses == {"ended": 0, "hung": 1, "connection": 0, "refused": 0, "other": 1}
+
+
 def test_calls_are_counted_while_they_run_and_at_their_end(metrics: Metrics) -> None:
     for method in (CREATE, WATCH, WATCH):
         metrics.call_started(method)
@@ -104,7 +122,7 @@ def test_names_help_and_labels_follow_the_rules(metrics: Metrics) -> None:
         assert family.documentation.endswith(".")
         assert not re.search(r"_(ms|milliseconds|minutes|kb|mib|percent|ratio_percent)$", family.name)
         labels = {name for sample in family.samples for name in sample.labels}
-        assert labels <= {"method", "code", "reason", "state", "outcome", "le"}
+        assert labels <= {"method", "code", "reason", "state", "outcome", "worker", "le"}
         if family.type == "histogram" and "duration" in family.name:
             assert family.name.endswith("_seconds")
 
@@ -119,8 +137,9 @@ def pulled(sources: Sources) -> dict[tuple[str, frozenset[tuple[str, str]]], flo
 
 
 def test_sources_are_read_at_every_scrape(tmp_path: Path) -> None:
-    jobs = {"queued": 2, "running": 1}
-    sources = Sources(lambda: USAGE, lambda: jobs, lambda: 4, tmp_path)
+    jobs, why = {"queued": 2, "running": 1}, [""]
+    workers = [WorkerStatus(0, WorkerState.READY, restarts=3), WorkerStatus(1, WorkerState.READY)]
+    sources = Sources(lambda: USAGE, lambda: jobs, lambda: 4, lambda: workers, lambda: why[0], tmp_path)
     now = pulled(sources)
     assert value(now, "pahq_jobs", state="queued") == 2
     assert value(now, "pahq_sessions_open") == 4
@@ -134,12 +153,23 @@ def test_sources_are_read_at_every_scrape(tmp_path: Path) -> None:
     assert value(now, "pahq_head_store_misses_total") == 2
     assert value(now, "pahq_head_store_moved_bytes_total") == 1024
     assert 0 < value(now, "pahq_data_dir_free_bytes") <= value(now, "pahq_data_dir_size_bytes")
+    states = {
+        state: value(now, "pahq_workers", state=state) for state in ("starting", "ready", "lost", "refused")
+    }
+    assert states == {"starting": 0, "ready": 2, "lost": 0, "refused": 0}
+    assert [value(now, "pahq_worker_restarts_total", worker=number) for number in "01"] == [3, 0]
+    assert value(now, "pahq_available") == 1
     jobs["queued"] = 0
-    assert value(pulled(sources), "pahq_jobs", state="queued") == 0
+    workers[1] = WorkerStatus(1, WorkerState.LOST, reason="its process ended")
+    why[0] = "no worker is left"
+    now = pulled(sources)
+    assert value(now, "pahq_jobs", state="queued") == 0
+    assert value(now, "pahq_workers", state="ready") == value(now, "pahq_workers", state="lost") == 1
+    assert value(now, "pahq_available") == 0
 
 
 def test_a_server_that_stores_nothing_tells_of_no_disk() -> None:
-    now = pulled(Sources(lambda: USAGE, dict, lambda: 0))
+    now = pulled(Sources(lambda: USAGE, dict, lambda: 0, list, str))
     assert not [name for name, _ in now if name.startswith("pahq_data_dir")]
 
 
@@ -148,7 +178,7 @@ def test_a_source_that_fails_does_not_hide_the_others(caplog: pytest.LogCaptureF
         raise RuntimeError("no database")
 
     with caplog.at_level(logging.ERROR):
-        now = pulled(Sources(lambda: USAGE, broken, lambda: 4))
+        now = pulled(Sources(lambda: USAGE, broken, lambda: 4, list, str))
     assert value(now, "pahq_sessions_open") == 4
     assert not [name for name, _ in now if name == "pahq_jobs"]
     assert "metrics could not be read" in caplog.text

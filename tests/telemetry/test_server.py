@@ -88,6 +88,8 @@ def test_a_discovery_shows_in_the_metrics(told: Told) -> None:
     assert value(now, "pahq_rpcs_in_flight", method=CREATE) == 0
     assert value(now, "pahq_watchers") == 0
     assert value(now, "pahq_data_dir_free_bytes") > 0
+    assert value(now, "pahq_workers", state="ready") == value(now, "pahq_available") == 1
+    assert value(now, "pahq_worker_restarts_total", worker="0") == 0
 
 
 def test_refusals_show_in_the_metrics(told: Told) -> None:

@@ -24,7 +24,7 @@ def address_of(caplog: pytest.LogCaptureFixture) -> str:
 def test_everything_is_on_one_page(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         telemetry = Telemetry(["S/M"], BUILD, "127.0.0.1:0")
-    telemetry.read(Sources(lambda: USAGE, lambda: {"queued": 1}, lambda: 0))
+    telemetry.read(Sources(lambda: USAGE, lambda: {"queued": 1}, lambda: 0, list, str))
     telemetry.observer.call_started("S/M")
     telemetry.observer.call_ended("S/M", "OK", 0.1)
     now = scrape(address_of(caplog))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,10 @@ def _prompts(loaded: LoadedModel, count: int) -> list[tuple[int, ...]]:
 
 def _requests(loaded: LoadedModel, count: int, sampling: Sampling = LONG) -> list[SampleRequest]:
     prompts = _prompts(loaded, count)
-    return [SampleRequest(i, prompts[i], seed=2**62 + 7919 * i, sampling=sampling) for i in range(count)]
+    return [
+        SampleRequest(i, prompts[i], seed=2**62 + 7919 * i, sampling=sampling, signals=sampling.max_tokens)
+        for i in range(count)
+    ]
 
 
 def _generate(
@@ -136,16 +140,32 @@ def test_a_sample_goes_on_from_any_prefix(pair: tuple[LoadedModel, VllmGenerator
     longest = max(range(8), key=lambda i: len(whole[i].ids))
     request, sample = requests[longest], whole[longest]
     assert len(sample.ids) > 4
-    parts = [
-        SampleRequest(n, request.prompt, request.seed, request.sampling, prefix=sample.ids[:n])
-        for n in range(1, len(sample.ids))
-    ]
+    parts = [replace(request, key=n, prefix=sample.ids[:n]) for n in range(1, len(sample.ids))]
     for part, rest in zip(parts, _generate(generator, parts, slots=4), strict=True):
         n = part.key
         expected = DecodedSample(
             sample.ids[n:], sample.logprobs[n:], sample.signals[n:], sample.finish, sample.text
         )
         assert rest == expected
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_only_what_is_wanted_of_the_distribution_is_told(
+    demo: LoadedModel, demo_generator: VllmGenerator, logprobs: bool
+) -> None:
+    requests = _requests(demo, 6)
+    whole = _generate(demo_generator, requests, slots=6)
+    sampling = replace(LONG, logprobs=logprobs)
+    fewer = [replace(each, sampling=sampling, signals=2 * each.key) for each in requests]
+    for request, sample, found in zip(
+        fewer, whole, _generate(demo_generator, fewer, slots=4, steps=3), strict=True
+    ):
+        told = sample.logprobs if logprobs else ()
+        assert found == replace(sample, logprobs=told, signals=sample.signals[: request.signals])
+    # Those of a prefix were told before.
+    request, sample = fewer[3], whole[3]
+    (rest,) = _generate(demo_generator, [replace(request, prefix=sample.ids[:4])], slots=1)
+    assert (rest.ids, rest.signals) == (sample.ids[4:], sample.signals[4:6])
 
 
 def test_why_samples_end(demo: LoadedModel, demo_generator: VllmGenerator) -> None:

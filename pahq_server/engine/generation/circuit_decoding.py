@@ -69,7 +69,7 @@ def circuit_offer(loaded: LoadedModel, room_bytes: int) -> tuple[GenerationOffer
         return None, error.detail
     offer = GenerationOffer(
         backend="pahq",
-        version=torch.__version__,
+        version=str(torch.__version__),
         context=context,
         kv_tokens=context,
         kv_token_bytes=0,  # none are kept

@@ -11,9 +11,11 @@ threads are therefore running sums, which libraries compute one element after th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import torch
@@ -59,17 +61,39 @@ def draw(
 
     Raises NonFiniteMetricError if a logit is not finite.
     """
-    return describe(logits, draw_ids(logits, sampling, seeds, numbers), end_tokens)
+    return describe(logits, TokenDraws(sampling, seeds, logits.device).ids(logits, numbers), end_tokens)
 
 
-def draw_ids(
-    logits: Tensor, sampling: Sequence[Sampling], seeds: Sequence[int], numbers: Sequence[int]
-) -> Tensor:
-    """Draws as `draw` does, and returns the ids alone: int64 [R], on the device of the logits."""
-    logits = logits.double()
-    if not logits.isfinite().all():
-        raise NonFiniteMetricError("the model gave logits that are not finite")
-    return _draw_ids(logits, sampling, [uniform(*pair) for pair in zip(seeds, numbers, strict=True)])
+class TokenDraws:
+    """How the next tokens of R samples are drawn, for all passes that these samples make together.
+
+    Args:
+        sampling, seeds: see `draw`.
+        device: of the logits.
+    """
+
+    def __init__(
+        self, sampling: Sequence[Sampling], seeds: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        self._seeds = tuple(seeds)
+        warm = [row for row, how in enumerate(sampling) if how.temperature > 0]
+        self._all_warm = len(warm) == len(sampling)
+        self._warm = warm
+        self._distribution = _Distribution([sampling[row] for row in warm], device) if warm else None
+
+    def ids(self, logits: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Draws as `draw` does, and returns the ids alone: int64 [R], on the device of the logits."""
+        lowest, highest = logits.aminmax(dim=-1, keepdim=True)
+        if not all(map(math.isfinite, chain.from_iterable(torch.cat([lowest, highest], 1).tolist()))):
+            raise NonFiniteMetricError("the model gave logits that are not finite")
+        if self._distribution is None:
+            return logits.argmax(-1)
+        uniforms = [uniform(self._seeds[row], numbers[row]) for row in self._warm]
+        if self._all_warm:
+            return self._distribution.ids(logits, highest, uniforms)
+        ids = logits.argmax(-1)
+        ids[self._warm] = self._distribution.ids(logits[self._warm], highest[self._warm], uniforms)
+        return ids
 
 
 def describe(logits: Tensor, ids: Tensor, end_tokens: Sequence[int]) -> list[DrawnToken]:
@@ -77,11 +101,11 @@ def describe(logits: Tensor, ids: Tensor, end_tokens: Sequence[int]) -> list[Dra
 
     Args:
         logits: [R, V], finite.
-        ids: int64 [R], as `draw_ids` gives them.
+        ids: int64 [R], as `TokenDraws` gives them.
         end_tokens: ids that end a sample, each from 0 to V - 1.
     """
     logprobs = logits.double().log_softmax(-1)
-    entropies = _total(torch.special.entr(logprobs.exp()))
+    entropies = -_total(logprobs.exp().mul_(logprobs))
     drawn = logprobs.gather(-1, ids[:, None])[:, 0]
     ends = torch.full_like(drawn, -torch.inf)
     if end_tokens:
@@ -110,30 +134,38 @@ def _outputs(seed: int, part: int) -> list[int]:
     return outputs
 
 
-def _draw_ids(logits: Tensor, sampling: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
-    """Returns the drawn ids, [R], for float64 logits [R, V]."""
-    warm = [row for row, how in enumerate(sampling) if how.temperature > 0]
-    if len(warm) < len(sampling):
-        ids = logits.argmax(-1)
-        if warm:
-            ids[warm] = _draw_ids(logits[warm], [sampling[i] for i in warm], [uniforms[i] for i in warm])
-        return ids
-    column = logits.new_tensor  # of one value per row
-    temperatures = column([how.temperature for how in sampling])[:, None]
-    # Differences are divided, not logits: the largest stays 0 however small the temperature is.
-    weights = ((logits - logits.amax(-1, keepdim=True)) / temperatures).exp()
-    cut = [row for row, how in enumerate(sampling) if how.top_k or how.top_p < 1]
-    if cut:
-        top = [sampling[row] for row in cut]
-        weights[cut] *= _kept(
-            logits[cut],
-            weights[cut],
-            column([how.top_k or logits.shape[-1] for how in top])[:, None],
-            column([how.top_p for how in top])[:, None],
-        )
-    sums = weights.cumsum(-1)
-    targets = column(uniforms)[:, None] * sums[:, -1:]
-    return torch.searchsorted(sums, targets, right=True)[:, 0]
+class _Distribution:
+    """Draws from the distributions of R rows whose temperatures are above 0.
+
+    Args:
+        sampling: R times how a token is drawn.
+        device: of the logits.
+    """
+
+    def __init__(self, sampling: Sequence[Sampling], device: torch.device | str) -> None:
+        def column(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+
+        self._temperatures = column([how.temperature for how in sampling])
+        self._tempered = any(how.temperature != 1 for how in sampling)
+        self._cut = [row for row, how in enumerate(sampling) if how.top_k or how.top_p < 1]
+        cut = [sampling[row] for row in self._cut]
+        self._top_k = column([how.top_k or math.inf for how in cut])
+        self._top_p = column([how.top_p for how in cut])
+
+    def ids(self, logits: Tensor, highest: Tensor, uniforms: Sequence[float]) -> Tensor:
+        """Returns the drawn ids, [R], for logits [R, V], the largest of each row [R, 1] and R numbers."""
+        # In place: a vocabulary may be large. Differences are divided, not logits: the largest stays 0
+        # however small the temperature is.
+        weights = logits.to(torch.float64, copy=True).sub_(highest)
+        if self._tempered:
+            weights.div_(self._temperatures)
+        weights.exp_()
+        if self._cut:
+            weights[self._cut] *= _kept(logits[self._cut], weights[self._cut], self._top_k, self._top_p)
+        sums = weights.cumsum_(-1)
+        targets = sums.new_tensor(uniforms)[:, None] * sums[:, -1:]
+        return torch.searchsorted(sums, targets, right=True)[:, 0]
 
 
 def _kept(logits: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
@@ -151,5 +183,5 @@ def _kept(logits: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor) -> Tens
 
 
 def _total(x: Tensor) -> Tensor:
-    """Sums over the last dimension, one element after the other."""
-    return x.cumsum(-1)[..., -1]
+    """Sums over the last dimension, one element after the other. Overwrites ``x``."""
+    return x.cumsum_(-1)[..., -1]

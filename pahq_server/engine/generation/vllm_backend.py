@@ -283,6 +283,7 @@ class VllmGenerator:
             prefix=request.prefix,
             seed=request.seed,
             sampling=asdict(request.sampling),
+            signals=request.signals,
         )
         self._samples[sequence] = _Sample(request)
 
@@ -302,8 +303,7 @@ class VllmGenerator:
             if (news := answer["samples"].get(name)) is not None:
                 sample.ids.extend(news["ids"])
                 sample.signals.extend(TokenSignal(*pair) for pair in news["signals"])
-                if sample.request.sampling.logprobs:
-                    sample.logprobs.extend(news["logprobs"])
+                sample.logprobs.extend(news["logprobs"])
                 sample.finish, sample.text, sample.reused = news["finish"], news["text"], news["reused"]
                 sample.fresh += len(news["ids"])
         for sequence in sequences:
@@ -349,6 +349,7 @@ class _Process:
     def __init__(self, device: torch.device) -> None:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._started = False
+        self._untold: list[dict[str, Any]] = []
         ours, theirs = Pipe()
         self._calls: Connection = ours
         with theirs:
@@ -376,15 +377,17 @@ class _Process:
         self._started = True
 
     def tell(self, **message: Any) -> None:
-        """Sends a message. Raises GeneratorFailedError if the process has ended."""
-        try:
-            self._calls.send_bytes(json.dumps(message).encode())
-        except OSError as error:
-            raise self._failed() from error
+        """Sends a message, together with the next one that has an answer: each wakes the process up."""
+        self._untold.append(message)
 
     def answer(self, seconds: float | None) -> Any:
-        """Waits for a message. Raises GeneratorFailedError if none comes in time or the process ends."""
+        """Waits for the answer to the last message.
+
+        Raises GeneratorFailedError if none comes in time or the process has ended.
+        """
+        told, self._untold = self._untold, []
         try:
+            self._calls.send_bytes(json.dumps(told).encode())
             if not self._calls.poll(seconds):
                 self._kill()
                 raise GeneratorFailedError(f"vLLM gave no answer for {seconds:.0f} s, and was ended")

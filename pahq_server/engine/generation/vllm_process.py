@@ -2,7 +2,8 @@
 
 `vllm_backend` starts the process and sends it messages in JSON. Forward passes are made only when they are
 asked for, so that samples stand still between two calls of `run`. The process therefore steps vLLM's engine
-(`LLMEngine`, without vLLM's own process for it) instead of letting `AsyncLLM` run on.
+(`LLMEngine`, without vLLM's own process for it) instead of letting `AsyncLLM` run on. Sequences go to the
+engine's core and tokens come from there: what `LLMEngine` does before and after is for texts and statistics.
 
 vLLM schedules, keeps keys and values in pages, shares those of equal prompts, and computes logits. The next
 token is drawn by `sampling`, in a logits processor that leaves vLLM's greedy choice only that token. The draw
@@ -12,14 +13,16 @@ vLLM's own generator of a request cannot be moved on.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,18 +32,21 @@ import torch
 from torch import Tensor
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import tokens_input
-from vllm.outputs import RequestOutput
-from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.generation import Finish, Sampling
-from pahq_server.engine.generation.sampling import DrawnToken, describe, draw_ids
+from pahq_server.engine.generation.sampling import DrawnToken, TokenDraws, describe
 from pahq_server.engine.generation.stopping import Detokenizer, SampleText, sample_text
 from pahq_server.models.tokenizer import load_tokenizer
 
 # How often the process looks whether the one that started it is still there.
 PARENT_S = 0.5
+# How many texts of a token or two are remembered.
+KEPT_TEXTS = 1 << 14
+# After how many new objects garbage is looked for; a pass makes hundreds.
+GARBAGE = 20_000
 
 
 def main() -> None:
@@ -51,7 +57,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     with Connection(number) as calls:
-        options = json.loads(calls.recv_bytes())
+        (options,) = json.loads(calls.recv_bytes())
         try:
             stepper = Stepper(**options)
         except Exception as error:
@@ -59,21 +65,25 @@ def main() -> None:
             calls.send_bytes(json.dumps({"failed": why}).encode())
             raise
         calls.send_bytes(json.dumps({"blocks": stepper.blocks, "block_size": stepper.block_size}).encode())
-        while True:
-            try:
-                call = json.loads(calls.recv_bytes())
-            except EOFError:
-                break
-            try:
-                answer = getattr(stepper, call.pop("call"))(**call)
-            except NonFiniteMetricError as error:
-                calls.send_bytes(json.dumps({"not_finite": str(error)}).encode())
-                break  # in the middle of a pass, from which the engine does not recover
-            if answer is not None:
-                calls.send_bytes(json.dumps(answer).encode())
+        _serve(calls, stepper)
     # Threads of libraries may hang. Nothing of the process is of use any more.
     sys.stderr.flush()
     os._exit(0)
+
+
+def _serve(calls: Connection, stepper: Stepper) -> None:
+    """Makes the calls of each message, and sends what the last of them returns."""
+    while True:
+        try:
+            message = json.loads(calls.recv_bytes())
+        except EOFError:
+            return
+        try:
+            *_, answer = [getattr(stepper, call.pop("call"))(**call) for call in message]
+        except NonFiniteMetricError as error:
+            calls.send_bytes(json.dumps({"not_finite": str(error)}).encode())
+            return  # in the middle of a pass, from which the engine does not recover
+        calls.send_bytes(json.dumps(answer).encode())
 
 
 def _end_with(parent: int) -> None:
@@ -91,23 +101,36 @@ class _Sequence:
         sampling: how its tokens are drawn.
         prompt: its prompt's tokens.
         prefix: what it began with.
+        signals: of how many of its first tokens signals are told.
         ids: tokens since then.
         reused: how many tokens of prompt and prefix were in memory already; None before the first token.
         finish: why it ended.
         text: what it says so far; None unless stop texts are looked for.
-        internal: the name that vLLM has given its request.
+        request: the name of its request to vLLM.
         told: how many of ``ids`` were told already; None before anything was.
     """
 
     sampling: Sampling
     prompt: list[int]
     prefix: list[int]
+    signals: int
     ids: list[int] = field(default_factory=list)
     reused: int | None = None
     finish: Finish = ""
     text: SampleText | None = None
-    internal: str = ""
+    request: str = ""
     told: int | None = None
+
+
+class _KeptTexts:
+    """A tokenizer that remembers what single tokens and pairs say. Implements `Detokenizer`."""
+
+    def __init__(self, tokenizer: Detokenizer) -> None:
+        self._decode = tokenizer.decode
+        self._remembered = lru_cache(KEPT_TEXTS)(tokenizer.decode)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._remembered(tuple(ids)) if len(ids) <= 2 else self._decode(ids)
 
 
 class Stepper:
@@ -161,14 +184,19 @@ class Stepper:
         )
         cache = self._engine.vllm_config.cache_config
         self.blocks, self.block_size = int(cache.num_gpu_blocks or 0), int(cache.block_size)
-        self._scheduler: Any = self._engine.engine_core.engine_core.scheduler
+        self._core: Any = self._engine.engine_core
+        self._scheduler: Any = self._core.engine_core.scheduler
         self._end_tokens = list(end_tokens)
         tokenizer = load_tokenizer(Path(directory), lambda _: None)
-        self._tokenizer = tokenizer if isinstance(tokenizer, Detokenizer) else None
+        self._tokenizer = _KeptTexts(tokenizer) if isinstance(tokenizer, Detokenizer) else None
         self._sequences: dict[str, _Sequence] = {}
         self._arrivals = 0
         # By sequence, what it held in memory during the last forward pass.
         self._held: dict[str, int] = {}
+        # What is there now stays: to look through it again and again for garbage takes a tenth of all time.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
 
     def score(self, prompt: list[int]) -> list[float]:
         """Returns the log-probability of each token of a prompt but the first. No sequence may be running."""
@@ -187,10 +215,11 @@ class Stepper:
         prefix: list[int],
         seed: int,
         sampling: Mapping[str, Any],
+        signals: int,
     ) -> None:
         """Begins a sequence, which runs with the next call of `run`."""
         how = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-        begun = self._sequences[sequence] = _Sequence(how, prompt, prefix)
+        begun = self._sequences[sequence] = _Sequence(how, prompt, prefix, signals)
         if how.stop and self._tokenizer is not None:
             begun.text = SampleText(self._tokenizer, prompt, how.stop)
         for token in prefix:
@@ -203,19 +232,31 @@ class Stepper:
             stop_token_ids=self._end_tokens,
             ignore_eos=True,
             detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-            skip_clone=True,  # nobody else has it
             extra_args={
                 "sequence": sequence,
                 "seed": seed,
                 "number": len(prefix),
+                "signals": signals,
                 "sampling": how,
                 "end_tokens": self._end_tokens,
             },
         )
         self._arrivals += 1
-        begun.internal = self._engine.add_request(
-            sequence, tokens_input([*prompt, *prefix]), parameters, priority=self._arrivals
+        # Another one that is added by the same name later is another request.
+        begun.request = f"{sequence}.{self._arrivals}"
+        self._core.add_request(
+            EngineCoreRequest(
+                request_id=begun.request,
+                prompt_token_ids=[*prompt, *prefix],
+                sampling_params=parameters,
+                arrival_time=time.time(),
+                priority=self._arrivals,
+                mm_features=None,
+                pooling_params=None,
+                lora_request=None,
+                cache_salt=None,
+                data_parallel_rank=None,
+            )
         )
 
     def _took(self, found: _Sequence, token: int) -> None:
@@ -230,7 +271,7 @@ class Stepper:
         found = self._sequences.pop(sequence)
         self._held.pop(sequence, None)
         if not found.finish:
-            self._engine.abort_request([found.internal], internal=True)
+            self._core.abort_requests([found.request])
 
     def run(self, needed: dict[str, int], seconds: float) -> dict[str, Any]:
         """Makes forward passes until one of some sequences ends or all have got their tokens.
@@ -244,39 +285,38 @@ class Stepper:
             samples: what is new of all sequences: see `_news`.
             held: by sequence, the tokens whose keys and values were in memory during the last pass.
         """
-        end, passes, outputs = time.monotonic() + seconds, 0, []
+        end, passes, took = time.monotonic() + seconds, 0, dict[str, int]()
         while self._goes_on(needed) and time.monotonic() < end:
-            outputs = self._engine.step()
+            took = dict(map(self._took_output, self._core.get_output().outputs))
             passes += 1
-            for output in outputs:
-                self._took_output(output)
-                if output.request_id in needed:
-                    needed[output.request_id] -= len(output.outputs[0].token_ids)
+            for name in took.keys() & needed.keys():
+                needed[name] -= took[name]
         if passes:
-            self._held = self._held_with(outputs)
+            self._held = self._held_with(took)
         return {"passes": passes, "samples": self._news(), "held": self._held}
 
-    def _took_output(self, output: RequestOutput) -> None:
-        """Gives a sequence the tokens that a pass gave to its request."""
-        (new,) = output.outputs
-        found = self._sequences[output.request_id]
+    def _took_output(self, output: EngineCoreOutput) -> tuple[str, int]:
+        """Gives a sequence the tokens that a pass gave to its request; returns its name and their number."""
+        name, _, _ = output.request_id.rpartition(".")
+        found = self._sequences[name]
         if found.reused is None:
-            found.reused = output.num_cached_tokens or 0
-        for token in new.token_ids:
+            found.reused = output.prefill_stats.num_cached_tokens if output.prefill_stats else 0
+        for token in output.new_token_ids:
             found.ids.append(token)
             self._took(found, token)
         if found.finish and not output.finished:  # at a stop text
-            self._engine.abort_request([found.internal], internal=True)
+            self._core.abort_requests([found.request])
         elif output.finished and not found.finish:  # for a reason of vLLM's own, such as a full context
             found.finish = "length"
+        return name, len(output.new_token_ids)
 
-    def _held_with(self, outputs: Sequence[RequestOutput]) -> dict[str, int]:
-        """Returns how many tokens each sequence held in memory during the pass that gave these outputs."""
+    def _held_with(self, names: Iterable[str]) -> dict[str, int]:
+        """Returns how many tokens each sequence held in memory during a pass that gave tokens to these."""
         held = {}
-        for output in outputs:
-            found = self._sequences[output.request_id]
+        for name in names:
+            found = self._sequences[name]
             # The last token's keys and values are computed with the next pass.
-            held[output.request_id] = len(found.prompt) + len(found.prefix) + len(found.ids) - 1
+            held[name] = len(found.prompt) + len(found.prefix) + len(found.ids) - 1
         for request in self._scheduler.running:
             # Prompts that are computed in parts have no output yet.
             held.setdefault(request.sampling_params.extra_args["sequence"], request.num_computed_tokens)
@@ -298,8 +338,9 @@ class Stepper:
     def _news(self) -> dict[str, dict[str, Any]]:
         """Returns what is new of all sequences since the last call.
 
-        By sequence: ids, and of each logprob and signal, see `core.generation`; finish; text, once it has
-        ended; reused, the number of tokens of prompt and prefix that were in memory already.
+        By sequence: ids, and of each logprob and signal as far as they are wanted, see `core.generation`;
+        finish; text, once it has ended; reused, the number of tokens of prompt and prefix that were in memory
+        already.
         """
         (drawn, *_) = self._engine.collective_rpc("take_draws")
         news = {}
@@ -308,11 +349,12 @@ class Stepper:
             if len(found.ids) == told and not (found.finish and found.told is None):
                 continue
             first, last = len(found.prefix) + told, len(found.prefix) + len(found.ids)
-            tokens = [drawn[name][number] for number in range(first, last)]
+            signals = [drawn[name][number].signal for number in range(first, min(last, found.signals))]
+            numbers = range(first, last) if found.sampling.logprobs else ()
             news[name] = {
                 "ids": found.ids[told:],
-                "logprobs": [token.logprob for token in tokens],
-                "signals": [(token.signal.end_logprob, token.signal.entropy) for token in tokens],
+                "logprobs": [drawn[name][number].logprob for number in numbers],
+                "signals": [(signal.end_logprob, signal.entropy) for signal in signals],
                 "finish": found.finish,
                 "text": self._text(found) if found.finish else "",
                 "reused": found.reused,
@@ -331,6 +373,7 @@ class _Row:
         number: of its first output token within the sample.
         output: its output tokens; vLLM's own list, which grows.
         end_tokens: the ids that end it.
+        signals: of how many of the sample's first tokens signals are wanted.
     """
 
     sequence: str
@@ -339,6 +382,11 @@ class _Row:
     number: int
     output: Sequence[int]
     end_tokens: Sequence[int]
+    signals: int
+
+    def describes(self, number: int) -> bool:
+        """Tells whether anybody wants to know what the model's distribution says of a token."""
+        return self.sampling.logprobs or number < self.signals
 
 
 # What is kept of passes until `WorkerCalls.take_draws` asks, in numbers: 16 MB.
@@ -350,12 +398,16 @@ class Draws(LogitsProcessor):  # type: ignore[misc]  # mypy runs without vLLM
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
+        # In the batch's order, and how their tokens are drawn; None once the batch has changed.
+        self._batch: tuple[list[_Row], TokenDraws] | None = None
 
     def is_argmax_invariant(self) -> bool:
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         process_dict_updates(self._rows, batch_update, self._row)
+        if batch_update is not None:
+            self._batch = None
 
     @staticmethod
     def _row(parameters: SamplingParams, _: list[int] | None, output: list[int]) -> _Row | None:
@@ -364,11 +416,15 @@ class Draws(LogitsProcessor):  # type: ignore[misc]  # mypy runs without vLLM
     def apply(self, logits: Tensor) -> Tensor:
         if not self._rows:  # vLLM's own passes, before there are requests
             return logits
-        rows = [self._rows[index] for index in range(len(logits))]
+        if self._batch is None:
+            rows = [self._rows[index] for index in range(len(logits))]
+            draws = TokenDraws([row.sampling for row in rows], [row.seed for row in rows], logits.device)
+            self._batch = rows, draws
+        rows, draws = self._batch
         numbers = [row.number + len(row.output) for row in rows]
-        ids = draw_ids(logits, [row.sampling for row in rows], [row.seed for row in rows], numbers)
+        ids = draws.ids(logits, numbers)
         _DRAWN.add(rows, numbers, logits, ids)
-        return torch.zeros_like(logits).scatter_(1, ids[:, None], 1.0)
+        return logits.scatter(1, ids[:, None], torch.inf)
 
 
 class _Drawn:
@@ -383,14 +439,26 @@ class _Drawn:
         self._described: dict[str, dict[int, DrawnToken]] = {}
 
     def add(self, rows: Sequence[_Row], numbers: Sequence[int], logits: Tensor, ids: Tensor) -> None:
-        """Keeps the tokens that a pass drew: R rows with their numbers, logits [R, V] and ids [R]."""
+        """Keeps the tokens that a pass drew, if they are to be described.
+
+        Args:
+            rows, numbers: R rows, and the numbers of their tokens.
+            logits: [R, V].
+            ids: [R].
+        """
+        kept = [index for index, row in enumerate(rows) if row.describes(numbers[index])]
+        if not kept:
+            return
+        if len(kept) < len(rows):
+            rows, numbers = [rows[index] for index in kept], [numbers[index] for index in kept]
+            logits, ids = logits[kept], ids[kept]
         self._passes.append((rows, numbers, logits, ids))
         self._kept += logits.numel()
         if self._kept > KEPT_LOGITS:
             self._describe()
 
     def take(self) -> dict[str, dict[int, DrawnToken]]:
-        """Returns all tokens, by sequence and by their numbers in the sample, and forgets them.
+        """Returns the tokens, by sequence and by their numbers in the sample, and forgets them.
 
         A pass that computes a part of a prompt draws, too. Its token is thrown away by vLLM, and drawn again
         with the rest of the prompt.

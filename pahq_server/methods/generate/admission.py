@@ -80,6 +80,7 @@ class Admission:
     Attributes:
         policy: name of the policy.
         probe: as above.
+        signals: of how many of a sample's first tokens the predictor reads the signals.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Admission:
         ended: Mapping[int, int] | None = None,
     ) -> None:
         self.policy, self.probe = policy.name, probe
+        self.signals = PROBE_TOKENS if policy.reads_predictions and predictor.reads_signals else 0
         self._policy, self._predictor = policy, predictor
         self._slots, self._most = slots, max_tokens
         self._samples = [SampleState(key, prompt) for key, prompt in enumerate(prompts)]

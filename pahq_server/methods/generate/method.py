@@ -77,6 +77,7 @@ class Generate(Method[GenerateParameters]):
     def run(self, context: MethodContext[GenerateParameters]) -> Steps:
         finished, totals = read_records(context.journal)
         run = SampleRun(context.resolved, context.parameters, finished, totals)
+        context.choose(policy=run.policy)
         context.tell(_progress(run))
         while (operation := run.next_operation()) is not None:
             for sample in run.take((yield operation)):

@@ -9,7 +9,7 @@ from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.generation import GenerationOffer, Sampling
 from pahq_server.core.task import TokenTask
-from pahq_server.methods.base import finite_number, truth_value
+from pahq_server.methods.base import truth_value
 from pahq_server.methods.generate.policies import check_name
 
 MOST_SAMPLES = 4096
@@ -17,8 +17,10 @@ MOST_STOPS, MOST_STOP_BYTES = 16, 1024
 MOST_TEMPERATURE = 100.0
 # Samples of all prompts together: a policy looks at all that wait whenever one has ended.
 MOST_IN_ALL = 16_384
-# Their tokens, so that they fit into one artifact.
-MOST_TOKENS = 10_000_000
+# Their tokens. What a job keeps of a finished token is its id, its log-probability and its text: measured,
+# 16 bytes, and 52 while the artifact is made.
+TOKEN_BYTES, MOST_SAMPLE_BYTES = 16, 32 << 20
+MOST_TOKENS = MOST_SAMPLE_BYTES // TOKEN_BYTES
 # Samples that run at once unless the request says how many.
 USUAL_SLOTS = 32
 _INT32, _INT64 = 2**31 - 1, 2**63 - 1
@@ -54,17 +56,18 @@ class GenerateParameters:
 
     def __post_init__(self) -> None:
         _integer("max_tokens", self.max_tokens, 1, _INT32)
-        _integer("n", self.n, 0, MOST_SAMPLES)
-        _set(self, "n", self.n or 1)
+        if self.n == 0 and not isinstance(self.n, bool):  # as good as absent in a message
+            _set(self, "n", 1)
+        _integer("n", self.n, 1, MOST_SAMPLES)
         _integer("top_k", self.top_k, 0, _INT32)
         _integer("seed", self.seed, 0, _INT64)
-        _set(self, "temperature", finite_number("temperature", self.temperature))
-        if self.temperature > MOST_TEMPERATURE:
-            detail = f"must be from 0 to {MOST_TEMPERATURE:g}, got {self.temperature:g}"
+        _set(self, "temperature", _number("temperature", self.temperature))
+        if not 0 <= self.temperature <= MOST_TEMPERATURE:  # NaN included
+            detail = f"must be a number from 0 to {MOST_TEMPERATURE:g}, got {self.temperature:g}"
             raise InvalidRequestError("temperature", detail)
-        _set(self, "top_p", finite_number("top_p", self.top_p))
+        _set(self, "top_p", _number("top_p", self.top_p))
         if not 0 < self.top_p <= 1:
-            raise InvalidRequestError("top_p", f"must be above 0 and at most 1, got {self.top_p:g}")
+            raise InvalidRequestError("top_p", f"must be a number above 0 and at most 1, got {self.top_p:g}")
         truth_value("logprobs", self.logprobs)
         _set(self, "stop", tuple(self.stop))
         self._check_stops()
@@ -144,8 +147,9 @@ class GenerateParameters:
         tokens = samples * self.max_tokens
         if tokens > MOST_TOKENS:
             detail = (
-                f"{len(task.clean)} prompts x {self.n} samples x {self.max_tokens} tokens are more than "
-                f"{MOST_TOKENS} tokens in all: ask for fewer at a time"
+                f"{len(task.clean)} prompts x {self.n} samples x {self.max_tokens} tokens are {tokens} "
+                f"in all, and may be at most {MOST_TOKENS}, which take {MOST_SAMPLE_BYTES >> 20} MiB of the "
+                "server's memory: ask for fewer or shorter samples at a time"
             )
             raise InvalidRequestError("n", detail)
         if self.stop and not offer.texts:
@@ -200,6 +204,15 @@ def _check_ablation(resolved: ResolvedObjective) -> None:
 def _integer(name: str, value: object, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InvalidRequestError(name, f"must be an integer from {least} to {most}, got {value!r}")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequestError(name, f"must be a number, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidRequestError(name, "must be a number that a float can hold, got a larger one") from None
 
 
 def _set(instance: object, name: str, value: object) -> None:

@@ -122,6 +122,7 @@ class LearnedLengths(LengthPredictor):
         self._known = 0  # how much the last fit was made of
         # By key: how many signals were read, and what they say.
         self._features: dict[int, tuple[int, Floats]] = {}
+        self._signals = 0  # how many the samples have whose features are compared
         self._centre, self._scale = np.zeros(len(self.SLOPES)), np.ones(len(self.SLOPES))
         self._mean = math.log(max(1.0, self.SHARE * max_tokens))
         self._slopes = np.array(self.SLOPES)
@@ -182,18 +183,27 @@ class LearnedLengths(LengthPredictor):
         return means
 
     def _standardize(self, samples: Sequence[SampleState]) -> None:
-        """Learns the mean and the deviation of each feature from samples that have signals."""
-        if len(samples) > 1:
-            features = np.array([self._features_of(each) for each in samples])
+        """Learns the mean and the deviation of each feature from the samples that have the most signals.
+
+        Samples that ended before them are left out: an end grows likelier with each token, so features of
+        fewer tokens would have the shortest samples look like the longest.
+        """
+        self._signals = max((len(each.signals) for each in samples), default=0)
+        alike = [each for each in samples if len(each.signals) == self._signals]
+        if len(alike) > 1:
+            features = np.array([self._features_of(each) for each in alike])
             self._centre, scale = features.mean(axis=0), features.std(axis=0)
             # What is the same for all samples tells nothing.
             self._scale = np.where(scale > 1e-6, scale, np.inf)
 
     def _standardized(self, samples: Sequence[SampleState]) -> Floats:
-        """Returns the features of each sample, shape (samples, features); 0, the mean, without signals."""
+        """Returns the features of each sample, shape (samples, features).
+
+        They are 0, the mean, for a sample without signals or with fewer than others have.
+        """
         rows = np.zeros((len(samples), len(self.SLOPES)))
         for row, each in zip(rows, samples, strict=True):
-            if each.signals:
+            if each.signals and len(each.signals) >= self._signals:
                 row[:] = (self._features_of(each) - self._centre) / self._scale
         return rows
 

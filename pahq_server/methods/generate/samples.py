@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,14 +27,20 @@ class FinishedSample:
 
     Args:
         key: its number: samples of the first prompt come first.
-        ids, logprobs, finish, text: see `core.generation.DecodedSample`, from the beginning of the sample.
+        ids, logprobs, finish, text: see `core.generation.DecodedSample`, from the beginning of the sample;
+            log-probabilities in float32.
     """
 
     key: int
-    ids: TokenIds
-    logprobs: tuple[float, ...]
+    ids: Sequence[int]
+    logprobs: Sequence[float]
     finish: Finish
     text: str
+
+    def __post_init__(self) -> None:
+        # 8 and 4 bytes per token. Numbers in a tuple have some 36 each, and there may be millions.
+        object.__setattr__(self, "ids", array("q", self.ids))
+        object.__setattr__(self, "logprobs", array("f", self.logprobs))
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def _records(piece: memoryview) -> Iterator[tuple[FinishedSample, RunTotals]]:
         ids = np.frombuffer(take(8 * count), "<i8").tolist()
         logprobs = np.frombuffer(take(4 * count), "<f4").tolist() if has_logprobs else []
         text = bytes(take(text_bytes)).decode()
-        yield FinishedSample(key, tuple(ids), tuple(logprobs), FINISHES[finish], text), totals
+        yield FinishedSample(key, ids, logprobs, FINISHES[finish], text), totals
 
 
 def samples_bytes(
@@ -129,16 +136,16 @@ def samples_bytes(
     """
     ordered = sorted(samples, key=lambda sample: sample.key)
     arrays: dict[str, NDArray[np.generic]] = {
-        "ids": _flat([sample.ids for sample in ordered]),
+        "ids": _joined([sample.ids for sample in ordered], np.int64),
         "offsets": _offsets([len(sample.ids) for sample in ordered]),
         "finish": np.array([FINISHES.index(sample.finish) for sample in ordered], np.uint8),
         "prompt": np.array([sample.key // n for sample in ordered], np.int32),
         "index": np.array([sample.key % n for sample in ordered], np.int32),
-        "prompt_ids": _flat(prompts),
+        "prompt_ids": _joined(prompts, np.int64),
         "prompt_offsets": _offsets(list(map(len, prompts))),
     }
     if logprobs:
-        arrays["logprobs"] = np.array([value for each in ordered for value in each.logprobs], np.float32)
+        arrays["logprobs"] = _joined([each.logprobs for each in ordered], np.float32)
     if texts:
         encoded = [sample.text.encode() for sample in ordered]
         arrays["text"] = np.frombuffer(b"".join(encoded), np.uint8)
@@ -147,8 +154,8 @@ def samples_bytes(
     return pack(header, arrays)
 
 
-def _flat(lists: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    return np.array([token for ids in lists for token in ids], np.int64)
+def _joined(lists: Sequence[Sequence[float]], dtype: type[np.generic]) -> NDArray[np.generic]:
+    return np.concatenate([np.empty(0, dtype), *(np.asarray(each, dtype) for each in lists)])
 
 
 def _offsets(lengths: Sequence[int]) -> NDArray[np.int64]:

@@ -147,7 +147,7 @@ class SampleRun:
         whole = self._begun.pop(key)
         if not whole.ids or (self._sampling.logprobs and len(whole.logprobs) != len(whole.ids)):
             raise ServerError(f"the engine gave a sample of {len(whole.ids)} tokens that cannot be right")
-        sample = FinishedSample(key, tuple(whole.ids), tuple(whole.logprobs), last.finish, last.text)
+        sample = FinishedSample(key, whole.ids, whole.logprobs, last.finish, last.text)
         self.ended += 1
         self._tokens, self._longest = self._tokens + len(sample.ids), max(self._longest, len(sample.ids))
         return sample
@@ -164,4 +164,6 @@ class SampleRun:
         known = self._begun.get(key)
         prefix = tuple(known.ids) if known is not None else ()
         seed = sample_seed(self._parameters.seed, index)
-        return SampleRequest(key, self._prompts[prompt], seed, self._sampling, prefix)
+        return SampleRequest(
+            key, self._prompts[prompt], seed, self._sampling, prefix, self._admission.signals
+        )

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from bench.sampling import blind
 from bench.sampling.simulator import Run, decode
 from bench.sampling.subjects import SUBJECTS, Subject
 from bench.sampling.workloads import Workload
@@ -38,16 +40,20 @@ from pahq_server.methods.generate.sampling import STEPS, SampleRun
 from pahq_server.models.loading import load
 
 SAMPLES, SLOTS, TRIALS = 32, 4, 3
+# Groups that are drawn for simulations: three are few, and steps in simulations are the real ones.
+GROUPS = 10
 # All samples of a group at once.
 WHOLE = "whole group"
+# Nothing is known but the law of lengths, and samples are stopped at will: see `blind`.
+BLIND = "law known, stops"
 # What `auto` stands for is among them. The others are simulated only.
 MEASURED = ("rounds", "fifo", "longest_first")
 # Numbers of slots whose samples are compared too.
 OTHER_SLOTS = (2, 7)
 # How often the engine and plain vLLM generate in turns.
-TURNS = 5
+TURNS = 15
 KV_BYTES = 64 << 20
-# Groups that are put together of the samples of all trials, and decoded anew in simulations.
+# Groups that are put together of the samples of all groups, and decoded anew in simulations.
 REPLAYS = 200
 ROOT = Path(__file__).parents[3]
 
@@ -83,17 +89,23 @@ class Model:
         objective = Objective("model", task, "kl_divergence", "resample", "group", "fp32")
         self.resolved: ResolvedObjective = self._engine.resolve(objective, activations=False)
         # Makes the generator, and makes it compute once.
+        self._children: list[int] = []
         self.sample(n=2, max_tokens=20, slots=2)
+        self._children = _children()
 
-    def sample(self, **asked: Any) -> Group:
-        """Generates a group of samples."""
+    def sample(self, signals_of: int = 0, **asked: Any) -> Group:
+        """Generates a group of samples; with signals of so many first tokens, whoever reads them."""
         parameters = GenerateParameters(**({"max_tokens": self.subject.max_tokens} | asked))
         parameters.check_for(self.resolved)
         run = SampleRun(self.resolved, parameters)
+        finished: dict[int, FinishedSample] = {}
         signals: dict[int, tuple[TokenSignal, ...]] = {}
         state: EngineStateId = self._engine.open(self.resolved)
-        seconds, cpu_seconds = time.perf_counter(), _cpu_seconds()
+        seconds, cpu_seconds = time.perf_counter(), _cpu_seconds(self._children)
         while (operation := run.next_operation()) is not None:
+            if signals_of:
+                requests = [replace(each, signals=signals_of) for each in operation.requests]
+                operation = replace(operation, requests=requests)
             (outcome,) = self._engine.run([Work(state, operation)])
             if isinstance(outcome, Exception):
                 raise outcome
@@ -101,12 +113,13 @@ class Model:
             for request, sample in zip(operation.requests, outcome.samples, strict=True):
                 if len(signals.get(request.key, ())) == len(request.prefix) < PROBE_TOKENS:
                     signals[request.key] = (*signals.get(request.key, ()), *sample.signals)
-            run.take(outcome)
-        seconds, cpu_seconds = time.perf_counter() - seconds, _cpu_seconds() - cpu_seconds
+            finished |= {sample.key: sample for sample in run.take(outcome)}
+        seconds = time.perf_counter() - seconds
+        cpu_seconds = _cpu_seconds(self._children) - cpu_seconds
         self._engine.close(state)
         return Group(
-            tuple(run.finished[key] for key in range(run.total)),
-            tuple(signals[key][:PROBE_TOKENS] for key in range(run.total)),
+            tuple(finished[key] for key in range(run.total)),
+            tuple(signals.get(key, ())[:PROBE_TOKENS] for key in range(run.total)),
             run.figures(),
             run.policy,
             seconds,
@@ -172,10 +185,15 @@ def measure(subject: Subject, backend: str) -> dict[str, Any]:
                     seed=trial,
                     slots=SAMPLES if whole else SLOTS,
                     policy="fifo" if whole else name,
+                    # Simulations of these samples read them, whatever the policy.
+                    signals_of=PROBE_TOKENS,
                 )
             )
             compared += SAMPLES
             differ += _differing(made[-1], runs[WHOLE][trial])
+    more = [
+        model.sample(n=SAMPLES, seed=trial, slots=SAMPLES, policy="fifo") for trial in range(TRIALS, GROUPS)
+    ]
     for slots in OTHER_SLOTS:
         other = model.sample(n=SAMPLES, seed=0, slots=slots)
         auto, compared = other.policy, compared + SAMPLES
@@ -191,7 +209,8 @@ def measure(subject: Subject, backend: str) -> dict[str, Any]:
             if name != WHOLE
             for group in made
         ),
-        "replayed": _replayed(model, runs[WHOLE]),
+        "replayed": _replayed(model, [*runs[WHOLE], *more]),
+        "groups": GROUPS,
     }
     if backend == "vllm" and subject.speed:
         figures["plain"] = _against_plain_vllm(model)
@@ -245,29 +264,44 @@ def _simulated(model: Model, policy: str, group: Group, slots: int = SLOTS) -> R
 
 
 def _replayed(model: Model, groups: Sequence[Group]) -> dict[str, dict[str, float]]:
-    """Mean figures of simulations of groups that are put together of all samples of some groups."""
+    """Figures of simulations of groups that are put together of all samples of some groups.
+
+    Means over the mean lower bound or the mean peak of whole groups; "deviation" is that of steps over the
+    lower bound from group to group. Beside the policies, `BLIND`.
+    """
     pairs = [pair for group in groups for pair in zip(group.samples, group.signals, strict=True)]
-    runs: dict[str, list[Run]] = {name: [] for name in POLICIES}
-    wholes = []
+    remaining = blind.expected_remaining([len(sample.ids) for sample, _ in pairs])
+    prompt = len(model.resolved.task.clean[0])
+    taken: dict[str, list[tuple[int, int]]] = {name: [] for name in (*POLICIES, BLIND)}
+    bounds, wholes = [], []
     for number in range(REPLAYS):
         samples, signals = zip(*Random(number).sample(pairs, SAMPLES), strict=True)
         group = replace(groups[0], samples=samples, signals=signals)
-        wholes.append(_simulated(model, "fifo", group, SAMPLES))
-        for name, made in runs.items():
-            made.append(_simulated(model, name, group))
-    bound = statistics.mean(run.lower_bound for run in runs["fifo"])
-    peak = statistics.mean(run.peak_kv_tokens for run in wholes)
+        whole = _simulated(model, "fifo", group, SAMPLES)
+        wholes.append(whole.peak_kv_tokens)
+        for name in POLICIES:
+            run = _simulated(model, name, group)
+            taken[name].append((run.steps, run.peak_kv_tokens))
+        bounds.append(run.lower_bound)
+        lengths = [len(sample.ids) for sample in samples]
+        taken[BLIND].append(blind.steps_and_peak(lengths, SLOTS, remaining, prompt))
     return {
         name: {
-            "over_bound": statistics.mean(run.steps for run in made) / bound,
-            "peak_of_whole": statistics.mean(run.peak_kv_tokens for run in made) / peak,
+            "over_bound": statistics.mean(steps for steps, _ in made) / statistics.mean(bounds),
+            "deviation": statistics.stdev(
+                steps / bound for (steps, _), bound in zip(made, bounds, strict=True)
+            ),
+            "peak_of_whole": statistics.mean(peak for _, peak in made) / statistics.mean(wholes),
         }
-        for name, made in runs.items()
+        for name, made in taken.items()
     }
 
 
 def _against_plain_vllm(model: Model) -> dict[str, list[float]]:
-    """Tokens per second through the engine and by `vllm.LLM`, in turns: by wall time and by CPU time."""
+    """Tokens per second through the engine and by `vllm.LLM`, in turns: by wall time and by CPU time.
+
+    By `vllm.LLM` without seeds, so that no sample could be drawn again, and with a seed for each.
+    """
     # As `vllm_backend` sets it for its process.
     os.environ |= {
         "VLLM_NO_USAGE_STATS": "1",
@@ -297,33 +331,42 @@ def _against_plain_vllm(model: Model) -> dict[str, list[float]]:
         "ignore_eos": True,
         "detokenize": False,
     }
-    figures: dict[str, list[float]] = {"ours": [], "ours_cpu": [], "plain": [], "plain_cpu": []}
+    figures: dict[str, list[float]] = defaultdict(list)
     plain.generate({"prompt_token_ids": list(prompt)}, SamplingParams(n=2, **asked), use_tqdm=False)
     for turn in range(TURNS):
         group = model.sample(n=SAMPLES, seed=100 + turn, slots=SLOTS)
         figures["ours"].append(group.figures["tokens"] / group.seconds)
         figures["ours_cpu"].append(group.figures["tokens"] / group.cpu_seconds)
-        seconds, cpu_seconds = time.perf_counter(), time.process_time()
-        (output,) = plain.generate(
-            {"prompt_token_ids": list(prompt)}, SamplingParams(n=SAMPLES, **asked), use_tqdm=False
-        )
-        tokens = sum(len(each.token_ids) for each in output.outputs)
-        figures["plain"].append(tokens / (time.perf_counter() - seconds))
-        figures["plain_cpu"].append(tokens / (time.process_time() - cpu_seconds))
+        for name, seed in (("plain", None), ("seeded", 100 + turn)):
+            seconds, cpu_seconds = time.perf_counter(), time.process_time()
+            (output,) = plain.generate(
+                {"prompt_token_ids": list(prompt)},
+                SamplingParams(n=SAMPLES, seed=seed, **asked),
+                use_tqdm=False,
+            )
+            tokens = sum(len(each.token_ids) for each in output.outputs)
+            figures[name].append(tokens / (time.perf_counter() - seconds))
+            figures[f"{name}_cpu"].append(tokens / (time.process_time() - cpu_seconds))
     return figures
 
 
-def _cpu_seconds() -> float:
-    """CPU time of this process and of its children that are there."""
-    total, ticks = time.process_time(), os.sysconf("SC_CLK_TCK")
+def _children() -> list[int]:
+    """The ids of this process's children."""
+    found = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = entry.read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(fields[1]) == os.getpid():
-            total += (int(fields[11]) + int(fields[12])) / ticks
-    return total
+            found.append(int(entry.parent.name))
+    return found
+
+
+def _cpu_seconds(children: Sequence[int]) -> float:
+    """CPU time of this process and of some children."""
+    # Linux derives the clock of a process from its id: see clock_getcpuclockid(3).
+    return time.process_time() + sum(time.clock_gettime((~child << 3) | 2) for child in children)
 
 
 if __name__ == "__main__":

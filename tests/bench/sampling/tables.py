@@ -61,7 +61,8 @@ def by_memory(results: Results) -> list[str]:
 def by_model(results: Results) -> list[str]:
     """What every policy took with models: means of the trials; that of auto in bold.
 
-    In brackets, means of simulations of groups that are put together of the samples of all trials.
+    In brackets, means of simulations of groups that are put together of the samples that were drawn, and the
+    deviation from group to group.
     """
     lines = [
         "| model, backend | policy | steps / lower bound | peak KV tokens / full group "
@@ -94,7 +95,8 @@ def _replayed(own: dict[str, Any], policy: str) -> tuple[str, ...]:
     if policy not in own["replayed"]:
         return ("",) * 5
     found = own["replayed"][policy]
-    return f"({found['over_bound']:.3f})", f"({found['peak_of_whole']:.3f})", "", "", ""
+    spread = f" ± {found['deviation']:.3f}" if "deviation" in found else ""
+    return f"({found['over_bound']:.3f}{spread})", f"({found['peak_of_whole']:.3f})", "", "", ""
 
 
 def _models(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -131,13 +133,13 @@ def _targets(results: Results) -> Iterator[Target]:
 
 
 def _model(what: str, own: dict[str, Any], promised: bool) -> Iterator[Target]:
-    whole, rounds, auto = (own["runs"][name] for name in ("whole group", "rounds", own["auto"]))
-    of_whole = mean(auto["peak_kv_tokens"]) / mean(whole["peak_kv_tokens"])
-    named = f"{what}: auto ({own['auto']})"
+    replayed = own["replayed"]
+    auto, rounds = replayed[own["auto"]], replayed["rounds"]
+    named = f"{what}: auto ({own['auto']}), {own['groups']} groups"
     for name, value, most in (
-        ("peak KV tokens / full group", of_whole, MOST_OF_WHOLE),
-        ("steps / rounds", mean(auto["steps"]) / mean(rounds["steps"]), MOST_OF_ROUNDS),
-        ("steps / lower bound", mean(auto["steps"]) / mean(auto["lower_bound"]), MOST_OVER_BOUND[LEARNED]),
+        ("peak KV tokens / full group", auto["peak_of_whole"], MOST_OF_WHOLE),
+        ("steps / rounds", auto["over_bound"] / rounds["over_bound"], MOST_OF_ROUNDS),
+        ("steps / lower bound", auto["over_bound"], MOST_OVER_BOUND[LEARNED]),
     ):
         yield f"{named}, {name}", f"{value:.3f}", "-", f"≤ {most:g}", value <= most
     named = f"{what}: samples that differ by policy or slots, of {own['compared']:,}"
@@ -148,13 +150,16 @@ def _model(what: str, own: dict[str, Any], promised: bool) -> Iterator[Target]:
 
 def _against_plain(what: str, own: dict[str, list[float]]) -> Iterator[Target]:
     for suffix, clock in (("", "second"), ("_cpu", "CPU second")):
-        pairs = zip(own[f"ours{suffix}"], own[f"plain{suffix}"], strict=True)
-        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-        named = f"{what}: tokens per {clock} / LLM.generate(n=32), 4 slots"
-        if suffix:
-            yield named, f"{ratio:.2f}", "-", "-", None
-        else:
-            yield named, f"{ratio:.2f}", "-", f"≥ {LEAST_OF_PLAIN:g}", ratio >= LEAST_OF_PLAIN
+        for name, call in (("plain", "LLM.generate(n=32)"), ("seeded", "LLM.generate(n=32, seed)")):
+            if f"{name}{suffix}" not in own:
+                continue
+            pairs = zip(own[f"ours{suffix}"], own[f"{name}{suffix}"], strict=True)
+            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+            named = f"{what}: tokens per {clock} / {call}, 4 slots"
+            if suffix or name == "seeded":
+                yield named, f"{ratio:.2f}", "-", "-", None
+            else:
+                yield named, f"{ratio:.2f}", "-", f"≥ {LEAST_OF_PLAIN:g}", ratio >= LEAST_OF_PLAIN
 
 
 def _known(own: dict[str, Any]) -> Iterator[Target]:

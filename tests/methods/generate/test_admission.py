@@ -122,3 +122,9 @@ def test_a_policy_that_starts_nothing_is_an_error() -> None:
 def test_an_unknown_policy() -> None:
     with pytest.raises(InvalidRequestError, match=r"policy: must be one of auto, rounds, .* got 'best'"):
         admission("best", [0], 1, 9, prompt_tokens=1)
+
+
+@pytest.mark.parametrize(("policy", "signals"), [("fifo", 0), ("longest_first", PROBE_TOKENS)])
+def test_signals_are_wanted_where_predictions_are_read(policy: str, signals: int) -> None:
+    made = admission(policy, [0] * 8, 2, 400, prompt_tokens=4)
+    assert made.signals == signals

@@ -6,7 +6,7 @@ from random import Random
 from statistics import mean
 
 import pytest
-from bench.sampling import workloads
+from bench.sampling import blind, workloads
 from bench.sampling.simulator import Run, decode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +14,7 @@ from reference.makespan import in_rounds, refilled
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.methods.generate.admission import Admission
+from pahq_server.methods.generate.fptas import lower_bound
 from pahq_server.methods.generate.policies import (
     AUTO,
     NAMES,
@@ -205,3 +206,18 @@ def test_an_unknown_policy_is_told_all_names(wrong: str) -> None:
     assert error.value.field == "policy"
     assert all(name in error.value.detail for name in NAMES)
     assert repr(wrong) in error.value.detail
+
+
+def test_steps_where_the_law_alone_is_known() -> None:
+    law = [3, 40, 40, 90]
+    remaining = blind.expected_remaining(law)
+    for age in range(90):
+        alive = [length - age for length in law if length > age]
+        assert remaining[age] == pytest.approx(sum(alive) / len(alive))
+    assert blind.steps_and_peak([90], 2, remaining, 5) == (90, 95)
+    assert blind.steps_and_peak([40, 40, 40, 40], 2, remaining, 5) == (80, 90)
+    for seed in range(20):
+        lengths = Random(seed).choices(law, k=12)
+        steps, peak = blind.steps_and_peak(lengths, 3, remaining, 5)
+        assert lower_bound(lengths, 3) <= steps <= sum(lengths)
+        assert peak <= 3 * 95

@@ -53,6 +53,22 @@ def test_predictions_are_as_good_as_the_signals(share: float) -> None:
     assert found == pytest.approx(math.sqrt(share * precision / (1 + precision)), abs=0.06)
 
 
+def test_samples_with_fewer_signals_are_not_compared() -> None:
+    """Ends grow likelier with age: samples that ended early have signals like those of long ones."""
+    workload = workloads.told(Random(6), 0.6, (0,) * 400)
+    aged = [
+        tuple(TokenSignal(s.end_logprob - 8 + age, s.entropy) for age, s in enumerate(each))
+        for each in workload.signals
+    ]
+    samples = states(workloads.Workload(workload.lengths, workload.prompts, signals=tuple(aged)), 30)
+    early = [SampleState(1000 + key, 0, 5, True, aged[key][:5]) for key in range(6)]
+    alone, beside = (
+        correlation(learned(each), each, workload.lengths) for each in (samples, early + samples)
+    )
+    assert alone > 0.5
+    assert beside == pytest.approx(alone, abs=0.05)
+
+
 def test_a_prior_orders_samples_before_any_has_ended() -> None:
     workload = workloads.told(Random(1), 0.5, (0,) * 400)
     samples = states(workload, 0)

@@ -59,6 +59,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - --threads
 - {{ . | quote }}
 {{- end }}
+{{- if include "pahq.ray" . }}
+- --workers
+- {{ .Values.workers.count | quote }}
+- --worker-deadline
+- {{ .Values.workers.deadlineSeconds | quote }}
+{{- with .Values.workers.rayAddress }}
+- --ray-address
+- {{ . | quote }}
+{{- end }}
+{{- with .Values.workers.gpusPerWorker }}
+- --gpus-per-worker
+- {{ . | quote }}
+{{- end }}
+{{- end }}
 {{- range .Values.models }}
 - --model
 - {{ printf "%s=%s" .name .source | quote }}
@@ -68,16 +82,39 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end -}}
 
-{{/* The kubelet's gRPC probe knows no TLS, and it has no certificate to show. */}}
+{{/* Not empty where workers are processes of their own, which Ray starts. */}}
+{{- define "pahq.ray" -}}
+{{- if or .Values.workers.rayAddress (gt (int .Values.workers.count) 1) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* What whoever speaks with the Ray cluster has to show. */}}
+{{- define "pahq.rayToken" -}}
+- name: RAY_AUTH_MODE
+  value: token
+- name: RAY_AUTH_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.workers.tokenSecretName }}
+      key: auth_token
+{{- end -}}
+
+{{/*
+Whether calls are answered, not whether anything is computed: a restart would bring back no lost worker, and whoever is
+kept from calling could not learn why jobs wait. The kubelet's gRPC probe knows no TLS, and it has no certificate
+to show.
+*/}}
 {{- define "pahq.probe" -}}
 {{- if not .Values.tls.enabled -}}
 grpc:
   port: 7300
+  service: pahq.alive
 {{- else if .Values.tls.clientCaSecretName -}}
 tcpSocket:
   port: grpc
 {{- else -}}
 exec:
-  command: [pahq-server, health, --tls-ca, /tls/ca.crt, --tls-name, {{ include "pahq.fullname" . }}]
+  command: [pahq-server, health, --alive, --tls-ca, /tls/ca.crt, --tls-name, {{ include "pahq.fullname" . }}]
 {{- end -}}
 {{- end -}}

@@ -1,0 +1,375 @@
+"""The server's side of Ray: starts the process that is Ray's driver, talks to it, and starts it again.
+
+The server never imports Ray, and nothing that Ray does can end the server.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Pipe
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+from pahq_server.core.errors import InvalidRequestError
+from pahq_server.workers import codec
+from pahq_server.workers.cluster import Answer, ClusterEvent, Lost, Ready
+from pahq_server.workers.messages import Call, WorkerInfo
+from pahq_server.workers.ray_link import Link, end_session
+
+logger = logging.getLogger(__name__)
+
+INSTALL = "pip install 'pahq[ray]'"
+# Seconds until a driver that has ended is started again, which double with each that no worker came of.
+FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0
+# A driver that is silent for so long is ended: while it starts or joins a cluster, and afterwards.
+START_S, SILENCE_S = 180.0, 60.0
+CLOSE_S = 5.0
+# Lines of the driver's log that are kept to explain its end.
+KEPT_LINES = 30
+# A socket's path has at most 107 bytes, of which Ray takes up to 70 below its directory.
+LONGEST_DIRECTORY = 30
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LEVEL = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Where Ray's workers run.
+
+    Args:
+        address: of the cluster to join, as `ray.init` takes it: ``host:port`` on a machine that is one of its
+            nodes, ``ray://host:port`` on any other. None to start a cluster on this machine.
+        gpus_per_worker: how many GPUs each gets; a fraction to share one; 0 for none.
+        cpus_per_worker: processors that Ray sets aside for each; as many as it has threads.
+
+    Raises InvalidRequestError where Ray is not installed, or a number makes no sense.
+    """
+
+    address: str | None = None
+    gpus_per_worker: float = 0.0
+    cpus_per_worker: int = 1
+
+    def __post_init__(self) -> None:
+        gpus = self.gpus_per_worker
+        if not (0 <= gpus <= 1 or (1 < gpus < float("inf") and gpus == int(gpus))):
+            raise InvalidRequestError(
+                "gpus_per_worker", f"must be from 0 to 1, or a whole number of GPUs, got {gpus:g}"
+            )
+        if self.cpus_per_worker < 1:
+            raise InvalidRequestError("cpus_per_worker", f"must be at least 1, got {self.cpus_per_worker}")
+        if importlib.util.find_spec("ray") is None:
+            raise InvalidRequestError(
+                "workers", f"more than one worker needs Ray, which is not installed: {INSTALL}"
+            )
+
+
+class RayCluster:
+    """Workers in Ray's actors. Implements `cluster.Cluster`.
+
+    Args:
+        size: how many workers, at least 1.
+        options: where they run.
+        factory: ``module:function`` that loads the models in each worker, see `ray_actor.RayActor`.
+        content: what the factory is called with: the server's options.
+    """
+
+    def __init__(self, size: int, options: RayOptions, factory: str, content: bytes) -> None:
+        if size < 1:
+            raise InvalidRequestError("workers", f"must be at least 1, got {size}")
+        self.size = size
+        self._options, self._factory, self._content = options, factory, content
+        self._tell: Callable[[ClusterEvent], None] = lambda event: None
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        # Guards what follows.
+        self._lock = threading.Lock()
+        self._driver: _Driver | None = None
+        # By worker, the process that takes its calls, as the driver counts them; and by number, the worker of
+        # each call that is to be answered.
+        self._incarnations: dict[int, int] = {}
+        self._calls: dict[int, int] = {}
+
+    @property
+    def driver_id(self) -> int | None:
+        """Id of the driver's process; None while there is none."""
+        with self._lock:
+            return None if self._driver is None else self._driver.id
+
+    def start(self, tell: Callable[[ClusterEvent], None]) -> None:
+        self._tell = tell
+        self._thread = threading.Thread(target=self._run, name="ray-cluster", daemon=True)
+        self._thread.start()
+
+    def call(self, worker: int, number: int, call: Call) -> None:
+        """See `cluster.Cluster.call`. Raises MessageError if the call cannot be encoded."""
+        content = codec.encode(call)
+        with self._lock:
+            incarnation = self._incarnations.get(worker)
+            # A worker that is not there has been told lost, with all its calls.
+            if self._driver is not None and incarnation is not None:
+                self._calls[number] = worker
+                self._driver.send(
+                    {"do": "call", "worker": worker, "incarnation": incarnation, "number": number}, content
+                )
+
+    def replace(self, worker: int, reason: str) -> None:
+        with self._lock:
+            if self._driver is not None:
+                self._driver.send({"do": "replace", "worker": worker, "reason": reason})
+
+    def stop(self) -> None:
+        self._stopping.set()
+        with self._lock:
+            driver = self._driver
+        if driver is not None:
+            driver.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        """Keeps a driver running until `stop`."""
+        wait = FIRST_WAIT_S
+        while not self._stopping.is_set():
+            reason, some_loaded = "the driver does not start", False
+            try:
+                with self._lock:
+                    self._driver = _Driver(self.size, self._options, self._factory, self._content)
+                some_loaded, reason = self._listen(self._driver)
+            except OSError as error:
+                reason = f"Ray's driver does not start: {error}"
+            finally:
+                with self._lock:
+                    driver, self._driver = self._driver, None
+                    self._incarnations.clear()
+                    self._calls.clear()
+                if driver is not None:
+                    driver.close()
+            if self._stopping.is_set():
+                break
+            wait = FIRST_WAIT_S if some_loaded else min(2 * wait, MOST_WAIT_S)
+            logger.error("%s; starting it again in %g s", reason, wait)
+            for worker in range(self.size):
+                self._inform(Lost(worker, reason))
+            self._stopping.wait(wait)
+
+    def _listen(self, driver: _Driver) -> tuple[bool, str]:
+        """Tells what the driver tells, until it has ended.
+
+        Returns:
+            Whether any worker was loaded, and why the driver has ended.
+        """
+        some_loaded, started, said = False, False, ""
+        try:
+            # `stop` may have come before it could know of this driver.
+            while not (self._stopping.is_set() and not started):
+                header, content = driver.receive(SILENCE_S if started else START_S)
+                if header["is"] == "ending":
+                    said = header["reason"]
+                elif header["is"] == "started":
+                    started = True
+                elif "worker" in header:
+                    some_loaded |= header["is"] == "loaded"
+                    self._told(header, content)
+        except TimeoutError:
+            said = "it has said nothing for too long, and was ended"
+        except (EOFError, OSError):
+            pass
+        return some_loaded, driver.end(said)
+
+    def _told(self, header: dict[str, Any], content: bytes) -> None:
+        """Takes a message about a worker."""
+        what, worker = header["is"], header["worker"]
+        if what == "answer":
+            with self._lock:
+                if header["incarnation"] != self._incarnations.get(worker):
+                    return
+                if self._calls.pop(header["number"], None) is None:
+                    return
+            self._inform(Answer(worker, header["number"], _decoded(content)))
+            return
+        with self._lock:
+            self._incarnations.pop(worker, None)
+            self._calls = {number: owner for number, owner in self._calls.items() if owner != worker}
+        found = _decoded(content) if content else header.get("reason", "")
+        if what == "loaded" and isinstance(found, WorkerInfo):
+            with self._lock:
+                self._incarnations[worker] = header["incarnation"]
+            self._inform(Ready(worker, found))
+            return
+        refused = what in ("refused", "loaded")
+        reason = f"{type(found).__name__}: {found}" if what == "failed" else str(found)
+        if what == "loaded":
+            # Its host has another version of this package, which starting again does not change.
+            reason = f"what it says of itself cannot be read: {found}"
+        logger.log(logging.ERROR if refused else logging.WARNING, "worker %d is lost: %s", worker, reason)
+        self._inform(Lost(worker, reason, refused))
+
+    def _inform(self, event: ClusterEvent) -> None:
+        try:
+            self._tell(event)
+        except Exception:
+            logger.exception("an event of the workers could not be taken")
+
+
+def _decoded(content: bytes) -> object:
+    try:
+        return codec.decode(content)
+    except codec.MessageError as error:
+        return error
+
+
+_MAIN = "from pahq_server.workers.ray_driver import main; main()"
+
+
+class _Driver:
+    """The process that is Ray's driver: starts it, passes messages, keeps its log, and ends it.
+
+    Args: see `RayCluster`.
+    """
+
+    def __init__(self, size: int, options: RayOptions, factory: str, content: bytes) -> None:
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._started = False
+        # Only this user's, unlike what Ray makes in it.
+        self._directory = "" if options.address else tempfile.mkdtemp(prefix="pahq-", dir=_short_directory())
+        ours, theirs = Pipe()
+        self._link = Link(ours)
+        with theirs:
+            self._process = subprocess.Popen(
+                # Only its own arguments and environment decide what is imported, not the current directory.
+                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(os.getpid()), self._directory],
+                env=_environment(options),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=[theirs.fileno()],
+                # A session of its own: it can be ended with all that it starts, and Ctrl-C does not reach it.
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
+        self._reader.start()
+        # Whoever calls a worker does not wait for a driver that does not read.
+        self._outbox: SimpleQueue[tuple[dict[str, Any], bytes] | None] = SimpleQueue()
+        self._sender = threading.Thread(target=self._send_all, daemon=True)
+        self._sender.start()
+        header = {
+            "size": size,
+            "address": options.address,
+            "cpus": options.cpus_per_worker,
+            "gpus": options.gpus_per_worker,
+            "factory": factory,
+        }
+        self.send(header, content)
+
+    @property
+    def id(self) -> int:
+        return self._process.pid
+
+    def send(self, header: dict[str, Any], content: bytes = b"") -> None:
+        """Sends a message, soon. Messages to a driver that has ended are lost."""
+        self._outbox.put((header, content))
+
+    def _send_all(self) -> None:
+        with suppress(OSError):
+            while (message := self._outbox.get()) is not None:
+                self._link.send(*message)
+
+    def receive(self, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """Waits for a message, see `Link.receive`."""
+        header, content = self._link.receive(seconds)
+        self._started |= header["is"] == "started"
+        return header, content
+
+    def stop(self) -> None:
+        """Asks the process to end, and sees to it that it does soon."""
+        if self._started:
+            self.send({"do": "stop"})
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(CLOSE_S)
+        end_session(self.id)
+
+    def end(self, said: str) -> str:
+        """Ends the process with all that it has started; returns why it has ended, in words.
+
+        Args:
+            said: what it said about that; empty for nothing.
+        """
+        if not said:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(CLOSE_S)  # while it says why
+        self.close()
+        code = self._process.returncode
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if not said:
+            said = next((line for line in reversed(self._lines) if line.strip()), how)
+        logger.debug("Ray's driver has ended (%s). It said last:\n%s", how, "\n".join(self._lines))
+        return f"Ray's driver has ended: {said}"
+
+    def close(self) -> None:
+        """Ends the process with all that it has started, and removes its files."""
+        end_session(self.id)
+        self._process.wait()
+        self._outbox.put(None)
+        self._sender.join(CLOSE_S)
+        self._reader.join(CLOSE_S)
+        self._link.close()
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _read_log(self, stream: IO[bytes]) -> None:
+        with stream:
+            for raw in stream:
+                line = _COLOUR.sub("", raw.decode("utf-8", "replace")).rstrip()
+                self._lines.append(line)
+                found = _LEVEL.search(line)
+                level = getattr(logging, found[1]) if found and self._started else logging.DEBUG
+                logger.log(level, "Ray: %s", line)
+
+
+def _short_directory() -> str:
+    """Returns where temporary files go, or /tmp where the paths of Ray's sockets would be too long."""
+    usual = tempfile.gettempdir()
+    return usual if len(os.fsencode(usual)) <= LONGEST_DIRECTORY else "/tmp"
+
+
+def _environment(options: RayOptions) -> dict[str, str]:
+    """Returns the environment of the driver's process, and of the workers that it starts on this machine."""
+    package = str(Path(__file__).parents[2])
+    found = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
+        # Nobody is told what runs here.
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_COLOR_PREFIX": "0",
+        "RAY_DEDUP_LOGS": "0",
+        # A worker without GPUs of its own sees those that the server would.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    # Whoever reaches Ray's ports without this token is refused.
+    found.setdefault("RAY_AUTH_MODE", "token")
+    if options.address is None:
+        found |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # Ray then listens on 127.0.0.1 alone. Otherwise it listens on all interfaces, also where it is
+            # told this address.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+        found.pop("RAY_AUTH_TOKEN_PATH", None)
+    return found
