@@ -325,7 +325,7 @@ class Engine(Protocol):
         ...
 
     def run(self, work: Sequence[Work]) -> list[Outcome]:
-        """Runs operations of one class.
+        """Runs operations of one class, at most one on each state.
 
         Returns:
             One outcome per work, in order. An operation that fails has its exception as the outcome and does

@@ -70,14 +70,16 @@ def place(loads: Sequence[Load], workers: Collection[int], least_s: float) -> di
         least_s: what is handed over takes at least so long.
 
     Returns:
-        By worker, what it gets, in the order of the operations. Each part of each operation is in one share.
+        By worker, what it gets: at most one share of an operation, in the order of the operations. Each part
+        of each operation is in one share.
     """
     left = {number: load.passes for number, load in enumerate(loads)}  # how many passes stay at home
     seconds = dict.fromkeys(workers, 0.0)
     for load in loads:
         seconds[load.home] += load.seconds or 0.0
     fair = sum(seconds.values()) / len(seconds)
-    given: list[tuple[int, Share]] = []
+    # By operation and worker, how many passes it takes, from the last ones on.
+    given: list[dict[int, int]] = [{} for _ in loads]
     # Whoever gives ends up with its part or cannot give any more; whoever takes never has more than its part.
     giving = {worker for worker in seconds if seconds[worker] - fair >= least_s}
     while giving:
@@ -86,16 +88,18 @@ def place(loads: Sequence[Load], workers: Collection[int], least_s: float) -> di
         if moved is None:
             giving.discard(giver)
             continue
-        given.append(moved)
+        number, worker, count = moved
+        given[number][worker] = given[number].get(worker, 0) + count
         if seconds[giver] - fair < least_s:
             giving.discard(giver)
     placed: dict[int, list[Share]] = {}
     for number, load in enumerate(loads):
-        if left[number]:
-            placed.setdefault(load.home, []).append(Share(number, 0, left[number]))
-    for worker, share in given:
-        placed.setdefault(worker, []).append(share)
-    return {worker: sorted(shares, key=lambda share: share.load) for worker, shares in placed.items()}
+        last = load.passes
+        for worker, count in [*given[number].items(), (load.home, left[number])]:
+            if count:
+                placed.setdefault(worker, []).append(Share(number, last - count, last))
+            last -= count
+    return placed
 
 
 def _hand_over(
@@ -105,10 +109,10 @@ def _hand_over(
     giver: int,
     fair: float,
     least_s: float,
-) -> tuple[int, Share] | None:
-    """Moves passes from a worker that has too much to another; None if there are none to move.
+) -> tuple[int, int, int] | None:
+    """Moves passes from a worker that has too much to another. Changes ``left`` and ``seconds``.
 
-    Changes ``left`` and ``seconds``.
+    Returns of which operation, to which worker, and how many; None if there are none to move.
     """
     own = [
         number
@@ -126,11 +130,10 @@ def _hand_over(
         moved = count * _each(load)
         if not count or moved < least_s:
             continue
-        share = Share(number, left[number] - count, left[number])
         left[number] -= count
         seconds[giver] -= moved
         seconds[taker] += moved
-        return taker, share
+        return number, taker, count
     return None
 
 

@@ -251,8 +251,8 @@ def difference(info: WorkerInfo, first: WorkerInfo) -> str:
         if own != other:
             return (
                 f"its {name} is {own!r}, the first worker's is {other!r}: scores would differ in their last "
-                "bits. Use workers of one kind, and another server for others, or start this one again if all "
-                "have changed"
+                "bits. Use workers of one kind, and another server for others; start this one again if all have "
+                "changed"
             )
     if len(info.models) != len(first.models):
         return f"it serves {len(info.models)} models, the first worker {len(first.models)}"

@@ -63,7 +63,7 @@ def test_whatever_the_batch(seed: int) -> None:
     assert sorted(parts) == [(n, part) for n, load in enumerate(loads) for part in range(load.passes)]
     assert placed.keys() <= set(workers)
     for worker, shares in placed.items():
-        assert [share.load for share in shares] == sorted(share.load for share in shares)
+        assert [share.load for share in shares] == sorted({share.load for share in shares})
         for share in shares:
             load = loads[share.load]
             assert share.first < share.last

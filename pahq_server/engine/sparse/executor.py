@@ -358,6 +358,8 @@ def _compute_bases(work: Sequence[tuple[SparseExecutor, Sequence[PatchedPass]]],
             job.add_base(base_circuit, BaseActivations.from_scratch(job.unpatched, base_circuit.circuit))
     while pending := [(job, base_circuit) for job, base_circuit in pending if not job.has_base(base_circuit)]:
         ready = [(job, base_circuit) for job, base_circuit in pending if job.has_base(base_circuit.parent)]
+        if not ready:
+            raise ValueError("two operations of one job in one call: one has dropped what the other needs")
         parents = [
             job.base(base_circuit.parent) for job, base_circuit in ready if base_circuit.parent is not None
         ]

@@ -23,7 +23,7 @@ from bench.workers.tables import by_step, by_workers, constants, markdown, targe
 
 Results = dict[str, Any]
 # Of how many receivers of the large graph one is searched.
-EVERY = 16
+EVERY = 100
 
 
 def measured_constants(results: Results) -> Results:
