@@ -204,5 +204,6 @@ def test_two_operations_of_one_job_in_one_call_are_refused(zoo: Zoo) -> None:
     base = BaseCircuit(Circuit.full(graph))
     child = BaseCircuit(base.circuit.without((1,)), base)
     job.score([PatchedPass(base)])
+    other = PatchedPass(BaseCircuit(Circuit.empty(graph)))
     with pytest.raises(ValueError, match="two operations of one job"):
-        score_together([(job, [PatchedPass(child)]), (job, [PatchedPass(BaseCircuit(Circuit.empty(graph)))])])
+        score_together([(job, [PatchedPass(child)]), (job, [other])])
