@@ -29,6 +29,7 @@ class RunContext:
 
     Args:
         window: how many patched passes a method may ask for at once, about.
+        workers: returns how many workers share the operations of a job, about.
         capabilities: capabilities of the engine, for provenance.
         version: version of the server, for provenance.
         observer: is told how methods advance.
@@ -38,6 +39,7 @@ class RunContext:
     """
 
     window: int
+    workers: Callable[[], int]
     capabilities: Capabilities
     version: str
     observer: Observer
@@ -80,6 +82,7 @@ class MethodRun:
             job.snapshot.records,
             shared.window,
             job.scheduling.clock,
+            shared.workers,
         )
         self._context.tell(job.snapshot.progress)
         self._steps: Steps | None = None

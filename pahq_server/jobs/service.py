@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pahq_server.core.context import LOCAL_USER
-from pahq_server.core.engine import Engine, Estimate, Objective, ResolvedObjective
+from pahq_server.core.engine import Engine, Estimate, Objective, ResolvedObjective, WorkerState
 from pahq_server.core.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -127,6 +127,7 @@ class JobService:
         self._closing = False
         self._shared = RunContext(
             window,
+            self._workers_per_job,
             engine.capabilities(),
             version,
             self._observer,
@@ -413,6 +414,10 @@ class JobService:
         """Tells whether a later process goes on with a job that ended with this error."""
         stopped = self._closing and type(error) is ServerError
         return self._store.durable and (stopped or isinstance(error.__cause__, WorkerFailedError))
+
+    def _workers_per_job(self) -> int:
+        ready = sum(worker.state is WorkerState.READY for worker in self._engine.workers())
+        return max(1, ready // max(1, self._scheduler.running))
 
     def _content(self, spec: JobSpec, resolved: ResolvedObjective) -> bytes:
         request = request_provenance(spec, resolved, self._version) | {"parameters": spec.identity()}

@@ -33,6 +33,7 @@ class MethodContext(Generic[P]):
         window: how many patched passes the method may ask for at once, about.
         clock: returns the worker's seconds that were spent on this job. It may steer how much work a method
             asks for at once, never a result.
+        workers: returns how many workers share the operations of this job, about; may steer the same.
 
     Attributes:
         progress: what `tell` was given last.
@@ -46,6 +47,7 @@ class MethodContext(Generic[P]):
     replayed: int = 0
     window: int = 1
     clock: Callable[[], float] = time.perf_counter
+    workers: Callable[[], int] = lambda: 1
     progress: Progress = field(default=Progress(), init=False)
     counts: Counter[str] = field(default_factory=Counter, init=False)
     chosen: dict[str, str] = field(default_factory=dict, init=False)

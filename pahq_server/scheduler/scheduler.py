@@ -118,6 +118,11 @@ class Scheduler:
         """How many runs have not begun yet."""
         return self._queued
 
+    @property
+    def running(self) -> int:
+        """How many runs hold tensors. To be read from the worker thread."""
+        return len(self._slots.open)
+
     def queued_of(self, user: str) -> int:
         """Returns how many of the `queued` runs are one user's."""
         return self._queued_of.get(user, 0)

@@ -1,11 +1,11 @@
 """Messages to bytes and back: pickle, restricted to a closed table of our own frozen classes.
 
 The bytes come from other processes, maybe on other hosts. Pickle can make anything of bytes that can be
-imported, and run it. Here it cannot: whatever the bytes name is looked up in a table of classes that hold nothing
-but values, and never imported. A message with anything else in it is refused on both sides.
+imported, and run it. Here it cannot: whatever the bytes name is looked up in a table of classes that hold
+nothing but values, and never imported. A message with anything else in it is refused on both sides.
 
-Objects that occur several times in a message are the same object again afterwards: executors know base circuits
-by their identity.
+Objects that occur several times in a message are the same object again afterwards: executors know base
+circuits by their identity.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from types import ModuleType
@@ -59,7 +60,13 @@ def encode(message: object) -> bytes:
         raise
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise MessageError(f"a {type(message).__qualname__} cannot be sent to a worker: {error}") from error
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    return _checksum(content) + content
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    """Returns four bytes that damaged content does not fit: pickle might take any amount of memory for it."""
+    return zlib.crc32(content).to_bytes(4, "big")
 
 
 def decode(content: bytes) -> object:
@@ -68,7 +75,10 @@ def decode(content: bytes) -> object:
     Raises MessageError for bytes that are damaged, or name anything that is not in the table.
     """
     try:
-        _, message = _Decoder(io.BytesIO(content)).load()
+        pickled = memoryview(content)[4:]
+        if content[:4] != _checksum(pickled):
+            raise ValueError("its checksum is wrong")
+        _, message = _Decoder(io.BytesIO(pickled)).load()
     except MessageError:
         raise
     except Exception as error:  # pickle raises whatever comes of damaged bytes
@@ -194,7 +204,7 @@ class _Encoder(pickle.Pickler):
             return _of_exception(item)
         if isinstance(item, type | type(_name)) and TABLE.get(_name(item)) is item:
             return NotImplemented  # by its name
-        what = item if isinstance(item, type) else kind
+        what = item if hasattr(item, "__qualname__") else kind
         raise MessageError(
             f"{'.'.join(_name(what))} is not sent between server and workers: see pahq_server.workers.codec"
         )

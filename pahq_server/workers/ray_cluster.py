@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Pipe
@@ -38,6 +38,8 @@ INSTALL = "pip install 'pahq[ray]'"
 FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0
 # A driver that is silent for so long is ended: while it starts or joins a cluster, and afterwards.
 START_S, SILENCE_S = 180.0, 60.0
+# How often the operator is told meanwhile that it has not started.
+PATIENCE_S = 30.0
 CLOSE_S = 5.0
 # Lines of the driver's log that are kept to explain its end.
 KEPT_LINES = 30
@@ -145,51 +147,60 @@ class RayCluster:
         """Keeps a driver running until `stop`."""
         wait = FIRST_WAIT_S
         while not self._stopping.is_set():
-            reason, some_loaded = "the driver does not start", False
-            try:
-                with self._lock:
-                    self._driver = _Driver(self.size, self._options, self._factory, self._content)
-                some_loaded, reason = self._listen(self._driver)
-            except OSError as error:
-                reason = f"Ray's driver does not start: {error}"
-            finally:
-                with self._lock:
-                    driver, self._driver = self._driver, None
-                    self._incarnations.clear()
-                    self._calls.clear()
-                if driver is not None:
-                    driver.close()
+            some_loaded, reason = self._run_driver()
             if self._stopping.is_set():
                 break
             wait = FIRST_WAIT_S if some_loaded else min(2 * wait, MOST_WAIT_S)
             logger.error("%s; starting it again in %g s", reason, wait)
-            for worker in range(self.size):
-                self._inform(Lost(worker, reason))
+            self._inform_all(reason)
             self._stopping.wait(wait)
 
-    def _listen(self, driver: _Driver) -> tuple[bool, str]:
-        """Tells what the driver tells, until it has ended.
+    def _run_driver(self) -> tuple[bool, str]:
+        """Starts a driver, and tells what it tells until it has ended.
 
         Returns:
             Whether any worker was loaded, and why the driver has ended.
         """
-        some_loaded, started, said = False, False, ""
+        driver, some_loaded, said = None, False, ""
         try:
-            # `stop` may have come before it could know of this driver.
-            while not (self._stopping.is_set() and not started):
-                header, content = driver.receive(SILENCE_S if started else START_S)
+            driver = _Driver(self.size, self._options, self._factory, self._content)
+            with self._lock:
+                self._driver = driver
+            for header, content in self._messages(driver):
                 if header["is"] == "ending":
                     said = header["reason"]
-                elif header["is"] == "started":
-                    started = True
                 elif "worker" in header:
                     some_loaded |= header["is"] == "loaded"
                     self._told(header, content)
-        except TimeoutError:
-            said = "it has said nothing for too long, and was ended"
-        except (EOFError, OSError):
-            pass
-        return some_loaded, driver.end(said)
+        except TimeoutError as error:
+            said = str(error)
+        except Exception as error:
+            # Workers would otherwise be gone for good, and nobody told.
+            logger.exception("the driver's messages could not be taken")
+            said = f"{type(error).__name__}: {error}"
+        with self._lock:
+            self._driver = None
+            self._incarnations.clear()
+            self._calls.clear()
+        if driver is None:
+            return False, f"Ray's driver does not start: {said}"
+        return some_loaded, f"Ray's driver has ended: {driver.end(said)}"
+
+    def _messages(self, driver: _Driver) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Yields what the driver says, until it has ended. Raises TimeoutError if it says nothing for long."""
+        waited = 0.0
+        # `stop` may have come before it could know of this driver.
+        while driver.started or not self._stopping.is_set():
+            try:
+                yield driver.receive(SILENCE_S if driver.started else PATIENCE_S)
+            except TimeoutError:
+                waited += PATIENCE_S
+                if driver.started or waited >= START_S:
+                    raise TimeoutError("it has said nothing for too long, and was ended") from None
+                what = f"joined the cluster at {address}" if (address := self._options.address) else "started"
+                self._inform_all(f"Ray has not {what} after {waited:g} s")
+            except (EOFError, OSError):
+                return
 
     def _told(self, header: dict[str, Any], content: bytes) -> None:
         """Takes a message about a worker."""
@@ -219,6 +230,10 @@ class RayCluster:
         logger.log(logging.ERROR if refused else logging.WARNING, "worker %d is lost: %s", worker, reason)
         self._inform(Lost(worker, reason, refused))
 
+    def _inform_all(self, reason: str) -> None:
+        for worker in range(self.size):
+            self._inform(Lost(worker, reason))
+
     def _inform(self, event: ClusterEvent) -> None:
         try:
             self._tell(event)
@@ -244,7 +259,7 @@ class _Driver:
 
     def __init__(self, size: int, options: RayOptions, factory: str, content: bytes) -> None:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._started = False
+        self.started = False
         # Only this user's, unlike what Ray makes in it.
         self._directory = "" if options.address else tempfile.mkdtemp(prefix="pahq-", dir=_short_directory())
         ours, theirs = Pipe()
@@ -293,44 +308,42 @@ class _Driver:
     def receive(self, seconds: float) -> tuple[dict[str, Any], bytes]:
         """Waits for a message, see `Link.receive`."""
         header, content = self._link.receive(seconds)
-        self._started |= header["is"] == "started"
+        self.started |= header["is"] == "started"
         return header, content
 
     def stop(self) -> None:
         """Asks the process to end, and sees to it that it does soon."""
-        if self._started:
+        if self.started:
             self.send({"do": "stop"})
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_S)
         end_session(self.id)
 
     def end(self, said: str) -> str:
-        """Ends the process with all that it has started; returns why it has ended, in words.
+        """Ends the process with all that it has started, and removes its files.
 
         Args:
-            said: what it said about that; empty for nothing.
+            said: why it ends, as far as it is known.
+
+        Returns:
+            Why it has ended, in words.
         """
         if not said:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(CLOSE_S)  # while it says why
-        self.close()
-        code = self._process.returncode
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        if not said:
-            said = next((line for line in reversed(self._lines) if line.strip()), how)
-        logger.debug("Ray's driver has ended (%s). It said last:\n%s", how, "\n".join(self._lines))
-        return f"Ray's driver has ended: {said}"
-
-    def close(self) -> None:
-        """Ends the process with all that it has started, and removes its files."""
         end_session(self.id)
-        self._process.wait()
+        code = self._process.wait()
         self._outbox.put(None)
         self._sender.join(CLOSE_S)
         self._reader.join(CLOSE_S)
         self._link.close()
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        logger.debug("Ray's driver has ended (%s). It said last:\n%s", how, "\n".join(self._lines))
+        if said or code < 0:
+            return said or how
+        return next((line for line in reversed(self._lines) if line.strip()), how)
 
     def _read_log(self, stream: IO[bytes]) -> None:
         with stream:
@@ -338,7 +351,7 @@ class _Driver:
                 line = _COLOUR.sub("", raw.decode("utf-8", "replace")).rstrip()
                 self._lines.append(line)
                 found = _LEVEL.search(line)
-                level = getattr(logging, found[1]) if found and self._started else logging.DEBUG
+                level = getattr(logging, found[1]) if found and self.started else logging.DEBUG
                 logger.log(level, "Ray: %s", line)
 
 

@@ -4,8 +4,8 @@ Ray ends a driver's process when the head of its cluster is lost, which the serv
 starts this process, and starts it again. It starts a cluster on this machine or joins one, keeps an actor per
 worker, and passes calls and answers on, whose bytes it does not look into.
 
-Each time that an actor's process is given up, or has ended, the worker's incarnation is counted up. Answers of
-earlier incarnations are dropped here.
+Each time that an actor's process is given up, or has ended, the worker's incarnation is counted up. Answers
+of earlier incarnations are dropped here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
@@ -42,13 +43,17 @@ PATIENCE_S = 60.0
 STORE_BYTES = 256 << 20
 # Processes of a cluster on this machine without which nothing works.
 NEEDED = ("gcs_server", "raylet")
+# How often files are removed that Ray's threads may make anew.
+TRIES = 100
+
+_ENDING = threading.Lock()
 
 
 def main() -> None:
     """Serves until there are no more calls.
 
-    Arguments: a socket's number, the id of the parent process, and a directory for Ray's files, which goes when
-    this process ends; empty to join a cluster.
+    Arguments: a socket's number, the id of the parent process, and a directory for Ray's files, which goes
+    when this process ends; empty to join a cluster.
     """
     number, parent, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     os.set_inheritable(number, False)
@@ -61,11 +66,10 @@ def main() -> None:
         header, options = link.receive()
         _Relay(link, _Workers(**header), options, directory).run()
         ray.shutdown()
-    except (EOFError, OSError):  # the parent has gone
-        pass
     except Exception as error:  # noqa: BLE001 - whatever it is, it ends this process, and the server is told
         traceback.print_exc()
-        link.send({"is": "ending", "reason": _one_line(error)})
+        with suppress(OSError):  # the parent may be what has ended
+            link.send({"is": "ending", "reason": _one_line(error)})
         code = 1
     sys.stderr.flush()
     _end(directory, code)
@@ -80,10 +84,15 @@ def _end_with(parent: int, directory: str) -> None:
 
 def _end(directory: str, code: int) -> None:
     """Ends this process at once, whatever its threads do, and all that it has started, with their files."""
-    end_session(os.getsid(0))
-    if directory:
-        shutil.rmtree(directory, ignore_errors=True)
-    os._exit(code)
+    with _ENDING:  # for good: only one thread gets past this
+        end_session(os.getsid(0))
+        for _ in range(TRIES):
+            if directory:
+                shutil.rmtree(directory, ignore_errors=True)
+            if not os.path.exists(directory):
+                break
+            time.sleep(0.01)  # Ray's threads still write their log
+        os._exit(code)
 
 
 @dataclass(frozen=True)
@@ -220,7 +229,7 @@ class _Relay:
                 slot.load_at, slot.patient_until = None, None
                 reason = (
                     f"this machine has {there} GPUs, enough for {fit} workers with {workers.gpus:g} each: "
-                    f"start the server with --workers {fit}, or fewer --gpus-per-worker"
+                    "start the server with fewer --workers or --gpus-per-worker"
                 )
                 self._tell("refused", slot, reason=reason)
 

@@ -229,7 +229,9 @@ SERVER = f"""if True:
     import sys
     from pahq_server.workers.ray_cluster import RayCluster, RayOptions
     cluster = RayCluster(1, RayOptions(), {FACTORY!r}, b'{{"refuse": "there is no such model"}}')
-    cluster.start(lambda event: print(event, cluster.driver_id, "ray" in sys.modules, sep=chr(10), flush=True))
+    def tell(event):
+        print(event, cluster.driver_id, "ray" in sys.modules, sep=chr(10), flush=True)
+    cluster.start(tell)
     sys.stdin.read()
 """
 

@@ -193,7 +193,8 @@ class Stepper:
         self._arrivals = 0
         # By sequence, what it held in memory during the last forward pass.
         self._held: dict[str, int] = {}
-        # What is there now stays: to look through it again and again for garbage takes a tenth of all time.
+        # What is there now stays. To look through it again and again for garbage took up to a tenth of all
+        # time with a small model.
         gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE)

@@ -146,6 +146,7 @@ def _search(context: MethodContext[AcdcParameters]) -> AcdcSearch | TargetSearch
             context.window,
             verdicts,
             clock=context.clock,
+            workers=context.workers,
             baseline_depends_on_promotion=resolved.baseline_depends_on_promotion,
             start=start,
             tested=tested,

@@ -108,6 +108,7 @@ class AcdcSearch:
         predictor: predicts verdicts on single edges and gates; a wrong prediction costs time, never
             correctness.
         clock: seconds; steers how much is speculated, never a verdict.
+        workers: returns how many workers share a step; steers the same.
         baseline_depends_on_promotion: see `ResolvedObjective`.
         start: the circuit where the search starts; None for the full graph.
         tested: what searches of the same job at other thresholds have tested. This one adds its tests.
@@ -124,6 +125,7 @@ class AcdcSearch:
         verdicts: Iterable[Verdict] = (),
         predictor: Predictor = predict_removal,
         clock: Callable[[], float] = time.perf_counter,
+        workers: Callable[[], int] = lambda: 1,
         baseline_depends_on_promotion: bool = False,
         start: Circuit | None = None,
         tested: TestedBranch | None = None,
@@ -134,7 +136,7 @@ class AcdcSearch:
         self._clock, self._baseline_depends_on_promotion = clock, baseline_depends_on_promotion
         self._order, self._grouping = TestOrder(graph, grouping, start), grouping
         self._start = None if start is None or start.num_kept == graph.num_edges else start
-        self._costs, self._keep_predictor = CostModel(), KeepPredictor(threshold)
+        self._costs, self._keep_predictor = CostModel(workers), KeepPredictor(threshold)
         self._group_predictor = GroupPredictor(threshold)
         # What was found for the larger groups that the present test is a part of, by first edge and size.
         self._deltas: dict[tuple[int, int], float] = {}

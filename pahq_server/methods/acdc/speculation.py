@@ -9,11 +9,14 @@ while the search goes on; verdicts do not depend on them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 # What a batch and a new base circuit take, about: seconds that do not depend on the model, and the time of so
 # many passes.
 BATCH_S, BATCH_PASSES = 0.002, 0.3
 BASE_S, BASE_PASSES = 0.015, 2.0
+# What a batch takes beyond that for each of several workers that share it, about, in seconds.
+CALL_S = 0.0003
 # The least that a pass is believed to take, in seconds.
 LEAST_PASS_S = 1e-5
 
@@ -162,21 +165,36 @@ class SpeculationBudget:
 
 
 class CostModel:
-    """Estimates what tests cost, in passes, from what batches took."""
+    """Estimates what tests cost, in passes, from what batches took.
 
-    def __init__(self) -> None:
+    Passes are divided among workers. What a batch takes beyond them all workers wait for, so that it costs as
+    many times more.
+
+    Args:
+        workers: returns how many workers share a batch.
+    """
+
+    def __init__(self, workers: Callable[[], int] = lambda: 1) -> None:
+        self._workers, self._share = workers, 1
         self._pass_s = 0.002
 
     def budget(self) -> SpeculationBudget:
         """Returns the budget of a new chain."""
-        return SpeculationBudget(BATCH_PASSES + BATCH_S / self._pass_s)
+        self._share = self._workers()
+        return SpeculationBudget(self._share * (BATCH_PASSES + self._batch_s / self._pass_s))
+
+    @property
+    def _batch_s(self) -> float:
+        return BATCH_S if self._share == 1 else BATCH_S + CALL_S * self._share
 
     def cost(self, passes: int, new_base: bool) -> float:
         """Returns the cost of a test with so many passes, perhaps under a base circuit that is new."""
         return passes + new_base * (BASE_PASSES + BASE_S / self._pass_s)
 
     def took(self, passes: int, new_bases: int, seconds: float) -> None:
-        """Learns how long a batch took."""
-        rest = seconds - BATCH_S - BASE_S * new_bases
-        pass_s = max(LEAST_PASS_S, rest / (BATCH_PASSES + passes + BASE_PASSES * new_bases))
+        """Learns how long a batch took, the one of the last budget."""
+        # Every worker computes the base circuits of its part, at least one if there are new ones.
+        bases = max(new_bases / self._share, min(new_bases, 1))
+        rest = seconds - self._batch_s - BASE_S * bases
+        pass_s = max(LEAST_PASS_S, rest / (BATCH_PASSES + passes / self._share + BASE_PASSES * bases))
         self._pass_s += (pass_s - self._pass_s) / 4

@@ -135,7 +135,7 @@ def _targets(results: Results) -> Iterator[Target]:
 def _model(what: str, own: dict[str, Any], promised: bool) -> Iterator[Target]:
     replayed = own["replayed"]
     auto, rounds = replayed[own["auto"]], replayed["rounds"]
-    named = f"{what}: auto ({own['auto']}), {own['groups']} groups"
+    named = f"{what}: auto ({own['auto']}), samples of {own['groups']} groups regrouped"
     for name, value, most in (
         ("peak KV tokens / full group", auto["peak_of_whole"], MOST_OF_WHOLE),
         ("steps / rounds", auto["over_bound"] / rounds["over_bound"], MOST_OF_ROUNDS),
