@@ -197,7 +197,7 @@ def test_the_plan_prints_what_is_live(zoo: Zoo) -> None:
 
 
 def test_two_operations_of_one_job_in_one_call_are_refused(zoo: Zoo) -> None:
-    """The second one drops a base circuit that the first one derives another from: it must not wait for it."""
+    """The second one drops a base circuit that the first one still needs, which must not wait for it."""
     model = zoo["gpt2"]
     graph = model.architecture.graph("group")
     job = executor(model, graph, random_task(model))
