@@ -151,7 +151,11 @@ class Roster:
         if not member.calls:
             member.since = self._clock()
         member.calls.append(pending)
-        self._cluster.call(number, pending.number, call)
+        try:
+            self._cluster.call(number, pending.number, call)
+        except Exception as error:  # noqa: BLE001 - it was not sent, and concerns whoever asks
+            member.calls.remove(pending)
+            answered(error, 0.0)
 
     def ask(self, number: int, call: Call) -> object:
         """Calls a worker and waits; returns the answer, or the exception that the call failed with."""
@@ -251,8 +255,8 @@ def difference(info: WorkerInfo, first: WorkerInfo) -> str:
         if own != other:
             return (
                 f"its {name} is {own!r}, the first worker's is {other!r}: scores would differ in their last "
-                "bits. Use workers of one kind, and another server for others; start this one again if all have "
-                "changed"
+                "bits. Use workers of one kind, and another server for others. If all have changed, start "
+                "this server again"
             )
     if len(info.models) != len(first.models):
         return f"it serves {len(info.models)} models, the first worker {len(first.models)}"

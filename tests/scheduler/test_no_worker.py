@@ -23,7 +23,10 @@ GONE = NoWorkerError("no worker is ready: 2 x no power")
 
 
 class Unmanned(FakeEngine):
-    """Has no worker while ``gone``; counts how often it was asked in vain. ``groups`` of a batch still run."""
+    """Has no worker while ``gone``, and counts how often it was asked in vain.
+
+    ``groups`` more calls of `run` have one nevertheless.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,22 +168,25 @@ def test_sessions_are_told_at_once_and_go_on_afterwards(engine: Unmanned, start:
 
 
 def test_a_session_behind_a_job_that_gets_no_worker_is_told(engine: Unmanned, start: Start) -> None:
-    """The job's user is always the one that lags, since nothing is charged: the turn must pass on."""
+    """The job's user lags, and would for ever, since nothing is charged: the turn must pass on."""
+    now = [0.0]
     engine.hold()
-    scheduler = start()
+    scheduler = start(clock=lambda: now[0], weights={"bob": 0.01})
     session = FakeSession(engine, user="bob")
     scheduler.add_session(session)
-    run = FakeRun(engine, steps=3, user="ada")
-    scheduler.submit(run)
-    engine.wait_for_call()
-    engine.gone = True
-    scheduler._accounts.spend("ada", 0.0)
-    scheduler._accounts.attend(["ada", "bob"])
-    scheduler._accounts.spend("bob", 1e6)
-    engine.let()
-    engine.wait_in_vain("run", 1)
     session.want(scheduler, 1)
-    assert session.wait_outcomes(1) == [GONE]
+    engine.wait_for_call()
+    now[0] += 100.0
+    engine.let()
+    session.wait_outcomes(1)
+    scheduler.submit(FakeRun(engine, steps=3, user="ada"))
+    engine.wait_for_call()
+    now[0] += 1.0
+    engine.gone = True
+    session.wanted = 1
+    engine.let()
+    assert session.wait_outcomes(2)[1] is GONE
+    assert engine.vain["run"] <= 10
 
 
 def test_the_engine_is_not_asked_in_a_busy_loop(

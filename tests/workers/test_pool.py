@@ -189,6 +189,22 @@ def test_parts_with_too_many_and_too_few_scores_do_not_make_up(pools: Pools, eag
     assert "scores for" in str(outcome)
 
 
+def test_a_call_that_cannot_be_sent_fails_and_the_next_ones_go_on(pools: Pools) -> None:
+    pool, cluster = pools(1)
+    state = pool.open(objective())
+    call, error = cluster.call, ValueError("a message that cannot be encoded")
+
+    def breaks(worker: int, number: int, content: Call) -> None:
+        raise error
+
+    cluster.call = breaks  # type: ignore[method-assign]
+    assert alone(pool, state) is error
+    with pytest.raises(ValueError, match="cannot be encoded"):
+        pool.open(objective())
+    cluster.call = call  # type: ignore[method-assign]
+    assert alone(pool, state) == scores(passes(3))
+
+
 # Workers that are lost
 
 

@@ -17,7 +17,7 @@ from pahq_server.core.graph import Graph, KvReceivers
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.sparse import batch_forward, positions
-from pahq_server.engine.sparse.executor import SparseExecutor
+from pahq_server.engine.sparse.executor import SparseExecutor, score_together
 from pahq_server.methods.acdc.order import GROUPINGS, Grouping
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.models.architecture import Model
@@ -194,3 +194,16 @@ def test_the_plan_prints_what_is_live(zoo: Zoo) -> None:
     assert lines[0] == "layer 0: m0"
     assert lines[top] == f"layer {top}: a{top}.h1*"
     assert all(line.endswith(": -") for line in lines[1:top])
+
+
+def test_two_operations_of_one_job_in_one_call_are_refused(zoo: Zoo) -> None:
+    """The second one drops a base circuit that the first one still needs, which must not wait for it."""
+    model = zoo["gpt2"]
+    graph = model.architecture.graph("group")
+    job = executor(model, graph, random_task(model))
+    base = BaseCircuit(Circuit.full(graph))
+    child = BaseCircuit(base.circuit.without((1,)), base)
+    job.score([PatchedPass(base)])
+    other = PatchedPass(BaseCircuit(Circuit.empty(graph)))
+    with pytest.raises(ValueError, match="two operations of one job"):
+        score_together([(job, [PatchedPass(child)]), (job, [other])])
