@@ -10,13 +10,14 @@ from pahq_server.core.engine import EngineStateId, Outcome, Work
 from pahq_server.core.errors import NoWorkerError, ResourceExhaustedError, ServerError
 from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.workers.messages import CloseState, Opened, OpenState, Ran, RunOperations
+from pahq_server.workers.passes import SentBases, SentPasses
 from pahq_server.workers.placement import Load, Share, joints_of, part_of, place
 from pahq_server.workers.roster import Roster
 from pahq_server.workers.states import State, States
 
 # A part goes to another worker only if it takes at least so long: sending it, and computing its base circuits
 # there once more, take some milliseconds.
-LEAST_S = 0.02
+LEAST_S = 0.008
 
 
 @dataclass(eq=False)
@@ -101,18 +102,18 @@ class Batch:
         self._under_way += len(fragments)
         for fragment in fragments:
             if fragment.name not in member.open:
-                member.open.add(fragment.name)
+                member.open[fragment.name] = SentBases()
                 call = OpenState(fragment.name, fragment.state.resolved)
                 roster.call(number, call, partial(self._opened, number, fragment.name))
-        work = RunOperations(tuple((fragment.name, fragment.operation) for fragment in fragments))
-        roster.call(number, work, partial(self._ran, number, fragments))
+        operations = tuple((each.name, _sent(each.operation, member.open[each.name])) for each in fragments)
+        roster.call(number, RunOperations(operations), partial(self._ran, number, fragments))
 
     def _opened(self, number: int, name: EngineStateId, answer: object, seconds: float) -> None:
         """Notes why a state could not be opened; that is tried again before the next operation there."""
         member = self._roster.members[number]
         member.failed.pop(name, None)
         if not isinstance(answer, Opened):
-            member.open.discard(name)
+            member.open.pop(name, None)
             member.failed[name] = exception(answer)
 
     def _ran(self, number: int, fragments: Sequence[Fragment], answer: object, seconds: float) -> None:
@@ -193,7 +194,7 @@ def refuse(roster: Roster, number: int, name: EngineStateId) -> None:
     member = roster.members[number]
     member.refused.add(name)
     if name in member.open:
-        member.open.discard(name)
+        del member.open[name]
         roster.call(number, CloseState(name), ignore)
 
 
@@ -210,6 +211,10 @@ def exception(answer: object) -> Exception:
     if isinstance(answer, Exception):
         return answer
     return ServerError(f"a worker gave {type(answer).__name__} as an answer")
+
+
+def _sent(operation: Operation, bases: SentBases) -> Operation | SentPasses:
+    return bases.send(operation.passes) if isinstance(operation, ScorePasses) else operation
 
 
 def _measure(fragments: Sequence[Fragment], seconds: float) -> None:

@@ -4,8 +4,7 @@ The bytes come from other processes, maybe on other hosts. Pickle can make anyth
 imported, and run it. Here it cannot: whatever the bytes name is looked up in a table of classes that hold
 nothing but values, and never imported. A message with anything else in it is refused on both sides.
 
-Objects that occur several times in a message are the same object again afterwards: executors know base
-circuits by their identity.
+Objects that occur several times in a message are the same object again afterwards.
 """
 
 from __future__ import annotations
@@ -23,14 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pahq_server.core import circuit, engine, errors, generation, graph, operations, task
-from pahq_server.core.circuit import BaseCircuit, Circuit
+from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import ServerError
 from pahq_server.core.graph import Graph
-from pahq_server.core.operations import ScorePasses
 from pahq_server.engine.catalogue import ServedModel
 from pahq_server.models.architecture import Architecture
-from pahq_server.workers import messages
-from pahq_server.workers.messages import RunOperations
+from pahq_server.workers import messages, passes
 
 # Kinds of numpy's numbers: bool, signed, unsigned, float.
 NUMBERS = "biuf"
@@ -53,9 +50,7 @@ def encode(message: object) -> bytes:
     """
     buffer = io.BytesIO()
     try:
-        # Pickle follows references by recursion. Base circuits come first, parents before what is computed
-        # from them, so that a long chain of them is not too deep.
-        _Encoder(buffer, protocol=5).dump((_base_circuits(message), message))
+        _Encoder(buffer, protocol=5).dump(message)
     except MessageError:
         raise
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
@@ -78,7 +73,7 @@ def decode(content: bytes) -> object:
         pickled = memoryview(content)[4:]
         if content[:4] != _checksum(pickled):
             raise ValueError("its checksum is wrong")
-        _, message = _Decoder(io.BytesIO(pickled)).load()
+        message: object = _Decoder(io.BytesIO(pickled)).load()
     except MessageError:
         raise
     except Exception as error:  # pickle raises whatever comes of damaged bytes
@@ -87,21 +82,6 @@ def decode(content: bytes) -> object:
             f"{type(error).__name__}: {error}"
         ) from error
     return message
-
-
-def _base_circuits(message: object) -> list[BaseCircuit]:
-    """Returns all base circuits of a message, each once and after its parent."""
-    found: dict[int, BaseCircuit] = {}
-    if isinstance(message, RunOperations):
-        for _, operation in message.operations:
-            for each in operation.passes if isinstance(operation, ScorePasses) else ():
-                chain = []
-                base: BaseCircuit | None = each.base_circuit
-                while base is not None and id(base) not in found:
-                    chain.append(base)
-                    base = base.parent
-                found |= {id(base): base for base in reversed(chain)}
-    return list(found.values())
 
 
 # What messages are made of
@@ -115,7 +95,7 @@ def _classes(module: ModuleType) -> Iterable[type]:
 # Dataclasses that hold nothing but values.
 VALUES: frozenset[type] = frozenset(
     each
-    for module in (circuit, engine, generation, graph, operations, task, messages)
+    for module in (circuit, engine, generation, graph, operations, task, messages, passes)
     for each in _classes(module)
     if is_dataclass(each)
 ) | {ServedModel, Architecture}

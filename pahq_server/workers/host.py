@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from functools import singledispatchmethod
 
-from pahq_server.core.circuit import BaseCircuit, PatchedPass
 from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work
 from pahq_server.core.errors import ServerError
 from pahq_server.core.operations import Operation, ScorePasses
@@ -21,6 +19,7 @@ from pahq_server.workers.messages import (
     RunOperations,
     WorkerInfo,
 )
+from pahq_server.workers.passes import ReceivedBases, SentPasses
 
 
 class WorkerHost:
@@ -34,7 +33,7 @@ class WorkerHost:
         self._worker = worker
         self._states: dict[EngineStateId, EngineStateId] = {}  # the pool's name to the worker's
         self._opened: dict[EngineStateId, ResolvedObjective] = {}
-        self._bases: dict[EngineStateId, KnownBases] = {}
+        self._bases: dict[EngineStateId, ReceivedBases] = {}
 
     def info(self) -> WorkerInfo:
         """Describes the worker; measures its speed."""
@@ -60,7 +59,7 @@ class WorkerHost:
     def _open(self, call: OpenState) -> Opened:
         if call.state not in self._states:
             self._states[call.state] = self._worker.open(call.resolved)
-            self._opened[call.state], self._bases[call.state] = call.resolved, KnownBases()
+            self._opened[call.state], self._bases[call.state] = call.resolved, ReceivedBases()
         elif self._opened[call.state] != call.resolved:
             raise ServerError(f"a worker has state {call.state} open with another objective")
         return Opened(call.resolved.clean_run.margins, self._worker.memory_usage())
@@ -70,17 +69,20 @@ class WorkerHost:
         outcomes: dict[int, Outcome] = {}
         work: dict[int, Work] = {}
         for number, (state, operation) in enumerate(call.operations):
-            if state in self._states:
-                work[number] = Work(self._states[state], self._known(state, operation))
-            else:
+            if state not in self._states:
                 outcomes[number] = ServerError(f"state {state} is not open on this worker")
+                continue
+            try:
+                work[number] = Work(self._states[state], self._received(state, operation))
+            except ServerError as error:
+                outcomes[number] = error
         outcomes |= zip(work, self._worker.run(list(work.values())), strict=True)
         return Ran([outcomes[number] for number in range(len(outcomes))], self._worker.memory_usage())
 
-    def _known(self, state: EngineStateId, operation: Operation) -> Operation:
-        if not isinstance(operation, ScorePasses):
+    def _received(self, state: EngineStateId, operation: Operation | SentPasses) -> Operation:
+        if not isinstance(operation, SentPasses):
             return operation
-        return ScorePasses(self._bases[state].of(operation.passes))
+        return ScorePasses(self._bases[state].receive(operation))
 
     @run.register
     def _close(self, call: CloseState) -> None:
@@ -93,30 +95,3 @@ class WorkerHost:
     @run.register
     def _check(self, call: CheckWorker) -> None:
         self._worker.check()
-
-
-class KnownBases:
-    """The base circuits of a job's last passes, so that equal ones are the same objects when they come again.
-
-    An executor keeps the activations of base circuits by identity, which a message does not preserve.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[bytes, int], BaseCircuit] = {}
-
-    def of(self, passes: Sequence[PatchedPass]) -> list[PatchedPass]:
-        """Returns the same passes, from base circuits that were there before where these are equal."""
-        kept: dict[tuple[bytes, int], BaseCircuit] = {}
-        replaced: dict[int, BaseCircuit] = {}
-
-        def known(base: BaseCircuit) -> BaseCircuit:
-            if id(base) not in replaced:
-                parent = None if base.parent is None else known(base.parent)
-                key = base.circuit.key, 0 if parent is None else id(parent)
-                kept[key] = kept.get(key) or self._known.get(key) or BaseCircuit(base.circuit, parent)
-                replaced[id(base)] = kept[key]
-            return replaced[id(base)]
-
-        found = [PatchedPass(known(each.base_circuit), each.removed, each.receiver) for each in passes]
-        self._known = kept
-        return found

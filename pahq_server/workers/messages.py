@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pahq_server.core.engine import EngineStateId, MemoryUsage, Outcome, ResolvedObjective
 from pahq_server.core.operations import Operation
 from pahq_server.engine.catalogue import ServedModel
+from pahq_server.workers.passes import SentPasses
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class RunOperations:
     """Runs operations of one class, as `Engine.run` does. The answer is `Ran`.
 
     Args:
-        operations: with the names of the states that they run on.
+        operations: with the names of the states that they run on; passes as `passes` sends them.
     """
 
-    operations: tuple[tuple[EngineStateId, Operation], ...]
+    operations: tuple[tuple[EngineStateId, Operation | SentPasses], ...]
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def _hand_over(
         if taker is None:
             continue
         wanted = min(seconds[giver] - fair, fair - seconds[taker])
-        count = _cut(load, left[number], wanted)
+        count = _cut(load, left[number], wanted, seconds[giver] - seconds[taker])
         moved = count * _each(load)
         if not count or moved < least_s:
             continue
@@ -145,12 +145,18 @@ def _rest(load: Load, left: int) -> float:
     return left * _each(load)
 
 
-def _cut(load: Load, left: int, wanted_s: float) -> int:
-    """Returns how many of the last passes take about so long."""
+def _cut(load: Load, left: int, wanted_s: float, ahead_s: float) -> int:
+    """Returns how many of the last passes take about so long.
+
+    Where that is less than one, it is one if the giver, which is ahead by ``ahead_s``, stays no less busy
+    than the taker: with many workers the part of each may be shorter than a pass.
+    """
     each = _each(load)
     if load.passes == 1:
         # A whole operation moves only if both workers are nearer to their part then.
         return int(0 < each < 2 * wanted_s)
     count = min(left, round(wanted_s / each)) if each else 0
+    if not count:
+        return int(each > 0 and 2 * each <= ahead_s)
     near = [left - joint for joint in load.joints if abs(left - joint - count) <= SNAP * count]
     return min(near, key=lambda other: abs(other - count), default=count)

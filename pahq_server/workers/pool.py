@@ -26,6 +26,7 @@ from pahq_server.core.errors import NoWorkerError
 from pahq_server.workers.batch import Batch, exception, ignore, make_room, short_of_memory
 from pahq_server.workers.cluster import Cluster
 from pahq_server.workers.messages import CheckWorker, CloseState, Opened, OpenState, WorkerInfo
+from pahq_server.workers.passes import SentBases
 from pahq_server.workers.roster import Roster
 from pahq_server.workers.states import State, States
 
@@ -103,7 +104,7 @@ class RemotePool:
                 home, begun = self._states.emptiest(roster.usable()), self._clock()
                 if home is None:
                     raise NoWorkerError(roster.why_none())
-                roster.members[home].open.add(name)
+                roster.members[home].open[name] = SentBases()
                 answer = roster.ask(home, OpenState(name, resolved))
                 if isinstance(answer, Opened):
                     if resolved.clean_run.margins is None:
@@ -112,7 +113,7 @@ class RemotePool:
                     still = home if name in roster.members[home].open else None
                     self._states.add(name, State(resolved, still, self._clock() - begun))
                     return name
-                roster.members[home].open.discard(name)
+                roster.members[home].open.pop(name, None)
                 if isinstance(answer, NoWorkerError):
                     self._raise_if_too_many(resolved, answer)
                 elif not (short_of_memory(answer) and make_room(roster, self._states, home)):
@@ -132,7 +133,7 @@ class RemotePool:
                 member.refused.discard(state)
                 member.failed.pop(state, None)
                 if state in member.open:
-                    member.open.discard(state)
+                    del member.open[state]
                     self.roster.call(number, CloseState(state), ignore)
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from pahq_server.core.errors import InvalidRequestError, NoWorkerError, WorkerFa
 from pahq_server.engine.catalogue import ServedModel
 from pahq_server.workers.cluster import Answer, Cluster, ClusterEvent, Lost, Ready
 from pahq_server.workers.messages import Call, Opened, Ran, WorkerInfo
+from pahq_server.workers.passes import SentBases
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,8 @@ class Member:
         batches: how often it has run operations.
         calls: those that are not answered yet, in the order in which they are worked on.
         since: when it began the first of these.
-        open: the states that are open on it, or will be when its calls are done.
+        open: the states that are open on it, or will be when its calls are done, with the base circuits that
+            it knows of each.
         refused: states for which it had no memory.
         failed: why states could not be opened on it, when that was last tried.
         memory: how full its memory was when it last answered.
@@ -57,7 +59,7 @@ class Member:
     batches: int = 0
     calls: deque[Pending] = field(default_factory=deque)
     since: float = 0.0
-    open: set[EngineStateId] = field(default_factory=set)
+    open: dict[EngineStateId, SentBases] = field(default_factory=dict)
     refused: set[EngineStateId] = field(default_factory=set)
     failed: dict[EngineStateId, Exception] = field(default_factory=dict)
     memory: MemoryUsage | None = None

@@ -26,9 +26,9 @@ from pahq_server.core.circuit import BaseCircuit, PatchedPass
 from pahq_server.core.engine import EngineStateId, MemoryUsage
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.graph import Graph
-from pahq_server.core.operations import ScorePasses
 from pahq_server.workers.cluster import Answer, Lost, Ready
 from pahq_server.workers.messages import Call, CloseState, Ran, RunOperations
+from pahq_server.workers.passes import SentBases, SentPasses
 from pahq_server.workers.ray_cluster import RayCluster, RayOptions
 
 FACTORY = "helpers.small_worker:load"
@@ -117,14 +117,14 @@ def test_calls_are_answered_in_their_order(running: Running) -> None:
 def test_what_a_worker_answers_is_what_it_was_given(running: Running) -> None:
     graph = Graph(12, 12, 12)
     base = BaseCircuit(random_circuit(graph, 0.5, 0))
-    passes = ScorePasses([PatchedPass(base, (edge,)) for edge in range(100)])
+    passes = SentBases().send([PatchedPass(base, (edge,)) for edge in range(100)])
     ran = running.ask(1, RunOperations(((EngineStateId(0), passes),)))
     assert isinstance(ran, Ran)
     (answer,) = ran.outcomes
-    assert isinstance(answer, ScorePasses)
-    assert [each.removed for each in answer.passes] == [each.removed for each in passes.passes]
-    assert {id(each.base_circuit) for each in answer.passes} == {id(answer.passes[0].base_circuit)}
-    np.testing.assert_array_equal(answer.passes[0].base_circuit.circuit.kept, base.circuit.kept)
+    assert isinstance(answer, SentPasses)
+    assert answer.passes == passes.passes
+    (sent,) = answer.bases
+    np.testing.assert_array_equal(sent.circuit.kept, base.circuit.kept)
 
 
 def test_errors_keep_their_classes_and_attributes(running: Running) -> None:

@@ -33,7 +33,7 @@ from pahq_server.engine.sparse.base_activations import BaseActivations
 from pahq_server.engine.worker import Worker
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.workers import batch, states
-from pahq_server.workers.host import KnownBases, WorkerHost
+from pahq_server.workers.host import WorkerHost
 from pahq_server.workers.messages import Call, CloseState, OpenState, RunOperations, WorkerInfo
 from pahq_server.workers.pool import RemotePool
 
@@ -244,40 +244,6 @@ def test_base_circuits_keep_their_activations_from_message_to_message(
     pool.stop()
     assert engine.memory_usage().used == 0
     assert computed == [base.circuit.key]
-
-
-def chains(passes: list[PatchedPass]) -> list[list[bytes]]:
-    """What a score depends on, by value."""
-    found = []
-    for each in passes:
-        chain, base = [repr((each.removed, each.receiver)).encode()], each.base_circuit
-        at: BaseCircuit | None = base
-        while at is not None:
-            chain.append(at.circuit.key)
-            at = at.parent
-        found.append(chain)
-    return found
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_known_bases_are_equal_to_what_came(models: Models, seed: int) -> None:
-    """Equal chains are one object within a message and from one message to the next; others never are."""
-    random, graph, known = Random(seed), graph_of(models), KnownBases()
-    before: dict[tuple[bytes, ...], BaseCircuit] = {}
-    for _ in range(6):
-        passes = random_passes(graph, random.randrange(3))
-        random.shuffle(passes)
-        came = sent(RunOperations(((EngineStateId(0), ScorePasses(passes[:20])),)))
-        ((_, operation),) = came.operations  # type: ignore[union-attr]
-        found = known.of(operation.passes)
-        assert chains(found) == chains(operation.passes)
-        now: dict[tuple[bytes, ...], BaseCircuit] = {}
-        for each, chain in zip(found, chains(found), strict=True):
-            base = now.setdefault(tuple(chain[1:]), each.base_circuit)
-            assert each.base_circuit is base
-            assert before.get(tuple(chain[1:]), base) is base
-        assert len({id(base) for base in now.values()}) == len(now)
-        before = now
 
 
 def test_a_host_does_not_take_one_job_for_another(models: Models, tmp_path: Path) -> None:
