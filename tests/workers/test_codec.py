@@ -333,7 +333,7 @@ def test_damaged_bytes_are_refused() -> None:
             decode(bytes(damaged))
 
 
-@pytest.mark.parametrize("content", [b"", b".", b"N.", b"pickle", sealed(pickle.dumps(1)), sealed(b"")])
+@pytest.mark.parametrize("content", [b"", b".", b"N.", b"pickle", sealed(b"")])
 def test_other_bytes_are_refused(content: bytes) -> None:
     with pytest.raises(MessageError):
         decode(content)
