@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -27,6 +26,7 @@ from pahq_server.core.engine import ModelInfo
 from pahq_server.core.errors import WorkerFailedError
 from pahq_server.engine.engine import PoolEngine
 from pahq_server.jobs.service import JobPolicy, JobService
+from pahq_server.process import leave_out_of_garbage_collections
 from pahq_server.store.database import Database
 from pahq_server.store.directory import opened
 from pahq_server.store.jobs import SqliteJobStore
@@ -127,7 +127,7 @@ async def _serve(
             config.storage.config.directory,
         )
     )
-    _leave_out_of_garbage_collections()
+    leave_out_of_garbage_collections()
     # Before `ready`: whoever reads the address may stop the server at once.
     stop = _stop_event(config.network.parent_watch)
     # Calls are answered before all jobs of an earlier process are resumed: there may be thousands.
@@ -146,16 +146,6 @@ async def _serve(
         # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
         # failed.
         raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
-
-
-def _leave_out_of_garbage_collections() -> None:
-    """Has garbage collections pass over all objects that there are.
-
-    Models stay until the end. Each collection would search them, for a tenth of a second and more in which no
-    call is answered.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 async def _end(engine: PoolEngine, jobs: JobService, api: ApiServer, resuming: asyncio.Task[None]) -> None:

@@ -36,6 +36,7 @@ from pahq_server.plan.division import Division
 from pahq_server.plan.planning import AUTO, PROCESS_BYTES, DoesNotFitError, Plan, plan_models
 from pahq_server.plan.text import text
 from pahq_server.precision.policy import POLICIES
+from pahq_server.process import leave_out_of_garbage_collections
 from pahq_server.workers.host import WorkerHost
 from pahq_server.workers.messages import WorkerInfo
 from pahq_server.workers.pool import RemotePool
@@ -77,6 +78,7 @@ def worker_host(description: bytes) -> WorkerHost:
         raise InvalidRequestError("memory", str(error)) from error
     worker = Worker(loaded.served, config.compute.executor, loaded.plan.memory, generation=loaded.generation)
     _tell_generation(config, loaded, worker)
+    leave_out_of_garbage_collections()
     return WorkerHost(worker)
 
 

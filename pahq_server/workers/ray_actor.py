@@ -11,6 +11,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Protocol
 
+from pahq_server.process import prepare_process
 from pahq_server.workers.ray_link import FAILED, LOADED, REFUSED
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class RayActor:
         Returns:
             `LOADED` and an encoded `WorkerInfo`; or `REFUSED` or `FAILED` and an encoded exception.
         """
+        prepare_process()  # before torch is imported
         from pahq_server.core.errors import ServerError
         from pahq_server.engine.generation.backend import UnsupportedModelError
         from pahq_server.workers import codec

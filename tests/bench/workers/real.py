@@ -162,4 +162,7 @@ def compare(work: Work, servers: Sequence[str], turns: int) -> dict[str, Any]:
 @contextmanager
 def _serving(model: Path, options: Sequence[str]) -> Iterator[Client]:
     with ServerProcess({"model": model}, *options) as server, Client(server.address) as client:
+        # A server answers calls as soon as one of its workers is ready.
+        while any(worker.state != "READY" for worker in client.server_info().workers):
+            time.sleep(0.2)
         yield client
