@@ -235,8 +235,31 @@ class Work:
     operation: Operation
 
 
-# The result of an operation, or why it failed (an Exception).
+# The result of an operation, or why it failed (an Exception). An engine with several workers gives `Timed`
+# outcomes, and `UNDER_WAY` for operations that are not done.
 Outcome: TypeAlias = object
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An outcome with what it took.
+
+    Args:
+        outcome: the result, or why it failed.
+        seconds: of all workers together.
+    """
+
+    outcome: Outcome
+    seconds: float
+
+
+class UnderWay(Enum):
+    """Its only value stands for an operation that goes on: the same is to be asked for again."""
+
+    UNDER_WAY = auto()
+
+
+UNDER_WAY = UnderWay.UNDER_WAY
 
 
 class Engine(Protocol):
@@ -324,12 +347,17 @@ class Engine(Protocol):
         """
         ...
 
+    @property
+    def concurrent(self) -> bool:
+        """Whether `run` takes operations of all classes at once, and returns when one of them is done."""
+        ...
+
     def run(self, work: Sequence[Work]) -> list[Outcome]:
-        """Runs operations of one class, at most one on each state.
+        """Runs operations, at most one on each state; of one class unless the engine is `concurrent`.
 
         Returns:
             One outcome per work, in order. An operation that fails has its exception as the outcome and does
-            not affect the others.
+            not affect the others. Outcomes of a concurrent engine are `Timed`, or `UNDER_WAY`.
         """
         ...
 

@@ -35,6 +35,9 @@ class WorkerPool(Protocol):
     Methods without a description are those of `core.engine.Engine`.
     """
 
+    @property
+    def concurrent(self) -> bool: ...
+
     def open(self, resolved: ResolvedObjective) -> EngineStateId: ...
 
     def run(self, work: Sequence[Work]) -> list[Outcome]: ...
@@ -117,6 +120,10 @@ class PoolEngine:
 
     def unavailable(self) -> str:
         return self._pool.unavailable()
+
+    @property
+    def concurrent(self) -> bool:
+        return self._pool.concurrent
 
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
         return self._pool.open(resolved)

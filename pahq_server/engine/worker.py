@@ -120,6 +120,8 @@ class Worker:
             )
         ]
 
+    concurrent = False
+
     def unavailable(self) -> str:
         """Says why it cannot compute: a worker that cannot raises when it is asked to."""
         return ""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from pahq_server.core.engine import Engine, Outcome, ResolvedObjective, Work
+from pahq_server.core.engine import UNDER_WAY, Engine, Outcome, ResolvedObjective, Timed, Work
 from pahq_server.core.errors import ServerError
 from pahq_server.core.operations import in_groups
 
@@ -31,7 +31,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Finished:
-    """The outcome of a part, and its share of the seconds that its group took."""
+    """The outcome of a part, and its share of the seconds that its group took.
+
+    Args:
+        outcome: `UNDER_WAY` for a part that goes on.
+    """
 
     outcome: Outcome
     seconds: float
@@ -49,6 +53,9 @@ def run_batch(engine: Engine, parts: Sequence[Part], clock: Callable[[], float])
         One outcome per part, in order. A failure of the engine becomes the outcome of all parts that it was
         given together: if it were raised here, the worker would end and every job would hang.
     """
+
+    if engine.concurrent:
+        return list(map(_timed, _outcomes(engine, [part.work for part in parts])))
 
     def run_group(group: list[Part]) -> Iterable[Finished]:
         started = clock()
@@ -71,8 +78,16 @@ def _outcomes(engine: Engine, work: Sequence[Work]) -> list[Outcome]:
     return [_checked(outcome, item) for outcome, item in zip(outcomes, work, strict=True)]
 
 
+def _timed(outcome: Outcome) -> Finished:
+    if isinstance(outcome, Timed):
+        return Finished(outcome.outcome, outcome.seconds)
+    return Finished(outcome, 0.0)
+
+
 def _checked(outcome: Outcome, work: Work) -> Outcome:
-    if isinstance(outcome, Exception):
+    if isinstance(outcome, Timed):
+        return replace(outcome, outcome=_checked(outcome.outcome, work))
+    if isinstance(outcome, Exception) or outcome is UNDER_WAY:
         return outcome
     try:
         work.operation.check(outcome)

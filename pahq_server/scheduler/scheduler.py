@@ -6,10 +6,10 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from pahq_server.core.context import log_context
-from pahq_server.core.engine import Engine, EngineStateId, ResolvedObjective, Work
+from pahq_server.core.engine import UNDER_WAY, Engine, EngineStateId, ResolvedObjective, Work
 from pahq_server.core.errors import NoWorkerError, ResourceExhaustedError, ServerError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.core.operations import Operation
@@ -307,15 +307,15 @@ class Scheduler:
         parts += [Part(session.resolved, work) for session, work in asked]
         if not parts:
             return
-        started = self._clock()
-        finished = run_batch(self._engine, parts, self._clock)
+        finished = self._run(parts, len(asked))
         # An unexpected failure may come from the machine, and then every job would fail.
         unknown = any(_unknown_failure(part) for part in finished)
         recovered = unknown and self._recovered()
-        seconds = self._clock() - started
-        ran = [part for part, done in zip(parts, finished, strict=True) if not _had_no_worker(done)]
+        done = [(part, end) for part, end in zip(parts, finished, strict=True) if not _goes_on(end)]
+        ran = [part for part, end in done if not _had_no_worker(end)]
+        seconds = sum(end.seconds for _, end in done)
         beside_others = len(self._slots.open) > 1
-        pairs = list(zip(entries, finished, strict=False))
+        pairs = [pair for pair in zip(entries, finished, strict=False) if not _goes_on(pair[1])]
         if ran:
             self._accounts.measured_batch(seconds)
             self._observer.batch(sum(part.work.operation.weight for part in ran), seconds)
@@ -330,6 +330,14 @@ class Scheduler:
         for (session, _), part in zip(asked, finished[len(entries) :], strict=True):
             self._accounts.spend(session.user, part.seconds)
             session.deliver(part.outcome)
+
+    def _run(self, parts: Sequence[Part], asked: int) -> list[Finished]:
+        """Runs parts; returns when one of them is done, and the last ones, as many as were asked, all are."""
+        finished = run_batch(self._engine, parts, self._clock)
+        for number in range(len(parts) - asked, len(parts)):
+            while _goes_on(finished[number]):
+                (finished[number],) = run_batch(self._engine, [parts[number]], self._clock)
+        return finished
 
     def _deliver(self, entry: Entry, part: Finished, beside_others: bool) -> None:
         """Hands an outcome to its run. A run that lacked memory beside others waits for its slot again."""
@@ -414,6 +422,10 @@ def _part(entry: Entry) -> Part:
 def _unknown_failure(part: Finished) -> bool:
     """Tells whether a part failed with an unexpected exception."""
     return isinstance(part.outcome, Exception) and not isinstance(part.outcome, ServerError)
+
+
+def _goes_on(part: Finished) -> bool:
+    return part.outcome is UNDER_WAY
 
 
 def _had_no_worker(part: Finished) -> bool:

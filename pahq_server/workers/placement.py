@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pahq_server.core.circuit import PatchedPass
@@ -58,7 +58,7 @@ def part_of(operation: Operation, share: Share) -> Operation:
     return operation
 
 
-def place(loads: Sequence[Load], workers: Collection[int], least_s: float) -> dict[int, list[Share]]:
+def place(loads: Sequence[Load], busy: Mapping[int, float], least_s: float) -> dict[int, list[Share]]:
     """Divides a batch so that all workers end at about the same time.
 
     Every operation begins at its home. As long as a worker has more than its part, it hands the last passes
@@ -66,7 +66,7 @@ def place(loads: Sequence[Load], workers: Collection[int], least_s: float) -> di
 
     Args:
         loads: the operations. Every ``home`` is one of the workers.
-        workers: those that take part.
+        busy: the workers that take part, with what each has to do already.
         least_s: what is handed over takes at least so long.
 
     Returns:
@@ -74,7 +74,7 @@ def place(loads: Sequence[Load], workers: Collection[int], least_s: float) -> di
         of each operation is in one share.
     """
     left = {number: load.passes for number, load in enumerate(loads)}  # how many passes stay at home
-    seconds = dict.fromkeys(workers, 0.0)
+    seconds = dict(busy)
     for load in loads:
         seconds[load.home] += load.seconds or 0.0
     fair = sum(seconds.values()) / len(seconds)

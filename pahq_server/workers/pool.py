@@ -23,9 +23,9 @@ from pahq_server.core.engine import (
     WorkerStatus,
 )
 from pahq_server.core.errors import NoWorkerError
-from pahq_server.workers.batch import Batch, exception, ignore, make_room, short_of_memory
 from pahq_server.workers.cluster import Cluster
-from pahq_server.workers.messages import CheckWorker, CloseState, Opened, OpenState, WorkerInfo
+from pahq_server.workers.dispatch import Dispatch, exception, ignore, make_room, short_of_memory
+from pahq_server.workers.messages import Call, CheckWorker, CloseState, Opened, OpenState, WorkerInfo
 from pahq_server.workers.passes import SentBases
 from pahq_server.workers.roster import Roster
 from pahq_server.workers.states import State, States
@@ -48,7 +48,8 @@ class RemotePool:
     ) -> None:
         self._clock = clock
         self._states = States()
-        self.roster = Roster(cluster, deadline_s, clock, self._states.leave)
+        self.roster = Roster(cluster, deadline_s, clock, self._leave)
+        self._dispatch = Dispatch(self.roster, self._states, clock)
         self._ids = itertools.count()
 
     def start(self) -> WorkerInfo:
@@ -62,6 +63,8 @@ class RemotePool:
         self.roster.stop()
 
     # What the pool is
+
+    concurrent = True
 
     def unavailable(self) -> str:
         with self.roster.lock:
@@ -128,6 +131,7 @@ class RemotePool:
 
     def close(self, state: EngineStateId) -> None:
         with self.roster.lock:
+            self._dispatch.drop(state)
             self._states.remove(state)
             for number, member in enumerate(self.roster.members):
                 member.refused.discard(state)
@@ -158,7 +162,12 @@ class RemotePool:
 
     def run(self, work: Sequence[Work]) -> list[Outcome]:
         with self.roster.lock:
-            return Batch(self.roster, self._states, work).run()
+            return self._dispatch.run(work)
+
+    def _leave(self, number: int, call: Call | None) -> None:
+        """Takes from a lost worker what it had, under the lock."""
+        self._states.leave(number, call)
+        self._dispatch.lost(number)
 
 
 def _note(answers: dict[int, object], number: int, answer: object, seconds: float) -> None:

@@ -153,6 +153,8 @@ class FakeEngine:
     def workers(self) -> list[WorkerStatus]:
         return self.worker_list
 
+    concurrent = False
+
     def unavailable(self) -> str:
         return self.why_unavailable
 

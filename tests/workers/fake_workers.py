@@ -9,12 +9,13 @@ from typing import Any, cast
 
 from helpers.fake_engine import FakeEngine
 
-from pahq_server.core.engine import MemoryUsage
+from pahq_server.core.engine import UNDER_WAY, MemoryUsage, Outcome, Timed, Work
 from pahq_server.engine.catalogue import ServedModel
 from pahq_server.engine.worker import Worker
 from pahq_server.workers.cluster import Answer, ClusterEvent, Lost, Ready
 from pahq_server.workers.host import WorkerHost
 from pahq_server.workers.messages import Call, WorkerInfo
+from pahq_server.workers.pool import RemotePool
 
 from .thread_cluster import sent
 
@@ -147,3 +148,15 @@ class ScriptedCluster:
             events = [Answer(worker, number, content)]
         for event in events:
             self.tell(event)
+
+
+def finished(pool: RemotePool, work: Sequence[Work]) -> list[Outcome]:
+    """Asks for operations until all of them have their outcomes, and returns these."""
+    found: dict[int, Outcome] = {}
+    while left := [number for number in range(len(work)) if number not in found]:
+        for number, outcome in zip(left, pool.run([work[number] for number in left]), strict=True):
+            if isinstance(outcome, Timed):
+                found[number] = outcome.outcome
+            elif outcome is not UNDER_WAY:
+                found[number] = outcome
+    return [found[number] for number in range(len(work))]

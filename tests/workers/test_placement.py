@@ -16,6 +16,8 @@ from pahq_server.core.operations import MeasureAccuracy, ScorePasses
 from pahq_server.workers.placement import SNAP, Load, Share, joints_of, part_of, place
 
 SEEDS = range(400)
+# Two workers with nothing to do yet.
+IDLE = {0: 0.0, 1: 0.0}
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
 
 
@@ -58,7 +60,7 @@ def at_home(loads: Sequence[Load]) -> float:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_the_batch(seed: int) -> None:
     loads, workers, least_s = random_batch(Random(seed))
-    placed = place(loads, workers, least_s)
+    placed = place(loads, dict.fromkeys(workers, 0.0), least_s)
     parts = [(s.load, part) for shares in placed.values() for s in shares for part in range(s.first, s.last)]
     assert sorted(parts) == [(n, part) for n, load in enumerate(loads) for part in range(load.passes)]
     assert placed.keys() <= set(workers)
@@ -74,7 +76,7 @@ def test_whatever_the_batch(seed: int) -> None:
                 assert load.seconds is not None
                 assert seconds_of(load, share) >= least_s - 1e-12
     assert ends(loads, placed) <= at_home(loads) + 1e-9
-    again = place(loads, list(reversed(workers)), least_s)
+    again = place(loads, dict.fromkeys(reversed(workers), 0.0), least_s)
     assert again == placed
 
 
@@ -92,7 +94,7 @@ def test_many_passes_that_all_may_help_with_end_soon(seed: int) -> None:
     fair = sum(load.seconds or 0.0 for load in loads) / len(workers)
     largest = max((load.seconds or 0.0) / load.passes for load in loads)
     most = (1 + SNAP) * fair + len(workers) * max(least_s, largest)
-    assert ends(loads, place(loads, workers, least_s)) <= most
+    assert ends(loads, place(loads, dict.fromkeys(workers, 0.0), least_s)) <= most
 
 
 def best_cut(passes: int, seconds: float, workers: int) -> float:
@@ -106,7 +108,10 @@ def best_cut(passes: int, seconds: float, workers: int) -> float:
 @pytest.mark.parametrize("workers", [1, 2, 3, 4])
 def test_one_operation_is_cut_nearly_as_well_as_can_be(passes: int, workers: int) -> None:
     (load,) = loads = [Load(0, float(passes), passes, (), range(workers))]
-    assert ends(loads, place(loads, range(workers), 0.0)) <= best_cut(passes, float(passes), workers) + 1.0
+    assert (
+        ends(loads, place(loads, dict.fromkeys(range(workers), 0.0), 0.0))
+        <= best_cut(passes, float(passes), workers) + 1.0
+    )
     assert load.passes == passes
 
 
@@ -120,7 +125,7 @@ def test_two_workers_and_operations_of_one_pass(seed: int) -> None:
         max(sum(s for s, w in zip(seconds, way, strict=True) if w == worker) for worker in (0, 1))
         for way in itertools.product((0, 1), repeat=len(loads))
     )
-    found = ends(loads, place(loads, (0, 1), 0.0))
+    found = ends(loads, place(loads, IDLE, 0.0))
     # One operation more than its part at most.
     assert best <= found + 1e-9
     assert found <= sum(seconds) / 2 + max(seconds)
@@ -128,22 +133,22 @@ def test_two_workers_and_operations_of_one_pass(seed: int) -> None:
 
 def test_what_is_short_or_unknown_stays_at_home() -> None:
     loads = [Load(0, 0.03, 10, (), (1,)), Load(0, None, 10, (), (1,))]
-    assert place(loads, (0, 1), 0.02) == {0: [Share(0, 0, 10), Share(1, 0, 10)]}
+    assert place(loads, IDLE, 0.02) == {0: [Share(0, 0, 10), Share(1, 0, 10)]}
 
 
 def test_one_pass_alone_does_not_move() -> None:
-    assert place([Load(0, 10.0, 1, (), (1,))], (0, 1), 0.0) == {0: [Share(0, 0, 1)]}
+    assert place([Load(0, 10.0, 1, (), (1,))], IDLE, 0.0) == {0: [Share(0, 0, 1)]}
 
 
 @pytest.mark.parametrize("joint", range(1, 16))
 def test_a_joint_nearby_is_where_it_is_cut(joint: int) -> None:
-    (half,) = (s.first for s in place([Load(0, 16.0, 16, (joint,), (1,))], (0, 1), 2.5)[1])
+    (half,) = (s.first for s in place([Load(0, 16.0, 16, (joint,), (1,))], IDLE, 2.5)[1])
     near = abs((16 - joint) - 8) <= SNAP * 8
     assert half == (joint if near else 8)
 
 
 def test_the_nearest_joint_is_taken() -> None:
-    placed = place([Load(0, 100.0, 100, (40, 48, 53, 60), (1,))], (0, 1), 5.0)
+    placed = place([Load(0, 100.0, 100, (40, 48, 53, 60), (1,))], IDLE, 5.0)
     assert placed[1] == [Share(0, 48, 100)]
 
 

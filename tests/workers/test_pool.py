@@ -22,13 +22,13 @@ from pahq_server.core.errors import (
     WorkerFailedError,
 )
 from pahq_server.core.operations import MeasureAccuracy, ScorePasses
-from pahq_server.workers import batch, states
+from pahq_server.workers import dispatch, states
 from pahq_server.workers.cluster import Answer, ClusterEvent, Lost, Ready
 from pahq_server.workers.messages import Call, CheckWorker, CloseState, Opened, OpenState, Ran, RunOperations
 from pahq_server.workers.pool import RemotePool
 from pahq_server.workers.states import MOST_LOSSES
 
-from .fake_workers import HARDWARE, MEMORY, Clock, FakeHost, React, ScriptedCluster, info, model
+from .fake_workers import HARDWARE, MEMORY, Clock, FakeHost, React, ScriptedCluster, finished, info, model
 
 GRAPH = FakeEngine().graph
 FULL = ResourceExhaustedError("no room on the abacus", 1.0)
@@ -61,7 +61,7 @@ def pools() -> Iterator[Pools]:
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """All work is spread, however little it is."""
-    monkeypatch.setattr(batch, "LEAST_S", 0.0)
+    monkeypatch.setattr(dispatch, "LEAST_S", 0.0)
     monkeypatch.setattr(states, "OPENINGS", 0.0)
 
 
@@ -80,11 +80,11 @@ def scores(operation: ScorePasses) -> list[float]:
 
 def spread(pool: RemotePool, state: EngineStateId, count: int = 60) -> None:
     """Has a job measured, so that its next operation is shared."""
-    assert pool.run([Work(state, passes(count))]) == [scores(passes(count))]
+    assert finished(pool, [Work(state, passes(count))]) == [scores(passes(count))]
 
 
 def alone(pool: RemotePool, state: EngineStateId, operation: Any = None) -> Outcome:
-    (outcome,) = pool.run([Work(state, operation or passes(3))])
+    (outcome,) = finished(pool, [Work(state, operation or passes(3))])
     return outcome
 
 
@@ -97,9 +97,9 @@ def ends_on(name: EngineStateId) -> Callable[[Call], bool]:
 
 def test_nothing_to_run(pools: Pools) -> None:
     pool, cluster = pools(2)
-    assert pool.run([]) == []
+    assert finished(pool, []) == []
     state = pool.open(objective())
-    assert pool.run([Work(state, ScorePasses([]))]) == [[]]
+    assert finished(pool, [Work(state, ScorePasses([]))]) == [[]]
     assert alone(pool, state) == scores(passes(3))
     assert alone(pool, state, ScorePasses([])) == []
     assert all(call.operations for _, call in cluster.of(RunOperations))  # type: ignore[union-attr]
@@ -161,7 +161,7 @@ def test_what_fails_is_the_outcome_of_that_operation_alone(pools: Pools) -> None
 
     pool, _ = pools(1, make=make)
     first, second = pool.open(objective()), pool.open(objective())
-    ours, theirs = pool.run([Work(first, MeasureAccuracy(False)), Work(second, passes(2))])
+    ours, theirs = finished(pool, [Work(first, MeasureAccuracy(False)), Work(second, passes(2))])
     assert isinstance(ours, ValueError)
     assert theirs == scores(passes(2))
 
@@ -293,7 +293,7 @@ def test_an_operation_that_ends_every_worker_fails_and_others_go_on(pools: Pools
     outcomes: dict[EngineStateId, Outcome] = {}
     while len(outcomes) < 3:
         wanted = [name for name in (poison, good, other) if name not in outcomes]
-        found = pool.run([Work(name, passes(4)) for name in wanted])
+        found = finished(pool, [Work(name, passes(4)) for name in wanted])
         outcomes |= {
             name: outcome
             for name, outcome in zip(wanted, found, strict=True)

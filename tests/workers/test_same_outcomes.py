@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -32,11 +33,12 @@ from pahq_server.engine.engine import ModelEngine
 from pahq_server.engine.sparse.base_activations import BaseActivations
 from pahq_server.engine.worker import Worker
 from pahq_server.models.loading import LoadedModel, load
-from pahq_server.workers import batch, states
+from pahq_server.workers import dispatch, states
 from pahq_server.workers.host import WorkerHost
 from pahq_server.workers.messages import Call, CloseState, OpenState, RunOperations, WorkerInfo
 from pahq_server.workers.pool import RemotePool
 
+from .fake_workers import finished
 from .thread_cluster import Die, Fault, ThreadCluster, sent
 
 ROUNDS = 8
@@ -64,7 +66,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """All work is spread, however little it is."""
-    monkeypatch.setattr(batch, "LEAST_S", 1e-5)
+    monkeypatch.setattr(dispatch, "LEAST_S", 1e-5)
     monkeypatch.setattr(states, "OPENINGS", 0.0)
 
 
@@ -208,7 +210,8 @@ class _Both:
     """What a script needs of an engine, from a pool."""
 
     def __init__(self, engine: ModelEngine, pool: RemotePool) -> None:
-        self.open, self.run, self.close = pool.open, pool.run, pool.close
+        self.open, self.close = pool.open, pool.close
+        self.run = partial(finished, pool)
 
 
 # A base circuit is computed once
@@ -239,7 +242,7 @@ def test_base_circuits_keep_their_activations_from_message_to_message(
     child = BaseCircuit(base.circuit.without((3,)), base)
     for edges in ((1, 2), (4, 5, 6), (7,)):
         passes = [PatchedPass(each, (edge,)) for edge in edges for each in (base, child)]
-        (outcome,) = pool.run([Work(state, ScorePasses(passes))])
+        (outcome,) = finished(pool, [Work(state, ScorePasses(passes))])
         assert len(outcome) == len(passes)  # type: ignore[arg-type]
     pool.stop()
     assert engine.memory_usage().used == 0
