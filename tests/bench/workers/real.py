@@ -36,7 +36,7 @@ OPTIONS = {
 }
 # How often each server has its turn.
 TURNS = 3
-# The search of the GPT-2 shape starts from this share of the edges, those that `eap` scores best: a whole
+# The search of the GPT-2 shape starts from this share of the edges, those that `eap_ig` scores best: a whole
 # search would take a quarter of an hour on each server and turn.
 SHARE = 0.15
 JOBS = 10
@@ -76,7 +76,7 @@ def gpt2(layers: int = 12, share: float = SHARE) -> Work:
         return directory
 
     def prepare(client: Client) -> Circuit:
-        return client.attribute("model", task, "eap", metric=KL).top(fraction=share)
+        return client.attribute("model", task, "eap_ig", metric=KL).top(fraction=share)
 
     def run(client: Client, within: Circuit | None) -> list[Circuit]:
         found = client.discover("model", task, workload.threshold, metric=KL, grouping="none", within=within)
