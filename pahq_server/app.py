@@ -71,7 +71,7 @@ async def serve(
             access.authenticating(TokenTable(database)) as authenticator,
         ):
             tls = _read_certificates(access, telemetry)
-            engine = make_engine(config)
+            engine = make_engine(config, telemetry.observer)
             try:
                 api_access = Access(authenticator, access.limits, telemetry.observer)
                 await _serve(config, engine, api_access, tls, database, telemetry, ready, loaded)

@@ -19,6 +19,7 @@ from pahq_server.config.server import (
     cores,
 )
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.observer import Observer
 from pahq_server.engine import devices
 from pahq_server.engine.catalogue import Catalogue
 from pahq_server.engine.devices import machine_bytes
@@ -48,8 +49,12 @@ logger = logging.getLogger(__name__)
 WORKER_HOST = f"{__name__}:worker_host"
 
 
-def make_engine(config: ServerConfig) -> PoolEngine:
+def make_engine(config: ServerConfig, observer: Observer) -> PoolEngine:
     """Plans, loads the models and makes an engine of them.
+
+    Args:
+        config: what to load, and where.
+        observer: is told of workers in processes of their own.
 
     Raises:
         InvalidRequestError: the device does not exist, a model cannot be loaded, or the device has less
@@ -57,7 +62,7 @@ def make_engine(config: ServerConfig) -> PoolEngine:
         DoesNotFitError: models and memory together are too much. Nothing has been loaded.
     """
     if config.workers.remote:
-        return _remote_engine(config)
+        return _remote_engine(config, observer)
     loaded = _load_models(config)
     engine = ModelEngine(
         loaded.served, config.compute.executor, loaded.plan.memory, generation=loaded.generation
@@ -111,7 +116,7 @@ def _described(description: bytes) -> ServerConfig:
     )
 
 
-def _remote_engine(config: ServerConfig) -> PoolEngine:
+def _remote_engine(config: ServerConfig, observer: Observer) -> PoolEngine:
     """Makes an engine of workers in processes of their own, as soon as one of them is ready."""
     if config.workers.on_this_machine:
         _plan(config, devices.find(config.models.device), torch.cuda.device_count())
@@ -125,7 +130,7 @@ def _remote_engine(config: ServerConfig) -> PoolEngine:
         config.threads or 1,
     )
     cluster = RayCluster(workers.count, options, WORKER_HOST, describe_worker(config))
-    pool = RemotePool(cluster, workers.worker_deadline)
+    pool = RemotePool(cluster, workers.worker_deadline, observer=observer)
     try:
         first = pool.start()
     except BaseException:

@@ -62,8 +62,8 @@ class Observer:
     def worker_lost(self, worker: int, reason: str) -> None:
         """A worker that is a process of its own cannot be reached any more. ``reason`` is one of these:
 
-        ``ended``: its process ended, or its machine. ``hung``: it did not answer in time, and was ended.
-        ``connection``: the cluster cannot be reached. ``refused``: it cannot be used as it is.
+        ``ended``: its process ended, or cannot be reached. ``hung``: it did not answer in time.
+        ``refused``: it cannot be used as it is.
         """
 
     def worker_worked(self, worker: int, weight: float, seconds: float) -> None:

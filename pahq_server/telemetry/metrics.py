@@ -49,7 +49,7 @@ CODES = frozenset(
 )
 ENDS = ("succeeded", "failed", "cancelled")
 REASONS = ("auth", "auth_limit", "rate_limit", "quota", "queue_full", "anonymous")
-LOSSES = ("ended", "hung", "connection", "refused")
+LOSSES = ("ended", "hung", "refused")
 # How many different reasons are counted apart: the first ones that come.
 MAX_REASONS = 32
 WATCH = "pahq.v1.JobService/WatchJob"

@@ -234,6 +234,8 @@ class Dispatch:
         self._doing.pop(number, None)
         if isinstance(answer, Ran) and len(answer.outcomes) == len(fragments):
             _measure(fragments, seconds)
+            weight = sum(fragment.operation.weight for fragment in fragments)
+            self._roster.observer.worker_worked(number, weight, seconds)
             for fragment, outcome in zip(fragments, answer.outcomes, strict=True):
                 self._take(number, fragment, outcome)
         else:

@@ -23,6 +23,7 @@ from pahq_server.core.engine import (
     WorkerStatus,
 )
 from pahq_server.core.errors import NoWorkerError
+from pahq_server.core.observer import Observer
 from pahq_server.workers.cluster import Cluster
 from pahq_server.workers.dispatch import Dispatch, exception, ignore, make_room, short_of_memory
 from pahq_server.workers.messages import Call, CheckWorker, CloseState, Opened, OpenState, WorkerInfo
@@ -41,14 +42,19 @@ class RemotePool:
         cluster: starts the workers' processes.
         deadline_s: a worker that takes longer for a call is replaced.
         clock: seconds.
+        observer: is told of workers and their work.
     """
 
     def __init__(
-        self, cluster: Cluster, deadline_s: float = 600.0, clock: Callable[[], float] = time.monotonic
+        self,
+        cluster: Cluster,
+        deadline_s: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+        observer: Observer | None = None,
     ) -> None:
         self._clock = clock
         self._states = States()
-        self.roster = Roster(cluster, deadline_s, clock, self._leave)
+        self.roster = Roster(cluster, deadline_s, clock, observer or Observer(), self._leave)
         self._dispatch = Dispatch(self.roster, self._states, clock)
         self._ids = itertools.count()
 

@@ -227,7 +227,6 @@ class RayCluster:
         if what == "loaded":
             # Its host has another version of this package, which starting again does not change.
             reason = f"what it says of itself cannot be read: {found}"
-        logger.log(logging.ERROR if refused else logging.WARNING, "worker %d is lost: %s", worker, reason)
         self._inform(Lost(worker, reason, refused))
 
     def _inform_all(self, reason: str) -> None:

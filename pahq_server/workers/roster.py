@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pahq_server.core.engine import EngineStateId, MemoryUsage, WorkerState, WorkerStatus
 from pahq_server.core.errors import InvalidRequestError, NoWorkerError, WorkerFailedError
+from pahq_server.core.observer import Observer
 from pahq_server.engine.catalogue import ServedModel
 from pahq_server.workers.cluster import Answer, Cluster, ClusterEvent, Lost, Ready
 from pahq_server.workers.messages import Call, Opened, Ran, WorkerInfo
@@ -74,6 +75,7 @@ class Roster:
         cluster: starts the workers' processes.
         deadline_s: a worker that takes longer for a call is replaced.
         clock: seconds.
+        observer: is told of workers.
         lost: is told the number of a worker that was lost, and the call that it worked on (None for none),
             under the lock, before its calls fail.
     """
@@ -83,9 +85,12 @@ class Roster:
         cluster: Cluster,
         deadline_s: float,
         clock: Callable[[], float],
+        observer: Observer,
         lost: Callable[[int, Call | None], None],
     ) -> None:
         self._cluster, self._deadline_s, self._clock, self._tell_lost = cluster, deadline_s, clock, lost
+        self.observer = observer
+        self._hung: set[int] = set()
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
         self._numbers = itertools.count()
@@ -183,6 +188,7 @@ class Roster:
             for number, member in enumerate(self.members):
                 if member.calls and self._clock() - member.since >= self._deadline_s:
                     member.since = self._clock()
+                    self._hung.add(number)
                     self.replace(number, f"it did not answer for {self._deadline_s:g} s")
 
     # Events of the cluster
@@ -217,14 +223,19 @@ class Roster:
         member.told, why = info, difference(info, self.first)
         if why:
             member.reason, member.unfit = why, True
+            self.observer.worker_lost(number, "refused")
             logger.error("worker %d is not used: %s", number, why)
             return
         member.info, member.reason, member.unfit, member.memory = info, "", False, info.memory
+        self.observer.worker_ready(number)
         logger.info("worker %d on %s is ready: %s", number, info.host, info.device)
 
     def _lost(self, number: int, reason: str, unfit: bool) -> None:
         member = self.members[number]
         logger.log(logging.ERROR if unfit else logging.WARNING, "worker %d was lost: %s", number, reason)
+        ended = "hung" if number in self._hung else "ended"
+        self.observer.worker_lost(number, "refused" if unfit else ended)
+        self._hung.discard(number)
         calls = list(member.calls)
         self.members[number] = Member(
             told=member.told,

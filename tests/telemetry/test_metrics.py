@@ -77,7 +77,7 @@ def test_workers_are_counted_by_number(metrics: Metrics) -> None:
     assert value(now, "pahq_worker_passes_total", worker="1") == 20
     assert value(now, "pahq_worker_busy_seconds_total", worker="0") == 2
     losses = {reason: value(now, "pahq_worker_losses_total", reason=reason) for reason in (*LOSSES, "other")}
-    assert losses == {"ended": 0, "hung": 1, "connection": 0, "refused": 0, "other": 1}
+    assert losses == {"ended": 0, "hung": 1, "refused": 0, "other": 1}
 
 
 def test_calls_are_counted_while_they_run_and_at_their_end(metrics: Metrics) -> None:
