@@ -5,7 +5,7 @@ tests that will probably be made, each of which assumes verdicts on those before
 the path that the verdicts take. Scores do not depend on what they were asked with, so neither do verdicts.
 
 Single edges and gates are nearly always removed: a step asks for a chain of them, which assumes the predicted
-verdicts. Of a group either verdict may come: a step asks for a tree.
+verdicts. Of a group either verdict may come: a step asks for a tree. So does one that several workers share.
 """
 
 from __future__ import annotations
@@ -254,7 +254,10 @@ class AcdcSearch:
             kept = self._group_predictor.kept(*self._group(test))
             return [(True, kept), (False, 1 - kept)]
         predicted, kept = self._predictor(test), self._keep_predictor.kept(*self._ends(test))
-        return [(predicted, kept if predicted else 1 - kept)]
+        likely = {True: kept, False: 1 - kept}
+        # Where edges are kept, chains are short: workers that would be idle test what follows otherwise.
+        assumed = (predicted, not predicted) if self._costs.shared else (predicted,)
+        return [(verdict, likely[verdict]) for verdict in assumed]
 
     def _accept(self, root: SpeculatedTest, scores: Sequence[float]) -> int:
         """Records the verdicts up to and including the first after which no test was speculated.

@@ -144,10 +144,12 @@ class SpeculationBudget:
 
     Args:
         fixed: c, in passes.
+        at_once: how many tests run at the same time, on as many workers: with fewer, some would be idle.
     """
 
-    def __init__(self, fixed: float) -> None:
+    def __init__(self, fixed: float, at_once: int = 1) -> None:
         self._lost, self._used = fixed, 0.0
+        self._idle = at_once
 
     def pays(self, cost: float, needed: float) -> bool:
         """Tells whether to add a test. The first one always pays.
@@ -156,12 +158,13 @@ class SpeculationBudget:
             cost: in passes.
             needed: the probability that its score will be needed.
         """
-        return cost * (1 - needed) * self._used < needed * self._lost
+        return self._idle > 0 or cost * (1 - needed) * self._used < needed * self._lost
 
     def add(self, cost: float, needed: float) -> None:
         """Adds a test. The arguments are those of `pays`."""
         self._lost += cost * (1 - needed)
         self._used += needed
+        self._idle -= 1
 
 
 class CostModel:
@@ -181,7 +184,12 @@ class CostModel:
     def budget(self) -> SpeculationBudget:
         """Returns the budget of a new chain."""
         self._share = self._workers()
-        return SpeculationBudget(self._share * (BATCH_PASSES + self._batch_s / self._pass_s))
+        return SpeculationBudget(self._share * (BATCH_PASSES + self._batch_s / self._pass_s), self._share)
+
+    @property
+    def shared(self) -> bool:
+        """Whether several workers share the chain of the last budget."""
+        return self._share > 1
 
     @property
     def _batch_s(self) -> float:
