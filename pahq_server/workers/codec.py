@@ -35,7 +35,7 @@ NUMBERS = "biuf"
 E = TypeVar("E", bound=BaseException)
 
 
-class MessageError(ServerError):
+class MessageError(ValueError):
     """A message cannot be encoded or decoded, because something in it is not allowed there or is damaged."""
 
 

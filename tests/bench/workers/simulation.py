@@ -28,7 +28,7 @@ from pahq_server.methods.acdc.speculation import (
     CostModel,
     SpeculationBudget,
 )
-from pahq_server.workers.batch import LEAST_S
+from pahq_server.workers.dispatch import LEAST_S
 from pahq_server.workers.placement import Load, joints_of, place
 from pahq_server.workers.states import NEWS
 
@@ -381,7 +381,7 @@ def _placed(graph: Graph, jobs: Sequence[_Job], workers: int) -> list[list[Stret
         )
         for job in jobs
     ]
-    placed = place(loads, range(workers), LEAST_S)
+    placed = place(loads, dict.fromkeys(range(workers), 0.0), LEAST_S)
     return [
         [
             stretch
