@@ -180,8 +180,18 @@ def test_the_benchmark_of_sampling_measures_what_it_says(monkeypatch: pytest.Mon
         }
         for name, steps, peak in (("whole group", 50, 1000), ("rounds", 200, 300), ("fifo", 110, 340))
     }
-    replayed = {"fifo": {"over_bound": 1.06, "peak_of_whole": 0.33}}
-    measured = {"auto": "fifo", "runs": runs, "replayed": replayed, "differ": 1, "compared": 160}
+    replayed = {
+        "fifo": {"over_bound": 1.1, "peak_of_whole": 0.34},
+        "rounds": {"over_bound": 2.0, "peak_of_whole": 0.3},
+    }
+    measured = {
+        "auto": "fifo",
+        "runs": runs,
+        "replayed": replayed,
+        "groups": 10,
+        "differ": 1,
+        "compared": 160,
+    }
     plain = {"ours": [9.0, 8.0, 1.0], "plain": [10.0] * 3, "ours_cpu": [1.0], "plain_cpu": [2.0]}
     results = {
         "transformers": {"figures": {"toy": measured}, "measured_on": "nowhere"},
@@ -195,7 +205,7 @@ def test_the_benchmark_of_sampling_measures_what_it_says(monkeypatch: pytest.Mon
         ["1", "-", "0", "no |"],
     ]
     assert ours[7:] == [["1", "-", "-", "- |"], ["0.80", "-", "≥ 0.9", "no |"], ["0.50", "-", "-", "- |"]]
-    assert "| toy, vllm | **fifo** | 1.100 (1.060) | 0.340 (0.330) | 40 | 200 | 2.50 |" in (
+    assert "| toy, vllm | **fifo** | 1.100 (1.100) | 0.340 (0.340) | 40 | 200 | 2.50 |" in (
         sampling_tables.by_model(results)
     )
     assert sampling_tables.targets({}) == lines[:2], "what was not measured has no rows"

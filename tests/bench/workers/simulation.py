@@ -20,13 +20,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.methods.acdc.order import Test, TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.methods.acdc.speculation import (
-    BASE_PASSES,
-    BASE_S,
-    BATCH_PASSES,
-    BATCH_S,
-    LEAST_PASS_S,
     CostModel,
-    SpeculationBudget,
 )
 from pahq_server.workers.dispatch import LEAST_S
 from pahq_server.workers.placement import Load, joints_of, place
@@ -135,31 +129,6 @@ class Run:
     verdicts: int
 
 
-class WorkersCostModel(CostModel):
-    """Estimates what tests cost where several workers share a batch.
-
-    What a batch takes beyond its passes, all workers wait for.
-
-    Args:
-        workers: how many.
-        batch_s: seconds of a batch in the server's thread, as the pool can measure them.
-    """
-
-    def __init__(self, workers: int, batch_s: float) -> None:
-        super().__init__()
-        self._workers, self._batch_s = workers, batch_s
-
-    def budget(self) -> SpeculationBudget:
-        return SpeculationBudget(self._workers * (BATCH_PASSES + self._batch_s / self._pass_s))
-
-    def took(self, passes: int, new_bases: int, seconds: float) -> None:
-        # Every worker computes the base circuits of its part, at least one where there are new ones.
-        bases = max(new_bases / self._workers, min(new_bases, 1))
-        rest = seconds - self._batch_s - BASE_S * bases
-        pass_s = max(LEAST_PASS_S, rest / (BATCH_PASSES + passes / self._workers + BASE_PASSES * bases))
-        self._pass_s += (pass_s - self._pass_s) / 4
-
-
 class _EveryTest(TestOrder):
     """The order of a search in which no node loses its last way to the logits, so that every edge is tested.
 
@@ -173,7 +142,7 @@ class _EveryTest(TestOrder):
 class SimulatedSearch(AcdcSearch):
     """A search for single edges at the threshold 1, with the speculation that a setting asks for."""
 
-    def __init__(self, start: Circuit, setting: Setting, batch_s: float = BATCH_S) -> None:
+    def __init__(self, start: Circuit, setting: Setting) -> None:
         self.seconds = 0.0  # its part of what batches took, as the server charges it
         window = setting.window * setting.workers
         super().__init__(start.graph, 1.0, "none", window, clock=lambda: self.seconds, start=start)
@@ -181,9 +150,8 @@ class SimulatedSearch(AcdcSearch):
         self._state = self._order.start()
         self._both_verdicts = setting.both_verdicts
         if setting.knows_workers:
-            # Jobs share the workers, and what a batch takes.
             share = max(1, setting.workers // setting.jobs)
-            self._costs = WorkersCostModel(share, max(BATCH_S, batch_s / setting.jobs))
+            self._costs = CostModel(lambda: share)
 
     def _verdicts_to_assume(self, test: Test) -> list[tuple[bool, float]]:
         if not self._both_verdicts:
@@ -407,9 +375,8 @@ def simulate(start: Circuit, effects: Sequence[NDArray[np.float64]], costs: Cost
         raise ValueError(f"there must be effects of {setting.jobs} jobs, got {len(effects)}")
     graph = start.graph
     piece = costs.head_piece_known if setting.sends_once else costs.head_piece
-    batch_s = costs.head_batch + setting.workers * piece
     jobs = [
-        _Job(SimulatedSearch(start, setting, batch_s), Scorer(each), number % setting.workers)
+        _Job(SimulatedSearch(start, setting), Scorer(each), number % setting.workers)
         for number, each in enumerate(effects)
     ]
     workers, spent, wall = Workers(setting.workers, costs), Spent(), 0.0
