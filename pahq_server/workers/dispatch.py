@@ -323,7 +323,7 @@ def refuse(roster: Roster, number: int, name: EngineStateId) -> None:
 
 def make_room(roster: Roster, states: States, number: int) -> bool:
     """Closes the states of a worker that have their home elsewhere. Tells whether there were any."""
-    guests = [name for name in roster.members[number].open if not states.at_home(name, number)]
+    guests = [name for name in roster.members[number].open if states.is_guest(name, number)]
     for name in guests:
         refuse(roster, number, name)
     return bool(guests)

@@ -13,7 +13,14 @@ from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
-from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work, WorkerState
+from pahq_server.core.engine import (
+    UNDER_WAY,
+    EngineStateId,
+    Outcome,
+    ResolvedObjective,
+    Work,
+    WorkerState,
+)
 from pahq_server.core.errors import (
     InvalidRequestError,
     NoWorkerError,
@@ -551,6 +558,28 @@ def test_what_could_not_be_opened_is_tried_again(pools: Pools) -> None:
         assert isinstance(alone(pool, state), ResourceExhaustedError)
     cluster.hosts[0].engine.failures["toy"].open = None  # type: ignore[attr-defined]
     assert alone(pool, state) == scores(passes(3))
+
+
+def test_a_worker_may_run_out_of_memory_while_it_is_to_open_a_state(pools: Pools) -> None:
+    held: list[int] = []
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if ends_on(long)(call) and not held:
+            held.append(number)
+            return []
+        if isinstance(call, OpenState) and held:  # it waits behind what runs out of memory
+            cluster.tell(Answer(worker, held[0], FULL))
+        return None
+
+    long = EngineStateId(-1)
+    pool, cluster = pools(2, react)
+    long, short = pool.open(objective()), pool.open(objective())
+    work = [Work(long, passes(3)), Work(short, passes(3))]
+    assert pool.run(work)[0] is UNDER_WAY
+    third = pool.open(objective())
+    assert isinstance(finished(pool, work[:1])[0], ResourceExhaustedError)
+    for state in (long, short, third):
+        assert alone(pool, state) == scores(passes(3))
 
 
 # Checks
