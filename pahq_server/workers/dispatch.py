@@ -203,7 +203,11 @@ class Dispatch:
                 call = OpenState(fragment.name, fragment.task.state.resolved)
                 roster.call(number, call, partial(self._opened, number, fragment.name))
         self._doing[number] = together, self._clock()
-        operations = tuple((each.name, _sent(each.operation, member.open[each.name])) for each in together)
+        # Where the call that opens a state could not be sent, the worker refuses the operation; see `_take`.
+        bases = [member.open.get(each.name) or SentBases() for each in together]
+        operations = tuple(
+            (each.name, _sent(each.operation, known)) for each, known in zip(together, bases, strict=True)
+        )
         roster.call(number, RunOperations(operations), partial(self._ran, number, together))
 
     def _together(self, waiting: Sequence[Fragment]) -> list[Fragment]:
@@ -239,6 +243,7 @@ class Dispatch:
             for fragment, outcome in zip(fragments, answer.outcomes, strict=True):
                 self._take(number, fragment, outcome)
         else:
+            self._forget_bases(number, fragments)
             for fragment in fragments:
                 if isinstance(answer, NoWorkerError):
                     self._repeat(fragment, answer)
@@ -248,6 +253,13 @@ class Dispatch:
         ended = any(fragment.name in self._asked and not fragment.task.left for fragment in fragments)
         if not ended and self._roster.members[number].info is not None:
             self._go_on(number)
+
+    def _forget_bases(self, number: int, fragments: Sequence[Fragment]) -> None:
+        """Notes that a call failed as a whole: its base circuits may not have come to the worker."""
+        known = self._roster.members[number].open
+        for fragment in fragments:
+            if fragment.name in known:
+                known[fragment.name] = SentBases()
 
     # Outcomes
 

@@ -212,6 +212,40 @@ def test_a_call_that_cannot_be_sent_fails_and_the_next_ones_go_on(pools: Pools) 
     assert alone(pool, state) == scores(passes(3))
 
 
+def test_what_a_failed_call_held_is_sent_again(pools: Pools) -> None:
+    """A session that fails goes on, from the same base circuits."""
+    pool, cluster = pools(1)
+    state, operation = pool.open(objective()), passes(3)
+    call, error = cluster.call, MemoryError("no room for the message")
+
+    def breaks(worker: int, number: int, content: Call) -> None:
+        raise error
+
+    cluster.call = breaks  # type: ignore[method-assign]
+    assert alone(pool, state, operation) is error
+    cluster.call = call  # type: ignore[method-assign]
+    for _ in range(2):
+        assert alone(pool, state, operation) == scores(operation)
+
+
+def test_a_state_that_cannot_be_sent_to_another_worker_fails_its_job_alone(pools: Pools) -> None:
+    pool, cluster = pools(2)
+    bad, good = (pool.open(objective()) for _ in range(2))
+    cluster.lose(0)
+    cluster.settle()
+    call, error = cluster.call, ValueError("an objective that cannot be encoded")
+
+    def breaks(worker: int, number: int, content: Call) -> None:
+        if isinstance(content, OpenState):
+            raise error
+        call(worker, number, content)
+
+    cluster.call = breaks  # type: ignore[method-assign]
+    assert finished(pool, [Work(bad, passes(3)), Work(good, passes(3))]) == [error, scores(passes(3))]
+    cluster.call = call  # type: ignore[method-assign]
+    assert alone(pool, bad) == scores(passes(3))
+
+
 # Workers that are lost
 
 
