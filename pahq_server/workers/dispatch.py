@@ -211,12 +211,12 @@ class Dispatch:
         roster.call(number, RunOperations(operations), partial(self._ran, number, together))
 
     def _together(self, waiting: Sequence[Fragment]) -> list[Fragment]:
-        """Returns what of some fragments runs in one call: of one class, and one of each state.
+        """Returns what of some fragments runs in one call: the first, and others of its class.
 
-        What may end its worker runs alone, when there is nothing else.
+        Of each state there is one. What may end its worker runs alone. It does not wait for others, which may
+        be asked for anew as long as it waits.
         """
-        losses = self._states.losses
-        first = min(waiting, key=lambda fragment: losses.of(fragment.task.state.resolved))
+        losses, first = self._states.losses, waiting[0]
         if losses.of(first.task.state.resolved):
             return [first]
         found: dict[EngineStateId, Fragment] = {}

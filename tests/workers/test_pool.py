@@ -18,6 +18,7 @@ from pahq_server.core.engine import (
     EngineStateId,
     Outcome,
     ResolvedObjective,
+    Timed,
     Work,
     WorkerState,
 )
@@ -390,6 +391,29 @@ def test_losses_that_are_far_apart_blame_nobody(pools: Pools) -> None:
         assert isinstance(alone(pool, state), NoWorkerError)
         cluster.settle()
         assert alone(pool, state) == scores(passes(3))
+
+
+def test_a_job_that_has_lost_a_worker_does_not_wait_until_others_end(pools: Pools) -> None:
+    lossy = [True]
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if isinstance(call, RunOperations) and lossy:
+            lossy.clear()
+            return [cluster.lost(worker), cluster.started(worker)]
+        return None
+
+    pool, cluster = pools(1, react)
+    unlucky, other = (pool.open(objective()) for _ in range(2))
+    assert isinstance(alone(pool, unlucky), NoWorkerError)
+    cluster.settle()
+    work = [Work(unlucky, passes(3)), Work(other, passes(3))]
+    for _ in range(3):
+        outcomes = pool.run(work)
+        if outcomes[0] is not UNDER_WAY:
+            break
+        work[1] = Work(other, passes(3))
+    assert isinstance(outcomes[0], Timed)
+    assert outcomes[0].outcome == scores(passes(3))
 
 
 def test_losses_are_forgotten_with_the_job(pools: Pools) -> None:
