@@ -114,6 +114,12 @@ class Dispatch:
             self._roster.wait(lambda: not begun or any(not task.left for task in begun))
         return [self._outcome(task) for task in tasks]
 
+    def go_on(self) -> None:
+        """Lets all workers go on with what waits for them: the next `run` may be a while away."""
+        self._asked = set()
+        for number in self._roster.usable():
+            self._go_on(number)
+
     def _is_under_way(self, item: Work) -> bool:
         task = self._tasks.get(item.state)
         return task is not None and task.work.operation is item.operation
@@ -232,7 +238,8 @@ class Dispatch:
         member.failed.pop(name, None)
         if not isinstance(answer, Opened):
             member.open.pop(name, None)
-            member.failed[name] = exception(answer)
+            if name in self._states:  # else it was closed meanwhile
+                member.failed[name] = exception(answer)
 
     def _ran(self, number: int, fragments: Sequence[Fragment], answer: object, seconds: float) -> None:
         self._doing.pop(number, None)

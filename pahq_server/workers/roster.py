@@ -164,10 +164,14 @@ class Roster:
             member.calls.remove(pending)
             answered(error, 0.0)
 
-    def ask(self, number: int, call: Call) -> object:
-        """Calls a worker and waits; returns the answer, or the exception that the call failed with."""
-        found: list[object] = []
-        self.call(number, call, lambda answer, seconds: found.append(answer))
+    def ask(self, number: int, call: Call) -> tuple[object, float]:
+        """Calls a worker and waits.
+
+        Returns the answer, or the exception that the call failed with, and the seconds that it took when its
+        turn had come.
+        """
+        found: list[tuple[object, float]] = []
+        self.call(number, call, lambda answer, seconds: found.append((answer, seconds)))
         self.wait(lambda: bool(found))
         return found[0]
 

@@ -66,6 +66,9 @@ class States:
         self._states: dict[EngineStateId, State] = {}
         self.losses = Losses()
 
+    def __contains__(self, name: EngineStateId) -> bool:
+        return name in self._states
+
     def add(self, name: EngineStateId, state: State) -> None:
         self._states[name] = state
 

@@ -152,6 +152,60 @@ def test_small_jobs_stay_on_one_worker_and_others_are_opened_elsewhere(pools: Po
     assert [len(host.engine.open_states) for host in cluster.hosts.values()] == [1, 0, 0]
 
 
+def test_what_waits_for_a_worker_goes_on_while_a_state_is_opened(pools: Pools) -> None:
+    """A worker whose job has ended waits for the next `run`, which does not come before `open` returns."""
+    slow: list[int] = []
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if ends_on(first)(call):
+            slow.append(number)
+            return []
+        if isinstance(call, OpenState) and slow:
+            cluster.tell(Answer(0, slow[0], Ran([scores(passes(3))], MEMORY)))
+            gone_on.extend(cluster.of(RunOperations)[-1:])
+        return None
+
+    first, gone_on = EngineStateId(-1), list[tuple[int, Call]]()
+    pool, cluster = pools(2, react)
+    first, quick, waits = (pool.open(objective()) for _ in range(3))
+    work = [Work(first, passes(3)), Work(quick, passes(3)), Work(waits, MeasureAccuracy(False))]
+    assert [outcome is UNDER_WAY for outcome in pool.run(work)] == [True, False, True]
+    pool.open(objective())
+    assert [(worker, ends_on(waits)(call)) for worker, call in gone_on] == [(0, True)]
+    assert finished(pool, work[:1]) == [scores(passes(3))]
+
+
+def test_waiting_for_a_worker_is_no_part_of_opening_a_state(pools: Pools, monkeypatch: Any) -> None:
+    """Else a job would be long taken for too small to be shared."""
+    monkeypatch.setattr(dispatch, "LEAST_S", 0.0)
+    clock, slow = Clock(), []
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if ends_on(long)(call):
+            slow.append(number)
+            return []
+        if isinstance(call, OpenState) and slow:
+            clock.now += 1000.0
+            cluster.tell(Answer(worker, slow.pop(), Ran([None], MEMORY)))
+            clock.now += 1.0
+        if isinstance(call, RunOperations):
+            clock.now += 3.0
+        return None
+
+    long = EngineStateId(-1)
+    pool, cluster = pools(2, react, clock=clock, deadline_s=1e9)
+    long, quick = pool.open(objective()), pool.open(objective())
+    pool.run([Work(long, passes(3)), Work(quick, passes(3))])
+    state = pool.open(objective())
+    pool.close(long)
+    pool.close(quick)
+    assert alone(pool, state) == scores(passes(3))
+    before = len(cluster.calls)
+    assert alone(pool, state, passes(60)) == scores(passes(60))
+    worked = {worker for worker, _, call in cluster.calls[before:] if isinstance(call, RunOperations)}
+    assert worked == {0, 1}
+
+
 def test_states_are_opened_where_fewest_are(pools: Pools) -> None:
     pool, cluster = pools(3)
     names = [pool.open(objective()) for _ in range(7)]
@@ -524,6 +578,27 @@ def test_a_helper_without_memory_hands_its_part_home_and_is_not_tried_again(
     assert [worker for worker, _ in cluster.of(OpenState)] == [0, 1]
     pool.close(state)
     assert [worker for worker, _ in cluster.of(CloseState)] == [0]
+
+
+def test_nothing_is_kept_of_a_state_that_is_closed_while_a_helper_opens_it(pools: Pools, eager: None) -> None:
+    held: list[int] = []
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if worker == 2 and isinstance(call, OpenState):
+            held.append(number)
+            return []
+        return None
+
+    pool, cluster = pools(3, react)
+    shared, other = pool.open(objective()), pool.open(objective())
+    assert alone(pool, shared, passes(3)) == scores(passes(3))
+    outcomes = pool.run([Work(shared, passes(60)), Work(other, passes(3))])
+    assert outcomes[0] is UNDER_WAY
+    pool.close(shared)
+    cluster.settle()
+    cluster.tell(Answer(2, held[0], FULL))
+    assert not any(member.failed for member in pool.roster.members)
+    assert alone(pool, other) == scores(passes(3))
 
 
 def test_a_helper_that_runs_out_of_memory_closes_the_state(pools: Pools, eager: None) -> None:
