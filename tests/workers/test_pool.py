@@ -31,7 +31,7 @@ from pahq_server.core.errors import (
 )
 from pahq_server.core.operations import MeasureAccuracy, ScorePasses
 from pahq_server.workers import dispatch, states
-from pahq_server.workers.cluster import Answer, ClusterEvent, Lost, Ready
+from pahq_server.workers.cluster import Answer, ClusterEvent, Delayed, Lost, Ready
 from pahq_server.workers.messages import Call, CheckWorker, CloseState, Opened, OpenState, Ran, RunOperations
 from pahq_server.workers.pool import RemotePool
 from pahq_server.workers.states import MOST_LOSSES
@@ -804,6 +804,25 @@ def test_a_worker_that_ends_again_and_again_while_it_starts_says_why(pools: Pool
     cluster.settle()
     (status,) = pool.workers()
     assert (status.state, status.reason, status.restarts) == (WorkerState.LOST, "no such device", 3)
+
+
+def test_a_worker_that_takes_long_to_start_says_why_and_was_not_lost() -> None:
+    class Late(ScriptedCluster):
+        def ready(self, worker: int) -> None:
+            if worker == 0:
+                super().ready(worker)
+
+    cluster = Late(2)
+    pool = RemotePool(cluster)
+    pool.start()
+    for worker in (0, 1):
+        cluster.tell(Delayed(worker, "are 8 GPUs free for it?"))
+    ready, late = pool.workers()
+    assert (ready.state, ready.reason, ready.restarts) == (WorkerState.READY, "", 0)
+    assert (late.state, late.reason, late.restarts) == (WorkerState.STARTING, "are 8 GPUs free for it?", 0)
+    cluster.tell(cluster.started(1))
+    assert (pool.workers()[1].state, pool.workers()[1].reason) == (WorkerState.READY, "")
+    pool.stop()
 
 
 def test_a_pool_without_any_worker_that_can_load_the_models_does_not_start() -> None:
