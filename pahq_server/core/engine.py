@@ -349,15 +349,22 @@ class Engine(Protocol):
 
     @property
     def concurrent(self) -> bool:
-        """Whether `run` takes operations of all classes at once, and returns when one of them is done."""
+        """Whether `run` takes operations of all classes at once, and returns when one of them is done.
+
+        The others go on meanwhile, until they are asked for again or their state is closed.
+        """
         ...
 
     def run(self, work: Sequence[Work]) -> list[Outcome]:
         """Runs operations, at most one on each state; of one class unless the engine is `concurrent`.
 
+        What is under way is asked for again with the very same operation; another one on its state takes its
+        place.
+
         Returns:
             One outcome per work, in order. An operation that fails has its exception as the outcome and does
-            not affect the others. Outcomes of a concurrent engine are `Timed`, or `UNDER_WAY`.
+            not affect the others. Of a concurrent engine at least one is no `UNDER_WAY`; the rest are `Timed`,
+            or a NoWorkerError where there is no worker, after which the operation can be run again.
         """
         ...
 

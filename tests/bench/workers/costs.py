@@ -317,7 +317,7 @@ def _head(graph: Graph, tests: int) -> dict[str, float]:
     """
     start = Circuit.full(graph)
     scorer = Scorer(Effects(1.0, 1.0, 1.0, 0.002).draw(graph, 0))
-    search = SimulatedSearch(start, Setting(WORKERS, knows_workers=True))
+    search = SimulatedSearch(start, Setting(WORKERS))
     steps = search.decide()
     searching = writing = 0.0
     passes = next(steps)

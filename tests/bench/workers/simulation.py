@@ -1,13 +1,16 @@
 """Searches on simulated workers: real searches ask for passes, of which only the time is made up.
 
-A batch is a barrier. The server's thread asks the methods for passes, cuts them into pieces and makes the
-calls; then the workers compute, each the base circuits that it lacks and its passes; then verdicts follow.
-What workers spend beyond passes whose scores are used is lost, and `Spent` says to what.
+The server's thread takes the scores of the jobs whose operation has ended, asks their methods for the next
+passes, places them as the pool does, and makes the calls. Each worker has one call at a time, in which it
+computes the base circuits that it lacks, and passes; what it is to do next waits for that. What workers spend
+beyond passes whose scores are used is lost, and `Spent` says to what.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,15 +22,9 @@ from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
 from pahq_server.core.graph import Graph
 from pahq_server.methods.acdc.order import Test, TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
-from pahq_server.methods.acdc.speculation import (
-    CostModel,
-)
 from pahq_server.workers.dispatch import LEAST_S
 from pahq_server.workers.placement import Load, joints_of, place
 from pahq_server.workers.states import NEWS
-
-# Steps of the search for the time of the slowest piece.
-HALVINGS = 14
 
 
 @dataclass(frozen=True)
@@ -39,10 +36,10 @@ class Costs:
         base_passes: a base circuit that is computed from its parent takes as long as so many passes.
         scratch: of a base circuit without parent.
         worker_batch: of a call on its worker, beside base circuits and passes.
-        head_batch: of a batch in the server's thread: scheduler, journal, store.
+        head_batch: of a step of the server's thread: scheduler, journal, store.
         head_pass: of a pass in the server's thread: the search, and the pass as part of a message.
-        head_piece: of a piece in the server's thread and the driver's: its circuits as bytes, the call.
-        head_piece_known: the same of a piece whose circuits the worker has.
+        head_piece: of a call in the server's thread and the driver's: its circuits as bytes, the call.
+        head_piece_known: the same of a call whose circuits the worker has.
     """
 
     passes: NDArray[np.float64]
@@ -65,8 +62,8 @@ class Spent:
         bases: base circuits, each once.
         repeated_bases: base circuits that another worker had computed already, or the same one earlier.
         calls: what calls take on workers beside that.
-        waiting: for the slowest piece of a batch.
-        head: for the server's thread.
+        waiting: for other workers.
+        head: while the server's thread prepares something, or makes calls.
     """
 
     used: float = 0.0
@@ -90,24 +87,19 @@ class Setting:
         workers: how many.
         jobs: searches at once, all alike but for the effects of edges.
         window: tests that a job asks for at once, at most, per worker.
-        knows_workers: whether `CostModel` knows that passes run on several workers at once, and what a batch
-            takes in the server's thread; else it learns seconds per pass as it does with one worker.
-        both_verdicts: whether tests are speculated after either verdict on an edge; else after a removal.
-        in_flight: whether the server's thread prepares a batch of some jobs while workers compute that of
-            others.
-        knows_bases: whether batches are cut by what base circuits take on the workers that lack them; else as
-            the pool does it, which takes all passes of an operation to cost the same.
-        sends_once: whether circuits are sent to a worker once; else with every piece.
+        knows_workers: whether the search knows how many workers share its passes; else it asks for as many as
+            with one, all of them after the verdicts that it predicts.
+        both_verdicts: whether tests are speculated after either verdict where several workers share a job;
+            else after the predicted one.
+        sends_once: whether circuits are sent to a worker once; else with every call.
     """
 
     workers: int
     jobs: int = 1
     window: int = 32
-    knows_workers: bool = False
-    both_verdicts: bool = False
-    in_flight: bool = False
-    knows_bases: bool = False
-    sends_once: bool = False
+    knows_workers: bool = True
+    both_verdicts: bool = True
+    sends_once: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,7 +109,7 @@ class Run:
     Args:
         seconds: wall time.
         spent: by the workers; its total is ``seconds`` times their number.
-        batches: how many there were.
+        batches: how many operations there were.
         passes: how many were computed.
         verdicts: how many tests were decided, over all jobs.
     """
@@ -140,29 +132,36 @@ class _EveryTest(TestOrder):
 
 
 class SimulatedSearch(AcdcSearch):
-    """A search for single edges at the threshold 1, with the speculation that a setting asks for."""
+    """A search for single edges at the threshold 1, with the speculation that a setting asks for.
 
-    def __init__(self, start: Circuit, setting: Setting) -> None:
-        self.seconds = 0.0  # its part of what batches took, as the server charges it
+    Args:
+        start: the circuit where it starts.
+        setting: workers and jobs.
+        running: returns how many jobs share the workers at present.
+    """
+
+    def __init__(self, start: Circuit, setting: Setting, running: Callable[[], int] = lambda: 1) -> None:
+        self.seconds = 0.0  # of all workers together, as the server charges them
+        self._both_verdicts = setting.both_verdicts
+
+        def workers() -> int:
+            return max(1, setting.workers // running()) if setting.knows_workers else 1
+
         window = setting.window * setting.workers
-        super().__init__(start.graph, 1.0, "none", window, clock=lambda: self.seconds, start=start)
+        super().__init__(
+            start.graph, 1.0, "none", window, clock=lambda: self.seconds, workers=workers, start=start
+        )
         self._order = _EveryTest(start.graph, "none", start)
         self._state = self._order.start()
-        self._both_verdicts = setting.both_verdicts
-        if setting.knows_workers:
-            share = max(1, setting.workers // setting.jobs)
-            self._costs = CostModel(lambda: share)
 
     def _verdicts_to_assume(self, test: Test) -> list[tuple[bool, float]]:
-        if not self._both_verdicts:
-            return super()._verdicts_to_assume(test)
-        kept = self._keep_predictor.kept(*self._ends(test))
-        return [(False, 1 - kept), (True, kept)]
+        predicted, *other = super()._verdicts_to_assume(test)
+        return [predicted, *other] if self._both_verdicts else [predicted]
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Passes of a batch that follow each other and share job, base circuit and receiver.
+    """Passes of an operation that follow each other and share base circuit and receiver.
 
     Args:
         base: their base circuit.
@@ -197,107 +196,7 @@ def _receiver(graph: Graph, edge: int) -> int:
     return int(np.searchsorted(graph.offsets, edge, side="right")) - 1
 
 
-class Workers:
-    """Simulated workers: which base circuits each has, and how long its piece of a batch takes.
-
-    Args:
-        count: how many.
-        costs: what they take.
-    """
-
-    def __init__(self, count: int, costs: Costs) -> None:
-        self.count, self.costs = count, costs
-        # Per worker, the base circuits of its last call with their parents; by id, held so that it is unique.
-        self._held: list[dict[int, BaseCircuit]] = [{} for _ in range(count)]
-
-    def cut(self, batch: Sequence[Stretch]) -> list[list[Stretch]]:
-        """Cuts a batch into a piece per worker, in order; the slowest takes about as little as it can.
-
-        Pieces may be empty: a piece is not worth a base circuit that takes longer than the rest.
-        """
-        if self.count == 1:
-            return [list(batch)]
-        most = self._seconds_of(batch, set())
-        least, found = 0.0, [list(batch), *([] for _ in range(self.count - 1))]
-        for _ in range(HALVINGS):
-            middle = (least + most) / 2
-            pieces = self._fill(batch, middle)
-            if pieces is None:
-                least = middle
-            else:
-                most, found = middle, pieces
-        return found
-
-    def run(self, pieces: Sequence[Sequence[Stretch]]) -> tuple[list[float], list[tuple[BaseCircuit, float]]]:
-        """Computes pieces, one per worker.
-
-        Returns the seconds of each worker, and the base circuits that were computed with the seconds of each.
-        """
-        seconds: list[float] = []
-        computed: list[tuple[BaseCircuit, float]] = []
-        for worker, piece in enumerate(pieces):
-            if not piece:
-                seconds.append(0.0)
-                continue
-            held = self._held[worker]
-            wanted: dict[int, BaseCircuit] = {}
-            own = self.costs.worker_batch
-            for stretch in piece:
-                for base in _lineage(stretch.base):
-                    if id(base) not in held and id(base) not in wanted:
-                        computed.append((base, self.base_seconds(base, stretch.receiver)))
-                        own += computed[-1][1]
-                    wanted[id(base)] = base
-                own += stretch.count * self.costs.passes[stretch.receiver]
-            self._held[worker] = wanted
-            seconds.append(float(own))
-        return seconds, computed
-
-    def base_seconds(self, base: BaseCircuit, receiver: int) -> float:
-        """Returns the seconds of a base circuit whose first test is of a receiver."""
-        if base.parent is None:
-            return self.costs.scratch
-        return float(self.costs.base_passes * self.costs.passes[receiver])
-
-    def _seconds_of(self, batch: Sequence[Stretch], held: set[int]) -> float:
-        """Returns the seconds of a piece on a worker that has some base circuits."""
-        seconds, seen = 0.0, set(held)
-        for stretch in batch:
-            seconds += self._new_bases(stretch, seen) + stretch.count * float(
-                self.costs.passes[stretch.receiver]
-            )
-            seen.update(id(base) for base in _lineage(stretch.base))
-        return seconds
-
-    def _new_bases(self, stretch: Stretch, seen: set[int]) -> float:
-        missing = (base for base in _lineage(stretch.base) if id(base) not in seen)
-        return sum(self.base_seconds(base, stretch.receiver) for base in missing)
-
-    def _fill(self, batch: Sequence[Stretch], limit: float) -> list[list[Stretch]] | None:
-        """Fills one worker after another with passes up to so many seconds; None if some passes are left."""
-        left = list(reversed(batch))
-        pieces: list[list[Stretch]] = []
-        for worker in range(self.count):
-            piece: list[Stretch] = []
-            room, seen = limit, set(self._held[worker])
-            while left:
-                stretch = left[-1]
-                bases, each = self._new_bases(stretch, seen), float(self.costs.passes[stretch.receiver])
-                fits = min(stretch.count, int((room - bases) / each + 1e-9))
-                if fits < 1:
-                    break
-                left.pop()
-                piece.append(Stretch(stretch.base, stretch.receiver, fits))
-                seen.update(id(base) for base in _lineage(stretch.base))
-                room -= bases + fits * each
-                if fits < stretch.count:
-                    left.append(Stretch(stretch.base, stretch.receiver, stretch.count - fits))
-                    break
-            pieces.append(piece)
-        return None if left else pieces
-
-
-def _lineage(base: BaseCircuit) -> list[BaseCircuit]:
+def lineage(base: BaseCircuit) -> list[BaseCircuit]:
     """Returns a base circuit and its parents, the first parent first."""
     found: list[BaseCircuit] = []
     following: BaseCircuit | None = base
@@ -319,17 +218,23 @@ class _Job:
     def __init__(self, search: SimulatedSearch, scorer: Scorer, home: int) -> None:
         self.search, self._scorer, self.home = search, scorer, home
         self.pass_s: float | None = None  # what the pool believes that a pass takes
+        self.left = 0  # parts of the present operation that are not done
+        # The base circuits of the present and of the last operation that some worker has computed, by id.
+        self.computed: dict[int, BaseCircuit] = {}
         self._steps = search.decide()
         self.passes: Sequence[PatchedPass] = next(self._steps, ())
 
-    def learn(self, pass_s: float) -> None:
-        """Notes what a pass took, its part of base circuits included, as the pool does."""
+    def learn(self, passes: int, seconds: float) -> None:
+        """Notes what passes took, their part of base circuits included, as the pool does."""
+        self.search.seconds += seconds
+        pass_s = seconds / passes
         self.pass_s = pass_s if self.pass_s is None else self.pass_s + NEWS * (pass_s - self.pass_s)
 
-    def go_on(self, seconds: float) -> int:
-        """Takes the scores of its passes after so many seconds, and returns how many of them were wasted."""
+    def go_on(self) -> int:
+        """Takes the scores of its passes, and returns how many of them were wasted."""
         wasted = self.search.counts["wasted"]
-        self.search.seconds += seconds
+        used = {id(each.base_circuit): each.base_circuit for each in self.passes}
+        self.computed = {id(base): base for each in used.values() for base in lineage(each)}
         try:
             self.passes = self._steps.send(self._scorer(self.passes))
         except StopIteration:
@@ -337,27 +242,201 @@ class _Job:
         return self.search.counts["wasted"] - wasted
 
 
-def _placed(graph: Graph, jobs: Sequence[_Job], workers: int) -> list[list[Stretch]]:
-    """Cuts a batch as the pool does; returns the piece of each worker."""
-    loads = [
-        Load(
-            job.home,
-            None if job.pass_s is None else job.pass_s * len(job.passes),
-            len(job.passes),
-            joints_of(job.passes),
-            [worker for worker in range(workers) if worker != job.home],
-        )
-        for job in jobs
-    ]
-    placed = place(loads, dict.fromkeys(range(workers), 0.0), LEAST_S)
-    return [
-        [
-            stretch
-            for share in placed.get(worker, ())
-            for stretch in stretches(graph, jobs[share.load].passes[share.first : share.last])
+@dataclass(frozen=True, eq=False)
+class _Fragment:
+    """Some passes of an operation of a job, and what they will take, about."""
+
+    job: _Job
+    passes: Sequence[PatchedPass]
+    seconds: float
+
+
+class _Worker:
+    """A worker, and what it is to do next."""
+
+    def __init__(self) -> None:
+        self.next: list[_Fragment] = []
+        self.doing: list[_Fragment] = []
+        self.begun = 0.0  # when it began what it does
+        self.free = 0.0  # since when it does nothing
+        # Per job, the base circuits of its last passes, with their parents; by id.
+        self.held: defaultdict[_Job, dict[int, BaseCircuit]] = defaultdict(dict)
+
+    def busy_s(self, now: float) -> float:
+        """Returns how long it has to do, about."""
+        left = sum(each.seconds for each in self.doing) - (now - self.begun) if self.doing else 0.0
+        return max(0.0, left) + sum(each.seconds for each in self.next)
+
+
+class _Simulation:
+    """The server's thread and its workers. Times are seconds since the start.
+
+    Args:
+        jobs: begun, each with passes.
+        costs: what parts take.
+        setting: workers and jobs.
+    """
+
+    def __init__(self, jobs: Sequence[_Job], costs: Costs, setting: Setting) -> None:
+        self._jobs, self._costs, self._setting = jobs, costs, setting
+        self._graph = jobs[0].search.graph
+        self._workers = [_Worker() for _ in range(setting.workers)]
+        self._ends: list[tuple[float, int]] = []  # of calls, with their workers: a heap
+        self._idle: list[tuple[float, float]] = []  # when workers did nothing
+        self._serving: list[tuple[float, float]] = []  # when the server's thread did something
+        self.spent, self.batches, self.passes, self.now = Spent(), 0, 0, 0.0
+
+    def run(self) -> None:
+        """Runs all jobs to their end."""
+        ready = list(self._jobs)
+        while ready or self._ends:
+            self._step(ready)
+            ready = self._wait()
+            for job in ready:
+                self._end_operation(job)
+            ready = [job for job in ready if job.passes]
+        self._idle += [(worker.free, self.now) for worker in self._workers]
+        self._account()
+
+    def _step(self, ready: Sequence[_Job]) -> None:
+        """Begins operations of jobs."""
+        begun = self.now
+        count = sum(len(job.passes) for job in ready)
+        self.now += self._costs.head_batch + self._costs.head_pass * count
+        self._answers(self.now)
+        self.batches, self.passes = self.batches + len(ready), self.passes + count
+        for number, fragments in self._placed(ready).items():
+            self._workers[number].next += fragments
+            for fragment in fragments:
+                fragment.job.left += 1
+        for number in range(len(self._workers)):
+            self.now = self._go_on(number, self.now)
+        self._serving.append((begun, self.now))
+
+    def _wait(self) -> list[_Job]:
+        """Waits for an operation to be done; returns the jobs of those that are."""
+        while not (done := self._done()):
+            self.now = max(self.now, self._ends[0][0])
+            self._answers(self.now)
+        return done
+
+    def _done(self) -> list[_Job]:
+        return [job for job in self._jobs if job.passes and not job.left]
+
+    def _answers(self, until: float) -> None:
+        """Takes the answers of workers until some time; those whose jobs go on get what is next for them."""
+        while self._ends and self._ends[0][0] <= until:
+            end, number = heapq.heappop(self._ends)
+            worker = self._workers[number]
+            fragments, worker.doing, worker.free = worker.doing, [], end
+            self._learn(fragments, end - worker.begun)
+            for fragment in fragments:
+                fragment.job.left -= 1
+            # Jobs whose operations have ended are about to ask for more, to be computed with the rest.
+            if all(fragment.job.left for fragment in fragments):
+                self._serving.append((end, self._go_on(number, end)))
+
+    def _learn(self, fragments: Sequence[_Fragment], seconds: float) -> None:
+        """Divides the seconds of a call among its jobs, as the pool does."""
+        known = [each.job.pass_s for each in fragments if each.job.pass_s is not None]
+        usual = sum(known) / len(known) if known else 1.0
+        expected = [
+            len(each.passes) * (usual if each.job.pass_s is None else each.job.pass_s) for each in fragments
         ]
-        for worker in range(workers)
-    ]
+        for each, part in zip(fragments, expected, strict=True):
+            each.job.learn(len(each.passes), seconds * part / sum(expected))
+
+    def _placed(self, ready: Sequence[_Job]) -> dict[int, list[_Fragment]]:
+        """Cuts operations as the pool does; returns what each worker gets."""
+        homes = {job.home for job in ready}
+        idle = [
+            number
+            for number, worker in enumerate(self._workers)
+            if number not in homes and not worker.doing and not worker.next
+        ]
+        loads = [
+            Load(
+                job.home,
+                None if job.pass_s is None else job.pass_s * len(job.passes),
+                len(job.passes),
+                joints_of(job.passes),
+                idle,
+            )
+            for job in ready
+        ]
+        busy = {number: worker.busy_s(self.now) for number, worker in enumerate(self._workers)}
+        placed: dict[int, list[_Fragment]] = {}
+        for number, shares in place(loads, busy, LEAST_S).items():
+            for share in shares:
+                job = ready[share.load]
+                passes = job.passes[share.first : share.last]
+                fragment = _Fragment(job, passes, (job.pass_s or 0.0) * len(passes))
+                placed.setdefault(number, []).append(fragment)
+        return placed
+
+    def _go_on(self, number: int, now: float) -> float:
+        """Calls a worker that does nothing, if there is something for it. Returns when that is done."""
+        worker, costs = self._workers[number], self._costs
+        if worker.doing or not worker.next:
+            return now
+        worker.doing, worker.next = worker.next, []
+        seconds, sent = costs.worker_batch, False
+        for fragment in worker.doing:
+            of_passes, new_bases = self._compute(worker, fragment)
+            seconds += of_passes
+            sent = sent or new_bases
+        known = self._setting.sends_once and not sent
+        worker.begun = now + (costs.head_piece_known if known else costs.head_piece)
+        self._idle.append((worker.free, worker.begun))
+        self.spent.calls += costs.worker_batch
+        heapq.heappush(self._ends, (worker.begun + seconds, number))
+        return worker.begun
+
+    def _compute(self, worker: _Worker, fragment: _Fragment) -> tuple[float, bool]:
+        """Returns the seconds of a fragment, and whether the worker lacked base circuits for it."""
+        job, held = fragment.job, worker.held[fragment.job]
+        wanted: dict[int, BaseCircuit] = {}
+        seconds, new = 0.0, False
+        for stretch in stretches(self._graph, fragment.passes):
+            for base in lineage(stretch.base):
+                if id(base) not in held and id(base) not in wanted:
+                    new = True
+                    seconds += self._compute_base(job, base, stretch.receiver)
+                wanted[id(base)] = base
+            seconds += stretch.count * float(self._costs.passes[stretch.receiver])
+        worker.held[job] = wanted
+        return seconds, new
+
+    def _compute_base(self, job: _Job, base: BaseCircuit, receiver: int) -> float:
+        """Returns the seconds of a base circuit whose first test is of a receiver."""
+        costs = self._costs
+        seconds = costs.scratch if base.parent is None else costs.base_passes * float(costs.passes[receiver])
+        if id(base) in job.computed:
+            self.spent.repeated_bases += seconds
+        else:
+            self.spent.bases += seconds
+            job.computed[id(base)] = base
+        return seconds
+
+    def _end_operation(self, job: _Job) -> None:
+        own, number = stretches(self._graph, job.passes), len(job.passes)
+        cost = sum(stretch.count * float(self._costs.passes[stretch.receiver]) for stretch in own)
+        wasted = job.go_on() / number
+        self.spent.used += cost * (1 - wasted)
+        self.spent.wasted += cost * wasted
+
+    def _account(self) -> None:
+        """Divides the time when workers did nothing by whether the server did something meanwhile."""
+        begun, end = np.array(sorted(self._serving)).T
+        end = np.maximum.accumulate(end)  # calls are also made while the server's thread works
+        begun[1:] = np.maximum(begun[1:], end[:-1])
+        served = np.stack([begun, end], axis=1)
+        until_end = np.cumsum(end - begun)
+        total = np.stack([until_end - (end - begun), until_end], axis=1)
+        begun, end = np.array(self._idle).T
+        until_begun, until_end = (np.interp(at, served.ravel(), total.ravel()) for at in (begun, end))
+        self.spent.head = float((until_end - until_begun).sum())
+        self.spent.waiting = float((end - begun).sum()) - self.spent.head
 
 
 def simulate(start: Circuit, effects: Sequence[NDArray[np.float64]], costs: Costs, setting: Setting) -> Run:
@@ -373,61 +452,29 @@ def simulate(start: Circuit, effects: Sequence[NDArray[np.float64]], costs: Cost
     """
     if len(effects) != setting.jobs:
         raise ValueError(f"there must be effects of {setting.jobs} jobs, got {len(effects)}")
-    graph = start.graph
-    piece = costs.head_piece_known if setting.sends_once else costs.head_piece
-    jobs = [
-        _Job(SimulatedSearch(start, setting), Scorer(each), number % setting.workers)
-        for number, each in enumerate(effects)
-    ]
-    workers, spent, wall = Workers(setting.workers, costs), Spent(), 0.0
-    # Those that some worker has computed, of the jobs' present and last base circuits.
-    known: dict[int, BaseCircuit] = {}
-    batches = passes = 0
-    while running := [job for job in jobs if job.passes]:
-        of_job = [stretches(graph, job.passes) for job in running]
-        if setting.knows_bases:
-            pieces = workers.cut([stretch for each in of_job for stretch in each])
-        else:
-            pieces = _placed(graph, running, setting.workers)
-        seconds, computed = workers.run(pieces)
-        count, calls = sum(len(job.passes) for job in running), sum(map(bool, pieces))
-        head = costs.head_batch + costs.head_pass * count + piece * calls
-        longest = max(seconds)
-        took = max(head, longest) if setting.in_flight else head + longest
-        wall, batches, passes = wall + took, batches + 1, passes + count
-        for base, of_base in computed:
-            if id(base) in known:
-                spent.repeated_bases += of_base
-            else:
-                spent.bases += of_base
-                known[id(base)] = base
-        busy = sum(seconds)
-        for job, own in zip(running, of_job, strict=True):
-            job.learn(busy / count)
-            cost = sum(stretch.count * float(costs.passes[stretch.receiver]) for stretch in own)
-            number = len(job.passes)
-            wasted = job.go_on(took * number / count) / number
-            spent.used += cost * (1 - wasted)
-            spent.wasted += cost * wasted
-        spent.calls += costs.worker_batch * calls
-        spent.waiting += setting.workers * longest - sum(seconds)
-        spent.head += setting.workers * (took - longest)
-        known = {id(base): base for each in of_job for stretch in each for base in _lineage(stretch.base)}
+    jobs: list[_Job] = []
+
+    def running() -> int:
+        return sum(bool(job.passes) for job in jobs) if len(jobs) == setting.jobs else setting.jobs
+
+    for number, each in enumerate(effects):
+        search = SimulatedSearch(start, setting, running)
+        jobs.append(_Job(search, Scorer(each), number % setting.workers))
+    simulation = _Simulation(jobs, costs, setting)
+    simulation.run()
     verdicts = sum(len(job.search.verdicts) for job in jobs)
-    return Run(wall, spent, batches, passes, verdicts)
+    return Run(simulation.now, simulation.spent, simulation.batches, simulation.passes, verdicts)
 
 
 # Numbers of workers, and of jobs that share the most of them.
 WORKERS, MANY, JOBS = (1, 2, 4, 8, 16, 32, 64), (8, 64), 8
-# What would make more of many workers, each together with those before it.
+# The design as it is, and without one thing each.
+AS_BUILT = "as built"
 STEPS: dict[str, dict[str, Any]] = {
-    "as it is": {},
-    "cut to single passes, by base circuits": {"knows_bases": True},
-    "the cost model knows the workers": {"knows_workers": True},
-    "circuits are sent once": {"sends_once": True},
-    "both verdicts are assumed": {"both_verdicts": True},
+    "circuits are sent with every call": {"sends_once": False},
+    "tests follow the predicted verdict alone": {"both_verdicts": False},
+    "the search does not know the workers": {"knows_workers": False},
 }
-IN_FLIGHT = "two batches in flight"
 
 
 @dataclass(frozen=True)
@@ -436,7 +483,7 @@ class Case:
 
     Args:
         device: name in `costs.DEVICES`.
-        step: name in `STEPS`, or `IN_FLIGHT` for all of them and that.
+        step: `AS_BUILT` or a name in `STEPS`.
         setting: workers and jobs.
     """
 
@@ -449,15 +496,10 @@ def cases(devices: Sequence[str]) -> list[Case]:
     """Returns the runs of the tables, by device, jobs and step; those on one worker first."""
     found = []
     for device in devices:
-        found += [Case(device, "as it is", Setting(workers)) for workers in WORKERS]
-        options: dict[str, Any] = {}
-        for step, option in STEPS.items():
-            options |= option
-            if option:
-                found += [Case(device, step, Setting(workers, **options)) for workers in MANY]
-        found += [Case(device, "as it is", Setting(workers, JOBS)) for workers in (1, WORKERS[-1])]
-        found.append(Case(device, next(reversed(STEPS)), Setting(WORKERS[-1], JOBS, **options)))
-        found.append(Case(device, IN_FLIGHT, Setting(WORKERS[-1], JOBS, in_flight=True, **options)))
+        found += [Case(device, AS_BUILT, Setting(workers)) for workers in WORKERS]
+        for step, options in STEPS.items():
+            found += [Case(device, step, Setting(workers, **options)) for workers in MANY]
+        found += [Case(device, AS_BUILT, Setting(workers, JOBS)) for workers in (1, *MANY)]
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.workers.real import LOCAL, ONE_BY_RAY, TWO_THREADS, TWO_WORKERS
+from bench.workers.simulation import AS_BUILT
 
 Results = dict[str, Any]
 # What must hold: what it is, measured, must, aim, and whether it holds; None for what was not measured.
@@ -23,7 +24,7 @@ PARTS = {
     "bases": "base circuits",
     "repeated_bases": "base circuits again",
     "calls": "calls",
-    "waiting": "waiting for the slowest",
+    "waiting": "waiting for others",
     "head": "waiting for the server",
 }
 
@@ -66,15 +67,15 @@ def _targets(results: Results) -> Iterator[Target]:
 
 
 def by_workers(results: Results) -> list[str]:
-    """The efficiency of one job by workers, and where the workers' time goes, as the speculation is."""
+    """The efficiency of one job by workers, and where the workers' time goes."""
     simulated = _figures(results, "simulation")
     names = list(PARTS.values())
     lines = [
-        f"| device | workers | efficiency | times faster | passes per batch | {' | '.join(names)} |",
+        f"| device | workers | efficiency | times faster | passes per operation | {' | '.join(names)} |",
         f"|---|---|---|---|---|{'---|' * len(names)}",
     ]
     for run in simulated.get("runs", ()):
-        if run["jobs"] == 1 and run["step"] == "as it is":
+        if run["jobs"] == 1 and run["step"] == AS_BUILT:
             efficiency, device = _efficiency(simulated, run), simulated["devices"][run["device"]]
             faster = efficiency * run["workers"]
             lines.append(f"| {device} | {run['workers']} | {efficiency:.2f} | {faster:.1f} | {_share(run)} |")
@@ -82,15 +83,15 @@ def by_workers(results: Results) -> list[str]:
 
 
 def by_step(results: Results) -> list[str]:
-    """What each step would give, and several jobs at once."""
+    """What is lost without parts of the design, and several jobs at once."""
     simulated = _figures(results, "simulation")
     names = list(PARTS.values())
     lines = [
-        f"| device | jobs | workers | step | efficiency | passes per batch | {' | '.join(names)} |",
+        f"| device | jobs | workers | step | efficiency | passes per operation | {' | '.join(names)} |",
         f"|---|---|---|---|---|---|{'---|' * len(names)}",
     ]
     for run in simulated.get("runs", ()):
-        if run["jobs"] > 1 or run["step"] != "as it is":
+        if run["jobs"] > 1 or run["step"] != AS_BUILT:
             lines.append(
                 f"| {run['device']} | {run['jobs']} | {run['workers']} | {run['step']} "
                 f"| {_efficiency(simulated, run):.2f} | {_share(run)} |"
@@ -129,7 +130,7 @@ def _efficiency(simulated: dict[str, Any], run: dict[str, Any]) -> float:
 
 
 def _share(run: dict[str, Any]) -> str:
-    """Passes per batch, and the shares of the workers' time."""
+    """Passes per operation, and the shares of the workers' time."""
     shares = (f"{run['lost'][name]:.0%}" for name in PARTS)
     return " | ".join([f"{run['passes'] / run['batches']:.0f}", *shares])
 
