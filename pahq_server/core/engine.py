@@ -363,8 +363,8 @@ class Engine(Protocol):
 
         Returns:
             One outcome per work, in order. An operation that fails has its exception as the outcome and does
-            not affect the others. Of a concurrent engine at least one is no `UNDER_WAY`; the rest are `Timed`,
-            or a NoWorkerError where there is no worker, after which the operation can be run again.
+            not affect the others. A concurrent engine gives `UNDER_WAY` for those that go on, which are never
+            all; `Timed` for those that are done; and a NoWorkerError for those that could not begin.
         """
         ...
 
