@@ -300,7 +300,7 @@ class Worker:
         host: name of its machine; empty as long as that is not known.
         device: in words; empty as long as it is not known.
         hardware: what the last bits of a score depend on, by name: processor, versions, threads.
-        reason: why it is lost or refused; empty for all others.
+        reason: why it is lost or refused, or takes long to start; empty for all others.
         restarts: how often it was started again, since the server started.
         batches: how many batches of operations it has computed, since the server started.
     """

@@ -205,7 +205,7 @@ def _generation_backend(name: str | None, kv_bytes: int) -> GenerationBackend | 
 
 
 def _plan(config: ServerConfig, device: torch.device, gpus_here: int | None = None) -> Plan:
-    """Plans the memory of models and jobs, of one worker; loads nothing. Raises as `serve` does.
+    """Plans the memory of models and jobs, of one worker; loads nothing. Raises as `make_engine` does.
 
     Args:
         config: what is served.

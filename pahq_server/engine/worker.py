@@ -41,7 +41,7 @@ from pahq_server.models.loading import LoadedModel
 from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision import products
 
-# How many matrix sizes `ModelEngine.check` goes through: more than the kernels that libraries keep, so that
+# How many matrix sizes `Worker.check` goes through: more than the kernels that libraries keep, so that
 # every check needs a new kernel.
 CHECKED_SIZES = 300
 # How a loaded model is kept, by executor: with folded norms, or as it is.

@@ -34,8 +34,8 @@ from pahq_server.precision.policy import POLICIES
 DEFAULT_SHARE = 0.5
 # Memory of the process beside weights and jobs. Interpreter, torch and transformers take about 300 MiB after
 # the self-test at load. Jobs of varied sizes add kernels that libraries keep per shape (bounded, see
-# `cli.serve`), free memory of the heap (bounded, see `memory.heap`), threads, requests and results: 570 MiB
-# in all after 200 varied jobs of the demo model.
+# `process.prepare_process`), free memory of the heap (bounded, see `memory.heap`), threads, requests and
+# results: 570 MiB in all after 200 varied jobs of the demo model.
 PROCESS_BYTES = 640 << 20
 # Stands for `DEFAULT_BACKEND` where there is memory for it, else for no generated text.
 AUTO, DEFAULT_BACKEND = "auto", "transformers"

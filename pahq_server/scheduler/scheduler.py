@@ -315,6 +315,8 @@ class Scheduler:
         ran = [part for part, end in done if not _had_no_worker(end)]
         seconds = sum(end.seconds for _, end in done)
         beside_others = len(self._slots.open) > 1
+        for entry, end in zip(entries, finished, strict=False):
+            entry.under_way = _goes_on(end)
         pairs = [pair for pair in zip(entries, finished, strict=False) if not _goes_on(pair[1])]
         if ran:
             self._accounts.measured_batch(seconds)

@@ -39,8 +39,14 @@ class Claim:
     arrival: int = 0  # claims that came earlier have smaller numbers
     charged: float = 0.0  # seconds that the job took
     batches: int = 0  # number of batches since it got its slot
+    under_way: bool = False  # is in the middle of an operation, which would be lost with its slot
     begun: bool = False
     evicted_for_memory: bool = False  # lost its slot because memory was short, and has been in no batch since
+
+    @property
+    def can_give(self) -> bool:
+        """Whether it has used its slot, and loses nothing with it."""
+        return self.batches > 0 and not self.under_way
 
 
 C = TypeVar("C", bound=Claim)
@@ -139,7 +145,7 @@ class Slots(Generic[C]):
 
     def _switched(self, held: Counter[str]) -> Close[C] | None:
         """Returns the change that gives a slot to a user without one."""
-        ready = {claim.user for claim in self.open if claim.batches}
+        ready = {claim.user for claim in self.open if claim.can_give}
         capacity = min(len(self.open), self.limits.slots)
         switch = self._accounts.switch(self._lines, held, ready, capacity)
         if switch is None:
@@ -155,7 +161,7 @@ class Slots(Generic[C]):
                 continue
             head, last = self._head(user), self._last(user)
             allowed = head.begun or not self._enough_begun(user)
-            if allowed and last.batches and self._round(head) < self._round(last):
+            if allowed and last.can_give and self._round(head) < self._round(last):
                 self._promised = head
                 return Close(last, head)
         return None
@@ -182,16 +188,16 @@ class Slots(Generic[C]):
         return self.held()[user] + len(self._lines[user].paused) >= self.limits.begun_per_user
 
     def _last(self, user: str) -> C:
-        """Returns which claim of the user gives up its slot first: one that has used it, if there is one."""
+        """Returns which claim of the user gives up its slot first: one that can, if there is one."""
         own = [claim for claim in self.open if claim.user == user]
-        return max(own, key=lambda claim: (claim.batches > 0, self._round(claim), claim.arrival))
+        return max(own, key=lambda claim: (claim.can_give, self._round(claim), claim.arrival))
 
     # What the scheduler reports
 
     def opened(self, claim: C) -> None:
         """Notes that a claim has its slot now."""
         self._forget(claim)
-        claim.batches, claim.begun = 0, True
+        claim.batches, claim.under_way, claim.begun = 0, False, True
         self.open.append(claim)
         self._accounts.has_slot(claim.user)
         if claim.evicted_for_memory:

@@ -40,6 +40,19 @@ class Lost:
 
 
 @dataclass(frozen=True)
+class Delayed:
+    """A worker that is to start, or to start again, takes long.
+
+    Args:
+        worker: its number.
+        reason: what may be missing, in words for the operator.
+    """
+
+    worker: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Answer:
     """The answer to a call.
 
@@ -54,7 +67,7 @@ class Answer:
     content: object
 
 
-ClusterEvent: TypeAlias = Ready | Lost | Answer
+ClusterEvent: TypeAlias = Ready | Lost | Delayed | Answer
 
 
 class Cluster(Protocol):

@@ -114,6 +114,12 @@ class Dispatch:
             self._roster.wait(lambda: not begun or any(not task.left for task in begun))
         return [self._outcome(task) for task in tasks]
 
+    def go_on(self) -> None:
+        """Lets all workers go on with what waits for them: the next `run` may be a while away."""
+        self._asked = set()
+        for number in self._roster.usable():
+            self._go_on(number)
+
     def _is_under_way(self, item: Work) -> bool:
         task = self._tasks.get(item.state)
         return task is not None and task.work.operation is item.operation
@@ -203,16 +209,20 @@ class Dispatch:
                 call = OpenState(fragment.name, fragment.task.state.resolved)
                 roster.call(number, call, partial(self._opened, number, fragment.name))
         self._doing[number] = together, self._clock()
-        operations = tuple((each.name, _sent(each.operation, member.open[each.name])) for each in together)
+        # Where the call that opens a state could not be sent, the worker refuses the operation; see `_take`.
+        bases = [member.open.get(each.name) or SentBases() for each in together]
+        operations = tuple(
+            (each.name, _sent(each.operation, known)) for each, known in zip(together, bases, strict=True)
+        )
         roster.call(number, RunOperations(operations), partial(self._ran, number, together))
 
     def _together(self, waiting: Sequence[Fragment]) -> list[Fragment]:
-        """Returns what of some fragments runs in one call: of one class, and one of each state.
+        """Returns what of some fragments runs in one call: the first, and others of its class.
 
-        What may end its worker runs alone, when there is nothing else.
+        Of each state there is one. What may end its worker runs alone. It does not wait for others, which may
+        be asked for anew as long as it waits.
         """
-        losses = self._states.losses
-        first = min(waiting, key=lambda fragment: losses.of(fragment.task.state.resolved))
+        losses, first = self._states.losses, waiting[0]
         if losses.of(first.task.state.resolved):
             return [first]
         found: dict[EngineStateId, Fragment] = {}
@@ -228,7 +238,8 @@ class Dispatch:
         member.failed.pop(name, None)
         if not isinstance(answer, Opened):
             member.open.pop(name, None)
-            member.failed[name] = exception(answer)
+            if name in self._states:  # else it was closed meanwhile
+                member.failed[name] = exception(answer)
 
     def _ran(self, number: int, fragments: Sequence[Fragment], answer: object, seconds: float) -> None:
         self._doing.pop(number, None)
@@ -239,6 +250,7 @@ class Dispatch:
             for fragment, outcome in zip(fragments, answer.outcomes, strict=True):
                 self._take(number, fragment, outcome)
         else:
+            self._forget_bases(number, fragments)
             for fragment in fragments:
                 if isinstance(answer, NoWorkerError):
                     self._repeat(fragment, answer)
@@ -248,6 +260,13 @@ class Dispatch:
         ended = any(fragment.name in self._asked and not fragment.task.left for fragment in fragments)
         if not ended and self._roster.members[number].info is not None:
             self._go_on(number)
+
+    def _forget_bases(self, number: int, fragments: Sequence[Fragment]) -> None:
+        """Notes that a call failed as a whole: its base circuits may not have come to the worker."""
+        known = self._roster.members[number].open
+        for fragment in fragments:
+            if fragment.name in known:
+                known[fragment.name] = SentBases()
 
     # Outcomes
 
@@ -323,7 +342,7 @@ def refuse(roster: Roster, number: int, name: EngineStateId) -> None:
 
 def make_room(roster: Roster, states: States, number: int) -> bool:
     """Closes the states of a worker that have their home elsewhere. Tells whether there were any."""
-    guests = [name for name in roster.members[number].open if not states.at_home(name, number)]
+    guests = [name for name in roster.members[number].open if states.is_guest(name, number)]
     for name in guests:
         refuse(roster, number, name)
     return bool(guests)

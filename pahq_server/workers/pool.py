@@ -52,7 +52,6 @@ class RemotePool:
         clock: Callable[[], float] = time.monotonic,
         observer: Observer | None = None,
     ) -> None:
-        self._clock = clock
         self._states = States()
         self.roster = Roster(cluster, deadline_s, clock, observer or Observer(), self._leave)
         self._dispatch = Dispatch(self.roster, self._states, clock)
@@ -109,18 +108,19 @@ class RemotePool:
     def open(self, resolved: ResolvedObjective) -> EngineStateId:
         name, roster = EngineStateId(next(self._ids)), self.roster
         with roster.lock:
+            self._dispatch.go_on()
             while True:
-                home, begun = self._states.emptiest(roster.usable()), self._clock()
+                home = self._states.emptiest(roster.usable())
                 if home is None:
                     raise NoWorkerError(roster.why_none())
                 roster.members[home].open[name] = SentBases()
-                answer = roster.ask(home, OpenState(name, resolved))
+                answer, seconds = roster.ask(home, OpenState(name, resolved))
                 if isinstance(answer, Opened):
                     if resolved.clean_run.margins is None:
                         resolved.clean_run.margins = answer.margins
                     # The worker may have been lost since it answered, and be another one now.
                     still = home if name in roster.members[home].open else None
-                    self._states.add(name, State(resolved, still, self._clock() - begun))
+                    self._states.add(name, State(resolved, still, seconds))
                     return name
                 roster.members[home].open.pop(name, None)
                 if isinstance(answer, NoWorkerError):
@@ -158,6 +158,7 @@ class RemotePool:
                 raise NoWorkerError(self.roster.why_none())
             for number in usable:
                 self.roster.call(number, CheckWorker(), partial(_note, answers, number))
+            self._dispatch.go_on()
             self.roster.wait(lambda: len(answers) == len(usable))
             failed = {number: answer for number, answer in answers.items() if answer is not None}
             for number, answer in failed.items():

@@ -27,7 +27,7 @@ from typing import IO, Any
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.workers import codec
-from pahq_server.workers.cluster import Answer, ClusterEvent, Lost, Ready
+from pahq_server.workers.cluster import Answer, ClusterEvent, Delayed, Lost, Ready
 from pahq_server.workers.messages import Call, WorkerInfo
 from pahq_server.workers.ray_link import Link, end_session
 
@@ -152,7 +152,8 @@ class RayCluster:
                 break
             wait = FIRST_WAIT_S if some_loaded else min(2 * wait, MOST_WAIT_S)
             logger.error("%s; starting it again in %g s", reason, wait)
-            self._inform_all(reason)
+            for worker in range(self.size):
+                self._inform(Lost(worker, reason))
             self._stopping.wait(wait)
 
     def _run_driver(self) -> tuple[bool, str]:
@@ -198,7 +199,8 @@ class RayCluster:
                 if driver.started or waited >= START_S:
                     raise TimeoutError("it has said nothing for too long, and was ended") from None
                 what = f"joined the cluster at {address}" if (address := self._options.address) else "started"
-                self._inform_all(f"Ray has not {what} after {waited:g} s")
+                for worker in range(self.size):
+                    self._inform(Delayed(worker, f"Ray has not {what} after {waited:g} s"))
             except (EOFError, OSError):
                 return
 
@@ -212,6 +214,9 @@ class RayCluster:
                 if self._calls.pop(header["number"], None) is None:
                     return
             self._inform(Answer(worker, header["number"], _decoded(content)))
+            return
+        if what == "waiting":
+            self._inform(Delayed(worker, header["reason"]))
             return
         with self._lock:
             self._incarnations.pop(worker, None)
@@ -228,10 +233,6 @@ class RayCluster:
             # Its host has another version of this package, which starting again does not change.
             reason = f"what it says of itself cannot be read: {found}"
         self._inform(Lost(worker, reason, refused))
-
-    def _inform_all(self, reason: str) -> None:
-        for worker in range(self.size):
-            self._inform(Lost(worker, reason))
 
     def _inform(self, event: ClusterEvent) -> None:
         try:

@@ -13,7 +13,7 @@ from pahq_server.core.engine import EngineStateId, MemoryUsage, WorkerState, Wor
 from pahq_server.core.errors import InvalidRequestError, NoWorkerError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.engine.catalogue import ServedModel
-from pahq_server.workers.cluster import Answer, Cluster, ClusterEvent, Lost, Ready
+from pahq_server.workers.cluster import Answer, Cluster, ClusterEvent, Delayed, Lost, Ready
 from pahq_server.workers.messages import Call, Opened, Ran, WorkerInfo
 from pahq_server.workers.passes import SentBases
 
@@ -39,7 +39,7 @@ class Member:
     Args:
         info: what it says of itself; None unless it takes calls.
         told: what it last said of itself, whether it takes calls or not.
-        reason: why it takes none.
+        reason: why it takes none; empty if it starts for the first time, or takes calls.
         unfit: whether starting it again is of no use.
         restarts: how often it was lost.
         batches: how often it has run operations.
@@ -54,7 +54,7 @@ class Member:
 
     info: WorkerInfo | None = None
     told: WorkerInfo | None = None
-    reason: str = "it is starting"
+    reason: str = ""
     unfit: bool = False
     restarts: int = 0
     batches: int = 0
@@ -124,7 +124,7 @@ class Roster:
 
     def why_none(self) -> str:
         """Says why no worker takes calls."""
-        reasons = Counter(member.reason for member in self.members)
+        reasons = Counter(member.reason or "it is starting" for member in self.members)
         said = (f"{count} x {reason}" if count > 1 else reason for reason, count in reasons.items())
         return f"no worker is ready: {'; '.join(said)}"
 
@@ -146,7 +146,7 @@ class Roster:
             host="" if info is None else info.host,
             device="" if info is None else info.device,
             hardware={} if info is None else info.hardware,
-            reason="" if state is WorkerState.STARTING else member.reason,
+            reason=member.reason,
             restarts=member.restarts,
             batches=member.batches,
         )
@@ -164,10 +164,14 @@ class Roster:
             member.calls.remove(pending)
             answered(error, 0.0)
 
-    def ask(self, number: int, call: Call) -> object:
-        """Calls a worker and waits; returns the answer, or the exception that the call failed with."""
-        found: list[object] = []
-        self.call(number, call, lambda answer, seconds: found.append(answer))
+    def ask(self, number: int, call: Call) -> tuple[object, float]:
+        """Calls a worker and waits.
+
+        Returns the answer, or the exception that the call failed with, and the seconds that it took when its
+        turn had come.
+        """
+        found: list[tuple[object, float]] = []
+        self.call(number, call, lambda answer, seconds: found.append((answer, seconds)))
         self.wait(lambda: bool(found))
         return found[0]
 
@@ -209,6 +213,8 @@ class Roster:
             self._ready(event.worker, event.info)
         elif isinstance(event, Lost):
             self._lost(event.worker, event.reason, event.refused)
+        elif isinstance(event, Delayed):
+            self._delayed(event.worker, event.reason)
         else:
             self._answer(event)
 
@@ -229,6 +235,12 @@ class Roster:
         member.info, member.reason, member.unfit, member.memory = info, "", False, info.memory
         self.observer.worker_ready(number)
         logger.info("worker %d on %s is ready: %s", number, info.host, info.device)
+
+    def _delayed(self, number: int, reason: str) -> None:
+        member = self.members[number]
+        if member.info is None and not member.unfit:
+            member.reason = reason
+            logger.warning("worker %d takes long to start: %s", number, reason)
 
     def _lost(self, number: int, reason: str, unfit: bool) -> None:
         member = self.members[number]

@@ -66,6 +66,9 @@ class States:
         self._states: dict[EngineStateId, State] = {}
         self.losses = Losses()
 
+    def __contains__(self, name: EngineStateId) -> bool:
+        return name in self._states
+
     def add(self, name: EngineStateId, state: State) -> None:
         self._states[name] = state
 
@@ -79,9 +82,10 @@ class States:
             state.home = self.emptiest(usable)
         return state
 
-    def at_home(self, name: EngineStateId, worker: int) -> bool:
-        """Tells whether a worker is the home of a state."""
-        return self._states[name].home == worker
+    def is_guest(self, name: EngineStateId, worker: int) -> bool:
+        """Tells whether a state is on a worker that is not its home. One that is being opened is none."""
+        state = self._states.get(name)
+        return state is not None and state.home != worker
 
     def emptiest(self, usable: Collection[int]) -> int | None:
         """Returns which of these workers is home to the fewest states; None if there are no workers."""

@@ -15,7 +15,7 @@ from pahq.v1 import model_pb2, task_pb2
 from transformers import PreTrainedTokenizerFast
 
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.engine import engine as engine_module
+from pahq_server.engine import catalogue
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.models.loading import load
 from pahq_server.tasks.time_limit import Bounds, TimeLimit
@@ -105,7 +105,7 @@ def test_warnings_of_a_task_come_with_its_estimate_and_its_job(directory: Path) 
 def test_a_tokenizer_that_hangs_fails_its_calls_and_no_others(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "TimeLimit", lambda: TimeLimit(Bounds(text_s=0.1, stuck=1)))
+    monkeypatch.setattr(catalogue, "TimeLimit", lambda: TimeLimit(Bounds(text_s=0.1, stuck=1)))
     PreTrainedTokenizerFast(tokenizer_object=with_bomb()).save_pretrained(directory)
     bomb = ("a" * 29 + "!") * 60
     with RunningServer(RealEngine(directory)) as server:  # type: ignore[arg-type]

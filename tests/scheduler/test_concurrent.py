@@ -80,8 +80,8 @@ def test_every_operation_is_begun_once_and_charged_what_it_took(seed: int) -> No
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_jobs_that_lose_their_slots_meanwhile_ask_again(seed: int) -> None:
-    """More jobs than slots, of several users: what was under way in a state that is closed is done anew."""
+def test_jobs_lose_their_slots_between_operations(seed: int) -> None:
+    """More jobs than slots, of several users: nothing that is under way is lost with its state."""
     engine = Slow(seed)
     runs = [FakeRun(engine, steps=12, user=f"user-{number}") for number in range(6)]
     scheduler = Scheduler(engine, 2)
@@ -92,6 +92,7 @@ def test_jobs_that_lose_their_slots_meanwhile_ask_again(seed: int) -> None:
     scheduler.close()
     assert [run.delivered for run in runs] == [12] * 6
     assert len(engine.opened) > 6
+    assert set(engine.begun.values()) == {1}
     assert not engine.open_states
 
 

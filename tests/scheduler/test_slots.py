@@ -111,6 +111,30 @@ def test_when_all_lost_their_slots_one_goes_on() -> None:
     assert open_all(slots) == claims[:1]
 
 
+def test_a_slot_passes_on_between_operations() -> None:
+    slots, (busy, between), accounts = make(Limits(slots=2), *"aa")
+    open_all(slots)
+    slots.batch_passed(slots.open)
+    slots.add(Claim(user="new"))
+    accounts.attend(slots.users)
+    busy.under_way = between.under_way = True
+    assert slots.next() is None
+    busy.under_way, between.under_way = False, True
+    change = slots.next()
+    assert isinstance(change, Close)
+    assert change.claim is busy
+
+
+def test_a_slice_does_not_end_within_an_operation() -> None:
+    slots, (running, waiting), _ = make(Limits(slots=1, slice_s=10.0), *"aa")
+    open_all(slots)
+    slots.batch_passed(slots.open)
+    running.charged, running.under_way = 11.0, True
+    assert slots.next() is None
+    running.under_way = False
+    assert slots.next() == Close(running, waiting)
+
+
 @pytest.mark.parametrize("at", ["before", "after"])
 def test_a_newcomer_that_leaves_does_not_keep_a_slot(at: str) -> None:
     slots, (_, second), accounts = make(Limits(slots=1), *"aa")

@@ -13,7 +13,15 @@ from helpers.fake_engine import OBJECTIVE, PATIENCE_S, FakeEngine
 from helpers.scores import SetScore
 
 from pahq_server.core.circuit import BaseCircuit, Circuit, PatchedPass
-from pahq_server.core.engine import EngineStateId, Outcome, ResolvedObjective, Work, WorkerState
+from pahq_server.core.engine import (
+    UNDER_WAY,
+    EngineStateId,
+    Outcome,
+    ResolvedObjective,
+    Timed,
+    Work,
+    WorkerState,
+)
 from pahq_server.core.errors import (
     InvalidRequestError,
     NoWorkerError,
@@ -23,7 +31,7 @@ from pahq_server.core.errors import (
 )
 from pahq_server.core.operations import MeasureAccuracy, ScorePasses
 from pahq_server.workers import dispatch, states
-from pahq_server.workers.cluster import Answer, ClusterEvent, Lost, Ready
+from pahq_server.workers.cluster import Answer, ClusterEvent, Delayed, Lost, Ready
 from pahq_server.workers.messages import Call, CheckWorker, CloseState, Opened, OpenState, Ran, RunOperations
 from pahq_server.workers.pool import RemotePool
 from pahq_server.workers.states import MOST_LOSSES
@@ -144,6 +152,60 @@ def test_small_jobs_stay_on_one_worker_and_others_are_opened_elsewhere(pools: Po
     assert [len(host.engine.open_states) for host in cluster.hosts.values()] == [1, 0, 0]
 
 
+def test_what_waits_for_a_worker_goes_on_while_a_state_is_opened(pools: Pools) -> None:
+    """A worker whose job has ended waits for the next `run`, which does not come before `open` returns."""
+    slow: list[int] = []
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if ends_on(first)(call):
+            slow.append(number)
+            return []
+        if isinstance(call, OpenState) and slow:
+            cluster.tell(Answer(0, slow[0], Ran([scores(passes(3))], MEMORY)))
+            gone_on.extend(cluster.of(RunOperations)[-1:])
+        return None
+
+    first, gone_on = EngineStateId(-1), list[tuple[int, Call]]()
+    pool, cluster = pools(2, react)
+    first, quick, waits = (pool.open(objective()) for _ in range(3))
+    work = [Work(first, passes(3)), Work(quick, passes(3)), Work(waits, MeasureAccuracy(False))]
+    assert [outcome is UNDER_WAY for outcome in pool.run(work)] == [True, False, True]
+    pool.open(objective())
+    assert [(worker, ends_on(waits)(call)) for worker, call in gone_on] == [(0, True)]
+    assert finished(pool, work[:1]) == [scores(passes(3))]
+
+
+def test_waiting_for_a_worker_is_no_part_of_opening_a_state(pools: Pools, monkeypatch: Any) -> None:
+    """Else a job would be long taken for too small to be shared."""
+    monkeypatch.setattr(dispatch, "LEAST_S", 0.0)
+    clock, slow = Clock(), []
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if ends_on(long)(call):
+            slow.append(number)
+            return []
+        if isinstance(call, OpenState) and slow:
+            clock.now += 1000.0
+            cluster.tell(Answer(worker, slow.pop(), Ran([None], MEMORY)))
+            clock.now += 1.0
+        if isinstance(call, RunOperations):
+            clock.now += 3.0
+        return None
+
+    long = EngineStateId(-1)
+    pool, cluster = pools(2, react, clock=clock, deadline_s=1e9)
+    long, quick = pool.open(objective()), pool.open(objective())
+    pool.run([Work(long, passes(3)), Work(quick, passes(3))])
+    state = pool.open(objective())
+    pool.close(long)
+    pool.close(quick)
+    assert alone(pool, state) == scores(passes(3))
+    before = len(cluster.calls)
+    assert alone(pool, state, passes(60)) == scores(passes(60))
+    worked = {worker for worker, _, call in cluster.calls[before:] if isinstance(call, RunOperations)}
+    assert worked == {0, 1}
+
+
 def test_states_are_opened_where_fewest_are(pools: Pools) -> None:
     pool, cluster = pools(3)
     names = [pool.open(objective()) for _ in range(7)]
@@ -203,6 +265,40 @@ def test_a_call_that_cannot_be_sent_fails_and_the_next_ones_go_on(pools: Pools) 
         pool.open(objective())
     cluster.call = call  # type: ignore[method-assign]
     assert alone(pool, state) == scores(passes(3))
+
+
+def test_what_a_failed_call_held_is_sent_again(pools: Pools) -> None:
+    """A session that fails goes on, from the same base circuits."""
+    pool, cluster = pools(1)
+    state, operation = pool.open(objective()), passes(3)
+    call, error = cluster.call, MemoryError("no room for the message")
+
+    def breaks(worker: int, number: int, content: Call) -> None:
+        raise error
+
+    cluster.call = breaks  # type: ignore[method-assign]
+    assert alone(pool, state, operation) is error
+    cluster.call = call  # type: ignore[method-assign]
+    for _ in range(2):
+        assert alone(pool, state, operation) == scores(operation)
+
+
+def test_a_state_that_cannot_be_sent_to_another_worker_fails_its_job_alone(pools: Pools) -> None:
+    pool, cluster = pools(2)
+    bad, good = (pool.open(objective()) for _ in range(2))
+    cluster.lose(0)
+    cluster.settle()
+    call, error = cluster.call, ValueError("an objective that cannot be encoded")
+
+    def breaks(worker: int, number: int, content: Call) -> None:
+        if isinstance(content, OpenState):
+            raise error
+        call(worker, number, content)
+
+    cluster.call = breaks  # type: ignore[method-assign]
+    assert finished(pool, [Work(bad, passes(3)), Work(good, passes(3))]) == [error, scores(passes(3))]
+    cluster.call = call  # type: ignore[method-assign]
+    assert alone(pool, bad) == scores(passes(3))
 
 
 # Workers that are lost
@@ -351,6 +447,29 @@ def test_losses_that_are_far_apart_blame_nobody(pools: Pools) -> None:
         assert alone(pool, state) == scores(passes(3))
 
 
+def test_a_job_that_has_lost_a_worker_does_not_wait_until_others_end(pools: Pools) -> None:
+    lossy = [True]
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if isinstance(call, RunOperations) and lossy:
+            lossy.clear()
+            return [cluster.lost(worker), cluster.started(worker)]
+        return None
+
+    pool, cluster = pools(1, react)
+    unlucky, other = (pool.open(objective()) for _ in range(2))
+    assert isinstance(alone(pool, unlucky), NoWorkerError)
+    cluster.settle()
+    work = [Work(unlucky, passes(3)), Work(other, passes(3))]
+    for _ in range(3):
+        outcomes = pool.run(work)
+        if outcomes[0] is not UNDER_WAY:
+            break
+        work[1] = Work(other, passes(3))
+    assert isinstance(outcomes[0], Timed)
+    assert outcomes[0].outcome == scores(passes(3))
+
+
 def test_losses_are_forgotten_with_the_job(pools: Pools) -> None:
     losses, resolved = states.Losses(), objective()
     for count in (1, 2):
@@ -461,6 +580,27 @@ def test_a_helper_without_memory_hands_its_part_home_and_is_not_tried_again(
     assert [worker for worker, _ in cluster.of(CloseState)] == [0]
 
 
+def test_nothing_is_kept_of_a_state_that_is_closed_while_a_helper_opens_it(pools: Pools, eager: None) -> None:
+    held: list[int] = []
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if worker == 2 and isinstance(call, OpenState):
+            held.append(number)
+            return []
+        return None
+
+    pool, cluster = pools(3, react)
+    shared, other = pool.open(objective()), pool.open(objective())
+    assert alone(pool, shared, passes(3)) == scores(passes(3))
+    outcomes = pool.run([Work(shared, passes(60)), Work(other, passes(3))])
+    assert outcomes[0] is UNDER_WAY
+    pool.close(shared)
+    cluster.settle()
+    cluster.tell(Answer(2, held[0], FULL))
+    assert not any(member.failed for member in pool.roster.members)
+    assert alone(pool, other) == scores(passes(3))
+
+
 def test_a_helper_that_runs_out_of_memory_closes_the_state(pools: Pools, eager: None) -> None:
     short = [False]
 
@@ -553,6 +693,28 @@ def test_what_could_not_be_opened_is_tried_again(pools: Pools) -> None:
     assert alone(pool, state) == scores(passes(3))
 
 
+def test_a_worker_may_run_out_of_memory_while_it_is_to_open_a_state(pools: Pools) -> None:
+    held: list[int] = []
+
+    def react(worker: int, number: int, call: Call) -> Sequence[ClusterEvent] | None:
+        if ends_on(long)(call) and not held:
+            held.append(number)
+            return []
+        if isinstance(call, OpenState) and held:  # it waits behind what runs out of memory
+            cluster.tell(Answer(worker, held[0], FULL))
+        return None
+
+    long = EngineStateId(-1)
+    pool, cluster = pools(2, react)
+    long, short = pool.open(objective()), pool.open(objective())
+    work = [Work(long, passes(3)), Work(short, passes(3))]
+    assert pool.run(work)[0] is UNDER_WAY
+    third = pool.open(objective())
+    assert isinstance(finished(pool, work[:1])[0], ResourceExhaustedError)
+    for state in (long, short, third):
+        assert alone(pool, state) == scores(passes(3))
+
+
 # Checks
 
 
@@ -642,6 +804,25 @@ def test_a_worker_that_ends_again_and_again_while_it_starts_says_why(pools: Pool
     cluster.settle()
     (status,) = pool.workers()
     assert (status.state, status.reason, status.restarts) == (WorkerState.LOST, "no such device", 3)
+
+
+def test_a_worker_that_takes_long_to_start_says_why_and_was_not_lost() -> None:
+    class Late(ScriptedCluster):
+        def ready(self, worker: int) -> None:
+            if worker == 0:
+                super().ready(worker)
+
+    cluster = Late(2)
+    pool = RemotePool(cluster)
+    pool.start()
+    for worker in (0, 1):
+        cluster.tell(Delayed(worker, "are 8 GPUs free for it?"))
+    ready, late = pool.workers()
+    assert (ready.state, ready.reason, ready.restarts) == (WorkerState.READY, "", 0)
+    assert (late.state, late.reason, late.restarts) == (WorkerState.STARTING, "are 8 GPUs free for it?", 0)
+    cluster.tell(cluster.started(1))
+    assert (pool.workers()[1].state, pool.workers()[1].reason) == (WorkerState.READY, "")
+    pool.stop()
 
 
 def test_a_pool_without_any_worker_that_can_load_the_models_does_not_start() -> None:

@@ -47,6 +47,7 @@ from pahq_server.engine.generation.backend import (
 from pahq_server.engine.generation.stopping import Detokenizer, end_tokens
 from pahq_server.engine.self_test import literal_logits, random_prompts
 from pahq_server.models.loading import LoadedModel
+from pahq_server.process import SPIN_COUNT
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +76,6 @@ RUN_S = 2.0
 # A forward pass that takes longer than this is taken for a process that hangs.
 ANSWER_S = 1800.0
 CLOSE_S = 5.0
-# How often threads of OpenMP look for work before they sleep; as `cli.serve` sets it for the server.
-SPIN_COUNT = "4000"
 # Lines of vLLM's log that are kept to explain its end.
 KEPT_LINES = 30
 _LEVEL = re.compile(r"^(?:\(.*?\) )?(WARNING|ERROR|CRITICAL) ")
