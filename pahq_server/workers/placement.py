@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.operations import Operation, ScorePasses
@@ -126,7 +127,7 @@ def _hand_over(
         if taker is None:
             continue
         wanted = min(seconds[giver] - fair, fair - seconds[taker])
-        count = _cut(load, left[number], wanted, seconds[giver] - seconds[taker])
+        count = _cut(load, left[number], wanted, seconds[giver] - seconds[taker], least_s)
         moved = count * _each(load)
         if not count or moved < least_s:
             continue
@@ -145,18 +146,26 @@ def _rest(load: Load, left: int) -> float:
     return left * _each(load)
 
 
-def _cut(load: Load, left: int, wanted_s: float, ahead_s: float) -> int:
-    """Returns how many of the last passes take about so long.
+def _cut(load: Load, left: int, wanted_s: float, ahead_s: float, least_s: float) -> int:
+    """Returns how many of the last passes to hand over.
 
-    Where that is less than one, it is one if the giver, which is ahead by ``ahead_s``, stays no less busy
-    than the taker: with many workers the part of each may be shorter than a pass.
+    Args:
+        load: the operation.
+        left: how many of its passes are left.
+        wanted_s: what would balance best.
+        ahead_s: by how much the giver is ahead of the taker.
+        least_s: what is handed over takes at least so long, even if the part of each worker is shorter, as long
+            as the giver stays no less busy than the taker.
     """
     each = _each(load)
     if load.passes == 1:
         # A whole operation moves only if both workers are nearer to their part then.
         return int(0 < each < 2 * wanted_s)
-    count = min(left, round(wanted_s / each)) if each else 0
-    if not count:
-        return int(each > 0 and 2 * each <= ahead_s)
+    if not each:
+        return 0
+    count = min(left, round(wanted_s / each))
+    if count * each < max(least_s, each):
+        count = min(left, max(1, ceil(least_s / each)))
+        return count if 2 * count * each <= ahead_s else 0
     near = [left - joint for joint in load.joints if abs(left - joint - count) <= SNAP * count]
     return min(near, key=lambda other: abs(other - count), default=count)
