@@ -154,8 +154,8 @@ def _cut(load: Load, left: int, wanted_s: float, ahead_s: float, least_s: float)
         left: how many of its passes are left.
         wanted_s: what would balance best.
         ahead_s: by how much the giver is ahead of the taker.
-        least_s: what is handed over takes at least so long, even if the part of each worker is shorter, as long
-            as the giver stays no less busy than the taker.
+        least_s: what is handed over takes at least so long, even if the part of each worker is shorter, as
+            long as the giver stays no less busy than the taker.
     """
     each = _each(load)
     if load.passes == 1:
