@@ -165,6 +165,10 @@ def test_the_benchmark_of_sampling_measures_what_it_says(monkeypatch: pytest.Mon
     peaks = own["peak_of_whole"]
     assert 0.1 < peaks["rounds"] < peaks["fifo"] < peaks["longest_first"] < 1
     assert parts["kinds"]["n 4, m 4"]["peak_of_whole"]["fifo"] == 1
+    assert sampling_tables.targets({}) == lines[:2], "what was not measured has no rows"
+
+
+def test_the_table_of_sampling_tells_what_models_gave() -> None:
     runs = {
         name: {
             "steps": [steps],
@@ -205,7 +209,6 @@ def test_the_benchmark_of_sampling_measures_what_it_says(monkeypatch: pytest.Mon
     assert "| toy, vllm | **fifo** | 1.100 (1.100) | 0.340 (0.340) | 40 | 200 | 2.50 |" in (
         sampling_tables.by_model(results)
     )
-    assert sampling_tables.targets({}) == lines[:2], "what was not measured has no rows"
 
 
 def test_a_simulated_search_finds_the_edges_whose_effects_are_large() -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from bench.__main__ import RESULTS, machine
+from bench.__main__ import RESULTS
 from bench.pages import write_table
+from bench.parts import chosen, measured
 from bench.sampling import real, simulated
 from bench.sampling.tables import by_kind, by_memory, by_model, markdown, targets
 
@@ -25,20 +22,8 @@ PARTS: dict[str, Callable[[], Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default: all")
-    options = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    stored: Path = RESULTS / "sampling.json"
-    results: dict[str, Any] = json.loads(stored.read_text("utf-8")) if stored.exists() else {}
-    for name in options.parts:
-        try:
-            figures = PARTS[name]()
-        except real.SkippedError as error:
-            print(error, file=sys.stderr)
-            continue
-        results[name] = {"figures": figures, "measured_on": machine()}
-        stored.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    names = chosen(PARTS, __doc__)
+    results = measured("sampling.json", names, lambda name, results: PARTS[name]())
     table = markdown(results)
     (RESULTS / "sampling.md").write_text(table, "utf-8")
     write_table("sampling", targets(results))

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from bench.parts import SkippedError
 from bench.sampling import blind
 from bench.sampling.simulator import Run, decode
 from bench.sampling.subjects import SUBJECTS, Subject
@@ -128,10 +129,6 @@ class Model:
 
     def close(self) -> None:
         self._engine.stop()
-
-
-class SkippedError(Exception):
-    """A part cannot be measured here. The message says why, and what to do."""
 
 
 def by_transformers() -> dict[str, Any]:

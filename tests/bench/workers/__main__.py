@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -10,18 +9,17 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from bench import workloads
-from bench.__main__ import RESULTS, machine
+from bench.__main__ import RESULTS
 from bench.pages import write_table
+from bench.parts import Results, SkippedError, chosen, measured
 from bench.workers import costs, real
 from bench.workers.scores import sample
 from bench.workers.simulation import Case, cases, figures, simulate
 from bench.workers.tables import by_step, by_workers, constants, markdown, targets
 
-Results = dict[str, Any]
 # Of how many receivers of the large graph one is searched.
 EVERY = 100
 
@@ -29,7 +27,7 @@ EVERY = 100
 def measured_constants(results: Results) -> Results:
     """Measures the constants of the cost model. Raises SkippedError without tinytalk."""
     if not workloads.TINYTALK.is_dir():
-        raise real.SkippedError(f"the constants are not measured: there is no {workloads.TINYTALK}")
+        raise SkippedError(f"the constants are not measured: there is no {workloads.TINYTALK}")
     speed = json.loads((RESULTS / "bench.json").read_text("utf-8"))
     share = speed["gpt2"]["share_of_gemm_rate"]
     return costs.measured(workloads.tinytalk(), share).stored()
@@ -38,7 +36,7 @@ def measured_constants(results: Results) -> Results:
 def simulation(results: Results) -> Results:
     """Simulates all cases. Raises SkippedError if the constants were never measured."""
     if "constants" not in results:
-        raise real.SkippedError("nothing is simulated: first measure the part 'constants'")
+        raise SkippedError("nothing is simulated: first measure the part 'constants'")
     measured = costs.Constants.of_stored(results["constants"]["figures"])
     todo = cases(list(costs.DEVICES))
     with ProcessPoolExecutor(os.cpu_count()) as processes:
@@ -74,20 +72,8 @@ PARTS: dict[str, Callable[[Results], Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; default: all")
-    options = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    stored: Path = RESULTS / "workers.json"
-    results: Results = json.loads(stored.read_text("utf-8")) if stored.exists() else {}
-    for name in options.parts:
-        try:
-            found = PARTS[name](results)
-        except real.SkippedError as error:
-            print(error, file=sys.stderr)
-            continue
-        results[name] = {"figures": found, "measured_on": machine()}
-        stored.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    names = chosen(PARTS, __doc__)
+    results = measured("workers.json", names, lambda name, results: PARTS[name](results))
     table = markdown(results)
     (RESULTS / "workers.md").write_text(table, "utf-8")
     for marker, lines in (

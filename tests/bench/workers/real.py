@@ -18,6 +18,7 @@ from e2e.process import ServerProcess
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from bench import workloads
+from bench.parts import SkippedError
 from bench.workloads import TINYTALK, VOCABULARY
 from pahq_client import Circuit, Client, Task
 
@@ -41,10 +42,6 @@ TURNS = 3
 SHARE = 0.15
 JOBS = 10
 KL = "kl_divergence"
-
-
-class SkippedError(Exception):
-    """A part cannot be measured here. The message says why, and what to do."""
 
 
 @dataclass(frozen=True)
