@@ -117,16 +117,7 @@ async def _serve(
         telemetry.observer,
         config.network.limits,
     )
-    telemetry.read(
-        Sources(
-            engine.memory_usage,
-            jobs.count_by_state,
-            jobs.sessions.count,
-            engine.workers,
-            jobs.unavailable,
-            config.storage.config.directory,
-        )
-    )
+    telemetry.read(_sources(config, engine, jobs))
     leave_out_of_garbage_collections()
     # Before `ready`: whoever reads the address may stop the server at once.
     stop = _stop_event(config.network.parent_watch)
@@ -146,6 +137,17 @@ async def _serve(
         # With a data directory, jobs go on when a supervisor starts the process again. Without one they have
         # failed.
         raise WorkerFailedError("the worker failed; the log says why. Start the server again to go on")
+
+
+def _sources(config: ServerConfig, engine: PoolEngine, jobs: JobService) -> Sources:
+    return Sources(
+        engine.memory_usage,
+        jobs.count_by_state,
+        jobs.sessions.count,
+        engine.workers,
+        jobs.unavailable,
+        config.storage.config.directory,
+    )
 
 
 async def _end(engine: PoolEngine, jobs: JobService, api: ApiServer, resuming: asyncio.Task[None]) -> None:

@@ -416,6 +416,8 @@ class JobService:
         return self._store.durable and (stopped or isinstance(error.__cause__, WorkerFailedError))
 
     def _workers_per_job(self) -> int:
+        if not self._engine.concurrent:
+            return 1  # methods ask in every step, and describing workers takes longer than this
         ready = sum(worker.state is WorkerState.READY for worker in self._engine.workers())
         return max(1, ready // max(1, self._scheduler.running))
 
