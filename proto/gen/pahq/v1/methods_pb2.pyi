@@ -78,6 +78,24 @@ class GenerateParameters(_message.Message):
     circuit: _circuit_pb2.EdgeSet
     def __init__(self, n: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., logprobs: bool = ..., slots: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., circuit: _Optional[_Union[_circuit_pb2.EdgeSet, _Mapping]] = ...) -> None: ...
 
+class NodePruningParameters(_message.Message):
+    __slots__ = ("max_kl", "penalty", "steps", "kinds", "seed", "task_loss", "no_polish")
+    MAX_KL_FIELD_NUMBER: _ClassVar[int]
+    PENALTY_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    TASK_LOSS_FIELD_NUMBER: _ClassVar[int]
+    NO_POLISH_FIELD_NUMBER: _ClassVar[int]
+    max_kl: float
+    penalty: float
+    steps: int
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    seed: int
+    task_loss: float
+    no_polish: bool
+    def __init__(self, max_kl: _Optional[float] = ..., penalty: _Optional[float] = ..., steps: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., task_loss: _Optional[float] = ..., no_polish: bool = ...) -> None: ...
+
 class ExtensionParameters(_message.Message):
     __slots__ = ("method", "parameters")
     METHOD_FIELD_NUMBER: _ClassVar[int]
