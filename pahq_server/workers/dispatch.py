@@ -153,14 +153,14 @@ class Dispatch:
     # Beginning
 
     def _begin(self, work: Sequence[Work], usable: Collection[int]) -> None:
-        homes = {self._states.housed(item.state, usable).home for item in work}
+        homes = {self._housed(item.state, usable).home for item in work}
         # Others have jobs of their own to go on with, whose passes share more with each other.
         idle = [n for n in usable if n not in homes and n not in self._doing and not self._next[n]]
         loads = [self._load(item, idle) for item in work]
         busy = {number: self._busy_s(number) for number in usable}
         for item in work:
             self.drop(item.state)
-            self._tasks[item.state] = Task(item, self._states.housed(item.state, usable))
+            self._tasks[item.state] = Task(item, self._housed(item.state, usable))
         for number, shares in place(loads, busy, LEAST_S).items():
             for share in shares:
                 self._put(number, self._fragment(work[share.load], share))
@@ -287,7 +287,7 @@ class Dispatch:
         if not short_of_memory(outcome):
             self._end(fragment, _checked(fragment.operation, outcome))
             return
-        home = self._states.housed(fragment.name, self._allowed(fragment.name, but=number)).home
+        home = self._housed(fragment.name, self._allowed(fragment.name, but=number)).home
         if home is not None and home != number:
             refuse(self._roster, number, fragment.name)
             self._again(home, fragment)
@@ -312,13 +312,18 @@ class Dispatch:
         if not allowed:
             self._end(fragment, NoWorkerError(self._roster.why_none()))
             return
-        self._states.housed(fragment.name, allowed)
+        self._housed(fragment.name, allowed)
         self._again(min(allowed, key=lambda number: (self._busy_s(number), number)), fragment)
 
     def _allowed(self, name: EngineStateId, but: int | None = None) -> list[int]:
         """Returns the workers that can keep a state: all if none is known to have memory for it."""
         members, usable = self._roster.members, self._roster.usable()
         return [n for n in usable if n != but and name not in members[n].refused] or usable
+
+    def _housed(self, name: EngineStateId, usable: Collection[int]) -> State:
+        """Returns a state, with a home among these workers if it has lost its own: one that has it open."""
+        members = self._roster.members
+        return self._states.housed(name, [n for n in usable if name in members[n].open] or usable)
 
     def _again(self, number: int, fragment: Fragment) -> None:
         self._next[number].append(fragment)
