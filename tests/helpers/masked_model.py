@@ -1,4 +1,4 @@
-"""Node pruning a second time: plain models, one prompt after another, gradients by autograd of the whole graph.
+"""Node pruning a second time: plain models, prompt after prompt, gradients by autograd of the whole graph.
 
 Slow and independent of the engine: it shares weights with it and nothing else. There is no padding, no
 batching, no folding, no recomputation.
@@ -161,7 +161,7 @@ class MaskedModel:
     def _run(
         self, ids: Sequence[int], gates: Sequence[LayerGates] | None = None, ablated: Sequence[Sites] = ()
     ) -> tuple[Tensor, list[Sites]]:
-        """Logits at every position, and what the layers put out before any gate; without gates all is open."""
+        """Logits at every position, and what the layers put out before any gate; gates may be left out."""
         arch, weights = self.model.architecture, self.model.weights
         x = weights.w_e[torch.tensor(ids)]
         if weights.w_pos is not None:
