@@ -35,7 +35,8 @@ def targets(results: Results) -> list[str]:
 def by_case(results: Results) -> list[str]:
     """How often the known nodes were found, by case and ablation."""
     lines = [
-        "| case, ablation | budget | found by training | found after the polish | within the budget | CPU s |",
+        "| case, ablation | budget | found by training | found after the polish | within the budget "
+        "| CPU s |",
         "|---|---|---|---|---|---|",
     ]
     for name, own in _part(results, "planted").items():
