@@ -79,7 +79,7 @@ class Engine:
         """Runs a job to its end, and returns its artifact."""
         found = find(method)
         given = found.read(parameters)
-        resolved = self.engine.resolve(self.objective)
+        resolved = self.engine.resolve(self.objective, found.needs_activations)
         found.check(given, resolved)
         state = self.engine.open(resolved)
         steps = found.run(MethodContext(resolved, given))
@@ -101,7 +101,7 @@ class Engine:
     def measure(self, masks: Sequence[Mask], task: TaskSpec | None = None) -> list[MaskFigures]:
         """Measures binary circuits, on other prompts if they are given."""
         objective = self.objective if task is None else replace(self.objective, task=task)
-        state = self.engine.open(self.engine.resolve(objective))
+        state = self.engine.open(self.engine.resolve(objective, activations=False))
         try:
             operation = MeasureMasks(self.layout, masks)
             (outcome,) = self.engine.run([Work(state, operation)])

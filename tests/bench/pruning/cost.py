@@ -19,10 +19,12 @@ from bench import measure, workloads
 from bench.attribution import peak, reset_peak
 from bench.pruning import floor
 from pahq_server.core.engine import Objective, Work
-from pahq_server.core.pruning import Penalty, Training, TrainMasks
-from pahq_server.core.task import PromptTask
+from pahq_server.core.pruning import NODE_KINDS, Penalty, TrainedSteps, Training, TrainMasks
+from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine.engine import ModelEngine
 from pahq_server.memory.heap import hand_back_freed_memory, keep_freed_memory
+from pahq_server.models.architecture import Model
+from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import LoadedModel
 
 LAYERS, VOCABULARY, REPEAT, ROUNDS = 12, 50257, 5, 3
@@ -52,33 +54,44 @@ def run(layers: int = LAYERS, rounds: int = ROUNDS) -> dict[str, Any]:
 def measured_steps(layers: int) -> dict[str, float]:
     """Trains masks of GPT-2's shape: CPU seconds of a step, and the peak of memory above the model."""
     hand_back_freed_memory()  # as a server does while it loads models
+    # What is loaded at the first step of a process is no cost of a method.
+    small = workloads.gpt2_shape(1, tokens=3, changed=(1,), prompts=2)
+    Steps(workloads.random_gpt2(1, FOLDING, 16, 2), small.task).step()
     workload = workloads.gpt2_shape(
         layers, tokens=floor.TOKENS, changed=(0, 6, 10), prompts=floor.PROMPTS, vocabulary=VOCABULARY
     )
     model = workload.folded()
-    engine = ModelEngine({"gpt2": LoadedModel(model, None, "bench")})
-    task = PromptTask(workload.task.clean, workload.task.corrupted or ())
-    objective = Objective("gpt2", task, KL, "resample", "group", "fp32")
-    layout = layout_of(model.architecture)
-    zeros = np.zeros(layout.size, dtype=np.float32)
-    penalty = Penalty({"heads": 1e-4, "attention_neurons": 2e-4, "mlp_hidden": 5e-6, "mlp_outputs": 5e-7})
-    training = Training(zeros + 2, zeros, zeros, 0, 2.0)
     keep_freed_memory()
     before = reset_peak()
-    state = engine.open(engine.resolve(objective))
+    steps = Steps(model, workload.task)
+    first = measure.cpu_seconds(steps.step)
+    seconds = measure.cpu_seconds(steps.step, REPEAT)
+    return {"step_seconds": seconds, "first_step_seconds": first, "peak_bytes": float(peak() - before)}
 
-    def step() -> None:
-        nonlocal training
-        operation = TrainMasks(layout, training, 1, penalty)
-        (outcome,) = engine.run([Work(state, operation)])
+
+class Steps:
+    """Training of the masks of a model on a task.
+
+    Args:
+        model: folded.
+        task: clean and corrupted prompts.
+    """
+
+    def __init__(self, model: Model, task: TokenTask) -> None:
+        self._engine = ModelEngine({"model": LoadedModel(model, None, "bench")})
+        prompts = PromptTask(task.clean, task.corrupted or ())
+        objective = Objective("model", prompts, KL, "resample", "group", "fp32")
+        self._state = self._engine.open(self._engine.resolve(objective, activations=False))
+        self._layout = layout_of(model.architecture)
+        zeros = np.zeros(self._layout.size, dtype=np.float32)
+        self._training = Training(zeros + 2, zeros, zeros, 0, 2.0)
+
+    def step(self) -> None:
+        operation = TrainMasks(self._layout, self._training, 1, Penalty(dict.fromkeys(NODE_KINDS, 1e-4)))
+        (outcome,) = self._engine.run([Work(self._state, operation)])
         operation.check(outcome)
-        training = outcome.training  # type: ignore[union-attr]
-
-    first = measure.cpu_seconds(step)
-    seconds = measure.cpu_seconds(step, REPEAT)
-    figures = {"step_seconds": seconds, "first_step_seconds": first, "peak_bytes": float(peak() - before)}
-    engine.close(state)
-    return figures
+        assert isinstance(outcome, TrainedSteps)
+        self._training = outcome.training
 
 
 def _process(module: str, layers: int) -> dict[str, float]:

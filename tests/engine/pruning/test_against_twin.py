@@ -48,7 +48,7 @@ class Job:
         )
         prompts = PromptTask(task.clean, task.corrupted or (), answers, wrong, task.positions)
         objective = Objective("model", prompts, "kl_divergence", ablation, "group", "fp32")
-        self._state = self._engine.open(self._engine.resolve(objective))
+        self._state = self._engine.open(self._engine.resolve(objective, activations=False))
 
     def measure(self, *masks: Mask) -> list[MaskFigures]:
         return self._run(MeasureMasks(self.layout, masks))  # type: ignore[return-value]
