@@ -1,9 +1,9 @@
 """Node pruning (arXiv:2512.10903): nodes of several sizes, their gates, and what the engine is asked for.
 
 A gate mixes the current run with the ablated one where a node puts out its value:
-``y = z * current + (1 - z) * ablated``. A mask holds one number per gate. Training changes the logits of gates
-(``log_alpha``); in the end a node is kept if its own is above 0 and everything that contains it is kept, a
-container only if something in it is.
+``y = z * current + (1 - z) * ablated``. A mask holds one number per gate. Training changes the logits of
+gates (``log_alpha``). In the end a node is kept if its own is above 0 and everything that contains it is
+kept, a container only if something in it is.
 """
 
 from __future__ import annotations
