@@ -35,7 +35,7 @@ class _FrozenProduct(torch.autograd.Function):
         return matmul(x, _joined(w))
 
     @staticmethod
-    def backward(context: Any, d: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(context: Any, d: Tensor) -> tuple[Tensor, None]:
         return matmul(d, _joined(context.w).T), None
 
 

@@ -50,6 +50,7 @@ class NodePruning(Method[NodePruningParameters]):
     """
 
     name, parameters, unit = "node_pruning", NodePruningParameters, "steps"
+    needs_activations = False  # its operations run the prompts by themselves
 
     def stored(self, parameters: NodePruningParameters) -> dict[str, Any]:
         return {**vars(parameters), "kinds": list(parameters.kinds)}
@@ -65,6 +66,8 @@ class NodePruning(Method[NodePruningParameters]):
                 f"node pruning minimises the KL divergence from the full model, got {objective.metric!r}. "
                 "Use metric 'kl_divergence'; logit difference and accuracy are measured in the end.",
             )
+        if objective.ablation == "resample" and resolved.task.corrupted is None:
+            raise InvalidRequestError("task.corrupted", "resample ablation needs corrupted prompts")
         if objective.precision not in PRECISIONS:
             raise InvalidRequestError(
                 "precision",

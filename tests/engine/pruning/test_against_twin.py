@@ -11,7 +11,6 @@ from helpers.masked_model import MaskedModel, as_vector, expected_size, random_g
 from helpers.pruning import layout_of
 from helpers.random_passes import random_task
 from helpers.zoo import NAMES, Zoo
-from pahq_server.engine.pruning.gates import logistic_noise
 from torch import Tensor
 
 from pahq_server.core.engine import Objective, Work
@@ -28,6 +27,7 @@ from pahq_server.core.pruning import (
 )
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine.engine import ModelEngine
+from pahq_server.engine.pruning.gates import logistic_noise
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
 from pahq_server.models.loading import LoadedModel

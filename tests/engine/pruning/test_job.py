@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from helpers.random_passes import random_task
 from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.graph import Graph
-from pahq_server.core.pruning import Mask, NodeLayout, Penalty
+from pahq_server.core.operations import prompt_parts
+from pahq_server.core.pruning import Penalty
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.pruning.gates import hard_concrete, open_probability
-from pahq_server.engine.pruning.job import PruningJob
+from pahq_server.engine.pruning.job import PruningJob, layout_of
 from pahq_server.engine.pruning.training import objective_with_gradient
 from pahq_server.engine.pruning.weights import FrozenWeights
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
 
@@ -34,40 +31,6 @@ def make_job(
     return PruningJob(weights, weights, task, ablation, pool or PagePool(POOL_BYTES), tokens)
 
 
-def everything(layout: NodeLayout, opened: bool) -> Mask:
-    return np.full(layout.size, opened)
-
-
-def kl_of(full: Tensor, other: Tensor) -> float:
-    p = full.log_softmax(-1)
-    return float((p.exp() * (p - other.log_softmax(-1))).sum(-1).mean())
-
-
-@pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("name", NAMES)
-def test_all_gates_open_are_the_full_model_and_none_the_ablated_run(
-    name: str, ablation: str, zoo: Zoo
-) -> None:
-    model = zoo[name]
-    task, graph = random_task(model, LENGTHS), model.architecture.graph("group")
-    job = make_job(model, task, ablation)
-    literal = LiteralExecutor(model, graph, task, "kl_divergence", ablation)
-    layout = job.layout
-    full, none = job.figures([everything(layout, True), everything(layout, False)])
-    assert full.kl == pytest.approx(0, abs=1e-9)
-    assert full.exact_match == 1
-    full_logits, ablated = literal.logits(Circuit.full(graph)), literal.logits(Circuit.empty(graph))
-    if ablation != "resample":
-        # The embedding has no gate.
-        ablated = literal.logits(only_embedding(graph))
-    assert none.kl == pytest.approx(kl_of(full_logits, ablated), abs=1e-9)
-    for found, logits in ((full, full_logits), (none, ablated)):
-        right, wrong = (logits[range(len(LENGTHS)), ids] for ids in (task.answers, task.wrong_answers))
-        assert found.logit_difference == pytest.approx(float((right - wrong).mean()), abs=1e-9)
-        assert found.accuracy == float((right > wrong).double().mean())
-    assert none.exact_match == float((ablated.argmax(-1) == full_logits.argmax(-1)).double().mean())
-
-
 def total_loss(job: PruningJob, log_alpha: Tensor, noise: Tensor, penalty: Penalty, scale: float) -> float:
     """The loss of a random circuit, from its parts."""
     sums, _ = job.loss_with_gradient(hard_concrete(log_alpha, noise), penalty.task_loss)
@@ -76,14 +39,6 @@ def total_loss(job: PruningJob, log_alpha: Tensor, noise: Tensor, penalty: Penal
         penalty.weights.get(kind, 0.0) * float(sizes[part].sum()) for kind, part in job.layout.slices()
     )
     return sums.kl + penalty.task_loss * sums.answers + scale * size
-
-
-def only_embedding(graph: Graph) -> Circuit:
-    """Keeps the edge from the embedding to the logits."""
-    circuit = Circuit.empty(graph)
-    kept = circuit.kept.copy()
-    kept[graph.edge_named("input->logits")] = True
-    return Circuit(graph, kept)
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
@@ -113,3 +68,35 @@ def test_gradients_are_finite_differences(name: str, ablation: str, zoo: Zoo) ->
             way[part.start] = 1
             slope = (loss(log_alpha + 1e-5 * way) - loss(log_alpha - 1e-5 * way)) / 2e-5
             assert float(gradient[part.start]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_parts_of_the_prompts_add_up(ablation: str, zoo: Zoo) -> None:
+    """However many tokens a part has: sums over other parts have other last bits, and no more."""
+    model = zoo["mistral"]
+    task = random_task(model, LENGTHS)
+    z = torch.rand(layout_of(model.architecture).size, dtype=torch.float64)
+    found = [make_job(model, task, ablation, tokens).loss_with_gradient(z, 0.5) for tokens in (1, 16, 1000)]
+    assert len(prompt_parts(task, 1)) > len(prompt_parts(task, 16)) > len(prompt_parts(task, 1000))
+    for sums, gradient in found[1:]:
+        assert sums.kl == pytest.approx(found[0][0].kl, rel=1e-12)
+        assert sums.answers == pytest.approx(found[0][0].answers, rel=1e-12)
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_pages_are_given_back(ablation: str, zoo: Zoo) -> None:
+    pool = PagePool(POOL_BYTES)
+    job = make_job(zoo["gpt2"], random_task(zoo["gpt2"], LENGTHS), ablation, pool=pool)
+    assert pool.statistics().used > 0
+    job.release()
+    job.release()
+    assert pool.statistics().used == 0
+    pool.check_integrity(())
+
+
+def test_without_room_nothing_is_kept(zoo: Zoo) -> None:
+    pool = PagePool(1 << 12)
+    with pytest.raises(OutOfPagesError):
+        make_job(zoo["gpt2"], random_task(zoo["gpt2"], (7,) * 40), "mean", pool=pool)
+    assert pool.statistics().used == 0
