@@ -25,7 +25,7 @@ from pahq_server.models.loading import load
 
 SEEDS = 10
 THRESHOLD = 0.02  # of ACDC
-# At ACDC's KL divergence the right answer is often lost: tinytalk is also pruned with the answers in the loss.
+# At ACDC's KL divergence the right answer is often lost: tinytalk is pruned with answers in the loss, too.
 TASK_LOSS = 1.0
 # Prompts of tinytalk that are not searched: the figures of a circuit are measured on them, too.
 HELD_OUT = 64
