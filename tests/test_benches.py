@@ -412,5 +412,8 @@ def test_the_tables_of_node_pruning_tell_what_holds_and_where_not() -> None:
     ]
     assert "| other, mean | 0.01 | 9 of 10 | 9 of 10 | 10 of 10 | 2.0 |" in pruning_tables.by_case(results)
     (row,) = pruning_tables.by_budget(results)[2:]
-    assert row == "| tinytalk IOI | 0.5 | 0.7 | 0.6 | 0.4 | 40.0% | 30.0% | 0.90 (0.95) | 3 |"
+    assert (
+        row
+        == "| tinytalk IOI, answers in the loss | 0.5 | 0.7 | 0.6 | 0.4 | 40.0% | 30.0% | 0.90 (0.95) | 3 |"
+    )
     assert pruning_tables.markdown({}).count("\n|--") == 3, "what was not measured has no rows"

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from pahq_server.models.architecture import Model
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import LoadedModel
 
+TESTS = Path(__file__).parents[2]
 LAYERS, VOCABULARY, REPEAT, ROUNDS = 12, 50257, 5, 3
 
 
@@ -95,7 +98,10 @@ class Steps:
 
 
 def _process(module: str, layers: int) -> dict[str, float]:
-    done = subprocess.run([sys.executable, "-m", module, str(layers)], check=True, stdout=subprocess.PIPE)
+    command = [sys.executable, "-m", module, str(layers)]
+    paths = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return figures
 

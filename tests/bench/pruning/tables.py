@@ -71,7 +71,10 @@ def _runs(results: Results) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, runs in _part(results, "budgets").items():
         for own in runs:
             yield name, own
-    for own in _part(results, "tinytalk").get("runs", ()):
+    tinytalk = _part(results, "tinytalk")
+    for own in tinytalk.get("runs", ()):
+        yield "tinytalk IOI, answers in the loss", own
+    for own in tinytalk.get("without_answers", ()):
         yield "tinytalk IOI", own
 
 
@@ -103,7 +106,7 @@ def _planted(cases: dict[str, Any]) -> Iterator[Row]:
 
 def _tinytalk(own: dict[str, Any]) -> Iterator[Row]:
     runs = own["runs"]
-    what = f"tinytalk IOI at ACDC's KL ({own['max_kl']:.2f})"
+    what = f"tinytalk IOI at ACDC's KL ({own['max_kl']:.2f}), answers in the loss"
     share = median(run["parameters"] / own["acdc_parameters"] for run in runs)
     yield (
         f"{what}: parameters kept / those of ACDC's nodes, median of {len(runs)} seeds",
