@@ -58,6 +58,7 @@ class PruningJob:
         part_tokens: int = PART_TOKENS,
     ) -> None:
         self.layout = layout_of(weights.arch)
+        self.dtype = weights.dtype
         self._weights, self._task, self._ablation = weights, task, ablation
         self._parts = prompt_parts(task, part_tokens)
         self._positions = len(task.metric_positions())

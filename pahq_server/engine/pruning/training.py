@@ -108,7 +108,8 @@ def _step(
     job: PruningJob, training: Training, penalty: Penalty, steering: Steering | None
 ) -> tuple[Training, float]:
     """Makes a step; returns where training stands after it, and the KL divergence that it found."""
-    log_alpha = torch.from_numpy(training.log_alpha)
+    # Gates are kept in float32; the loss is computed in the model's dtype.
+    log_alpha = torch.from_numpy(training.log_alpha).to(job.dtype)
     noise = logistic_noise(job.layout.size, penalty.seed, training.step)
     kl, gradient = objective_with_gradient(job, log_alpha, noise, penalty, training.scale)
     after, first, second = _adamw(job.layout, training, gradient, penalty)
@@ -163,7 +164,7 @@ def _adamw(
     trained = _trained(layout, penalty)
     before = [torch.from_numpy(x) for x in (training.log_alpha, training.first, training.second)]
     log_alpha, first, second = (x[trained] for x in before)
-    log_alpha.grad = gradient[trained]
+    log_alpha.grad = gradient[trained].to(log_alpha.dtype)
     # One tensor at a time in plain operations, whose bits do not depend on which kernels are fused.
     optimizer = torch.optim.AdamW(
         [log_alpha], lr=penalty.learning_rate, weight_decay=penalty.weight_decay, foreach=False

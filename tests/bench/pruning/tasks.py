@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from helpers.planted import PlantedCircuit, mask_of_nodes, nodes_of_edges, nodes_of_mask, planted_circuits
-from helpers.pruning import Engine, Pruned
+from helpers.pruning import Engine, Pruned, layout_of
 from helpers.specs import found
 
 from bench.methods.subjects import STORIES
 from bench.parts import SkippedError
 from bench.workloads import SHARED, TINYTALK, tinytalk_texts
-from pahq_server.core.pruning import kept_parameters
+from pahq_server.core.pruning import parameters_of
 from pahq_server.core.task import BuiltinTask, PromptTask, TaskSpec
 from pahq_server.demo import model_path
 from pahq_server.models.architecture import Architecture
@@ -170,7 +170,7 @@ def _figures(pruned: Pruned, arch: Architecture) -> dict[str, Any]:
 
 
 def _parameters(arch: Architecture, mask: np.ndarray[Any, Any]) -> int:
-    return kept_parameters(arch, mask)
+    return parameters_of(layout_of(arch), arch.kv_heads, arch.gated, mask)
 
 
 def _stories() -> PromptTask:
