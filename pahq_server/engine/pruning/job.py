@@ -57,7 +57,8 @@ class PruningJob:
         pool: PagePool,
         part_tokens: int = PART_TOKENS,
     ) -> None:
-        self.layout, self.dtype = layout_of(weights.arch), weights.dtype
+        self.layout = layout_of(weights.arch)
+        self.dtype = weights.dtype
         self._weights, self._task, self._ablation = weights, task, ablation
         self._parts = prompt_parts(task, part_tokens)
         self._positions = len(task.metric_positions())
@@ -84,7 +85,7 @@ class PruningJob:
         """Runs a circuit forward and backward on all prompts.
 
         Args:
-            z: its gates, in the model's dtype, on any device: [gates].
+            z: its gates, in the model's dtype, [gates].
             task_loss: weight of the mean negative log-probability of the answers in the loss.
 
         Returns:
@@ -92,7 +93,7 @@ class PruningJob:
             ``task_loss``), as means over metric positions; and the gradient of their weighted sum at ``z``.
         """
         with torch.enable_grad():
-            z = z.detach().to(self._weights.device).requires_grad_()
+            z = z.detach().requires_grad_()
             products = ModelGates.of(self.layout, z)
         gates = products.detached()
         total = ModelGates(*map(torch.zeros_like, gates))
