@@ -85,7 +85,7 @@ class PruningJob:
         """Runs a circuit forward and backward on all prompts.
 
         Args:
-            z: its gates, in the model's dtype, [gates].
+            z: its gates, in the model's dtype, on any device: [gates].
             task_loss: weight of the mean negative log-probability of the answers in the loss.
 
         Returns:
@@ -93,7 +93,7 @@ class PruningJob:
             ``task_loss``), as means over metric positions; and the gradient of their weighted sum at ``z``.
         """
         with torch.enable_grad():
-            z = z.detach().requires_grad_()
+            z = z.detach().to(self._weights.device).requires_grad_()
             products = ModelGates.of(self.layout, z)
         gates = products.detached()
         total = ModelGates(*map(torch.zeros_like, gates))

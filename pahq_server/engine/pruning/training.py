@@ -141,7 +141,7 @@ def objective_with_gradient(
         z = torch.where(trained, drawn, 1.0)
         size = (weights * open_probability(leaf)).sum()
     sums, at_z = job.loss_with_gradient(z.detach(), penalty.task_loss)
-    (gradient,) = torch.autograd.grad((z, size), leaf, (at_z, torch.full_like(size, scale)))
+    (gradient,) = torch.autograd.grad((z, size), leaf, (at_z.to(z.device), torch.full_like(size, scale)))
     return sums.kl, gradient
 
 
