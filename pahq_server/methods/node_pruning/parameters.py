@@ -24,6 +24,9 @@ PUBLISHED_WEIGHTS: dict[NodeKind, float] = {
     "layers": 0.05,
 }
 GPT2_SMALL = NodeLayout(layers=12, heads=12, d_head=64, d_model=768, d_mlp=3072)
+# Gates have to move by some units of log_alpha, which takes so many steps times their learning rate: with the
+# published .005 they are still open after 1,000 steps, and nothing is pruned. More than .05 is unsteady.
+MOVES, LEAST_RATE, MOST_RATE = 50.0, 0.005, 0.05
 # The weight of all penalties where it is steered, before the first step.
 STEERED_START = 2.0
 
@@ -87,7 +90,8 @@ class NodePruningParameters:
             kind: PUBLISHED_WEIGHTS[kind] * _count(GPT2_SMALL, kind) / _count(layout, kind)
             for kind in self.kinds_of(layout)
         }
-        return Penalty(weights, task_loss=self.task_loss, seed=self.seed)
+        rate = min(max(MOVES / self.steps, LEAST_RATE), MOST_RATE)
+        return Penalty(weights, learning_rate=rate, task_loss=self.task_loss, seed=self.seed)
 
     @property
     def steering(self) -> Steering | None:
