@@ -59,19 +59,23 @@ class Toy:
         return float(self.matters[~consistent(self.layout, mask)].sum())
 
     def answer(self, operation: Operation) -> object:
+        """What an engine gives for an operation."""
         result: object
         if isinstance(operation, MeasureMasks):
             result = [MaskFigures(self.kl(mask), 0.5, None, None) for mask in operation.masks]
         else:
             assert isinstance(operation, TrainMasks)
-            training, kl = operation.training, []
-            for _ in range(operation.steps):
-                training = self._step(training, operation)
-                kl.append(training.average or 0.0)
-            sizes = dict.fromkeys(operation.penalty.weights, 1.0)
-            result = TrainedSteps(training, tuple(kl), sizes)
+            result = self.trained(operation)
         operation.check(result)
         return result
+
+    def trained(self, operation: TrainMasks) -> TrainedSteps:
+        """Gates go towards what is needed, with noise of their step."""
+        training, kl = operation.training, []
+        for _ in range(operation.steps):
+            training = self._step(training, operation)
+            kl.append(training.average or 0.0)
+        return TrainedSteps(training, tuple(kl), dict.fromkeys(operation.penalty.weights, 1.0))
 
     def _step(self, training: Training, operation: TrainMasks) -> Training:
         noise = np.random.default_rng((operation.penalty.seed, training.step))
