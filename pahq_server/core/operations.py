@@ -220,16 +220,16 @@ class MeasureAccuracy(Operation):
             raise NonFiniteMetricError("the engine gave a logit difference that is not finite")
 
 
-def prompt_parts(task: TokenTask) -> list[tuple[int, int]]:
-    """Divides a task's prompts into parts, (first, last) each, of at most `PART_TOKENS` or one prompt.
+def prompt_parts(task: TokenTask, tokens: int = PART_TOKENS) -> list[tuple[int, int]]:
+    """Divides a task's prompts into parts, (first, last) each, of at most ``tokens`` or one prompt.
 
-    Depends on nothing but the task, so that sums over the parts always have the same bits.
+    Depends on nothing else, so that sums over the parts always have the same bits.
     """
     parts: list[tuple[int, int]] = []
     first, longest = 0, 0
     for prompt, ids in enumerate(task.clean):
         longest = max(longest, len(ids))
-        if prompt > first and longest * (prompt + 1 - first) > PART_TOKENS:
+        if prompt > first and longest * (prompt + 1 - first) > tokens:
             parts.append((first, prompt))
             first, longest = prompt, len(ids)
     return [*parts, (first, len(task.clean))]

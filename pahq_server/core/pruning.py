@@ -1,9 +1,9 @@
 """Node pruning (arXiv:2512.10903): nodes of several sizes, their gates, and what the engine is asked for.
 
 A gate mixes the current run with the ablated one where a node puts out its value:
-``y = z * current + (1 - z) * ablated``. A mask holds one number per gate. Training changes the logits of gates
-(``log_alpha``); in the end a node is kept if its own is above 0 and everything that contains it is kept, a
-container only if something in it is.
+``y = z * current + (1 - z) * ablated``. A mask holds one number per gate. Training changes the logits of
+gates (``log_alpha``); in the end a node is kept if its own is above 0 and everything that contains it is
+kept, a container only if something in it is.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ START = (1.5, 2.5)
 # What an operation costs, in patched passes of the same prompts: a step is a forward and a backward pass with
 # what that computes again; a binary circuit is a forward pass.
 PASSES_PER_STEP, PASSES_PER_MASK = 4, 1
+
+# The precision policies that node pruning has: those that leave activations as they are. Weights are rounded
+# as the policy says, in the circuit and in the ablated run; the full model that these are compared with is in
+# full precision.
+PRECISIONS = ("fp32", "bf16", "pahq-int8", "pahq-int8-weight", "pahq-fp8")
 
 Mask: TypeAlias = NDArray[np.bool_]
 

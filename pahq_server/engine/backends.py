@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Protocol, TypeVar
@@ -136,14 +136,21 @@ class EngineState:
         loaded: the served model, as it is kept in memory: with folded norms under the sparse executor.
         backend: runs the patched passes of this model under this precision policy, for all jobs.
         executor: the job's own activations inside ``backend``.
+        memory: of the device, shared by all states on it.
+        quantized: gives the model's matrices under the objective's precision policy, as the sparse executor
+            has them; None in full precision, and for the literal executor.
         kept: what runners keep for the state's next operations, under names of their own; freed with it.
+        on_close: is called when the state is closed, to free what is not only Python's.
     """
 
     resolved: ResolvedObjective
     loaded: LoadedModel
     backend: Backend[Any]
     executor: Executor
+    memory: DeviceMemory
+    quantized: Callable[[], QuantizedModel | None]
     kept: dict[str, Any] = field(default_factory=dict)
+    on_close: list[Callable[[], None]] = field(default_factory=list)
 
 
 def make_backend(

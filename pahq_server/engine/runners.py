@@ -26,10 +26,12 @@ from pahq_server.core.operations import (
     ScorePasses,
     in_groups,
 )
+from pahq_server.core.pruning import MeasureMasks, TrainMasks
 from pahq_server.engine.backends import EngineState
 from pahq_server.engine.generation.circuit_decoding import decode_under_circuit
 from pahq_server.engine.gradients.scorer import edge_gradients
 from pahq_server.engine.predictions import likeliest_tokens, measure_accuracy
+from pahq_server.engine.pruning.training import measure_masks, train_masks
 
 O = TypeVar("O", bound=Operation)  # noqa: E741 - the operation's class
 
@@ -71,4 +73,6 @@ RUNNERS: Mapping[type[Operation], Runner] = {
     LikeliestTokens: one_by_one(likeliest_tokens),
     MeasureAccuracy: one_by_one(measure_accuracy),
     DecodeUnderCircuit: one_by_one(decode_under_circuit),
+    TrainMasks: one_by_one(train_masks),
+    MeasureMasks: one_by_one(measure_masks),
 }

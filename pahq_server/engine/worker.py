@@ -33,7 +33,9 @@ from pahq_server.engine.generation.backend import GenerationBackend
 from pahq_server.engine.generation.circuit_decoding import circuit_offer
 from pahq_server.engine.generation.decoding import Generation
 from pahq_server.engine.runners import RUNNERS, Runner
+from pahq_server.engine.sparse.backend import SparseBackend
 from pahq_server.engine.sparse.memory import DeviceMemory, page_bytes_for
+from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.memory.heap import Gaps, kept_free_bytes
 from pahq_server.models.building import PLAIN, Transform
 from pahq_server.models.folding import FOLDING, fold
@@ -197,7 +199,14 @@ class Worker:
                 executor.release()
                 raise
         state = EngineStateId(next(self._ids))
-        self._states[state] = EngineState(resolved, self._served[objective.model], backend, executor)
+        self._states[state] = EngineState(
+            resolved,
+            self._served[objective.model],
+            backend,
+            executor,
+            self.memory,
+            lambda: self._quantized(objective.model, objective.precision),
+        )
         return state
 
     def run(self, work: Sequence[Work]) -> list[Outcome]:
@@ -214,6 +223,8 @@ class Worker:
     def close(self, state: EngineStateId) -> None:
         closed = self._states.pop(state)
         self._generation.drop(closed)
+        for free in closed.on_close:
+            free()
         closed.executor.release()
         self._gaps.hand_back()
 
@@ -241,6 +252,11 @@ class Worker:
         if not resolved.activations:
             return NoActivations()
         return self._backend(objective.model, objective.precision)
+
+    def _quantized(self, name: str, precision: str) -> QuantizedModel | None:
+        """Returns the matrices of a model under a policy, see `EngineState`."""
+        backend = self._backend(name, precision)
+        return backend.quantized if isinstance(backend, SparseBackend) else None
 
     def _backend(self, name: str, precision: str) -> Backend[Any]:
         """Returns the backend of a model and policy.

@@ -38,6 +38,8 @@ class Architecture:
         gated: whether the MLP is ``W_out(act(W_gate x) * (W_in x))``.
         causal: whether a position sees only itself and earlier ones.
         parallel: whether attention and MLP of a layer read the same residual stream.
+        centred: whether all that is written to the residual stream has the mean 0 over its features, as
+            folding leaves models with layer norms.
     """
 
     model_type: str
@@ -58,6 +60,7 @@ class Architecture:
     gated: bool = False
     causal: bool = True
     parallel: bool = False
+    centred: bool = False
 
     def graph(self, kv_receivers: KvReceivers) -> Graph:
         """Returns the model's graph, with key and value receivers per key/value head or per query head."""

@@ -34,8 +34,9 @@ class Folding:
     """A `building.Transform` that folds each piece of a model."""
 
     def architecture(self, arch: Architecture) -> Architecture:
-        norm = "rms" if arch.norm == "layer" else arch.norm
-        return replace(arch, norm=norm, attention_scales=(1.0,) * arch.layers)
+        centred = arch.norm == "layer"
+        norm = "rms" if centred else arch.norm
+        return replace(arch, norm=norm, attention_scales=(1.0,) * arch.layers, centred=centred)
 
     def embeddings(self, arch: Architecture, weights: Weights) -> Weights:
         w_u, b_u = fold_unembedding(weights)

@@ -40,6 +40,7 @@ class SparseBackend:
         self, model: Model, memory: DeviceMemory, namespace: bytes, quantized: QuantizedModel | None = None
     ) -> None:
         self._memory, self._shared = memory, SharedModel(model, memory, namespace, quantized)
+        self.quantized = quantized
 
     def open(self, graph: Graph, task: TokenTask, metric: str, ablation: str) -> SparseExecutor:
         """Opens a job.
