@@ -29,6 +29,7 @@ from pahq_client.errors import (
     Conflict,
     DeadlineExceeded,
     InvalidCircuitFile,
+    InvalidNodeCircuitFile,
     InvalidRequest,
     InvalidSamplesFile,
     InvalidScoresFile,
@@ -53,6 +54,7 @@ from pahq_client.errors import (
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
+from pahq_client.node_circuit import NodeCircuit, NodeFigures, NodeOverlap
 from pahq_client.nodes import NodeTotal
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import (
@@ -94,6 +96,7 @@ __all__ = [
     "EventKind",
     "Graph",
     "InvalidCircuitFile",
+    "InvalidNodeCircuitFile",
     "InvalidRequest",
     "InvalidSamplesFile",
     "InvalidScoresFile",
@@ -107,6 +110,9 @@ __all__ = [
     "Model",
     "NoEmbeddedServer",
     "NoWorker",
+    "NodeCircuit",
+    "NodeFigures",
+    "NodeOverlap",
     "NodeTotal",
     "NotFound",
     "OtherModel",

@@ -194,7 +194,7 @@ def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
     given = _given(request)
     _check_arguments(method, given)
     spec = jobs_pb2.JobSpec(
-        objective=_objective(request, metric_of(request)),
+        objective=objective_message(request, metric_of(request)),
         include_prompts=checks.flag("include_prompts", request.include_prompts),
     )
     match method:
@@ -425,7 +425,7 @@ def _struct(parameters: Mapping[str, Any]) -> Struct:
 
 def evaluation_messages(request: EvaluationRequest) -> Iterator[patching_pb2.EvaluateCircuitsRequest]:
     """Converts an EvaluationRequest to as many messages as its circuits need."""
-    objective = _objective(request, request.metric)
+    objective = objective_message(request, request.metric)
     allowed = checks.flag("allow_other_model", request.allow_other_model)
     field = "circuits[{}]" if len(request.circuits) > 1 else "circuit"
     circuits = [
@@ -491,7 +491,7 @@ def chunks(circuits: Sequence[M], most: int) -> Iterator[list[M]]:
 
 def session_message(request: SessionRequest) -> patching_pb2.OpenSessionRequest:
     """Converts a SessionRequest."""
-    return patching_pb2.OpenSessionRequest(objective=_objective(request, request.metric))
+    return patching_pb2.OpenSessionRequest(objective=objective_message(request, request.metric))
 
 
 def circuit(names: Sequence[str], complete: bool) -> patching_pb2.SessionCircuit:
@@ -553,7 +553,10 @@ def _model_name(model: object) -> str:
     return checks.text("model", model)
 
 
-def _objective(request: JobRequest | EvaluationRequest | SessionRequest, metric: str) -> jobs_pb2.Objective:
+def objective_message(
+    request: JobRequest | EvaluationRequest | SessionRequest, metric: str
+) -> jobs_pb2.Objective:
+    """Converts what a request works on."""
     return jobs_pb2.Objective(
         model=_model_name(request.model),
         task=task_message(request.task),

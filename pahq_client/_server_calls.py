@@ -61,7 +61,9 @@ from pahq_client.errors import (
     WarningDisplay,
 )
 from pahq_client.jobs import JobCalls
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.predictions import Predictions, TaskCheck
+from pahq_client.pruning import PruneRequest, prune_spec
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Deadline
 from pahq_client.samples import Sample, Samples
@@ -231,6 +233,14 @@ class ServerCalls:
         if not isinstance(found, EdgeScores):
             kind = type(found).__name__
             raise InvalidRequest("method", f"{request.method!r} gives a {kind}, not scores: use discover()")
+        return found
+
+    def prune_nodes(
+        self, request: PruneRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[NodeCircuit]:
+        found = yield from self._run_creation(_creation(prune_spec(request)), timeout, progress)
+        if not isinstance(found, NodeCircuit):
+            raise ServerFault(f"the server sent a {type(found).__name__}, asked for a node circuit")
         return found
 
     def generate(

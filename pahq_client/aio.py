@@ -27,7 +27,9 @@ from pahq_client.display.progress import ProgressLike
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.predictions import Predictions, TaskCheck
+from pahq_client.pruning import PruneRequest
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
 from pahq_client.samples import Sample, Samples
@@ -216,6 +218,32 @@ class AsyncClient(ClientBase):
             include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.attribute(request, timeout, progress))
+
+    @described_as(Client.prune_nodes)
+    @known_arguments
+    async def prune_nodes(
+        self,
+        model: str,
+        task: TaskLike,
+        *,
+        max_kl: float | None = None,
+        penalty: float | None = None,
+        steps: int = 1000,
+        kinds: Iterable[str] | None = None,
+        seed: int = 0,
+        task_loss: float = 0.0,
+        polish: bool = True,
+        ablation: str = "resample",
+        precision: str = "fp32",
+        include_prompts: bool = False,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> NodeCircuit:
+        request = PruneRequest(
+            *(model, task, max_kl, penalty, steps, kinds, seed, task_loss, polish),
+            *(ablation, precision, include_prompts),
+        )
+        return await self._transport.run(self._calls.prune_nodes(request, timeout, progress))
 
     @described_as(Client.generate)
     @known_arguments

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pahq.v1 import jobs_pb2
 
 from pahq_client import _responses as responses
-from pahq_client import samples_file
+from pahq_client import node_circuit_file, samples_file
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.graph import MOST_LISTED, CircuitMetric, Edge, Graph, Verdict
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.results import Evaluation, WithProvenance
 from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
@@ -58,8 +59,8 @@ class Artifact(WithProvenance):
         return f"Artifact(kind={self.kind!r}, version={self.version}, {len(self.data)} bytes{partial})"
 
 
-AnyArtifact: TypeAlias = Circuit | EdgeScores | Samples | Artifact
-"""What a job gives: a Circuit, EdgeScores, Samples, or an Artifact of a kind that is not known here."""
+AnyArtifact: TypeAlias = Circuit | EdgeScores | NodeCircuit | Samples | Artifact
+"""What a job gives: a Circuit, EdgeScores, a NodeCircuit, Samples, or an Artifact of an unknown kind."""
 
 
 class ArtifactMessages:
@@ -128,8 +129,8 @@ def decode(
     """Decodes an artifact.
 
     Args:
-        kind: ``circuit``, ``edge_scores`` or ``samples``; another one gives an `Artifact` with the bytes as
-            they are.
+        kind: ``circuit``, ``edge_scores``, ``node_circuit`` or ``samples``; another one gives an `Artifact`
+            with the bytes as they are.
         version: version of the kind's format.
         data: the bytes of the artifact.
         provenance: an object with the keys ``request`` and ``run``.
@@ -351,6 +352,7 @@ def _check_indices(what: str, indices: NDArray[Any], count: int) -> None:
 _DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {
     "circuit": _circuit,
     "edge_scores": _edge_scores,
+    "node_circuit": node_circuit_file.read,
     "samples": samples_file.read,
 }
 

@@ -32,7 +32,9 @@ from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobHandle
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.predictions import Predictions, TaskCheck
+from pahq_client.pruning import PruneRequest
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
 from pahq_client.samples import Sample, Samples
@@ -376,6 +378,52 @@ class Client(ClientBase):
             include_prompts=include_prompts,
         )
         return self._transport.run(self._calls.attribute(request, timeout, progress))
+
+    @known_arguments
+    def prune_nodes(
+        self,
+        model: str,
+        task: TaskLike,
+        *,
+        max_kl: float | None = None,
+        penalty: float | None = None,
+        steps: int = 1000,
+        kinds: Iterable[str] | None = None,
+        seed: int = 0,
+        task_loss: float = 0.0,
+        polish: bool = True,
+        ablation: str = "resample",
+        precision: str = "fp32",
+        include_prompts: bool = False,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> NodeCircuit:
+        """Finds the nodes that suffice, by node pruning (arXiv:2512.10903); errors as of `discover`.
+
+        Like `discover` it runs a job, which whatever ends the call also cancels.
+
+        Args:
+            model: name of a served model.
+            task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
+            max_kl: as much is pruned as keeps the KL divergence from the full model within so many nats.
+            penalty: instead, the weight of all penalties on the size (lambda).
+            steps: of training.
+            kinds: which nodes are pruned, of ``heads``, ``attention_neurons``, ``mlp_hidden``,
+                ``mlp_outputs``, ``attention_blocks``, ``mlp_blocks`` and ``layers``; None for all.
+            seed: the same seed gives the same circuit on the same hardware.
+            task_loss: weight of the mean negative log-probability of the answers in the loss.
+            polish: whether whatever can still go after training, by measurement, goes.
+            ablation: what pruned nodes put out instead: ``resample``, ``zero`` or ``mean``.
+            precision: name of a precision policy that rounds weights only.
+            include_prompts: whether the circuit, and the file it is saved to, hold the prompts as well.
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+        """
+        request = PruneRequest(
+            *(model, task, max_kl, penalty, steps, kinds, seed, task_loss, polish),
+            *(ablation, precision, include_prompts),
+        )
+        return self._transport.run(self._calls.prune_nodes(request, timeout, progress))
 
     @known_arguments
     @generate_options

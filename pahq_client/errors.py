@@ -73,6 +73,10 @@ class InvalidSamplesFile(InvalidRequest):
     """A file is not a file of samples that this version can read; ``field`` is its path."""
 
 
+class InvalidNodeCircuitFile(InvalidRequest):
+    """A file is not a file of a node circuit that this version can read; ``field`` is its path."""
+
+
 class OtherModel(InvalidRequest):
     """A circuit of one model is to be measured on another, whose edges of the same names do other things.
 

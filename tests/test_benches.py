@@ -18,6 +18,9 @@ from bench.methods.__main__ import compare, quietly
 from bench.methods.finding import FINDERS, PLAIN, Chance, Scoring, Search
 from bench.methods.subjects import Subject
 from bench.methods.tables import WITHIN_GIM
+from bench.pruning import cost
+from bench.pruning import tables as pruning_tables
+from bench.pruning import tasks as pruning_tasks
 from bench.sampling import simulated
 from bench.sampling import tables as sampling_tables
 from bench.workers import costs, real
@@ -30,6 +33,8 @@ from pahq_client import BuiltinTask, Evaluation
 from pahq_client.curve import FRACTIONS
 from pahq_server.core.circuit import Circuit, PatchedPass
 from pahq_server.core.graph import Graph
+from pahq_server.core.task import BuiltinTask as ServerTask
+from pahq_server.demo import model_path
 from pahq_server.engine.cost import forward_operations
 from pahq_server.methods.verdicts import Verdict
 
@@ -357,3 +362,58 @@ def test_the_benchmark_of_workers_compares_servers() -> None:
     found = real.compare(work, (real.LOCAL,), 2)
     assert found["different"] == 0 < found["tests"]
     assert len(found["seconds"][real.LOCAL]) == 2
+
+
+def test_the_benchmark_of_node_pruning_measures_what_it_says() -> None:
+    task = ServerTask("ioi", 4, 0)
+    tight, loose = pruning_tasks.budgets_of(str(model_path()), task, (0.001, 5.0), steps=60, seed=1)
+    for own in (tight, loose):
+        assert own["kl"] <= own["max_kl"]
+        assert own["parameters"] <= own["all_parameters"]
+        assert own["stochastic_kl"] > 0
+        assert own["cpu_seconds"] > 0
+        assert own["full_accuracy"] == 1
+    assert loose["parameters"] < tight["parameters"]
+    budgets = {"demo ioi": [tight, loose]}
+    results = {"budgets": {"figures": budgets, "measured_on": "nowhere"}}
+    what, measured, must, *_, holds = pruning_tables.targets(results)[2].split(" | ")
+    assert "2 runs" in what
+    assert (measured, must, holds) == ("2", "2", "yes |")
+    tight["kl"] = 0.002
+    assert pruning_tables.targets(results)[2].endswith("| no |")
+    assert len(pruning_tables.by_budget(results)) == 4
+
+
+def test_the_benchmark_of_node_pruning_measures_what_a_step_costs() -> None:
+    figures = cost.run(layers=1, rounds=1)
+    assert all(value > 0 for value in figures.values())
+    assert figures["senders_bytes"] == 14 * 32 * 16 * 768 * 4
+    assert figures["times_floor"] == pytest.approx(figures["step_seconds"] / figures["floor_seconds"])
+    lines = pruning_tables.targets({"cost": {"figures": figures, "measured_on": "nowhere"}})
+    assert len(lines) == 5
+
+
+def test_the_tables_of_node_pruning_tell_what_holds_and_where_not() -> None:
+    case = {"seeds": 10, "trained": 9, "polished": 10, "within": 10, "max_kl": 0.01, "cpu_seconds": 2.0}
+    run = {"max_kl": 0.5, "kl": 0.4, "parameters": 60, "accuracy": 0.9, "full_accuracy": 0.95}
+    run |= {"stochastic_kl": 0.7, "trained_kl": 0.6, "trained_parameters": 80, "all_parameters": 200}
+    figures = {
+        "planted": {"one, zero": case, "other, mean": case | {"polished": 9}},
+        "tinytalk": {"max_kl": 0.5, "acdc_parameters": 100, "runs": [run | {"cpu_seconds": 3.0}]},
+    }
+    results = {name: {"figures": own, "measured_on": "nowhere"} for name, own in figures.items()}
+    lines = [line.split(" | ")[1:] for line in pruning_tables.targets(results)[2:]]
+    assert lines == [
+        ["19", "20", "-", "no |"],
+        ["18", "-", "20", "yes |"],
+        ["0.60", "≤ 1", "≤ 0.5", "yes |"],
+        ["0.050", "≤ 0.02", "-", "no |"],
+        ["1", "1", "-", "yes |"],
+    ]
+    assert "| other, mean | 0.01 | 9 of 10 | 9 of 10 | 10 of 10 | 2.0 |" in pruning_tables.by_case(results)
+    (row,) = pruning_tables.by_budget(results)[2:]
+    assert (
+        row
+        == "| tinytalk IOI, answers in the loss | 0.5 | 0.7 | 0.6 | 0.4 | 40.0% | 30.0% | 0.90 (0.95) | 3 |"
+    )
+    assert pruning_tables.markdown({}).count("\n|--") == 3, "what was not measured has no rows"

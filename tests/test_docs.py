@@ -12,6 +12,7 @@ import pytest
 from bench import pages
 from bench.methods import tables as methods_tables
 from bench.precision import tables as precision_tables
+from bench.pruning import tables as pruning_tables
 from bench.sampling import tables as sampling_tables
 from bench.tables import TARGETS, targets
 from bench.workers import tables as workers_tables
@@ -145,6 +146,10 @@ def test_the_tables_of_figures_are_those_that_were_measured() -> None:
     assert pages.with_table(page, "sampling", sampling_tables.targets(sampling)) == page
     assert pages.with_table(page, "sampling-kinds", sampling_tables.by_kind(sampling)) == page
     assert pages.with_table(page, "sampling-memory", sampling_tables.by_memory(sampling)) == page
+    pruning = json.loads((stored / "pruning.json").read_text("utf-8"))
+    assert pages.with_table(page, "pruning", pruning_tables.targets(pruning)) == page
+    assert pages.with_table(page, "pruning-cases", pruning_tables.by_case(pruning)) == page
+    assert pages.with_table(page, "pruning-budgets", pruning_tables.by_budget(pruning)) == page
     workers = json.loads((stored / "workers.json").read_text("utf-8"))
     assert pages.with_table(page, "workers", workers_tables.targets(workers)) == page
     assert pages.with_table(page, "workers-simulated", workers_tables.by_workers(workers)) == page

@@ -93,6 +93,27 @@ def generate(arguments: Namespace) -> None:
         raise failed
 
 
+def prune(arguments: Namespace) -> None:
+    """Finds the nodes that suffice, prints them and writes the file asked for."""
+    if arguments.out is not None:
+        files.check_target("--out", arguments.out)
+    names = ("max_kl", "penalty", "steps", "task_loss", "ablation", "precision", "include_prompts")
+    options: Any = {name: getattr(arguments, name) for name in (*names, "timeout")}
+    options |= {"kinds": arguments.kind or None, "polish": not arguments.no_polish}
+    options |= {"seed": arguments.training_seed, "progress": not arguments.quiet}
+    with connection(arguments, arguments.model) as (client, model):
+        found = client.prune_nodes(model, read_task(arguments), **options)
+    failed: OSError | None = None
+    if arguments.out is not None:
+        try:
+            found.save(arguments.out)
+        except OSError as error:  # a full disk must not lose what was found
+            failed = error
+    print_artifact(found, arguments.json)
+    if failed is not None:
+        raise failed
+
+
 def _waiting(arguments: Namespace) -> dict[str, Any]:
     """Returns where a job is to run, and how long."""
     options = {name: getattr(arguments, name) for name in ("server", "token", "timeout")}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pahq_client import files, samples_file
+from pahq_client import files, node_circuit_file, samples_file
 from pahq_client._job_options import JobOptions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.options import connection, read_task
@@ -31,6 +31,7 @@ from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.formatting import local_time, one_line, stands, summarize
 from pahq_client.jobs import JobHandle
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
 
@@ -153,10 +154,13 @@ def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
     return True
 
 
-def _load(path: str) -> Circuit | EdgeScores | Samples:
+def _load(path: str) -> Circuit | EdgeScores | NodeCircuit | Samples:
     try:
-        if samples_file.is_samples_file(contents(path)):
+        data = contents(path)
+        if samples_file.is_samples_file(data):
             return Samples.load(path, allow_partial=True)
+        if node_circuit_file.is_node_circuit_file(data):
+            return NodeCircuit.load(path, allow_partial=True)
         return load(path, allow_partial=True)
     except InvalidRequest as error:
         if _ID.fullmatch(path) and not os.path.exists(path):  # may as well be a job

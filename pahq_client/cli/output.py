@@ -25,6 +25,7 @@ from pahq_client.display import circuits
 from pahq_client.errors import PahqWarning
 from pahq_client.events import Event, JobInfo
 from pahq_client.formatting import local_time, one_line, printable
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.results import Estimate, Evaluation
 from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
@@ -46,6 +47,8 @@ def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
         _print_scores(artifact, as_json)
     elif isinstance(artifact, Samples):
         _print_samples(artifact, as_json)
+    elif isinstance(artifact, NodeCircuit):
+        _print_node_circuit(artifact, as_json)
     else:
         values = {"kind": artifact.kind, "version": artifact.version, "partial": artifact.partial}
         print_values({**values, "bytes": len(artifact.data)}, as_json)
@@ -89,6 +92,23 @@ def _print_samples(samples: Samples, as_json: bool) -> None:
         for sample in group:
             said = repr(sample.text) if sample.text or not sample.ids else list(sample.ids)
             put(sample.index, sample.finish_reason, said)
+
+
+def _print_node_circuit(circuit: NodeCircuit, as_json: bool) -> None:
+    """Prints a summary, then how many nodes of each kind each layer keeps, and the kept heads and MLPs."""
+    if as_json:
+        values = {name: getattr(circuit, name) for name in ("figures", "trained_figures", "full")}
+        values = {name: own and dataclasses.asdict(own) for name, own in values.items()}
+        kept = {kind: mask.tolist() for kind, mask in circuit.kept.items()}
+        print_json({**values, "kept": kept, "partial": circuit.partial, "provenance": circuit.provenance})
+        return
+    put(f"# {circuit.summary()}")
+    kinds = list(circuit.counts)
+    put("layer", *kinds)
+    for layer, counts in enumerate(circuit.nodes_per_layer()):
+        put(layer, *(counts[kind] for kind in kinds))
+    for node in (*circuit.heads, *circuit.mlps):
+        put(node)
 
 
 def print_curve(curve: Curve, as_json: bool) -> None:

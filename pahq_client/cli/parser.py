@@ -11,6 +11,7 @@ from pahq import __version__
 from pahq_client.cli import commands, jobs
 from pahq_client.cli.view import view
 from pahq_client.formatting import printable
+from pahq_client.node_circuit import KINDS
 
 _EPILOG = """\
 exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or wrong version,
@@ -35,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        *(_discover, _attribute, _generate, _jobs, _watch, _cancel, _show, _view),
+        *(_discover, _attribute, _prune, _generate, _jobs, _watch, _cancel, _show, _view),
         *(_evaluate, _curve, _compare, _models, _tokenize, _predict, _check, _info),
     ):
         add(subparsers)
@@ -94,6 +95,38 @@ def _attribute(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_how(parser, "logit_difference, or kl_divergence for a task without answers")
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("--out", metavar="FILE", help="write the scores here")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _prune(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("prune", help="find the heads, neurons, blocks and layers that suffice")
+    parser.set_defaults(run=commands.prune)
+    _add_measured(parser)
+    limit = parser.add_mutually_exclusive_group(required=True)
+    limit.add_argument(
+        "--max-kl", type=float, metavar="KL", help="keep the KL divergence within so many nats"
+    )
+    limit.add_argument("--penalty", type=float, metavar="L", help="weight of all penalties on the size")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of training (default 1000)")
+    parser.add_argument(
+        "--kind",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help=f"prune {', '.join(KINDS)}; may be repeated",
+    )
+    parser.add_argument("--training-seed", type=int, default=0, metavar="N", help="default 0")
+    parser.add_argument("--task-loss", type=float, default=0.0, metavar="W", help="weight of the answers")
+    parser.add_argument("--no-polish", action="store_true", help="stop after training")
+    parser.add_argument("--ablation", default="resample", help="resample (default), zero or mean")
+    parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
+    parser.add_argument(
+        "--include-prompts", action="store_true", help="put the prompts into the result and its file"
+    )
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
+    parser.add_argument("--out", metavar="FILE", help="write the node circuit here")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_server(parser)
     _add_json(parser)

@@ -8,7 +8,7 @@ import webbrowser
 from argparse import Namespace
 from pathlib import Path
 
-from pahq_client import files, samples_file, scores_file
+from pahq_client import files, node_circuit_file, samples_file, scores_file
 from pahq_client.circuit import Circuit
 from pahq_client.cli.output import note, put
 from pahq_client.display import page
@@ -39,11 +39,13 @@ def load(path: str, allow_partial: bool) -> Result:
 
     Raises:
         InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
-        InvalidRequest: it holds samples, or cannot be read.
+        InvalidRequest: it holds samples or nodes, or cannot be read.
     """
     data = contents(path)
     if samples_file.is_samples_file(data):
         raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
+    if node_circuit_file.is_node_circuit_file(data):
+        raise InvalidRequest(path, "holds a circuit of nodes, not of edges: pahq show prints it")
     kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
     return kind.load(path, allow_partial=allow_partial)
 

@@ -10,6 +10,7 @@ from typing import NewType, Protocol, TypeAlias
 from pahq_server.core.generation import GenerationOffer
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import Operation
+from pahq_server.core.pruning import NodeLayout
 from pahq_server.core.task import PromptTask, TaskSpec, TokenIds, TokenizedText, TokenTask
 
 
@@ -71,6 +72,8 @@ class ResolvedObjective:
         no_generation: why no text can be generated, and what to do; empty if it can.
         circuit_generation: what text can be generated under a circuit; None as ``generation``.
         no_circuit_generation: why none can; empty if it can.
+        nodes: which nodes the model has; None if the engine does not know.
+        gated_mlps: whether its MLPs have a gate.
     """
 
     objective: Objective
@@ -88,6 +91,8 @@ class ResolvedObjective:
     no_generation: str = ""
     circuit_generation: GenerationOffer | None = None
     no_circuit_generation: str = ""
+    nodes: NodeLayout | None = None
+    gated_mlps: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A gate mixes the current run with the ablated one where a node puts out its value:
 ``y = z * current + (1 - z) * ablated``. A mask holds one number per gate. Training changes the logits of
-gates (``log_alpha``); in the end a node is kept if its own is above 0 and everything that contains it is
+gates (``log_alpha``). In the end a node is kept if its own is above 0 and everything that contains it is
 kept, a container only if something in it is.
 """
 
@@ -130,6 +130,27 @@ def consistent(layout: NodeLayout, kept: Mask) -> Mask:
         layers &= blocks
         if np.array_equal(before, result):
             return result
+
+
+def parameters_of(layout: NodeLayout, kv_heads: int, gated: bool, kept: Mask) -> int:
+    """Counts the weights that a circuit of nodes uses, biases, norms and embeddings left out.
+
+    A head uses its part of W_Q, and of W_K together with the heads that share it; an attention neuron its row
+    of W_O, and its column of W_V together with those that share it; a hidden unit its column of W_in, and of
+    the gate's matrix, and in W_out the weights to outputs that are kept.
+
+    Args:
+        layout: of the model.
+        kv_heads: how many heads have keys and values of their own; each serves as many heads.
+        gated: whether MLPs have a gate.
+        kept: the circuit: bool, [gates].
+    """
+    of = layout.split(consistent(layout, kept))
+    heads = of["heads"].reshape(layout.layers, kv_heads, -1)
+    neurons = of["attention_neurons"].reshape(layout.layers, kv_heads, heads.shape[2], layout.d_head)
+    width, hidden, outputs = layout.d_model, of["mlp_hidden"].sum(1), of["mlp_outputs"].sum(1)
+    attention = layout.d_head * (heads.sum() + heads.any(2).sum()) + neurons.sum() + neurons.any(2).sum()
+    return int(width * attention + (hidden * (width * (1 + gated) + outputs)).sum())
 
 
 @dataclass(frozen=True)

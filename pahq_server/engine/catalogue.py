@@ -10,6 +10,7 @@ from pahq_server.core.engine import Estimate, ModelInfo, Objective, ResolvedObje
 from pahq_server.core.errors import InvalidRequestError, NotFoundError
 from pahq_server.core.generation import GenerationOffer
 from pahq_server.core.graph import KvReceivers
+from pahq_server.core.pruning import NodeLayout
 from pahq_server.core.task import (
     DecodingTokenizer,
     TaskSpec,
@@ -147,6 +148,8 @@ class Catalogue:
             no_generation="" if activations else served.no_generation,
             circuit_generation=None if activations else served.circuit_generation,
             no_circuit_generation="" if activations else served.no_circuit_generation,
+            nodes=NodeLayout(arch.layers, arch.heads, arch.d_head, arch.d_model, arch.d_mlp),
+            gated_mlps=arch.gated,
         )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:

@@ -95,7 +95,7 @@ class Method(ABC, Generic[P]):
             InvalidRequestError for values that are not allowed.
         unit: what progress counts, in the plural, such as "edges".
         needs_activations: whether its operations need the clean and corrupted runs of the task. If not, they
-            are not made, and metric and ablation have no effect.
+            are not made, and what metric and ablation need of the task is not checked.
     """
 
     name: ClassVar[str]

@@ -9,13 +9,22 @@ from pahq_server.methods.acdc.method import Acdc
 from pahq_server.methods.attribution.methods import CleanCorrupted, Eap, EapIg, Gim, Relp
 from pahq_server.methods.base import Method
 from pahq_server.methods.generate.method import Generate
+from pahq_server.methods.node_pruning.method import NodePruning
 from pahq_server.methods.single_edge.method import SingleEdge
 
 # To add a method, add its folder to this package and an instance of it here.
-METHODS: dict[str, Method[Any]] = {
-    method.name: method
-    for method in (Acdc(), SingleEdge(), Eap(), EapIg(), CleanCorrupted(), Relp(), Gim(), Generate())
-}
+_METHODS: tuple[Method[Any], ...] = (
+    Acdc(),
+    SingleEdge(),
+    Eap(),
+    EapIg(),
+    CleanCorrupted(),
+    Relp(),
+    Gim(),
+    Generate(),
+    NodePruning(),
+)
+METHODS = {method.name: method for method in _METHODS}
 
 
 def find(name: str) -> Method[Any]:

@@ -16,7 +16,7 @@ from pahq_server.core.errors import NoWorkerError, ResourceExhaustedError, Serve
 from pahq_server.core.operations import Operation, ScorePasses
 from pahq_server.workers.messages import CloseState, Opened, OpenState, Ran, RunOperations
 from pahq_server.workers.passes import SentBases, SentPasses
-from pahq_server.workers.placement import Load, Share, joints_of, part_of, place
+from pahq_server.workers.placement import Load, Share, bases_of, part_of, place
 from pahq_server.workers.roster import Roster
 from pahq_server.workers.states import State, States
 
@@ -68,12 +68,14 @@ class Fragment:
         first: number of its first pass.
         operation: the part.
         seconds: what it will take, about.
+        new_bases: how many base circuits the worker has to compute for it; known when it is sent.
     """
 
     task: Task
     first: int
     operation: Operation
     seconds: float
+    new_bases: int = 0
 
     @property
     def name(self) -> EngineStateId:
@@ -151,17 +153,17 @@ class Dispatch:
     # Beginning
 
     def _begin(self, work: Sequence[Work], usable: Collection[int]) -> None:
-        homes = {self._states.housed(item.state, usable).home for item in work}
+        homes = {self._housed(item.state, usable).home for item in work}
         # Others have jobs of their own to go on with, whose passes share more with each other.
         idle = [n for n in usable if n not in homes and n not in self._doing and not self._next[n]]
         loads = [self._load(item, idle) for item in work]
         busy = {number: self._busy_s(number) for number in usable}
         for item in work:
             self.drop(item.state)
-            self._tasks[item.state] = Task(item, self._states.housed(item.state, usable))
+            self._tasks[item.state] = Task(item, self._housed(item.state, usable))
         for number, shares in place(loads, busy, LEAST_S).items():
             for share in shares:
-                self._put(number, self._fragment(work[share.load], share, loads[share.load]))
+                self._put(number, self._fragment(work[share.load], share))
         for number in usable:
             self._go_on(number)
 
@@ -173,7 +175,15 @@ class Dispatch:
         if not isinstance(operation, ScorePasses):
             return Load(state.home, seconds)
         helpers = [number for number in idle if self._may_help(number, item.state, state)]
-        return Load(state.home, seconds, len(operation.passes), joints_of(operation.passes), helpers)
+        members = self._roster.members
+        known = {
+            number: members[number].open[item.state].known
+            for number in (state.home, *helpers)
+            if item.state in members[number].open
+        }
+        count = max(1, len(operation.passes))
+        pass_s = None if seconds is None else seconds / count
+        return Load(state.home, pass_s, bases_of(operation.passes), state.base_s, helpers, known)
 
     def _may_help(self, number: int, name: EngineStateId, state: State) -> bool:
         """Tells whether a worker may take part in a job that has its home elsewhere."""
@@ -186,9 +196,8 @@ class Dispatch:
         left = sum(fragment.seconds for fragment in doing) - (self._clock() - since) if doing else 0.0
         return max(0.0, left) + sum(fragment.seconds for fragment in self._next[number])
 
-    def _fragment(self, item: Work, share: Share, load: Load) -> Fragment:
-        seconds = (load.seconds or 0.0) * (share.last - share.first) / max(1, load.passes)
-        return Fragment(self._tasks[item.state], share.first, part_of(item.operation, share), seconds)
+    def _fragment(self, item: Work, share: Share) -> Fragment:
+        return Fragment(self._tasks[item.state], share.first, part_of(item.operation, share), share.seconds)
 
     def _put(self, number: int, fragment: Fragment) -> None:
         fragment.task.left += 1
@@ -212,7 +221,7 @@ class Dispatch:
         # Where the call that opens a state could not be sent, the worker refuses the operation; see `_take`.
         bases = [member.open.get(each.name) or SentBases() for each in together]
         operations = tuple(
-            (each.name, _sent(each.operation, known)) for each, known in zip(together, bases, strict=True)
+            (each.name, _sent(each, known)) for each, known in zip(together, bases, strict=True)
         )
         roster.call(number, RunOperations(operations), partial(self._ran, number, together))
 
@@ -278,7 +287,7 @@ class Dispatch:
         if not short_of_memory(outcome):
             self._end(fragment, _checked(fragment.operation, outcome))
             return
-        home = self._states.housed(fragment.name, self._allowed(fragment.name, but=number)).home
+        home = self._housed(fragment.name, self._allowed(fragment.name, but=number)).home
         if home is not None and home != number:
             refuse(self._roster, number, fragment.name)
             self._again(home, fragment)
@@ -303,13 +312,18 @@ class Dispatch:
         if not allowed:
             self._end(fragment, NoWorkerError(self._roster.why_none()))
             return
-        self._states.housed(fragment.name, allowed)
+        self._housed(fragment.name, allowed)
         self._again(min(allowed, key=lambda number: (self._busy_s(number), number)), fragment)
 
     def _allowed(self, name: EngineStateId, but: int | None = None) -> list[int]:
         """Returns the workers that can keep a state: all if none is known to have memory for it."""
         members, usable = self._roster.members, self._roster.usable()
         return [n for n in usable if n != but and name not in members[n].refused] or usable
+
+    def _housed(self, name: EngineStateId, usable: Collection[int]) -> State:
+        """Returns a state, with a home among these workers if it has lost its own: one that has it open."""
+        members = self._roster.members
+        return self._states.housed(name, [n for n in usable if name in members[n].open] or usable)
 
     def _again(self, number: int, fragment: Fragment) -> None:
         self._next[number].append(fragment)
@@ -355,25 +369,30 @@ def exception(answer: object) -> Exception:
     return ServerError(f"a worker gave {type(answer).__name__} as an answer")
 
 
-def _sent(operation: Operation, bases: SentBases) -> Operation | SentPasses:
-    return bases.send(operation.passes) if isinstance(operation, ScorePasses) else operation
+def _sent(fragment: Fragment, bases: SentBases) -> Operation | SentPasses:
+    if not isinstance(fragment.operation, ScorePasses):
+        return fragment.operation
+    sent = bases.send(fragment.operation.passes)
+    fragment.new_bases = len(sent.bases)
+    return sent
 
 
 def _measure(fragments: Sequence[Fragment], seconds: float) -> None:
     """Divides the seconds that a worker took for some fragments of one class among their jobs."""
-    kind = type(fragments[0].operation)
     states = [fragment.task.state for fragment in fragments]
+    kind = type(fragments[0].operation)
     known = [state.unit_s[kind] for state in states if kind in state.unit_s]
     usual = sum(known) / len(known) if known else 1.0
     expected = [
-        state.unit_s.get(kind, usual) * state.size(fragment.operation)
-        for state, fragment in zip(states, fragments, strict=True)
+        usual * state.size(each.operation) if found is None else found
+        for state, each in zip(states, fragments, strict=True)
+        for found in (state.expected_s(each.operation, each.new_bases),)
     ]
     total = sum(expected)
     if not total:  # nothing was asked for, or the clock is coarse
         return
     for fragment, part in zip(fragments, expected, strict=True):
-        fragment.task.state.spent(fragment.operation, seconds * part / total)
+        fragment.task.state.spent(fragment.operation, fragment.new_bases, seconds * part / total)
         fragment.task.seconds += seconds * part / total
 
 

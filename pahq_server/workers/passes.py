@@ -52,6 +52,11 @@ class SentBases:
         # By identity; holds the base circuits, so that identities stay unique.
         self._known: dict[int, tuple[int, BaseCircuit]] = {}
 
+    @property
+    def known(self) -> Collection[int]:
+        """The identities of these base circuits."""
+        return self._known.keys()
+
     def send(self, passes: Sequence[PatchedPass]) -> SentPasses:
         """Returns passes as they are sent. The worker must get them, and those of all calls in order."""
         used: dict[int, tuple[int, BaseCircuit]] = {}

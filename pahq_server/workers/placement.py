@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
+from typing import TypeAlias
 
-from pahq_server.core.circuit import PatchedPass
+from pahq_server.core.circuit import BaseCircuit, PatchedPass
 from pahq_server.core.operations import Operation, ScorePasses
 
-# How far a cut may be from where it would balance best, as a share of what is cut off, so that passes which
-# share a base circuit or a receiver stay together.
-SNAP = 0.25
+# How often the time in which an operation can be done is halved in search of the shortest.
+HALVINGS = 12
+
+# What a pass is computed from: its base circuit and the ancestors of that, by any key of each.
+Bases: TypeAlias = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -20,17 +24,30 @@ class Load:
 
     Args:
         home: the worker that keeps the state of its job.
-        seconds: what it will take, about; None if that is unknown, and then it stays at home.
-        passes: how many parts it can be cut into; 1 for an operation that stays whole.
-        joints: numbers of parts, from above 0 to below ``passes``, where cutting before them is cheap.
-        helpers: workers beside ``home`` that may take parts of it.
+        pass_s: what one pass of it takes, about; None if that is unknown, and then it stays at home.
+        bases: of each pass, what it is computed from. An operation that stays whole counts as one pass.
+        base_s: what each of these takes on a worker that does not have it.
+        helpers: workers beside ``home`` that may take passes.
+        known: by worker, the bases that it has.
     """
 
     home: int
-    seconds: float | None
-    passes: int = 1
-    joints: Sequence[int] = ()
+    pass_s: float | None
+    bases: Sequence[Bases] = ((),)
+    base_s: float = 0.0
     helpers: Collection[int] = ()
+    known: Mapping[int, Collection[int]] = field(default_factory=dict)
+
+    @cached_property
+    def stretches(self) -> list[tuple[int, Bases]]:
+        """How many neighbouring passes are computed from the same, and from what."""
+        return [(len(list(some)), bases) for bases, some in groupby(self.bases)]
+
+    def seconds(self, worker: int, first: int, last: int) -> float:
+        """Returns what passes from ``first`` until before ``last`` take on a worker that has what it has."""
+        known = self.known.get(worker, ())
+        missing = {key for bases in self.bases[first:last] for key in bases if key not in known}
+        return (last - first) * (self.pass_s or 0.0) + len(missing) * self.base_s
 
 
 @dataclass(frozen=True)
@@ -39,17 +56,25 @@ class Share:
 
     Args:
         load: number of the operation.
+        seconds: what they take there, about.
     """
 
     load: int
     first: int
     last: int
+    seconds: float = field(default=0.0, compare=False)
 
 
-def joints_of(passes: Sequence[PatchedPass]) -> list[int]:
-    """Returns where passes begin that have another base circuit or receiver than those before them."""
-    keys = [(id(each.base_circuit), each.promoted_receiver) for each in passes]
-    return [number for number in range(1, len(keys)) if keys[number] != keys[number - 1]]
+def bases_of(passes: Sequence[PatchedPass]) -> list[Bases]:
+    """Returns the identities of each pass's base circuit and of its ancestors."""
+    found: dict[int, Bases] = {}
+
+    def lineage(base: BaseCircuit) -> Bases:
+        if id(base) not in found:
+            found[id(base)] = (*(() if base.parent is None else lineage(base.parent)), id(base))
+        return found[id(base)]
+
+    return [lineage(each.base_circuit) for each in passes]
 
 
 def part_of(operation: Operation, share: Share) -> Operation:
@@ -60,10 +85,11 @@ def part_of(operation: Operation, share: Share) -> Operation:
 
 
 def place(loads: Sequence[Load], busy: Mapping[int, float], least_s: float) -> dict[int, list[Share]]:
-    """Divides a batch so that all workers end at about the same time.
+    """Divides a batch so that each operation ends as early as it can.
 
-    Every operation begins at its home. As long as a worker has more than its part, it hands the last passes
-    of its longest operation to the worker that has least, if these take long enough to be worth it.
+    Every operation begins at its home. The longest first, each is divided among its home and its helpers. The
+    passes of a part follow each other: neighbours share base circuits, which each part computes anew that is
+    on a worker without them.
 
     Args:
         loads: the operations. Every ``home`` is one of the workers.
@@ -74,98 +100,99 @@ def place(loads: Sequence[Load], busy: Mapping[int, float], least_s: float) -> d
         By worker, what it gets: at most one share of an operation, in the order of the operations. Each part
         of each operation is in one share.
     """
-    left = {number: load.passes for number, load in enumerate(loads)}  # how many passes stay at home
-    seconds = dict(busy)
-    for load in loads:
-        seconds[load.home] += load.seconds or 0.0
-    fair = sum(seconds.values()) / len(seconds)
-    # By operation and worker, how many passes it takes, from the last ones on.
-    given: list[dict[int, int]] = [{} for _ in loads]
-    # Whoever gives ends up with its part or cannot give any more; whoever takes never has more than its part.
-    giving = {worker for worker in seconds if seconds[worker] - fair >= least_s}
-    while giving:
-        giver = max(giving, key=lambda worker: (seconds[worker], -worker))
-        moved = _hand_over(loads, left, seconds, giver, fair, least_s)
-        if moved is None:
-            giving.discard(giver)
-            continue
-        number, worker, count = moved
-        given[number][worker] = given[number].get(worker, 0) + count
-        if seconds[giver] - fair < least_s:
-            giving.discard(giver)
+    until = dict(busy)
+    whole = [load.seconds(load.home, 0, len(load.bases)) for load in loads]
+    for load, seconds in zip(loads, whole, strict=True):
+        until[load.home] += seconds
     placed: dict[int, list[Share]] = {}
-    for number, load in enumerate(loads):
-        last = load.passes
-        for worker, count in [*given[number].items(), (load.home, left[number])]:
-            if count:
-                placed.setdefault(worker, []).append(Share(number, last - count, last))
-            last -= count
-    return placed
-
-
-def _hand_over(
-    loads: Sequence[Load],
-    left: dict[int, int],
-    seconds: dict[int, float],
-    giver: int,
-    fair: float,
-    least_s: float,
-) -> tuple[int, int, int] | None:
-    """Moves passes from a worker that has too much to another. Changes ``left`` and ``seconds``.
-
-    Returns of which operation, to which worker, and how many; None if there are none to move.
-    """
-    own = [
-        number
-        for number, load in enumerate(loads)
-        if load.home == giver and load.seconds is not None and left[number] and load.helpers
-    ]
-    # The longest first: the fewer operations are cut, the less is computed twice.
-    for number in sorted(own, key=lambda number: -_rest(loads[number], left[number])):
+    for number in sorted(range(len(loads)), key=lambda number: (-whole[number], number)):
         load = loads[number]
-        taker = min((w for w in load.helpers if w in seconds), key=lambda w: (seconds[w], w), default=None)
-        if taker is None:
-            continue
-        wanted = min(seconds[giver] - fair, fair - seconds[taker])
-        count = _cut(load, left[number], wanted, seconds[giver] - seconds[taker], least_s)
-        moved = count * _each(load)
-        if not count or moved < least_s:
-            continue
-        left[number] -= count
-        seconds[giver] -= moved
-        seconds[taker] += moved
-        return number, taker, count
-    return None
+        until[load.home] -= whole[number]
+        for worker, first, last in _divided(load, until, least_s):
+            seconds = load.seconds(worker, first, last)
+            until[worker] += seconds
+            placed.setdefault(worker, []).append(Share(number, first, last, seconds))
+    return {worker: sorted(shares, key=lambda share: share.load) for worker, shares in placed.items()}
 
 
-def _each(load: Load) -> float:
-    return (load.seconds or 0.0) / load.passes
+# A part: the worker that gets it, and passes from the second until before the third number.
+_Part: TypeAlias = tuple[int, int, int]
 
 
-def _rest(load: Load, left: int) -> float:
-    return left * _each(load)
-
-
-def _cut(load: Load, left: int, wanted_s: float, ahead_s: float, least_s: float) -> int:
-    """Returns how many of the last passes to hand over.
+def _divided(load: Load, until: Mapping[int, float], least_s: float) -> list[_Part]:
+    """Returns the parts of an operation, none of them empty.
 
     Args:
         load: the operation.
-        left: how many of its passes are left.
-        wanted_s: what would balance best.
-        ahead_s: by how much the giver is ahead of the taker.
-        least_s: what is handed over takes at least so long, even if the part of each worker is shorter, as
-            long as the giver stays no less busy than the taker.
+        until: how long each worker is busy without it.
+        least_s: what is handed over takes at least so long.
     """
-    each = _each(load)
-    if load.passes == 1:
-        # A whole operation moves only if both workers are nearer to their part then.
-        return int(0 < each < 2 * wanted_s)
-    if not each:
-        return 0
-    count = min(left, round(wanted_s / each))
-    if count * each < max(least_s, each):
-        count = min(left, max(1, ceil(least_s / each)))
-        return count if 2 * count * each <= ahead_s else 0
-    near = [left - joint for joint in load.joints if abs(left - joint - count) <= SNAP * count]
-    return min(near, key=lambda other: abs(other - count), default=count)
+    count, home = len(load.bases), load.home
+    if not count:
+        return []
+    helpers = sorted((w for w in load.helpers if w in until and w != home), key=lambda w: (until[w], w))
+    latest = until[home] + load.seconds(home, 0, count)
+    best = [(home, 0, count)]
+    if not load.pass_s or not helpers:
+        return best
+    earliest = min(until[home], until[helpers[0]])
+    for _ in range(HALVINGS):
+        end = (earliest + latest) / 2
+        parts = list(_filled(load, helpers, until, end, least_s))
+        if parts[-1][2] == count:
+            best, latest = parts, end
+        else:
+            earliest = end
+    return _without_short(load, best, least_s)
+
+
+def _filled(
+    load: Load, helpers: Sequence[int], until: Mapping[int, float], end: float, least_s: float
+) -> Iterator[_Part]:
+    """Gives the home and each helper in turn as many of the passes that are left as it can do until ``end``.
+
+    The last part ends where no worker can do more. The first one is that of the home, and may be empty.
+    """
+    first = 0
+    for worker in (load.home, *helpers):
+        room_s = end - until[worker]
+        if worker != load.home and room_s < least_s:
+            continue
+        last = first + _fitting(load, worker, first, room_s)
+        if last > first or worker == load.home:
+            yield worker, first, last
+        first = last
+        if first == len(load.bases):
+            return
+
+
+def _fitting(load: Load, worker: int, first: int, room_s: float) -> int:
+    """Returns how many passes from ``first`` on a worker can do in a time."""
+    known, pass_s = set(load.known.get(worker, ())), load.pass_s or 0.0
+    begin = fitting = 0
+    for count, bases in load.stretches:
+        begin += count
+        left = min(count, begin - first)
+        if left <= 0:
+            continue
+        missing = set(bases) - known
+        room_s -= len(missing) * load.base_s
+        some = min(left, int(max(0.0, room_s) / pass_s + 1e-9))
+        fitting += some
+        if some < left:
+            break
+        known |= missing
+        room_s -= some * pass_s
+    return fitting
+
+
+def _without_short(load: Load, parts: Sequence[_Part], least_s: float) -> list[_Part]:
+    """Leaves what is too short to be handed over with the part before it; drops an empty one."""
+    kept: list[_Part] = []
+    for worker, first, last in parts:
+        if kept and load.seconds(worker, first, last) < least_s:
+            before, begin, _ = kept.pop()
+            kept.append((before, begin, last))
+        else:
+            kept.append((worker, first, last))
+    return [part for part in kept if part[1] < part[2]]

@@ -8,28 +8,22 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import re
 import secrets
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Pipe
-from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any
+from typing import Any
 
 from pahq_server.core.errors import InvalidRequestError
+from pahq_server.side_process import CLOSE_S, SideProcess
 from pahq_server.workers import codec
 from pahq_server.workers.cluster import Answer, ClusterEvent, Delayed, Lost, Ready
 from pahq_server.workers.messages import Call, WorkerInfo
-from pahq_server.workers.ray_link import Link, end_session
+from pahq_server.workers.ray_link import Link
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +34,8 @@ FIRST_WAIT_S, MOST_WAIT_S = 0.5, 30.0
 START_S, SILENCE_S = 180.0, 60.0
 # How often the operator is told meanwhile that it has not started.
 PATIENCE_S = 30.0
-CLOSE_S = 5.0
-# Lines of the driver's log that are kept to explain its end.
-KEPT_LINES = 30
 # A socket's path has at most 107 bytes, of which Ray takes up to 70 below its directory.
 LONGEST_DIRECTORY = 30
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_LEVEL = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
 
 
 @dataclass(frozen=True)
@@ -248,37 +237,19 @@ def _decoded(content: bytes) -> object:
         return error
 
 
-_MAIN = "from pahq_server.workers.ray_driver import main; main()"
-
-
 class _Driver:
-    """The process that is Ray's driver: starts it, passes messages, keeps its log, and ends it.
+    """The process that is Ray's driver: starts it, passes messages, and ends it.
 
     Args: see `RayCluster`.
     """
 
     def __init__(self, size: int, options: RayOptions, factory: str, content: bytes) -> None:
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self.started = False
         # Only this user's, unlike what Ray makes in it.
         self._directory = "" if options.address else tempfile.mkdtemp(prefix="pahq-", dir=_short_directory())
-        ours, theirs = Pipe()
-        self._link = Link(ours)
-        with theirs:
-            self._process = subprocess.Popen(
-                # Only its own arguments and environment decide what is imported, not the current directory.
-                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(os.getpid()), self._directory],
-                env=_environment(options),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                # A session of its own: it can be ended with all that it starts, and Ctrl-C does not reach it.
-                start_new_session=True,
-            )
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
-        self._reader.start()
+        self._process = SideProcess(
+            "Ray", "pahq_server.workers.ray_driver:main", [self._directory], _environment(options), logger
+        )
+        self._link = Link(self._process.connection)
         # Whoever calls a worker does not wait for a driver that does not read.
         self._outbox: SimpleQueue[tuple[dict[str, Any], bytes] | None] = SimpleQueue()
         self._sender = threading.Thread(target=self._send_all, daemon=True)
@@ -294,7 +265,11 @@ class _Driver:
 
     @property
     def id(self) -> int:
-        return self._process.pid
+        return self._process.id
+
+    @property
+    def started(self) -> bool:
+        return self._process.started
 
     def send(self, header: dict[str, Any], content: bytes = b"") -> None:
         """Sends a message, soon. Messages to a driver that has ended are lost."""
@@ -308,16 +283,15 @@ class _Driver:
     def receive(self, seconds: float) -> tuple[dict[str, Any], bytes]:
         """Waits for a message, see `Link.receive`."""
         header, content = self._link.receive(seconds)
-        self.started |= header["is"] == "started"
+        self._process.started |= header["is"] == "started"
         return header, content
 
     def stop(self) -> None:
         """Asks the process to end, and sees to it that it does soon."""
         if self.started:
             self.send({"do": "stop"})
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(CLOSE_S)
-        end_session(self.id)
+            self._process.wait()
+        self._process.kill()
 
     def end(self, said: str) -> str:
         """Ends the process with all that it has started, and removes its files.
@@ -329,30 +303,17 @@ class _Driver:
             Why it has ended, in words.
         """
         if not said:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(CLOSE_S)  # while it says why
-        end_session(self.id)
-        code = self._process.wait()
+            self._process.wait()  # while it says why
+        how, lines = self._process.end()
         self._outbox.put(None)
         self._sender.join(CLOSE_S)
-        self._reader.join(CLOSE_S)
         self._link.close()
         if self._directory:
             shutil.rmtree(self._directory, ignore_errors=True)
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        logger.debug("Ray's driver has ended (%s). It said last:\n%s", how, "\n".join(self._lines))
-        if said or code < 0:
+        logger.debug("Ray's driver has ended (%s). It said last:\n%s", how, "\n".join(lines))
+        if said or how.startswith("SIG"):
             return said or how
-        return next((line for line in reversed(self._lines) if line.strip()), how)
-
-    def _read_log(self, stream: IO[bytes]) -> None:
-        with stream:
-            for raw in stream:
-                line = _COLOUR.sub("", raw.decode("utf-8", "replace")).rstrip()
-                self._lines.append(line)
-                found = _LEVEL.search(line)
-                level = getattr(logging, found[1]) if found and self.started else logging.DEBUG
-                logger.log(level, "Ray: %s", line)
+        return next((line for line in reversed(lines) if line.strip()), how)
 
 
 def _short_directory() -> str:
@@ -363,10 +324,8 @@ def _short_directory() -> str:
 
 def _environment(options: RayOptions) -> dict[str, str]:
     """Returns the environment of the driver's process, and of the workers that it starts on this machine."""
-    package = str(Path(__file__).parents[2])
     found = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")])),
         # Nobody is told what runs here.
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_COLOR_PREFIX": "0",

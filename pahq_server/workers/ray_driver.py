@@ -29,8 +29,9 @@ import psutil
 import ray
 from ray.exceptions import ActorDiedError
 
+from pahq_server.side_process import end_session
 from pahq_server.workers.ray_actor import RayActor
-from pahq_server.workers.ray_link import ALIVE_S, FAILED, LOADED, REFUSED, WATCH_S, Link, end_session
+from pahq_server.workers.ray_link import ALIVE_S, FAILED, LOADED, REFUSED, WATCH_S, Link
 
 # Seconds between two tries to load a worker's models, which double with each.
 FIRST_WAIT_S, MOST_WAIT_S = 0.1, 10.0

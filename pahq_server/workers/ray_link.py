@@ -1,18 +1,12 @@
-"""What connects the server with Ray's driver, and ends that process with all that it has started."""
+"""What connects the server with Ray's driver."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
-
-import psutil
 
 # How the answer to `RayActor.load` begins: the models are loaded; they never will be; loading failed.
 LOADED, REFUSED, FAILED = b"l", b"r", b"f"
@@ -52,28 +46,3 @@ class Link:
 
     def close(self) -> None:
         self._connection.close()
-
-
-def end_session(leader: int) -> None:
-    """Kills all processes of a session, except this one. Returns when they have ended.
-
-    Ray puts processes into groups of their own, but not into sessions.
-
-    Args:
-        leader: id of the process that the session was made for; it may have ended.
-    """
-    while alive := _in_session(leader):
-        for process in alive:
-            with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
-        time.sleep(0.01)
-
-
-def _in_session(leader: int) -> list[int]:
-    found = []
-    for process in psutil.pids():
-        with suppress(ProcessLookupError, psutil.NoSuchProcess):
-            other = process != os.getpid() and os.getsid(process) == leader
-            if other and psutil.Process(process).status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found

@@ -31,6 +31,7 @@ class State:
         opening_s: what opening it took.
         spent_s: what its operations have taken.
         unit_s: what an operation takes per weight and token, by class; means.
+        base_s: what a base circuit takes that a worker computes anew; a mean.
     """
 
     resolved: ResolvedObjective
@@ -38,20 +39,34 @@ class State:
     opening_s: float
     spent_s: float = 0.0
     unit_s: dict[type[Operation], float] = field(default_factory=dict)
+    base_s: float = 0.0
 
     def size(self, operation: Operation) -> float:
         """What the seconds of operations of one class are divided by: weight times tokens."""
         return operation.weight * sum(map(len, self.resolved.task.clean))
 
-    def spent(self, operation: Operation, seconds: float) -> None:
-        """Notes what an operation took."""
+    def expected_s(self, operation: Operation, new_bases: int) -> float | None:
+        """Returns what an operation will take, about; None if none of its class has run.
+
+        Args:
+            operation: to run.
+            new_bases: how many base circuits the worker has to compute for it.
+        """
+        unit = self.unit_s.get(type(operation))
+        return None if unit is None else unit * self.size(operation) + new_bases * self.base_s
+
+    def spent(self, operation: Operation, new_bases: int, seconds: float) -> None:
+        """Notes what an operation took. The arguments are those of `expected_s`."""
         self.spent_s += seconds
         size, kind = self.size(operation), type(operation)
         if not size:
             return
-        news = seconds / size
-        mean = self.unit_s.get(kind, news)
-        self.unit_s[kind] = mean + NEWS * (news - mean)
+        unit = self.unit_s.get(kind)
+        if unit is None or not new_bases:
+            news = seconds / size
+            self.unit_s[kind] = news if unit is None else unit + NEWS * (news - unit)
+        else:
+            self.base_s += NEWS * (max(0.0, seconds - unit * size) / new_bases - self.base_s)
 
     @property
     def worth_spreading(self) -> bool:

@@ -80,13 +80,13 @@ def measured_job(name: str) -> dict[str, float]:
     prompts = PromptTask(task.clean, task.corrupted or (), answers, wrong)
     objective = Objective("gpt2", prompts, "logit_difference", "resample", "group", "fp32")
     keep_freed_memory()
-    before = _reset_peak()
+    before = reset_peak()
 
     def job() -> None:
         measure.run_method(engine, engine.resolve(objective), name)
 
     seconds = [measure.cpu_seconds(job) for _ in range(REPEAT + 1)]
-    return {"seconds": statistics.median(seconds[1:]), "peak_gib": (_peak() - before) / 2**30}
+    return {"seconds": statistics.median(seconds[1:]), "peak_gib": (peak() - before) / 2**30}
 
 
 def _process(*command: str) -> dict[str, float]:
@@ -99,13 +99,13 @@ def _median(figures: list[dict[str, float]], name: str) -> float:
     return statistics.median(each[name] for each in figures)
 
 
-def _reset_peak() -> int:
+def reset_peak() -> int:
     """Forgets the peak of resident memory until now; returns what is resident, in bytes."""
     Path("/proc/self/clear_refs").write_text("5", "utf-8")
-    return _peak()
+    return peak()
 
 
-def _peak() -> int:
+def peak() -> int:
     """The peak of resident memory, in bytes."""
     (line,) = (x for x in Path("/proc/self/status").read_text("utf-8").splitlines() if x.startswith("VmHWM"))
     return int(line.split()[1]) << 10

@@ -12,6 +12,7 @@ from pahq_server.methods.acdc.speculation import (
     BASE_S,
     BATCH_PASSES,
     BATCH_S,
+    CALL_S,
     CostModel,
     GroupPredictor,
     KeepPredictor,
@@ -113,6 +114,41 @@ def test_the_cost_of_passes_is_measured(pass_s: float) -> None:
         costs.took(passes, base_circuits, BATCH_S + BASE_S * base_circuits + pass_s * worth)
     assert costs.cost(2, new_base=False) == 2
     assert costs.cost(1, new_base=True) == pytest.approx(1 + BASE_PASSES + BASE_S / pass_s)
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize("pass_s", [1e-3, 0.1])
+def test_the_seconds_of_all_workers_are_those_of_a_pass_on_each(workers: int, pass_s: float) -> None:
+    costs, chance = CostModel(lambda: workers), random.Random(0)
+    batch_s = BATCH_S + CALL_S * workers
+    for _ in range(60):
+        costs.budget()
+        passes = workers * chance.randint(1, 30)
+        each = batch_s + pass_s * (BATCH_PASSES + passes / workers)
+        costs.took(passes, 0, workers * each)
+    costs.budget()
+    assert costs.cost(1, new_base=True) == pytest.approx(1 + BASE_PASSES + BASE_S / pass_s)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("needed", [0.5, 0.9, 0.99])
+def test_no_worker_is_left_idle_in_the_end(workers: int, needed: float) -> None:
+    """A chain of tests ends where they are a multiple of the workers, and not before that pays."""
+    budget, chance, tests = SpeculationBudget(1.0, workers), 1.0, 0
+    while budget.pays(1.0, chance):
+        budget.add(1.0, chance)
+        chance, tests = chance * needed, tests + 1
+    assert tests >= workers
+    assert tests % workers == 0
+
+
+def test_passes_are_counted_and_not_tests() -> None:
+    budget = SpeculationBudget(0.0, at_once=4)
+    budget.add(3.0, 1.0, passes=3)
+    assert budget.pays(1.0, 0.01)
+    budget.add(2.0, 0.5, passes=2)  # one more than fits: a round of four begins
+    budget.add(3.0, 0.5, passes=3)
+    assert not budget.pays(1.0, 0.01)
 
 
 def test_a_clock_that_stands_still_does_no_harm() -> None:

@@ -322,6 +322,21 @@ def test_what_a_lost_worker_had_runs_elsewhere_and_counts_once(pools: Pools) -> 
     assert all(not host.engine.open_states for host in cluster.hosts.values())  # type: ignore[attr-defined]
 
 
+def test_a_job_that_has_lost_its_home_goes_where_it_is_open(pools: Pools, eager: None) -> None:
+    pool, cluster = pools(3)
+    state = pool.open(objective())
+    spread(pool, state)
+    assert alone(pool, state, passes(60)) == scores(passes(60))
+    assert {worker for worker, call in cluster.of(OpenState) if call.state == state} == {0, 1, 2}  # type: ignore[attr-defined]
+    for worker in (1, 0):  # worker 1 comes back, and has no job at all
+        cluster.lose(worker)
+        cluster.ready(worker)
+    cluster.settle()
+    before = len(cluster.calls)
+    assert alone(pool, state, passes(1)) == scores(passes(1))
+    assert [(worker, type(call)) for worker, _, call in cluster.calls[before:]] == [(2, RunOperations)]
+
+
 def test_no_worker_is_told_and_later_all_goes_on(pools: Pools) -> None:
     pool, cluster = pools(2)
     state = pool.open(objective())

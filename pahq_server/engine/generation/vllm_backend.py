@@ -14,18 +14,9 @@ import importlib.util
 import json
 import logging
 import os
-import re
-import signal
-import subprocess
-import sys
-import threading
-from collections import deque
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection, Pipe
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -48,6 +39,7 @@ from pahq_server.engine.generation.stopping import Detokenizer, end_tokens
 from pahq_server.engine.self_test import literal_logits, random_prompts
 from pahq_server.models.loading import LoadedModel
 from pahq_server.process import SPIN_COUNT
+from pahq_server.side_process import SideProcess
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +67,6 @@ MOST_SEQUENCES = 256
 RUN_S = 2.0
 # A forward pass that takes longer than this is taken for a process that hangs.
 ANSWER_S = 1800.0
-CLOSE_S = 5.0
-# Lines of vLLM's log that are kept to explain its end.
-KEPT_LINES = 30
-_LEVEL = re.compile(r"^(?:\(.*?\) )?(WARNING|ERROR|CRITICAL) ")
 
 
 class VllmBackend:
@@ -211,10 +199,10 @@ class VllmGenerator:
         self.offer = offer
         self._vocabulary = loaded.model.architecture.vocabulary
         self._samples: dict[SequenceId, _Sample] = {}
-        self._process = _Process(loaded.model.device)
+        self._calls = _Calls(loaded.model.device)
         page = _page(loaded)
         try:
-            self._process.tell(
+            self._calls.tell(
                 directory=str(loaded.directory),
                 dtype="float32",
                 # One page more than the offer's, which vLLM keeps to itself.
@@ -225,7 +213,7 @@ class VllmGenerator:
                 end_tokens=offer.end_tokens,
                 eager=loaded.model.device.type == "cpu",
             )
-            started = self._process.answer(None)
+            started = self._calls.answer(None)
             if "failed" in started:
                 raise GeneratorFailedError(
                     f"vLLM does not load the model ({loaded.model.architecture.model_type}): "
@@ -238,9 +226,9 @@ class VllmGenerator:
                 )
             self._compare(loaded)
         except BaseException:
-            self._process.close()
+            self._calls.close()
             raise
-        self._process.has_started()
+        self._calls.process.started = True
 
     def _compare(self, loaded: LoadedModel) -> None:
         """Compares vLLM's log-probabilities on random prompts with those of the model that is served.
@@ -252,8 +240,8 @@ class VllmGenerator:
         for prompt, logits in zip(prompts, literal_logits(loaded, prompts), strict=True):
             if len(prompt) < 2:
                 continue
-            self._process.tell(call="score", prompt=prompt)
-            theirs = torch.tensor(self._process.answer(ANSWER_S))
+            self._calls.tell(call="score", prompt=prompt)
+            theirs = torch.tensor(self._calls.answer(ANSWER_S))
             ours = logits.log_softmax(-1)[:-1].gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
             difference = float((ours - theirs).abs().max())
             allowed = TOLERANCE * max(1.0, float(logits.abs().max()))
@@ -269,13 +257,13 @@ class VllmGenerator:
     @property
     def process_id(self) -> int:
         """Id of vLLM's process."""
-        return self._process.id
+        return self._calls.process.id
 
     def add(self, sequence: SequenceId, request: SampleRequest) -> None:
         if sequence in self._samples:
             raise ValueError(f"sequence {sequence} was added already: drop it first")
         check_request(request, self.offer, self._vocabulary)
-        self._process.tell(
+        self._calls.tell(
             call="add",
             sequence=_name(sequence),
             prompt=request.prompt,
@@ -294,8 +282,8 @@ class VllmGenerator:
         if unknown := set(sequences) - set(self._samples):
             raise ValueError(f"unknown sequences {sorted(unknown)}: add them first")
         needed = {_name(sequence): steps - self._samples[sequence].fresh for sequence in sequences}
-        self._process.tell(call="run", needed=needed, seconds=RUN_S)
-        answer = self._process.answer(ANSWER_S)
+        self._calls.tell(call="run", needed=needed, seconds=RUN_S)
+        answer = self._calls.answer(ANSWER_S)
         for sequence, sample in self._samples.items():
             name = _name(sequence)
             sample.tokens = answer["held"].get(name, 0)
@@ -318,7 +306,7 @@ class VllmGenerator:
 
     def drop(self, sequence: SequenceId) -> None:
         if self._samples.pop(sequence, None) is not None:
-            self._process.tell(call="drop", sequence=_name(sequence))
+            self._calls.tell(call="drop", sequence=_name(sequence))
 
     def usage(self) -> KvUsage:
         """Says what was in memory during the last forward pass, that of samples which it ended included."""
@@ -331,49 +319,25 @@ class VllmGenerator:
 
     def close(self) -> None:
         self._samples.clear()
-        self._process.close()
+        self._calls.close()
 
 
 def _name(sequence: SequenceId) -> str:
     return "/".join(map(str, sequence))
 
 
-class _Process:
-    """vLLM's process: starts it, passes messages, keeps its log, and ends it.
+class _Calls:
+    """Calls to vLLM's process, which is started and ended with them.
 
     Args:
         device: what vLLM computes on.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._started = False
+        self.process = SideProcess(
+            "vLLM", "pahq_server.engine.generation.vllm_process:main", (), _environment(device), logger
+        )
         self._untold: list[dict[str, Any]] = []
-        ours, theirs = Pipe()
-        self._calls: Connection = ours
-        with theirs:
-            self._process = subprocess.Popen(
-                # Only its own arguments and environment decide what is imported, not the current directory.
-                [sys.executable, "-P", "-c", _MAIN, str(theirs.fileno()), str(os.getpid())],
-                env=_environment(device),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=[theirs.fileno()],
-                # A group of its own: it can be ended with all that it starts, and Ctrl-C does not reach it.
-                start_new_session=True,
-            )
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._read_log, args=(self._process.stdout,), daemon=True)
-        self._reader.start()
-
-    @property
-    def id(self) -> int:
-        return self._process.pid
-
-    def has_started(self) -> None:
-        """From now on what vLLM warns of is logged as a warning; what it says while it starts is not."""
-        self._started = True
 
     def tell(self, **message: Any) -> None:
         """Sends a message, together with the next one that has an answer: each wakes the process up."""
@@ -385,12 +349,13 @@ class _Process:
         Raises GeneratorFailedError if none comes in time or the process has ended.
         """
         told, self._untold = self._untold, []
+        connection = self.process.connection
         try:
-            self._calls.send_bytes(json.dumps(told).encode())
-            if not self._calls.poll(seconds):
-                self._kill()
+            connection.send_bytes(json.dumps(told).encode())
+            if not connection.poll(seconds):
+                self.process.kill()
                 raise GeneratorFailedError(f"vLLM gave no answer for {seconds:.0f} s, and was ended")
-            found = json.loads(self._calls.recv_bytes())
+            found = json.loads(connection.recv_bytes())
         except (EOFError, OSError) as error:
             raise self._failed() from error
         if isinstance(found, dict) and "not_finite" in found:
@@ -399,48 +364,22 @@ class _Process:
 
     def close(self) -> None:
         """Ends the process, with all that it has started."""
-        self._calls.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(CLOSE_S)
-        self._kill()
-        self._process.wait()
-        self._reader.join(CLOSE_S)
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.process.connection.close()
+        self.process.wait()
+        self.process.end()
 
     def _failed(self) -> GeneratorFailedError:
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(CLOSE_S)  # while it says why
-        self._kill()
-        code = self._process.wait()
-        self._reader.join(CLOSE_S)
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        logger.error("vLLM's process has ended (%s). It said last:\n%s", how, "\n".join(self._lines))
-        said = next((f": {line}" for line in reversed(self._lines) if line.strip()), "")
+        self.process.wait()  # while it says why
+        how, lines = self.process.end()
+        logger.error("vLLM's process has ended (%s). It said last:\n%s", how, "\n".join(lines))
+        said = next((f": {line}" for line in reversed(lines) if line.strip()), "")
         return GeneratorFailedError(f"vLLM's process has ended ({how}){said}")
-
-    def _read_log(self, stream: IO[bytes]) -> None:
-        with stream:
-            for raw in stream:
-                line = raw.decode("utf-8", "replace").rstrip()
-                self._lines.append(line)
-                found = _LEVEL.match(line)
-                level = getattr(logging, found[1]) if found and self._started else logging.DEBUG
-                logger.log(level, "vLLM: %s", line)
-
-
-_MAIN = "from pahq_server.engine.generation.vllm_process import main; main()"
 
 
 def _environment(device: torch.device) -> dict[str, str]:
     """Returns the environment of vLLM's process."""
-    package = str(Path(__file__).parents[3])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     found = {
         **os.environ,
-        "PYTHONPATH": path,
         # Nobody is told what runs here, and nothing is downloaded.
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",

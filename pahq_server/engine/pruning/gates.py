@@ -69,9 +69,11 @@ def expected_sizes(
         log_alpha: of all gates, [gates].
         trained: kinds whose gates are trained.
     """
-    kinds, probability = set(trained), open_probability(log_alpha.double())
+    kinds = set(trained)
     return {
-        kind: float(probability[part].sum()) if kind in kinds else float(part.stop - part.start)
+        kind: float(open_probability(log_alpha[part].double()).sum())
+        if kind in kinds
+        else part.stop - part.start
         for kind, part in layout.slices()
         if part.stop > part.start
     }

@@ -58,13 +58,15 @@ class PruningJob:
         part_tokens: int = PART_TOKENS,
     ) -> None:
         self.layout = layout_of(weights.arch)
+        self.dtype = weights.dtype
         self._weights, self._task, self._ablation = weights, task, ablation
         self._parts = prompt_parts(task, part_tokens)
         self._positions = len(task.metric_positions())
         self._full, self._means = FullModel(full, pool), PromptMeans(pool)
         try:
             for number, _, runs in self._runs():
-                self._full.put(number, runs.full_finals(full))
+                *_, (_, final) = runs.clean(full)
+                self._full.put(number, final)
             if ablation == "mean":
                 for _, _, runs in self._runs():
                     for layer, (sites, _) in enumerate(runs.clean(weights)):
@@ -83,7 +85,7 @@ class PruningJob:
         """Runs a circuit forward and backward on all prompts.
 
         Args:
-            z: its gates, float [gates].
+            z: its gates, in the model's dtype, on any device: [gates].
             task_loss: weight of the mean negative log-probability of the answers in the loss.
 
         Returns:
@@ -91,16 +93,16 @@ class PruningJob:
             ``task_loss``), as means over metric positions; and the gradient of their weighted sum at ``z``.
         """
         with torch.enable_grad():
-            leaf = z.detach().to(self._weights.device, self._weights.dtype).requires_grad_()
-            products = ModelGates.of(self.layout, leaf)
+            z = z.detach().to(self._weights.device).requires_grad_()
+            products = ModelGates.of(self.layout, z)
         gates = products.detached()
         total = ModelGates(*map(torch.zeros_like, gates))
         sums = LossSums()
         for number, task, runs in self._runs():
             loss = PartLoss(self._weights, self._full, number, task, self._positions, task_loss, sums)
             runs.with_gradients(gates, loss.gradient, total)
-        (gradient,) = torch.autograd.grad(tuple(products), leaf, tuple(total))
-        return LossSums(sums.kl / self._positions, sums.answers / self._positions), gradient.to(z)
+        (gradient,) = torch.autograd.grad(tuple(products), z, tuple(total))
+        return LossSums(sums.kl / self._positions, sums.answers / self._positions), gradient
 
     @torch.no_grad()
     def figures(self, masks: Sequence[Mask]) -> list[MaskFigures]:

@@ -114,8 +114,8 @@ class LayerPass:
         x = transformer.norm(arch, x, None, None)
 
         def project(w: Tensor, b: Tensor) -> Tensor:
-            projected: Tensor = (product(x, w) + b.flatten()).unflatten(-1, b.shape)
-            return projected.transpose(1, 2)
+            y: Tensor = (product(x, w) + b.flatten()).unflatten(-1, b.shape).transpose(1, 2)
+            return y
 
         q = transformer.head_norm(arch, project(weights.w_q, weights.b_q), weights.q_norm)
         k = transformer.head_norm(arch, project(weights.w_k, weights.b_k), weights.k_norm)
@@ -129,6 +129,7 @@ class LayerPass:
         group = self._arch.heads // self._arch.kv_heads
         k, v = (each.repeat_interleave(group, 1) if group > 1 else each for each in (k, v))
         mask = self._mask[:, None, -q.shape[2] :]
+        z: Tensor
         with sdpa_kernel(ATTENTION_BACKENDS):
             z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
         return z.transpose(1, 2).flatten(2)

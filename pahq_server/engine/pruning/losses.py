@@ -50,8 +50,7 @@ class FullModel:
         """
         x_WD = normed(self._weights, final_WD)
         if not self._weights.in_memory:
-            ranges = row_ranges(self._weights, len(x_WD))
-            x_WD = torch.cat([self._weights.logits(x_WD[rows]).log_softmax(-1) for rows in ranges])
+            x_WD = torch.cat([self._weights.logits(x).log_softmax(-1) for x in _rows(self._weights, x_WD)])
         self._kept.put(part, "full", x_WD)
 
     def log_probabilities(self, part: int, rows: slice) -> Tensor:
@@ -109,8 +108,9 @@ class PartLoss:
         with torch.enable_grad():
             final_WD = final_WD.detach().requires_grad_()
             x_WD = normed(self._weights, final_WD)
-        x, ranges = x_WD.detach(), row_ranges(self._weights, len(x_WD))
-        d_WD = torch.cat([self._rows_gradient(x, rows) for rows in ranges])
+        d_WD = torch.cat(
+            [self._rows_gradient(x_WD.detach(), rows) for rows in row_ranges(self._weights, len(x_WD))]
+        )
         (d,) = torch.autograd.grad(x_WD, final_WD, d_WD)
         return d
 
@@ -192,3 +192,7 @@ def row_ranges(weights: FrozenWeights, count: int) -> Iterator[slice]:
     at_once = max(1, LOGITS_AT_ONCE // weights.arch.output_vocabulary)
     for first in range(0, count, at_once):
         yield slice(first, min(first + at_once, count))
+
+
+def _rows(weights: FrozenWeights, x_WD: Tensor) -> Iterator[Tensor]:
+    return (x_WD[rows] for rows in row_ranges(weights, len(x_WD)))

@@ -80,9 +80,12 @@ class PartRuns:
         for layer in range(self._weights.arch.layers):
             before.append(self._after(layer, before[-1], [gates]))
         final = before.pop().circuits[0]
-        at_metric = gradient_of(self._at_metric(final)).view(*self.tokens.metric.shape, -1)
-        d = torch.zeros_like(final).index_put_(self._metric, at_metric, accumulate=True)
-        del final, at_metric
+        d = torch.zeros_like(final).index_put_(
+            self._metric,
+            gradient_of(self._at_metric(final)).view(*self.tokens.metric.shape, -1),
+            accumulate=True,
+        )
+        del final
         for layer in reversed(range(self._weights.arch.layers)):
             d = self._back(layer, before.pop(), gates, d, total)
 
@@ -143,18 +146,14 @@ class PartRuns:
         return x[self._metric].flatten(0, 1)
 
     def clean(self, weights: FrozenWeights) -> Iterator[tuple[Sites, Tensor]]:
-        """Runs the full model on the clean prompts.
+        """Runs the full model on the clean prompts and yields, layer by layer, its values at the sites.
 
-        Yields, layer by layer, its values at the sites and the residual stream after the layer, [P, T, D].
+        Args:
+            weights: of the full model.
+
+        Yields the residual stream after each layer at the metric positions, too, [W, D].
         """
         x = weights.embedded(self.tokens.clean)
         for layer in range(weights.arch.layers):
             x, sites = self._layer(layer, weights).plain(x)
-            yield sites, x
-
-    def full_finals(self, weights: FrozenWeights) -> Tensor:
-        """Returns the residual stream of the full model at the metric positions, [W, D]."""
-        x = torch.zeros(())
-        for _, after in self.clean(weights):
-            x = after
-        return self._at_metric(x[:, self.tokens.start :])
+            yield sites, self._at_metric(x[:, self.tokens.start :])

@@ -108,15 +108,16 @@ def _step(
     job: PruningJob, training: Training, penalty: Penalty, steering: Steering | None
 ) -> tuple[Training, float]:
     """Makes a step; returns where training stands after it, and the KL divergence that it found."""
+    # Gates are kept in float32; the loss is computed in the model's dtype.
+    log_alpha = torch.from_numpy(training.log_alpha).to(job.dtype)
     noise = logistic_noise(job.layout.size, penalty.seed, training.step)
-    before = torch.from_numpy(training.log_alpha)
-    kl, gradient = objective_with_gradient(job, before, noise, penalty, training.scale)
-    log_alpha, first, second = _adamw(job.layout, training, gradient, penalty)
+    kl, gradient = objective_with_gradient(job, log_alpha, noise, penalty, training.scale)
+    after, first, second = _adamw(job.layout, training, gradient, penalty)
     # The average of the runs so far, this one included; it steers the weight of the next step.
     memory = Steering.memory if steering is None else steering.memory
     average = kl if training.average is None else memory * training.average + (1 - memory) * kl
     scale = training.scale if steering is None else steered(training.scale, average, steering)
-    return Training(log_alpha, first, second, training.step + 1, scale, average), kl
+    return Training(after, first, second, training.step + 1, scale, average), kl
 
 
 def objective_with_gradient(
@@ -140,7 +141,7 @@ def objective_with_gradient(
         z = torch.where(trained, drawn, 1.0)
         size = (weights * open_probability(leaf)).sum()
     sums, at_z = job.loss_with_gradient(z.detach(), penalty.task_loss)
-    (gradient,) = torch.autograd.grad((z, size), leaf, (at_z, torch.full_like(size, scale)))
+    (gradient,) = torch.autograd.grad((z, size), leaf, (at_z.to(z.device), torch.full_like(size, scale)))
     return sums.kl, gradient
 
 
@@ -163,7 +164,7 @@ def _adamw(
     trained = _trained(layout, penalty)
     before = [torch.from_numpy(x) for x in (training.log_alpha, training.first, training.second)]
     log_alpha, first, second = (x[trained] for x in before)
-    log_alpha.grad = gradient[trained]
+    log_alpha.grad = gradient[trained].to(log_alpha.dtype)
     # One tensor at a time in plain operations, whose bits do not depend on which kernels are fused.
     optimizer = torch.optim.AdamW(
         [log_alpha], lr=penalty.learning_rate, weight_decay=penalty.weight_decay, foreach=False

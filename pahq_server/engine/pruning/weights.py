@@ -46,7 +46,7 @@ def product(x: Tensor, w: Tensor) -> Tensor:
         x: may be part of a graph of autograd.
         w: a matrix [I, O], or a stack [H, I, O] of which the outputs are put side by side: [..., H * O].
     """
-    y: Tensor = _FrozenProduct.apply(x, w)  # type: ignore[no-untyped-call]
+    y: Tensor = _FrozenProduct.apply(x, w)  # type: ignore[no-untyped-call, unused-ignore]
     return y
 
 
@@ -74,10 +74,14 @@ class FrozenWeights:
         if self._quantized is not None:
             layer = self._quantized.layers[index]
             kept = {field.name: getattr(layer, field.name) for field in fields(layer)}
-            for name, value in kept.items():
-                if name.startswith("w_") and value is not None:
-                    kept[name] = to_floats(value, self.dtype)
-            return LayerWeights(**kept)
+            return LayerWeights(
+                **{
+                    name: to_floats(value, self.dtype)
+                    if name.startswith("w_") and value is not None
+                    else value
+                    for name, value in kept.items()
+                }
+            )
         layers = self._model.weights.layers
         return layers.whole(index) if isinstance(layers, StreamedLayers) else layers[index]
 

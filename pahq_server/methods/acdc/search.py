@@ -239,7 +239,7 @@ class AcdcSearch:
                 break
             if before is not None and assumed is not None:
                 before.after[assumed] = speculated
-            budget.add(cost, -chance)
+            budget.add(cost, -chance, len(needed))
             passes += needed
             new_bases += state.has_new_base
             tests += 1

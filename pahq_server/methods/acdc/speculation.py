@@ -144,12 +144,13 @@ class SpeculationBudget:
 
     Args:
         fixed: c, in passes.
-        at_once: how many tests run at the same time, on as many workers: with fewer, some would be idle.
+        at_once: how many passes run at the same time, on as many workers: what is not a multiple of that
+            leaves some of them idle in the end, for which any test pays.
     """
 
     def __init__(self, fixed: float, at_once: int = 1) -> None:
         self._lost, self._used = fixed, 0.0
-        self._idle = at_once
+        self._at_once = self._idle = at_once
 
     def pays(self, cost: float, needed: float) -> bool:
         """Tells whether to add a test. The first one always pays.
@@ -160,11 +161,18 @@ class SpeculationBudget:
         """
         return self._idle > 0 or cost * (1 - needed) * self._used < needed * self._lost
 
-    def add(self, cost: float, needed: float) -> None:
-        """Adds a test. The arguments are those of `pays`."""
+    def add(self, cost: float, needed: float, passes: int = 1) -> None:
+        """Adds a test.
+
+        Args:
+            cost, needed: see `pays`.
+            passes: how many it takes.
+        """
         self._lost += cost * (1 - needed)
         self._used += needed
-        self._idle -= 1
+        self._idle -= passes
+        if self._idle < 0:
+            self._idle %= self._at_once
 
 
 class CostModel:
@@ -200,9 +208,9 @@ class CostModel:
         return passes + new_base * (BASE_PASSES + BASE_S / self._pass_s)
 
     def took(self, passes: int, new_bases: int, seconds: float) -> None:
-        """Learns how long a batch took, the one of the last budget."""
+        """Learns what a batch took, the one of the last budget: seconds of all workers together."""
         # Every worker computes the base circuits of its part, at least one if there are new ones.
         bases = max(new_bases / self._share, min(new_bases, 1))
-        rest = seconds - self._batch_s - BASE_S * bases
+        rest = seconds / self._share - self._batch_s - BASE_S * bases
         pass_s = max(LEAST_PASS_S, rest / (BATCH_PASSES + passes / self._share + BASE_PASSES * bases))
         self._pass_s += (pass_s - self._pass_s) / 4

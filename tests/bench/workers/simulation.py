@@ -23,7 +23,7 @@ from pahq_server.core.graph import Graph
 from pahq_server.methods.acdc.order import Test, TestOrder
 from pahq_server.methods.acdc.search import AcdcSearch
 from pahq_server.workers.dispatch import LEAST_S
-from pahq_server.workers.placement import Load, joints_of, place
+from pahq_server.workers.placement import Load, bases_of, place
 from pahq_server.workers.states import NEWS
 
 
@@ -217,18 +217,24 @@ class _Job:
 
     def __init__(self, search: SimulatedSearch, scorer: Scorer, home: int) -> None:
         self.search, self._scorer, self.home = search, scorer, home
-        self.pass_s: float | None = None  # what the pool believes that a pass takes
+        # What the pool believes that a pass takes, and a base circuit.
+        self.pass_s: float | None = None
+        self.base_s = 0.0
         self.left = 0  # parts of the present operation that are not done
         # The base circuits of the present and of the last operation that some worker has computed, by id.
         self.computed: dict[int, BaseCircuit] = {}
         self._steps = search.decide()
         self.passes: Sequence[PatchedPass] = next(self._steps, ())
 
-    def learn(self, passes: int, seconds: float) -> None:
-        """Notes what passes took, their part of base circuits included, as the pool does."""
+    def learn(self, passes: int, new_bases: int, seconds: float) -> None:
+        """Notes what passes and the base circuits took that the worker lacked for them, as the pool does."""
         self.search.seconds += seconds
-        pass_s = seconds / passes
-        self.pass_s = pass_s if self.pass_s is None else self.pass_s + NEWS * (pass_s - self.pass_s)
+        if self.pass_s is None or not new_bases:
+            pass_s = seconds / passes
+            self.pass_s = pass_s if self.pass_s is None else self.pass_s + NEWS * (pass_s - self.pass_s)
+        else:
+            of_bases = max(0.0, seconds - passes * self.pass_s)
+            self.base_s += NEWS * (of_bases / new_bases - self.base_s)
 
     def go_on(self) -> int:
         """Takes the scores of its passes, and returns how many of them were wasted."""
@@ -242,13 +248,18 @@ class _Job:
         return self.search.counts["wasted"] - wasted
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Fragment:
-    """Some passes of an operation of a job, and what they will take, about."""
+    """Some passes of an operation of a job, and what they will take, about.
+
+    Args:
+        new_bases: how many base circuits the worker lacks for them; known when it is called.
+    """
 
     job: _Job
     passes: Sequence[PatchedPass]
     seconds: float
+    new_bases: int = 0
 
 
 class _Worker:
@@ -341,10 +352,13 @@ class _Simulation:
         known = [each.job.pass_s for each in fragments if each.job.pass_s is not None]
         usual = sum(known) / len(known) if known else 1.0
         expected = [
-            len(each.passes) * (usual if each.job.pass_s is None else each.job.pass_s) for each in fragments
+            len(each.passes) * usual
+            if each.job.pass_s is None
+            else len(each.passes) * each.job.pass_s + each.new_bases * each.job.base_s
+            for each in fragments
         ]
         for each, part in zip(fragments, expected, strict=True):
-            each.job.learn(len(each.passes), seconds * part / sum(expected))
+            each.job.learn(len(each.passes), each.new_bases, seconds * part / sum(expected))
 
     def _placed(self, ready: Sequence[_Job]) -> dict[int, list[_Fragment]]:
         """Cuts operations as the pool does; returns what each worker gets."""
@@ -357,10 +371,11 @@ class _Simulation:
         loads = [
             Load(
                 job.home,
-                None if job.pass_s is None else job.pass_s * len(job.passes),
-                len(job.passes),
-                joints_of(job.passes),
+                job.pass_s,
+                bases_of(job.passes),
+                job.base_s,
                 idle,
+                {number: self._workers[number].held[job].keys() for number in (job.home, *idle)},
             )
             for job in ready
         ]
@@ -370,7 +385,7 @@ class _Simulation:
             for share in shares:
                 job = ready[share.load]
                 passes = job.passes[share.first : share.last]
-                fragment = _Fragment(job, passes, (job.pass_s or 0.0) * len(passes))
+                fragment = _Fragment(job, passes, share.seconds)
                 placed.setdefault(number, []).append(fragment)
         return placed
 
@@ -382,9 +397,8 @@ class _Simulation:
         worker.doing, worker.next = worker.next, []
         seconds, sent = costs.worker_batch, False
         for fragment in worker.doing:
-            of_passes, new_bases = self._compute(worker, fragment)
-            seconds += of_passes
-            sent = sent or new_bases
+            seconds += self._compute(worker, fragment)
+            sent = sent or fragment.new_bases > 0
         known = self._setting.sends_once and not sent
         worker.begun = now + (costs.head_piece_known if known else costs.head_piece)
         self._idle.append((worker.free, worker.begun))
@@ -392,20 +406,20 @@ class _Simulation:
         heapq.heappush(self._ends, (worker.begun + seconds, number))
         return worker.begun
 
-    def _compute(self, worker: _Worker, fragment: _Fragment) -> tuple[float, bool]:
-        """Returns the seconds of a fragment, and whether the worker lacked base circuits for it."""
+    def _compute(self, worker: _Worker, fragment: _Fragment) -> float:
+        """Returns the seconds of a fragment; counts the base circuits that the worker lacked for it."""
         job, held = fragment.job, worker.held[fragment.job]
         wanted: dict[int, BaseCircuit] = {}
-        seconds, new = 0.0, False
+        seconds = 0.0
         for stretch in stretches(self._graph, fragment.passes):
             for base in lineage(stretch.base):
                 if id(base) not in held and id(base) not in wanted:
-                    new = True
+                    fragment.new_bases += 1
                     seconds += self._compute_base(job, base, stretch.receiver)
                 wanted[id(base)] = base
             seconds += stretch.count * float(self._costs.passes[stretch.receiver])
         worker.held[job] = wanted
-        return seconds, new
+        return seconds
 
     def _compute_base(self, job: _Job, base: BaseCircuit, receiver: int) -> float:
         """Returns the seconds of a base circuit whose first test is of a receiver."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from helpers.random_passes import random_task
 from helpers.zoo import NAMES, Zoo
 from torch import Tensor
 
-from pahq_server.core.circuit import Circuit
-from pahq_server.core.graph import Graph
-from pahq_server.core.pruning import Mask, NodeLayout, Penalty
+from pahq_server.core.operations import prompt_parts
+from pahq_server.core.pruning import Penalty
 from pahq_server.core.task import TokenTask
-from pahq_server.engine.literal import LiteralExecutor
 from pahq_server.engine.pruning.gates import hard_concrete, open_probability
-from pahq_server.engine.pruning.job import PruningJob
+from pahq_server.engine.pruning.job import PruningJob, layout_of
 from pahq_server.engine.pruning.training import objective_with_gradient
 from pahq_server.engine.pruning.weights import FrozenWeights
-from pahq_server.memory.pool import PagePool
+from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold
 
@@ -34,90 +31,72 @@ def make_job(
     return PruningJob(weights, weights, task, ablation, pool or PagePool(POOL_BYTES), tokens)
 
 
-def every(layout: NodeLayout, opened: bool) -> Mask:
-    return np.full(layout.size, opened)
-
-
-def kl_of(full: Tensor, other: Tensor) -> float:
-    p = full.log_softmax(-1)
-    return float((p.exp() * (p - other.log_softmax(-1))).sum(-1).mean())
-
-
-def only_embedding(graph: Graph) -> Circuit:
-    """Keeps the edge from the embedding, which has no gate, to the logits."""
-    kept = np.zeros(graph.num_edges, dtype=bool)
-    kept[graph.parse_edge("input->logits")] = True
-    return Circuit(graph, kept)
-
-
-@pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("name", NAMES)
-def test_all_gates_open_are_the_full_model_and_none_the_ablated_run(
-    name: str, ablation: str, zoo: Zoo
-) -> None:
-    model = zoo[name]
-    task, graph = random_task(model, LENGTHS), model.architecture.graph("group")
-    job = make_job(model, task, ablation)
-    literal = LiteralExecutor(model, graph, task, "kl_divergence", ablation)
-    full, none = job.figures([every(job.layout, True), every(job.layout, False)])
-    assert full.kl == pytest.approx(0, abs=1e-9)
-    assert full.exact_match == 1
-    full_logits, ablated = literal.logits(Circuit.full(graph)), literal.logits(only_embedding(graph))
-    assert none.kl == pytest.approx(kl_of(full_logits, ablated), abs=1e-9)
-    assert none.kl > 1e-3
-    assert task.answers is not None
-    assert task.wrong_answers is not None
-    for found, logits in ((full, full_logits), (none, ablated)):
-        rows = range(len(LENGTHS))
-        margins = logits[rows, list(task.answers)] - logits[rows, list(task.wrong_answers)]
-        assert found.logit_difference == pytest.approx(float(margins.mean()), abs=1e-9)
-        assert found.accuracy == float((margins > 0).double().mean())
-    assert none.exact_match == float((ablated.argmax(-1) == full_logits.argmax(-1)).double().mean())
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_no_gates_are_the_corrupted_logits_where_the_metric_reads_the_same_token(name: str, zoo: Zoo) -> None:
-    model = zoo[name]
-    task = random_task(model, (6, 4))
-    assert task.corrupted is not None
-    ends = tuple((*bad[:-1], good[-1]) for good, bad in zip(task.clean, task.corrupted, strict=True))
-    task = TokenTask(task.clean, ends, task.answers, task.wrong_answers)
-    graph = model.architecture.graph("group")
-    literal = LiteralExecutor(model, graph, task, "kl_divergence", "resample")
-    corrupted = literal.unpatched_logits(True, slice(None))
-    job = make_job(model, task)
-    (none,) = job.figures([every(job.layout, False)])
-    expected = kl_of(literal.logits(Circuit.full(graph)), corrupted)
-    assert none.kl == pytest.approx(expected, abs=1e-9)
-
-
 def total_loss(job: PruningJob, log_alpha: Tensor, noise: Tensor, penalty: Penalty, scale: float) -> float:
-    """The loss from its definition, with gates that are drawn here."""
+    """The loss of a random circuit, from its parts."""
     sums, _ = job.loss_with_gradient(hard_concrete(log_alpha, noise), penalty.task_loss)
-    sizes = sum(
-        weight * float(open_probability(log_alpha[part]).sum())
-        for kind, part in job.layout.slices()
-        for weight in (penalty.weights[kind],)
-        if part.stop > part.start
+    sizes = open_probability(log_alpha)
+    size = sum(
+        penalty.weights.get(kind, 0.0) * float(sizes[part].sum()) for kind, part in job.layout.slices()
     )
-    return sums.kl + penalty.task_loss * sums.answers + scale * sizes
+    return sums.kl + penalty.task_loss * sums.answers + scale * size
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_finite_differences(name: str, ablation: str, zoo: Zoo) -> None:
     model = zoo[name]
-    job = make_job(model, random_task(model, LENGTHS, seed=1), ablation)
+    task = random_task(model, LENGTHS, seed=1)
+    job = make_job(model, task, ablation)
     generator = torch.Generator().manual_seed(3)
-    size, step = job.layout.size, 1e-5
-    log_alpha = torch.rand(size, generator=generator, dtype=torch.float64) - 0.5
-    noise = torch.rand(size, generator=generator, dtype=torch.float64) * 2 - 1
-    penalty = Penalty({kind: 1e-3 for kind, _ in job.layout.slices()}, task_loss=0.3)
+    log_alpha = torch.rand(job.layout.size, generator=generator, dtype=torch.float64) - 0.5
+    noise = torch.rand(job.layout.size, generator=generator, dtype=torch.float64) * 2 - 1
+    penalty = Penalty(dict.fromkeys(job.layout.kinds, 0.001), task_loss=0.3)
+
+    def loss(at: Tensor) -> float:
+        return total_loss(job, at, noise, penalty, 0.7)
+
     _, gradient = objective_with_gradient(job, log_alpha, noise, penalty, 0.7)
-    ways = [torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(2)]
-    # And a gate of each kind alone.
-    eye = torch.eye(size, dtype=torch.float64)
-    ways += [eye[part.start] for kind, part in job.layout.slices() if kind in job.layout.kinds]
-    for way in ways:
-        above, below = (total_loss(job, log_alpha + by * way, noise, penalty, 0.7) for by in (step, -step))
-        assert float(gradient @ way) == pytest.approx((above - below) / (2 * step), rel=1e-5, abs=1e-9)
+    for _ in range(3):
+        way = torch.randn(len(log_alpha), generator=generator, dtype=torch.float64)
+        step = 1e-5
+        slope = (loss(log_alpha + step * way) - loss(log_alpha - step * way)) / (2 * step)
+        assert float(gradient @ way) == pytest.approx(slope, rel=1e-6, abs=1e-9)
+    # One gate of each kind alone.
+    for kind, part in job.layout.slices():
+        if kind in job.layout.kinds:
+            way = torch.zeros_like(log_alpha)
+            way[part.start] = 1
+            slope = (loss(log_alpha + 1e-5 * way) - loss(log_alpha - 1e-5 * way)) / 2e-5
+            assert float(gradient[part.start]) == pytest.approx(slope, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_parts_of_the_prompts_add_up(ablation: str, zoo: Zoo) -> None:
+    """However many tokens a part has: sums over other parts have other last bits, and no more."""
+    model = zoo["mistral"]
+    task = random_task(model, LENGTHS)
+    z = torch.rand(layout_of(model.architecture).size, dtype=torch.float64)
+    found = [make_job(model, task, ablation, tokens).loss_with_gradient(z, 0.5) for tokens in (1, 16, 1000)]
+    assert len(prompt_parts(task, 1)) > len(prompt_parts(task, 16)) > len(prompt_parts(task, 1000))
+    for sums, gradient in found[1:]:
+        assert sums.kl == pytest.approx(found[0][0].kl, rel=1e-12)
+        assert sums.answers == pytest.approx(found[0][0].answers, rel=1e-12)
+        torch.testing.assert_close(gradient, found[0][1], atol=1e-12, rtol=1e-9)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_pages_are_given_back(ablation: str, zoo: Zoo) -> None:
+    pool = PagePool(POOL_BYTES)
+    job = make_job(zoo["gpt2"], random_task(zoo["gpt2"], LENGTHS), ablation, pool=pool)
+    assert pool.statistics().used > 0
+    job.release()
+    job.release()
+    assert pool.statistics().used == 0
+    pool.check_integrity(())
+
+
+def test_without_room_nothing_is_kept(zoo: Zoo) -> None:
+    pool = PagePool(1 << 12)
+    with pytest.raises(OutOfPagesError):
+        make_job(zoo["gpt2"], random_task(zoo["gpt2"], (7,) * 40), "mean", pool=pool)
+    assert pool.statistics().used == 0

@@ -1,0 +1,151 @@
+"""From trained gates to a binary circuit within the budget, from which nothing more can go.
+
+Everything here is decided by measurement. Circuits are asked for in an order that depends on nothing but what
+was measured before, so that a journal of figures is a complete checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pahq_server.core.pruning import Mask, MaskFigures, NodeKind, NodeLayout, consistent
+
+# Yields circuits to measure, receives their figures, in order.
+Measured: TypeAlias = Generator[Sequence[Mask], Sequence[MaskFigures], "Polished"]
+# The stages of polishing: kinds whose nodes are tested together, the largest first.
+STAGES: tuple[tuple[NodeKind, ...], ...] = (
+    ("layers",),
+    ("attention_blocks", "mlp_blocks"),
+    ("heads",),
+    ("attention_neurons", "mlp_hidden"),
+    ("mlp_outputs",),
+)
+# Neurons are first tested in so many groups, the other nodes one by one. At most so many circuits are
+# measured for the neurons of a stage: groups are then no longer halved.
+GROUPS, MOST_MEASURED = 32, 1000
+
+
+@dataclass(frozen=True)
+class Polished:
+    """What polishing found.
+
+    Args:
+        kept: the circuit.
+        measured: how many circuits were measured.
+    """
+
+    kept: Mask
+    measured: int
+
+
+def binary(layout: NodeLayout, log_alpha: NDArray[np.float32], kinds: Sequence[NodeKind]) -> Mask:
+    """Returns the circuit of trained gates: those above 0, and all of the kinds that were not trained."""
+    return above(layout, log_alpha, kinds, 0.0)
+
+
+def above(
+    layout: NodeLayout, log_alpha: NDArray[np.float32], kinds: Sequence[NodeKind], least: float
+) -> Mask:
+    """Returns the circuit of the gates whose log_alpha is above ``least``; other kinds stay open."""
+    kept = np.ones(layout.size, dtype=bool)
+    for kind, part in layout.slices():
+        if kind in kinds:
+            kept[part] = log_alpha[part] > least
+    return consistent(layout, kept)
+
+
+def repair(
+    layout: NodeLayout, log_alpha: NDArray[np.float32], kinds: Sequence[NodeKind], budget: float
+) -> Measured:
+    """Opens the gates that were closed last until the circuit is within the budget.
+
+    The threshold on log_alpha is bisected between 0 and that of the full circuit, which is within the budget.
+    At most about 20 circuits are measured.
+    """
+    values = np.unique(log_alpha[log_alpha <= 0])  # thresholds, the lowest opens all but its own gate
+    low, high, measured = 0, len(values), 0  # the circuit of `high` is over the budget, that of -1 is full
+    found = np.ones(layout.size, dtype=bool)
+    while low < high:
+        middle = (low + high) // 2
+        kept = above(layout, log_alpha, kinds, float(values[middle]))
+        (figures,) = yield [kept]
+        measured += 1
+        if figures.kl <= budget:
+            found, low = kept, middle + 1
+        else:
+            high = middle
+    return Polished(found, measured)
+
+
+def polish(
+    layout: NodeLayout, log_alpha: NDArray[np.float32], kept: Mask, kinds: Sequence[NodeKind], budget: float
+) -> Measured:
+    """Removes whatever can go while the KL stays within the budget.
+
+    Layers, then blocks, then heads are tested one by one, those with the lowest log_alpha first; then neurons
+    in groups, which are halved where they cannot go as a whole. A group and its first half are measured
+    together. Of n nodes that are tested one by one n circuits are measured; of neurons `MOST_MEASURED` at
+    most in each stage.
+
+    Args:
+        layout: of the model.
+        log_alpha: of all gates.
+        kept: the circuit to begin with, which is within the budget.
+        kinds: that may go.
+        budget: the most KL divergence, in nats.
+    """
+    kept, measured = kept.copy(), 0
+    for stage in STAGES:
+        of_stage = [kind for kind in stage if kind in kinds]
+        nodes = _by_importance(layout, log_alpha, of_stage)
+        single = stage[0] in ("layers", "attention_blocks", "heads")
+        groups = np.array_split(nodes, max(1, len(nodes)) if single else GROUPS)
+        # Groups that are left, the next one last, and whether they are known not to go as a whole.
+        pending = [(group, False) for group in groups[::-1]]
+        asked = 0
+        while pending:
+            group, fails = pending.pop()
+            still = group[kept[group]]  # some may have gone with what contained them
+            fails = fails and len(still) == len(group)
+            halves = np.array_split(still, 2)
+            may_halve = len(still) > 1 and asked < MOST_MEASURED
+            tried = [] if fails or not len(still) else [_without(layout, kept, still)]
+            if may_halve:
+                tried.append(_without(layout, kept, halves[0]))
+            if not tried:
+                continue
+            asked += len(tried)
+            goes = [figures.kl <= budget for figures in (yield tried)]
+            if not fails and goes[0]:
+                kept = tried[0]
+            elif may_halve and goes[-1]:
+                kept = tried[-1]
+                pending.append((halves[1], True))  # with the first half it is the whole, which does not go
+            elif may_halve:
+                pending += [(halves[1], False), (halves[0], True)]
+        measured += asked
+    return Polished(kept, measured)
+
+
+def _by_importance(
+    layout: NodeLayout, log_alpha: NDArray[np.float32], kinds: Sequence[NodeKind]
+) -> NDArray[np.int64]:
+    """Returns the gates of some kinds, the lowest log_alpha first; of equal ones the later gate."""
+    gates = np.concatenate([[], *(np.arange(part.start, part.stop) for part in _parts(layout, kinds))])
+    gates = gates.astype(np.int64)[::-1]
+    return gates[np.argsort(log_alpha[gates], kind="stable")]
+
+
+def _parts(layout: NodeLayout, kinds: Sequence[NodeKind]) -> Iterator[slice]:
+    return (part for kind, part in layout.slices() if kind in kinds)
+
+
+def _without(layout: NodeLayout, kept: Mask, gates: NDArray[np.int64]) -> Mask:
+    less = kept.copy()
+    less[gates] = False
+    return consistent(layout, less)

@@ -1,0 +1,255 @@
+"""Circuits of nodes in the client: read as the server writes them, kept in files, and nothing that lies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pahq.v1 import jobs_pb2
+
+from pahq_client import (
+    Circuit,
+    InvalidNodeCircuitFile,
+    InvalidRequest,
+    NodeCircuit,
+    NodeOverlap,
+    OtherModel,
+    PahqError,
+    ServerFault,
+    Task,
+)
+from pahq_client import node_circuit as client_side
+from pahq_client.artifacts import decode
+from pahq_client.cli import main
+from pahq_client.pruning import PruneRequest, prune_spec
+from pahq_server.core.artifact import pack, unpack
+from pahq_server.core.engine import Objective, ResolvedObjective
+from pahq_server.core.graph import Graph
+from pahq_server.core.pruning import NODE_KINDS, MaskFigures, NodeLayout, consistent, parameters_of
+from pahq_server.core.task import PromptTask, TokenTask
+from pahq_server.methods.node_pruning.artifact import NodeCircuit as Found
+from pahq_server.methods.node_pruning.artifact import node_circuit_bytes
+
+GRAPH = Graph(layers=3, heads=4, kv_heads=2)
+LAYOUT = NodeLayout(layers=3, heads=4, d_head=2, d_model=5, d_mlp=6)
+RESOLVED = ResolvedObjective(
+    Objective("m", PromptTask(()), "kl_divergence", "resample", "group", "fp32"),
+    TokenTask(((1, 2),), ((1, 3),)),
+    GRAPH,
+    "revision",
+    nodes=LAYOUT,
+)
+PROVENANCE: dict[str, Any] = {"request": {"model_revision": "c0ffee"}, "run": {"model": "toy"}}
+FIGURES = MaskFigures(0.25, 0.75, 1.5, 1.0)
+
+
+def found(seed: int = 0, share: float = 0.7) -> Found:
+    draw = np.random.default_rng(seed)
+    kept, trained = (consistent(LAYOUT, draw.random(LAYOUT.size) < share) for _ in range(2))
+    log_alpha = draw.normal(size=LAYOUT.size).astype(np.float32)
+    figures = (MaskFigures(0.0, 1.0), FIGURES, replace(FIGURES, kl=0.1))
+    return Found(NODE_KINDS, 60, 0.2, None, log_alpha, trained, kept, *figures, 0.3, True, False)
+
+
+def read(data: bytes, partial: bool = False) -> NodeCircuit:
+    circuit = decode("node_circuit", 1, data, PROVENANCE, partial)
+    assert isinstance(circuit, NodeCircuit)
+    return circuit
+
+
+def circuit_of(seed: int = 0, share: float = 0.7) -> NodeCircuit:
+    return read(node_circuit_bytes(found(seed, share), RESOLVED, LAYOUT))
+
+
+def test_it_is_read_as_the_server_writes_it() -> None:
+    ours, theirs = circuit_of(), found()
+    for kind, mask in LAYOUT.split(theirs.kept).items():
+        assert (ours.kept[kind] == mask).all()
+        assert (ours.trained[kind] == LAYOUT.split(theirs.trained)[kind]).all()
+    assert (ours.log_alpha == theirs.log_alpha).all()
+    assert (ours.budget, ours.penalty, ours.steps, ours.stochastic_kl) == (0.2, None, 60, 0.3)
+    assert (ours.polished, ours.repaired, ours.partial) == (True, False, False)
+    assert ours.figures == client_side.NodeFigures(0.1, 0.75, 1.5, 1.0)
+    assert ours.full == client_side.NodeFigures(0.0, 1.0)
+    assert ours.kept_parameters["kept"] == parameters_of(LAYOUT, 2, False, theirs.kept)
+    assert ours.kept_parameters["all"] == parameters_of(LAYOUT, 2, False, np.ones(LAYOUT.size, bool))
+    assert ours.kinds == NODE_KINDS == client_side.KINDS
+
+
+def test_what_is_kept() -> None:
+    circuit = circuit_of()
+    assert circuit.heads == tuple(
+        f"a{layer}.h{head}" for layer in range(3) for head in range(4) if circuit.kept["heads"][layer, head]
+    )
+    assert circuit.mlps == tuple(f"m{layer}" for layer in range(3) if circuit.kept["mlp_blocks"][layer, 0])
+    per_layer = circuit.nodes_per_layer()
+    for kind, (kept, count) in circuit.counts.items():
+        assert kept == sum(layer[kind] for layer in per_layer)
+        assert count == circuit.kept[kind].size
+    assert f"{len(circuit.heads)} of 12 heads" in repr(circuit)
+    assert "<td>2</td>" in circuit._repr_html_()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_its_edges_are_those_between_kept_heads_and_mlps(seed: int) -> None:
+    nodes = circuit_of(seed, 0.5)
+    circuit = nodes.to_circuit()
+    alive = {"input", "logits", *nodes.heads, *nodes.mlps}
+    graph = circuit.graph
+    expected = set()
+    for name in graph.edge_names():
+        sender, receiver = name.split("->")
+        behind = {"logits"} if receiver == "logits" else set(graph.senders_behind(receiver))
+        if sender in alive and behind & alive:
+            expected.add(name)
+    assert {str(edge) for edge in circuit.edges} == expected
+    assert isinstance(circuit, Circuit)
+    assert math.isnan(circuit.metric.value)
+
+
+def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    circuit, path = circuit_of(), tmp_path / "c.nodes"
+    circuit.save(path)
+    again = NodeCircuit.load(path)
+    assert again.summary() == circuit.summary()
+    assert again.provenance == circuit.provenance
+    assert all((again.kept[kind] == mask).all() for kind, mask in circuit.kept.items())
+    again.save(tmp_path / "d.nodes")
+    assert (tmp_path / "d.nodes").read_bytes() == path.read_bytes()
+    assert main(["show", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert circuit.heads[0] in out
+    assert main(["show", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["figures"]["kl"] == 0.1
+    assert main(["view", "--no-open", str(path)]) != 0
+    assert "circuit of nodes" in capsys.readouterr().err
+
+
+def test_what_is_partial_is_not_read_by_accident(tmp_path: Path) -> None:
+    path = tmp_path / "c.nodes"
+    read(node_circuit_bytes(found(), RESOLVED, LAYOUT), partial=True).save(path)
+    with pytest.raises(InvalidNodeCircuitFile, match="allow_partial=True"):
+        NodeCircuit.load(path)
+    assert NodeCircuit.load(path, allow_partial=True).partial
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_files_of_something_else(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(InvalidNodeCircuitFile, match="not a readable file of a node circuit"):
+        NodeCircuit.load(path)
+
+
+def test_comparison() -> None:
+    a, b = circuit_of(0), circuit_of(1)
+    overlap = a.compare(b)
+    for kind, own in overlap.items():
+        assert own.both + own.only_a == a.counts[kind][0]
+        assert own.both + own.only_b == b.counts[kind][0]
+        union = (a.kept[kind] | b.kept[kind]).sum()
+        assert own.jaccard == pytest.approx(own.both / union)
+    assert all(own.jaccard == 1 for own in a.compare(a).values())
+    assert NodeOverlap(0, 0, 0).jaccard == 1
+    other = replace(b, provenance={"request": {"model_revision": "decaf"}, "run": {}})
+    with pytest.raises(OtherModel):
+        a.compare(other)
+    assert a.compare(other, allow_other_model=True) == overlap
+
+
+# Servers that lie
+
+DATA = node_circuit_bytes(found(), RESOLVED, LAYOUT)
+
+
+def changed(change: Callable[[dict[str, Any], dict[str, Any]], object]) -> bytes:
+    header, arrays = unpack(DATA)
+    change(header, arrays)
+    return pack(header, arrays)
+
+
+LIES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
+    "too few bits": lambda header, arrays: arrays.update(kept=arrays["kept"][:-1]),
+    "stray bits": lambda header, arrays: arrays.update(kept=arrays["kept"] | 255),
+    "no trained": lambda header, arrays: arrays.pop("trained"),
+    "floats as bits": lambda header, arrays: arrays.update(kept=arrays["kept"].astype(np.float32)),
+    "double log_alpha": lambda header, arrays: arrays.update(log_alpha=arrays["log_alpha"].astype(float)),
+    "short log_alpha": lambda header, arrays: arrays.update(log_alpha=arrays["log_alpha"][1:]),
+    "no layout": lambda header, arrays: header.pop("model_layout"),
+    "no layers": lambda header, arrays: header["model_layout"].update(layers=0),
+    "huge": lambda header, arrays: header["model_layout"].update(d_mlp=1 << 40),
+    "true layers": lambda header, arrays: header["model_layout"].update(layers=True),
+    "other graph": lambda header, arrays: header["graph"].update(heads=5, kv_heads=5),
+    "unknown kind": lambda header, arrays: header.update(kinds=["toes"]),
+    "text as KL": lambda header, arrays: header["figures"].update(kl="small"),
+    "no KL": lambda header, arrays: header["figures"].update(kl=None),
+    "figures as list": lambda header, arrays: header.update(full=[1.0]),
+    "more than all": lambda header, arrays: header["kept_parameters"].update(kept=10**9),
+    "steps as text": lambda header, arrays: header.update(steps="many"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lies_are_refused(lie: str) -> None:
+    with pytest.raises(ServerFault):
+        read(changed(LIES[lie]))
+
+
+def test_an_unknown_version_is_refused() -> None:
+    with pytest.raises(ServerFault, match="update pahq"):
+        decode("node_circuit", 2, DATA, PROVENANCE)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_damaged_bytes_raise_nothing_else(data: st.DataObject) -> None:
+    damaged = bytearray(DATA)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        read(bytes(damaged[: data.draw(st.integers(0, len(damaged)))]))
+    except PahqError:
+        return
+
+
+# Requests
+
+TASK = Task(clean=[[1, 2]], corrupted=[[1, 3]])
+
+
+def test_what_is_asked_for() -> None:
+    spec = prune_spec(
+        PruneRequest("m", TASK, penalty=0.5, steps=7, kinds=["heads", "layers"], seed=3, polish=False)
+    )
+    assert isinstance(spec, jobs_pb2.JobSpec)
+    own = spec.node_pruning
+    assert (own.penalty, own.steps, list(own.kinds), own.seed) == (0.5, 7, ["heads", "layers"], 3)
+    assert own.no_polish
+    assert not own.HasField("max_kl")
+    assert (spec.objective.metric, spec.objective.ablation) == ("kl_divergence", "resample")
+    assert list(prune_spec(PruneRequest("m", TASK, 0.1, kinds="heads")).node_pruning.kinds) == ["heads"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, "exactly one of max_kl and penalty is needed, got neither"),
+        ({"max_kl": 0.1, "penalty": 1.0}, "got both"),
+        ({"max_kl": "little"}, "max_kl"),
+        ({"max_kl": 0.1, "steps": 0}, "at least 1"),
+        ({"max_kl": 0.1, "steps": 1.5}, "steps"),
+        ({"max_kl": 0.1, "kinds": ["toes"]}, "unknown kind of node 'toes'"),
+        ({"max_kl": 0.1, "polish": 1}, "polish"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_sent(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        prune_spec(PruneRequest("m", TASK, **arguments))
