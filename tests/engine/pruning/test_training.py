@@ -270,6 +270,16 @@ def test_pages_are_freed_with_the_state(ablation: str, zoo: Zoo) -> None:
     assert engine.memory_usage().used == 0
 
 
+def test_a_pool_that_is_too_small_is_a_typed_error_and_keeps_nothing(zoo: Zoo) -> None:
+    engine, layout = engine_of(zoo, memory_bytes=1 << 14), layout_of(zoo["gpt2"].architecture)
+    state = opened(engine, "mean")
+    for _ in range(2):
+        with pytest.raises(ResourceExhaustedError, match="not enough memory"):
+            outcome(engine, state, MeasureMasks(layout, random_masks(layout, 1)))
+        assert engine.memory_usage().used == 0
+    engine.close(state)
+
+
 def test_without_memory_the_error_says_so_and_the_state_stays_usable(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
