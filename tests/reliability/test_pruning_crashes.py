@@ -17,7 +17,7 @@ from pahq_client import Client, JobHandle, NodeCircuit, Task
 from .conftest import Figures
 from .crashing import CrashingServer, wait_for
 
-TASK = Task.ioi(num_prompts=8)
+TASK = Task.ioi(num_prompts=4)
 
 
 def submitted(client: Client, steps: int) -> JobHandle:
@@ -62,7 +62,7 @@ def kill_at_random(folder: Path, kills: int, steps: int, figures: Figures) -> No
 
 
 def test_masks_outlive_the_server(tmp_path: Path, figures: Figures) -> None:
-    kill_at_random(tmp_path, 2, 100, figures)
+    kill_at_random(tmp_path, 2, 50, figures)
 
 
 @pytest.mark.long

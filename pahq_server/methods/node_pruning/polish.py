@@ -27,7 +27,7 @@ STAGES: tuple[tuple[NodeKind, ...], ...] = (
 )
 # Neurons are first tested in so many groups, the other nodes one by one. At most so many circuits are
 # measured for the neurons of a stage: groups are then no longer halved.
-GROUPS, MOST_MEASURED = 32, 1000
+GROUPS, MOST_MEASURED = 32, 500
 
 
 @dataclass(frozen=True)
