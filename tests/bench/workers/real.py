@@ -35,11 +35,8 @@ OPTIONS = {
     TWO_WORKERS: ("--threads", "1", "--workers", "2"),
     ONE_BY_RAY: ("--threads", "1", "--workers", "1", "--ray-address", "local"),
 }
-# How often each server has its turn.
-TURNS = 3
-# The search of the GPT-2 shape starts from this share of the edges, those that `eap_ig` scores best: a whole
-# search would take a quarter of an hour on each server and turn.
-SHARE = 0.15
+# How many layers the GPT-2 shape has here: a search of all 12 takes a quarter of an hour on each server.
+LAYERS = 6
 JOBS = 10
 KL = "kl_divergence"
 
@@ -53,16 +50,24 @@ class Work:
         model: directory of the model, made or found while the context lasts.
         prepare: does what happens only once on a server; returns what ``run`` is given.
         run: what is measured; returns the circuits that were found.
+        turns: how often each server does it.
     """
 
     name: str
     model: Callable[[Path], Path]
     prepare: Callable[[Client], Circuit | None]
     run: Callable[[Client, Circuit | None], Sequence[Circuit]]
+    turns: int = 3
 
 
-def gpt2(layers: int = 12, share: float = SHARE) -> Work:
-    """A search of the GPT-2 shape from its best edges, single tests only."""
+def gpt2(layers: int = LAYERS, share: float = 1.0, turns: int = 1) -> Work:
+    """A search of the GPT-2 shape, single tests only.
+
+    Args:
+        layers: of the model.
+        share: of the edges to start from, those that `eap_ig` scores best; 1 for the whole graph.
+        turns: see `Work`.
+    """
     workload = workloads.gpt2_shape(layers)
     task = Task(clean=workload.task.clean, corrupted=workload.task.corrupted)
 
@@ -72,7 +77,9 @@ def gpt2(layers: int = 12, share: float = SHARE) -> Work:
         GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(directory)
         return directory
 
-    def prepare(client: Client) -> Circuit:
+    def prepare(client: Client) -> Circuit | None:
+        if share == 1:
+            return None
         return client.attribute("model", task, "eap_ig", metric=KL).top(fraction=share)
 
     def run(client: Client, within: Circuit | None) -> list[Circuit]:
@@ -80,7 +87,7 @@ def gpt2(layers: int = 12, share: float = SHARE) -> Work:
         assert isinstance(found, Circuit)
         return [found]
 
-    return Work("GPT-2 shape, one search", model, prepare, run)
+    return Work(f"GPT-2 shape of {layers} layers, one search", model, prepare, run, turns)
 
 
 def tinytalk(jobs: int = JOBS, prompts: int = 2, threshold: float = 0.02) -> Work:
@@ -105,19 +112,18 @@ def tinytalk(jobs: int = JOBS, prompts: int = 2, threshold: float = 0.02) -> Wor
     )
 
 
-def measured(results: object = None, turns: int = TURNS) -> dict[str, Any]:
+def measured(results: object = None) -> dict[str, Any]:
     """Measures all work on all servers.
 
     Args:
         results: of other parts, of which nothing is needed.
-        turns: of each server.
 
     Raises SkippedError if the servers here have one worker only.
     """
     if not offers_workers():
         raise SkippedError("real servers are not measured: pahq-server serve has no option --workers")
     works = [gpt2(), *([tinytalk()] if TINYTALK.is_dir() else [])]
-    return {work.name: compare(work, SERVERS, turns) for work in works}
+    return {work.name: compare(work, SERVERS, work.turns) for work in works}
 
 
 def offers_workers() -> bool:
