@@ -51,7 +51,10 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
     assert info == server_pb2.ServerInfo(
         version=__version__,
         device="abacus",
-        methods=["acdc", "clean_corrupted", "eap", "eap_ig", "generate", "gim", "relp", "single_edge"],
+        methods=[
+            *("acdc", "clean_corrupted", "eap", "eap_ig", "generate", "gim", "node_pruning", "relp"),
+            "single_edge",
+        ],
         metrics=["kl_divergence", "l2"],
         ablations=["resample", "zero"],
         precisions=["fp32"],
