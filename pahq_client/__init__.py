@@ -55,6 +55,7 @@ from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
 from pahq_client.node_circuit import NodeCircuit, NodeFigures, NodeOverlap
+from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.nodes import NodeTotal
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import (
@@ -111,6 +112,7 @@ __all__ = [
     "NoEmbeddedServer",
     "NoWorker",
     "NodeCircuit",
+    "NodeEvaluation",
     "NodeFigures",
     "NodeOverlap",
     "NodeTotal",

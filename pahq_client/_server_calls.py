@@ -17,6 +17,7 @@ from pahq_client._calls import (
     CHECK_TASK,
     CREATE,
     EVALUATE,
+    EVALUATE_NODES,
     GENERATE,
     INFO,
     LIST,
@@ -62,6 +63,7 @@ from pahq_client.errors import (
 )
 from pahq_client.jobs import JobCalls
 from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_evaluation import NodeEvaluation, node_evaluation_message, read_node_evaluation
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.pruning import PruneRequest, prune_spec
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
@@ -124,8 +126,10 @@ class ServerCalls:
         return responses.server_info(response.server_info)
 
     def evaluate(
-        self, model: str, task: TaskLike, circuit: GivenCircuit, options: EvaluationOptions
-    ) -> Steps[Evaluation]:
+        self, model: str, task: TaskLike, circuit: GivenCircuit | NodeCircuit, options: EvaluationOptions
+    ) -> Steps[Evaluation | NodeEvaluation]:
+        if isinstance(circuit, NodeCircuit):
+            return (yield from self._evaluate_nodes(model, task, circuit, options))
         (evaluation,) = yield from self._evaluate(EvaluationRequest.of(model, task, (circuit,), options))
         return evaluation
 
@@ -178,6 +182,18 @@ class ServerCalls:
                 raise _of_circuits(error, len(request.circuits), len(found)) from None
             found += responses.evaluations(message, response)
             display.show(found[-1].warnings)
+        return found
+
+    def _evaluate_nodes(
+        self, model: str, task: TaskLike, circuit: NodeCircuit, options: EvaluationOptions
+    ) -> Steps[NodeEvaluation]:
+        message = node_evaluation_message(model, task, circuit, options)
+        try:
+            response = yield from self._caller.call(EVALUATE_NODES, message, EVALUATE_SECONDS)
+        except InvalidRequest as error:
+            raise _of_circuits(error, 1, 0) from None
+        found = read_node_evaluation(message, response)
+        WarningDisplay().show(found.warnings)
         return found
 
     def estimate(self, request: JobRequest) -> Steps[Estimate]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from pahq_client._job_options import (
     GenerateOptions,
@@ -28,6 +28,7 @@ from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
 from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.pruning import PruneRequest
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
@@ -100,8 +101,20 @@ class AsyncClient(ClientBase):
     async def server_info(self) -> ServerInfo:
         return await self._transport.run(self._calls.server_info())
 
-    @described_as(Client.evaluate)
-    @known_arguments
+    @overload
+    async def evaluate(
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: NodeCircuit,
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+    ) -> NodeEvaluation: ...
+    @overload
     async def evaluate(
         self,
         model: str,
@@ -113,7 +126,21 @@ class AsyncClient(ClientBase):
         kv_receivers: str | None = None,
         precision: str | None = None,
         allow_other_model: bool = False,
-    ) -> Evaluation:
+    ) -> Evaluation: ...
+    @described_as(Client.evaluate)
+    @known_arguments
+    async def evaluate(
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: Circuit | NodeCircuit | Iterable[str | Edge],
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+    ) -> Evaluation | NodeEvaluation:
         options: EvaluationOptions = {
             "metric": metric,
             "ablation": ablation,

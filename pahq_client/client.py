@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, Unpack, overload
 
 from pahq_client._calls import (
     Caller,
@@ -33,6 +33,7 @@ from pahq_client.display.progress import ProgressLike
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobHandle
 from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.pruning import PruneRequest
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
@@ -161,7 +162,20 @@ class Client(ClientBase):
         """Asks what the server is and can do."""
         return self._transport.run(self._calls.server_info())
 
-    @known_arguments
+    @overload
+    def evaluate(
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: NodeCircuit,
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+    ) -> NodeEvaluation: ...
+    @overload
     def evaluate(
         self,
         model: str,
@@ -173,13 +187,27 @@ class Client(ClientBase):
         kv_receivers: str | None = None,
         precision: str | None = None,
         allow_other_model: bool = False,
-    ) -> Evaluation:
+    ) -> Evaluation: ...
+    @known_arguments
+    def evaluate(
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: Circuit | NodeCircuit | Iterable[str | Edge],
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
+    ) -> Evaluation | NodeEvaluation:
         """Measures a circuit, the full model and the empty circuit.
 
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-            circuit: a Circuit, or edges or their names, in any order.
+            circuit: a Circuit, or edges or their names, in any order; or a NodeCircuit, whose KL divergence,
+                exact match, logit difference and accuracy are measured: the answer is a NodeEvaluation then.
             metric: name of the metric. What is None, here and below, is taken from the Circuit, so that it is
                 measured as it was found; for a list of edges it is the default of `discover`. The Evaluation
                 says what was used.

@@ -39,7 +39,6 @@ def encode(circuit: NodeCircuit, origin: str) -> bytes:
     Raises:
         InvalidNodeCircuitFile: the provenance holds what JSON cannot express.
     """
-    import numpy as np
     from safetensors.numpy import save
 
     layout = {
@@ -55,11 +54,17 @@ def encode(circuit: NodeCircuit, origin: str) -> bytes:
         "provenance": dict(circuit.provenance),
     }
     arrays: dict[str, NDArray[Any]] = {
-        name: np.packbits(np.concatenate([mask.ravel() for mask in masks.values()]), bitorder="little")
-        for name, masks in (("kept", circuit.kept), ("trained", circuit.trained))
+        name: packed(masks) for name, masks in (("kept", circuit.kept), ("trained", circuit.trained))
     }
     arrays["log_alpha"] = circuit.log_alpha
     return save(arrays, metadata(layout, "node circuit", origin, InvalidNodeCircuitFile))
+
+
+def packed(masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Returns nodes as bits, kind by kind, the lowest bit of the first byte first."""
+    import numpy as np
+
+    return np.packbits(np.concatenate([mask.ravel() for mask in masks.values()]), bitorder="little")
 
 
 def decode(data: bytes, origin: str) -> NodeCircuit:

@@ -24,7 +24,7 @@ from pahq_client.cli.output import (
     print_values,
     put,
 )
-from pahq_client.cli.view import load, load_circuit
+from pahq_client.cli.view import load, load_any_circuit
 from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
@@ -144,7 +144,7 @@ def estimate(arguments: Namespace) -> None:
 
 def evaluate(arguments: Namespace) -> None:
     """Measures a circuit file."""
-    circuit = load_circuit("--circuit", arguments.circuit, arguments.allow_partial)
+    circuit = load_any_circuit("--circuit", arguments.circuit, arguments.allow_partial)
     task = read_task(arguments)
     names = ("metric", "ablation", "kv_receivers", "precision", "allow_other_model")
     options: Any = {name: getattr(arguments, name) for name in names}

@@ -14,6 +14,7 @@ from pahq_client.cli.output import note, put
 from pahq_client.display import page
 from pahq_client.display.picture import Result
 from pahq_client.errors import InvalidRequest, WarningDisplay
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.scores import EdgeScores
 
 
@@ -68,6 +69,16 @@ def load_circuit(option: str, path: str, allow_partial: bool = False) -> Circuit
         )
         raise InvalidRequest(option, detail)
     return found
+
+
+def load_any_circuit(option: str, path: str, allow_partial: bool = False) -> Circuit | NodeCircuit:
+    """Reads the circuit of edges or nodes that an option names. Raises as `load_circuit`.
+
+    Raises InvalidNodeCircuitFile for a damaged one of nodes.
+    """
+    if node_circuit_file.is_node_circuit_file(contents(path)):
+        return NodeCircuit.load(path, allow_partial=allow_partial)
+    return load_circuit(option, path, allow_partial)
 
 
 def _names(paths: list[str]) -> tuple[str, ...]:

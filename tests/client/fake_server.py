@@ -166,6 +166,14 @@ class FakeServer(
             warnings=self.warnings,
         )
 
+    def EvaluateNodes(self, request: Any, context: Any) -> Any:
+        """The KL divergence is 1 for the circuit, 0 for the full model and 4 for the empty circuit."""
+        self._enter("EvaluateNodes", request, context)
+        circuit, full, empty = (patching_pb2.NodeFigures(kl=kl, exact_match=0.5) for kl in (1.0, 0.0, 4.0))
+        return patching_pb2.EvaluateNodesResponse(
+            values=[circuit] * len(request.circuits), full=full, empty=empty, warnings=self.warnings
+        )
+
     def ListModels(self, request: Any, context: Any) -> Any:
         self._enter("ListModels", request, context)
         return model_pb2.ListModelsResponse(models=[model_pb2.Model(name="demo", layers=4, tokenizer=True)])

@@ -53,6 +53,7 @@ from pahq_client.retries import Backoff
 
 from .fake_artifact import FakeArtifact
 from .fake_server import Code, FakeServer, Fault
+from .test_node_circuit import circuit_of as node_circuit
 
 EVIL = "\x1b]0;pwned\x07\x1b[31m\x9b2J\u202etxt.exe\u2066\r[bold]x[/bold]\u200b\x00"
 NAMES = (
@@ -258,6 +259,7 @@ def good() -> dict[str, list[Message]]:
     prediction = model_pb2.Prediction(tokens=[token])
     worker = server_pb2.Worker(state=server_pb2.WORKER_STATE_READY, hardware={"torch": "2"}, host="attic")
     accuracy = model_pb2.TaskAccuracy(above_wrong=1.0, likeliest=0.5, logit_difference=2.0)
+    nodes = patching_pb2.NodeFigures(kl=0.5, exact_match=1.0, logit_difference=-2.0, accuracy=0.5)
     end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_SUCCEEDED)
     session = patching_pb2.Session(
         name="users/me/sessions/0", graph=graph, num_edges_total=11, max_circuits=5
@@ -286,6 +288,7 @@ def good() -> dict[str, list[Message]]:
                 metric="kl_divergence", values=[0.5], full=0.0, empty=2.0, num_edges_total=82
             )
         ],
+        "EvaluateNodes": [patching_pb2.EvaluateNodesResponse(values=[nodes], full=nodes, empty=nodes)],
     }
 
 
@@ -318,6 +321,7 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "cancel": lambda c: c.job("users/me/jobs/0").cancel(),
     "session": lambda c: _used(c.session("m", "ioi")),
     "evaluate": lambda c: c.evaluate("m", "ioi", ["m0->logits"]),
+    "evaluate_nodes": lambda c: c.evaluate("m", "ioi", node_circuit()),
 }
 
 
