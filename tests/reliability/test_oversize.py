@@ -103,10 +103,11 @@ def test_a_message_that_never_comes(secured: SecuredServer) -> None:
     secured.assert_alive()
 
 
-def test_calls_take_no_raw_bytes_but_bits_of_edges() -> None:
+def test_calls_take_no_raw_bytes_but_bits_of_edges_and_nodes() -> None:
     """Tensors would be bytes with a shape beside them, to be checked against each other. There are none.
 
-    A bit for each edge is one: its shape follows from the served model, which the graph beside it must equal.
+    A bit for each edge or node is: its shape follows from the served model, which the graph or layout beside it
+    must equal.
     """
     seen: set[str] = set()
     raw: set[str] = set()
@@ -126,7 +127,7 @@ def test_calls_take_no_raw_bytes_but_bits_of_edges() -> None:
             for method in service.methods:
                 walk(method.input_type)
     assert "pahq.v1.TokenIds" in seen
-    assert raw == {"pahq.v1.EdgeSet.bits"}
+    assert raw == {"pahq.v1.EdgeSet.bits", "pahq.v1.NodeSet.bits"}
 
 
 SHAPES: dict[str, tuple[task_pb2.PromptTask, str]] = {
