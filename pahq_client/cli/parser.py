@@ -11,7 +11,7 @@ from pahq import __version__
 from pahq_client.cli import commands, jobs
 from pahq_client.cli.view import view
 from pahq_client.formatting import printable
-from pahq_client.node_circuit import KINDS
+from pahq_client.node_layout import KINDS
 
 _EPILOG = """\
 exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or wrong version,

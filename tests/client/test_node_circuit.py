@@ -20,16 +20,18 @@ from pahq_client import (
     InvalidNodeCircuitFile,
     InvalidRequest,
     NodeCircuit,
+    NodeFigures,
     NodeOverlap,
     OtherModel,
     PahqError,
     ServerFault,
     Task,
 )
-from pahq_client import node_circuit as client_side
+from pahq_client._job_options import JobRequest
+from pahq_client._requests import job_spec
 from pahq_client.artifacts import decode
 from pahq_client.cli import main
-from pahq_client.pruning import PruneRequest, prune_spec
+from pahq_client.node_layout import KINDS
 from pahq_server.core.artifact import pack, unpack
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.graph import Graph
@@ -53,7 +55,8 @@ FIGURES = MaskFigures(0.25, 0.75, 1.5, 1.0)
 
 def found(seed: int = 0, share: float = 0.7) -> Found:
     draw = np.random.default_rng(seed)
-    kept, trained = (consistent(LAYOUT, draw.random(LAYOUT.size) < share) for _ in range(2))
+    trained = consistent(LAYOUT, draw.random(LAYOUT.size) < share**0.5)
+    kept = consistent(LAYOUT, trained & (draw.random(LAYOUT.size) < share**0.5))
     log_alpha = draw.normal(size=LAYOUT.size).astype(np.float32)
     figures = (MaskFigures(0.0, 1.0), FIGURES, replace(FIGURES, kl=0.1))
     return Found(NODE_KINDS, 60, 0.2, None, log_alpha, trained, kept, *figures, 0.3, True, False)
@@ -77,11 +80,11 @@ def test_it_is_read_as_the_server_writes_it() -> None:
     assert (ours.log_alpha == theirs.log_alpha).all()
     assert (ours.budget, ours.penalty, ours.steps, ours.stochastic_kl) == (0.2, None, 60, 0.3)
     assert (ours.polished, ours.repaired, ours.partial) == (True, False, False)
-    assert ours.figures == client_side.NodeFigures(0.1, 0.75, 1.5, 1.0)
-    assert ours.full == client_side.NodeFigures(0.0, 1.0)
+    assert ours.figures == NodeFigures(0.1, 0.75, 1.5, 1.0)
+    assert ours.full == NodeFigures(0.0, 1.0)
     assert ours.kept_parameters["kept"] == parameters_of(LAYOUT, 2, False, theirs.kept)
     assert ours.kept_parameters["all"] == parameters_of(LAYOUT, 2, False, np.ones(LAYOUT.size, bool))
-    assert ours.kinds == NODE_KINDS == client_side.KINDS
+    assert ours.kinds == NODE_KINDS == KINDS
 
 
 def test_what_is_kept() -> None:
@@ -225,17 +228,19 @@ def test_damaged_bytes_raise_nothing_else(data: st.DataObject) -> None:
 TASK = Task(clean=[[1, 2]], corrupted=[[1, 3]])
 
 
+def prune_spec(**arguments: Any) -> jobs_pb2.JobSpec:
+    return job_spec(JobRequest("m", TASK, method="node_pruning", **arguments))
+
+
 def test_what_is_asked_for() -> None:
-    spec = prune_spec(
-        PruneRequest("m", TASK, penalty=0.5, steps=7, kinds=["heads", "layers"], seed=3, polish=False)
-    )
+    spec = prune_spec(penalty=0.5, steps=7, kinds=["heads", "layers"], seed=3, polish=False)
     assert isinstance(spec, jobs_pb2.JobSpec)
     own = spec.node_pruning
     assert (own.penalty, own.steps, list(own.kinds), own.seed) == (0.5, 7, ["heads", "layers"], 3)
     assert own.no_polish
     assert not own.HasField("max_kl")
     assert (spec.objective.metric, spec.objective.ablation) == ("kl_divergence", "resample")
-    assert list(prune_spec(PruneRequest("m", TASK, 0.1, kinds="heads")).node_pruning.kinds) == ["heads"]
+    assert list(prune_spec(max_kl=0.1, kinds="heads").node_pruning.kinds) == ["heads"]
 
 
 @pytest.mark.parametrize(
@@ -248,8 +253,21 @@ def test_what_is_asked_for() -> None:
         ({"max_kl": 0.1, "steps": 1.5}, "steps"),
         ({"max_kl": 0.1, "kinds": ["toes"]}, "unknown kind of node 'toes'"),
         ({"max_kl": 0.1, "polish": 1}, "polish"),
+        ({"max_kl": 0.0}, "max_kl: must be a number above 0, got 0"),
+        ({"max_kl": math.nan}, "above 0, got nan"),
+        ({"penalty": -1}, "penalty: must be a number above 0, got -1"),
+        ({"penalty": math.inf}, "above 0, got inf"),
+        ({"max_kl": 0.1, "seed": -1}, "from 0 on, got -1"),
+        ({"max_kl": 0.1, "seed": 1 << 63}, "does not fit into 64 bits"),
+        ({"max_kl": 0.1, "steps": 1 << 31}, "does not fit into 32 bits"),
+        ({"max_kl": 0.1, "task_loss": math.nan}, "task_loss: must be a finite number"),
+        ({"max_kl": 0.1, "kinds": []}, "kinds: is empty"),
+        ({"max_kl": 0.1, "kinds": [3]}, r"kinds\[0\]: unknown kind of node 3"),
+        ({"max_kl": 0.1, "kinds": {"heads"}}, "kinds: must be a list"),
+        ({"max_kl": 0.1, "edges": 5}, "edges: is not for method 'node_pruning', but for 'acdc'"),
+        ({"max_kl": 0.1, "threshold": 0.5}, "threshold: is not for method 'node_pruning'"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_sent(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
-        prune_spec(PruneRequest("m", TASK, **arguments))
+        prune_spec(**arguments)
