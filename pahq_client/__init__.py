@@ -23,7 +23,7 @@ from pahq_client.client import Client
 from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
-from pahq_client.discover import attribute, discover, generate
+from pahq_client.discover import attribute, discover, generate, prune_nodes
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
@@ -153,4 +153,5 @@ __all__ = [
     "compare",
     "discover",
     "generate",
+    "prune_nodes",
 ]

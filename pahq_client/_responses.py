@@ -18,7 +18,6 @@ from pahq.v1 import (
     circuit_pb2,
     generation_pb2,
     jobs_pb2,
-    methods_pb2,
     model_pb2,
     patching_pb2,
     server_pb2,
