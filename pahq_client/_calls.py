@@ -91,6 +91,9 @@ CHECK_TASK: Rpc[m.CheckTaskRequest, m.CheckTaskResponse] = Rpc(_MODELS, "CheckTa
 EVALUATE: Rpc[p.EvaluateCircuitsRequest, p.EvaluateCircuitsResponse] = Rpc(
     _PATCHING, "EvaluateCircuits", True, costly=True
 )
+EVALUATE_NODES: Rpc[p.EvaluateNodesRequest, p.EvaluateNodesResponse] = Rpc(
+    _PATCHING, "EvaluateNodes", True, costly=True
+)
 # Not repeated: a second session would take memory until it expires.
 OPEN: Rpc[p.OpenSessionRequest, p.OpenSessionResponse] = Rpc(_PATCHING, "OpenSession", False)
 # Scoring changes nothing; `Session` sees to it that no commit comes between two tries.
@@ -110,7 +113,7 @@ INFO: Rpc[s.GetServerInfoRequest, s.GetServerInfoResponse] = Rpc(_SERVER, "GetSe
 ALL: tuple[Rpc[Any, Any], ...] = (
     *(CREATE, GET, LIST, CANCEL, DELETE, WATCH, ARTIFACT),
     *(MODELS, MODEL, TOKENIZE, PREDICT, CHECK_TASK),
-    *(EVALUATE, OPEN, SCORE, COMMIT, CLOSE),
+    *(EVALUATE, EVALUATE_NODES, OPEN, SCORE, COMMIT, CLOSE),
     GENERATE,
     INFO,
 )

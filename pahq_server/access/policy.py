@@ -36,5 +36,6 @@ POLICY = {
     "pahq.v1.PatchingService/CommitCircuit": Scope.USER,
     "pahq.v1.PatchingService/CloseSession": Scope.USER,
     "pahq.v1.PatchingService/EvaluateCircuits": Scope.USER,
+    "pahq.v1.PatchingService/EvaluateNodes": Scope.USER,
     "pahq.v1.ServerService/GetServerInfo": Scope.USER,
 }

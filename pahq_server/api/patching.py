@@ -8,9 +8,10 @@ from typing import Any
 from pahq.v1 import patching_pb2 as pb
 from pahq.v1 import patching_pb2_grpc
 
-from pahq_server.api import conversion
+from pahq_server.api import conversion, node_conversion
 from pahq_server.api.calls import FairThreadPool, check_owner, current_call, within
 from pahq_server.jobs.evaluation import Evaluation, EvaluationService
+from pahq_server.jobs.node_evaluation import NodeEvaluation, NodeEvaluationService
 from pahq_server.jobs.sessions import PatchingSession, SessionService
 
 # Longest time that an evaluation may take, most of which it waits for its turn.
@@ -26,13 +27,19 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
     Args:
         sessions: opens and finds the sessions of all users.
         evaluations: evaluates circuits.
+        node_evaluations: evaluates circuits of nodes.
         threads: for what takes long: tokenizing, and messages with thousands of edges.
     """
 
     def __init__(
-        self, sessions: SessionService, evaluations: EvaluationService, threads: FairThreadPool
+        self,
+        sessions: SessionService,
+        evaluations: EvaluationService,
+        node_evaluations: NodeEvaluationService,
+        threads: FairThreadPool,
     ) -> None:
-        self._sessions, self._evaluations, self._threads = sessions, evaluations, threads
+        self._sessions, self._threads = sessions, threads
+        self._evaluations, self._node_evaluations = evaluations, node_evaluations
 
     async def OpenSession(self, request: pb.OpenSessionRequest, context: Any) -> pb.OpenSessionResponse:
         resolved = await self._threads.run(
@@ -82,6 +89,18 @@ class PatchingServicer(patching_pb2_grpc.PatchingServiceServicer):
             num_edges_total=resolved.graph.num_edges,
             warnings=await self._threads.run(evaluation.warnings),
         )
+
+    async def EvaluateNodes(self, request: pb.EvaluateNodesRequest, context: Any) -> pb.EvaluateNodesResponse:
+        user = current_call().caller.user
+
+        def start() -> NodeEvaluation:
+            objective = conversion.read_objective(request.objective)
+            circuits = node_conversion.read_node_sets(request.circuits)
+            return self._node_evaluations.evaluate(objective, circuits, user)
+
+        evaluation = await self._threads.run(start, undo=lambda started: started.future.cancel(), slow=True)
+        found = await within(EVALUATION_S, evaluation.future)
+        return node_conversion.node_evaluation(found, await self._threads.run(evaluation.warnings))
 
     def _find(self, name: str) -> PatchingSession:
         """Returns the caller's session of this name.

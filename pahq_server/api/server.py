@@ -134,7 +134,7 @@ class ApiServer:
         )
         jobs_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(jobs, threads), server)
         patching_pb2_grpc.add_PatchingServiceServicer_to_server(
-            PatchingServicer(jobs.sessions, jobs.evaluations, threads), server
+            PatchingServicer(jobs.sessions, jobs.evaluations, jobs.node_evaluations, threads), server
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(engine, jobs.predictions, threads), server

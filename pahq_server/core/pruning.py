@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pahq_server.core.errors import NonFiniteMetricError, ServerError
+from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, OtherModelError, ServerError
 from pahq_server.core.operations import Operation
 
 S = TypeVar("S", bound=np.generic)
@@ -31,8 +31,10 @@ NODE_KINDS: tuple[NodeKind, ...] = get_args(NodeKind)
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
 # log_alpha starts uniform between these.
 START = (1.5, 2.5)
-# What an operation costs, in patched passes of the same prompts: a step is a forward and a backward pass with
-# what that computes again; a binary circuit is a forward pass.
+# What an operation costs, in forward passes of the same prompts, as measured on GPT-2's shape: a step is a
+# forward and a backward pass with what that computes again (4.3 with the ablated run beside it, 2.8 under
+# mean ablation, which needs none); a binary circuit is a forward pass, and those of an operation share the
+# ablated run, which counts as one more.
 PASSES_PER_STEP, PASSES_PER_MASK = 4, 1
 
 # The precision policies that node pruning has: those that leave activations as they are. Weights are rounded
@@ -130,6 +132,50 @@ def consistent(layout: NodeLayout, kept: Mask) -> Mask:
         layers &= blocks
         if np.array_equal(before, result):
             return result
+
+
+@dataclass(frozen=True)
+class NodeSet:
+    """Nodes that a client gives by number, with the model that they were found in.
+
+    Args:
+        layout: whose nodes are numbered; of a client, so its values may be any.
+        revision: revision of the model; empty if unknown.
+        bits: one bit for each node in the order of `NodeLayout`, the lowest bit of the first byte first.
+    """
+
+    layout: NodeLayout
+    revision: str
+    bits: bytes
+
+    def mask(self, field: str, layout: NodeLayout, revision: str) -> Mask:
+        """Returns these nodes as a circuit of a served model, made `consistent`.
+
+        Args:
+            field: path of the nodes in the request, for errors.
+            layout: of the served model.
+            revision: its revision.
+
+        Raises:
+            OtherModelError: the nodes were found in another model.
+            InvalidRequestError: they are not one bit per node.
+        """
+        if self.layout != layout or self.revision not in ("", revision):
+            raise OtherModelError(_describe(self.layout, self.revision), _describe(layout, revision), field)
+        size = (layout.size + 7) // 8
+        if len(self.bits) != size:
+            detail = f"must be {size} bytes, one bit for each of {layout.size} nodes, got {len(self.bits)}"
+            raise InvalidRequestError(f"{field}.bits", detail)
+        kept = np.unpackbits(np.frombuffer(self.bits, np.uint8), bitorder="little").astype(bool)
+        if kept[layout.size :].any():
+            raise InvalidRequestError(f"{field}.bits", f"must be 0 after the last of {layout.size} nodes")
+        return consistent(layout, kept[: layout.size])
+
+
+def _describe(layout: NodeLayout, revision: str) -> str:
+    parts = [f"{layout.layers} layers", f"{layout.heads} heads of width {layout.d_head}"]
+    parts += [f"width {layout.d_model}", f"{layout.d_mlp} hidden units" if layout.d_mlp else "no MLPs"]
+    return ", ".join([*parts, f"revision {revision[:12]}" if revision else "revision unknown"])
 
 
 def parameters_of(layout: NodeLayout, kv_heads: int, gated: bool, kept: Mask) -> int:
@@ -296,7 +342,7 @@ class MeasureMasks(Operation):
 
     @property
     def weight(self) -> float:
-        return PASSES_PER_MASK * len(self.masks)
+        return PASSES_PER_MASK * (len(self.masks) + 1)
 
     def check(self, result: object) -> None:
         if not isinstance(result, list) or len(result) != len(self.masks):

@@ -30,6 +30,7 @@ from pahq_server.jobs.evaluation import EvaluationService
 from pahq_server.jobs.generation import GenerationService
 from pahq_server.jobs.housekeeping import Housekeeper
 from pahq_server.jobs.job import Job, JobState, StoredJournal
+from pahq_server.jobs.node_evaluation import NodeEvaluationService
 from pahq_server.jobs.predictions import PredictionService
 from pahq_server.jobs.provenance import content_key, request_provenance
 from pahq_server.jobs.quotas import Admission, Quotas
@@ -146,6 +147,7 @@ class JobService:
         )
         self.sessions = SessionService(engine, self._scheduler, window, limits)
         self.evaluations = EvaluationService(engine, self._scheduler, self._store, self._admission)
+        self.node_evaluations = NodeEvaluationService(engine, self._scheduler, self._store, self._admission)
         self.predictions = PredictionService(engine, self._scheduler, self._store, self._admission)
         self.generations = GenerationService(engine, self._scheduler, self._store, self._admission)
 
@@ -443,7 +445,7 @@ def _before(token: str) -> int | None:
 
 
 def _facts(spec: JobSpec, method: Method[Any], resolved: ResolvedObjective) -> RequestFacts:
-    found = (*warnings.of_request(resolved), *method.warnings(spec.parameters, resolved))
+    found = (*warnings.of_request(resolved, method.ablates), *method.warnings(spec.parameters, resolved))
     return RequestFacts(len(resolved.task.clean), found)
 
 

@@ -17,9 +17,14 @@ from pahq_server.core.task import TokenIds, TokenTask
 Pairs: TypeAlias = Sequence[tuple[TokenIds, TokenIds]]
 
 
-def of_request(resolved: ResolvedObjective) -> tuple[str, ...]:
-    """Returns the warnings about a request alone, before anything is computed."""
-    if not resolved.activations:
+def of_request(resolved: ResolvedObjective, ablates: bool = True) -> tuple[str, ...]:
+    """Returns the warnings about a request alone, before anything is computed.
+
+    Args:
+        resolved: what is asked for.
+        ablates: whether circuits are measured under its ablation; else prompts may be any.
+    """
+    if not ablates:
         return resolved.warnings
     task, ablation = resolved.task, resolved.objective.ablation
     read_until = _last_positions(resolved)

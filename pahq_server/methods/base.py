@@ -96,12 +96,14 @@ class Method(ABC, Generic[P]):
         unit: what progress counts, in the plural, such as "edges".
         needs_activations: whether its operations need the clean and corrupted runs of the task. If not, they
             are not made, and what metric and ablation need of the task is not checked.
+        ablates: whether what it finds depends on the ablation, so that warnings about the prompts apply.
     """
 
     name: ClassVar[str]
     parameters: type[P]
     unit: ClassVar[str]
     needs_activations: ClassVar[bool] = True
+    ablates: ClassVar[bool] = True
 
     def read(self, fields: Mapping[str, object]) -> P:
         """Makes the parameters from values by name; a parameter that is left out has its default.

@@ -114,10 +114,19 @@ def of_signed_groups(metric: str) -> Iterator[str]:
 
 def _margins(clean_run: CleanRun) -> Iterator[str]:
     margins = np.array(clean_run.margins or ())
-    if not len(margins):
-        return
-    mean, right = float(margins.mean()), int((margins > 0).sum())
-    told = f"the answer has the larger logit at {right} of {len(margins)} positions"
+    if len(margins):
+        yield from of_full_model(float(margins.mean()), int((margins > 0).sum()), len(margins))
+
+
+def of_full_model(mean: float, right: int, count: int) -> Iterator[str]:
+    """Yields warnings about a model that does not do the task.
+
+    Args:
+        mean: of its logit differences between the answers and the wrong answers, on the clean prompts.
+        right: at how many positions the answer has the larger logit.
+        count: of how many.
+    """
+    told = f"the answer has the larger logit at {right} of {count} positions"
     if mean <= 0:
         yield (
             "The full model does not do the task: its mean logit difference between the answers and the "
@@ -125,7 +134,7 @@ def _margins(clean_run: CleanRun) -> Iterator[str]:
             "circuit could explain. Check whether answers and wrong answers are swapped, or use a model "
             "that does it."
         )
-    elif 2 * right < len(margins):
+    elif 2 * right < count:
         yield (
             f"The full model mostly does not do the task: on the clean prompts {told}, though the mean "
             f"logit difference is {mean:.4g}. The result is about the few prompts that it does. Leave out "

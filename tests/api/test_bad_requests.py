@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import grpc
 import pytest
-from helpers.api_server import RunningServer, evaluation, extension, objective, refused, spec
+from helpers.api_server import RunningServer, evaluation, extension, node_evaluation, objective, refused, spec
 from helpers.fake_engine import FakeEngine
 from pahq.v1 import jobs_pb2 as pb
 from pahq.v1 import model_pb2, patching_pb2, task_pb2
@@ -85,6 +85,11 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
         "task",
         "is missing",
     ),
+    "evaluation of nodes without a task": (
+        lambda s: s.patching.EvaluateNodes(patching_pb2.EvaluateNodesRequest()),
+        "task",
+        "is missing",
+    ),
     "page size": (
         lambda s: s.job_stub.ListJobs(pb.ListJobsRequest(page_size=1001)),
         "page_size",
@@ -128,6 +133,7 @@ NOT_THERE: dict[str, Ask] = {
     "GetModel": lambda s: s.models.GetModel(model_pb2.GetModelRequest(name=NOBODY)),
     "CreateJob": lambda s: s.create(spec(model=NOBODY)),
     "EvaluateCircuits": lambda s: s.patching.EvaluateCircuits(evaluation([], model="/models/gpt2")),
+    "EvaluateNodes": lambda s: s.patching.EvaluateNodes(node_evaluation(model="/models/gpt2")),
 }
 
 
@@ -135,7 +141,7 @@ NOT_THERE: dict[str, Ask] = {
 def test_what_is_not_there(name: str, server: RunningServer) -> None:
     with refused() as refusal:
         NOT_THERE[name](server)
-    asked = "/models/gpt2" if name == "EvaluateCircuits" else NOBODY
+    asked = "/models/gpt2" if name.startswith("Evaluate") else NOBODY
     assert (refusal.code, refusal.info.reason) == (Code.NOT_FOUND, "NOT_FOUND")
     assert asked in refusal.message
     assert asked in refusal.info.metadata["name"]

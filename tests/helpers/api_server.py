@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from pahq.v1 import (
+    circuit_pb2,
     generation_pb2_grpc,
     jobs_pb2_grpc,
     model_pb2_grpc,
@@ -27,7 +28,7 @@ from pahq.v1 import (
 )
 from pahq.v1 import jobs_pb2 as pb
 
-from helpers.fake_engine import PATIENCE_S, FakeEngine
+from helpers.fake_engine import GRAPH, PATIENCE_S, FakeEngine, nodes_of
 from pahq_server.api.server import ApiServer
 from pahq_server.core.artifact import unpack
 from pahq_server.jobs.service import JobPolicy, JobService
@@ -226,6 +227,14 @@ def evaluation(*circuits: Sequence[str], **changes: Any) -> patching_pb2.Evaluat
     """An evaluation of circuits by the names of their edges; changes are of the objective."""
     named = [patching_pb2.EvaluatedCircuit(names=patching_pb2.EdgeList(names=names)) for names in circuits]
     return patching_pb2.EvaluateCircuitsRequest(objective=objective(**changes), circuits=named)
+
+
+def node_evaluation(**changes: Any) -> patching_pb2.EvaluateNodesRequest:
+    """An evaluation of the circuit with all nodes of the fake engine; changes are of the objective."""
+    layout = nodes_of(GRAPH)
+    bits = ((1 << layout.size) - 1).to_bytes(-(-layout.size // 8), "little")
+    every = circuit_pb2.NodeSet(layout=circuit_pb2.NodeLayout(**asdict(layout)), bits=bits)
+    return patching_pb2.EvaluateNodesRequest(objective=objective(**changes), circuits=[every])
 
 
 def extension(method: str, **parameters: Any) -> pb.JobSpec:

@@ -12,6 +12,7 @@ import numpy as np
 
 from helpers.fake_generator import CIRCUIT_OFFER, OFFER, decode
 from helpers.scores import SetScore
+from helpers.toy_nodes import Toy
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import (
     Capabilities,
@@ -38,6 +39,7 @@ from pahq_server.core.operations import (
     TaskAccuracy,
     TopTokens,
 )
+from pahq_server.core.pruning import MeasureMasks, NodeLayout, TrainMasks
 from pahq_server.core.task import Prompt, PromptTask, TokenIds, TokenizedText, TokenTask
 
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
@@ -99,6 +101,8 @@ class FakeEngine:
             MeasureAccuracy: lambda operation: [CLEAN, CORRUPTED][: 1 + operation.corrupted],
             Decode: decode,
             DecodeUnderCircuit: decode,
+            TrainMasks: _nodes,
+            MeasureMasks: _nodes,
         }
         self._ids = itertools.count()
         self._held = False
@@ -196,7 +200,9 @@ class FakeEngine:
             raise InvalidRequestError("task.clean", "at least one prompt is needed")
         return ResolvedObjective(
             objective,
-            TokenTask(_ids(objective.task.clean), _ids(objective.task.corrupted) or None),
+            replace(
+                TokenTask(_ids(objective.task.clean), _ids(objective.task.corrupted) or None), **self.answers
+            ),
             self.graph,
             self.revision,
             prompts=objective.task,
@@ -205,6 +211,7 @@ class FakeEngine:
             generation=self.offer,
             no_generation="" if self.offer else "the abacus does not speak",
             circuit_generation=CIRCUIT_OFFER,
+            nodes=nodes_of(self.graph),
         )
 
     def tokenize(self, model: str, texts: Sequence[str], special: bool, prompt: str) -> list[TokenizedText]:
@@ -266,6 +273,15 @@ class FakeEngine:
 
 def _ids(prompts: Sequence[Prompt]) -> tuple[TokenIds, ...]:
     return tuple(ids if isinstance(ids, tuple) else (1,) for ids in prompts)
+
+
+def nodes_of(graph: Graph) -> NodeLayout:
+    """Which nodes a model of this graph has."""
+    return NodeLayout(graph.layers, graph.heads, d_head=4, d_model=8, d_mlp=6 if graph.mlps else 0)
+
+
+def _nodes(operation: TrainMasks | MeasureMasks) -> object:
+    return Toy(1, layout=operation.layout).answer(operation)
 
 
 def _likeliest(operation: LikeliestTokens) -> TopTokens:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import grpc
 import pytest
 from e2e.process import ServerProcess
 from helpers.certificates import Authority
-from helpers.demo import NUM_EDGES
+from helpers.demo import NODES, NUM_EDGES
 from pahq.v1 import (
+    circuit_pb2,
     generation_pb2_grpc,
     jobs_pb2,
     jobs_pb2_grpc,
@@ -192,6 +194,13 @@ def evaluation(**changes: Any) -> patching_pb2.EvaluateCircuitsRequest:
     """Of the empty circuit; changes are of the objective."""
     empty = patching_pb2.EvaluatedCircuit(names=patching_pb2.EdgeList())
     return patching_pb2.EvaluateCircuitsRequest(objective=objective(**changes), circuits=[empty])
+
+
+def node_evaluation(**changes: Any) -> patching_pb2.EvaluateNodesRequest:
+    """Of the circuit with all nodes; changes are of the objective."""
+    bits = ((1 << NODES.size) - 1).to_bytes(-(-NODES.size // 8), "little")
+    every = circuit_pb2.NodeSet(layout=circuit_pb2.NodeLayout(**asdict(NODES)), bits=bits)
+    return patching_pb2.EvaluateNodesRequest(objective=objective(**changes), circuits=[every])
 
 
 def spec(method: str = "acdc", threshold: float = 0.1, **changes: Any) -> jobs_pb2.JobSpec:

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from helpers.api_server import RunningServer
 from helpers.api_server import evaluation as toy_evaluation
+from helpers.api_server import node_evaluation as toy_node_evaluation
 from helpers.api_server import objective as toy_measurement
 from helpers.api_server import spec as toy_spec
 from helpers.fake_engine import FakeEngine
@@ -31,7 +32,7 @@ from pahq.v1 import jobs_pb2 as pb
 from pahq_server.jobs.session_calls import SessionLimits
 
 from .conftest import Figures
-from .secured import SecuredServer, evaluation, objective, spec, wait_until
+from .secured import SecuredServer, evaluation, node_evaluation, objective, spec, wait_until
 
 Code = grpc.StatusCode
 SHORT, FULL = (200, 100), (5_000, 2_000)  # calls that are too late, jobs that are cancelled
@@ -61,15 +62,17 @@ def test_no_work_is_started_for_calls_whose_time_is_up(figures: Figures) -> None
         engine.wait_for_call()
         opened = len(engine.opened)
         evaluate = toy_evaluation([])
+        nodes = toy_node_evaluation()
         session = patching_pb2.OpenSessionRequest(objective=toy_measurement())
         task = toy_measurement().task
         predict = model_pb2.PredictTokensRequest(model="toy", prompts=task.prompts.clean)
         check = model_pb2.CheckTaskRequest(model="toy", task=task)
         asked = [
             method.future(request, timeout=0.05)
-            for _ in range(calls // 4)
+            for _ in range(calls // 5)
             for method, request in (
                 (server.patching.EvaluateCircuits, evaluate),
+                (server.patching.EvaluateNodes, nodes),
                 (server.patching.OpenSession, session),
                 (server.models.PredictTokens, predict),
                 (server.models.CheckTask, check),
@@ -109,6 +112,7 @@ class Storm:
             models, task = model_pb2_grpc.ModelServiceStub(channel), objective().task
             kinds = (
                 (patching.EvaluateCircuits, evaluation()),
+                (patching.EvaluateNodes, node_evaluation()),
                 (models.PredictTokens, model_pb2.PredictTokensRequest(model="demo", prompts=[PROMPT] * 20)),
                 (models.CheckTask, model_pb2.CheckTaskRequest(model="demo", task=task)),
                 (_all_of(generations.GenerateSamples), GENERATE),

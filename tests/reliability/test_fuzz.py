@@ -22,7 +22,7 @@ from pahq.v1 import jobs_pb2 as pb
 from pahq_server.access.policy import POLICY
 
 from .conftest import Figures
-from .secured import SecuredServer, objective, spec
+from .secured import SecuredServer, node_evaluation, objective, spec
 
 Code = grpc.StatusCode
 SHORT, FULL = 400, 20_000
@@ -100,6 +100,7 @@ def patching_seeds() -> dict[str, Message]:
             objective=objective(task=task_pb2.Task(prompts=RIGHT)),
             circuits=[{"names": {"names": ["m3->logits"]}}, {"edges": every_edge()}],
         ),
+        f"{patching}/EvaluateNodes": node_evaluation(task=task_pb2.Task(prompts=RIGHT)),
         f"{patching}/OpenSession": patching_pb2.OpenSessionRequest(objective=nearly),
         f"{patching}/ScoreCircuits": patching_pb2.ScoreCircuitsRequest(name=NAME, circuits=[circuit] * 3),
         f"{patching}/CommitCircuit": patching_pb2.CommitCircuitRequest(name=NAME, circuit=circuit),
@@ -150,6 +151,17 @@ def extension_seed() -> tuple[str, Message]:
     asked.extension.method = "acdc"
     asked.extension.parameters.update(
         {"threshold": 0.1, "gates": True, "note": "x", "list": [1.0, None], "object": {"a": "b"}}
+    )
+    return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
+
+
+def pruning_seed() -> tuple[str, Message]:
+    """A request for a job of node pruning."""
+    asked = pb.JobSpec(objective=objective())
+    asked.node_pruning.MergeFrom(
+        methods_pb2.NodePruningParameters(
+            max_kl=0.1, steps=5, kinds=["heads", "layers"], seed=3, task_loss=0.5
+        )
     )
     return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
 
@@ -223,7 +235,10 @@ MUTATIONS: tuple[Mutation, ...] = (_flip, _cut, _splice, _noise, _insert, _neste
 
 
 def cases(number: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    chance, messages = random.Random(seed), [*seeds().items(), extension_seed(), circuit_seed()]
+    chance, messages = (
+        random.Random(seed),
+        [*seeds().items(), extension_seed(), circuit_seed(), pruning_seed()],
+    )
     assert {method for method, _ in messages} == set(POLICY)
     for case in range(number):
         method, message = messages[case % len(messages)]

@@ -12,12 +12,15 @@ A gate mixes the circuit's run with the ablated one where a node puts out its va
 All modules work on models with folded norms (`models.folding`). There, what is written to the residual stream
 of a model with layer norms has the mean 0 over features, because its norms would take the mean away. So an
 output node of such a model is one feature of what the MLP writes less its mean, and after the gates the mean
-is taken away again. With all gates 1 a circuit is the full model; with all gates 0 its logits are those of
-the ablated run.
+is taken away again. The embedding has no gate. With all gates 1 a circuit is the full model. With all gates 0
+what the ablated run writes follows the clean embedding, which gives the ablated run's own logits where both
+have the same token at the metric position.
 
 The training's memory is that of some prompts at a time: their residual streams before each layer, and the
-graph of one layer, which is computed again on the way back. Nothing has the size of gates times tokens
-beside values of one layer.
+graph of one layer, which is computed again on the way back. The ablated run is computed again beside the
+circuit's, because its values at all sites would take about half of what an edge-mask method keeps; what
+prompts share, the means, is kept in pages. Where prompts begin like their corrupted ones, both runs are the
+same, and the circuit's begins after that.
 
 Imports go up this list, which is also the order to read it in:
 

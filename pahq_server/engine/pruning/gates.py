@@ -136,3 +136,7 @@ class ModelGates:
     def layer(self, index: int) -> LayerGates:
         """Returns those of one layer."""
         return LayerGates(*(x[index] for x in self))
+
+    def same_layer(self, other: ModelGates, index: int) -> bool:
+        """Tells whether all gates of a layer are those of another circuit."""
+        return all(map(torch.equal, self.layer(index), other.layer(index)))

@@ -19,9 +19,10 @@ from pahq_server.engine.sparse.memory import PagedTensors
 from pahq_server.memory.pool import PagePool
 from pahq_server.models.architecture import Architecture
 
-# Tokens, padding included, of a part of the prompts. A step's memory grows with it; products of fewer rows
-# take longer. Fixed, because sums over other parts have other last bits.
-PART_TOKENS = 64
+# Tokens of a part of the prompts, padding included: at least the first, more as long as a residual stream has
+# no more than so many numbers. A step's memory grows with it; products of fewer rows, and more parts of small
+# models, take longer. Fixed, because sums over other parts have other last bits.
+LEAST_PART_TOKENS, STREAM_NUMBERS = 64, 64 * 768
 # How many masks are measured side by side.
 MASKS_AT_ONCE = 16
 
@@ -29,6 +30,11 @@ MASKS_AT_ONCE = 16
 def layout_of(arch: Architecture) -> NodeLayout:
     """Returns the layout of a model's gates."""
     return NodeLayout(arch.layers, arch.heads, arch.d_head, arch.d_model, arch.d_mlp)
+
+
+def suitable_part_tokens(arch: Architecture) -> int:
+    """Returns how many tokens a part of the prompts should have at most."""
+    return max(LEAST_PART_TOKENS, STREAM_NUMBERS // arch.d_model)
 
 
 class PruningJob:
@@ -42,7 +48,8 @@ class PruningJob:
         task: all prompts of the job.
         ablation: ``resample``, ``zero`` or ``mean``.
         pool: of the pages.
-        part_tokens: how many tokens a part of the prompts has at most, or one prompt.
+        part_tokens: how many tokens a part of the prompts has at most, or one prompt; None for as many
+            as suit the model.
 
     Raises OutOfPagesError if the pool has no room.
     """
@@ -55,12 +62,12 @@ class PruningJob:
         task: TokenTask,
         ablation: str,
         pool: PagePool,
-        part_tokens: int = PART_TOKENS,
+        part_tokens: int | None = None,
     ) -> None:
         self.layout = layout_of(weights.arch)
         self.dtype = weights.dtype
         self._weights, self._task, self._ablation = weights, task, ablation
-        self._parts = prompt_parts(task, part_tokens)
+        self._parts = prompt_parts(task, part_tokens or suitable_part_tokens(weights.arch))
         self._positions = len(task.metric_positions())
         self._full, self._means = FullModel(full, pool), PromptMeans(pool)
         try:

@@ -50,7 +50,8 @@ class FullModel:
         """
         x_WD = normed(self._weights, final_WD)
         if not self._weights.in_memory:
-            x_WD = torch.cat([self._weights.logits(x).log_softmax(-1) for x in _rows(self._weights, x_WD)])
+            ranges = row_ranges(self._weights, len(x_WD))
+            x_WD = torch.cat([self._weights.logits(x_WD[rows]).log_softmax(-1) for rows in ranges])
         self._kept.put(part, "full", x_WD)
 
     def log_probabilities(self, part: int, rows: slice) -> Tensor:
@@ -192,7 +193,3 @@ def row_ranges(weights: FrozenWeights, count: int) -> Iterator[slice]:
     at_once = max(1, LOGITS_AT_ONCE // weights.arch.output_vocabulary)
     for first in range(0, count, at_once):
         yield slice(first, min(first + at_once, count))
-
-
-def _rows(weights: FrozenWeights, x_WD: Tensor) -> Iterator[Tensor]:
-    return (x_WD[rows] for rows in row_ranges(weights, len(x_WD)))

@@ -102,10 +102,16 @@ class PartRuns:
         """Returns the residual streams after a layer."""
         run = self._layer(layer)
         sites, ablated = self._ablated(layer, run, streams.ablated)
-        after = [
-            run.gated(x, gates.layer(layer), sites)
-            for x, gates in zip(streams.circuits, circuits, strict=True)
-        ]
+        after: list[Tensor] = []
+        for number, (x, gates) in enumerate(zip(streams.circuits, circuits, strict=True)):
+            # Circuits that have been the same so far, and are in this layer, have the same stream after it.
+            same = (
+                earlier
+                for earlier in range(number)
+                if x is streams.circuits[earlier] and gates.same_layer(circuits[earlier], layer)
+            )
+            twin = next(same, None)
+            after.append(run.gated(x, gates.layer(layer), sites) if twin is None else after[twin])
         return _Streams(after, ablated)
 
     def _back(self, layer: int, streams: _Streams, gates: ModelGates, d: Tensor, total: ModelGates) -> Tensor:

@@ -33,6 +33,7 @@ from pahq_server.engine.pruning.gates import (
 from pahq_server.engine.pruning.job import PruningJob
 from pahq_server.engine.pruning.weights import FrozenWeights
 from pahq_server.models.folding import fold
+from pahq_server.models.streaming import ResidentModel
 
 R = TypeVar("R")
 
@@ -81,10 +82,12 @@ def _job(state: EngineState) -> PruningJob:
                 f"node pruning does not run in {objective.precision!r}, which rounds activations: gradients "
                 f"do not pass through rounding. Use one of {list(PRECISIONS)}",
             )
-        full = weights = FrozenWeights(fold(state.loaded.model))
-        quantized = state.quantized()
+        loaded, quantized = state.loaded, state.quantized()
+        # A model of which only rounded weights are in memory looks like a folded one.
+        model = loaded.model if isinstance(loaded, ResidentModel) else fold(loaded.model)
+        full = weights = FrozenWeights(model)
         if quantized is not None:
-            weights = FrozenWeights(fold(state.loaded.model), quantized)
+            weights = FrozenWeights(model, quantized)
         job = PruningJob(full, weights, state.resolved.task, objective.ablation, state.memory.pool)
         state.kept[_JOB] = job
         state.on_close.append(job.release)

@@ -30,7 +30,7 @@ class Generate(Method[GenerateParameters]):
     """
 
     name, parameters, unit = "generate", GenerateParameters, "samples"
-    needs_activations = False
+    needs_activations = ablates = False
 
     def stored(self, parameters: GenerateParameters) -> dict[str, Any]:
         fields = dict(vars(parameters))

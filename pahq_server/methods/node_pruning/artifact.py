@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pahq_server.core.artifact import pack
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.pruning import Mask, MaskFigures, NodeKind, NodeLayout, parameters_of
+from pahq_server.methods import warnings
 
 KIND, VERSION = "node_circuit", 1
 
@@ -87,3 +88,10 @@ def node_circuit_bytes(circuit: NodeCircuit, resolved: ResolvedObjective, layout
 
 def _figures(figures: MaskFigures | None) -> Mapping[str, float | None] | None:
     return None if figures is None else asdict(figures)
+
+
+def of_full_model(resolved: ResolvedObjective, full: MaskFigures) -> Iterator[str]:
+    """Yields warnings about a model that does not do the task, if that has answers and wrong answers."""
+    if full.logit_difference is not None and full.accuracy is not None:
+        count = len(resolved.task.metric_positions())
+        yield from warnings.of_full_model(full.logit_difference, round(full.accuracy * count), count)

@@ -14,7 +14,6 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.operations import Operation
 from pahq_server.core.pruning import (
     PASSES_PER_STEP,
-    PRECISIONS,
     Mask,
     MaskFigures,
     MeasureMasks,
@@ -22,14 +21,20 @@ from pahq_server.core.pruning import (
     TrainMasks,
 )
 from pahq_server.methods.base import Method, MethodContext, Steps
-from pahq_server.methods.node_pruning.artifact import KIND, VERSION, NodeCircuit, node_circuit_bytes
+from pahq_server.methods.node_pruning.artifact import (
+    KIND,
+    VERSION,
+    NodeCircuit,
+    node_circuit_bytes,
+    of_full_model,
+)
 from pahq_server.methods.node_pruning.journal import (
     Recorded,
     checkpoint_record,
     figures_record,
     seconds_apart,
 )
-from pahq_server.methods.node_pruning.parameters import NodePruningParameters
+from pahq_server.methods.node_pruning.parameters import NodePruningParameters, check_objective
 from pahq_server.methods.node_pruning.polish import Measured, Polished, binary, polish, repair
 
 # Steps of one operation take about so many seconds, for which other jobs wait.
@@ -59,22 +64,7 @@ class NodePruning(Method[NodePruningParameters]):
         return self.read({**fields, "kinds": tuple(fields.get("kinds", ()))})
 
     def check(self, parameters: NodePruningParameters, resolved: ResolvedObjective) -> None:
-        objective = resolved.objective
-        if objective.metric != "kl_divergence":
-            raise InvalidRequestError(
-                "metric",
-                f"node pruning minimises the KL divergence from the full model, got {objective.metric!r}. "
-                "Use metric 'kl_divergence'; logit difference and accuracy are measured in the end.",
-            )
-        if objective.ablation == "resample" and resolved.task.corrupted is None:
-            raise InvalidRequestError("task.corrupted", "resample ablation needs corrupted prompts")
-        if objective.precision not in PRECISIONS:
-            raise InvalidRequestError(
-                "precision",
-                f"node pruning does not run in {objective.precision!r}, which rounds activations: gradients "
-                f"do not pass through rounding. Use one of {list(PRECISIONS)}.",
-            )
-        parameters.kinds_of(_layout(resolved))
+        parameters.kinds_of(check_objective(resolved))
         if parameters.task_loss and resolved.task.answers is None:
             raise InvalidRequestError("task_loss", "needs answers, and the task has none: leave it out")
 
@@ -144,7 +134,8 @@ class _Run:
             kept = (yield from self._decide(search)).kept
         (of_kept,) = yield from self._measure([kept])
         circuit = self.circuit(trained, kept, full, of_trained, of_kept, repaired)
-        return self.artifact(circuit, tuple(_warnings(circuit)))
+        told = (*of_full_model(self._context.resolved, full), *_warnings(circuit))
+        return self.artifact(circuit, told)
 
     def _train(self) -> Generator[Operation, Any, None]:
         asked, context = self._asked, self._context

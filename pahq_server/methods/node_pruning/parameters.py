@@ -6,8 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.pruning import NODE_KINDS, START, NodeKind, NodeLayout, Penalty, Steering, Training
+from pahq_server.core.pruning import (
+    NODE_KINDS,
+    PRECISIONS,
+    START,
+    NodeKind,
+    NodeLayout,
+    Penalty,
+    Steering,
+    Training,
+)
 from pahq_server.methods.base import finite_number, truth_value
 
 STEPS, MOST_STEPS = 1000, 100_000
@@ -105,6 +115,30 @@ class NodePruningParameters:
         zeros = np.zeros(layout.size, dtype=np.float32)
         scale = STEERED_START if self.penalty is None else float(self.penalty)
         return Training(log_alpha, zeros, zeros.copy(), 0, scale)
+
+
+def check_objective(resolved: ResolvedObjective) -> NodeLayout:
+    """Checks that circuits of nodes can be measured under an objective, and returns the model's nodes.
+
+    Raises InvalidRequestError.
+    """
+    objective = resolved.objective
+    if objective.metric != "kl_divergence":
+        raise InvalidRequestError(
+            "metric",
+            f"node pruning minimises the KL divergence from the full model, got {objective.metric!r}. "
+            "Use metric 'kl_divergence'; logit difference and accuracy are measured in the end.",
+        )
+    if objective.ablation == "resample" and resolved.task.corrupted is None:
+        raise InvalidRequestError("task.corrupted", "resample ablation needs corrupted prompts")
+    if objective.precision not in PRECISIONS:
+        raise InvalidRequestError(
+            "precision",
+            f"node pruning does not run in {objective.precision!r}, which rounds activations: gradients "
+            f"do not pass through rounding. Use one of {list(PRECISIONS)}.",
+        )
+    assert resolved.nodes is not None, "the engine knows the model's sizes"
+    return resolved.nodes
 
 
 def _count(layout: NodeLayout, kind: NodeKind) -> int:

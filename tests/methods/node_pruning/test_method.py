@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.toy_nodes import LAYOUT, Toy
 
 from pahq_server.core.artifact import unpack
 from pahq_server.core.errors import InvalidRequestError
@@ -23,7 +24,7 @@ from pahq_server.methods.node_pruning.journal import (
 from pahq_server.methods.node_pruning.parameters import MOST_STEPS, NodePruningParameters
 from pahq_server.methods.node_pruning.polish import binary, polish
 
-from .toy import LAYOUT, METHOD, RESOLVED, Run, Toy, masks_of
+from .toy import METHOD, RESOLVED, Run, masks_of
 
 ASKED = NodePruningParameters(max_kl=0.1, steps=60)
 

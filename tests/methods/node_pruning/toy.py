@@ -1,34 +1,22 @@
-"""A made-up engine for node pruning: which nodes are needed is known, and so is the KL of every circuit."""
+"""Runs the method of node pruning on a made-up engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from helpers.toy_nodes import LAYOUT, Toy
 
 from pahq_server.core.artifact import Artifact, Progress, unpack
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.graph import Graph
 from pahq_server.core.operations import Operation
-from pahq_server.core.pruning import (
-    Mask,
-    MaskFigures,
-    MeasureMasks,
-    NodeKind,
-    NodeLayout,
-    TrainedSteps,
-    Training,
-    TrainMasks,
-    consistent,
-)
+from pahq_server.core.pruning import Mask
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.methods.base import MethodContext
 from pahq_server.methods.node_pruning.method import NodePruning
 from pahq_server.methods.node_pruning.parameters import NodePruningParameters
 
-LAYOUT = NodeLayout(layers=2, heads=3, d_head=4, d_model=5, d_mlp=6)
-LEAVES: tuple[NodeKind, ...] = ("attention_neurons", "mlp_hidden", "mlp_outputs")
 RESOLVED = ResolvedObjective(
     Objective("m", PromptTask(()), "kl_divergence", "resample", "group", "fp32"),
     TokenTask(((1, 2), (3, 4)), ((1, 5), (3, 6))),
@@ -37,73 +25,6 @@ RESOLVED = ResolvedObjective(
     nodes=LAYOUT,
 )
 METHOD = NodePruning()
-
-
-class Toy:
-    """A model in which some neurons, hidden units and outputs matter: the KL adds up over those that lack.
-
-    Args:
-        seed: of which matter, and by how much.
-        needed: how many neurons, and as many pairs of a hidden unit and an output.
-        trains: how well training finds them: 0 for not at all.
-    """
-
-    def __init__(self, seed: int, needed: int = 3, trains: float = 1.0) -> None:
-        draw = np.random.default_rng(seed)
-        self.matters: NDArray[np.float64] = np.zeros(LAYOUT.size)
-        of = LAYOUT.split(self.matters)
-        for kind in LEAVES:
-            chosen = draw.choice(of[kind].size, needed, replace=False)
-            of[kind].reshape(-1)[chosen] = draw.uniform(0.5, 1, needed)
-        # An output is nothing without hidden units of its layer, and the other way round.
-        for hidden, outputs in zip(of["mlp_hidden"], of["mlp_outputs"], strict=True):
-            if not (hidden.any() and outputs.any()):
-                hidden[:] = outputs[:] = 0
-        self._trains = trains
-
-    @property
-    def planted(self) -> Mask:
-        """The smallest circuit with all that matters."""
-        kept = np.ones(LAYOUT.size, dtype=bool)
-        for kind, part in LAYOUT.slices():
-            if kind in LEAVES:
-                kept[part] = self.matters[part] > 0
-        return consistent(LAYOUT, kept)
-
-    def kl(self, mask: Mask) -> float:
-        return float(self.matters[~consistent(LAYOUT, mask)].sum())
-
-    def answer(self, operation: Operation) -> object:
-        result: object
-        if isinstance(operation, MeasureMasks):
-            result = [MaskFigures(self.kl(mask), 0.5, None, None) for mask in operation.masks]
-        else:
-            assert isinstance(operation, TrainMasks)
-            training, kl = operation.training, []
-            for _ in range(operation.steps):
-                training = self._step(training, operation)
-                kl.append(training.average or 0.0)
-            sizes = dict.fromkeys(operation.penalty.weights, 1.0)
-            result = TrainedSteps(training, tuple(kl), sizes)
-        operation.check(result)
-        return result
-
-    def _step(self, training: Training, operation: TrainMasks) -> Training:
-        noise = np.random.default_rng((operation.penalty.seed, training.step))
-        towards = np.where(self.planted, 1.0, -1.0) * self._trains + noise.normal(0, 0.5, LAYOUT.size)
-        trained = np.zeros(LAYOUT.size, dtype=bool)
-        for kind, part in LAYOUT.slices():
-            trained[part] = kind in operation.penalty.weights
-        log_alpha = (training.log_alpha + 0.1 * trained * towards).astype(np.float32)
-        kl = self.kl(log_alpha > 0)
-        return Training(
-            log_alpha,
-            training.first + np.float32(1),
-            training.second * np.float32(0.5),
-            training.step + 1,
-            training.scale * 1.01,
-            kl,
-        )
 
 
 class Run:

@@ -42,3 +42,27 @@ class EdgeSet(_message.Message):
     model_revision: str
     bits: bytes
     def __init__(self, graph: _Optional[_Union[Graph, _Mapping]] = ..., model_revision: _Optional[str] = ..., bits: _Optional[bytes] = ...) -> None: ...
+
+class NodeLayout(_message.Message):
+    __slots__ = ("layers", "heads", "d_head", "d_model", "d_mlp")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    D_HEAD_FIELD_NUMBER: _ClassVar[int]
+    D_MODEL_FIELD_NUMBER: _ClassVar[int]
+    D_MLP_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    heads: int
+    d_head: int
+    d_model: int
+    d_mlp: int
+    def __init__(self, layers: _Optional[int] = ..., heads: _Optional[int] = ..., d_head: _Optional[int] = ..., d_model: _Optional[int] = ..., d_mlp: _Optional[int] = ...) -> None: ...
+
+class NodeSet(_message.Message):
+    __slots__ = ("layout", "model_revision", "bits")
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    layout: NodeLayout
+    model_revision: str
+    bits: bytes
+    def __init__(self, layout: _Optional[_Union[NodeLayout, _Mapping]] = ..., model_revision: _Optional[str] = ..., bits: _Optional[bytes] = ...) -> None: ...

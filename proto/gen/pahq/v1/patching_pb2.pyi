@@ -128,3 +128,35 @@ class EvaluateCircuitsResponse(_message.Message):
     num_edges_total: int
     warnings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, metric: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ..., full: _Optional[float] = ..., empty: _Optional[float] = ..., num_edges_total: _Optional[int] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class EvaluateNodesRequest(_message.Message):
+    __slots__ = ("objective", "circuits")
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    CIRCUITS_FIELD_NUMBER: _ClassVar[int]
+    objective: _jobs_pb2.Objective
+    circuits: _containers.RepeatedCompositeFieldContainer[_circuit_pb2.NodeSet]
+    def __init__(self, objective: _Optional[_Union[_jobs_pb2.Objective, _Mapping]] = ..., circuits: _Optional[_Iterable[_Union[_circuit_pb2.NodeSet, _Mapping]]] = ...) -> None: ...
+
+class NodeFigures(_message.Message):
+    __slots__ = ("kl", "exact_match", "logit_difference", "accuracy")
+    KL_FIELD_NUMBER: _ClassVar[int]
+    EXACT_MATCH_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    kl: float
+    exact_match: float
+    logit_difference: float
+    accuracy: float
+    def __init__(self, kl: _Optional[float] = ..., exact_match: _Optional[float] = ..., logit_difference: _Optional[float] = ..., accuracy: _Optional[float] = ...) -> None: ...
+
+class EvaluateNodesResponse(_message.Message):
+    __slots__ = ("values", "full", "empty", "warnings")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    EMPTY_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedCompositeFieldContainer[NodeFigures]
+    full: NodeFigures
+    empty: NodeFigures
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, values: _Optional[_Iterable[_Union[NodeFigures, _Mapping]]] = ..., full: _Optional[_Union[NodeFigures, _Mapping]] = ..., empty: _Optional[_Union[NodeFigures, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...

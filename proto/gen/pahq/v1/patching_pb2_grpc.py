@@ -62,6 +62,11 @@ class PatchingServiceStub(object):
                 request_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsRequest.SerializeToString,
                 response_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsResponse.FromString,
                 _registered_method=True)
+        self.EvaluateNodes = channel.unary_unary(
+                '/pahq.v1.PatchingService/EvaluateNodes',
+                request_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateNodesRequest.SerializeToString,
+                response_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateNodesResponse.FromString,
+                _registered_method=True)
 
 
 class PatchingServiceServicer(object):
@@ -109,6 +114,14 @@ class PatchingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EvaluateNodes(self, request, context):
+        """Measures given circuits of nodes, the full model and the empty circuit. It
+        waits for its turn as EvaluateCircuits does, and counts in the same quotas.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PatchingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +149,11 @@ def add_PatchingServiceServicer_to_server(servicer, server):
                     servicer.EvaluateCircuits,
                     request_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsRequest.FromString,
                     response_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsResponse.SerializeToString,
+            ),
+            'EvaluateNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.EvaluateNodes,
+                    request_deserializer=pahq_dot_v1_dot_patching__pb2.EvaluateNodesRequest.FromString,
+                    response_serializer=pahq_dot_v1_dot_patching__pb2.EvaluateNodesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -276,6 +294,33 @@ class PatchingService(object):
             '/pahq.v1.PatchingService/EvaluateCircuits',
             pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsRequest.SerializeToString,
             pahq_dot_v1_dot_patching__pb2.EvaluateCircuitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EvaluateNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pahq.v1.PatchingService/EvaluateNodes',
+            pahq_dot_v1_dot_patching__pb2.EvaluateNodesRequest.SerializeToString,
+            pahq_dot_v1_dot_patching__pb2.EvaluateNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,
