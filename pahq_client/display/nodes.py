@@ -30,7 +30,7 @@ table { border-collapse: collapse; }
 th, td { padding: 4px 12px 4px 0; vertical-align: top; }
 .wide { overflow-x: auto; }
 .wide tr:nth-child(even) { background: var(--band); }
-.heads { display: flex; flex-wrap: wrap; gap: 3px; max-width: 620px; }
+.heads { display: flex; flex-wrap: wrap; align-items: center; gap: 3px; max-width: 620px; }
 .head { min-width: 26px; padding: 1px 4px; border: 1px solid var(--rule); border-radius: 6px;
   background: var(--node); color: var(--muted); text-align: center; font-size: 11px; }
 .head.kept { border-color: var(--accent); color: var(--ink); font-weight: 600; }
