@@ -54,7 +54,8 @@ from pahq_client.errors import (
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
-from pahq_client.node_circuit import NodeCircuit, NodeEvaluation, NodeFigures, NodeOverlap
+from pahq_client.node_circuit import NodeCircuit, NodeFigures, NodeOverlap
+from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.node_layout import NodeLayout
 from pahq_client.nodes import NodeTotal
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pahq.v1 import generation_pb2, model_pb2, server_pb2
 from pahq.v1 import jobs_pb2 as pb
 
-from pahq_client import _node_evaluation as node_evaluation
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
 from pahq_client import checks
@@ -63,7 +62,8 @@ from pahq_client.errors import (
     WarningDisplay,
 )
 from pahq_client.jobs import JobCalls
-from pahq_client.node_circuit import NodeCircuit, NodeEvaluation
+from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_evaluation import NodeEvaluation, node_evaluation_message, read_node_evaluation
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Deadline
@@ -125,22 +125,12 @@ class ServerCalls:
         return responses.server_info(response.server_info)
 
     def evaluate(
-        self, model: str, task: TaskLike, circuit: GivenCircuit, options: EvaluationOptions
-    ) -> Steps[Evaluation]:
+        self, model: str, task: TaskLike, circuit: GivenCircuit | NodeCircuit, options: EvaluationOptions
+    ) -> Steps[Evaluation | NodeEvaluation]:
+        if isinstance(circuit, NodeCircuit):
+            return (yield from self._evaluate_nodes(model, task, circuit, options))
         (evaluation,) = yield from self._evaluate(EvaluationRequest.of(model, task, (circuit,), options))
         return evaluation
-
-    def evaluate_nodes(
-        self, model: str, task: TaskLike, circuit: NodeCircuit, options: EvaluationOptions
-    ) -> Steps[NodeEvaluation]:
-        message = node_evaluation.evaluation_message(model, task, circuit, options)
-        try:
-            response = yield from self._caller.call(EVALUATE_NODES, message, EVALUATE_SECONDS)
-        except InvalidRequest as error:
-            raise _of_circuits(error, 1, 0) from None
-        found = node_evaluation.evaluation(message, response)
-        WarningDisplay().show(found.warnings)
-        return found
 
     def evaluate_many(
         self,
@@ -191,6 +181,18 @@ class ServerCalls:
                 raise _of_circuits(error, len(request.circuits), len(found)) from None
             found += responses.evaluations(message, response)
             display.show(found[-1].warnings)
+        return found
+
+    def _evaluate_nodes(
+        self, model: str, task: TaskLike, circuit: NodeCircuit, options: EvaluationOptions
+    ) -> Steps[NodeEvaluation]:
+        message = node_evaluation_message(model, task, circuit, options)
+        try:
+            response = yield from self._caller.call(EVALUATE_NODES, message, EVALUATE_SECONDS)
+        except InvalidRequest as error:
+            raise _of_circuits(error, 1, 0) from None
+        found = read_node_evaluation(message, response)
+        WarningDisplay().show(found.warnings)
         return found
 
     def estimate(self, request: JobRequest) -> Steps[Estimate]:

@@ -27,7 +27,8 @@ from pahq_client.display.progress import ProgressLike
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
-from pahq_client.node_circuit import NodeCircuit, NodeEvaluation
+from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
@@ -101,7 +102,16 @@ class AsyncClient(ClientBase):
 
     @overload
     async def evaluate(
-        self, model: str, task: TaskLike, circuit: NodeCircuit, **options: Unpack[EvaluationOptions]
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: NodeCircuit,
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
     ) -> NodeEvaluation: ...
     @overload
     async def evaluate(
@@ -109,7 +119,12 @@ class AsyncClient(ClientBase):
         model: str,
         task: TaskLike,
         circuit: Circuit | Iterable[str | Edge],
-        **options: Unpack[EvaluationOptions],
+        *,
+        metric: str | None = None,
+        ablation: str | None = None,
+        kv_receivers: str | None = None,
+        precision: str | None = None,
+        allow_other_model: bool = False,
     ) -> Evaluation: ...
     @described_as(Client.evaluate)
     @known_arguments
@@ -132,8 +147,6 @@ class AsyncClient(ClientBase):
             "precision": precision,
             "allow_other_model": allow_other_model,
         }
-        if isinstance(circuit, NodeCircuit):
-            return await self._transport.run(self._calls.evaluate_nodes(model, task, circuit, options))
         return await self._transport.run(self._calls.evaluate(model, task, circuit, options))
 
     @described_as(Client.evaluate_many)

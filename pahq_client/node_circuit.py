@@ -287,33 +287,3 @@ class NodeOverlap:
         """Shared nodes as a share of all; 1 where neither has any."""
         union = self.both + self.only_a + self.only_b
         return self.both / union if union else 1.0
-
-
-@dataclass(frozen=True)
-class NodeEvaluation:
-    """What a circuit of nodes does on the prompts of a task, measured again.
-
-    Args:
-        figures: of the circuit.
-        full: of the full model under the same precision.
-        empty: of the empty circuit, in which every node is ablated.
-        model: name of the model that it was measured on.
-        ablation, precision: how it was measured, also where the caller left it open.
-        warnings: what may mislead about the figures, each with what to do.
-    """
-
-    figures: NodeFigures
-    full: NodeFigures
-    empty: NodeFigures
-    model: str = ""
-    ablation: str = ""
-    precision: str = ""
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def faithfulness(self) -> float | None:
-        """How much of the way of the KL from the empty circuit (0) to the full model (1) the circuit goes.
-
-        None if the two measure the same, so that there is no way to go.
-        """
-        return CircuitMetric("kl_divergence", self.figures.kl, self.full.kl, self.empty.kl).faithfulness

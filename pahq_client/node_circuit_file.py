@@ -44,7 +44,6 @@ def encode(circuit: NodeCircuit, origin: str, run: bool = True) -> bytes:
     Raises:
         InvalidNodeCircuitFile: the provenance holds what JSON cannot express.
     """
-    import numpy as np
     from safetensors.numpy import save
 
     layout = {
@@ -60,23 +59,22 @@ def encode(circuit: NodeCircuit, origin: str, run: bool = True) -> bytes:
         "provenance": {part: value for part, value in circuit.provenance.items() if run or part != "run"},
     }
     arrays: dict[str, NDArray[Any]] = {
-        "kept": np.frombuffer(packed(circuit.kept), np.uint8),
-        "trained": np.frombuffer(packed(circuit.trained), np.uint8),
+        "kept": packed(circuit.kept),
+        "trained": packed(circuit.trained),
         "log_alpha": np.ascontiguousarray(circuit.log_alpha, np.float32),
     }
     return save(arrays, metadata(layout, "node circuit", origin, InvalidNodeCircuitFile))
 
 
-def packed(nodes: Mapping[str, NDArray[np.bool_]]) -> bytes:
-    """A set of nodes as bits, the lowest bit of the first byte first.
+def packed(nodes: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """Returns a set of nodes as bits, the lowest bit of the first byte first.
 
     Args:
-        nodes: bool, [layers, nodes of a layer], by kind in the order of `node_layout.KINDS`.
+        nodes: bool, [layers, nodes of a layer], by kind.
     """
     import numpy as np
 
-    every = np.concatenate([nodes[kind].ravel() for kind in KINDS])
-    return np.packbits(every, bitorder="little").tobytes()
+    return np.packbits(np.concatenate([nodes[kind].ravel() for kind in KINDS]), bitorder="little")
 
 
 def decode(data: bytes, origin: str) -> NodeCircuit:

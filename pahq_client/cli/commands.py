@@ -25,7 +25,7 @@ from pahq_client.cli.output import (
     print_values,
     put,
 )
-from pahq_client.cli.view import load, load_circuit, load_nodes
+from pahq_client.cli.view import load, load_any_circuit, load_nodes
 from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
@@ -115,12 +115,8 @@ def curve(arguments: Namespace) -> None:
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Measures a circuit file, of edges or of nodes."""
-    kept = load_nodes(arguments.circuit, arguments.allow_partial)
-    if kept is not None:
-        nodes.evaluate(kept, arguments)
-        return
-    circuit = load_circuit("--circuit", arguments.circuit, arguments.allow_partial)
+    """Measures a circuit file."""
+    circuit = load_any_circuit("--circuit", arguments.circuit, arguments.allow_partial)
     task = read_task(arguments)
     names = ("metric", "ablation", "kv_receivers", "precision", "allow_other_model")
     options: Any = {name: getattr(arguments, name) for name in names}

@@ -26,6 +26,7 @@ from pahq_client.errors import PahqWarning
 from pahq_client.events import Event, JobInfo
 from pahq_client.formatting import local_time, one_line, printable
 from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.results import Estimate, Evaluation
 from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
@@ -140,19 +141,23 @@ def print_comparison(found: ScoreComparison, as_json: bool) -> None:
         put(f"overlap of the best {k}", f"{share:.4f}")
 
 
-def print_answer(answer: Evaluation | Estimate | JobInfo, as_json: bool) -> None:
+def print_answer(answer: Evaluation | NodeEvaluation | Estimate | JobInfo, as_json: bool) -> None:
     """Prints an answer, a line per value. Warnings are on stderr, and in the JSON if there are any."""
     print_values(fields(answer, as_json), as_json)
 
 
-def fields(answer: Evaluation | Estimate | JobInfo | Event, as_json: bool) -> dict[str, Any]:
+def fields(answer: Evaluation | NodeEvaluation | Estimate | JobInfo | Event, as_json: bool) -> dict[str, Any]:
     """Returns the fields of an answer by name, with what is computed from them."""
     values = dataclasses.asdict(answer)
+    if isinstance(answer, NodeEvaluation) and not as_json:
+        values |= {name: str(getattr(answer, name)) for name in ("figures", "full", "empty")}
     if isinstance(answer, Event | JobInfo):
         values = _with_progress(answer, values, as_json)
     if "warnings" in values and not (as_json and values["warnings"]):
         del values["warnings"]
-    if isinstance(answer, Evaluation) or (isinstance(answer, JobInfo) and answer.metric_full is not None):
+    if isinstance(answer, Evaluation | NodeEvaluation) or (
+        isinstance(answer, JobInfo) and answer.metric_full is not None
+    ):
         values["faithfulness"] = answer.faithfulness
         if not as_json:
             values["faithfulness"] = number(answer.faithfulness) or formatting.NO_FAITHFULNESS

@@ -97,6 +97,16 @@ def load_circuit(option: str, path: str, allow_partial: bool = False) -> Circuit
     return found
 
 
+def load_any_circuit(option: str, path: str, allow_partial: bool = False) -> Circuit | NodeCircuit:
+    """Reads the circuit of edges or nodes that an option names. Raises as `load_circuit`.
+
+    Raises InvalidNodeCircuitFile for a damaged one of nodes.
+    """
+    if node_circuit_file.is_node_circuit_file(contents(path)):
+        return NodeCircuit.load(path, allow_partial=allow_partial)
+    return load_circuit(option, path, allow_partial)
+
+
 def _names(paths: list[str]) -> tuple[str, ...]:
     """What to call the results: the names of their files without endings; else their paths."""
     stems = tuple(Path(path).stem for path in paths)

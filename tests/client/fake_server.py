@@ -167,14 +167,11 @@ class FakeServer(
         )
 
     def EvaluateNodes(self, request: Any, context: Any) -> Any:
-        """The first circuit has a KL divergence of 1, the second of 2, and so on."""
+        """The KL divergence is 1 for the circuit, 0 for the full model and 4 for the empty circuit."""
         self._enter("EvaluateNodes", request, context)
-        figures = [patching_pb2.NodeFigures(kl=1.0 + number) for number in range(len(request.circuits))]
+        circuit, full, empty = (patching_pb2.NodeFigures(kl=kl, exact_match=0.5) for kl in (1.0, 0.0, 4.0))
         return patching_pb2.EvaluateNodesResponse(
-            values=figures[self.unanswered :],
-            full=patching_pb2.NodeFigures(exact_match=1.0),
-            empty=patching_pb2.NodeFigures(kl=4.0),
-            warnings=self.warnings,
+            values=[circuit] * len(request.circuits), full=full, empty=empty, warnings=self.warnings
         )
 
     def ListModels(self, request: Any, context: Any) -> Any:

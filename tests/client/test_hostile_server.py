@@ -53,7 +53,7 @@ from pahq_client.retries import Backoff
 
 from .fake_artifact import FakeArtifact
 from .fake_server import Code, FakeServer, Fault
-from .test_node_circuit import circuit_of
+from .test_node_circuit import circuit_of as node_circuit
 
 EVIL = "\x1b]0;pwned\x07\x1b[31m\x9b2J\u202etxt.exe\u2066\r[bold]x[/bold]\u200b\x00"
 NAMES = (
@@ -173,7 +173,7 @@ ACTIONS: dict[str, Callable[[ServerCalls], Any]] = {
     "prune_nodes": lambda c: c.prune_nodes(
         JobRequest("m", "ioi", method="node_pruning", max_kl=0.1), 60.0, None
     ),
-    "evaluate nodes": lambda c: c.evaluate_nodes("m", "ioi", circuit_of(), {}),
+    "evaluate nodes": lambda c: c.evaluate("m", "ioi", node_circuit(), {}),
     "estimate": lambda c: c.estimate(_request()),
     "predict": lambda c: c.predict("m", ["a", [1, 2]], 3),
     "check_task": lambda c: c.check_task("m", "ioi"),
@@ -263,6 +263,7 @@ def good() -> dict[str, list[Message]]:
     prediction = model_pb2.Prediction(tokens=[token])
     worker = server_pb2.Worker(state=server_pb2.WORKER_STATE_READY, hardware={"torch": "2"}, host="attic")
     accuracy = model_pb2.TaskAccuracy(above_wrong=1.0, likeliest=0.5, logit_difference=2.0)
+    nodes = patching_pb2.NodeFigures(kl=0.5, exact_match=1.0, logit_difference=-2.0, accuracy=0.5)
     end = pb.Event(sequence=4, kind=pb.EVENT_KIND_END, state=pb.JOB_STATE_SUCCEEDED)
     session = patching_pb2.Session(
         name="users/me/sessions/0", graph=graph, num_edges_total=11, max_circuits=5
@@ -286,20 +287,12 @@ def good() -> dict[str, list[Message]]:
         "ScoreCircuits": [patching_pb2.ScoreCircuitsResponse(metrics=[1.0])],
         "CommitCircuit": [patching_pb2.CommitCircuitResponse(num_edges=10)],
         "CloseSession": [patching_pb2.CloseSessionResponse()],
-        "EvaluateNodes": [
-            patching_pb2.EvaluateNodesResponse(
-                values=[
-                    patching_pb2.NodeFigures(kl=0.5, exact_match=0.5, accuracy=1.0, logit_difference=2.0)
-                ],
-                full=patching_pb2.NodeFigures(exact_match=1.0),
-                empty=patching_pb2.NodeFigures(kl=2.0),
-            )
-        ],
         "EvaluateCircuits": [
             patching_pb2.EvaluateCircuitsResponse(
                 metric="kl_divergence", values=[0.5], full=0.0, empty=2.0, num_edges_total=82
             )
         ],
+        "EvaluateNodes": [patching_pb2.EvaluateNodesResponse(values=[nodes], full=nodes, empty=nodes)],
     }
 
 
@@ -332,7 +325,7 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "cancel": lambda c: c.job("users/me/jobs/0").cancel(),
     "session": lambda c: _used(c.session("m", "ioi")),
     "evaluate": lambda c: c.evaluate("m", "ioi", ["m0->logits"]),
-    "evaluate nodes": lambda c: c.evaluate("m", "ioi", circuit_of()),
+    "evaluate_nodes": lambda c: c.evaluate("m", "ioi", node_circuit()),
 }
 
 

@@ -24,6 +24,7 @@ from pahq_client._calls import Call, Caller, Pause, run_steps
 from pahq_client.retries import Backoff
 
 from .fake_server import Code, FakeServer, Fault
+from .test_node_circuit import circuit_of as node_circuit
 
 DOWN = Fault(Code.UNAVAILABLE, "down")
 SLOW = Fault(Code.RESOURCE_EXHAUSTED, "too fast", "RATE_LIMITED", retry_s=0.05)
@@ -38,6 +39,7 @@ USES: dict[str, Callable[[Any, Any, Any], object]] = {
     "DeleteJob": lambda client, job, session: job.delete(),
     "GetArtifact": lambda client, job, session: job.result(),
     "EvaluateCircuits": lambda client, job, session: client.evaluate("demo", "ioi", []),
+    "EvaluateNodes": lambda client, job, session: client.evaluate("demo", "ioi", node_circuit()),
     "ListModels": lambda client, job, session: client.models(),
     "TokenizeTexts": lambda client, job, session: client.tokenize("demo", ["a"]),
     "PredictTokens": lambda client, job, session: client.predict("demo", "a"),
@@ -200,5 +202,6 @@ def test_hours_of_work_are_not_begun_again(
 
 
 def test_calls_that_compute_for_long_are_known() -> None:
-    costly = {"EvaluateCircuits", "ScoreCircuits", "PredictTokens", "CheckTask", "GenerateSamples"}
+    evaluating = {"EvaluateCircuits", "EvaluateNodes", "ScoreCircuits"}
+    costly = {*evaluating, "PredictTokens", "CheckTask", "GenerateSamples"}
     assert {rpc.name for rpc in rpcs.ALL if rpc.costly} == costly
