@@ -10,6 +10,7 @@ from dataclasses import replace
 from pahq.v1 import generation_pb2, model_pb2, server_pb2
 from pahq.v1 import jobs_pb2 as pb
 
+from pahq_client import _node_evaluation as node_evaluation
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
 from pahq_client import checks
@@ -17,6 +18,7 @@ from pahq_client._calls import (
     CHECK_TASK,
     CREATE,
     EVALUATE,
+    EVALUATE_NODES,
     GENERATE,
     INFO,
     LIST,
@@ -61,7 +63,7 @@ from pahq_client.errors import (
     WarningDisplay,
 )
 from pahq_client.jobs import JobCalls
-from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_circuit import NodeCircuit, NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Deadline
@@ -127,6 +129,18 @@ class ServerCalls:
     ) -> Steps[Evaluation]:
         (evaluation,) = yield from self._evaluate(EvaluationRequest.of(model, task, (circuit,), options))
         return evaluation
+
+    def evaluate_nodes(
+        self, model: str, task: TaskLike, circuit: NodeCircuit, options: EvaluationOptions
+    ) -> Steps[NodeEvaluation]:
+        message = node_evaluation.evaluation_message(model, task, circuit, options)
+        try:
+            response = yield from self._caller.call(EVALUATE_NODES, message, EVALUATE_SECONDS)
+        except InvalidRequest as error:
+            raise _of_circuits(error, 1, 0) from None
+        found = node_evaluation.evaluation(message, response)
+        WarningDisplay().show(found.warnings)
+        return found
 
     def evaluate_many(
         self,

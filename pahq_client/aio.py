@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, overload
 
 from pahq_client._job_options import (
     GenerateOptions,
@@ -27,7 +27,7 @@ from pahq_client.display.progress import ProgressLike
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
-from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_circuit import NodeCircuit, NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
@@ -99,20 +99,32 @@ class AsyncClient(ClientBase):
     async def server_info(self) -> ServerInfo:
         return await self._transport.run(self._calls.server_info())
 
+    @overload
+    async def evaluate(
+        self, model: str, task: TaskLike, circuit: NodeCircuit, **options: Unpack[EvaluationOptions]
+    ) -> NodeEvaluation: ...
+    @overload
+    async def evaluate(
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: Circuit | Iterable[str | Edge],
+        **options: Unpack[EvaluationOptions],
+    ) -> Evaluation: ...
     @described_as(Client.evaluate)
     @known_arguments
     async def evaluate(
         self,
         model: str,
         task: TaskLike,
-        circuit: Circuit | Iterable[str | Edge],
+        circuit: Circuit | NodeCircuit | Iterable[str | Edge],
         *,
         metric: str | None = None,
         ablation: str | None = None,
         kv_receivers: str | None = None,
         precision: str | None = None,
         allow_other_model: bool = False,
-    ) -> Evaluation:
+    ) -> Evaluation | NodeEvaluation:
         options: EvaluationOptions = {
             "metric": metric,
             "ablation": ablation,
@@ -120,6 +132,8 @@ class AsyncClient(ClientBase):
             "precision": precision,
             "allow_other_model": allow_other_model,
         }
+        if isinstance(circuit, NodeCircuit):
+            return await self._transport.run(self._calls.evaluate_nodes(model, task, circuit, options))
         return await self._transport.run(self._calls.evaluate(model, task, circuit, options))
 
     @described_as(Client.evaluate_many)

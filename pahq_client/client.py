@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Self, Unpack, overload
 
 from pahq_client._calls import (
     Caller,
@@ -32,7 +32,7 @@ from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobHandle
-from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_circuit import NodeCircuit, NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
@@ -160,36 +160,52 @@ class Client(ClientBase):
         """Asks what the server is and can do."""
         return self._transport.run(self._calls.server_info())
 
-    @known_arguments
+    @overload
+    def evaluate(
+        self, model: str, task: TaskLike, circuit: NodeCircuit, **options: Unpack[EvaluationOptions]
+    ) -> NodeEvaluation: ...
+    @overload
     def evaluate(
         self,
         model: str,
         task: TaskLike,
         circuit: Circuit | Iterable[str | Edge],
+        **options: Unpack[EvaluationOptions],
+    ) -> Evaluation: ...
+    @known_arguments
+    def evaluate(
+        self,
+        model: str,
+        task: TaskLike,
+        circuit: Circuit | NodeCircuit | Iterable[str | Edge],
         *,
         metric: str | None = None,
         ablation: str | None = None,
         kv_receivers: str | None = None,
         precision: str | None = None,
         allow_other_model: bool = False,
-    ) -> Evaluation:
+    ) -> Evaluation | NodeEvaluation:
         """Measures a circuit, the full model and the empty circuit.
 
         Args:
             model: name of a served model.
             task: a Task, ``Task.ioi(...)``, or the name of a built-in task.
-            circuit: a Circuit, or edges or their names, in any order.
+            circuit: a Circuit, or edges or their names, in any order; or a NodeCircuit, of which KL
+                divergence, exact match, logit difference and accuracy are measured.
             metric: name of the metric. What is None, here and below, is taken from the Circuit, so that it is
                 measured as it was found; for a list of edges it is the default of `discover`. The Evaluation
                 says what was used.
             ablation: ``resample``, ``zero`` or ``mean``.
             kv_receivers: ``group`` or ``query``.
             precision: name of a precision policy.
-            allow_other_model: whether to measure a Circuit that was found in another model.
+            allow_other_model: whether to measure a circuit that was found in another model.
+
+        Returns:
+            An Evaluation; of a NodeCircuit a NodeEvaluation.
 
         Raises:
             InvalidRequest: an argument is wrong.
-            OtherModel: the Circuit was found in another model.
+            OtherModel: the circuit was found in another model.
             NotFound: the server does not serve the model.
             JobFailed: the metric is not finite.
         """
@@ -200,6 +216,8 @@ class Client(ClientBase):
             "precision": precision,
             "allow_other_model": allow_other_model,
         }
+        if isinstance(circuit, NodeCircuit):
+            return self._transport.run(self._calls.evaluate_nodes(model, task, circuit, options))
         return self._transport.run(self._calls.evaluate(model, task, circuit, options))
 
     @known_arguments

@@ -1,7 +1,4 @@
-"""`discover`, `attribute`, `prune_nodes` and `generate`: a job in one call.
-
-It runs on an embedded server if none is named.
-"""
+"""`discover`, `attribute`, `prune_nodes`, `generate`: a job in one call, on an embedded server if need be."""
 
 from __future__ import annotations
 

@@ -115,7 +115,11 @@ def curve(arguments: Namespace) -> None:
 
 
 def evaluate(arguments: Namespace) -> None:
-    """Measures a circuit file."""
+    """Measures a circuit file, of edges or of nodes."""
+    kept = load_nodes(arguments.circuit, arguments.allow_partial)
+    if kept is not None:
+        nodes.evaluate(kept, arguments)
+        return
     circuit = load_circuit("--circuit", arguments.circuit, arguments.allow_partial)
     task = read_task(arguments)
     names = ("metric", "ablation", "kv_receivers", "precision", "allow_other_model")

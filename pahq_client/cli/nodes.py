@@ -8,9 +8,10 @@ from typing import Any
 
 from pahq_client import files
 from pahq_client.cli.jobs import detach, estimate
-from pahq_client.cli.options import read_task, tls
-from pahq_client.cli.output import print_artifact, print_json, print_table, put
+from pahq_client.cli.options import connection, read_task, tls
+from pahq_client.cli.output import number, print_artifact, print_json, print_table, print_values, put
 from pahq_client.discover import prune_nodes
+from pahq_client.formatting import NO_FAITHFULNESS
 from pahq_client.node_circuit import NodeCircuit
 
 # Kinds whose nodes are named where two circuits differ: the others are too many.
@@ -75,6 +76,28 @@ def compare(a: NodeCircuit, b: NodeCircuit, arguments: Namespace) -> None:
         for names in differences.values():
             for name in names[side]:
                 put(title, name)
+
+
+def evaluate(circuit: NodeCircuit, arguments: Namespace) -> None:
+    """Measures a circuit on a task, and prints its figures with those of the full and the empty one."""
+    task = read_task(arguments)
+    names = ("metric", "ablation", "kv_receivers", "precision", "allow_other_model")
+    options: Any = {name: getattr(arguments, name) for name in names}
+    with connection(arguments, arguments.model) as (client, model):
+        found = client.evaluate(model, task, circuit, **options)
+    if arguments.json:
+        print_json({**dataclasses.asdict(found), "faithfulness": found.faithfulness})
+        return
+    sides = {"": found.figures, "full_": found.full, "empty_": found.empty}
+    values: dict[str, Any] = {
+        f"{side}{name}": value
+        for side, figures in sides.items()
+        for name, value in dataclasses.asdict(figures).items()
+        if value is not None
+    }
+    values["faithfulness"] = number(found.faithfulness) or NO_FAITHFULNESS
+    values |= {name: getattr(found, name) for name in ("model", "ablation", "precision")}
+    print_values(values, as_json=False)
 
 
 def only_first(a: NodeCircuit, b: NodeCircuit, kind: str) -> list[str]:

@@ -285,7 +285,7 @@ def _cancel(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _evaluate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("evaluate", help="measure a circuit on a model and a task")
     parser.set_defaults(run=commands.evaluate)
-    parser.add_argument("--circuit", required=True, metavar="FILE", help="circuit file")
+    parser.add_argument("--circuit", required=True, metavar="FILE", help="circuit file, of edges or of nodes")
     _add_measured(parser)
     for option in ("--metric", "--ablation", "--kv-receivers", "--precision"):
         parser.add_argument(option, help="default: as the circuit was found")

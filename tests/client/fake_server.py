@@ -166,6 +166,17 @@ class FakeServer(
             warnings=self.warnings,
         )
 
+    def EvaluateNodes(self, request: Any, context: Any) -> Any:
+        """The first circuit has a KL divergence of 1, the second of 2, and so on."""
+        self._enter("EvaluateNodes", request, context)
+        figures = [patching_pb2.NodeFigures(kl=1.0 + number) for number in range(len(request.circuits))]
+        return patching_pb2.EvaluateNodesResponse(
+            values=figures[self.unanswered :],
+            full=patching_pb2.NodeFigures(exact_match=1.0),
+            empty=patching_pb2.NodeFigures(kl=4.0),
+            warnings=self.warnings,
+        )
+
     def ListModels(self, request: Any, context: Any) -> Any:
         self._enter("ListModels", request, context)
         return model_pb2.ListModelsResponse(models=[model_pb2.Model(name="demo", layers=4, tokenizer=True)])

@@ -53,6 +53,7 @@ from pahq_client.retries import Backoff
 
 from .fake_artifact import FakeArtifact
 from .fake_server import Code, FakeServer, Fault
+from .test_node_circuit import circuit_of
 
 EVIL = "\x1b]0;pwned\x07\x1b[31m\x9b2J\u202etxt.exe\u2066\r[bold]x[/bold]\u200b\x00"
 NAMES = (
@@ -169,6 +170,10 @@ ACTIONS: dict[str, Callable[[ServerCalls], Any]] = {
     "attribute": lambda c: c.attribute(JobRequest("m", "ioi", method="eap"), 60.0, None),
     "exact scores": lambda c: c.attribute(JobRequest("m", "ioi", method="single_edge"), 60.0, None),
     "chosen edges": lambda c: c.discover(JobRequest("m", "ioi", method="gim", edges=9), 60.0, None),
+    "prune_nodes": lambda c: c.prune_nodes(
+        JobRequest("m", "ioi", method="node_pruning", max_kl=0.1), 60.0, None
+    ),
+    "evaluate nodes": lambda c: c.evaluate_nodes("m", "ioi", circuit_of(), {}),
     "estimate": lambda c: c.estimate(_request()),
     "predict": lambda c: c.predict("m", ["a", [1, 2]], 3),
     "check_task": lambda c: c.check_task("m", "ioi"),
@@ -281,6 +286,15 @@ def good() -> dict[str, list[Message]]:
         "ScoreCircuits": [patching_pb2.ScoreCircuitsResponse(metrics=[1.0])],
         "CommitCircuit": [patching_pb2.CommitCircuitResponse(num_edges=10)],
         "CloseSession": [patching_pb2.CloseSessionResponse()],
+        "EvaluateNodes": [
+            patching_pb2.EvaluateNodesResponse(
+                values=[
+                    patching_pb2.NodeFigures(kl=0.5, exact_match=0.5, accuracy=1.0, logit_difference=2.0)
+                ],
+                full=patching_pb2.NodeFigures(exact_match=1.0),
+                empty=patching_pb2.NodeFigures(kl=2.0),
+            )
+        ],
         "EvaluateCircuits": [
             patching_pb2.EvaluateCircuitsResponse(
                 metric="kl_divergence", values=[0.5], full=0.0, empty=2.0, num_edges_total=82
@@ -318,6 +332,7 @@ CALLS: dict[str, Callable[[Client], Any]] = {
     "cancel": lambda c: c.job("users/me/jobs/0").cancel(),
     "session": lambda c: _used(c.session("m", "ioi")),
     "evaluate": lambda c: c.evaluate("m", "ioi", ["m0->logits"]),
+    "evaluate nodes": lambda c: c.evaluate("m", "ioi", circuit_of()),
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from pahq_client._job_options import JobRequest
 from pahq_client._requests import job_spec
 from pahq_client.artifacts import decode
 from pahq_client.cli import main
-from pahq_client.node_layout import KINDS
+from pahq_client.node_layout import KINDS, is_circuit
+from pahq_client.node_layout import NodeLayout as client_layout
 from pahq_server.core.artifact import pack, unpack
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.graph import Graph
@@ -132,8 +135,137 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert circuit.heads[0] in out
     assert main(["show", "--json", str(path)]) == 0
     assert json.loads(capsys.readouterr().out)["figures"]["kl"] == 0.1
-    assert main(["view", "--no-open", str(path)]) != 0
-    assert "circuit of nodes" in capsys.readouterr().err
+    page = tmp_path / "page.html"
+    assert main(["view", "--no-open", str(path), "--output", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert page.read_text("utf-8").startswith("<!DOCTYPE html>")
+    assert main(["view", "--no-open", str(path), str(path)]) == 2
+    assert "pahq compare" in capsys.readouterr().err
+    for command in (["curve"], ["compare", str(tmp_path / "c.json")]):
+        (tmp_path / "c.json").write_bytes(circuit.to_circuit().canonical_bytes())
+        more = ["--model", "m", "--task", "ioi"] if command == ["curve"] else []
+        assert main([*command, str(path), *more]) == 2
+        assert "holds nodes, not edges" in capsys.readouterr().err
+
+
+def test_equal_jobs_give_equal_circuits(tmp_path: Path) -> None:
+    circuit = circuit_of()
+    later = replace(circuit, provenance={**circuit.provenance, "run": {"model": "later"}})
+    circuit.save(tmp_path / "a")
+    assert NodeCircuit.load(tmp_path / "a") == circuit == later
+    assert hash(circuit) == hash(later)
+    others = (
+        circuit_of(1),
+        replace(circuit, kept=circuit.trained),
+        replace(circuit, steps=61),
+        replace(circuit, log_alpha=-circuit.log_alpha),
+        replace(circuit, figures=NodeFigures(0.2, 0.75)),
+        replace(circuit, partial=True),
+    )
+    assert all(other != circuit for other in others)
+    assert circuit != "circuit"
+
+
+def test_every_node_has_its_name() -> None:
+    layout = circuit_of().layout
+    every = np.ones(layout.size, bool)
+    names = {kind: layout.names(kind, mask) for kind, mask in layout.split(every).items()}
+    assert len({name for own in names.values() for name in own}) == layout.size
+    assert names["heads"] == tuple(f"a{layer}.h{head}" for layer in range(3) for head in range(4))
+    assert names["attention_neurons"][:3] == ("a0.h0.n0", "a0.h0.n1", "a0.h1.n0")
+    assert names["attention_neurons"][-1] == "a2.h3.n1"
+    assert (names["mlp_hidden"][7], names["mlp_outputs"][7]) == ("m1.u1", "m1.o2")
+    assert (names["attention_blocks"], names["mlp_blocks"]) == (("a0", "a1", "a2"), ("m0", "m1", "m2"))
+    assert names["layers"] == ("layer 0", "layer 1", "layer 2")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kept_and_trained_nodes_are_named(seed: int) -> None:
+    circuit = circuit_of(seed)
+    for kind, mask in circuit.kept.items():
+        every = circuit.layout.names(kind, np.ones_like(mask))
+        assert circuit.nodes(kind) == tuple(np.array(every)[mask.ravel()])
+        assert circuit.nodes(kind, trained=True) == tuple(np.array(every)[circuit.trained[kind].ravel()])
+    for kind in ("toes", 3, None, ["heads"]):
+        with pytest.raises(InvalidRequest, match="unknown kind of node"):
+            circuit.nodes(kind)  # type: ignore[arg-type]
+
+
+@settings(max_examples=300)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.8, 0.95]), st.sampled_from([0, 6]))
+def test_a_circuit_is_what_the_server_makes_consistent(seed: int, share: float, d_mlp: int) -> None:
+    """A set of nodes can be a circuit exactly if nothing has to go from it."""
+    theirs = replace(LAYOUT, d_mlp=d_mlp)
+    ours = client_layout(**asdict(theirs))
+    mask = np.random.default_rng(seed).random(theirs.size) < share
+    right = consistent(theirs, mask)
+    assert is_circuit(ours, ours.split(right))
+    assert is_circuit(ours, ours.split(mask)) == np.array_equal(right, mask)
+    gone = right.copy()
+    gone[seed % theirs.size] ^= True
+    assert is_circuit(ours, ours.split(gone)) == np.array_equal(consistent(theirs, gone), gone)
+
+
+def test_the_page(tmp_path: Path) -> None:
+    circuit, path = circuit_of(), tmp_path / "page.html"
+    circuit.to_html(path)
+    text = path.read_text("utf-8")
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in text
+    assert "<script" not in text
+    assert "http://" not in text
+    for head in circuit.nodes("heads"):
+        count = sum(name.startswith(f"{head}.") for name in circuit.nodes("attention_neurons"))
+        assert f'title="{head}: {count} of 2 neurons"' in text
+    assert text.count('<span class="head kept') == len(circuit.heads)
+    assert text.count('<span class="head') == 12
+    for layer, kept in enumerate(circuit.kept["mlp_hidden"].sum(1)):
+        assert f">{layer}</td>" in text
+        assert f"{kept} of 6" in text
+    for words in ("KL within 0.2", "0.1", "75.0%", "60 steps", "polished"):
+        assert words in text
+    for target in (tmp_path, tmp_path / "nowhere" / "page.html"):
+        with pytest.raises(InvalidRequest):
+            circuit.to_html(target)
+
+
+def test_pages_and_notebooks_escape_what_is_foreign(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\x1b"
+    run = {"model": evil, "warnings": [evil], "task": {"name": evil}}
+    request = {"policy": evil, "parameters": {"ablation": evil, "seed": evil}, "model_revision": evil}
+    circuit = replace(circuit_of(), provenance={"run": run, "request": request})
+    circuit.to_html(tmp_path / "page.html")
+    for text in ((tmp_path / "page.html").read_text("utf-8"), circuit._repr_html_(), repr(circuit)):
+        assert "\x1b" not in text
+    for text in ((tmp_path / "page.html").read_text("utf-8"), circuit._repr_html_()):
+        assert "<script" not in text
+        assert "alert(1)" in text
+
+
+def test_a_partial_circuit_is_shown_as_such(tmp_path: Path) -> None:
+    job = replace(found(), full=None, of_trained=None, of_kept=None, kept=found().trained, polished=False)
+    circuit = read(node_circuit_bytes(job, RESOLVED, LAYOUT), partial=True)
+    assert circuit.summary().endswith("partial")
+    circuit.to_html(tmp_path / "page.html")
+    assert "not measured" in (tmp_path / "page.html").read_text("utf-8")
+
+
+def test_models_without_mlps(tmp_path: Path) -> None:
+    layout, graph = replace(LAYOUT, d_mlp=0), replace(GRAPH, mlps=False)
+    every = np.ones(layout.size, dtype=bool)
+    job = replace(found(), kinds=layout.kinds, log_alpha=np.ones(layout.size, np.float32))
+    job = replace(job, trained=every, kept=every)
+    resolved = replace(RESOLVED, graph=graph, nodes=layout)
+    circuit = read(node_circuit_bytes(job, resolved, layout))
+    assert circuit.mlps == circuit.nodes("mlp_hidden") == ()
+    assert len(circuit.heads) == 12
+    assert len(circuit.to_circuit().edges) == circuit.graph.num_edges
+    assert list(circuit.nodes_per_layer()[0]) == ["heads", "attention_neurons", "attention_blocks", "layers"]
+    circuit.to_html(tmp_path / "page.html")
+    assert "MLP" not in (tmp_path / "page.html").read_text("utf-8").partition("</style>")[2]
+    circuit.save(tmp_path / "c")
+    assert NodeCircuit.load(tmp_path / "c") == circuit
 
 
 def test_what_is_partial_is_not_read_by_accident(tmp_path: Path) -> None:
@@ -162,6 +294,11 @@ def test_comparison() -> None:
         assert own.jaccard == pytest.approx(own.both / union)
     assert all(own.jaccard == 1 for own in a.compare(a).values())
     assert NodeOverlap(0, 0, 0).jaccard == 1
+    for wrong in ("c.nodes", 3, a.to_circuit()):
+        with pytest.raises(InvalidRequest, match="must be a NodeCircuit"):
+            a.compare(wrong)  # type: ignore[arg-type]
+    with pytest.raises(OtherModel, match="of other sizes"):
+        a.compare(replace(b, layout=replace(b.layout, d_head=3)))
     other = replace(b, provenance={"request": {"model_revision": "decaf"}, "run": {}})
     with pytest.raises(OtherModel):
         a.compare(other)
@@ -169,6 +306,14 @@ def test_comparison() -> None:
 
 
 # Servers that lie
+
+
+def toggled(bits: Any, kind: str) -> Any:
+    """Bits with another first node of a kind."""
+    mask = np.unpackbits(bits, bitorder="little")
+    mask[dict(LAYOUT.slices())[kind].start] ^= 1  # type: ignore[index]
+    return np.packbits(mask, bitorder="little")
+
 
 DATA = node_circuit_bytes(found(), RESOLVED, LAYOUT)
 
@@ -196,6 +341,31 @@ LIES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "no KL": lambda header, arrays: header["figures"].update(kl=None),
     "figures as list": lambda header, arrays: header.update(full=[1.0]),
     "more than all": lambda header, arrays: header["kept_parameters"].update(kept=10**9),
+    "a part alone": lambda header, arrays: arrays.update(kept=toggled(arrays["kept"], "heads")),
+    "a block alone": lambda header, arrays: arrays.update(trained=toggled(arrays["trained"], "mlp_blocks")),
+    "a layer alone": lambda header, arrays: arrays.update(kept=toggled(arrays["kept"], "layers")),
+    "more than trained": lambda header, arrays: arrays.update(kept=arrays["trained"], trained=arrays["kept"]),
+    "gone without polish": lambda header, arrays: header.update(polished=False),
+    "infinite log_alpha": lambda header, arrays: arrays.update(log_alpha=arrays["log_alpha"] * np.inf),
+    "flat log_alpha": lambda header, arrays: arrays.update(log_alpha=arrays["log_alpha"][None]),
+    "wrong receivers": lambda header, arrays: header["graph"].update(kv_receivers="some"),
+    "odd groups": lambda header, arrays: header["graph"].update(kv_heads=3),
+    "no groups": lambda header, arrays: header["graph"].update(kv_heads=0),
+    "no kinds": lambda header, arrays: header.update(kinds=[]),
+    "a kind twice": lambda header, arrays: header.update(kinds=["heads", "heads"]),
+    "a list as kind": lambda header, arrays: header.update(kinds=[["heads"]]),
+    "no figures": lambda header, arrays: header.update(figures=None),
+    "no full model": lambda header, arrays: header.pop("full"),
+    "a share above 1": lambda header, arrays: header["figures"].update(exact_match=1.5),
+    "a share below 0": lambda header, arrays: header["figures"].update(accuracy=-0.5),
+    "accuracy alone": lambda header, arrays: header["figures"].update(logit_difference=None),
+    "a huge KL": lambda header, arrays: header["figures"].update(kl=10**400),
+    "budget and penalty": lambda header, arrays: header.update(penalty=1.0),
+    "no limit": lambda header, arrays: header.update(budget=None),
+    "a budget of 0": lambda header, arrays: header.update(budget=0),
+    "repaired without budget": lambda header, arrays: header.update(budget=None, penalty=1, repaired=True),
+    "steps below 0": lambda header, arrays: header.update(steps=-1),
+    "polished as number": lambda header, arrays: header.update(polished=1),
     "steps as text": lambda header, arrays: header.update(steps="many"),
 }
 
@@ -240,6 +410,7 @@ def test_what_is_asked_for() -> None:
     assert own.no_polish
     assert not own.HasField("max_kl")
     assert (spec.objective.metric, spec.objective.ablation) == ("kl_divergence", "resample")
+    assert prune_spec(max_kl=0.1, kv_receivers="query").objective.kv_receivers == "query"
     assert list(prune_spec(max_kl=0.1, kinds="heads").node_pruning.kinds) == ["heads"]
 
 
