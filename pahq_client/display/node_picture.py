@@ -32,11 +32,12 @@ Colour = Callable[[str], str]
 
 def static(circuit: NodeCircuit) -> str:
     """The picture as a file of its own, in light colours. Raises as `drawn`."""
-    return f"{drawn(circuit, LIGHT.__getitem__)}\n"
+    element = drawn(circuit, LIGHT.__getitem__)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {element.removeprefix("<svg ")}\n'
 
 
 def drawn(circuit: NodeCircuit, colour: Colour) -> str:
-    """The picture as an SVG element.
+    """The picture as an SVG element of a page.
 
     Args:
         circuit: what to draw.
@@ -58,8 +59,7 @@ def drawn(circuit: NodeCircuit, colour: Colour) -> str:
     size = f'viewBox="0 0 {number(width)} {number(height)}" width="{number(width)}" height="{number(height)}"'
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="{escape(FONT)}" '
-            'font-size="11">',
+            f'<svg {size} role="img" font-family="{escape(FONT)}" font-size="11">',
             f"<title>{len(circuit.heads)} of {layout.layers * layout.heads} heads</title>",
             f'<rect width="{number(width)}" height="{number(height)}" fill="{colour("ground")}"/>',
             *_headings(circuit, bars, colour),
