@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 KIND, VERSION = "node_circuit", 1
 # More nodes than any model has that a server could prune.
 MOST_NODES = 1 << 28
+# More weights and more steps of training than there can be: larger numbers come from damage or malice.
+MOST_PARAMETERS, MOST_STEPS = 1 << 53, 1 << 31
 _FIGURES = ("figures", "trained_figures", "full")
 _NUMBERS = ("kl", "exact_match", "logit_difference", "accuracy")
 
@@ -164,7 +166,7 @@ def _check(found: NodeCircuit) -> None:
     """Refuses values that are right by themselves and do not fit together."""
     if (found.budget is None) == (found.penalty is None):
         raise ValueError("it has neither a budget nor a penalty, or both")
-    if found.steps < 0:
+    if not 0 <= found.steps < MOST_STEPS:
         raise ValueError(f"it has {found.steps} steps of training")
     if found.repaired and found.budget is None:
         raise ValueError("it was repaired, and has no budget to be within")
@@ -243,7 +245,7 @@ def checked_figures(name: str, figures: NodeFigures) -> NodeFigures:
 def _read_parameters(layout: JsonObject) -> dict[str, int]:
     own = layout.object("kept_parameters")
     found = {name: own.get(name, int) for name in ("trained", "kept", "all")}
-    if not all(0 <= found[name] <= found["all"] for name in found):
+    if not all(0 <= found[name] <= found["all"] <= MOST_PARAMETERS for name in found):
         raise ValueError("its numbers of parameters do not fit together")
     return found
 

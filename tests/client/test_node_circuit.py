@@ -440,6 +440,8 @@ LIES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "a budget of 0": lambda header, arrays: header.update(budget=0),
     "repaired without budget": lambda header, arrays: header.update(budget=None, penalty=1, repaired=True),
     "steps below 0": lambda header, arrays: header.update(steps=-1),
+    "steps without end": lambda header, arrays: header.update(steps=10**300),
+    "weights without end": lambda header, arrays: header["kept_parameters"].update(all=10**300),
     "polished as number": lambda header, arrays: header.update(polished=1),
     "steps as text": lambda header, arrays: header.update(steps="many"),
 }
