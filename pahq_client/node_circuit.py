@@ -6,14 +6,14 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from pahq_client import checks, files, node_circuit_file
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidNodeCircuitFile, InvalidRequest, OtherModel
 from pahq_client.formatting import count_warnings, one_line
 from pahq_client.graph import CircuitMetric, Graph
-from pahq_client.node_layout import NodeLayout, checked_kind
+from pahq_client.node_layout import KIND_NAMES, NodeLayout, checked_kind
 from pahq_client.results import WithProvenance, check_same_revision
 
 if TYPE_CHECKING:
@@ -232,6 +232,23 @@ class NodeCircuit(WithProvenance):
         page.check_target("path", path)
         files.write(path, nodes.page(self).encode("utf-8"))
 
+    @overload
+    def to_svg(self, path: None = None) -> str: ...
+    @overload
+    def to_svg(self, path: str | os.PathLike[str]) -> None: ...
+    def to_svg(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """A picture of the kept heads and MLPs, layer by layer; the same text for the same circuit.
+
+        Returns the text if there is no path to write it to, else None.
+
+        Raises:
+            InvalidRequest: the model has too many heads to be drawn, or the path cannot be written to.
+            OSError: the file cannot be written.
+        """
+        from pahq_client.display import node_picture
+
+        return files.text_or_file(node_picture.static(self), path)
+
     def canonical_bytes(self) -> bytes:
         """The file without ``provenance.run``: equal for two equal jobs on the same hardware.
 
@@ -242,7 +259,7 @@ class NodeCircuit(WithProvenance):
 
     def summary(self) -> str:
         """Says in one line what is kept."""
-        shown = [f"{kept} of {count} {kind.replace('_', ' ')}" for kind, (kept, count) in self.counts.items()]
+        shown = [f"{kept} of {count} {KIND_NAMES[kind]}" for kind, (kept, count) in self.counts.items()]
         share = self.kept_parameters["kept"] / max(1, self.kept_parameters["all"])
         parts = [*shown, f"{share:.1%} of the weights"]
         if self.figures is not None:

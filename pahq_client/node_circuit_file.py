@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pahq_client.artifact_file import layout_of, metadata, reading
 from pahq_client.circuit_file import JsonObject, graph_object, read_graph, read_provenance
 from pahq_client.errors import InvalidNodeCircuitFile
-from pahq_client.node_layout import KINDS, NodeLayout, is_circuit
+from pahq_client.node_layout import KINDS, NodeLayout, consistent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,12 +130,18 @@ def read(
     log_alpha = array_of(arrays, "log_alpha", "float32", nodes.size)
     if not np.isfinite(log_alpha).all():
         raise ValueError("'log_alpha' holds a number that is not finite")
+    kinds = _read_kinds(layout, nodes)
+    kept, trained = (_read_nodes(arrays, name, nodes) for name in ("kept", "trained"))
+    if (trained != _opened(nodes, kinds, log_alpha > 0)).any():
+        raise ValueError("its trained nodes are not those whose log_alpha is above 0")
+    if (kept != _opened(nodes, kinds, kept)).any():
+        raise ValueError("its kept nodes are no circuit, or lack some of a kind that was not pruned")
     found = NodeCircuit(
         layout=nodes,
         graph=graph,
-        kinds=_read_kinds(layout, nodes),
-        kept=_masks(arrays, "kept", nodes),
-        trained=_masks(arrays, "trained", nodes),
+        kinds=kinds,
+        kept=nodes.split(kept),
+        trained=nodes.split(trained),
         log_alpha=log_alpha,
         figures=_read_figures(layout, "figures", partial),
         trained_figures=_read_figures(layout, "trained_figures", partial),
@@ -186,7 +192,7 @@ def _read_kinds(layout: JsonObject, nodes: NodeLayout) -> tuple[str, ...]:
     return tuple(kinds)
 
 
-def _masks(arrays: Mapping[str, NDArray[Any]], name: str, layout: NodeLayout) -> dict[str, NDArray[np.bool_]]:
+def _read_nodes(arrays: Mapping[str, NDArray[Any]], name: str, layout: NodeLayout) -> NDArray[np.bool_]:
     import numpy as np
 
     from pahq_client.artifacts import array_of
@@ -196,10 +202,16 @@ def _masks(arrays: Mapping[str, NDArray[Any]], name: str, layout: NodeLayout) ->
     if every[layout.size :].any():
         raise ValueError(f"its {name} nodes have bits beyond the last of {layout.size}")
     every.flags.writeable = False
-    found = layout.split(every[: layout.size])
-    if not is_circuit(layout, found):
-        raise ValueError(f"its {name} nodes are no circuit: a part is there without what contains it")
-    return found
+    return every[: layout.size]
+
+
+def _opened(layout: NodeLayout, kinds: tuple[str, ...], nodes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The circuit within a set of nodes, of which all are there whose kind was not pruned."""
+    nodes = nodes.copy()
+    for kind, part in layout.split(nodes).items():
+        if kind not in kinds:
+            part[:] = True
+    return consistent(layout, nodes)
 
 
 def _read_figures(layout: JsonObject, name: str, partial: bool) -> NodeFigures | None:

@@ -21,6 +21,16 @@ KINDS = (
     "mlp_blocks",
     "layers",
 )
+# What people call them.
+KIND_NAMES = {
+    "heads": "heads",
+    "attention_neurons": "attention neurons",
+    "mlp_hidden": "MLP hidden units",
+    "mlp_outputs": "MLP outputs",
+    "attention_blocks": "attention blocks",
+    "mlp_blocks": "MLP blocks",
+    "layers": "layers",
+}
 
 
 @dataclass(frozen=True)
@@ -99,22 +109,34 @@ def checked_kind(field: str, kind: object) -> str:
     return kind
 
 
-def is_circuit(layout: NodeLayout, kept: Mapping[str, NDArray[np.bool_]]) -> bool:
-    """Whether a set of nodes can be a circuit: with a part all that contains it, with a container a part.
+def consistent(layout: NodeLayout, nodes: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Returns the largest circuit within a set of nodes.
 
-    Parts of an attention block are heads with at least one neuron; an MLP needs at least one hidden unit and
-    one output, a layer a block.
+    A part needs all that contains it, a container a part: an attention block a head with at least one neuron,
+    an MLP at least one hidden unit and one output, a layer a block.
 
     Args:
         layout: of the model.
-        kept: bool, [layers, nodes of a layer], by kind.
+        nodes: bool, [nodes].
     """
-    layers, attention, mlp = kept["layers"], kept["attention_blocks"], kept["mlp_blocks"]
-    heads, hidden, outputs = kept["heads"], kept["mlp_hidden"], kept["mlp_outputs"]
-    neurons = kept["attention_neurons"].reshape(layout.layers, layout.heads, layout.d_head)
-    right = (heads == neurons.any(2)).all() and (attention == heads.any(1, keepdims=True)).all()
+    kept = nodes.copy()
+    of = layout.split(kept)
+    layers, attention, mlp = of["layers"], of["attention_blocks"], of["mlp_blocks"]
+    heads, hidden, outputs = of["heads"], of["mlp_hidden"], of["mlp_outputs"]
+    neurons = of["attention_neurons"].reshape(layout.layers, layout.heads, layout.d_head)
+    # Containers without a part go first, from the smallest on; then parts of what is gone.
+    heads &= neurons.any(2)
+    attention &= heads.any(1, keepdims=True)
     blocks = attention
     if layout.d_mlp:
-        right = right and all((mlp == part.any(1, keepdims=True)).all() for part in (hidden, outputs))
+        mlp &= hidden.any(1, keepdims=True) & outputs.any(1, keepdims=True)
         blocks = attention | mlp
-    return bool(right and (layers == blocks).all())
+    layers &= blocks
+    attention &= layers
+    heads &= attention
+    neurons &= heads[:, :, None]
+    if layout.d_mlp:
+        mlp &= layers
+        hidden &= mlp
+        outputs &= mlp
+    return kept

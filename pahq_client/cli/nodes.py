@@ -12,6 +12,7 @@ from pahq_client.cli.options import read_task, tls
 from pahq_client.cli.output import print_artifact, print_json, print_table, put
 from pahq_client.discover import prune_nodes
 from pahq_client.node_circuit import NodeCircuit
+from pahq_client.node_layout import KIND_NAMES
 
 # Kinds whose nodes are named where two circuits differ: the others are too many.
 _NAMED = ("layers", "attention_blocks", "mlp_blocks", "heads")
@@ -67,7 +68,7 @@ def compare(a: NodeCircuit, b: NodeCircuit, arguments: Namespace) -> None:
         return
     columns = ("kind", "both", "only a", "only b", "jaccard")
     rows = [
-        (kind.replace("_", " "), overlap.both, overlap.only_a, overlap.only_b, f"{overlap.jaccard:.4g}")
+        (KIND_NAMES[kind], overlap.both, overlap.only_a, overlap.only_b, f"{overlap.jaccard:.4g}")
         for kind, overlap in overlaps.items()
     ]
     print_table(columns, rows, right=columns[1:])

@@ -9,37 +9,34 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from pahq_client import formatting
-from pahq_client.display import palette
+from pahq_client.display import node_picture, palette
 from pahq_client.display.plots import table
+from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line, printable
+from pahq_client.node_layout import KIND_NAMES
 
 if TYPE_CHECKING:
     from pahq_client.node_circuit import NodeCircuit, NodeFigures
 
-# The border of a head grows with the share of its neurons that is kept, in so many steps.
-_SHADES = 4
 _STYLE = """
-body { margin: 0 auto; padding: 20px; max-width: 1200px; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; padding: 24px 28px; max-width: 1240px; background: var(--ground); color: var(--ink);
   font: 14px/1.45 "Helvetica Neue", Helvetica, Arial, "Liberation Sans", sans-serif;
   font-variant-numeric: tabular-nums; }
 h1 { margin: 0; font-size: 18px; font-weight: 600; overflow-wrap: anywhere; }
-h2 { margin: 24px 0 6px; font-size: 15px; font-weight: 600; }
+h2 { margin: 24px 0 6px; font-size: 14px; font-weight: 600; }
 p { margin: 4px 0; overflow-wrap: anywhere; }
-.muted, th { color: var(--muted); font-weight: normal; text-align: left; }
+.muted { color: var(--muted); }
+.tables { display: flex; flex-wrap: wrap; gap: 0 56px; }
+.tables div, .picture { overflow-x: auto; }
 table { border-collapse: collapse; }
-th, td { padding: 4px 12px 4px 0; vertical-align: top; }
-.wide { overflow-x: auto; }
-.wide tr:nth-child(even) { background: var(--band); }
-.heads { display: flex; flex-wrap: wrap; align-items: center; gap: 3px; max-width: 620px; }
-.head { min-width: 26px; padding: 1px 4px; border: 1px solid var(--rule); border-radius: 6px;
-  background: var(--node); color: var(--muted); text-align: center; font-size: 11px; }
-.head.kept { border-color: var(--accent); color: var(--ink); font-weight: 600; }
-.head.s1 { border-width: 1px; } .head.s2 { border-width: 2px; }
-.head.s3 { border-width: 3px; } .head.s4 { border-width: 4px; }
-meter { width: 90px; vertical-align: middle; }
-.gone { opacity: .45; }
-.warning { border-left: 3px solid var(--negative); padding-left: 8px; }
+th { color: var(--muted); font-weight: normal; border-bottom: 1px solid var(--rule); }
+th, td { padding: 3px 0 3px 22px; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { padding-left: 0; text-align: left; }
+.warning { margin-top: 8px; border-left: 3px solid var(--negative); padding-left: 8px; }
+svg { display: block; }
 """
+# A picture in a notebook is no wider than this.
+_WIDTH = "min(100%, 900px)"
 
 
 def notebook_html(circuit: NodeCircuit) -> str:
@@ -50,12 +47,24 @@ def notebook_html(circuit: NodeCircuit) -> str:
         [str(layer), *(str(counts[kind]) for kind in kinds)]
         for layer, counts in enumerate(circuit.nodes_per_layer())
     ]
-    shown = table(["layer", *(kind.replace("_", " ") for kind in kinds)], rows)
-    return f"<p><b>NodeCircuit</b>: {escape(circuit.summary())}</p>{warnings}{shown}"
+    shown = table(["layer", *(KIND_NAMES[kind] for kind in kinds)], rows)
+    head = f"<p><b>Circuit of nodes</b>: {escape(circuit.summary())}</p>"
+    tables = f"<details><summary>Kept nodes of each layer</summary>{shown}</details>"
+    return f"{head}{warnings}{_image(circuit)}{tables}"
+
+
+def _image(circuit: NodeCircuit) -> str:
+    """The picture as an image of its own, in which no script can run; nothing if it is too large."""
+    try:
+        picture = node_picture.static(circuit)
+    except InvalidRequest:
+        return ""
+    source = base64.b64encode(picture.encode("utf-8")).decode("ascii")
+    return f'<img alt="Kept nodes" style="width: {_WIDTH}" src="data:image/svg+xml;base64,{source}">'
 
 
 def page(circuit: NodeCircuit) -> str:
-    """The page of a circuit: figures, and for each layer the kept heads and shares of the MLP."""
+    """The page of a circuit: figures, kept nodes of each kind, and the picture of all layers."""
     title = printable(", ".join(filter(None, [formatting.task(circuit.run.get("task")), circuit.model])))
     title = one_line(title) or "Circuit of nodes"
     style = palette.as_css() + _STYLE
@@ -69,16 +78,12 @@ def page(circuit: NodeCircuit) -> str:
         f"<header><h1>{escape(title)}</h1>",
         f'<p class="muted">{escape(" · ".join(_facts(circuit)))}</p></header><main>',
         *(f'<p class="warning">{escape(one_line(text))}</p>' for text in circuit.warnings),
-        "<h2>Figures</h2>",
+        '<div class="tables"><div><h2>Figures</h2>',
         table(["", "KL", "exact match", "accuracy", "logit difference", "weights"], list(_figures(circuit))),
-        "<h2>Kept nodes</h2>",
-        table(["kind", "kept", "of", "trained", "pruned"], list(_kinds(circuit))),
-        "<h2>Layers, the last one on top</h2>",
-        '<p class="muted">The more neurons of a head are kept, the thicker its border.</p>',
-        '<div class="wide"><table><tr><th>layer</th><th>heads</th><th>attention neurons</th>',
-        "<th>MLP hidden units</th><th>MLP outputs</th></tr>" if circuit.layout.d_mlp else "</tr>",
-        *(_layer(circuit, layer) for layer in reversed(range(circuit.layout.layers))),
-        "</table></div></main></body></html>",
+        "</div><div><h2>Nodes</h2>",
+        table(["", "kept", "after training", "in all"], list(_kinds(circuit))),
+        "</div></div><h2>Layers</h2>",
+        f'<div class="picture">{_picture(circuit)}</div></main></body></html>',
         "",
     ]
     return "\n".join(parts)
@@ -133,30 +138,12 @@ def _cells(figures: NodeFigures | None) -> list[str]:
 def _kinds(circuit: NodeCircuit) -> Iterable[list[str]]:
     for kind, (kept, count) in circuit.counts.items():
         trained = int(circuit.trained[kind].sum())
-        pruned = "yes" if kind in circuit.kinds else "no"
-        yield [kind.replace("_", " "), f"{kept:,}", f"{count:,}", f"{trained:,}", pruned]
+        name = KIND_NAMES[kind] if kind in circuit.kinds else f"{KIND_NAMES[kind]} (not pruned)"
+        yield [name, f"{kept:,}", f"{trained:,}", f"{count:,}"]
 
 
-def _layer(circuit: NodeCircuit, layer: int) -> str:
-    kept, layout = circuit.kept, circuit.layout
-    neurons = kept["attention_neurons"][layer].reshape(layout.heads, layout.d_head).sum(1).tolist()
-    heads = "".join(
-        _head(layer, head, neurons[head], layout.d_head) if there else f'<span class="head">{head}</span>'
-        for head, there in enumerate(kept["heads"][layer].tolist())
-    )
-    shares = ["attention_neurons", *(["mlp_hidden", "mlp_outputs"] if layout.d_mlp else [])]
-    cells = "".join(
-        f"<td>{_share(int(kept[kind][layer].sum()), kept[kind].shape[1])}</td>" for kind in shares
-    )
-    gone = "" if kept["layers"][layer, 0] else ' class="gone"'
-    return f'<tr{gone}><td>{layer}</td><td><div class="heads">{heads}</div></td>{cells}</tr>'
-
-
-def _head(layer: int, head: int, neurons: int, count: int) -> str:
-    shade = max(1, -(-_SHADES * neurons // count))
-    title = f"a{layer}.h{head}: {neurons} of {count} neurons"
-    return f'<span class="head kept s{shade}" title="{title}">{head}</span>'
-
-
-def _share(kept: int, count: int) -> str:
-    return f'<meter value="{kept}" max="{count}"></meter> {kept:,} of {count:,}'
+def _picture(circuit: NodeCircuit) -> str:
+    try:
+        return node_picture.drawn(circuit, lambda name: f"var(--{name})")
+    except InvalidRequest as error:
+        return f'<p class="muted">{escape(error.detail)}</p>'

@@ -6,10 +6,12 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -33,15 +35,17 @@ from pahq_client._job_options import JobRequest
 from pahq_client._requests import job_spec
 from pahq_client.artifacts import decode
 from pahq_client.cli import main
-from pahq_client.node_layout import KINDS, is_circuit
+from pahq_client.node_layout import KIND_NAMES, KINDS
 from pahq_client.node_layout import NodeLayout as client_layout
+from pahq_client.node_layout import consistent as our_consistent
 from pahq_server.core.artifact import pack, unpack
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.graph import Graph
-from pahq_server.core.pruning import NODE_KINDS, MaskFigures, NodeLayout, consistent, parameters_of
+from pahq_server.core.pruning import NODE_KINDS, MaskFigures, NodeKind, NodeLayout, consistent, parameters_of
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.methods.node_pruning.artifact import NodeCircuit as Found
 from pahq_server.methods.node_pruning.artifact import node_circuit_bytes
+from pahq_server.methods.node_pruning.polish import binary
 
 GRAPH = Graph(layers=3, heads=4, kv_heads=2)
 LAYOUT = NodeLayout(layers=3, heads=4, d_head=2, d_model=5, d_mlp=6)
@@ -58,9 +62,10 @@ FIGURES = MaskFigures(0.25, 0.75, 1.5, 1.0)
 
 def found(seed: int = 0, share: float = 0.7) -> Found:
     draw = np.random.default_rng(seed)
-    trained = consistent(LAYOUT, draw.random(LAYOUT.size) < share**0.5)
+    gates = np.where(draw.random(LAYOUT.size) < share**0.5, 1, -1) * (1 + draw.random(LAYOUT.size))
+    log_alpha = gates.astype(np.float32)
+    trained = binary(LAYOUT, log_alpha, NODE_KINDS)
     kept = consistent(LAYOUT, trained & (draw.random(LAYOUT.size) < share**0.5))
-    log_alpha = draw.normal(size=LAYOUT.size).astype(np.float32)
     figures = (MaskFigures(0.0, 1.0), FIGURES, replace(FIGURES, kl=0.1))
     return Found(NODE_KINDS, 60, 0.2, None, log_alpha, trained, kept, *figures, 0.3, True, False)
 
@@ -194,16 +199,86 @@ def test_kept_and_trained_nodes_are_named(seed: int) -> None:
 @settings(max_examples=300)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.8, 0.95]), st.sampled_from([0, 6]))
 def test_a_circuit_is_what_the_server_makes_consistent(seed: int, share: float, d_mlp: int) -> None:
-    """A set of nodes can be a circuit exactly if nothing has to go from it."""
     theirs = replace(LAYOUT, d_mlp=d_mlp)
-    ours = client_layout(**asdict(theirs))
     mask = np.random.default_rng(seed).random(theirs.size) < share
-    right = consistent(theirs, mask)
-    assert is_circuit(ours, ours.split(right))
-    assert is_circuit(ours, ours.split(mask)) == np.array_equal(right, mask)
-    gone = right.copy()
-    gone[seed % theirs.size] ^= True
-    assert is_circuit(ours, ours.split(gone)) == np.array_equal(consistent(theirs, gone), gone)
+    before = mask.copy()
+    assert (our_consistent(client_layout(**asdict(theirs)), mask) == consistent(theirs, mask)).all()
+    assert (mask == before).all()
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.sets(st.sampled_from(NODE_KINDS), min_size=1))
+def test_whichever_kinds_were_pruned_the_circuit_is_read(seed: int, chosen: set[NodeKind]) -> None:
+    draw = np.random.default_rng(seed)
+    kinds = [kind for kind in NODE_KINDS if kind in chosen]
+    log_alpha = draw.normal(1, 1, LAYOUT.size).astype(np.float32)
+    trained = binary(LAYOUT, log_alpha, kinds)
+    gone = np.zeros(LAYOUT.size, bool)
+    for kind, part in LAYOUT.slices():
+        gone[part] = kind in chosen and draw.random(part.stop - part.start) < 0.2
+    kept = consistent(LAYOUT, trained & ~gone)
+    job = replace(found(), kinds=kinds, log_alpha=log_alpha, trained=trained, kept=kept)
+    circuit = read(node_circuit_bytes(job, RESOLVED, LAYOUT))
+    assert circuit.kinds == tuple(kinds)
+    assert all((circuit.kept[kind] == mask).all() for kind, mask in LAYOUT.split(kept).items())
+
+
+def titles_of(circuit: NodeCircuit) -> list[str]:
+    """What the parts of the picture say of themselves, the first layer first."""
+    titles = []
+    for layer in range(3):
+        neurons = circuit.kept["attention_neurons"][layer].reshape(4, 2).sum(1)
+        titles += [f"a{layer}.h{head}: {count} of 2 neurons" for head, count in enumerate(neurons)]
+        for kind in ("attention_neurons", "mlp_hidden", "mlp_outputs"):
+            if circuit.kept[kind].size:
+                trained, kept = circuit.trained[kind][layer].sum(), circuit.kept[kind][layer].sum()
+                words = f"layer {layer}, {KIND_NAMES[kind]}: training kept {trained}, now {kept}"
+                titles.append(words)
+    return titles
+
+
+def drawn_titles(text: str) -> list[str]:
+    return re.findall(r"<g><title>(.*?)</title>", text)
+
+
+def test_the_picture(tmp_path: Path) -> None:
+    circuit, path = circuit_of(), tmp_path / "nodes.svg"
+    text = circuit.to_svg()
+    assert drawn_titles(text) == titles_of(circuit)
+    assert f"<title>{len(circuit.heads)} of 12 heads</title>" in text
+    top = {layer: float(y) for y, layer in re.findall(r'y="([\d.]+)"[^>]*>layer (\d)<', text)}
+    assert top["2"] < top["1"] < top["0"]
+    for head in range(12):
+        there, before = (mask["heads"].ravel()[head] for mask in (circuit.kept, circuit.trained))
+        own = text.split("<g><title>a")[1 + head].partition("</g>")[0]
+        assert ('fill-opacity=".32"' in own) == there
+        assert ("dasharray" in own) == (before and not there)
+    circuit.to_svg(path)
+    assert path.read_text("utf-8") == text
+    ElementTree.fromstring(text)
+    (image,) = re.findall(r'src="data:image/svg\+xml;base64,(.*?)"', circuit._repr_html_())
+    assert base64.b64decode(image).decode() == text
+
+
+def test_bars_are_as_long_as_what_is_kept() -> None:
+    circuit = circuit_of()
+    (width,) = set(re.findall(r'height="9" rx="2" width="([\d.]+)" fill="#ffffff"', circuit.to_svg()))
+    for layer in range(3):
+        text = circuit.to_svg().partition(f"<title>layer {layer}, MLP hidden units")[2].partition("</g>")[0]
+        lengths = [float(each) / float(width) for each in re.findall(r' width="([\d.]+)" fill="#0', text)]
+        counts = (mask["mlp_hidden"][layer].sum() for mask in (circuit.trained, circuit.kept))
+        assert lengths == pytest.approx([count / 6 for count in counts if count], abs=0.01)
+
+
+def test_a_picture_of_too_many_heads_is_refused(tmp_path: Path) -> None:
+    layout = client_layout(201, 100, 1, 1, 0)
+    every = layout.split(np.ones(layout.size, bool))
+    circuit = replace(circuit_of(), layout=layout, kept=every, trained=every)
+    with pytest.raises(InvalidRequest, match="has 20100 heads; a picture takes at most 20000"):
+        circuit.to_svg()
+    assert "<img" not in circuit._repr_html_()
+    circuit.to_html(tmp_path / "page.html")
+    assert "a picture takes at most 20000" in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_the_page(tmp_path: Path) -> None:
@@ -215,14 +290,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert f"style-src 'sha256-{digest}'" in text
     assert "<script" not in text
     assert "http://" not in text
-    for head in circuit.nodes("heads"):
-        count = sum(name.startswith(f"{head}.") for name in circuit.nodes("attention_neurons"))
-        assert f'title="{head}: {count} of 2 neurons"' in text
-    assert text.count('<span class="head kept') == len(circuit.heads)
-    assert text.count('<span class="head') == 12
-    for layer, kept in enumerate(circuit.kept["mlp_hidden"].sum(1)):
-        assert f">{layer}</td>" in text
-        assert f"{kept} of 6" in text
+    assert drawn_titles(text) == titles_of(circuit)
     for words in ("KL within 0.2", "0.1", "75.0%", "60 steps", "polished"):
         assert words in text
     for target in (tmp_path, tmp_path / "nowhere" / "page.html"):
@@ -262,6 +330,7 @@ def test_models_without_mlps(tmp_path: Path) -> None:
     assert len(circuit.heads) == 12
     assert len(circuit.to_circuit().edges) == circuit.graph.num_edges
     assert list(circuit.nodes_per_layer()[0]) == ["heads", "attention_neurons", "attention_blocks", "layers"]
+    assert drawn_titles(circuit.to_svg()) == titles_of(circuit)
     circuit.to_html(tmp_path / "page.html")
     assert "MLP" not in (tmp_path / "page.html").read_text("utf-8").partition("</style>")[2]
     circuit.save(tmp_path / "c")
@@ -331,6 +400,12 @@ LIES: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
     "floats as bits": lambda header, arrays: arrays.update(kept=arrays["kept"].astype(np.float32)),
     "double log_alpha": lambda header, arrays: arrays.update(log_alpha=arrays["log_alpha"].astype(float)),
     "short log_alpha": lambda header, arrays: arrays.update(log_alpha=arrays["log_alpha"][1:]),
+    "opposite log_alpha": lambda header, arrays: arrays.update(log_alpha=-arrays["log_alpha"]),
+    "pruned nodes of another kind": lambda header, arrays: header.update(kinds=["layers"]),
+    "kept nodes of another kind": lambda header, arrays: (
+        header.update(kinds=["heads"], repaired=True),
+        arrays.update(trained=np.packbits(binary(LAYOUT, arrays["log_alpha"], ["heads"]), bitorder="little")),
+    ),
     "no layout": lambda header, arrays: header.pop("model_layout"),
     "no layers": lambda header, arrays: header["model_layout"].update(layers=0),
     "huge": lambda header, arrays: header["model_layout"].update(d_mlp=1 << 40),
