@@ -23,7 +23,7 @@ from pahq_client.client import Client
 from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
-from pahq_client.discover import attribute, discover, generate
+from pahq_client.discover import attribute, discover, generate, prune_nodes
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
@@ -56,6 +56,7 @@ from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
 from pahq_client.node_circuit import NodeCircuit, NodeFigures, NodeOverlap
 from pahq_client.node_evaluation import NodeEvaluation
+from pahq_client.node_layout import NodeLayout
 from pahq_client.nodes import NodeTotal
 from pahq_client.predictions import PredictedToken, Prediction, Predictions, TaskAccuracy, TaskCheck
 from pahq_client.results import (
@@ -114,6 +115,7 @@ __all__ = [
     "NodeCircuit",
     "NodeEvaluation",
     "NodeFigures",
+    "NodeLayout",
     "NodeOverlap",
     "NodeTotal",
     "NotFound",
@@ -152,4 +154,5 @@ __all__ = [
     "compare",
     "discover",
     "generate",
+    "prune_nodes",
 ]

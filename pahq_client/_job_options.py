@@ -45,6 +45,12 @@ class JobOptions(TypedDict, total=False):
     rank: str
     greedy: bool
     steps: int | None
+    max_kl: float | None
+    penalty: float | None
+    kinds: Iterable[str] | None
+    seed: int
+    task_loss: float
+    polish: bool
     kv_receivers: str
     precision: str
     include_prompts: bool
@@ -69,6 +75,12 @@ class JobRequest:
     rank: str = "absolute"
     greedy: bool = False
     steps: int | None = None
+    max_kl: float | None = None
+    penalty: float | None = None
+    kinds: Iterable[str] | None = None
+    seed: int = 0
+    task_loss: float = 0.0
+    polish: bool = True
     kv_receivers: str = "group"
     precision: str = "fp32"
     include_prompts: bool = False
@@ -133,7 +145,8 @@ JOB_OPTIONS = """\
 threshold: an edge is removed if that worsens the metric by less than this. ``acdc`` needs exactly one of
     threshold, edges and faithfulness; for ``single_edge``, edges whose score is below are left out.
 method: ``acdc``, ``single_edge`` (the effect of every edge alone), an estimate of that from gradients
-    (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), or another one that the server knows.
+    (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), ``node_pruning`` (see `prune_nodes`), or
+    another one that the server knows.
 metric: ``kl_divergence``, ``logit_difference`` or ``l2``, of which lower is better. None stands for
     ``kl_divergence``, and for ``logit_difference`` with methods that use gradients, where the task has
     answers.
@@ -148,7 +161,15 @@ faithfulness: ``acdc`` searches for the largest threshold whose circuit is at le
 rank: what edges are chosen by: ``absolute`` for the size of their scores, ``harm`` for how much ablating
     them worsens the metric.
 greedy: whether edges are chosen from the logits on, so that each leads to one that is in.
-steps: how many runs ``eap_ig`` takes the mean gradient of; None for the server's 5.
+steps: how many runs ``eap_ig`` takes the mean gradient of; None for the server's 5. For ``node_pruning``,
+    steps of training; None for 1000.
+max_kl: ``node_pruning`` prunes as much as keeps the KL divergence within so many nats. It needs exactly one
+    of max_kl and penalty.
+penalty: ``node_pruning`` trains with this weight of all penalties on the size instead.
+kinds: which nodes ``node_pruning`` prunes, for example ``["heads", "mlp_hidden"]``; None for all.
+seed: of the training of ``node_pruning``.
+task_loss: weight of the answers' mean negative log-probability in the loss of ``node_pruning``.
+polish: whether whatever can still go after the training of ``node_pruning``, by measurement, goes.
 kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
 precision: name of a precision policy.
 include_prompts: whether the result, and the file it is saved to, hold the prompts as well; without, they

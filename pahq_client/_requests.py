@@ -25,7 +25,7 @@ from pahq.v1 import (
     task_pb2,
 )
 
-from pahq_client import checks
+from pahq_client import checks, pruning
 from pahq_client._job_options import ATTRIBUTION, MOST_SAMPLES, GenerateRequest, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import graph_object
@@ -33,6 +33,7 @@ from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_
 from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest, OtherModel
 from pahq_client.graph import Edge, Graph
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.scores import CIRCUIT_OF_SCORES, EdgeScores
 from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
 
@@ -180,6 +181,7 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "single_edge": ("threshold", *_SELECTION),
     **dict.fromkeys(ATTRIBUTION, _SELECTION),
     "eap_ig": (*_SELECTION, "steps"),
+    "node_pruning": pruning.ARGUMENTS,
 }
 _OF_OTHERS = ("threshold", "parameters")
 
@@ -205,6 +207,8 @@ def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
             spec.single_edge.CopyFrom(methods_pb2.SingleEdgeParameters(threshold=given.get("threshold")))
         case "eap_ig":
             spec.eap_ig.CopyFrom(methods_pb2.EapIgParameters(steps=given.get("steps")))
+        case "node_pruning":
+            spec.node_pruning.CopyFrom(pruning.parameters_message(given))
         case _ if method in ATTRIBUTION:
             getattr(spec, method).SetInParent()
         case _:
@@ -227,6 +231,12 @@ def _given(request: JobRequest) -> dict[str, Any]:
         "rank": checks.text,
         "greedy": checks.flag,
         "steps": lambda field, value: checks.integer(field, value, bits=32),
+        "max_kl": checks.number,
+        "penalty": checks.number,
+        "kinds": pruning.read_kinds,
+        "seed": checks.integer,
+        "task_loss": checks.number,
+        "polish": checks.flag,
         "parameters": _mapping,
     }
     values = {
@@ -248,6 +258,8 @@ def _hint_at_circuit(value: object) -> str:
     """Says how to make a circuit of what was given in its place, as the end of a sentence."""
     if isinstance(value, EdgeScores):
         return f"; {CIRCUIT_OF_SCORES}"
+    if isinstance(value, NodeCircuit):
+        return "; its to_circuit() gives the edges between the heads and MLPs that it keeps"
     if isinstance(value, str) and "->" in value:
         return f"; a single edge is [{value!r}]"
     return "; read a file with Circuit.load" if isinstance(value, str | os.PathLike) else ""
@@ -268,7 +280,7 @@ def _check_arguments(method: str, given: Iterable[str]) -> None:
                 f"is no argument of {method!r}: give what the method takes as parameters. The client knows "
                 f"the methods {', '.join(_ARGUMENTS)}{meant}{'?' if meant else '.'}"
             )
-        elif name == "threshold":
+        elif name == "threshold" and method in ATTRIBUTION:
             detail = f"is not for method {method!r}, which scores every edge: choose by edges or fraction"
         else:
             having = (repr(each) for each, arguments in _ARGUMENTS.items() if name in arguments)
@@ -404,7 +416,10 @@ def argument_of(field: str) -> str:
     method, dot, parameter = field.partition(".")
     if not dot or method not in (*_ARGUMENTS, "generate", "extension"):
         return field
-    return parameter.partition(".")[0] if method != "extension" else parameter
+    if method == "extension":
+        return parameter
+    argument = parameter.partition(".")[0]
+    return pruning.RENAMED.get(argument, argument)
 
 
 def _mapping(field: str, value: object) -> Mapping[str, Any]:
@@ -598,7 +613,7 @@ def _edge_names(field: str, edges: GivenCircuit) -> list[str]:
         return [str(edge) for edge in edges.edges]
     if isinstance(edges, Set):
         return edge_set(field, edges)
-    if isinstance(edges, str | os.PathLike | EdgeScores):
+    if isinstance(edges, str | os.PathLike | EdgeScores | NodeCircuit):
         kind, hint = type(edges).__name__, _hint_at_circuit(edges)
         raise InvalidRequest(field, f"must be a Circuit or a list of edges, got {kind}{hint}")
     return [_edge_name(f"{field}[{i}]", edge) for i, edge in enumerate(checks.items(field, edges))]

@@ -18,7 +18,6 @@ from pahq.v1 import (
     circuit_pb2,
     generation_pb2,
     jobs_pb2,
-    methods_pb2,
     model_pb2,
     patching_pb2,
     server_pb2,
@@ -80,7 +79,7 @@ def job_info(message: jobs_pb2.Job) -> JobInfo:
         method=text(method),
         metric=text(spec.objective.metric),
         threshold=threshold,
-        target=_target(spec.acdc),
+        target=_target(spec),
         task=text(formatting.task(_task_facts(message))),
         num_prompts=_count("num_prompts", message.num_prompts),
         progress=_progress(message.progress),
@@ -109,7 +108,11 @@ def _method(spec: jobs_pb2.JobSpec) -> tuple[str, float | None]:
     return kind, parameters.threshold if has_threshold else None
 
 
-def _target(acdc: methods_pb2.AcdcParameters) -> str:
+def _target(spec: jobs_pb2.JobSpec) -> str:
+    acdc, pruning = spec.acdc, spec.node_pruning
+    for limit, words in (("max_kl", "KL"), ("penalty", "penalty")):
+        if pruning.HasField(limit):
+            return f"{words} {getattr(pruning, limit):.4g}"
     if acdc.HasField("edges"):
         return f"{acdc.edges} edges"
     return f"faithfulness {acdc.faithfulness:.4g}" if acdc.HasField("faithfulness") else ""

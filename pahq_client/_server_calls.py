@@ -65,7 +65,6 @@ from pahq_client.jobs import JobCalls
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation, node_evaluation_message, read_node_evaluation
 from pahq_client.predictions import Predictions, TaskCheck
-from pahq_client.pruning import PruneRequest, prune_spec
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Deadline
 from pahq_client.samples import Sample, Samples
@@ -235,6 +234,8 @@ class ServerCalls:
         if request.method == "acdc":
             detail = "'acdc' finds a circuit and scores only the edges that it tests: use discover()"
             raise InvalidRequest("method", detail)
+        if request.method == "node_pruning":
+            raise InvalidRequest("method", "'node_pruning' scores no edges: use prune_nodes()")
         if request.metric is None:
             request = replace(request, metric=requests.logit_difference_if_answers(request.task))
         return (yield from self._scores(request, timeout, progress))
@@ -252,9 +253,9 @@ class ServerCalls:
         return found
 
     def prune_nodes(
-        self, request: PruneRequest, timeout: float | None, progress: ProgressLike
+        self, request: JobRequest, timeout: float | None, progress: ProgressLike
     ) -> Steps[NodeCircuit]:
-        found = yield from self._run_creation(_creation(prune_spec(request)), timeout, progress)
+        found = yield from self._run_job(request, timeout, progress)
         if not isinstance(found, NodeCircuit):
             raise ServerFault(f"the server sent a {type(found).__name__}, asked for a node circuit")
         return found

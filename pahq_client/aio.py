@@ -30,7 +30,6 @@ from pahq_client.jobs import JobBase, JobCalls, JobHandle
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
-from pahq_client.pruning import PruneRequest
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
 from pahq_client.samples import Sample, Samples
@@ -261,14 +260,26 @@ class AsyncClient(ClientBase):
         task_loss: float = 0.0,
         polish: bool = True,
         ablation: str = "resample",
+        kv_receivers: str = "group",
         precision: str = "fp32",
         include_prompts: bool = False,
         timeout: float | None = None,
         progress: ProgressLike = None,
     ) -> NodeCircuit:
-        request = PruneRequest(
-            *(model, task, max_kl, penalty, steps, kinds, seed, task_loss, polish),
-            *(ablation, precision, include_prompts),
+        request = JobRequest(
+            *(model, task),
+            method="node_pruning",
+            max_kl=max_kl,
+            penalty=penalty,
+            steps=steps,
+            kinds=kinds,
+            seed=seed,
+            task_loss=task_loss,
+            polish=polish,
+            ablation=ablation,
+            kv_receivers=kv_receivers,
+            precision=precision,
+            include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.prune_nodes(request, timeout, progress))
 

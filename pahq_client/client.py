@@ -35,7 +35,6 @@ from pahq_client.jobs import JobHandle
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
-from pahq_client.pruning import PruneRequest
 from pahq_client.results import Estimate, Evaluation, Model, ServerInfo, TokenizedText
 from pahq_client.retries import Backoff
 from pahq_client.samples import Sample, Samples
@@ -421,6 +420,7 @@ class Client(ClientBase):
         task_loss: float = 0.0,
         polish: bool = True,
         ablation: str = "resample",
+        kv_receivers: str = "group",
         precision: str = "fp32",
         include_prompts: bool = False,
         timeout: float | None = None,
@@ -442,14 +442,26 @@ class Client(ClientBase):
             task_loss: weight of the mean negative log-probability of the answers in the loss.
             polish: whether whatever can still go after training, by measurement, goes.
             ablation: what pruned nodes put out instead: ``resample``, ``zero`` or ``mean``.
+            kv_receivers: ``group`` or ``query``; has no effect but on the edges of `NodeCircuit.to_circuit`.
             precision: name of a precision policy that rounds weights only.
             include_prompts: whether the circuit, and the file it is saved to, hold the prompts as well.
             timeout: seconds for all of it.
             progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
         """
-        request = PruneRequest(
-            *(model, task, max_kl, penalty, steps, kinds, seed, task_loss, polish),
-            *(ablation, precision, include_prompts),
+        request = JobRequest(
+            *(model, task),
+            method="node_pruning",
+            max_kl=max_kl,
+            penalty=penalty,
+            steps=steps,
+            kinds=kinds,
+            seed=seed,
+            task_loss=task_loss,
+            polish=polish,
+            ablation=ablation,
+            kv_receivers=kv_receivers,
+            precision=precision,
+            include_prompts=include_prompts,
         )
         return self._transport.run(self._calls.prune_nodes(request, timeout, progress))
 

@@ -14,6 +14,7 @@ from pahq_client.circuit import Circuit, check_comparable
 from pahq_client.display.plots import Series, plot, table
 from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line
+from pahq_client.node_circuit import NodeCircuit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -301,6 +302,8 @@ def compare(a: Circuit, b: Circuit, *, allow_other_model: bool = False) -> Compa
             hint = "read a file with Circuit.load" if isinstance(circuit, str | os.PathLike) else _NO_LIST
             if hasattr(circuit, "roc"):
                 hint = "scores compare with scores.compare(other), and with a circuit by scores.roc(circuit)"
+            elif isinstance(circuit, NodeCircuit):
+                hint = "circuits of nodes compare with a.compare(b); their to_circuit() gives edges"
             raise InvalidRequest(name, f"must be a Circuit, got {type(circuit).__name__}; {hint}")
     check_comparable(a, b, allow_other_model)
     names_a, names_b = ({str(edge): None for edge in circuit.edges} for circuit in (a, b))

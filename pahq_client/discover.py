@@ -1,4 +1,4 @@
-"""`discover`, `attribute` and `generate`: a job in one call, on an embedded server if none is named."""
+"""`discover`, `attribute`, `prune_nodes`, `generate`: a job in one call, on an embedded server if need be."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pahq_client.connection import TlsConfig
 from pahq_client.display.progress import ProgressLike
 from pahq_client.embedded import EmbeddedServer, check_served, served_model
 from pahq_client.errors import InvalidRequest
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.retries import Backoff, Deadline
 from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
@@ -104,6 +105,54 @@ def attribute(
             kv_receivers=kv_receivers,
             precision=precision,
             steps=steps,
+            include_prompts=include_prompts,
+            timeout=deadline.left,
+            progress=progress,
+        )
+
+
+@known_arguments
+def prune_nodes(
+    model: str | os.PathLike[str],
+    task: TaskLike,
+    *,
+    max_kl: float | None = None,
+    penalty: float | None = None,
+    steps: int = 1000,
+    kinds: Iterable[str] | None = None,
+    seed: int = 0,
+    task_loss: float = 0.0,
+    polish: bool = True,
+    ablation: str = "resample",
+    kv_receivers: str = "group",
+    precision: str = "fp32",
+    include_prompts: bool = False,
+    server: str | None = None,
+    token: str | None = None,
+    tls: bool | TlsConfig | None = None,
+    timeout: float | None = None,
+    progress: ProgressLike = None,
+) -> NodeCircuit:
+    """Finds the nodes of a model that suffice for a task, by node pruning.
+
+    Arguments are those of `Client.prune_nodes`; ``model``, ``server``, ``token``, ``tls``, ``timeout`` and
+    errors are those of `discover`.
+    """
+    deadline = Deadline.after(timeout)
+    with connect(model, server, token, tls, deadline) as (client, name):
+        return client.prune_nodes(
+            name,
+            task,
+            max_kl=max_kl,
+            penalty=penalty,
+            steps=steps,
+            kinds=kinds,
+            seed=seed,
+            task_loss=task_loss,
+            polish=polish,
+            ablation=ablation,
+            kv_receivers=kv_receivers,
+            precision=precision,
             include_prompts=include_prompts,
             timeout=deadline.left,
             progress=progress,

@@ -5,6 +5,7 @@ PahqError
  │   ├─ InvalidCircuitFile  a file is not a circuit file that this version can read
  │   ├─ InvalidScoresFile   a file is not a file of edge scores that this version can read
  │   ├─ InvalidSamplesFile  a file is not a file of samples that this version can read
+ │   ├─ InvalidNodeCircuitFile  a file is not a file of a node circuit that this version can read
  │   └─ OtherModel          a circuit of one model is to be measured on another
  ├─ NotFound             the server has nothing of this name
  ├─ Conflict             the state of the job or session forbids the call

@@ -153,7 +153,8 @@ class JobInfo(_WithProgress):
         method: name of the method, for example ``acdc``.
         metric: name of the metric.
         threshold: None if there is none.
-        target: what ``acdc`` looks for a threshold for, in words such as ``30 edges``; else empty.
+        target: what ``acdc`` looks for a threshold for, in words such as ``30 edges``; for ``node_pruning``
+            its budget or penalty, such as ``KL 0.1``; else empty.
         progress: how far it is.
         queue_position: position among the waiting jobs of all users, 1 for the next to begin; None when
             unknown.

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # In characters; a longer text is cut off.
 _LONGEST = 4000
+# How the names of figures begin that are expected sizes of a kind of nodes.
+_SIZE = "size_"
 
 
 def printable(text: str) -> str:
@@ -77,7 +79,7 @@ def describe(event: Event, speed: float | None) -> str:
         parts.append(f"{speed:.{0 if speed >= 10 else 1}f} {unit}/s")
     if progress.eta_s is not None:
         parts.append(f"{clock_time(progress.eta_s)} left")
-    return ", ".join(parts)
+    return ", ".join([*parts, *_sizes(progress)])
 
 
 def summarize(info: JobInfo) -> str:
@@ -146,10 +148,21 @@ def _unit(progress: Progress) -> str:
 
 
 def _figures(progress: Progress) -> Iterator[str]:
-    """The figures of a method, apart from those that stand elsewhere in the line."""
-    for name, value in progress.figures.items():
-        if name not in ("kept", "evaluations"):
+    """The figures of a method by name, apart from those that stand elsewhere in the line."""
+    for name, value in sorted(progress.figures.items()):
+        if name not in ("kept", "evaluations") and not name.startswith(_SIZE):
             yield f"{one_line(name)} {value:.4g}"
+
+
+def _sizes(progress: Progress) -> Iterator[str]:
+    """How many nodes of each kind node pruning expects to keep. They end the line, which may be cut off."""
+    sizes = {name: value for name, value in progress.figures.items() if name.startswith(_SIZE)}
+    if sizes:
+        words = (
+            f"{one_line(name.removeprefix(_SIZE).replace('_', ' '))} {value:,.0f}"
+            for name, value in sorted(sizes.items())
+        )
+        yield f"expected {', '.join(words)}"
 
 
 def _results(info: JobInfo) -> Iterator[str]:

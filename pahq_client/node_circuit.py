@@ -6,14 +6,14 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
-from pahq_client import files, node_circuit_file
+from pahq_client import checks, files, node_circuit_file
 from pahq_client.edge_index import edge_index
-from pahq_client.errors import InvalidNodeCircuitFile, OtherModel
-from pahq_client.formatting import one_line
+from pahq_client.errors import InvalidNodeCircuitFile, InvalidRequest, OtherModel
+from pahq_client.formatting import count_warnings, one_line
 from pahq_client.graph import CircuitMetric, Graph
+from pahq_client.node_layout import KIND_NAMES, NodeLayout, checked_kind
 from pahq_client.results import WithProvenance, check_same_revision
 
 if TYPE_CHECKING:
@@ -21,44 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pahq_client.circuit import Circuit
-
-KINDS = (
-    "heads",
-    "attention_neurons",
-    "mlp_hidden",
-    "mlp_outputs",
-    "attention_blocks",
-    "mlp_blocks",
-    "layers",
-)
-
-
-@dataclass(frozen=True)
-class NodeLayout:
-    """Which nodes a model has.
-
-    Args:
-        layers, heads, d_head, d_model: of the model.
-        d_mlp: hidden units of an MLP; 0 for a model without MLPs.
-    """
-
-    layers: int
-    heads: int
-    d_head: int
-    d_model: int
-    d_mlp: int
-
-    @property
-    def per_layer(self) -> Mapping[str, int]:
-        """How many nodes of each kind a layer has; 0 for kinds that the model lacks."""
-        mlp = int(self.d_mlp > 0)
-        counts = (self.heads, self.heads * self.d_head, self.d_mlp, mlp * self.d_model, 1, mlp, 1)
-        return dict(zip(KINDS, counts, strict=True))
-
-    @property
-    def size(self) -> int:
-        """How many nodes there are."""
-        return self.layers * sum(self.per_layer.values())
 
 
 @dataclass(frozen=True)
@@ -90,10 +52,12 @@ class NodeFigures:
 class NodeCircuit(WithProvenance):
     """The nodes that node pruning keeps (arXiv:2512.10903).
 
+    Two node circuits are equal when their canonical bytes are.
+
     Args:
         layout: which nodes the model has.
         graph: of the model's heads and MLPs.
-        kinds: that were pruned; all nodes of other kinds are kept.
+        kinds: that were pruned. Nodes of other kinds are kept with what contains them.
         kept: per kind, which nodes are kept: bool, [layers, nodes of a layer]. Attention neurons go by head.
         trained: the same of the circuit that training found, before anything was measured.
         log_alpha: logits of all gates after training: float32, [nodes].
@@ -102,7 +66,8 @@ class NodeCircuit(WithProvenance):
         full: of the full model under the same precision; None as well.
         kept_parameters: how many weights the nodes of a circuit use, biases, norms and embeddings left out:
             ``kept``, ``trained``, and ``all`` of the model.
-        stochastic_kl: mean KL divergence of the last steps of training, whose gates were random.
+        stochastic_kl: mean KL divergence of the last steps of training, whose gates were random; None where
+            no step was made.
         budget: the most KL divergence that was allowed; None where a penalty was given.
         penalty: the weight of all penalties; None where there was a budget.
         steps: of training.
@@ -139,27 +104,41 @@ class NodeCircuit(WithProvenance):
     @property
     def heads(self) -> tuple[str, ...]:
         """The kept heads, such as ``a3.h5``."""
-        layers, heads = self.kept["heads"].nonzero()
-        return tuple(f"a{layer}.h{head}" for layer, head in zip(layers, heads, strict=True))
+        return self.nodes("heads")
 
     @property
     def mlps(self) -> tuple[str, ...]:
         """The MLPs of which something is kept, such as ``m2``."""
-        if not self.layout.d_mlp:
-            return ()
-        return tuple(f"m{layer}" for layer, kept in enumerate(self.kept["mlp_blocks"][:, 0]) if kept)
+        return self.nodes("mlp_blocks")
+
+    @checks.known_arguments
+    def nodes(self, kind: str, *, trained: bool = False) -> tuple[str, ...]:
+        """Returns the names of the kept nodes of a kind, layer by layer.
+
+        Args:
+            kind: ``heads`` (``a3.h5``), ``attention_neurons`` (``a3.h5.n17``), ``mlp_hidden`` (``m2.u103``),
+                ``mlp_outputs`` (``m2.o5``), ``attention_blocks`` (``a3``), ``mlp_blocks`` (``m2``) or
+                ``layers`` (``layer 3``).
+            trained: whether to name those of the circuit that training found instead.
+
+        Raises:
+            InvalidRequest: there is no such kind.
+        """
+        masks = self.trained if checks.flag("trained", trained) else self.kept
+        return self.layout.names(kind, masks[checked_kind("kind", kind)])
 
     def nodes_per_layer(self) -> list[dict[str, int]]:
         """Returns for each layer how many nodes of each kind are kept."""
-        return [
-            {kind: int(mask[layer].sum()) for kind, mask in self.kept.items() if mask.size}
-            for layer in range(self.layout.layers)
-        ]
+        sums = {kind: mask.sum(1).tolist() for kind, mask in self.kept.items() if mask.size}
+        return [{kind: sums[kind][layer] for kind in sums} for layer in range(self.layout.layers)]
 
     def to_circuit(self) -> Circuit:
         """Returns the edges between the kept heads and MLPs, to search in with ``discover(within=...)``.
 
         Of a key or value that several heads share, edges are kept if one of these heads is.
+
+        Raises:
+            InvalidRequest: the graph has too many edges to be listed.
         """
         import numpy as np
 
@@ -184,13 +163,22 @@ class NodeCircuit(WithProvenance):
             provenance=self.provenance,
         )
 
+    @checks.known_arguments
     def compare(self, other: NodeCircuit, *, allow_other_model: bool = False) -> Mapping[str, NodeOverlap]:
-        """Compares the nodes of two circuits, kind by kind.
+        """Compares the nodes of two circuits, kind by kind: this one is a, the other is b.
+
+        Args:
+            other: the other circuit.
+            allow_other_model: whether they may have been found in different models of the same sizes.
 
         Raises:
-            OtherModel: they are of different models, and that is not allowed.
+            InvalidRequest: the other is no NodeCircuit.
+            OtherModel: they are of different models, and that is not allowed, or of other sizes.
         """
-        check_same_revision(self, other, allow_other_model)
+        if not isinstance(other, NodeCircuit):
+            hint = "; read a file with NodeCircuit.load" if isinstance(other, str | os.PathLike) else ""
+            raise InvalidRequest("other", f"must be a NodeCircuit, got {type(other).__name__}{hint}")
+        check_same_revision(self, other, checks.flag("allow_other_model", allow_other_model))
         if self.layout != other.layout:
             raise OtherModel(self.model_revision, other.model_revision, "these are of models of other sizes")
         pairs = ((kind, mask, other.kept[kind]) for kind, mask in self.kept.items() if mask.size)
@@ -200,6 +188,7 @@ class NodeCircuit(WithProvenance):
         }
 
     @classmethod
+    @checks.known_arguments
     def load(cls, path: str | os.PathLike[str], *, allow_partial: bool = False) -> NodeCircuit:
         """Reads a file of a node circuit.
 
@@ -216,8 +205,9 @@ class NodeCircuit(WithProvenance):
         name = files.path_text("path", path)
         circuit = node_circuit_file.decode(files.read(path), name)
         if circuit.partial and not allow_partial:
-            detail = "holds what a job found that did not come to its end"
-            raise InvalidNodeCircuitFile(name, f"{detail}. Pass allow_partial=True to use it anyway")
+            detail = "holds what a job found that did not come to its end, and nothing of it was measured"
+            hint = "Pass allow_partial=True (pahq --allow-partial) to use it anyway"
+            raise InvalidNodeCircuitFile(name, f"{detail}. {hint}")
         return circuit
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -230,30 +220,70 @@ class NodeCircuit(WithProvenance):
         """
         files.write(path, node_circuit_file.encode(self, files.path_text("path", path)))
 
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Writes a page that shows which nodes each layer keeps: one file, without scripts or any network.
+
+        Raises:
+            InvalidRequest: the path is none, is that of a folder, or cannot be written to.
+            OSError: the file cannot be written.
+        """
+        from pahq_client.display import nodes, page
+
+        page.check_target("path", path)
+        files.write(path, nodes.page(self).encode("utf-8"))
+
+    @overload
+    def to_svg(self, path: None = None) -> str: ...
+    @overload
+    def to_svg(self, path: str | os.PathLike[str]) -> None: ...
+    def to_svg(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """A picture of the kept heads and MLPs, layer by layer; the same text for the same circuit.
+
+        Returns the text if there is no path to write it to, else None.
+
+        Raises:
+            InvalidRequest: the model has too many heads to be drawn, or the path cannot be written to.
+            OSError: the file cannot be written.
+        """
+        from pahq_client.display import node_picture
+
+        return files.text_or_file(node_picture.static(self), path)
+
+    def canonical_bytes(self) -> bytes:
+        """The file without ``provenance.run``: equal for two equal jobs on the same hardware.
+
+        Raises:
+            InvalidNodeCircuitFile: the provenance holds what JSON cannot express.
+        """
+        return node_circuit_file.encode(self, "node circuit", run=False)
+
     def summary(self) -> str:
         """Says in one line what is kept."""
-        shown = [f"{kept} of {count} {kind.replace('_', ' ')}" for kind, (kept, count) in self.counts.items()]
+        shown = [f"{kept} of {count} {KIND_NAMES[kind]}" for kind, (kept, count) in self.counts.items()]
         share = self.kept_parameters["kept"] / max(1, self.kept_parameters["all"])
         parts = [*shown, f"{share:.1%} of the weights"]
         if self.figures is not None:
             parts.append(str(self.figures))
         if self.model:
             parts.append(f"model {one_line(self.model)}")
-        return ", ".join([*parts, *(["partial"] if self.partial else [])])
+        parts += ["partial"] if self.partial else []
+        return ", ".join([*parts, *count_warnings(self.warnings)])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, NodeCircuit):
+            return NotImplemented
+        return self.canonical_bytes() == other.canonical_bytes()
+
+    def __hash__(self) -> int:
+        return hash(self.canonical_bytes())
 
     def __repr__(self) -> str:
         return f"NodeCircuit({self.summary()})"
 
     def _repr_html_(self) -> str:
-        warnings = "".join(f"<p><b>Warning</b>: {escape(one_line(text))}</p>" for text in self.warnings)
-        kinds = list(self.counts)
-        head = "".join(f"<th>{kind.replace('_', ' ')}</th>" for kind in ["layer", *kinds])
-        rows = "".join(
-            f"<tr><td>{layer}</td>{''.join(f'<td>{counts[kind]}</td>' for kind in kinds)}</tr>"
-            for layer, counts in enumerate(self.nodes_per_layer())
-        )
-        table = f"<table><tr>{head}</tr>{rows}</table>"
-        return f"<p><b>NodeCircuit</b>: {escape(self.summary())}</p>{warnings}{table}"
+        from pahq_client.display import nodes
+
+        return nodes.notebook_html(self)
 
 
 @dataclass(frozen=True)

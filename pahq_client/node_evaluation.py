@@ -12,6 +12,7 @@ from pahq_client import checks, node_circuit_file
 from pahq_client._requests import EvaluationOptions, EvaluationRequest, objective_message
 from pahq_client._responses import warnings
 from pahq_client.errors import InvalidRequest, ServerFault
+from pahq_client.graph import CircuitMetric
 from pahq_client.node_circuit import NodeCircuit, NodeFigures
 from pahq_client.task import TaskLike
 
@@ -38,6 +39,14 @@ class NodeEvaluation:
     ablation: str = ""
     precision: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def faithfulness(self) -> float | None:
+        """How much of the way of the KL from the empty circuit (0) to the full model (1) the circuit goes.
+
+        None if the two measure the same, so that there is no way to go.
+        """
+        return CircuitMetric(METRIC, self.figures.kl, self.full.kl, self.empty.kl).faithfulness
 
 
 def node_evaluation_message(
@@ -97,4 +106,8 @@ def _figures(whose: str, message: patching_pb2.NodeFigures) -> NodeFigures:
         if not math.isfinite(value):
             raise ServerFault(f"the server sent {value} as {name} of {whose}, which must be a finite number")
     optional = {name: values.get(name) for name in ("logit_difference", "accuracy")}
-    return NodeFigures(message.kl, message.exact_match, **optional)
+    try:
+        figures = NodeFigures(message.kl, message.exact_match, **optional)
+        return node_circuit_file.checked_figures(f"figures of {whose}", figures)
+    except ValueError as error:
+        raise ServerFault(f"the server sent an evaluation that cannot be right: {error}") from None

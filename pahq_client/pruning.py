@@ -1,76 +1,56 @@
-"""What node pruning is asked for, as a message."""
+"""The arguments of node pruning: their checks, and their message."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from typing import Any
 
-from pahq.v1 import jobs_pb2, methods_pb2
+from pahq.v1 import methods_pb2
 
-from pahq_client import _requests, checks
-from pahq_client._job_options import JobRequest
+from pahq_client import checks
 from pahq_client.errors import InvalidRequest
-from pahq_client.node_circuit import KINDS
-from pahq_client.task import TaskLike
+from pahq_client.node_layout import checked_kind
+
+# In the order of `Client.prune_nodes`, as `discover` and `submit` take them.
+ARGUMENTS = ("max_kl", "penalty", "steps", "kinds", "seed", "task_loss", "polish")
+# Arguments that messages call otherwise.
+RENAMED = {"no_polish": "polish"}
 
 
-@dataclass(frozen=True)
-class PruneRequest:
-    """Arguments of `Client.prune_nodes`, where they are described."""
-
-    model: str
-    task: TaskLike
-    max_kl: float | None = None
-    penalty: float | None = None
-    steps: int = 1000
-    kinds: Iterable[str] | None = None
-    seed: int = 0
-    task_loss: float = 0.0
-    polish: bool = True
-    ablation: str = "resample"
-    precision: str = "fp32"
-    include_prompts: bool = False
-
-
-def prune_spec(request: PruneRequest) -> jobs_pb2.JobSpec:
-    """Converts a PruneRequest.
+def read_kinds(field: str, given: object) -> tuple[str, ...]:
+    """Reads kinds of nodes: a list of names, or one name.
 
     Raises:
-        InvalidRequest: an argument has a wrong type, or a value that no server allows.
+        InvalidRequest: there is none, or one is unknown.
     """
-    if (request.max_kl is None) == (request.penalty is None):
-        given = "neither" if request.max_kl is None else "both"
-        raise InvalidRequest("max_kl", f"exactly one of max_kl and penalty is needed, got {given}")
-    steps = checks.integer("steps", request.steps, bits=32)
-    if steps < 1:  # 0 would be the server's default
-        raise InvalidRequest("steps", f"must be at least 1, got {steps}")
-    limits = {
-        name: checks.number(name, value)
-        for name in ("max_kl", "penalty")
-        if (value := getattr(request, name)) is not None
-    }
-    message = methods_pb2.NodePruningParameters(
-        steps=steps,
-        kinds=_kinds(request.kinds),
-        seed=checks.integer("seed", request.seed),
-        task_loss=checks.number("task_loss", request.task_loss),
-        no_polish=not checks.flag("polish", request.polish),
-        **limits,
-    )
-    job = JobRequest(request.model, request.task, ablation=request.ablation, precision=request.precision)
-    return jobs_pb2.JobSpec(
-        objective=_requests.objective_message(job, "kl_divergence"),
-        include_prompts=checks.flag("include_prompts", request.include_prompts),
-        node_pruning=message,
-    )
+    kinds = (given,) if isinstance(given, str) else checks.items(field, given)
+    if not kinds:  # a message without any would prune all
+        raise InvalidRequest(field, "is empty, so that nothing would be pruned; None stands for all kinds")
+    return tuple(checked_kind(f"{field}[{number}]", kind) for number, kind in enumerate(kinds))
 
 
-def _kinds(given: Iterable[str] | None) -> list[str]:
-    if given is None:
-        return []
-    kinds = (given,) if isinstance(given, str) else tuple(checks.items("kinds", given))
-    for number, kind in enumerate(kinds):
-        if kind not in KINDS:
-            detail = f"unknown kind of node {kind!r}; one of {', '.join(KINDS)}"
-            raise InvalidRequest(f"kinds[{number}]", detail)
-    return list(kinds)
+def parameters_message(given: Mapping[str, Any]) -> methods_pb2.NodePruningParameters:
+    """Converts arguments of node pruning.
+
+    Args:
+        given: by name, those that are not left at their default; each of the right type.
+
+    Raises:
+        InvalidRequest: a value is one that no server allows.
+    """
+    limits = [name for name in ("max_kl", "penalty") if name in given]
+    if len(limits) != 1:
+        known = "both" if limits else "neither"
+        raise InvalidRequest("max_kl", f"exactly one of max_kl and penalty is needed, got {known}")
+    (limit,) = limits
+    if not 0 < given[limit] < math.inf:  # also refuses NaN
+        raise InvalidRequest(limit, f"must be a number above 0, got {given[limit]:g}")
+    if given.get("steps", 1) < 1:  # 0 would be the server's default
+        raise InvalidRequest("steps", f"must be at least 1, got {given['steps']}")
+    if given.get("seed", 0) < 0:
+        raise InvalidRequest("seed", f"must be an integer from 0 on, got {given['seed']}")
+    if not math.isfinite(given.get("task_loss", 0.0)):
+        raise InvalidRequest("task_loss", f"must be a finite number, got {given['task_loss']:g}")
+    own = {name: value for name, value in given.items() if name != "polish"}
+    return methods_pb2.NodePruningParameters(**own, no_polish=not given.get("polish", True))

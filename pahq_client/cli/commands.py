@@ -11,7 +11,8 @@ from pahq_client import files
 from pahq_client._job_options import ATTRIBUTION
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
-from pahq_client.cli.jobs import detach, detach_generate, job_options
+from pahq_client.cli import nodes
+from pahq_client.cli.jobs import detach, detach_generate, estimate, job_options
 from pahq_client.cli.options import connection, read_task, tls
 from pahq_client.cli.output import (
     count,
@@ -24,7 +25,7 @@ from pahq_client.cli.output import (
     print_values,
     put,
 )
-from pahq_client.cli.view import load, load_any_circuit
+from pahq_client.cli.view import load, load_any_circuit, load_nodes
 from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
@@ -43,10 +44,10 @@ _WORKER_COLUMNS = ("worker", "state", "host", "device", "batches", "restarts", "
 def discover(arguments: Namespace) -> None:
     """Finds a circuit or scores, prints them and writes the files asked for."""
     if arguments.detach:
-        detach(arguments)
+        detach(arguments, job_options(arguments), arguments.threshold)
         return
     if arguments.estimate:
-        estimate(arguments)
+        estimate(arguments, job_options(arguments), arguments.threshold)
         return
     _check_targets(arguments)  # before hours of work, not after
     found = find(
@@ -93,27 +94,6 @@ def generate(arguments: Namespace) -> None:
         raise failed
 
 
-def prune(arguments: Namespace) -> None:
-    """Finds the nodes that suffice, prints them and writes the file asked for."""
-    if arguments.out is not None:
-        files.check_target("--out", arguments.out)
-    names = ("max_kl", "penalty", "steps", "task_loss", "ablation", "precision", "include_prompts")
-    options: Any = {name: getattr(arguments, name) for name in (*names, "timeout")}
-    options |= {"kinds": arguments.kind or None, "polish": not arguments.no_polish}
-    options |= {"seed": arguments.training_seed, "progress": not arguments.quiet}
-    with connection(arguments, arguments.model) as (client, model):
-        found = client.prune_nodes(model, read_task(arguments), **options)
-    failed: OSError | None = None
-    if arguments.out is not None:
-        try:
-            found.save(arguments.out)
-        except OSError as error:  # a full disk must not lose what was found
-            failed = error
-    print_artifact(found, arguments.json)
-    if failed is not None:
-        raise failed
-
-
 def _waiting(arguments: Namespace) -> dict[str, Any]:
     """Returns where a job is to run, and how long."""
     options = {name: getattr(arguments, name) for name in ("server", "token", "timeout")}
@@ -132,14 +112,6 @@ def curve(arguments: Namespace) -> None:
     with connection(arguments, arguments.model) as (client, model):
         measured = client.curve(model, task, source, **options)
     print_curve(measured, arguments.json)
-
-
-def estimate(arguments: Namespace) -> None:
-    """Estimates what a job would take."""
-    with connection(arguments, arguments.model) as (client, model):
-        options = job_options(arguments)
-        found = client.estimate(model, read_task(arguments), arguments.threshold, **options)
-    print_answer(found, arguments.json)
 
 
 def evaluate(arguments: Namespace) -> None:
@@ -199,7 +171,11 @@ def info(arguments: Namespace) -> None:
 
 
 def compare(arguments: Namespace) -> None:
-    """Compares two files of circuits, or two of scores."""
+    """Compares two files of circuits, of scores or of circuits of nodes."""
+    first, second = (load_nodes(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
+    if first is not None and second is not None:
+        nodes.compare(first, second, arguments)
+        return
     a, b = (load(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
     if isinstance(a, EdgeScores) and isinstance(b, EdgeScores):
         compared = a.compare(b, allow_other_model=arguments.allow_other_model)

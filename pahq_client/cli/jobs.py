@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pahq_client import files, node_circuit_file, samples_file
+from pahq_client import files, samples_file
 from pahq_client._job_options import JobOptions
 from pahq_client.circuit import Circuit
 from pahq_client.cli.options import connection, read_task
@@ -24,7 +24,7 @@ from pahq_client.cli.output import (
     print_table,
     put,
 )
-from pahq_client.cli.view import contents, load, load_circuit
+from pahq_client.cli.view import contents, load, load_circuit, load_nodes
 from pahq_client.client import Client
 from pahq_client.display.progress import reporter
 from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed, NotFound, WarningDisplay
@@ -54,20 +54,28 @@ def job_options(arguments: Namespace) -> JobOptions:
     names = (*_FOR_ALL, *_FOR_SOME)
     options: Any = {name: getattr(arguments, name) for name in names}
     if arguments.within is not None:
-        options["within"] = load_circuit("--within", arguments.within)
+        nodes = load_nodes(arguments.within)
+        given = nodes.to_circuit() if nodes else load_circuit("--within", arguments.within)
+        options["within"] = given
     found: JobOptions = options
     return found
 
 
-def detach(arguments: Namespace) -> None:
+def detach(arguments: Namespace, options: JobOptions, threshold: float | None = None) -> None:
     """Starts a job and prints its name."""
     for option in ("out", "dot", "timeout"):
-        if getattr(arguments, option) is not None:
+        if getattr(arguments, option, None) is not None:
             raise InvalidRequest(option, "does not go with --detach, which waits for nothing")
     with _named_server(arguments) as client:
-        options = job_options(arguments)
-        name = client.submit(arguments.model, read_task(arguments), arguments.threshold, **options).name
+        name = client.submit(arguments.model, read_task(arguments), threshold, **options).name
     print_json({"name": name}) if arguments.json else put(name)
+
+
+def estimate(arguments: Namespace, options: JobOptions, threshold: float | None = None) -> None:
+    """Prints what a job would take."""
+    with connection(arguments, arguments.model) as (client, model):
+        found = client.estimate(model, read_task(arguments), threshold, **options)
+    print_answer(found, arguments.json)
 
 
 def detach_generate(arguments: Namespace, options: dict[str, Any]) -> None:
@@ -156,12 +164,9 @@ def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
 
 def _load(path: str) -> Circuit | EdgeScores | NodeCircuit | Samples:
     try:
-        data = contents(path)
-        if samples_file.is_samples_file(data):
+        if samples_file.is_samples_file(contents(path)):
             return Samples.load(path, allow_partial=True)
-        if node_circuit_file.is_node_circuit_file(data):
-            return NodeCircuit.load(path, allow_partial=True)
-        return load(path, allow_partial=True)
+        return load_nodes(path, allow_partial=True) or load(path, allow_partial=True)
     except InvalidRequest as error:
         if _ID.fullmatch(path) and not os.path.exists(path):  # may as well be a job
             error.add_note("to show a job, name its server with --server or $PAHQ_SERVER")

@@ -98,10 +98,14 @@ def _print_samples(samples: Samples, as_json: bool) -> None:
 def _print_node_circuit(circuit: NodeCircuit, as_json: bool) -> None:
     """Prints a summary, then how many nodes of each kind each layer keeps, and the kept heads and MLPs."""
     if as_json:
-        values = {name: getattr(circuit, name) for name in ("figures", "trained_figures", "full")}
-        values = {name: own and dataclasses.asdict(own) for name, own in values.items()}
-        kept = {kind: mask.tolist() for kind, mask in circuit.kept.items()}
-        print_json({**values, "kept": kept, "partial": circuit.partial, "provenance": circuit.provenance})
+        measured = {name: getattr(circuit, name) for name in ("figures", "trained_figures", "full")}
+        values: dict[str, Any] = {name: own and dataclasses.asdict(own) for name, own in measured.items()}
+        plain = ("stochastic_kl", "budget", "penalty", "steps", "kinds", "polished", "repaired", "partial")
+        values |= {name: getattr(circuit, name) for name in plain}
+        values["kept_parameters"] = dict(circuit.kept_parameters)
+        values["layout"] = dataclasses.asdict(circuit.layout)
+        values["kept"] = {kind: circuit.nodes(kind) for kind in circuit.counts}
+        print_json({**values, "provenance": circuit.provenance})
         return
     put(f"# {circuit.summary()}")
     kinds = list(circuit.counts)
@@ -151,7 +155,9 @@ def fields(answer: Evaluation | NodeEvaluation | Estimate | JobInfo | Event, as_
         values = _with_progress(answer, values, as_json)
     if "warnings" in values and not (as_json and values["warnings"]):
         del values["warnings"]
-    if isinstance(answer, Evaluation) or (isinstance(answer, JobInfo) and answer.metric_full is not None):
+    if isinstance(answer, Evaluation | NodeEvaluation) or (
+        isinstance(answer, JobInfo) and answer.metric_full is not None
+    ):
         values["faithfulness"] = answer.faithfulness
         if not as_json:
             values["faithfulness"] = number(answer.faithfulness) or formatting.NO_FAITHFULNESS

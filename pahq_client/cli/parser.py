@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 from pahq import __version__
 
-from pahq_client.cli import commands, jobs
+from pahq_client.cli import commands, jobs, nodes
 from pahq_client.cli.view import view
 from pahq_client.formatting import printable
-from pahq_client.node_circuit import KINDS
+from pahq_client.node_layout import KINDS
 
 _EPILOG = """\
 exit codes: 0 done, 1 job failed, 2 usage or invalid request, 3 unreachable or wrong version,
@@ -60,7 +60,7 @@ def _discover(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
         "--grouping", default="gates", help="what acdc tests at once: gates (default), none or bisect"
     )
     parser.add_argument("--no-gates", action=_Replaced, help=argparse.SUPPRESS)
-    parser.add_argument("--within", metavar="FILE", help="circuit file that acdc starts from")
+    parser.add_argument("--within", metavar="FILE", help="circuit or node circuit that acdc starts from")
     parser.add_argument("--edges", type=int, metavar="N", help="the circuit is to have so many edges")
     parser.add_argument("--faithfulness", type=float, metavar="F", help="acdc: at least so faithful")
     parser.add_argument(
@@ -102,7 +102,7 @@ def _attribute(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 def _prune(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("prune", help="find the heads, neurons, blocks and layers that suffice")
-    parser.set_defaults(run=commands.prune)
+    parser.set_defaults(run=nodes.prune)
     _add_measured(parser)
     limit = parser.add_mutually_exclusive_group(required=True)
     limit.add_argument(
@@ -121,6 +121,9 @@ def _prune(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--task-loss", type=float, default=0.0, metavar="W", help="weight of the answers")
     parser.add_argument("--no-polish", action="store_true", help="stop after training")
     parser.add_argument("--ablation", default="resample", help="resample (default), zero or mean")
+    parser.add_argument(
+        "--kv-receivers", default="group", help="of the edges that a search --within has: group or query"
+    )
     parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
     parser.add_argument(
         "--include-prompts", action="store_true", help="put the prompts into the result and its file"
@@ -128,6 +131,13 @@ def _prune(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("--out", metavar="FILE", help="write the node circuit here")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--detach", action="store_true", help="do not wait: print the job's name, for watch and show"
+    )
+    instead.add_argument(
+        "--estimate", action="store_true", help="find nothing: check it all, and tell what it would take"
+    )
     _add_server(parser)
     _add_json(parser)
 
@@ -275,7 +285,7 @@ def _cancel(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _evaluate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("evaluate", help="measure a circuit on a model and a task")
     parser.set_defaults(run=commands.evaluate)
-    parser.add_argument("--circuit", required=True, metavar="FILE", help="circuit file")
+    parser.add_argument("--circuit", required=True, metavar="FILE", help="circuit file, of edges or of nodes")
     _add_measured(parser)
     for option in ("--metric", "--ablation", "--kv-receivers", "--precision"):
         parser.add_argument(option, help="default: as the circuit was found")
@@ -342,9 +352,9 @@ def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("compare", help="tell how much two circuits, or two scores, agree")
+    parser = subparsers.add_parser("compare", help="tell how much two results of one kind agree")
     parser.set_defaults(run=commands.compare)
-    parser.add_argument("a", help="circuit file, or file of scores")
+    parser.add_argument("a", help="circuit file, or file of scores or of a node circuit")
     parser.add_argument("b", help="another one of the same kind")
     parser.add_argument(
         "--allow-other-model", action="store_true", help="compare although they are of different models"
@@ -362,9 +372,9 @@ def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _view(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("view", help="look at a circuit or at scores in a browser")
+    parser = subparsers.add_parser("view", help="look at a circuit, at scores or at kept nodes in a browser")
     parser.set_defaults(run=view)
-    parser.add_argument("file", metavar="FILE", help="file of a circuit or of edge scores")
+    parser.add_argument("file", metavar="FILE", help="file of a circuit, of edge scores or of a node circuit")
     parser.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare with")
     parser.add_argument("--output", metavar="FILE", help="write the page here (default: a temporary file)")
     parser.add_argument("--no-open", action="store_true", help="write the page and open nothing")

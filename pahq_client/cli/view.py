@@ -23,6 +23,15 @@ def view(arguments: Namespace) -> None:
     paths = [path for path in (arguments.file, arguments.other) if path is not None]
     if arguments.output is not None:
         page.check_target("--output", arguments.output)
+    nodes = load_nodes(arguments.file, arguments.allow_partial)
+    if nodes is not None:
+        if arguments.other is not None:
+            raise InvalidRequest("OTHER", "does not go with a circuit of nodes: pahq compare compares two")
+        WarningDisplay().show(nodes.warnings)
+        target = _new_file(paths) if arguments.output is None else arguments.output
+        nodes.to_html(target)
+        _show(target, arguments)
+        return
     results = [load(path, arguments.allow_partial) for path in paths]
     display = WarningDisplay()
     for result in results:
@@ -30,6 +39,11 @@ def view(arguments: Namespace) -> None:
     names = _names(paths) if len(paths) == 2 else ()
     target = _new_file(paths) if arguments.output is None else arguments.output
     page.write(target, *results, names=names)
+    _show(target, arguments)
+
+
+def _show(target: str, arguments: Namespace) -> None:
+    """Prints the path of a page, and opens it."""
     put(target)
     if not arguments.no_open and not webbrowser.open(Path(target).resolve().as_uri()):
         note(f"no browser could be opened: open {target} in one")
@@ -46,9 +60,21 @@ def load(path: str, allow_partial: bool) -> Result:
     if samples_file.is_samples_file(data):
         raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
     if node_circuit_file.is_node_circuit_file(data):
-        raise InvalidRequest(path, "holds a circuit of nodes, not of edges: pahq show prints it")
+        raise InvalidRequest(path, "holds nodes, not edges: show, view, compare and evaluate take it")
     kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
     return kind.load(path, allow_partial=allow_partial)
+
+
+def load_nodes(path: str, allow_partial: bool = False) -> NodeCircuit | None:
+    """Reads a circuit of nodes; None for a file of something else.
+
+    Raises:
+        InvalidNodeCircuitFile: it is damaged, or what is partial and was not asked for.
+        InvalidRequest: it cannot be read.
+    """
+    if not node_circuit_file.is_node_circuit_file(contents(path)):
+        return None
+    return NodeCircuit.load(path, allow_partial=allow_partial)
 
 
 def contents(path: str) -> bytes:

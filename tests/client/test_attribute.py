@@ -184,7 +184,11 @@ def test_a_choice_takes_a_second_call(client: Any, server: FakeServer, argument:
         ({"rank": "harm"}, "rank", "is not for method 'acdc'"),
         ({"steps": 3}, "steps", "is not for method 'acdc'"),
         ({"method": "mine", "edges": 3}, "edges", "give what the method takes as parameters"),
-        ({"method": "gimm", "edges": 3}, "edges", "the methods acdc, .*, gim; did you mean 'gim'?"),
+        (
+            {"method": "gimm", "edges": 3},
+            "edges",
+            "the methods acdc, .*, gim, node_pruning; did you mean 'gim'?",
+        ),
         ({"within": "circuit.json"}, "within", "must be a Circuit, got str; read a file with Circuit.load"),
         ({"within": []}, "within", "must be a Circuit, got list"),
         ({"within": made_up(SMALL)}, "within", r"got EdgeScores; choose .* scores\.top\(fraction=0\.1\)"),

@@ -170,6 +170,10 @@ ACTIONS: dict[str, Callable[[ServerCalls], Any]] = {
     "attribute": lambda c: c.attribute(JobRequest("m", "ioi", method="eap"), 60.0, None),
     "exact scores": lambda c: c.attribute(JobRequest("m", "ioi", method="single_edge"), 60.0, None),
     "chosen edges": lambda c: c.discover(JobRequest("m", "ioi", method="gim", edges=9), 60.0, None),
+    "prune_nodes": lambda c: c.prune_nodes(
+        JobRequest("m", "ioi", method="node_pruning", max_kl=0.1), 60.0, None
+    ),
+    "evaluate nodes": lambda c: c.evaluate("m", "ioi", node_circuit(), {}),
     "estimate": lambda c: c.estimate(_request()),
     "predict": lambda c: c.predict("m", ["a", [1, 2]], 3),
     "check_task": lambda c: c.check_task("m", "ioi"),

@@ -35,6 +35,19 @@ def test_words_of_another_method() -> None:
     assert (event.kept, event.metric, event.evaluations, progress.work) == (0, 0.0, 0, 3)
 
 
+def test_words_of_node_pruning() -> None:
+    """Messages hold figures in any order; the sizes end the line, where a narrow terminal cuts it off."""
+    figures = {"size_mlp_hidden": 1952.6, "lambda": 0.0585, "size_heads": 15.6, "kl": 0.4459}
+    expected = (
+        "training, 118/150 steps, kl 0.4459, lambda 0.0585, 9.0 steps/s, 0:04 left, "
+        "expected heads 16, mlp hidden 1,953"
+    )
+    for names in (sorted(figures), sorted(figures, reverse=True)):
+        progress = Progress(118, 150, "steps", "training", {name: figures[name] for name in names}, 3.6)
+        event = Event(3, EventKind.PROGRESS, JobState.RUNNING, progress)
+        assert describe(event, 9.0) == expected
+
+
 def test_speed_counts_from_the_first_event() -> None:
     times = iter([10.0, 10.0, 12.0])
     speed = Speed(lambda: next(times))
