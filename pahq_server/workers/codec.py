@@ -21,7 +21,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pahq_server.core import circuit, engine, errors, generation, graph, operations, pruning, task
+from pahq_server.core import (
+    activations,
+    circuit,
+    engine,
+    errors,
+    generation,
+    graph,
+    operations,
+    pruning,
+    task,
+)
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import ServerError
 from pahq_server.core.graph import Graph
@@ -95,7 +105,18 @@ def _classes(module: ModuleType) -> Iterable[type]:
 # Dataclasses that hold nothing but values.
 VALUES: frozenset[type] = frozenset(
     each
-    for module in (circuit, engine, generation, graph, operations, pruning, task, messages, passes)
+    for module in (
+        activations,
+        circuit,
+        engine,
+        generation,
+        graph,
+        operations,
+        pruning,
+        task,
+        messages,
+        passes,
+    )
     for each in _classes(module)
     if is_dataclass(each)
 ) | {ServedModel, Architecture}
