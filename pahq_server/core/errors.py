@@ -45,8 +45,8 @@ class OtherModelError(InvalidRequestError):
     Args:
         circuit: the model that the circuit or the neurons were found in, in words.
         model: the model that is asked for, in words.
-        field: path of the circuit or of the steering in the request. An evaluation has ``circuits``, and can be told to measure
-            them all the same; other requests cannot.
+        field: path of the circuit or of the steering in the request. An evaluation has ``circuits``, and can
+            be told to measure them all the same; other requests cannot.
     """
 
     def __init__(self, circuit: str, model: str, field: str) -> None:

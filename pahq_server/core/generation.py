@@ -1,7 +1,7 @@
 """Generated text: what is sampled, what the engine is asked for step by step, and what it gives back.
 
-A sample is a function of the model, its prompt, the sampling parameters, its seed and its steering alone. When it is
-computed, beside which others and in how many pieces decides what that costs, never what it is.
+A sample is a function of the model, its prompt, the sampling parameters, its seed and its steering alone.
+When it is computed, beside which others and in how many pieces decides what that costs, never what it is.
 """
 
 from __future__ import annotations
