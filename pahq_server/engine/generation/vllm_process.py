@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -529,44 +529,52 @@ class WorkerCalls:
 
         Raises ValueError if the model has not one activation function per layer of a known name.
         """
-        model, runner = self.model_runner.model, self.model_runner
-        steered = SteeredRows(layers, d_mlp, runner.device)
-
-        def find_rows(*_: Any) -> None:
-            names, ends = runner.input_batch.req_ids, runner.query_start_loc.np
-            parameters = [runner.requests[name].sampling_params.extra_args or {} for name in names]
-            steered.begin(
-                (given.get("steering"), int(ends[row + 1] - ends[row]))
-                for row, given in enumerate(parameters)
-            )
-
-        named = model.named_modules()
-        functions = [module for name, module in named if name.rpartition(".")[2] in _ACTIVATION_NAMES]
+        model = self.model_runner.model
+        # Layers may have one function in common, which then has several names.
+        named = dict(model.named_modules(remove_duplicate=False))
+        functions = [named[name] for name in named if name.rpartition(".")[2] in _ACTIVATION_NAMES]
         if len(functions) != layers:
-            raise ValueError(
-                f"{type(model).__name__} has {len(functions)} activation functions of known names"
-            )
-        model.register_forward_pre_hook(find_rows)
-        for layer, module in enumerate(functions):
-            module.register_forward_hook(partial(_edit_output, steered, layer))
+            found = f"{len(functions)} activation functions of known names"
+            raise ValueError(f"{type(model).__name__} has {found}")
+        hooks = _MlpHooks(self.model_runner, SteeredRows(layers, d_mlp, self.model_runner.device))
+        model.register_forward_pre_hook(hooks.begin)
+        for function in set(functions):
+            function.register_forward_hook(hooks.edit)
 
 
-def _edit_output(
-    steered: SteeredRows, layer: int, module: Any, inputs: tuple[Tensor], output: Tensor
-) -> Tensor:
-    """Edits what the activation function of a layer gives.
+class _MlpHooks:
+    """Hooks that edit the neurons of steered requests in each pass.
 
     Args:
-        steered: the edits of the batch at hand.
-        layer: the layer's number.
-        module: the activation function; that of a gated MLP also multiplies by the other factor.
-        inputs: one tensor: [T, M], or [T, 2 M] of a gated MLP, gate first.
-        output: [T, M]; it is changed in place.
+        runner: vLLM's, which knows the requests of the batch.
+        steered: edits rows of the batch.
     """
-    (x,) = inputs
-    if x.shape == output.shape:
-        return steered.edit(layer, output)
-    for rows, edit in steered.layer(layer):
-        gate, up = x[rows].chunk(2, dim=-1)
-        output[rows] = edit.apply(silu(gate)) * up
-    return output
+
+    def __init__(self, runner: Any, steered: SteeredRows) -> None:
+        self._runner, self._steered = runner, steered
+        # Of the activation function that is called next: layers come one after another.
+        self._layer = 0
+
+    def begin(self, *_: Any) -> None:
+        """Finds the rows of the batch that the model is about to compute."""
+        names = self._runner.input_batch.req_ids
+        lengths = np.diff(self._runner.query_start_loc.np[: len(names) + 1]).tolist()
+        given = [self._runner.requests[name].sampling_params.extra_args or {} for name in names]
+        self._steered.begin(zip([each.get("steering") for each in given], lengths, strict=True))
+        self._layer = 0
+
+    def edit(self, _: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Edits what the activation function of a layer gives.
+
+        Args:
+            inputs: one tensor: [T, M], or [T, 2 M] of a gated MLP, gate first.
+            output: [T, M], of a gated MLP multiplied by the other factor; it is changed in place.
+        """
+        layer, self._layer = self._layer, self._layer + 1
+        (x,) = inputs
+        if x.shape == output.shape:
+            return self._steered.edit(layer, output)
+        for rows, edit in self._steered.layer(layer):
+            gate, up = x[rows].chunk(2, dim=-1)
+            output[rows] = edit.apply(silu(gate)) * up
+        return output
