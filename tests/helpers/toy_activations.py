@@ -20,7 +20,7 @@ from pahq_server.core.activations import (
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import TokenTask
 
-VOCABULARY = 100
+VOCABULARY = 128
 # Tokens below are those of positive texts, where planted neurons are active.
 HALF = 50
 
