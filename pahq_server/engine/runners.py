@@ -16,6 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pahq_server.core.activations import (
+    CaptureStates,
+    DescribeNeurons,
+    ScoreContinuations,
+    SumNeurons,
+)
 from pahq_server.core.engine import Outcome
 from pahq_server.core.generation import DecodeUnderCircuit
 from pahq_server.core.operations import (
@@ -27,6 +33,12 @@ from pahq_server.core.operations import (
     in_groups,
 )
 from pahq_server.core.pruning import MeasureMasks, TrainMasks
+from pahq_server.engine.activations.operations import (
+    capture_states,
+    describe_neurons,
+    score_continuations,
+    sum_neurons,
+)
 from pahq_server.engine.backends import EngineState
 from pahq_server.engine.generation.circuit_decoding import decode_under_circuit
 from pahq_server.engine.gradients.scorer import edge_gradients
@@ -75,4 +87,8 @@ RUNNERS: Mapping[type[Operation], Runner] = {
     DecodeUnderCircuit: one_by_one(decode_under_circuit),
     TrainMasks: one_by_one(train_masks),
     MeasureMasks: one_by_one(measure_masks),
+    SumNeurons: one_by_one(sum_neurons),
+    DescribeNeurons: one_by_one(describe_neurons),
+    CaptureStates: one_by_one(capture_states),
+    ScoreContinuations: one_by_one(score_continuations),
 }
