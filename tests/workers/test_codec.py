@@ -15,6 +15,7 @@ import torch
 from helpers.random_passes import random_circuit, random_passes
 
 from pahq_server.core import errors
+from pahq_server.core.activations import Steering
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import CleanRun, EngineStateId, MemoryUsage, Objective, ResolvedObjective
 from pahq_server.core.generation import (
@@ -73,7 +74,8 @@ RESOLVED = ResolvedObjective(
     clean_run=CleanRun((0.1, -3.0)),
     generation=OFFER,
 )
-REQUEST = SampleRequest(1, (2, 3), 2**63 - 1, Sampling(5, 0.5, stop=("\n",)), (4,))
+STEERING = Steering(np.array([1, 5]), np.array([0.5, -2.0]), np.array([3]))
+REQUEST = SampleRequest(1, (2, 3), 2**63 - 1, Sampling(5, 0.5, stop=("\n",)), (4,), steering=STEERING)
 MESSAGES = [
     OpenState(STATE, RESOLVED),
     Opened((0.1, float("-inf")), MemoryUsage(1, 2, 3, 4, 5, 6, 7)),
