@@ -76,6 +76,7 @@ from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
+from pahq_client.values import ValueTexts, load_values, schwartz_values
 
 __all__ = [
     "AlreadyExists",
@@ -153,6 +154,7 @@ __all__ = [
     "TokenizedText",
     "Unauthenticated",
     "Unavailable",
+    "ValueTexts",
     "Verdict",
     "VersionMismatch",
     "Worker",
@@ -162,6 +164,8 @@ __all__ = [
     "compare",
     "discover",
     "generate",
+    "load_values",
     "locate_neurons",
     "prune_nodes",
+    "schwartz_values",
 ]

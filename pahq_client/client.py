@@ -489,7 +489,7 @@ class Client(ClientBase):
 
         Neurons are located that are active, above 0, at a larger share of the tokens of positive than of
         negative texts, and those of which the opposite holds. Like `discover` it runs a job, which whatever
-        ends the call also cancels. See docs/neurons.md.
+        ends the call also cancels. See docs/methods.md.
 
         Args:
             model: name of a served model.

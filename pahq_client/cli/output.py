@@ -42,7 +42,7 @@ def put(*cells: object) -> None:
 
 
 def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
-    """Prints what a job gave: a circuit, scores, neurons, samples, or a line about an artifact of another kind."""
+    """Prints what a job gave: a circuit, scores, nodes, neurons, samples, or a line about another kind."""
     if isinstance(artifact, Circuit):
         print_circuit(artifact, as_json)
     elif isinstance(artifact, EdgeScores):

@@ -346,7 +346,7 @@ def test_neurons_out_of_order() -> None:
 def test_arrays_of_other_types(name: str) -> None:
     header, arrays = unpack(artifact())
     for wrong in (arrays[name].astype(np.float32), arrays[name][:-1], arrays[name][None]):
-        with pytest.raises(ServerFault, match="expected (int|float)64"):
+        with pytest.raises(ServerFault, match=r"expected (int|float)64"):
             read(pack(header, {**arrays, name: wrong}))
 
 

@@ -1,4 +1,4 @@
-"""Planted value neurons of a real model are found, all of them and no others; by the engine in this process."""
+"""Planted value neurons of a model are found, all of them and no others, by the engine in this process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model with planted value neurons: known units that are active at tokens of a value, and push its answer."""
+"""A model with planted value neurons: known units that are active at tokens of a value."""
 
 from __future__ import annotations
 
