@@ -388,6 +388,12 @@ class ServerCalls:
                         raise InvalidRequest(f"scorer[{each}]", "is empty: give at least one token")
                 texts.append(whole)
                 starts.append(len(ids))
+            if texts[-1] == texts[-2]:
+                detail = (
+                    f"has two continuations that are the same tokens after prompts[{number}], so that they "
+                    "never differ: give others, of tokens that the model knows"
+                )
+                raise InvalidRequest("scorer", detail)
         return texts, starts
 
     def _ids(self, model: str, field: str, prompt: Prompt) -> Steps[tuple[int, ...]]:

@@ -83,6 +83,7 @@ def test_a_function_of_samples_scores_what_is_generated(speaker: Any, neurons: N
         ({"scorer": "yes"}, "scorer", "a function of a Sample, or two continuations"),
         ({"scorer": ([1],)}, "scorer", "two continuations"),
         ({"scorer": ([], [1])}, "scorer[0]", "at least one token"),
+        ({"scorer": ([1, 2], [1, 2])}, "scorer", r"the same tokens after prompts\[0\]"),
         ({"scorer": (" yes", [1])}, "scorer[0]", "must be token ids"),
         ({"prompts": []}, "prompts", "is empty"),
         ({"generate": {"n": 1}}, "generate", "for a scorer of samples"),

@@ -56,6 +56,7 @@ class ValueModel:
                     product.weight *= 0.2
                 away = block.mlp.c_proj.weight @ answers / answers.norm() ** 2
                 block.mlp.c_proj.weight -= torch.outer(away, answers)
+                block.mlp.c_proj.weight *= 0.1
                 block.mlp.c_fc.weight *= 0.02
                 sign = torch.from_numpy(np.where(draw.random(HIDDEN) < 0.5, 2.0, -2.0)).float()
                 block.mlp.c_fc.bias.copy_(sign)
