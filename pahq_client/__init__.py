@@ -24,6 +24,7 @@ from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
 from pahq_client.discover import attribute, discover, generate, locate_neurons, prune_nodes
+from pahq_client.dose_response import ContinuationScores, DoseResponse
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
@@ -90,9 +91,11 @@ __all__ = [
     "Client",
     "Comparison",
     "Conflict",
+    "ContinuationScores",
     "Curve",
     "CurveCircuits",
     "DeadlineExceeded",
+    "DoseResponse",
     "Edge",
     "EdgeScores",
     "Estimate",

@@ -420,6 +420,31 @@ def generate_spec(request: GenerateRequest, prompts: Iterable[Prompt]) -> jobs_p
     return jobs_pb2.JobSpec(objective=objective, include_prompts=True, generate=parameters)
 
 
+def continuations_spec(
+    model: str, texts: Iterable[Prompt], starts: Iterable[int], steer: tuple[NeuronSet, float]
+) -> jobs_pb2.JobSpec:
+    """Converts texts whose continuations are to be scored, with the neurons that are steered by.
+
+    Args:
+        model: name of a served model.
+        texts: each with its continuation.
+        starts: of each continuation, the position of its first token.
+        steer: neurons and a strength.
+    """
+    parameters = methods_pb2.ContinuationsParameters(starts=starts)
+    if (steering := _steering(steer)) is not None:
+        parameters.steering.CopyFrom(steering)
+    objective = jobs_pb2.Objective(
+        model=_model_name(model),
+        task=task_pb2.Task(prompts=task_pb2.PromptTask(clean=map(_prompt, texts))),
+        metric="l2",  # has no effect, like ablation and receivers
+        ablation="zero",
+        kv_receivers="group",
+        precision="fp32",
+    )
+    return jobs_pb2.JobSpec(objective=objective, continuations=parameters)
+
+
 def generate_message(
     request: GenerateRequest, prompts: Iterable[Prompt]
 ) -> generation_pb2.GenerateSamplesRequest:

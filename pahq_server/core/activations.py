@@ -21,12 +21,17 @@ from numpy.typing import NDArray
 
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, OtherModelError, ServerError
 from pahq_server.core.operations import Operation
+from pahq_server.core.pruning import NodeLayout
 
 # Histograms of activations have bins of this width from 0 on, the last for all that is above the others;
 # negative activations count as 0.
 BIN_WIDTH, BINS = 0.01, 301
 # The most neurons that a client may have steered.
 MOST_STEERED = 1 << 16
+
+
+# A part of the texts takes about so many multiplications, and has at least and at most so many tokens.
+PART_WORK, LEAST_PART, MOST_PART = 1 << 32, 256, 4096
 
 
 @dataclass(frozen=True)
@@ -198,6 +203,16 @@ class CaptureStates(Operation):
             raise ServerError(f"the engine gave no states of shape {shape}")
         if not np.isfinite(result).all():
             raise NonFiniteMetricError("a state is not finite")
+
+
+def part_tokens(layout: NodeLayout) -> int:
+    """Returns how many tokens a part of the texts has, at most: a power of two.
+
+    Depends on the model alone, so that sums over the parts always have the same bits.
+    """
+    weights = layout.layers * layout.d_model * (4 * layout.heads * layout.d_head + 3 * layout.d_mlp)
+    tokens = 1 << max(0, (PART_WORK // max(1, weights)).bit_length() - 1)
+    return min(MOST_PART, max(LEAST_PART, tokens))
 
 
 def span_parts(spans: Sequence[Span], tokens: int) -> list[Sequence[Span]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import grpc
@@ -83,6 +84,54 @@ def test_bad_requests(
         assert (refusal.code, refusal.violation[0]) == (grpc.StatusCode.INVALID_ARGUMENT, field)
         assert detail in refusal.violation[1]
     assert engine.opened == []
+
+
+def continuations(starts: Any, steering: methods_pb2.NeuronSteering | None = None) -> pb.JobSpec:
+    task = task_pb2.Task(prompts=task_pb2.PromptTask(clean=token_ids(*TEXTS)))
+    asked = methods_pb2.ContinuationsParameters(starts=starts, steering=steering)
+    return pb.JobSpec(objective=objective(task=task), continuations=asked)
+
+
+def edit(**changes: Any) -> methods_pb2.NeuronSteering:
+    usual: dict[str, Any] = {"layers": 2, "d_mlp": 6, "raised": [3], "amounts": [0.5], "lowered": [4]}
+    return methods_pb2.NeuronSteering(**{**usual, **changes})
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        (continuations([]), "starts"),
+        (continuations([1, 1, 1, 1]), "starts[3]"),
+        (continuations([0, 1, 1, 1]), "starts[0]"),
+    ],
+)
+def test_bad_continuations(server: RunningServer, asked: pb.JobSpec, field: str) -> None:
+    with refused() as refusal:
+        server.create(asked)
+    assert (refusal.code, refusal.violation[0]) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
+def test_a_job_scores_continuations(server: RunningServer) -> None:
+    texts = ((1, 2, 3), (60, 70))
+    task = task_pb2.Task(prompts=task_pb2.PromptTask(clean=token_ids(*texts)))
+    plain = methods_pb2.ContinuationsParameters(starts=[1, 1])
+    found = server.artifact(server.finish(pb.JobSpec(objective=objective(task=task), continuations=plain)))
+    assert found.arrays["logprobs"].tolist() == pytest.approx([-2 * math.log(2), -math.log(2)])
+    steered = methods_pb2.ContinuationsParameters(starts=[1, 1], steering=edit(raised=[], amounts=[]))
+    name = server.finish(pb.JobSpec(objective=objective(task=task), continuations=steered))
+    assert len(server.artifact(name).arrays["logprobs"]) == 2
+    told = server.job_stub.GetJob(pb.GetJobRequest(name=name)).job.spec.continuations
+    assert list(told.starts) == [1, 1]
+    assert list(told.steering.lowered) == []
+    for wrong in (edit(d_mlp=7), edit(model_revision="badd"), edit(amounts=[]), edit(raised=[99])):
+        with refused() as refusal:
+            server.create(
+                pb.JobSpec(
+                    objective=objective(task=task),
+                    continuations=methods_pb2.ContinuationsParameters(starts=[1, 1], steering=wrong),
+                )
+            )
+        assert refusal.code == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_a_model_without_mlps() -> None:

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from helpers.pruning import Engine
 from helpers.texts import Texts
-from helpers.value_model import HIDDEN, LAYERS, OPPOSITE, ValueModel
+from helpers.value_model import ANSWERS, HIDDEN, LAYERS, NEUTRAL, OPPOSITE, ValueModel
 
 from pahq_client import NeuronSet
 from pahq_client.artifacts import decode
-from pahq_server.core.activations import Span, SumNeurons
+from pahq_client.dose_response import mean_difference
+from pahq_server.core.activations import NeuronSteering, Span, Steering, SumNeurons
+from pahq_server.core.artifact import unpack
 from pahq_server.core.task import PromptTask
 
 TEXTS = 30
@@ -66,3 +68,29 @@ def test_the_last_tokens_alone(tmp_path: Path) -> None:
     assert found.tokens == (TEXTS, TEXTS)
     assert {int(number) for number in found.numbers(found.raised)} <= set(model.raised.tolist())
     assert len(found.raised) == 2
+
+
+@pytest.mark.parametrize("k", [1, 8, 32])
+def test_steering_moves_the_answers_with_the_strength_and_controls_do_not(k: int, tmp_path: Path) -> None:
+    model = ValueModel(tmp_path, k, seed=k)
+    found = located(model, seed=k)
+    prompts = model.texts(12, 100 + k, NEUTRAL)
+    texts = tuple((*prompt, answer) for prompt in prompts for answer in ANSWERS)
+    engine = Engine(model.loaded, PromptTask(texts), "zero")
+
+    def difference(neurons: NeuronSet, strength: float) -> float:
+        edit = neurons.edit(strength)
+        given = Steering(edit.raised, edit.amounts, edit.lowered) if strength else None
+        steering = None if given is None else NeuronSteering(LAYERS, HIDDEN, "", given)
+        starts = tuple(len(ids) - 1 for ids in texts)
+        artifact = engine.run("continuations", starts=starts, steering=steering)
+        return mean_difference(unpack(artifact.data)[1]["logprobs"].tolist())
+
+    strengths = (-2.0, -1.0, 0.0, 1.0, 2.0)
+    values = [difference(found, strength) for strength in strengths]
+    assert values == sorted(values)
+    assert len(set(values)) == 5
+    effect = values[-1] - values[0]
+    for seed in range(5):
+        control = found.matched_control(seed)
+        assert abs(difference(control, 2.0) - difference(control, -2.0)) < 0.2 * effect

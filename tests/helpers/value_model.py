@@ -22,7 +22,7 @@ class ValueModel:
     """GPT-2 with random weights, in which k units are active at tokens of a value, and k at its opposite.
 
     One direction of the residual stream tells the value of a token: embeddings have it, and nothing else
-    reads or writes it. All other units are always active or never.
+    reads or writes it. All other units are always active or never, and none of them pushes either answer.
 
     Args:
         folder: where the model is saved.
@@ -54,6 +54,9 @@ class ValueModel:
                     product.weight -= torch.outer(product.weight @ direction, direction) / 2
                     product.bias -= direction * (product.bias @ direction) / 2
                     product.weight *= 0.2
+                away = block.mlp.c_proj.weight @ answers / answers.norm() ** 2
+                block.mlp.c_proj.weight -= torch.outer(away, answers)
+                block.mlp.c_proj.weight *= 0.1
                 block.mlp.c_fc.weight *= 0.02
                 sign = torch.from_numpy(np.where(draw.random(HIDDEN) < 0.5, 2.0, -2.0)).float()
                 block.mlp.c_fc.bias.copy_(sign)

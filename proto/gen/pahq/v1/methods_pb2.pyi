@@ -126,6 +126,14 @@ class NeuronsParameters(_message.Message):
     min_delta: float
     def __init__(self, positive: _Optional[int] = ..., starts: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., min_delta: _Optional[float] = ...) -> None: ...
 
+class ContinuationsParameters(_message.Message):
+    __slots__ = ("starts", "steering")
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    steering: NeuronSteering
+    def __init__(self, starts: _Optional[_Iterable[int]] = ..., steering: _Optional[_Union[NeuronSteering, _Mapping]] = ...) -> None: ...
+
 class ExtensionParameters(_message.Message):
     __slots__ = ("method", "parameters")
     METHOD_FIELD_NUMBER: _ClassVar[int]
