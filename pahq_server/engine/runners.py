@@ -16,6 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pahq_server.core.concepts import (
+    AssignCodes,
+    MeasureCodebook,
+    NameTokens,
+    StartCodebook,
+    TrainCodebook,
+)
 from pahq_server.core.engine import Outcome
 from pahq_server.core.generation import DecodeUnderCircuit
 from pahq_server.core.operations import (
@@ -28,6 +35,13 @@ from pahq_server.core.operations import (
 )
 from pahq_server.core.pruning import MeasureMasks, TrainMasks
 from pahq_server.engine.backends import EngineState
+from pahq_server.engine.concepts.training import (
+    assign_codes,
+    measure_codebook,
+    name_tokens,
+    start_codebook,
+    train_codebook,
+)
 from pahq_server.engine.generation.circuit_decoding import decode_under_circuit
 from pahq_server.engine.gradients.scorer import edge_gradients
 from pahq_server.engine.predictions import likeliest_tokens, measure_accuracy
@@ -75,4 +89,9 @@ RUNNERS: Mapping[type[Operation], Runner] = {
     DecodeUnderCircuit: one_by_one(decode_under_circuit),
     TrainMasks: one_by_one(train_masks),
     MeasureMasks: one_by_one(measure_masks),
+    StartCodebook: one_by_one(start_codebook),
+    TrainCodebook: one_by_one(train_codebook),
+    AssignCodes: one_by_one(assign_codes),
+    MeasureCodebook: one_by_one(measure_codebook),
+    NameTokens: one_by_one(name_tokens),
 }
