@@ -159,20 +159,37 @@ class StateBatch:
 
 
 @dataclass(frozen=True, eq=False)
-class StartCodebook(Operation):
-    """Makes the first weights and codes; the result is a `CodebookTraining` of step 0.
+class StartedCodebook:
+    """Where training may start.
 
-    Codes start from spherical k-means++ on encoded states, each scaled by the mean norm of its states.
+    Args:
+        training: of step 0.
+        distance: mean squared distance of the states' directions from those of their codes: the less the
+            better.
+    """
+
+    training: CodebookTraining
+    distance: float
+
+
+@dataclass(frozen=True, eq=False)
+class StartCodebook(Operation):
+    """Makes the first weights and codes; the result is a `StartedCodebook`.
+
+    Codes start from spherical k-means++ on encoded states, each scaled by the mean norm of its states. What
+    k-means finds depends on its seeds, so that it is worth some tries.
 
     Args:
         settings: of the codebook.
         states: to start from; at least as many as there are codes.
+        attempt: number of the try, from 0 on: the seeds depend on it, and the weights do not.
         task_tokens: tokens of all texts.
         model_weights: how many weights the served model has.
     """
 
     settings: CodebookSettings
     states: StateBatch
+    attempt: int
     task_tokens: int
     model_weights: int
 
@@ -183,9 +200,11 @@ class StartCodebook(Operation):
         return _passes(products * self.states.tokens, self.task_tokens, self.model_weights)
 
     def check(self, result: object) -> None:
-        if not isinstance(result, CodebookTraining) or result.step != 0:
+        if not isinstance(result, StartedCodebook) or result.training.step != 0:
             raise ServerError("the engine did not start a codebook")
-        result.check(self.settings)
+        if not math.isfinite(result.distance):
+            raise NonFiniteMetricError("the distance of a state to its code is not finite")
+        result.training.check(self.settings)
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,7 +97,12 @@ def moved(
     return counts, sums, sums / smoothed[:, None]
 
 
-def spherical_start(z: Tensor, codes: int, generator: torch.Generator) -> Tensor:
+def candidates(codes: int) -> int:
+    """Returns how many candidates each seed of `spherical_start` has."""
+    return 2 + int(math.log(codes))
+
+
+def spherical_start(z: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
     """Chooses codes for states: k-means++ by direction, some rounds of k-means, then scaled to their size.
 
     Each seed is the best of a few candidates, which are drawn by their squared distance from the seeds so far
@@ -105,37 +110,35 @@ def spherical_start(z: Tensor, codes: int, generator: torch.Generator) -> Tensor
 
     Args:
         z: encoded states: [N, d], at least as many as there are codes.
-        codes: K.
-        generator: of the draws, on the CPU.
+        numbers: the draws, from [0, 1): float64, [K, `candidates`].
 
     Returns:
-        [K, d], in the dtype of the states.
+        The codes, [K, d], and the mean squared distance of directions from those of their codes.
     """
+    codes = len(numbers)
     norms = z.norm(dim=1)
     unit = z / norms.clamp(min=torch.finfo(z.dtype).tiny)[:, None]
-    centres = unit[_seeds(unit, codes, generator)]
+    centres = unit[_seeds(unit, numbers)]
     for _ in range(ROUNDS):
         counts, sums = count_and_sum(unit, nearest(unit, centres)[0], codes)
         directions = torch.nn.functional.normalize(sums, dim=1)
         # A centre without states stays where it is.
         centres = torch.where((counts > 0)[:, None], directions, centres)
-    chosen = nearest(unit, centres)[0]
+    chosen, distances = nearest(unit, centres)
     counts, lengths = count_and_sum(norms[:, None], chosen, codes)
     sizes = torch.where(counts > 0, lengths[:, 0] / counts.clamp(min=1), norms.mean())
-    codebook: Tensor = centres * sizes[:, None]
-    return codebook
+    return centres * sizes[:, None], float(distances.double().mean())
 
 
-def _seeds(unit: Tensor, codes: int, generator: torch.Generator) -> Tensor:
+def _seeds(unit: Tensor, draws: Tensor) -> Tensor:
     """Returns which states are the seeds of k-means++: [K], each once where there are as many states."""
-    count, candidates = len(unit), 2 + int(math.log(codes))
-    draws = torch.rand((codes, candidates), generator=generator, dtype=torch.float64).to(unit.device)
+    count = len(unit)
     chosen = (draws[0, :1] * count).long()
     distance = squared_distances(unit, unit[chosen])[:, 0].double()
     distance[chosen] = 0
     free = torch.ones(count, dtype=torch.bool, device=unit.device)
     free[chosen] = False
-    for number in range(1, codes):
+    for number in range(1, len(draws)):
         total = distance.sum()
         if total > 0:
             places = torch.searchsorted(distance.cumsum(0), draws[number] * total).clamp_(max=count - 1)

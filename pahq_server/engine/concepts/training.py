@@ -21,6 +21,7 @@ from pahq_server.core.concepts import (
     MeasureCodebook,
     NameTokens,
     StartCodebook,
+    StartedCodebook,
     StateBatch,
     TrainCodebook,
     TrainedCodebook,
@@ -28,6 +29,7 @@ from pahq_server.core.concepts import (
 from pahq_server.core.task import VocabularyTokenizer
 from pahq_server.engine.backends import EngineState
 from pahq_server.engine.concepts.codebook import (
+    candidates,
     count_and_sum,
     drawn,
     moved,
@@ -52,7 +54,7 @@ WARM_UP = 0.05
 ROWS = 4096
 
 
-def start_codebook(state: EngineState, operation: StartCodebook) -> CodebookTraining:
+def start_codebook(state: EngineState, operation: StartCodebook) -> StartedCodebook:
     """Runs a `StartCodebook` operation; see `engine.runners`. Raises ResourceExhaustedError."""
     return _with_memory(state, lambda: start(operation, state.loaded.model.device))
 
@@ -97,19 +99,20 @@ def _with_memory(state: EngineState, run: Callable[[], R]) -> R:
 
 
 @torch.no_grad()
-def start(operation: StartCodebook, device: torch.device) -> CodebookTraining:
+def start(operation: StartCodebook, device: torch.device) -> StartedCodebook:
     """Makes the first weights and codes. The result is a function of the operation alone."""
     settings, states = operation.settings, operation.states
     weights = first_weights(settings).to(device)
     encoder = model_of(settings, weights).encoder
     z = torch.cat([encoder(part) for part in _tensor(states.x, device).split(ROWS)])
-    generator = torch.Generator().manual_seed(settings.seed)
-    codes = spherical_start(z, settings.codes, generator)
+    draw = np.random.default_rng((settings.seed, operation.attempt))
+    numbers = torch.from_numpy(draw.random((settings.codes, candidates(settings.codes))))
+    codes, distance = spherical_start(z, numbers.to(device))
     y = states.y.astype(np.float64)
     centre = y.mean(0)
     scale = math.sqrt(((y - centre) ** 2).mean()) or 1.0
     zeros = np.zeros(settings.weights, np.float32)
-    return CodebookTraining(
+    training = CodebookTraining(
         weights=_array(weights),
         first=zeros,
         second=zeros.copy(),
@@ -119,6 +122,7 @@ def start(operation: StartCodebook, device: torch.device) -> CodebookTraining:
         centre=centre.astype(np.float32),
         scale=scale,
     )
+    return StartedCodebook(training, distance)
 
 
 def train(

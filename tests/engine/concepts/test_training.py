@@ -31,10 +31,13 @@ SMALL = CodebookSettings(width=8, codes=6, steps=40, neighbours=3, layers=2, hea
 
 
 def started(settings: CodebookSettings, states: StateBatch) -> CodebookTraining:
-    operation = StartCodebook(settings, states, states.tokens, 1)
-    found = start(operation, CPU)
-    operation.check(found)
-    return found
+    """Takes the best of some starts."""
+    found = []
+    for attempt in range(5):
+        operation = StartCodebook(settings, states, attempt, states.tokens, 1)
+        found.append(start(operation, CPU))
+        operation.check(found[-1])
+    return min(found, key=lambda each: each.distance).training
 
 
 def trained(
