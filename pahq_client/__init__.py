@@ -23,12 +23,13 @@ from pahq_client.client import Client
 from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
-from pahq_client.discover import attribute, discover, generate, prune_nodes
+from pahq_client.discover import attribute, discover, generate, locate_neurons, prune_nodes
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
     DeadlineExceeded,
     InvalidCircuitFile,
+    InvalidNeuronSetFile,
     InvalidNodeCircuitFile,
     InvalidRequest,
     InvalidSamplesFile,
@@ -54,6 +55,7 @@ from pahq_client.errors import (
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
+from pahq_client.neuron_set import Neuron, NeuronContext, NeuronEdit, NeuronSet, TokenPlace
 from pahq_client.node_circuit import NodeCircuit, NodeFigures, NodeOverlap
 from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.node_layout import NodeLayout
@@ -98,6 +100,7 @@ __all__ = [
     "EventKind",
     "Graph",
     "InvalidCircuitFile",
+    "InvalidNeuronSetFile",
     "InvalidNodeCircuitFile",
     "InvalidRequest",
     "InvalidSamplesFile",
@@ -110,6 +113,10 @@ __all__ = [
     "Limits",
     "MemoryUsage",
     "Model",
+    "Neuron",
+    "NeuronContext",
+    "NeuronEdit",
+    "NeuronSet",
     "NoEmbeddedServer",
     "NoWorker",
     "NodeCircuit",
@@ -142,6 +149,7 @@ __all__ = [
     "TaskAccuracy",
     "TaskCheck",
     "TlsConfig",
+    "TokenPlace",
     "TokenizedText",
     "Unauthenticated",
     "Unavailable",
@@ -154,5 +162,6 @@ __all__ = [
     "compare",
     "discover",
     "generate",
+    "locate_neurons",
     "prune_nodes",
 ]

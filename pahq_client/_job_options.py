@@ -51,6 +51,10 @@ class JobOptions(TypedDict, total=False):
     seed: int
     task_loss: float
     polish: bool
+    positive: int | None
+    starts: Iterable[int] | None
+    top_k: int
+    min_delta: float
     kv_receivers: str
     precision: str
     include_prompts: bool
@@ -81,6 +85,10 @@ class JobRequest:
     seed: int = 0
     task_loss: float = 0.0
     polish: bool = True
+    positive: int | None = None
+    starts: Iterable[int] | None = None
+    top_k: int = 2000
+    min_delta: float = 0.1
     kv_receivers: str = "group"
     precision: str = "fp32"
     include_prompts: bool = False
@@ -145,8 +153,8 @@ JOB_OPTIONS = """\
 threshold: an edge is removed if that worsens the metric by less than this. ``acdc`` needs exactly one of
     threshold, edges and faithfulness; for ``single_edge``, edges whose score is below are left out.
 method: ``acdc``, ``single_edge`` (the effect of every edge alone), an estimate of that from gradients
-    (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), ``node_pruning`` (see `prune_nodes`), or
-    another one that the server knows.
+    (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), ``node_pruning`` (see `prune_nodes`),
+    ``neurons`` (see `locate_neurons`), or another one that the server knows.
 metric: ``kl_divergence``, ``logit_difference`` or ``l2``, of which lower is better. None stands for
     ``kl_divergence``, and for ``logit_difference`` with methods that use gradients, where the task has
     answers.
@@ -170,6 +178,11 @@ kinds: which nodes ``node_pruning`` prunes, for example ``["heads", "mlp_hidden"
 seed: of the training of ``node_pruning``.
 task_loss: weight of the answers' mean negative log-probability in the loss of ``node_pruning``.
 polish: whether whatever can still go after the training of ``node_pruning``, by measurement, goes.
+positive: how many of the first prompts are positive texts for ``neurons``, the others being negative.
+starts: for ``neurons``, per prompt the position of the first token that counts; -1 for the last token. None
+    for all tokens.
+top_k: the most neurons of each side that ``neurons`` takes.
+min_delta: the least difference of the two shares of tokens at which one of ``neurons`` is active.
 kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
 precision: name of a precision policy.
 include_prompts: whether the result, and the file it is saved to, hold the prompts as well; without, they

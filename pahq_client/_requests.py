@@ -25,7 +25,7 @@ from pahq.v1 import (
     task_pb2,
 )
 
-from pahq_client import checks, pruning
+from pahq_client import checks, locating, pruning
 from pahq_client._job_options import ATTRIBUTION, MOST_SAMPLES, GenerateRequest, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import graph_object
@@ -182,6 +182,7 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(ATTRIBUTION, _SELECTION),
     "eap_ig": (*_SELECTION, "steps"),
     "node_pruning": pruning.ARGUMENTS,
+    "neurons": locating.ARGUMENTS,
 }
 _OF_OTHERS = ("threshold", "parameters")
 
@@ -209,6 +210,8 @@ def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
             spec.eap_ig.CopyFrom(methods_pb2.EapIgParameters(steps=given.get("steps")))
         case "node_pruning":
             spec.node_pruning.CopyFrom(pruning.parameters_message(given))
+        case "neurons":
+            spec.neurons.CopyFrom(locating.parameters_message(given))
         case _ if method in ATTRIBUTION:
             getattr(spec, method).SetInParent()
         case _:
@@ -237,6 +240,10 @@ def _given(request: JobRequest) -> dict[str, Any]:
         "seed": checks.integer,
         "task_loss": checks.number,
         "polish": checks.flag,
+        "positive": lambda field, value: checks.integer(field, value, bits=32),
+        "starts": locating.read_starts,
+        "top_k": lambda field, value: checks.integer(field, value, bits=32),
+        "min_delta": checks.number,
         "parameters": _mapping,
     }
     values = {

@@ -12,7 +12,7 @@ from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
-from pahq_client import checks
+from pahq_client import checks, locating
 from pahq_client._calls import (
     CHECK_TASK,
     CREATE,
@@ -34,6 +34,7 @@ from pahq_client._calls import (
     next_delay,
 )
 from pahq_client._job_options import (
+    GenerateOptions,
     GenerateRequest,
     JobRequest,
 )
@@ -54,6 +55,7 @@ from pahq_client.errors import (
     InvalidRequest,
     JobCancelled,
     JobFailed,
+    NotFound,
     OtherModel,
     PahqError,
     RateLimited,
@@ -62,6 +64,8 @@ from pahq_client.errors import (
     WarningDisplay,
 )
 from pahq_client.jobs import JobCalls
+from pahq_client.locating import LocatedText, LocateRequest
+from pahq_client.neuron_set import SIDES, NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation, node_evaluation_message, read_node_evaluation
 from pahq_client.predictions import Predictions, TaskCheck
@@ -70,7 +74,7 @@ from pahq_client.retries import Deadline
 from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import SessionCalls, renamed
-from pahq_client.task import Prompt, PromptLike, TaskLike
+from pahq_client.task import Prompt, PromptLike, Task, TaskLike
 
 # How long an interrupted user waits at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
@@ -236,6 +240,8 @@ class ServerCalls:
             raise InvalidRequest("method", detail)
         if request.method == "node_pruning":
             raise InvalidRequest("method", "'node_pruning' scores no edges: use prune_nodes()")
+        if request.method == "neurons":
+            raise InvalidRequest("method", "'neurons' scores no edges: use locate_neurons()")
         if request.metric is None:
             request = replace(request, metric=requests.logit_difference_if_answers(request.task))
         return (yield from self._scores(request, timeout, progress))
@@ -259,6 +265,102 @@ class ServerCalls:
         if not isinstance(found, NodeCircuit):
             raise ServerFault(f"the server sent a {type(found).__name__}, asked for a node circuit")
         return found
+
+    def locate_neurons(
+        self, request: LocateRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[NeuronSet]:
+        request, deadline = request.checked(), Deadline.after(timeout)
+        given: list[tuple[LocatedText, ...]] = []
+        for side in SIDES:
+            texts = getattr(request, side)
+            if request.tokens == "generated" and not isinstance(texts, Samples):
+                texts = yield from self._generated(request, side, deadline, progress)
+            given.append(locating.texts_of(side, texts, request.tokens))
+        parts = given
+        if request.long_texts == "split":
+            parts = yield from self._split(request, given)
+        every = [text for side in parts for text in side]
+        starts = [text.start for text in every]
+        job = JobRequest(
+            request.model,
+            Task(clean=[text.prompt for text in every]),
+            method="neurons",
+            positive=len(parts[0]),
+            starts=starts if any(starts) else None,
+            top_k=request.top_k,
+            min_delta=request.min_delta,
+            precision=request.precision,
+            include_prompts=request.include_prompts,
+        )
+        try:
+            found = yield from self._run_job(job, deadline.left, progress)
+        except InvalidRequest as error:
+            raise locating.renamed(error, parts) from None
+        if not isinstance(found, NeuronSet):
+            raise ServerFault(f"the server sent a {type(found).__name__}, asked for a neuron set")
+        if found.texts != tuple(map(len, parts)):
+            raise ServerFault("the server sent a neuron set of other texts than were asked for")
+        found = locating.of_texts(found, parts, given)
+        return (yield from self._with_token_texts(request, found, given)) if found.prompts else found
+
+    def _generated(
+        self, request: LocateRequest, side: str, deadline: Deadline, progress: ProgressLike
+    ) -> Steps[Samples]:
+        """Generates the texts of a side after its prompts."""
+        options = dict(request.generate or {})
+        for name in options:
+            if name not in GenerateOptions.__annotations__:
+                raise InvalidRequest("generate", f"has {name!r}, which is no argument of generate()")
+        prompts = getattr(request, side)
+        if not isinstance(prompts, str) and not checks.items(side, prompts):
+            raise InvalidRequest(side, "is empty: give prompts that texts are generated after")
+        asked = GenerateRequest(request.model, prompts, **options)
+        try:
+            return (yield from self.generate(asked, deadline.left, progress))
+        except InvalidRequest as error:
+            if error.field.startswith("prompts"):
+                raise InvalidRequest(f"{side}{error.field.removeprefix('prompts')}", error.detail) from None
+            raise
+
+    def _split(
+        self, request: LocateRequest, given: Iterable[tuple[LocatedText, ...]]
+    ) -> Steps[list[tuple[LocatedText, ...]]]:
+        """Divides texts that are longer than the model's context."""
+        served = {model.name: model for model in (yield from self.models())}
+        if request.model not in served:
+            raise NotFound(f"model {request.model!r}", f"the server does not serve {request.model!r}")
+        context = served[request.model].context
+        locating.check_overlap(request.overlap, context)
+        parts: list[tuple[LocatedText, ...]] = []
+        for name, side in zip(SIDES, given, strict=True):
+            found: list[LocatedText] = []
+            for text in side:
+                ids = text.prompt
+                if isinstance(ids, str):
+                    try:
+                        (shown,) = yield from self.tokenize(request.model, ids, None, True)
+                    except InvalidRequest as error:
+                        raise InvalidRequest(f"{name}[{text.text}]", error.detail) from None
+                    ids = shown.ids
+                found += locating.split(text, ids, context, request.overlap)
+            parts.append(tuple(found))
+        return parts
+
+    def _with_token_texts(
+        self, request: LocateRequest, found: NeuronSet, given: Iterable[tuple[LocatedText, ...]]
+    ) -> Steps[NeuronSet]:
+        """Adds the tokens of those texts in which a neuron is most active, as far as words are known."""
+        shown: tuple[dict[int, tuple[str, ...]], dict[int, tuple[str, ...]]] = ({}, {})
+        for chunk in locating.shown_texts(found, list(given)):
+            try:
+                tokenized = yield from self.tokenize(
+                    request.model, [locating.words(text) for _, text in chunk], None, True
+                )
+            except (InvalidRequest, Unavailable):  # what was found must not be lost for words
+                continue
+            for (side, text), told in zip(chunk, tokenized, strict=True):
+                shown[side][text.text] = locating.tokens_that_agree(text, told.ids, told.tokens)
+        return replace(found, token_texts=shown)
 
     def generate(
         self, request: GenerateRequest, timeout: float | None, progress: ProgressLike

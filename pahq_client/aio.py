@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -27,6 +27,8 @@ from pahq_client.display.progress import ProgressLike
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
+from pahq_client.locating import GivenTexts, LocateRequest
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
@@ -282,6 +284,35 @@ class AsyncClient(ClientBase):
             include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.prune_nodes(request, timeout, progress))
+
+    @described_as(Client.locate_neurons)
+    @known_arguments
+    async def locate_neurons(
+        self,
+        model: str,
+        positive: GivenTexts,
+        negative: GivenTexts,
+        *,
+        tokens: str = "all",
+        top_k: int = 2000,
+        min_delta: float = 0.1,
+        long_texts: str = "refuse",
+        overlap: int = 64,
+        generate: Mapping[str, Any] | None = None,
+        precision: str = "fp32",
+        include_prompts: bool = True,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> NeuronSet:
+        request = LocateRequest(
+            *(model, positive, negative, tokens, top_k, min_delta),
+            long_texts=long_texts,
+            overlap=overlap,
+            generate=generate,
+            precision=precision,
+            include_prompts=include_prompts,
+        )
+        return await self._transport.run(self._calls.locate_neurons(request, timeout, progress))
 
     @described_as(Client.generate)
     @known_arguments

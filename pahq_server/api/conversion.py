@@ -55,6 +55,8 @@ from pahq_server.store.records import StoredArtifact
 # Bytes of an artifact, characters of prompts (all ASCII) or bytes of tokenized prompts per message: with what
 # belongs to the message itself, still below 1 MiB.
 CHUNK = 1_000_000
+# Longer lists among a method's parameters are left out of answers, as prompts are.
+MOST_ECHOED = 64
 # The most bytes of a prompt's field number and length.
 _PROMPT_HEAD = 6
 
@@ -233,7 +235,7 @@ def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any
             own = circuit_pb2.EdgeSet(graph=graph(value.graph), model_revision=value.revision)
             getattr(parameters, name).CopyFrom(own)
         elif isinstance(value, tuple):
-            getattr(parameters, name).extend(value)
+            getattr(parameters, name).extend(value if len(value) <= MOST_ECHOED else ())
         elif value is not None:
             setattr(parameters, name, value)
 

@@ -108,6 +108,16 @@ class TopTokensOfNeurons:
     texts: NDArray[np.int64]
     positions: NDArray[np.int64]
 
+    def followed_by(self, later: TopTokensOfNeurons) -> TopTokensOfNeurons:
+        """Returns the T most active of these tokens and later ones of the same neurons."""
+        values, texts, positions = (
+            np.concatenate([getattr(self, name), getattr(later, name)], axis=1)
+            for name in ("values", "texts", "positions")
+        )
+        order = np.argsort(-values, axis=1, kind="stable")[:, : self.values.shape[1]]
+        taken = (np.take_along_axis(each, order, axis=1) for each in (values, texts, positions))
+        return TopTokensOfNeurons(*taken)
+
 
 @dataclass(frozen=True, eq=False)
 class NeuronDetails:
@@ -120,6 +130,10 @@ class NeuronDetails:
 
     histogram: NDArray[np.int64]
     top: TopTokensOfNeurons
+
+    def __add__(self, other: NeuronDetails) -> NeuronDetails:
+        """Returns what these and later tokens say, about the same neurons."""
+        return NeuronDetails(self.histogram + other.histogram, self.top.followed_by(other.top))
 
 
 @dataclass(frozen=True, eq=False)

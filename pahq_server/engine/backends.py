@@ -14,6 +14,7 @@ from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import ConflictError, ServerError
 from pahq_server.core.graph import Graph
 from pahq_server.core.task import TokenTask
+from pahq_server.engine.devices import is_out_of_memory, not_enough_memory
 from pahq_server.engine.literal import LiteralBackend, LiteralExecutor
 from pahq_server.engine.literal_rounded import RoundedExecutor, RoundedModel
 from pahq_server.engine.metrics import Scores
@@ -27,6 +28,7 @@ from pahq_server.models.streaming import ResidentModel
 from pahq_server.precision.policy import POLICIES, Format, Policy
 
 E = TypeVar("E")
+R = TypeVar("R")
 
 EXECUTORS = ("sparse", "literal")
 
@@ -151,6 +153,28 @@ class EngineState:
     quantized: Callable[[], QuantizedModel | None]
     kept: dict[str, Any] = field(default_factory=dict)
     on_close: list[Callable[[], None]] = field(default_factory=list)
+
+    def with_memory(self, what: str, run: Callable[[], R]) -> R:
+        """Runs something that needs memory, a second time if other jobs can free what it lacks.
+
+        Args:
+            what: is run, for the error's message.
+            run: can be called twice.
+
+        Raises ResourceExhaustedError if there is not enough memory.
+        """
+        try:
+            return run()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self.memory.preempt(keep=())
+        try:
+            return run()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise not_enough_memory(what, error) from error
+            raise
 
 
 def make_backend(

@@ -22,6 +22,11 @@ from pahq_server.core.concepts import (
     NameTokens,
     StartCodebook,
     TrainCodebook,
+from pahq_server.core.activations import (
+    CaptureStates,
+    DescribeNeurons,
+    ScoreContinuations,
+    SumNeurons,
 )
 from pahq_server.core.engine import Outcome
 from pahq_server.core.generation import DecodeUnderCircuit
@@ -34,6 +39,12 @@ from pahq_server.core.operations import (
     in_groups,
 )
 from pahq_server.core.pruning import MeasureMasks, TrainMasks
+from pahq_server.engine.activations.operations import (
+    capture_states,
+    describe_neurons,
+    score_continuations,
+    sum_neurons,
+)
 from pahq_server.engine.backends import EngineState
 from pahq_server.engine.concepts.training import (
     assign_codes,
@@ -94,4 +105,8 @@ RUNNERS: Mapping[type[Operation], Runner] = {
     AssignCodes: one_by_one(assign_codes),
     MeasureCodebook: one_by_one(measure_codebook),
     NameTokens: one_by_one(name_tokens),
+    SumNeurons: one_by_one(sum_neurons),
+    DescribeNeurons: one_by_one(describe_neurons),
+    CaptureStates: one_by_one(capture_states),
+    ScoreContinuations: one_by_one(score_continuations),
 }

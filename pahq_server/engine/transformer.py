@@ -11,9 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend
 
 from pahq_server.core.task import TokenIds, TokenTask
 from pahq_server.models.architecture import Activation, Architecture, Rotary
+
+# Attention whose bits do not depend on the order in which threads end. The first one takes masks on CPUs
+# only, where it keeps no matrix of scores; elsewhere the second one is used.
+ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,

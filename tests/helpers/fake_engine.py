@@ -12,7 +12,9 @@ import numpy as np
 
 from helpers.fake_generator import CIRCUIT_OFFER, OFFER, decode
 from helpers.scores import SetScore
+from helpers.toy_activations import ToyActivations
 from helpers.toy_nodes import Toy
+from pahq_server.core.activations import DescribeNeurons, SumNeurons
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import (
     Capabilities,
@@ -104,6 +106,8 @@ class FakeEngine:
             TrainMasks: _nodes,
             MeasureMasks: _nodes,
         }
+        layout = nodes_of(graph)
+        self.neurons = ToyActivations(1, layout.layers * layout.d_mlp, planted=2) if layout.d_mlp else None
         self._ids = itertools.count()
         self._held = False
         self._allowed = 0
@@ -267,7 +271,11 @@ class FakeEngine:
         _raise(self.broken)
 
     def _outcome(self, work: Work) -> Outcome:
-        failure = self.failures[self.open_states[work.state].objective.model].run
+        resolved = self.open_states[work.state]
+        failure = self.failures[resolved.objective.model].run
+        if failure is None and isinstance(work.operation, SumNeurons | DescribeNeurons):
+            assert self.neurons is not None
+            return self.neurons.answer(work.operation, resolved.task)
         return failure if failure is not None else self.operations[type(work.operation)](work.operation)
 
 

@@ -166,6 +166,13 @@ def pruning_seed() -> tuple[str, Message]:
     return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
 
 
+def neurons_seed() -> tuple[str, Message]:
+    """A request for neurons that carry a value."""
+    asked = pb.JobSpec(objective=objective())
+    asked.neurons.MergeFrom(methods_pb2.NeuronsParameters(positive=1, starts=[0, -1], top_k=5, min_delta=0.2))
+    return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
+
+
 Mutation = Callable[[random.Random, bytes], bytes]
 
 
@@ -237,7 +244,7 @@ MUTATIONS: tuple[Mutation, ...] = (_flip, _cut, _splice, _noise, _insert, _neste
 def cases(number: int, seed: int) -> Iterator[tuple[str, bytes]]:
     chance, messages = (
         random.Random(seed),
-        [*seeds().items(), extension_seed(), circuit_seed(), pruning_seed()],
+        [*seeds().items(), extension_seed(), circuit_seed(), pruning_seed(), neurons_seed()],
     )
     assert {method for method, _ in messages} == set(POLICY)
     for case in range(number):

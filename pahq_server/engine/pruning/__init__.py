@@ -25,7 +25,7 @@ same, and the circuit's begins after that.
 Imports go up this list, which is also the order to read it in:
 
 - `gates`     random gates, expected sizes, and products of gates that meet at the same values
-- `weights`   frozen weights under a precision policy, and products with them under autograd
+- `products`  products with frozen weights (`engine.frozen_weights`) under autograd
 - `layers`    one layer, plain and with gates
 - `runs`      circuits on a part of the prompts, forward and backward, beside the ablated run
 - `losses`    the loss at the metric positions with its gradient, and figures

@@ -10,11 +10,11 @@ from torch import Tensor
 from pahq_server.core.operations import prompt_parts
 from pahq_server.core.pruning import Mask, MaskFigures, NodeLayout
 from pahq_server.core.task import TokenTask
+from pahq_server.engine.frozen_weights import FrozenWeights
 from pahq_server.engine.pruning.gates import ModelGates
 from pahq_server.engine.pruning.layers import Sites
 from pahq_server.engine.pruning.losses import FigureSums, FullModel, LossSums, PartLoss
 from pahq_server.engine.pruning.runs import PartRuns
-from pahq_server.engine.pruning.weights import FrozenWeights
 from pahq_server.engine.sparse.memory import PagedTensors
 from pahq_server.memory.pool import PagePool
 from pahq_server.models.architecture import Architecture

@@ -11,16 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel
 
 from pahq_server.engine import transformer
 from pahq_server.engine.pruning.gates import LayerGates
-from pahq_server.engine.pruning.weights import product
+from pahq_server.engine.pruning.products import product
 from pahq_server.models.architecture import Architecture, LayerWeights
-
-# Attention whose bits do not depend on the order in which threads end. The first one takes masks on CPUs
-# only, where it keeps no matrix of scores; elsewhere the second one is used.
-ATTENTION_BACKENDS = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 
 @dataclass(frozen=True)
@@ -130,7 +126,7 @@ class LayerPass:
         k, v = (each.repeat_interleave(group, 1) if group > 1 else each for each in (k, v))
         mask = self._mask[:, None, -q.shape[2] :]
         z: Tensor
-        with sdpa_kernel(ATTENTION_BACKENDS):
+        with sdpa_kernel(transformer.ATTENTION_BACKENDS):
             z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
         return z.transpose(1, 2).flatten(2)
 

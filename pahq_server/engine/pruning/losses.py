@@ -16,7 +16,7 @@ from torch import Tensor
 from pahq_server.core.pruning import MaskFigures
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import transformer
-from pahq_server.engine.pruning.weights import FrozenWeights
+from pahq_server.engine.frozen_weights import FrozenWeights
 from pahq_server.engine.sparse.memory import PagedTensors
 from pahq_server.memory.pool import PagePool
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from pahq_server.core.task import TokenTask
 from pahq_server.engine import transformer
+from pahq_server.engine.frozen_weights import FrozenWeights
 from pahq_server.engine.pruning.gates import LayerGates, ModelGates
 from pahq_server.engine.pruning.layers import LayerPass, Sites
-from pahq_server.engine.pruning.weights import FrozenWeights
 from pahq_server.engine.sparse.positions import TokenLayout
 
 # Gives the values that all prompts of a job share at the sites of a layer, of the first so many positions.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,7 +20,7 @@ from pahq_server.core.pruning import (
     TrainMasks,
 )
 from pahq_server.engine.backends import EngineState
-from pahq_server.engine.devices import is_out_of_memory, not_enough_memory
+from pahq_server.engine.frozen_weights import FrozenWeights
 from pahq_server.engine.pruning.gates import (
     expected_sizes,
     hard_concrete,
@@ -31,13 +28,9 @@ from pahq_server.engine.pruning.gates import (
     open_probability,
 )
 from pahq_server.engine.pruning.job import PruningJob
-from pahq_server.engine.pruning.weights import FrozenWeights
-from pahq_server.models.folding import fold
-from pahq_server.models.streaming import ResidentModel
-
-R = TypeVar("R")
 
 _JOB = "node pruning"
+_WORK = "node pruning on a few prompts"
 
 
 def train_masks(state: EngineState, operation: TrainMasks) -> TrainedSteps:
@@ -48,28 +41,12 @@ def train_masks(state: EngineState, operation: TrainMasks) -> TrainedSteps:
     """
     if operation.penalty.task_loss and state.resolved.task.answers is None:
         raise InvalidRequestError("task.answers", "a task loss needs answers, and the task has none")
-    return _with_memory(state, lambda: train(_job(state), operation))
+    return state.with_memory(_WORK, lambda: train(_job(state), operation))
 
 
 def measure_masks(state: EngineState, operation: MeasureMasks) -> list[MaskFigures]:
     """Runs a `MeasureMasks` operation; see `engine.runners`. Raises as `train_masks` does."""
-    return _with_memory(state, lambda: _job(state).figures(operation.masks))
-
-
-def _with_memory(state: EngineState, run: Callable[[], R]) -> R:
-    """Runs something that needs memory, a second time if other jobs can free what it lacks."""
-    try:
-        return run()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    state.memory.preempt(keep=())
-    try:
-        return run()
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise not_enough_memory("node pruning on a few prompts", error) from error
-        raise
+    return state.with_memory(_WORK, lambda: _job(state).figures(operation.masks))
 
 
 def _job(state: EngineState) -> PruningJob:
@@ -82,12 +59,9 @@ def _job(state: EngineState) -> PruningJob:
                 f"node pruning does not run in {objective.precision!r}, which rounds activations: gradients "
                 f"do not pass through rounding. Use one of {list(PRECISIONS)}",
             )
-        loaded, quantized = state.loaded, state.quantized()
-        # A model of which only rounded weights are in memory looks like a folded one.
-        model = loaded.model if isinstance(loaded, ResidentModel) else fold(loaded.model)
-        full = weights = FrozenWeights(model)
-        if quantized is not None:
-            weights = FrozenWeights(model, quantized)
+        full = weights = FrozenWeights.of(state, rounded=False)
+        if state.quantized() is not None:
+            weights = FrozenWeights.of(state)
         job = PruningJob(full, weights, state.resolved.task, objective.ablation, state.memory.pool)
         state.kept[_JOB] = job
         state.on_close.append(job.release)

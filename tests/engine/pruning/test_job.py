@@ -11,10 +11,10 @@ from torch import Tensor
 from pahq_server.core.operations import prompt_parts
 from pahq_server.core.pruning import Penalty
 from pahq_server.core.task import TokenTask
+from pahq_server.engine.frozen_weights import FrozenWeights
 from pahq_server.engine.pruning.gates import hard_concrete, open_probability
 from pahq_server.engine.pruning.job import PruningJob, layout_of
 from pahq_server.engine.pruning.training import objective_with_gradient
-from pahq_server.engine.pruning.weights import FrozenWeights
 from pahq_server.memory.pool import OutOfPagesError, PagePool
 from pahq_server.models.architecture import Model
 from pahq_server.models.folding import fold

@@ -26,10 +26,10 @@ from pahq_server.core.pruning import (
 )
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine.engine import ModelEngine
+from pahq_server.engine.frozen_weights import FrozenWeights
 from pahq_server.engine.pruning import job as job_module
 from pahq_server.engine.pruning.job import PruningJob, layout_of
 from pahq_server.engine.pruning.training import train
-from pahq_server.engine.pruning.weights import FrozenWeights
 from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.memory.pool import PagePool
 from pahq_server.models.architecture import LayerWeights, Model, Weights

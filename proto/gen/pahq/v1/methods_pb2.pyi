@@ -96,6 +96,18 @@ class NodePruningParameters(_message.Message):
     no_polish: bool
     def __init__(self, max_kl: _Optional[float] = ..., penalty: _Optional[float] = ..., steps: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., task_loss: _Optional[float] = ..., no_polish: bool = ...) -> None: ...
 
+class NeuronsParameters(_message.Message):
+    __slots__ = ("positive", "starts", "top_k", "min_delta")
+    POSITIVE_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_DELTA_FIELD_NUMBER: _ClassVar[int]
+    positive: int
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    top_k: int
+    min_delta: float
+    def __init__(self, positive: _Optional[int] = ..., starts: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., min_delta: _Optional[float] = ...) -> None: ...
+
 class ExtensionParameters(_message.Message):
     __slots__ = ("method", "parameters")
     METHOD_FIELD_NUMBER: _ClassVar[int]

@@ -1,22 +1,22 @@
-"""The frozen weights of a circuit's passes, as a precision policy rounds them, and products with them.
+"""The frozen weights that node pruning and texts run with, as a precision policy rounds them.
 
-A policy of node pruning rounds weights only, to the formats that its name stands for; activations stay in the
-model's own dtype. So "pahq-int8" and "pahq-int8-weight" are the same here. Rounded weights are converted to
-floats one layer at a time.
+Here a policy rounds weights only, to the formats that its name stands for; activations stay in the model's
+own dtype. So "pahq-int8" and "pahq-int8-weight" are the same. Rounded weights are converted to floats one
+layer at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
 
-import torch
 from torch import Tensor
 
+from pahq_server.engine.backends import EngineState
 from pahq_server.engine.sparse.quantized import QuantizedModel
 from pahq_server.engine.sparse.unpatched import embedded
 from pahq_server.models.architecture import LayerWeights, Model
-from pahq_server.models.streaming import StreamedLayers
+from pahq_server.models.folding import fold
+from pahq_server.models.streaming import ResidentModel, StreamedLayers
 from pahq_server.precision.linear import linear
 from pahq_server.precision.policy import Format
 from pahq_server.precision.products import matmul
@@ -26,37 +26,8 @@ from pahq_server.precision.quantized import Matrix, Quantized, to_floats
 UNEMBEDDING_COLUMNS = 4096
 
 
-class _FrozenProduct(torch.autograd.Function):
-    """``x @ w`` whose backward pass gives the gradient at ``x`` only, and keeps nothing but ``w`` for it."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, w: Tensor) -> Tensor:
-        context.w = w
-        return matmul(x, _joined(w))
-
-    @staticmethod
-    def backward(context: Any, d: Tensor) -> tuple[Tensor, None]:
-        return matmul(d, _joined(context.w).T), None
-
-
-def product(x: Tensor, w: Tensor) -> Tensor:
-    """Computes ``x @ w`` for frozen weights: [..., I] to [..., O].
-
-    Args:
-        x: may be part of a graph of autograd.
-        w: a matrix [I, O], or a stack [H, I, O] of which the outputs are put side by side: [..., H * O].
-    """
-    y: Tensor = _FrozenProduct.apply(x, w)  # type: ignore[no-untyped-call, unused-ignore]
-    return y
-
-
-def _joined(w: Tensor) -> Tensor:
-    """Returns a stack of matrices [H, I, O] as one, [I, H * O]: a copy, stored output by output."""
-    return w if w.dim() == 2 else w.transpose(1, 2).flatten(0, 1).T
-
-
 class FrozenWeights:
-    """The weights that circuits of one model run with.
+    """The weights of one model.
 
     Args:
         model: folded; its weights may be read from files.
@@ -68,6 +39,19 @@ class FrozenWeights:
         self.arch, self.dtype, self.device = model.architecture, model.dtype, model.device
         self.rotary = model.weights.rotary
         self.in_memory = not isinstance(model.weights.layers, StreamedLayers)
+
+    @classmethod
+    def of(cls, state: EngineState, rounded: bool = True) -> FrozenWeights:
+        """Returns the weights of a state's model.
+
+        Args:
+            state: of the engine.
+            rounded: whether its precision policy rounds them; else they are in full precision.
+        """
+        loaded = state.loaded
+        # A model of which only rounded weights are in memory looks like a folded one.
+        model = loaded.model if isinstance(loaded, ResidentModel) else fold(loaded.model)
+        return cls(model, state.quantized() if rounded else None)
 
     def layer(self, index: int) -> LayerWeights:
         """Returns a layer in floats: rounded weights are converted, and read from files if they are there."""
@@ -88,6 +72,12 @@ class FrozenWeights:
     def embedded(self, token_ids: Tensor) -> Tensor:
         """Returns the residual stream before the first layer: [P, T, D] for tokens [P, T]."""
         return embedded(self._model, token_ids)
+
+    def embedded_tokens(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Returns the residual stream before the first layer: [N, D] for tokens and their positions [N]."""
+        weights = self._model.weights
+        stream = weights.w_e[tokens]
+        return stream if weights.w_pos is None else stream + weights.w_pos[positions]
 
     def logits(self, x: Tensor) -> Tensor:
         """Multiplies the normed residual stream, [N, D], with the unembedding: [N, U]."""
