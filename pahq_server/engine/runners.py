@@ -16,17 +16,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from pahq_server.core.activations import (
+    CaptureStates,
+    DescribeNeurons,
+    ScoreContinuations,
+    SumNeurons,
+)
 from pahq_server.core.concepts import (
     AssignCodes,
     MeasureCodebook,
     NameTokens,
     StartCodebook,
     TrainCodebook,
-from pahq_server.core.activations import (
-    CaptureStates,
-    DescribeNeurons,
-    ScoreContinuations,
-    SumNeurons,
 )
 from pahq_server.core.engine import Outcome
 from pahq_server.core.generation import DecodeUnderCircuit

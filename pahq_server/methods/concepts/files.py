@@ -64,13 +64,13 @@ class StateFile:
     def batch(self, rows: NDArray[np.int64], lengths: tuple[int, ...]) -> StateBatch:
         """Reads the states of some tokens: a copy."""
         mapped = self._mapped()
-        x = np.ascontiguousarray(mapped[rows, 0])
-        y = x if self._shape[1] == 1 else np.ascontiguousarray(mapped[rows, 1])
+        x = np.array(mapped[rows, 0], np.float32)
+        y = x if self._shape[1] == 1 else np.array(mapped[rows, 1], np.float32)
         return StateBatch(x, y, lengths)
 
     def low(self, first: int, last: int) -> Vector:
         """Reads the states of the lower layer of tokens from ``first`` until before ``last``: a copy."""
-        return np.ascontiguousarray(self._mapped()[first:last, 0])
+        return np.array(self._mapped()[first:last, 0], np.float32, order="C")
 
     def _mapped(self) -> NDArray[np.float32]:
         # Mapped anew each time, so that pages that were read do not count as this process's for ever.

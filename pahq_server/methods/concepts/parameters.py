@@ -21,7 +21,7 @@ MOST_SEED = 2**63 - 1
 # The first token's state depends on nothing before it, and is much larger than all others in many models.
 SKIP = 1
 # What training may keep in memory and in a checkpoint: weights, moments and codes.
-MOST_TRAINING_BYTES = 2 << 30
+MOST_TRAINING_BYTES = 3 << 30
 # Parameters whose 0 or empty text stands for their default, as absent fields of messages are.
 _USUAL = {
     "codes": CODES,
@@ -151,7 +151,9 @@ def check_objective(parameters: ConceptsParameters, resolved: ResolvedObjective)
     heads = parameters.decoder_heads
     if layout.d_model % heads:
         fitting = [n for n in range(1, 17) if layout.d_model % n == 0]
-        detail = f"must divide the width of states, which is {layout.d_model}, got {heads}: use one of {fitting}"
+        detail = (
+            f"must divide the width of states, which is {layout.d_model}, got {heads}: use one of {fitting}"
+        )
         raise InvalidRequestError("decoder_heads", detail)
     size = parameters.settings(layout.d_model).training_bytes
     if size > MOST_TRAINING_BYTES:

@@ -53,8 +53,8 @@ class ChosenTokens:
         every = [Span(text, skip, len(ids)) for text, ids in enumerate(task.clean) if len(ids) > skip]
         if count_tokens(every) < codes:
             detail = (
-                f"must be at most the number of states, which is {count_tokens(every)}, got {codes}: use fewer "
-                f"codes or more texts. The first {skip} tokens of each text only give context (skip)"
+                f"must be at most the number of states, which is {count_tokens(every)}, got {codes}: use "
+                f"fewer codes or more texts. The first {skip} tokens of each text only give context (skip)"
             )
             raise InvalidRequestError("codes", detail)
         if most < codes:
