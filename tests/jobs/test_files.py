@@ -39,7 +39,7 @@ def test_a_user_has_no_more_than_the_quota(tmp_path: Path) -> None:
     files.folder("ada", "users/ada/jobs/1", 60)
     files.folder("ada", "users/ada/jobs/1", 60)  # the same again is no more
     files.folder("bob", "users/bob/jobs/1", 90)
-    with pytest.raises(QuotaExceededError, match="120 bytes .* more than the 100") as caught:
+    with pytest.raises(QuotaExceededError, match=r"120 bytes .* more than the 100") as caught:
         files.folder("ada", "users/ada/jobs/2", 60)
     assert caught.value.quota == "file_bytes"
     files.delete("users/ada/jobs/1")
