@@ -20,15 +20,17 @@ from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
 from pahq_client.artifacts import Artifact
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
+from pahq_client.codebook import Codebook, Concept, ConceptContext, ConceptToken, NearConcept
 from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
-from pahq_client.discover import attribute, discover, generate, locate_neurons, prune_nodes
+from pahq_client.discover import attribute, discover, generate, learn_concepts, locate_neurons, prune_nodes
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
     DeadlineExceeded,
     InvalidCircuitFile,
+    InvalidCodebookFile,
     InvalidNeuronSetFile,
     InvalidNodeCircuitFile,
     InvalidRequest,
@@ -87,7 +89,11 @@ __all__ = [
     "Circuit",
     "CircuitMetric",
     "Client",
+    "Codebook",
     "Comparison",
+    "Concept",
+    "ConceptContext",
+    "ConceptToken",
     "Conflict",
     "Curve",
     "CurveCircuits",
@@ -100,6 +106,7 @@ __all__ = [
     "EventKind",
     "Graph",
     "InvalidCircuitFile",
+    "InvalidCodebookFile",
     "InvalidNeuronSetFile",
     "InvalidNodeCircuitFile",
     "InvalidRequest",
@@ -113,6 +120,7 @@ __all__ = [
     "Limits",
     "MemoryUsage",
     "Model",
+    "NearConcept",
     "Neuron",
     "NeuronContext",
     "NeuronEdit",
@@ -162,6 +170,7 @@ __all__ = [
     "compare",
     "discover",
     "generate",
+    "learn_concepts",
     "locate_neurons",
     "prune_nodes",
 ]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pahq.v1 import jobs_pb2
 
 from pahq_client import _responses as responses
-from pahq_client import neuron_set_file, node_circuit_file, samples_file
+from pahq_client import codebook_file, neuron_set_file, node_circuit_file, samples_file
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
+from pahq_client.codebook import Codebook
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.graph import MOST_LISTED, CircuitMetric, Edge, Graph, Verdict
@@ -60,7 +61,7 @@ class Artifact(WithProvenance):
         return f"Artifact(kind={self.kind!r}, version={self.version}, {len(self.data)} bytes{partial})"
 
 
-AnyArtifact: TypeAlias = Circuit | EdgeScores | NodeCircuit | NeuronSet | Samples | Artifact
+AnyArtifact: TypeAlias = Circuit | Codebook | EdgeScores | NodeCircuit | NeuronSet | Samples | Artifact
 """What a job gives: one of these, or an Artifact of an unknown kind."""
 
 
@@ -130,8 +131,8 @@ def decode(
     """Decodes an artifact.
 
     Args:
-        kind: ``circuit``, ``edge_scores``, ``node_circuit``, ``neuron_set`` or ``samples``; another one gives
-            an `Artifact` with the bytes as they are.
+        kind: ``circuit``, ``codebook``, ``edge_scores``, ``node_circuit``, ``neuron_set`` or ``samples``;
+            another one gives an `Artifact` with the bytes as they are.
         version: version of the kind's format.
         data: the bytes of the artifact.
         provenance: an object with the keys ``request`` and ``run``.
@@ -354,6 +355,7 @@ _DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {
     "circuit": _circuit,
     "edge_scores": _edge_scores,
     "node_circuit": node_circuit_file.read,
+    "codebook": codebook_file.read,
     "neuron_set": neuron_set_file.read,
     "samples": samples_file.read,
 }

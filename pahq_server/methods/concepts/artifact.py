@@ -108,11 +108,11 @@ def codebook_bytes(
         "names": list(names),
     }
     arrays: dict[str, NDArray[Any]] = {
-        "codes": training.codes.astype("<f4"),
+        "codes": training.codes.astype("<f4").ravel(),
         "encoder": training.weights[: settings.encoder_weights].astype("<f4"),
         "sizes": report.sizes,
         "distances": report.distances,
-        "history": history.astype("<f4"),
+        "history": history.astype("<f4").ravel(),
         "named": np.array(ids, np.int64),
         "top_codes": top.codes,
         "top_tokens": top.tokens,

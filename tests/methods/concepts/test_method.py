@@ -49,7 +49,7 @@ def test_planted_concepts_are_found_and_told(asked: ConceptsParameters, tmp_path
     assert all(names[token] == f"t{token}" for token in tokens.tolist())
     assert run.artifact is not None
     assert run.artifact.figures["perplexity"] == pytest.approx(header["perplexity"])
-    assert arrays["history"].shape == (80, 3)
+    assert arrays["history"].shape == (240,)
 
 
 def test_contexts_are_where_concepts_occur(tmp_path: Path) -> None:
