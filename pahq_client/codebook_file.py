@@ -5,9 +5,9 @@ A file is a safetensors file with arrays of one dimension. ``codes`` (float32, c
 was learned. ``sizes`` (int64) and ``distances`` (float64) have a number for each code. ``top_codes``,
 ``top_tokens`` and ``top_counts`` (int64) are the most frequent tokens of codes; ``context_codes``,
 ``context_texts``, ``context_positions`` and ``context_at`` (int64) where codes occur, with the token ids
-from ``context_offsets[i]`` until before ``context_offsets[i + 1]`` of ``context_ids``. ``named`` are the ids of all
-of these tokens; the layout's ``names`` says how the vocabulary writes them. The metadata is that of files
-of scores. Servers are not trusted: what is read fits together, or is refused.
+from ``context_offsets[i]`` until before ``context_offsets[i + 1]`` of ``context_ids``. ``named`` are the ids
+of all of these tokens; the layout's ``names`` says how the vocabulary writes them. The metadata is that of
+files of scores. Servers are not trusted: what is read fits together, or is refused.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ INTEGERS = (
     *("max_states", "skip"),
 )
 NUMBERS = ("temperature", "learning_rate")
+_LEARNED = ("codes", "encoder", "history")
 _FIGURES = ("perplexity", "decoded_error", "variance", "commitment")
 _CONTEXT = ("codes", "texts", "positions", "at")
 
@@ -86,9 +87,6 @@ def encode(found: Codebook, origin: str, run: bool = True) -> bytes:
         **{name: np.array(values, np.int64) for name, values in integers.items()},
     }
     return save(arrays, metadata(layout, "codebook", origin, InvalidCodebookFile))
-
-
-_LEARNED = ("codes", "encoder", "history")
 
 
 def decode(data: bytes, origin: str) -> Codebook:

@@ -69,14 +69,10 @@ def _tokens(concept: Concept) -> str:
 def _context(context: ConceptContext) -> str:
     if not context.token:  # a model without a tokenizer
         at = len(context.before)
-        before, token, after = ([*map(str, part)] for part in _split(context.ids, at))
-        return f"{' '.join(before)} <mark>{token[0]}</mark> {' '.join(after)}"
+        ids = [*map(str, context.ids)]
+        return f"{' '.join(ids[:at])} <mark>{ids[at]}</mark> {' '.join(ids[at + 1 :])}"
     before, after = (_said("".join(part)) for part in (context.before, context.after))
     return f"{before}<mark>{_said(context.token)}</mark>{after}"
-
-
-def _split(ids: tuple[int, ...], at: int) -> tuple[tuple[int, ...], ...]:
-    return ids[:at], ids[at : at + 1], ids[at + 1 :]
 
 
 def _said(token: str) -> str:
