@@ -25,6 +25,7 @@ from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
 from pahq_client.discover import attribute, discover, generate, learn_concepts, locate_neurons, prune_nodes
+from pahq_client.dose_response import ContinuationScores, DoseResponse
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
@@ -78,6 +79,7 @@ from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
+from pahq_client.values import ValueTexts, load_values, schwartz_values
 
 __all__ = [
     "AlreadyExists",
@@ -95,9 +97,11 @@ __all__ = [
     "ConceptContext",
     "ConceptToken",
     "Conflict",
+    "ContinuationScores",
     "Curve",
     "CurveCircuits",
     "DeadlineExceeded",
+    "DoseResponse",
     "Edge",
     "EdgeScores",
     "Estimate",
@@ -161,6 +165,7 @@ __all__ = [
     "TokenizedText",
     "Unauthenticated",
     "Unavailable",
+    "ValueTexts",
     "Verdict",
     "VersionMismatch",
     "Worker",
@@ -171,6 +176,8 @@ __all__ = [
     "discover",
     "generate",
     "learn_concepts",
+    "load_values",
     "locate_neurons",
     "prune_nodes",
+    "schwartz_values",
 ]

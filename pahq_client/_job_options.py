@@ -19,6 +19,7 @@ from typing import Any, TypedDict, TypeVar
 from pahq_client import checks
 from pahq_client.circuit import Circuit
 from pahq_client.errors import InvalidRequest
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.scores import EdgeScores
 from pahq_client.selection import RANKS, checked_fraction
 from pahq_client.task import PromptLike, TaskLike
@@ -208,6 +209,7 @@ class GenerateOptions(TypedDict, total=False):
     circuit: Circuit | None
     ablation: str | None
     corrupted: PromptLike | Iterable[PromptLike] | None
+    steer: tuple[NeuronSet, float] | None
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ class GenerateRequest:
     circuit: Circuit | None = None
     ablation: str | None = None
     corrupted: PromptLike | Iterable[PromptLike] | None = None
+    steer: tuple[NeuronSet, float] | None = None
 
 
 GENERATE_OPTIONS = """\
@@ -251,6 +254,8 @@ circuit: a Circuit under which all tokens are computed, to see what it says alon
 ablation: what the edges outside of the circuit carry: ``zero``, or ``resample`` for the values of the
     corrupted prompt with the sample's tokens after it. None stands for that with which the circuit was found.
 corrupted: for ``resample`` a prompt for each prompt, with as many tokens.
+steer: a NeuronSet and a strength: its neurons are edited at every token of prompt and sample, as its ``edit``
+    says. Above 0 samples get more of its value, below 0 less, and 0 changes nothing. Not with ``circuit``.
 """
 
 

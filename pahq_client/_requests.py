@@ -34,6 +34,7 @@ from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest, OtherModel
 from pahq_client.graph import Edge, Graph
 from pahq_client.learning import LearnRequest
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.scores import CIRCUIT_OF_SCORES, EdgeScores
 from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
@@ -369,7 +370,38 @@ def generate_parameters(request: GenerateRequest) -> methods_pb2.GenerateParamet
         message.kv_tokens = checks.integer("kv_tokens", request.kv_tokens)
     if request.circuit is not None:
         message.circuit.CopyFrom(_edges_of_circuit("circuit", request.circuit))
+    if (steering := _steering(request.steer)) is not None:
+        if request.circuit is not None:
+            raise InvalidRequest("steer", "does not go with circuit: give one of both")
+        message.steering.CopyFrom(steering)
     return message
+
+
+def _steering(given: object) -> methods_pb2.NeuronSteering | None:
+    """Converts neurons and a strength to their edit; None for the strength 0, which changes nothing."""
+    if given is None:
+        return None
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], NeuronSet):
+        kind = type(given).__name__
+        raise InvalidRequest("steer", f"must be a NeuronSet and a strength, as in (neurons, 2.0), got {kind}")
+    neurons, strength = given
+    strength = checks.number("steer[1]", strength)
+    try:
+        edit = neurons.edit(strength)
+    except InvalidRequest as error:
+        raise InvalidRequest("steer[1]", error.detail) from error
+    if strength == 0:
+        return None
+    if not len(edit.raised) + len(edit.lowered):
+        raise InvalidRequest("steer[0]", "holds no neurons, so that nothing would be steered")
+    return methods_pb2.NeuronSteering(
+        layers=neurons.layers,
+        d_mlp=neurons.d_mlp,
+        model_revision=neurons.model_revision,
+        raised=edit.raised,
+        amounts=edit.amounts,
+        lowered=edit.lowered,
+    )
 
 
 def generate_spec(request: GenerateRequest, prompts: Iterable[Prompt]) -> jobs_pb2.JobSpec:
@@ -412,6 +444,31 @@ def learn_spec(
     return jobs_pb2.JobSpec(objective=objective, include_prompts=included, concepts=parameters)
 
 
+def continuations_spec(
+    model: str, texts: Iterable[Prompt], starts: Iterable[int], steer: tuple[NeuronSet, float]
+) -> jobs_pb2.JobSpec:
+    """Converts texts whose continuations are to be scored, with the neurons that are steered by.
+
+    Args:
+        model: name of a served model.
+        texts: each with its continuation.
+        starts: of each continuation, the position of its first token.
+        steer: neurons and a strength.
+    """
+    parameters = methods_pb2.ContinuationsParameters(starts=starts)
+    if (steering := _steering(steer)) is not None:
+        parameters.steering.CopyFrom(steering)
+    objective = jobs_pb2.Objective(
+        model=_model_name(model),
+        task=task_pb2.Task(prompts=task_pb2.PromptTask(clean=map(_prompt, texts))),
+        metric="l2",  # has no effect, like ablation and receivers
+        ablation="zero",
+        kv_receivers="group",
+        precision="fp32",
+    )
+    return jobs_pb2.JobSpec(objective=objective, continuations=parameters)
+
+
 def generate_message(
     request: GenerateRequest, prompts: Iterable[Prompt]
 ) -> generation_pb2.GenerateSamplesRequest:
@@ -428,7 +485,8 @@ def generate_message(
 def generate_error(error: InvalidRequest) -> InvalidRequest:
     """Returns an error of a request for samples with the caller's names of the arguments."""
     if isinstance(error, OtherModel):
-        return OtherModel(error.circuit, error.model, error.detail, "circuit")
+        argument = "steer" if error.field.endswith("steering") else "circuit"
+        return OtherModel(error.circuit, error.model, error.detail, argument)
 
     def renamed(text: str) -> str:
         return text.replace("task.clean", "prompts").replace("task.corrupted", "corrupted")
@@ -436,6 +494,8 @@ def generate_error(error: InvalidRequest) -> InvalidRequest:
     field = error.field
     for start in ("generate.", "parameters."):
         field = field.removeprefix(start)
+    if field.startswith("steering"):
+        field = field.replace("steering", "steer", 1)
     return InvalidRequest(renamed(field), renamed(error.detail))
 
 

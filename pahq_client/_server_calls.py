@@ -51,6 +51,13 @@ from pahq_client.circuit import Circuit
 from pahq_client.codebook import Codebook
 from pahq_client.curve import Curve
 from pahq_client.display.progress import ProgressLike
+from pahq_client.dose_response import (
+    ContinuationScores,
+    DoseRequest,
+    DoseResponse,
+    mean_difference,
+    mean_score,
+)
 from pahq_client.errors import (
     DeadlineExceeded,
     InvalidRequest,
@@ -76,7 +83,7 @@ from pahq_client.retries import Deadline
 from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import SessionCalls, renamed
-from pahq_client.task import Prompt, PromptLike, Task, TaskLike
+from pahq_client.task import Prompt, PromptLike, Task, TaskLike, read_prompts
 
 # How long an interrupted user waits at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
@@ -305,6 +312,102 @@ class ServerCalls:
         found = locating.of_texts(found, parts, given)
         return (yield from self._with_token_texts(request, found, given)) if found.prompts else found
 
+    def dose_response(
+        self, request: DoseRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[DoseResponse]:
+        deadline, (strengths, sets) = Deadline.after(timeout), request.plan()
+        texts: list[tuple[int, ...]] = []
+        starts: list[int] = []
+        if not callable(request.scorer):
+            texts, starts = yield from self._continuations(request)
+        curves: list[tuple[float, ...]] = []
+        unsteered: float | None = None  # the same for all sets
+        for neurons in sets:
+            values: list[float] = []
+            for strength in strengths:
+                if strength == 0 and unsteered is not None:
+                    values.append(unsteered)
+                    continue
+                steer = (neurons, strength)
+                if callable(request.scorer):
+                    asked = GenerateRequest(
+                        request.model, request.prompts, **{**(request.generate or {}), "steer": steer}
+                    )
+                    samples = yield from self.generate(asked, deadline.left, progress)
+                    value = mean_score(request.scorer, samples)
+                else:
+                    spec = requests.continuations_spec(request.model, texts, starts, steer)
+                    value = yield from self._mean_difference(spec, len(texts), deadline, progress)
+                if strength == 0:
+                    unsteered = value
+                values.append(value)
+            curves.append(tuple(values))
+        words = "mean score" if callable(request.scorer) else "log-probability difference"
+        return DoseResponse(strengths, curves[0], tuple(curves[1:]), words)
+
+    def _mean_difference(
+        self, spec: pb.JobSpec, count: int, deadline: Deadline, progress: ProgressLike
+    ) -> Steps[float]:
+        """Runs a job that scores the two continuations of each prompt in turn."""
+        try:
+            found = yield from self._run_creation(_creation(spec), deadline.left, progress)
+        except OtherModel as error:
+            raise OtherModel(error.circuit, error.model, error.detail, "neurons") from None
+        except InvalidRequest as error:
+            if error.field.endswith("steering"):
+                raise InvalidRequest("neurons", error.detail) from None
+            raise
+        if not isinstance(found, ContinuationScores) or len(found.logprobs) != count:
+            raise ServerFault(f"the server sent no log-probabilities of {count} continuations")
+        return mean_difference(found.logprobs)
+
+    def _continuations(self, request: DoseRequest) -> Steps[tuple[list[tuple[int, ...]], list[int]]]:
+        """Returns the tokens of each prompt with either continuation in turn, and where these begin."""
+        assert not callable(request.scorer)
+        prompts = requests.generate_prompts(GenerateRequest(request.model, request.prompts))
+        if not prompts:
+            raise InvalidRequest("prompts", "is empty: give what the continuations follow")
+        pair = read_prompts("scorer", tuple(request.scorer))
+        texts: list[tuple[int, ...]] = []
+        starts: list[int] = []
+        for number, prompt in enumerate(prompts):
+            ids = yield from self._ids(request.model, f"prompts[{number}]", prompt)
+            for each, continuation in enumerate(pair):
+                if isinstance(continuation, str) and isinstance(prompt, str):
+                    whole = yield from self._ids(request.model, f"scorer[{each}]", prompt + continuation)
+                    if whole[: len(ids)] != ids or len(whole) == len(ids):
+                        detail = (
+                            f"changes how the end of prompts[{number}] is tokenized, or adds no token: give "
+                            "both as token ids, or move a space from the one to the other"
+                        )
+                        raise InvalidRequest(f"scorer[{each}]", detail)
+                elif isinstance(continuation, str):
+                    detail = f"must be token ids, because prompts[{number}] has token ids"
+                    raise InvalidRequest(f"scorer[{each}]", detail)
+                else:
+                    whole = (*ids, *continuation)
+                    if not continuation:
+                        raise InvalidRequest(f"scorer[{each}]", "is empty: give at least one token")
+                texts.append(whole)
+                starts.append(len(ids))
+            if texts[-1] == texts[-2]:
+                detail = (
+                    f"has two continuations that are the same tokens after prompts[{number}], so that they "
+                    "never differ: give others, of tokens that the model knows"
+                )
+                raise InvalidRequest("scorer", detail)
+        return texts, starts
+
+    def _ids(self, model: str, field: str, prompt: Prompt) -> Steps[tuple[int, ...]]:
+        """Returns the token ids of a prompt, which is called ``field`` in errors."""
+        if not isinstance(prompt, str):
+            return prompt
+        try:
+            (shown,) = yield from self.tokenize(model, prompt, None, True)
+        except InvalidRequest as error:
+            raise InvalidRequest(field, error.detail) from None
+        return tuple(shown.ids)
+
     def _generated(
         self, request: LocateRequest, side: str, deadline: Deadline, progress: ProgressLike
     ) -> Steps[Samples]:
@@ -337,13 +440,7 @@ class ServerCalls:
         for name, side in zip(SIDES, given, strict=True):
             found: list[LocatedText] = []
             for text in side:
-                ids = text.prompt
-                if isinstance(ids, str):
-                    try:
-                        (shown,) = yield from self.tokenize(request.model, ids, None, True)
-                    except InvalidRequest as error:
-                        raise InvalidRequest(f"{name}[{text.text}]", error.detail) from None
-                    ids = shown.ids
+                ids = yield from self._ids(request.model, f"{name}[{text.text}]", text.prompt)
                 found += locating.split(text, ids, context, request.overlap)
             parts.append(tuple(found))
         return parts

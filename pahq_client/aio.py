@@ -25,6 +25,7 @@ from pahq_client.codebook import Codebook
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
+from pahq_client.dose_response import LEAST_CONTROLS, STRENGTHS, DoseRequest, DoseResponse, Scorer
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
@@ -365,6 +366,25 @@ class AsyncClient(ClientBase):
             include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.locate_neurons(request, timeout, progress))
+
+    @described_as(Client.dose_response)
+    @known_arguments
+    async def dose_response(
+        self,
+        model: str,
+        neurons: NeuronSet,
+        prompts: PromptLike | Iterable[PromptLike],
+        scorer: Scorer,
+        *,
+        strengths: Iterable[float] = STRENGTHS,
+        controls: int = LEAST_CONTROLS,
+        seed: int = 0,
+        generate: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> DoseResponse:
+        request = DoseRequest(model, neurons, prompts, scorer, strengths, controls, seed, generate)
+        return await self._transport.run(self._calls.dose_response(request, timeout, progress))
 
     @described_as(Client.generate)
     @known_arguments

@@ -18,6 +18,7 @@ from pahq_client import codebook_file, neuron_set_file, node_circuit_file, sampl
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
 from pahq_client.codebook import Codebook
+from pahq_client.dose_response import ContinuationScores
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.graph import MOST_LISTED, CircuitMetric, Edge, Graph, Verdict
@@ -61,7 +62,9 @@ class Artifact(WithProvenance):
         return f"Artifact(kind={self.kind!r}, version={self.version}, {len(self.data)} bytes{partial})"
 
 
-AnyArtifact: TypeAlias = Circuit | Codebook | EdgeScores | NodeCircuit | NeuronSet | Samples | Artifact
+AnyArtifact: TypeAlias = (
+    Circuit | Codebook | EdgeScores | NodeCircuit | NeuronSet | Samples | ContinuationScores | Artifact
+)
 """What a job gives: one of these, or an Artifact of an unknown kind."""
 
 
@@ -131,8 +134,8 @@ def decode(
     """Decodes an artifact.
 
     Args:
-        kind: ``circuit``, ``codebook``, ``edge_scores``, ``node_circuit``, ``neuron_set`` or ``samples``;
-            another one gives an `Artifact` with the bytes as they are.
+        kind: ``circuit``, ``codebook``, ``edge_scores``, ``node_circuit``, ``neuron_set``, ``samples`` or
+            ``continuation_scores``; another one gives an `Artifact` with the bytes as they are.
         version: version of the kind's format.
         data: the bytes of the artifact.
         provenance: an object with the keys ``request`` and ``run``.
@@ -358,6 +361,7 @@ _DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {
     "codebook": codebook_file.read,
     "neuron_set": neuron_set_file.read,
     "samples": samples_file.read,
+    "continuation_scores": ContinuationScores.read,
 }
 
 

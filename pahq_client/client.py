@@ -31,6 +31,7 @@ from pahq_client.codebook import Codebook
 from pahq_client.connection import Endpoint, TlsConfig
 from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
+from pahq_client.dose_response import LEAST_CONTROLS, STRENGTHS, DoseRequest, DoseResponse, Scorer
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobHandle
 from pahq_client.learning import LearnRequest
@@ -571,7 +572,7 @@ class Client(ClientBase):
 
         Neurons are located that are active, above 0, at a larger share of the tokens of positive than of
         negative texts, and those of which the opposite holds. Like `discover` it runs a job, which whatever
-        ends the call also cancels. See docs/neurons.md.
+        ends the call also cancels. See docs/methods.md.
 
         Args:
             model: name of a served model.
@@ -601,6 +602,43 @@ class Client(ClientBase):
             include_prompts=include_prompts,
         )
         return self._transport.run(self._calls.locate_neurons(request, timeout, progress))
+
+    @known_arguments
+    def dose_response(
+        self,
+        model: str,
+        neurons: NeuronSet,
+        prompts: PromptLike | Iterable[PromptLike],
+        scorer: Scorer,
+        *,
+        strengths: Iterable[float] = STRENGTHS,
+        controls: int = LEAST_CONTROLS,
+        seed: int = 0,
+        generate: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> DoseResponse:
+        """Measures what steering by neurons does at several strengths, beside random sets.
+
+        Each strength of each set is a job, which whatever ends the call also cancels; errors as of
+        `discover`.
+
+        Args:
+            model: name of a served model: that in which the neurons were located.
+            neurons: the set, see `locate_neurons`.
+            prompts: one text, or texts or lists of token ids.
+            scorer: two continuations, as in ``(" yes", " no")``, of which the difference of log-probabilities
+                is measured, the first minus the second; or a function of a `Sample`, of which the mean over
+                samples is. Continuations of token ids follow the prompt's tokens.
+            strengths: of steering, each once; 0 for the model as it is.
+            controls: how many random sets, at least 5; see `NeuronSet.matched_control`.
+            seed: of the first control.
+            generate: arguments of `generate`, for a scorer of samples.
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+        """
+        request = DoseRequest(model, neurons, prompts, scorer, strengths, controls, seed, generate)
+        return self._transport.run(self._calls.dose_response(request, timeout, progress))
 
     @known_arguments
     @generate_options

@@ -91,11 +91,13 @@ class InvalidNeuronSetFile(InvalidRequest):
 class OtherModel(InvalidRequest):
     """A circuit of one model is to be measured on another, whose edges of the same names do other things.
 
+    Likewise neurons of one model with which another is to be steered.
+
     Args:
-        circuit: the model that the circuit was found in, in words.
-        model: the model that it is to be measured on, in words.
+        circuit: the model that the circuit or the neurons were found in, in words.
+        model: the model that is asked for, in words.
         detail: the server's words.
-        field: the argument that the circuit is.
+        field: the argument that the circuit is, or the neurons are.
     """
 
     def __init__(self, circuit: str, model: str, detail: str = "", field: str = "circuit") -> None:

@@ -68,7 +68,7 @@ class Neuron:
         positive_share, negative_share: these shares.
         mean: of its activation over the texts in which it is more active: positive ones where delta is above
             0, else negative ones.
-        q95: 95th percentile of the same, from 0 to 3, see docs/neurons.md.
+        q95: 95th percentile of the same, from 0 to 3, see docs/methods.md.
         places: where it is most active in these texts, the most active first.
     """
 

@@ -77,6 +77,7 @@ def generate(arguments: Namespace) -> None:
     options |= {name: getattr(arguments, name) for name in ("ablation", "corrupted")}
     if arguments.circuit is not None:
         options["circuit"] = Circuit.load(arguments.circuit)
+    options["steer"] = neurons.steering(arguments)
     if arguments.detach:
         detach_generate(arguments, options)
         return

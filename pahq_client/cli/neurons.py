@@ -11,7 +11,7 @@ from typing import Any
 from pahq_client import files, samples_file
 from pahq_client.cli.options import tls
 from pahq_client.cli.output import print_artifact, print_json, print_table
-from pahq_client.cli.view import contents
+from pahq_client.cli.view import contents, load_neurons
 from pahq_client.discover import locate_neurons
 from pahq_client.errors import InvalidRequest
 from pahq_client.neuron_set import SIDES, NeuronSet
@@ -47,6 +47,23 @@ def locate(arguments: Namespace) -> None:
     print_artifact(found, arguments.json)
     if failed is not None:
         raise failed
+
+
+def steering(arguments: Namespace) -> tuple[NeuronSet, float] | None:
+    """Returns the neuron set and the strength with which text is to be steered, if it is.
+
+    Raises:
+        InvalidRequest: the file holds something else or cannot be read, or there is a strength alone.
+        InvalidNeuronSetFile: it is damaged, or partial.
+    """
+    if arguments.steer is None:
+        if arguments.strength is not None:
+            raise InvalidRequest("--strength", "is that of --steer: give a file of neurons as well")
+        return None
+    found = load_neurons(arguments.steer)
+    if found is None:
+        raise InvalidRequest("--steer", f"{arguments.steer} holds no neuron set: pahq neurons writes one")
+    return found, 1.0 if arguments.strength is None else arguments.strength
 
 
 def read_texts(option: str, path: str) -> Samples | list[Any]:

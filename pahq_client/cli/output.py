@@ -23,6 +23,7 @@ from pahq_client.codebook import Codebook
 from pahq_client.comparison import ScoreComparison
 from pahq_client.curve import Curve
 from pahq_client.display import circuits
+from pahq_client.dose_response import ContinuationScores
 from pahq_client.errors import PahqWarning
 from pahq_client.events import Event, JobInfo
 from pahq_client.formatting import local_time, one_line, printable
@@ -52,6 +53,8 @@ def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
         _print_samples(artifact, as_json)
     elif isinstance(artifact, NodeCircuit):
         _print_node_circuit(artifact, as_json)
+    elif isinstance(artifact, ContinuationScores):
+        print_values({"logprobs": artifact.logprobs, "partial": artifact.partial}, as_json)
     elif isinstance(artifact, NeuronSet):
         _print_neuron_set(artifact, as_json)
     elif isinstance(artifact, Codebook):

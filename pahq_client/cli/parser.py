@@ -221,6 +221,10 @@ def _generate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
         metavar="TEXT",
         help="corrupted prompt for resample; once for each prompt, in order",
     )
+    parser.add_argument("--steer", metavar="FILE", help="neuron set: edit its neurons at every token")
+    parser.add_argument(
+        "--strength", type=float, metavar="G", help="of --steer; below 0 for less of the value (default 1)"
+    )
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("-o", "--out", metavar="FILE", help="write the samples here")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

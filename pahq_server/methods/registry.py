@@ -9,6 +9,7 @@ from pahq_server.methods.acdc.method import Acdc
 from pahq_server.methods.attribution.methods import CleanCorrupted, Eap, EapIg, Gim, Relp
 from pahq_server.methods.base import Method
 from pahq_server.methods.concepts.method import Concepts
+from pahq_server.methods.continuations.method import Continuations
 from pahq_server.methods.generate.method import Generate
 from pahq_server.methods.neurons.method import Neurons
 from pahq_server.methods.node_pruning.method import NodePruning
@@ -27,6 +28,7 @@ _METHODS: tuple[Method[Any], ...] = (
     NodePruning(),
     Concepts(),
     Neurons(),
+    Continuations(),
 )
 METHODS = {method.name: method for method in _METHODS}
 

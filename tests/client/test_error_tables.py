@@ -75,6 +75,7 @@ def test_one_to_one() -> None:
     local = {
         errors.InvalidCircuitFile,
         errors.InvalidCodebookFile,
+        errors.InvalidNeuronSetFile,
         errors.InvalidNodeCircuitFile,
         errors.InvalidSamplesFile,
         errors.InvalidScoresFile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,14 +14,16 @@ from pahq_server.core.activations import (
     DescribeNeurons,
     NeuronDetails,
     NeuronSums,
+    ScoreContinuations,
     Span,
+    Steering,
     SumNeurons,
     TopTokensOfNeurons,
 )
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import TokenTask
 
-VOCABULARY = 100
+VOCABULARY = 128
 # Tokens below are those of positive texts, where planted neurons are active.
 HALF = 50
 
@@ -57,7 +60,9 @@ class ToyActivations:
     def answer(self, operation: Operation, task: TokenTask) -> object:
         """What an engine gives for an operation."""
         result: object
-        if isinstance(operation, SumNeurons):
+        if isinstance(operation, ScoreContinuations):
+            result = np.array([self.logprob(task, span, operation.steering) for span in operation.spans])
+        elif isinstance(operation, SumNeurons):
             a = self.activations(task, operation.spans)
             result = NeuronSums(len(a), (a > 0).sum(0), a.sum(0), (a * a).sum(0))
         else:
@@ -65,6 +70,16 @@ class ToyActivations:
             result = self._details(operation, task)
         operation.check(result)
         return result
+
+    def logprob(self, task: TokenTask, span: Span, steering: Steering | None) -> float:
+        """Tokens below `HALF` are the likelier, the more planted neurons are raised, and others the less."""
+        push = 0.0
+        if steering is not None:
+            amounts = dict(zip(steering.raised.tolist(), steering.amounts.tolist(), strict=True))
+            push = sum(amounts.get(number, 0.0) for number in self.raised.tolist())
+            push -= sum(amounts.get(number, 0.0) for number in self.lowered.tolist())
+        ids = task.clean[span.text][span.first : span.last]
+        return sum(-math.log1p(math.exp(-push if token < HALF else push)) for token in ids)
 
     def _details(self, operation: DescribeNeurons, task: TokenTask) -> NeuronDetails:
         a = self.activations(task, operation.spans)[:, operation.neurons]

@@ -15,6 +15,17 @@ import torch
 from helpers.random_passes import random_circuit, random_passes
 
 from pahq_server.core import errors
+from pahq_server.core.activations import (
+    CaptureStates,
+    DescribeNeurons,
+    NeuronDetails,
+    NeuronSums,
+    ScoreContinuations,
+    Span,
+    Steering,
+    SumNeurons,
+    TopTokensOfNeurons,
+)
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.engine import CleanRun, EngineStateId, MemoryUsage, Objective, ResolvedObjective
 from pahq_server.core.generation import (
@@ -73,7 +84,9 @@ RESOLVED = ResolvedObjective(
     clean_run=CleanRun((0.1, -3.0)),
     generation=OFFER,
 )
-REQUEST = SampleRequest(1, (2, 3), 2**63 - 1, Sampling(5, 0.5, stop=("\n",)), (4,))
+SPANS = [Span(0, 1, 2), Span(1, 0, 1)]
+STEERING = Steering(np.array([1, 5]), np.array([0.5, -2.0]), np.array([3]))
+REQUEST = SampleRequest(1, (2, 3), 2**63 - 1, Sampling(5, 0.5, stop=("\n",)), (4,), steering=STEERING)
 MESSAGES = [
     OpenState(STATE, RESOLVED),
     Opened((0.1, float("-inf")), MemoryUsage(1, 2, 3, 4, 5, 6, 7)),
@@ -86,6 +99,17 @@ MESSAGES = [
     RunOperations(((STATE, LikeliestTokens(2, 5)), (STATE, MeasureAccuracy(True)))),
     RunOperations(((STATE, Decode([REQUEST], 16, 9)),)),
     RunOperations(((STATE, DecodeUnderCircuit([REQUEST], 16, 9, random_circuit(GRAPH, 0.5, 1), [(2, 2)])),)),
+    RunOperations(((STATE, SumNeurons(SPANS, 64, 3)), (STATE, CaptureStates(SPANS, (0, 2), 16, 3)))),
+    RunOperations(((STATE, DescribeNeurons(SPANS, np.arange(3), 4, 3)),)),
+    RunOperations(tuple((STATE, ScoreContinuations(SPANS, each, 3)) for each in (None, STEERING))),
+    [
+        NeuronSums(2, np.arange(3), np.arange(3.0), np.ones(3)),
+        NeuronDetails(
+            np.ones((1, 301), dtype=np.int64),
+            TopTokensOfNeurons(np.array([[1.0, -np.inf]]), np.array([[1, -1]]), np.array([[0, -1]])),
+        ),
+        np.ones((2, 1, 3), dtype=np.float32),
+    ],
     [[0.1, 0.2], np.arange(5.0), TopTokens(np.arange(4).reshape(2, 2), np.eye(2), np.zeros((2, 2)))],
     [
         [TaskAccuracy(0.5, 0.25, -1.0)],

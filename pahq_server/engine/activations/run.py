@@ -109,13 +109,13 @@ class TextRun:
         x = transformer.norm(arch, self.stream, None, None)
         qkv = matmul(x, _side_by_side(weights.w_q, weights.w_k, weights.w_v))
         qkv += torch.cat([weights.b_q, weights.b_k, weights.b_v]).flatten()
-        heads = qkv.unflatten(-1, (-1, arch.d_head))
-        q, k = heads[:, : arch.heads], heads[:, arch.heads : arch.heads + arch.kv_heads]
+        heads = qkv.unflatten(-1, (-1, arch.d_head))[:, : arch.heads + arch.kv_heads]
+        q, k = heads.split([arch.heads, arch.kv_heads], 1)
         for x, norm in ((q, weights.q_norm), (k, weights.k_norm)):
             if norm is not None:
                 x.copy_(transformer.head_norm(arch, x, norm))
-            if self._rotation is not None:
-                x.copy_(transformer.apply_rotation(x, *self._rotation))
+        if self._rotation is not None:
+            heads.copy_(transformer.apply_rotation(heads, *self._rotation))
         return qkv
 
     @cached_property

@@ -91,27 +91,24 @@ class PackedTexts:
         self._arch = arch
         # The number of each distinct token, by the number of the token before it and its id.
         numbers: dict[tuple[int, int], int] = {}
-        texts_before: dict[TokenIds, int] = {}
-        tokens: list[int] = []
-        positions: list[int] = []
+        different: dict[TokenIds, int] = {}
         self.rows: list[NDArray[np.int64]] = []
-        new: list[int] = []  # per text, where the first token is that no text before it has
+        new: list[int] = []  # per text, which of its tokens is the first that no text before it has
         for ids in texts:
+            before, rows = len(numbers), []
             # Below 0: what the first token follows. It is one for all texts, or one for each different text.
-            row, rows = -1 if arch.causal else -1 - texts_before.setdefault(ids, len(texts_before)), []
-            first_new = len(ids)
-            for position, token in enumerate(ids):
-                row = numbers.setdefault((row, token), len(tokens))
-                if row == len(tokens):
-                    first_new = min(first_new, position)
-                    tokens.append(token)
-                    positions.append(position)
+            row = -1 if arch.causal else -1 - different.setdefault(ids, len(different))
+            for token in ids:
+                row = numbers.setdefault((row, token), len(numbers))
                 rows.append(row)
             self.rows.append(np.array(rows, dtype=np.int64))
-            new.append(first_new)
-        self.tokens = torch.tensor(tokens, device=device)
-        self.positions = torch.tensor(positions, device=device)
-        self._groups = _groups([(rows, first) for rows, first in zip(self.rows, new, strict=True)], device)
+            new.append(int((self.rows[-1] < before).sum()))
+        packed = len(numbers)
+        tokens, positions = np.empty((2, packed), dtype=np.int64)
+        for ids, rows_of_text in zip(texts, self.rows, strict=True):
+            tokens[rows_of_text], positions[rows_of_text] = ids, np.arange(len(ids))
+        self.tokens, self.positions = (torch.from_numpy(x).to(device) for x in (tokens, positions))
+        self._groups = _groups(self.rows, new, packed, device)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -167,17 +164,19 @@ def _blocks(tokens: int) -> list[tuple[int, int]]:
     return [(first, end) for first, end in zip([0, *ends], ends, strict=False) if first < tokens]
 
 
-def _groups(texts: Sequence[tuple[NDArray[np.int64], int]], device: torch.device) -> tuple[_TextGroup, ...]:
+def _groups(
+    texts: Sequence[NDArray[np.int64]], new: Sequence[int], packed: int, device: torch.device
+) -> tuple[_TextGroup, ...]:
     """Groups texts by the blocks of queries that are to be computed.
 
     Args:
-        texts: where the tokens of each are among the packed ones, and which of its tokens is the first that
-            is not in an earlier text.
+        texts: where the tokens of each are among the packed ones.
+        new: which token of each is the first that is not in an earlier text.
+        packed: how many packed tokens there are.
         device: of the tensors.
     """
-    packed = 1 + max(int(rows.max()) for rows, _ in texts)
     members: dict[tuple[tuple[int, int], ...], list[NDArray[np.int64]]] = {}
-    for rows, first_new in texts:
+    for rows, first_new in zip(texts, new, strict=True):
         blocks = tuple(block for block in _blocks(len(rows)) if block[1] > first_new)
         if blocks:
             members.setdefault(blocks, []).append(rows)

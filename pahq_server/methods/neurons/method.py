@@ -17,12 +17,12 @@ from pahq_server.core.activations import (
     SumNeurons,
     TopTokensOfNeurons,
     count_tokens,
+    part_tokens,
     span_parts,
 )
 from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.operations import Operation
-from pahq_server.core.pruning import NodeLayout
 from pahq_server.methods.base import Method, MethodContext, Steps
 from pahq_server.methods.neurons.artifact import KIND, VERSION, neuron_set_bytes
 from pahq_server.methods.neurons.choice import ChosenNeurons, Described, choose, percentiles
@@ -40,8 +40,6 @@ from pahq_server.methods.neurons.parameters import NeuronsParameters, check_obje
 CONTEXTS = 5
 # Fewer texts of a side say more of these texts than of the value.
 FEW_TEXTS = 12
-# A part of the texts takes about so many multiplications, and has at least and at most so many tokens.
-PART_WORK, LEAST_PART, MOST_PART = 1 << 32, 256, 4096
 # Every text is run twice: for the sums, and to describe what was chosen by them.
 RUNS = 2
 
@@ -195,16 +193,6 @@ class _Run:
         raised, lowered = (len(side.chosen.numbers) for side in sides)
         figures = {"raised": float(raised), "lowered": float(lowered)}
         return Artifact(KIND, VERSION, data, figures, tuple(_of_neurons(sides, self._asked)))
-
-
-def part_tokens(layout: NodeLayout) -> int:
-    """Returns how many tokens a part of the texts has, at most: a power of two.
-
-    Depends on the model alone, so that sums over the parts always have the same bits.
-    """
-    weights = layout.layers * layout.d_model * (4 * layout.heads * layout.d_head + 3 * layout.d_mlp)
-    tokens = 1 << max(0, (PART_WORK // max(1, weights)).bit_length() - 1)
-    return min(MOST_PART, max(LEAST_PART, tokens))
 
 
 def _of_texts(parameters: NeuronsParameters, resolved: ResolvedObjective) -> Iterator[str]:

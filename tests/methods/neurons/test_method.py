@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from helpers.toy_activations import ToyActivations
 
-from pahq_server.core.activations import DescribeNeurons, SumNeurons, count_tokens
+from pahq_server.core import activations
+from pahq_server.core.activations import DescribeNeurons, SumNeurons, count_tokens, part_tokens
 from pahq_server.core.artifact import unpack
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.pruning import NodeLayout
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.neurons import journal
-from pahq_server.methods.neurons import method as neurons
 from pahq_server.methods.neurons.journal import CHECKPOINT_BYTES, CHECKPOINT_S, Recorded, seconds_apart
-from pahq_server.methods.neurons.method import CONTEXTS, part_tokens
+from pahq_server.methods.neurons.method import CONTEXTS
 from pahq_server.methods.neurons.parameters import NeuronsParameters
 
 from .toy import LAYOUT, METHOD, NEURONS, Run, resolved, texts
@@ -29,8 +29,8 @@ TASK = texts(0, 20, 15)
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(neurons, "MOST_PART", 200)
-    monkeypatch.setattr(neurons, "LEAST_PART", 200)
+    monkeypatch.setattr(activations, "MOST_PART", 200)
+    monkeypatch.setattr(activations, "LEAST_PART", 200)
 
 
 @pytest.mark.parametrize("planted", [1, 7, 30])
