@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_fails_the_job_at_its_step(
     server: RunningServer, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was found up to the last checkpoint stays."""
-    monkeypatch.setattr("pahq_server.methods.node_pruning.journal.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("pahq_server.methods.node_pruning.method.CHECKPOINT_S", 0.0)
 
     def trained(operation: TrainMasks) -> TrainedSteps:
         found = TOY.trained(operation)
@@ -157,7 +157,7 @@ def test_a_loss_that_is_not_finite_fails_the_job_at_its_step(
 def test_a_job_that_is_cancelled_gives_its_last_checkpoint(
     server: RunningServer, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pahq_server.methods.node_pruning.journal.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("pahq_server.methods.node_pruning.method.CHECKPOINT_S", 0.0)
     engine.hold()
     name = server.create(spec(steps=100_000)).name
     engine.let(4)

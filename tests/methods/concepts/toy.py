@@ -138,7 +138,8 @@ class Run:
                 self.artifact = stop.value
                 break
             finally:
-                data, count = self.context.take_records()
+                records = self.context.take_records()
+                data, count = records.data, records.count
                 self.journal += [data] if count else []
                 self.told.append(self.context.progress)
             self.asked.append(operation)

@@ -55,7 +55,8 @@ def run(
         except StopIteration as stop:
             return stop.value, written, asked
         finally:
-            data, count = context.take_records()
+            records = context.take_records()
+            data, count = records.data, records.count
             written += [data] if count else []
         assert isinstance(operation, ScoreContinuations)
         asked.append(operation)
