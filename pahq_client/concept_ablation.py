@@ -42,6 +42,11 @@ class AblatedConcept:
     accuracy: float
     ablated: float
 
+    @property
+    def lost(self) -> float:
+        """How many labels fewer are read."""
+        return self.states * (self.accuracy - self.ablated)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ConceptAblation(WithProvenance):
@@ -138,8 +143,8 @@ class ConceptAblation(WithProvenance):
         """Says in one line what states lose."""
         largest = max(self.control_drops.values())
         parts = [
-            f"accuracy {self.accuracy:.1%} falls by {100 * self.drop:.1f} points without the code, by at most "
-            f"{100 * largest:.1f} with a control",
+            f"accuracy {self.accuracy:.1%} falls by {100 * self.drop:.1f} points without the code",
+            f"by at most {100 * largest:.1f} without a control",
             f"chance {self.chance:.1%}",
             f"{len(self)} states after {self.layer} layers",
         ]

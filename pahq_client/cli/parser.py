@@ -447,7 +447,9 @@ def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("compare", help="tell how much two results of one kind agree")
     parser.set_defaults(run=commands.compare)
-    parser.add_argument("a", help="circuit file, or file of scores, of a node circuit or of neurons")
+    parser.add_argument(
+        "a", help="file of a circuit, of scores, of a node circuit, of neurons or of concepts"
+    )
     parser.add_argument("b", help="another one of the same kind")
     parser.add_argument(
         "--allow-other-model", action="store_true", help="compare although they are of different models"

@@ -78,7 +78,8 @@ class LinearProbe:
     def labels(self, states: Floats) -> NDArray[np.int32]:
         """Returns the likeliest label of each state, of equally likely ones the first."""
         logits: Floats = (states - self.centre) / self.scale @ self.weights.T + self.bias
-        return logits.argmax(1).astype(np.int32)
+        found: NDArray[np.int32] = logits.argmax(1).astype(np.int32)
+        return found
 
 
 def probe(operation: ProbeStates) -> ProbedStates:
