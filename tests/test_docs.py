@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bench import pages
+from bench.concepts import tables as concepts_tables
 from bench.methods import tables as methods_tables
 from bench.precision import tables as precision_tables
 from bench.pruning import tables as pruning_tables
@@ -150,6 +151,11 @@ def test_the_tables_of_figures_are_those_that_were_measured() -> None:
     assert pages.with_table(page, "pruning", pruning_tables.targets(pruning)) == page
     assert pages.with_table(page, "pruning-cases", pruning_tables.by_case(pruning)) == page
     assert pages.with_table(page, "pruning-budgets", pruning_tables.by_budget(pruning)) == page
+    concepts = json.loads((stored / "concepts.json").read_text("utf-8"))
+    assert pages.with_table(page, "concepts", concepts_tables.targets(concepts)) == page
+    assert pages.with_table(page, "concepts-planted", concepts_tables.planted(concepts)) == page
+    assert pages.with_table(page, "concepts-learners", concepts_tables.by_learner(concepts)) == page
+    assert pages.with_table(page, "concepts-cheaper", concepts_tables.cheaper(concepts)) == page
     workers = json.loads((stored / "workers.json").read_text("utf-8"))
     assert pages.with_table(page, "workers", workers_tables.targets(workers)) == page
     assert pages.with_table(page, "workers-simulated", workers_tables.by_workers(workers)) == page
