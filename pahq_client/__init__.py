@@ -23,12 +23,14 @@ from pahq_client.client import Client
 from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
-from pahq_client.discover import attribute, discover, generate, prune_nodes
+from pahq_client.discover import attribute, discover, generate, locate_neurons, prune_nodes
+from pahq_client.dose_response import ContinuationScores, DoseResponse
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
     DeadlineExceeded,
     InvalidCircuitFile,
+    InvalidNeuronSetFile,
     InvalidNodeCircuitFile,
     InvalidRequest,
     InvalidSamplesFile,
@@ -54,6 +56,7 @@ from pahq_client.errors import (
 from pahq_client.events import Event, EventKind, JobInfo, JobState, Progress
 from pahq_client.graph import CircuitMetric, Edge, Graph, Verdict
 from pahq_client.jobs import JobHandle
+from pahq_client.neuron_set import Neuron, NeuronContext, NeuronEdit, NeuronSet, TokenPlace
 from pahq_client.node_circuit import NodeCircuit, NodeFigures, NodeOverlap
 from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.node_layout import NodeLayout
@@ -74,6 +77,7 @@ from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import Session
 from pahq_client.task import BuiltinTask, Task
+from pahq_client.values import ValueTexts, load_values, schwartz_values
 
 __all__ = [
     "AlreadyExists",
@@ -87,9 +91,11 @@ __all__ = [
     "Client",
     "Comparison",
     "Conflict",
+    "ContinuationScores",
     "Curve",
     "CurveCircuits",
     "DeadlineExceeded",
+    "DoseResponse",
     "Edge",
     "EdgeScores",
     "Estimate",
@@ -98,6 +104,7 @@ __all__ = [
     "EventKind",
     "Graph",
     "InvalidCircuitFile",
+    "InvalidNeuronSetFile",
     "InvalidNodeCircuitFile",
     "InvalidRequest",
     "InvalidSamplesFile",
@@ -110,6 +117,10 @@ __all__ = [
     "Limits",
     "MemoryUsage",
     "Model",
+    "Neuron",
+    "NeuronContext",
+    "NeuronEdit",
+    "NeuronSet",
     "NoEmbeddedServer",
     "NoWorker",
     "NodeCircuit",
@@ -142,9 +153,11 @@ __all__ = [
     "TaskAccuracy",
     "TaskCheck",
     "TlsConfig",
+    "TokenPlace",
     "TokenizedText",
     "Unauthenticated",
     "Unavailable",
+    "ValueTexts",
     "Verdict",
     "VersionMismatch",
     "Worker",
@@ -154,5 +167,8 @@ __all__ = [
     "compare",
     "discover",
     "generate",
+    "load_values",
+    "locate_neurons",
     "prune_nodes",
+    "schwartz_values",
 ]

@@ -19,6 +19,7 @@ from typing import Any, TypedDict, TypeVar
 from pahq_client import checks
 from pahq_client.circuit import Circuit
 from pahq_client.errors import InvalidRequest
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.scores import EdgeScores
 from pahq_client.selection import RANKS, checked_fraction
 from pahq_client.task import PromptLike, TaskLike
@@ -51,6 +52,10 @@ class JobOptions(TypedDict, total=False):
     seed: int
     task_loss: float
     polish: bool
+    positive: int | None
+    starts: Iterable[int] | None
+    top_k: int
+    min_delta: float
     kv_receivers: str
     precision: str
     include_prompts: bool
@@ -81,6 +86,10 @@ class JobRequest:
     seed: int = 0
     task_loss: float = 0.0
     polish: bool = True
+    positive: int | None = None
+    starts: Iterable[int] | None = None
+    top_k: int = 2000
+    min_delta: float = 0.1
     kv_receivers: str = "group"
     precision: str = "fp32"
     include_prompts: bool = False
@@ -145,8 +154,8 @@ JOB_OPTIONS = """\
 threshold: an edge is removed if that worsens the metric by less than this. ``acdc`` needs exactly one of
     threshold, edges and faithfulness; for ``single_edge``, edges whose score is below are left out.
 method: ``acdc``, ``single_edge`` (the effect of every edge alone), an estimate of that from gradients
-    (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), ``node_pruning`` (see `prune_nodes`), or
-    another one that the server knows.
+    (``eap``, ``eap_ig``, ``clean_corrupted``, ``relp``, ``gim``), ``node_pruning`` (see `prune_nodes`),
+    ``neurons`` (see `locate_neurons`), or another one that the server knows.
 metric: ``kl_divergence``, ``logit_difference`` or ``l2``, of which lower is better. None stands for
     ``kl_divergence``, and for ``logit_difference`` with methods that use gradients, where the task has
     answers.
@@ -170,6 +179,11 @@ kinds: which nodes ``node_pruning`` prunes, for example ``["heads", "mlp_hidden"
 seed: of the training of ``node_pruning``.
 task_loss: weight of the answers' mean negative log-probability in the loss of ``node_pruning``.
 polish: whether whatever can still go after the training of ``node_pruning``, by measurement, goes.
+positive: how many of the first prompts are positive texts for ``neurons``, the others being negative.
+starts: for ``neurons``, per prompt the position of the first token that counts; -1 for the last token. None
+    for all tokens.
+top_k: the most neurons of each side that ``neurons`` takes.
+min_delta: the least difference of the two shares of tokens at which one of ``neurons`` is active.
 kv_receivers: ``group`` (one k and v receiver per key/value head) or ``query`` (per query head).
 precision: name of a precision policy.
 include_prompts: whether the result, and the file it is saved to, hold the prompts as well; without, they
@@ -195,6 +209,7 @@ class GenerateOptions(TypedDict, total=False):
     circuit: Circuit | None
     ablation: str | None
     corrupted: PromptLike | Iterable[PromptLike] | None
+    steer: tuple[NeuronSet, float] | None
 
 
 @dataclass(frozen=True)
@@ -217,6 +232,7 @@ class GenerateRequest:
     circuit: Circuit | None = None
     ablation: str | None = None
     corrupted: PromptLike | Iterable[PromptLike] | None = None
+    steer: tuple[NeuronSet, float] | None = None
 
 
 GENERATE_OPTIONS = """\
@@ -238,6 +254,8 @@ circuit: a Circuit under which all tokens are computed, to see what it says alon
 ablation: what the edges outside of the circuit carry: ``zero``, or ``resample`` for the values of the
     corrupted prompt with the sample's tokens after it. None stands for that with which the circuit was found.
 corrupted: for ``resample`` a prompt for each prompt, with as many tokens.
+steer: a NeuronSet and a strength: its neurons are edited at every token of prompt and sample, as its ``edit``
+    says. Above 0 samples get more of its value, below 0 less, and 0 changes nothing. Not with ``circuit``.
 """
 
 

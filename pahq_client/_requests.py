@@ -25,7 +25,7 @@ from pahq.v1 import (
     task_pb2,
 )
 
-from pahq_client import checks, pruning
+from pahq_client import checks, locating, pruning
 from pahq_client._job_options import ATTRIBUTION, MOST_SAMPLES, GenerateRequest, JobRequest
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import graph_object
@@ -33,6 +33,7 @@ from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_
 from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest, OtherModel
 from pahq_client.graph import Edge, Graph
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.scores import CIRCUIT_OF_SCORES, EdgeScores
 from pahq_client.task import BuiltinTask, Prompt, PromptLike, Task, TaskLike, as_task, read_prompts
@@ -182,6 +183,7 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(ATTRIBUTION, _SELECTION),
     "eap_ig": (*_SELECTION, "steps"),
     "node_pruning": pruning.ARGUMENTS,
+    "neurons": locating.ARGUMENTS,
 }
 _OF_OTHERS = ("threshold", "parameters")
 
@@ -209,6 +211,8 @@ def job_spec(request: JobRequest) -> jobs_pb2.JobSpec:
             spec.eap_ig.CopyFrom(methods_pb2.EapIgParameters(steps=given.get("steps")))
         case "node_pruning":
             spec.node_pruning.CopyFrom(pruning.parameters_message(given))
+        case "neurons":
+            spec.neurons.CopyFrom(locating.parameters_message(given))
         case _ if method in ATTRIBUTION:
             getattr(spec, method).SetInParent()
         case _:
@@ -237,6 +241,10 @@ def _given(request: JobRequest) -> dict[str, Any]:
         "seed": checks.integer,
         "task_loss": checks.number,
         "polish": checks.flag,
+        "positive": lambda field, value: checks.integer(field, value, bits=32),
+        "starts": locating.read_starts,
+        "top_k": lambda field, value: checks.integer(field, value, bits=32),
+        "min_delta": checks.number,
         "parameters": _mapping,
     }
     values = {
@@ -361,7 +369,38 @@ def generate_parameters(request: GenerateRequest) -> methods_pb2.GenerateParamet
         message.kv_tokens = checks.integer("kv_tokens", request.kv_tokens)
     if request.circuit is not None:
         message.circuit.CopyFrom(_edges_of_circuit("circuit", request.circuit))
+    if (steering := _steering(request.steer)) is not None:
+        if request.circuit is not None:
+            raise InvalidRequest("steer", "does not go with circuit: give one of both")
+        message.steering.CopyFrom(steering)
     return message
+
+
+def _steering(given: object) -> methods_pb2.NeuronSteering | None:
+    """Converts neurons and a strength to their edit; None for the strength 0, which changes nothing."""
+    if given is None:
+        return None
+    if not isinstance(given, tuple | list) or len(given) != 2 or not isinstance(given[0], NeuronSet):
+        kind = type(given).__name__
+        raise InvalidRequest("steer", f"must be a NeuronSet and a strength, as in (neurons, 2.0), got {kind}")
+    neurons, strength = given
+    strength = checks.number("steer[1]", strength)
+    try:
+        edit = neurons.edit(strength)
+    except InvalidRequest as error:
+        raise InvalidRequest("steer[1]", error.detail) from error
+    if strength == 0:
+        return None
+    if not len(edit.raised) + len(edit.lowered):
+        raise InvalidRequest("steer[0]", "holds no neurons, so that nothing would be steered")
+    return methods_pb2.NeuronSteering(
+        layers=neurons.layers,
+        d_mlp=neurons.d_mlp,
+        model_revision=neurons.model_revision,
+        raised=edit.raised,
+        amounts=edit.amounts,
+        lowered=edit.lowered,
+    )
 
 
 def generate_spec(request: GenerateRequest, prompts: Iterable[Prompt]) -> jobs_pb2.JobSpec:
@@ -381,6 +420,31 @@ def generate_spec(request: GenerateRequest, prompts: Iterable[Prompt]) -> jobs_p
     return jobs_pb2.JobSpec(objective=objective, include_prompts=True, generate=parameters)
 
 
+def continuations_spec(
+    model: str, texts: Iterable[Prompt], starts: Iterable[int], steer: tuple[NeuronSet, float]
+) -> jobs_pb2.JobSpec:
+    """Converts texts whose continuations are to be scored, with the neurons that are steered by.
+
+    Args:
+        model: name of a served model.
+        texts: each with its continuation.
+        starts: of each continuation, the position of its first token.
+        steer: neurons and a strength.
+    """
+    parameters = methods_pb2.ContinuationsParameters(starts=starts)
+    if (steering := _steering(steer)) is not None:
+        parameters.steering.CopyFrom(steering)
+    objective = jobs_pb2.Objective(
+        model=_model_name(model),
+        task=task_pb2.Task(prompts=task_pb2.PromptTask(clean=map(_prompt, texts))),
+        metric="l2",  # has no effect, like ablation and receivers
+        ablation="zero",
+        kv_receivers="group",
+        precision="fp32",
+    )
+    return jobs_pb2.JobSpec(objective=objective, continuations=parameters)
+
+
 def generate_message(
     request: GenerateRequest, prompts: Iterable[Prompt]
 ) -> generation_pb2.GenerateSamplesRequest:
@@ -397,7 +461,8 @@ def generate_message(
 def generate_error(error: InvalidRequest) -> InvalidRequest:
     """Returns an error of a request for samples with the caller's names of the arguments."""
     if isinstance(error, OtherModel):
-        return OtherModel(error.circuit, error.model, error.detail, "circuit")
+        argument = "steer" if error.field.endswith("steering") else "circuit"
+        return OtherModel(error.circuit, error.model, error.detail, argument)
 
     def renamed(text: str) -> str:
         return text.replace("task.clean", "prompts").replace("task.corrupted", "corrupted")
@@ -405,6 +470,8 @@ def generate_error(error: InvalidRequest) -> InvalidRequest:
     field = error.field
     for start in ("generate.", "parameters."):
         field = field.removeprefix(start)
+    if field.startswith("steering"):
+        field = field.replace("steering", "steer", 1)
     return InvalidRequest(renamed(field), renamed(error.detail))
 
 

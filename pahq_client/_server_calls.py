@@ -12,7 +12,7 @@ from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
-from pahq_client import checks
+from pahq_client import checks, locating
 from pahq_client._calls import (
     CHECK_TASK,
     CREATE,
@@ -34,6 +34,7 @@ from pahq_client._calls import (
     next_delay,
 )
 from pahq_client._job_options import (
+    GenerateOptions,
     GenerateRequest,
     JobRequest,
 )
@@ -49,11 +50,19 @@ from pahq_client.artifacts import AnyArtifact, measured, scores_of_edges
 from pahq_client.circuit import Circuit
 from pahq_client.curve import Curve
 from pahq_client.display.progress import ProgressLike
+from pahq_client.dose_response import (
+    ContinuationScores,
+    DoseRequest,
+    DoseResponse,
+    mean_difference,
+    mean_score,
+)
 from pahq_client.errors import (
     DeadlineExceeded,
     InvalidRequest,
     JobCancelled,
     JobFailed,
+    NotFound,
     OtherModel,
     PahqError,
     RateLimited,
@@ -62,6 +71,8 @@ from pahq_client.errors import (
     WarningDisplay,
 )
 from pahq_client.jobs import JobCalls
+from pahq_client.locating import LocatedText, LocateRequest
+from pahq_client.neuron_set import SIDES, NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation, node_evaluation_message, read_node_evaluation
 from pahq_client.predictions import Predictions, TaskCheck
@@ -70,7 +81,7 @@ from pahq_client.retries import Deadline
 from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import SessionCalls, renamed
-from pahq_client.task import Prompt, PromptLike, TaskLike
+from pahq_client.task import Prompt, PromptLike, Task, TaskLike, read_prompts
 
 # How long an interrupted user waits at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
@@ -236,6 +247,8 @@ class ServerCalls:
             raise InvalidRequest("method", detail)
         if request.method == "node_pruning":
             raise InvalidRequest("method", "'node_pruning' scores no edges: use prune_nodes()")
+        if request.method == "neurons":
+            raise InvalidRequest("method", "'neurons' scores no edges: use locate_neurons()")
         if request.metric is None:
             request = replace(request, metric=requests.logit_difference_if_answers(request.task))
         return (yield from self._scores(request, timeout, progress))
@@ -259,6 +272,192 @@ class ServerCalls:
         if not isinstance(found, NodeCircuit):
             raise ServerFault(f"the server sent a {type(found).__name__}, asked for a node circuit")
         return found
+
+    def locate_neurons(
+        self, request: LocateRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[NeuronSet]:
+        request, deadline = request.checked(), Deadline.after(timeout)
+        given: list[tuple[LocatedText, ...]] = []
+        for side in SIDES:
+            texts = getattr(request, side)
+            if request.tokens == "generated" and not isinstance(texts, Samples):
+                texts = yield from self._generated(request, side, deadline, progress)
+            given.append(locating.texts_of(side, texts, request.tokens))
+        parts = given
+        if request.long_texts == "split":
+            parts = yield from self._split(request, given)
+        every = [text for side in parts for text in side]
+        starts = [text.start for text in every]
+        job = JobRequest(
+            request.model,
+            Task(clean=[text.prompt for text in every]),
+            method="neurons",
+            positive=len(parts[0]),
+            starts=starts if any(starts) else None,
+            top_k=request.top_k,
+            min_delta=request.min_delta,
+            precision=request.precision,
+            include_prompts=request.include_prompts,
+        )
+        try:
+            found = yield from self._run_job(job, deadline.left, progress)
+        except InvalidRequest as error:
+            raise locating.renamed(error, parts) from None
+        if not isinstance(found, NeuronSet):
+            raise ServerFault(f"the server sent a {type(found).__name__}, asked for a neuron set")
+        if found.texts != tuple(map(len, parts)):
+            raise ServerFault("the server sent a neuron set of other texts than were asked for")
+        found = locating.of_texts(found, parts, given)
+        return (yield from self._with_token_texts(request, found, given)) if found.prompts else found
+
+    def dose_response(
+        self, request: DoseRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[DoseResponse]:
+        deadline, (strengths, sets) = Deadline.after(timeout), request.plan()
+        texts: list[tuple[int, ...]] = []
+        starts: list[int] = []
+        if not callable(request.scorer):
+            texts, starts = yield from self._continuations(request)
+        curves: list[tuple[float, ...]] = []
+        unsteered: float | None = None  # the same for all sets
+        for neurons in sets:
+            values: list[float] = []
+            for strength in strengths:
+                if strength == 0 and unsteered is not None:
+                    values.append(unsteered)
+                    continue
+                steer = (neurons, strength)
+                if callable(request.scorer):
+                    asked = GenerateRequest(
+                        request.model, request.prompts, **{**(request.generate or {}), "steer": steer}
+                    )
+                    samples = yield from self.generate(asked, deadline.left, progress)
+                    value = mean_score(request.scorer, samples)
+                else:
+                    spec = requests.continuations_spec(request.model, texts, starts, steer)
+                    value = yield from self._mean_difference(spec, len(texts), deadline, progress)
+                if strength == 0:
+                    unsteered = value
+                values.append(value)
+            curves.append(tuple(values))
+        words = "mean score" if callable(request.scorer) else "log-probability difference"
+        return DoseResponse(strengths, curves[0], tuple(curves[1:]), words)
+
+    def _mean_difference(
+        self, spec: pb.JobSpec, count: int, deadline: Deadline, progress: ProgressLike
+    ) -> Steps[float]:
+        """Runs a job that scores the two continuations of each prompt in turn."""
+        try:
+            found = yield from self._run_creation(_creation(spec), deadline.left, progress)
+        except OtherModel as error:
+            raise OtherModel(error.circuit, error.model, error.detail, "neurons") from None
+        except InvalidRequest as error:
+            if error.field.endswith("steering"):
+                raise InvalidRequest("neurons", error.detail) from None
+            raise
+        if not isinstance(found, ContinuationScores) or len(found.logprobs) != count:
+            raise ServerFault(f"the server sent no log-probabilities of {count} continuations")
+        return mean_difference(found.logprobs)
+
+    def _continuations(self, request: DoseRequest) -> Steps[tuple[list[tuple[int, ...]], list[int]]]:
+        """Returns the tokens of each prompt with either continuation in turn, and where these begin."""
+        assert not callable(request.scorer)
+        prompts = requests.generate_prompts(GenerateRequest(request.model, request.prompts))
+        if not prompts:
+            raise InvalidRequest("prompts", "is empty: give what the continuations follow")
+        pair = read_prompts("scorer", tuple(request.scorer))
+        texts: list[tuple[int, ...]] = []
+        starts: list[int] = []
+        for number, prompt in enumerate(prompts):
+            ids = yield from self._ids(request.model, f"prompts[{number}]", prompt)
+            for each, continuation in enumerate(pair):
+                if isinstance(continuation, str) and isinstance(prompt, str):
+                    whole = yield from self._ids(request.model, f"scorer[{each}]", prompt + continuation)
+                    if whole[: len(ids)] != ids or len(whole) == len(ids):
+                        detail = (
+                            f"changes how the end of prompts[{number}] is tokenized, or adds no token: give "
+                            "both as token ids, or move a space from the one to the other"
+                        )
+                        raise InvalidRequest(f"scorer[{each}]", detail)
+                elif isinstance(continuation, str):
+                    detail = f"must be token ids, because prompts[{number}] has token ids"
+                    raise InvalidRequest(f"scorer[{each}]", detail)
+                else:
+                    whole = (*ids, *continuation)
+                    if not continuation:
+                        raise InvalidRequest(f"scorer[{each}]", "is empty: give at least one token")
+                texts.append(whole)
+                starts.append(len(ids))
+            if texts[-1] == texts[-2]:
+                detail = (
+                    f"has two continuations that are the same tokens after prompts[{number}], so that they "
+                    "never differ: give others, of tokens that the model knows"
+                )
+                raise InvalidRequest("scorer", detail)
+        return texts, starts
+
+    def _ids(self, model: str, field: str, prompt: Prompt) -> Steps[tuple[int, ...]]:
+        """Returns the token ids of a prompt, which is called ``field`` in errors."""
+        if not isinstance(prompt, str):
+            return prompt
+        try:
+            (shown,) = yield from self.tokenize(model, prompt, None, True)
+        except InvalidRequest as error:
+            raise InvalidRequest(field, error.detail) from None
+        return tuple(shown.ids)
+
+    def _generated(
+        self, request: LocateRequest, side: str, deadline: Deadline, progress: ProgressLike
+    ) -> Steps[Samples]:
+        """Generates the texts of a side after its prompts."""
+        options = dict(request.generate or {})
+        for name in options:
+            if name not in GenerateOptions.__annotations__:
+                raise InvalidRequest("generate", f"has {name!r}, which is no argument of generate()")
+        prompts = getattr(request, side)
+        if not isinstance(prompts, str) and not checks.items(side, prompts):
+            raise InvalidRequest(side, "is empty: give prompts that texts are generated after")
+        asked = GenerateRequest(request.model, prompts, **options)
+        try:
+            return (yield from self.generate(asked, deadline.left, progress))
+        except InvalidRequest as error:
+            if error.field.startswith("prompts"):
+                raise InvalidRequest(f"{side}{error.field.removeprefix('prompts')}", error.detail) from None
+            raise
+
+    def _split(
+        self, request: LocateRequest, given: Iterable[tuple[LocatedText, ...]]
+    ) -> Steps[list[tuple[LocatedText, ...]]]:
+        """Divides texts that are longer than the model's context."""
+        served = {model.name: model for model in (yield from self.models())}
+        if request.model not in served:
+            raise NotFound(f"model {request.model!r}", f"the server does not serve {request.model!r}")
+        context = served[request.model].context
+        locating.check_overlap(request.overlap, context)
+        parts: list[tuple[LocatedText, ...]] = []
+        for name, side in zip(SIDES, given, strict=True):
+            found: list[LocatedText] = []
+            for text in side:
+                ids = yield from self._ids(request.model, f"{name}[{text.text}]", text.prompt)
+                found += locating.split(text, ids, context, request.overlap)
+            parts.append(tuple(found))
+        return parts
+
+    def _with_token_texts(
+        self, request: LocateRequest, found: NeuronSet, given: Iterable[tuple[LocatedText, ...]]
+    ) -> Steps[NeuronSet]:
+        """Adds the tokens of those texts in which a neuron is most active, as far as words are known."""
+        shown: tuple[dict[int, tuple[str, ...]], dict[int, tuple[str, ...]]] = ({}, {})
+        for chunk in locating.shown_texts(found, list(given)):
+            try:
+                tokenized = yield from self.tokenize(
+                    request.model, [locating.words(text) for _, text in chunk], None, True
+                )
+            except (InvalidRequest, Unavailable):  # what was found must not be lost for words
+                continue
+            for (side, text), told in zip(chunk, tokenized, strict=True):
+                shown[side][text.text] = locating.tokens_that_agree(text, told.ids, told.tokens)
+        return replace(found, token_texts=shown)
 
     def generate(
         self, request: GenerateRequest, timeout: float | None, progress: ProgressLike

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -24,9 +24,12 @@ from pahq_client.client import Client, ClientBase
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
+from pahq_client.dose_response import LEAST_CONTROLS, STRENGTHS, DoseRequest, DoseResponse, Scorer
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
+from pahq_client.locating import GivenTexts, LocateRequest
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
@@ -282,6 +285,54 @@ class AsyncClient(ClientBase):
             include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.prune_nodes(request, timeout, progress))
+
+    @described_as(Client.locate_neurons)
+    @known_arguments
+    async def locate_neurons(
+        self,
+        model: str,
+        positive: GivenTexts,
+        negative: GivenTexts,
+        *,
+        tokens: str = "all",
+        top_k: int = 2000,
+        min_delta: float = 0.1,
+        long_texts: str = "refuse",
+        overlap: int = 64,
+        generate: Mapping[str, Any] | None = None,
+        precision: str = "fp32",
+        include_prompts: bool = True,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> NeuronSet:
+        request = LocateRequest(
+            *(model, positive, negative, tokens, top_k, min_delta),
+            long_texts=long_texts,
+            overlap=overlap,
+            generate=generate,
+            precision=precision,
+            include_prompts=include_prompts,
+        )
+        return await self._transport.run(self._calls.locate_neurons(request, timeout, progress))
+
+    @described_as(Client.dose_response)
+    @known_arguments
+    async def dose_response(
+        self,
+        model: str,
+        neurons: NeuronSet,
+        prompts: PromptLike | Iterable[PromptLike],
+        scorer: Scorer,
+        *,
+        strengths: Iterable[float] = STRENGTHS,
+        controls: int = LEAST_CONTROLS,
+        seed: int = 0,
+        generate: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> DoseResponse:
+        request = DoseRequest(model, neurons, prompts, scorer, strengths, controls, seed, generate)
+        return await self._transport.run(self._calls.dose_response(request, timeout, progress))
 
     @described_as(Client.generate)
     @known_arguments

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pahq.v1 import jobs_pb2
 
 from pahq_client import _responses as responses
-from pahq_client import node_circuit_file, samples_file
+from pahq_client import neuron_set_file, node_circuit_file, samples_file
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
+from pahq_client.dose_response import ContinuationScores
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
 from pahq_client.graph import MOST_LISTED, CircuitMetric, Edge, Graph, Verdict
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.results import Evaluation, WithProvenance
 from pahq_client.samples import Samples
@@ -59,8 +61,10 @@ class Artifact(WithProvenance):
         return f"Artifact(kind={self.kind!r}, version={self.version}, {len(self.data)} bytes{partial})"
 
 
-AnyArtifact: TypeAlias = Circuit | EdgeScores | NodeCircuit | Samples | Artifact
-"""What a job gives: a Circuit, EdgeScores, a NodeCircuit, Samples, or an Artifact of an unknown kind."""
+AnyArtifact: TypeAlias = (
+    Circuit | EdgeScores | NodeCircuit | NeuronSet | Samples | ContinuationScores | Artifact
+)
+"""What a job gives: one of these, or an Artifact of an unknown kind."""
 
 
 class ArtifactMessages:
@@ -129,8 +133,8 @@ def decode(
     """Decodes an artifact.
 
     Args:
-        kind: ``circuit``, ``edge_scores``, ``node_circuit`` or ``samples``; another one gives an `Artifact`
-            with the bytes as they are.
+        kind: ``circuit``, ``edge_scores``, ``node_circuit``, ``neuron_set``, ``samples`` or
+            ``continuation_scores``; another one gives an `Artifact` with the bytes as they are.
         version: version of the kind's format.
         data: the bytes of the artifact.
         provenance: an object with the keys ``request`` and ``run``.
@@ -353,7 +357,9 @@ _DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {
     "circuit": _circuit,
     "edge_scores": _edge_scores,
     "node_circuit": node_circuit_file.read,
+    "neuron_set": neuron_set_file.read,
     "samples": samples_file.read,
+    "continuation_scores": ContinuationScores.read,
 }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Self, Unpack, overload
+from typing import Any, Self, Unpack, overload
 
 from pahq_client._calls import (
     Caller,
@@ -30,8 +30,11 @@ from pahq_client.circuit import Circuit
 from pahq_client.connection import Endpoint, TlsConfig
 from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
+from pahq_client.dose_response import LEAST_CONTROLS, STRENGTHS, DoseRequest, DoseResponse, Scorer
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobHandle
+from pahq_client.locating import GivenTexts, LocateRequest
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.predictions import Predictions, TaskCheck
@@ -464,6 +467,96 @@ class Client(ClientBase):
             include_prompts=include_prompts,
         )
         return self._transport.run(self._calls.prune_nodes(request, timeout, progress))
+
+    @known_arguments
+    def locate_neurons(
+        self,
+        model: str,
+        positive: GivenTexts,
+        negative: GivenTexts,
+        *,
+        tokens: str = "all",
+        top_k: int = 2000,
+        min_delta: float = 0.1,
+        long_texts: str = "refuse",
+        overlap: int = 64,
+        generate: Mapping[str, Any] | None = None,
+        precision: str = "fp32",
+        include_prompts: bool = True,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> NeuronSet:
+        """Finds neurons that carry a value (ValueLocate, arXiv:2505.17712); errors as of `discover`.
+
+        Neurons are located that are active, above 0, at a larger share of the tokens of positive than of
+        negative texts, and those of which the opposite holds. Like `discover` it runs a job, which whatever
+        ends the call also cancels. See docs/methods.md.
+
+        Args:
+            model: name of a served model.
+            positive: texts that show the value, as Samples, or as texts or lists of token ids; at least a
+                dozen.
+            negative: texts that show its opposite, likewise.
+            tokens: which tokens count: ``all``, the ``last`` of each text, or ``generated``: those that the
+                model has said itself, in Samples. Prompts are then taken to `generate`.
+            top_k: the most neurons of each side.
+            min_delta: the least difference of the two shares, above 0.
+            long_texts: ``refuse`` texts that are longer than the model's context, or ``split`` them into
+                parts, in which each token counts once.
+            overlap: with how many tokens of the part before, which only give context, a part begins.
+            generate: arguments of `generate`, for ``tokens="generated"`` where prompts are given.
+            precision: name of a precision policy that rounds weights only.
+            include_prompts: whether the set, and the file it is saved to, hold the texts as well, so that
+                `NeuronSet.contexts` can show them.
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+        """
+        request = LocateRequest(
+            *(model, positive, negative, tokens, top_k, min_delta),
+            long_texts=long_texts,
+            overlap=overlap,
+            generate=generate,
+            precision=precision,
+            include_prompts=include_prompts,
+        )
+        return self._transport.run(self._calls.locate_neurons(request, timeout, progress))
+
+    @known_arguments
+    def dose_response(
+        self,
+        model: str,
+        neurons: NeuronSet,
+        prompts: PromptLike | Iterable[PromptLike],
+        scorer: Scorer,
+        *,
+        strengths: Iterable[float] = STRENGTHS,
+        controls: int = LEAST_CONTROLS,
+        seed: int = 0,
+        generate: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> DoseResponse:
+        """Measures what steering by neurons does at several strengths, beside random sets.
+
+        Each strength of each set is a job, which whatever ends the call also cancels; errors as of
+        `discover`.
+
+        Args:
+            model: name of a served model: that in which the neurons were located.
+            neurons: the set, see `locate_neurons`.
+            prompts: one text, or texts or lists of token ids.
+            scorer: two continuations, as in ``(" yes", " no")``, of which the difference of log-probabilities
+                is measured, the first minus the second; or a function of a `Sample`, of which the mean over
+                samples is. Continuations of token ids follow the prompt's tokens.
+            strengths: of steering, each once; 0 for the model as it is.
+            controls: how many random sets, at least 5; see `NeuronSet.matched_control`.
+            seed: of the first control.
+            generate: arguments of `generate`, for a scorer of samples.
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+        """
+        request = DoseRequest(model, neurons, prompts, scorer, strengths, controls, seed, generate)
+        return self._transport.run(self._calls.dose_response(request, timeout, progress))
 
     @known_arguments
     @generate_options

@@ -1,11 +1,11 @@
-"""`discover`, `attribute`, `prune_nodes`, `generate`: a job in one call, on an embedded server if need be."""
+"""`discover`, `generate` and others: a job in one call, on an embedded server if need be."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Unpack
+from typing import Any, Unpack
 
 from pahq_client._job_options import GenerateOptions, JobOptions, generate_options, job_options
 from pahq_client.artifacts import AnyArtifact
@@ -15,6 +15,8 @@ from pahq_client.connection import TlsConfig
 from pahq_client.display.progress import ProgressLike
 from pahq_client.embedded import EmbeddedServer, check_served, served_model
 from pahq_client.errors import InvalidRequest
+from pahq_client.locating import GivenTexts
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.retries import Backoff, Deadline
 from pahq_client.samples import Samples
@@ -152,6 +154,50 @@ def prune_nodes(
             polish=polish,
             ablation=ablation,
             kv_receivers=kv_receivers,
+            precision=precision,
+            include_prompts=include_prompts,
+            timeout=deadline.left,
+            progress=progress,
+        )
+
+
+@known_arguments
+def locate_neurons(
+    model: str | os.PathLike[str],
+    positive: GivenTexts,
+    negative: GivenTexts,
+    *,
+    tokens: str = "all",
+    top_k: int = 2000,
+    min_delta: float = 0.1,
+    long_texts: str = "refuse",
+    overlap: int = 64,
+    generate: Mapping[str, Any] | None = None,
+    precision: str = "fp32",
+    include_prompts: bool = True,
+    server: str | None = None,
+    token: str | None = None,
+    tls: bool | TlsConfig | None = None,
+    timeout: float | None = None,
+    progress: ProgressLike = None,
+) -> NeuronSet:
+    """Finds neurons that carry a value.
+
+    Arguments are those of `Client.locate_neurons`; ``model``, ``server``, ``token``, ``tls``, ``timeout`` and
+    errors are those of `discover`.
+    """
+    deadline = Deadline.after(timeout)
+    with connect(model, server, token, tls, deadline) as (client, name):
+        return client.locate_neurons(
+            name,
+            positive,
+            negative,
+            tokens=tokens,
+            top_k=top_k,
+            min_delta=min_delta,
+            long_texts=long_texts,
+            overlap=overlap,
+            generate=generate,
             precision=precision,
             include_prompts=include_prompts,
             timeout=deadline.left,

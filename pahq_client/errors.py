@@ -6,6 +6,7 @@ PahqError
  │   ├─ InvalidScoresFile   a file is not a file of edge scores that this version can read
  │   ├─ InvalidSamplesFile  a file is not a file of samples that this version can read
  │   ├─ InvalidNodeCircuitFile  a file is not a file of a node circuit that this version can read
+ │   ├─ InvalidNeuronSetFile  a file is not a file of a neuron set that this version can read
  │   └─ OtherModel          a circuit of one model is to be measured on another
  ├─ NotFound             the server has nothing of this name
  ├─ Conflict             the state of the job or session forbids the call
@@ -78,14 +79,20 @@ class InvalidNodeCircuitFile(InvalidRequest):
     """A file is not a file of a node circuit that this version can read; ``field`` is its path."""
 
 
+class InvalidNeuronSetFile(InvalidRequest):
+    """A file is not a file of a neuron set that this version can read; ``field`` is its path."""
+
+
 class OtherModel(InvalidRequest):
     """A circuit of one model is to be measured on another, whose edges of the same names do other things.
 
+    Likewise neurons of one model with which another is to be steered.
+
     Args:
-        circuit: the model that the circuit was found in, in words.
-        model: the model that it is to be measured on, in words.
+        circuit: the model that the circuit or the neurons were found in, in words.
+        model: the model that is asked for, in words.
         detail: the server's words.
-        field: the argument that the circuit is.
+        field: the argument that the circuit is, or the neurons are.
     """
 
     def __init__(self, circuit: str, model: str, detail: str = "", field: str = "circuit") -> None:

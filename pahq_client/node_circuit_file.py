@@ -44,6 +44,7 @@ def encode(circuit: NodeCircuit, origin: str, run: bool = True) -> bytes:
     Raises:
         InvalidNodeCircuitFile: the provenance holds what JSON cannot express.
     """
+    import numpy as np
     from safetensors.numpy import save
 
     layout = {

@@ -61,11 +61,13 @@ def node_evaluation_message(
     if metric not in (None, METRIC):
         detail = f"circuits of nodes are measured by {METRIC!r}, with all other figures, got {metric!r}"
         raise InvalidRequest("metric", f"{detail}. Leave it out")
+    if options.get("kv_receivers") is not None:
+        raise InvalidRequest("kv_receivers", "means nothing for circuits of nodes: leave it out")
     allowed = checks.flag("allow_other_model", options.get("allow_other_model", False))
     asked = EvaluationRequest(
         *(model, task, (), METRIC),
         ablation=_chosen(options.get("ablation"), circuit.parameters.get("ablation"), "resample"),
-        kv_receivers=_chosen(options.get("kv_receivers"), None, "group"),
+        kv_receivers="group",  # which has no effect on nodes
         precision=_chosen(options.get("precision"), circuit.request.get("policy"), "fp32"),
     )
     nodes = circuit_pb2.NodeSet(

@@ -11,7 +11,7 @@ from pahq_client import files
 from pahq_client._job_options import ATTRIBUTION
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
-from pahq_client.cli import nodes
+from pahq_client.cli import neurons, nodes
 from pahq_client.cli.jobs import detach, detach_generate, estimate, job_options
 from pahq_client.cli.options import connection, read_task, tls
 from pahq_client.cli.output import (
@@ -25,7 +25,7 @@ from pahq_client.cli.output import (
     print_values,
     put,
 )
-from pahq_client.cli.view import load, load_any_circuit, load_nodes
+from pahq_client.cli.view import load, load_any_circuit, load_neurons, load_nodes
 from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
@@ -77,6 +77,7 @@ def generate(arguments: Namespace) -> None:
     options |= {name: getattr(arguments, name) for name in ("ablation", "corrupted")}
     if arguments.circuit is not None:
         options["circuit"] = Circuit.load(arguments.circuit)
+    options["steer"] = neurons.steering(arguments)
     if arguments.detach:
         detach_generate(arguments, options)
         return
@@ -171,10 +172,14 @@ def info(arguments: Namespace) -> None:
 
 
 def compare(arguments: Namespace) -> None:
-    """Compares two files of circuits, of scores or of circuits of nodes."""
+    """Compares two files of circuits, of scores, of circuits of nodes or of neurons."""
     first, second = (load_nodes(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
     if first is not None and second is not None:
         nodes.compare(first, second, arguments)
+        return
+    sets = [load_neurons(path, arguments.allow_partial) for path in (arguments.a, arguments.b)]
+    if sets[0] is not None and sets[1] is not None:
+        neurons.compare(sets[0], sets[1], arguments)
         return
     a, b = (load(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
     if isinstance(a, EdgeScores) and isinstance(b, EdgeScores):

@@ -12,7 +12,7 @@ from typing import Any
 
 from pahq_client import files, samples_file
 from pahq_client._job_options import JobOptions
-from pahq_client.circuit import Circuit
+from pahq_client.artifacts import AnyArtifact
 from pahq_client.cli.options import connection, read_task
 from pahq_client.cli.output import (
     fields,
@@ -24,16 +24,14 @@ from pahq_client.cli.output import (
     print_table,
     put,
 )
-from pahq_client.cli.view import contents, load, load_circuit, load_nodes
+from pahq_client.cli.view import contents, load, load_circuit, load_nodes, load_unpaired
 from pahq_client.client import Client
 from pahq_client.display.progress import reporter
 from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed, NotFound, WarningDisplay
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.formatting import local_time, one_line, stands, summarize
 from pahq_client.jobs import JobHandle
-from pahq_client.node_circuit import NodeCircuit
 from pahq_client.samples import Samples
-from pahq_client.scores import EdgeScores
 
 _NAME = re.compile(r"users/[^/]+/jobs/[^/]+")
 _ID = re.compile(r"[A-Za-z0-9_-]+")
@@ -162,11 +160,12 @@ def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
     return True
 
 
-def _load(path: str) -> Circuit | EdgeScores | NodeCircuit | Samples:
+def _load(path: str) -> AnyArtifact:
     try:
         if samples_file.is_samples_file(contents(path)):
             return Samples.load(path, allow_partial=True)
-        return load_nodes(path, allow_partial=True) or load(path, allow_partial=True)
+        alone = load_unpaired(path, allow_partial=True)
+        return load(path, allow_partial=True) if alone is None else alone
     except InvalidRequest as error:
         if _ID.fullmatch(path) and not os.path.exists(path):  # may as well be a job
             error.add_note("to show a job, name its server with --server or $PAHQ_SERVER")

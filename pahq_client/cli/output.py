@@ -22,9 +22,11 @@ from pahq_client.circuit import Circuit
 from pahq_client.comparison import ScoreComparison
 from pahq_client.curve import Curve
 from pahq_client.display import circuits
+from pahq_client.dose_response import ContinuationScores
 from pahq_client.errors import PahqWarning
 from pahq_client.events import Event, JobInfo
 from pahq_client.formatting import local_time, one_line, printable
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_evaluation import NodeEvaluation
 from pahq_client.results import Estimate, Evaluation
@@ -41,7 +43,7 @@ def put(*cells: object) -> None:
 
 
 def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
-    """Prints what a job gave: a circuit, scores, samples, or a line about an artifact of another kind."""
+    """Prints what a job gave: a circuit, scores, nodes, neurons, samples, or a line about another kind."""
     if isinstance(artifact, Circuit):
         print_circuit(artifact, as_json)
     elif isinstance(artifact, EdgeScores):
@@ -50,6 +52,10 @@ def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
         _print_samples(artifact, as_json)
     elif isinstance(artifact, NodeCircuit):
         _print_node_circuit(artifact, as_json)
+    elif isinstance(artifact, ContinuationScores):
+        print_values({"logprobs": artifact.logprobs, "partial": artifact.partial}, as_json)
+    elif isinstance(artifact, NeuronSet):
+        _print_neuron_set(artifact, as_json)
     else:
         values = {"kind": artifact.kind, "version": artifact.version, "partial": artifact.partial}
         print_values({**values, "bytes": len(artifact.data)}, as_json)
@@ -114,6 +120,24 @@ def _print_node_circuit(circuit: NodeCircuit, as_json: bool) -> None:
         put(layer, *(counts[kind] for kind in kinds))
     for node in (*circuit.heads, *circuit.mlps):
         put(node)
+
+
+def _print_neuron_set(found: NeuronSet, as_json: bool) -> None:
+    """Prints a summary, then a neuron per line: its side, name and figures."""
+    if as_json:
+        plain = ("layers", "d_mlp", "texts", "tokens", "counted", "top_k", "min_delta", "control", "partial")
+        values: dict[str, Any] = {name: getattr(found, name) for name in plain}
+        for side in ("raised", "lowered"):
+            neurons = getattr(found, side)
+            values[side] = [{"name": each.name, **dataclasses.asdict(each)} for each in neurons]
+        print_json({**values, "provenance": found.provenance})
+        return
+    put(f"# {found.summary()}")
+    names = ("delta", "positive_share", "negative_share", "mean", "q95")
+    put("side", "neuron", *names)
+    for side in ("raised", "lowered"):
+        for neuron in getattr(found, side):
+            put(side, neuron, *(f"{getattr(neuron, name):.6g}" for name in names))
 
 
 def print_curve(curve: Curve, as_json: bool) -> None:

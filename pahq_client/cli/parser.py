@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pahq import __version__
 
-from pahq_client.cli import commands, jobs, nodes
+from pahq_client.cli import commands, jobs, neurons, nodes
 from pahq_client.cli.view import view
 from pahq_client.formatting import printable
 from pahq_client.node_layout import KINDS
@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        *(_discover, _attribute, _prune, _generate, _jobs, _watch, _cancel, _show, _view),
+        *(_discover, _attribute, _prune, _neurons, _generate, _jobs, _watch, _cancel, _show, _view),
         *(_evaluate, _curve, _compare, _models, _tokenize, _predict, _check, _info),
     ):
         add(subparsers)
@@ -142,6 +142,45 @@ def _prune(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     _add_json(parser)
 
 
+def _neurons(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("neurons", help="find the neurons that carry a value")
+    parser.set_defaults(run=neurons.locate)
+    parser.add_argument(
+        "model", metavar="MODEL", help="served model (without a server: or directory, hub id)"
+    )
+    for side in ("positive", "negative"):
+        parser.add_argument(
+            f"--{side}",
+            required=True,
+            metavar="FILE",
+            help=f"{side} texts: one per line, JSON, JSON Lines, or a file of samples",
+        )
+    parser.add_argument(
+        "--tokens", default="all", help="which tokens count: all (default), last, or generated ones"
+    )
+    parser.add_argument("--top-k", type=int, default=2000, metavar="K", help="of each side (default 2000)")
+    parser.add_argument(
+        "--min-delta", type=float, default=0.1, metavar="D", help="least difference of shares (default 0.1)"
+    )
+    parser.add_argument(
+        "--long-texts", default="refuse", help="those longer than the context: refuse (default) or split"
+    )
+    parser.add_argument(
+        "--overlap", type=int, default=64, metavar="N", help="tokens that parts share (default 64)"
+    )
+    parser.add_argument("-n", type=int, metavar="N", help="with --tokens generated: samples of each prompt")
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="the same: most tokens of a sample")
+    parser.add_argument("--temperature", type=float, metavar="T", help="the same: default 1")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same: default 0")
+    parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
+    parser.add_argument("--no-prompts", action="store_true", help="leave the texts out of the result")
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
+    parser.add_argument("--out", metavar="FILE", help="write the neuron set here")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_server(parser)
+    _add_json(parser)
+
+
 def _generate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("generate", help="sample what a model says after prompts")
     parser.set_defaults(run=commands.generate)
@@ -181,6 +220,10 @@ def _generate(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
         action="append",
         metavar="TEXT",
         help="corrupted prompt for resample; once for each prompt, in order",
+    )
+    parser.add_argument("--steer", metavar="FILE", help="neuron set: edit its neurons at every token")
+    parser.add_argument(
+        "--strength", type=float, metavar="G", help="of --steer; below 0 for less of the value (default 1)"
     )
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("-o", "--out", metavar="FILE", help="write the samples here")
@@ -354,7 +397,7 @@ def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("compare", help="tell how much two results of one kind agree")
     parser.set_defaults(run=commands.compare)
-    parser.add_argument("a", help="circuit file, or file of scores or of a node circuit")
+    parser.add_argument("a", help="circuit file, or file of scores, of a node circuit or of neurons")
     parser.add_argument("b", help="another one of the same kind")
     parser.add_argument(
         "--allow-other-model", action="store_true", help="compare although they are of different models"
@@ -364,7 +407,9 @@ def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("show", help="print a circuit, scores or samples, or how their job stands")
+    parser = subparsers.add_parser(
+        "show", help="print a circuit, scores, neurons or samples, or how their job stands"
+    )
     parser.set_defaults(run=jobs.show)
     parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a file")
     _add_server(parser)
@@ -372,9 +417,13 @@ def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def _view(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
-    parser = subparsers.add_parser("view", help="look at a circuit, at scores or at kept nodes in a browser")
+    parser = subparsers.add_parser(
+        "view", help="look at a circuit, scores, kept nodes or neurons in a browser"
+    )
     parser.set_defaults(run=view)
-    parser.add_argument("file", metavar="FILE", help="file of a circuit, of edge scores or of a node circuit")
+    parser.add_argument(
+        "file", metavar="FILE", help="file of a circuit, of edge scores, of a node circuit or of neurons"
+    )
     parser.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare with")
     parser.add_argument("--output", metavar="FILE", help="write the page here (default: a temporary file)")
     parser.add_argument("--no-open", action="store_true", help="write the page and open nothing")

@@ -8,12 +8,13 @@ import webbrowser
 from argparse import Namespace
 from pathlib import Path
 
-from pahq_client import files, node_circuit_file, samples_file, scores_file
+from pahq_client import files, neuron_set_file, node_circuit_file, samples_file, scores_file
 from pahq_client.circuit import Circuit
 from pahq_client.cli.output import note, put
 from pahq_client.display import page
 from pahq_client.display.picture import Result
 from pahq_client.errors import InvalidRequest, WarningDisplay
+from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.scores import EdgeScores
 
@@ -23,13 +24,14 @@ def view(arguments: Namespace) -> None:
     paths = [path for path in (arguments.file, arguments.other) if path is not None]
     if arguments.output is not None:
         page.check_target("--output", arguments.output)
-    nodes = load_nodes(arguments.file, arguments.allow_partial)
-    if nodes is not None:
+    alone = load_unpaired(arguments.file, arguments.allow_partial)
+    if alone is not None:
         if arguments.other is not None:
-            raise InvalidRequest("OTHER", "does not go with a circuit of nodes: pahq compare compares two")
-        WarningDisplay().show(nodes.warnings)
+            what = "a circuit of nodes" if isinstance(alone, NodeCircuit) else "a neuron set"
+            raise InvalidRequest("OTHER", f"does not go with {what}: pahq compare compares two")
+        WarningDisplay().show(alone.warnings)
         target = _new_file(paths) if arguments.output is None else arguments.output
-        nodes.to_html(target)
+        alone.to_html(target)
         _show(target, arguments)
         return
     results = [load(path, arguments.allow_partial) for path in paths]
@@ -54,13 +56,15 @@ def load(path: str, allow_partial: bool) -> Result:
 
     Raises:
         InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
-        InvalidRequest: it holds samples or nodes, or cannot be read.
+        InvalidRequest: it holds samples, nodes or neurons, or cannot be read.
     """
     data = contents(path)
     if samples_file.is_samples_file(data):
         raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
     if node_circuit_file.is_node_circuit_file(data):
         raise InvalidRequest(path, "holds nodes, not edges: show, view, compare and evaluate take it")
+    if neuron_set_file.is_neuron_set_file(data):
+        raise InvalidRequest(path, "holds neurons, not edges: show, view and compare take it")
     kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
     return kind.load(path, allow_partial=allow_partial)
 
@@ -75,6 +79,27 @@ def load_nodes(path: str, allow_partial: bool = False) -> NodeCircuit | None:
     if not node_circuit_file.is_node_circuit_file(contents(path)):
         return None
     return NodeCircuit.load(path, allow_partial=allow_partial)
+
+
+def load_neurons(path: str, allow_partial: bool = False) -> NeuronSet | None:
+    """Reads a neuron set; None for a file of something else.
+
+    Raises:
+        InvalidNeuronSetFile: it is damaged, or what is partial and was not asked for.
+        InvalidRequest: it cannot be read.
+    """
+    if not neuron_set_file.is_neuron_set_file(contents(path)):
+        return None
+    return NeuronSet.load(path, allow_partial=allow_partial)
+
+
+def load_unpaired(path: str, allow_partial: bool = False) -> NodeCircuit | NeuronSet | None:
+    """Reads what has a page of its own and no edges; None for a file of something else.
+
+    Raises as `load_nodes` and `load_neurons`.
+    """
+    nodes = load_nodes(path, allow_partial)
+    return load_neurons(path, allow_partial) if nodes is None else nodes
 
 
 def contents(path: str) -> bytes:

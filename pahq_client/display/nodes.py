@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterable, Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
 from pahq_client import formatting
-from pahq_client.display import node_picture, palette
+from pahq_client.display import node_picture
+from pahq_client.display.document import document
 from pahq_client.display.plots import table
 from pahq_client.errors import InvalidRequest
 from pahq_client.formatting import one_line, printable
@@ -18,23 +18,6 @@ from pahq_client.node_layout import KIND_NAMES
 if TYPE_CHECKING:
     from pahq_client.node_circuit import NodeCircuit, NodeFigures
 
-_STYLE = """
-body { margin: 0 auto; padding: 24px 28px; max-width: 1240px; background: var(--ground); color: var(--ink);
-  font: 14px/1.45 "Helvetica Neue", Helvetica, Arial, "Liberation Sans", sans-serif;
-  font-variant-numeric: tabular-nums; }
-h1 { margin: 0; font-size: 18px; font-weight: 600; overflow-wrap: anywhere; }
-h2 { margin: 24px 0 6px; font-size: 14px; font-weight: 600; }
-p { margin: 4px 0; overflow-wrap: anywhere; }
-.muted { color: var(--muted); }
-.tables { display: flex; flex-wrap: wrap; gap: 0 56px; }
-.tables div, .picture { overflow-x: auto; }
-table { border-collapse: collapse; }
-th { color: var(--muted); font-weight: normal; border-bottom: 1px solid var(--rule); }
-th, td { padding: 3px 0 3px 22px; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { padding-left: 0; text-align: left; }
-.warning { margin-top: 8px; border-left: 3px solid var(--negative); padding-left: 8px; }
-svg { display: block; }
-"""
 # A picture in a notebook is no wider than this.
 _WIDTH = "min(100%, 900px)"
 
@@ -67,26 +50,15 @@ def page(circuit: NodeCircuit) -> str:
     """The page of a circuit: figures, kept nodes of each kind, and the picture of all layers."""
     title = printable(", ".join(filter(None, [formatting.task(circuit.run.get("task")), circuit.model])))
     title = one_line(title) or "Circuit of nodes"
-    style = palette.as_css() + _STYLE
-    digest = base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    parts = [
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{escape(title)}</title><style>{style}</style></head><body>",
-        f"<header><h1>{escape(title)}</h1>",
-        f'<p class="muted">{escape(" · ".join(_facts(circuit)))}</p></header><main>',
-        *(f'<p class="warning">{escape(one_line(text))}</p>' for text in circuit.warnings),
+    body = [
         '<div class="tables"><div><h2>Figures</h2>',
         table(["", "KL", "exact match", "accuracy", "logit difference", "weights"], list(_figures(circuit))),
         "</div><div><h2>Nodes</h2>",
         table(["", "kept", "after training", "in all"], list(_kinds(circuit))),
         "</div></div><h2>Layers</h2>",
-        f'<div class="picture">{_picture(circuit)}</div></main></body></html>',
-        "",
+        f'<div class="picture">{_picture(circuit)}</div>',
     ]
-    return "\n".join(parts)
+    return document(title, _facts(circuit), circuit.warnings, body)
 
 
 def _facts(circuit: NodeCircuit) -> Iterator[str]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -31,6 +32,7 @@ from pahq.v1 import (
 )
 
 from pahq_server.access.limits import CallLimits
+from pahq_server.core.activations import NeuronSteering, Steering
 from pahq_server.core.circuit import EdgeSet
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective, WorkerState, WorkerStatus
 from pahq_server.core.errors import InvalidRequestError
@@ -55,6 +57,8 @@ from pahq_server.store.records import StoredArtifact
 # Bytes of an artifact, characters of prompts (all ASCII) or bytes of tokenized prompts per message: with what
 # belongs to the message itself, still below 1 MiB.
 CHUNK = 1_000_000
+# Longer lists among a method's parameters are left out of answers, as prompts are.
+MOST_ECHOED = 64
 # The most bytes of a prompt's field number and length.
 _PROMPT_HEAD = 6
 
@@ -167,6 +171,8 @@ def _message_values(path: str, message: Message) -> dict[str, object]:
 def _plain_value(path: str, value: Any) -> object:
     if isinstance(value, circuit_pb2.EdgeSet):
         return read_edge_set(path, value)
+    if isinstance(value, methods_pb2.NeuronSteering):
+        return _read_steering(value)
     # The only other type that is no plain value: a repeated field.
     return value if isinstance(value, int | float | str | bytes) else tuple(value)
 
@@ -232,8 +238,13 @@ def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any
         if isinstance(value, EdgeSet):
             own = circuit_pb2.EdgeSet(graph=graph(value.graph), model_revision=value.revision)
             getattr(parameters, name).CopyFrom(own)
+        elif isinstance(value, NeuronSteering):
+            model = methods_pb2.NeuronSteering(
+                layers=value.layers, d_mlp=value.d_mlp, model_revision=value.revision
+            )
+            getattr(parameters, name).CopyFrom(model)
         elif isinstance(value, tuple):
-            getattr(parameters, name).extend(value)
+            getattr(parameters, name).extend(value if len(value) <= MOST_ECHOED else ())
         elif value is not None:
             setattr(parameters, name, value)
 
@@ -249,6 +260,16 @@ def read_edge_set(field: str, message: circuit_pb2.EdgeSet) -> EdgeSet:
     # An unknown treatment of keys and values fits no model, and is refused where the graphs are compared.
     graph = Graph(g.layers, g.heads, g.kv_heads, g.kv_receivers, g.parallel, g.mlps)  # type: ignore[arg-type]
     return EdgeSet(graph, message.model_revision, message.bits)
+
+
+def _read_steering(message: methods_pb2.NeuronSteering) -> NeuronSteering:
+    """Reads an edit of neurons, whatever its numbers."""
+    edit = Steering(
+        np.array(message.raised, np.int64),
+        np.array(message.amounts, np.float64),
+        np.array(message.lowered, np.int64),
+    )
+    return NeuronSteering(message.layers, message.d_mlp, message.model_revision, edit)
 
 
 def read_evaluated_circuits(messages: Iterable[patching_pb2.EvaluatedCircuit]) -> list[GivenCircuit]:

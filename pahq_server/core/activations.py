@@ -9,18 +9,29 @@ gate), before the product with the other factor. Neurons are numbered layer by l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pahq_server.core.errors import NonFiniteMetricError, ServerError
+from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError, OtherModelError, ServerError
 from pahq_server.core.operations import Operation
+from pahq_server.core.pruning import NodeLayout
 
 # Histograms of activations have bins of this width from 0 on, the last for all that is above the others;
 # negative activations count as 0.
 BIN_WIDTH, BINS = 0.01, 301
+# The most neurons that a client may have steered.
+MOST_STEERED = 1 << 16
+
+
+# A part of the texts takes about so many multiplications, and has at least and at most so many tokens.
+PART_WORK, LEAST_PART, MOST_PART = 1 << 32, 256, 4096
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,16 @@ class TopTokensOfNeurons:
     texts: NDArray[np.int64]
     positions: NDArray[np.int64]
 
+    def followed_by(self, later: TopTokensOfNeurons) -> TopTokensOfNeurons:
+        """Returns the T most active of these tokens and later ones of the same neurons."""
+        values, texts, positions = (
+            np.concatenate([getattr(self, name), getattr(later, name)], axis=1)
+            for name in ("values", "texts", "positions")
+        )
+        order = np.argsort(-values, axis=1, kind="stable")[:, : self.values.shape[1]]
+        taken = (np.take_along_axis(each, order, axis=1) for each in (values, texts, positions))
+        return TopTokensOfNeurons(*taken)
+
 
 @dataclass(frozen=True, eq=False)
 class NeuronDetails:
@@ -120,6 +141,10 @@ class NeuronDetails:
 
     histogram: NDArray[np.int64]
     top: TopTokensOfNeurons
+
+    def __add__(self, other: NeuronDetails) -> NeuronDetails:
+        """Returns what these and later tokens say, about the same neurons."""
+        return NeuronDetails(self.histogram + other.histogram, self.top.followed_by(other.top))
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,6 +205,16 @@ class CaptureStates(Operation):
             raise NonFiniteMetricError("a state is not finite")
 
 
+def part_tokens(layout: NodeLayout) -> int:
+    """Returns how many tokens a part of the texts has, at most: a power of two.
+
+    Depends on the model alone, so that sums over the parts always have the same bits.
+    """
+    weights = layout.layers * layout.d_model * (4 * layout.heads * layout.d_head + 3 * layout.d_mlp)
+    tokens = 1 << max(0, (PART_WORK // max(1, weights)).bit_length() - 1)
+    return min(MOST_PART, max(LEAST_PART, tokens))
+
+
 def span_parts(spans: Sequence[Span], tokens: int) -> list[Sequence[Span]]:
     """Divides spans into parts whose texts have at most ``tokens`` tokens together, or one text.
 
@@ -199,7 +234,7 @@ def span_parts(spans: Sequence[Span], tokens: int) -> list[Sequence[Span]]:
 class Steering:
     """An edit of neurons at every token, before the product with the other factor of a gated MLP.
 
-    Raised neurons get ``a + amount``, lowered ones ``min(a, 0)``.
+    Raised neurons get ``a + amount``, lowered ones ``min(a, 0)``. Equal edits are equal.
 
     Args:
         raised: numbers of neurons, int64, in increasing order.
@@ -210,6 +245,118 @@ class Steering:
     raised: NDArray[np.int64]
     amounts: NDArray[np.float64]
     lowered: NDArray[np.int64]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 that tells edits from each other."""
+        count = len(self.raised).to_bytes(8, "little")
+        parts = (self.raised.astype("<i8"), self.amounts.astype("<f8"), self.lowered.astype("<i8"))
+        return hashlib.sha256(count + b"".join(part.tobytes() for part in parts)).digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Steering) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+
+@dataclass(frozen=True)
+class NeuronSteering:
+    """An edit that a client gives, with the model whose neurons it numbers.
+
+    Args:
+        layers, d_mlp: of that model; of a client, so the values may be any.
+        revision: revision of that model; empty if unknown.
+        edit: of a client, too: `steering` checks it.
+    """
+
+    layers: int
+    d_mlp: int
+    revision: str
+    edit: Steering
+
+    def stored(self) -> dict[str, Any]:
+        """Returns the edit as the values of a JSON object, for the database."""
+        arrays = {
+            "raised": self.edit.raised.astype("<i8"),
+            "amounts": self.edit.amounts.astype("<f8"),
+            "lowered": self.edit.lowered.astype("<i8"),
+        }
+        encoded = {name: base64.b64encode(array.tobytes()).decode("ascii") for name, array in arrays.items()}
+        return {"layers": self.layers, "d_mlp": self.d_mlp, "revision": self.revision, **encoded}
+
+    @classmethod
+    def of_stored(cls, fields: Mapping[str, Any]) -> NeuronSteering:
+        """Reads what `stored` returned. Raises ValueError, TypeError or LookupError for what is none."""
+
+        def array(name: str, dtype: str) -> NDArray[Any]:
+            found = np.frombuffer(base64.b64decode(fields[name], validate=True), dtype)
+            return found.astype(found.dtype.newbyteorder("="))
+
+        edit = Steering(array("raised", "<i8"), array("amounts", "<f8"), array("lowered", "<i8"))
+        return cls(fields["layers"], fields["d_mlp"], fields["revision"], edit)
+
+    def described(self) -> dict[str, object]:
+        """Returns what tells this edit from others, for provenance: the numbers themselves are many."""
+        counts = {"raised": len(self.edit.raised), "lowered": len(self.edit.lowered)}
+        return {**counts, "sha256": self.edit.digest.hex()}
+
+    def steering(self, field: str, layers: int, d_mlp: int, revision: str) -> Steering:
+        """Returns the edit, if it is one of a served model.
+
+        Args:
+            field: path of the edit in the request, for errors.
+            layers: of the served model.
+            d_mlp: of the served model; 0 if it has no MLPs.
+            revision: its revision.
+
+        Raises:
+            OtherModelError: the neurons are those of another model.
+            InvalidRequestError: the model has no MLPs, or the edit is not as `Steering` says, or is empty.
+        """
+        if d_mlp == 0:
+            raise InvalidRequestError(field, "the model has no MLPs, and so no neurons: leave it out")
+        if (self.layers, self.d_mlp) != (layers, d_mlp) or self.revision not in ("", revision):
+            found = _describe(self.layers, self.d_mlp, self.revision)
+            raise OtherModelError(found, _describe(layers, d_mlp, revision), field)
+        edit, neurons = self.edit, layers * d_mlp
+        if len(edit.amounts) != len(edit.raised):
+            detail = f"must be one for each of {len(edit.raised)} raised neurons, got {len(edit.amounts)}"
+            raise InvalidRequestError(f"{field}.amounts", detail)
+        for name, numbers in (("raised", edit.raised), ("lowered", edit.lowered)):
+            _check_numbers(f"{field}.{name}", numbers, neurons)
+        with np.errstate(over="ignore"):
+            unusable = ~np.isfinite(edit.amounts.astype(np.float32))
+        if unusable.any():
+            first = int(unusable.argmax())
+            detail = f"must be a finite number in float32, got {edit.amounts[first]:g}"
+            raise InvalidRequestError(f"{field}.amounts[{first}]", detail)
+        both = np.intersect1d(edit.raised, edit.lowered)
+        if len(both):
+            detail = f"neuron {both[0]} is raised as well: it can be one of both"
+            raise InvalidRequestError(f"{field}.lowered", detail)
+        count = len(edit.raised) + len(edit.lowered)
+        if not count:
+            raise InvalidRequestError(field, "names no neurons, so that nothing is steered: leave it out")
+        if count > MOST_STEERED:
+            raise InvalidRequestError(field, f"must name at most {MOST_STEERED} neurons, got {count}")
+        return edit
+
+
+def _check_numbers(field: str, numbers: NDArray[np.int64], neurons: int) -> None:
+    """Raises InvalidRequestError for numbers of neurons that do not increase, or that a model lacks."""
+    for wrong, what in (
+        ((numbers < 0) | (numbers >= neurons), f"must be from 0 to {neurons - 1}"),
+        (np.diff(numbers, prepend=-1) <= 0, "must be larger than the number before it"),
+    ):
+        if wrong.any():
+            first = int(wrong.argmax())
+            raise InvalidRequestError(f"{field}[{first}]", f"{what}, got {numbers[first]}")
+
+
+def _describe(layers: int, d_mlp: int, revision: str) -> str:
+    known = f"revision {revision[:12]}" if revision else "revision unknown"
+    return f"{layers} layers, {d_mlp} neurons in each, {known}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,13 +40,13 @@ class InvalidRequestError(ServerError):
 
 
 class OtherModelError(InvalidRequestError):
-    """A circuit of one model is to be measured on another, or used for it.
+    """A circuit of one model is to be measured on another, or it or neurons are to be used for another.
 
     Args:
-        circuit: the model that the circuit was found in, in words.
+        circuit: the model that the circuit or the neurons were found in, in words.
         model: the model that is asked for, in words.
-        field: path of the circuit in the request. An evaluation has ``circuits``, and can be told to measure
-            them all the same; other requests cannot.
+        field: path of the circuit or of the steering in the request. An evaluation has ``circuits``, and can
+            be told to measure them all the same; other requests cannot.
     """
 
     def __init__(self, circuit: str, model: str, field: str) -> None:
@@ -56,6 +56,8 @@ class OtherModelError(InvalidRequestError):
             if field.startswith("circuits[")
             else "Give a circuit of this model"
         )
+        if field.endswith("steering"):
+            advice = "Give neurons that were found in this model"
         detail = f"it was found in another model ({circuit}) than the one asked for ({model}). {advice}"
         super().__init__(field, detail)
         self.circuit, self.model = circuit, model

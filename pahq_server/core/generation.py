@@ -1,7 +1,7 @@
 """Generated text: what is sampled, what the engine is asked for step by step, and what it gives back.
 
-A sample is a function of the model, its prompt, the sampling parameters and its seed alone. When it is
-computed, beside which others and in how many pieces decides what that costs, never what it is.
+A sample is a function of the model, its prompt, the sampling parameters, its seed and its steering alone.
+When it is computed, beside which others and in how many pieces decides what that costs, never what it is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from pahq_server.core.activations import Steering
 from pahq_server.core.circuit import Circuit
 from pahq_server.core.errors import NonFiniteMetricError, ServerError
 from pahq_server.core.operations import Operation
@@ -55,6 +56,7 @@ class GenerationOffer:
         block_tokens: keys and values take memory in blocks of so many tokens; ``kv_tokens`` is whole blocks.
         texts: whether there is a tokenizer, so that samples have texts and stop texts can be looked for.
         end_tokens: the ids that end a sample.
+        no_steering: why samples cannot be steered, and what to do; empty if they can.
     """
 
     backend: str
@@ -66,6 +68,7 @@ class GenerationOffer:
     block_tokens: int
     texts: bool
     end_tokens: tuple[int, ...]
+    no_steering: str = ""
 
     def room(self, tokens: int) -> int:
         """Returns how many of ``kv_tokens`` a sample of some tokens takes, its prompt's included."""
@@ -84,6 +87,7 @@ class SampleRequest:
         prefix: what the sample begins with, because it was generated earlier: the next token is the one with
             this number.
         signals: of how many of the sample's first tokens signals are wanted.
+        steering: of all tokens of prompt and sample; None for the model as it is.
     """
 
     key: int
@@ -92,6 +96,7 @@ class SampleRequest:
     sampling: Sampling
     prefix: TokenIds = ()
     signals: int = 0
+    steering: Steering | None = None
 
 
 @dataclass(frozen=True)

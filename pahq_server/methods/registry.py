@@ -8,7 +8,9 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.methods.acdc.method import Acdc
 from pahq_server.methods.attribution.methods import CleanCorrupted, Eap, EapIg, Gim, Relp
 from pahq_server.methods.base import Method
+from pahq_server.methods.continuations.method import Continuations
 from pahq_server.methods.generate.method import Generate
+from pahq_server.methods.neurons.method import Neurons
 from pahq_server.methods.node_pruning.method import NodePruning
 from pahq_server.methods.single_edge.method import SingleEdge
 
@@ -23,6 +25,8 @@ _METHODS: tuple[Method[Any], ...] = (
     Gim(),
     Generate(),
     NodePruning(),
+    Neurons(),
+    Continuations(),
 )
 METHODS = {method.name: method for method in _METHODS}
 

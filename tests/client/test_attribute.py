@@ -187,7 +187,7 @@ def test_a_choice_takes_a_second_call(client: Any, server: FakeServer, argument:
         (
             {"method": "gimm", "edges": 3},
             "edges",
-            "the methods acdc, .*, gim, node_pruning; did you mean 'gim'?",
+            "the methods acdc, .*, gim, node_pruning, neurons; did you mean 'gim'?",
         ),
         ({"within": "circuit.json"}, "within", "must be a Circuit, got str; read a file with Circuit.load"),
         ({"within": []}, "within", "must be a Circuit, got list"),

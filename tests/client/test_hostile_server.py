@@ -49,6 +49,7 @@ from pahq_client._server_calls import ServerCalls
 from pahq_client._transport import INBOX, BlockingStream
 from pahq_client.cli import main
 from pahq_client.graph import Edge, Graph
+from pahq_client.locating import LocateRequest
 from pahq_client.retries import Backoff
 
 from .fake_artifact import FakeArtifact
@@ -172,6 +173,12 @@ ACTIONS: dict[str, Callable[[ServerCalls], Any]] = {
     "chosen edges": lambda c: c.discover(JobRequest("m", "ioi", method="gim", edges=9), 60.0, None),
     "prune_nodes": lambda c: c.prune_nodes(
         JobRequest("m", "ioi", method="node_pruning", max_kl=0.1), 60.0, None
+    ),
+    "locate_neurons": lambda c: c.locate_neurons(
+        LocateRequest("m", ["a"], [[1, 2]], long_texts="split", overlap=0), 60.0, None
+    ),
+    "located after generation": lambda c: c.locate_neurons(
+        LocateRequest("m", ["a"], [[1, 2]], tokens="generated"), 60.0, None
     ),
     "evaluate nodes": lambda c: c.evaluate("m", "ioi", node_circuit(), {}),
     "estimate": lambda c: c.estimate(_request()),

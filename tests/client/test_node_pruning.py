@@ -295,7 +295,7 @@ def test_prune_and_what_reads_its_file(
     assert len(printed["heads"]["names_only_b"]) == overlap.only_b
 
     assert main(arguments(running, tmp_path, "evaluate", "--circuit", str(path))) == 0
-    assert f"kl: {found.figures.kl:.6g}" in capsys.readouterr().out.splitlines()  # type: ignore[union-attr]
+    assert f"figures: {found.figures}" in capsys.readouterr().out.splitlines()
     assert main(arguments(running, tmp_path, "evaluate", "--circuit", str(path), "--json")) == 0
     assert json.loads(capsys.readouterr().out)["full"]["kl"] == 0
     search = arguments(running, tmp_path, "discover", "--threshold", "0", "--within", str(path), "--quiet")

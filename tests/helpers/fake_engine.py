@@ -12,7 +12,9 @@ import numpy as np
 
 from helpers.fake_generator import CIRCUIT_OFFER, OFFER, decode
 from helpers.scores import SetScore
+from helpers.toy_activations import ToyActivations
 from helpers.toy_nodes import Toy
+from pahq_server.core.activations import DescribeNeurons, ScoreContinuations, SumNeurons
 from pahq_server.core.circuit import PatchedPass
 from pahq_server.core.engine import (
     Capabilities,
@@ -45,6 +47,9 @@ from pahq_server.core.task import Prompt, PromptTask, TokenIds, TokenizedText, T
 GRAPH = Graph(layers=2, heads=2, kv_heads=2)
 TASK = PromptTask(clean=((1, 2), (3, 4)), corrupted=((1, 5), (3, 6)))
 OBJECTIVE = Objective("toy", TASK, "kl_divergence", "resample", "group", "fp32")
+
+# Operations on texts, which need the task.
+_OF_TEXTS = (SumNeurons, DescribeNeurons, ScoreContinuations)
 
 # Of every task that is checked.
 CLEAN, CORRUPTED = TaskAccuracy(0.75, 0.5, 2.5), TaskAccuracy(0.25, 0.0, -1.5)
@@ -104,6 +109,8 @@ class FakeEngine:
             TrainMasks: _nodes,
             MeasureMasks: _nodes,
         }
+        layout = nodes_of(graph)
+        self.neurons = ToyActivations(1, layout.layers * layout.d_mlp, planted=2) if layout.d_mlp else None
         self._ids = itertools.count()
         self._held = False
         self._allowed = 0
@@ -267,7 +274,11 @@ class FakeEngine:
         _raise(self.broken)
 
     def _outcome(self, work: Work) -> Outcome:
-        failure = self.failures[self.open_states[work.state].objective.model].run
+        resolved = self.open_states[work.state]
+        failure = self.failures[resolved.objective.model].run
+        if failure is None and isinstance(work.operation, _OF_TEXTS):
+            assert self.neurons is not None
+            return self.neurons.answer(work.operation, resolved.task)
         return failure if failure is not None else self.operations[type(work.operation)](work.operation)
 
 

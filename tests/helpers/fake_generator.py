@@ -1,4 +1,4 @@
-"""A generator without a model: a sample is made up of its prompt and its seed alone."""
+"""A generator without a model: a sample is made up of its prompt, its seed and its steering alone."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import cache
 
+from pahq_server.core.activations import Steering
 from pahq_server.core.generation import (
     Decode,
     Decoded,
@@ -55,9 +56,9 @@ class Whole:
 
 
 @cache
-def whole(prompt: TokenIds, seed: int, max_tokens: int) -> Whole:
+def whole(prompt: TokenIds, seed: int, max_tokens: int, steering: Steering | None = None) -> Whole:
     """A sample of geometric length, mean 12, that ends with `END` or at its most tokens."""
-    source = random.Random(f"{prompt}/{seed}")
+    source = random.Random(f"{prompt}/{seed}{steering.digest.hex() if steering else ''}")
     ids: list[int] = []
     while len(ids) < max_tokens and (not ids or ids[-1] != END):
         ids.append(END if source.random() < 1 / 12 else source.randrange(1, 90))
@@ -67,9 +68,13 @@ def whole(prompt: TokenIds, seed: int, max_tokens: int) -> Whole:
     return Whole(tuple(ids), logprobs, signals, "stop" if ids[-1] == END else "length")
 
 
+def _whole(request: SampleRequest) -> Whole:
+    return whole(request.prompt, request.seed, request.sampling.max_tokens, request.steering)
+
+
 def part(request: SampleRequest, count: int) -> DecodedSample:
     """A sample after so many tokens beyond its prefix."""
-    full, first = whole(request.prompt, request.seed, request.sampling.max_tokens), len(request.prefix)
+    full, first = _whole(request), len(request.prefix)
     assert full.ids[:first] == request.prefix, "the prefix is not what was generated"
     last = min(first + count, len(full.ids))
     logprobs = full.logprobs[first:last] if request.sampling.logprobs else ()
@@ -79,9 +84,7 @@ def part(request: SampleRequest, count: int) -> DecodedSample:
 
 def decode(operation: Decode) -> Decoded:
     """Does as an engine: until a sample ends, or all have got their tokens."""
-    left = [
-        len(whole(r.prompt, r.seed, r.sampling.max_tokens).ids) - len(r.prefix) for r in operation.requests
-    ]
+    left = [len(_whole(request).ids) - len(request.prefix) for request in operation.requests]
     steps = min(operation.steps, *left)
     tokens = sum(len(r.prompt) + len(r.prefix) + steps for r in operation.requests)
     samples = tuple(part(request, steps) for request in operation.requests)

@@ -166,6 +166,21 @@ def pruning_seed() -> tuple[str, Message]:
     return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
 
 
+def neurons_seed() -> tuple[str, Message]:
+    """A request for neurons that carry a value."""
+    asked = pb.JobSpec(objective=objective())
+    asked.neurons.MergeFrom(methods_pb2.NeuronsParameters(positive=1, starts=[0, -1], top_k=5, min_delta=0.2))
+    return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
+
+
+def continuations_seed() -> tuple[str, Message]:
+    """A request for scores of continuations, with neurons edited."""
+    asked = pb.JobSpec(objective=objective())
+    steering = methods_pb2.NeuronSteering(layers=4, d_mlp=512, raised=[1, 7], amounts=[0.5, 2], lowered=[3])
+    asked.continuations.MergeFrom(methods_pb2.ContinuationsParameters(starts=[1, 2], steering=steering))
+    return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
+
+
 Mutation = Callable[[random.Random, bytes], bytes]
 
 
@@ -237,7 +252,14 @@ MUTATIONS: tuple[Mutation, ...] = (_flip, _cut, _splice, _noise, _insert, _neste
 def cases(number: int, seed: int) -> Iterator[tuple[str, bytes]]:
     chance, messages = (
         random.Random(seed),
-        [*seeds().items(), extension_seed(), circuit_seed(), pruning_seed()],
+        [
+            *seeds().items(),
+            extension_seed(),
+            circuit_seed(),
+            pruning_seed(),
+            neurons_seed(),
+            continuations_seed(),
+        ],
     )
     assert {method for method, _ in messages} == set(POLICY)
     for case in range(number):

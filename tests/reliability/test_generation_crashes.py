@@ -52,6 +52,26 @@ def test_samples_that_have_ended_outlive_the_server(tmp_path: Path, figures: Fig
     figures(kills=3, replayed=int(disturbed.figures["replayed"]), samples=len(disturbed))
 
 
+def test_steered_samples_that_have_ended_outlive_the_server(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**ASKED, "max_tokens": 30}
+    with CrashingServer(tmp_path / "data") as server, Client(server.address) as client:
+        neurons = client.locate_neurons("demo", PROMPTS[:1], PROMPTS[1:], top_k=30)
+        steer = (neurons, 3.0)
+        job = client.submit_generate("demo", PROMPTS, slots=2, policy="fifo", steer=steer, **options)
+        wait_for(lambda: done(job) >= 6 or job.state.is_final, "samples")
+        seen, name = done(job), job.name
+        assert seen < 120, "the job is too short for this test"
+        server.kill()
+    with CrashingServer(tmp_path / "data") as server, Client(server.address) as client:
+        disturbed = result(client.job(name))
+        assert disturbed.figures["replayed"] >= seen
+        # An equal job would only be given the same artifact.
+        both = [client.stream_samples("demo", PROMPTS, steer=each, **options) for each in (steer, None)]
+        steered, plain = (sorted(each, key=lambda s: (s.prompt_number, s.index)) for each in both)
+        assert list(disturbed) == steered
+        assert all(one.logprobs != other.logprobs for one, other in zip(steered, plain, strict=True))
+
+
 def test_a_cancelled_job_keeps_what_it_had_and_frees_its_slots(tmp_path: Path) -> None:
     with CrashingServer(tmp_path / "data") as server, Client(server.address) as client:
         job = client.submit_generate("demo", PROMPTS, slots=2, **{**ASKED, "n": 2000})

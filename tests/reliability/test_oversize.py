@@ -106,8 +106,8 @@ def test_a_message_that_never_comes(secured: SecuredServer) -> None:
 def test_calls_take_no_raw_bytes_but_bits_of_edges_and_nodes() -> None:
     """Tensors would be bytes with a shape beside them, to be checked against each other. There are none.
 
-    A bit for each edge or node is: its shape follows from the served model, which the graph or layout beside it
-    must equal.
+    A bit for each edge or node is: its shape follows from the served model, which the graph or layout beside
+    it must equal.
     """
     seen: set[str] = set()
     raw: set[str] = set()

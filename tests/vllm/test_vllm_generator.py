@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import random_models, vllm_models
 from helpers.processes import in_group, wait_for
+from helpers.steering import random_steering, steered
 
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.generation import DecodedSample, SampleRequest, Sampling
@@ -21,6 +22,7 @@ from pahq_server.engine.generation.backend import GeneratorFailedError
 from pahq_server.engine.generation.sampling import draw
 from pahq_server.engine.generation.vllm_backend import VllmBackend, VllmGenerator
 from pahq_server.engine.self_test import literal_logits
+from pahq_server.engine.transformers_model import load_causal_lm
 from pahq_server.models.loading import LoadedModel, load
 from pahq_server.models.tokenizer import PretrainedTokenizer
 
@@ -166,6 +168,58 @@ def test_only_what_is_wanted_of_the_distribution_is_told(
     request, sample = fewer[3], whole[3]
     (rest,) = _generate(demo_generator, [replace(request, prefix=sample.ids[:4])], slots=1)
     assert (rest.ids, rest.signals) == (sample.ids[4:], sample.signals[4:6])
+
+
+def test_steered_samples_are_those_of_a_model_with_hooks(pair: tuple[LoadedModel, VllmGenerator]) -> None:
+    """Beside others that are steered otherwise or not at all, which keep every bit."""
+    loaded, generator = pair
+    edits = [None, *(random_steering(seed, loaded.model.architecture, 0.05) for seed in range(2))]
+    how = Sampling(max_tokens=20, temperature=0, logprobs=True)
+    requests = [replace(each, steering=edits[each.key % 3]) for each in _requests(loaded, 9, how)]
+    found = _generate(generator, requests, slots=9)
+    assert _generate(generator, requests, slots=2, steps=3) == found
+    assert [found[key] for key in (0, 3, 6)] == _generate(generator, requests[::3], slots=3)
+    for edit in edits:
+        model = load_causal_lm(loaded.directory)
+        plain = model if edit is None else steered(model, edit)
+        for request, sample in zip(requests, found, strict=True):
+            if request.steering is not edit:
+                continue
+            with torch.inference_mode():
+                logits = plain(torch.tensor([(*request.prompt, *sample.ids)])).logits[0]
+            own = logits[len(request.prompt) - 1 : -1].double().log_softmax(-1)
+            for number, (token, logprob) in enumerate(zip(sample.ids, sample.logprobs, strict=True)):
+                assert logprob == pytest.approx(float(own[number, token]), abs=1e-4)
+                assert float(own[number].max()) == pytest.approx(logprob, abs=1e-4)
+
+
+def test_keys_and_values_are_shared_by_samples_of_one_edit_only(
+    llama: LoadedModel, llama_generator: VllmGenerator
+) -> None:
+    generator, arch = llama_generator, llama.model.architecture
+    first, second, equal = (random_steering(seed, arch) for seed in (1, 2, 1))
+    prompt = tuple(range(30, 65))
+    asked = SampleRequest(0, prompt, 3, Sampling(2, temperature=0, logprobs=True))
+    requests = [replace(asked, key=k, steering=edit) for k, edit in enumerate((None, first, second, equal))]
+    reused, said = [], []
+    for request in requests:
+        generator.add((3, request.key), request)
+        generator.run([(3, request.key)], 2)
+        reused.append(generator.usage().prompt_reused[3, request.key])
+        said.append(generator.sample((3, request.key)))
+        generator.drop((3, request.key))
+    assert reused == [0, 0, 0, vllm_backend.CPU_PAGE]
+    assert said[1] == said[3]
+    assert len({each.logprobs for each in said}) == 3
+
+
+def test_a_steered_sample_goes_on_from_any_prefix(llama: LoadedModel, llama_generator: VllmGenerator) -> None:
+    edit = random_steering(5, llama.model.architecture)
+    (request,) = (replace(each, steering=edit) for each in _requests(llama, 1))
+    (whole,) = _generate(llama_generator, [request], slots=1)
+    parts = [replace(request, key=n, prefix=whole.ids[:n]) for n in range(1, len(whole.ids))]
+    for part, rest in zip(parts, _generate(llama_generator, parts, slots=4), strict=True):
+        assert (rest.ids, rest.logprobs) == (whole.ids[part.key :], whole.logprobs[part.key :])
 
 
 def test_why_samples_end(demo: LoadedModel, demo_generator: VllmGenerator) -> None:

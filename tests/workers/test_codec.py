@@ -86,7 +86,7 @@ RESOLVED = ResolvedObjective(
 )
 SPANS = [Span(0, 1, 2), Span(1, 0, 1)]
 STEERING = Steering(np.arange(2), np.array([0.5, 0.25]), np.arange(2, 5))
-REQUEST = SampleRequest(1, (2, 3), 2**63 - 1, Sampling(5, 0.5, stop=("\n",)), (4,))
+REQUEST = SampleRequest(1, (2, 3), 2**63 - 1, Sampling(5, 0.5, stop=("\n",)), (4,), steering=STEERING)
 MESSAGES = [
     OpenState(STATE, RESOLVED),
     Opened((0.1, float("-inf")), MemoryUsage(1, 2, 3, 4, 5, 6, 7)),

@@ -8,6 +8,7 @@ other sequences of the batch, nor on how many tokens of its own were computed wi
   query's position alone: the numbers are rounded up to a few lengths, and keys that it must not see are
   masked. Each query is a matrix of its own in the kernel, which is the same for all of one length.
 - Activation functions are those of the sparse executor, whose bits do not depend on where a value stands.
+- Activations of sequences that are steered are edited row by row (`steering`).
 - All else (norms, rotations, embeddings) transformers computes row by row.
 
 On other devices than CPUs the same code runs, but libraries choose kernels by the sizes of batches, so that
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from pahq_server.engine.generation.steering import SteeredRows
 from pahq_server.engine.sparse.weights import ACTIVATIONS
 from pahq_server.models.architecture import Activation
 from pahq_server.precision.products import matmul
@@ -287,22 +289,26 @@ class _GptNeoAttention(nn.Module):
 
 
 class _RowActivation(nn.Module):
-    """The activation function of an MLP."""
+    """The activation function of the MLP of a layer, and the edits of its values."""
 
-    def __init__(self, activation: Activation) -> None:
+    def __init__(self, activation: Activation, steered: SteeredRows) -> None:
         super().__init__()
-        self._function = ACTIVATIONS[activation]
+        self._function, self._steered = ACTIVATIONS[activation], steered
+        self.layer = -1  # until all are there
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._function(x)
+        return self._steered.edit(self.layer, self._function(x))
 
 
-def make_row_independent(model: Any, rows: RowAttention, activation: Activation) -> None:
+def make_row_independent(
+    model: Any, rows: RowAttention, steered: SteeredRows, activation: Activation
+) -> None:
     """Replaces products, activations and attention of a model of transformers by those of this module.
 
     Args:
         model: loaded with the attention ``eager``; it is changed in place.
         rows: its attention, which has to know each batch before the model computes it.
+        steered: the edits of its MLPs' activations, likewise.
         activation: of its MLPs.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -314,19 +320,20 @@ def make_row_independent(model: Any, rows: RowAttention, activation: Activation)
             return _RowLinear(child, by_input=isinstance(child, Conv1D))
         if isinstance(child, GPTNeoSelfAttention):
             return _GptNeoAttention(child, rows)
-        return _RowActivation(activation) if name in _ACTIVATION_NAMES else None
+        return _RowActivation(activation, steered) if name in _ACTIVATION_NAMES else None
 
-    activations = 0
     # From the inside out, so that the attention of GPT-Neo takes over products that were replaced already.
     for module in reversed(list(model.modules())):
         for name, child in list(module.named_children()):
             if (new := replaced(child, name)) is not None:
                 setattr(module, name, new)
-                activations += isinstance(new, _RowActivation)
         if hasattr(module, "layer_idx"):
             module.pahq_rows = rows
-    if activations != model.config.num_hidden_layers:
-        raise ValueError(f"{type(model).__name__} has {activations} activation functions of known names")
+    activations = [module for module in model.modules() if isinstance(module, _RowActivation)]
+    if len(activations) != model.config.num_hidden_layers:
+        raise ValueError(f"{type(model).__name__} has {len(activations)} activation functions of known names")
+    for layer, module in enumerate(activations):  # in the order in which the model has its layers
+        module.layer = layer
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention_function)
     config = model.config
     config._attn_implementation = ATTENTION

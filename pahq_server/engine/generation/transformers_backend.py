@@ -3,7 +3,8 @@
 The library schedules sequences, fills its cache and shares blocks of equal beginnings. It is driven step by
 step from the calling thread, without its background thread, so that nothing computes between calls. Tokens
 are computed row by row (`row_independence`) and drawn by `sampling`: on a CPU a sample is the same to the
-last bit of its log-probabilities, whatever runs beside it.
+last bit of its log-probabilities, whatever runs beside it. Sequences that are steered alike share blocks with
+each other only: their keys and values are others.
 
 Sequences that are not asked for stand still with their keys and values in memory. Where that is needed for
 others they lose them, and are computed again when it is their turn.
@@ -11,6 +12,7 @@ others they lose them, and are computed again when it is their turn.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +37,7 @@ from pahq_server.engine.generation.backend import (
 from pahq_server.engine.generation.progress import SampleProgress, text_of
 from pahq_server.engine.generation.row_independence import BatchSequence, RowAttention, make_row_independent
 from pahq_server.engine.generation.sampling import draw
+from pahq_server.engine.generation.steering import SteeredRows
 from pahq_server.engine.generation.stopping import Detokenizer, end_tokens
 from pahq_server.engine.transformers_model import load_causal_lm, quiet
 from pahq_server.models.adapters.registry import TRANSFORMERS_ADAPTERS
@@ -68,6 +71,22 @@ class _Sequence(SampleProgress):
     counted: Any = None
     computed: int = 0
     reused: int = 0
+
+    def block_tokens(self, tokens: Sequence[int]) -> list[int]:
+        """Returns tokens as the library is to know the blocks that hold their keys and values.
+
+        It knows a block by the tokens in it and before it, as numbers of 32 bits. Of a steered sequence those
+        of the first block carry 248 bits of the steering's digest.
+
+        Args:
+            tokens: from the first one on.
+        """
+        steering = self.request.steering
+        if steering is None:
+            return list(tokens)
+        marks = [word & 0x7FFFFFFF for word in struct.unpack(f"<{BLOCK_TOKENS}I", steering.digest)]
+        first = [token ^ mark for token, mark in zip(tokens, marks, strict=False)]
+        return [*first, *tokens[BLOCK_TOKENS:]]
 
 
 class TransformersBackend:
@@ -172,17 +191,19 @@ class TransformersGenerator:
         self._model, self._tokenizer, self._check_weights = model, tokenizer, check_weights
         self._vocabulary = architecture.vocabulary
         self._rows = RowAttention(architecture.windows)
+        self._steered = SteeredRows(architecture.layers, architecture.d_mlp, model.device)
         self._draw = _Draw(offer.end_tokens)
         self._sequences: dict[SequenceId, _Sequence] = {}
         self._by_name: dict[str, _Sequence] = {}
         self._names = 0
         self._failed = ""
         self._manager = _manager(model, offer, max(batch_tokens, offer.most_sequences))
-        make_row_independent(model, self._rows, architecture.activation)
+        make_row_independent(model, self._rows, self._steered, architecture.activation)
         _make_processor(self._manager, self._draw)
         self._processor = self._manager.batch_processor
         self._scheduler, self._cache = self._processor.scheduler, self._processor.cache
         self._allocator = self._cache.layer_to_allocator[0]
+        self._share_by_steering()
 
     def add(self, sequence: SequenceId, request: SampleRequest) -> None:
         self._check_alive()
@@ -271,7 +292,8 @@ class TransformersGenerator:
                 for _, future in batch
             ]
             self._draw.samples = [found for found, future in batch if future.has_new_token]
-            with self._rows.batch(self._cache, layout):
+            steered = [(found.request.steering, future.query_length) for found, future in batch]
+            with self._rows.batch(self._cache, layout), self._steered.batch(steered):
                 self._processor.model_runner.compute_batch(self._model, inputs.get_model_kwargs())
             inputs.retrieve_device_outputs()
             self._processor.update_batch()
@@ -305,13 +327,29 @@ class TransformersGenerator:
             if state is None or state.generated_len() == 0:
                 prefilling.append(found)
 
+    def _share_by_steering(self) -> None:
+        """Has the library look for blocks, and note them, by `_Sequence.block_tokens`."""
+        cache = self._cache
+
+        def by_steering(known: Callable[..., Any]) -> Callable[..., Any]:
+            def called(name: str, tokens: list[int], *more: Any) -> Any:
+                return known(name, self._by_name[name].block_tokens(tokens), *more)
+
+            return called
+
+        cache.search_prefix_match = by_steering(cache.search_prefix_match)
+        for allocator in cache.cache_allocators.values():
+            allocator.mark_complete_blocks = by_steering(allocator.mark_complete_blocks)
+
     def _waits_for_blocks(self, found: _Sequence, prefilling: Sequence[_Sequence]) -> bool:
         """Tells whether one of these sequences is about to compute blocks that this one can share."""
         tokens = found.tokens
-        cached = len(self._allocator.match_prefix_blocks(list(tokens)))
+        cached = len(self._allocator.match_prefix_blocks(found.block_tokens(tokens)))
         most = (len(tokens) - 1) // BLOCK_TOKENS  # the last token is always computed
 
         def common(other: _Sequence) -> int:
+            if other.request.steering != found.request.steering:
+                return 0
             whole = min(most, len(other.tokens) // BLOCK_TOKENS)
             ends = [(block + 1) * BLOCK_TOKENS for block in range(whole)]
             return sum(tokens[:end] == other.tokens[:end] for end in ends)
@@ -337,7 +375,8 @@ class TransformersGenerator:
             length = len(state.remaining_prefill_tokens) or 1
             needed += self._allocator.needs_new_blocks(state.request_id, state.position_offset, length)
         for state in (*self._scheduler.waiting_requests.values(), *self._manager.input_queue.queue):
-            shared = len(self._allocator.match_prefix_blocks(state.initial_tokens))
+            tokens = self._by_name[state.request_id].block_tokens(state.initial_tokens)
+            shared = len(self._allocator.match_prefix_blocks(tokens))
             needed += -(-len(state.initial_tokens) // BLOCK_TOKENS) - shared
         if needed * size <= self._cache.compute_free_capacity(relative=False):
             return

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from pahq_server.core.activations import Steering
 from pahq_server.core.errors import InvalidRequestError, NonFiniteMetricError
 from pahq_server.core.generation import (
     DecodedSample,
@@ -61,6 +62,8 @@ CPU_PAGE, CUDA_PAGE = 32, 16
 # Largest allowed difference of a log-probability between vLLM and the served model, relative to the largest
 # logit or to 1, whichever is more. Other formulas differ by tenths, rounding in float32 by less than 1e-5.
 TOLERANCE = 1e-3
+# On other devices than CPUs vLLM replays passes that it has compiled and captured, which run no hooks.
+NO_STEERING = "vLLM steers no samples on this device: start the server with --generation transformers"
 # How many samples run at once; vLLM keeps buffers for so many.
 MOST_SEQUENCES = 256
 # A call of `run` ends after this time, so that the worker thread sees to other jobs.
@@ -120,6 +123,7 @@ class VllmBackend:
             block_tokens=page,
             texts=isinstance(loaded.tokenizer, Detokenizer),
             end_tokens=end_tokens(loaded.directory, loaded.model.architecture.output_vocabulary),
+            no_steering="" if cpu else NO_STEERING,
         )
 
     def generator(self, loaded: LoadedModel) -> VllmGenerator:
@@ -197,7 +201,8 @@ class VllmGenerator:
 
     def __init__(self, loaded: LoadedModel, offer: GenerationOffer) -> None:
         self.offer = offer
-        self._vocabulary = loaded.model.architecture.vocabulary
+        architecture = loaded.model.architecture
+        self._vocabulary = architecture.vocabulary
         self._samples: dict[SequenceId, _Sample] = {}
         self._calls = _Calls(loaded.model.device)
         page = _page(loaded)
@@ -212,6 +217,7 @@ class VllmGenerator:
                 sequences=offer.most_sequences,
                 end_tokens=offer.end_tokens,
                 eager=loaded.model.device.type == "cpu",
+                mlps=None if offer.no_steering else (architecture.layers, architecture.d_mlp),
             )
             started = self._calls.answer(None)
             if "failed" in started:
@@ -265,6 +271,7 @@ class VllmGenerator:
         check_request(request, self.offer, self._vocabulary)
         self._calls.tell(
             call="add",
+            steering=self._steering_name(request.steering),
             sequence=_name(sequence),
             prompt=request.prompt,
             prefix=request.prefix,
@@ -273,6 +280,21 @@ class VllmGenerator:
             signals=request.signals,
         )
         self._samples[sequence] = _Sample(request)
+
+    def _steering_name(self, steering: Steering | None) -> str | None:
+        """Returns the name by which the process knows an edit; tells it about a new one."""
+        if steering is None:
+            return None
+        name = steering.digest.hex()
+        if all(sample.request.steering != steering for sample in self._samples.values()):
+            self._calls.tell(
+                call="learn_steering",
+                name=name,
+                raised=steering.raised.tolist(),
+                amounts=steering.amounts.tolist(),
+                lowered=steering.lowered.tolist(),
+            )
+        return name
 
     def run(self, sequences: Collection[SequenceId], steps: int) -> int:
         """Goes on as `backend.Generator.run` says, but with all sequences, since vLLM cannot hold any.

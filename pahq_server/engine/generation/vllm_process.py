@@ -9,6 +9,9 @@ vLLM schedules, keeps keys and values in pages, shares those of equal prompts, a
 token is drawn by `sampling`, in a logits processor that leaves vLLM's greedy choice only that token. The draw
 needs nothing but a sample's seed and the token's number, so that a sample can go on from any of its tokens.
 vLLM's own generator of a request cannot be moved on.
+
+Samples are steered by hooks on the model's modules, which find the request of each row in vLLM's batch
+(`WorkerCalls`). Only samples of one steering share keys and values: it is the salt of vLLM's cache.
 """
 
 from __future__ import annotations
@@ -28,16 +31,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 from vllm import EngineArgs, LLMEngine, SamplingParams
 from vllm.inputs import tokens_input
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
+from pahq_server.core.activations import Steering
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.generation import Finish, Sampling
 from pahq_server.engine.generation.sampling import DrawnToken, TokenDraws, describe
+from pahq_server.engine.generation.steering import SteeredRows
 from pahq_server.engine.generation.stopping import Detokenizer, SampleText, sample_text
 from pahq_server.models.tokenizer import load_tokenizer
 
@@ -102,6 +109,7 @@ class _Sequence:
         prompt: its prompt's tokens.
         prefix: what it began with.
         signals: of how many of its first tokens signals are told.
+        steering: name of the edit of its neurons, if there is one.
         ids: tokens since then.
         reused: how many tokens of prompt and prefix were in memory already; None before the first token.
         finish: why it ended.
@@ -114,6 +122,7 @@ class _Sequence:
     prompt: list[int]
     prefix: list[int]
     signals: int
+    steering: str | None
     ids: list[int] = field(default_factory=list)
     reused: int | None = None
     finish: Finish = ""
@@ -145,6 +154,7 @@ class Stepper:
         sequences: the most that run at once.
         end_tokens: the ids that end a sample.
         eager: whether there is nothing to be compiled or captured before the first pass.
+        mlps: number of layers and width of the MLPs of a model whose neurons can be steered; else None.
     """
 
     def __init__(
@@ -157,6 +167,7 @@ class Stepper:
         sequences: int,
         end_tokens: Sequence[int],
         eager: bool,
+        mlps: tuple[int, int] | None,
     ) -> None:
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
@@ -189,6 +200,9 @@ class Stepper:
         self._end_tokens = list(end_tokens)
         tokenizer = load_tokenizer(Path(directory), lambda _: None)
         self._tokenizer = _KeptTexts(tokenizer) if isinstance(tokenizer, Detokenizer) else None
+        if mlps is not None:
+            self._engine.collective_rpc("hook_mlps", args=tuple(mlps))
+        self._steerings: dict[str, Steering] = {}
         self._sequences: dict[str, _Sequence] = {}
         self._arrivals = 0
         # By sequence, what it held in memory during the last forward pass.
@@ -209,6 +223,14 @@ class Stepper:
         _, *found = outputs[-1].prompt_logprobs
         return [logprobs[token].logprob for token, logprobs in zip(prompt[1:], found, strict=True)]
 
+    def learn_steering(self, name: str, raised: list[int], amounts: list[float], lowered: list[int]) -> None:
+        """Learns an edit that sequences are about to name; forgets those that none has any more."""
+        used = {found.steering for found in self._sequences.values()}
+        self._steerings = {known: edit for known, edit in self._steerings.items() if known in used}
+        self._steerings[name] = Steering(
+            np.array(raised, np.int64), np.array(amounts, np.float64), np.array(lowered, np.int64)
+        )
+
     def add(
         self,
         sequence: str,
@@ -217,10 +239,11 @@ class Stepper:
         seed: int,
         sampling: Mapping[str, Any],
         signals: int,
+        steering: str | None,
     ) -> None:
         """Begins a sequence, which runs with the next call of `run`."""
         how = Sampling(**{**sampling, "stop": tuple(sampling["stop"])})
-        begun = self._sequences[sequence] = _Sequence(how, prompt, prefix, signals)
+        begun = self._sequences[sequence] = _Sequence(how, prompt, prefix, signals, steering)
         if how.stop and self._tokenizer is not None:
             begun.text = SampleText(self._tokenizer, prompt, how.stop)
         for token in prefix:
@@ -240,6 +263,7 @@ class Stepper:
                 "signals": signals,
                 "sampling": how,
                 "end_tokens": self._end_tokens,
+                "steering": None if steering is None else self._steerings[steering],
             },
         )
         self._arrivals += 1
@@ -255,7 +279,7 @@ class Stepper:
                 mm_features=None,
                 pooling_params=None,
                 lora_request=None,
-                cache_salt=None,
+                cache_salt=steering,
                 data_parallel_rank=None,
             )
         )
@@ -375,6 +399,7 @@ class _Row:
         output: its output tokens; vLLM's own list, which grows.
         end_tokens: the ids that end it.
         signals: of how many of the sample's first tokens signals are wanted.
+        steering: the edit of its neurons, if there is one.
     """
 
     sequence: str
@@ -384,6 +409,7 @@ class _Row:
     output: Sequence[int]
     end_tokens: Sequence[int]
     signals: int
+    steering: Steering | None
 
     def describes(self, number: int) -> bool:
         """Tells whether anybody wants to know what the model's distribution says of a token."""
@@ -481,9 +507,74 @@ class _Drawn:
 _DRAWN = _Drawn()
 
 
+# What vLLM's models call the activation function of an MLP.
+_ACTIVATION_NAMES = frozenset({"act", "act_fn", "activation_fn"})
+
+
 class WorkerCalls:
     """What vLLM's worker can be asked for beside its own methods, by `collective_rpc`."""
+
+    model_runner: Any  # the worker's own
 
     def take_draws(self) -> dict[str, dict[int, DrawnToken]]:
         """Returns what was drawn since the last call, see `_Drawn.take`."""
         return _DRAWN.take()
+
+    def hook_mlps(self, layers: int, d_mlp: int) -> None:
+        """Has the neurons of steered requests edited in every pass from now on.
+
+        Args:
+            layers: of the model.
+            d_mlp: width of the MLPs' hidden layer.
+
+        Raises ValueError if the model has not one activation function per layer of a known name.
+        """
+        model = self.model_runner.model
+        # Layers may have one function in common, which then has several names.
+        named = dict(model.named_modules(remove_duplicate=False))
+        functions = [named[name] for name in named if name.rpartition(".")[2] in _ACTIVATION_NAMES]
+        if len(functions) != layers:
+            found = f"{len(functions)} activation functions of known names"
+            raise ValueError(f"{type(model).__name__} has {found}")
+        hooks = _MlpHooks(self.model_runner, SteeredRows(layers, d_mlp, self.model_runner.device))
+        model.register_forward_pre_hook(hooks.begin)
+        for function in set(functions):
+            function.register_forward_hook(hooks.edit)
+
+
+class _MlpHooks:
+    """Hooks that edit the neurons of steered requests in each pass.
+
+    Args:
+        runner: vLLM's, which knows the requests of the batch.
+        steered: edits rows of the batch.
+    """
+
+    def __init__(self, runner: Any, steered: SteeredRows) -> None:
+        self._runner, self._steered = runner, steered
+        # Of the activation function that is called next: layers come one after another.
+        self._layer = 0
+
+    def begin(self, *_: Any) -> None:
+        """Finds the rows of the batch that the model is about to compute."""
+        names = self._runner.input_batch.req_ids
+        lengths = np.diff(self._runner.query_start_loc.np[: len(names) + 1]).tolist()
+        given = [self._runner.requests[name].sampling_params.extra_args or {} for name in names]
+        self._steered.begin(zip([each.get("steering") for each in given], lengths, strict=True))
+        self._layer = 0
+
+    def edit(self, _: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        """Edits what the activation function of a layer gives.
+
+        Args:
+            inputs: one tensor: [T, M], or [T, 2 M] of a gated MLP, gate first.
+            output: [T, M], of a gated MLP multiplied by the other factor; it is changed in place.
+        """
+        layer, self._layer = self._layer, self._layer + 1
+        (x,) = inputs
+        if x.shape == output.shape:
+            return self._steered.edit(layer, output)
+        for rows, edit in self._steered.layer(layer):
+            gate, up = x[rows].chunk(2, dim=-1)
+            output[rows] = edit.apply(silu(gate)) * up
+        return output

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pahq_server.core.activations import NeuronSteering
 from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.core.circuit import EdgeSet
 from pahq_server.core.engine import ResolvedObjective
@@ -21,6 +22,9 @@ from pahq_server.methods.generate.samples import (
 )
 from pahq_server.methods.generate.sampling import SampleRun
 
+# Parameters that jobs of earlier servers have not, whose keys are to stay as they were.
+_ONLY_IF_GIVEN: dict[str, type[EdgeSet | NeuronSteering]] = {"circuit": EdgeSet, "steering": NeuronSteering}
+
 
 class Generate(Method[GenerateParameters]):
     """Samples text that follows the clean prompts. The artifact is samples.
@@ -34,22 +38,21 @@ class Generate(Method[GenerateParameters]):
 
     def stored(self, parameters: GenerateParameters) -> dict[str, Any]:
         fields = dict(vars(parameters))
-        if fields.pop("circuit") is not None:
-            assert parameters.circuit is not None
-            fields["circuit"] = parameters.circuit.stored()
+        for name in _ONLY_IF_GIVEN:
+            if (value := fields.pop(name)) is not None:
+                fields[name] = value.stored()
         return fields
 
     def read_stored(self, fields: Mapping[str, Any]) -> GenerateParameters:
-        fields = dict(fields)
-        if "circuit" in fields:
-            fields["circuit"] = EdgeSet.of_stored(fields["circuit"])
-        return self.read(fields)
+        known = {
+            name: kind.of_stored(fields[name]) for name, kind in _ONLY_IF_GIVEN.items() if name in fields
+        }
+        return self.read({**fields, **known})
 
     def described(self, parameters: GenerateParameters) -> dict[str, object]:
         fields = self.stored(parameters)
-        if parameters.circuit is not None:
-            fields["circuit"] = parameters.circuit.described()
-        return fields
+        known = {name: getattr(parameters, name).described() for name in _ONLY_IF_GIVEN if name in fields}
+        return {**fields, **known}
 
     def determinants(self, parameters: GenerateParameters, resolved: ResolvedObjective) -> dict[str, object]:
         offer = parameters.offer_for(resolved)

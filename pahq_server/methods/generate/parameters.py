@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pahq_server.core.activations import NeuronSteering, Steering
 from pahq_server.core.circuit import Circuit, EdgeSet
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
@@ -39,6 +40,7 @@ class GenerateParameters:
         kv_tokens: how many tokens have their keys and values in memory at once; None to leave it open.
         policy: in which order samples run.
         circuit: the circuit under which samples are generated; None for the full model.
+        steering: the edit of neurons at every token; None for the model as it is.
     """
 
     n: int = 1
@@ -53,6 +55,7 @@ class GenerateParameters:
     kv_tokens: int | None = None
     policy: str = "auto"
     circuit: EdgeSet | None = None
+    steering: NeuronSteering | None = None
 
     def __post_init__(self) -> None:
         _integer("max_tokens", self.max_tokens, 1, _INT32)
@@ -81,6 +84,11 @@ class GenerateParameters:
         check_name(self.policy)
         if self.circuit is not None and not isinstance(self.circuit, EdgeSet):
             raise InvalidRequestError("circuit", f"must be edges of a graph, got {self.circuit!r}")
+        if self.steering is not None:
+            if not isinstance(self.steering, NeuronSteering):
+                raise InvalidRequestError("steering", f"must be an edit of neurons, got {self.steering!r}")
+            if self.circuit is not None:
+                raise InvalidRequestError("steering", "does not go with circuit: give one of both")
 
     def _check_stops(self) -> None:
         if len(self.stop) > MOST_STOPS:
@@ -113,6 +121,17 @@ class GenerateParameters:
             return None
         return self.circuit.circuit("circuit", resolved.graph, resolved.revision)
 
+    def steering_for(self, resolved: ResolvedObjective) -> Steering | None:
+        """Returns the edit of neurons; None for the model as it is.
+
+        Raises InvalidRequestError for neurons that the model does not have, or that are of another model.
+        """
+        if self.steering is None:
+            return None
+        assert resolved.nodes is not None, "the engine knows the sizes of what it generates text with"
+        sizes = resolved.nodes.layers, resolved.nodes.d_mlp
+        return self.steering.steering("steering", *sizes, resolved.revision)
+
     def check_for(self, resolved: ResolvedObjective) -> GenerationOffer:
         """Checks the request against the model, and returns what its backend offers.
 
@@ -124,6 +143,8 @@ class GenerateParameters:
             raise InvalidRequestError("model", f"{resolved.objective.model!r}: {why}")
         if self.circuit_for(resolved) is not None:
             _check_ablation(resolved)
+        if self.steering_for(resolved) is not None and offer.no_steering:
+            raise InvalidRequestError("steering", offer.no_steering)
         longest = max(range(len(task.clean)), key=lambda i: len(task.clean[i]))
         length = len(task.clean[longest])
         if length + self.max_tokens > offer.context:

@@ -71,6 +71,7 @@ class SampleRun:
         assert offer is not None, "`GenerateParameters.check_for` has refused it"
         self._offer: GenerationOffer = offer
         self._circuit = parameters.circuit_for(resolved)
+        self._steering = parameters.steering_for(resolved)
         self._resolved, self._parameters = resolved, parameters
         self._prompts, self._sampling = resolved.task.clean, parameters.sampling
         self.slots = parameters.slots_for(resolved.task, self._offer)
@@ -164,6 +165,7 @@ class SampleRun:
         known = self._begun.get(key)
         prefix = tuple(known.ids) if known is not None else ()
         seed = sample_seed(self._parameters.seed, index)
+        signals = self._admission.signals
         return SampleRequest(
-            key, self._prompts[prompt], seed, self._sampling, prefix, self._admission.signals
+            key, self._prompts[prompt], seed, self._sampling, prefix, signals, self._steering
         )

@@ -28,6 +28,9 @@ STAGES: tuple[tuple[NodeKind, ...], ...] = (
 # Neurons are first tested in so many groups, the other nodes one by one. At most so many circuits are
 # measured for the neurons of a stage: groups are then no longer halved.
 GROUPS, MOST_MEASURED = 32, 500
+# How many circuits are measured together: enough that the ablated run, which they share, costs little, and
+# few enough for one operation.
+AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,9 @@ def polish(
     """Removes whatever can go while the KL stays within the budget.
 
     Layers, then blocks, then heads are tested one by one, those with the lowest log_alpha first; then neurons
-    in groups, which are halved where they cannot go as a whole. A group and its first half are measured
-    together. Of n nodes that are tested one by one n circuits are measured; of neurons `MOST_MEASURED` at
-    most in each stage.
+    in groups, which are halved where they cannot go as a whole. In the end every node that is kept has been
+    measured to be needed, by itself or in its smallest group, beside no more than what was kept then. Of
+    neurons `MOST_MEASURED` circuits are measured in each stage, about.
 
     Args:
         layout: of the model.
@@ -99,36 +102,52 @@ def polish(
         kinds: that may go.
         budget: the most KL divergence, in nats.
     """
-    kept, measured = kept.copy(), 0
+    measured = 0
     for stage in STAGES:
-        of_stage = [kind for kind in stage if kind in kinds]
-        nodes = _by_importance(layout, log_alpha, of_stage)
+        nodes = _by_importance(layout, log_alpha, [kind for kind in stage if kind in kinds])
         single = stage[0] in ("layers", "attention_blocks", "heads")
         groups = np.array_split(nodes, max(1, len(nodes)) if single else GROUPS)
-        # Groups that are left, the next one last, and whether they are known not to go as a whole.
-        pending = [(group, False) for group in groups[::-1]]
-        asked = 0
-        while pending:
-            group, fails = pending.pop()
-            still = group[kept[group]]  # some may have gone with what contained them
-            fails = fails and len(still) == len(group)
-            halves = np.array_split(still, 2)
-            may_halve = len(still) > 1 and asked < MOST_MEASURED
-            tried = [] if fails or not len(still) else [_without(layout, kept, still)]
-            if may_halve:
-                tried.append(_without(layout, kept, halves[0]))
-            if not tried:
-                continue
-            asked += len(tried)
-            goes = [figures.kl <= budget for figures in (yield tried)]
-            if not fails and goes[0]:
-                kept = tried[0]
-            elif may_halve and goes[-1]:
-                kept = tried[-1]
-                pending.append((halves[1], True))  # with the first half it is the whole, which does not go
-            elif may_halve:
-                pending += [(halves[1], False), (halves[0], True)]
-        measured += asked
+        found = yield from _stage(layout, kept, groups, budget)
+        kept, measured = found.kept, measured + found.measured
+    return Polished(kept, measured)
+
+
+def _stage(layout: NodeLayout, kept: Mask, groups: Sequence[NDArray[np.int64]], budget: float) -> Measured:
+    """Removes groups of nodes, or parts of them.
+
+    A round measures the circuit without each of the next `AT_ONCE` groups, then without the harmless ones of
+    them together, the most harmless first: one, two, three of them and so on. The most of these that are
+    within the budget go. Of the others the first is known to be needed beside what is kept now; the rest wait
+    for the next round.
+    """
+    pending, measured = list(groups), 0
+    while pending:
+        # Some may have gone with what contained them.
+        tried = [left for group in pending[:AT_ONCE] if len(left := group[kept[group]])]
+        pending = pending[AT_ONCE:]
+        if not tried:
+            continue
+        figures = yield [_without(layout, kept, group) for group in tried]
+        measured += len(tried)
+        order = sorted(range(len(tried)), key=lambda number: figures[number].kl)
+        harmless = [tried[number] for number in order if figures[number].kl <= budget]
+        needed = [group for group, each in zip(tried, figures, strict=True) if each.kl > budget]
+        waiting: list[NDArray[np.int64]] = []
+        if harmless:
+            together = [
+                _without(layout, kept, np.concatenate(harmless[:count]))
+                for count in range(1, len(harmless) + 1)
+            ]
+            within = [0]
+            if len(together) > 1:
+                figures = yield together[1:]
+                measured += len(together) - 1
+                within += [number for number, each in enumerate(figures, 1) if each.kl <= budget]
+            kept, rest = together[within[-1]], harmless[within[-1] + 1 :]
+            needed, waiting = needed + rest[:1], rest[1:]
+        if measured < MOST_MEASURED:
+            waiting += [half for group in needed if len(group) > 1 for half in np.array_split(group, 2)]
+        pending = waiting + pending
     return Polished(kept, measured)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import random_models as make
+from helpers.steering import random_steering
 from torch import Tensor
 
 from pahq_server.core.errors import (
@@ -33,6 +34,7 @@ from pahq_server.engine.generation.transformers_backend import (
     load_generator,
 )
 from pahq_server.engine.transformers_model import load_causal_lm
+from pahq_server.models.architecture import Architecture
 from pahq_server.models.loading import LoadedModel, load
 
 CONTEXT = 90
@@ -145,9 +147,11 @@ class Recorder:
         return self._draw(logits, sampling, seeds, numbers, ends)
 
 
-def random_requests(rng: random.Random, vocabulary: int, context: int) -> list[SampleRequest]:
-    """Prompts of all lengths, half of which begin alike."""
+def random_requests(rng: random.Random, architecture: Architecture) -> list[SampleRequest]:
+    """Prompts of all lengths, half of which begin alike; some are steered, in one of two ways."""
+    vocabulary, context = architecture.output_vocabulary, architecture.context // 2
     begin = [rng.randrange(vocabulary) for _ in range(context)]
+    steerings = [None, None, *(random_steering(rng.randrange(99), architecture) for _ in range(2))]
     requests = []
     for key in range(6):
         length = rng.choice([1, 7, 8, 9, 20, context // 2])
@@ -159,7 +163,8 @@ def random_requests(rng: random.Random, vocabulary: int, context: int) -> list[S
             top_k=rng.choice([0, 5]),
             logprobs=True,
         )
-        requests.append(SampleRequest(key, tuple(prompt), rng.randrange(2**63), sampling))
+        request = SampleRequest(key, tuple(prompt), rng.randrange(2**63), sampling)
+        requests.append(replace(request, steering=steerings[key % 4]))
     return requests
 
 
@@ -187,7 +192,7 @@ def test_samples_do_not_depend_on_their_company(
     else:
         loaded = demo if name == "demo" else family(name)
     arch, rng, recorder = loaded.model.architecture, random.Random(name), Recorder(monkeypatch)
-    requests = random_requests(rng, arch.output_vocabulary, arch.context // 2)
+    requests = random_requests(rng, arch)
     torch.set_num_threads(1)
     alone = generator_of(loaded, kv_tokens=arch.context)
     expected = {}

@@ -51,7 +51,7 @@ class GimParameters(_message.Message):
     def __init__(self) -> None: ...
 
 class GenerateParameters(_message.Message):
-    __slots__ = ("n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs", "slots", "kv_tokens", "policy", "circuit")
+    __slots__ = ("n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "logprobs", "slots", "kv_tokens", "policy", "circuit", "steering")
     N_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class GenerateParameters(_message.Message):
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     CIRCUIT_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
     n: int
     max_tokens: int
     temperature: float
@@ -76,7 +77,24 @@ class GenerateParameters(_message.Message):
     kv_tokens: int
     policy: str
     circuit: _circuit_pb2.EdgeSet
-    def __init__(self, n: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., logprobs: bool = ..., slots: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., circuit: _Optional[_Union[_circuit_pb2.EdgeSet, _Mapping]] = ...) -> None: ...
+    steering: NeuronSteering
+    def __init__(self, n: _Optional[int] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., logprobs: bool = ..., slots: _Optional[int] = ..., kv_tokens: _Optional[int] = ..., policy: _Optional[str] = ..., circuit: _Optional[_Union[_circuit_pb2.EdgeSet, _Mapping]] = ..., steering: _Optional[_Union[NeuronSteering, _Mapping]] = ...) -> None: ...
+
+class NeuronSteering(_message.Message):
+    __slots__ = ("layers", "d_mlp", "model_revision", "raised", "amounts", "lowered")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    D_MLP_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
+    RAISED_FIELD_NUMBER: _ClassVar[int]
+    AMOUNTS_FIELD_NUMBER: _ClassVar[int]
+    LOWERED_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    d_mlp: int
+    model_revision: str
+    raised: _containers.RepeatedScalarFieldContainer[int]
+    amounts: _containers.RepeatedScalarFieldContainer[float]
+    lowered: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layers: _Optional[int] = ..., d_mlp: _Optional[int] = ..., model_revision: _Optional[str] = ..., raised: _Optional[_Iterable[int]] = ..., amounts: _Optional[_Iterable[float]] = ..., lowered: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class NodePruningParameters(_message.Message):
     __slots__ = ("max_kl", "penalty", "steps", "kinds", "seed", "task_loss", "no_polish")
@@ -95,6 +113,26 @@ class NodePruningParameters(_message.Message):
     task_loss: float
     no_polish: bool
     def __init__(self, max_kl: _Optional[float] = ..., penalty: _Optional[float] = ..., steps: _Optional[int] = ..., kinds: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., task_loss: _Optional[float] = ..., no_polish: bool = ...) -> None: ...
+
+class NeuronsParameters(_message.Message):
+    __slots__ = ("positive", "starts", "top_k", "min_delta")
+    POSITIVE_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_DELTA_FIELD_NUMBER: _ClassVar[int]
+    positive: int
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    top_k: int
+    min_delta: float
+    def __init__(self, positive: _Optional[int] = ..., starts: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., min_delta: _Optional[float] = ...) -> None: ...
+
+class ContinuationsParameters(_message.Message):
+    __slots__ = ("starts", "steering")
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    steering: NeuronSteering
+    def __init__(self, starts: _Optional[_Iterable[int]] = ..., steering: _Optional[_Union[NeuronSteering, _Mapping]] = ...) -> None: ...
 
 class ExtensionParameters(_message.Message):
     __slots__ = ("method", "parameters")
