@@ -18,6 +18,8 @@ from bench.methods.__main__ import compare, quietly
 from bench.methods.finding import FINDERS, PLAIN, Chance, Scoring, Search
 from bench.methods.subjects import Subject
 from bench.methods.tables import WITHIN_GIM
+from bench.neurons import capture
+from bench.neurons import tables as neurons_tables
 from bench.pruning import cost
 from bench.pruning import tables as pruning_tables
 from bench.pruning import tasks as pruning_tasks
@@ -391,6 +393,20 @@ def test_the_benchmark_of_node_pruning_measures_what_a_step_costs() -> None:
     assert figures["times_floor"] == pytest.approx(figures["step_seconds"] / figures["floor_seconds"])
     lines = pruning_tables.targets({"cost": {"figures": figures, "measured_on": "nowhere"}})
     assert len(lines) == 5
+
+
+def test_the_benchmark_of_neurons_measures_what_it_says() -> None:
+    figures = capture.gpt2(layers=1, rounds=1)
+    assert all(value > 0 for value in figures.values())
+    assert figures["reducer_bytes"] == 3 * 8 * 3072
+    assert figures["times_floor"] == pytest.approx(figures["seconds"] / figures["floor_seconds"])
+    figures |= {"times_floor": 1.0, "times_floor_peak": 1.3}
+    lines = neurons_tables.targets({"gpt2": {"figures": figures, "measured_on": "nowhere"}})
+    assert [line.split(" | ")[1:] for line in lines[2:]] == [
+        ["1.00", "≤ 1.3", "yes |"],
+        ["1.30", "≤ 1.2", "no |"],
+    ]
+    assert neurons_tables.markdown({}).count("\n|--") == 1, "what was not measured has no rows"
 
 
 def test_the_tables_of_node_pruning_tell_what_holds_and_where_not() -> None:
