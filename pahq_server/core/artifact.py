@@ -32,6 +32,25 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Records:
+    """Records of a method's journal. Those of one call and of the next add up to those of both.
+
+    Args:
+        data: what only the method can read.
+        count: how many records they are.
+        alone: whether nothing of the earlier records is needed any more.
+    """
+
+    data: bytes = b""
+    count: int = 0
+    alone: bool = False
+
+    def __add__(self, later: Records) -> Records:
+        data = later.data if later.alone else self.data + later.data
+        return Records(data, self.count + later.count, self.alone or later.alone)
+
+
+@dataclass(frozen=True)
 class Artifact:
     """What a method found, in the form in which it is stored and sent.
 

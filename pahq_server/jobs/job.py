@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from pahq_server.core.artifact import Progress
+from pahq_server.core.artifact import Progress, Records
 from pahq_server.core.errors import ServerError, StorageError
 from pahq_server.jobs.spec import JobSpec, RequestFacts
 from pahq_server.scheduler.run import QueuePosition
@@ -16,6 +16,9 @@ from pahq_server.store.base import JobStore
 from pahq_server.store.records import ArtifactSummary, JobRecord, JobState, Snapshot, StoredArtifact
 
 __all__ = ["ExpectedStart", "Job", "JobState", "Journal", "SchedulingStats", "Snapshot", "StoredJournal"]
+
+
+NO_RECORDS = Records()
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,9 @@ class Journal:
     def __init__(self, records: int = 0) -> None:
         self.records = records
 
-    def add(self, data: bytes, count: int) -> None:
-        """Takes ``count`` records of the method, to be stored with the next snapshot."""
-        self.records += count
+    def add(self, records: Records) -> None:
+        """Takes records of the method, to be stored with the next snapshot."""
+        self.records += records.count
 
     def advance(self, now: Snapshot) -> None:
         """Stores where the job stands."""
@@ -105,15 +108,14 @@ class StoredJournal(Journal):
 
     def __init__(self, store: JobStore, job: int, records: int = 0) -> None:
         super().__init__(records)
-        self._store, self._job, self._stored = store, job, records
-        self._data = b""
+        self._store, self._job, self._stored, self._new = store, job, records, NO_RECORDS
 
-    def add(self, data: bytes, count: int) -> None:
-        super().add(data, count)
-        self._data += data
+    def add(self, records: Records) -> None:
+        super().add(records)
+        self._new += records
 
     def advance(self, now: Snapshot) -> None:
-        self._store.advance(self._job, now, self._stored, self._data)
+        self._store.advance(self._job, now, self._stored, self._new.data, self._new.alone)
         self._written()
 
     def cancel(self, now: Snapshot) -> None:
@@ -125,11 +127,11 @@ class StoredJournal(Journal):
         self._written()
 
     def finish(self, now: Snapshot, artifact: StoredArtifact | None) -> None:
-        self._store.finish(self._job, now, self._stored, self._data, artifact)
+        self._store.finish(self._job, now, self._stored, self._new.data, artifact, self._new.alone)
         self._written()
 
     def _written(self) -> None:
-        self._stored, self._data = self.records, b""
+        self._stored, self._new = self.records, NO_RECORDS
 
     @property
     def behind(self) -> bool:
@@ -271,17 +273,12 @@ class Job:
             self._snapshot = after
         self._tell()
 
-    def update(self, progress: Progress, data: bytes = b"", count: int = 0) -> None:
-        """Takes note of progress and journal records.
+    def update(self, progress: Progress, records: Records = NO_RECORDS) -> None:
+        """Takes note of progress and new journal records.
 
         Records that cannot be stored now are stored with the next ones.
-
-        Args:
-            progress: how far the method is.
-            data: new records.
-            count: how many these are.
         """
-        self._journal.add(data, count)
+        self._journal.add(records)
         before = self._snapshot
         # Watchers rely on it: the sequence number of an event never falls.
         progress = replace(progress, done=max(progress.done, before.progress.done))
@@ -294,7 +291,7 @@ class Job:
             charged=self.scheduling.charged_s,
             started=self._later(),
             begun=before.begun or (time.monotonic(), before.progress.done),
-            **({"crash_count": 0} if count else {}),
+            **({"crash_count": 0} if records.count else {}),
         )
 
     def cancel(self) -> None:

@@ -151,11 +151,11 @@ class MethodRun:
     def _note(self) -> None:
         """Stores and reports what the method did since the last call."""
         context = self._context
-        data, count = context.take_records()
-        self._stored(lambda: self._job.update(context.progress, data, count))
+        records = context.take_records()
+        self._stored(lambda: self._job.update(context.progress, records))
         passes, wasted = self._told
         self._told = context.counts["passes"], context.counts["wasted"]
-        self._shared.observer.method_advanced(count, self._told[0] - passes, self._told[1] - wasted)
+        self._shared.observer.method_advanced(records.count, self._told[0] - passes, self._told[1] - wasted)
 
     def _stored(self, change: Callable[[], None]) -> None:
         """Makes a change. One that cannot be stored now is stored with the next one; the method goes on."""

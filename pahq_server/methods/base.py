@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
-from pahq_server.core.artifact import Artifact, Progress
+from pahq_server.core.artifact import Artifact, Progress, Records
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.operations import Operation
@@ -51,9 +51,9 @@ class MethodContext(Generic[P]):
     progress: Progress = field(default=Progress(), init=False)
     counts: Counter[str] = field(default_factory=Counter, init=False)
     chosen: dict[str, str] = field(default_factory=dict, init=False)
-    _new: list[tuple[bytes, int]] = field(default_factory=list, init=False)
+    _new: list[Records] = field(default_factory=list, init=False)
 
-    def record(self, data: bytes, count: int = 1) -> None:
+    def record(self, data: bytes, count: int = 1, *, alone: bool = False) -> None:
         """Appends to the journal, from which the method goes on after the server was killed.
 
         The records are stored together with the progress, before the next operation runs.
@@ -61,8 +61,9 @@ class MethodContext(Generic[P]):
         Args:
             data: one or more records, whose meaning only the method knows.
             count: how many. The sequence numbers of a job's events count records.
+            alone: whether nothing of the earlier records is needed any more: they are given back empty.
         """
-        self._new.append((data, count))
+        self._new.append(Records(data, count, alone))
 
     def tell(self, progress: Progress) -> None:
         """Reports how far the method is: ``progress.done`` of the units that `Method.total` returned."""
@@ -79,10 +80,10 @@ class MethodContext(Generic[P]):
         """Says what the run settled by itself, such as what ``auto`` stands for; part of its provenance."""
         self.chosen.update(names)
 
-    def take_records(self) -> tuple[bytes, int]:
-        """Called by the job: returns the records since the last call, and how many they are."""
+    def take_records(self) -> Records:
+        """Called by the job: returns the records since the last call."""
         new, self._new = self._new, []
-        return b"".join(data for data, _ in new), sum(count for _, count in new)
+        return sum(new, Records())
 
 
 class Method(ABC, Generic[P]):

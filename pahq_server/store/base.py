@@ -105,7 +105,8 @@ class JobStore(Protocol):
     def journal(self, job: int) -> list[bytes]:
         """Reads the runs of a job that has not succeeded, in order.
 
-        They hold `Snapshot.records` records in all; else StorageError says that some are missing.
+        They hold `Snapshot.records` records in all; else StorageError says that some are missing. Those that
+        are not needed any more are empty.
         """
         ...
 
@@ -115,7 +116,7 @@ class JobStore(Protocol):
 
     # Changing
 
-    def advance(self, job: int, now: Snapshot, first: int, data: bytes) -> None:
+    def advance(self, job: int, now: Snapshot, first: int, data: bytes, alone: bool = False) -> None:
         """Stores where a job stands, together with new records of its journal.
 
         Args:
@@ -123,6 +124,7 @@ class JobStore(Protocol):
             now: where the job stands; ``now.records`` includes the new records.
             first: the number of the first new record, counted from 0: how many records are stored already.
             data: the new records; empty if there are none.
+            alone: whether the data of the earlier records is deleted. They still count.
         """
         ...
 
@@ -141,7 +143,13 @@ class JobStore(Protocol):
         ...
 
     def finish(
-        self, job: int, now: Snapshot, first: int, data: bytes, artifact: StoredArtifact | None
+        self,
+        job: int,
+        now: Snapshot,
+        first: int,
+        data: bytes,
+        artifact: StoredArtifact | None,
+        alone: bool = False,
     ) -> None:
         """Stores the end of a job.
 
@@ -149,7 +157,7 @@ class JobStore(Protocol):
         artifact can be made from it.
 
         Args:
-            job, now, first, data: as in `advance`.
+            job, now, first, data, alone: as in `advance`.
             artifact: what the job found; None unless it succeeded.
         """
         ...

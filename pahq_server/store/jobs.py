@@ -168,10 +168,10 @@ class SqliteJobStore:
 
     # Changing
 
-    def advance(self, job: int, now: Snapshot, first: int, data: bytes) -> None:
+    def advance(self, job: int, now: Snapshot, first: int, data: bytes, alone: bool = False) -> None:
         with self._database.transaction("advance", synced=False) as connection:
             _set(connection, job, now)
-            _append(connection, job, now, first, data)
+            _append(connection, job, now, first, data, alone)
 
     def cancel(self, job: int, now: Snapshot) -> None:
         with self._database.transaction("cancel", synced=True) as connection:
@@ -190,12 +190,18 @@ class SqliteJobStore:
             _set(connection, job, now)
 
     def finish(
-        self, job: int, now: Snapshot, first: int, data: bytes, artifact: StoredArtifact | None
+        self,
+        job: int,
+        now: Snapshot,
+        first: int,
+        data: bytes,
+        artifact: StoredArtifact | None,
+        alone: bool = False,
     ) -> None:
         with self._database.transaction("finish", synced=False) as connection:
             _set(connection, job, now)
             if artifact is None:
-                _append(connection, job, now, first, data)
+                _append(connection, job, now, first, data, alone)
             else:
                 connection.execute("DELETE FROM journal WHERE log = ?", (job,))
                 connection.execute(rows.INSERT_ARTIFACT, rows.artifact_values(job, artifact))
@@ -289,11 +295,18 @@ def _set(connection: sqlite3.Connection, job: int, now: Snapshot) -> None:
     connection.execute(f"UPDATE jobs SET {rows.SET} WHERE id = :id", rows.changing(job, now))
 
 
-def _append(connection: sqlite3.Connection, log: int, now: Snapshot, first: int, data: bytes) -> None:
-    """Adds the records of a journal that are new in a snapshot."""
+def _append(
+    connection: sqlite3.Connection, log: int, now: Snapshot, first: int, data: bytes, alone: bool
+) -> None:
+    """Adds the records of a journal that are new in a snapshot; empties the others if they stand alone."""
     count = now.records - first
     if count < 0 or (data and not count):
         raise ValueError(f"{now.records} records cannot include new ones from number {first} on")
+    if alone and count:
+        query = "SELECT first, count FROM journal WHERE log = ? AND length(data) > ?"
+        for number, records in connection.execute(query, (log, checksums.SIZE)).fetchall():
+            values = (checksums.seal(log, number, records, b""), log, number)
+            connection.execute("UPDATE journal SET data = ? WHERE log = ? AND first = ?", values)
     if count:
         run = (log, first, count, checksums.seal(log, first, count, data))
         connection.execute("INSERT INTO journal (log, first, count, data) VALUES (?, ?, ?, ?)", run)

@@ -64,14 +64,15 @@ def run_method(
     resolved = ResolvedObjective(spec.objective, TokenTask(((1, 2),), ((1, 3),)), graph, "c0ffee")
     context: MethodContext[Any] = MethodContext(resolved, spec.parameters, journal, window=window)
     steps = registry.find(spec.method).run(context)
-    operation = next(steps)
+    scores: list[float] | None = None
     while True:
-        assert isinstance(operation, ScorePasses)
         try:
-            operation = steps.send([score(patched) for patched in operation.passes])
-        except StopIteration as stop:
+            operation = steps.send(scores)
+        except StopIteration as stop:  # at once where the journal is complete
             artifact: Artifact = stop.value
             return artifact, context
+        assert isinstance(operation, ScorePasses)
+        scores = [score(patched) for patched in operation.passes]
 
 
 def alone(spec: JobSpec) -> SearchResult:

@@ -13,7 +13,7 @@ from helpers.specs import acdc
 from helpers.waiting import listed, result_of, wait_end
 
 from pahq_server.api import conversion
-from pahq_server.core.artifact import Progress
+from pahq_server.core.artifact import Progress, Records
 from pahq_server.jobs import housekeeping
 from pahq_server.jobs.housekeeping import DOUBT_S, DOWNTIME_S, TOLERANCE_S, RetentionClock
 from pahq_server.jobs.job import Job
@@ -47,17 +47,17 @@ def test_no_time_left_is_negative_or_absurd(
     if moment == "queued":
         set_clock(seconds)
     job.start()
-    job.update(Progress(10), b"x", 10)
+    job.update(Progress(10), Records(b"x", 10))
     if moment == "running":
         set_clock(seconds)
-    job.update(Progress(20), b"x", 10)
+    job.update(Progress(20), Records(b"x", 10))
     left = job.snapshot.eta_s(100)
     assert left is not None
     assert 0 <= left < 600  # this test has not been running for long
     told = conversion.progress(job, job.snapshot)
     assert 0 <= told.eta_seconds < 600
     # More was decided than there is: nothing that a client has to understand.
-    job.update(Progress(120), b"x", 10)
+    job.update(Progress(120), Records(b"x", 10))
     assert job.snapshot.eta_s(100) == 0
 
 

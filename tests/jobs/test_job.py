@@ -12,7 +12,7 @@ from helpers.specs import acdc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pahq_server.core.artifact import Artifact, Progress
+from pahq_server.core.artifact import Artifact, Progress, Records
 from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.jobs.job import Job, JobState, Journal, Snapshot
 from pahq_server.store.records import StoredArtifact
@@ -27,7 +27,7 @@ def new_job() -> Job:
 
 
 def advance(job: Job) -> None:
-    job.update(Progress(job.snapshot.records + 1), b"x", 1)
+    job.update(Progress(job.snapshot.records + 1), Records(b"x", 1))
 
 
 OPERATIONS: dict[str, Callable[[Job], None]] = {
@@ -111,7 +111,7 @@ def test_concurrent_calls_never_take_a_job_back() -> None:
         go.wait()
         job.start()
         for done in range(1, 2000):
-            job.update(Progress(done), b"x", 1)
+            job.update(Progress(done), Records(b"x", 1))
         job.end_cancelled()
 
     def cancel() -> None:
@@ -130,6 +130,13 @@ def test_concurrent_calls_never_take_a_job_back() -> None:
     assert [s.sequence for s in seen] == sorted(s.sequence for s in seen)
     assert [s.state.value for s in seen] == sorted(s.state.value for s in seen)
     assert (seen[-1].state, seen[-1].records) == (JobState.CANCELLED, 1999)
+
+
+def test_records_that_stand_alone_replace_those_that_are_not_stored() -> None:
+    first, second, third = Records(b"1", 1), Records(b"2", 2, alone=True), Records(b"3", 3)
+    assert first + second + third == Records(b"23", 6, alone=True)
+    assert (first + second) + third == first + (second + third)
+    assert first + third == Records(b"13", 4)
 
 
 def test_listeners_hear_every_change_until_they_stop_listening() -> None:

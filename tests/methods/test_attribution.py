@@ -106,7 +106,8 @@ class Run:
                 self.artifact = stop.value
                 break
             finally:
-                data, count = self.context.take_records()
+                records = self.context.take_records()
+                data, count = records.data, records.count
                 self.journal += [data] if count else []
 
 

@@ -11,7 +11,7 @@ from helpers.fake_engine import GRAPH
 from helpers.scores import BasedScore, SetScore, answer
 from helpers.specs import acdc, found, run_method, single_edge
 
-from pahq_server.core.artifact import unpack
+from pahq_server.core.artifact import Records, unpack
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.task import TokenTask
 from pahq_server.jobs.spec import JobSpec
@@ -33,11 +33,12 @@ SPECS = [
 @pytest.mark.parametrize("window", [1, 7])
 def test_the_journal_is_the_verdicts(spec: JobSpec, window: int) -> None:
     artifact, context = run_method(spec, window=window)
-    data, count = context.take_records()
+    records = context.take_records()
+    data, count = records.data, records.count
     verdicts = found(artifact).verdicts
     assert data == pack_verdicts(verdicts)
     assert len(data) == VERDICT_BYTES * count == 26 * len(verdicts)
-    assert context.take_records() == (b"", 0)
+    assert context.take_records() == Records()
     assert context.progress.done == GRAPH.num_edges
     assert context.progress.figures["evaluations"] == len(verdicts)
     assert context.progress.figures["kept"] == found(artifact).circuit.num_kept
@@ -48,14 +49,15 @@ def test_the_journal_is_the_verdicts(spec: JobSpec, window: int) -> None:
 def test_a_method_goes_on_from_its_journal_with_the_same_bytes(spec: JobSpec) -> None:
     score = BasedScore(GRAPH, 3)
     whole, context = run_method(spec, score)
-    data, count = context.take_records()
-    for records in range(0, count + 1, 5):
-        cut = records * VERDICT_BYTES
+    records = context.take_records()
+    data, count = records.data, records.count
+    for replayed in range(0, count + 1, 5):
+        cut = replayed * VERDICT_BYTES
         # However it was cut into pieces.
         journal = (data[: cut // 52 * 26], data[cut // 52 * 26 : cut])
         resumed, rest = run_method(spec, score, window=4, journal=journal)
         assert resumed == whole
-        assert rest.take_records() == (data[cut:], count - records)
+        assert rest.take_records() == Records(data[cut:], count - replayed)
 
 
 def test_an_artifact_holds_what_the_search_found() -> None:
@@ -95,7 +97,8 @@ def test_an_artifact_holds_what_the_search_found() -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_what_an_interrupted_search_had_decided(spec: JobSpec) -> None:
     whole, context = run_method(spec)
-    data, count = context.take_records()
+    records = context.take_records()
+    data, count = records.data, records.count
     resolved = ResolvedObjective(spec.objective, TokenTask(((1, 2),)), GRAPH, "r")
     method = registry.find(spec.method)
 

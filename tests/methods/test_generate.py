@@ -75,7 +75,7 @@ def run(
             return end.value, context, kept
         assert len(operation.requests) <= (asked.slots or 32)
         result = decode(operation)
-        kept += context.take_records()[0]
+        kept += context.take_records().data
         done += 1
         if stop_after is not None and done >= stop_after:
             return None, context, kept
@@ -342,9 +342,9 @@ def test_samples_under_a_circuit_and_after_interruptions(ablation: str) -> None:
             )
             assert operation.weight > 0
             result = decode(operation)
-            journal.append(context.take_records()[0])
+            journal.append(context.take_records().data)
             done += 1
-        journal.append(context.take_records()[0])
+        journal.append(context.take_records().data)
     assert artifact is not None
     assert artifact.data == expected
     assert context.counts["slots"] == 1

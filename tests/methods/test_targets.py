@@ -114,11 +114,12 @@ def test_goes_on_from_anywhere_with_the_same_bytes(
 ) -> None:
     spec, score = aim(grouping, **target), BasedScore(GRAPH, seed, Worth)
     whole, context = run_method(spec, score)
-    data, count = context.take_records()
+    records = context.take_records()
+    data, count = records.data, records.count
     cut = int(share * count) * VERDICT_BYTES
     resumed, rest = run_method(spec, score, window=window, journal=(data[:cut],))
     assert resumed == whole
-    assert rest.take_records()[0] == data[cut:]
+    assert rest.take_records().data == data[cut:]
 
 
 def test_progress_never_goes_back() -> None:
@@ -142,7 +143,8 @@ def test_progress_never_goes_back() -> None:
 def test_what_an_interrupted_search_had_found() -> None:
     spec, score = aim(edges=5), Worth(GRAPH, 2)
     whole, context = run_method(spec, score)
-    data, count = context.take_records()
+    records = context.take_records()
+    data, count = records.data, records.count
     resolved = ResolvedObjective(spec.objective, TokenTask(((1, 2),)), GRAPH, "r")
 
     def partial(records: int) -> Any:
@@ -185,9 +187,9 @@ def test_what_cannot_be_reached_is_told() -> None:
 def test_a_journal_of_another_search_is_refused() -> None:
     _, context = run_method(acdc(1.0), Worth(GRAPH, 2))
     with pytest.raises(ValueError, match="the journal has a verdict where"):
-        run_method(aim(edges=5), Worth(GRAPH, 2), journal=(context.take_records()[0],))
+        run_method(aim(edges=5), Worth(GRAPH, 2), journal=(context.take_records().data,))
     _, context = run_method(aim(edges=5), Worth(GRAPH, 2))
-    journal = context.take_records()[0]
+    journal = context.take_records().data
     with pytest.raises(ValueError, match="a verdict is on -1"):
         run_method(acdc(1.0), Worth(GRAPH, 2), journal=(journal,))
 
@@ -209,7 +211,8 @@ def test_a_choice_ends_near_the_right_threshold(
 
 def test_measured_metrics_are_told_from_verdicts() -> None:
     _, context = run_method(aim(edges=5), Worth(GRAPH, 2))
-    data, count = context.take_records()
+    records = context.take_records()
+    data, count = records.data, records.count
     records = unpack_verdicts(data)
     assert len(records) == count
     assert all(map(is_measured_record, records[:3]))

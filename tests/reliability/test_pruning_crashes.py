@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +20,7 @@ TASK = Task.ioi(num_prompts=4)
 
 
 def submitted(client: Client, steps: int) -> JobHandle:
-    parameters: dict[str, Any] = {"max_kl": 0.1, "steps": steps, "seed": 3}
-    return client.submit("demo", TASK, method="node_pruning", parameters=parameters)
+    return client.submit("demo", TASK, method="node_pruning", max_kl=0.1, steps=steps, seed=3)
 
 
 def result(job: JobHandle) -> NodeCircuit:

@@ -163,6 +163,21 @@ def test_journal_and_artifact_come_back(store: SqliteJobStore) -> None:
     assert rows(store, "journal") == 0  # the artifact holds it all
 
 
+def test_records_that_stand_alone_empty_the_others(store: SqliteJobStore) -> None:
+    record, other = create(store, new(1)), create(store, new(2))
+    for each in (record, other):
+        store.advance(each.id, running(each, 10), 0, packed(0, 10))
+    store.advance(record.id, running(record, 12), 10, packed(10, 12), alone=True)
+    assert store.journal(record.id) == [b"", packed(10, 12)]
+    store.advance(record.id, running(record, 13), 12, packed(12, 13))
+    store.advance(record.id, running(record, 14), 13, packed(13, 14), alone=True)
+    assert store.journal(record.id) == [b"", b"", b"", packed(13, 14)]
+    end = replace(running(record, 15), state=JobState.CANCELLED, ended=9.0)
+    store.finish(record.id, end, 14, packed(14, 15), None, alone=True)
+    assert store.journal(record.id) == [*[b""] * 4, packed(14, 15)]
+    assert store.journal(other.id) == [packed(0, 10)]
+
+
 @pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.FAILED])
 def test_a_job_without_an_artifact_keeps_its_journal(state: JobState, store: SqliteJobStore) -> None:
     record = create(store, new(1))

@@ -1,9 +1,10 @@
 """What the journal of a node pruning job holds: where training stood now and then, and all that was measured.
 
-A record is a letter, the length of what follows as a uint32, and that. ``T`` holds a checkpoint: step as an
-int64, lambda and the average KL as float64 (NaN for none), the number of recent KLs and these as float64,
-then log_alpha and AdamW's two moments, float32 each. ``M`` holds figures of one circuit as four float64, NaN
-for what the task does not have. All numbers are little-endian.
+A checkpoint makes the ones before it needless; the records of figures are written again before it. A record
+is a letter, the length of what follows as a uint32, and that. ``T`` holds a checkpoint: step as an int64,
+lambda and the average KL as float64 (NaN for none), the number of recent KLs and these as float64, then
+log_alpha and AdamW's two moments, float32 each. ``M`` holds figures of one circuit as four float64, NaN for
+what the task does not have. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ import numpy as np
 
 from pahq_server.core.pruning import MaskFigures, NodeLayout, Training
 
-# Checkpoints are that many seconds of work apart, at first.
+# Checkpoints are that many seconds of work apart.
 CHECKPOINT_S = 30.0
-# What the checkpoints of one job may take in its journal, about: the more there are, the further apart.
-CHECKPOINT_BYTES = 64 << 20
 _HEAD, _NUMBERS, _FIGURES = struct.Struct("<cI"), struct.Struct("<qddI"), struct.Struct("<4d")
 
 
@@ -31,13 +30,11 @@ class Recorded:
     Args:
         training: where training stood at the last checkpoint; None if there was none.
         recent: KL divergences of the last steps before it.
-        checkpoints: how many there were.
         figures: of all circuits that were measured, in order.
     """
 
     training: Training | None = None
     recent: tuple[float, ...] = ()
-    checkpoints: int = 0
     figures: list[MaskFigures] = field(default_factory=list)
 
     @classmethod
@@ -49,7 +46,6 @@ class Recorded:
                 found.figures.append(_read_figures(data))
             else:
                 found.training, found.recent = _read_checkpoint(data, layout)
-                found.checkpoints += 1
         return found
 
 
@@ -65,15 +61,6 @@ def figures_record(figures: MaskFigures) -> bytes:
     """Returns the figures of one circuit as a record."""
     optional = (math.nan if x is None else x for x in (figures.logit_difference, figures.accuracy))
     return _record(b"M", _FIGURES.pack(figures.kl, figures.exact_match, *optional))
-
-
-def seconds_apart(checkpoints: int, layout: NodeLayout) -> float:
-    """Returns how long after the last checkpoint the next one is due, in seconds of work.
-
-    The time doubles with every half of the room that is taken.
-    """
-    most = max(2, CHECKPOINT_BYTES // (12 * layout.size))
-    return float(CHECKPOINT_S * 2.0 ** min(32, 2 * checkpoints // most))
 
 
 def _vectors(training: Training) -> tuple[np.ndarray, ...]:

@@ -29,10 +29,10 @@ from pahq_server.methods.node_pruning.artifact import (
     of_full_model,
 )
 from pahq_server.methods.node_pruning.journal import (
+    CHECKPOINT_S,
     Recorded,
     checkpoint_record,
     figures_record,
-    seconds_apart,
 )
 from pahq_server.methods.node_pruning.parameters import NodePruningParameters, check_objective
 from pahq_server.methods.node_pruning.polish import Measured, Polished, binary, polish, repair
@@ -140,7 +140,7 @@ class _Run:
     def _train(self) -> Generator[Operation, Any, None]:
         asked, context = self._asked, self._context
         penalty, steering = asked.penalties(self.layout), asked.steering
-        checkpoints, since = self.recorded.checkpoints, context.clock()
+        since = context.clock()
         self._tell("training", {})
         while (left := asked.steps - self.training.step) > 0:
             started = context.clock()
@@ -151,9 +151,10 @@ class _Run:
             self.training = found.training
             self._recent = [*self._recent, *found.kl][-RECENT:]
             context.count(steps=count)
-            if left == count or now - since >= seconds_apart(checkpoints, self.layout):
-                context.record(checkpoint_record(self.training, self._recent))
-                checkpoints, since = checkpoints + 1, now
+            if left == count or now - since >= CHECKPOINT_S:
+                measured = b"".join(map(figures_record, self.recorded.figures))
+                context.record(measured + checkpoint_record(self.training, self._recent), alone=True)
+                since = now
             self._tell("training", {f"size_{kind}": size for kind, size in found.sizes.items()})
 
     def _steps_at_once(self) -> int:
@@ -181,6 +182,7 @@ class _Run:
             raise ValueError("the journal ends within circuits that were measured together")
         found: list[MaskFigures] = yield MeasureMasks(self.layout, masks)
         self._context.record(b"".join(map(figures_record, found)), len(found))
+        self.recorded.figures += found
         self._context.count(circuits=len(found))
         self._tell("measuring circuits", {"kl_circuit": found[0].kl})
         return found

@@ -14,13 +14,12 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.pruning import NODE_KINDS, MaskFigures, MeasureMasks, NodeLayout, TrainMasks, consistent
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.node_pruning.journal import (
-    CHECKPOINT_BYTES,
     CHECKPOINT_S,
     Recorded,
     checkpoint_record,
     figures_record,
-    seconds_apart,
 )
+from pahq_server.methods.node_pruning.method import RECENT
 from pahq_server.methods.node_pruning.parameters import MOST_STEPS, NodePruningParameters
 from pahq_server.methods.node_pruning.polish import binary, polish
 
@@ -268,16 +267,14 @@ def test_what_is_no_journal_is_refused(damage: str) -> None:
         Recorded.of([data], layout)
 
 
-@pytest.mark.parametrize(
-    "layout", [LAYOUT, NodeLayout(12, 12, 64, 768, 3072), NodeLayout(32, 32, 128, 4096, 14336)]
-)
-def test_checkpoints_of_a_week_do_not_fill_the_disk(layout: NodeLayout) -> None:
-    seconds, checkpoints = 0.0, 0
-    while seconds < 7 * 86400:
-        seconds += seconds_apart(checkpoints, layout)
-        checkpoints += 1
-    assert seconds_apart(0, layout) == CHECKPOINT_S
-    assert checkpoints * 12 * layout.size < 10 * CHECKPOINT_BYTES
+def test_only_the_last_checkpoint_is_kept() -> None:
+    run = Run(Toy(0), ASKED, seconds=11.0)
+    size = len(checkpoint_record(run.context.parameters.start(LAYOUT), [0.0] * RECENT))
+    assert sum(map(len, run.journal)) < 2 * size
+    found = Recorded.of(run.journal, LAYOUT)
+    assert found.training is not None
+    assert found.training.step == ASKED.steps
+    assert len(found.figures) == run.context.counts["circuits"]
 
 
 def test_the_method_asks_for_nothing_else() -> None:
