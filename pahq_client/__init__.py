@@ -20,16 +20,18 @@ from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
 from pahq_client.artifacts import Artifact
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
+from pahq_client.codebook import Codebook, Concept, ConceptContext, ConceptToken, NearConcept
 from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
-from pahq_client.discover import attribute, discover, generate, locate_neurons, prune_nodes
+from pahq_client.discover import attribute, discover, generate, learn_concepts, locate_neurons, prune_nodes
 from pahq_client.dose_response import ContinuationScores, DoseResponse
 from pahq_client.errors import (
     AlreadyExists,
     Conflict,
     DeadlineExceeded,
     InvalidCircuitFile,
+    InvalidCodebookFile,
     InvalidNeuronSetFile,
     InvalidNodeCircuitFile,
     InvalidRequest,
@@ -89,7 +91,11 @@ __all__ = [
     "Circuit",
     "CircuitMetric",
     "Client",
+    "Codebook",
     "Comparison",
+    "Concept",
+    "ConceptContext",
+    "ConceptToken",
     "Conflict",
     "ContinuationScores",
     "Curve",
@@ -104,6 +110,7 @@ __all__ = [
     "EventKind",
     "Graph",
     "InvalidCircuitFile",
+    "InvalidCodebookFile",
     "InvalidNeuronSetFile",
     "InvalidNodeCircuitFile",
     "InvalidRequest",
@@ -117,6 +124,7 @@ __all__ = [
     "Limits",
     "MemoryUsage",
     "Model",
+    "NearConcept",
     "Neuron",
     "NeuronContext",
     "NeuronEdit",
@@ -167,6 +175,7 @@ __all__ = [
     "compare",
     "discover",
     "generate",
+    "learn_concepts",
     "load_values",
     "locate_neurons",
     "prune_nodes",

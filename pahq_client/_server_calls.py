@@ -12,7 +12,7 @@ from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
-from pahq_client import checks, locating
+from pahq_client import checks, learning, locating
 from pahq_client._calls import (
     CHECK_TASK,
     CREATE,
@@ -48,6 +48,7 @@ from pahq_client._requests import (
 )
 from pahq_client.artifacts import AnyArtifact, measured, scores_of_edges
 from pahq_client.circuit import Circuit
+from pahq_client.codebook import Codebook
 from pahq_client.curve import Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.dose_response import (
@@ -71,6 +72,7 @@ from pahq_client.errors import (
     WarningDisplay,
 )
 from pahq_client.jobs import JobCalls
+from pahq_client.learning import LearnRequest
 from pahq_client.locating import LocatedText, LocateRequest
 from pahq_client.neuron_set import SIDES, NeuronSet
 from pahq_client.node_circuit import NodeCircuit
@@ -458,6 +460,49 @@ class ServerCalls:
             for (side, text), told in zip(chunk, tokenized, strict=True):
                 shown[side][text.text] = locating.tokens_that_agree(text, told.ids, told.tokens)
         return replace(found, token_texts=shown)
+
+    def learn_concepts(
+        self, request: LearnRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[Codebook]:
+        deadline, parameters = Deadline.after(timeout), request.parameters()
+        parts = given = locating.texts_of("texts", request.texts, "all")
+        if request.long_texts == "split":
+            parts = yield from self._parts_of_texts(request, given)
+        spec = requests.learn_spec(request, parameters, [part.prompt for part in parts])
+        try:
+            found = yield from self._run_creation(_creation(spec), deadline.left, progress)
+        except InvalidRequest as error:
+            raise learning.renamed(error, request, parts) from None
+        if not isinstance(found, Codebook):
+            raise ServerFault(f"the server sent a {type(found).__name__}, asked for a codebook")
+        places = (each for concept in found for each in concept.contexts)
+        if any(place.text >= len(parts) for place in places):
+            raise ServerFault("the server sent a codebook of other texts than were asked for")
+        return learning.of_texts(found, parts)
+
+    def _parts_of_texts(
+        self, request: LearnRequest, given: Iterable[LocatedText]
+    ) -> Steps[tuple[LocatedText, ...]]:
+        """Divides texts that are longer than the model's context, so that each state counts once."""
+        served = {model.name: model for model in (yield from self.models())}
+        if request.model not in served:
+            raise NotFound(f"model {request.model!r}", f"the server does not serve {request.model!r}")
+        context = served[request.model].context
+        if request.skip >= context:
+            detail = f"must be less than the model's context of {context} tokens, got {request.skip}"
+            raise InvalidRequest("skip", detail)
+        found: list[LocatedText] = []
+        for text in given:
+            ids = text.prompt
+            if isinstance(ids, str):
+                try:
+                    (shown,) = yield from self.tokenize(request.model, ids, None, True)
+                except InvalidRequest as error:
+                    raise InvalidRequest(f"texts[{text.text}]", error.detail) from None
+                ids = shown.ids
+            # Of each part the first tokens only give context: those that end the part before it.
+            found += locating.split(text, ids, context, request.skip)
+        return tuple(found)
 
     def generate(
         self, request: GenerateRequest, timeout: float | None, progress: ProgressLike

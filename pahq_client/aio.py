@@ -21,6 +21,7 @@ from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client, ClientBase
+from pahq_client.codebook import Codebook
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
@@ -28,6 +29,7 @@ from pahq_client.dose_response import LEAST_CONTROLS, STRENGTHS, DoseRequest, Do
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobBase, JobCalls, JobHandle
+from pahq_client.learning import LearnRequest
 from pahq_client.locating import GivenTexts, LocateRequest
 from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
@@ -285,6 +287,56 @@ class AsyncClient(ClientBase):
             include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.prune_nodes(request, timeout, progress))
+
+    @described_as(Client.learn_concepts)
+    @known_arguments
+    async def learn_concepts(
+        self,
+        model: str,
+        texts: GivenTexts,
+        *,
+        layer: int | None = None,
+        layers: Iterable[int] | None = None,
+        codes: int = 400,
+        neighbours: int = 5,
+        temperature: float = 1.0,
+        steps: int = 1000,
+        batch: int = 512,
+        learning_rate: float = 1e-3,
+        memory: str = "quantized",
+        decoder_layers: int = 6,
+        decoder_heads: int = 8,
+        seed: int = 0,
+        max_states: int = 1_000_000,
+        skip: int = 1,
+        long_texts: str = "refuse",
+        precision: str = "fp32",
+        include_prompts: bool = False,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> Codebook:
+        request = LearnRequest(
+            model,
+            texts,
+            layer=layer,
+            layers=layers,
+            codes=codes,
+            neighbours=neighbours,
+            temperature=temperature,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            memory=memory,
+            decoder_layers=decoder_layers,
+            decoder_heads=decoder_heads,
+            seed=seed,
+            max_states=max_states,
+            skip=skip,
+            long_texts=long_texts,
+            precision=precision,
+            include_prompts=include_prompts,
+        )
+        return await self._transport.run(self._calls.learn_concepts(request, timeout, progress))
 
     @described_as(Client.locate_neurons)
     @known_arguments

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pahq.v1 import jobs_pb2
 
 from pahq_client import _responses as responses
-from pahq_client import neuron_set_file, node_circuit_file, samples_file
+from pahq_client import codebook_file, neuron_set_file, node_circuit_file, samples_file
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
+from pahq_client.codebook import Codebook
 from pahq_client.dose_response import ContinuationScores
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
@@ -62,7 +63,7 @@ class Artifact(WithProvenance):
 
 
 AnyArtifact: TypeAlias = (
-    Circuit | EdgeScores | NodeCircuit | NeuronSet | Samples | ContinuationScores | Artifact
+    Circuit | Codebook | EdgeScores | NodeCircuit | NeuronSet | Samples | ContinuationScores | Artifact
 )
 """What a job gives: one of these, or an Artifact of an unknown kind."""
 
@@ -133,7 +134,7 @@ def decode(
     """Decodes an artifact.
 
     Args:
-        kind: ``circuit``, ``edge_scores``, ``node_circuit``, ``neuron_set``, ``samples`` or
+        kind: ``circuit``, ``codebook``, ``edge_scores``, ``node_circuit``, ``neuron_set``, ``samples`` or
             ``continuation_scores``; another one gives an `Artifact` with the bytes as they are.
         version: version of the kind's format.
         data: the bytes of the artifact.
@@ -357,6 +358,7 @@ _DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {
     "circuit": _circuit,
     "edge_scores": _edge_scores,
     "node_circuit": node_circuit_file.read,
+    "codebook": codebook_file.read,
     "neuron_set": neuron_set_file.read,
     "samples": samples_file.read,
     "continuation_scores": ContinuationScores.read,

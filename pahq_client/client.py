@@ -27,12 +27,14 @@ from pahq_client._transport import Transport
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
+from pahq_client.codebook import Codebook
 from pahq_client.connection import Endpoint, TlsConfig
 from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.dose_response import LEAST_CONTROLS, STRENGTHS, DoseRequest, DoseResponse, Scorer
 from pahq_client.graph import Edge
 from pahq_client.jobs import JobHandle
+from pahq_client.learning import LearnRequest
 from pahq_client.locating import GivenTexts, LocateRequest
 from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
@@ -467,6 +469,86 @@ class Client(ClientBase):
             include_prompts=include_prompts,
         )
         return self._transport.run(self._calls.prune_nodes(request, timeout, progress))
+
+    @known_arguments
+    def learn_concepts(
+        self,
+        model: str,
+        texts: GivenTexts,
+        *,
+        layer: int | None = None,
+        layers: Iterable[int] | None = None,
+        codes: int = 400,
+        neighbours: int = 5,
+        temperature: float = 1.0,
+        steps: int = 1000,
+        batch: int = 512,
+        learning_rate: float = 1e-3,
+        memory: str = "quantized",
+        decoder_layers: int = 6,
+        decoder_heads: int = 8,
+        seed: int = 0,
+        max_states: int = 1_000_000,
+        skip: int = 1,
+        long_texts: str = "refuse",
+        precision: str = "fp32",
+        include_prompts: bool = False,
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> Codebook:
+        """Learns concepts that recur in states (CLVQ-VAE, arXiv:2506.20040); errors as of `discover`.
+
+        An encoder changes states a little, and codes take their place, from which states of a higher layer
+        are decoded. Like `discover` it runs a job, which whatever ends the call also cancels. See
+        docs/codebooks.md.
+
+        Args:
+            model: name of a served model.
+            texts: Samples, or texts or lists of token ids.
+            layer: states after so many layers are encoded and decoded (VQLC, arXiv:2602.02726); 0 for the
+                embedding.
+            layers: a lower and a higher layer instead.
+            codes: how many concepts there are.
+            neighbours: in training codes are drawn among so many nearest ones; 1 for the nearest.
+            temperature: of the draw, for squared distances.
+            steps: of training.
+            batch: states of a step, about.
+            learning_rate: the largest.
+            memory: ``quantized``, or ``continuous`` as published: the decoder then also sees states that went
+                round the codes.
+            decoder_layers: of the decoder; fewer take less time.
+            decoder_heads: of the decoder; must divide the width of states.
+            seed: the same seed gives the same codebook on the same hardware.
+            max_states: the most states; if there are more tokens, some of the texts are drawn.
+            skip: how many tokens at the start of each text only give context.
+            long_texts: ``refuse`` texts that are longer than the model's context, or ``split`` them.
+            precision: name of a precision policy that rounds weights only.
+            include_prompts: whether the job's artifact comes with the texts.
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+        """
+        request = LearnRequest(
+            model,
+            texts,
+            layer=layer,
+            layers=layers,
+            codes=codes,
+            neighbours=neighbours,
+            temperature=temperature,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            memory=memory,
+            decoder_layers=decoder_layers,
+            decoder_heads=decoder_heads,
+            seed=seed,
+            max_states=max_states,
+            skip=skip,
+            long_texts=long_texts,
+            precision=precision,
+            include_prompts=include_prompts,
+        )
+        return self._transport.run(self._calls.learn_concepts(request, timeout, progress))
 
     @known_arguments
     def locate_neurons(

@@ -11,6 +11,7 @@ from pahq_client._job_options import GenerateOptions, JobOptions, generate_optio
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.checks import known_arguments
 from pahq_client.client import Client
+from pahq_client.codebook import Codebook
 from pahq_client.connection import TlsConfig
 from pahq_client.display.progress import ProgressLike
 from pahq_client.embedded import EmbeddedServer, check_served, served_model
@@ -154,6 +155,66 @@ def prune_nodes(
             polish=polish,
             ablation=ablation,
             kv_receivers=kv_receivers,
+            precision=precision,
+            include_prompts=include_prompts,
+            timeout=deadline.left,
+            progress=progress,
+        )
+
+
+@known_arguments
+def learn_concepts(
+    model: str | os.PathLike[str],
+    texts: GivenTexts,
+    *,
+    layer: int | None = None,
+    layers: Iterable[int] | None = None,
+    codes: int = 400,
+    neighbours: int = 5,
+    temperature: float = 1.0,
+    steps: int = 1000,
+    batch: int = 512,
+    learning_rate: float = 1e-3,
+    memory: str = "quantized",
+    decoder_layers: int = 6,
+    decoder_heads: int = 8,
+    seed: int = 0,
+    max_states: int = 1_000_000,
+    skip: int = 1,
+    long_texts: str = "refuse",
+    precision: str = "fp32",
+    include_prompts: bool = False,
+    server: str | None = None,
+    token: str | None = None,
+    tls: bool | TlsConfig | None = None,
+    timeout: float | None = None,
+    progress: ProgressLike = None,
+) -> Codebook:
+    """Learns concepts that recur in states.
+
+    Arguments are those of `Client.learn_concepts`; ``model``, ``server``, ``token``, ``tls``, ``timeout`` and
+    errors are those of `discover`.
+    """
+    deadline = Deadline.after(timeout)
+    with connect(model, server, token, tls, deadline) as (client, name):
+        return client.learn_concepts(
+            name,
+            texts,
+            layer=layer,
+            layers=layers,
+            codes=codes,
+            neighbours=neighbours,
+            temperature=temperature,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            memory=memory,
+            decoder_layers=decoder_layers,
+            decoder_heads=decoder_heads,
+            seed=seed,
+            max_states=max_states,
+            skip=skip,
+            long_texts=long_texts,
             precision=precision,
             include_prompts=include_prompts,
             timeout=deadline.left,

@@ -7,6 +7,7 @@ PahqError
  │   ├─ InvalidSamplesFile  a file is not a file of samples that this version can read
  │   ├─ InvalidNodeCircuitFile  a file is not a file of a node circuit that this version can read
  │   ├─ InvalidNeuronSetFile  a file is not a file of a neuron set that this version can read
+ │   ├─ InvalidCodebookFile   a file is not a file of a codebook that this version can read
  │   └─ OtherModel          a circuit of one model is to be measured on another
  ├─ NotFound             the server has nothing of this name
  ├─ Conflict             the state of the job or session forbids the call
@@ -77,6 +78,10 @@ class InvalidSamplesFile(InvalidRequest):
 
 class InvalidNodeCircuitFile(InvalidRequest):
     """A file is not a file of a node circuit that this version can read; ``field`` is its path."""
+
+
+class InvalidCodebookFile(InvalidRequest):
+    """A file is not a file of a codebook that this version can read; ``field`` is its path."""
 
 
 class InvalidNeuronSetFile(InvalidRequest):

@@ -28,7 +28,7 @@ from pahq_server.engine.engine import PoolEngine
 from pahq_server.jobs.service import JobPolicy, JobService
 from pahq_server.process import leave_out_of_garbage_collections
 from pahq_server.store.database import Database
-from pahq_server.store.directory import opened
+from pahq_server.store.directory import JOB_FILES, opened
 from pahq_server.store.jobs import SqliteJobStore
 from pahq_server.telemetry.metrics import Sources
 from pahq_server.telemetry.telemetry import Telemetry
@@ -185,6 +185,7 @@ def _job_policy(config: ServerConfig) -> JobPolicy:
         user_weights=dict(config.sharing.user_weight),
         retention=storage.retention,
         reuse=storage.reuse,
+        files=None if storage.directory is None else storage.directory / JOB_FILES,
         environment={"executor": config.compute.executor, "weights": config.models.weight_policy},
     )
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pahq_client import circuit_file, formatting
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
+from pahq_client.codebook import Codebook
 from pahq_client.comparison import ScoreComparison
 from pahq_client.curve import Curve
 from pahq_client.display import circuits
@@ -43,7 +44,7 @@ def put(*cells: object) -> None:
 
 
 def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
-    """Prints what a job gave: a circuit, scores, nodes, neurons, samples, or a line about another kind."""
+    """Prints what a job gave; a line about an artifact of a kind that is not known."""
     if isinstance(artifact, Circuit):
         print_circuit(artifact, as_json)
     elif isinstance(artifact, EdgeScores):
@@ -56,9 +57,24 @@ def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
         print_values({"logprobs": artifact.logprobs, "partial": artifact.partial}, as_json)
     elif isinstance(artifact, NeuronSet):
         _print_neuron_set(artifact, as_json)
+    elif isinstance(artifact, Codebook):
+        _print_codebook(artifact, as_json)
     else:
         values = {"kind": artifact.kind, "version": artifact.version, "partial": artifact.partial}
         print_values({**values, "bytes": len(artifact.data)}, as_json)
+
+
+def _print_codebook(codebook: Codebook, as_json: bool) -> None:
+    """Prints a summary, then a concept per line, the largest first, with its most frequent tokens."""
+    if as_json:
+        figures = ("low", "high", "tokens", "used", "perplexity", "explained", "partial")
+        concepts = [dataclasses.asdict(concept) for concept in codebook.by_size]
+        print_json({**{name: getattr(codebook, name) for name in figures}, "concepts": concepts})
+        return
+    put(f"# {codebook.summary()}")
+    for concept in codebook.by_size:
+        tokens = " ".join(f"{token.text or token.id}({token.count})" for token in concept.tokens[:10])
+        put(concept, concept.size, tokens)
 
 
 def print_circuit(circuit: Circuit, as_json: bool) -> None:

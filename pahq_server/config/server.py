@@ -289,6 +289,9 @@ class QuotaOptions:
     max_stored_results: Count | None = option(
         None, "of each user: results that are kept, with those still to come (default: no limit)"
     )
+    max_file_bytes: Count | None = option(
+        None, "of each user: bytes of the files that running jobs have, such as states (default: no limit)"
+    )
 
     @property
     def quotas(self) -> Quotas:
@@ -298,6 +301,7 @@ class QuotaOptions:
             queued_jobs=self.max_queued_jobs,
             prompt_tokens=self.max_prompt_tokens,
             stored_results=self.max_stored_results,
+            file_bytes=self.max_file_bytes,
         )
 
 

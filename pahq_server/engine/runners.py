@@ -22,6 +22,13 @@ from pahq_server.core.activations import (
     ScoreContinuations,
     SumNeurons,
 )
+from pahq_server.core.concepts import (
+    AssignCodes,
+    MeasureCodebook,
+    NameTokens,
+    StartCodebook,
+    TrainCodebook,
+)
 from pahq_server.core.engine import Outcome
 from pahq_server.core.generation import DecodeUnderCircuit
 from pahq_server.core.operations import (
@@ -40,6 +47,13 @@ from pahq_server.engine.activations.operations import (
     sum_neurons,
 )
 from pahq_server.engine.backends import EngineState
+from pahq_server.engine.concepts.training import (
+    assign_codes,
+    measure_codebook,
+    name_tokens,
+    start_codebook,
+    train_codebook,
+)
 from pahq_server.engine.generation.circuit_decoding import decode_under_circuit
 from pahq_server.engine.gradients.scorer import edge_gradients
 from pahq_server.engine.predictions import likeliest_tokens, measure_accuracy
@@ -87,6 +101,11 @@ RUNNERS: Mapping[type[Operation], Runner] = {
     DecodeUnderCircuit: one_by_one(decode_under_circuit),
     TrainMasks: one_by_one(train_masks),
     MeasureMasks: one_by_one(measure_masks),
+    StartCodebook: one_by_one(start_codebook),
+    TrainCodebook: one_by_one(train_codebook),
+    AssignCodes: one_by_one(assign_codes),
+    MeasureCodebook: one_by_one(measure_codebook),
+    NameTokens: one_by_one(name_tokens),
     SumNeurons: one_by_one(sum_neurons),
     DescribeNeurons: one_by_one(describe_neurons),
     CaptureStates: one_by_one(capture_states),

@@ -24,12 +24,14 @@ class Quotas:
         queued_jobs: jobs that wait, and other runs: evaluations, predictions, checks of tasks.
         prompt_tokens: tokens of the prompts of all of these that have not ended.
         stored_results: artifacts that are kept, together with unfinished jobs, which may still give one.
+        file_bytes: size of the files that running jobs have beside the database, see `files.JobFiles`.
     """
 
     running_jobs: int | None = None
     queued_jobs: int | None = None
     prompt_tokens: int | None = None
     stored_results: int | None = None
+    file_bytes: int | None = None
 
     def check(self, user: str, usage: Usage, tokens: int, computed: bool) -> None:
         """Raises QuotaExceededError where a new job would be too much.

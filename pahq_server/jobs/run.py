@@ -14,6 +14,7 @@ from pahq_server.core.engine import Capabilities, ResolvedObjective
 from pahq_server.core.errors import StorageError, WorkerFailedError
 from pahq_server.core.observer import Observer
 from pahq_server.core.operations import Operation
+from pahq_server.jobs.files import JobFiles
 from pahq_server.jobs.job import Job
 from pahq_server.jobs.provenance import request_provenance, run_provenance
 from pahq_server.methods.base import MethodContext, Steps
@@ -36,6 +37,7 @@ class RunContext:
         leave: decides whether a job that ends with this error is left to a later process.
         later: takes the end of a job that could not be stored, to try again.
         ended: called once for every job that has become final.
+        files: has the folders of jobs.
     """
 
     window: int
@@ -46,6 +48,7 @@ class RunContext:
     leave: Callable[[Exception], bool]
     later: Callable[[Job, Callable[[], None]], None]
     ended: Callable[[Job], None]
+    files: JobFiles
 
     def end(self, job: Job, end: Callable[[], None]) -> None:
         """Ends a job by calling ``end``, now or as soon as that can be stored."""
@@ -83,6 +86,7 @@ class MethodRun:
             shared.window,
             job.scheduling.clock,
             shared.workers,
+            lambda size: shared.files.folder(job.user, job.name, size),
         )
         self._context.tell(job.snapshot.progress)
         self._steps: Steps | None = None

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pahq_server.core.context import LOCAL_USER
@@ -27,6 +28,7 @@ from pahq_server.core.task import PromptTask
 from pahq_server.jobs import spec as specs
 from pahq_server.jobs import warnings
 from pahq_server.jobs.evaluation import EvaluationService
+from pahq_server.jobs.files import JobFiles
 from pahq_server.jobs.generation import GenerationService
 from pahq_server.jobs.housekeeping import Housekeeper
 from pahq_server.jobs.job import Job, JobState, StoredJournal
@@ -69,6 +71,7 @@ class JobPolicy:
         user_weights: shares of users in the engine's time; 1 for those that are missing.
         retention: how long finished jobs are kept.
         reuse: whether a job takes over the artifact of an equal one of the same user.
+        files: where jobs keep files while they run; None for a temporary folder.
         environment: settings that, like the engine's hardware, may change last bits. Artifacts are reused,
             and journals resumed, only where it is the same.
     """
@@ -80,6 +83,7 @@ class JobPolicy:
     user_weights: Mapping[str, float] = field(default_factory=dict)
     retention: Retention = field(default_factory=Retention)
     reuse: bool = False
+    files: Path | None = None
     environment: dict[str, object] = field(default_factory=dict)
 
 
@@ -126,6 +130,7 @@ class JobService:
         self._jobs: dict[str, Job] = {}  # those that are not final in the store
         self._lock = threading.Lock()
         self._closing = False
+        self._files = JobFiles(self._policy.files, self._policy.quotas.file_bytes)
         self._shared = RunContext(
             window,
             self._workers_per_job,
@@ -135,6 +140,7 @@ class JobService:
             self._leave,
             self._housekeeper.later,
             self._forget,
+            self._files,
         )
         self._resumption = Resumption(
             engine, self._store, self._shared, self._content, self._scheduler.submit
@@ -167,6 +173,7 @@ class JobService:
         Raises StorageError if the list of unfinished jobs cannot be read.
         """
         self._jobs |= {job.name: job for job in self._resumption.find()}
+        self._files.keep_only(self._jobs)
         self._housekeeper.start()
         if wait:
             self._resumption.run()
@@ -198,6 +205,7 @@ class JobService:
         self._resumption.close()
         self._scheduler.close()
         self._housekeeper.close()
+        self._files.close()
 
     # Creating
 
@@ -404,6 +412,7 @@ class JobService:
 
     def _forget(self, job: Job) -> None:
         """Called when a job has ended: from now on only the store keeps it, unless that is damaged."""
+        self._files.delete(job.name)
         if not job.unstored:
             self._jobs.pop(job.name, None)
         now = job.snapshot

@@ -8,14 +8,21 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from pahq_server.core.artifact import Artifact, Progress, Records
 from pahq_server.core.engine import ResolvedObjective
-from pahq_server.core.errors import InvalidRequestError
+from pahq_server.core.errors import InvalidRequestError, StorageError
 from pahq_server.core.operations import Operation
 
 P = TypeVar("P")
+
+
+def no_folder(size: int) -> Path:
+    """Stands for `MethodContext.folder` where there are no files. Raises StorageError."""
+    raise StorageError("there is no folder for the files of this job")
+
 
 # A generator that yields operations, receives the result of each, and returns the artifact.
 Steps: TypeAlias = Generator[Operation, Any, Artifact]
@@ -34,6 +41,8 @@ class MethodContext(Generic[P]):
         clock: returns the worker's seconds that were spent on this job. It may steer how much work a method
             asks for at once, never a result.
         workers: returns how many workers share the operations of this job, about; may steer the same.
+        folder: returns a folder for files of so many bytes together, which is there while the job runs. After
+            a restart it may be empty. Raises ResourceExhaustedError or StorageError if there is no room.
 
     Attributes:
         progress: what `tell` was given last.
@@ -48,6 +57,7 @@ class MethodContext(Generic[P]):
     window: int = 1
     clock: Callable[[], float] = time.perf_counter
     workers: Callable[[], int] = lambda: 1
+    folder: Callable[[int], Path] = no_folder
     progress: Progress = field(default=Progress(), init=False)
     counts: Counter[str] = field(default_factory=Counter, init=False)
     chosen: dict[str, str] = field(default_factory=dict, init=False)

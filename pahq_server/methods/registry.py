@@ -8,6 +8,7 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.methods.acdc.method import Acdc
 from pahq_server.methods.attribution.methods import CleanCorrupted, Eap, EapIg, Gim, Relp
 from pahq_server.methods.base import Method
+from pahq_server.methods.concepts.method import Concepts
 from pahq_server.methods.continuations.method import Continuations
 from pahq_server.methods.generate.method import Generate
 from pahq_server.methods.neurons.method import Neurons
@@ -25,6 +26,7 @@ _METHODS: tuple[Method[Any], ...] = (
     Gim(),
     Generate(),
     NodePruning(),
+    Concepts(),
     Neurons(),
     Continuations(),
 )

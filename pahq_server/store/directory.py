@@ -20,6 +20,8 @@ from pahq_server.store.records import Retention
 
 DATABASE = "pahq.sqlite3"
 LOCK = "lock"
+# Folder for files of jobs that run.
+JOB_FILES = "files"
 OWNER_ONLY = 0o700
 
 

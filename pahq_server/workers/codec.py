@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pahq_server.core import (
     activations,
     circuit,
+    concepts,
     engine,
     errors,
     generation,
@@ -108,6 +109,7 @@ VALUES: frozenset[type] = frozenset(
     for module in (
         activations,
         circuit,
+        concepts,
         engine,
         generation,
         graph,

@@ -74,6 +74,7 @@ def test_one_to_one() -> None:
     # What no answer of a server means: no answer, or an accident.
     local = {
         errors.InvalidCircuitFile,
+        errors.InvalidCodebookFile,
         errors.InvalidNeuronSetFile,
         errors.InvalidNodeCircuitFile,
         errors.InvalidSamplesFile,

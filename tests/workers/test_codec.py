@@ -85,7 +85,7 @@ RESOLVED = ResolvedObjective(
     generation=OFFER,
 )
 SPANS = [Span(0, 1, 2), Span(1, 0, 1)]
-STEERING = Steering(np.array([1, 5]), np.array([0.5, -2.0]), np.array([3]))
+STEERING = Steering(np.arange(2), np.array([0.5, 0.25]), np.arange(2, 5))
 REQUEST = SampleRequest(1, (2, 3), 2**63 - 1, Sampling(5, 0.5, stop=("\n",)), (4,), steering=STEERING)
 MESSAGES = [
     OpenState(STATE, RESOLVED),

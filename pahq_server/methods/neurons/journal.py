@@ -2,7 +2,8 @@
 
 A record is the stage as a byte, how many of its parts were run and how many bytes follow as uint32 each, and
 these: the sums or details as zlib compresses them, integers as int64 and other numbers as float64,
-little-endian. Of each stage the last record counts.
+little-endian. Of each stage the last record counts: whenever one is written, those of the other stages are
+written again with it, and nothing earlier is needed any more.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from numpy.typing import NDArray
 
 from pahq_server.core.activations import BINS, NeuronDetails, NeuronSums, TopTokensOfNeurons
 
-# Checkpoints are that many seconds of work apart, at first; twice as many with every so many bytes of them.
-CHECKPOINT_S, CHECKPOINT_BYTES = 30.0, 32 << 20
+# Checkpoints are that many seconds of work apart.
+CHECKPOINT_S = 30.0
 # The stages of a job: sums over positive and negative texts, then details of the neurons of either.
 SUMS, DETAILS = (0, 1), (2, 3)
 _HEAD = struct.Struct("<BII")
@@ -32,19 +33,27 @@ class Recorded:
 
     Args:
         stages: per stage how many parts were run, and what they add up to, still compressed.
-        size: bytes of all records.
     """
 
     stages: dict[int, tuple[int, bytes]] = field(default_factory=dict)
-    size: int = 0
 
     @classmethod
     def of(cls, journal: Sequence[bytes]) -> Recorded:
         """Reads a journal. Raises ValueError for what is none of this method."""
-        found = cls(size=sum(map(len, journal)))
-        for stage, parts, data in _records(b"".join(journal)):
-            found.stages[stage] = parts, data
+        found = cls()
+        found.add(b"".join(journal))
         return found
+
+    def add(self, records: bytes) -> None:
+        """Takes note of more records. Raises ValueError for what are none."""
+        for stage, parts, data in _records(records):
+            self.stages[stage] = parts, data
+
+    def last(self) -> bytes:
+        """Returns the last record of each stage."""
+        return b"".join(
+            _HEAD.pack(stage, parts, len(data)) + data for stage, (parts, data) in sorted(self.stages.items())
+        )
 
     def sums(self, stage: int, neurons: int) -> tuple[int, NeuronSums | None]:
         """Returns how many parts were summed, and their sums. Raises ValueError for those of other models."""
@@ -84,15 +93,6 @@ def details_record(stage: int, parts: int, details: NeuronDetails) -> bytes:
     """Returns what the first parts of a stage say of neurons as a record."""
     top = details.top
     return _record(stage, parts, [details.histogram, top.texts, top.positions], [top.values])
-
-
-def seconds_apart(size: int) -> float:
-    """Returns how long after the last checkpoint the next one is due, in seconds of work.
-
-    Args:
-        size: bytes of all checkpoints so far.
-    """
-    return float(CHECKPOINT_S * 2.0 ** min(32, size // CHECKPOINT_BYTES))
 
 
 def _record(

@@ -27,11 +27,11 @@ from pahq_server.methods.base import Method, MethodContext, Steps
 from pahq_server.methods.neurons.artifact import KIND, VERSION, neuron_set_bytes
 from pahq_server.methods.neurons.choice import ChosenNeurons, Described, choose, percentiles
 from pahq_server.methods.neurons.journal import (
+    CHECKPOINT_S,
     DETAILS,
     SUMS,
     Recorded,
     details_record,
-    seconds_apart,
     sums_record,
 )
 from pahq_server.methods.neurons.parameters import NeuronsParameters, check_objective
@@ -99,7 +99,7 @@ class _Run:
         most = part_tokens(self._layout)
         self._parts = tuple(span_parts(spans, most) for spans in self._spans)
         self._recorded = Recorded.of(context.journal)
-        self._written, self._since = self._recorded.size, context.clock()
+        self._since = context.clock()
 
     def steps(self) -> Steps:
         sums = []
@@ -170,10 +170,10 @@ class _Run:
             added, done = found if added is None else added + found, done + 1
             self._context.count(tokens=count_tokens(parts[done - 1]))
             now = self._context.clock()
-            if done == len(parts) or now - self._since >= seconds_apart(self._written):
-                data = record(done, added)
-                self._context.record(data)
-                self._written, self._since = self._written + len(data), now
+            if done == len(parts) or now - self._since >= CHECKPOINT_S:
+                self._recorded.add(record(done, added))
+                self._context.record(self._recorded.last(), alone=True)
+                self._since = now
         assert added is not None
         return added
 

@@ -17,7 +17,7 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.pruning import NodeLayout
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.neurons import journal
-from pahq_server.methods.neurons.journal import CHECKPOINT_BYTES, CHECKPOINT_S, Recorded, seconds_apart
+from pahq_server.methods.neurons.journal import Recorded
 from pahq_server.methods.neurons.method import CONTEXTS
 from pahq_server.methods.neurons.parameters import NeuronsParameters
 
@@ -250,14 +250,11 @@ def test_what_is_no_journal_is_refused(damage: str) -> None:
         Run(toy, task, asked, [written])
 
 
-def test_checkpoints_of_a_week_do_not_fill_the_disk() -> None:
-    record = 24 * 500_000  # the sums of a large model
-    seconds, size = 0.0, 0
-    while seconds < 7 * 86400:
-        seconds += seconds_apart(size)
-        size += record
-    assert seconds_apart(0) == CHECKPOINT_S
-    assert size < 20 * CHECKPOINT_BYTES
+def test_only_the_last_checkpoint_of_each_stage_is_kept() -> None:
+    run = Run(ToyActivations(0, NEURONS, 10), TASK, ASKED, seconds=40.0)
+    *before, last = run.journal
+    assert not any(before)
+    assert sorted(Recorded.of([last]).stages) == [*journal.SUMS, *journal.DETAILS]
 
 
 def test_stages_are_told_apart() -> None:

@@ -72,8 +72,10 @@ class Run:
                 self.artifact = stop.value
                 break
             finally:
-                data, count = self.context.take_records()
-                self.journal += [data] if count else []
+                records = self.context.take_records()
+                if records.alone:
+                    self.journal = [b""] * len(self.journal)
+                self.journal += [records.data] if records.count else []
                 self.told.append(self.context.progress)
             self.asked.append(operation)
             now[0] += seconds

@@ -134,6 +134,38 @@ class ContinuationsParameters(_message.Message):
     steering: NeuronSteering
     def __init__(self, starts: _Optional[_Iterable[int]] = ..., steering: _Optional[_Union[NeuronSteering, _Mapping]] = ...) -> None: ...
 
+class ConceptsParameters(_message.Message):
+    __slots__ = ("low", "high", "codes", "neighbours", "temperature", "steps", "batch", "learning_rate", "memory", "decoder_layers", "decoder_heads", "seed", "max_states", "skip")
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    NEIGHBOURS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    DECODER_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    DECODER_HEADS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    MAX_STATES_FIELD_NUMBER: _ClassVar[int]
+    SKIP_FIELD_NUMBER: _ClassVar[int]
+    low: int
+    high: int
+    codes: int
+    neighbours: int
+    temperature: float
+    steps: int
+    batch: int
+    learning_rate: float
+    memory: str
+    decoder_layers: int
+    decoder_heads: int
+    seed: int
+    max_states: int
+    skip: int
+    def __init__(self, low: _Optional[int] = ..., high: _Optional[int] = ..., codes: _Optional[int] = ..., neighbours: _Optional[int] = ..., temperature: _Optional[float] = ..., steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., memory: _Optional[str] = ..., decoder_layers: _Optional[int] = ..., decoder_heads: _Optional[int] = ..., seed: _Optional[int] = ..., max_states: _Optional[int] = ..., skip: _Optional[int] = ...) -> None: ...
+
 class ExtensionParameters(_message.Message):
     __slots__ = ("method", "parameters")
     METHOD_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,45 @@
+"""``kill -9`` of a server that learns concepts: the codebook is that of no kill, and no files are left."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pahq_client import Client, Codebook, JobHandle, Task
+
+from .crashing import CrashingServer, wait_for
+
+DRAW = np.random.default_rng(0)
+TASK = Task(clean=[DRAW.integers(1, 200, 40).tolist() for _ in range(40)])
+
+
+def submitted(client: Client) -> JobHandle:
+    parameters: dict[str, Any] = {"low": 1, "high": 2, "codes": 20, "steps": 120, "seed": 3}
+    return client.submit("demo", TASK, method="concepts", parameters={**parameters, "decoder_layers": 2})
+
+
+def test_codebooks_outlive_the_server(tmp_path: Path) -> None:
+    draw, name = random.Random(7), ""
+    with CrashingServer(tmp_path / "undisturbed") as server, Client(server.address) as client:
+        begun = time.monotonic()
+        undisturbed = submitted(client).result()
+        seconds = time.monotonic() - begun
+    for _ in range(2):
+        with CrashingServer(tmp_path / "data") as server, Client(server.address) as client:
+            job = client.job(name) if name else submitted(client)
+            name = job.name
+            wait_for(lambda: job.state.name != "QUEUED", "the start of the job")  # noqa: B023
+            time.sleep(draw.uniform(0, seconds / 2))
+            server.kill()
+    with CrashingServer(tmp_path / "data") as server, Client(server.address) as client:
+        disturbed = client.job(name).result()
+    assert isinstance(undisturbed, Codebook)
+    assert isinstance(disturbed, Codebook)
+    assert disturbed.codes.tobytes() == undisturbed.codes.tobytes()
+    assert disturbed.history.tobytes() == undisturbed.history.tobytes()
+    assert disturbed.concepts == undisturbed.concepts
+    assert list((tmp_path / "data" / "files").iterdir()) == []
