@@ -444,7 +444,8 @@ class Client(ClientBase):
             kinds: which nodes are pruned, of ``heads``, ``attention_neurons``, ``mlp_hidden``,
                 ``mlp_outputs``, ``attention_blocks``, ``mlp_blocks`` and ``layers``; None for all.
             seed: the same seed gives the same circuit on the same hardware.
-            task_loss: weight of the mean negative log-probability of the answers in the loss.
+            task_loss: weight of the mean negative log-probability of the answers in the loss. Above 0, the
+                circuit has at least the full model's accuracy on these prompts.
             polish: whether whatever can still go after training, by measurement, goes.
             ablation: what pruned nodes put out instead: ``resample``, ``zero`` or ``mean``.
             kv_receivers: ``group`` or ``query``; has no effect but on the edges of `NodeCircuit.to_circuit`.
