@@ -480,7 +480,7 @@ class Client(ClientBase):
         layer: int | None = None,
         layers: Iterable[int] | None = None,
         codes: int = 400,
-        neighbours: int = 5,
+        neighbours: int | None = None,
         temperature: float = 1.0,
         steps: int = 1000,
         batch: int = 512,
@@ -510,7 +510,8 @@ class Client(ClientBase):
                 embedding.
             layers: a lower and a higher layer instead.
             codes: how many concepts there are.
-            neighbours: in training codes are drawn among so many nearest ones; 1 for the nearest.
+            neighbours: in training codes are drawn among so many nearest ones; 1 for the nearest. None for
+                5, or all codes if there are fewer.
             temperature: of the draw, for squared distances.
             steps: of training.
             batch: states of a step, about.
