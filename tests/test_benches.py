@@ -442,6 +442,9 @@ def test_the_benchmark_of_neurons_tries_settings_and_measures_the_best_on_other_
     assert len(neurons_tables.targets(results)) == 2 + 4
     assert len(neurons_tables.by_strength(results)) == 2 + 2 * 4 * 2
     assert len(neurons_tables.by_setting(results)) == 2 + 2
+    assert [each["neurons"] for each in figures["singles"]] == [[1, 0]] * 3 + [[0, 1]] * 3
+    assert [each["strength"] * each["delta"] > 0 for each in figures["singles"]] == [True] * 6
+    assert len(neurons_tables.by_neuron(results)) == 2 + 6
 
 
 def test_movements_count_towards_the_pronoun_that_is_meant() -> None:

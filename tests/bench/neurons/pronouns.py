@@ -10,7 +10,7 @@ import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from helpers.model_server import client_of_models
@@ -18,6 +18,7 @@ from helpers.model_server import client_of_models
 from bench.parts import SkippedError
 from bench.workloads import TINYTALK
 from pahq_client import Client, NeuronSet
+from pahq_client.dose_response import LEAST_CONTROLS
 
 STORIES, CONTROLS = 64, 20
 TRIED, STRENGTHS = (-1.0, 0.0, 1.0), (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -106,7 +107,7 @@ def run(
     """Steers by neurons of several settings; by the best and the usual one on prompts that are held out.
 
     Args:
-        settings: that are tried.
+        settings: that are tried; the usual one is among them.
         stories: how many there are of each side.
         controls: how many random sets each is compared with.
 
@@ -124,9 +125,15 @@ def run(
         held_out = {
             each.name: steered(client, found[each.tokens].top(each.top), 2, HELD_OUT, STRENGTHS, controls)
             for each in dict.fromkeys((USUAL, best))
-            if each in settings
         }
-    return {"stories": stories, "tried": tried, "best": best.name, "held_out": held_out}
+        singles = single(client, found[USUAL.tokens])
+    return {
+        "stories": stories,
+        "tried": tried,
+        "best": best.name,
+        "held_out": held_out,
+        "singles": singles,
+    }
 
 
 def located(client: Client, tokens: str, stories: int) -> NeuronSet:
@@ -194,6 +201,21 @@ def steered(
         figures[side] = {"values": list(dose.values), "controls": list(map(list, dose.controls))}
     figures["strengths"] = list(strengths)
     print(figures["neurons"], {side: figures[side]["values"] for side in NAMES}, file=sys.stderr, flush=True)
+    return figures
+
+
+def single(client: Client, neurons: NeuronSet, count: int = 3) -> list[dict[str, Any]]:
+    """What raising the first neurons of either side does, each alone, with strength 1 or -1."""
+    sides = ((neurons, neurons.raised[:count], 1.0), (neurons.swapped(), neurons.lowered[:count], -1.0))
+    figures = []
+    for among, chosen, strength in sides:
+        for number, neuron in enumerate(chosen):
+            alone = replace(among, raised=among.raised[number : number + 1], lowered=())
+            turned = alone if strength > 0 else alone.swapped()
+            own = steered(client, turned, 1, CHOOSING, sorted((0.0, strength)), LEAST_CONTROLS)
+            about = {"name": neuron.name, "delta": neuron.delta, "strength": strength}
+            shares = {"she_share": neuron.positive_share, "he_share": neuron.negative_share}
+            figures.append(own | about | shares)
     return figures
 
 

@@ -58,6 +58,7 @@ def tables(results: Results) -> dict[str, list[str]]:
         "neurons-planted": by_size(results),
         "neurons-pronouns": by_strength(results),
         "neurons-settings": by_setting(results),
+        "neurons-single": by_neuron(results),
         "neurons-equal": equalities(),
     }
 
@@ -126,12 +127,27 @@ def by_setting(results: Results) -> list[str]:
     return lines
 
 
+def by_neuron(results: Results) -> list[str]:
+    """tinytalk: what raising one neuron does, of those that differ most."""
+    lines = [
+        "| neuron | active at tokens of girls' stories | of boys' | raised alone: nats towards she, "
+        "after prompts of she | of he |",
+        "|---|---|---|---|---|",
+    ]
+    for own in _part(results, "pronouns").get("singles", ()):
+        strength = own["strength"]
+        towards = (strength * movement(own, strength, [side]).own for side in ("she", "he"))
+        shares = f"{own['she_share']:.0%} | {own['he_share']:.0%}"
+        lines.append(f"| `{own['name']}` | {shares} | {' | '.join(f'{each:+.2f}' for each in towards)} |")
+    return lines
+
+
 def equalities() -> list[str]:
     """What tests hold equal, and their names."""
     lines = ["| what is equal | how exactly | tests |", "|---|---|---|"]
     for what, how, modules in EQUALITIES:
-        named = [f"`{name}` in `tests/{module}`" for module, names in modules.items() for name in names]
-        lines.append(f"| {what} | {how} | {', '.join(named)} |")
+        named = "; ".join(f"`tests/{module}`: {', '.join(names)}" for module, names in modules.items())
+        lines.append(f"| {what} | {how} | {named} |")
     return lines
 
 
