@@ -8,7 +8,7 @@ import webbrowser
 from argparse import Namespace
 from pathlib import Path
 
-from pahq_client import files, neuron_set_file, node_circuit_file, samples_file, scores_file
+from pahq_client import artifact_file, files, neuron_set_file, node_circuit_file, samples_file, scores_file
 from pahq_client.circuit import Circuit
 from pahq_client.cli.output import note, put
 from pahq_client.display import page
@@ -59,11 +59,12 @@ def load(path: str, allow_partial: bool) -> Result:
         InvalidRequest: it holds samples, nodes or neurons, or cannot be read.
     """
     data = contents(path)
-    if samples_file.is_samples_file(data):
+    holds = artifact_file.kind_of(data)
+    if holds == samples_file.KIND:
         raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
-    if node_circuit_file.is_node_circuit_file(data):
+    if holds == node_circuit_file.KIND:
         raise InvalidRequest(path, "holds nodes, not edges: show, view, compare and evaluate take it")
-    if neuron_set_file.is_neuron_set_file(data):
+    if holds == neuron_set_file.KIND:
         raise InvalidRequest(path, "holds neurons, not edges: show, view and compare take it")
     kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
     return kind.load(path, allow_partial=allow_partial)
@@ -76,7 +77,7 @@ def load_nodes(path: str, allow_partial: bool = False) -> NodeCircuit | None:
         InvalidNodeCircuitFile: it is damaged, or what is partial and was not asked for.
         InvalidRequest: it cannot be read.
     """
-    if not node_circuit_file.is_node_circuit_file(contents(path)):
+    if artifact_file.kind_of(contents(path)) != node_circuit_file.KIND:
         return None
     return NodeCircuit.load(path, allow_partial=allow_partial)
 
@@ -88,7 +89,7 @@ def load_neurons(path: str, allow_partial: bool = False) -> NeuronSet | None:
         InvalidNeuronSetFile: it is damaged, or what is partial and was not asked for.
         InvalidRequest: it cannot be read.
     """
-    if not neuron_set_file.is_neuron_set_file(contents(path)):
+    if artifact_file.kind_of(contents(path)) != neuron_set_file.KIND:
         return None
     return NeuronSet.load(path, allow_partial=allow_partial)
 
@@ -127,7 +128,7 @@ def load_any_circuit(option: str, path: str, allow_partial: bool = False) -> Cir
 
     Raises InvalidNodeCircuitFile for a damaged one of nodes.
     """
-    if node_circuit_file.is_node_circuit_file(contents(path)):
+    if artifact_file.kind_of(contents(path)) == node_circuit_file.KIND:
         return NodeCircuit.load(path, allow_partial=allow_partial)
     return load_circuit(option, path, allow_partial)
 
