@@ -92,7 +92,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        return f"{self.tokens}, {'every' if self.top == EVERY else f'top {self.top}'}"
+        return f"{self.tokens} tokens, {'every neuron' if self.top == EVERY else f'top {self.top}'}"
 
 
 USUAL = Setting("all", EVERY)
@@ -102,7 +102,11 @@ SETTINGS = tuple(
 
 
 def run(
-    settings: Sequence[Setting] = SETTINGS, stories: int = STORIES, controls: int = CONTROLS
+    settings: Sequence[Setting] = SETTINGS,
+    stories: int = STORIES,
+    controls: int = CONTROLS,
+    strengths: Sequence[float] = STRENGTHS,
+    singles: int = 3,
 ) -> dict[str, Any]:
     """Steers by neurons of several settings; by the best and the usual one on prompts that are held out.
 
@@ -110,6 +114,8 @@ def run(
         settings: that are tried; the usual one is among them.
         stories: how many there are of each side.
         controls: how many random sets each is compared with.
+        strengths: on the prompts that are held out.
+        singles: by how many neurons of either side each alone is steered, too.
 
     Raises SkippedError if the model is not here.
     """
@@ -123,16 +129,16 @@ def run(
         }
         best = max(settings, key=lambda each: least_of(tried[each.name]))
         held_out = {
-            each.name: steered(client, found[each.tokens].top(each.top), 2, HELD_OUT, STRENGTHS, controls)
+            each.name: steered(client, found[each.tokens].top(each.top), 2, HELD_OUT, strengths, controls)
             for each in dict.fromkeys((USUAL, best))
         }
-        singles = single(client, found[USUAL.tokens])
+        alone = single(client, found[USUAL.tokens], singles)
     return {
         "stories": stories,
         "tried": tried,
         "best": best.name,
         "held_out": held_out,
-        "singles": singles,
+        "singles": alone,
     }
 
 
@@ -204,7 +210,7 @@ def steered(
     return figures
 
 
-def single(client: Client, neurons: NeuronSet, count: int = 3) -> list[dict[str, Any]]:
+def single(client: Client, neurons: NeuronSet, count: int) -> list[dict[str, Any]]:
     """What raising the first neurons of either side does, each alone, with strength 1 or -1."""
     sides = ((neurons, neurons.raised[:count], 1.0), (neurons.swapped(), neurons.lowered[:count], -1.0))
     figures = []

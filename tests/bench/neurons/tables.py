@@ -99,7 +99,7 @@ def by_size(results: Results) -> list[str]:
 def by_strength(results: Results) -> list[str]:
     """tinytalk, held-out prompts: how far sets and random ones move the pronouns, for each strength."""
     lines = [
-        "| neurons, strength | towards | after prompts of | nats | random sets, mean | largest | times |",
+        "| located by, strength | towards | after prompts of | nats | random sets, mean | largest | times |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, own in _part(results, "pronouns").get("held_out", {}).items():
@@ -118,7 +118,7 @@ def by_setting(results: Results) -> list[str]:
         for towards in DIRECTIONS.values()
         for side in ("she", "he")
     ]
-    lines = [f"| tokens, neurons | raised, lowered | {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
+    lines = [f"| located by | raised, lowered | {' | '.join(heads)} |", "|---|---|---|---|---|---|"]
     for name, own in _part(results, "pronouns").get("tried", {}).items():
         moved = [movement(own, strength, [side]) for strength in DIRECTIONS for side in ("she", "he")]
         cells = " | ".join(f"{each.own:+.2f} ({each.times:.1f})" for each in moved)
