@@ -53,7 +53,7 @@ bench-page: .venv/dev.stamp ## measure the page in Chromium, into docs/performan
 bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed loading" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.precision $(PARTS)
 
-bench-neurons: .venv/dev.stamp ## look at neurons of texts: time and memory; PARTS="gpt2" for some only
+bench-neurons: .venv/dev.stamp ## neurons that carry a value: found, steered, time and memory; PARTS="planted gpt2" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.neurons $(PARTS)
 
 bench-pruning: .venv/dev.stamp ## prune nodes: known circuits, budgets, time and memory; PARTS="planted cost" for some only

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.api_server import RunningServer
+from helpers.model_server import client_of_models
 from helpers.texts import Texts
 from helpers.value_model import ANSWERS, NEUTRAL, OPPOSITE, VALUE, ValueModel
 
 from pahq_client import Client, JobFailed, NeuronSet, Samples
 from pahq_server.core.activations import ScoreContinuations, Span, Steering
-from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.generation.transformers_backend import TransformersBackend
-from pahq_server.models.loading import load
 
 pytestmark = pytest.mark.filterwarnings("ignore::pahq_client.PahqWarning")
 
@@ -26,19 +23,12 @@ PROMPTS = [list(NEUTRAL)[:length] for length in (3, 9, 12)]
 ASKED: dict[str, Any] = {"n": 40, "max_tokens": 18, "seed": 5, "logprobs": True}
 
 
-class _Engine(ModelEngine):
-    def release(self) -> None:
-        """A `RunningServer` calls it at its end."""
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("value")
     ValueModel(folder, K)
-    engine = _Engine({"value": load(str(folder))}, generation=TransformersBackend())
-    with RunningServer(engine) as server, Client(f"127.0.0.1:{server.port}") as connected:  # type: ignore[arg-type]
+    with client_of_models({"value": folder}) as connected:
         yield connected
-    engine.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Neurons: what it costs to look at the activations of texts.
+"""Neurons: whether those that carry a value are found, what steering by them does, and what looking costs.
 
-Read `capture` (time and memory against `floor`), `tables`, then `__main__`.
+Read `planted` (known neurons), `pronouns` (a trained model), `capture` (time and memory against `floor`),
+`tables`, then `__main__`.
 """

@@ -1,4 +1,4 @@
-"""Measures what it costs to look at neurons, and prints the tables."""
+"""Measures finding of neurons, steering by them and what looking at them costs, and prints the tables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from typing import Any
 import torch
 
 from bench.__main__ import RESULTS
-from bench.neurons import capture
-from bench.neurons.tables import markdown, targets
+from bench.neurons import capture, planted, pronouns
+from bench.neurons.tables import markdown, tables
 from bench.pages import write_table
 from bench.parts import chosen, measured
 
 # A part that has not been measured has no rows.
-PARTS: dict[str, Callable[[], Any]] = {"gpt2": capture.gpt2, "stories": capture.stories}
+PARTS: dict[str, Callable[[], Any]] = {
+    "planted": planted.run,
+    "pronouns": pronouns.run,
+    "gpt2": capture.gpt2,
+    "stories": capture.stories,
+}
 
 
 def main() -> None:
@@ -23,7 +28,8 @@ def main() -> None:
     results = measured("neurons.json", names, lambda name, results: PARTS[name]())
     table = markdown(results)
     (RESULTS / "neurons.md").write_text(table, "utf-8")
-    write_table("neurons", targets(results))
+    for name, lines in tables(results).items():
+        write_table(name, lines)
     print(table)
 
 
