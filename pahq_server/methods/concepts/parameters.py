@@ -137,18 +137,12 @@ def check_objective(parameters: ConceptsParameters, resolved: ResolvedObjective)
 
     Raises InvalidRequestError.
     """
-    layout, precision = resolved.nodes, resolved.objective.precision
-    assert layout is not None, "the engine knows the model's sizes"
+    layout = layout_of(resolved)
     if parameters.high > layout.layers:
         name = "low" if parameters.low > layout.layers else "high"
         detail = f"must be from 0, the embedding, to {layout.layers}, after the last layer of the model"
         raise InvalidRequestError(name, f"{detail}, got {getattr(parameters, name)}")
-    if precision not in PRECISIONS:
-        detail = (
-            f"states are not captured in {precision!r}, which rounds activations; use one of "
-            f"{list(PRECISIONS)}"
-        )
-        raise InvalidRequestError("precision", detail)
+    check_precision(resolved)
     heads = parameters.decoder_heads
     if layout.d_model % heads:
         fitting = [n for n in range(1, 17) if layout.d_model % n == 0]
@@ -165,3 +159,20 @@ def check_objective(parameters: ConceptsParameters, resolved: ResolvedObjective)
         )
         raise InvalidRequestError("decoder_layers", detail)
     return layout
+
+
+def layout_of(resolved: ResolvedObjective) -> NodeLayout:
+    """Returns the sizes of the model."""
+    assert resolved.nodes is not None, "the engine knows the model's sizes"
+    return resolved.nodes
+
+
+def check_precision(resolved: ResolvedObjective) -> None:
+    """Raises InvalidRequestError for a precision in which no states are captured."""
+    precision = resolved.objective.precision
+    if precision not in PRECISIONS:
+        detail = (
+            f"states are not captured in {precision!r}, which rounds activations; use one of "
+            f"{list(PRECISIONS)}"
+        )
+        raise InvalidRequestError("precision", detail)
