@@ -18,10 +18,12 @@ if "GRPC_VERBOSITY" not in os.environ and "GRPC_TRACE" not in os.environ:
 
 from pahq_client.aio import AsyncClient, AsyncJobHandle, AsyncSession
 from pahq_client.artifacts import Artifact
+from pahq_client.assigned_concepts import AssignedConcepts, AssignedText
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client
 from pahq_client.codebook import Codebook, Concept, ConceptContext, ConceptToken, NearConcept
 from pahq_client.comparison import Comparison, Roc, ScoreComparison, compare
+from pahq_client.concept_ablation import AblatedConcept, ConceptAblation
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import Curve, CurveCircuits, circuits_of_curve
 from pahq_client.discover import attribute, discover, generate, learn_concepts, locate_neurons, prune_nodes
@@ -82,8 +84,11 @@ from pahq_client.task import BuiltinTask, Task
 from pahq_client.values import ValueTexts, load_values, schwartz_values
 
 __all__ = [
+    "AblatedConcept",
     "AlreadyExists",
     "Artifact",
+    "AssignedConcepts",
+    "AssignedText",
     "AsyncClient",
     "AsyncJobHandle",
     "AsyncSession",
@@ -94,6 +99,7 @@ __all__ = [
     "Codebook",
     "Comparison",
     "Concept",
+    "ConceptAblation",
     "ConceptContext",
     "ConceptToken",
     "Conflict",

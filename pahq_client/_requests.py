@@ -33,7 +33,6 @@ from pahq_client.curve import FRACTIONS, MOST_CIRCUITS, CurveCircuits, circuits_
 from pahq_client.edge_index import edge_index, pack
 from pahq_client.errors import InvalidRequest, OtherModel
 from pahq_client.graph import Edge, Graph
-from pahq_client.learning import LearnRequest
 from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.scores import CIRCUIT_OF_SCORES, EdgeScores
@@ -421,27 +420,29 @@ def generate_spec(request: GenerateRequest, prompts: Iterable[Prompt]) -> jobs_p
     return jobs_pb2.JobSpec(objective=objective, include_prompts=True, generate=parameters)
 
 
-def learn_spec(
-    request: LearnRequest, parameters: methods_pb2.ConceptsParameters, prompts: Iterable[Prompt]
+def texts_spec(
+    model: str, prompts: Iterable[Prompt], precision: str, include_prompts: bool = False, **method: Message
 ) -> jobs_pb2.JobSpec:
-    """Converts a LearnRequest to a job.
+    """Converts a job of a method that looks at texts and nothing else.
 
     Args:
-        request: what is asked for.
-        parameters: those of the request.
-        prompts: its texts, or parts of them.
+        model: name of a served model.
+        prompts: the texts, or parts of them.
+        precision: name of a precision policy.
+        include_prompts: whether the artifact comes with the texts.
+        method: name of the method, with its parameters.
     """
     task = task_pb2.PromptTask(clean=map(_prompt, prompts))
     objective = jobs_pb2.Objective(
-        model=_model_name(request.model),
+        model=_model_name(model),
         task=task_pb2.Task(prompts=task),
         metric="l2",  # these three have no effect
         ablation="zero",
         kv_receivers="group",
-        precision=checks.text("precision", request.precision),
+        precision=checks.text("precision", precision),
     )
-    included = checks.flag("include_prompts", request.include_prompts)
-    return jobs_pb2.JobSpec(objective=objective, include_prompts=included, concepts=parameters)
+    included = checks.flag("include_prompts", include_prompts)
+    return jobs_pb2.JobSpec(objective=objective, include_prompts=included, **method)  # type: ignore[arg-type]
 
 
 def continuations_spec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from pahq.v1 import generation_pb2, model_pb2, server_pb2
@@ -12,7 +12,7 @@ from pahq.v1 import jobs_pb2 as pb
 
 from pahq_client import _requests as requests
 from pahq_client import _responses as responses
-from pahq_client import checks, learning, locating
+from pahq_client import assigned_concepts, assigning, checks, learning, locating
 from pahq_client._calls import (
     CHECK_TASK,
     CREATE,
@@ -47,8 +47,11 @@ from pahq_client._requests import (
     SessionRequest,
 )
 from pahq_client.artifacts import AnyArtifact, measured, scores_of_edges
+from pahq_client.assigned_concepts import AssignedConcepts
+from pahq_client.assigning import AblateRequest, AssignRequest
 from pahq_client.circuit import Circuit
 from pahq_client.codebook import Codebook
+from pahq_client.concept_ablation import ConceptAblation
 from pahq_client.curve import Curve
 from pahq_client.display.progress import ProgressLike
 from pahq_client.dose_response import (
@@ -431,10 +434,7 @@ class ServerCalls:
         self, request: LocateRequest, given: Iterable[tuple[LocatedText, ...]]
     ) -> Steps[list[tuple[LocatedText, ...]]]:
         """Divides texts that are longer than the model's context."""
-        served = {model.name: model for model in (yield from self.models())}
-        if request.model not in served:
-            raise NotFound(f"model {request.model!r}", f"the server does not serve {request.model!r}")
-        context = served[request.model].context
+        context = yield from self._context(request.model)
         locating.check_overlap(request.overlap, context)
         parts: list[tuple[LocatedText, ...]] = []
         for name, side in zip(SIDES, given, strict=True):
@@ -468,7 +468,10 @@ class ServerCalls:
         parts = given = locating.texts_of("texts", request.texts, "all")
         if request.long_texts == "split":
             parts = yield from self._parts_of_texts(request, given)
-        spec = requests.learn_spec(request, parameters, [part.prompt for part in parts])
+        prompts = [part.prompt for part in parts]
+        spec = requests.texts_spec(
+            request.model, prompts, request.precision, request.include_prompts, concepts=parameters
+        )
         try:
             found = yield from self._run_creation(_creation(spec), deadline.left, progress)
         except InvalidRequest as error:
@@ -480,28 +483,94 @@ class ServerCalls:
             raise ServerFault("the server sent a codebook of other texts than were asked for")
         return learning.of_texts(found, parts)
 
+    def assign_concepts(
+        self, request: AssignRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[AssignedConcepts]:
+        request, deadline = request.checked(), Deadline.after(timeout)
+        parameters = request.parameters()
+        parts = locating.texts_of("texts", request.texts, "all")
+        if request.long_texts == "split":
+            parts = yield from self._parts_of_texts(request, parts)
+        prompts = [part.prompt for part in parts]
+        spec = requests.texts_spec(request.model, prompts, request.precision, assign_concepts=parameters)
+        try:
+            found = yield from self._run_creation(_creation(spec), deadline.left, progress)
+        except InvalidRequest as error:
+            raise assigning.renamed(error, "assign_concepts", parts) from None
+        if not isinstance(found, AssignedConcepts):
+            raise ServerFault(f"the server sent a {type(found).__name__}, asked for concepts of texts")
+        known = all(
+            isinstance(part.prompt, str) or part.prompt == tuple(text.ids.tolist())
+            for part, text in zip(parts, found.texts, strict=False)
+        )
+        if len(found) != len(parts) or not known or found.num_codes != len(request.codebook):
+            raise ServerFault("the server sent concepts of other texts or codes than were asked for")
+        return assigned_concepts.of_texts(found, parts)
+
+    def ablate_concepts(
+        self, request: AblateRequest, timeout: float | None, progress: ProgressLike
+    ) -> Steps[ConceptAblation]:
+        request, deadline = request.checked(), Deadline.after(timeout)
+        parts = locating.texts_of("texts", request.texts, "all")
+        places = request.places(len(parts))
+        parameters = request.parameters(places)
+        if request.long_texts == "split":
+            if request.labels is None:
+                parts = yield from self._parts_of_texts(request, parts)
+            else:
+                parts, places = yield from self._parts_with_tokens(request, parts, places)
+                parameters = request.parameters(places)
+        prompts = [part.prompt for part in parts]
+        spec = requests.texts_spec(request.model, prompts, request.precision, ablate_concepts=parameters)
+        try:
+            found = yield from self._run_creation(_creation(spec), deadline.left, progress)
+        except InvalidRequest as error:
+            raise assigning.renamed(error, "ablate_concepts", parts) from None
+        if not isinstance(found, ConceptAblation):
+            raise ServerFault(f"the server sent a {type(found).__name__}, asked for an ablation of concepts")
+        labelled = request.labels is not None
+        if (
+            found.texts.max() >= len(parts)
+            or found.num_codes != len(request.codebook)
+            or found.next_tokens is labelled
+            or (labelled and not set(found.classes) <= set(range(len(request.classes))))
+        ):
+            raise ServerFault("the server sent an ablation of other texts or codes than were asked for")
+        return assigning.ablation_of_texts(found, request, parts)
+
+    def _parts_with_tokens(
+        self, request: AblateRequest, given: Iterable[LocatedText], places: Sequence[int]
+    ) -> Steps[tuple[tuple[LocatedText, ...], tuple[int, ...]]]:
+        """Takes of texts that are longer than the context what ends with their salient tokens."""
+        context = yield from self._context(request.model)
+        found: list[tuple[LocatedText, int]] = []
+        for text in given:
+            ids = yield from self._ids(request.model, f"texts[{text.text}]", text.prompt)
+            found.append(assigning.around(text, ids, places[text.text] if places else -1, context))
+        return tuple(part for part, _ in found), tuple(place for _, place in found)
+
+    def _context(self, model: str) -> Steps[int]:
+        """Returns the context of a served model, in tokens."""
+        served = {each.name: each for each in (yield from self.models())}
+        if model not in served:
+            raise NotFound(f"model {model!r}", f"the server does not serve {model!r}")
+        return served[model].context
+
     def _parts_of_texts(
-        self, request: LearnRequest, given: Iterable[LocatedText]
+        self, request: LearnRequest | AssignRequest | AblateRequest, given: Iterable[LocatedText]
     ) -> Steps[tuple[LocatedText, ...]]:
         """Divides texts that are longer than the model's context, so that each state counts once."""
-        served = {model.name: model for model in (yield from self.models())}
-        if request.model not in served:
-            raise NotFound(f"model {request.model!r}", f"the server does not serve {request.model!r}")
-        context = served[request.model].context
-        if request.skip >= context:
-            detail = f"must be less than the model's context of {context} tokens, got {request.skip}"
-            raise InvalidRequest("skip", detail)
+        context = yield from self._context(request.model)
+        skip = request.skip or 0
+        if skip >= context:
+            raise InvalidRequest(
+                "skip", f"must be less than the model's context of {context} tokens, got {skip}"
+            )
         found: list[LocatedText] = []
         for text in given:
-            ids = text.prompt
-            if isinstance(ids, str):
-                try:
-                    (shown,) = yield from self.tokenize(request.model, ids, None, True)
-                except InvalidRequest as error:
-                    raise InvalidRequest(f"texts[{text.text}]", error.detail) from None
-                ids = shown.ids
+            ids = yield from self._ids(request.model, f"texts[{text.text}]", text.prompt)
             # Of each part the first tokens only give context: those that end the part before it.
-            found += locating.split(text, ids, context, request.skip)
+            found += locating.split(text, ids, context, skip)
         return tuple(found)
 
     def generate(

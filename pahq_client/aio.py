@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
@@ -18,10 +18,13 @@ from pahq_client._job_options import (
 from pahq_client._requests import CurveRequest, EvaluationOptions, SessionRequest
 from pahq_client._transport import AsyncTransport
 from pahq_client.artifacts import AnyArtifact
+from pahq_client.assigned_concepts import AssignedConcepts
+from pahq_client.assigning import AblateRequest, AssignRequest
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.client import Client, ClientBase
 from pahq_client.codebook import Codebook
+from pahq_client.concept_ablation import ConceptAblation
 from pahq_client.connection import TlsConfig
 from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
@@ -298,7 +301,7 @@ class AsyncClient(ClientBase):
         layer: int | None = None,
         layers: Iterable[int] | None = None,
         codes: int = 400,
-        neighbours: int = 5,
+        neighbours: int | None = None,
         temperature: float = 1.0,
         steps: int = 1000,
         batch: int = 512,
@@ -337,6 +340,46 @@ class AsyncClient(ClientBase):
             include_prompts=include_prompts,
         )
         return await self._transport.run(self._calls.learn_concepts(request, timeout, progress))
+
+    @described_as(Client.assign_concepts)
+    @known_arguments
+    async def assign_concepts(
+        self,
+        model: str,
+        codebook: Codebook,
+        texts: GivenTexts,
+        *,
+        skip: int | None = None,
+        long_texts: str = "refuse",
+        precision: str = "fp32",
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> AssignedConcepts:
+        request = AssignRequest(model, codebook, texts, skip, long_texts, precision)
+        return await self._transport.run(self._calls.assign_concepts(request, timeout, progress))
+
+    @described_as(Client.ablate_concepts)
+    @known_arguments
+    async def ablate_concepts(
+        self,
+        model: str,
+        codebook: Codebook,
+        texts: GivenTexts,
+        labels: Iterable[Hashable] | None = None,
+        *,
+        layer: int | None = None,
+        positions: Iterable[int] | None = None,
+        seed: int = 0,
+        skip: int | None = None,
+        long_texts: str = "refuse",
+        precision: str = "fp32",
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> ConceptAblation:
+        request = AblateRequest(
+            *(model, codebook, texts, labels, layer, positions, seed, skip, long_texts, precision)
+        )
+        return await self._transport.run(self._calls.ablate_concepts(request, timeout, progress))
 
     @described_as(Client.locate_neurons)
     @known_arguments

@@ -15,9 +15,11 @@ from pahq.v1 import jobs_pb2
 
 from pahq_client import _responses as responses
 from pahq_client import codebook_file, neuron_set_file, node_circuit_file, samples_file
+from pahq_client.assigned_concepts import AssignedConcepts
 from pahq_client.circuit import Circuit
 from pahq_client.circuit_file import JsonObject, parse_json, read_graph
 from pahq_client.codebook import Codebook
+from pahq_client.concept_ablation import ConceptAblation
 from pahq_client.dose_response import ContinuationScores
 from pahq_client.edge_index import edge_index
 from pahq_client.errors import InvalidRequest, ServerFault
@@ -63,7 +65,16 @@ class Artifact(WithProvenance):
 
 
 AnyArtifact: TypeAlias = (
-    Circuit | Codebook | EdgeScores | NodeCircuit | NeuronSet | Samples | ContinuationScores | Artifact
+    Circuit
+    | Codebook
+    | AssignedConcepts
+    | ConceptAblation
+    | EdgeScores
+    | NodeCircuit
+    | NeuronSet
+    | Samples
+    | ContinuationScores
+    | Artifact
 )
 """What a job gives: one of these, or an Artifact of an unknown kind."""
 
@@ -134,8 +145,9 @@ def decode(
     """Decodes an artifact.
 
     Args:
-        kind: ``circuit``, ``codebook``, ``edge_scores``, ``node_circuit``, ``neuron_set``, ``samples`` or
-            ``continuation_scores``; another one gives an `Artifact` with the bytes as they are.
+        kind: ``circuit``, ``codebook``, ``concept_codes``, ``concept_ablation``, ``edge_scores``,
+            ``node_circuit``, ``neuron_set``, ``samples`` or ``continuation_scores``; another one gives an
+            `Artifact` with the bytes as they are.
         version: version of the kind's format.
         data: the bytes of the artifact.
         provenance: an object with the keys ``request`` and ``run``.
@@ -362,6 +374,8 @@ _DECODERS: Mapping[str, Callable[..., AnyArtifact]] = {
     "neuron_set": neuron_set_file.read,
     "samples": samples_file.read,
     "continuation_scores": ContinuationScores.read,
+    "concept_codes": AssignedConcepts.read,
+    "concept_ablation": ConceptAblation.read,
 }
 
 

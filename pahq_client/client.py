@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
 
@@ -25,9 +25,12 @@ from pahq_client._requests import (
 from pahq_client._server_calls import ServerCalls
 from pahq_client._transport import Transport
 from pahq_client.artifacts import AnyArtifact
+from pahq_client.assigned_concepts import AssignedConcepts
+from pahq_client.assigning import AblateRequest, AssignRequest
 from pahq_client.checks import known_arguments
 from pahq_client.circuit import Circuit
 from pahq_client.codebook import Codebook
+from pahq_client.concept_ablation import ConceptAblation
 from pahq_client.connection import Endpoint, TlsConfig
 from pahq_client.curve import FRACTIONS, Curve
 from pahq_client.display.progress import ProgressLike
@@ -480,7 +483,7 @@ class Client(ClientBase):
         layer: int | None = None,
         layers: Iterable[int] | None = None,
         codes: int = 400,
-        neighbours: int = 5,
+        neighbours: int | None = None,
         temperature: float = 1.0,
         steps: int = 1000,
         batch: int = 512,
@@ -510,7 +513,8 @@ class Client(ClientBase):
                 embedding.
             layers: a lower and a higher layer instead.
             codes: how many concepts there are.
-            neighbours: in training codes are drawn among so many nearest ones; 1 for the nearest.
+            neighbours: in training codes are drawn among so many nearest ones; 1 for the nearest. None for
+                5, or all codes if there are fewer.
             temperature: of the draw, for squared distances.
             steps: of training.
             batch: states of a step, about.
@@ -550,6 +554,90 @@ class Client(ClientBase):
             include_prompts=include_prompts,
         )
         return self._transport.run(self._calls.learn_concepts(request, timeout, progress))
+
+    @known_arguments
+    def assign_concepts(
+        self,
+        model: str,
+        codebook: Codebook,
+        texts: GivenTexts,
+        *,
+        skip: int | None = None,
+        long_texts: str = "refuse",
+        precision: str = "fp32",
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> AssignedConcepts:
+        """Tells the concept of each token of texts, old ones or new ones; errors of `discover`.
+
+        Like `discover` it runs a job, which whatever ends the call also cancels. States stay on the server:
+        what comes back is the nearest code of each token, and its distance. See docs/codebooks.md.
+
+        Args:
+            model: name of a served model, the one that the codebook was learned from.
+            codebook: of `learn_concepts`.
+            texts: Samples, or texts or lists of token ids.
+            skip: how many tokens at the start of each text only give context; None for as many as when the
+                codebook was learned.
+            long_texts: ``refuse`` texts that are longer than the model's context, or ``split`` them.
+            precision: name of a precision policy that rounds weights only.
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+
+        Raises:
+            OtherModel: the codebook is of another model.
+        """
+        request = AssignRequest(model, codebook, texts, skip, long_texts, precision)
+        return self._transport.run(self._calls.assign_concepts(request, timeout, progress))
+
+    @known_arguments
+    def ablate_concepts(
+        self,
+        model: str,
+        codebook: Codebook,
+        texts: GivenTexts,
+        labels: Iterable[Hashable] | None = None,
+        *,
+        layer: int | None = None,
+        positions: Iterable[int] | None = None,
+        seed: int = 0,
+        skip: int | None = None,
+        long_texts: str = "refuse",
+        precision: str = "fp32",
+        timeout: float | None = None,
+        progress: ProgressLike = None,
+    ) -> ConceptAblation:
+        """Tells what a linear probe no longer reads in states without their concepts; errors of `discover`.
+
+        A probe is fitted to states h of other texts, and reads h' = h - (h.c) c, where c is the direction of
+        the token's code, or of a control: a random one, another code, the first principal component. Like
+        `discover` it runs a job, which whatever ends the call also cancels. See docs/codebooks.md.
+
+        Args:
+            model: name of a served model, the one that the codebook was learned from.
+            codebook: of `learn_concepts`.
+            texts: Samples, or texts or lists of token ids.
+            labels: of each text: any values, each that of at least 5 texts. Without labels the probe tells
+                which of the most frequent next tokens follows.
+            layer: states after so many layers are probed; None for the codebook's higher layer.
+            positions: of each text's salient token, whose state is probed and whose code is removed; below 0
+                from the end. None for the last token, which has seen all others.
+            seed: the same seed gives the same figures on the same hardware.
+            skip: without labels, how many tokens at the start of each text only give context; None for as
+                many as when the codebook was learned.
+            long_texts: ``refuse`` texts that are longer than the model's context, or ``split`` them; with
+                labels, what comes before the salient token is cut.
+            precision: name of a precision policy that rounds weights only.
+            timeout: seconds for all of it.
+            progress: True for a bar on stderr or in the notebook, or a function that gets every Event.
+
+        Raises:
+            OtherModel: the codebook is of another model.
+        """
+        request = AblateRequest(
+            *(model, codebook, texts, labels, layer, positions, seed, skip, long_texts, precision)
+        )
+        return self._transport.run(self._calls.ablate_concepts(request, timeout, progress))
 
     @known_arguments
     def locate_neurons(

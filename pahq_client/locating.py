@@ -110,7 +110,9 @@ def texts_of(side: str, given: GivenTexts, tokens: str) -> tuple[LocatedText, ..
             said = f"{sample.prompt}{sample.text}" if isinstance(sample.prompt, str) else ""
             found.append(LocatedText((*sample.prompt_ids, *sample.ids), first, text, said=said))
     if not found:
-        detail = "is empty: neurons are located by what differs between positive and negative texts"
+        detail = "is empty: give at least one text"
+        if side in SIDES:
+            detail = "is empty: neurons are located by what differs between positive and negative texts"
         raise InvalidRequest(side, detail)
     return tuple(found)
 

@@ -11,7 +11,7 @@ from pahq_client import files
 from pahq_client._job_options import ATTRIBUTION
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
-from pahq_client.cli import neurons, nodes
+from pahq_client.cli import concepts, neurons, nodes
 from pahq_client.cli.jobs import detach, detach_generate, estimate, job_options
 from pahq_client.cli.options import connection, read_task, tls
 from pahq_client.cli.output import (
@@ -25,7 +25,7 @@ from pahq_client.cli.output import (
     print_values,
     put,
 )
-from pahq_client.cli.view import load, load_any_circuit, load_neurons, load_nodes
+from pahq_client.cli.view import load, load_any_circuit, load_codebook, load_neurons, load_nodes
 from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
@@ -172,7 +172,7 @@ def info(arguments: Namespace) -> None:
 
 
 def compare(arguments: Namespace) -> None:
-    """Compares two files of circuits, of scores, of circuits of nodes or of neurons."""
+    """Compares two files of circuits, of scores, of circuits of nodes, of neurons or of concepts."""
     first, second = (load_nodes(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
     if first is not None and second is not None:
         nodes.compare(first, second, arguments)
@@ -180,6 +180,10 @@ def compare(arguments: Namespace) -> None:
     sets = [load_neurons(path, arguments.allow_partial) for path in (arguments.a, arguments.b)]
     if sets[0] is not None and sets[1] is not None:
         neurons.compare(sets[0], sets[1], arguments)
+        return
+    books = [load_codebook(path, arguments.allow_partial) for path in (arguments.a, arguments.b)]
+    if books[0] is not None and books[1] is not None:
+        concepts.compare(books[0], books[1], arguments)
         return
     a, b = (load(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
     if isinstance(a, EdgeScores) and isinstance(b, EdgeScores):

@@ -18,9 +18,11 @@ from typing import Any, Literal
 
 from pahq_client import circuit_file, formatting
 from pahq_client.artifacts import AnyArtifact
+from pahq_client.assigned_concepts import AssignedConcepts
 from pahq_client.circuit import Circuit
 from pahq_client.codebook import Codebook
 from pahq_client.comparison import ScoreComparison
+from pahq_client.concept_ablation import ConceptAblation
 from pahq_client.curve import Curve
 from pahq_client.display import circuits
 from pahq_client.dose_response import ContinuationScores
@@ -59,6 +61,10 @@ def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:
         _print_neuron_set(artifact, as_json)
     elif isinstance(artifact, Codebook):
         _print_codebook(artifact, as_json)
+    elif isinstance(artifact, AssignedConcepts):
+        _print_assigned(artifact, as_json)
+    elif isinstance(artifact, ConceptAblation):
+        _print_ablation(artifact, as_json)
     else:
         values = {"kind": artifact.kind, "version": artifact.version, "partial": artifact.partial}
         print_values({**values, "bytes": len(artifact.data)}, as_json)
@@ -75,6 +81,40 @@ def _print_codebook(codebook: Codebook, as_json: bool) -> None:
     for concept in codebook.by_size:
         tokens = " ".join(f"{token.text or token.id}({token.count})" for token in concept.tokens[:10])
         put(concept, concept.size, tokens)
+
+
+def _print_assigned(found: AssignedConcepts, as_json: bool) -> None:
+    """Prints a summary, then a line per token: its text, position, name, code and distance."""
+    if as_json:
+        texts = [
+            {
+                **{name: getattr(text, name).tolist() for name in ("ids", "codes", "distances")},
+                "tokens": text.tokens,
+            }
+            for text in found
+        ]
+        print_json({"low": found.low, "codes": found.num_codes, "partial": found.partial, "texts": texts})
+        return
+    put(f"# {found.summary()}")
+    for number, text in enumerate(found):
+        for position, code in enumerate(text.codes.tolist()):
+            token = text.tokens[position] or text.ids[position]
+            told = (f"c{code}", f"{text.distances[position]:.6g}") if code >= 0 else ("", "")
+            put(number, position, token, *told)
+
+
+def _print_ablation(found: ConceptAblation, as_json: bool) -> None:
+    """Prints a summary, then the accuracy after each thing was removed, and its distance from chance."""
+    plain = {name: getattr(found, name) for name in ("low", "layer", "chance", "partial")}
+    if as_json:
+        concepts = [dataclasses.asdict(each) for each in found.by_concept]
+        measured = {"accuracies": found.accuracies, "from_chance": found.from_chance}
+        print_json({**plain, "states": len(found), **measured, "concepts": concepts})
+        return
+    put(f"# {found.summary()}")
+    put("removed", "accuracy", "from_chance")
+    for name, accuracy in found.accuracies.items():
+        put(name, f"{accuracy:.4f}", f"{found.from_chance[name]:.4f}")
 
 
 def print_circuit(circuit: Circuit, as_json: bool) -> None:

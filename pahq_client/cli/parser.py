@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pahq import __version__
 
-from pahq_client.cli import commands, jobs, neurons, nodes
+from pahq_client.cli import commands, concepts, jobs, neurons, nodes
 from pahq_client.cli.view import view
 from pahq_client.formatting import printable
 from pahq_client.node_layout import KINDS
@@ -36,8 +36,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pahq {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (
-        *(_discover, _attribute, _prune, _neurons, _generate, _jobs, _watch, _cancel, _show, _view),
-        *(_evaluate, _curve, _compare, _models, _tokenize, _predict, _check, _info),
+        *(_discover, _attribute, _prune, _neurons, _concepts, _generate, _jobs, _watch, _cancel, _show),
+        *(_view, _evaluate, _curve, _compare, _models, _tokenize, _predict, _check, _info),
     ):
         add(subparsers)
     return parser
@@ -176,6 +176,56 @@ def _neurons(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--no-prompts", action="store_true", help="leave the texts out of the result")
     parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
     parser.add_argument("--out", metavar="FILE", help="write the neuron set here")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_server(parser)
+    _add_json(parser)
+
+
+def _concepts(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("concepts", help="find the concepts that recur in a model's states")
+    parser.set_defaults(run=concepts.learn)
+    parser.add_argument(
+        "model", metavar="MODEL", help="served model (without a server: or directory, hub id)"
+    )
+    parser.add_argument(
+        "--texts",
+        required=True,
+        metavar="FILE",
+        help="texts: one per line, JSON, JSON Lines, or a file of samples",
+    )
+    layers = parser.add_mutually_exclusive_group(required=True)
+    layers.add_argument("--layer", type=int, metavar="N", help="states after so many layers; 0: embedding")
+    layers.add_argument(
+        "--layers", type=int, nargs=2, metavar=("LOW", "HIGH"), help="codes of LOW that say what HIGH is"
+    )
+    for name, kind, default, what in (
+        ("codes", int, 400, "how many concepts"),
+        ("neighbours", int, 5, "codes are drawn among so many nearest"),
+        ("temperature", float, 1.0, "of that draw"),
+        ("steps", int, 1000, "of training"),
+        ("batch", int, 512, "states of a step"),
+        ("learning-rate", float, 1e-3, "the largest"),
+        ("decoder-layers", int, 6, "fewer take less time"),
+        ("decoder-heads", int, 8, "must divide the width of states"),
+        ("seed", int, 0, "of all draws"),
+        ("max-states", int, 1_000_000, "draw some of the texts beyond"),
+        ("skip", int, 1, "first tokens of each text that only give context"),
+    ):
+        metavar = "N" if kind is int else "X"
+        help_text = f"{what} (default {default:g})" if kind is float else f"{what} (default {default})"
+        parser.add_argument(f"--{name}", type=kind, default=default, metavar=metavar, help=help_text)
+    parser.add_argument(
+        "--memory", default="quantized", help="what the decoder sees: quantized (default) or continuous"
+    )
+    parser.add_argument(
+        "--long-texts", default="refuse", help="those longer than the context: refuse (default) or split"
+    )
+    parser.add_argument("--precision", default="fp32", help="precision policy (default fp32)")
+    parser.add_argument(
+        "--include-prompts", action="store_true", help="put the texts into the result and its file"
+    )
+    parser.add_argument("--timeout", type=float, metavar="S", help="give up and cancel after so many seconds")
+    parser.add_argument("--out", metavar="FILE", help="write the codebook here")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_server(parser)
     _add_json(parser)
@@ -397,7 +447,9 @@ def _info(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("compare", help="tell how much two results of one kind agree")
     parser.set_defaults(run=commands.compare)
-    parser.add_argument("a", help="circuit file, or file of scores, of a node circuit or of neurons")
+    parser.add_argument(
+        "a", help="file of a circuit, of scores, of a node circuit, of neurons or of concepts"
+    )
     parser.add_argument("b", help="another one of the same kind")
     parser.add_argument(
         "--allow-other-model", action="store_true", help="compare although they are of different models"
@@ -408,7 +460,7 @@ def _compare(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
-        "show", help="print a circuit, scores, neurons or samples, or how their job stands"
+        "show", help="print a circuit, scores, neurons, concepts or samples, or how their job stands"
     )
     parser.set_defaults(run=jobs.show)
     parser.add_argument("what", metavar="NAME_OR_FILE", help="a job's name or id, or a file")
@@ -418,11 +470,11 @@ def _show(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
 
 def _view(subparsers: _Subparsers[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
-        "view", help="look at a circuit, scores, kept nodes or neurons in a browser"
+        "view", help="look at a circuit, scores, kept nodes, neurons or concepts in a browser"
     )
     parser.set_defaults(run=view)
     parser.add_argument(
-        "file", metavar="FILE", help="file of a circuit, of edge scores, of a node circuit or of neurons"
+        "file", metavar="FILE", help="file of a circuit, edge scores, a node circuit, neurons or concepts"
     )
     parser.add_argument("other", nargs="?", metavar="OTHER", help="another one, to compare with")
     parser.add_argument("--output", metavar="FILE", help="write the page here (default: a temporary file)")

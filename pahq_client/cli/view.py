@@ -6,17 +6,33 @@ import os
 import tempfile
 import webbrowser
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 
-from pahq_client import artifact_file, files, neuron_set_file, node_circuit_file, samples_file, scores_file
+from pahq_client import (
+    artifact_file,
+    codebook_file,
+    files,
+    neuron_set_file,
+    node_circuit_file,
+    samples_file,
+    scores_file,
+)
 from pahq_client.circuit import Circuit
 from pahq_client.cli.output import note, put
+from pahq_client.codebook import Codebook
 from pahq_client.display import page
 from pahq_client.display.picture import Result
 from pahq_client.errors import InvalidRequest, WarningDisplay
 from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.scores import EdgeScores
+
+_UNPAIRED: Mapping[type, str] = {
+    NodeCircuit: "a circuit of nodes",
+    NeuronSet: "a neuron set",
+    Codebook: "a codebook",
+}
 
 
 def view(arguments: Namespace) -> None:
@@ -27,7 +43,7 @@ def view(arguments: Namespace) -> None:
     alone = load_unpaired(arguments.file, arguments.allow_partial)
     if alone is not None:
         if arguments.other is not None:
-            what = "a circuit of nodes" if isinstance(alone, NodeCircuit) else "a neuron set"
+            what = _UNPAIRED[type(alone)]
             raise InvalidRequest("OTHER", f"does not go with {what}: pahq compare compares two")
         WarningDisplay().show(alone.warnings)
         target = _new_file(paths) if arguments.output is None else arguments.output
@@ -56,7 +72,7 @@ def load(path: str, allow_partial: bool) -> Result:
 
     Raises:
         InvalidCircuitFile, InvalidScoresFile: it holds neither, or what is partial and was not asked for.
-        InvalidRequest: it holds samples, nodes or neurons, or cannot be read.
+        InvalidRequest: it holds samples, nodes, neurons or concepts, or cannot be read.
     """
     data = contents(path)
     holds = artifact_file.kind_of(data)
@@ -66,6 +82,8 @@ def load(path: str, allow_partial: bool) -> Result:
         raise InvalidRequest(path, "holds nodes, not edges: show, view, compare and evaluate take it")
     if holds == neuron_set_file.KIND:
         raise InvalidRequest(path, "holds neurons, not edges: show, view and compare take it")
+    if holds == codebook_file.KIND:
+        raise InvalidRequest(path, "holds concepts, not edges: show, view and compare take it")
     kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
     return kind.load(path, allow_partial=allow_partial)
 
@@ -94,13 +112,28 @@ def load_neurons(path: str, allow_partial: bool = False) -> NeuronSet | None:
     return NeuronSet.load(path, allow_partial=allow_partial)
 
 
-def load_unpaired(path: str, allow_partial: bool = False) -> NodeCircuit | NeuronSet | None:
+def load_codebook(path: str, allow_partial: bool = False) -> Codebook | None:
+    """Reads a codebook; None for a file of something else.
+
+    Raises:
+        InvalidCodebookFile: it is damaged, or what is partial and was not asked for.
+        InvalidRequest: it cannot be read.
+    """
+    if artifact_file.kind_of(contents(path)) != codebook_file.KIND:
+        return None
+    return Codebook.load(path, allow_partial=allow_partial)
+
+
+def load_unpaired(path: str, allow_partial: bool = False) -> NodeCircuit | NeuronSet | Codebook | None:
     """Reads what has a page of its own and no edges; None for a file of something else.
 
-    Raises as `load_nodes` and `load_neurons`.
+    Raises as `load_nodes`, `load_neurons` and `load_codebook`.
     """
-    nodes = load_nodes(path, allow_partial)
-    return load_neurons(path, allow_partial) if nodes is None else nodes
+    for read in (load_nodes, load_neurons, load_codebook):
+        found: NodeCircuit | NeuronSet | Codebook | None = read(path, allow_partial)
+        if found is not None:
+            return found
+    return None
 
 
 def contents(path: str) -> bytes:

@@ -34,6 +34,7 @@ from pahq.v1 import (
 from pahq_server.access.limits import CallLimits
 from pahq_server.core.activations import NeuronSteering, Steering
 from pahq_server.core.circuit import EdgeSet
+from pahq_server.core.codebooks import GivenCodebook
 from pahq_server.core.engine import Estimate, MemoryUsage, ModelInfo, Objective, WorkerState, WorkerStatus
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.graph import Graph
@@ -173,6 +174,10 @@ def _plain_value(path: str, value: Any) -> object:
         return read_edge_set(path, value)
     if isinstance(value, methods_pb2.NeuronSteering):
         return _read_steering(value)
+    if isinstance(value, methods_pb2.ConceptCodebook):
+        return GivenCodebook(
+            value.layers, value.width, value.low, value.model_revision, value.encoder, value.codes
+        )
     # The only other type that is no plain value: a repeated field.
     return value if isinstance(value, int | float | str | bytes) else tuple(value)
 
@@ -243,6 +248,11 @@ def _set_method(message: jobs_pb2.JobSpec, method: str, values: Mapping[str, Any
                 layers=value.layers, d_mlp=value.d_mlp, model_revision=value.revision
             )
             getattr(parameters, name).CopyFrom(model)
+        elif isinstance(value, GivenCodebook):
+            book = methods_pb2.ConceptCodebook(
+                layers=value.layers, width=value.width, low=value.low, model_revision=value.revision
+            )
+            getattr(parameters, name).CopyFrom(book)
         elif isinstance(value, tuple):
             getattr(parameters, name).extend(value if len(value) <= MOST_ECHOED else ())
         elif value is not None:

@@ -197,7 +197,7 @@ class StartCodebook(Operation):
     def weight(self) -> float:
         # Seeding and rounds of k-means: a few dozen products with all codes.
         products = 32 * self.settings.codes * self.settings.width
-        return _passes(products * self.states.tokens, self.task_tokens, self.model_weights)
+        return forward_passes(products * self.states.tokens, self.task_tokens, self.model_weights)
 
     def check(self, result: object) -> None:
         if not isinstance(result, StartedCodebook) or result.training.step != 0:
@@ -245,7 +245,7 @@ class TrainCodebook(Operation):
     def weight(self) -> float:
         products = PASSES_PER_STEP * self.settings.weights + self.settings.codes * self.settings.width
         tokens = sum(batch.tokens for batch in self.batches)
-        return _passes(products * tokens, self.task_tokens, self.model_weights)
+        return forward_passes(products * tokens, self.task_tokens, self.model_weights)
 
     def check(self, result: object) -> None:
         steps = len(self.batches)
@@ -295,7 +295,7 @@ class AssignCodes(Operation):
     @property
     def weight(self) -> float:
         products = len(self.encoder) + self.codes.size
-        return _passes(products * len(self.x), self.task_tokens, self.model_weights)
+        return forward_passes(products * len(self.x), self.task_tokens, self.model_weights)
 
     def check(self, result: object) -> None:
         count, codes = len(self.x), len(self.codes)
@@ -353,7 +353,7 @@ class MeasureCodebook(Operation):
     @property
     def weight(self) -> float:
         products = self.settings.weights + self.settings.codes * self.settings.width
-        return _passes(products * self.states.tokens, self.task_tokens, self.model_weights)
+        return forward_passes(products * self.states.tokens, self.task_tokens, self.model_weights)
 
     def check(self, result: object) -> None:
         if not isinstance(result, CodebookErrors) or result.tokens != self.states.tokens:
@@ -383,6 +383,6 @@ class NameTokens(Operation):
             raise ServerError(f"the engine did not name {len(self.tokens)} tokens")
 
 
-def _passes(products: float, task_tokens: int, model_weights: int) -> float:
+def forward_passes(products: float, task_tokens: int, model_weights: int) -> float:
     """Returns what so many products cost, in forward passes of all texts."""
     return max(1e-9, products / (max(1, task_tokens) * max(1, model_weights)))

@@ -22,6 +22,7 @@ from pahq_server.core.activations import (
     ScoreContinuations,
     SumNeurons,
 )
+from pahq_server.core.codebooks import ProbeStates
 from pahq_server.core.concepts import (
     AssignCodes,
     MeasureCodebook,
@@ -47,6 +48,7 @@ from pahq_server.engine.activations.operations import (
     sum_neurons,
 )
 from pahq_server.engine.backends import EngineState
+from pahq_server.engine.concepts.probe import probe_states
 from pahq_server.engine.concepts.training import (
     assign_codes,
     measure_codebook,
@@ -105,6 +107,7 @@ RUNNERS: Mapping[type[Operation], Runner] = {
     TrainCodebook: one_by_one(train_codebook),
     AssignCodes: one_by_one(assign_codes),
     MeasureCodebook: one_by_one(measure_codebook),
+    ProbeStates: one_by_one(probe_states),
     NameTokens: one_by_one(name_tokens),
     SumNeurons: one_by_one(sum_neurons),
     DescribeNeurons: one_by_one(describe_neurons),

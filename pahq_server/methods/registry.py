@@ -8,6 +8,8 @@ from pahq_server.core.errors import InvalidRequestError
 from pahq_server.methods.acdc.method import Acdc
 from pahq_server.methods.attribution.methods import CleanCorrupted, Eap, EapIg, Gim, Relp
 from pahq_server.methods.base import Method
+from pahq_server.methods.concepts.ablating import AblateConcepts
+from pahq_server.methods.concepts.assigning import AssignConcepts
 from pahq_server.methods.concepts.method import Concepts
 from pahq_server.methods.continuations.method import Continuations
 from pahq_server.methods.generate.method import Generate
@@ -27,6 +29,8 @@ _METHODS: tuple[Method[Any], ...] = (
     Generate(),
     NodePruning(),
     Concepts(),
+    AssignConcepts(),
+    AblateConcepts(),
     Neurons(),
     Continuations(),
 )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pahq_server.core import (
     activations,
     circuit,
+    codebooks,
     concepts,
     engine,
     errors,
@@ -109,6 +110,7 @@ VALUES: frozenset[type] = frozenset(
     for module in (
         activations,
         circuit,
+        codebooks,
         concepts,
         engine,
         generation,

@@ -52,7 +52,8 @@ def test_the_server_tells_what_it_can(server: RunningServer) -> None:
         version=__version__,
         device="abacus",
         methods=[
-            *("acdc", "clean_corrupted", "concepts", "continuations", "eap", "eap_ig", "generate"),
+            *("ablate_concepts", "acdc", "assign_concepts", "clean_corrupted", "concepts", "continuations"),
+            *("eap", "eap_ig", "generate"),
             *("gim", "neurons", "node_pruning", "relp", "single_edge"),
         ],
         metrics=["kl_divergence", "l2"],

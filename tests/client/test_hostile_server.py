@@ -47,6 +47,7 @@ from pahq_client._job_options import JobRequest
 from pahq_client._requests import CurveRequest, SessionRequest
 from pahq_client._server_calls import ServerCalls
 from pahq_client._transport import INBOX, BlockingStream
+from pahq_client.assigning import AblateRequest, AssignRequest
 from pahq_client.cli import main
 from pahq_client.graph import Edge, Graph
 from pahq_client.locating import LocateRequest
@@ -54,6 +55,7 @@ from pahq_client.retries import Backoff
 
 from .fake_artifact import FakeArtifact
 from .fake_server import Code, FakeServer, Fault
+from .test_codebook import book
 from .test_node_circuit import circuit_of as node_circuit
 
 EVIL = "\x1b]0;pwned\x07\x1b[31m\x9b2J\u202etxt.exe\u2066\r[bold]x[/bold]\u200b\x00"
@@ -179,6 +181,12 @@ ACTIONS: dict[str, Callable[[ServerCalls], Any]] = {
     ),
     "located after generation": lambda c: c.locate_neurons(
         LocateRequest("m", ["a"], [[1, 2]], tokens="generated"), 60.0, None
+    ),
+    "assign_concepts": lambda c: c.assign_concepts(
+        AssignRequest("m", book(), ["a", [1, 2]], long_texts="split"), 60.0, None
+    ),
+    "ablate_concepts": lambda c: c.ablate_concepts(
+        AblateRequest("m", book(), ["a", [1, 2]], ["x", "y"], long_texts="split"), 60.0, None
     ),
     "evaluate nodes": lambda c: c.evaluate("m", "ioi", node_circuit(), {}),
     "estimate": lambda c: c.estimate(_request()),

@@ -181,6 +181,29 @@ def continuations_seed() -> tuple[str, Message]:
     return "pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True)
 
 
+def concepts_seeds() -> list[tuple[str, Message]]:
+    """Requests for the concepts of texts, and for what states lose without them."""
+    width = 128
+    book = methods_pb2.ConceptCodebook(
+        layers=LAYERS,
+        width=width,
+        low=1,
+        encoder=b"\0" * 4 * (width * width + 3 * width + 1),
+        codes=b"\0\0\0\x3f" * 3 * width,
+    )
+    assigned, ablated = pb.JobSpec(objective=objective()), pb.JobSpec(objective=objective())
+    assigned.assign_concepts.MergeFrom(methods_pb2.AssignConceptsParameters(codebook=book, skip=0))
+    ablated.ablate_concepts.MergeFrom(
+        methods_pb2.AblateConceptsParameters(
+            codebook=book, layer=2, labels=[0, 1], positions=[-1, 0], seed=3, skip=2
+        )
+    )
+    return [
+        ("pahq.v1.JobService/CreateJob", pb.CreateJobRequest(spec=asked, validate_only=True))
+        for asked in (assigned, ablated)
+    ]
+
+
 Mutation = Callable[[random.Random, bytes], bytes]
 
 
@@ -258,6 +281,7 @@ def cases(number: int, seed: int) -> Iterator[tuple[str, bytes]]:
             circuit_seed(),
             pruning_seed(),
             neurons_seed(),
+            *concepts_seeds(),
             continuations_seed(),
         ],
     )

@@ -3,4 +3,5 @@
 - `codebook`  distances, drawn and nearest codes, moving averages, and the codes that training starts from
 - `model`     encoder and decoder, and their weights as one vector
 - `training`  the operations
+- `probe`     a linear probe of states, with and without the directions of their codes
 """

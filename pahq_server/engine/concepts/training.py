@@ -248,8 +248,8 @@ def assign(operation: AssignCodes, device: torch.device) -> AssignedCodes:
     """Finds nearest codes, a part of the states at a time."""
     encoder = encoder_of(operation.codes.shape[1], _tensor(operation.encoder, device))
     codes, chosen, distances = _tensor(operation.codes, device), [], []
-    for part in torch.from_numpy(np.ascontiguousarray(operation.x)).split(ROWS):
-        found, distance = nearest(encoder(part.to(device)), codes)
+    for first in range(0, len(operation.x), ROWS):
+        found, distance = nearest(encoder(_tensor(operation.x[first : first + ROWS], device)), codes)
         chosen.append(found.to("cpu", torch.int32))
         distances.append(distance.to("cpu"))
     return AssignedCodes(torch.cat(chosen).numpy(), torch.cat(distances).numpy())

@@ -7,4 +7,7 @@
 - `report`      what each code stands for: sums over all states
 - `artifact`    the codebook
 - `method`      the method of jobs
+- `assigning`   the nearest codes of other texts, as a method of its own
+- `examples`    which states a probe is fitted to and asked for
+- `ablating`    what states lose without their concepts, as a method of its own
 """

@@ -25,7 +25,6 @@ MOST_TRAINING_BYTES = 3 << 30
 # Parameters whose 0 or empty text stands for their default, as absent fields of messages are.
 _USUAL = {
     "codes": CODES,
-    "neighbours": NEIGHBOURS,
     "steps": STEPS,
     "batch": BATCH,
     "max_states": MAX_STATES,
@@ -41,7 +40,7 @@ class ConceptsParameters:
     Args:
         low, high: states after so many layers are encoded and decoded; 0 for the embedding.
         codes: K.
-        neighbours: k; a code is drawn among so many.
+        neighbours: k; a code is drawn among so many. 0 stands for 5, or all codes if there are fewer.
         temperature: T of the draw.
         steps: of training.
         batch: states of a step, about.
@@ -58,7 +57,7 @@ class ConceptsParameters:
     low: int
     high: int
     codes: int = CODES
-    neighbours: int = NEIGHBOURS
+    neighbours: int = 0
     temperature: float = 1.0
     steps: int = STEPS
     batch: int = BATCH
@@ -75,6 +74,8 @@ class ConceptsParameters:
             value = getattr(self, name)
             if value in (0, "") and not isinstance(value, bool):
                 object.__setattr__(self, name, usual)
+        if self.neighbours == 0 and not isinstance(self.neighbours, bool) and isinstance(self.codes, int):
+            object.__setattr__(self, "neighbours", min(NEIGHBOURS, self.codes))
         for name, least, most in (
             ("low", 0, 2**31 - 1),
             ("high", 0, 2**31 - 1),
@@ -136,18 +137,12 @@ def check_objective(parameters: ConceptsParameters, resolved: ResolvedObjective)
 
     Raises InvalidRequestError.
     """
-    layout, precision = resolved.nodes, resolved.objective.precision
-    assert layout is not None, "the engine knows the model's sizes"
+    layout = layout_of(resolved)
     if parameters.high > layout.layers:
         name = "low" if parameters.low > layout.layers else "high"
         detail = f"must be from 0, the embedding, to {layout.layers}, after the last layer of the model"
         raise InvalidRequestError(name, f"{detail}, got {getattr(parameters, name)}")
-    if precision not in PRECISIONS:
-        detail = (
-            f"states are not captured in {precision!r}, which rounds activations; use one of "
-            f"{list(PRECISIONS)}"
-        )
-        raise InvalidRequestError("precision", detail)
+    check_precision(resolved)
     heads = parameters.decoder_heads
     if layout.d_model % heads:
         fitting = [n for n in range(1, 17) if layout.d_model % n == 0]
@@ -164,3 +159,20 @@ def check_objective(parameters: ConceptsParameters, resolved: ResolvedObjective)
         )
         raise InvalidRequestError("decoder_layers", detail)
     return layout
+
+
+def layout_of(resolved: ResolvedObjective) -> NodeLayout:
+    """Returns the sizes of the model."""
+    assert resolved.nodes is not None, "the engine knows the model's sizes"
+    return resolved.nodes
+
+
+def check_precision(resolved: ResolvedObjective) -> None:
+    """Raises InvalidRequestError for a precision in which no states are captured."""
+    precision = resolved.objective.precision
+    if precision not in PRECISIONS:
+        detail = (
+            f"states are not captured in {precision!r}, which rounds activations; use one of "
+            f"{list(PRECISIONS)}"
+        )
+        raise InvalidRequestError("precision", detail)

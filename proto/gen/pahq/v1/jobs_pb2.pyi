@@ -57,7 +57,7 @@ class Objective(_message.Message):
     def __init__(self, model: _Optional[str] = ..., task: _Optional[_Union[_task_pb2.Task, _Mapping]] = ..., metric: _Optional[str] = ..., ablation: _Optional[str] = ..., kv_receivers: _Optional[str] = ..., precision: _Optional[str] = ...) -> None: ...
 
 class JobSpec(_message.Message):
-    __slots__ = ("objective", "acdc", "single_edge", "eap", "eap_ig", "clean_corrupted", "relp", "gim", "generate", "node_pruning", "neurons", "continuations", "concepts", "extension", "include_prompts")
+    __slots__ = ("objective", "acdc", "single_edge", "eap", "eap_ig", "clean_corrupted", "relp", "gim", "generate", "node_pruning", "neurons", "continuations", "concepts", "assign_concepts", "ablate_concepts", "extension", "include_prompts")
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     ACDC_FIELD_NUMBER: _ClassVar[int]
     SINGLE_EDGE_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,8 @@ class JobSpec(_message.Message):
     NEURONS_FIELD_NUMBER: _ClassVar[int]
     CONTINUATIONS_FIELD_NUMBER: _ClassVar[int]
     CONCEPTS_FIELD_NUMBER: _ClassVar[int]
+    ASSIGN_CONCEPTS_FIELD_NUMBER: _ClassVar[int]
+    ABLATE_CONCEPTS_FIELD_NUMBER: _ClassVar[int]
     EXTENSION_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     objective: Objective
@@ -86,9 +88,11 @@ class JobSpec(_message.Message):
     neurons: _methods_pb2.NeuronsParameters
     continuations: _methods_pb2.ContinuationsParameters
     concepts: _methods_pb2.ConceptsParameters
+    assign_concepts: _methods_pb2.AssignConceptsParameters
+    ablate_concepts: _methods_pb2.AblateConceptsParameters
     extension: _methods_pb2.ExtensionParameters
     include_prompts: bool
-    def __init__(self, objective: _Optional[_Union[Objective, _Mapping]] = ..., acdc: _Optional[_Union[_methods_pb2.AcdcParameters, _Mapping]] = ..., single_edge: _Optional[_Union[_methods_pb2.SingleEdgeParameters, _Mapping]] = ..., eap: _Optional[_Union[_methods_pb2.EapParameters, _Mapping]] = ..., eap_ig: _Optional[_Union[_methods_pb2.EapIgParameters, _Mapping]] = ..., clean_corrupted: _Optional[_Union[_methods_pb2.CleanCorruptedParameters, _Mapping]] = ..., relp: _Optional[_Union[_methods_pb2.RelpParameters, _Mapping]] = ..., gim: _Optional[_Union[_methods_pb2.GimParameters, _Mapping]] = ..., generate: _Optional[_Union[_methods_pb2.GenerateParameters, _Mapping]] = ..., node_pruning: _Optional[_Union[_methods_pb2.NodePruningParameters, _Mapping]] = ..., neurons: _Optional[_Union[_methods_pb2.NeuronsParameters, _Mapping]] = ..., continuations: _Optional[_Union[_methods_pb2.ContinuationsParameters, _Mapping]] = ..., concepts: _Optional[_Union[_methods_pb2.ConceptsParameters, _Mapping]] = ..., extension: _Optional[_Union[_methods_pb2.ExtensionParameters, _Mapping]] = ..., include_prompts: bool = ...) -> None: ...
+    def __init__(self, objective: _Optional[_Union[Objective, _Mapping]] = ..., acdc: _Optional[_Union[_methods_pb2.AcdcParameters, _Mapping]] = ..., single_edge: _Optional[_Union[_methods_pb2.SingleEdgeParameters, _Mapping]] = ..., eap: _Optional[_Union[_methods_pb2.EapParameters, _Mapping]] = ..., eap_ig: _Optional[_Union[_methods_pb2.EapIgParameters, _Mapping]] = ..., clean_corrupted: _Optional[_Union[_methods_pb2.CleanCorruptedParameters, _Mapping]] = ..., relp: _Optional[_Union[_methods_pb2.RelpParameters, _Mapping]] = ..., gim: _Optional[_Union[_methods_pb2.GimParameters, _Mapping]] = ..., generate: _Optional[_Union[_methods_pb2.GenerateParameters, _Mapping]] = ..., node_pruning: _Optional[_Union[_methods_pb2.NodePruningParameters, _Mapping]] = ..., neurons: _Optional[_Union[_methods_pb2.NeuronsParameters, _Mapping]] = ..., continuations: _Optional[_Union[_methods_pb2.ContinuationsParameters, _Mapping]] = ..., concepts: _Optional[_Union[_methods_pb2.ConceptsParameters, _Mapping]] = ..., assign_concepts: _Optional[_Union[_methods_pb2.AssignConceptsParameters, _Mapping]] = ..., ablate_concepts: _Optional[_Union[_methods_pb2.AblateConceptsParameters, _Mapping]] = ..., extension: _Optional[_Union[_methods_pb2.ExtensionParameters, _Mapping]] = ..., include_prompts: bool = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("name", "spec", "state", "progress", "error_message", "create_time", "start_time", "end_time", "queue_position", "estimated_start_time", "charged_seconds", "warnings", "num_prompts", "artifact")

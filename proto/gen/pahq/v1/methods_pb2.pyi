@@ -166,6 +166,46 @@ class ConceptsParameters(_message.Message):
     skip: int
     def __init__(self, low: _Optional[int] = ..., high: _Optional[int] = ..., codes: _Optional[int] = ..., neighbours: _Optional[int] = ..., temperature: _Optional[float] = ..., steps: _Optional[int] = ..., batch: _Optional[int] = ..., learning_rate: _Optional[float] = ..., memory: _Optional[str] = ..., decoder_layers: _Optional[int] = ..., decoder_heads: _Optional[int] = ..., seed: _Optional[int] = ..., max_states: _Optional[int] = ..., skip: _Optional[int] = ...) -> None: ...
 
+class ConceptCodebook(_message.Message):
+    __slots__ = ("layers", "width", "model_revision", "low", "encoder", "codes")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    WIDTH_FIELD_NUMBER: _ClassVar[int]
+    MODEL_REVISION_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    layers: int
+    width: int
+    model_revision: str
+    low: int
+    encoder: bytes
+    codes: bytes
+    def __init__(self, layers: _Optional[int] = ..., width: _Optional[int] = ..., model_revision: _Optional[str] = ..., low: _Optional[int] = ..., encoder: _Optional[bytes] = ..., codes: _Optional[bytes] = ...) -> None: ...
+
+class AssignConceptsParameters(_message.Message):
+    __slots__ = ("codebook", "skip")
+    CODEBOOK_FIELD_NUMBER: _ClassVar[int]
+    SKIP_FIELD_NUMBER: _ClassVar[int]
+    codebook: ConceptCodebook
+    skip: int
+    def __init__(self, codebook: _Optional[_Union[ConceptCodebook, _Mapping]] = ..., skip: _Optional[int] = ...) -> None: ...
+
+class AblateConceptsParameters(_message.Message):
+    __slots__ = ("codebook", "layer", "labels", "positions", "seed", "skip")
+    CODEBOOK_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SKIP_FIELD_NUMBER: _ClassVar[int]
+    codebook: ConceptCodebook
+    layer: int
+    labels: _containers.RepeatedScalarFieldContainer[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    seed: int
+    skip: int
+    def __init__(self, codebook: _Optional[_Union[ConceptCodebook, _Mapping]] = ..., layer: _Optional[int] = ..., labels: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., skip: _Optional[int] = ...) -> None: ...
+
 class ExtensionParameters(_message.Message):
     __slots__ = ("method", "parameters")
     METHOD_FIELD_NUMBER: _ClassVar[int]
