@@ -51,7 +51,7 @@ def test_codebooks_outlive_the_server(tmp_path: Path) -> None:
 
 
 def test_codes_of_texts_outlive_the_server(tmp_path: Path) -> None:
-    texts = [DRAW.integers(1, 200, 100).tolist() for _ in range(1500)]
+    texts = [DRAW.integers(1, 200, 60).tolist() for _ in range(2000)]
     with CrashingServer(tmp_path / "data") as server, Client(server.address) as client:
         codebook = submitted(client).result()
         assert isinstance(codebook, Codebook)
