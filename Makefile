@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-vllm lint pytest cases reliability bench bench-concepts bench-gpu bench-methods bench-neurons bench-page bench-precision bench-pruning bench-sampling bench-workers demo-model d3-bundle notebook picture proto clean
+.PHONY: demo test test-vllm lint pytest cases reliability bench bench-gpu bench-methods bench-neurons bench-page bench-precision bench-pruning bench-sampling bench-workers demo-model d3-bundle notebook picture proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -37,9 +37,6 @@ reliability: .venv/dev.stamp ## crashes, failing disks, floods and foreign hands
 
 bench: .venv/dev.stamp ## measure speed and memory, into tests/bench/results; BENCH="growth prefix" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench $(BENCH)
-
-bench-concepts: .venv/dev.stamp ## divide states into concepts, beside k-means and others; PARTS="planted small" for some only
-	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.concepts $(PARTS)
 
 bench-gpu: .venv/dev.stamp ## measure on a CUDA device, into tests/bench/results
 	PYTHONPATH=tests $(BIN)/python -m bench.gpu

@@ -13,9 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from bench import attribution, gpu
-from bench.concepts import faithfulness as concept_faithfulness
-from bench.concepts import planted as concepts_planted
-from bench.concepts import tables as concepts_tables
 from bench.methods import judging
 from bench.methods import tables as methods_tables
 from bench.methods.__main__ import compare, quietly
@@ -487,39 +484,6 @@ def test_tests_that_the_table_of_neurons_names_are_there() -> None:
         for module, names in modules.items():
             text = (Path(__file__).parent / module).read_text("utf-8")
             assert all(f"def {name}(" in text for name in names), module
-
-
-def test_what_carries_a_class_is_gone_without_its_direction() -> None:
-    """Classes are told by the direction of their code alone, so that no control takes it away."""
-    draw = np.random.default_rng(0)
-    codes = draw.integers(0, 6, 1200)
-    directions = np.linalg.qr(draw.normal(size=(32, 32)))[0][:6].astype(np.float32)
-    x = (8 * directions[codes] + draw.normal(0, 0.3, (1200, 32))).astype(np.float32)
-    assert (
-        np.abs((concept_faithfulness.without(x, directions[codes]) * directions[codes]).sum(1)).max() < 1e-4
-    )
-    found = concept_faithfulness.faithfulness(x, codes, codes, directions)
-    assert found["plain"] > 0.99
-    assert found["own"] < 0.4
-    assert min(found[name] for name in ("random", "other")) > 0.9
-    following = np.repeat(np.arange(20), np.arange(20) + 5)
-    rows, classes = concept_faithfulness.chosen_rows(following)
-    assert set(following[rows]) == set(range(12, 20))
-    assert len(set(np.bincount(classes))) == 1
-
-
-def test_the_tables_of_concepts_tell_what_holds_and_where_not() -> None:
-    figures = concepts_planted.run(seeds=1, cases=((4, 512),), steps=2)
-    assert figures[0]["rand"][0] > 0.9
-    accuracy = dict.fromkeys(("plain", "own", *concepts_tables.CONTROLS, "chance"), 0.5)
-    own = {"seconds": 3.0, "peak_bytes": 1 << 20, "used": 4, "perplexity": 3.0, "accuracy": accuracy}
-    states = {"clvq": own, "k_means": own | {"seconds": 1.0}}
-    parts = {"planted": figures, "small": states, "large": states | {"k_means": own}}
-    results = {name: {"figures": each, "measured_on": "nowhere"} for name, each in parts.items()}
-    lines = [line.split(" | ")[1:] for line in concepts_tables.targets(results)[2:]]
-    assert lines[1:] == [["3.00", "≤ 2", "no |"], ["1.00", "≤ 2", "yes |"], ["1.00", "≤ 1.2", "yes |"]]
-    assert len(concepts_tables.by_method(results)) == 2 + 4
-    assert concepts_tables.markdown({}).count("\n|--") == 2, "what was not measured has no rows"
 
 
 def test_the_tables_of_node_pruning_tell_what_holds_and_where_not() -> None:
