@@ -5,7 +5,7 @@ BIN := .venv/bin
 PROTO := build/proto
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-vllm lint pytest cases reliability bench bench-concepts bench-gpu bench-methods bench-page bench-precision bench-pruning bench-sampling bench-workers demo-model d3-bundle notebook picture proto clean
+.PHONY: demo test test-vllm lint pytest cases reliability bench bench-concepts bench-gpu bench-methods bench-neurons bench-page bench-precision bench-pruning bench-sampling bench-workers demo-model d3-bundle notebook picture proto clean
 
 demo: .venv/server.stamp ## find a circuit on a server of its own, and print it
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/demo out
@@ -52,6 +52,9 @@ bench-page: .venv/dev.stamp ## measure the page in Chromium, into docs/performan
 
 bench-precision: .venv/dev.stamp ## compare the precision policies; PARTS="speed loading" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.precision $(PARTS)
+
+bench-neurons: .venv/dev.stamp ## neurons that carry a value: found, steered, time and memory; PARTS="planted gpt2" for some only
+	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.neurons $(PARTS)
 
 bench-pruning: .venv/dev.stamp ## prune nodes: known circuits, budgets, time and memory; PARTS="planted cost" for some only
 	PYTHONPATH=tests OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m bench.pruning $(PARTS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-from pahq_client.circuit_file import JsonObject, parse_json
+from pahq_client.circuit_file import JsonObject, parse_json, read_provenance
 from pahq_client.errors import InvalidRequest, ServerFault
+
+T = TypeVar("T")
 
 
 def metadata(
@@ -31,6 +33,40 @@ def layout_of(
         raise ValueError(other(data))
     header = JsonObject(parse_json(data[8 : 8 + size]), "the header").object("__metadata__")
     return JsonObject(parse_json(header.get("artifact", str)), "the layout")
+
+
+def kind_of(data: bytes) -> str:
+    """What kind of artifact bytes look like a file of, whatever their state; empty for something else."""
+    try:
+        return str(layout_of(data).get("kind", str))
+    except (ValueError, OverflowError):
+        return ""
+
+
+def decode(
+    data: bytes, kind: str, type_: type[T], what: str, origin: str, invalid: type[InvalidRequest]
+) -> T:
+    """The artifact of a file.
+
+    Args:
+        data: the file.
+        kind: which kind of artifact it should hold.
+        type_: what that is read as.
+        what: what it is called, such as "samples".
+        origin: name of the file, for errors.
+        invalid: is raised if it is not such a file, is damaged, or has an unknown version.
+    """
+    # Imported here, since it imports the modules of all kinds, which import this one.
+    from pahq_client import artifacts
+
+    with reading(what, origin, invalid):
+        layout = layout_of(data)
+        if layout.get("kind", str) != kind:
+            raise ValueError(f"it holds an artifact of kind {layout.get('kind', str)!r}, not {what}")
+        provenance, partial = read_provenance(layout.get("provenance", dict)), layout.get("partial", bool)
+        found = artifacts.decode(kind, layout.get("version", int), data, provenance, partial)
+    assert isinstance(found, type_)
+    return found
 
 
 @contextmanager

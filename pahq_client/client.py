@@ -447,7 +447,8 @@ class Client(ClientBase):
             kinds: which nodes are pruned, of ``heads``, ``attention_neurons``, ``mlp_hidden``,
                 ``mlp_outputs``, ``attention_blocks``, ``mlp_blocks`` and ``layers``; None for all.
             seed: the same seed gives the same circuit on the same hardware.
-            task_loss: weight of the mean negative log-probability of the answers in the loss.
+            task_loss: weight of the mean negative log-probability of the answers in the loss. Above 0, the
+                circuit has at least the full model's accuracy on these prompts.
             polish: whether whatever can still go after training, by measurement, goes.
             ablation: what pruned nodes put out instead: ``resample``, ``zero`` or ``mean``.
             kv_receivers: ``group`` or ``query``; has no effect but on the edges of `NodeCircuit.to_circuit`.
@@ -482,7 +483,7 @@ class Client(ClientBase):
         layer: int | None = None,
         layers: Iterable[int] | None = None,
         codes: int = 400,
-        neighbours: int = 5,
+        neighbours: int | None = None,
         temperature: float = 1.0,
         steps: int = 1000,
         batch: int = 512,
@@ -512,7 +513,8 @@ class Client(ClientBase):
                 embedding.
             layers: a lower and a higher layer instead.
             codes: how many concepts there are.
-            neighbours: in training codes are drawn among so many nearest ones; 1 for the nearest.
+            neighbours: in training codes are drawn among so many nearest ones; 1 for the nearest. None for
+                5, or all codes if there are fewer.
             temperature: of the draw, for squared distances.
             steps: of training.
             batch: states of a step, about.

@@ -16,8 +16,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pahq_client.artifact_file import layout_of, metadata, reading
-from pahq_client.circuit_file import JsonObject, read_provenance
+from pahq_client import artifact_file
+from pahq_client.circuit_file import JsonObject
 from pahq_client.errors import InvalidCodebookFile
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def encode(found: Codebook, origin: str, run: bool = True) -> bytes:
         "distances": np.array([concept.distance for concept in found.concepts], np.float64),
         **{name: np.array(values, np.int64) for name, values in integers.items()},
     }
-    return save(arrays, metadata(layout, "codebook", origin, InvalidCodebookFile))
+    return save(arrays, artifact_file.metadata(layout, "codebook", origin, InvalidCodebookFile))
 
 
 def decode(data: bytes, origin: str) -> Codebook:
@@ -96,25 +96,9 @@ def decode(data: bytes, origin: str) -> Codebook:
         InvalidCodebookFile: it is not such a file, is damaged, or has an unknown version.
     """
     # Imported here, since it imports this module.
-    from pahq_client import artifacts
     from pahq_client.codebook import Codebook
 
-    with reading("a codebook", origin, InvalidCodebookFile):
-        layout = layout_of(data)
-        if layout.get("kind", str) != KIND:
-            raise ValueError(f"it holds an artifact of kind {layout.get('kind', str)!r}, not a codebook")
-        provenance, partial = read_provenance(layout.get("provenance", dict)), layout.get("partial", bool)
-        found = artifacts.decode(KIND, layout.get("version", int), data, provenance, partial)
-    assert isinstance(found, Codebook)
-    return found
-
-
-def is_codebook_file(data: bytes) -> bool:
-    """Whether bytes look like a file of a codebook, whatever their state."""
-    try:
-        return bool(layout_of(data).get("kind", str) == KIND)
-    except (ValueError, OverflowError):
-        return False
+    return artifact_file.decode(data, KIND, Codebook, "a codebook", origin, InvalidCodebookFile)
 
 
 def read(

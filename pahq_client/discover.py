@@ -170,7 +170,7 @@ def learn_concepts(
     layer: int | None = None,
     layers: Iterable[int] | None = None,
     codes: int = 400,
-    neighbours: int = 5,
+    neighbours: int | None = None,
     temperature: float = 1.0,
     steps: int = 1000,
     batch: int = 512,

@@ -156,11 +156,11 @@ class DoseResponse:
         Returns the text if there is no path to write it to, else None. Raises as `Circuit.to_svg`.
         """
         lines = [
-            Series(self._points(values), f"control {i}", "#9aa0a6", dots=False, dashed=True)
-            for i, values in enumerate(self.controls)
+            Series(self._points(values), "random neurons", "#9aa0a6", dots=False, dashed=True)
+            for values in self.controls
         ]
         lines.append(Series(self._points(self.values), "located neurons"))
-        return files.text_or_file(plot(lines, "strength", self.score), path)
+        return files.text_or_file(plot(lines, "strength", self.score, legend=True), path)
 
     def _points(self, values: Sequence[float]) -> list[tuple[float, float]]:
         return list(zip(self.strengths, values, strict=True))

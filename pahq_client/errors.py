@@ -91,7 +91,7 @@ class InvalidNeuronSetFile(InvalidRequest):
 class OtherModel(InvalidRequest):
     """A circuit of one model is to be measured on another, whose edges of the same names do other things.
 
-    Likewise neurons of one model with which another is to be steered.
+    Likewise neurons of one model with which another is to be steered, or a codebook of another's states.
 
     Args:
         circuit: the model that the circuit or the neurons were found in, in words.

@@ -36,7 +36,7 @@ class LearnRequest:
     layer: int | None = None
     layers: Iterable[int] | None = None
     codes: int = 400
-    neighbours: int = 5
+    neighbours: int | None = None
     temperature: float = 1.0
     steps: int = 1000
     batch: int = 512
@@ -58,10 +58,11 @@ class LearnRequest:
             if checks.text(name, getattr(self, name)) not in known:
                 detail = f"must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 raise InvalidRequest(name, detail)
-        values = {name: checks.integer(name, getattr(self, name), bits=32) for name in _LEAST}
-        for name, least in _LEAST.items():  # 0 would be the server's default
-            if values[name] < least:
-                raise InvalidRequest(name, f"must be an integer from {least} on, got {values[name]}")
+        given = {name: value for name in _LEAST if (value := getattr(self, name)) is not None}
+        values = {name: checks.integer(name, value, bits=32) for name, value in given.items()}
+        for name, value in values.items():  # 0 would be the server's default
+            if value < _LEAST[name]:
+                raise InvalidRequest(name, f"must be an integer from {_LEAST[name]} on, got {value}")
         numbers = {
             name: checks.number(name, getattr(self, name)) for name in ("temperature", "learning_rate")
         }

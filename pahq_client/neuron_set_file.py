@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pahq_client.artifact_file import layout_of, metadata, reading
-from pahq_client.circuit_file import JsonObject, read_provenance
+from pahq_client import artifact_file
+from pahq_client.circuit_file import JsonObject
 from pahq_client.errors import InvalidNeuronSetFile
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def encode(found: NeuronSet, origin: str, run: bool = True) -> bytes:
             for name in ("value", "text", "position"):
                 arrays[f"context_{name}"][row, column] = getattr(place, name)
     flat = {name: array.ravel() for name, array in arrays.items()}
-    return save(flat, metadata(layout, "neuron set", origin, InvalidNeuronSetFile))
+    return save(flat, artifact_file.metadata(layout, "neuron set", origin, InvalidNeuronSetFile))
 
 
 def decode(data: bytes, origin: str) -> NeuronSet:
@@ -92,25 +92,9 @@ def decode(data: bytes, origin: str) -> NeuronSet:
         InvalidNeuronSetFile: it is not such a file, is damaged, or has an unknown version.
     """
     # Imported here, since it imports this module.
-    from pahq_client import artifacts
     from pahq_client.neuron_set import NeuronSet
 
-    with reading("a neuron set", origin, InvalidNeuronSetFile):
-        layout = layout_of(data)
-        if layout.get("kind", str) != KIND:
-            raise ValueError(f"it holds an artifact of kind {layout.get('kind', str)!r}, not a neuron set")
-        provenance, partial = read_provenance(layout.get("provenance", dict)), layout.get("partial", bool)
-        found = artifacts.decode(KIND, layout.get("version", int), data, provenance, partial)
-    assert isinstance(found, NeuronSet)
-    return found
-
-
-def is_neuron_set_file(data: bytes) -> bool:
-    """Whether bytes look like a file of a neuron set, whatever their state."""
-    try:
-        return bool(layout_of(data).get("kind", str) == KIND)
-    except (ValueError, OverflowError):
-        return False
+    return artifact_file.decode(data, KIND, NeuronSet, "a neuron set", origin, InvalidNeuronSetFile)
 
 
 def read(

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pahq_client.artifact_file import layout_of, metadata, reading
-from pahq_client.circuit_file import JsonObject, graph_object, read_graph, read_provenance
+from pahq_client import artifact_file
+from pahq_client.circuit_file import JsonObject, graph_object, read_graph
 from pahq_client.errors import InvalidNodeCircuitFile
 from pahq_client.node_layout import KINDS, NodeLayout, consistent
 
@@ -64,7 +64,7 @@ def encode(circuit: NodeCircuit, origin: str, run: bool = True) -> bytes:
         "trained": packed(circuit.trained),
         "log_alpha": np.ascontiguousarray(circuit.log_alpha, np.float32),
     }
-    return save(arrays, metadata(layout, "node circuit", origin, InvalidNodeCircuitFile))
+    return save(arrays, artifact_file.metadata(layout, "node circuit", origin, InvalidNodeCircuitFile))
 
 
 def packed(nodes: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.uint8]:
@@ -85,25 +85,9 @@ def decode(data: bytes, origin: str) -> NodeCircuit:
         InvalidNodeCircuitFile: it is not such a file, is damaged, or has an unknown version.
     """
     # Imported here, since it imports this module.
-    from pahq_client import artifacts
     from pahq_client.node_circuit import NodeCircuit
 
-    with reading("a node circuit", origin, InvalidNodeCircuitFile):
-        layout = layout_of(data)
-        if layout.get("kind", str) != KIND:
-            raise ValueError(f"it holds an artifact of kind {layout.get('kind', str)!r}, not a node circuit")
-        provenance, partial = read_provenance(layout.get("provenance", dict)), layout.get("partial", bool)
-        found = artifacts.decode(KIND, layout.get("version", int), data, provenance, partial)
-    assert isinstance(found, NodeCircuit)
-    return found
-
-
-def is_node_circuit_file(data: bytes) -> bool:
-    """Whether bytes look like a file of a node circuit, whatever their state."""
-    try:
-        return bool(layout_of(data).get("kind", str) == KIND)
-    except (ValueError, OverflowError):
-        return False
+    return artifact_file.decode(data, KIND, NodeCircuit, "a node circuit", origin, InvalidNodeCircuitFile)
 
 
 def read(

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from pahq_client.artifact_file import layout_of, metadata, reading
-from pahq_client.circuit_file import JsonObject, read_provenance
+from pahq_client import artifact_file
+from pahq_client.circuit_file import JsonObject
 from pahq_client.errors import InvalidSamplesFile
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def encode(samples: Samples, origin: str) -> bytes:
         "provenance": dict(samples.provenance),
         "partial": samples.partial,
     }
-    return save(arrays, metadata(layout, "samples", origin, InvalidSamplesFile))
+    return save(arrays, artifact_file.metadata(layout, "samples", origin, InvalidSamplesFile))
 
 
 def decode(data: bytes, origin: str) -> Samples:
@@ -76,25 +76,9 @@ def decode(data: bytes, origin: str) -> Samples:
         InvalidSamplesFile: it is not a file of samples, is damaged, or has an unknown version.
     """
     # Imported here, since it imports this module.
-    from pahq_client import artifacts
     from pahq_client.samples import Samples
 
-    with reading("samples", origin, InvalidSamplesFile):
-        layout = layout_of(data)
-        if layout.get("kind", str) != KIND:
-            raise ValueError(f"it holds an artifact of kind {layout.get('kind', str)!r}, not samples")
-        provenance, partial = read_provenance(layout.get("provenance", dict)), layout.get("partial", bool)
-        samples = artifacts.decode(KIND, layout.get("version", int), data, provenance, partial)
-    assert isinstance(samples, Samples)
-    return samples
-
-
-def is_samples_file(data: bytes) -> bool:
-    """Whether bytes look like a file of samples, whatever their state."""
-    try:
-        return bool(layout_of(data).get("kind", str) == KIND)
-    except (ValueError, OverflowError):
-        return False
+    return artifact_file.decode(data, KIND, Samples, "samples", origin, InvalidSamplesFile)
 
 
 def read(

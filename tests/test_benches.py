@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,8 @@ from bench.methods.__main__ import compare, quietly
 from bench.methods.finding import FINDERS, PLAIN, Chance, Scoring, Search
 from bench.methods.subjects import Subject
 from bench.methods.tables import WITHIN_GIM
+from bench.neurons import capture, planted, pronouns
+from bench.neurons import tables as neurons_tables
 from bench.pruning import cost
 from bench.pruning import tables as pruning_tables
 from bench.pruning import tasks as pruning_tasks
@@ -391,6 +394,96 @@ def test_the_benchmark_of_node_pruning_measures_what_a_step_costs() -> None:
     assert figures["times_floor"] == pytest.approx(figures["step_seconds"] / figures["floor_seconds"])
     lines = pruning_tables.targets({"cost": {"figures": figures, "measured_on": "nowhere"}})
     assert len(lines) == 5
+
+
+def test_the_benchmark_of_neurons_measures_what_it_says() -> None:
+    figures = capture.gpt2(layers=1, rounds=1)
+    assert all(value > 0 for value in figures.values())
+    assert figures["reducer_bytes"] == 3 * 8 * 3072
+    assert figures["times_floor"] == pytest.approx(figures["seconds"] / figures["floor_seconds"])
+    figures |= {"times_floor": 1.0, "times_floor_peak": 1.3}
+    lines = neurons_tables.targets({"gpt2": {"figures": figures, "measured_on": "nowhere"}})
+    assert [line.split(" | ")[1:] for line in lines[2:]] == [
+        ["1.00", "≤ 1.3", "yes |"],
+        ["1.30", "≤ 1.2", "no |"],
+    ]
+    assert neurons_tables.targets({})[2:] == [], "what was not measured has no rows"
+
+
+@pytest.mark.filterwarnings("ignore::pahq_client.PahqWarning")
+def test_the_benchmark_of_neurons_finds_planted_ones_and_steers_by_them() -> None:
+    figures = planted.run((1, 5))
+    results = {"planted": {"figures": figures, "measured_on": "nowhere"}}
+    lines = [line.split(" | ")[1:] for line in neurons_tables.targets(results)[2:]]
+    assert lines[:3] == [["1.00", "1", "yes |"], ["1.00", "1", "yes |"], ["2", "2", "yes |"]]
+    assert lines[3][1:] == ["≤ 10%", "yes |"]
+    assert len(neurons_tables.by_size(results)) == 3  # 5 is none of the sizes that are shown
+    one, five = figures["1"], figures["5"]
+    one["recall"], five["values"] = 0.5, [*one["values"][:4], one["values"][3]]
+    five["controls"][4] = [0.0, 0.0, 0.0, 0.0, -1.0]
+    failing = [line.split(" | ")[1:] for line in neurons_tables.targets(results)[2:]]
+    assert [line[-1] for line in failing] == ["yes |", "no |", "no |", "no |"]
+    assert (failing[1][0], failing[2][0]) == ("0.50", "1")
+
+
+@pytest.mark.filterwarnings("ignore::pahq_client.PahqWarning")
+@pytest.mark.skipif(
+    not pronouns.TINYTALK.is_dir(), reason="needs ../shared/models, which is not part of the repository"
+)
+def test_the_benchmark_of_neurons_tries_settings_and_measures_the_best_on_other_prompts() -> None:
+    one = pronouns.Setting("all", 1)
+    figures = pronouns.run((pronouns.USUAL, one), 16, 5, pronouns.TRIED, singles=1)
+    assert (figures["best"], set(figures["held_out"])) == (one.name, {pronouns.USUAL.name, one.name})
+    own = figures["held_out"][one.name]
+    assert own["neurons"] == [1, 1]
+    assert own["she"]["values"][1] > 0 > own["he"]["values"][1], "prompts lean towards their names' pronouns"
+    assert pronouns.least_of(figures["tried"][one.name]) > 1
+    results = {"pronouns": {"figures": figures, "measured_on": "nowhere"}}
+    assert len(neurons_tables.targets(results)) == 2 + 4
+    assert len(neurons_tables.by_strength(results)) == 2 + 2 * 2 * 2
+    assert len(neurons_tables.by_setting(results)) == 2 + 2
+    assert [each["neurons"] for each in figures["singles"]] == [[1, 0], [0, 1]]
+    assert [each["strength"] * each["delta"] > 0 for each in figures["singles"]] == [True, True]
+    assert len(neurons_tables.by_neuron(results)) == 2 + 2
+
+
+def test_movements_count_towards_the_pronoun_that_is_meant() -> None:
+    she = {"values": [1.0, 2.0, 5.0], "controls": [[2.0, 2.0, 3.0], [1.5, 2.0, 1.0]]}
+    he = {"values": [-2.0, -1.0, -2.0], "controls": [[-1.0, -1.0, -1.0], [-0.5, -1.0, 0.0]]}
+    figures = {"strengths": [-1.0, 0.0, 1.0], "she": she, "he": he}
+    both, lowered = pronouns.movement(figures, 1.0), pronouns.movement(figures, -1.0)
+    assert (both.own, both.mean, both.largest) == (1.0, 0.25, 0.5)
+    assert (lowered.own, lowered.mean, lowered.largest) == (1.0, 0.0, 0.0)
+    wrong = pronouns.movement(figures, 1.0, ["he"])
+    assert (wrong.own, wrong.mean, wrong.times) == (-1.0, 0.5, -2.0)
+    assert pronouns.movement(figures, -1.0, ["he"]).own == 1.0
+
+
+def test_stories_differ_in_names_and_pronouns_alone() -> None:
+    she, he = pronouns.told(20)
+    assert len(set(she)) == len(set(he)) == 20
+    words = {"she": "he", "her": "his", "girl": "boy"}
+    for one, other in zip(she, he, strict=True):
+        assert not {"he", "his", "him", "boy"} & set(one.lower().split())
+        assert not {"she", "her", "girl"} & set(other.lower().split())
+        pairs = zip(one.lower().split(), other.lower().split(), strict=True)
+        for a, b in pairs:
+            a, b = a.strip(".,"), b.strip(".,")
+            names = (a.title() in pronouns.NAMES["she"][0], b.title() in pronouns.NAMES["he"][0])
+            assert a == b or words.get(a) == b or (a, b) == ("her", "him") or names == (True, True)
+        shortened = pronouns.cut(one)
+        assert one.startswith(shortened)
+        assert one[len(shortened) :].startswith(" she") or not shortened
+    given = [set(" ".join(side[i] for side in pronouns.NAMES.values()).split()) for i in range(3)]
+    assert len(set.union(*given)) == sum(map(len, given)), "names of stories are in no prompt"
+    assert not set(pronouns.CHOOSING) & set(pronouns.HELD_OUT)
+
+
+def test_tests_that_the_table_of_neurons_names_are_there() -> None:
+    for _, _, modules in neurons_tables.EQUALITIES:
+        for module, names in modules.items():
+            text = (Path(__file__).parent / module).read_text("utf-8")
+            assert all(f"def {name}(" in text for name in names), module
 
 
 def test_the_tables_of_node_pruning_tell_what_holds_and_where_not() -> None:

@@ -12,6 +12,7 @@ import pytest
 from bench import pages
 from bench.concepts import tables as concepts_tables
 from bench.methods import tables as methods_tables
+from bench.neurons import tables as neurons_tables
 from bench.precision import tables as precision_tables
 from bench.pruning import tables as pruning_tables
 from bench.sampling import tables as sampling_tables
@@ -156,6 +157,8 @@ def test_the_tables_of_figures_are_those_that_were_measured() -> None:
     assert pages.with_table(page, "concepts-planted", concepts_tables.planted(concepts)) == page
     assert pages.with_table(page, "concepts-learners", concepts_tables.by_learner(concepts)) == page
     assert pages.with_table(page, "concepts-cheaper", concepts_tables.cheaper(concepts)) == page
+    neurons = json.loads((stored / "neurons.json").read_text("utf-8"))
+    assert pages.with_table(page, "neurons", neurons_tables.targets(neurons)) == page
     workers = json.loads((stored / "workers.json").read_text("utf-8"))
     assert pages.with_table(page, "workers", workers_tables.targets(workers)) == page
     assert pages.with_table(page, "workers-simulated", workers_tables.by_workers(workers)) == page

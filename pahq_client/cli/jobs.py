@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pahq_client import files, samples_file
+from pahq_client import artifact_file, files, samples_file
 from pahq_client._job_options import JobOptions
 from pahq_client.artifacts import AnyArtifact
 from pahq_client.cli.options import connection, read_task
@@ -162,7 +162,7 @@ def _print_partial(job: JobHandle, info: JobInfo, arguments: Namespace) -> bool:
 
 def _load(path: str) -> AnyArtifact:
     try:
-        if samples_file.is_samples_file(contents(path)):
+        if artifact_file.kind_of(contents(path)) == samples_file.KIND:
             return Samples.load(path, allow_partial=True)
         alone = load_unpaired(path, allow_partial=True)
         return load(path, allow_partial=True) if alone is None else alone

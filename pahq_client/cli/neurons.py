@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pahq_client import files, samples_file
+from pahq_client import artifact_file, files, samples_file
 from pahq_client.cli.options import tls
 from pahq_client.cli.output import print_artifact, print_json, print_table
 from pahq_client.cli.view import contents, load_neurons
@@ -75,7 +75,7 @@ def read_texts(option: str, path: str) -> Samples | list[Any]:
         InvalidRequest: the file cannot be read, or holds something else.
     """
     data = contents(path)
-    if samples_file.is_samples_file(data):
+    if artifact_file.kind_of(data) == samples_file.KIND:
         return Samples.load(path)
     try:
         plain = data.decode("utf-8")

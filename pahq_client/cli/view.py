@@ -9,7 +9,15 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from pahq_client import codebook_file, files, neuron_set_file, node_circuit_file, samples_file, scores_file
+from pahq_client import (
+    artifact_file,
+    codebook_file,
+    files,
+    neuron_set_file,
+    node_circuit_file,
+    samples_file,
+    scores_file,
+)
 from pahq_client.circuit import Circuit
 from pahq_client.cli.output import note, put
 from pahq_client.codebook import Codebook
@@ -67,13 +75,14 @@ def load(path: str, allow_partial: bool) -> Result:
         InvalidRequest: it holds samples, nodes, neurons or concepts, or cannot be read.
     """
     data = contents(path)
-    if samples_file.is_samples_file(data):
+    holds = artifact_file.kind_of(data)
+    if holds == samples_file.KIND:
         raise InvalidRequest(path, "holds samples, not a circuit or scores: pahq show prints them")
-    if node_circuit_file.is_node_circuit_file(data):
+    if holds == node_circuit_file.KIND:
         raise InvalidRequest(path, "holds nodes, not edges: show, view, compare and evaluate take it")
-    if neuron_set_file.is_neuron_set_file(data):
+    if holds == neuron_set_file.KIND:
         raise InvalidRequest(path, "holds neurons, not edges: show, view and compare take it")
-    if codebook_file.is_codebook_file(data):
+    if holds == codebook_file.KIND:
         raise InvalidRequest(path, "holds concepts, not edges: show, view and compare take it")
     kind = EdgeScores if scores_file.is_scores_file(data) else Circuit
     return kind.load(path, allow_partial=allow_partial)
@@ -86,7 +95,7 @@ def load_nodes(path: str, allow_partial: bool = False) -> NodeCircuit | None:
         InvalidNodeCircuitFile: it is damaged, or what is partial and was not asked for.
         InvalidRequest: it cannot be read.
     """
-    if not node_circuit_file.is_node_circuit_file(contents(path)):
+    if artifact_file.kind_of(contents(path)) != node_circuit_file.KIND:
         return None
     return NodeCircuit.load(path, allow_partial=allow_partial)
 
@@ -98,7 +107,7 @@ def load_neurons(path: str, allow_partial: bool = False) -> NeuronSet | None:
         InvalidNeuronSetFile: it is damaged, or what is partial and was not asked for.
         InvalidRequest: it cannot be read.
     """
-    if not neuron_set_file.is_neuron_set_file(contents(path)):
+    if artifact_file.kind_of(contents(path)) != neuron_set_file.KIND:
         return None
     return NeuronSet.load(path, allow_partial=allow_partial)
 
@@ -110,7 +119,7 @@ def load_codebook(path: str, allow_partial: bool = False) -> Codebook | None:
         InvalidCodebookFile: it is damaged, or what is partial and was not asked for.
         InvalidRequest: it cannot be read.
     """
-    if not codebook_file.is_codebook_file(contents(path)):
+    if artifact_file.kind_of(contents(path)) != codebook_file.KIND:
         return None
     return Codebook.load(path, allow_partial=allow_partial)
 
@@ -152,7 +161,7 @@ def load_any_circuit(option: str, path: str, allow_partial: bool = False) -> Cir
 
     Raises InvalidNodeCircuitFile for a damaged one of nodes.
     """
-    if node_circuit_file.is_node_circuit_file(contents(path)):
+    if artifact_file.kind_of(contents(path)) == node_circuit_file.KIND:
         return NodeCircuit.load(path, allow_partial=allow_partial)
     return load_circuit(option, path, allow_partial)
 

@@ -21,7 +21,7 @@ _EXCERPT = 100
 _COLUMNS = ("neuron", "delta", "positive", "negative", "mean", "q95")
 _STYLE = """
 .contexts td { vertical-align: top; }
-.contexts td:last-child { text-align: left; white-space: normal; }
+.contexts td:last-child, .contexts th:last-child { text-align: left; white-space: normal; }
 .contexts p { margin: 0; }
 mark { background: none; color: var(--accent); font-weight: 600; }
 """

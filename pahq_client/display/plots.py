@@ -127,9 +127,12 @@ def _axis_y(values: Sequence[float], at: Callable[[float], float], label: str) -
 
 
 def _legend(series: Sequence[Series]) -> list[str]:
-    """A sample of each series with its label, from left to right above the plot, the last one first."""
+    """A sample of each series with its label, from left to right above the plot, the last one first.
+
+    Of several with one label one is shown.
+    """
     parts, x, y = [], float(_LEFT), -_LEGEND / 2
-    for one in reversed(series):
+    for one in {one.label: one for one in reversed(series)}.values():
         label = one_line(one.label)
         label = label if len(label) <= _LONGEST_LABEL else f"{label[:_LONGEST_LABEL]}…"
         dashes = ' stroke-dasharray="4 3"' if one.dashed else ""

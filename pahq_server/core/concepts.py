@@ -195,8 +195,8 @@ class StartCodebook(Operation):
 
     @property
     def weight(self) -> float:
-        # Seeding and rounds of k-means: a few dozen products with all codes.
-        products = 32 * self.settings.codes * self.settings.width
+        # Seeding, rounds of k-means and moves of centres: some hundred products with all codes.
+        products = 128 * self.settings.codes * self.settings.width
         return forward_passes(products * self.states.tokens, self.task_tokens, self.model_weights)
 
     def check(self, result: object) -> None:

@@ -18,12 +18,12 @@ BAD_REQUESTS: dict[str, tuple[Ask, str, str]] = {
     "method": (
         lambda s: s.create(extension("magic")),
         "method",
-        "unknown method 'magic'; one of ['acdc', ",
+        "unknown method 'magic'; one of ['ablate_concepts', ",
     ),
     "no method": (
         lambda s: s.create(pb.JobSpec(objective=objective())),
         "method",
-        "is missing; one of ['acdc', ",
+        "is missing; one of ['ablate_concepts', ",
     ),
     "metric": (lambda s: s.create(spec(metric="charm")), "metric", "unknown metric 'charm'"),
     "no threshold": (

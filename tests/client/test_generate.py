@@ -29,12 +29,13 @@ from pahq_client import (
     Samples,
     ServerFault,
     Task,
+    artifact_file,
     generate,
+    samples_file,
 )
 from pahq_client import artifacts as decoding
 from pahq_client._job_options import GenerateOptions, GenerateRequest
 from pahq_client.cli import main
-from pahq_client.samples_file import is_samples_file
 from pahq_server.methods.generate.samples import sample_seed
 
 from .conftest import BACKOFF
@@ -200,7 +201,7 @@ def test_a_file_gives_back_what_was_saved(samples: Samples, tmp_path: Path) -> N
     )
     for each in (samples, said, replace(said, items=said.items[2:5], partial=True)):
         each.save(path)
-        assert is_samples_file(path.read_bytes())
+        assert artifact_file.kind_of(path.read_bytes()) == samples_file.KIND
         again = Samples.load(path, allow_partial=True)
         assert (again.items, again.prompts, again.partial) == (each.items, each.prompts, each.partial)
         assert again.figures == each.figures

@@ -42,10 +42,11 @@ def dense(codebook: Codebook, ids: list[int]) -> NDArray[np.float64]:
     """The slow, obvious twin: transformers' own states, and all distances, in float64: [tokens, codes]."""
     import torch
 
-    model = AutoModelForCausalLM.from_pretrained(model_path())
+    model = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     with torch.no_grad():
         states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[codebook.low][0]
     x, d = states.double().numpy(), codebook.width
+    x -= x.mean(1, keepdims=True)  # which no norm reads, and the served model leaves out of its weights
     numbers = codebook.encoder.astype(np.float64)
     m = 0.5 / (1 + np.exp(-numbers[0]))
     w, (b, scale, shift) = numbers[1 : 1 + d * d].reshape(d, d), numbers[1 + d * d :].reshape(3, d)
@@ -77,8 +78,8 @@ def test_other_texts_against_all_distances(client: Client, codebook: Codebook) -
         assert text.codes[0] == -1
         assert np.isnan(text.distances[0])
         chosen = distances[np.arange(len(ids) - 1), text.codes[1:]]
-        np.testing.assert_allclose(text.distances[1:], chosen, rtol=2e-3, atol=1e-3)
-        np.testing.assert_allclose(chosen, distances.min(1), rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(text.distances[1:], chosen, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(chosen, distances.min(1), rtol=1e-4, atol=1e-4)
     # Without skip= also the first token has one.
     every = client.assign_concepts("demo", codebook, OTHERS, skip=0)
     assert all((text.codes >= 0).all() for text in every)
@@ -132,7 +133,7 @@ def test_labels_are_read_in_states_and_less_without_concepts(client: Client, cod
     found = client.ablate_concepts("demo", codebook, texts, labels, layer=1)
     assert found.classes == ("twenty", "ninety")[:: 1 if labels[0] == "twenty" else -1]
     assert [found.classes[each] for each in found.labels.tolist()] == labels
-    assert found.accuracy > 0.97
+    assert found.accuracy > 0.9
     assert found.chance == pytest.approx(2 / 3)
     assert found.positions.tolist() == [4] * 300
     assert set(found.predicted) == {"nothing", "code", "random", "other_code", "component"}

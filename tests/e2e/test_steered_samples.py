@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.api_server import RunningServer
+from helpers.model_server import client_of_models
+from helpers.texts import Texts
 from helpers.value_model import ANSWERS, NEUTRAL, OPPOSITE, VALUE, ValueModel
 
-from pahq_client import Client, NeuronSet, Samples
-from pahq_server.engine.engine import ModelEngine
-from pahq_server.engine.generation.transformers_backend import TransformersBackend
-from pahq_server.models.loading import load
+from pahq_client import Client, JobFailed, NeuronSet, Samples
+from pahq_server.core.activations import ScoreContinuations, Span, Steering
 
 pytestmark = pytest.mark.filterwarnings("ignore::pahq_client.PahqWarning")
 
@@ -22,19 +23,12 @@ PROMPTS = [list(NEUTRAL)[:length] for length in (3, 9, 12)]
 ASKED: dict[str, Any] = {"n": 40, "max_tokens": 18, "seed": 5, "logprobs": True}
 
 
-class _Engine(ModelEngine):
-    def release(self) -> None:
-        """A `RunningServer` calls it at its end."""
-
-
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     folder = tmp_path_factory.mktemp("value")
     ValueModel(folder, K)
-    engine = _Engine({"value": load(str(folder))}, generation=TransformersBackend())
-    with RunningServer(engine) as server, Client(f"127.0.0.1:{server.port}") as connected:  # type: ignore[arg-type]
+    with client_of_models({"value": folder}) as connected:
         yield connected
-    engine.stop()
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +57,22 @@ def test_what_is_said_leans_with_the_strength(client: Client, neurons: NeuronSet
     assert abs(lean(control) - lean(plain)) < (leaning[4] - leaning[2]) / 3
 
 
+def test_samples_are_as_likely_as_texts_are_that_are_scored(
+    client: Client, neurons: NeuronSet, tmp_path: Path
+) -> None:
+    """The engine's own pass over texts makes the same edit, by other code."""
+    edit = Steering(**vars(neurons.edit(3.0)))
+    samples = client.generate("value", PROMPTS, steer=(neurons, 3.0), **{**ASKED, "n": 4})
+    texts = [(*map(int, sample.prompt), *sample.ids) for sample in samples]
+    spans = [Span(i, len(ids) - len(samples[i].ids), len(ids)) for i, ids in enumerate(texts)]
+    model = ValueModel(tmp_path, K)
+    scored = ScoreContinuations(spans, edit, sum(map(len, texts)))
+    found = Texts(model.loaded, tuple(texts)).run(scored)
+    assert found == pytest.approx([sample.logprob for sample in samples], abs=1e-3)
+    unsteered = Texts(model.loaded, tuple(texts)).run(replace(scored, steering=None))
+    assert abs(found - unsteered).min() > 0.01
+
+
 def test_jobs_of_several_strengths_at_once(client: Client, neurons: NeuronSet) -> None:
     """Whatever runs beside them, in which order, and in how many slots."""
     strengths = (None, 2.0, -2.0, 5.0)
@@ -78,3 +88,14 @@ def test_jobs_of_several_strengths_at_once(client: Client, neurons: NeuronSet) -
         together = list(pool.map(again, range(4)))
     assert [each.items for each in together] == [each.items for each in alone]
     assert len({each.items for each in alone}) == 4
+
+
+def test_a_strength_that_breaks_the_model_fails_its_own_job_only(client: Client, neurons: NeuronSet) -> None:
+    expected = client.generate("value", PROMPTS, **ASKED)
+    broken = client.submit_generate("value", PROMPTS, steer=(neurons, 1e38), **ASKED)
+    beside = client.submit_generate("value", PROMPTS, slots=4, **ASKED)
+    with pytest.raises(JobFailed, match="not finite"):
+        broken.result()
+    found = beside.result()
+    assert isinstance(found, Samples)
+    assert found.items == expected.items

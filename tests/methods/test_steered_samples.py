@@ -58,7 +58,7 @@ def test_the_same_bytes_whatever_policy_slots_and_interruptions(seed: int) -> No
                 break
             assert all(request.steering == EDIT for request in operation.requests)
             result = decode(operation)
-            journal = [b"".join((*journal, context.take_records()[0]))]
+            journal = [b"".join((*journal, context.take_records().data))]
     assert artifact.data == samples_bytes(samples, PROMPTS, 8, True, texts=False)
 
 

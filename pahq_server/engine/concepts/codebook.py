@@ -14,8 +14,10 @@ from torch import Tensor
 
 # Distances of at most so many pairs of a state and a code are in memory at once.
 PAIRS = 1 << 22
-# Rounds of k-means after the seeds were chosen.
-ROUNDS = 10
+# Rounds of k-means after the seeds were chosen, and after centres were moved elsewhere.
+ROUNDS, ROUNDS_AFTER_MOVES = 10, 3
+# At first so many of the centres are moved at a time; and so often at most.
+MOVED_SHARE, MOST_MOVES = 0.1, 16
 
 
 def squared_distances(z: Tensor, codes: Tensor) -> Tensor:
@@ -106,7 +108,7 @@ def spherical_start(z: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
     """Chooses codes for states: k-means++ by direction, some rounds of k-means, then scaled to their size.
 
     Each seed is the best of a few candidates, which are drawn by their squared distance from the seeds so far
-    (Arthur and Vassilvitskii 2007). A code has the mean direction of its states, and their mean norm.
+    (Arthur and Vassilvitskii 2007). Centres that are hardly missed then move to where they are needed. A code has the mean direction of its states, and their mean norm.
 
     Args:
         z: encoded states: [N, d], at least as many as there are codes.
@@ -119,15 +121,67 @@ def spherical_start(z: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
     norms = z.norm(dim=1)
     unit = z / norms.clamp(min=torch.finfo(z.dtype).tiny)[:, None]
     centres = unit[_seeds(unit, numbers)]
-    for _ in range(ROUNDS):
-        counts, sums = count_and_sum(unit, nearest(unit, centres)[0], codes)
-        directions = torch.nn.functional.normalize(sums, dim=1)
-        # A centre without states stays where it is.
-        centres = torch.where((counts > 0)[:, None], directions, centres)
+    centres = _redistributed(unit, _rounds(unit, centres, ROUNDS))
     chosen, distances = nearest(unit, centres)
     counts, lengths = count_and_sum(norms[:, None], chosen, codes)
     sizes = torch.where(counts > 0, lengths[:, 0] / counts.clamp(min=1), norms.mean())
     return centres * sizes[:, None], float(distances.double().mean())
+
+
+def _rounds(unit: Tensor, centres: Tensor, rounds: int) -> Tensor:
+    """Makes rounds of spherical k-means, and returns the centres: [K, d], of length 1."""
+    for _ in range(rounds):
+        counts, sums = count_and_sum(unit, nearest(unit, centres)[0], len(centres))
+        directions = torch.nn.functional.normalize(sums, dim=1)
+        # A centre without states stays where it is.
+        centres = torch.where((counts > 0)[:, None], directions, centres)
+    return centres
+
+
+def _redistributed(unit: Tensor, centres: Tensor) -> Tensor:
+    """Moves centres that are hardly missed to where states are far from theirs, as long as that helps.
+
+    Rounds of k-means alone never part two clusters that share a centre while another cluster has two. As in
+    breathing k-means (Fritzke, arXiv:2006.15666) the centres with the largest errors get help from those
+    whose states lie almost as near to another centre; here both at once, so that K stays the same.
+
+    Args:
+        unit: states of length 1: [N, d].
+        centres: [K, d].
+
+    Returns:
+        Centres whose squared distances from their states have at most the same sum.
+    """
+    codes = len(centres)
+    count = int(MOVED_SHARE * codes) or codes // 2
+    error = float(nearest(unit, centres)[1].double().sum())
+    for _ in range(MOST_MOVES):
+        if not count:
+            break
+        own, distance, second = _two_nearest(unit, centres)
+        errors = count_and_sum(distance[:, None], own, codes)[1][:, 0]
+        missed = count_and_sum((second - distance)[:, None], own, codes)[1][:, 0]
+        helped = errors.argsort(descending=True, stable=True)[:count]
+        helpers = missed.argsort(stable=True)[:count]
+        helpers = helpers[~torch.isin(helpers, helped)]
+        tried = centres.clone()
+        for helper, code in zip(helpers.tolist(), helped.tolist(), strict=False):
+            tried[helper] = unit[torch.where(own == code, distance, -1).argmax()]
+        tried = _rounds(unit, tried, ROUNDS_AFTER_MOVES)
+        found = float(nearest(unit, tried)[1].double().sum())
+        if found < error:
+            centres, error = tried, found
+        else:
+            count //= 2
+    return centres
+
+
+def _two_nearest(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the nearest code of each state, and the squared distances of it and of the second: [N] each."""
+    rows = max(1, PAIRS // len(codes))
+    found = [squared_distances(part, codes).topk(2, largest=False) for part in z.split(rows)]
+    distances = torch.cat([each.values for each in found])
+    return torch.cat([each.indices[:, 0] for each in found]), distances[:, 0], distances[:, 1]
 
 
 def _seeds(unit: Tensor, draws: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,34 +43,33 @@ from pahq_server.engine.concepts.model import (
     model_of,
     padding_of,
 )
-from pahq_server.engine.devices import is_out_of_memory, not_enough_memory
-
-R = TypeVar("R")
 
 # The learning rate rises in this share of the steps.
 WARM_UP = 0.05
 # States that are encoded at once.
 ROWS = 4096
+# For errors.
+_WHAT = "a codebook of this size"
 
 
 def start_codebook(state: EngineState, operation: StartCodebook) -> StartedCodebook:
     """Runs a `StartCodebook` operation; see `engine.runners`. Raises ResourceExhaustedError."""
-    return _with_memory(state, lambda: start(operation, state.loaded.model.device))
+    return state.with_memory(_WHAT, lambda: start(operation, state.loaded.model.device))
 
 
 def train_codebook(state: EngineState, operation: TrainCodebook) -> TrainedCodebook:
     """Runs a `TrainCodebook` operation; see `engine.runners`. Raises ResourceExhaustedError."""
-    return _with_memory(state, lambda: train(operation, state.loaded.model.device))
+    return state.with_memory(_WHAT, lambda: train(operation, state.loaded.model.device))
 
 
 def assign_codes(state: EngineState, operation: AssignCodes) -> AssignedCodes:
     """Runs an `AssignCodes` operation; see `engine.runners`. Raises ResourceExhaustedError."""
-    return _with_memory(state, lambda: assign(operation, state.loaded.model.device))
+    return state.with_memory(_WHAT, lambda: assign(operation, state.loaded.model.device))
 
 
 def measure_codebook(state: EngineState, operation: MeasureCodebook) -> CodebookErrors:
     """Runs a `MeasureCodebook` operation; see `engine.runners`. Raises ResourceExhaustedError."""
-    return _with_memory(state, lambda: measure(operation, state.loaded.model.device))
+    return state.with_memory(_WHAT, lambda: measure(operation, state.loaded.model.device))
 
 
 def name_tokens(state: EngineState, operation: NameTokens) -> tuple[str, ...]:
@@ -80,22 +78,6 @@ def name_tokens(state: EngineState, operation: NameTokens) -> tuple[str, ...]:
     if not isinstance(tokenizer, VocabularyTokenizer):
         return ("",) * len(operation.tokens)
     return tuple(tokenizer.token_strings(operation.tokens))
-
-
-def _with_memory(state: EngineState, run: Callable[[], R]) -> R:
-    """Runs something that needs memory, a second time if other jobs can free what it lacks."""
-    try:
-        return run()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    state.memory.preempt(keep=())
-    try:
-        return run()
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise not_enough_memory("a codebook of this size", error) from error
-        raise
 
 
 @torch.no_grad()
@@ -266,8 +248,8 @@ def assign(operation: AssignCodes, device: torch.device) -> AssignedCodes:
     """Finds nearest codes, a part of the states at a time."""
     encoder = encoder_of(operation.codes.shape[1], _tensor(operation.encoder, device))
     codes, chosen, distances = _tensor(operation.codes, device), [], []
-    for part in torch.from_numpy(np.ascontiguousarray(operation.x)).split(ROWS):
-        found, distance = nearest(encoder(part.to(device)), codes)
+    for first in range(0, len(operation.x), ROWS):
+        found, distance = nearest(encoder(_tensor(operation.x[first : first + ROWS], device)), codes)
         chosen.append(found.to("cpu", torch.int32))
         distances.append(distance.to("cpu"))
     return AssignedCodes(torch.cat(chosen).numpy(), torch.cat(distances).numpy())

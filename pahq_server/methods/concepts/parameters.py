@@ -25,7 +25,6 @@ MOST_TRAINING_BYTES = 3 << 30
 # Parameters whose 0 or empty text stands for their default, as absent fields of messages are.
 _USUAL = {
     "codes": CODES,
-    "neighbours": NEIGHBOURS,
     "steps": STEPS,
     "batch": BATCH,
     "max_states": MAX_STATES,
@@ -41,7 +40,7 @@ class ConceptsParameters:
     Args:
         low, high: states after so many layers are encoded and decoded; 0 for the embedding.
         codes: K.
-        neighbours: k; a code is drawn among so many.
+        neighbours: k; a code is drawn among so many. 0 stands for 5, or all codes if there are fewer.
         temperature: T of the draw.
         steps: of training.
         batch: states of a step, about.
@@ -58,7 +57,7 @@ class ConceptsParameters:
     low: int
     high: int
     codes: int = CODES
-    neighbours: int = NEIGHBOURS
+    neighbours: int = 0
     temperature: float = 1.0
     steps: int = STEPS
     batch: int = BATCH
@@ -75,6 +74,8 @@ class ConceptsParameters:
             value = getattr(self, name)
             if value in (0, "") and not isinstance(value, bool):
                 object.__setattr__(self, name, usual)
+        if self.neighbours == 0 and not isinstance(self.neighbours, bool) and isinstance(self.codes, int):
+            object.__setattr__(self, "neighbours", min(NEIGHBOURS, self.codes))
         for name, least, most in (
             ("low", 0, 2**31 - 1),
             ("high", 0, 2**31 - 1),

@@ -35,7 +35,7 @@ from pahq_server.methods.node_pruning.journal import (
     figures_record,
 )
 from pahq_server.methods.node_pruning.parameters import NodePruningParameters, check_objective
-from pahq_server.methods.node_pruning.polish import Measured, Polished, binary, polish, repair
+from pahq_server.methods.node_pruning.polish import Bounds, Measured, Polished, binary, polish, repair
 
 # Steps of one operation take about so many seconds, for which other jobs wait.
 OPERATION_S = 0.2
@@ -122,20 +122,27 @@ class _Run:
         yield from self._train()
         trained = binary(self.layout, self.training.log_alpha, self.kinds)
         (of_trained,) = yield from self._measure([trained])
-        kept, repaired = trained, False
-        if budget is None:
-            budget = of_trained.kl
-        elif of_trained.kl > budget:
-            repaired = True
-            found = yield from self._decide(repair(self.layout, self.training.log_alpha, self.kinds, budget))
-            kept = found.kept
+        log_alpha, bounds = self.training.log_alpha, self._bounds(full, of_trained)
+        kept, repaired = trained, not bounds.hold(of_trained)
+        if repaired:
+            kept = (yield from self._decide(repair(self.layout, log_alpha, self.kinds, bounds))).kept
         if not self._asked.no_polish:
-            search = polish(self.layout, self.training.log_alpha, kept, self.kinds, budget)
-            kept = (yield from self._decide(search)).kept
+            kept = (yield from self._decide(polish(self.layout, log_alpha, kept, self.kinds, bounds))).kept
         (of_kept,) = yield from self._measure([kept])
         circuit = self.circuit(trained, kept, full, of_trained, of_kept, repaired)
         told = (*of_full_model(self._context.resolved, full), *_warnings(circuit))
         return self.artifact(circuit, told)
+
+    def _bounds(self, full: MaskFigures, trained: MaskFigures) -> Bounds:
+        """Returns what the circuit keeps within: the full model is, and without a budget the trained circuit.
+
+        Where answers are part of the loss, they stay as right as the full model's.
+        """
+        budget = self._asked.max_kl
+        accuracy = full.accuracy if self._asked.task_loss else None
+        if budget is None and accuracy is not None and trained.accuracy is not None:
+            accuracy = min(accuracy, trained.accuracy)
+        return Bounds(trained.kl if budget is None else budget, accuracy)
 
     def _train(self) -> Generator[Operation, Any, None]:
         asked, context = self._asked, self._context

@@ -1,4 +1,4 @@
-"""From trained gates to a binary circuit within the budget, from which nothing more can go.
+"""From trained gates to a binary circuit within bounds, from which nothing more can go.
 
 Everything here is decided by measurement. Circuits are asked for in an order that depends on nothing but what
 was measured before, so that a journal of figures is a complete checkpoint.
@@ -34,6 +34,25 @@ AT_ONCE = 16
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """What a circuit has to keep within.
+
+    Args:
+        kl: the most KL divergence from the full model, in nats.
+        accuracy: the least share of prompts where the answer is above the wrong answer; None for any.
+    """
+
+    kl: float
+    accuracy: float | None = None
+
+    def hold(self, figures: MaskFigures) -> bool:
+        """Tells whether a circuit with these figures is within the bounds."""
+        if self.accuracy is not None and (figures.accuracy is None or figures.accuracy < self.accuracy):
+            return False
+        return figures.kl <= self.kl
+
+
+@dataclass(frozen=True)
 class Polished:
     """What polishing found.
 
@@ -63,22 +82,22 @@ def above(
 
 
 def repair(
-    layout: NodeLayout, log_alpha: NDArray[np.float32], kinds: Sequence[NodeKind], budget: float
+    layout: NodeLayout, log_alpha: NDArray[np.float32], kinds: Sequence[NodeKind], bounds: Bounds
 ) -> Measured:
-    """Opens the gates that were closed last until the circuit is within the budget.
+    """Opens the gates that were closed last until the circuit is within the bounds.
 
-    The threshold on log_alpha is bisected between 0 and that of the full circuit, which is within the budget.
+    The threshold on log_alpha is bisected between 0 and that of the full circuit, which is within the bounds.
     At most about 20 circuits are measured.
     """
     values = np.unique(log_alpha[log_alpha <= 0])  # thresholds, the lowest opens all but its own gate
-    low, high, measured = 0, len(values), 0  # the circuit of `high` is over the budget, that of -1 is full
+    low, high, measured = 0, len(values), 0  # the circuit of `high` is not within, that of -1 is full
     found = np.ones(layout.size, dtype=bool)
     while low < high:
         middle = (low + high) // 2
         kept = above(layout, log_alpha, kinds, float(values[middle]))
         (figures,) = yield [kept]
         measured += 1
-        if figures.kl <= budget:
+        if bounds.hold(figures):
             found, low = kept, middle + 1
         else:
             high = middle
@@ -86,9 +105,9 @@ def repair(
 
 
 def polish(
-    layout: NodeLayout, log_alpha: NDArray[np.float32], kept: Mask, kinds: Sequence[NodeKind], budget: float
+    layout: NodeLayout, log_alpha: NDArray[np.float32], kept: Mask, kinds: Sequence[NodeKind], bounds: Bounds
 ) -> Measured:
-    """Removes whatever can go while the KL stays within the budget.
+    """Removes whatever can go while the circuit stays within the bounds.
 
     Layers, then blocks, then heads are tested one by one, those with the lowest log_alpha first; then neurons
     in groups, which are halved where they cannot go as a whole. In the end every node that is kept has been
@@ -98,26 +117,26 @@ def polish(
     Args:
         layout: of the model.
         log_alpha: of all gates.
-        kept: the circuit to begin with, which is within the budget.
+        kept: the circuit to begin with, which is within the bounds.
         kinds: that may go.
-        budget: the most KL divergence, in nats.
+        bounds: of the circuit.
     """
     measured = 0
     for stage in STAGES:
         nodes = _by_importance(layout, log_alpha, [kind for kind in stage if kind in kinds])
         single = stage[0] in ("layers", "attention_blocks", "heads")
         groups = np.array_split(nodes, max(1, len(nodes)) if single else GROUPS)
-        found = yield from _stage(layout, kept, groups, budget)
+        found = yield from _stage(layout, kept, groups, bounds)
         kept, measured = found.kept, measured + found.measured
     return Polished(kept, measured)
 
 
-def _stage(layout: NodeLayout, kept: Mask, groups: Sequence[NDArray[np.int64]], budget: float) -> Measured:
+def _stage(layout: NodeLayout, kept: Mask, groups: Sequence[NDArray[np.int64]], bounds: Bounds) -> Measured:
     """Removes groups of nodes, or parts of them.
 
     A round measures the circuit without each of the next `AT_ONCE` groups, then without the harmless ones of
     them together, the most harmless first: one, two, three of them and so on. The most of these that are
-    within the budget go. Of the others the first is known to be needed beside what is kept now; the rest wait
+    within the bounds go. Of the others the first is known to be needed beside what is kept now; the rest wait
     for the next round.
     """
     pending, measured = list(groups), 0
@@ -130,8 +149,8 @@ def _stage(layout: NodeLayout, kept: Mask, groups: Sequence[NDArray[np.int64]], 
         figures = yield [_without(layout, kept, group) for group in tried]
         measured += len(tried)
         order = sorted(range(len(tried)), key=lambda number: figures[number].kl)
-        harmless = [tried[number] for number in order if figures[number].kl <= budget]
-        needed = [group for group, each in zip(tried, figures, strict=True) if each.kl > budget]
+        harmless = [tried[number] for number in order if bounds.hold(figures[number])]
+        needed = [group for group, each in zip(tried, figures, strict=True) if not bounds.hold(each)]
         waiting: list[NDArray[np.int64]] = []
         if harmless:
             together = [
@@ -142,7 +161,7 @@ def _stage(layout: NodeLayout, kept: Mask, groups: Sequence[NDArray[np.int64]], 
             if len(together) > 1:
                 figures = yield together[1:]
                 measured += len(together) - 1
-                within += [number for number, each in enumerate(figures, 1) if each.kl <= budget]
+                within += [number for number, each in enumerate(figures, 1) if bounds.hold(each)]
             kept, rest = together[within[-1]], harmless[within[-1] + 1 :]
             needed, waiting = needed + rest[:1], rest[1:]
         if measured < MOST_MEASURED:

@@ -71,7 +71,7 @@ class Job:
     """
 
     def __init__(self, states: States, parameters: ConceptsParameters) -> None:
-        tokens, layers, width = states.shape
+        width = states.shape[2]
         self._states, self._parameters = states, parameters
         # The two layers of the file are 0 and 1 of a model that is not there.
         layout = NodeLayout(layers=1, heads=1, d_head=width, d_model=width, d_mlp=width)

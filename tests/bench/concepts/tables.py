@@ -36,9 +36,13 @@ def targets(results: Results) -> list[str]:
 
 def planted(results: Results) -> list[str]:
     """How well planted concepts are found."""
-    lines = ["| concepts | states | noise | learner | adjusted Rand index |", "|---|---|---|---|---|"]
+    lines = [
+        "| concepts | states | noise | learner | adjusted Rand index, by seed |",
+        "|---|---|---|---|---|",
+    ]
     return lines + [
-        f"| {own['concepts']} | {own['tokens']:,} | {own['noise']:g} | {own['learner']} | {own['index']:.3f} |"
+        f"| {own['concepts']} | {own['tokens']:,} | {own['noise']:g} | {own['learner']} "
+        f"| {', '.join(f'{index:.3f}' for index in own['indices'])} |"
         for own in _part(results, "planted")
     ]
 
@@ -86,7 +90,7 @@ def _figures(own: dict[str, Any]) -> str:
 def _targets(results: Results) -> Iterator[Row]:
     ours = [own for own in _part(results, "planted") if own["learner"] != KMEANS]
     for concepts in sorted({own["concepts"] for own in ours}):
-        least = min(own["index"] for own in ours if own["concepts"] == concepts)
+        least = min(min(own["indices"]) for own in ours if own["concepts"] == concepts)
         what = f"{concepts} planted concepts in two layers: adjusted Rand index, the lowest"
         yield what, f"{least:.3f}", f"≥ {INDEX:g}", least >= INDEX
     for part in ("stories260K", "tinytalk", "many"):
@@ -104,7 +108,12 @@ def _times(results: Results, part: str) -> Iterator[Row]:
             what = (
                 f"{own[name]['subject']}, {own[name]['states']:,.0f} states, {name}: CPU s / those of k-means"
             )
-            yield what, f"{times:.1f}", f"≤ {TIMES_KMEANS:g}", times <= TIMES_KMEANS
+            yield (
+                f"{what}: CPU s / those of k-means",
+                f"{times:.1f}",
+                f"≤ {TIMES_KMEANS:g}",
+                times <= TIMES_KMEANS,
+            )
 
 
 def _growth(results: Results) -> Iterator[Row]:

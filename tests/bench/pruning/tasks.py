@@ -23,7 +23,7 @@ from pahq_server.models.architecture import Architecture
 from pahq_server.models.folding import FOLDING
 from pahq_server.models.loading import load
 
-SEEDS = 3
+SEEDS = 10
 THRESHOLD = 0.02  # of ACDC
 # At ACDC's KL divergence the right answer is often lost: tinytalk is pruned with answers in the loss, too.
 TASK_LOSS = 1.0

@@ -8,6 +8,11 @@ import torch
 from helpers.planted_states import adjusted_rand_index, planted
 
 from pahq_server.engine.concepts.codebook import (
+    ROUNDS,
+    _redistributed,
+    _rounds,
+    _seeds,
+    _two_nearest,
     candidates,
     count_and_sum,
     drawn,
@@ -101,6 +106,32 @@ def test_the_start_finds_clusters(seed: int) -> None:
     for code in range(12):
         own = z[torch.from_numpy(chosen == code)]
         assert codes[code].norm() == pytest.approx(float(own.norm(dim=1).mean()), rel=0.02)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_many_clusters_are_found_though_k_means_alone_mixes_them_up(seed: int) -> None:
+    known = planted(seed, tokens=2000, width=32, concepts=100, noise=0.5)
+    z = torch.from_numpy(known.x)
+    unit = torch.nn.functional.normalize(z, dim=1)
+    draw = np.random.default_rng(seed)
+    seeds = _seeds(unit, torch.from_numpy(draw.random((100, candidates(100)))))
+    alone = _rounds(unit, unit[seeds], ROUNDS)
+    better = _redistributed(unit, alone)
+    assert float(nearest(unit, better)[1].sum()) < float(nearest(unit, alone)[1].sum())
+    indices = [
+        adjusted_rand_index(nearest(unit, centres)[0].numpy(), known.concepts) for centres in (alone, better)
+    ]
+    assert indices[0] < indices[1]
+    assert indices[1] >= 0.97
+    assert torch.equal(better, _redistributed(unit, alone))
+
+
+def test_the_two_nearest_are_those_of_each_pair() -> None:
+    z, codes = states(8, 50, 6, 11)
+    each = (z[:, None] - codes).pow(2).sum(2).sort(dim=1)
+    own, first, second = _two_nearest(z, codes)
+    assert torch.equal(own, each.indices[:, 0])
+    assert torch.allclose(torch.stack([first, second], 1), each.values[:, :2], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("copies", [1, 3])

@@ -11,7 +11,16 @@ from helpers.toy_nodes import LAYOUT, Toy
 
 from pahq_server.core.artifact import unpack
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.pruning import NODE_KINDS, MaskFigures, MeasureMasks, NodeLayout, TrainMasks, consistent
+from pahq_server.core.operations import Operation
+from pahq_server.core.pruning import (
+    NODE_KINDS,
+    Mask,
+    MaskFigures,
+    MeasureMasks,
+    NodeLayout,
+    TrainMasks,
+    consistent,
+)
 from pahq_server.core.task import TokenTask
 from pahq_server.methods.node_pruning.journal import (
     CHECKPOINT_S,
@@ -21,7 +30,7 @@ from pahq_server.methods.node_pruning.journal import (
 )
 from pahq_server.methods.node_pruning.method import RECENT
 from pahq_server.methods.node_pruning.parameters import MOST_STEPS, NodePruningParameters
-from pahq_server.methods.node_pruning.polish import binary, polish
+from pahq_server.methods.node_pruning.polish import Bounds, binary, polish
 
 from .toy import METHOD, RESOLVED, Run, masks_of
 
@@ -46,29 +55,59 @@ def test_what_is_needed_is_found_exactly(seed: int, trains: float) -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_nothing_more_can_go(seed: int) -> None:
-    """Beside every single removal, where missing nodes add up to more than the budget now and then."""
+    """Beside every single removal, where missing nodes add up to more than the budget now and then.
+
+    In every other case answers must stay right, too: each needs half of all nodes that matter.
+    """
     draw = np.random.default_rng(seed)
     toy = Toy(seed, needed=int(draw.integers(0, 8)))
-    budget = float(draw.uniform(0, 3))
+    answers = [np.flatnonzero(toy.matters * (draw.random(LAYOUT.size) < 0.5)) for _ in range(8)]
+    bounds = Bounds(float(draw.uniform(0, 3)), 0.75 if seed % 2 else None)
+
+    def measured(mask: Mask) -> MaskFigures:
+        whole = consistent(LAYOUT, mask)
+        right = sum(whole[nodes].all() for nodes in answers)
+        return MaskFigures(toy.kl(mask), 0.0, None, right / len(answers))
+
     log_alpha = draw.normal(0, 1, LAYOUT.size).astype(np.float32)
-    search = polish(LAYOUT, log_alpha, np.ones(LAYOUT.size, dtype=bool), NODE_KINDS, budget)
+    search = polish(LAYOUT, log_alpha, np.ones(LAYOUT.size, dtype=bool), NODE_KINDS, bounds)
     figures: list[MaskFigures] | None = None
-    measured = 0
+    count = 0
     while True:
         try:
             masks = search.send(figures)  # type: ignore[arg-type]
         except StopIteration as stop:
             found = stop.value
             break
-        measured += len(masks)
-        figures = [MaskFigures(toy.kl(mask), 0.0) for mask in masks]
-    assert found.measured == measured
-    assert toy.kl(found.kept) <= budget
+        count += len(masks)
+        figures = [measured(mask) for mask in masks]
+    assert found.measured == count
+    assert bounds.hold(measured(found.kept))
     assert (found.kept == consistent(LAYOUT, found.kept)).all()
     for gate in np.flatnonzero(found.kept):
         less = found.kept.copy()
         less[gate] = False
-        assert toy.kl(less) > budget or not (consistent(LAYOUT, less) != found.kept).any()
+        assert not bounds.hold(measured(less)) or not (consistent(LAYOUT, less) != found.kept).any()
+
+
+class Answering(Toy):
+    """Right in three quarters of the prompts, and in a half as soon as anything lacks that matters."""
+
+    def answer(self, operation: Operation) -> object:
+        if not isinstance(operation, MeasureMasks):
+            return super().answer(operation)
+        kls = [self.kl(mask) for mask in operation.masks]
+        return [MaskFigures(kl, 0.5, 1.0, 0.5 if kl else 0.75) for kl in kls]
+
+
+@pytest.mark.parametrize("trains", [0.0, 1.0])
+def test_answers_that_are_part_of_the_loss_stay_right(trains: float) -> None:
+    toy, asked = Answering(1, trains=trains), replace(ASKED, max_kl=1e9)
+    run = Run(toy, replace(asked, task_loss=1.0))
+    assert run.artifact is not None
+    assert unpack(run.artifact.data)[0]["figures"]["accuracy"] == 0.75
+    assert (run.kept == toy.planted).all()
+    assert not Run(toy, asked).kept.any()
 
 
 @pytest.mark.parametrize("asked", [ASKED, NodePruningParameters(penalty=0.5, steps=40)])
