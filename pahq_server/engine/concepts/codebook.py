@@ -108,7 +108,8 @@ def spherical_start(z: Tensor, numbers: Tensor) -> tuple[Tensor, float]:
     """Chooses codes for states: k-means++ by direction, some rounds of k-means, then scaled to their size.
 
     Each seed is the best of a few candidates, which are drawn by their squared distance from the seeds so far
-    (Arthur and Vassilvitskii 2007). Centres that are hardly missed then move to where they are needed. A code has the mean direction of its states, and their mean norm.
+    (Arthur and Vassilvitskii 2007). Centres that are hardly missed then move to where they are needed. A code
+    has the mean direction of its states, and their mean norm.
 
     Args:
         z: encoded states: [N, d], at least as many as there are codes.

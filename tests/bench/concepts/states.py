@@ -92,7 +92,7 @@ class States:
 
     @classmethod
     def of(cls, subject: Subject, tokens: int) -> States:
-        """Returns the states of texts that a model writes: at least so many. They are made if they are not there."""
+        """Returns at least so many states of texts that a model writes. They are made if they are not there."""
         folder = CACHE / f"{subject.name}-{tokens}"
         if not (folder / "shape.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
