@@ -157,7 +157,7 @@ ACTIVE, SAE_STEPS, SAE_BATCH, SAE_RATE = 8, 1000, 512, 1e-3
 
 
 def sparse_autoencoder(states: States, codes: int) -> Learned:
-    """A TopK sparse autoencoder (arXiv:2406.04093) with k = 8, as many units as concepts, and unit decoder rows.
+    """A TopK sparse autoencoder (arXiv:2406.04093), k = 8, as many units as concepts, unit decoder rows.
 
     A state's concept is its most active unit, and the direction that of the unit in the decoder.
     """

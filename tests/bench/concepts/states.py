@@ -92,7 +92,7 @@ class States:
 
     @classmethod
     def of(cls, subject: Subject, tokens: int) -> States:
-        """Returns at least so many states of texts that a model writes. They are made if they are not there."""
+        """Returns at least so many states of texts that a model writes, made where there are none."""
         folder = CACHE / f"{subject.name}-{tokens}"
         if not (folder / "shape.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
