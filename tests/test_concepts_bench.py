@@ -101,7 +101,11 @@ def test_a_comparison_measures_what_it_says(known: tuple[States, np.ndarray[Any,
 def test_planted_concepts_are_measured_by_their_index() -> None:
     found = planted_concepts(((6, 1280, 8, 0.1),), steps=10, seeds=2)
     assert [own["learner"] for own in found] == ["CLVQ, decoder sees codes", "k-means"]
-    assert all(min(own["indices"]) >= 0.95 and len(own["indices"]) == 2 for own in found)
+    ours, k_means = (own["indices"] for own in found)
+    assert len(ours) == len(k_means) == 2
+    assert min(ours) >= 0.95
+    # One start of k-means may leave two concepts in one cluster: it is only a baseline.
+    assert all(0.5 < index <= 1 + 1e-9 for index in k_means)
 
 
 def test_the_tables_tell_what_holds_and_where_not() -> None:
