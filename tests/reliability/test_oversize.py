@@ -103,11 +103,11 @@ def test_a_message_that_never_comes(secured: SecuredServer) -> None:
     secured.assert_alive()
 
 
-def test_calls_take_no_raw_bytes_but_bits_of_edges_and_nodes() -> None:
-    """Tensors would be bytes with a shape beside them, to be checked against each other. There are none.
+def test_calls_take_no_raw_bytes_but_bits_and_codebooks() -> None:
+    """Tensors would be bytes with a shape beside them, to be checked against each other.
 
-    A bit for each edge or node is: its shape follows from the served model, which the graph or layout beside
-    it must equal.
+    For bits of edges and nodes the shape follows from the served model, which the graph or layout beside them
+    must equal. A codebook's bytes are checked against its width (tests/core/test_codebooks.py).
     """
     seen: set[str] = set()
     raw: set[str] = set()
@@ -127,7 +127,12 @@ def test_calls_take_no_raw_bytes_but_bits_of_edges_and_nodes() -> None:
             for method in service.methods:
                 walk(method.input_type)
     assert "pahq.v1.TokenIds" in seen
-    assert raw == {"pahq.v1.EdgeSet.bits", "pahq.v1.NodeSet.bits"}
+    assert raw == {
+        "pahq.v1.EdgeSet.bits",
+        "pahq.v1.NodeSet.bits",
+        "pahq.v1.ConceptCodebook.codes",
+        "pahq.v1.ConceptCodebook.encoder",
+    }
 
 
 SHAPES: dict[str, tuple[task_pb2.PromptTask, str]] = {

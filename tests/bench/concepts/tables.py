@@ -105,9 +105,7 @@ def _times(results: Results, part: str) -> Iterator[Row]:
     for name in VQ:
         if name in own:
             times = own[name]["cpu_seconds"] / own[KMEANS]["cpu_seconds"]
-            what = (
-                f"{own[name]['subject']}, {own[name]['states']:,.0f} states, {name}"
-            )
+            what = f"{own[name]['subject']}, {own[name]['states']:,.0f} states, {name}"
             yield (
                 f"{what}: CPU s / those of k-means",
                 f"{times:.1f}",
