@@ -18,8 +18,9 @@ import numpy as np
 
 from pahq_server.core.pruning import MaskFigures, NodeLayout, Training
 
-# Checkpoints are that many seconds of work apart.
-CHECKPOINT_S = 30.0
+# Checkpoints are that many seconds of work apart; the first ones of a process come sooner, so that a server
+# that crashes often still gets on.
+CHECKPOINT_S, FIRST_CHECKPOINT_S = 30.0, 1.0
 _HEAD, _NUMBERS, _FIGURES = struct.Struct("<cI"), struct.Struct("<qddI"), struct.Struct("<4d")
 
 

@@ -30,6 +30,7 @@ from pahq_server.methods.node_pruning.artifact import (
 )
 from pahq_server.methods.node_pruning.journal import (
     CHECKPOINT_S,
+    FIRST_CHECKPOINT_S,
     Recorded,
     checkpoint_record,
     figures_record,
@@ -147,7 +148,7 @@ class _Run:
     def _train(self) -> Generator[Operation, Any, None]:
         asked, context = self._asked, self._context
         penalty, steering = asked.penalties(self.layout), asked.steering
-        since = context.clock()
+        since, wait = context.clock(), FIRST_CHECKPOINT_S
         self._tell("training", {})
         while (left := asked.steps - self.training.step) > 0:
             started = context.clock()
@@ -158,10 +159,10 @@ class _Run:
             self.training = found.training
             self._recent = [*self._recent, *found.kl][-RECENT:]
             context.count(steps=count)
-            if left == count or now - since >= CHECKPOINT_S:
+            if left == count or now - since >= min(wait, CHECKPOINT_S):
                 measured = b"".join(map(figures_record, self.recorded.figures))
                 context.record(measured + checkpoint_record(self.training, self._recent), alone=True)
-                since = now
+                since, wait = now, 2 * wait
             self._tell("training", {f"size_{kind}": size for kind, size in found.sizes.items()})
 
     def _steps_at_once(self) -> int:
