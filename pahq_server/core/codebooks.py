@@ -20,7 +20,7 @@ LEAST_CODES, MOST_CODES = 2, 8192
 # the three controls: a random direction, another code, and the first principal component.
 REMOVED = ("nothing", "code", "random", "other_code", "component")
 # About how often fitting the probe multiplies states with its weights.
-_PRODUCTS = 200
+PRODUCTS_PER_FIT = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ class ProbeStates(Operation):
 
     @property
     def weight(self) -> float:
-        products = _PRODUCTS * self.states.size * self.classes
+        products = PRODUCTS_PER_FIT * self.states.size * self.classes
         return forward_passes(products, self.task_tokens, self.model_weights)
 
     def check(self, result: object) -> None:

@@ -15,6 +15,7 @@ from pahq_server.core.artifact import Artifact, Progress, Records
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError, StorageError
 from pahq_server.core.operations import Operation
+from pahq_server.core.pruning import PRECISIONS, NodeLayout
 
 P = TypeVar("P")
 
@@ -213,8 +214,33 @@ def finite_number(name: str, value: object, at_least: float = 0.0) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
+def whole_number(name: str, value: object, least: int, most: int) -> None:
+    """Checks a parameter. Raises InvalidRequestError unless it is a whole number within bounds."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidRequestError(name, f"must be a whole number from {least} to {most}, got {value!r}")
+
+
 def truth_value(name: str, value: object) -> bool:
     """Checks a parameter. Raises InvalidRequestError unless it is true or false."""
     if not isinstance(value, bool):
         raise InvalidRequestError(name, f"must be true or false, got {value!r}")
     return value
+
+
+def layout_of(resolved: ResolvedObjective) -> NodeLayout:
+    """Returns the sizes of the model."""
+    assert resolved.nodes is not None, "the engine knows the model's sizes"
+    return resolved.nodes
+
+
+def refuse_rounded_activations(resolved: ResolvedObjective, what: str) -> None:
+    """Raises InvalidRequestError for a precision policy that rounds more than weights.
+
+    Args:
+        resolved: the objective.
+        what: is not done under such a policy, such as "states are not captured".
+    """
+    precision = resolved.objective.precision
+    if precision not in PRECISIONS:
+        detail = f"{what} in {precision!r}, which rounds activations; use one of {list(PRECISIONS)}"
+        raise InvalidRequestError("precision", detail)

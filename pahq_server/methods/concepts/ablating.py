@@ -11,14 +11,27 @@ from numpy.typing import NDArray
 
 from pahq_server.core.activations import CaptureStates, part_tokens, span_parts
 from pahq_server.core.artifact import Artifact, Progress, pack
-from pahq_server.core.codebooks import REMOVED, GivenCodebook, ProbedStates, ProbeStates
-from pahq_server.core.concepts import AssignCodes, AssignedCodes, NameTokens
+from pahq_server.core.codebooks import (
+    PRODUCTS_PER_FIT,
+    REMOVED,
+    GivenCodebook,
+    ProbedStates,
+    ProbeStates,
+)
+from pahq_server.core.concepts import AssignCodes, AssignedCodes, NameTokens, forward_passes
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.methods.base import Method, MethodContext, Steps
-from pahq_server.methods.concepts.assigning import check_codebook_type, check_skip, usable_codebook
+from pahq_server.methods.base import (
+    Method,
+    MethodContext,
+    Steps,
+    layout_of,
+    refuse_rounded_activations,
+    whole_number,
+)
+from pahq_server.methods.concepts.assigning import check_codebook_type, usable_codebook
 from pahq_server.methods.concepts.examples import FOLDS, Examples, labelled, next_tokens
-from pahq_server.methods.concepts.parameters import MOST_SEED, SKIP, check_precision, layout_of
+from pahq_server.methods.concepts.parameters import MOST_SEED, SKIP
 from pahq_server.methods.concepts.tokens import model_weights
 
 KIND, VERSION = "concept_ablation", 1
@@ -48,11 +61,8 @@ class AblateParameters:
 
     def __post_init__(self) -> None:
         check_codebook_type(self.codebook)
-        check_skip(self.skip)
-        for name, most in (("layer", 2**31 - 1), ("seed", MOST_SEED)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-                raise InvalidRequestError(name, f"must be a whole number from 0 to {most}, got {value!r}")
+        for name, most in (("skip", 2**31 - 1), ("layer", 2**31 - 1), ("seed", MOST_SEED)):
+            whole_number(name, getattr(self, name), 0, most)
         for name, least in (("labels", 0), ("positions", -(2**31))):
             given = getattr(self, name)
             if not isinstance(given, tuple | list):
@@ -101,17 +111,16 @@ class AblateConcepts(Method[AblateParameters]):
             detail = f"must be from 0, the embedding, to {layers}, after the last layer of the model"
             raise InvalidRequestError("layer", f"{detail}, got {parameters.layer}")
         parameters.examples(resolved)
-        check_precision(resolved)
+        refuse_rounded_activations(resolved, "states are not captured")
 
     def total(self, parameters: AblateParameters, resolved: ResolvedObjective) -> int:
         return len(parameters.examples(resolved).spans()) + FOLDS
 
     def weight(self, parameters: AblateParameters, resolved: ResolvedObjective) -> float:
         layout, examples = layout_of(resolved), parameters.examples(resolved)
-        # A fit is about 200 products of all states with the weights of all labels.
-        products = FOLDS * 200 * len(examples) * layout.d_model * len(examples.classes)
-        weights = max(1, model_weights(layout, resolved.gated_mlps))
-        return 1.0 + products / (weights * resolved.task.num_tokens)
+        products = FOLDS * PRODUCTS_PER_FIT * len(examples) * layout.d_model * len(examples.classes)
+        weights = model_weights(layout, resolved.gated_mlps)
+        return 1.0 + forward_passes(products, resolved.task.num_tokens, weights)
 
     def run(self, context: MethodContext[AblateParameters]) -> Steps:
         resolved, asked = context.resolved, context.parameters

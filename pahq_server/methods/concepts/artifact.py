@@ -13,6 +13,7 @@ from pahq_server.core.artifact import pack
 from pahq_server.core.concepts import CodebookErrors, CodebookTraining, Vector
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.task import TokenIds
+from pahq_server.methods.base import layout_of
 from pahq_server.methods.concepts.parameters import ConceptsParameters
 from pahq_server.methods.concepts.report import ConceptReport, TopTokens
 
@@ -87,17 +88,15 @@ def codebook_bytes(
         names: of all `named_tokens`, in order.
         windows: how many windows there are.
     """
-    assert resolved.nodes is not None, "the engine knows the model's sizes"
-    top = report.top_tokens()
+    layout, top = layout_of(resolved), report.top_tokens()
     ids = named_tokens(top, contexts)
-    settings = parameters.settings(resolved.nodes.d_model)
+    settings = parameters.settings(layout.d_model)
     header: dict[str, Any] = {
         "kind": KIND,
         "version": VERSION,
-        "layers": resolved.nodes.layers,
-        "width": resolved.nodes.d_model,
-        **{name: value for name, value in asdict(parameters).items() if name != "batch"},
-        "batch": parameters.batch,
+        "layers": layout.layers,
+        "width": layout.d_model,
+        **asdict(parameters),
         "tokens": int(report.sizes.sum()),
         "windows": windows,
         "perplexity": report.perplexity,

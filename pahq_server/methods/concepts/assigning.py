@@ -15,8 +15,15 @@ from pahq_server.core.codebooks import GivenCodebook, UsableCodebook
 from pahq_server.core.concepts import AssignCodes, AssignedCodes, NameTokens
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.methods.base import Method, MethodContext, Steps
-from pahq_server.methods.concepts.parameters import SKIP, check_precision, layout_of
+from pahq_server.methods.base import (
+    Method,
+    MethodContext,
+    Steps,
+    layout_of,
+    refuse_rounded_activations,
+    whole_number,
+)
+from pahq_server.methods.concepts.parameters import SKIP
 from pahq_server.methods.concepts.tokens import model_weights
 
 KIND, VERSION = "concept_codes", 1
@@ -40,7 +47,7 @@ class AssignParameters:
 
     def __post_init__(self) -> None:
         check_codebook_type(self.codebook)
-        check_skip(self.skip)
+        whole_number("skip", self.skip, 0, 2**31 - 1)
 
     def spans(self, resolved: ResolvedObjective) -> Sequence[Span]:
         """Returns the tokens that get codes. Raises InvalidRequestError if there are none."""
@@ -59,12 +66,6 @@ def check_codebook_type(codebook: object) -> None:
     """Raises InvalidRequestError for something else than a codebook, such as a text."""
     if not isinstance(codebook, GivenCodebook):
         raise InvalidRequestError("codebook", f"must be a codebook, got {codebook!r}")
-
-
-def check_skip(skip: object) -> None:
-    """Raises InvalidRequestError for what cannot be a number of tokens."""
-    if not isinstance(skip, int) or isinstance(skip, bool) or not 0 <= skip < 1 << 31:
-        raise InvalidRequestError("skip", f"must be a whole number from 0 to {2**31 - 1}, got {skip!r}")
 
 
 def usable_codebook(codebook: GivenCodebook, resolved: ResolvedObjective) -> UsableCodebook:
@@ -95,7 +96,7 @@ class AssignConcepts(Method[AssignParameters]):
     def check(self, parameters: AssignParameters, resolved: ResolvedObjective) -> None:
         usable_codebook(parameters.codebook, resolved)
         parameters.spans(resolved)
-        check_precision(resolved)
+        refuse_rounded_activations(resolved, "states are not captured")
 
     def total(self, parameters: AssignParameters, resolved: ResolvedObjective) -> int:
         return len(parameters.spans(resolved))

@@ -11,6 +11,7 @@ import numpy as np
 from pahq_server.core.activations import CaptureStates, Span, count_tokens
 from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.core.concepts import (
+    PASSES_PER_STEP,
     AssignCodes,
     AssignedCodes,
     CodebookErrors,
@@ -21,6 +22,7 @@ from pahq_server.core.concepts import (
     StartedCodebook,
     TrainCodebook,
     TrainedCodebook,
+    forward_passes,
 )
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.operations import Operation
@@ -119,12 +121,12 @@ class _Plan:
     def weight(self) -> float:
         """Weight of all operations."""
         forward = sum(span.last for span in self.tokens.spans) / self.task_tokens
-        per_token = 3 * self.settings.weights + self.settings.codes * self.settings.width
+        per_token = PASSES_PER_STEP * self.settings.weights + self.settings.codes * self.settings.width
         trained = self._steps * min(self.tokens.batch, self.tokens.count) * per_token
         assigned = self.tokens.count * (
             self.settings.encoder_weights + self.settings.codes * self.settings.width
         )
-        return forward + (trained + assigned) / (self.task_tokens * max(1, self.model_weights))
+        return forward + forward_passes(trained + assigned, self.task_tokens, self.model_weights)
 
     @property
     def file_bytes(self) -> int:

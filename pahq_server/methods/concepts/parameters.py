@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from pahq_server.core.concepts import MEMORIES, CodebookSettings, Memory
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.pruning import PRECISIONS, NodeLayout
-from pahq_server.methods.base import finite_number
+from pahq_server.core.pruning import NodeLayout
+from pahq_server.methods.base import (
+    finite_number,
+    layout_of,
+    refuse_rounded_activations,
+    whole_number,
+)
 
 CODES, MOST_CODES = 400, 8192
 NEIGHBOURS = 5
@@ -89,10 +94,7 @@ class ConceptsParameters:
             ("max_states", 2, MOST_STATES),
             ("skip", 0, 2**31 - 1),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-                detail = f"must be a whole number from {least} to {most}, got {value!r}"
-                raise InvalidRequestError(name, detail)
+            whole_number(name, getattr(self, name), least, most)
         for name in ("temperature", "learning_rate"):
             number = finite_number(name, getattr(self, name))
             if not number > 0:
@@ -142,7 +144,7 @@ def check_objective(parameters: ConceptsParameters, resolved: ResolvedObjective)
         name = "low" if parameters.low > layout.layers else "high"
         detail = f"must be from 0, the embedding, to {layout.layers}, after the last layer of the model"
         raise InvalidRequestError(name, f"{detail}, got {getattr(parameters, name)}")
-    check_precision(resolved)
+    refuse_rounded_activations(resolved, "states are not captured")
     heads = parameters.decoder_heads
     if layout.d_model % heads:
         fitting = [n for n in range(1, 17) if layout.d_model % n == 0]
@@ -159,20 +161,3 @@ def check_objective(parameters: ConceptsParameters, resolved: ResolvedObjective)
         )
         raise InvalidRequestError("decoder_layers", detail)
     return layout
-
-
-def layout_of(resolved: ResolvedObjective) -> NodeLayout:
-    """Returns the sizes of the model."""
-    assert resolved.nodes is not None, "the engine knows the model's sizes"
-    return resolved.nodes
-
-
-def check_precision(resolved: ResolvedObjective) -> None:
-    """Raises InvalidRequestError for a precision in which no states are captured."""
-    precision = resolved.objective.precision
-    if precision not in PRECISIONS:
-        detail = (
-            f"states are not captured in {precision!r}, which rounds activations; use one of "
-            f"{list(PRECISIONS)}"
-        )
-        raise InvalidRequestError("precision", detail)

@@ -19,8 +19,7 @@ from pahq_server.core.activations import (
 from pahq_server.core.artifact import Artifact, Progress, pack
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.pruning import PRECISIONS, NodeLayout
-from pahq_server.methods.base import Method, MethodContext, Steps
+from pahq_server.methods.base import Method, MethodContext, Steps, layout_of, refuse_rounded_activations
 
 KIND, VERSION = "continuation_scores", 1
 
@@ -66,7 +65,7 @@ class ContinuationsParameters:
         """Returns the edit. Raises InvalidRequestError or OtherModelError for one of another model."""
         if self.steering is None:
             return None
-        layout = _layout(resolved)
+        layout = layout_of(resolved)
         return self.steering.steering("steering", layout.layers, layout.d_mlp, resolved.revision)
 
 
@@ -100,12 +99,7 @@ class Continuations(Method[ContinuationsParameters]):
     def check(self, parameters: ContinuationsParameters, resolved: ResolvedObjective) -> None:
         parameters.spans(resolved)
         parameters.steering_for(resolved)
-        if resolved.objective.precision not in PRECISIONS:
-            detail = (
-                f"texts do not run in {resolved.objective.precision!r}, which rounds activations; use one of "
-                f"{list(PRECISIONS)}"
-            )
-            raise InvalidRequestError("precision", detail)
+        refuse_rounded_activations(resolved, "texts do not run")
 
     def total(self, parameters: ContinuationsParameters, resolved: ResolvedObjective) -> int:
         return len(resolved.task.clean)
@@ -116,7 +110,7 @@ class Continuations(Method[ContinuationsParameters]):
     def run(self, context: MethodContext[ContinuationsParameters]) -> Steps:
         resolved, asked = context.resolved, context.parameters
         steering = asked.steering_for(resolved)
-        parts = span_parts(asked.spans(resolved), part_tokens(_layout(resolved)))
+        parts = span_parts(asked.spans(resolved), part_tokens(layout_of(resolved)))
         scores = np.frombuffer(b"".join(context.journal), "<f8").tolist()
         done = 0
         for part in parts:
@@ -135,8 +129,3 @@ class Continuations(Method[ContinuationsParameters]):
         header = {"kind": KIND, "version": VERSION}
         data = pack(header, {"logprobs": np.asarray(scores, "<f8")})
         return Artifact(KIND, VERSION, data, {"mean": float(np.mean(scores))})
-
-
-def _layout(resolved: ResolvedObjective) -> NodeLayout:
-    assert resolved.nodes is not None, "the engine knows the model's sizes"
-    return resolved.nodes

@@ -9,9 +9,14 @@ from dataclasses import dataclass
 from pahq_server.core.activations import Span
 from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
-from pahq_server.core.pruning import PRECISIONS, NodeLayout
+from pahq_server.core.pruning import NodeLayout
 from pahq_server.core.task import TokenTask
-from pahq_server.methods.base import finite_number
+from pahq_server.methods.base import (
+    finite_number,
+    layout_of,
+    refuse_rounded_activations,
+    whole_number,
+)
 
 # As published, and the most neurons of a side: what is kept of each while texts are run takes 2.5 kB.
 TOP_K, MOST_TOP_K = 2000, 10_000
@@ -38,17 +43,17 @@ class NeuronsParameters:
     min_delta: float = MIN_DELTA
 
     def __post_init__(self) -> None:
-        _integer("positive", self.positive, 1, 2**31 - 1)
+        whole_number("positive", self.positive, 1, 2**31 - 1)
         if self.top_k == 0 and not isinstance(self.top_k, bool):  # as good as absent in a message
             object.__setattr__(self, "top_k", TOP_K)
-        _integer("top_k", self.top_k, 1, MOST_TOP_K)
+        whole_number("top_k", self.top_k, 1, MOST_TOP_K)
         object.__setattr__(self, "min_delta", finite_number("min_delta", self.min_delta))
         if not 0 < self.min_delta <= 1:
             detail = f"must be a number above 0 and at most 1, got {self.min_delta:g}"
             raise InvalidRequestError("min_delta", detail)
         object.__setattr__(self, "starts", tuple(self.starts))
         for number, start in enumerate(self.starts):
-            _integer(f"starts[{number}]", start, -(2**31), 2**31 - 1)
+            whole_number(f"starts[{number}]", start, -(2**31), 2**31 - 1)
 
     @property
     def counted(self) -> str:
@@ -92,20 +97,9 @@ def check_objective(resolved: ResolvedObjective) -> NodeLayout:
 
     Raises InvalidRequestError.
     """
-    assert resolved.nodes is not None, "the engine knows the model's sizes"
-    if not resolved.nodes.d_mlp:
+    layout = layout_of(resolved)
+    if not layout.d_mlp:
         name = resolved.objective.model
         raise InvalidRequestError("model", f"{name!r} has no MLPs, so no neurons: use another model")
-    precision = resolved.objective.precision
-    if precision not in PRECISIONS:
-        detail = (
-            f"neurons are not looked at in {precision!r}, which rounds activations; use one of "
-            f"{list(PRECISIONS)}"
-        )
-        raise InvalidRequestError("precision", detail)
-    return resolved.nodes
-
-
-def _integer(name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidRequestError(name, f"must be a whole number from {least} to {most}, got {value!r}")
+    refuse_rounded_activations(resolved, "neurons are not looked at")
+    return layout

@@ -17,10 +17,9 @@ from pahq_server.core.pruning import (
     Mask,
     MaskFigures,
     MeasureMasks,
-    NodeLayout,
     TrainMasks,
 )
-from pahq_server.methods.base import Method, MethodContext, Steps
+from pahq_server.methods.base import Method, MethodContext, Steps, layout_of
 from pahq_server.methods.node_pruning.artifact import (
     KIND,
     VERSION,
@@ -101,7 +100,7 @@ class _Run:
 
     def __init__(self, context: MethodContext[NodePruningParameters]) -> None:
         self._context, self._asked = context, context.parameters
-        self.layout = _layout(context.resolved)
+        self.layout = layout_of(context.resolved)
         self.kinds = self._asked.kinds_of(self.layout)
         self.recorded = Recorded.of(context.journal, self.layout)
         self._replayed = iter(list(self.recorded.figures))
@@ -251,8 +250,3 @@ def _warnings(circuit: NodeCircuit) -> Iterator[str]:
             "Nothing was pruned: training closed no gate. Use a larger budget or penalty, or more steps of "
             "training."
         )
-
-
-def _layout(resolved: ResolvedObjective) -> NodeLayout:
-    assert resolved.nodes is not None, "the engine knows the model's sizes"
-    return resolved.nodes

@@ -18,7 +18,7 @@ from pahq_server.core.pruning import (
     Steering,
     Training,
 )
-from pahq_server.methods.base import finite_number, truth_value
+from pahq_server.methods.base import finite_number, layout_of, truth_value, whole_number
 
 STEPS, MOST_STEPS = 1000, 100_000
 MOST_SEED = 2**63 - 1
@@ -75,8 +75,8 @@ class NodePruningParameters:
                 raise InvalidRequestError(name, f"must be above 0, got {value!r}")
         if self.steps == 0 and not isinstance(self.steps, bool):  # as good as absent in a message
             object.__setattr__(self, "steps", STEPS)
-        _integer("steps", self.steps, 1, MOST_STEPS)
-        _integer("seed", self.seed, 0, MOST_SEED)
+        whole_number("steps", self.steps, 1, MOST_STEPS)
+        whole_number("seed", self.seed, 0, MOST_SEED)
         finite_number("task_loss", self.task_loss)
         truth_value("no_polish", self.no_polish)
         kinds = tuple(self.kinds)
@@ -137,14 +137,8 @@ def check_objective(resolved: ResolvedObjective) -> NodeLayout:
             f"node pruning does not run in {objective.precision!r}, which rounds activations: gradients "
             f"do not pass through rounding. Use one of {list(PRECISIONS)}.",
         )
-    assert resolved.nodes is not None, "the engine knows the model's sizes"
-    return resolved.nodes
+    return layout_of(resolved)
 
 
 def _count(layout: NodeLayout, kind: NodeKind) -> int:
     return layout.layers * layout.per_layer[kind]
-
-
-def _integer(name: str, value: object, least: int, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise InvalidRequestError(name, f"must be a whole number from {least} to {most}, got {value!r}")
