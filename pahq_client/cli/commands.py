@@ -13,7 +13,7 @@ from pahq_client.artifacts import AnyArtifact
 from pahq_client.circuit import Circuit
 from pahq_client.cli import concepts, neurons, nodes
 from pahq_client.cli.jobs import detach, detach_generate, estimate, job_options
-from pahq_client.cli.options import connection, read_task, tls
+from pahq_client.cli.options import connection, read_task, waiting
 from pahq_client.cli.output import (
     count,
     print_answer,
@@ -24,13 +24,17 @@ from pahq_client.cli.output import (
     print_table,
     print_values,
     put,
+    save_and_print,
 )
-from pahq_client.cli.view import load, load_any_circuit, load_codebook, load_neurons, load_nodes
+from pahq_client.cli.view import load, load_any_circuit, load_unpaired
+from pahq_client.codebook import Codebook
 from pahq_client.comparison import compare as compare_circuits
 from pahq_client.discover import attribute as score
 from pahq_client.discover import discover as find
 from pahq_client.discover import generate as sample
 from pahq_client.errors import InvalidRequest
+from pahq_client.neuron_set import NeuronSet
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.results import SHORT_REVISION, Model, Worker
 from pahq_client.scores import EdgeScores
 
@@ -55,7 +59,7 @@ def discover(arguments: Namespace) -> None:
         read_task(arguments),
         arguments.threshold,
         **job_options(arguments),
-        **_waiting(arguments),
+        **waiting(arguments),
     )
     _write_and_print(found, arguments)
 
@@ -66,7 +70,7 @@ def attribute(arguments: Namespace) -> None:
     _check_targets(arguments)
     names = ("method", "metric", "ablation", "kv_receivers", "precision", "steps", "include_prompts")
     options: Any = {name: getattr(arguments, name) for name in names}
-    found = score(arguments.model, read_task(arguments), **options, **_waiting(arguments))
+    found = score(arguments.model, read_task(arguments), **options, **waiting(arguments))
     _write_and_print(found, arguments)
 
 
@@ -83,22 +87,8 @@ def generate(arguments: Namespace) -> None:
         return
     if arguments.out is not None:
         files.check_target("--out", arguments.out)
-    found = sample(arguments.model, arguments.texts, **options, **_waiting(arguments))
-    failed: OSError | None = None
-    if arguments.out is not None:
-        try:
-            found.save(arguments.out)
-        except OSError as error:  # a full disk must not lose the samples
-            failed = error
-    print_artifact(found, arguments.json)
-    if failed is not None:
-        raise failed
-
-
-def _waiting(arguments: Namespace) -> dict[str, Any]:
-    """Returns where a job is to run, and how long."""
-    options = {name: getattr(arguments, name) for name in ("server", "token", "timeout")}
-    return {**options, "tls": tls(arguments), "progress": not arguments.quiet}
+    found = sample(arguments.model, arguments.texts, **options, **waiting(arguments))
+    save_and_print(found, arguments)
 
 
 def curve(arguments: Namespace) -> None:
@@ -173,17 +163,15 @@ def info(arguments: Namespace) -> None:
 
 def compare(arguments: Namespace) -> None:
     """Compares two files of circuits, of scores, of circuits of nodes, of neurons or of concepts."""
-    first, second = (load_nodes(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
-    if first is not None and second is not None:
+    first, second = (load_unpaired(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
+    if isinstance(first, NodeCircuit) and isinstance(second, NodeCircuit):
         nodes.compare(first, second, arguments)
         return
-    sets = [load_neurons(path, arguments.allow_partial) for path in (arguments.a, arguments.b)]
-    if sets[0] is not None and sets[1] is not None:
-        neurons.compare(sets[0], sets[1], arguments)
+    if isinstance(first, NeuronSet) and isinstance(second, NeuronSet):
+        neurons.compare(first, second, arguments)
         return
-    books = [load_codebook(path, arguments.allow_partial) for path in (arguments.a, arguments.b)]
-    if books[0] is not None and books[1] is not None:
-        concepts.compare(books[0], books[1], arguments)
+    if isinstance(first, Codebook) and isinstance(second, Codebook):
+        concepts.compare(first, second, arguments)
         return
     a, b = (load(path, arguments.allow_partial) for path in (arguments.a, arguments.b))
     if isinstance(a, EdgeScores) and isinstance(b, EdgeScores):

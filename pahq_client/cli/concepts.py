@@ -7,15 +7,15 @@ from typing import Any
 
 from pahq_client import files
 from pahq_client.cli.neurons import read_texts
-from pahq_client.cli.options import tls
-from pahq_client.cli.output import print_artifact, print_json, put
+from pahq_client.cli.options import waiting
+from pahq_client.cli.output import print_json, put, save_and_print
 from pahq_client.codebook import Codebook
 from pahq_client.discover import learn_concepts
 
 _OPTIONS = (
     *("layer", "layers", "codes", "neighbours", "temperature", "steps", "batch", "learning_rate", "memory"),
     *("decoder_layers", "decoder_heads", "seed", "max_states", "skip", "long_texts", "precision"),
-    *("include_prompts", "server", "token", "timeout"),
+    "include_prompts",
 )
 
 
@@ -25,18 +25,8 @@ def learn(arguments: Namespace) -> None:
         files.check_target("--out", arguments.out)  # before the work, not after
     texts = read_texts("--texts", arguments.texts)
     options: Any = {name: getattr(arguments, name) for name in _OPTIONS}
-    found = learn_concepts(
-        arguments.model, texts, **options, tls=tls(arguments), progress=not arguments.quiet
-    )
-    failed: OSError | None = None
-    if arguments.out is not None:
-        try:
-            found.save(arguments.out)
-        except OSError as error:  # a full disk must not lose what was found
-            failed = error
-    print_artifact(found, arguments.json)
-    if failed is not None:
-        raise failed
+    found = learn_concepts(arguments.model, texts, **options, **waiting(arguments))
+    save_and_print(found, arguments)
 
 
 def compare(a: Codebook, b: Codebook, arguments: Namespace) -> None:

@@ -24,13 +24,14 @@ from pahq_client.cli.output import (
     print_table,
     put,
 )
-from pahq_client.cli.view import contents, load, load_circuit, load_nodes, load_unpaired
+from pahq_client.cli.view import contents, load, load_as, load_circuit, load_unpaired
 from pahq_client.client import Client
 from pahq_client.display.progress import reporter
 from pahq_client.errors import Conflict, InvalidRequest, JobCancelled, JobFailed, NotFound, WarningDisplay
 from pahq_client.events import Event, JobInfo, JobState
 from pahq_client.formatting import local_time, one_line, stands, summarize
 from pahq_client.jobs import JobHandle
+from pahq_client.node_circuit import NodeCircuit
 from pahq_client.samples import Samples
 
 _NAME = re.compile(r"users/[^/]+/jobs/[^/]+")
@@ -52,7 +53,7 @@ def job_options(arguments: Namespace) -> JobOptions:
     names = (*_FOR_ALL, *_FOR_SOME)
     options: Any = {name: getattr(arguments, name) for name in names}
     if arguments.within is not None:
-        nodes = load_nodes(arguments.within)
+        nodes = load_as(arguments.within, NodeCircuit)
         given = nodes.to_circuit() if nodes else load_circuit("--within", arguments.within)
         options["within"] = given
     found: JobOptions = options

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pahq_client import artifact_file, files, samples_file
-from pahq_client.cli.options import tls
-from pahq_client.cli.output import print_artifact, print_json, print_table
-from pahq_client.cli.view import contents, load_neurons
+from pahq_client.cli.options import waiting
+from pahq_client.cli.output import print_json, print_table, save_and_print
+from pahq_client.cli.view import contents, load_as
 from pahq_client.discover import locate_neurons
 from pahq_client.errors import InvalidRequest
 from pahq_client.neuron_set import SIDES, NeuronSet
@@ -26,7 +26,7 @@ def locate(arguments: Namespace) -> None:
         files.check_target("--out", arguments.out)  # before the work, not after
     positive, negative = (read_texts(f"--{side}", getattr(arguments, side)) for side in SIDES)
     names = ("tokens", "top_k", "min_delta", "long_texts", "overlap", "precision")
-    options: Any = {name: getattr(arguments, name) for name in (*names, "server", "token", "timeout")}
+    options: Any = {name: getattr(arguments, name) for name in names}
     sampling = {name: value for name in _SAMPLING if (value := getattr(arguments, name)) is not None}
     found = locate_neurons(
         arguments.model,
@@ -35,18 +35,9 @@ def locate(arguments: Namespace) -> None:
         **options,
         generate=sampling or None,
         include_prompts=not arguments.no_prompts,
-        tls=tls(arguments),
-        progress=not arguments.quiet,
+        **waiting(arguments),
     )
-    failed: OSError | None = None
-    if arguments.out is not None:
-        try:
-            found.save(arguments.out)
-        except OSError as error:  # a full disk must not lose what was found
-            failed = error
-    print_artifact(found, arguments.json)
-    if failed is not None:
-        raise failed
+    save_and_print(found, arguments)
 
 
 def steering(arguments: Namespace) -> tuple[NeuronSet, float] | None:
@@ -60,7 +51,7 @@ def steering(arguments: Namespace) -> tuple[NeuronSet, float] | None:
         if arguments.strength is not None:
             raise InvalidRequest("--strength", "is that of --steer: give a file of neurons as well")
         return None
-    found = load_neurons(arguments.steer)
+    found = load_as(arguments.steer, NeuronSet)
     if found is None:
         raise InvalidRequest("--steer", f"{arguments.steer} holds no neuron set: pahq neurons writes one")
     return found, 1.0 if arguments.strength is None else arguments.strength

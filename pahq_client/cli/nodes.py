@@ -8,8 +8,8 @@ from typing import Any
 
 from pahq_client import files
 from pahq_client.cli.jobs import detach, estimate
-from pahq_client.cli.options import read_task, tls
-from pahq_client.cli.output import print_artifact, print_json, print_table, put
+from pahq_client.cli.options import read_task, waiting
+from pahq_client.cli.output import print_json, print_table, put, save_and_print
 from pahq_client.discover import prune_nodes
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.node_layout import KIND_NAMES
@@ -30,18 +30,8 @@ def prune(arguments: Namespace) -> None:
         return
     if arguments.out is not None:
         files.check_target("--out", arguments.out)  # before hours of work, not after
-    waiting: Any = {name: getattr(arguments, name) for name in ("server", "token", "timeout")}
-    waiting |= {"tls": tls(arguments), "progress": not arguments.quiet}
-    found = prune_nodes(arguments.model, read_task(arguments), **options, **waiting)
-    failed: OSError | None = None
-    if arguments.out is not None:
-        try:
-            found.save(arguments.out)
-        except OSError as error:  # a full disk must not lose what was found
-            failed = error
-    print_artifact(found, arguments.json)
-    if failed is not None:
-        raise failed
+    found = prune_nodes(arguments.model, read_task(arguments), **options, **waiting(arguments))
+    save_and_print(found, arguments)
 
 
 def _options(arguments: Namespace) -> dict[str, Any]:

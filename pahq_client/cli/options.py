@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pahq_client.client import Client
 from pahq_client.connection import TlsConfig
@@ -36,6 +37,12 @@ def tls(arguments: Namespace) -> bool | TlsConfig:
     """Returns whether and how to encrypt."""
     config = TlsConfig(arguments.tls_ca, arguments.tls_cert, arguments.tls_key)
     return bool(arguments.tls) if config == TlsConfig() else config
+
+
+def waiting(arguments: Namespace) -> dict[str, Any]:
+    """Returns where a job is to run, and how long."""
+    options = {name: getattr(arguments, name) for name in ("server", "token", "timeout")}
+    return {**options, "tls": tls(arguments), "progress": not arguments.quiet}
 
 
 def read_task(arguments: Namespace) -> Task | BuiltinTask:

@@ -11,10 +11,11 @@ import json
 import math
 import sys
 import warnings
+from argparse import Namespace
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pahq_client import circuit_file, formatting
 from pahq_client.artifacts import AnyArtifact
@@ -36,6 +37,8 @@ from pahq_client.results import Estimate, Evaluation
 from pahq_client.samples import Samples
 from pahq_client.scores import EdgeScores
 
+Saved: TypeAlias = Samples | NodeCircuit | NeuronSet | Codebook
+
 # Columns of a table outside of a terminal: nothing is broken or cut off.
 _WIDE = 1_000_000
 
@@ -43,6 +46,22 @@ _WIDE = 1_000_000
 def put(*cells: object) -> None:
     """Prints a line of cells, with tabs between them, and with nothing that a terminal would obey."""
     print("\t".join(printable(str(cell)).replace("\n", " ") for cell in cells))
+
+
+def save_and_print(found: Saved, arguments: Namespace) -> None:
+    """Writes what was found to the file of ``--out``, if that is given, and prints it.
+
+    Does both before it raises OSError: a full disk must not lose what was found.
+    """
+    failed: OSError | None = None
+    if arguments.out is not None:
+        try:
+            found.save(arguments.out)
+        except OSError as error:
+            failed = error
+    print_artifact(found, arguments.json)
+    if failed is not None:
+        raise failed
 
 
 def print_artifact(artifact: AnyArtifact, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import webbrowser
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias, TypeVar
 
 from pahq_client import (
     artifact_file,
@@ -28,10 +29,14 @@ from pahq_client.neuron_set import NeuronSet
 from pahq_client.node_circuit import NodeCircuit
 from pahq_client.scores import EdgeScores
 
-_UNPAIRED: Mapping[type, str] = {
-    NodeCircuit: "a circuit of nodes",
-    NeuronSet: "a neuron set",
-    Codebook: "a codebook",
+Unpaired: TypeAlias = NodeCircuit | NeuronSet | Codebook
+U = TypeVar("U", NodeCircuit, NeuronSet, Codebook)
+
+# What has a page of its own: the kind that files say they hold, and what to call one.
+_UNPAIRED: Mapping[type[Unpaired], tuple[str, str]] = {
+    NodeCircuit: (node_circuit_file.KIND, "a circuit of nodes"),
+    NeuronSet: (neuron_set_file.KIND, "a neuron set"),
+    Codebook: (codebook_file.KIND, "a codebook"),
 }
 
 
@@ -43,7 +48,7 @@ def view(arguments: Namespace) -> None:
     alone = load_unpaired(arguments.file, arguments.allow_partial)
     if alone is not None:
         if arguments.other is not None:
-            what = _UNPAIRED[type(alone)]
+            _, what = _UNPAIRED[type(alone)]
             raise InvalidRequest("OTHER", f"does not go with {what}: pahq compare compares two")
         WarningDisplay().show(alone.warnings)
         target = _new_file(paths) if arguments.output is None else arguments.output
@@ -88,51 +93,28 @@ def load(path: str, allow_partial: bool) -> Result:
     return kind.load(path, allow_partial=allow_partial)
 
 
-def load_nodes(path: str, allow_partial: bool = False) -> NodeCircuit | None:
-    """Reads a circuit of nodes; None for a file of something else.
+def load_as(path: str, kind: type[U], allow_partial: bool = False) -> U | None:
+    """Reads a circuit of nodes, a neuron set or a codebook; None for a file of something else.
 
     Raises:
-        InvalidNodeCircuitFile: it is damaged, or what is partial and was not asked for.
+        InvalidNodeCircuitFile, InvalidNeuronSetFile, InvalidCodebookFile: it is damaged, or what is partial
+            and was not asked for.
         InvalidRequest: it cannot be read.
     """
-    if artifact_file.kind_of(contents(path)) != node_circuit_file.KIND:
+    if artifact_file.kind_of(contents(path)) != _UNPAIRED[kind][0]:
         return None
-    return NodeCircuit.load(path, allow_partial=allow_partial)
+    return kind.load(path, allow_partial=allow_partial)
 
 
-def load_neurons(path: str, allow_partial: bool = False) -> NeuronSet | None:
-    """Reads a neuron set; None for a file of something else.
-
-    Raises:
-        InvalidNeuronSetFile: it is damaged, or what is partial and was not asked for.
-        InvalidRequest: it cannot be read.
-    """
-    if artifact_file.kind_of(contents(path)) != neuron_set_file.KIND:
-        return None
-    return NeuronSet.load(path, allow_partial=allow_partial)
-
-
-def load_codebook(path: str, allow_partial: bool = False) -> Codebook | None:
-    """Reads a codebook; None for a file of something else.
-
-    Raises:
-        InvalidCodebookFile: it is damaged, or what is partial and was not asked for.
-        InvalidRequest: it cannot be read.
-    """
-    if artifact_file.kind_of(contents(path)) != codebook_file.KIND:
-        return None
-    return Codebook.load(path, allow_partial=allow_partial)
-
-
-def load_unpaired(path: str, allow_partial: bool = False) -> NodeCircuit | NeuronSet | Codebook | None:
+def load_unpaired(path: str, allow_partial: bool = False) -> Unpaired | None:
     """Reads what has a page of its own and no edges; None for a file of something else.
 
-    Raises as `load_nodes`, `load_neurons` and `load_codebook`.
+    Raises as `load_as`.
     """
-    for read in (load_nodes, load_neurons, load_codebook):
-        found: NodeCircuit | NeuronSet | Codebook | None = read(path, allow_partial)
-        if found is not None:
-            return found
+    holds = artifact_file.kind_of(contents(path))
+    for kind, (own, _) in _UNPAIRED.items():
+        if own == holds:
+            return kind.load(path, allow_partial=allow_partial)
     return None
 
 
@@ -161,9 +143,8 @@ def load_any_circuit(option: str, path: str, allow_partial: bool = False) -> Cir
 
     Raises InvalidNodeCircuitFile for a damaged one of nodes.
     """
-    if artifact_file.kind_of(contents(path)) == node_circuit_file.KIND:
-        return NodeCircuit.load(path, allow_partial=allow_partial)
-    return load_circuit(option, path, allow_partial)
+    nodes = load_as(path, NodeCircuit, allow_partial)
+    return load_circuit(option, path, allow_partial) if nodes is None else nodes
 
 
 def _names(paths: list[str]) -> tuple[str, ...]:
