@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from pahq.v1 import generation_pb2, model_pb2, server_pb2
 from pahq.v1 import jobs_pb2 as pb
@@ -87,6 +88,8 @@ from pahq_client.samples import Sample, Samples
 from pahq_client.scores import EdgeScores
 from pahq_client.session import SessionCalls, renamed
 from pahq_client.task import Prompt, PromptLike, Task, TaskLike, read_prompts
+
+T = TypeVar("T")
 
 # How long an interrupted user waits at most for the job to be cancelled.
 CANCEL_SECONDS = 5.0
@@ -274,9 +277,7 @@ class ServerCalls:
         self, request: JobRequest, timeout: float | None, progress: ProgressLike
     ) -> Steps[NodeCircuit]:
         found = yield from self._run_job(request, timeout, progress)
-        if not isinstance(found, NodeCircuit):
-            raise ServerFault(f"the server sent a {type(found).__name__}, asked for a node circuit")
-        return found
+        return _of_kind(found, NodeCircuit, "a node circuit")
 
     def locate_neurons(
         self, request: LocateRequest, timeout: float | None, progress: ProgressLike
@@ -304,12 +305,10 @@ class ServerCalls:
             precision=request.precision,
             include_prompts=request.include_prompts,
         )
-        try:
-            found = yield from self._run_job(job, deadline.left, progress)
-        except InvalidRequest as error:
-            raise locating.renamed(error, parts) from None
-        if not isinstance(found, NeuronSet):
-            raise ServerFault(f"the server sent a {type(found).__name__}, asked for a neuron set")
+        run = self._run_job(job, deadline.left, progress)
+        found = yield from self._found(
+            run, NeuronSet, "a neuron set", lambda error: locating.renamed(error, parts)
+        )
         if found.texts != tuple(map(len, parts)):
             raise ServerFault("the server sent a neuron set of other texts than were asked for")
         found = locating.of_texts(found, parts, given)
@@ -472,12 +471,10 @@ class ServerCalls:
         spec = requests.texts_spec(
             request.model, prompts, request.precision, request.include_prompts, concepts=parameters
         )
-        try:
-            found = yield from self._run_creation(_creation(spec), deadline.left, progress)
-        except InvalidRequest as error:
-            raise learning.renamed(error, request, parts) from None
-        if not isinstance(found, Codebook):
-            raise ServerFault(f"the server sent a {type(found).__name__}, asked for a codebook")
+        run = self._run_creation(_creation(spec), deadline.left, progress)
+        found = yield from self._found(
+            run, Codebook, "a codebook", lambda error: learning.renamed(error, request, parts)
+        )
         places = (each for concept in found for each in concept.contexts)
         if any(place.text >= len(parts) for place in places):
             raise ServerFault("the server sent a codebook of other texts than were asked for")
@@ -493,12 +490,13 @@ class ServerCalls:
             parts = yield from self._parts_of_texts(request, parts)
         prompts = [part.prompt for part in parts]
         spec = requests.texts_spec(request.model, prompts, request.precision, assign_concepts=parameters)
-        try:
-            found = yield from self._run_creation(_creation(spec), deadline.left, progress)
-        except InvalidRequest as error:
-            raise assigning.renamed(error, "assign_concepts", parts) from None
-        if not isinstance(found, AssignedConcepts):
-            raise ServerFault(f"the server sent a {type(found).__name__}, asked for concepts of texts")
+        run = self._run_creation(_creation(spec), deadline.left, progress)
+        found = yield from self._found(
+            run,
+            AssignedConcepts,
+            "concepts of texts",
+            lambda error: assigning.renamed(error, "assign_concepts", parts),
+        )
         known = all(
             isinstance(part.prompt, str) or part.prompt == tuple(text.ids.tolist())
             for part, text in zip(parts, found.texts, strict=False)
@@ -522,12 +520,13 @@ class ServerCalls:
                 parameters = request.parameters(places)
         prompts = [part.prompt for part in parts]
         spec = requests.texts_spec(request.model, prompts, request.precision, ablate_concepts=parameters)
-        try:
-            found = yield from self._run_creation(_creation(spec), deadline.left, progress)
-        except InvalidRequest as error:
-            raise assigning.renamed(error, "ablate_concepts", parts) from None
-        if not isinstance(found, ConceptAblation):
-            raise ServerFault(f"the server sent a {type(found).__name__}, asked for an ablation of concepts")
+        run = self._run_creation(_creation(spec), deadline.left, progress)
+        found = yield from self._found(
+            run,
+            ConceptAblation,
+            "an ablation of concepts",
+            lambda error: assigning.renamed(error, "ablate_concepts", parts),
+        )
         labelled = request.labels is not None
         if (
             found.texts.max() >= len(parts)
@@ -577,13 +576,8 @@ class ServerCalls:
         self, request: GenerateRequest, timeout: float | None, progress: ProgressLike
     ) -> Steps[Samples]:
         creation = _creation(requests.generate_spec(request, requests.generate_prompts(request)))
-        try:
-            found = yield from self._run_creation(creation, timeout, progress)
-        except InvalidRequest as error:
-            raise requests.generate_error(error) from None
-        if not isinstance(found, Samples):
-            raise ServerFault(f"the server sent a {type(found).__name__}, asked for samples")
-        return found
+        run = self._run_creation(creation, timeout, progress)
+        return (yield from self._found(run, Samples, "samples", requests.generate_error))
 
     def submit_generate(self, request: GenerateRequest) -> Steps[JobCalls]:
         creation = _creation(requests.generate_spec(request, requests.generate_prompts(request)))
@@ -597,6 +591,20 @@ class ServerCalls:
     def stream_samples(self, request: GenerateRequest) -> SampleStream:
         prompts = requests.generate_prompts(request)
         return SampleStream(self._caller, requests.generate_message(request, prompts), prompts)
+
+    def _found(
+        self,
+        run: Steps[AnyArtifact],
+        kind: type[T],
+        what: str,
+        renamed: Callable[[InvalidRequest], InvalidRequest],
+    ) -> Steps[T]:
+        """Runs a job, and names the caller's arguments in errors."""
+        try:
+            found = yield from run
+        except InvalidRequest as error:
+            raise renamed(error) from None
+        return _of_kind(found, kind, what)
 
     def _run_job(
         self, request: JobRequest, timeout: float | None, progress: ProgressLike
@@ -761,6 +769,13 @@ class SampleStream:
         if delay is None:
             raise error
         yield Pause(delay)
+
+
+def _of_kind(found: AnyArtifact, kind: type[T], what: str) -> T:
+    """Returns what a job gave. Raises ServerFault if that is something else than ``what`` was asked for."""
+    if not isinstance(found, kind):
+        raise ServerFault(f"the server sent a {type(found).__name__}, asked for {what}")
+    return found
 
 
 def _leaves_it_running(error: BaseException, job: JobCalls | None) -> bool:

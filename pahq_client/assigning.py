@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +12,7 @@ from pahq_client import checks
 from pahq_client.codebook import Codebook
 from pahq_client.concept_ablation import ConceptAblation
 from pahq_client.errors import InvalidRequest, OtherModel
-from pahq_client.locating import LONG_TEXTS, GivenTexts, LocatedText
+from pahq_client.locating import LONG_TEXTS, GivenTexts, LocatedText, texts_named
 
 # Of a codebook in a request, which also has room for texts.
 MOST_CODEBOOK_BYTES = 12 << 20
@@ -181,15 +180,7 @@ def renamed(error: InvalidRequest, method: str, parts: Sequence[LocatedText]) ->
             "states are not its own: ask for the model that it was learned from"
         )
         return OtherModel(error.circuit, error.model, detail, "codebook")
-
-    def name_of(found: re.Match[str]) -> str:
-        number = int(found[1])
-        return f"texts[{parts[number].text}]" if number < len(parts) else found[0]
-
-    def of(text: str) -> str:
-        return re.sub(r"\btask\.clean\[(\d{1,9})\]", name_of, text).replace("task.clean", "texts")
-
-    return InvalidRequest(of(error.field.removeprefix(f"{method}.")), of(error.detail))
+    return texts_named(error, method, parts)
 
 
 def ablation_of_texts(

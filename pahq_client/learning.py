@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +11,7 @@ from pahq.v1 import methods_pb2
 from pahq_client import checks
 from pahq_client.codebook import Codebook, Concept
 from pahq_client.errors import InvalidRequest
-from pahq_client.locating import LONG_TEXTS, GivenTexts, LocatedText
+from pahq_client.locating import LONG_TEXTS, GivenTexts, LocatedText, texts_named
 
 MEMORIES = ("quantized", "continuous")
 _LEAST = {
@@ -98,18 +97,10 @@ class LearnRequest:
 
 def renamed(error: InvalidRequest, request: LearnRequest, parts: Sequence[LocatedText]) -> InvalidRequest:
     """Returns an error of a job with the caller's names of the arguments."""
-
-    def name_of(found: re.Match[str]) -> str:
-        number = int(found[1])
-        return f"texts[{parts[number].text}]" if number < len(parts) else found[0]
-
-    def of(text: str) -> str:
-        return re.sub(r"\btask\.clean\[(\d{1,9})\]", name_of, text).replace("task.clean", "texts")
-
-    field = error.field.removeprefix("concepts.")
-    if field in ("low", "high"):
-        field = "layers" if request.layer is None else "layer"
-    return InvalidRequest(of(field), of(error.detail))
+    named = texts_named(error, "concepts", parts)
+    if named.field not in ("low", "high"):
+        return named
+    return InvalidRequest("layers" if request.layer is None else "layer", named.detail)
 
 
 def of_texts(found: Codebook, parts: Sequence[LocatedText]) -> Codebook:

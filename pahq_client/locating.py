@@ -185,6 +185,25 @@ def read_starts(field: str, given: object) -> tuple[int, ...]:
     return found
 
 
+def texts_named(error: InvalidRequest, method: str, parts: Sequence[LocatedText]) -> InvalidRequest:
+    """Returns an error of a job with the caller's names of arguments: those of the method, and ``texts``.
+
+    Args:
+        error: the server's.
+        method: name of the job's method.
+        parts: of the texts, as they were sent.
+    """
+
+    def name_of(found: re.Match[str]) -> str:
+        number = int(found[1])
+        return f"texts[{parts[number].text}]" if number < len(parts) else found[0]
+
+    def of(text: str) -> str:
+        return re.sub(r"\btask\.clean\[(\d{1,9})\]", name_of, text).replace("task.clean", "texts")
+
+    return InvalidRequest(of(error.field.removeprefix(f"{method}.")), of(error.detail))
+
+
 def renamed(error: InvalidRequest, sides: Sequence[Sequence[LocatedText]]) -> InvalidRequest:
     """Returns an error of a job with the caller's names of the texts."""
     every = [(name, part.text) for name, side in zip(SIDES, sides, strict=True) for part in side]
