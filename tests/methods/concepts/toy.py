@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from helpers.method_run import MethodRun
 from numpy.typing import NDArray
 
 from pahq_server.core.activations import CaptureStates
-from pahq_server.core.artifact import Artifact, Progress
 from pahq_server.core.concepts import AssignCodes, MeasureCodebook, NameTokens, StartCodebook, TrainCodebook
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.graph import Graph
@@ -18,7 +18,6 @@ from pahq_server.core.operations import Operation
 from pahq_server.core.pruning import NodeLayout
 from pahq_server.core.task import PromptTask, TokenTask
 from pahq_server.engine.concepts.training import assign, measure, start, train
-from pahq_server.methods.base import MethodContext
 from pahq_server.methods.concepts.method import Concepts
 from pahq_server.methods.concepts.parameters import ConceptsParameters
 
@@ -91,18 +90,8 @@ def resolved(task: TokenTask, precision: str = "fp32", layout: NodeLayout = LAYO
     return ResolvedObjective(objective, task, Graph(3, 2, 2), "revision", nodes=layout)
 
 
-class Run:
-    """Runs the method, until its end or for some operations.
-
-    Args:
-        toy: the engine.
-        task: texts.
-        parameters: of the method.
-        folder: for the files of the job.
-        journal: what earlier runs recorded.
-        operations: after which the run is killed; None for its end.
-        seconds: what each operation takes.
-    """
+class Run(MethodRun):
+    """Runs the method on a toy, until its end or for some operations; see `MethodRun`."""
 
     def __init__(
         self,
@@ -114,42 +103,10 @@ class Run:
         operations: int | None = None,
         seconds: float = 0.1,
     ) -> None:
-        now = [0.0]
-        self.sizes: list[int] = []
+        def answer(operation: Operation) -> object:
+            return toy.answer(operation, task)
 
-        def folder_of(size: int) -> Path:
-            self.sizes.append(size)
-            folder.mkdir(parents=True, exist_ok=True)
-            return folder
-
-        self.context = MethodContext(
-            resolved(task), parameters, journal, len(journal), clock=lambda: now[0], folder=folder_of
-        )
-        self.asked: list[Operation] = []
-        self.told: list[Progress] = []
-        self.journal = list(journal)
-        self.artifact: Artifact | None = None
-        steps = METHOD.run(self.context)
-        answer: object = None
-        while operations is None or len(self.asked) < operations:
-            try:
-                operation = steps.send(answer)
-            except StopIteration as stop:
-                self.artifact = stop.value
-                break
-            finally:
-                records = self.context.take_records()
-                data, count = records.data, records.count
-                self.journal += [data] if count else []
-                self.told.append(self.context.progress)
-            self.asked.append(operation)
-            now[0] += seconds
-            answer = toy.answer(operation, task)
-
-    @property
-    def data(self) -> bytes:
-        assert self.artifact is not None
-        return self.artifact.data
+        super().__init__(METHOD, resolved(task), parameters, answer, journal, operations, seconds, folder)
 
     def of(self, kind: type[Operation]) -> list[Operation]:
         """The operations of a class that were asked for."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.method_run import MethodRun
+from numpy.typing import NDArray
 
 from pahq_server.core import activations
 from pahq_server.core.activations import NeuronSteering, ScoreContinuations, Steering
@@ -15,9 +17,9 @@ from pahq_server.core.artifact import Artifact, unpack
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError, OtherModelError
 from pahq_server.core.graph import Graph
+from pahq_server.core.operations import Operation
 from pahq_server.core.pruning import NodeLayout
 from pahq_server.core.task import PromptTask, TokenTask
-from pahq_server.methods.base import MethodContext
 from pahq_server.methods.continuations.method import Continuations, ContinuationsParameters
 
 METHOD = Continuations()
@@ -47,22 +49,15 @@ def run(
     parameters: ContinuationsParameters, journal: Sequence[bytes] = (), operations: int | None = None
 ) -> tuple[Artifact | None, list[bytes], list[Any]]:
     """Runs the method, until its end or for some operations; scores are those of the texts' numbers."""
-    context = MethodContext(RESOLVED, parameters, journal, len(journal))
-    steps, answer, asked, written = METHOD.run(context), None, [], list(journal)
-    while operations is None or len(asked) < operations:
-        try:
-            operation = steps.send(answer)
-        except StopIteration as stop:
-            return stop.value, written, asked
-        finally:
-            records = context.take_records()
-            data, count = records.data, records.count
-            written += [data] if count else []
+
+    def answer(operation: Operation) -> NDArray[np.float64]:
         assert isinstance(operation, ScoreContinuations)
-        asked.append(operation)
-        answer = np.array([-span.text / 7 - span.first for span in operation.spans])
-        operation.check(answer)
-    return None, written, asked
+        found = np.array([-span.text / 7 - span.first for span in operation.spans])
+        operation.check(found)
+        return found
+
+    found = MethodRun(METHOD, RESOLVED, parameters, answer, journal, operations)
+    return found.artifact, found.journal, found.asked
 
 
 def test_scores_are_in_the_order_of_the_texts() -> None:

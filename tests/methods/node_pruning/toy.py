@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from helpers.method_run import MethodRun
 from helpers.toy_nodes import LAYOUT, Toy
 
-from pahq_server.core.artifact import Artifact, Progress, unpack
+from pahq_server.core.artifact import Artifact, unpack
 from pahq_server.core.engine import Objective, ResolvedObjective
 from pahq_server.core.graph import Graph
-from pahq_server.core.operations import Operation
 from pahq_server.core.pruning import Mask
 from pahq_server.core.task import PromptTask, TokenTask
-from pahq_server.methods.base import MethodContext
 from pahq_server.methods.node_pruning.method import NodePruning
 from pahq_server.methods.node_pruning.parameters import NodePruningParameters
 
@@ -27,16 +26,8 @@ RESOLVED = ResolvedObjective(
 METHOD = NodePruning()
 
 
-class Run:
-    """Runs the method, until its end or for some operations.
-
-    Args:
-        toy: the engine.
-        parameters: of the method.
-        journal: what earlier runs recorded.
-        operations: after which the run is killed; None for its end.
-        seconds: what each operation takes.
-    """
+class Run(MethodRun):
+    """Runs the method on a toy, until its end or for some operations; see `MethodRun`."""
 
     def __init__(
         self,
@@ -47,29 +38,7 @@ class Run:
         seconds: float = 0.1,
         resolved: ResolvedObjective = RESOLVED,
     ) -> None:
-        now = [0.0]
-        self.context = MethodContext(resolved, parameters, journal, len(journal), clock=lambda: now[0])
-        self.asked: list[Operation] = []
-        self.told: list[Progress] = []
-        self.journal = list(journal)
-        self.artifact: Artifact | None = None
-        steps = METHOD.run(self.context)
-        answer: object = None
-        while operations is None or len(self.asked) < operations:
-            try:
-                operation = steps.send(answer)
-            except StopIteration as stop:
-                self.artifact = stop.value
-                break
-            finally:
-                records = self.context.take_records()
-                if records.alone:
-                    self.journal = [b""] * len(self.journal)
-                self.journal += [records.data] if records.count else []
-                self.told.append(self.context.progress)
-            self.asked.append(operation)
-            now[0] += seconds
-            answer = toy.answer(operation)
+        super().__init__(METHOD, resolved, parameters, toy.answer, journal, operations, seconds)
 
     @property
     def kept(self) -> Mask:
