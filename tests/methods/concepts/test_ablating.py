@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.method_run import MethodRun
 
 from pahq_server.core.activations import CaptureStates
 from pahq_server.core.artifact import Artifact, unpack
@@ -14,7 +15,6 @@ from pahq_server.core.errors import InvalidRequestError, OtherModelError
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import TokenTask
 from pahq_server.engine.concepts.probe import probe
-from pahq_server.methods.base import MethodContext
 from pahq_server.methods.concepts.ablating import AblateConcepts, AblateParameters
 from pahq_server.methods.concepts.examples import (
     FOLDS,
@@ -70,17 +70,10 @@ PLANTED = Planted()
 
 def run(task: TokenTask, asked: AblateParameters) -> tuple[Artifact, list[Operation]]:
     METHOD.check(asked, resolved(task))
-    context = MethodContext(resolved(task), asked)
-    steps, operations = METHOD.run(context), []
-    answer: Any = None
-    while True:
-        try:
-            operation = steps.send(answer)
-        except StopIteration as stop:
-            assert context.progress.done == METHOD.total(asked, resolved(task))
-            return stop.value, operations
-        operations.append(operation)
-        answer = PLANTED.answer(operation, task)
+    found = MethodRun(METHOD, resolved(task), asked, lambda each: PLANTED.answer(each, task))
+    assert found.artifact is not None
+    assert found.context.progress.done == METHOD.total(asked, resolved(task))
+    return found.artifact, found.asked
 
 
 def last_is_odd(task: TokenTask) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.method_run import MethodRun
 from numpy.typing import NDArray
 
 from pahq_server.core import activations
@@ -17,7 +18,6 @@ from pahq_server.core.concepts import CodebookSettings
 from pahq_server.core.errors import InvalidRequestError, OtherModelError
 from pahq_server.core.operations import Operation
 from pahq_server.core.task import TokenTask
-from pahq_server.methods.base import MethodContext
 from pahq_server.methods.concepts.assigning import AssignConcepts, AssignParameters
 
 from .toy import LAYOUT, ToyStates, resolved, texts
@@ -56,21 +56,10 @@ def run(
     task: TokenTask, asked: AssignParameters, journal: Sequence[bytes] = (), operations: int | None = None
 ) -> tuple[Artifact | None, list[bytes], list[Operation]]:
     """Runs the method, until its end or for some operations."""
-    context = MethodContext(resolved(task), asked, journal, len(journal))
-    steps, written, run_so_far = METHOD.run(context), list(journal), []
-    answer: Any = None
-    while operations is None or len(run_so_far) < operations:
-        try:
-            operation = steps.send(answer)
-        except StopIteration as stop:
-            assert context.progress.done == METHOD.total(asked, resolved(task))
-            return stop.value, written, run_so_far
-        finally:
-            records = context.take_records()
-            written += [records.data] if records.count else []
-        run_so_far.append(operation)
-        answer = TOY.answer(operation, task)
-    return None, written, run_so_far
+    found = MethodRun(METHOD, resolved(task), asked, lambda each: TOY.answer(each, task), journal, operations)
+    if found.artifact is not None:
+        assert found.context.progress.done == METHOD.total(asked, resolved(task))
+    return found.artifact, found.journal, found.asked
 
 
 @pytest.fixture(autouse=True)
