@@ -24,10 +24,11 @@ from pahq_server.core.activations import (
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.task import TokenIds
 from pahq_server.engine.activations.reducers import NeuronDescriber, NeuronSummer
-from pahq_server.engine.activations.run import NeuronEdits, TextRun
+from pahq_server.engine.activations.run import TextRun
 from pahq_server.engine.activations.texts import PackedTexts
 from pahq_server.engine.backends import EngineState
 from pahq_server.engine.frozen_weights import FrozenWeights
+from pahq_server.engine.neuron_edits import LayerEdit, layer_edits
 from pahq_server.models.architecture import Architecture
 from pahq_server.precision.policy import POLICIES
 
@@ -134,15 +135,15 @@ def score_continuations(state: EngineState, operation: ScoreContinuations) -> ND
             )
         if any(span.first < 1 for span in operation.spans):
             raise InvalidRequestError("spans", "a continuation must have a token before it, got position 0")
-        edits = None
+        edits: tuple[LayerEdit | None, ...] = (None,) * arch.layers
         if steering is not None:
             _check_neurons(arch, np.concatenate([steering.raised, steering.lowered]))
-            edits = NeuronEdits(steering, weights)
+            edits = layer_edits(steering, arch.layers, arch.d_mlp, weights.device, weights.dtype)
         found: list[float] = []
         for part in _parts(state, weights, operation.spans):
-            while part.run.layers < arch.layers:
-                if edits is not None:
-                    edits.apply(part.run.layers, part.run.neurons())
+            for edit in edits:
+                if edit is not None:
+                    edit.apply(part.run.neurons())
                 part.run.finish_layer()
             values = _log_probabilities(part, arch)
             ends = np.cumsum([span.last - span.first for span in part.spans])[:-1]

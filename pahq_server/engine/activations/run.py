@@ -1,4 +1,4 @@
-"""The model's pass over packed texts, which stops at each layer's neurons; steering.
+"""The model's pass over packed texts, which stops at each layer's neurons.
 
 Letters in shapes: N packed tokens, D d_model, M hidden units of an MLP, H query heads, G key/value heads, K
 d_head.
@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pahq_server.core.activations import Steering
 from pahq_server.engine import transformer
 from pahq_server.engine.activations.texts import PackedTexts
 from pahq_server.engine.frozen_weights import FrozenWeights
@@ -140,35 +138,3 @@ def _side_by_side(*stacks: Tensor) -> Tensor:
         joined[first:last].view(len(w), w.shape[-1], -1).copy_(w.transpose(1, 2))
         first = last
     return joined.T
-
-
-class NeuronEdits:
-    """Steering, layer by layer.
-
-    Args:
-        steering: what to do with which neurons.
-        weights: of the model.
-    """
-
-    def __init__(self, steering: Steering, weights: FrozenWeights) -> None:
-        arch, self._layers = weights.arch, []
-        amounts = torch.from_numpy(steering.amounts).to(weights.device, weights.dtype)
-        for first in range(0, arch.layers * arch.d_mlp, arch.d_mlp):
-            bounds = [first, first + arch.d_mlp]
-            raised, lowered = (
-                slice(*np.searchsorted(numbers, bounds).tolist())
-                for numbers in (steering.raised, steering.lowered)
-            )
-            units = (
-                torch.from_numpy(numbers[part] - first).to(weights.device)
-                for numbers, part in ((steering.raised, raised), (steering.lowered, lowered))
-            )
-            self._layers.append((*units, amounts[raised]))
-
-    def apply(self, layer: int, neurons: Tensor) -> None:
-        """Edits the activations of a layer, [N, M], in place."""
-        raised, lowered, amounts = self._layers[layer]
-        if len(raised):
-            neurons[:, raised] += amounts
-        if len(lowered):
-            neurons[:, lowered] = neurons[:, lowered].clamp_(max=0)

@@ -8,58 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pahq_server.core.activations import Steering
+from pahq_server.engine.neuron_edits import LayerEdit, layer_edits
 
 # How many edits are kept as tensors.
 KEPT_EDITS = 16
-
-
-@dataclass(frozen=True)
-class LayerEdit:
-    """An edit of the units of one MLP.
-
-    Args:
-        raised: units, int64 [R].
-        amounts: what is added to each, float32 [R].
-        lowered: units, int64 [L].
-    """
-
-    raised: Tensor
-    amounts: Tensor
-    lowered: Tensor
-
-    def apply(self, activations: Tensor) -> Tensor:
-        """Changes activations [N, M] in place, and returns them."""
-        if len(self.raised):
-            activations[:, self.raised] += self.amounts.to(activations.dtype)
-        if len(self.lowered):
-            activations[:, self.lowered] = activations[:, self.lowered].clamp(max=0)
-        return activations
-
-
-def layer_edits(
-    steering: Steering, layers: int, d_mlp: int, device: torch.device
-) -> tuple[LayerEdit | None, ...]:
-    """Divides an edit among the layers; None for those in which nothing changes."""
-    starts = np.arange(layers + 1) * d_mlp
-    raised, lowered = (np.searchsorted(given, starts) for given in (steering.raised, steering.lowered))
-    edits: list[LayerEdit | None] = []
-    for layer, start in enumerate(starts[:-1]):
-        up, down = slice(*raised[layer : layer + 2]), slice(*lowered[layer : layer + 2])
-        edit = LayerEdit(
-            torch.from_numpy(steering.raised[up] - start).to(device),
-            torch.from_numpy(steering.amounts[up].astype(np.float32)).to(device),
-            torch.from_numpy(steering.lowered[down] - start).to(device),
-        )
-        edits.append(edit if len(edit.raised) or len(edit.lowered) else None)
-    return tuple(edits)
 
 
 class SteeredRows:
@@ -72,7 +30,9 @@ class SteeredRows:
 
     def __init__(self, layers: int, d_mlp: int, device: torch.device) -> None:
         self._device = device
-        self._edits = lru_cache(KEPT_EDITS)(lambda steering: layer_edits(steering, layers, d_mlp, device))
+        self._edits = lru_cache(KEPT_EDITS)(
+            lambda steering: layer_edits(steering, layers, d_mlp, device, torch.float32)
+        )
         self._batch: list[tuple[Tensor, tuple[LayerEdit | None, ...]]] = []
 
     @contextmanager

@@ -10,7 +10,7 @@ from pahq_server.core.engine import ResolvedObjective
 from pahq_server.core.errors import InvalidRequestError
 from pahq_server.core.generation import GenerationOffer, Sampling
 from pahq_server.core.task import TokenTask
-from pahq_server.methods.base import truth_value
+from pahq_server.methods.base import layout_of, truth_value
 from pahq_server.methods.generate.policies import check_name
 
 MOST_SAMPLES = 4096
@@ -128,9 +128,8 @@ class GenerateParameters:
         """
         if self.steering is None:
             return None
-        assert resolved.nodes is not None, "the engine knows the sizes of what it generates text with"
-        sizes = resolved.nodes.layers, resolved.nodes.d_mlp
-        return self.steering.steering("steering", *sizes, resolved.revision)
+        layout = layout_of(resolved)
+        return self.steering.steering("steering", layout.layers, layout.d_mlp, resolved.revision)
 
     def check_for(self, resolved: ResolvedObjective) -> GenerationOffer:
         """Checks the request against the model, and returns what its backend offers.

@@ -17,8 +17,9 @@ from pahq_server.core.errors import NonFiniteMetricError
 from pahq_server.core.generation import SampleRequest
 from pahq_server.demo import model_path
 from pahq_server.engine.generation import transformers_backend
-from pahq_server.engine.generation.steering import SteeredRows, layer_edits
+from pahq_server.engine.generation.steering import SteeredRows
 from pahq_server.engine.generation.transformers_backend import BLOCK_TOKENS
+from pahq_server.engine.neuron_edits import layer_edits
 from pahq_server.engine.transformers_model import load_causal_lm
 from pahq_server.models.loading import LoadedModel, load
 
@@ -63,7 +64,7 @@ def test_edits_are_those_of_each_row(seed: int) -> None:
 
 def test_layers_without_an_edit_have_none() -> None:
     edit = Steering(np.array([5]), np.array([2.0]), np.array([4, 11]))
-    first, second, third = layer_edits(edit, 3, 4, torch.device("cpu"))
+    first, second, third = layer_edits(edit, 3, 4, torch.device("cpu"), torch.float32)
     assert first is None
     assert second is not None
     assert third is not None
